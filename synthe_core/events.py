@@ -1,0 +1,67 @@
+"""What a long verb yields while it works. The core never prints: renderers in the command line show these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events; `kind` is its name in JSON lines."""
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__.lower()
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    """`done` of `total` (None where unknown) in `unit`s of the task named `what`; `eta` in seconds."""
+
+    what: str
+    done: float
+    total: float | None = None
+    unit: str = ""
+    eta: float | None = None
+
+
+@dataclass(frozen=True)
+class Metric(Event):
+    """Numbers at a step. `phase` is "train" or "validation"."""
+
+    step: int
+    phase: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Sample(Event):
+    """A piece of text written by the model at a step."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """Something worth a line: `level` is "info" or "warning"."""
+
+    message: str
+    level: str = "info"
+
+
+@dataclass(frozen=True)
+class Saved(Event):
+    """A checkpoint is whole on disk."""
+
+    path: Path
+    step: int
+
+
+@dataclass(frozen=True)
+class Result(Event):
+    """The end of a verb: the path it wrote, where it wrote one, and its figures."""
+
+    values: dict[str, object] = field(default_factory=dict)
+    path: Path | None = None

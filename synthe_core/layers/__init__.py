@@ -1,0 +1,53 @@
+"""The table of learners, and how a recipe's entries become them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ValidationError
+from pydantic_core import PydanticCustomError
+
+from synthe_core.errors import InputError
+from synthe_core.learner import Learner, Spec
+from synthe_core.registry import Table
+
+LAYERS = Table(
+    "learner",
+    "synthe.layers",
+    {
+        "attention": "synthe_core.layers.attention:Attention",
+        "delta": "synthe_core.layers.delta:Delta",
+        "kalman": "synthe_core.layers.kalman:Kalman",
+        "mlp": "synthe_core.layers.mlp:MLP",
+        "momentum": "synthe_core.layers.momentum:Momentum",
+    },
+)
+
+
+def parse(entry: Any) -> Any:
+    """A recipe's `{type: delta, heads: 8}` as that learner's Config; errors keep the place of the key."""
+    if isinstance(entry, Spec):
+        return entry
+    if isinstance(entry, str):
+        entry = {"type": entry}
+    if not isinstance(entry, dict) or "type" not in entry:
+        raise PydanticCustomError("learner", "a learner is a name or a mapping with a `type`, such as {{type: delta}}")
+    try:
+        config = LAYERS[entry["type"]].Config
+    except InputError as error:
+        raise PydanticCustomError(
+            "learner", "{message}", {"message": error.message, "hint": error.hint, "key": "type"}
+        ) from None
+    try:
+        return config.model_validate(entry)
+    except ValidationError as error:
+        raise PydanticCustomError("nested", "{count} errors", {"count": error.error_count(), "nested": error}) from None
+
+
+LearnerSpec = Annotated[Spec, BeforeValidator(parse)]
+"""A field that holds the configuration of any learner of the table."""
+
+
+def build(spec: Any, width: int) -> Learner[Any]:
+    """The learner that `spec` describes, `width` channels wide, with its own initial values."""
+    return LAYERS[spec.type](spec, width)

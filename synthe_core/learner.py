@@ -1,0 +1,96 @@
+"""The contract of everything inside a block.
+
+Shape letters, used throughout: B batch rows, T time, D width, H heads, K key size, V value size, C chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from synthe_core.trace import Trace
+
+S = TypeVar("S")
+
+
+class Spec(BaseModel):
+    """Base of every configuration: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+@dataclass
+class Pass:
+    """One forward call: what learners may know besides their input, and what they say aside. Never kept on a module.
+
+    positions: int64 [B, T], the index of each token in its sequence.
+    lengths:   int64 [B] or None; tokens at or after a row's length are padding and never touch state.
+    signals:   causal [B, T] values published by one learner and read by another (surprise, confidence).
+    losses:    auxiliary losses, added to the objective by the trainer.
+    """
+
+    positions: Tensor
+    lengths: Tensor | None = None
+    signals: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[tuple[str, Tensor]] = field(default_factory=list)
+    trace: Trace | None = None
+    path: str = ""
+    mask: Tensor | None = None  # bool [B, T], True where a token is real; None when all are
+
+    @classmethod
+    def over(
+        cls, x: Tensor, lengths: Tensor | None = None, start: Tensor | None = None, trace: Trace | None = None
+    ) -> Pass:
+        """The pass over `x` [B, T, ...] whose rows continue at position `start` (int64 [B]; None = 0)."""
+        steps = torch.arange(x.shape[1], device=x.device)
+        positions = steps.expand(x.shape[0], -1) if start is None else start[:, None] + steps
+        mask = None if lengths is None else steps < lengths[:, None]
+        return cls(positions=positions, lengths=lengths, trace=trace, mask=mask)
+
+    def emit(self, name: str, value: Tensor) -> None:
+        """Shows `value` to a listening trace; does nothing otherwise."""
+        if self.trace is not None:
+            self.trace.record(self.path, name, value)
+
+    def last(self, history: Tensor, count: int) -> Tensor:
+        """The last `count` real entries of each row of `history` [B, P + T, ...], whose first P precede this pass.
+
+        This is how a learner with a finite memory of inputs (a convolution, a window) cuts its next state.
+        """
+        if self.lengths is None:
+            return history[:, history.shape[1] - count :]
+        prefix = history.shape[1] - self.positions.shape[1]
+        index = self.lengths[:, None] + prefix - count + torch.arange(count, device=history.device)
+        return history.gather(1, index.view(*index.shape, *[1] * (history.dim() - 2)).expand(-1, -1, *history.shape[2:]))
+
+
+class Learner(nn.Module, Generic[S]):
+    """A layer that may learn while it runs: `forward(x, state, ctx) -> (y, state)`.
+
+    The block owns the norm before it and the residual around it. A learner sets its own initial values when it is
+    built and nothing overwrites them later. State is a tree of float32 tensors (see `synthe_core.state`), returned
+    anew and never stored on the module. Signals are causal: a value at token t depends on nothing after t.
+    """
+
+    Config: ClassVar[type[Spec]]
+
+    def __init__(self, config: Any, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.width = width
+
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> S:
+        """The state of `batch` sequences that have not begun."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: S | None, ctx: Pass) -> tuple[Tensor, S]:
+        """x [B, T, D], any T >= 1; `state` None means a fresh one. Returns y [B, T, D] and the state after x."""
+        raise NotImplementedError
+
+    def flops(self, time: int) -> float:
+        """Floating-point operations per token of a forward pass over `time` tokens; the matrices' by default."""
+        return 2.0 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)

@@ -1,0 +1,40 @@
+"""Lazy tables of names: `name -> "module:object"`, opened by plugins through entry points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from synthe_core.errors import unknown
+
+
+class Table:
+    """A table of named things that are imported only when asked for.
+
+    `kind` is the word used in errors ("learner"), `group` the entry-point group that plugins extend it through.
+    """
+
+    def __init__(self, kind: str, group: str, entries: dict[str, str]) -> None:
+        self.kind = kind
+        self.group = group
+        self._own = entries
+
+    @cached_property
+    def _entries(self) -> dict[str, str]:
+        plugins = {point.name: point.value for point in entry_points(group=self.group)}
+        return plugins | self._own
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._entries:
+            raise unknown(self.kind, str(name), self._entries)
+        module, _, attribute = self._entries[name].partition(":")
+        return getattr(import_module(module), attribute)
