@@ -59,13 +59,15 @@ class Pass:
     def last(self, history: Tensor, count: int) -> Tensor:
         """The last `count` real entries of each row of `history` [B, P + T, ...], whose first P precede this pass.
 
-        This is how a learner with a finite memory of inputs (a convolution, a window) cuts its next state.
+        This is how a learner with a finite memory of inputs (a convolution, a window) cuts its next state. A row
+        with fewer real entries than `count` repeats its first one in front; positions tell that those are not real.
         """
         if self.lengths is None:
             return history[:, history.shape[1] - count :]
         prefix = history.shape[1] - self.positions.shape[1]
         index = self.lengths[:, None] + prefix - count + torch.arange(count, device=history.device)
-        return history.gather(1, index.view(*index.shape, *[1] * (history.dim() - 2)).expand(-1, -1, *history.shape[2:]))
+        index = index.clamp_min(0).view(*index.shape, *[1] * (history.dim() - 2))
+        return history.gather(1, index.expand(-1, -1, *history.shape[2:]))
 
 
 class Learner(nn.Module, Generic[S]):
@@ -82,6 +84,11 @@ class Learner(nn.Module, Generic[S]):
         super().__init__()
         self.config = config
         self.width = width
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """float32, also under autocast; float64 for a learner whose parameters are."""
+        return torch.float64 if next(self.parameters()).dtype == torch.float64 else torch.float32
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> S:
         """The state of `batch` sequences that have not begun."""

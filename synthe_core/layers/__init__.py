@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from pydantic_core import PydanticCustomError
 
 from synthe_core.errors import InputError
@@ -44,7 +44,14 @@ def parse(entry: Any) -> Any:
         raise PydanticCustomError("nested", "{count} errors", {"count": error.error_count(), "nested": error}) from None
 
 
-LearnerSpec = Annotated[Spec, BeforeValidator(parse)]
+class _AnyLearner:
+    """Gives a learner field its JSON Schema: any of the table's."""
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [LAYERS[name].Config.model_json_schema() for name in LAYERS]}
+
+
+LearnerSpec = Annotated[SerializeAsAny[Spec], BeforeValidator(parse), _AnyLearner()]
 """A field that holds the configuration of any learner of the table."""
 
 

@@ -22,6 +22,7 @@ from synthe_core.hardware import Hardware, cache_dir, probe
 
 FLAGS = ["-O3", "-march=native", "-std=c11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 WIDE = ["-mprefer-vector-width=512"]
+PARTS = Path(__file__).parent
 
 
 class Unavailable(Exception):
@@ -46,7 +47,7 @@ def _build(source: str) -> ctypes.CDLL | Unavailable:
     compiler = probe().compiler
     if compiler is None:
         return Unavailable("no C compiler on this machine (install gcc or clang)")
-    path = Path(__file__).parent / source
+    path = PARTS / source
     try:
         return _load(_compile(compiler, path))
     except (OSError, subprocess.SubprocessError) as error:
@@ -64,7 +65,7 @@ def library(source: str) -> ctypes.CDLL:
 def _compile(compiler: str, path: Path) -> Path:
     wide = WIDE if platform.machine() in ("x86_64", "AMD64") else []
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    headers = b"".join(header.read_bytes() for header in sorted(path.parent.glob("*.h")))
+    headers = b"".join(header.read_bytes() for folder in (PARTS, path.parent) for header in sorted(folder.glob("*.h")))
     identity = "\n".join([version, _processor(), *FLAGS, *wide]).encode()
     digest = hashlib.sha256(identity + headers + path.read_bytes()).hexdigest()[:16]
     target = cache_dir() / "native" / f"{path.stem}-{digest}.so"

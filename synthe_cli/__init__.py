@@ -1,0 +1,1 @@
+"""The command line of synthe: the only part that prints."""

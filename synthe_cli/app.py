@@ -1,0 +1,100 @@
+"""The entry point: a table of commands, each imported when it is called, and one place where failures end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+import synthe_core
+from synthe_cli.failures import report
+from synthe_cli.help import SETTINGS, Group
+from synthe_core.registry import Table
+
+COMMANDS = {
+    "train": ("synthe_cli.commands.train:app", "Train a model from a recipe, or go on with a run."),
+    "generate": ("synthe_cli.commands.generate:app", "Write text with a trained model."),
+    "recipe": ("synthe_cli.commands.recipe:app", "Show, check or describe recipes."),
+    "data": ("synthe_cli.commands.data:app", "Prepare text for training, and count it."),
+    "hardware": ("synthe_cli.commands.hardware:app", "What this machine is, what is used of it, and why."),
+}
+"""name: (where the command's `typer.Typer` is, its line in `synthe --help`). A new command is a new line here."""
+
+TABLE = Table("command", "synthe.commands", {name: target for name, (target, _) in COMMANDS.items()})
+
+
+class Root(Group):
+    """`synthe`: lists its commands without importing them, and turns whatever fails into one line."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*COMMANDS, *(name for name in TABLE if name not in COMMANDS)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in TABLE:
+            return None
+        if cmd_name not in self.commands:
+            self.commands[cmd_name] = typer.main.get_command(TABLE[cmd_name])
+            self.commands[cmd_name].name = cmd_name
+        return self.commands[cmd_name]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS.get(name, ("", "A plugin."))[1]) for name in self.list_commands(ctx)])
+
+    def main(self, args: Any = None, prog_name: str | None = None, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Runs the command line and exits with its code: 0, 1 failed at work, 2 bad input, 130 interrupted."""
+        try:
+            code = super().main(args, "synthe", standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except SystemExit:
+            raise
+        except BaseException as error:
+            code = report(error)
+        sys.exit(code or 0)
+
+
+app = typer.Typer(
+    cls=Root,
+    no_args_is_help=False,
+    invoke_without_command=True,
+    epilog="""\
+synthe train recipes/tiny.yaml                       train a small model on this machine, now
+synthe generate runs/tiny --prompt "def "            write with it
+synthe recipe show recipes/60m.yaml                  what a recipe means: sizes, memory, cost
+synthe train tiny | synthe generate - -p "import "   one after the other
+synthe COMMAND --help                                every command explains itself""",
+    **{**SETTINGS, "add_completion": True},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"synthe {synthe_core.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def synthe(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train, measure and ship sequence models whose layers learn while they run.
+
+    Results go to stdout and progress to stderr, so that commands chain; --json makes stdout JSON lines.
+    """
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def main() -> None:
+    """What the `synthe` script calls."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app()
+
+
+if __name__ == "__main__":
+    main()

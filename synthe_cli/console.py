@@ -1,0 +1,199 @@
+"""The renderers: each shows one stream of events, as a live display, as plain lines, or as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from synthe_cli import figures
+from synthe_core.events import Event, Metric, Notice, Progress, Result, Sample, Saved
+
+LINE_INTERVAL = 5.0  # seconds between plain progress lines
+JSON_INTERVAL = 0.25  # seconds between JSON progress lines; every other event is written
+
+SHOWN = {
+    "loss": ("loss", "{:.3f}".format),
+    "bits_per_byte": ("bits/byte", "{:.3f}".format),
+    "perplexity": ("perplexity", "{:.4g}".format),
+    "lr": ("lr", "{:.1e}".format),
+    "grad_norm": ("grad", "{:.2g}".format),
+    "tokens_per_second": ("tokens/s", figures.count),
+    "peak_fraction": ("of peak", "{:.0%}".format),
+    "memory": ("memory", figures.size),
+}
+"""The figures that people are shown, in this order, with their label and form. JSON lines and metrics.jsonl hold all."""
+
+
+class Renderer:
+    """Shows events until it is left. `result` prints to stdout, which holds results and nothing else."""
+
+    def __enter__(self) -> Self:
+        self._showwarning = warnings.showwarning
+        warnings.showwarning = self._warn  # a library's warning is a notice like any other
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        warnings.showwarning = self._showwarning
+        self.close()
+
+    def _warn(self, message: Warning | str, category: type[Warning], *_: Any) -> None:
+        if not issubclass(category, (DeprecationWarning, PendingDeprecationWarning)):
+            self.show(Notice(" ".join(str(message).split()), "warning"))
+
+    def show(self, event: Event) -> None:
+        raise NotImplementedError
+
+    def result(self, event: Result) -> None:
+        """What the verb was for: the path it wrote, as the last line of stdout."""
+        self.close()
+        if event.path is not None:
+            print(event.path, flush=True)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was. May be called twice."""
+
+
+class JsonRenderer(Renderer):
+    """Every event as a line of JSON on stdout: `{"event": kind, ...}`. Numbers that JSON lacks become null."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._last = -math.inf
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Progress) and event.done != event.total:
+            if time.monotonic() - self._last < JSON_INTERVAL:
+                return
+            self._last = time.monotonic()
+        print(json_line(event), file=self._stream, flush=True)
+
+    def result(self, event: Result) -> None:
+        self.show(event)
+
+
+class PlainRenderer(Renderer):
+    """Lines without control characters on stderr: about one every few seconds, and each thing that happens once."""
+
+    def __init__(self, stream: TextIO | None = None, interval: float = LINE_INTERVAL) -> None:
+        self._stream = stream or sys.stderr
+        self._interval = interval
+        self._last = -math.inf
+        self._progress: Progress | None = None
+        self._metric: Metric | None = None  # the latest that no line has shown
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self._progress = event
+            self._tick(begins_or_ends=event.done == event.total)
+        elif isinstance(event, Metric) and event.phase == "train":
+            self._metric = event
+            self._tick()
+        else:
+            self._flush()
+            for line in describe(event):
+                self._print(line)
+
+    def _tick(self, begins_or_ends: bool = False) -> None:
+        if begins_or_ends or time.monotonic() - self._last >= self._interval:
+            self._last = time.monotonic()
+            self._line()
+
+    def _line(self) -> None:
+        parts = []
+        if self._progress:
+            parts.append(progress_text(self._progress))
+        if self._metric:
+            parts.append(f"step {self._metric.step}  {figures_text(self._metric.values)}")
+        self._metric = None
+        if parts:
+            self._print("  ".join(parts))
+
+    def _flush(self) -> None:
+        if self._metric is not None:
+            self._line()
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        self._flush()
+        self._progress = None
+
+
+def choose(as_json: bool) -> Renderer:
+    """JSON lines when asked for, the live display on a terminal that can move its cursor, plain lines elsewhere."""
+    if as_json:
+        return JsonRenderer()
+    if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown", None):
+        from synthe_cli.live import LiveRenderer  # rich is imported only where it is seen
+
+        return LiveRenderer()
+    return PlainRenderer()
+
+
+def describe(event: Event) -> list[str]:
+    """The lines that say an event which happens once."""
+    match event:
+        case Metric():
+            return [f"{event.phase}  step {event.step}  {figures_text(event.values)}"]
+        case Sample():
+            return [f"sample  step {event.step}", *(f"  | {line}" for line in printable(event.text).splitlines())]
+        case Notice():
+            return [f"{event.level}: {event.message}" if event.level != "info" else event.message]
+        case Saved():
+            return [f"saved  step {event.step}  {event.path}"]
+        case Result():
+            return [figures_text(event.values)] if event.values else []
+    return []
+
+
+def figures_text(values: dict[str, Any]) -> str:
+    """`loss 1.832  bits/byte 2.643 ...`: known figures first and in their order, then whatever else there is."""
+    known = [f"{SHOWN[key][0]} {_form(key, values[key])}" for key in SHOWN if key in values]
+    return "  ".join(known + [f"{key.replace('_', ' ')} {_form(key, values[key])}" for key in values if key not in SHOWN])
+
+
+def _form(key: str, value: Any) -> str:
+    if key in SHOWN and isinstance(value, (int, float)):
+        return SHOWN[key][1](value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def progress_text(event: Progress) -> str:
+    """`prepare  34%  1.2M/3.5M bytes  12s left`"""
+    left = f"  {figures.duration(event.eta)} left" if event.eta is not None and event.done != event.total else ""
+    if not event.total:
+        return f"{event.what}  {figures.count(event.done)} {event.unit}".rstrip() + left
+    amount = f"  {figures.count(event.done)}/{figures.count(event.total)} {event.unit}" if event.unit else ""
+    return f"{event.what}  {event.done / event.total:.0%}{amount}{left}"
+
+
+def printable(text: str) -> str:
+    """A model's text without the control characters that would take over a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def json_line(event: Event) -> str:
+    """An event as one line of JSON."""
+    values = {field.name: getattr(event, field.name) for field in fields(event)}
+    return json.dumps({"event": event.kind, **_plain(values)}, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value

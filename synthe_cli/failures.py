@@ -1,0 +1,59 @@
+"""Every failure as one line and a hint on stderr, with its exit code. A traceback shown to a user is a defect."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import typer
+
+from synthe_core.errors import SyntheError, closest
+
+UsageError = typer.BadParameter.__mro__[1]  # click's, whichever click this typer carries
+
+
+def report(error: BaseException) -> int:
+    """Says on stderr what went wrong and what to do, and gives the exit code."""
+    if os.environ.get("SYNTHE_TRACEBACK"):
+        traceback.print_exception(error)
+    if isinstance(error, SyntheError):
+        return _say(error.message, error.hint, error.exit_code)
+    if isinstance(error, UsageError):
+        message, hint = _usage(error)
+        return _say(message, hint, 2)
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has stopped, as `head` does. Python would complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return _say("interrupted", None, 130)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"{where}{error.strerror}", None, 1)
+    if isinstance(error, MemoryError):
+        return _say("out of memory", "a smaller train.batch or data.sequence needs less", 1)
+    text = " ".join(str(error).split()) or "no message"
+    hint = "this is a defect of synthe; SYNTHE_TRACEBACK=1 shows where it happened"
+    return _say(f"internal: {type(error).__name__}: {text}", hint, 1)
+
+
+def _say(message: str, hint: str | None, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return code
+
+
+def _usage(error: BaseException) -> tuple[str, str | None]:
+    """A parser's complaint in our words: an unknown option gets the nearest one that exists."""
+    ctx = getattr(error, "ctx", None)
+    path = ctx.command_path if ctx else "synthe"
+    hint = f"`{path} --help` shows how"
+    wrong = getattr(error, "option_name", None)
+    if wrong and type(error).__name__ == "NoSuchOption":
+        known = [opt for param in ctx.command.get_params(ctx) for opt in (*param.opts, *param.secondary_opts)] if ctx else []
+        near = closest(wrong, [opt for opt in known if opt.startswith("--")])
+        return f"unknown option '{wrong}'", f"did you mean '{near}'?" if near else hint
+    text = str(getattr(error, "format_message", error.__str__)()).strip().rstrip(".")
+    return text[:1].lower() + text[1:].replace("\n\t", " ").replace("\n", " "), hint

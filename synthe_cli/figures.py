@@ -1,0 +1,49 @@
+"""How numbers are written for people."""
+
+from __future__ import annotations
+
+import math
+
+
+def count(number: float) -> str:
+    """1234567 -> 1.23M; three significant digits."""
+    if not math.isfinite(number):
+        return str(number)
+    size, scale = abs(number), 0
+    while size >= 999.5 and scale < 5:
+        size, scale = size / 1000, scale + 1
+    text = f"{size:.3g}" if scale or number % 1 else f"{size:.0f}"
+    return f"{'-' if number < 0 else ''}{text}{('', 'k', 'M', 'G', 'T', 'P')[scale]}"
+
+
+def size(number: float) -> str:
+    """Bytes in powers of 1024: 1536 -> 1.5 KiB."""
+    scale = 0
+    while number >= 1024 and scale < 5:
+        number, scale = number / 1024, scale + 1
+    return f"{number:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[scale]}" if scale else f"{number:.0f} B"
+
+
+def duration(seconds: float | None) -> str:
+    """93 -> 1m33s; an unknown time is a dash."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    whole = max(0, round(seconds))
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days}d{hours:02}h"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"
+
+
+def sparkline(values: list[float], width: int = 24) -> str:
+    """The course of `values` in `width` bars, each the mean of its share; the lowest and highest span the range."""
+    finite = [value for value in values if math.isfinite(value)]
+    if len(finite) < 2:
+        return ""
+    bars = min(width, len(finite))
+    edges = [round(i * len(finite) / bars) for i in range(bars + 1)]
+    means = [math.fsum(finite[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    low, high = min(means), max(means)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (mean - low) / (high - low))] if high > low else "▁" for mean in means)

@@ -1,0 +1,193 @@
+"""Local texts: plain, .jsonl and .parquet files, compressed or not, alone, in folders or by glob."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from synthe_core.data.corpora import PIECE, Piece, Source, cut_near, key_of
+from synthe_core.errors import InputError, unknown
+
+PLAIN = set(
+    ".txt .text .md .markdown .rst .tex .org .py .pyi .c .h .cc .cpp .hpp .cu .rs .go .js .ts .java .kt .swift .rb "
+    ".lua .sh .sql .html .css .yaml .yml .toml .raw .tokens".split()
+)
+"""Suffixes read as plain text in a folder; a file that is named outright is read whatever it is called."""
+COMPRESSED = {".gz", ".zst"}
+BOM = b"\xef\xbb\xbf"
+
+
+def find(text: str) -> list[Path]:
+    """The files that a path, folder or glob stands for, in the order of their names; [] where nothing is there."""
+    path = Path(text).expanduser()
+    if path.is_file():
+        if path.stat().st_size == 0:
+            raise InputError(f"{text} is empty", "name a file with text in it")
+        return [path]
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if _readable(p.relative_to(path)) and p.is_file()]
+        if not any(p.stat().st_size for p in found):
+            raise InputError(f"folder {text} holds no text", "read are .jsonl, .parquet, .txt, .md, .py and the like")
+    else:
+        found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
+        if found and not any(p.stat().st_size for p in found):
+            raise InputError(f"every file that matches {text} is empty", "name a file with text in it")
+    return sorted((p for p in found if p.stat().st_size), key=lambda p: p.as_posix())
+
+
+def _readable(path: Path) -> bool:
+    hidden = any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+    return not hidden and (_kind(path) in PLAIN | {".jsonl", ".parquet"})
+
+
+def _kind(path: Path) -> str:
+    suffixes = [s.lower() for s in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+class Files(Source):
+    """The texts in `paths`: a plain file is one document; every row of a .jsonl or .parquet is one, its `field`."""
+
+    def __init__(self, name: str, paths: list[Path], field: str) -> None:
+        self.name = name
+        self.paths = paths
+        self.field = field
+
+    def identity(self) -> Any:
+        files = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths]
+        return ["files", self.field, files]
+
+    def size(self) -> int | None:
+        if any(_kind(p) in (".jsonl", ".parquet") or p.suffix.lower() in COMPRESSED for p in self.paths):
+            return None
+        return sum(p.stat().st_size for p in self.paths)
+
+    def pieces(self, skip: int = 0) -> Iterator[Piece]:
+        for number, piece in enumerate(self._pieces()):
+            if number >= skip:
+                yield piece
+
+    def _pieces(self) -> Iterator[Piece]:
+        document = 0
+        for path in self.paths:
+            try:
+                if _kind(path) in (".jsonl", ".parquet"):
+                    rows = _json_rows(path, self.field) if _kind(path) == ".jsonl" else _parquet(path, self.field)
+                    for place, text in rows:
+                        if text:
+                            yield Piece.whole(text.encode("utf-8", "replace"), place, document)
+                            document += 1
+                else:
+                    yield from _plain(path, document)
+                    document += 1
+            except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError) as error:
+                raise InputError(f"{path} is damaged: {error}", "make or download the file again") from error
+            except OSError as error:
+                raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _plain(path: Path, document: int) -> Iterator[Piece]:
+    """The pieces of a plain text; each is held back until it is known whether another follows."""
+    held, offset, key = b"", 0, b""
+    for chunk in _chunks(path):
+        if offset == 0 and not held:
+            offset, chunk = (len(BOM), chunk[len(BOM) :]) if chunk.startswith(BOM) else (0, chunk)
+        held += chunk
+        while len(held) > PIECE:
+            cut = cut_near(held, PIECE, reach=PIECE // 2) or PIECE
+            key = key or key_of(held[:cut])
+            yield Piece(held[:cut], str(path), document, offset, False, key)
+            held, offset = held[cut:], offset + cut
+    if held:
+        yield Piece(held, str(path), document, offset, True, key or key_of(held))
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, decompressed. A compressed file that stops half-way raises EOFError."""
+    suffix = path.suffix.lower()
+    if suffix == ".zst":
+        yield from _zstandard(path)
+        return
+    with gzip.open(path) if suffix == ".gz" else path.open("rb") as file:
+        while chunk := file.read(PIECE):
+            yield chunk
+
+
+def _zstandard(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        begun = False
+        while chunk := file.read(PIECE):
+            while chunk:
+                begun = True
+                yield frame.decompress(chunk)
+                chunk = frame.unused_data if frame.eof else b""
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                    begun = False
+        if begun:
+            raise EOFError("the compressed stream ends too early")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    held = b""
+    for chunk in _chunks(path):
+        *whole, held = (held + chunk).split(b"\n")
+        yield from whole
+    if held:
+        yield held
+
+
+def _json_rows(path: Path, field: str) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{place}: invalid UTF-8 at byte {error.start} of the line") from error
+        except json.JSONDecodeError as error:
+            raise InputError(f"{place}: not JSON: {error.msg} (column {error.colno})") from error
+        if not isinstance(row, dict):
+            raise InputError(f'{place}: a row is an object such as {{"{field}": ...}}, not a {type(row).__name__}')
+        yield place, text_of(row, field, place)
+
+
+def text_of(row: dict[str, Any], field: str, place: str) -> str:
+    """The text of a row ("" where it is null); an InputError names the place and the fields that are there."""
+    if field not in row:
+        error = unknown("field", field, row)
+        raise InputError(f"{place}: {error.message}", f"{error.hint} (set data.field)")
+    text = row[field]
+    if not isinstance(text, str | None):
+        raise InputError(f"{place}: field '{field}' holds a {type(text).__name__}, not text", "set data.field")
+    return text or ""
+
+
+def _parquet(path: Path, field: str) -> Iterator[tuple[str, str]]:
+    import pyarrow  # slow to import, and only needed here
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if field not in names:
+                text_of(dict.fromkeys(names), field, str(path))
+            number = 0
+            for batch in file.iter_batches(batch_size=256, columns=[field]):
+                for text in batch.column(0).to_pylist():
+                    number += 1
+                    place = f"{path}, row {number}"
+                    yield place, text_of({field: text}, field, place)
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}", "make or download it again") from error

@@ -1,0 +1,124 @@
+"""Data sets of the Hugging Face hub, streamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from synthe_core.data.corpora import Piece, Source
+from synthe_core.data.files import text_of
+from synthe_core.errors import InputError, SyntheError, WorkError
+
+SPLITS = {"train", "validation", "valid", "dev", "test"}
+TIMEOUT = 10.0  # seconds to wait for the hub's first answer
+
+
+def offline() -> bool:
+    """Whether the person asked for no network, by the hub's own variables."""
+    flags = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
+    return any(flag.upper() in {"1", "ON", "YES", "TRUE"} for flag in flags)
+
+
+def explain(what: str, error: Exception) -> SyntheError:
+    """One line for an error of the hub's libraries while reaching `what`."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    if isinstance(error, LocalEntryNotFoundError):
+        return unreachable(what, error)
+    if isinstance(error, GatedRepoError):
+        return InputError(f"{what} is gated", "ask for access on its page on the hub, then run: hf auth login")
+    if isinstance(error, HFValidationError):
+        return InputError(f"{what}: this is no name of the hub", "a name is ORG/NAME")
+    if isinstance(error, RepositoryNotFoundError | EntryNotFoundError):
+        return InputError(f"{what} is not on the hub, or is private", "check the name; if private: hf auth login")
+    return unreachable(what, error)
+
+
+def unreachable(what: str, error: Exception | None = None) -> WorkError:
+    """The error for a hub that does not answer, or must not be asked."""
+    if offline():
+        return WorkError(
+            f"{what} cannot be read: offline mode is on (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE) and no copy is here",
+            "unset the variable, or use a local file or 'stdlib'",
+        )
+    cause = " ".join(str(error).split())[:200] or type(error).__name__
+    return WorkError(f"{what} cannot be reached: {cause}", "check the network, or use a local file or 'stdlib'")
+
+
+class Hub(Source):
+    """`hub:NAME[:config][:split]`: the rows of a data set, streamed; a local folder NAME comes before the hub.
+
+    One part after the name is a split where it is one's usual name (train, validation, valid, dev, test), else a
+    configuration. The split is `train` unless named.
+    """
+
+    def __init__(self, name: str, field: str) -> None:
+        self.name = name
+        self.field = field
+        self.dataset, *rest = name.removeprefix("hub:").split(":", 2)
+        if not self.dataset:
+            raise InputError(f"'{name}' names no data set", "write hub:NAME[:config][:split]")
+        if len(rest) == 1 and rest[0] in SPLITS:
+            rest = ["", rest[0]]
+        self.config = rest[0] or None if rest else None
+        self.split = rest[1] if len(rest) == 2 and rest[1] else "train"
+
+    def identity(self) -> Any:
+        local = Path(self.dataset)
+        files = sorted(p for p in local.rglob("*") if p.is_file()) if local.is_dir() else []
+        listing = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        return ["hub", self.dataset, self.config, self.split, self.field, listing]
+
+    def pieces(self, skip: int = 0) -> Iterator[Piece]:
+        rows = self._open()
+        number = skip
+        iterator = iter(rows.skip(skip)) if skip else iter(rows)
+        while True:
+            try:
+                row = next(iterator)
+            except StopIteration:
+                return
+            except Exception as error:  # the hub's libraries raise errors of many packages
+                stopped = explain(self.name, error)
+                raise type(stopped)(
+                    f"{stopped.message} (after {number} rows)", "what was packed is kept: run again to go on from there"
+                ) from error
+            place = f"{self.name}, row {number + 1}"
+            # An empty row is an empty piece, so that pieces and rows count alike and a resumed run can skip rows.
+            text = text_of(row, self.field, place)
+            yield Piece.whole(text.encode("utf-8", "replace"), place, number)
+            number += 1
+
+    def _open(self) -> Any:
+        import datasets  # takes a second to import
+
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity_error()
+        local = Path(self.dataset).is_dir()
+        try:
+            if not local and not offline():
+                from huggingface_hub import HfApi
+
+                HfApi().dataset_info(self.dataset, timeout=TIMEOUT)  # answers at once where `datasets` would retry
+            streaming = local or not offline()  # offline, a data set that was downloaded before is still in its cache
+            if not streaming and not datasets.config.HF_HUB_OFFLINE:
+                raise unreachable(self.name)  # the libraries read the variable when imported, and would try the network
+            return datasets.load_dataset(self.dataset, self.config, split=self.split, streaming=streaming)
+        except SyntheError:
+            raise
+        except (ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+            if local or isinstance(error, ValueError):
+                raise InputError(
+                    f"{self.name}: {' '.join(str(error).split())[:300]}", "write hub:NAME[:config][:split]"
+                ) from error
+            raise explain(self.name, error) from error
+        except Exception as error:  # the hub's libraries raise errors of many packages
+            raise explain(self.name, error) from error

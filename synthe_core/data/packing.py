@@ -1,0 +1,163 @@
+"""Packing: a source's documents, tokenized once, in shards under the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from synthe_core.data.bpe import decoded
+from synthe_core.data.corpora import Piece, Source, limited
+from synthe_core.data.shards import FORMAT, SIDES, Index, write_whole
+from synthe_core.data.splitting import Part, Plan, survey
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.errors import InputError, WorkError
+from synthe_core.events import Event, Notice, Progress
+from synthe_core.hardware import cache_dir
+
+SHARD = 2**24
+"""Tokens between two saves: what a killed preparation loses at most."""
+BATCH = 2 * 2**20
+"""Bytes of text tokenized at a time."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source as a recipe uses it: at most `limit` bytes of it, the `fraction` of it for validation."""
+
+    source: Source
+    limit: int | None
+    fraction: float
+
+    def identity(self) -> list[object]:
+        return [self.source.identity(), self.limit, self.fraction]
+
+
+def pack(corpus: Corpus, tokenizer: Tokenizer) -> Generator[Event, None, tuple[Path, Index]]:
+    """The folder that holds `corpus` in tokens of `tokenizer`, and its index; made now if it is not there yet.
+
+    Kept by a digest of what the source is and of the tokenizer. Shards appear whole, and the index names only whole
+    ones, so a preparation that was killed goes on after the last of them. Two processes do not do the work twice: the
+    second waits. Raises InputError for text that cannot be read, WorkError for a disk that cannot be written.
+    """
+    identity = json.dumps([FORMAT, corpus.identity(), tokenizer.digest])
+    folder = cache_dir() / "data" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _disk(folder, error) from error
+    lock = FileLock(folder / "lock")
+    waiting = False
+    while True:
+        try:
+            lock.acquire(timeout=0 if not waiting else 1.0)
+            break
+        except Timeout:
+            if not waiting:
+                yield Notice(f"another process is preparing {corpus.source.name}: waiting for it")
+            waiting = True
+    try:
+        index = Index.read(folder)
+        if index is None or not index.complete:
+            index = yield from _pack(corpus, tokenizer, folder, index)
+        return folder, index
+    finally:
+        lock.release()
+
+
+def _pack(corpus: Corpus, tokenizer: Tokenizer, folder: Path, index: Index | None) -> Generator[Event, None, Index]:
+    name = corpus.source.name
+    for leftover in folder.glob("*.tmp"):
+        leftover.unlink()
+    if index is None:
+        plan = yield from survey(corpus.source, corpus.fraction, corpus.limit)
+        dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+        index = Index(name, tokenizer.name, dtype, plan.to_json())
+    else:
+        plan = Plan(**index.plan)
+        if index.pieces:
+            yield Notice(f"{name}: going on after {_packed_bytes(index):,} bytes that were packed before")
+    total = plan.total if plan.total is not None else corpus.source.size()
+    if corpus.limit is not None:
+        total = min(corpus.limit, total) if total is not None else corpus.limit
+    ends = np.array([tokenizer.end], dtype=index.dtype)
+    pending: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
+    began, before, shown = time.monotonic(), _packed_bytes(index), 0.0
+    rest = None if corpus.limit is None else corpus.limit - before
+    pieces = limited(corpus.source.pieces(index.pieces), rest)
+    while batch := _batch(pieces):
+        index.pieces += len(batch)
+        parts = [part for piece in batch if piece.text or piece.offset for part in plan.parts(piece)]
+        for part, ids in zip(parts, tokenizer.encode_batch(_texts(parts, tokenizer)), strict=True):
+            side = "train" if part.train else "validation"
+            pending[side].append(ids.astype(index.dtype))
+            if part.ends:
+                pending[side].append(ends)
+            figures = index.sides[side]
+            figures.text_bytes += len(part.text)
+            figures.token_bytes += int(tokenizer.widths[ids].sum())
+            figures.documents += part.ends
+            figures.tokens += len(ids) + part.ends
+        if sum(len(ids) for ids_of_side in pending.values() for ids in ids_of_side) >= SHARD:
+            _save(folder, index, pending)
+        if (now := time.monotonic()) - shown > 0.2:
+            shown, done = now, _packed_bytes(index)
+            rate = (done - before) / max(now - began, 1e-9)
+            eta = max(0.0, total - done) / rate if total is not None and rate > 0 else None
+            yield Progress(f"packing {name}", done, None if total is None else max(total, done), "B", eta)
+    if _packed_bytes(index) == 0:
+        raise InputError(f"'{name}' holds no text", "name a source with text in it")
+    index.complete = True
+    _save(folder, index, pending)
+    done = _packed_bytes(index)
+    yield Progress(f"packing {name}", done, done, "B", 0.0)
+    return index
+
+
+def _packed_bytes(index: Index) -> int:
+    return sum(side.text_bytes for side in index.sides.values())
+
+
+def _batch(pieces: Iterator[Piece]) -> list[Piece]:
+    batch, size = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH:
+            break
+    return batch
+
+
+def _texts(parts: list[Part], tokenizer: Tokenizer) -> list[str | bytes]:
+    if tokenizer.reads_bytes:
+        return [part.text for part in parts]
+    return [decoded(part.text, part.name, part.offset) for part in parts]
+
+
+def _save(folder: Path, index: Index, pending: dict[str, list[np.ndarray]]) -> None:
+    """Writes what is pending as shards, then the index that names them."""
+    try:
+        for side, arrays in pending.items():
+            if not arrays:
+                continue
+            tokens = np.concatenate(arrays)
+            file = f"{side}-{len(index.sides[side].shards):05d}.bin"
+            write_whole(folder / file, memoryview(tokens).cast("B"))
+            index.sides[side].shards.append((file, len(tokens)))
+            arrays.clear()
+        index.write(folder)
+    except OSError as error:
+        raise _disk(folder, error) from error
+
+
+def _disk(folder: Path, error: OSError) -> WorkError:
+    return WorkError(
+        f"cannot write packed data to {folder}: {error.strerror or error}",
+        "make room there, or point SYNTHE_CACHE at a disk that has it; what was packed is kept",
+    )

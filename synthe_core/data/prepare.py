@@ -1,0 +1,153 @@
+"""From a recipe's `data` to tokens ready for training, and what is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from synthe_core.data import bpe
+from synthe_core.data.corpora import open_source
+from synthe_core.data.packing import Corpus, pack
+from synthe_core.data.shards import Split
+from synthe_core.data.spec import DataSpec
+from synthe_core.data.splitting import survey
+from synthe_core.data.tokenizers import Tokenizer, open_tokenizer
+from synthe_core.errors import InputError
+from synthe_core.events import Event, Progress, Result
+
+
+@dataclass(frozen=True)
+class PackedSource:
+    """A source in tokens: its share of the training sequences and its two splits."""
+
+    name: str
+    weight: float
+    train: Split
+    validation: Split
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Packed:
+    """All of a recipe's data in tokens. `validation` runs through the sources' validation texts one after another."""
+
+    spec: DataSpec
+    tokenizer: Tokenizer
+    sources: tuple[PackedSource, ...]
+    validation: Split
+
+    @property
+    def train(self) -> tuple[PackedSource, ...]:
+        """The sources that training sequences are drawn from."""
+        return tuple(source for source in self.sources if source.weight > 0)
+
+    def stats(self) -> dict[str, object]:
+        """Documents, bytes and tokens of every source and side, and of all."""
+        table = [
+            {"source": source.name, "split": side, **_figures(split)}
+            for source in self.sources
+            for side, split in (("train", source.train), ("validation", source.validation))
+            if split.tokens
+        ]
+        return {
+            "tokenizer": self.tokenizer.name,
+            "vocabulary": self.tokenizer.vocab_size,
+            "documents": sum(source.train.documents + source.validation.documents for source in self.sources),
+            "bytes": sum(source.train.bytes + source.validation.bytes for source in self.sources),
+            "tokens": sum(source.train.tokens + source.validation.tokens for source in self.sources),
+            "sources": table,
+        }
+
+
+def _figures(split: Split) -> dict[str, float]:
+    return {
+        "documents": split.documents,
+        "bytes": split.bytes,
+        "tokens": split.tokens,
+        "bytes_per_token": round(split.bytes / split.tokens, 4) if split.tokens else 0.0,
+    }
+
+
+def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
+    """Prepares what is not prepared yet and returns it: `packed = yield from open_data(spec)`.
+
+    Raises InputError for a source that is missing, empty, unreadable or shorter than one sequence, WorkError where
+    the hub cannot be reached or the disk cannot be written.
+    """
+    fraction = spec.validation if isinstance(spec.validation, float | int) else 0.0
+    corpora = [
+        (each.weight, Corpus(open_source(each.source, each.field or spec.field), each.limit or spec.limit, fraction))
+        for each in spec.sources
+    ]
+    if isinstance(spec.validation, str):
+        corpora.append((0.0, Corpus(open_source(spec.validation, spec.field), spec.limit, 1.0)))
+    tokenizer = yield from _tokenizer(spec, [corpus for weight, corpus in corpora if weight > 0])
+    sources = []
+    places = []
+    for weight, corpus in corpora:
+        folder, index = yield from pack(corpus, tokenizer)
+        train, validation = (Split([(folder, index, side)], tokenizer.widths) for side in ("train", "validation"))
+        if weight > 0 and train.tokens <= spec.sequence:
+            raise InputError(
+                f"'{corpus.source.name}' is shorter than one sequence: it has {train.tokens} training tokens, and a "
+                f"sequence of {spec.sequence} takes {spec.sequence + 1}",
+                "give more text, or a shorter data.sequence",
+            )
+        sources.append(PackedSource(corpus.source.name, weight, train, validation, folder))
+        places.append((folder, index, "validation"))
+    return Packed(spec, tokenizer, tuple(sources), Split(places, tokenizer.widths))
+
+
+def _tokenizer(spec: DataSpec, corpora: list[Corpus]) -> Generator[Event, None, Tokenizer]:
+    if spec.tokenizer.vocab is None:
+        return open_tokenizer(spec.tokenizer.type)
+    if (kept := bpe.kept(spec.tokenizer.vocab, [corpus.identity() for corpus in corpora])) is not None:
+        return kept
+    planned = []
+    for corpus in corpora:
+        plan = yield from survey(corpus.source, corpus.fraction, corpus.limit)
+        planned.append((corpus.source, plan, corpus.limit))
+    return (yield from bpe.train(spec.tokenizer.vocab, planned, [corpus.identity() for corpus in corpora]))
+
+
+def load(spec: DataSpec) -> Packed:
+    """`open_data` for those who do not show its events."""
+    work = open_data(spec)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            packed: Packed = end.value
+            return packed
+
+
+def prepare(spec: DataSpec) -> Iterator[Event]:
+    """The verb behind `synthe data prepare`: packs the data and ends in a Result of its counts."""
+    packed = yield from open_data(spec)
+    yield Result(packed.stats(), packed.sources[0].folder.parent)
+
+
+def stats(spec: DataSpec) -> Iterator[Event]:
+    """The verb behind `synthe data stats`: the counts, and how the training tokens are spread.
+
+    `tokens_used` is how many different tokens occur; `unigram_bits_per_byte` is the bits per byte of a model that
+    knows only how often each token occurs, -(1/bytes) sum_t log2 p(t): what any training must get below.
+    """
+    packed = yield from open_data(spec)
+    counts = np.zeros(packed.tokenizer.vocab_size, dtype=np.int64)
+    total = sum(source.train.tokens for source in packed.train)
+    done = 0
+    for source in packed.train:
+        for start in range(0, source.train.tokens, 2**20):
+            ids = source.train.read(start, min(2**20, source.train.tokens - start))
+            counts += np.bincount(ids, minlength=len(counts))
+            done += len(ids)
+            yield Progress("counting tokens", done, total, "tokens")
+    share = counts[counts > 0] / total
+    entropy = -float((share * np.log2(share)).sum())
+    size = sum(source.train.bytes for source in packed.train)
+    spread = {"tokens_used": len(share), "unigram_bits_per_byte": round(entropy * total / size, 4)}
+    yield Result({**packed.stats(), **spread}, packed.sources[0].folder.parent)

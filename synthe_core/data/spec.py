@@ -1,0 +1,102 @@
+"""The `data` part of a recipe."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from synthe_core.learner import Spec
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(value: Any) -> Any:
+    """`"20MB"`, `"1.5 GiB"` or a plain number as a count of bytes."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", value.lower())
+    if found is None:
+        raise PydanticCustomError("bytes", "'{value}' is no amount of bytes, such as 20MB or 1.5GiB", {"value": value})
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+ByteCount = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+
+
+class SourceSpec(Spec):
+    """One source of a mixture: `weight` is its share of the training sequences, relative to the other sources'."""
+
+    source: str
+    weight: float = Field(default=1.0, gt=0)
+    field: str | None = None
+    limit: ByteCount | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
+
+
+class TokenizerSpec(Spec):
+    """`bytes`, `bpe` (trained on the corpus at hand, `vocab` tokens), a tokenizer.json, or a name of the hub."""
+
+    type: str = "bytes"
+    vocab: int | None = Field(default=None, ge=257)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"type": value}
+        if isinstance(value, dict) and value.get("type") == "bpe" and value.get("vocab") is None:
+            value = {**value, "vocab": 16384}
+        return value
+
+    @model_validator(mode="after")
+    def _vocab_is_for_bpe(self) -> TokenizerSpec:
+        if self.vocab is not None and self.type != "bpe":
+            raise PydanticCustomError(
+                "tokenizer", "`vocab` is for the tokenizer 'bpe'; that of '{type}' is given", {"type": self.type}
+            )
+        return self
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict | SourceSpec) else value
+
+
+def _fraction_or_source(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    if isinstance(value, int | float) and not 0 <= value < 1:
+        raise PydanticCustomError(
+            "validation", "validation is a fraction in [0, 1) or a source, and {value} is neither", {"value": value}
+        )
+    return value
+
+
+class DataSpec(Spec):
+    """What is read, how it becomes tokens, and how long a training sequence is.
+
+    sources:    `stdlib`, a file, folder or glob, `hub:NAME[:config][:split]`, or a list of these, with weights if wished.
+    tokenizer:  see TokenizerSpec.
+    sequence:   tokens per training sequence.
+    validation: fraction of each source's documents kept for validation, or a source that is all validation.
+    field:      the field of .jsonl, .parquet and hub rows that holds the text.
+    limit:      at most this many bytes of text are read from each source ("20MB"); None = all.
+    """
+
+    sources: Annotated[tuple[SourceSpec, ...], BeforeValidator(_as_list), Field(min_length=1)] = (
+        SourceSpec(source="stdlib"),
+    )
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    sequence: int = Field(default=256, ge=1)
+    validation: Annotated[float | str, BeforeValidator(_fraction_or_source)] = 0.05
+    field: str = "text"
+    limit: ByteCount | None = None

@@ -1,0 +1,169 @@
+"""Batches of packed tokens in an order that a cursor of a few numbers brings back exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synthe_core.data.prepare import Packed
+from synthe_core.data.shards import Split
+from synthe_core.errors import InputError
+
+
+class Batch(NamedTuple):
+    """int64 [B, T] each; `targets` are the tokens that follow `inputs`."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+class Window(NamedTuple):
+    """Validation text: int64 [B, T] each, and the UTF-8 bytes that `targets` stand for."""
+
+    inputs: Tensor
+    targets: Tensor
+    bytes: float
+
+
+class Stream:
+    """Training sequences without end, `sequence` tokens each.
+
+    Shuffled (the default): every epoch of a source visits its sequences in a new pseudo-random order, and sources take
+    turns so that after n sequences each has given its weight's share of them to within one.
+
+    Carried (`carry=True`): row i of a batch goes on where row i of the batch before stopped, for truncated
+    back-propagation with carried state. The `batch` rows are shared among the sources by weight; each reads its own
+    stretch of text and then goes on with the stretch of the row after it.
+
+    The cursor counts sequences: `next(8)` is `next(4)` twice, so a micro-batch may change without changing the order
+    (when carried, sequence n belongs to row n mod `batch`). The order depends on seed, cursor and sources alone.
+    """
+
+    def __init__(self, packed: Packed, batch: int, sequence: int, seed: int = 0, carry: bool = False) -> None:
+        self.batch = batch
+        self.sequence = sequence
+        self._splits = [source.train for source in packed.train]
+        self._names = [source.name for source in packed.train]
+        weights = np.array([source.weight for source in packed.train], dtype=np.float64)
+        self._share = weights / weights.sum()
+        self._seed = seed
+        self._carry = carry
+        self._done = 0
+        self._drawn = np.zeros(len(self._splits), dtype=np.int64)
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self._lanes = self._share_rows() if carry else []
+        for name, split in zip(self._names, self._splits, strict=True):
+            if split.tokens <= sequence:
+                raise self._too_short(name, split, 1)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            yield self.next(self.batch)
+
+    def next(self, count: int) -> Batch:
+        """The next `count` sequences."""
+        places = [self._lane() if self._carry else self._shuffled() for _ in range(count)]
+        rows = np.empty((count, self.sequence + 1), dtype=np.int64)
+        for number, split in enumerate(self._splits):
+            mine = [row for row, (source, _) in enumerate(places) if source == number]
+            rows[mine] = split.gather(np.array([places[row][1] for row in mine], dtype=np.int64), self.sequence + 1)
+        tokens = torch.from_numpy(rows)
+        return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+    def cursor(self) -> dict[str, Any]:
+        """Where the stream stands, in JSON; `seek` brings it back."""
+        cursor: dict[str, Any] = {"sequences": self._done, "drawn": self._drawn.tolist()}
+        return {**cursor, "rows": self.batch} if self._carry else cursor
+
+    def seek(self, cursor: dict[str, Any]) -> None:
+        """Goes to where a stream of the same data, sequence and seed stood. InputError where it cannot be the same."""
+        if len(cursor["drawn"]) != len(self._splits):
+            raise InputError(
+                f"the stream was saved over {len(cursor['drawn'])} sources, and the recipe names {len(self._splits)}",
+                "resume with the data that the run was begun with",
+            )
+        rows = cursor.get("rows")
+        if rows != (self.batch if self._carry else None):
+            was, now = (f"carried over {n} rows" if n else "shuffled" for n in (rows, self.batch * self._carry))
+            raise InputError(f"the stream was saved {was}, and is now {now}", "resume with the batch it was begun with")
+        self._done = int(cursor["sequences"])
+        self._drawn = np.array(cursor["drawn"], dtype=np.int64)
+
+    def _shuffled(self) -> tuple[int, int]:
+        """(source, first token) of the next sequence: from the source that is furthest behind its share."""
+        self._done += 1
+        source = int(np.argmax(self._share * self._done - self._drawn))
+        epoch, position = divmod(int(self._drawn[source]), self._sequences(source))
+        self._drawn[source] += 1
+        return source, int(self._order(source, epoch)[position]) * self.sequence
+
+    def _sequences(self, source: int) -> int:
+        return (self._splits[source].tokens - 1) // self.sequence
+
+    def _order(self, source: int, epoch: int) -> np.ndarray:
+        kept = self._orders.get(source)
+        if kept is None or kept[0] != epoch:
+            order = np.arange(self._sequences(source), dtype=np.uint32)
+            np.random.default_rng([self._seed, source, epoch]).shuffle(order)
+            kept = self._orders[source] = (epoch, order)
+        return kept[1]
+
+    def _share_rows(self) -> list[tuple[int, int, int]]:
+        """(source, its lane, its lanes) of every row: shares by largest remainder, at least one row each."""
+        if self.batch < len(self._splits):
+            raise InputError(
+                f"{len(self._splits)} sources need at least as many rows when state is carried, and a batch has "
+                f"{self.batch}",
+                f"raise the batch to {len(self._splits)}, or do not carry state",
+            )
+        exact = self._share * self.batch
+        rows = np.maximum(1, np.floor(exact)).astype(np.int64)
+        while rows.sum() > self.batch:
+            rows[int(np.argmax(np.where(rows > 1, rows - exact, -np.inf)))] -= 1
+        while rows.sum() < self.batch:
+            rows[int(np.argmax(exact - rows))] += 1
+        for name, split, lanes in zip(self._names, self._splits, rows.tolist(), strict=True):
+            if (split.tokens - 1) // lanes < self.sequence:
+                raise self._too_short(name, split, lanes)
+        return [(source, lane, lanes) for source, lanes in enumerate(rows.tolist()) for lane in range(lanes)]
+
+    def _lane(self) -> tuple[int, int]:
+        """(source, first token) of the next sequence when rows are carried on."""
+        step, row = divmod(self._done, self.batch)
+        source, lane, lanes = self._lanes[row]
+        stretch = (self._splits[source].tokens - 1) // lanes
+        epoch, position = divmod(step, stretch // self.sequence)
+        first = int(np.random.default_rng([self._seed, source]).integers(lanes))
+        self._done += 1
+        self._drawn[source] += 1
+        return source, (lane + first + epoch) % lanes * stretch + position * self.sequence
+
+    def _too_short(self, name: str, split: Split, rows: int) -> InputError:
+        needed = rows * self.sequence + 1
+        carried = f" over {rows} rows" if rows > 1 else ""
+        return InputError(
+            f"'{name}' is shorter than one sequence{carried}: it has {split.tokens} training tokens, and sequences of "
+            f"{self.sequence} take {needed}",
+            "give more text, a shorter data.sequence" + (", or a smaller batch" if rows > 1 else ""),
+        )
+
+
+def windows(split: Split, sequence: int, limit: int | None = None, batch: int = 1) -> Iterator[Window]:
+    """`split` in windows of `sequence` targets, one after another without overlap, `batch` of them at a time.
+
+    The first token is never a target and a remainder shorter than a window is left out; a split that is shorter than
+    one window is one short window. With fewer than all (`limit` windows), they are spread evenly over the split.
+    """
+    length = min(sequence, split.tokens - 1)
+    if length < 1:
+        return
+    count = (split.tokens - 1) // length
+    chosen = np.arange(count) if limit is None or limit >= count else np.arange(limit) * count // limit
+    for first in range(0, len(chosen), batch):
+        rows = split.gather(chosen[first : first + batch] * length, length + 1)
+        tokens = torch.from_numpy(rows)
+        yield Window(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), split.bytes_in(rows[:, 1:]))

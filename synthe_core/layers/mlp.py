@@ -1,0 +1,33 @@
+"""SwiGLU, the plain feed-forward learner: it remembers nothing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from synthe_core.layers.projection import project_in, project_out
+from synthe_core.learner import Learner, Pass, Spec
+
+
+class MLP(Learner[tuple[()]]):
+    """y = W_out (silu(W_g x) * W_u x), x [B, T, D], no state. Source: Shazeer 2020, "GLU variants"."""
+
+    class Config(Spec):
+        type: Literal["mlp"] = "mlp"
+        hidden: int | None = Field(None, ge=1, description="inner width; default 8/3 of the width, rounded up to 32")
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__(config, width)
+        hidden = config.hidden or -(-8 * width // (3 * 32)) * 32
+        self.gate_up = project_in(width, 2 * hidden)
+        self.out = project_out(hidden, width)
+
+    def init_state(self, batch: int, *, device: object = "cpu") -> tuple[()]:
+        return ()
+
+    def forward(self, x: Tensor, state: tuple[()] | None, ctx: Pass) -> tuple[Tensor, tuple[()]]:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * up), ()

@@ -1,0 +1,36 @@
+"""A block: learners in a row, each behind a norm and inside a residual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from synthe_core.layers import build
+from synthe_core.learner import Pass, Spec
+
+EPS = 1e-6
+
+
+class Block(nn.Module):
+    """x = x + learner(norm(x)) for each learner in turn. Its state is the list of theirs."""
+
+    def __init__(self, specs: Sequence[Spec], width: int) -> None:
+        super().__init__()
+        self.learners = nn.ModuleList(build(spec, width) for spec in specs)
+        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=EPS) for _ in specs)
+
+    def init_state(self, batch: int, *, device: Any = "cpu") -> list[Any]:
+        return [learner.init_state(batch, device=device) for learner in self.learners]  # type: ignore[operator]
+
+    def forward(self, x: Tensor, states: Sequence[Any], ctx: Pass) -> tuple[Tensor, list[Any]]:
+        after = []
+        path = ctx.path
+        for index, (norm, learner, state) in enumerate(zip(self.norms, self.learners, states, strict=True)):
+            ctx.path = f"{path}.{index}"
+            y, state = learner(norm(x), state, ctx)
+            x = x + y
+            after.append(state)
+        ctx.path = path
+        return x, after

@@ -1,0 +1,92 @@
+"""The Kalman filter compiled for the CPU: mean and variance in one pass over memory forward, all gradients in one back."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from synthe_core.hardware import Hardware
+from synthe_core.ops.dispatch import Call
+from synthe_core.ops.kalman_filter.reference import Filtered, check, kalman_filter
+from synthe_core.ops.native import library, pointer, refusal
+
+SOURCE = "kalman_filter/kalman_filter.c"
+BLOCK = 256  # channels that the C code sums at a time
+
+
+class _Stride(ctypes.Structure):
+    """Elements from one row of the batch, and from one token, to the next."""
+
+    _fields_ = [("row", ctypes.c_int64), ("token", ctypes.c_int64)]  # noqa: RUF012
+
+
+@kalman_filter.kernel("native", rank=20, tolerance=1e-5)
+def native(
+    observation: Tensor,
+    transition: Tensor,
+    process_noise: Tensor,
+    observation_noise: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    active: Tensor | None = None,
+) -> Filtered:
+    """C: one division a channel and token."""
+    check(observation, transition, process_noise)
+    arguments = (observation, transition, process_noise, observation_noise, mean, variance, active)
+    return Filtered(*_Native.apply(*arguments))
+
+
+@native.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    return refusal(hardware, call.device, SOURCE)
+
+
+class _Native(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Tensor | None) -> tuple[Tensor, ...]:
+        given = [None if tensor is None else tensor.contiguous() for tensor in arguments]
+        observation, transition, process_noise, *_ = given
+        assert observation is not None and transition is not None and process_noise is not None
+        batch, time, width = observation.shape
+        means, posterior = torch.empty_like(observation), torch.empty_like(observation)
+        told = observation.new_empty(2, -(-width // BLOCK), batch, time)
+        strides = _stride(transition, time), _stride(process_noise, time)
+        _call("filter", observation, [*given, means, posterior, told[0], told[1]], strides)
+        ctx.save_for_backward(*given, means, posterior)
+        ctx.set_materialize_grads(False)
+        surprise, confidence = told.sum(1).div_(width).unbind()
+        return means, posterior, surprise, confidence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        *given, means, posterior = ctx.saved_tensors
+        observation, transition, process_noise, _, mean, variance, _ = given
+        batch, time, width = observation.shape
+        wanted = [None if grad is None else grad.contiguous() for grad in grads]
+        wanted[2:] = [None if grad is None else grad / width for grad in wanted[2:]]
+        shapes = [(batch, width) if tensor.dim() == 1 else tensor.shape for tensor in (transition, process_noise)]
+        of_transition, of_process = (observation.new_zeros(shape) for shape in shapes)
+        of_observation, of_noise = torch.empty_like(observation), torch.empty_like(observation)
+        of_mean, of_variance = torch.empty_like(mean), torch.empty_like(variance)
+        results = [of_observation, of_transition, of_process, of_noise, of_mean, of_variance]
+        strides = [_stride(tensor, time) for tensor in (transition, process_noise)]
+        strides += [_Stride(tensor.stride(0), width if tensor.dim() == 3 else 0) for tensor in (of_transition, of_process)]
+        _call("filter_back", observation, [*given, means, posterior, *wanted, *results], strides)
+        results[1], results[2] = of_transition.sum_to_size(transition.shape), of_process.sum_to_size(process_noise.shape)
+        return *results, None
+
+
+def _stride(parameter: Tensor, time: int) -> _Stride:
+    width = parameter.shape[-1]
+    return _Stride(time * width, width) if parameter.dim() == 3 else _Stride(0, 0)
+
+
+def _call(name: str, like: Tensor, tensors: list[Tensor | None], strides: Any) -> None:
+    kind = "double" if like.dtype == torch.float64 else "float"
+    sizes = [ctypes.c_int64(size) for size in like.shape]
+    getattr(library(SOURCE), f"{name}_{kind}")(*map(pointer, tensors), *sizes, *strides)

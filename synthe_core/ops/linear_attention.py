@@ -1,0 +1,50 @@
+"""Gated linear attention: a matrix of memory that adds, where the delta rule overwrites.
+
+Sources: Katharopoulos et al. 2020 (linear attention), Dao & Gu 2024 (one decay per head, Mamba-2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from synthe_core.ops.delta_rule.native import compiled_memory, refusal
+from synthe_core.ops.dispatch import op, require_float
+
+
+@op
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """S_t = α_t S_{t-1} + β_t v_t k_tᵀ and o_t = S_t q_t, with α_t = exp(log_decay_t).
+
+    q, k       [B, T, H, K]: as they are; the operator neither scales nor normalises them.
+    v          [B, T, H, V]
+    beta       [B, T, H]: the strength with which a value is written.
+    log_decay  [B, T, H], at most 0; None is no decay.
+    state      [B, H, K, V]: S_0 transposed, as in `delta_rule`; None is zeros.
+
+    Returns o [B, T, H, V] and S_T [B, H, K, V]. float32 or float64, one dtype for all.
+    """
+    require_float("q", q)
+    batch, time, heads, key = q.shape
+    memory = q.new_zeros(batch, heads, key, v.shape[-1]) if state is None else state
+    outputs = []
+    for t in range(time):
+        if log_decay is not None:
+            memory = memory * log_decay[:, t, :, None, None].exp()
+        memory = memory + k[:, t, :, :, None] * (beta[:, t, :, None] * v[:, t])[:, :, None, :]
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], memory))
+    return torch.stack(outputs, 1), memory
+
+
+@linear_attention.kernel("native", rank=20, tolerance=1e-5)
+@torch.compiler.disable
+def compiled(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compiled C, shared with the delta rule."""
+    return compiled_memory(q, k, v, beta, log_decay, state, False)
+
+
+compiled.refuses(refusal)

@@ -1,0 +1,201 @@
+"""The recipe: one validated YAML file that is the whole experiment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from synthe_core import yaml_text
+from synthe_core.budget import Budget
+from synthe_core.data.spec import DataSpec
+from synthe_core.errors import InputError, closest
+from synthe_core.learner import Spec
+from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.yaml_text import Key, Source
+
+
+class Stage(Spec):
+    """A stage of the length curriculum: up to this fraction of the budget, sequences of this many tokens."""
+
+    until: float = Field(..., gt=0, lt=1)
+    sequence: int = Field(..., ge=1)
+
+
+class TrainSpec(Spec):
+    """How a model learns."""
+
+    budget: Budget = Field(Budget(180, "seconds"), description="tokens, steps or time: 20Mtokens, 500steps, 3m")
+    batch: int = Field(16, ge=1, description="sequences per optimizer step")
+    micro_batch: int | Literal["auto"] = Field("auto", description="sequences per forward pass; auto fits memory")
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="muon for matrices and AdamW for the rest, or AdamW")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate, on AdamW's scale for both optimizers")
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays")
+    schedule: Literal["cosine", "wsd", "linear"] = Field("cosine", description="what follows the warmup")
+    warmup: float = Field(0.02, ge=0, lt=1, description="fraction of the budget over which lr rises from 0")
+    decay: float = Field(0.2, gt=0, le=1, description="fraction of the budget over which wsd falls at the end")
+    final: float = Field(0.0, ge=0, le=1, description="lr at the end, as a fraction of the peak")
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which are then what is evaluated")
+    curriculum: list[Stage] = Field([], description="shorter sequences first; the data's length after the last stage")
+    carry: bool = Field(False, description="rows go on where they stopped: truncated back-propagation through state")
+    validations: int = Field(8, ge=1, description="how often to validate, evenly over the budget, the end included")
+    validation_tokens: int = Field(131_072, ge=1, description="at most this many held-out tokens each time")
+    sample: str | None = Field(None, description="prompt for a piece of text at each validation")
+    sample_tokens: int = Field(120, ge=1)
+    save_every: Budget = Field(Budget(300, "seconds"), description="how often to save between validations")
+    keep: int = Field(2, ge=1, description="checkpoints kept besides the best")
+    patience: int = Field(20, ge=1, description="non-finite steps in a row before stopping")
+
+    @model_validator(mode="after")
+    def _stages_rise(self) -> TrainSpec:
+        ends = [stage.until for stage in self.curriculum]
+        if ends != sorted(set(ends)):
+            raise ValueError("curriculum: each stage's `until` must be larger than the one before")
+        return self
+
+
+class RuntimeSpec(Spec):
+    """How the work is run; the results' meaning does not depend on it."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto measures which is faster here")
+    compile: bool = Field(False, description="torch.compile the blocks")
+    recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+    threads: int | None = Field(None, ge=1, description="CPU threads; all cores by default")
+    kernels: dict[str, str] = Field({}, description="operator: kernel, to overrule the choice")
+    log: list[Literal["tensorboard", "trackio", "wandb"]] = Field([], description="besides metrics.jsonl")
+
+
+class Recipe(Spec):
+    """model, data, train, runtime: the whole experiment."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the folder under runs/")
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    model: ModelSpec
+    data: DataSpec = DataSpec()
+    train: TrainSpec = TrainSpec()
+    runtime: RuntimeSpec = RuntimeSpec()
+
+    @model_validator(mode="after")
+    def _stages_divide(self) -> Recipe:
+        for stage in self.train.curriculum:
+            if self.data.sequence % stage.sequence:
+                raise ValueError(
+                    f"train.curriculum: {stage.sequence} does not divide data.sequence {self.data.sequence}"
+                )
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Reads a recipe file, or the recipe of a checkpoint folder, and applies `key.path=value` overrides."""
+        path = Path(path)
+        return cls.from_source(yaml_text.read(path / "recipe.yaml" if path.is_dir() else path), overrides)
+
+    @classmethod
+    def from_source(cls, source: Source, overrides: Sequence[str] = ()) -> Recipe:
+        values = source.values
+        for assignment in overrides:
+            _assign(values, assignment)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _explain(error, source) from None
+
+    def to_yaml(self) -> str:
+        """The resolved recipe: every key with the value in force."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+    def digest(self) -> str:
+        """A short name for what was asked, the same on every machine."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def meta_model(self, vocab: int) -> LanguageModel:
+        """The model without storage: for counting, and for finding impossible sizes early."""
+        with torch.device("meta"):
+            return LanguageModel(self.model, vocab)
+
+
+def _assign(values: dict[str, Any], assignment: str) -> None:
+    """Applies `train.lr=1e-3` or `model.block.1.heads=4` to the plain values of a recipe."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path.strip():
+        raise InputError(f"--set {assignment}: expected key=value", "for example --set train.lr=1e-3")
+    keys = path.strip().split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {assignment}: '{text}' is not a YAML value") from None
+    node: Any = values
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise InputError(f"--set {path}: '{key}' is no index of a list of {len(node)}", "counting starts at 0")
+            if last:
+                node[int(key)] = value
+            elif isinstance(node[int(key)], str):
+                node[int(key)] = {"type": node[int(key)]}
+            node = node[int(key)]
+        elif isinstance(node, dict):
+            if last:
+                node[key] = value
+            node = node.setdefault(key, {})
+        else:
+            raise InputError(f"--set {path}: '{'.'.join(keys[:depth])}' is a single value, not a mapping")
+
+
+def _explain(error: ValidationError, source: Source) -> InputError:
+    """The first few faults of a recipe, each with its place, as one error."""
+    faults = list(_flatten(error.errors(include_url=False), ()))
+    lines, hints = [], []
+    for path, message, hint in faults[:5]:
+        lines.append(f"{source.where(path)}: {message}")
+        if hint:
+            hints.append(hint)
+    if len(faults) > 5:
+        lines.append(f"and {len(faults) - 5} more")
+    return InputError("\n".join(lines), hints[0] if hints else "`synthe recipe schema` lists every key")
+
+
+def _flatten(errors: Iterable[Any], prefix: tuple[Key, ...]) -> Iterable[tuple[tuple[Key, ...], str, str | None]]:
+    for fault in errors:
+        path = (*prefix, *fault["loc"])
+        context = fault.get("ctx", {})
+        if fault["type"] == "nested":
+            yield from _flatten(context["nested"].errors(include_url=False), path)
+            continue
+        shown = ".".join(map(str, path)) or "recipe"
+        if fault["type"] == "extra_forbidden":
+            near = closest(str(path[-1]), _keys_at(path[:-1], fault))
+            yield path, f"unknown key '{shown}'", f"did you mean '{near}'?" if near else None
+        elif fault["type"] == "missing":
+            yield path, f"missing key '{shown}'", None
+        elif fault["type"] == "learner":
+            yield (*path, "type"), f"{shown}: {fault['msg']}", context.get("hint")
+        else:
+            message = str(context["error"]) if "error" in context else fault["msg"][:1].lower() + fault["msg"][1:]
+            yield path, f"{shown}: {message}", None
+
+
+def _keys_at(path: tuple[Key, ...], fault: Any) -> list[str]:
+    """The known keys of the mapping at `path` of a recipe, for a did-you-mean."""
+    from synthe_core.layers import LAYERS
+
+    spec: Any = Recipe
+    for depth, key in enumerate(path):
+        if path[:depth] == ("model", "block"):
+            names = {name for learner in LAYERS for name in LAYERS[learner].Config.model_fields}
+            return sorted(names)
+        annotation = spec.model_fields[key].annotation if isinstance(key, str) and key in spec.model_fields else None
+        spec = annotation if isinstance(annotation, type) and issubclass(annotation, Spec) else spec
+    return list(spec.model_fields)

@@ -1,0 +1,84 @@
+"""YAML that remembers where each key stood, so that an error can name its line and column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from synthe_core.errors import InputError, closest
+
+Key = str | int
+
+
+class Place(NamedTuple):
+    line: int
+    column: int
+
+
+class Source(NamedTuple):
+    """A parsed file: its name, its plain values, and the place of every key path."""
+
+    name: str
+    values: dict[str, Any]
+    places: dict[tuple[Key, ...], Place]
+
+    def where(self, path: Sequence[Key]) -> str:
+        """`file:line:column` of the longest known beginning of `path`; the file's name alone where none is known."""
+        for end in range(len(path), 0, -1):
+            if place := self.places.get(tuple(path[:end])):
+                return f"{self.name}:{place.line}:{place.column}"
+        return self.name
+
+
+def read(path: Path) -> Source:
+    """Parses a YAML mapping; raises InputError with line and column where it is malformed."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}", _neighbours(path)) from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder, not a recipe", "a recipe is a .yaml file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start})", "a recipe is a YAML text file") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str) -> Source:
+    """`read` for text at hand; `name` is what errors call it."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise InputError(f"{name}{place}: {error.problem or error.context}", "the YAML is malformed here") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{name}: {str(error).splitlines()[0]}", "the YAML is malformed") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{name} is not a mapping of keys", "a recipe has the keys model, data, train, runtime")
+    places: dict[tuple[Key, ...], Place] = {}
+    _collect(node, (), places)
+    return Source(name, values, places)
+
+
+def _collect(node: Any, path: tuple[Key, ...], places: dict[tuple[Key, ...], Place]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            below = (*path, key.value)
+            places[below] = Place(key.start_mark.line + 1, key.start_mark.column + 1)
+            _collect(value, below, places)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            places[(*path, index)] = Place(value.start_mark.line + 1, value.start_mark.column + 1)
+            _collect(value, (*path, index), places)
+
+
+def _neighbours(path: Path) -> str | None:
+    folder = path.parent if path.parent.is_dir() else None
+    near = closest(path.name, [p.name for p in folder.iterdir()]) if folder else None
+    return f"did you mean {path.parent / near}?" if near else None

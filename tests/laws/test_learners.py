@@ -1,0 +1,191 @@
+"""What must hold for every learner of the table, in float64 and at odd lengths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from synthe_core import state as states
+from synthe_core.layers import build, parse
+from synthe_core.learner import Learner
+from synthe_core.model import block as block_module
+from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.trace import Trace
+from tests.laws.entries import CASES, WIDTH, case_name, inputs, make, run
+
+each_learner = pytest.mark.parametrize("case", CASES, ids=case_name)
+CLOSE = {"rtol": 1e-9, "atol": 1e-10}
+
+
+def assert_same_state(one, other, **tolerance):
+    for (name, a), (_, b) in zip(states.named_leaves(one), states.named_leaves(other), strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+@each_learner
+@pytest.mark.parametrize("cuts", [(1,), (36,), (5, 6, 23), tuple(range(1, 37))], ids=str)
+def test_any_split_gives_the_same(case, cuts):
+    learner, x = make(case), inputs(2, 37)
+    whole, final, ctx = run(learner, x)
+    state, pieces, signals = None, [], []
+    for start, end in zip((0, *cuts), (*cuts, 37), strict=True):
+        y, state, piece_ctx = run(learner, x[:, start:end], state, start)
+        pieces.append(y)
+        signals.append(piece_ctx.signals)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, **CLOSE)
+    assert_same_state(state, final, **CLOSE)
+    for name, value in ctx.signals.items():
+        torch.testing.assert_close(torch.cat([s[name] for s in signals], 1), value, **CLOSE)
+
+
+@each_learner
+@pytest.mark.parametrize("past", [0, 7])
+def test_the_future_never_alters_the_past(case, past):
+    learner, x = make(case), inputs(2, 29 + past).requires_grad_()
+    state = run(learner, x[:, :past])[1] if past else None
+    y, _, ctx = run(learner, x[:, past:], state, past)
+    for t in (0, 13, 27):
+        seen = [y[:, : t + 1]] + [signal[:, : t + 1] for signal in ctx.signals.values()]
+        (gradient,) = torch.autograd.grad(sum(s.sum() for s in seen), x, retain_graph=True)
+        assert gradient[:, past + t + 1 :].abs().max() == 0
+        assert gradient[:, past + t].abs().max() > 0
+
+
+@each_learner
+def test_rows_are_independent(case):
+    learner, x = make(case), inputs(3, 21)
+    y, final, _ = run(learner, x)
+    for row in range(3):
+        alone, state, _ = run(learner, x[row : row + 1])
+        torch.testing.assert_close(alone, y[row : row + 1], **CLOSE)
+        assert_same_state(state, states.take(final, torch.tensor([row])), **CLOSE)
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(run(learner, x)[0][1].sum(), x)
+    assert gradient[[0, 2]].abs().max() == 0
+
+
+@each_learner
+def test_padding_is_inert(case):
+    learner, x = make(case), inputs(4, 23)
+    lengths = torch.tensor([23, 9, 1, 0])
+    real = torch.arange(23) < lengths[:, None]
+    one, final, _ = run(learner, torch.where(real[..., None], x, 1e3), lengths=lengths)
+    other, again, _ = run(learner, torch.where(real[..., None], x, -7.0), lengths=lengths)
+    assert torch.equal(one[real], other[real])
+    # What follows padding must go on from the last real token, at its own position in each row.
+    more = inputs(4, 6, seed=5)
+    after = run(learner, more, final, start=lengths)[0]
+    for row, length in enumerate(lengths.tolist()):
+        expected = run(learner, torch.cat([x[row : row + 1, :length], more[row : row + 1]], 1))[0]
+        torch.testing.assert_close(one[row, :length], expected[0, :length], **CLOSE)
+        torch.testing.assert_close(after[row], expected[0, length:], **CLOSE)
+
+
+@each_learner
+def test_forks_go_on_as_their_source(case):
+    learner, x, more = make(case), inputs(3, 11), inputs(5, 9, seed=3)
+    state = run(learner, x)[1]
+    index = torch.tensor([2, 0, 0, 1, 2])
+    forked = run(learner, more, states.take(state, index), start=11)[0]
+    expected = run(learner, torch.cat([x[index], more], 1))[0][:, 11:]
+    torch.testing.assert_close(forked, expected, **CLOSE)
+
+
+@each_learner
+def test_nothing_is_kept_on_the_module(case):
+    learner = make(case)
+    run(learner, inputs(2, 5))  # lazily made constants are made now
+    before = {name: dict(vars(module)) for name, module in learner.named_modules()}
+    run(learner, inputs(3, 17))
+    for name, module in learner.named_modules():
+        now = vars(module)
+        assert now.keys() == before[name].keys()
+        assert all(now[key] is before[name][key] for key in now), name
+
+
+@each_learner
+def test_every_gradient_is_finite_and_every_parameter_is_used(case):
+    learner, x = make(case), inputs(2, 19).requires_grad_()
+    y, state, ctx = run(learner, x, run(learner, inputs(2, 8, seed=4))[1], start=8)
+    total = (y * torch.randn_like(y)).sum() + sum((v * torch.randn_like(v)).sum() for v in ctx.signals.values())
+    total.backward()
+    assert torch.isfinite(x.grad).all()
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@each_learner
+def test_tracing_leaves_outputs_bit_equal(case):
+    learner, x = make(case), inputs(2, 15)
+    plain = run(learner, x)[0]
+    traced = run(learner, x, trace=Trace())[0]
+    assert torch.equal(plain, traced)
+
+
+@each_learner
+def test_state_is_float32_batch_first_and_bounded(case):
+    learner = build(parse(case), WIDTH)
+    x = torch.randn(3, 40, WIDTH)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state, _ = run(learner, x)
+        again = run(learner, x[:, :13], state, start=40)[1]
+    fresh = learner.init_state(3)
+    for (name, leaf), (_, zero) in zip(states.named_leaves(state), states.named_leaves(fresh), strict=True):
+        assert leaf.dtype == torch.float32 == zero.dtype, name
+        assert leaf.shape[0] == 3 == zero.shape[0], name
+        assert torch.isfinite(leaf).all(), name
+    if case["type"] != "attention" or isinstance(case.get("window"), int):
+        assert states.nbytes(again) == states.nbytes(state)
+    assert torch.isfinite(y).all()
+
+
+@each_learner
+def test_state_survives_a_file(case, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    learner = make(case)
+    state = run(learner, inputs(2, 9))[1]
+    tensors = states.to_tensors(state)
+    save_file(tensors, tmp_path / "state.safetensors")
+    restored = states.from_tensors(state, load_file(tmp_path / "state.safetensors"))
+    assert_same_state(restored, state, rtol=0, atol=0)
+
+
+@each_learner
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_long_and_loud_inputs_stay_finite_in_bfloat16(case, scale):
+    torch.manual_seed(0)
+    learner = build(parse(case), WIDTH)
+    x = (scale * torch.randn(1, 2048, WIDTH)).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state, _ = run(learner, x)
+    y.float().square().mean().backward()
+    assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+    assert all(torch.isfinite(leaf).all() for _, leaf in states.named_leaves(state))
+    assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+@each_learner
+def test_a_learners_own_initial_values_survive_the_model(case, monkeypatch):
+    built: list[tuple[Learner, dict[str, torch.Tensor]]] = []
+
+    def remembering(spec, width):
+        learner = build(spec, width)
+        built.append((learner, {name: p.detach().clone() for name, p in learner.named_parameters()}))
+        return learner
+
+    monkeypatch.setattr(block_module, "build", remembering)
+    LanguageModel(ModelSpec.model_validate({"width": WIDTH, "blocks": 2, "block": [case]}), 11)
+    assert len(built) == 2
+    for learner, values in built:
+        for name, parameter in learner.named_parameters():
+            assert torch.equal(parameter, values[name]), name
+
+
+@each_learner
+def test_flops_are_counted(case):
+    learner = build(parse(case), WIDTH)
+    matrices = 2.0 * sum(p.numel() for p in learner.parameters() if p.dim() >= 2)
+    assert learner.flops(64) >= matrices

@@ -1,0 +1,146 @@
+import pytest
+import torch
+
+from synthe_core.data.tokenizers import ByteTokenizer
+from synthe_core.errors import InputError
+from synthe_core.generation import _Row, write
+from synthe_core.model import generate as generate_module
+from synthe_core.model.generate import Generation
+from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.sampling import Sampling, choose
+from synthe_core.model.session import Session
+
+BLOCK = [{"type": "momentum"}, {"type": "delta", "heads": 2}, {"type": "attention", "heads": 2, "window": 6}, {"type": "mlp"}]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = LanguageModel(ModelSpec.model_validate({"width": 16, "blocks": 2, "block": BLOCK, "tie": False}), 257)
+    torch.nn.init.normal_(model.head.weight, std=0.5)
+    return model.eval()
+
+
+def text_of(pieces, row=0):
+    return "".join(piece.text for piece in pieces if piece.row == row)
+
+
+def run(generator):
+    """All pieces, and the session that the generator returns."""
+    pieces = []
+    while True:
+        try:
+            pieces.append(next(generator))
+        except StopIteration as stop:
+            return pieces, stop.value
+
+
+def test_greedy_equals_reading_everything_again(model):
+    generation = Generation(model, [[1, 2, 3]], sampling=Sampling(temperature=0))
+    tokens = [1, 2, 3]
+    for _ in range(12):
+        expected = model(torch.tensor([tokens]))[0][0, -1].argmax().item()
+        assert generation.step().item() == expected
+        tokens.append(expected)
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(model):
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [1], [200, 3]]
+    together = Generation(model, prompts, seed=4)
+    rows = torch.stack([together.step().clone() for _ in range(9)])
+    alone = Generation(model, prompts[:1], seed=4)
+    assert rows[:, 0].tolist() == [alone.step().item() for _ in range(9)]
+    third = Generation(model, prompts[2:], seed=6)
+    assert rows[:, 2].tolist() == [third.step().item() for _ in range(9)]
+
+
+def test_long_prompts_are_read_in_pieces(model, monkeypatch):
+    prompt = torch.randint(0, 256, (50,)).tolist()
+    whole = Generation(model, [prompt, prompt[:7]], sampling=Sampling(temperature=0))
+    monkeypatch.setattr(generate_module, "PREFILL", 16)
+    pieces = Generation(model, [prompt, prompt[:7]], sampling=Sampling(temperature=0))
+    for _ in range(5):
+        assert whole.step().tolist() == pieces.step().tolist()
+
+
+def test_a_saved_session_goes_on_exactly(model, tmp_path):
+    tokenizer = ByteTokenizer()
+    greedy = Sampling(temperature=0)
+    whole, _ = run(write(model, tokenizer, ["hello wor"], 20, sampling=greedy))
+    first, session = run(write(model, tokenizer, ["hello wor"], 8, sampling=greedy))
+    session.save(tmp_path / "s.safetensors", model)
+    restored = Session.load(tmp_path / "s.safetensors", model)
+    second, _ = run(write(model, tokenizer, [""], 12, sampling=greedy, session=restored))
+    ids = [b for pieces in (first, second) for b in text_of(pieces).encode()]
+    assert bytes(ids) == text_of(whole).encode() or text_of(first) + text_of(second) == text_of(whole)
+
+
+def test_a_session_of_another_model_is_refused(model, tmp_path):
+    _, session = run(write(model, ByteTokenizer(), ["a"], 2))
+    session.save(tmp_path / "s.safetensors", model)
+    other = LanguageModel(ModelSpec.model_validate({"width": 8, "blocks": 1, "block": ["mlp"]}), 257)
+    with pytest.raises(InputError, match="another model"):
+        Session.load(tmp_path / "s.safetensors", other)
+    (tmp_path / "bad.safetensors").write_bytes(b"not a session")
+    with pytest.raises(InputError, match="no session"):
+        Session.load(tmp_path / "bad.safetensors", model)
+    with pytest.raises(InputError, match="no such session"):
+        Session.load(tmp_path / "missing.safetensors", model)
+
+
+def test_ended_rows_are_frozen_in_the_session(model):
+    generation = Generation(model, [[1, 2], [3, 4]], sampling=Sampling(temperature=0))
+    generation.step()
+    generation.stop(1)
+    frozen = generation.pending[1].item()
+    for _ in range(4):
+        generation.step()
+    assert generation.pending[1].item() == frozen
+    assert generation.state.position.tolist() == [6, 2]
+
+
+def test_an_empty_prompt_is_refused_by_tokens_and_begins_a_document_in_text(model):
+    with pytest.raises(InputError, match="empty"):
+        Generation(model, [[]])
+    pieces, session = run(write(model, ByteTokenizer(), [""], 3))
+    assert session.state.position.item() >= 1
+
+
+def test_stop_strings_are_cut_and_never_shown():
+    tokenizer = ByteTokenizer()
+    row = _Row(tokenizer.decoder(), ["END", "\n\n"])
+    shown = "".join(row.push(b) for b in b"one EN two E")
+    assert shown == "one EN two "
+    assert "".join(row.push(b) for b in b"ND three"[:2]) == "" and row.ended
+    partial = _Row(tokenizer.decoder(), ["END"])
+    assert "".join(partial.push(b) for b in b"xEN") + partial.finish() == "xEN"
+
+
+def test_characters_of_several_bytes_come_whole():
+    row = _Row(ByteTokenizer().decoder(), [])
+    assert [row.push(b) for b in "é€".encode()] == ["", "é", "", "", "€"]
+
+
+@pytest.mark.parametrize(
+    "sampling,allowed",
+    [
+        (Sampling(temperature=0), {3}),
+        (Sampling(top_k=2), {3, 2}),
+        (Sampling(top_p=0.6), {3}),
+        (Sampling(top_p=0.7), {3, 2}),
+        (Sampling(min_p=0.3), {3, 2}),
+        (Sampling(), {0, 1, 2, 3}),
+    ],
+)
+def test_filters_keep_what_they_say(sampling, allowed):
+    logits = torch.log(torch.tensor([[0.04, 0.08, 0.24, 0.64]])).expand(400, -1)
+    generators = [torch.Generator().manual_seed(i) for i in range(400)]
+    assert set(choose(logits, sampling, None, generators).tolist()) == allowed
+
+
+def test_repetition_penalty_lowers_what_was_seen():
+    logits = torch.tensor([[2.0, 1.9, -1.0]])
+    seen = torch.tensor([[True, False, True]])
+    greedy = Sampling(temperature=0, repetition_penalty=1.5)
+    assert choose(logits, greedy, seen, []).item() == 1
+    assert choose(logits, Sampling(temperature=0), seen, []).item() == 0

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from synthe_core.hardware import probe
+from synthe_core.ops.attention import window_attention
+from synthe_core.ops.dispatch import Call
+
+
+def problem(time, past, window, padded):
+    torch.manual_seed(0)
+    q = torch.randn(2, time, 4, 6, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, past + time, 2, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    valid = torch.rand(2, past + time) > 0.4 if padded else None
+    return q, k, v, window, valid
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "time,past,window",
+    [(1, 0, 4), (1, 7, 8), (9, 0, 9), (9, 0, 64), (37, 0, 5), (37, 5, 5), (37, 3, 5), (37, 5, 1), (12, 30, 64), (8, 4, 4)],
+)
+def test_kernels_equal_the_reference(time, past, window, padded):
+    arguments = problem(time, past, window, padded)
+    upstream = torch.randn_like(arguments[0])
+    expected = window_attention.reference(*arguments)
+    slopes = torch.autograd.grad(expected, arguments[:3], upstream)
+    call = Call.of(dict(zip(("q", "k", "v", "window", "valid"), arguments, strict=True)))
+    served = [kernel for kernel in window_attention.kernels if kernel.refusal(probe(), call) is None]
+    assert "masked-sdpa" in {kernel.name for kernel in served}
+    for kernel in served:
+        found = kernel(*arguments)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10, msg=kernel.name)
+        for a, b in zip(torch.autograd.grad(found, arguments[:3], upstream), slopes, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=kernel.name)
+
+
+def test_a_query_that_may_read_nothing_gives_zeros():
+    q, k, v, window, _ = problem(5, 0, 3, padded=False)
+    valid = torch.zeros(2, 5, dtype=torch.bool)
+    for kernel in ("reference", "masked-sdpa"):
+        out = window_attention.named(kernel)(q, k, v, window, valid)
+        assert (out == 0).all()
+        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.sum(), (q, k, v)))
+
+
+def test_refusals_say_why():
+    q, k, v, _, _ = problem(9, 4, 8, padded=False)
+    reasons = {choice.kernel: choice.reason for choice in window_attention.explain(
+        Call.of({"q": q, "k": k, "v": v, "window": 8, "valid": None})
+    )}
+    assert "window is shorter" in reasons["causal-sdpa"]
+    assert reasons["masked-sdpa"] is None

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from synthe_core.ops import cross_entropy
+from synthe_core.ops.cross_entropy import linear_cross_entropy
+
+
+def problem(vocab=37, time=29):
+    torch.manual_seed(0)
+    hidden = torch.randn(3, time, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(vocab, 8, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, vocab, (3, time))
+    targets[1, 5:] = -100
+    return hidden, weight, targets
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * 37 * 10, 1 << 20])
+def test_chunked_equals_the_reference(chunk_bytes, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", chunk_bytes)
+    results = []
+    for kernel in ("reference", "chunked"):
+        hidden, weight, targets = problem()
+        total, each = linear_cross_entropy.named(kernel)(hidden, weight, targets)
+        (1.7 * total).backward()
+        results.append((total.detach(), each, hidden.grad, weight.grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_unscored_tokens_cost_nothing():
+    hidden, weight, targets = problem()
+    total, each = linear_cross_entropy(hidden, weight, targets)
+    assert (each[1, 5:] == 0).all() and (each[0] > 0).all()
+    torch.testing.assert_close(total, each.sum())
+    total.backward()
+    assert hidden.grad[1, 5:].abs().max() == 0
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden, weight, targets = problem()
+    total, _ = linear_cross_entropy(hidden, weight.detach(), targets)
+    total.backward()
+    assert torch.isfinite(hidden.grad).all()
+
+
+def test_under_autocast_the_loss_stays_close():
+    hidden, weight, targets = problem()
+    exact = linear_cross_entropy(hidden, weight, targets)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = linear_cross_entropy(hidden.float(), weight.float(), targets)[0]
+    assert narrow.dtype == torch.float32
+    assert abs(narrow.item() / exact.item() - 1) < 0.01
