@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -18,11 +19,29 @@ COMMANDS = {
     "generate": ("synthe_cli.commands.generate:app", "Write text with a trained model."),
     "recipe": ("synthe_cli.commands.recipe:app", "Show, check or describe recipes."),
     "data": ("synthe_cli.commands.data:app", "Prepare text for training, and count it."),
+    "bench": ("synthe_cli.commands.bench:app", "Measure speed, paired and in ratios."),
     "hardware": ("synthe_cli.commands.hardware:app", "What this machine is, what is used of it, and why."),
 }
 """name: (where the command's `typer.Typer` is, its line in `synthe --help`). A new command is a new line here."""
 
 TABLE = Table("command", "synthe.commands", {name: target for name, (target, _) in COMMANDS.items()})
+
+
+class Carried(Exception):
+    """Takes a failure past the parser's own handlers."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
+@contextmanager
+def carried() -> Iterator[None]:
+    """Failures that the parser would report in its own way become `Carried` within the block."""
+    try:
+        yield
+    except (KeyboardInterrupt, EOFError, OSError) as error:
+        raise Carried(error) from error
 
 
 class Root(Group):
@@ -43,6 +62,14 @@ class Root(Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS.get(name, ("", "A plugin."))[1]) for name in self.list_commands(ctx)])
 
+    def invoke(self, ctx: Any) -> Any:
+        with carried():
+            return super().invoke(ctx)
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with carried():
+            return super().make_context(*args, **extra)
+
     def main(self, args: Any = None, prog_name: str | None = None, standalone_mode: bool = True, **extra: Any) -> Any:
         """Runs the command line and exits with its code: 0, 1 failed at work, 2 bad input, 130 interrupted."""
         try:
@@ -51,14 +78,12 @@ class Root(Group):
         except SystemExit:
             raise
         except BaseException as error:
-            code = report(error)
+            code = report(error.error if isinstance(error, Carried) else error)
         sys.exit(code or 0)
 
 
 app = typer.Typer(
     cls=Root,
-    no_args_is_help=False,
-    invoke_without_command=True,
     epilog="""\
 synthe train recipes/tiny.yaml                       train a small model on this machine, now
 synthe generate runs/tiny --prompt "def "            write with it
@@ -77,7 +102,6 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def synthe(
-    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", "-V", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
@@ -86,13 +110,10 @@ def synthe(
 
     Results go to stdout and progress to stderr, so that commands chain; --json makes stdout JSON lines.
     """
-    if ctx.invoked_subcommand is None:
-        print(ctx.get_help())
 
 
 def main() -> None:
     """What the `synthe` script calls."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     app()
 
 

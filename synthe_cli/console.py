@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from synthe_cli import figures
-from synthe_core.events import Event, Metric, Notice, Progress, Result, Sample, Saved
+from synthe_core.events import Event, Measurement, Metric, Notice, Progress, Result, Sample, Saved
 
 LINE_INTERVAL = 5.0  # seconds between plain progress lines
 JSON_INTERVAL = 0.25  # seconds between JSON progress lines; every other event is written
@@ -52,7 +52,8 @@ class Renderer:
         raise NotImplementedError
 
     def result(self, event: Result) -> None:
-        """What the verb was for: the path it wrote, as the last line of stdout."""
+        """What the verb was for: its figures, and the path it wrote as the last line of stdout."""
+        self.show(event)
         self.close()
         if event.path is not None:
             print(event.path, flush=True)
@@ -144,6 +145,8 @@ def describe(event: Event) -> list[str]:
     match event:
         case Metric():
             return [f"{event.phase}  step {event.step}  {figures_text(event.values)}"]
+        case Measurement():
+            return [f"{event.case}  {figures_text(event.values)}"]
         case Sample():
             return [f"sample  step {event.step}", *(f"  | {line}" for line in printable(event.text).splitlines())]
         case Notice():

@@ -7,6 +7,7 @@ import re
 import sys
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 from synthe_core.errors import unknown
@@ -30,7 +31,7 @@ def _painted(text: str) -> str:
 
 def _write_examples(formatter: Any, epilog: str | None) -> None:
     if epilog:
-        formatter.write("\nExamples:\n" + "".join(f"  {line}\n" if line else "\n" for line in epilog.splitlines()))
+        formatter.write("\nExamples:\n" + "".join(f"  {line}\n" for line in epilog.splitlines()))
 
 
 class Command(TyperCommand):
@@ -44,13 +45,19 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands that answers an unknown name with the nearest one."""
+    """A group of commands: by itself it shows its help, and it answers an unknown name with the nearest one."""
 
     def get_help(self, ctx: Any) -> str:
         return _painted(super().get_help(ctx))
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         _write_examples(formatter, self.epilog)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        if not args and not ctx.resilient_parsing:
+            print(ctx.get_help())
+            raise typer.Exit()
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         names = self.list_commands(ctx)

@@ -65,3 +65,11 @@ class Result(Event):
 
     values: dict[str, object] = field(default_factory=dict)
     path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Measurement(Event):
+    """Figures of one benchmark case."""
+
+    case: str
+    values: dict[str, float | str | None]

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from synthe_core.state import nbytes
 from synthe_core.trace import Trace
 
 S = TypeVar("S")
@@ -97,6 +98,10 @@ class Learner(nn.Module, Generic[S]):
     def forward(self, x: Tensor, state: S | None, ctx: Pass) -> tuple[Tensor, S]:
         """x [B, T, D], any T >= 1; `state` None means a fresh one. Returns y [B, T, D] and the state after x."""
         raise NotImplementedError
+
+    def state_bytes(self, time: int) -> int:
+        """Bytes of one sequence's state after `time` tokens: those of a fresh one, unless a learner's grows."""
+        return nbytes(self.init_state(1, device="meta"))
 
     def flops(self, time: int) -> float:
         """Floating-point operations per token of a forward pass over `time` tokens; the matrices' by default."""

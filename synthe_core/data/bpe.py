@@ -12,7 +12,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from synthe_core.data.corpora import Source, limited
+from synthe_core.data.documents import Source, limited
+from synthe_core.data.shards import cannot_write
 from synthe_core.data.splitting import Plan
 from synthe_core.data.tokenizers import END, FileTokenizer, Tokenizer, load_tokenizer
 from synthe_core.errors import InputError
@@ -60,9 +61,12 @@ def train(
             f"the text holds too few repeats for {vocab} tokens: {tokenizer.vocab_size} were learnt", "warning"
         )
     folder = _folder(vocab, recipe)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        tokenizer.save(Path(temporary)).replace(folder / "tokenizer.json")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            tokenizer.save(Path(temporary)).replace(folder / "tokenizer.json")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     return tokenizer
 
 

@@ -12,12 +12,16 @@ from typing import Any
 
 import zstandard
 
-from synthe_core.data.corpora import PIECE, Piece, Source, cut_near, key_of
+from synthe_core.data.documents import PIECE, Piece, Source, cut_near, key_of
 from synthe_core.errors import InputError, unknown
 
-PLAIN = set(
-    ".txt .text .md .markdown .rst .tex .org .py .pyi .c .h .cc .cpp .hpp .cu .rs .go .js .ts .java .kt .swift .rb "
-    ".lua .sh .sql .html .css .yaml .yml .toml .raw .tokens".split()
+PLAIN = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *("txt", "text", "md", "markdown", "rst", "tex", "org", "raw", "tokens", "html", "css", "yaml", "yml", "toml"),
+        *("py", "pyi", "c", "h", "cc", "cpp", "hpp", "cu", "rs", "go", "js", "ts", "java", "kt", "swift", "rb", "lua"),
+        *("sh", "sql"),
+    )
 )
 """Suffixes read as plain text in a folder; a file that is named outright is read whatever it is called."""
 COMPRESSED = {".gz", ".zst"}

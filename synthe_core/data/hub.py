@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from synthe_core.data.corpora import Piece, Source
+from synthe_core.data.documents import Piece, Source
 from synthe_core.data.files import text_of
 from synthe_core.errors import InputError, SyntheError, WorkError
 
@@ -47,10 +47,10 @@ def unreachable(what: str, error: Exception | None = None) -> WorkError:
     if offline():
         return WorkError(
             f"{what} cannot be read: offline mode is on (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE) and no copy is here",
-            "unset the variable, or use a local file or 'stdlib'",
+            "unset the variable, or name a local file",
         )
     cause = " ".join(str(error).split())[:200] or type(error).__name__
-    return WorkError(f"{what} cannot be reached: {cause}", "check the network, or use a local file or 'stdlib'")
+    return WorkError(f"{what} cannot be reached: {cause}", "check the network, or name a local file")
 
 
 class Hub(Source):

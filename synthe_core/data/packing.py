@@ -13,11 +13,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from synthe_core.data.bpe import decoded
-from synthe_core.data.corpora import Piece, Source, limited
-from synthe_core.data.shards import FORMAT, SIDES, Index, write_whole
+from synthe_core.data.documents import Piece, Source, limited
+from synthe_core.data.shards import FORMAT, SIDES, Index, cannot_write, write_whole
 from synthe_core.data.splitting import Part, Plan, survey
 from synthe_core.data.tokenizers import Tokenizer
-from synthe_core.errors import InputError, WorkError
+from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice, Progress
 from synthe_core.hardware import cache_dir
 
@@ -48,20 +48,18 @@ def pack(corpus: Corpus, tokenizer: Tokenizer) -> Generator[Event, None, tuple[P
     """
     identity = json.dumps([FORMAT, corpus.identity(), tokenizer.digest])
     folder = cache_dir() / "data" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    if (index := Index.read(folder)) is not None and index.complete:
+        return folder, index
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _disk(folder, error) from error
-    lock = FileLock(folder / "lock")
-    waiting = False
-    while True:
+        lock = FileLock(folder / "lock")
         try:
-            lock.acquire(timeout=0 if not waiting else 1.0)
-            break
+            lock.acquire(timeout=0)
         except Timeout:
-            if not waiting:
-                yield Notice(f"another process is preparing {corpus.source.name}: waiting for it")
-            waiting = True
+            yield Notice(f"another process is preparing {corpus.source.name}: waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     try:
         index = Index.read(folder)
         if index is None or not index.complete:
@@ -144,20 +142,13 @@ def _save(folder: Path, index: Index, pending: dict[str, list[np.ndarray]]) -> N
     """Writes what is pending as shards, then the index that names them."""
     try:
         for side, arrays in pending.items():
-            if not arrays:
+            if not any(map(len, arrays)):
                 continue
             tokens = np.concatenate(arrays)
             file = f"{side}-{len(index.sides[side].shards):05d}.bin"
-            write_whole(folder / file, memoryview(tokens).cast("B"))
+            write_whole(folder / file, tokens.tobytes())
             index.sides[side].shards.append((file, len(tokens)))
             arrays.clear()
         index.write(folder)
     except OSError as error:
-        raise _disk(folder, error) from error
-
-
-def _disk(folder: Path, error: OSError) -> WorkError:
-    return WorkError(
-        f"cannot write packed data to {folder}: {error.strerror or error}",
-        "make room there, or point SYNTHE_CACHE at a disk that has it; what was packed is kept",
-    )
+        raise cannot_write(folder, error) from error

@@ -16,7 +16,7 @@ from synthe_core.data.spec import DataSpec
 from synthe_core.data.splitting import survey
 from synthe_core.data.tokenizers import Tokenizer, open_tokenizer
 from synthe_core.errors import InputError
-from synthe_core.events import Event, Progress, Result
+from synthe_core.events import Event, Notice, Progress, Result
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,22 @@ class Packed:
             for side, split in (("train", source.train), ("validation", source.validation))
             if split.tokens
         ]
+        splits = [split for source in self.sources for split in (source.train, source.validation)]
         return {
             "tokenizer": self.tokenizer.name,
             "vocabulary": self.tokenizer.vocab_size,
-            "documents": sum(source.train.documents + source.validation.documents for source in self.sources),
-            "bytes": sum(source.train.bytes + source.validation.bytes for source in self.sources),
-            "tokens": sum(source.train.tokens + source.validation.tokens for source in self.sources),
+            **_figures(*splits),
             "sources": table,
         }
 
 
-def _figures(split: Split) -> dict[str, float]:
+def _figures(*splits: Split) -> dict[str, float]:
+    size, tokens = sum(split.bytes for split in splits), sum(split.tokens for split in splits)
     return {
-        "documents": split.documents,
-        "bytes": split.bytes,
-        "tokens": split.tokens,
-        "bytes_per_token": round(split.bytes / split.tokens, 4) if split.tokens else 0.0,
+        "documents": sum(split.documents for split in splits),
+        "bytes": size,
+        "tokens": tokens,
+        "bytes_per_token": round(size / tokens, 4),
     }
 
 
@@ -83,6 +83,11 @@ def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
         for each in spec.sources
     ]
     if isinstance(spec.validation, str):
+        if spec.validation in [each.source for each in spec.sources]:
+            raise InputError(
+                f"'{spec.validation}' is both a source of training text and all of the validation text",
+                "name another source for one of them, or a fraction such as validation: 0.05",
+            )
         corpora.append((0.0, Corpus(open_source(spec.validation, spec.field), spec.limit, 1.0)))
     tokenizer = yield from _tokenizer(spec, [corpus for weight, corpus in corpora if weight > 0])
     sources = []
@@ -96,6 +101,8 @@ def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
                 f"sequence of {spec.sequence} takes {spec.sequence + 1}",
                 "give more text, or a shorter data.sequence",
             )
+        if corpus.fraction > 0 and validation.tokens < 2:
+            yield Notice(f"{corpus.source.name}: no text fell to validation; raise data.validation", "warning")
         sources.append(PackedSource(corpus.source.name, weight, train, validation, folder))
         places.append((folder, index, "validation"))
     return Packed(spec, tokenizer, tuple(sources), Split(places, tokenizer.widths))

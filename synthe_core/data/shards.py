@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from synthe_core.errors import WorkError
+
 FORMAT = 1
 OPEN = 64
 """Shards mapped at a time, so that a corpus of any size stays within a process's mappings."""
@@ -69,7 +71,7 @@ class Index:
         write_whole(folder / "index.json", json.dumps(asdict(self)).encode())
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Writes a file so that it is there whole or not at all, whenever the process dies."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
@@ -77,6 +79,14 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def cannot_write(folder: Path, error: OSError) -> WorkError:
+    """One line for a cache folder that takes no more, or nothing."""
+    return WorkError(
+        f"cannot write packed data to {folder}: {error.strerror or error}",
+        "make room there, or point SYNTHE_CACHE at a disk that has it; what was packed is kept",
+    )
 
 
 class Split:

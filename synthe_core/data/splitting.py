@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from synthe_core.data.corpora import Piece, Source, cut_near, limited
+from synthe_core.data.documents import Piece, Source, cut_near, limited
 from synthe_core.events import Event, Progress
 
 FEW = 20
@@ -51,7 +51,7 @@ class Plan:
         elif cut <= 0:
             yield Part(False, piece.text, piece.name, piece.offset, piece.last)
         else:
-            cut = cut_near(piece.text, cut)
+            cut = cut_near(piece.text, cut, reach=min(4096, self.cuts[piece.document] // 20))
             yield Part(True, piece.text[:cut], piece.name, piece.offset, True)
             yield Part(False, piece.text[cut:], piece.name, piece.offset + cut, piece.last)
 
@@ -70,14 +70,16 @@ def survey(source: Source, fraction: float, limit: int | None) -> Generator[Even
         return Plan(fraction)
     lengths: list[int] = []
     keys: list[str] = []
+    enough = max(SOME, FEW / fraction)  # with more, a fair share of them falls to validation by chance alone
     seen, shown = 0, time.monotonic()
     for piece in limited(source.pieces(), limit):
-        if piece.offset == 0 or not lengths or piece.document != len(lengths) - 1:
-            lengths.extend([0] * (piece.document + 1 - len(lengths)))
-            keys.append(piece.key.hex())
+        if piece.document == len(lengths):
+            lengths.append(0)
         lengths[-1] = piece.offset + len(piece.text)
+        if piece.text:
+            keys.append(piece.key.hex())
         seen += len(piece.text)
-        if len(lengths) > SOME or (len(lengths) > FEW and seen > SURVEY_BYTES):
+        if len(lengths) > enough or (len(lengths) > FEW and seen > SURVEY_BYTES):
             return Plan(fraction)
         if time.monotonic() - shown > 0.2:
             shown = time.monotonic()

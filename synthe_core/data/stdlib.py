@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import platform
 import sysconfig
 import tokenize
@@ -12,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from synthe_core.data.corpora import Piece, Source
+from synthe_core.data.documents import Piece, Source
 from synthe_core.errors import InputError
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload", "pydoc_data"}
@@ -53,14 +54,13 @@ class StandardLibrary(Source):
     @cached_property
     def _paths(self) -> list[Path]:
         found = []
-        for path in self._root.rglob("*.py"):
-            parts = path.relative_to(self._root).parts
-            generated = path.name.startswith("_sysconfigdata") or parts[0].startswith("config-")
-            if generated or LEFT_OUT.intersection(parts[:-1]):
-                continue
-            if parts[0] == "encodings" and b"gencodec.py" in path.read_bytes()[:300]:
-                continue
-            found.append(path)
+        for folder, folders, files in os.walk(self._root):
+            folders[:] = [name for name in folders if name not in LEFT_OUT and not name.startswith("config-")]
+            for path in (Path(folder, file) for file in files if file.endswith(".py")):
+                settings = path.name.startswith("_sysconfigdata")
+                table = path.parent.name == "encodings" and b"gencodec.py" in path.read_bytes()[:300]
+                if not settings and not table:
+                    found.append(path)
         if not found:
             raise InputError(
                 f"this Python has no sources of its standard library in {self._root}",

@@ -113,7 +113,7 @@ class Stream:
         return kept[1]
 
     def _share_rows(self) -> list[tuple[int, int, int]]:
-        """(source, its lane, its lanes) of every row: shares by largest remainder, at least one row each."""
+        """(source, first stretch, stretches) of every row: shares by largest remainder, at least a row each."""
         if self.batch < len(self._splits):
             raise InputError(
                 f"{len(self._splits)} sources need at least as many rows when state is carried, and a batch has "
@@ -129,7 +129,8 @@ class Stream:
         for name, split, lanes in zip(self._names, self._splits, rows.tolist(), strict=True):
             if (split.tokens - 1) // lanes < self.sequence:
                 raise self._too_short(name, split, lanes)
-        return [(source, lane, lanes) for source, lanes in enumerate(rows.tolist()) for lane in range(lanes)]
+        first = [int(np.random.default_rng([self._seed, n]).integers(lanes)) for n, lanes in enumerate(rows)]
+        return [(n, lane + first[n], lanes) for n, lanes in enumerate(rows.tolist()) for lane in range(lanes)]
 
     def _lane(self) -> tuple[int, int]:
         """(source, first token) of the next sequence when rows are carried on."""
@@ -137,10 +138,9 @@ class Stream:
         source, lane, lanes = self._lanes[row]
         stretch = (self._splits[source].tokens - 1) // lanes
         epoch, position = divmod(step, stretch // self.sequence)
-        first = int(np.random.default_rng([self._seed, source]).integers(lanes))
         self._done += 1
         self._drawn[source] += 1
-        return source, (lane + first + epoch) % lanes * stretch + position * self.sequence
+        return source, (lane + epoch) % lanes * stretch + position * self.sequence
 
     def _too_short(self, name: str, split: Split, rows: int) -> InputError:
         needed = rows * self.sequence + 1

@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 
 from synthe_core.data.hub import TIMEOUT, explain, offline, unreachable
-from synthe_core.errors import InputError, closest
+from synthe_core.errors import InputError, SyntheError, closest
 
 END = "<|endoftext|>"
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]", "<|im_end|>")
@@ -94,7 +94,7 @@ class ByteTokenizer(Tokenizer):
     digest = "bytes-1"
     vocab_size = 257
     end = 256
-    pieces = [bytes([i]) for i in range(256)] + [b""]  # noqa: RUF012 (a constant)
+    pieces = [bytes([i]) for i in range(256)] + [b""]
     reads_bytes = True
 
     def encode(self, text: str | bytes) -> list[int]:
@@ -116,16 +116,16 @@ class FileTokenizer(Tokenizer):
         inner.no_truncation()
         inner.no_padding()
         specials = {token.content: i for i, token in inner.get_added_tokens_decoder().items() if token.special}
-        found = next((specials[token] for token in ENDS if token in specials), None)
-        if found is None:
+        end = next((token for token in ENDS if token in specials), None)
+        if end is None:
+            end = END
             inner.add_special_tokens([END])
-            found = inner.token_to_id(END)
         self._json = inner.to_str()
         inner.encode_special_tokens = True
         self._inner = inner
         self.name = name
         self.digest = hashlib.sha256(self._json.encode()).hexdigest()[:16]
-        self.end = int(found)
+        self.end = inner.get_vocab(with_added_tokens=True)[end]
         self.pieces = _pieces(inner, self._json)
         self.vocab_size = len(self.pieces)
 
@@ -174,14 +174,23 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def _from_hub(name: str) -> Tokenizer:
-    from huggingface_hub import hf_hub_download  # slow to import, and only needed here
+    from huggingface_hub import HfApi, hf_hub_download, utils  # slow to import, and only needed here
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     what = f"tokenizer '{name}'"
-    local_only = offline()
+    utils.disable_progress_bars()
     try:
-        path = hf_hub_download(name, "tokenizer.json", etag_timeout=TIMEOUT, local_files_only=local_only)
+        try:
+            path = hf_hub_download(name, "tokenizer.json", local_files_only=True)
+        except LocalEntryNotFoundError as error:
+            if offline():
+                raise unreachable(what) from error
+            HfApi().model_info(name, timeout=TIMEOUT)  # answers at once where the download would retry
+            path = hf_hub_download(name, "tokenizer.json", etag_timeout=TIMEOUT)
+    except SyntheError:
+        raise
     except Exception as error:  # the hub's library raises errors of many packages
-        raise (unreachable(what, error) if local_only else explain(what, error)) from error
+        raise explain(what, error) from error
     return load_tokenizer(Path(path))
 
 

@@ -87,6 +87,10 @@ class Attention(Learner[Window]):
         now = ctx.mask if ctx.mask is not None else torch.ones_like(ctx.positions, dtype=torch.bool)
         return torch.cat([filled, now], dim=1)
 
+    def state_bytes(self, time: int) -> int:
+        """Keys and values of the window's tokens."""
+        return 2 * min(self.window, time) * self.groups * self.size * self.state_dtype.itemsize
+
     def flops(self, time: int) -> float:
         """The matrices', and 4 K per head for every key that a token sees on average."""
         window = min(self.window, time)

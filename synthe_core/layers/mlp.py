@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.ops.swiglu import swiglu
 
 
 class MLP(Learner[tuple[()]]):
@@ -29,5 +29,4 @@ class MLP(Learner[tuple[()]]):
         return ()
 
     def forward(self, x: Tensor, state: tuple[()] | None, ctx: Pass) -> tuple[Tensor, tuple[()]]:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.out(F.silu(gate) * up), ()
+        return self.out(swiglu(self.gate_up(x))), ()

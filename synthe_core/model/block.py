@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from synthe_core.layers import build
 from synthe_core.learner import Pass, Spec
+from synthe_core.ops.dispatch import compute_dtype
+from synthe_core.ops.rms_norm import rms_norm
 
 EPS = 1e-6
+
+
+
+class RMSNorm(nn.Module):
+    """The norm before a learner and before the head; under autocast it gives the narrow type that matrices read."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, EPS, compute_dtype(x))
 
 
 class Block(nn.Module):
@@ -19,7 +34,7 @@ class Block(nn.Module):
     def __init__(self, specs: Sequence[Spec], width: int) -> None:
         super().__init__()
         self.learners = nn.ModuleList(build(spec, width) for spec in specs)
-        self.norms = nn.ModuleList(nn.RMSNorm(width, eps=EPS) for _ in specs)
+        self.norms = nn.ModuleList(RMSNorm(width) for _ in specs)
 
     def init_state(self, batch: int, *, device: Any = "cpu") -> list[Any]:
         return [learner.init_state(batch, device=device) for learner in self.learners]  # type: ignore[operator]

@@ -12,9 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from synthe_core.layers import LearnerSpec
 from synthe_core.learner import Learner, Pass, Spec
-from synthe_core.model.block import EPS, Block
+from synthe_core.model.block import EPS, Block, RMSNorm
 from synthe_core.ops.cross_entropy import linear_cross_entropy
-from synthe_core.state import named_leaves
 from synthe_core.trace import Trace
 
 EMBEDDING_STD = 0.02
@@ -63,7 +62,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(vocab, spec.width)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         self.blocks = nn.ModuleList(Block(spec.block, spec.width) for _ in range(spec.blocks))
-        self.norm = nn.RMSNorm(spec.width, eps=EPS)
+        self.norm = RMSNorm(spec.width)
         self.head = nn.Linear(spec.width, vocab, bias=False)
         if spec.tie:
             self.head.weight = self.embedding.weight
@@ -130,8 +129,6 @@ class LanguageModel(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def state_bytes(self, time: int = 1) -> int:
-        """Bytes of one sequence's state after `time` tokens, measured from a state on the meta device."""
-        with torch.device("meta"), torch.no_grad():
-            twin = LanguageModel(self.spec, self.vocab)
-            _, after = twin.next_logits(torch.zeros(1, time, dtype=torch.int64))
-        return sum(leaf.numel() * leaf.element_size() for _, leaf in named_leaves(after))
+        """Bytes of one sequence's state after `time` tokens: its position, and what every learner remembers."""
+        learners = sum(m.state_bytes(time) for m in self.modules() if isinstance(m, Learner))
+        return self.init_state(1, device="meta").position.element_size() + learners

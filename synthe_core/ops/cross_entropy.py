@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synthe_core.ops.dispatch import op
+from synthe_core.ops.dispatch import compute_dtype, op
 
 IGNORED = -100
 CHUNK_BYTES = 32 << 20  # logits held at a time
@@ -38,7 +38,7 @@ class _Chunked(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         flat, labels = hidden.flatten(0, 1), targets.flatten()
         chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-        narrow = _compute_dtype(hidden)
+        narrow = compute_dtype(hidden)
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         matrix = weight.to(narrow)
         losses = torch.empty(labels.shape, dtype=wide, device=hidden.device)
@@ -75,8 +75,3 @@ class _Chunked(torch.autograd.Function):
         if weight_grad is not None:
             weight_grad = weight_grad * upstream
         return hidden_grad, weight_grad, None
-
-
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

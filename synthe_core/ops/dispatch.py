@@ -28,6 +28,7 @@ from synthe_core.errors import InputError, unknown
 from synthe_core.hardware import Hardware, probe
 
 _forced: ContextVar[dict[str, str]] = ContextVar("forced_kernels", default={})
+_heard: ContextVar[list[tuple[Op, Call]] | None] = ContextVar("heard_calls", default=None)
 
 OPS: dict[str, Op] = {}
 
@@ -102,6 +103,8 @@ class Op:
         return add
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (heard := _heard.get()) is not None:
+            heard.append((self, Call.of(dict(zip(self._parameters, args, strict=False)) | kwargs)))
         forced = _forced.get().get(self.name)
         if forced is not None:
             self.used.add(forced)
@@ -156,7 +159,25 @@ def use_kernels(**choices: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+@contextmanager
+def hear_calls() -> Iterator[list[tuple[Op, Call]]]:
+    """Within the block, every call of an operator is noted in the list: what `synthe hardware` explains."""
+    heard: list[tuple[Op, Call]] = []
+    token = _heard.set(heard)
+    try:
+        yield heard
+    finally:
+        _heard.reset(token)
+
+
 def require_float(name: str, tensor: Tensor) -> None:
     """Operators compute in float32 or float64; anything narrower is the caller's to widen."""
     if tensor.dtype not in (torch.float32, torch.float64):
         raise InputError(f"{name} must be float32 or float64, not {tensor.dtype}", "cast it before the operator")
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What matrix products of `x` are computed in: autocast's type where it is on, else its own."""
+    kind = x.device.type
+    autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if autocast else x.dtype

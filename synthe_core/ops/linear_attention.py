@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from synthe_core.ops.delta_rule.chunked import chunked_memory
+from synthe_core.ops.delta_rule.chunked import refusal as chunk_refusal
 from synthe_core.ops.delta_rule.native import compiled_memory, refusal
 from synthe_core.ops.dispatch import op, require_float
 
@@ -48,3 +50,14 @@ def compiled(
 
 
 compiled.refuses(refusal)
+
+
+@linear_attention.kernel("chunked", rank=10, tolerance=1e-5)
+def chunked(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Torch: chunks of 64 tokens, shared with the delta rule."""
+    return chunked_memory(q, k, v, beta, log_decay, state, False)
+
+
+chunked.refuses(chunk_refusal)

@@ -20,7 +20,16 @@ from torch import Tensor
 
 from synthe_core.hardware import Hardware, cache_dir, probe
 
-FLAGS = ["-O3", "-march=native", "-std=c11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = [
+    "-O3",
+    "-march=native",
+    "-std=c11",
+    "-ffp-contract=fast",
+    "-shared",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 WIDE = ["-mprefer-vector-width=512"]
 PARTS = Path(__file__).parent
 

@@ -1,0 +1,182 @@
+"""The delta rule and gated linear attention in parallel chunks of time, in torch, for any device.
+
+Within a chunk of C tokens the errors e_t solve a triangular system (the WY form); between chunks the memory is carried
+by matrix products. With S the memory before a chunk, γ_t the decay from its start and D_ts from s to t:
+
+    (I + L) E = V - γ K S,   L_ts = D_ts (k_t·k_s) β_s below the diagonal,   U = β E
+    O = γ Q S + (D ∘ Q Kᵀ) U,   S' = γ_C S + (D_C K)ᵀ U
+
+Sources: Yang et al. 2024, "Parallelizing linear transformers with the delta rule"; Yang et al. 2025, Gated DeltaNet.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from synthe_core.hardware import Hardware
+from synthe_core.ops.delta_rule import delta_rule
+from synthe_core.ops.dispatch import Call
+
+CHUNK = 64
+
+
+def chunks(x: Tensor) -> Tensor:
+    """x [B, T, H, ...] as [B H, N, C, ...], zeros after the end of time."""
+    missing = -x.shape[1] % CHUNK
+    if missing:
+        x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
+    return x.unflatten(1, (-1, CHUNK)).movedim(3, 1).flatten(0, 1).contiguous()
+
+
+def whole(x: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `chunks`, for a tensor of the batch, time and heads of `like`."""
+    batch, time, heads = like.shape[:3]
+    return x.unflatten(0, (batch, heads)).flatten(2, 3).movedim(1, 2)[:, :time]
+
+
+class Decays(NamedTuple):
+    """D [G, N, C, C], γ and D_C [G, N, C, 1], γ_C [G, N, 1, 1] over G = B H heads."""
+
+    between: Tensor
+    from_start: Tensor
+    to_end: Tensor
+    through: Tensor
+
+
+def decays(log_decay: Tensor | None, k: Tensor) -> Decays:
+    """The decays of chunked keys k [G, N, C, K]; without `log_decay` all that may flow flows undiminished."""
+    steps = k.new_zeros(k.shape[:3]) if log_decay is None else chunks(log_decay)
+    future = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=k.device).triu(1)
+    since = steps.cumsum(-1)
+    # Masked before the exponential: what lies ahead would overflow.
+    between = (since[..., :, None] - since[..., None, :]).masked_fill_(future, float("-inf")).exp_()
+    from_start = since.exp()[..., None]
+    return Decays(between, from_start, between[:, :, -1, :, None], from_start[:, :, -1:])
+
+
+def solver(lower: Tensor) -> Tensor:
+    """(I + lower)⁻¹ for strictly lower triangular matrices [..., C, C]."""
+    eye = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device).expand_as(lower)
+    return torch.linalg.solve_triangular(lower, eye, upper=False, unitriangular=True)
+
+
+class ChunkedMemory(torch.autograd.Function):
+    """The forward keeps the memory before every chunk, the errors and the inverses; the rest is computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        beta: Tensor,
+        log_decay: Tensor | None,
+        state: Tensor | None,
+        overwrite: bool,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = (q, k, v, beta, log_decay)
+        qs, ks, error, strength = chunks(q), chunks(k), chunks(v), chunks(beta)[..., None]
+        decay = decays(log_decay, ks)
+        ended = ks * decay.to_end
+        recall = inverse = None
+        if overwrite:
+            lower = (ks @ ks.mT).mul_(decay.between).mul_(strength.mT).tril_(-1)
+            inverse = solver(lower)
+            error = inverse @ error
+            recall = inverse @ (ks * decay.from_start)
+        memory = q.new_zeros(qs.shape[0], k.shape[-1], v.shape[-1]) if state is None else state.flatten(0, 1)
+        memories, errors = [memory], []
+        for n in range(qs.shape[1]):
+            e = error[:, n] if recall is None else torch.baddbmm(error[:, n], recall[:, n], memory, alpha=-1)
+            memory = torch.baddbmm(memory * decay.through[:, n], ended[:, n].mT, strength[:, n] * e)
+            memories.append(memory)
+            errors.append(e)
+        before, error = torch.stack(memories[:-1], 1), torch.stack(errors, 1)
+        read = (qs @ ks.mT).mul_(decay.between)
+        out = (qs * decay.from_start) @ before + read @ (strength * error)
+        final = memory.unflatten(0, (q.shape[0], q.shape[2]))
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*inputs, before, memory, error if overwrite else None, inverse)
+            ctx.overwrite, ctx.has_state = overwrite, state is not None
+        return whole(out, q).contiguous(), final.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, out_grad: Tensor, final_grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(out_grad.device.type, enabled=False):
+            return ChunkedMemory.gradients(ctx, out_grad, final_grad)
+
+    @staticmethod
+    def gradients(ctx: Any, out_grad: Tensor, final_grad: Tensor) -> tuple[Tensor | None, ...]:
+        """d followed by a name is the gradient of what the module's equations call so; dR is that of V - γ K S."""
+        q, k, v, beta, log_decay, before, final, error, inverse = ctx.saved_tensors
+        qs, ks, vs, strength, dO = chunks(q), chunks(k), chunks(v), chunks(beta)[..., None], chunks(out_grad)
+        decay = decays(log_decay, ks)
+        error = error if ctx.overwrite else vs
+        u, ended = strength * error, ks * decay.to_end
+        read = (qs @ ks.mT).mul_(decay.between)
+        dU = read.mT @ dO
+        dR, carried = strength * dU, strength * ended
+        if ctx.overwrite:
+            dR, carried = inverse.mT @ dR, inverse.mT @ carried
+        outer = (qs * decay.from_start).mT @ dO
+        recalled = (ks * decay.from_start).mT
+        dS = final_grad.flatten(0, 1)
+        later, rights = [], []
+        for n in reversed(range(qs.shape[1])):
+            later.append(dS)
+            right = torch.baddbmm(dR[:, n], carried[:, n], dS)
+            rights.append(right)
+            dS = torch.addcmul(outer[:, n], dS, decay.through[:, n])
+            if ctx.overwrite:
+                dS = torch.baddbmm(dS, recalled[:, n], right, alpha=-1)
+        after, dR = torch.stack(later[::-1], 1), torch.stack(rights[::-1], 1)
+        dU = dU + ended @ after
+
+        flow = (dO @ u.mT).mul_(decay.between)
+        dq = (dO @ before.mT).mul_(decay.from_start) + flow @ ks
+        dk = flow.mT @ qs + (u @ after.mT).mul_(decay.to_end)
+        if ctx.overwrite:
+            lower = (ks @ ks.mT).mul_(decay.between).tril_(-1)
+            dU = dU - lower.mT @ dR
+            clash = (dR @ u.mT).mul_(decay.between).tril_(-1)
+            dk = dk - (dR @ before.mT).mul_(decay.from_start) - (clash + clash.mT) @ ks
+        dbeta = (dU * error).sum(-1)
+        dlog = None
+        if log_decay is not None:
+            # <dS_t, S_t> is the gradient of log_decay after t; each chunk starts it afresh so that rounding stays put.
+            ends = torch.cat([before[:, 1:], final[:, None]], 1)
+            along = (after * ends).sum((-1, -2))[..., None]
+            flux = (qs * dq).sum(-1) - (vs * dR).sum(-1)
+            dlog = whole(along + flux.flip(-1).cumsum(-1).flip(-1), q)
+        dstate = dS.unflatten(0, (q.shape[0], q.shape[2])) if ctx.has_state else None
+        return whole(dq, q), whole(dk, q), whole(dR, q), whole(dbeta, q), dlog, dstate, None
+
+
+def chunked_memory(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, overwrite: bool
+) -> tuple[Tensor, Tensor]:
+    """Either rule (see `delta_rule`, `linear_attention`) by chunks; `overwrite` False adds instead."""
+    with torch.autocast(q.device.type, enabled=False):
+        return ChunkedMemory.apply(q, k, v, beta, log_decay, state, overwrite)
+
+
+def refusal(hardware: Hardware, call: Call) -> str | None:
+    """Why chunks do not serve a call, or None."""
+    return "a few tokens are cheaper one by one" if call.time < 8 else None
+
+
+@delta_rule.kernel("chunked", rank=10, tolerance=1e-5)
+def chunked(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Torch: chunks of 64 tokens in WY form, a hand-written backward."""
+    return chunked_memory(q, k, v, beta, log_decay, state, True)
+
+
+chunked.refuses(refusal)

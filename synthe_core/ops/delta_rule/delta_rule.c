@@ -9,9 +9,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+
+#include "../subnormals.h"
 
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
@@ -38,25 +37,6 @@ typedef struct {
 } Shape;
 
 static inline int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
-
-/* Decays drive numbers towards zero; denormals would make each product a hundred times slower. */
-static inline unsigned flush_denormals(void) {
-#if defined(__x86_64__)
-    unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040);
-    return before;
-#else
-    return 0;
-#endif
-}
-
-static inline void restore_denormals(unsigned before) {
-#if defined(__x86_64__)
-    _mm_setcsr(before);
-#else
-    (void)before;
-#endif
-}
 
 #define REAL float
 #define EXP expf

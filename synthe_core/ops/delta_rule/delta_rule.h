@@ -204,11 +204,11 @@ int NAME(delta_rule_forward)(const Shape *shape, const View *q, const View *k, c
     int failed = 0;
 #pragma omp parallel for schedule(dynamic) reduction(| : failed) if (tasks > 1)
     for (int64_t task = 0; task < tasks; task++) {
-        const unsigned before = flush_denormals();
+        const unsigned before = flush_subnormals();
         const int64_t head = task / shape->blocks;
         failed |= NAME(forward_head)(shape, q, k, v, beta, log_decay, state, o, final, error, saved,
                                      head / shape->heads, head % shape->heads, task % shape->blocks);
-        restore_denormals(before);
+        restore_subnormals(before);
     }
     return failed;
 }

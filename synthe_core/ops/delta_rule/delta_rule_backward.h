@@ -149,12 +149,12 @@ int NAME(delta_rule_backward)(const Shape *shape, const View *q, const View *k, 
     int failed = 0;
 #pragma omp parallel for schedule(dynamic) reduction(| : failed) if (tasks > 1)
     for (int64_t task = 0; task < tasks; task++) {
-        const unsigned before = flush_denormals();
+        const unsigned before = flush_subnormals();
         const int64_t head = task / shape->blocks;
         failed |= NAME(backward_head)(shape, q, k, v, beta, log_decay, error, saved, final, out_grad, final_grad,
                                       q_grad, k_grad, v_grad, beta_grad, decay_grad, state_grad, head / shape->heads,
                                       head % shape->heads, task % shape->blocks);
-        restore_denormals(before);
+        restore_subnormals(before);
     }
     return failed;
 }

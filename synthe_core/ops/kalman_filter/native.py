@@ -1,4 +1,4 @@
-"""The Kalman filter compiled for the CPU: mean and variance in one pass over memory forward, all gradients in one back."""
+"""The Kalman filter compiled for the CPU: mean and variance in one pass over memory, all gradients in another."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLOCK = 256  # channels that the C code sums at a time
 class _Stride(ctypes.Structure):
     """Elements from one row of the batch, and from one token, to the next."""
 
-    _fields_ = [("row", ctypes.c_int64), ("token", ctypes.c_int64)]  # noqa: RUF012
+    _fields_ = [("row", ctypes.c_int64), ("token", ctypes.c_int64)]
 
 
 @kalman_filter.kernel("native", rank=20, tolerance=1e-5)
@@ -75,9 +75,14 @@ class _Native(torch.autograd.Function):
         of_mean, of_variance = torch.empty_like(mean), torch.empty_like(variance)
         results = [of_observation, of_transition, of_process, of_noise, of_mean, of_variance]
         strides = [_stride(tensor, time) for tensor in (transition, process_noise)]
-        strides += [_Stride(tensor.stride(0), width if tensor.dim() == 3 else 0) for tensor in (of_transition, of_process)]
+        strides += [
+            _Stride(tensor.stride(0), width if tensor.dim() == 3 else 0) for tensor in (of_transition, of_process)
+        ]
         _call("filter_back", observation, [*given, means, posterior, *wanted, *results], strides)
-        results[1], results[2] = of_transition.sum_to_size(transition.shape), of_process.sum_to_size(process_noise.shape)
+        results[1], results[2] = (
+            of_transition.sum_to_size(transition.shape),
+            of_process.sum_to_size(process_noise.shape),
+        )
         return *results, None
 
 

@@ -3,7 +3,8 @@
 With u = 1 / r the variance is a Möbius map of the one before, P' = M / (u M + 1) with M = a² P + q, that is the matrix
 [[a², q], [u a², u q + 1]]. All its entries are positive, so products of many never cancel; each product is scaled to
 stay in range. Given the variances the gains are known and the mean is a linear scan. Going back, the mean's adjoint is
-a linear scan, and so is the variance's, because dP'/dP = a² (1 - K)². A token that is not active is a = 1, q = 0, u = 0.
+a linear scan, and so is the variance's, because dP'/dP = a² (1 - K)². Tokens that are not active have a = 1 and
+q = u = 0.
 
 Source: Särkkä & García-Fernández 2020, "Temporal parallelization of Bayesian smoothers".
 """
@@ -155,7 +156,9 @@ class _Parallel(torch.autograd.Function):
         wanted[:, :-1] -= (2 * a * surprised)[:, 1:]
         adjoint = scan_back(scan, a * kept, wanted)
         observation_grad = torch.addcmul(2 * surprised, adjoint, gain)
-        predicted_grad = adjoint - observation_grad
+        predicted_grad = (
+            adjoint * kept - 2 * surprised
+        )  # not adjoint - observation_grad: it cancels where K is nearly 1
 
         gain_grad = adjoint * innovation - _per_channel(confidence_grad, means)
         surprised *= innovation * inverse  # and now what surprise asks of S, with its sign turned

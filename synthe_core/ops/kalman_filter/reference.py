@@ -46,14 +46,14 @@ def kalman_filter(
     Raises InputError for narrower dtypes and for shapes that do not fit. Source: Kalman 1960.
     """
     check(observation, transition, process_noise)
-    transition, process_noise = transition.expand_as(observation), process_noise.expand_as(observation)
+    a_and_q = (parameter.expand_as(observation).unbind(1) for parameter in (transition, process_noise))
+    tokens = zip(observation.unbind(1), *a_and_q, observation_noise.unbind(1), strict=True)
     means, variances, surprises, confidences = [], [], [], []
-    for t in range(observation.shape[1]):
-        a, q, r = transition[:, t], process_noise[:, t], observation_noise[:, t]
+    for t, (z, a, q, r) in enumerate(tokens):
         prior = a * a * variance + q
         total = prior + r
         gain = prior / total
-        innovation = observation[:, t] - a * mean
+        innovation = z - a * mean
         updated = a * mean + gain * innovation, r * gain  # r K = (1 - K) P⁻, which would cancel where K is nearly 1
         told = innovation * innovation / total, r / total
         if active is not None:
@@ -74,4 +74,6 @@ def check(observation: Tensor, transition: Tensor, process_noise: Tensor) -> Non
     for name, tensor in (("transition", transition), ("process_noise", process_noise)):
         if tensor.shape not in (observation.shape, observation.shape[-1:]):
             expected = f"{list(observation.shape[-1:])} or {list(observation.shape)}"
-            raise InputError(f"{name} is {list(tensor.shape)}, not {expected}", "one value a channel, or one a token too")
+            raise InputError(
+                f"{name} is {list(tensor.shape)}, not {expected}", "one value a channel, or one a token too"
+            )

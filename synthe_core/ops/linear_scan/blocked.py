@@ -22,7 +22,7 @@ def blocked(decay: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[
     """Chunks of sqrt(T) at once, then the state over the chunks."""
     require_float("decay", decay)
     h = AdjointScan.apply(scan, decay, value, state)
-    return h, h[:, -1]
+    return h, h[:, -1].clone()
 
 
 @blocked.refuses

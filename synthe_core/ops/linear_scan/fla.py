@@ -17,7 +17,7 @@ SMALLEST = 1e-30  # these kernels want log decays; below this a decay counts as 
 def fla(decay: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Only their forward scan is used, both ways, so that a decay of zero keeps its gradient."""
     h = AdjointScan.apply(_scan, decay, value, state)
-    return h, h[:, -1]
+    return h, h[:, -1].clone()
 
 
 @fla.refuses

@@ -22,7 +22,7 @@ def native(decay: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[T
     """C: the state stays in the first-level cache while time goes by."""
     require_float("decay", decay)
     h = _Native.apply(decay, value, state)
-    return h, h[:, -1]
+    return h, h[:, -1].clone()
 
 
 @native.refuses
@@ -36,7 +36,7 @@ class _Native(torch.autograd.Function):
         decay, value = decay.contiguous(), value.contiguous()
         state = None if state is None else state.contiguous()
         h = torch.empty_like(value)
-        _call("scan", value, decay, value, state, h)
+        _call("scan", h, decay, value, state, h)
         ctx.save_for_backward(decay, h, state)
         return h
 

@@ -18,7 +18,7 @@ def linear_scan(decay: Tensor, value: Tensor, state: Tensor | None = None) -> tu
     require_float("decay", decay)
     h = torch.zeros_like(value[:, 0]) if state is None else state
     history = []
-    for t in range(value.shape[1]):
-        h = decay[:, t] * h + value[:, t]
+    for a, b in zip(decay.unbind(1), value.unbind(1), strict=True):
+        h = a * h + b
         history.append(h)
     return torch.stack(history, dim=1), h

@@ -1,0 +1,77 @@
+"""`synthe bench`: measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from synthe_cli.console import choose
+from synthe_cli.help import SETTINGS, Command, Group
+from synthe_cli.options import DeviceOption, JsonOption, find_recipe
+
+if TYPE_CHECKING:
+    from synthe_core.events import Event
+
+app = typer.Typer(cls=Group, help="Measure speed, paired and in ratios.", **SETTINGS)
+
+PARTS = ("ops", "training", "decoding", "published")
+PAIRS = (("tiny", "baselines/transformer"), ("60m", "baselines/transformer-60m"))
+
+
+@app.callback()
+def bench() -> None:
+    """Measure speed, paired and in ratios."""
+
+
+@app.command(
+    cls=Command,
+    short_help="Time operators, training and decoding.",
+    epilog="""\
+synthe bench speed                                       everything; some minutes
+synthe bench speed --part ops --op delta                 the delta rule against its peers
+synthe bench speed --part training --json > speed.jsonl  tiny and 60m against transformers of equal size""",
+)
+def speed(
+    part: Annotated[list[str] | None, typer.Option(help="ops, training, decoding or published. Repeatable.")] = None,
+    op: Annotated[list[str] | None, typer.Option(help="delta, momentum or kalman. Repeatable.")] = None,
+    against: Annotated[str, typer.Option(help="Peers of the operators: transformers, sdpa, reference.")] = (
+        "transformers,sdpa,reference"
+    ),
+    turns: Annotated[int, typer.Option(min=1, help="Timed turns of each candidate, in alternation.")] = 7,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time operators, training steps and decoding: candidates take turns in one process, and medians are reported.
+
+    A ratio is a candidate's time over the first one's, taken turn by turn, so that a machine whose speed drifts does
+    not lie. Each case names its shapes; throughput is beside it so that the floor can be reckoned.
+    """
+    with choose(as_json) as renderer:
+        for event in _measure(part or list(PARTS), op, tuple(against.split(",")), turns, device or "auto"):
+            renderer.show(event)
+
+
+def _measure(parts: list[str], ops: list[str] | None, against: tuple[str, ...], turns: int, device: str) -> Iterator[Event]:
+    from synthe_core.benchmarks import models, operators
+    from synthe_core.errors import unknown
+    from synthe_core.hardware import probe
+    from synthe_core.placement import choose_device
+    from synthe_core.recipe import Recipe
+
+    for part in parts:
+        if part not in PARTS:
+            raise unknown("part", part, PARTS)
+    device = choose_device(device, probe()).value
+    if "published" in parts:  # first, while the process holds nothing else
+        yield from models.published_shapes(Recipe.load(find_recipe("60m")), turns, device)
+    if "ops" in parts:
+        for name in ops or list(operators.CASES):
+            yield from operators.measure(name, against, device, turns)
+    pairs = [{name: Recipe.load(find_recipe(name)) for name in pair} for pair in PAIRS]
+    for pair in pairs:
+        if "training" in parts:
+            yield from models.training(pair, (512, 2048), 4096, turns, device)
+        if "decoding" in parts:
+            yield from models.decoding(pair, (1024, 32768), turns, device)

@@ -1,0 +1,101 @@
+"""`synthe data`: text made ready for training, and what is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from synthe_cli import console, figures
+from synthe_cli.help import SETTINGS, Command, Group
+from synthe_cli.options import JsonOption, SetOption, find_recipe, overrides, shipped_recipes
+from synthe_core.events import Event, Result
+
+if TYPE_CHECKING:
+    from synthe_core.data.spec import DataSpec
+
+app = typer.Typer(cls=Group, help="Prepare text for training, and count it.", **SETTINGS)
+
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE_OR_SOURCE", help="A recipe, or a source: file, folder, glob, hub:NAME, stdlib.")
+]
+
+
+@app.command(
+    cls=Command,
+    short_help="Turn text into the tokens that training reads.",
+    epilog="""\
+synthe data prepare recipes/60m.yaml                     now rather than when training starts
+synthe data prepare 'books/*.txt' --set data.sequence=1024
+synthe data prepare recipes/60m.yaml --set data.tokenizer.vocab=32768""",
+)
+def prepare(source: SourceArgument, assign: SetOption = None, as_json: JsonOption = False) -> None:
+    """Read and tokenize text, and keep the tokens in the cache, where training finds them.
+
+    Goes on where it was interrupted. `synthe train` does the same when it must.
+    """
+    from synthe_core.data.prepare import prepare as verb
+
+    _render(verb(_data_of(source, assign)), as_json)
+
+
+@app.command(
+    cls=Command,
+    short_help="Count documents, bytes and tokens.",
+    epilog="""\
+synthe data stats stdlib
+synthe data stats my.txt --set data.tokenizer=bpe        how well a trained tokenizer would compress it
+synthe data stats recipes/tiny.yaml --json""",
+)
+def stats(source: SourceArgument, assign: SetOption = None, as_json: JsonOption = False) -> None:
+    """Count documents, bytes, tokens and bytes per token of each source and split, preparing the data if need be."""
+    from synthe_core.data.prepare import stats as verb
+
+    _render(verb(_data_of(source, assign)), as_json)
+
+
+def _data_of(text: str, assignments: list[str] | None) -> DataSpec:
+    """The `data` of a recipe; or of no recipe, with `text` as its source and --set applied."""
+    from synthe_core.recipe import Recipe
+    from synthe_core.yaml_text import parse
+
+    path = Path(text).expanduser()
+    if path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file() or (text in shipped_recipes() and text != "stdlib"):
+        return Recipe.load(find_recipe(text), overrides(None, assignments)).data
+    recipe = parse("{model: {width: 1, blocks: 1, block: [mlp]}}", "--set")  # only its data is looked at
+    return Recipe.from_source(recipe, overrides([text], assignments)).data
+
+
+def _render(events: Iterable[Event], as_json: bool) -> None:
+    with console.choose(as_json) as shown:
+        for event in events:
+            if isinstance(event, Result) and not as_json:
+                shown.close()
+                print(_table(event.values))
+                event = Result(path=event.path)
+            if isinstance(event, Result):
+                shown.result(event)
+            else:
+                shown.show(event)
+
+
+def _table(values: dict[str, Any]) -> str:
+    """The counts of each source and split as a table, and the figures of the whole under it."""
+    rows = [
+        [
+            str(row["source"]),
+            str(row["split"]),
+            f"{row['documents']:,}",
+            f"{row['bytes']:,}",
+            f"{row['tokens']:,}",
+            f"{row['bytes_per_token']:.3f}",
+        ]
+        for row in values["sources"]
+    ]
+    heads = ["source", "split", "documents", "bytes", "tokens", "bytes/token"]
+    whole = {key: value for key, value in values.items() if key != "sources"}
+    width = max(map(len, whole))
+    lines = [f"{key.replace('_', ' '):<{width}}  {f'{v:,}' if isinstance(v, int) else v}" for key, v in whole.items()]
+    return figures.table(heads, rows, left=2) + "\n\n" + "\n".join(lines)

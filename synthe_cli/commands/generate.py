@@ -1,0 +1,135 @@
+"""`synthe generate`: text from a checkpoint, as it is written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synthe_cli.console import printable
+from synthe_cli.help import SETTINGS, Command
+from synthe_cli.options import CheckpointArgument, DeviceOption, JsonOption, find_checkpoint
+from synthe_core.errors import InputError
+
+app = typer.Typer(**SETTINGS)
+
+
+@app.command(
+    cls=Command,
+    epilog="""\
+synthe generate runs/tiny --prompt "def "                        200 tokens, as they come
+synthe generate runs/tiny -p "import " -n 500 --temperature 0.8 --top-p 0.95 --seed 1
+synthe generate runs/tiny -p "class A" -p "class B" --json       a batch; one line of JSON a prompt
+synthe generate runs/tiny --prompt-file book.txt --state-out book.state -n 0
+synthe generate runs/tiny --state-in book.state -p "And then "   goes on exactly, without reading the book again
+synthe train tiny | synthe generate - -p "import "\n""",
+)
+def generate(
+    checkpoint: CheckpointArgument,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="What to continue. Repeat for a batch.")
+    ] = None,
+    prompt_file: Annotated[
+        list[Path] | None,
+        typer.Option("--prompt-file", "-f", metavar="FILE", help="A file whose text to continue. Repeat for a batch."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=0, metavar="N", help="Tokens to write.")] = 200,
+    temperature: Annotated[float, typer.Option("--temperature", "-t", metavar="T", help="0 is greedy.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", metavar="P", help="Keep the likeliest tokens that together reach P.")
+    ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option("--min-p", metavar="P", help="Keep tokens at least P times as likely as the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", metavar="R", help="Above 1, tokens already seen become unlikelier.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text. Repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same text.")] = 0,
+    state_in: Annotated[
+        Path | None, typer.Option("--state-in", metavar="FILE", help="Go on from this saved session.")
+    ] = None,
+    state_out: Annotated[
+        Path | None, typer.Option("--state-out", metavar="FILE", help="Save the session at the end.")
+    ] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Continue a prompt with a trained model, and print the text as it comes.
+
+    Several prompts are one batch; each is printed whole under a heading, or as a line of JSON. Without a prompt the
+    model starts a document.
+    """
+    path = find_checkpoint(checkpoint)
+    prompts = [*(prompt or []), *map(_read, prompt_file or [])] or [""]
+
+    from pydantic import ValidationError
+
+    from synthe_core.checkpoint import Checkpoint
+    from synthe_core.generation import write
+    from synthe_core.hardware import probe
+    from synthe_core.model.sampling import Sampling
+    from synthe_core.model.session import Session
+    from synthe_core.placement import choose_device
+
+    try:
+        sampling = Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+        )
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        option = str(fault["loc"][0]).replace("_", "-")
+        raise InputError(f"--{option}: {fault['msg'][:1].lower()}{fault['msg'][1:]}, not {fault['input']}") from None
+    opened = Checkpoint.open(path)
+    where = choose_device(device or "auto", probe()).value
+    tokenizer, model = opened.tokenizer(), opened.model(where).eval()
+    session = Session.load(state_in, model) if state_in else None
+    pieces = write(model, tokenizer, prompts, tokens, sampling=sampling, seed=seed, stop=stop or (), session=session)
+    texts = [""] * len(prompts)
+    streamed = len(prompts) == 1 and not as_json
+    if streamed:
+        _print(prompts[0])
+    while True:
+        try:
+            row, text = next(pieces)
+        except StopIteration as end:
+            after: Session = end.value
+            break
+        texts[row] += text
+        if streamed:
+            _print(text)
+    if streamed:
+        print()
+    else:
+        for index, (asked, text) in enumerate(zip(prompts, texts, strict=True)):
+            print(json.dumps({"prompt": asked, "text": text}, ensure_ascii=False) if as_json else _entry(index, asked, text))
+    if state_out:
+        after.save(state_out, model)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"no such prompt file: {path}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start})", "a prompt is text") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _print(text: str) -> None:
+    """Text as it comes; a terminal is spared the control characters that a young model writes."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def _entry(index: int, prompt: str, text: str) -> str:
+    text = prompt + text
+    return f"--- {index + 1}\n{printable(text) if sys.stdout.isatty() else text}"

@@ -1,0 +1,93 @@
+"""`synthe recipe`: what a recipe means, whether it holds, and which keys there are."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from synthe_cli import figures
+from synthe_cli.help import SETTINGS, Command, Group
+from synthe_cli.options import JsonOption, RecipeArgument, SetOption, find_recipe, overrides
+
+app = typer.Typer(cls=Group, help="Show, check or describe recipes.", **SETTINGS)
+
+
+@app.command(
+    cls=Command,
+    short_help="Print a recipe in full, with its sizes and costs.",
+    epilog="""\
+synthe recipe show tiny                                  every key, and what the model weighs
+synthe recipe show recipes/60m.yaml --set model.width=768
+synthe recipe show tiny > mine.yaml                      a recipe to start from
+synthe recipe show 60m --json | jq .parameters.total""",
+)
+def show(recipe: RecipeArgument, assign: SetOption = None, as_json: JsonOption = False) -> None:
+    """Print a recipe with every key resolved, and its parameters, state and cost as comments above.
+
+    State is what one sequence costs in memory while it is read or written; FLOPs are those of a forward pass.
+    """
+    from synthe_core.accounting import account
+    from synthe_core.recipe import Recipe
+
+    loaded = Recipe.load(find_recipe(recipe), overrides(None, assign))
+    found = account(loaded)
+    if as_json:
+        print(json.dumps({"recipe": loaded.model_dump(mode="json"), "digest": loaded.digest(), **found.as_dict()}))
+        return
+    total = found.parameters
+    lines = [f"{loaded.name}  {loaded.digest()}", f"parameters          {figures.count(total)} ({total:,})"]
+    lines += [f"  {name:<18}{figures.count(n):>6}  {n / total:5.1%}" for name, n in found.by_learner.items()]
+    lines += [
+        f"state per sequence  {_growth(found.state_bytes)}",
+        f"FLOPs per token     {figures.count(found.flops)} forward, {figures.count(3 * found.flops)} in training, "
+        f"at {found.sequence} tokens",
+        f"vocabulary          {found.vocabulary}",
+    ]
+    print("\n".join(f"# {line}" for line in lines))
+    print(loaded.to_yaml(), end="")
+
+
+@app.command(
+    cls=Command,
+    short_help="Check a recipe; exit code 2 says no.",
+    epilog="""\
+synthe recipe validate mine.yaml
+synthe recipe validate mine.yaml && synthe train mine.yaml""",
+)
+def validate(recipe: RecipeArgument, assign: SetOption = None) -> None:
+    """Check a recipe without training: keys, types, names of learners, and whether the sizes go together.
+
+    Prints one line and exits with 0, or says what is wrong and where, and exits with 2.
+    """
+    from synthe_core.accounting import account
+    from synthe_core.recipe import Recipe
+
+    path = find_recipe(recipe)
+    loaded = Recipe.load(path, overrides(None, assign))
+    print(f"{path}: valid, {figures.count(account(loaded).parameters)} parameters")
+
+
+@app.command(
+    cls=Command,
+    short_help="Print the JSON Schema of recipes.",
+    epilog="""\
+synthe recipe schema > recipe.schema.json                for an editor that completes and checks YAML
+synthe recipe schema delta                               the keys of one learner""",
+)
+def schema(
+    learner: Annotated[str | None, typer.Argument(metavar="[LEARNER]", help="Only this learner's keys.")] = None,
+) -> None:
+    """Print the JSON Schema of recipes: every key, its type, default and meaning."""
+    from synthe_core.layers import LAYERS
+    from synthe_core.recipe import Recipe
+
+    described = LAYERS[learner].Config if learner else Recipe
+    print(json.dumps(described.model_json_schema(), indent=2))
+
+
+def _growth(state_bytes: dict[int, int]) -> str:
+    if len(set(state_bytes.values())) == 1:
+        return f"{figures.size(next(iter(state_bytes.values())))}, however long the text"
+    return ", ".join(f"{figures.size(size)} after {tokens:,}" for tokens, size in state_bytes.items()) + " tokens"

@@ -1,0 +1,87 @@
+"""Arguments and options that several commands share, and how a recipe or a checkpoint is found by what was typed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import synthe_core
+from synthe_core.errors import InputError, closest
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, a run's folder, or the name of a shipped recipe.")
+]
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A run or checkpoint folder; - reads its path from stdin.")
+]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data", metavar="SOURCE", help="Read this text instead: a file, folder, glob, hub:NAME or stdlib. Repeatable."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one key of the recipe, as train.lr=1e-3. Repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of text.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or mps; the fastest there is by default.")
+]
+
+
+def overrides(data: list[str] | None, assignments: list[str] | None) -> list[str]:
+    """--data and --set as one list of `key=value` for `Recipe.load`; --set comes last, so it has the last word."""
+    sources = [f"data.sources={json.dumps(data)}"] if data else []
+    return sources + list(assignments or [])
+
+
+def find_recipe(text: str) -> Path:
+    """The path that RECIPE means: itself where it exists, else the shipped recipe of that name (`baselines/mamba`)."""
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    shipped = shipped_recipes()
+    if path.suffix in (".yaml", ".yml") and text not in shipped and not path.is_absolute():
+        text = text.removeprefix("recipes/").removesuffix(path.suffix)
+    if text in shipped:
+        return shipped[text]
+    beside = {entry.name: entry for entry in path.parent.glob("*") if entry.is_dir() or entry.suffix in (".yaml", ".yml")}
+    choices = beside | {name.rpartition("/")[2]: shipped[name] for name in shipped} | shipped
+    near = closest(text, shipped) or closest(path.name, choices)
+    hint = f"did you mean '{choices[near]}'?" if near else "a recipe is a .yaml file, or one of " + ", ".join(shipped)
+    raise InputError(f"no such recipe: '{path}'", hint)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes in ./recipes and beside the installed packages, by name; those of the working folder win."""
+    found: dict[str, Path] = {}
+    for root in (Path(synthe_core.__file__).parent.parent / "recipes", Path("recipes")):
+        found |= {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+    return found
+
+
+def find_checkpoint(text: str) -> Path:
+    """The path that CHECKPOINT means; `-` is the last line of stdin that holds anything, as other verbs print it."""
+    if text != "-":
+        return Path(text).expanduser()
+    if sys.stdin.isatty():
+        raise InputError("- reads a checkpoint's path from stdin, and stdin is a terminal", "pipe a verb into this one")
+    lines = [line.strip() for line in sys.stdin.read().splitlines()]
+    path = next((line for line in reversed(lines) if line), None)
+    if path is None:
+        raise InputError("- found no checkpoint's path on stdin", "the command before the pipe wrote none: did it fail?")
+    if path.startswith("{"):  # the last event of a verb with --json
+        path = _path_of(path)
+    return Path(path)
+
+
+def _path_of(line: str) -> str:
+    try:
+        return str(json.loads(line)["path"])
+    except (ValueError, KeyError):
+        raise InputError("- found JSON without a path on stdin", "the command before the pipe did not finish") from None

@@ -1,0 +1,31 @@
+"""Ctrl-C and SIGTERM during long work: the first asks it to save and end, the second ends it at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ASKING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """Within the block, the event is set by the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt."""
+    asked = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        print("\nstopping: saving first (once more to stop at once, without saving)", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, handle) for number in ASKING}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,72 @@
+"""What a recipe's model weighs and costs, counted on a model without storage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from synthe_core.data.tokenizers import open_tokenizer
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Account:
+    """`by_learner` adds up to `parameters`; a matrix that embedding and head share counts once, as the embedding.
+
+    state_bytes: bytes that one sequence's state takes after that many tokens. flops: floating-point operations per
+    token of a forward pass over `sequence` tokens; training takes three times as many (forward, and twice backward).
+    """
+
+    parameters: int
+    by_learner: dict[str, int]
+    state_bytes: dict[int, int]
+    flops: float
+    vocabulary: int
+    sequence: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "parameters": {"total": self.parameters, **self.by_learner},
+            "state_bytes": {str(tokens): size for tokens, size in self.state_bytes.items()},
+            "flops_per_token": {"forward": self.flops, "training": 3 * self.flops},
+            "vocabulary": self.vocabulary,
+            "sequence": self.sequence,
+        }
+
+
+def account(recipe: Recipe) -> Account:
+    """Counts a recipe's model; raises InputError where its sizes do not go together."""
+    vocabulary = vocabulary_of(recipe)
+    model = recipe.meta_model(vocabulary)
+    time = recipe.data.sequence
+    lengths = sorted({1, time, 8 * time})
+    return Account(
+        parameters=model.parameter_count(),
+        by_learner=_by_learner(model),
+        state_bytes={tokens: model.state_bytes(tokens) for tokens in lengths},
+        flops=model.flops(time),
+        vocabulary=vocabulary,
+        sequence=time,
+    )
+
+
+def vocabulary_of(recipe: Recipe) -> int:
+    """How many tokens the recipe's tokenizer knows; one that is still to be trained will know what was asked for."""
+    tokenizer = recipe.data.tokenizer
+    return tokenizer.vocab or open_tokenizer(tokenizer.type).vocab_size
+
+
+def _by_learner(model: LanguageModel) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    norms = 0
+    for block in model.blocks:
+        for spec, learner in zip(model.spec.block, block.learners, strict=True):  # type: ignore[arg-type]
+            name = spec.type  # type: ignore[attr-defined]
+            counts[name] = counts.get(name, 0) + sum(p.numel() for p in learner.parameters())
+        norms += sum(p.numel() for p in block.norms.parameters())  # type: ignore[union-attr]
+    counts["embedding"] = model.embedding.weight.numel()
+    if model.head.weight is not model.embedding.weight:
+        counts["head"] = model.head.weight.numel()
+    counts["norms"] = norms + sum(p.numel() for p in model.norm.parameters())
+    return counts

@@ -1,0 +1,1 @@
+"""Measurements: paired timings of operators, training and decoding."""

@@ -1,0 +1,284 @@
+"""A checkpoint: a folder that carries its own recipe. Every other verb takes a path to one and nothing else.
+
+    model.safetensors      the weights (past 5 GB: several files and model.safetensors.index.json)
+    recipe.yaml            as resolved
+    config.json            the sizes, for other programs
+    tokenizer.json         where one is used
+    manifest.json          what it is, where it came from, and the SHA-256 of every file
+    training/              what going on needs: state.json and safetensors files
+
+A run folder holds its checkpoints in checkpoints/step-00000500 and may be named wherever a checkpoint may.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from synthe_core.atomic import new_folder
+from synthe_core.data.tokenizers import Tokenizer, load_tokenizer
+from synthe_core.errors import InputError, closest
+from synthe_core.manifest import NAME, FileFacts, Manifest
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.recipe import Recipe
+
+SHARD_BYTES = 5 * 10**9
+CHECKPOINTS = "checkpoints"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+BITS_PER_BYTE = "bits_per_byte"
+
+
+class Checkpoint:
+    """A checkpoint on disk. Nothing of it is read before it is asked for, and no file is used before its SHA-256 is
+    checked; `path` is its folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = Manifest.read(path)
+        self._checked: set[str] = set()
+        for name, facts in self.manifest.files.items():
+            file = path / name
+            if not file.is_file():
+                raise InputError(f"{file} is missing", "the checkpoint is damaged: use another of the run")
+            if (size := file.stat().st_size) != facts.bytes:
+                raise self._damaged(name, f"it has {size} bytes and should have {facts.bytes}")
+
+    @classmethod
+    def open(cls, path: str | Path, *, latest: bool = False) -> Checkpoint:
+        """A checkpoint folder, or of a run folder the best by validation (the newest with `latest`)."""
+        path = Path(path)
+        if (path / NAME).is_file():
+            return cls(path)
+        if not path.exists():
+            raise InputError(f"no such checkpoint: {path}", _nearby(path))
+        found = checkpoints(path)
+        if not found:
+            raise InputError(f"{path} holds no checkpoint", "give a run folder, or a checkpoint's own folder")
+        return cls(found[-1]) if latest else cls(best(found) or found[-1])
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return Recipe.load(self.file("recipe.yaml"))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json: the sizes."""
+        return json.loads(self.file("config.json").read_text(encoding="utf-8"))
+
+    @property
+    def vocab(self) -> int:
+        return int(self.config["vocab_size"])
+
+    def tokenizer(self) -> Tokenizer:
+        """InputError for a model that has none."""
+        if "tokenizer.json" not in self.manifest.files:
+            raise InputError(f"{self.path} has no tokenizer", "its model does not work on text")
+        return load_tokenizer(self.file("tokenizer.json"))
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The weights by name, each read when it is asked for."""
+        return Tensors(self, "", WEIGHTS)
+
+    def model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
+        """The model with its weights, in float32 unless told otherwise."""
+        with torch.random.fork_rng(devices=[]):  # building draws initial values: not from the caller's numbers
+            model = LanguageModel(self.recipe.model, self.vocab)
+        load_weights(model, self.tensors, self.path)
+        return model.to(device=device, dtype=dtype or torch.float32)
+
+    @property
+    def resumable(self) -> bool:
+        return "training/state.json" in self.manifest.files
+
+    def training_state(self) -> dict[str, Any]:
+        """training/state.json; InputError for a checkpoint that holds weights only."""
+        if not self.resumable:
+            raise InputError(f"{self.path} holds weights only", "training cannot go on from it; begin a run from them")
+        return json.loads(self.file("training/state.json").read_text(encoding="utf-8"))
+
+    def training_tensors(self, name: str) -> Mapping[str, Tensor]:
+        """training/`name`.safetensors, empty where there is none."""
+        file = f"training/{name}.safetensors"
+        return Tensors(self, "training/", f"{name}.safetensors") if file in self.manifest.files else {}
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the checkpoint, after checking that it is what was written."""
+        if name not in self.manifest.files:
+            raise InputError(f"{self.path} has no {name}", "the checkpoint is damaged: use another of the run")
+        if name not in self._checked:
+            if FileFacts.of(self.path / name) != self.manifest.files[name]:
+                raise self._damaged(name, "it is not what was written")
+            self._checked.add(name)
+        return self.path / name
+
+    def _damaged(self, name: str, how: str) -> InputError:
+        others = [p for p in checkpoints(self.path.parent.parent) if p != self.path]
+        hint = f"another checkpoint of the run is {others[-1]}" if others else "copy it again from where it came"
+        return InputError(f"{self.path / name} is damaged: {how}", hint)
+
+
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file or of the files of an index, read one at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, folder: str, name: str) -> None:
+        self._checkpoint = checkpoint
+        self._open: dict[str, Any] = {}
+        files = checkpoint.manifest.files
+        if f"{folder}{name}.index.json" in files:
+            index = json.loads(checkpoint.file(f"{folder}{name}.index.json").read_text(encoding="utf-8"))
+            self._file = {tensor: f"{folder}{file}" for tensor, file in index["weight_map"].items()}
+        else:
+            self._file = dict.fromkeys(self._reader(f"{folder}{name}").keys(), f"{folder}{name}")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._reader(self._file[name]).get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def _reader(self, file: str) -> Any:
+        if file not in self._open:
+            path = self._checkpoint.file(file)
+            try:
+                self._open[file] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"{path} is damaged: {error}", "use another checkpoint of the run") from None
+        return self._open[file]
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run folder, oldest first."""
+    return sorted(path.parent for path in (run / CHECKPOINTS).glob(f"step-*/{NAME}"))
+
+
+def best(found: list[Path]) -> Path | None:
+    """The one with the fewest bits per byte in validation; None where none was validated."""
+    scores = {path: Manifest.read(path).metrics.get(BITS_PER_BYTE) for path in found}
+    scored = {path: score for path, score in scores.items() if score is not None}
+    return min(scored, key=lambda path: scored[path]) if scored else None
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; what is shared appears once, under its first name."""
+    seen: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor.detach()
+    return found
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Copies `tensors` into the model; InputError that names the first tensor that does not belong."""
+    own = weights(model)
+    for name in [*own, *tensors]:
+        if name not in tensors:
+            raise InputError(f"{source} has no tensor {name}, which the model needs", "its recipe is of another model")
+        if name not in own:
+            raise InputError(f"{source} has a tensor {name}, which the model has not", "its recipe is of another model")
+        value = tensors[name]
+        if value.shape != own[name].shape:
+            raise InputError(
+                f"{name} is {list(value.shape)} in {source} and {list(own[name].shape)} in the model",
+                "the sizes of the recipe are not those of the checkpoint",
+            )
+        own[name].copy_(value)
+
+
+def save(
+    path: Path,
+    *,
+    recipe: Recipe,
+    vocab: int,
+    tensors: Mapping[str, Tensor],
+    manifest: Manifest,
+    tokenizer: Tokenizer | None = None,
+    training: Mapping[str, Mapping[str, Tensor]] | None = None,
+    state: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Checkpoint:
+    """Writes a checkpoint, whole or not at all; `manifest.files` is filled in here.
+
+    training: name -> tensors, written as training/`name`.safetensors; state: JSON for training/state.json.
+    Raises WorkError where the disk is full; what was at `path` before is then still there.
+    """
+    with new_folder(path) as folder:
+        _write_tensors(folder, tensors, shard_bytes)
+        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        (folder / "config.json").write_text(_json(_config(recipe, vocab)), encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(folder)
+        if state is not None:
+            (folder / "training").mkdir()
+            (folder / "training" / "state.json").write_text(_json(state), encoding="utf-8")
+            for name, group in (training or {}).items():
+                if group:
+                    save_file(_plain(group), folder / "training" / f"{name}.safetensors")
+        (folder / NAME).write_text(manifest.with_files(folder).model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return Checkpoint(path)
+
+
+def _config(recipe: Recipe, vocab: int) -> dict[str, Any]:
+    return {
+        "model_type": "synthe",
+        "vocab_size": vocab,
+        "hidden_size": recipe.model.width,
+        "num_hidden_layers": recipe.model.blocks,
+        "tie_word_embeddings": recipe.model.tie,
+        "torch_dtype": "float32",
+        "model": recipe.model.model_dump(mode="json"),
+    }
+
+
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
+    """One file, or shards of at most `shard_bytes` (a larger tensor is a shard of its own) with an index."""
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if shards[-1] and used + size > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    if len(shards) == 1:
+        save_file(_plain(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+        return
+    places: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(_plain({name: tensors[name] for name in names}), folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(names, file)
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    (folder / INDEX).write_text(_json({"metadata": {"total_size": total}, "weight_map": places}), encoding="utf-8")
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _nearby(path: Path) -> str | None:
+    """The hint for a folder that is not there."""
+    if not path.parent.is_dir():
+        return "train one: synthe train recipes/tiny.yaml"
+    near = closest(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()])
+    return f"did you mean {path.parent / near}?" if near else "train one: synthe train recipes/tiny.yaml"

@@ -1,0 +1,81 @@
+"""What a source of text gives: documents, in pieces."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+PIECE = 256 * 1024
+"""Bytes after which a plain text is handed on in pieces, so that a file of any size is read in constant memory."""
+
+
+class Piece(NamedTuple):
+    """A run of bytes of one document, cut where no character is split.
+
+    name:     what to call the document in an error.
+    document: its number in the source; `offset`: bytes of it before this piece; `last`: whether it ends here.
+    key:      hash of the document's first piece, by which it falls to training or validation.
+    """
+
+    text: bytes
+    name: str
+    document: int
+    offset: int
+    last: bool
+    key: bytes
+
+    @classmethod
+    def whole(cls, text: bytes, name: str, document: int) -> Piece:
+        return cls(text, name, document, 0, True, key_of(text))
+
+
+class Source(ABC):
+    """A finite or endless run of documents, always in the same order."""
+
+    name: str
+
+    @abstractmethod
+    def identity(self) -> Any:
+        """A JSON value that changes when the text may have changed, cheap to make."""
+
+    @abstractmethod
+    def pieces(self, skip: int = 0) -> Iterator[Piece]:
+        """The documents in pieces, without the first `skip` pieces."""
+
+    def size(self) -> int | None:
+        """Bytes of text to come, where that is known without reading them."""
+        return None
+
+
+def key_of(text: bytes) -> bytes:
+    """The hash of a document's first bytes; equal documents have equal keys."""
+    return hashlib.blake2b(text, digest_size=8).digest()
+
+
+def boundary(text: bytes, at: int) -> int:
+    """The nearest place at or before `at` that splits no UTF-8 character."""
+    while 0 < at < len(text) and text[at] & 0xC0 == 0x80:
+        at -= 1
+    return at
+
+
+def cut_near(text: bytes, at: int, reach: int) -> int:
+    """A good place to cut at or before `at`: after a newline within `reach` bytes, else between characters."""
+    newline = text.rfind(b"\n", max(0, at - reach), at)
+    return newline + 1 if newline >= 0 else boundary(text, at)
+
+
+def limited(pieces: Iterator[Piece], limit: int | None) -> Iterator[Piece]:
+    """`pieces` up to `limit` bytes of text; the last document is cut there."""
+    for piece in pieces:
+        if limit is None:
+            yield piece
+            continue
+        if len(piece.text) >= limit:
+            if limit > 0:
+                yield piece._replace(text=piece.text[: boundary(piece.text, limit)], last=True)
+            return
+        limit -= len(piece.text)
+        yield piece

@@ -1,0 +1,143 @@
+"""The (gated) delta rule as a learner: an associative memory that is corrected, not only added to."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from synthe_core.errors import InputError
+from synthe_core.layers.attention import nearest
+from synthe_core.layers.projection import project_in, project_out
+from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.ops.delta_rule import delta_rule
+from synthe_core.ops.linear_attention import linear_attention
+from synthe_core.ops.rms_norm import rms_norm
+from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
+
+EPS = 1e-5
+
+
+class Memory(NamedTuple):
+    """memory [B, H, K, V]; conv [B, J-1, 2HK + HV], the last inputs of the convolution of J taps (0 rows without)."""
+
+    memory: Tensor
+    conv: Tensor
+
+
+class Delta(Learner[Memory]):
+    """S_t = α_t S_{t-1} (I - β_t k_t k_tᵀ) + β_t v_t k_tᵀ, o_t = S_t q_t, y_t = W_out (norm(o_t) ⊙ silu(g_t)).
+
+    x [B, T, D]. One projection of x gives q, k [B, T, H, K], v, g [B, T, H, V] and per head the logits of β and α.
+    q, k and v pass a causal convolution of `conv` taps and SiLU; q and k are then brought to length 1, so that β = 1
+    replaces what the memory holds at k and β up to 2 reflects it. α_t = exp(-A softplus(a_t + b)), A and b learned per
+    head, initially A in [1, 16] and softplus(b) in [0.001, 0.1] as in Mamba-2. The memory is HKV numbers a row.
+
+    `clip` c bounds every written value, ‖v_t‖ <= c. The whole update also holds what the memory recalls,
+    β_t (v_t - S k_t), and a bound on that would tie each token to the one before it: no parallel form computes it.
+
+    Sources: Schlag et al. 2021; Yang et al. 2024 (DeltaNet), 2025 (Gated DeltaNet); Grazzi et al. 2025 (β up to 2).
+    """
+
+    class Config(Spec):
+        type: Literal["delta"] = "delta"
+        heads: int = Field(8, ge=1)
+        key_size: int | None = Field(None, ge=1, description="size of a head's keys; default width / heads")
+        value_size: int | None = Field(None, ge=1, description="size of a head's values; default width / heads")
+        conv: int | None = Field(4, ge=0, le=LONGEST, description="taps of the causal convolution; 0 = none")
+        gate: bool = Field(True, description="an output gate per channel")
+        decay: bool = Field(True, description="a data-dependent decay of the memory per head")
+        beta_range: tuple[float, float] = Field((0.0, 1.0), description="of the write strength; up to [0, 2]")
+        overwrite: bool = Field(True, description="false adds instead of replacing: gated linear attention")
+        clip: float | None = Field(None, gt=0, description="largest length of a written value; null = any")
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__(config, width)
+        heads = config.heads
+        if width % heads and None in (config.key_size, config.value_size):
+            raise InputError(f"delta: width {width} is not divisible by heads {heads}", nearest(width, heads))
+        low, high = config.beta_range
+        if not 0 <= low < high <= 2:
+            raise InputError(
+                f"delta: beta_range must rise within [0, 2], not [{low:g}, {high:g}]",
+                "beyond 2 the memory grows without bound",
+            )
+        self.key = config.key_size or width // heads
+        self.value = config.value_size or width // heads
+        self.taps = max(config.conv or 0, 1)
+        keys, values = 2 * heads * self.key, heads * self.value
+        self.features = [keys, values, values if config.gate else 0, heads, heads if config.decay else 0]
+        self.project = project_in(width, sum(self.features))
+        self.out = project_out(values, width)
+        self.norm = nn.Parameter(torch.ones(self.value))
+        self.register_buffer("unit", torch.full((self.key,), self.key**-0.5), persistent=False)
+        if self.taps > 1:
+            # Uniform taps as torch's own convolutions begin: some channels see the present, some the tokens before.
+            self.conv = nn.Parameter(torch.empty(keys + values, self.taps).uniform_(-1, 1) * self.taps**-0.5)
+        if config.decay:
+            step = torch.empty(heads).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+            self.log_rate = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+            self.step_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus gives `step` back
+
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Memory:
+        memory = (batch, self.config.heads, self.key, self.value)
+        conv = (batch, self.taps - 1, sum(self.features[:2]))
+        return Memory(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in (memory, conv)))
+
+    def forward(self, x: Tensor, state: Memory | None, ctx: Pass) -> tuple[Tensor, Memory]:
+        state = state or self.init_state(x.shape[0], device=x.device)
+        projected = self.project(x)
+        with torch.autocast(x.device.type, enabled=False):
+            qk, v, gate, beta, decay = projected.split(self.features, dim=-1)
+            qk, v, conv = self._convolve(qk.to(state.conv.dtype), v.to(state.conv.dtype), state.conv, ctx)
+            q, k = self._unit(qk.unflatten(-1, (2, self.config.heads, self.key))).unbind(2)
+            v = v.unflatten(-1, (self.config.heads, self.value))
+            if self.config.clip is not None:
+                v = v * (self.config.clip / v.norm(dim=-1, keepdim=True).clamp_min(self.config.clip))
+            write, log_decay = self._gates(beta.to(v.dtype), decay.to(v.dtype), ctx)
+            rule = delta_rule if self.config.overwrite else linear_attention
+            o, memory = rule(q, k, v, write, log_decay, state.memory)
+            y = rms_norm(o, self.norm, EPS, o.dtype).flatten(2)
+            if self.config.gate:
+                y = y * F.silu(gate)
+        return self.out(y), Memory(memory, conv)
+
+    def _convolve(self, qk: Tensor, v: Tensor, before: Tensor, ctx: Pass) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values after the convolution and SiLU, and the inputs that its next call needs."""
+        if self.taps == 1:
+            return F.silu(qk), F.silu(v), before
+        mixed, after = [], []
+        parts = zip((qk, v), self.conv.split(self.features[:2]), before.split(self.features[:2], -1), strict=True)
+        for part, weight, past in parts:
+            y, last = short_conv(part, weight, past)
+            mixed.append(y)
+            after.append(last if ctx.lengths is None else ctx.last(preceded(part, past, self.taps), self.taps - 1))
+        return mixed[0], mixed[1], torch.cat(after, -1)
+
+    def _unit(self, x: Tensor) -> Tensor:
+        """x / ‖x‖ over the last axis, as a root-mean-square norm with every weight K^-1/2."""
+        return rms_norm(x, self.unit, EPS / self.key, x.dtype)
+
+    def _gates(self, beta: Tensor, decay: Tensor, ctx: Pass) -> tuple[Tensor, Tensor | None]:
+        """β and log α [B, T, H]; at padding they are 0, which leaves the memory as it is."""
+        low, high = self.config.beta_range
+        beta = low + (high - low) * beta.sigmoid()
+        log_decay = -self.log_rate.exp() * F.softplus(decay + self.step_bias) if self.config.decay else None
+        if ctx.mask is not None:
+            beta = beta * ctx.mask[..., None]
+            log_decay = None if log_decay is None else log_decay * ctx.mask[..., None]
+        ctx.emit("beta", beta)
+        if ctx.trace is not None and log_decay is not None:
+            ctx.emit("decay", log_decay.exp())
+        return beta, log_decay
+
+    def flops(self, time: int) -> float:
+        """The matrices, and per head KV multiplications to decay, 2KV operations to write, 2KV to read and, where
+        the memory is overwritten, 2KV to recall."""
+        config = self.config
+        passes = 4 + (2 if config.overwrite else 0) + (1 if config.decay else 0)
+        return super().flops(time) + float(passes * config.heads * self.key * self.value)

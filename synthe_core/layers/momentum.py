@@ -1,0 +1,77 @@
+"""A gated moving average of what the layer has seen: the cheapest memory, and the one that smooths."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from synthe_core.errors import InputError
+from synthe_core.layers.projection import project_in, project_out
+from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.ops.gated_average import gated_average
+
+OP_FLOPS = 7  # a channel: three for the sigmoid, four for the recurrence
+
+Timescale = Annotated[float, Field(gt=1)]
+
+
+class Average(NamedTuple):
+    """The running average h [B, E]."""
+
+    average: Tensor
+
+
+class Momentum(Learner[Average]):
+    """h_t = a_t ⊙ h_{t-1} + (1 - a_t) ⊙ v_t with a_t = σ(W_a x_t + b), v_t = W_v x_t; y_t = W_o (h_t ⊙ silu(W_g x_t)).
+
+    x [B, T, D], E = expand · D channels, state h [B, E]. The bias b starts so that the averages reach back over
+    timescales 1 / (1 - a) spread evenly in their logarithm. Padding is a = 1. Raises InputError if no channel is left.
+    """
+
+    class Config(Spec):
+        type: Literal["momentum"] = "momentum"
+        expand: float = Field(1.0, gt=0, description="channels averaged, as a multiple of the width")
+        gate: bool = Field(True, description="gate the average by silu of a projection of the input")
+        timescales: tuple[Timescale, Timescale] = Field(
+            (2.0, 256.0), description="tokens that the averages reach back at first, from the one to the other"
+        )
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__(config, width)
+        self.channels = round(config.expand * width)
+        if self.channels < 1:
+            raise InputError(
+                f"expand {config.expand:g} of width {width} leaves no channel", f"{1 / width:g} is the least that does"
+            )
+        self.project = project_in(width, (3 if config.gate else 2) * self.channels)
+        self.decay_bias = nn.Parameter((log_spaced(config.timescales, self.channels) - 1).log())
+        self.out = project_out(self.channels, width)
+
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Average:
+        return Average(torch.zeros(batch, self.channels, dtype=self.state_dtype, device=device))
+
+    def forward(self, x: Tensor, state: Average | None, ctx: Pass) -> tuple[Tensor, Average]:
+        state = state or self.init_state(x.shape[0], device=x.device)
+        decay, value, *gate = self.project(x).split(self.channels, dim=-1)
+        logits = (decay + self.decay_bias).to(self.state_dtype)
+        if ctx.mask is not None:
+            logits = logits.masked_fill(~ctx.mask[..., None], math.inf)
+        if ctx.trace is not None:
+            ctx.emit("gate", torch.sigmoid(logits))
+        average, last = gated_average(logits, value.to(self.state_dtype), state.average)
+        ctx.emit("average", average)
+        y = average.to(value.dtype)
+        return self.out(y * F.silu(gate[0]) if gate else y), Average(last)
+
+    def flops(self, time: int) -> float:
+        return super().flops(time) + OP_FLOPS * self.channels
+
+
+def log_spaced(ends: tuple[float, float], count: int) -> Tensor:
+    """`count` numbers between two, both included, evenly spaced in their logarithm."""
+    return torch.logspace(math.log10(ends[0]), math.log10(ends[1]), count)

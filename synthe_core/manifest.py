@@ -1,0 +1,104 @@
+"""The manifest of a checkpoint: what it is, where it came from, and what its files must be."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import synthe_core
+from synthe_core.errors import InputError
+from synthe_core.hardware import Hardware
+from synthe_core.ops.dispatch import OPS
+
+FORMAT = 1
+NAME = "manifest.json"
+
+
+class FileFacts(BaseModel):
+    """Size and SHA-256 of a file of the checkpoint."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileFacts:
+        with path.open("rb") as file:
+            return cls(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+class Manifest(BaseModel):
+    """`step`, `tokens` and `seconds` say how far training was; `parents` are the checkpoints it was made from.
+
+    Written last, after the files it names. `kernels` are the implementations of each operator that have run;
+    `metrics` the validation figures of exactly these weights, where they were measured.
+    """
+
+    model_config = ConfigDict(extra="allow")  # a later minor version may say more
+
+    format: int = FORMAT
+    kind: str = "model"
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    parameters: int = 0
+    metrics: dict[str, float] = {}
+    parents: list[str] = []
+    kernels: dict[str, list[str]] = {}
+    versions: dict[str, str] = {}
+    hardware: dict[str, Any] = {}
+    files: dict[str, FileFacts] = {}
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of a checkpoint folder; InputError where it is damaged or of a newer format."""
+        path = folder / NAME
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read: {error}", "the checkpoint is damaged: use another") from None
+        try:
+            manifest = cls.model_validate_json(text)
+        except ValidationError:
+            raise InputError(f"{path} is damaged: it is no manifest", "use another checkpoint of the run") from None
+        if manifest.format > FORMAT:
+            raise InputError(
+                f"{folder} is of checkpoint format {manifest.format}, and synthe {synthe_core.__version__} reads {FORMAT}",
+                "a newer synthe wrote it: upgrade with pip install -U synthe",
+            )
+        return manifest
+
+    def with_files(self, folder: Path) -> Manifest:
+        """The same with the facts of every file that is in `folder` now."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+        return self.model_copy(update={"files": {p.relative_to(folder).as_posix(): FileFacts.of(p) for p in paths}})
+
+
+def kernels_used() -> dict[str, list[str]]:
+    """Every operator that has run in this process and the implementations that did."""
+    return {name: sorted(op.used) for name, op in sorted(OPS.items()) if op.used}
+
+
+def versions() -> dict[str, str]:
+    """Of synthe and what numbers depend on."""
+    found = {"synthe": synthe_core.__version__, "python": platform.python_version()}
+    for name in ("torch", "safetensors", "numpy", "triton", "fla-core"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(hardware: Hardware) -> dict[str, Any]:
+    """What of the hardware is worth writing down."""
+    facts: dict[str, Any] = {"processor": hardware.processor, "cores": hardware.cores, "memory": hardware.memory}
+    if hardware.gpu is not None:
+        facts["gpu"] = hardware.gpu.name
+    return facts

@@ -1,0 +1,23 @@
+"""The gated average as a linear scan, by whichever of its kernels serves the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from synthe_core.hardware import Hardware
+from synthe_core.ops.dispatch import Call, require_float
+from synthe_core.ops.gated_average.reference import gated_average
+from synthe_core.ops.linear_scan import linear_scan
+
+
+@gated_average.kernel("composed", rank=10, tolerance=1e-5)
+def composed(gate: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sigmoids and a product first, then `linear_scan`."""
+    require_float("gate", gate)
+    return linear_scan(torch.sigmoid(gate), torch.sigmoid(-gate) * value, state)
+
+
+@composed.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    return None if call.time > 1 else "a single step: the recurrence itself is a few operations"

@@ -1,0 +1,62 @@
+"""The gate of a SwiGLU MLP, in one pass over memory each way on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from synthe_core.hardware import Hardware
+from synthe_core.ops.dispatch import Call, op
+from synthe_core.ops.native import library, pointer, refusal
+
+SOURCE = "swiglu/swiglu.c"
+_SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float64: "double"}
+
+
+@op
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) ⊙ up, where gate_up [..., 2 H] is gate and up side by side; gives [..., H]. Source: Shazeer 2020."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+@swiglu.kernel("native", rank=20, tolerance=1e-5)
+def native(gate_up: Tensor) -> Tensor:
+    """C: computes in float32 (float64 for float64) whatever is stored."""
+    return _Native.apply(gate_up)
+
+
+@native.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    if call.dtype not in _SUFFIX:
+        return f"no native code for {call.dtype}"
+    return refusal(hardware, call.device, SOURCE)
+
+
+class _Native(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        gate_up = gate_up.contiguous()
+        out = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+        _call("swiglu", out, gate_up, out)
+        ctx.save_for_backward(gate_up)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate_up_grad = torch.empty_like(gate_up)
+        _call("swiglu_back", grad, gate_up, grad.contiguous(), gate_up_grad)
+        return gate_up_grad
+
+
+def _call(name: str, out: Tensor, *tensors: Tensor) -> None:
+    width = out.shape[-1]
+    sizes = ctypes.c_int64(out.numel() // width), ctypes.c_int64(width)
+    getattr(library(SOURCE), f"{name}_{_SUFFIX[out.dtype]}")(*map(pointer, tensors), *sizes)

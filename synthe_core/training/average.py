@@ -1,0 +1,42 @@
+"""A running average of the weights, which is evaluated and kept in place of them (Polyak & Juditsky 1992)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """m = d m + (1 - d) w after every step, with d = min(decay, (1 + n) / (10 + n)) so that the start is forgotten."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._parameters = dict(model.named_parameters())
+        self.tensors = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        """After step number `steps`."""
+        decay = min(self.decay, (1 + steps) / (10 + steps))
+        now = [p.detach() for p in self._parameters.values()]
+        torch._foreach_lerp_(list(self.tensors.values()), now, 1 - decay)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Within the block the model has the average as its weights; nothing is copied."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data, self.tensors[name] = self.tensors[name], parameter.data

@@ -1,0 +1,81 @@
+"""The gradient of one batch, in as many passes as memory wants and in pieces as short as the curriculum wants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from synthe_core.data.stream import Batch
+from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.ops.cross_entropy import IGNORED
+from synthe_core.state import detach, join, map_leaves
+from synthe_core.training.settings import Settings
+
+
+class Outcome(NamedTuple):
+    """`nats` over `tokens` scored tokens, on the device; auxiliary losses, already weighted; the state to carry on."""
+
+    nats: Tensor
+    tokens: int
+    auxiliary: dict[str, Tensor]
+    carried: ModelState | None
+
+
+def accumulate(
+    model: LanguageModel,
+    batch: Batch,
+    settings: Settings,
+    *,
+    sequence: int,
+    carry: bool = False,
+    carried: ModelState | None = None,
+) -> Outcome:
+    """Adds to every `.grad` the gradient of the mean loss of the batch, [B, T] tokens.
+
+    The batch runs `settings.micro_batch` rows at a time; each pass is weighted by its share of the scored tokens, so
+    that the gradient is that of the whole. `sequence` t < T cuts the rows: into B T/t sequences, or, where state is
+    carried, into T/t pieces one after another between which the gradient is cut.
+    """
+    total = int((batch.targets != IGNORED).sum())
+    nats = torch.zeros((), device=settings.device)
+    auxiliary: dict[str, Tensor] = {}
+    after: list[ModelState] = []
+    for first in range(0, batch.inputs.shape[0], settings.micro_batch):
+        rows = slice(first, first + settings.micro_batch)
+        state = None if carried is None else map_leaves(lambda leaf, rows=rows: leaf[rows], carried)
+        for inputs, targets in _pieces(batch, rows, sequence, carry):
+            inputs = inputs.to(settings.device, non_blocking=True)
+            targets = targets.to(settings.device, non_blocking=True)
+            with settings.in_force():
+                loss, state = model.loss(inputs, targets, state if carry else None)
+                objective = loss.total / max(total, 1)
+                for name, value in loss.auxiliary.items():
+                    share = value * (loss.count / max(total, 1))
+                    objective = objective + share
+                    auxiliary[name] = auxiliary.get(name, 0.0) + share.detach()
+            objective.backward()
+            nats += loss.total.detach()
+            state = detach(state)
+        if carry and state is not None:
+            after.append(state)
+    return Outcome(nats, total, auxiliary, None if not carry else after[0] if len(after) == 1 else join(after))
+
+
+def _pieces(batch: Batch, rows: slice, sequence: int, carry: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    inputs, targets = batch.inputs[rows], batch.targets[rows]
+    if carry:
+        yield from zip(inputs.split(sequence, dim=1), targets.split(sequence, dim=1), strict=True)
+    else:
+        yield inputs.reshape(-1, sequence), targets.reshape(-1, sequence)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in ("can't allocate memory", "not enough memory", "out of memory")
+    )

@@ -1,0 +1,94 @@
+"""The optimizers: AdamW, or Muon for the matrices of the blocks and AdamW for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synthe_core.errors import InputError
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.recipe import TrainSpec
+
+MUON_MOMENTUM = 0.95
+
+
+class Optimizer:
+    """One or two torch optimizers that step together.
+
+    Muon (Jordan et al. 2024) takes the weights of the linear maps inside blocks, with its updates scaled to AdamW's
+    size (Liu et al. 2025), so that one learning rate serves both. AdamW takes embedding, head, convolutions, gains and
+    gates. Weight decay applies to linear maps and the embedding only.
+    """
+
+    def __init__(self, model: LanguageModel, spec: TrainSpec) -> None:
+        self.spec = spec
+        self._names = {parameter: name for name, parameter in model.named_parameters()}
+        matrices = {m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding))}
+        hidden = {m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)}
+        orthogonal = hidden if spec.optimizer == "muon" else set()
+        rest = [p for p in self._names if p not in orthogonal]
+        device = next(model.parameters()).device.type
+        groups = [
+            {"params": [p for p in rest if p in matrices], "weight_decay": spec.weight_decay},
+            {"params": [p for p in rest if p not in matrices], "weight_decay": 0.0},
+        ]
+        self.parts: dict[str, torch.optim.Optimizer] = {
+            "adamw": torch.optim.AdamW(
+                [group for group in groups if group["params"]],
+                lr=spec.lr,
+                betas=spec.betas,
+                fused=device in ("cpu", "cuda", "mps"),
+            )
+        }
+        if orthogonal:
+            self.parts["muon"] = torch.optim.Muon(
+                [p for p in self._names if p in orthogonal],
+                lr=spec.lr,
+                weight_decay=spec.weight_decay,
+                momentum=MUON_MOMENTUM,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        self.parameters = list(self._names)
+
+    def names(self, part: str) -> list[str]:
+        """The parameters of "adamw" or "muon"."""
+        return [self._names[p] for group in self.parts[part].param_groups for p in group["params"]]
+
+    def step(self, rate: float) -> None:
+        """One step at `rate` times the peak learning rate."""
+        for optimizer in self.parts.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.spec.lr * rate
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of its state, flat: `adamw.exp_avg.blocks.0...` -> tensor."""
+        found: dict[str, Tensor] = {}
+        for part, optimizer in self.parts.items():
+            for parameter, name in self._names.items():
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    found[f"{part}.{key}.{name}"] = value
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`; InputError where the state is of other parameters."""
+        states: dict[str, dict[str, dict[str, Tensor]]] = {part: {} for part in self.parts}
+        for path in tensors:
+            part, key, name = path.split(".", 2)
+            if part not in states:
+                raise InputError(f"the saved optimizer state is of {part}", "resume with the optimizer of the run")
+            states[part].setdefault(name, {})[key] = tensors[path].clone()  # not the file's own memory
+        for part, optimizer in self.parts.items():
+            names = self.names(part)
+            if unknown := set(states[part]) - set(names):
+                raise InputError(f"the saved optimizer state has {min(unknown)}, which the model has not")
+            template: dict[str, Any] = optimizer.state_dict()
+            template["state"] = {i: states[part][name] for i, name in enumerate(names) if name in states[part]}
+            optimizer.load_state_dict(template)

@@ -1,0 +1,34 @@
+"""The learning rate as a function of the fraction of the budget that is spent, in whatever unit the budget is."""
+
+from __future__ import annotations
+
+import math
+
+from synthe_core.recipe import TrainSpec
+
+
+def rate(spec: TrainSpec, fraction: float) -> float:
+    """The learning rate as a fraction of its peak, at `fraction` f in [0, 1] of the budget.
+
+    With w the warmup, e the final and p = (f - w) / (1 - w) the progress after it:
+
+        warmup   f / w                                     while f < w
+        cosine   e + (1 - e) (1 + cos(pi p)) / 2           Loshchilov & Hutter 2017
+        linear   1 - (1 - e) p
+        wsd      1 until f = 1 - decay, then linear to e   Hu et al. 2024, "MiniCPM"
+    """
+    if fraction < spec.warmup:
+        return fraction / spec.warmup
+    fraction = min(fraction, 1.0)
+    if spec.schedule == "wsd":
+        fallen = max(0.0, fraction - max(1 - spec.decay, spec.warmup)) / min(spec.decay, 1 - spec.warmup)
+        return 1 - (1 - spec.final) * fallen
+    progress = (fraction - spec.warmup) / (1 - spec.warmup)
+    if spec.schedule == "linear":
+        return 1 - (1 - spec.final) * progress
+    return spec.final + (1 - spec.final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def sequence(spec: TrainSpec, fraction: float, longest: int) -> int:
+    """The length curriculum: tokens per sequence at `fraction` of the budget."""
+    return next((stage.sequence for stage in spec.curriculum if fraction < stage.until), longest)

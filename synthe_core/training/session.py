@@ -1,0 +1,178 @@
+"""The verb `train`: from a recipe, or a run that was interrupted, to a trained model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from threading import Event as Stop
+
+import torch
+
+from synthe_core.checkpoint import Checkpoint, checkpoints, load_weights
+from synthe_core.data.prepare import Packed, open_data
+from synthe_core.errors import InputError, Interrupted
+from synthe_core.events import Event, Notice, Result
+from synthe_core.hardware import Hardware, probe
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.ops.dispatch import OPS
+from synthe_core.recipe import Recipe
+from synthe_core.training.loggers import require
+from synthe_core.training.run_folder import RunFolder, differences, new_run, taken
+from synthe_core.training.settings import Settings, settings
+from synthe_core.training.snapshot import Snapshot
+from synthe_core.training.trainer import Trainer
+from synthe_core.training.tuning import tune
+
+FIXED = ("model", "data", "seed", "train.batch", "train.optimizer", "train.carry", "train.ema")
+"""What a run cannot change while it goes on: the state that it has would not fit."""
+PROBE_VOCAB = 257
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    init: Path | None = None,
+    stop: Stop | None = None,
+    hardware: Hardware | None = None,
+) -> Iterator[Event]:
+    """Trains what `recipe` describes and yields events; the last is a Result with the run folder.
+
+    out:    the run folder; runs/NAME, or the next free number after it, by default.
+    resume: go on with the run in `out` from its newest checkpoint. Budget, learning rate and the like may change.
+    init:   a checkpoint whose weights a new run begins with.
+    stop:   once set, the trainer saves at the next step and raises Interrupted.
+
+    Raises InputError for what cannot be done, WorkError for what failed on the way: a full disk, divergence.
+    """
+    stop = stop or Stop()
+    hardware = hardware or probe()
+    recipe.meta_model(PROBE_VOCAB)  # impossible sizes, before any work
+    chosen = settings(recipe.runtime, hardware)
+    require(recipe.runtime.log)
+    path, checkpoint = _open(recipe, out, resume, init)
+    threads = torch.get_num_threads()
+    trainer: Trainer | None = None
+    run: RunFolder | None = None
+    try:
+        if recipe.runtime.threads is not None:
+            torch.set_num_threads(recipe.runtime.threads)
+        packed = yield from _prepared(recipe, stop)
+        run = RunFolder(path)
+        snapshot = _begin(recipe, packed, chosen, init)
+        if checkpoint is not None:
+            finished = yield from _resume(snapshot, checkpoint, recipe, chosen)
+            run.rewind(snapshot.position.step)
+            if finished:
+                yield Result({"steps": snapshot.position.step, **snapshot.metrics}, path)
+                return
+        elif resume:
+            yield Notice(f"{path} has no checkpoint yet: training begins at its start")
+            run.rewind(-1)
+        run.write_recipe(recipe)
+        yield Notice(
+            f"{snapshot.model.parameter_count():,} parameters on {chosen.device.type}"
+            f" ({hardware.gpu.name if hardware.gpu and chosen.device.type == 'cuda' else hardware.processor})"
+        )
+        if checkpoint is None or checkpoint.training_state()["device"] != chosen.device.type:
+            yield from tune(snapshot.model, recipe, chosen, hardware)
+        if recipe.runtime.compile:
+            for block in snapshot.model.blocks:
+                block.compile()
+        trainer = Trainer(recipe, packed, snapshot, run, hardware, stop)
+        yield from trainer.run_to_the_end()
+    finally:
+        torch.set_num_threads(threads)
+        if trainer is not None:
+            trainer.close()
+        if run is not None:
+            run.close()
+
+
+def _open(recipe: Recipe, out: Path | None, resume: bool, init: Path | None) -> tuple[Path, Checkpoint | None]:
+    """The run folder, and the checkpoint to go on from."""
+    if not resume:
+        return new_run(recipe.name, out), None
+    if out is None:
+        raise InputError("which run is to go on?", "name its folder: synthe train runs/NAME --resume")
+    if init is not None:
+        raise InputError("a run that goes on has weights already", "leave out either --resume or the first weights")
+    if not taken(out):
+        raise InputError(f"no such run: {out}", "leave out --resume to begin one")
+    if not checkpoints(out):
+        if not (out / "recipe.yaml").is_file():
+            raise InputError(f"{out} is no run: it has neither checkpoints nor a recipe", "name a folder under runs/")
+        return out, None
+    return out, Checkpoint.open(out, latest=True)
+
+
+def _prepared(recipe: Recipe, stop: Stop) -> Generator[Event, None, Packed]:
+    work = open_data(recipe.data)
+    while True:
+        try:
+            event = next(work)
+        except StopIteration as end:
+            packed: Packed = end.value
+            return packed
+        yield event
+        if stop.is_set():
+            work.close()
+            raise Interrupted("stopped while preparing the data", "the same command goes on where it stopped")
+
+
+def _begin(recipe: Recipe, packed: Packed, chosen: Settings, init: Path | None) -> Snapshot:
+    """The start of a run. Initial values are drawn on the CPU, so that a seed means the same on every device."""
+    for op in OPS.values():
+        op.used.clear()
+    torch.manual_seed(recipe.seed)
+    model = LanguageModel(recipe.model, packed.tokenizer.vocab_size, recipe.runtime.recompute)
+    parents = []
+    if init is not None:
+        source = Checkpoint.open(init)
+        if source.tokenizer().digest != packed.tokenizer.digest:
+            raise InputError(
+                f"{source.path} was trained with other tokens than the recipe's",
+                f"use its tokenizer: --set data.tokenizer={source.path / 'tokenizer.json'}",
+            )
+        load_weights(model, source.tensors, source.path)
+        parents = [str(source.path)]
+    snapshot = Snapshot(recipe, packed, model.to(chosen.device), chosen)
+    snapshot.parents = parents
+    return snapshot
+
+
+def _resume(
+    snapshot: Snapshot, checkpoint: Checkpoint, recipe: Recipe, chosen: Settings
+) -> Generator[Event, None, bool]:
+    """Brings the snapshot to where the checkpoint stood; True where the run is finished already."""
+    before = checkpoint.recipe
+    changes = differences(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    for change in changes:
+        key = change.partition(":")[0]
+        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED):
+            raise InputError(
+                f"the run cannot go on with another {key.split('.')[0]}: {change}",
+                "put it back in the recipe, or begin a new run",
+            )
+    snapshot.restore(checkpoint)
+    state = checkpoint.training_state()
+    kept = recipe.runtime.precision in ("auto", before.runtime.precision)
+    chosen.precision = state["precision"] if kept else recipe.runtime.precision
+    kept = recipe.train.micro_batch in ("auto", before.train.micro_batch)
+    chosen.micro_batch = state["micro_batch"] if kept else min(int(recipe.train.micro_batch), recipe.train.batch)
+    if changes:
+        yield Notice(f"changed since the last session: {', '.join(changes)}")
+    position, spec = snapshot.position, recipe.train
+    same = (before.train.budget, before.train.validations) == (spec.budget, spec.validations)
+    if not same:
+        position.validated = math.floor(position.fraction(spec.budget) * spec.validations)
+    if position.validated >= spec.validations or (not same and position.fraction(spec.budget) >= 1):
+        yield Notice(
+            f"this run is finished: {spec.budget} are used up, at step {position.step}; "
+            "to train longer, raise it: --set train.budget=..."
+        )
+        return True
+    yield Notice(f"going on from step {position.step}, {position.fraction(spec.budget):.0%} of {spec.budget}")
+    return False

@@ -1,0 +1,55 @@
+"""How passes through the model are run on this machine: what the recipe asked for, with every `auto` decided."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from synthe_core.errors import InputError
+from synthe_core.hardware import Hardware
+from synthe_core.ops.dispatch import use_kernels
+from synthe_core.recipe import RuntimeSpec
+
+
+@dataclass
+class Settings:
+    """`micro_batch` counts full-length sequences per pass; training may lower it when memory runs out."""
+
+    device: torch.device
+    kernels: dict[str, str]
+    precision: str = "float32"
+    micro_batch: int = 1
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Every forward pass runs inside this: the chosen kernels, and autocast where bfloat16 was chosen."""
+        with ExitStack() as stack:
+            if self.kernels:
+                stack.enter_context(use_kernels(**self.kernels))
+            if self.precision == "bfloat16":
+                stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+            yield
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+
+def settings(runtime: RuntimeSpec, hardware: Hardware) -> Settings:
+    """The device and kernels of a recipe; InputError for what this machine has not, or a kernel that is in no table."""
+    device = hardware.device if runtime.device == "auto" else runtime.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("runtime.device is cuda, and torch finds no CUDA device", "use runtime.device=auto")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise InputError("runtime.device is mps, and torch finds no Apple GPU", "use runtime.device=auto")
+    if runtime.compile and device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise InputError("runtime.compile needs a C++ compiler on a CPU", "install g++, or set runtime.compile=false")
+    with use_kernels(**runtime.kernels):
+        return Settings(torch.device(device), runtime.kernels)

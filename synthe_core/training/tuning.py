@@ -1,0 +1,133 @@
+"""What `auto` means on this machine: precision and micro-batch, by measuring real passes of the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from synthe_core.data.stream import Batch
+from synthe_core.events import Event, Notice
+from synthe_core.hardware import Hardware
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.recipe import Recipe
+from synthe_core.training import memory
+from synthe_core.training.gradients import accumulate, out_of_memory
+from synthe_core.training.peak import matmul_rate
+from synthe_core.training.settings import Settings
+
+WORTH = 1.1  # bfloat16 must be this much faster to be worth its rounding
+BETTER = 1.04  # a larger micro-batch must be this much faster per token on a CPU
+FEWEST, MOST = 1024, 16384  # tokens of a pass between which a CPU's best lies
+PATIENCE = 12.0  # seconds after which the search on a CPU settles for the best so far
+SHARE = 0.03  # of a budget of time at most
+
+
+def tune(model: LanguageModel, recipe: Recipe, settings: Settings, hardware: Hardware) -> Iterator[Event]:
+    """Decides `settings.precision` and `settings.micro_batch`, and says why. The model is left as it was."""
+    trial = Trial(model, settings, recipe.data.sequence)
+    yield Notice(_precision(trial, recipe, settings, hardware))
+    yield Notice(_micro_batch(trial, recipe, settings))
+
+
+class Trial:
+    """Timed passes over made-up tokens: forward and backward."""
+
+    def __init__(self, model: LanguageModel, settings: Settings, sequence: int) -> None:
+        self.model, self.settings, self.sequence = model, settings, sequence
+        self._generator = torch.Generator().manual_seed(0)
+
+    def batch(self, rows: int) -> Batch:
+        tokens = torch.randint(self.model.vocab, (rows, self.sequence + 1), generator=self._generator)
+        return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+    def seconds(self, rows: int, precision: str) -> float:
+        """Of one pass over `rows` sequences."""
+        settings = Settings(self.settings.device, self.settings.kernels, precision, rows)
+        batch = self.batch(rows)
+        devices = [settings.device] if settings.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                start = time.perf_counter()
+                accumulate(self.model, batch, settings, sequence=self.sequence)
+                settings.wait()
+                return time.perf_counter() - start
+        finally:
+            for parameter in self.model.parameters():
+                parameter.grad = None
+
+
+def _precision(trial: Trial, recipe: Recipe, settings: Settings, hardware: Hardware) -> str:
+    wanted = recipe.runtime.precision
+    if wanted != "auto":
+        settings.precision = wanted
+        return f"precision {wanted}: the recipe says so"
+    kind = settings.device.type
+    if kind == "cuda":
+        capability = hardware.gpu.capability if hardware.gpu else (0, 0)
+        settings.precision = "bfloat16" if capability >= (8, 0) else "float32"
+        return f"precision {settings.precision}: compute capability {capability[0]}.{capability[1]}"
+    ratio = matmul_rate(settings.device, "bfloat16") / matmul_rate(settings.device, "float32")
+    if ratio < WORTH:
+        return f"precision float32: matrix products in bfloat16 run at {ratio:.2g} times its speed here"
+    rows = smallest(recipe)
+    seconds = {"float32": float("inf"), "bfloat16": float("inf")}
+    for precision in seconds:
+        trial.seconds(rows, precision)  # the first pass loads kernels
+    for _ in range(3):
+        for precision in seconds:
+            seconds[precision] = min(seconds[precision], trial.seconds(rows, precision))
+    ratio = seconds["float32"] / seconds["bfloat16"]
+    settings.precision = "bfloat16" if ratio > WORTH else "float32"
+    return f"precision {settings.precision}: a pass in bfloat16 runs at {ratio:.2f} times the speed of float32 here"
+
+
+def _micro_batch(trial: Trial, recipe: Recipe, settings: Settings) -> str:
+    batch, length = recipe.train.batch, recipe.data.sequence
+    wanted = recipe.train.micro_batch
+    if wanted != "auto":
+        settings.micro_batch = min(wanted, batch)
+        return f"micro-batch {settings.micro_batch} of {batch}: the recipe says so"
+    try:
+        row = memory.row_bytes(trial.model, *trial.batch(1), settings)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        row = float("inf")
+    room = memory.planned(trial.model, settings.device)
+    fitting = [rows for rows in ladder(batch) if rows * row <= room] or [1]
+    if settings.device.type != "cpu":
+        settings.micro_batch = fitting[-1]
+        return f"micro-batch {settings.micro_batch} of {batch}: the largest that fits"
+    candidates = [rows for rows in fitting if FEWEST <= rows * length <= MOST] or [
+        min(fitting, key=lambda rows: abs(rows * length - FEWEST))
+    ]
+    settings.micro_batch, rate = candidates[0], 0.0
+    if len(candidates) == 1:
+        return f"micro-batch {settings.micro_batch} of {batch}: about the fastest size for a CPU that fits"
+    budget = recipe.train.budget
+    patience = min(PATIENCE, SHARE * budget.amount) if budget.unit == "seconds" else PATIENCE
+    start = time.perf_counter()
+    for rows in candidates:
+        trial.seconds(rows, settings.precision)
+        found = rows * length / min(trial.seconds(rows, settings.precision) for _ in range(2))
+        if found < rate * BETTER:
+            break
+        settings.micro_batch, rate = rows, found
+        if 3 * (time.perf_counter() - start) > patience:  # the next one takes twice as long
+            break
+    return f"micro-batch {settings.micro_batch} of {batch}: the fastest measured, {rate:.0f} tokens/s"
+
+
+def ladder(batch: int) -> list[int]:
+    """Rows of a pass that cut `batch` into 1, 2, 4, ... about equal parts, smallest first."""
+    sizes = [batch]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes[::-1]
+
+
+def smallest(recipe: Recipe) -> int:
+    """The fewest rows of the ladder that give a CPU enough to do."""
+    return next((n for n in ladder(recipe.train.batch) if n * recipe.data.sequence >= FEWEST), recipe.train.batch)

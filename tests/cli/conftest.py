@@ -1,0 +1,91 @@
+"""A tiny recipe and a checkpoint of it, and ways to run the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from synthe_cli.app import app
+
+ROOT = Path(__file__).parent.parent.parent
+
+RECIPE = """\
+name: small
+model:
+  width: 32
+  blocks: 1
+  block:
+    - {type: attention, heads: 2, window: 16}
+    - mlp
+data:
+  sequence: 32
+train:
+  budget: 4steps
+  batch: 2
+runtime:
+  device: cpu
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of untrained weights: enough to write nonsense with."""
+    from synthe_core import checkpoint as checkpoints
+    from synthe_core.data.tokenizers import ByteTokenizer
+    from synthe_core.manifest import Manifest
+    from synthe_core.model.language_model import LanguageModel
+    from synthe_core.recipe import Recipe
+
+    folder = tmp_path_factory.mktemp("run")
+    path = folder / "small.yaml"
+    path.write_text(RECIPE)
+    loaded = Recipe.load(path)
+    tokenizer = ByteTokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LanguageModel(loaded.model, tokenizer.vocab_size)
+    checkpoints.save(
+        folder / "small",
+        recipe=loaded,
+        vocab=tokenizer.vocab_size,
+        tensors=checkpoints.weights(model),
+        manifest=Manifest(),
+        tokenizer=tokenizer,
+    )
+    return folder / "small"
+
+
+@pytest.fixture
+def synthe() -> Callable[..., Result]:
+    """Runs a command in this process: `.exit_code`, `.stdout`, `.stderr`."""
+
+    def run(*arguments: object, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+    return run
+
+
+@pytest.fixture
+def process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command in a process of its own, without a terminal."""
+
+    def run(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "synthe_cli.app", *map(str, arguments)]
+        surroundings = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, env=surroundings, timeout=300)
+
+    return run

@@ -1,0 +1,105 @@
+"""`synthe generate`, on a model that was never trained: what matters is what comes out where."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+
+
+def test_it_writes_the_prompt_and_goes_on(synthe: Run, checkpoint: Path) -> None:
+    first = synthe("generate", checkpoint, "-p", "def ", "-n", 20, "--seed", 1)
+    assert (first.exit_code, first.stderr) == (0, "")
+    assert first.stdout.startswith("def ") and len(first.stdout) > 6
+    assert synthe("generate", checkpoint, "-p", "def ", "-n", 20, "--seed", 1).stdout == first.stdout
+    assert synthe("generate", checkpoint, "-p", "def ", "-n", 20, "--seed", 2).stdout != first.stdout
+
+
+def test_several_prompts_are_a_batch(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("from a file", encoding="utf-8")
+    arguments = ["generate", checkpoint, "-p", "one", "-p", "two", "-f", file, "-n", 8, "--temperature", 0]
+    rows = [json.loads(line) for line in synthe(*arguments, "--json").stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == ["one", "two", "from a file"]
+    assert all(isinstance(row["text"], str) for row in rows)
+    text = synthe(*arguments).stdout
+    assert all(f"--- {i}\n{row['prompt']}{row['text']}" in text for i, row in enumerate(rows, 1))
+    alone = json.loads(synthe("generate", checkpoint, "-p", "two", "-n", 8, "--temperature", 0, "--json").stdout)
+    assert alone == rows[1]
+
+
+def test_a_session_goes_on_exactly(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
+    greedy = ["generate", checkpoint, "--temperature", 0, "--json"]
+    whole = json.loads(synthe(*greedy, "-p", "abc", "-n", 12).stdout)["text"]
+    first = json.loads(synthe(*greedy, "-p", "abc", "-n", 5, "--state-out", tmp_path / "s").stdout)["text"]
+    rest = json.loads(synthe(*greedy, "-n", 7, "--state-in", tmp_path / "s").stdout)["text"]
+    # A character may be cut between the two halves; what is whole must be equal.
+    assert whole.replace("\ufffd", "") == (first + rest).replace("\ufffd", "")
+
+
+def test_a_checkpoint_comes_from_the_verb_before(synthe: Run, checkpoint: Path) -> None:
+    expected = synthe("generate", checkpoint, "-p", "a", "-n", 4).stdout
+    for upstream in (f"{checkpoint}\n", f"something else\n{checkpoint}\n\n", json.dumps({"path": str(checkpoint)})):
+        assert synthe("generate", "-", "-p", "a", "-n", 4, stdin=upstream).stdout == expected
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        ("", "- found no checkpoint's path on stdin"),
+        ("\n\n", "- found no checkpoint's path on stdin"),
+        ('{"event": "notice"}\n', "- found JSON without a path on stdin"),
+        ("no/such/run\n", "no such checkpoint: no/such/run"),
+    ],
+)
+def test_a_verb_before_that_failed(synthe: Run, stdin: str, message: str) -> None:
+    said = synthe("generate", "-", stdin=stdin)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.splitlines()[0] == f"error: {message}"
+    assert said.stderr.splitlines()[1].startswith("hint: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temperature", "-1"], "--temperature: input should be greater than or equal to 0, not -1.0"),
+        (["--top-p", "0"], "--top-p: input should be greater than 0, not 0.0"),
+        (["--repetition-penalty", "0"], "--repetition-penalty: input should be greater than 0, not 0.0"),
+        (["--prompt-file", "no-such.txt"], "no such prompt file: no-such.txt"),
+        (["--state-in", "no-such.state"], "no such session: no-such.state"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+    ],
+)
+def test_what_cannot_be_done(synthe: Run, checkpoint: Path, arguments: list[str], message: str) -> None:
+    said = synthe("generate", checkpoint, *arguments)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.splitlines()[0] == f"error: {message}"
+
+
+def test_a_prompt_file_that_is_no_text(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt").write_bytes(b"ok\xff")
+    said = synthe("generate", checkpoint, "-f", tmp_path / "prompt")
+    assert said.exit_code == 2
+    assert "is not UTF-8 text (byte 2)" in said.stderr
+
+
+def test_text_comes_as_it_is_written(checkpoint: Path) -> None:
+    """The prompt is there before the text that follows it: a reader need not wait for the end."""
+    command = [sys.executable, "-m", "synthe_cli.app", "generate", str(checkpoint), "-p", "begin", "-n", "100000"]
+    surroundings = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings)
+    assert running.stdout is not None and running.stderr is not None
+    assert running.stdout.read(6).startswith(b"begin")
+    assert running.poll() is None
+    running.stdout.close()  # and a reader that leaves ends the writing, quietly
+    assert running.stderr.read() == b""
+    running.stderr.close()
+    assert running.wait() == 141

@@ -1,0 +1,170 @@
+"""`synthe recipe`, and every bad recipe of which a person should hear where and what."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.recipe import Recipe
+
+Run = Callable[..., Any]
+
+
+def test_show_is_a_recipe_that_means_the_same(synthe: Run, recipe: Path, tmp_path: Path) -> None:
+    shown = synthe("recipe", "show", recipe, "--set", "train.lr=0.25")
+    assert shown.exit_code == 0
+    again = tmp_path / "again.yaml"
+    again.write_text(shown.stdout)
+    assert Recipe.load(again) == Recipe.load(recipe, ["train.lr=0.25"])
+
+
+def test_show_counts_what_is_there(synthe: Run, recipe: Path) -> None:
+    found = json.loads(synthe("recipe", "show", recipe, "--json").stdout)
+    loaded = Recipe.load(recipe)
+    model = LanguageModel(loaded.model, 257)
+    parts = dict(found["parameters"])
+    total = parts.pop("total")
+    assert total == sum(parts.values()) == sum(p.numel() for p in model.parameters())
+    assert parts["attention"] == sum(p.numel() for p in model.blocks[0].learners[0].parameters())
+    # Two projections of width 32 to three and from one, two of the vocabulary (tied, so once), and the scores.
+    seen = 16 - 16 * 15 / (2 * 32)
+    assert parts["attention"] == 4 * 32 * 32
+    hidden = parts["mlp"] // (3 * 32)
+    assert found["flops_per_token"]["forward"] == 2 * (4 * 32 * 32 + 3 * 32 * hidden + 32 * 257) + 4 * 32 * seen
+    assert found["flops_per_token"]["training"] == 3 * found["flops_per_token"]["forward"]
+    # A window of 16 keys and values of width 32 in float32, and the position.
+    assert found["state_bytes"] == {
+        "1": 2 * 32 * 4 + 8,
+        "32": 16 * 2 * 32 * 4 + 8,
+        "256": 16 * 2 * 32 * 4 + 8,
+    }
+    text = synthe("recipe", "show", recipe).stdout
+    assert f"({total:,})" in text
+    assert recipe.exists()
+
+
+def test_an_untied_head_is_counted(synthe: Run, recipe: Path) -> None:
+    found = json.loads(synthe("recipe", "show", recipe, "-s", "model.tie=false", "--json").stdout)["parameters"]
+    assert found["head"] == found["embedding"] == 257 * 32
+    assert found.pop("total") == sum(found.values())
+
+
+def test_validate_is_one_line(synthe: Run, recipe: Path) -> None:
+    shown = synthe("recipe", "validate", recipe)
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert shown.stdout.startswith(f"{recipe}: valid, ")
+    assert shown.stdout.count("\n") == 1
+
+
+def test_a_shipped_recipe_goes_by_its_name(
+    synthe: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes" / "baselines").mkdir(parents=True)
+    recipe.rename(tmp_path / "recipes" / "baselines" / "little.yaml")
+    monkeypatch.chdir(tmp_path)
+    shown = synthe("recipe", "validate", "baselines/little")
+    assert shown.stdout.startswith("recipes/baselines/little.yaml: valid")
+    for wrong in ("baselines/litle", "litle.yaml", "recipes/baselines/litle.yaml"):
+        said = synthe("recipe", "validate", wrong)
+        assert said.exit_code == 2
+        assert said.stderr == f"error: no such recipe: '{wrong}'\nhint: did you mean 'recipes/baselines/little.yaml'?\n"
+
+
+def test_a_missing_file_gets_its_neighbour(synthe: Run, recipe: Path) -> None:
+    wrong = recipe.with_name("smal.yaml")
+    said = synthe("recipe", "validate", wrong)
+    assert said.exit_code == 2
+    assert said.stderr == f"error: no such recipe: '{wrong}'\nhint: did you mean '{recipe}'?\n"
+
+
+GOOD = "model: {width: 32, blocks: 1, block: [mlp]}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("model:\n  width: [1, 2\n", "bad.yaml:3:1: ", "the YAML is malformed here"),
+        ("model:\n\twidth: 1\n", "bad.yaml:2:1: ", "the YAML is malformed here"),
+        ("", "bad.yaml is not a mapping", "a recipe has the keys model, data, train, runtime"),
+        ("- 1\n", "bad.yaml is not a mapping", "a recipe has the keys model, data, train, runtime"),
+        ("name: a\n", "bad.yaml: missing key 'model'", "`synthe recipe schema` lists every key"),
+        (GOOD + "trian: {}\n", "bad.yaml:2:1: unknown key 'trian'", "did you mean 'train'?"),
+        (GOOD + "train: {lrr: 1}\n", "bad.yaml:2:9: unknown key 'train.lrr'", "did you mean 'lr'?"),
+        (GOOD + "train:\n  lr: fast\n", "bad.yaml:3:3: train.lr: ", "`synthe recipe schema` lists every key"),
+        (GOOD + "train: {budget: 3 moons}\n", "'3 moons' is no budget", "`synthe recipe schema` lists every key"),
+        ("model: {width: 32, blocks: 1, block: [mpl]}\n", "bad.yaml:1:39: ", "did you mean 'mlp'?"),
+        (
+            "model:\n  width: 32\n  blocks: 1\n  block:\n    - {type: attention, head: 2}\n",
+            "bad.yaml:5:25: unknown key 'model.block.0.head'",
+            "did you mean 'heads'?",
+        ),
+        (
+            "model: {width: 32, blocks: 1, block: [{type: attention, heads: 5}]}\n",
+            "width 32 is not divisible by heads 5",
+            "the nearest that works is heads: 4",
+        ),
+        (GOOD + "data: {tokenizer: bites}\n", "unknown tokenizer 'bites'", "did you mean 'bytes'?"),
+    ],
+)
+def test_a_bad_recipe_says_where(synthe: Run, tmp_path: Path, text: str, message: str, hint: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    for verb in (["recipe", "validate"], ["train"]):
+        said = synthe(*verb, path)
+        assert said.exit_code == 2, said.stderr
+        assert message in said.stderr.splitlines()[0]
+        assert said.stderr.splitlines()[1:] == [f"hint: {hint}"]
+        assert said.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message", "hint"),
+    [
+        ("train.lr", "--set train.lr: expected key=value", "for example --set train.lr=1e-3"),
+        ("train.lr=[", "'[' is not a YAML value", None),
+        ("train.lrr=1", "unknown key 'train.lrr'", "did you mean 'lr'?"),
+        ("model.block.7.type=mlp", "'7' is no index of a list of 2", "counting starts at 0"),
+        ("train.lr.peak=1", "unknown key", None),
+    ],
+)
+def test_a_bad_override_says_so(
+    synthe: Run, recipe: Path, assignment: str, message: str, hint: str | None
+) -> None:
+    said = synthe("recipe", "validate", recipe, "--set", assignment)
+    assert said.exit_code == 2
+    assert said.stderr.startswith("error: ")
+    if hint:
+        assert message in said.stderr
+        assert f"hint: {hint}" in said.stderr
+
+
+def test_a_file_that_is_no_text(synthe: Run, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(b"name: \xff\xfe\n")
+    said = synthe("recipe", "validate", path)
+    assert said.exit_code == 2
+    assert "not UTF-8 text (byte 6)" in said.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_that_may_not_be_read(synthe: Run, recipe: Path) -> None:
+    recipe.chmod(0)
+    said = synthe("recipe", "validate", recipe)
+    assert said.exit_code == 2
+    assert "Permission denied" in said.stderr
+
+
+def test_the_schema_describes_recipes(synthe: Run) -> None:
+    schema = json.loads(synthe("recipe", "schema").stdout)
+    assert set(schema["properties"]) == set(Recipe.model_fields)
+    assert "heads" in json.dumps(schema)  # the learners' keys are in it
+    delta = json.loads(synthe("recipe", "schema", "attention").stdout)
+    assert delta["properties"]["window"]["description"]
+    said = synthe("recipe", "schema", "atention")
+    assert (said.exit_code, said.stderr) == (2, "error: unknown learner 'atention'\nhint: did you mean 'attention'?\n")

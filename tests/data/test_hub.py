@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from synthe_core.data.hub import Hub
+from synthe_core.data.prepare import load
+from synthe_core.data.spec import DataSpec
+from synthe_core.errors import InputError, SyntheError, WorkError
+from tests.data.conftest import packed, prose, text_of, write_rows
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A folder acme/words that shadows the hub, as `datasets` reads it; one row is empty."""
+    folder = tmp_path / "work" / "acme" / "words"
+    folder.mkdir(parents=True)
+    texts = [prose(i, 300) for i in range(30)]
+    write_rows(folder / "train.jsonl", [*texts[:5], "", *texts[5:]])
+    write_rows(folder / "test.jsonl", ["held out text"])
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hub:a/b", ("a/b", None, "train")),
+        ("hub:a/b:test", ("a/b", None, "test")),
+        ("hub:a/b:en", ("a/b", "en", "train")),
+        ("hub:a/b:en:validation", ("a/b", "en", "validation")),
+        ("hub:a/b::odd", ("a/b", None, "odd")),
+    ],
+)
+def test_names(name: str, expected: tuple[str, str | None, str]) -> None:
+    source = Hub(name, "text")
+    assert (source.dataset, source.config, source.split) == expected
+    with pytest.raises(InputError, match="names no data set"):
+        Hub("hub:", "text")
+
+
+def test_rows_are_streamed_and_packed(local: list[str]) -> None:
+    data = packed("hub:acme/words", sequence=16, validation=0.1)
+    both = text_of(data.sources[0].train, data.tokenizer) + text_of(data.validation, data.tokenizer)
+    assert sorted(both) == sorted(text.encode() for text in local)
+    test = packed("hub:acme/words:test", sequence=4, validation=0)
+    assert text_of(test.sources[0].train, test.tokenizer) == [b"held out text"]
+
+
+def test_rows_can_be_skipped(local: list[str]) -> None:
+    whole = list(Hub("hub:acme/words", "text").pieces())
+    assert list(Hub("hub:acme/words", "text").pieces(skip=11)) == whole[11:]
+
+
+def test_wrong_split_config_and_field(local: list[str]) -> None:
+    for name, keys, message in [
+        ("hub:acme/words::tset", {}, "Available splits"),
+        ("hub:acme/words:english", {}, "english"),
+        ("hub:acme/words", {"field": "body"}, r"hub:acme/words, row 1: unknown field 'body'"),
+    ]:
+        with pytest.raises(InputError, match=message) as raised:
+            packed(name, **keys)
+        assert "\n" not in raised.value.message
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
+def test_offline_is_said_at_once(variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(variable, "1")
+    began = time.monotonic()
+    with pytest.raises(WorkError, match="hub:acme/nothing cannot be read: offline mode is on") as raised:
+        load(DataSpec(sources="hub:acme/nothing"))
+    assert time.monotonic() - began < 10
+    assert "local file" in (raised.value.hint or "")
+
+
+def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(self: object, name: str, timeout: float) -> None:
+        raise TimeoutError(f"no answer in {timeout} s")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", silent)
+    with pytest.raises(WorkError, match=r"hub:acme/nothing cannot be reached: no answer in 10\.0 s"):
+        load(DataSpec(sources="hub:acme/nothing"))
+
+
+def test_a_connection_that_breaks_says_how_far_it_came(local: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rows:
+        def __iter__(self) -> object:
+            yield from ({"text": text} for text in local[:3])
+            raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(Hub, "_open", lambda self: Rows())
+    with pytest.raises(SyntheError, match=r"cannot be reached: reset by peer \(after 3 rows\)") as raised:
+        packed("hub:acme/words")
+    assert isinstance(raised.value, WorkError)
+    assert "go on from there" in (raised.value.hint or "")

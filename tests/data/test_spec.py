@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from synthe_core.data.spec import DataSpec, SourceSpec
+
+
+def test_short_and_long_forms_are_the_same() -> None:
+    assert DataSpec() == DataSpec(sources="stdlib")
+    assert DataSpec(sources="a.txt").sources == (SourceSpec(source="a.txt"),)
+    mixed = DataSpec(sources=["a.txt", {"source": "b.txt", "weight": 3, "limit": "2kB"}])
+    assert mixed.sources == (SourceSpec(source="a.txt"), SourceSpec(source="b.txt", weight=3.0, limit=2000))
+    assert DataSpec(tokenizer="bpe").tokenizer.vocab == 16384
+    assert DataSpec(tokenizer={"type": "bpe", "vocab": 512}).tokenizer.vocab == 512
+
+
+def test_a_resolved_spec_reads_back_as_itself() -> None:
+    spec = DataSpec(sources=["a", {"source": "b", "weight": 2}], tokenizer="bpe", limit="1MiB", validation="c")
+    assert DataSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("20MB", 20_000_000), ("1.5 GiB", 3 * 2**29), ("7", 7), ("2k", 2000), (12, 12), ("3 B", 3)]
+)
+def test_amounts_of_bytes(text: object, count: int) -> None:
+    assert DataSpec(limit=text).limit == count
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"limit": "20 parsecs"}, "no amount of bytes"),
+        ({"limit": 0}, "greater than 0"),
+        ({"validation": 1.0}, r"fraction in \[0, 1\)"),
+        ({"validation": -0.1}, r"fraction in \[0, 1\)"),
+        ({"validation": "1.5"}, r"fraction in \[0, 1\)"),
+        ({"sources": []}, "at least 1"),
+        ({"sources": [{"source": "a", "weight": 0}]}, "greater than 0"),
+        ({"sources": [{"source": "a", "wieght": 1}]}, "wieght"),
+        ({"tokenizer": {"type": "bytes", "vocab": 1000}}, "`vocab` is for the tokenizer 'bpe'"),
+        ({"tokenizer": {"type": "bpe", "vocab": 100}}, "greater than or equal to 257"),
+        ({"sequence": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_bad_keys_are_named(keys: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        DataSpec.model_validate(keys)

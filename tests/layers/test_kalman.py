@@ -1,0 +1,172 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from synthe_core.layers.kalman import LEAST_NOISE, Belief, Kalman
+from synthe_core.learner import Pass
+from synthe_core.trace import Trace
+
+WIDTH = 12
+VARIANTS = [{}, {"rank": 5}, {"every": 3}, {"every": 3, "rank": 20}, {"every": 50}]
+each_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+
+
+def make(**config):
+    torch.manual_seed(0)
+    return Kalman(Kalman.Config(**config), WIDTH).double()
+
+
+def inputs(batch, time):
+    torch.manual_seed(1)
+    return torch.randn(batch, time, WIDTH, dtype=torch.float64)
+
+
+def past(learner, batch):
+    return Belief(*(1 + torch.rand(batch, learner.rank, dtype=torch.float64) for _ in range(2)))
+
+
+@each_variant
+def test_is_the_filter_it_says_it_is(variant):
+    learner, x = make(**variant), inputs(2, 11)
+    mean, variance = state = past(learner, 2)
+    first = torch.tensor([4, 9])  # rows whose clocks tick at different columns
+    ctx = Pass.over(x, start=first)
+    y, after = learner(x, state, ctx)
+    a, q = torch.sigmoid(learner.transition_logit), F.softplus(learner.process_logit) + LEAST_NOISE
+    for t in range(11):
+        z, noise = learner.observe(x[:, t]).chunk(2, -1)
+        r = F.softplus(noise + learner.noise_bias)
+        tick = ((first + t) % learner.config.every == 0)[:, None]
+        prior = a**2 * variance + q
+        gain = torch.where(tick, prior / (prior + r), 0)
+        innovation = z - a * mean
+        surprise = torch.where(tick, innovation**2 / (prior + r), 0).mean(-1)
+        mean = torch.where(tick, a * mean + gain * innovation, mean)
+        variance = torch.where(tick, (1 - gain) * prior, variance)
+        expected = learner.out(mean * F.silu(learner.gate(x[:, t])))
+        torch.testing.assert_close(y[:, t], expected, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(ctx.signals["surprise"][:, t], surprise, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(ctx.signals["confidence"][:, t], 1 - gain.mean(-1), rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(after.mean, mean, rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(after.variance, variance, rtol=1e-10, atol=1e-11)
+
+
+@each_variant
+@pytest.mark.parametrize("cuts", [(1,), (2, 3, 64), tuple(range(1, 65))], ids=lambda cuts: f"{len(cuts)} cuts")
+def test_any_split_of_rows_at_different_positions_gives_the_same(variant, cuts):
+    learner, x = make(**variant), inputs(3, 65)
+    first = torch.tensor([0, 1, 5])
+    ctx = Pass.over(x, start=first)
+    state, pieces, signals = past(learner, 3), [], []
+    whole, final = learner(x, state, ctx)
+    for start, end in zip((0, *cuts), (*cuts, 65), strict=True):
+        piece = Pass.over(x[:, start:end], start=first + start)
+        y, state = learner(x[:, start:end], state, piece)
+        pieces.append(y)
+        signals.append(piece.signals)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-11)
+    for name in ("surprise", "confidence"):
+        torch.testing.assert_close(torch.cat([s[name] for s in signals], 1), ctx.signals[name], rtol=1e-10, atol=1e-11)
+    for one, other in zip(state, final, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+@each_variant
+def test_padding_is_inert_in_rows_of_any_length(variant):
+    learner, x = make(**variant), inputs(4, 31)
+    lengths, first = torch.tensor([31, 10, 1, 0]), torch.tensor([0, 2, 0, 4])
+    state = past(learner, 4)
+    x[torch.arange(31) >= lengths[:, None]] = 1e4
+    ctx = Pass.over(x, lengths, first)
+    y, final = learner(x, state, ctx)
+    for row, length in enumerate(lengths.tolist()):
+        alone = Belief(*(leaf[row : row + 1] for leaf in state))
+        if length:
+            part = x[row : row + 1, :length]
+            expected, alone = learner(part, alone, Pass.over(part, start=first[row : row + 1]))
+            torch.testing.assert_close(y[row, :length], expected[0], rtol=1e-10, atol=1e-11)
+        for one, other in zip(final, alone, strict=True):
+            torch.testing.assert_close(one[row], other[0], rtol=1e-10, atol=1e-11)
+        assert (ctx.signals["surprise"][row, length:] == 0).all()
+        assert (ctx.signals["confidence"][row, length:] == 1).all()
+
+
+@each_variant
+def test_nothing_reads_the_future_and_signals_carry_gradient(variant):
+    learner, x = make(**variant), inputs(2, 23).requires_grad_()
+    ctx = Pass.over(x)
+    y, _ = learner(x, None, ctx)
+    for value in (y, ctx.signals["surprise"], ctx.signals["confidence"]):
+        (slope,) = torch.autograd.grad(value[:, :13].sum(), x, retain_graph=True)
+        assert slope[:, 13:].abs().max() == 0
+        assert slope[:, :13].abs().max() > 0
+
+
+def test_between_ticks_no_observation_is_computed():
+    learner, x = make(every=4), inputs(2, 20)
+    seen = []
+    learner.observe.register_forward_hook(lambda module, given, result: seen.append(given[0].shape[1]))
+    learner(x, None, Pass.over(x))
+    learner(x[:, :2], None, Pass.over(x[:, :2], start=torch.tensor([1, 5])))
+    assert seen == [5]
+    every, all_of_them = make(every=4), make()
+    assert all_of_them.flops(1) - every.flops(1) == 0.75 * (2 * WIDTH * 2 * WIDTH + 14 * WIDTH)
+    assert all_of_them.flops(1) == 2 * WIDTH * WIDTH * 4 + 14 * WIDTH
+
+
+def test_steady_gains_start_at_the_timescales_named():
+    learner = make(timescales=(3.0, 100.0))
+    with torch.no_grad():
+        learner.observe.weight.zero_()  # z = 0 and r = 1
+        x, trace = inputs(1, 2000), Trace(only=frozenset({"gain"}))
+        learner(x, None, Pass.over(x, trace=trace))
+    gain = trace.records[0].value[0]
+    torch.testing.assert_close(
+        1 / gain[-1, [0, -1]], torch.tensor([3.0, 100.0], dtype=torch.float64), rtol=1e-3, atol=0
+    )
+    assert (gain[0] > gain[-1] - 1e-9).all()  # the first tokens count for more
+
+
+def test_a_shock_surprises_when_it_comes_and_evidence_brings_confidence():
+    learner = make()
+    with torch.no_grad():
+        learner.observe.weight[WIDTH:] = 0  # constant observation noise
+    x = inputs(1, 1).expand(1, 60, WIDTH).clone()
+    x[:, 40] *= -8
+    ctx = Pass.over(x)
+    learner(x, None, ctx)
+    surprise, confidence = (ctx.signals[name][0] for name in ("surprise", "confidence"))
+    assert surprise.argmax() == 40 and surprise[40] > 10 * surprise[39]
+    assert (confidence.diff() > -1e-12).all() and confidence[0] < 0.6 < confidence[-1] < 1
+
+
+def test_a_trace_sees_what_the_filter_thought():
+    learner, x, trace = make(), inputs(2, 6), Trace()
+    state = past(learner, 2)
+    learner(x, state, Pass.over(x, lengths=torch.tensor([6, 2]), trace=trace))
+    seen = {record.name: record.value for record in trace.records}
+    assert seen.keys() == {"gain", "innovation", "variance"}
+    assert (seen["gain"][1, 2:] == 0).all() and (seen["gain"][0] > 0).all() and (seen["gain"] < 1).all()
+    z = learner.observe(x[:, 0]).chunk(2, -1)[0]
+    predicted = torch.sigmoid(learner.transition_logit) * state.mean
+    torch.testing.assert_close(seen["innovation"][:, 0], z - predicted, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_filter_and_state_stay_wide_when_the_matrices_are_narrow(dtype, every):
+    learner, x = make(every=every).to(dtype), inputs(2, 33).to(dtype)
+    ctx = Pass.over(x)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        y, state = learner(x, None, ctx)
+    assert y.dtype == torch.bfloat16
+    assert {leaf.dtype for leaf in (*state, *ctx.signals.values())} == {torch.float32}
+    exact, _ = make(every=every)(inputs(2, 33), None, Pass.over(x))
+    assert (y - exact).abs().max() < 0.04 * exact.abs().max()
+
+
+def test_settings_that_cannot_be_are_refused():
+    for bad in ({"every": 0}, {"rank": 0}, {"timescales": [0.5, 5.0]}, {"ranks": 3}):
+        with pytest.raises(ValidationError):
+            Kalman.Config.model_validate(bad)

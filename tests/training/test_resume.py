@@ -1,0 +1,162 @@
+"""Stopping and going on is the same as never stopping, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Event as Stop
+
+import pytest
+import torch
+
+from synthe_core.checkpoint import Checkpoint, checkpoints
+from synthe_core.errors import InputError, Interrupted
+from synthe_core.events import Metric, Notice, Result
+from synthe_core.training import train
+from tests.training.conftest import assert_same, of
+
+VARIANTS = {
+    "muon": {},
+    "adamw": {"optimizer": "adamw", "schedule": "wsd"},
+    "average": {"ema": 0.9},
+    "carried": {"carry": True, "curriculum": [{"until": 0.7, "sequence": 8}]},
+    "curriculum": {"curriculum": [{"until": 0.4, "sequence": 4}, {"until": 0.8, "sequence": 8}]},
+    "time between": {"save_every": "1steps", "keep": 1},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_going_on_is_never_having_stopped(recipe, name, tmp_path):
+    asked = recipe(**VARIANTS[name])
+    list(train(asked, out=tmp_path / "whole"))
+    for step in (1, 4):
+        stop = Stop()
+        with pytest.raises(Interrupted, match=f"stopped at step {step}; saved") as stopped:
+            for event in train(asked, out=tmp_path / "parts", resume=step > 1, stop=stop):
+                if isinstance(event, Metric) and event.phase == "train" and event.step == step:
+                    stop.set()
+        assert stopped.value.hint == f"go on with: synthe train {tmp_path / 'parts'} --resume"
+        torch.manual_seed(step)  # another process would have other random numbers
+    list(train(asked, out=tmp_path / "parts", resume=True))
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    assert _losses(tmp_path / "whole") == _losses(tmp_path / "parts")
+
+
+def _losses(run: Path) -> list[tuple[int, str, float]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(line["step"], line["phase"], line["loss"]) for line in lines]
+
+
+def test_kill_at_any_moment_loses_nothing(recipe, tmp_path):
+    asked = recipe(budget="30steps", save_every="1steps", validations=3)
+    (tmp_path / "recipe.yaml").write_text(asked.to_yaml())
+    list(train(asked, out=tmp_path / "whole"))
+    program = (
+        "import sys, torch; from pathlib import Path; from synthe_core.recipe import Recipe\n"
+        "from synthe_core.training import train\n"
+        "torch.set_num_threads(1)\n"
+        "out = Path('parts')\n"
+        "for event in train(Recipe.load('recipe.yaml'), out=out, resume=out.exists()): pass\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for kill_after in (2, 11, 24):
+        process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment)
+        while _last(tmp_path / "parts") < kill_after and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        Checkpoint.open(tmp_path / "parts", latest=True).training_state()
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    assert _losses(tmp_path / "whole") == _losses(tmp_path / "parts")
+    assert not list((tmp_path / "parts" / "checkpoints").glob(".*"))
+
+
+def _last(run: Path) -> int:
+    found = checkpoints(run)
+    return int(found[-1].name.removeprefix("step-")) if found else 0
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(recipe, tmp_path):
+    asked = recipe()
+    list(train(asked, out=tmp_path / "whole"))
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "recipe.yaml").write_text(asked.to_yaml())
+    (tmp_path / "parts" / "metrics.jsonl").write_text('{"step": 1, "phase": "train", "loss": 5.5}\n{"step": 2, "ph')
+    events = list(train(asked, out=tmp_path / "parts", resume=True))
+    assert any("no checkpoint yet" in notice.message for notice in of(events, Notice))
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    assert _losses(tmp_path / "whole") == _losses(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model": {"width": 32}}, "model: model.width: 16 -> 32"),
+        ({"data": {"sequence": 8}}, "data: data.sequence: 16 -> 8"),
+        ({"optimizer": "adamw"}, 'train: train.optimizer: "muon" -> "adamw"'),
+        ({"batch": 8}, "train: train.batch: 4 -> 8"),
+    ],
+)
+def test_a_changed_model_is_refused_by_name(recipe, change, named, tmp_path):
+    list(train(recipe(), out=tmp_path / "run"))
+    before = (tmp_path / "run" / "recipe.yaml").read_text()
+    with pytest.raises(InputError, match="cannot go on with another") as refused:
+        list(train(recipe(**change), out=tmp_path / "run", resume=True))
+    assert named in refused.value.message
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == before
+
+
+def test_changed_text_is_refused(recipe, text, tmp_path):
+    list(train(recipe(), out=tmp_path / "run"))
+    (text / "more.txt").write_text("words " * 500)
+    with pytest.raises(InputError, match="training text is not what it was"):
+        list(train(recipe(), out=tmp_path / "run", resume=True))
+
+
+def test_a_finished_run_says_so_and_a_larger_budget_goes_on(recipe, tmp_path):
+    list(train(recipe(), out=tmp_path / "run"))
+    events = list(train(recipe(), out=tmp_path / "run", resume=True))
+    assert "finished" in of(events, Notice)[-1].message and "6steps" in of(events, Notice)[-1].message
+    assert isinstance(events[-1], Result) and events[-1].path == tmp_path / "run"
+    assert not of(events, Metric)
+    events = list(train(recipe(budget="9steps"), out=tmp_path / "run", resume=True))
+    assert any("train.budget" in notice.message for notice in of(events, Notice))
+    assert [m.step for m in of(events, Metric) if m.phase == "train"] == [7, 8, 9]
+    assert Checkpoint.open(tmp_path / "run", latest=True).manifest.step == 9
+    assert "9steps" in (tmp_path / "run" / "recipe.yaml").read_text()
+
+
+def test_seconds_of_earlier_sessions_count(recipe, tmp_path):
+    stop = Stop()
+    with pytest.raises(Interrupted):
+        for event in train(recipe(budget="1h"), out=tmp_path / "run", stop=stop):
+            if isinstance(event, Metric):
+                stop.set()
+    path = checkpoints(tmp_path / "run")[-1]
+    checkpoint = Checkpoint(path)
+    used = checkpoint.training_state()["seconds"]
+    assert used > 0
+    # 0.1 s more than what was used is over as soon as a step is taken.
+    events = list(train(recipe(budget=f"{used + 0.1}s"), out=tmp_path / "run", resume=True))
+    assert len([m for m in of(events, Metric) if m.phase == "train"]) < 20
+    assert events[-1].values["seconds"] >= used
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such run"),
+        (lambda path: path.mkdir(), "no such run"),
+        (lambda path: (path.mkdir(), (path / "x").write_text("x")), "is no run"),
+    ],
+)
+def test_nothing_to_go_on_with(recipe, make, message, tmp_path):
+    make(tmp_path / "run")
+    with pytest.raises(InputError, match=message):
+        list(train(recipe(), out=tmp_path / "run", resume=True))
