@@ -70,10 +70,10 @@ class Root(Group):
         with carried():
             return super().make_context(*args, **extra)
 
-    def main(self, args: Any = None, prog_name: str | None = None, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, *args: Any, **options: Any) -> Any:
         """Runs the command line and exits with its code: 0, 1 failed at work, 2 bad input, 130 interrupted."""
         try:
-            code = super().main(args, "synthe", standalone_mode=False, **extra)
+            code = super().main(*args, **{**options, "prog_name": "synthe", "standalone_mode": False})
             sys.stdout.flush()
         except SystemExit:
             raise

@@ -28,8 +28,12 @@ SHOWN = {
     "tokens_per_second": ("tokens/s", figures.count),
     "peak_fraction": ("of peak", "{:.0%}".format),
     "memory": ("memory", figures.size),
+    "steps": ("steps", figures.count),
+    "tokens": ("tokens", figures.count),
+    "seconds": ("time", figures.duration),
 }
-"""The figures that people are shown, in this order, with their label and form. JSON lines and metrics.jsonl hold all."""
+"""The figures that people are shown, in this order, with label and form. JSON lines and metrics.jsonl hold all."""
+TOLD_BY_PROGRESS = ("fraction", "seconds")
 
 
 class Renderer:
@@ -37,7 +41,7 @@ class Renderer:
 
     def __enter__(self) -> Self:
         self._showwarning = warnings.showwarning
-        warnings.showwarning = self._warn  # a library's warning is a notice like any other
+        warnings.showwarning = self._warn  # type: ignore[assignment]  # a library's warning is a notice like any other
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -112,7 +116,7 @@ class PlainRenderer(Renderer):
         if self._progress:
             parts.append(progress_text(self._progress))
         if self._metric:
-            parts.append(f"step {self._metric.step}  {figures_text(self._metric.values)}")
+            parts.append(f"step {self._metric.step}  {figures_text(of_step(self._metric))}")
         self._metric = None
         if parts:
             self._print("  ".join(parts))
@@ -144,7 +148,7 @@ def describe(event: Event) -> list[str]:
     """The lines that say an event which happens once."""
     match event:
         case Metric():
-            return [f"{event.phase}  step {event.step}  {figures_text(event.values)}"]
+            return [f"{event.phase}  step {event.step}  {figures_text(of_step(event))}"]
         case Measurement():
             return [f"{event.case}  {figures_text(event.values)}"]
         case Sample():
@@ -158,27 +162,40 @@ def describe(event: Event) -> list[str]:
     return []
 
 
+def of_step(event: Metric) -> dict[str, float]:
+    """The figures of a metric without those that the progress beside it says already."""
+    return {key: value for key, value in event.values.items() if key not in TOLD_BY_PROGRESS}
+
+
+def labelled(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """(label, text) of each figure: the known ones first and in their order, then whatever else there is."""
+    known = [(SHOWN[key][0], _form(key, values[key])) for key in SHOWN if key in values]
+    return known + [(key.replace("_", " "), _form(key, values[key])) for key in values if key not in SHOWN]
+
+
 def figures_text(values: dict[str, Any]) -> str:
-    """`loss 1.832  bits/byte 2.643 ...`: known figures first and in their order, then whatever else there is."""
-    known = [f"{SHOWN[key][0]} {_form(key, values[key])}" for key in SHOWN if key in values]
-    return "  ".join(known + [f"{key.replace('_', ' ')} {_form(key, values[key])}" for key in values if key not in SHOWN])
+    """`loss 1.832  bits/byte 2.643 ...`"""
+    return "  ".join(f"{label} {text}" for label, text in labelled(values))
 
 
 def _form(key: str, value: Any) -> str:
     if key in SHOWN and isinstance(value, (int, float)):
         return SHOWN[key][1](value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def progress_text(event: Progress) -> str:
     """`prepare  34%  1.2M/3.5M bytes  12s left`"""
-    left = f"  {figures.duration(event.eta)} left" if event.eta is not None and event.done != event.total else ""
-    if not event.total:
-        return f"{event.what}  {figures.count(event.done)} {event.unit}".rstrip() + left
-    amount = f"  {figures.count(event.done)}/{figures.count(event.total)} {event.unit}" if event.unit else ""
-    return f"{event.what}  {event.done / event.total:.0%}{amount}{left}"
+    share = f"{event.done / event.total:.0%}" if event.total else ""
+    left = f"{figures.duration(event.eta)} left" if event.eta is not None and event.done != event.total else ""
+    return "  ".join(part for part in (event.what, share, amount(event), left) if part)
+
+
+def amount(event: Progress) -> str:
+    """How much of how much: `1.2M/3.5M bytes`, `1m20s/3m00s`."""
+    form = figures.duration if event.unit == "seconds" else figures.count
+    unit = "" if event.unit == "seconds" else f" {event.unit}" if event.unit else ""
+    return form(event.done) + (f"/{form(event.total)}" if event.total else "") + unit
 
 
 def printable(text: str) -> str:

@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from synthe_core.errors import SyntheError, closest
+from synthe_core.errors import Interrupted, SyntheError, closest
 
 UsageError = typer.BadParameter.__mro__[1]  # click's, whichever click this typer carries
 
@@ -18,7 +18,7 @@ def report(error: BaseException) -> int:
     if os.environ.get("SYNTHE_TRACEBACK"):
         traceback.print_exception(error)
     if isinstance(error, SyntheError):
-        return _say(error.message, error.hint, error.exit_code)
+        return _say(error.message, error.hint, error.exit_code, "" if isinstance(error, Interrupted) else "error: ")
     if isinstance(error, UsageError):
         message, hint = _usage(error)
         return _say(message, hint, 2)
@@ -27,7 +27,7 @@ def report(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return _say("interrupted", None, 130)
+        return _say("interrupted", None, 130, "")
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror}", None, 1)
@@ -38,8 +38,8 @@ def report(error: BaseException) -> int:
     return _say(f"internal: {type(error).__name__}: {text}", hint, 1)
 
 
-def _say(message: str, hint: str | None, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+def _say(message: str, hint: str | None, code: int, prefix: str = "error: ") -> int:
+    print(f"{prefix}{message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
     return code
@@ -52,7 +52,11 @@ def _usage(error: BaseException) -> tuple[str, str | None]:
     hint = f"`{path} --help` shows how"
     wrong = getattr(error, "option_name", None)
     if wrong and type(error).__name__ == "NoSuchOption":
-        known = [opt for param in ctx.command.get_params(ctx) for opt in (*param.opts, *param.secondary_opts)] if ctx else []
+        known = (
+            [opt for param in ctx.command.get_params(ctx) for opt in (*param.opts, *param.secondary_opts)]
+            if ctx
+            else []
+        )
         near = closest(wrong, [opt for opt in known if opt.startswith("--")])
         return f"unknown option '{wrong}'", f"did you mean '{near}'?" if near else hint
     text = str(getattr(error, "format_message", error.__str__)()).strip().rstrip(".")

@@ -1,4 +1,4 @@
-"""How commands look in `--help`: plain text that is quick to make, with examples, and headings in bold on a terminal."""
+"""How commands look in `--help`: plain text, quick to make, with examples, and headings in bold on a terminal."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from synthe_cli import figures
-from synthe_cli.console import SHOWN, Renderer, describe, printable
+from synthe_cli.console import Renderer, amount, describe, labelled, of_step, printable
 from synthe_core.events import Event, Metric, Notice, Progress, Result, Sample, Saved
 
 HISTORY = 4096  # losses that the sparkline is drawn from; older ones are thinned by half
@@ -22,7 +22,7 @@ class LiveRenderer(Renderer):
     """A progress bar, the figures of the last step and the course of the loss, on stderr."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True, highlight=False, emoji=False)
         self._progress: Progress | None = None
         self._metric: Metric | None = None
         self._losses: list[float] = []
@@ -87,14 +87,11 @@ class LiveRenderer(Renderer):
 def _bar(event: Progress) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     share = f"{event.done / event.total:.0%}" if event.total else ""
-    amount = figures.count(event.done) + (f"/{figures.count(event.total)}" if event.total else "")
     left = f"{figures.duration(event.eta)} left" if event.eta is not None else ""
     bar = ProgressBar(total=event.total or None, completed=event.done, width=30, pulse=not event.total)
-    unit = f"[dim]{amount} {escape(event.unit)}[/]" if event.unit else ""
-    grid.add_row(f"[bold]{escape(event.what)}[/]", bar, share, unit, left)
+    grid.add_row(f"[bold]{escape(event.what)}[/]", bar, share, f"[dim]{escape(amount(event))}[/]", left)
     return grid
 
 
 def _figures(event: Metric) -> str:
-    known = [(SHOWN[key][0], SHOWN[key][1](event.values[key])) for key in SHOWN if key in event.values]
-    return "  ".join(f"[dim]{name}[/] {escape(value)}" for name, value in known)
+    return "  ".join(f"[dim]{escape(label)}[/] {escape(text)}" for label, text in labelled(of_step(event)))

@@ -12,11 +12,36 @@ import typer
 import synthe_core
 from synthe_core.errors import InputError, closest
 
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """The shipped recipes' names; a shell completes paths by itself where none of these fits."""
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """The folders of runs here."""
+    return [str(path) for path in sorted(Path("runs").glob("*/")) if str(path).startswith(incomplete)]
+
+
+def complete_device(incomplete: str) -> list[str]:
+    return [name for name in ("cpu", "cuda", "mps") if name.startswith(incomplete)]
+
+
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, a run's folder, or the name of a shipped recipe.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe file, a run's folder, or the name of a shipped recipe.",
+        autocompletion=complete_recipe,
+    ),
 ]
 CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A run or checkpoint folder; - reads its path from stdin.")
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT",
+        help="A run or checkpoint folder; - reads its path from stdin.",
+        autocompletion=complete_run,
+    ),
 ]
 DataOption = Annotated[
     list[str] | None,
@@ -26,11 +51,19 @@ DataOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one key of the recipe, as train.lr=1e-3. Repeatable."),
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Change one key of the recipe, as train.lr=1e-3. Repeatable."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of text.")]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or mps; the fastest there is by default.")
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda or mps; the fastest there is by default.",
+        autocompletion=complete_device,
+    ),
 ]
 
 
@@ -50,7 +83,9 @@ def find_recipe(text: str) -> Path:
         text = text.removeprefix("recipes/").removesuffix(path.suffix)
     if text in shipped:
         return shipped[text]
-    beside = {entry.name: entry for entry in path.parent.glob("*") if entry.is_dir() or entry.suffix in (".yaml", ".yml")}
+    beside = {
+        entry.name: entry for entry in path.parent.glob("*") if entry.is_dir() or entry.suffix in (".yaml", ".yml")
+    }
     choices = beside | {name.rpartition("/")[2]: shipped[name] for name in shipped} | shipped
     near = closest(text, shipped) or closest(path.name, choices)
     hint = f"did you mean '{choices[near]}'?" if near else "a recipe is a .yaml file, or one of " + ", ".join(shipped)
@@ -74,7 +109,9 @@ def find_checkpoint(text: str) -> Path:
     lines = [line.strip() for line in sys.stdin.read().splitlines()]
     path = next((line for line in reversed(lines) if line), None)
     if path is None:
-        raise InputError("- found no checkpoint's path on stdin", "the command before the pipe wrote none: did it fail?")
+        raise InputError(
+            "- found no checkpoint's path on stdin", "the command before the pipe wrote none: did it fail?"
+        )
     if path.startswith("{"):  # the last event of a verb with --json
         path = _path_of(path)
     return Path(path)

@@ -60,11 +60,12 @@ def vocabulary_of(recipe: Recipe) -> int:
 def _by_learner(model: LanguageModel) -> dict[str, int]:
     counts: dict[str, int] = {}
     norms = 0
-    for block in model.blocks:
-        for spec, learner in zip(model.spec.block, block.learners, strict=True):  # type: ignore[arg-type]
-            name = spec.type  # type: ignore[attr-defined]
+    names = [entry["type"] for entry in model.spec.model_dump()["block"]]
+    blocks: Any = model.blocks  # torch types what a ModuleList holds as Module
+    for block in blocks:
+        for name, learner in zip(names, block.learners, strict=True):
             counts[name] = counts.get(name, 0) + sum(p.numel() for p in learner.parameters())
-        norms += sum(p.numel() for p in block.norms.parameters())  # type: ignore[union-attr]
+        norms += sum(p.numel() for p in block.norms.parameters())
     counts["embedding"] = model.embedding.weight.numel()
     if model.head.weight is not model.embedding.weight:
         counts["head"] = model.head.weight.numel()

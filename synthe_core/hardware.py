@@ -1,4 +1,4 @@
-"""What this machine is: probed once, passed around as a value, so that every choice can be tested with a made-up one."""
+"""What this machine is: probed once and passed around as a value, so that choices can be tested with a made-up one."""
 
 from __future__ import annotations
 

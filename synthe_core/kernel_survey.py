@@ -18,7 +18,7 @@ WIDTH, TIME, VOCAB = 512, 512, 256
 
 
 class Served(NamedTuple):
-    """How one call of an operator is served: `shape` is its first tensor's, `choices` every kernel in the order tried."""
+    """How a call of an operator is served: `shape` is its first tensor's, `choices` every kernel in the order tried."""
 
     shape: tuple[int, ...]
     choices: list[Choice]
@@ -91,7 +91,7 @@ def _variants(name: str) -> Iterator[Spec]:
 def _calls(spec: Spec, device: str, precision: str) -> Iterator[tuple[str, Op, Call]]:
     """The operators that a one-learner model calls: in a forward pass of training, then in one step of decoding."""
     try:
-        model = LanguageModel(ModelSpec(width=WIDTH, blocks=1, block=[spec]), VOCAB).to(device)
+        model = LanguageModel(ModelSpec(width=WIDTH, blocks=1, block=[spec], tie=True), VOCAB).to(device)
         tokens = torch.zeros(1, TIME, dtype=torch.int64, device=device)
         narrow = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
         with narrow, hear_calls() as training:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 import synthe_core
 from synthe_core.errors import InputError
@@ -64,15 +65,16 @@ class Manifest(BaseModel):
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}", "the checkpoint is damaged: use another") from None
         try:
-            manifest = cls.model_validate_json(text)
-        except ValidationError:
+            facts = json.loads(text)
+            found = facts.get("format", FORMAT) if isinstance(facts, dict) else FORMAT
+            if isinstance(found, int) and found > FORMAT:
+                raise InputError(
+                    f"{folder} has checkpoint format {found}, and this synthe reads up to {FORMAT}",
+                    "a newer synthe wrote it: upgrade with pip install -U synthe",
+                )
+            return cls.model_validate(facts)
+        except ValueError:
             raise InputError(f"{path} is damaged: it is no manifest", "use another checkpoint of the run") from None
-        if manifest.format > FORMAT:
-            raise InputError(
-                f"{folder} is of checkpoint format {manifest.format}, and synthe {synthe_core.__version__} reads {FORMAT}",
-                "a newer synthe wrote it: upgrade with pip install -U synthe",
-            )
-        return manifest
 
     def with_files(self, folder: Path) -> Manifest:
         """The same with the facts of every file that is in `folder` now."""

@@ -41,7 +41,7 @@ def choose_device(asked: str, hardware: Hardware) -> Chosen:
 
 
 def choose_precision(asked: str, device: str, hardware: Hardware, rates: Rates = measure_matmul) -> Chosen:
-    """"float32" or "bfloat16" for matrix products; `asked` may be "auto", which measures both where both could win."""
+    """ "float32" or "bfloat16" for matrix products; `asked` may be "auto", which measures both where both could win."""
     if asked != "auto":
         return Chosen(asked, "asked for")
     if device == "cpu" and hardware.features and not hardware.features & NARROW:

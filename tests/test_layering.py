@@ -1,4 +1,4 @@
-"""The shape of the project: imports point downward only, files stay short, and the command line starts without torch."""
+"""The shape of the project: imports point downward only, files stay short, and help needs no torch."""
 
 from __future__ import annotations
 

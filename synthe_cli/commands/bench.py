@@ -53,7 +53,9 @@ def speed(
             renderer.show(event)
 
 
-def _measure(parts: list[str], ops: list[str] | None, against: tuple[str, ...], turns: int, device: str) -> Iterator[Event]:
+def _measure(
+    parts: list[str], ops: list[str] | None, against: tuple[str, ...], turns: int, device: str
+) -> Iterator[Event]:
     from synthe_core.benchmarks import models, operators
     from synthe_core.errors import unknown
     from synthe_core.hardware import probe

@@ -62,7 +62,11 @@ def _data_of(text: str, assignments: list[str] | None) -> DataSpec:
     from synthe_core.yaml_text import parse
 
     path = Path(text).expanduser()
-    if path.suffix in (".yaml", ".yml") or (path / "recipe.yaml").is_file() or (text in shipped_recipes() and text != "stdlib"):
+    if (
+        path.suffix in (".yaml", ".yml")
+        or (path / "recipe.yaml").is_file()
+        or (text in shipped_recipes() and text != "stdlib")
+    ):
         return Recipe.load(find_recipe(text), overrides(None, assignments)).data
     recipe = parse("{model: {width: 1, blocks: 1, block: [mlp]}}", "--set")  # only its data is looked at
     return Recipe.from_source(recipe, overrides([text], assignments)).data

@@ -108,7 +108,11 @@ def generate(
         print()
     else:
         for index, (asked, text) in enumerate(zip(prompts, texts, strict=True)):
-            print(json.dumps({"prompt": asked, "text": text}, ensure_ascii=False) if as_json else _entry(index, asked, text))
+            print(
+                json.dumps({"prompt": asked, "text": text}, ensure_ascii=False)
+                if as_json
+                else _entry(index, asked, text)
+            )
     if state_out:
         after.save(state_out, model)
 

@@ -9,7 +9,7 @@ import typer
 
 from synthe_cli import console
 from synthe_cli.help import SETTINGS, Command
-from synthe_cli.options import DataOption, JsonOption, SetOption, find_recipe, overrides
+from synthe_cli.options import DataOption, JsonOption, SetOption, complete_recipe, find_recipe, overrides
 from synthe_cli.signals import stop_on_signal
 from synthe_core.events import Result
 
@@ -21,7 +21,7 @@ app = typer.Typer(**SETTINGS)
     epilog="""\
 synthe train recipes/tiny.yaml                                   three minutes on this machine, no download
 synthe train recipes/tiny.yaml --data my.txt --out runs/mine     on your own text
-synthe train tiny --set train.lr=1e-3 --set train.budget=3m      any key of the recipe; `synthe recipe show tiny` has all
+synthe train tiny --set train.lr=1e-3 --set train.budget=3m      any key that `synthe recipe show tiny` shows
 synthe train tiny --set model.block.0.type=delta                 another learner in the first place of the block
 synthe train runs/mine --resume                                  go on after Ctrl-C, a crash or a lost machine
 synthe train tiny | synthe generate - --prompt "import "         and then write with it
@@ -30,12 +30,20 @@ synthe train recipes/60m.yaml --json | jq -c 'select(.event == "metric")'
 )
 def train(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE_OR_RUN", help="A recipe file, a shipped recipe's name, or a run's folder.")
+        str,
+        typer.Argument(
+            metavar="RECIPE_OR_RUN",
+            help="A recipe file, a shipped recipe's name, or a run's folder.",
+            autocompletion=complete_recipe,
+        ),
     ],
     data: DataOption = None,
     assign: SetOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="The run's folder; runs/NAME by default.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="The run's folder; by default runs/NAME, or the next that is free."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
     as_json: JsonOption = False,
@@ -51,9 +59,9 @@ def train(
     from synthe_core.training import train as verb
 
     loaded = Recipe.load(path, overrides(data, assign))
-    folder = out or (path if resume and path.is_dir() else Path("runs") / loaded.name)
+    folder = out or (path if resume and path.is_dir() else None)
     with console.choose(as_json) as shown, stop_on_signal() as stop:
-        for event in verb(loaded, out=folder, resume=resume, stop=stop.is_set):
+        for event in verb(loaded, out=folder, resume=resume, stop=stop):
             if isinstance(event, Result):
                 shown.result(event)
             else:

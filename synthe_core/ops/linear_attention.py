@@ -10,7 +10,10 @@ from torch import Tensor
 
 from synthe_core.ops.delta_rule.chunked import chunked_memory
 from synthe_core.ops.delta_rule.chunked import refusal as chunk_refusal
-from synthe_core.ops.delta_rule.native import compiled_memory, refusal
+from synthe_core.ops.delta_rule.fla import arranged, halved, walks
+from synthe_core.ops.delta_rule.fla import refusal as fla_refusal
+from synthe_core.ops.delta_rule.native import compiled_memory
+from synthe_core.ops.delta_rule.native import refusal as native_refusal
 from synthe_core.ops.dispatch import op, require_float
 
 
@@ -40,6 +43,24 @@ def linear_attention(
     return torch.stack(outputs, 1), memory
 
 
+@linear_attention.kernel("fla", rank=30, tolerance=2e-2)
+def fla(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Triton (simple GLA): queries, keys and values rounded to bfloat16; all float32 when decoding."""
+    from fla.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla  # optional, and slow to import
+
+    decay = torch.zeros_like(beta) if log_decay is None else log_decay
+    written = beta[..., None] * v
+    if walks(q, k, written, decay, state):
+        return arranged(fused_recurrent_simple_gla, q, k, written, state, g=decay)
+    o, memory = arranged(chunk_simple_gla, *halved(q, k, written), state, g=decay)
+    return o.to(v.dtype), memory
+
+
+fla.refuses(fla_refusal)
+
+
 @linear_attention.kernel("native", rank=20, tolerance=1e-5)
 @torch.compiler.disable
 def compiled(
@@ -49,7 +70,7 @@ def compiled(
     return compiled_memory(q, k, v, beta, log_decay, state, False)
 
 
-compiled.refuses(refusal)
+compiled.refuses(native_refusal)
 
 
 @linear_attention.kernel("chunked", rank=10, tolerance=1e-5)

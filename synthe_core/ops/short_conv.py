@@ -76,7 +76,9 @@ class NativeConv(torch.autograd.Function):
         function = getattr(native.library(SOURCE), f"{name}_{'double' if x.dtype == torch.float64 else 'float'}")
         batch, time, channels = x.shape
         sizes = (batch, time, channels, taps.shape[0], x.stride(0), x.stride(1), int(silu))
-        function(*map(c_int64, sizes), c_void_p(x.data_ptr()), *(native.pointer(tensor) for tensor in (taps, state, *rest)))
+        function(
+            *map(c_int64, sizes), c_void_p(x.data_ptr()), *(native.pointer(tensor) for tensor in (taps, state, *rest))
+        )
 
 
 @short_conv.kernel("native", rank=20, tolerance=1e-5)

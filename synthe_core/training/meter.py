@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
+from synthe_core.hardware_rates import measure_matmul
 from synthe_core.training import memory
 from synthe_core.training.gradients import Outcome
-from synthe_core.training.peak import matmul_rate
 from synthe_core.training.settings import Settings
 
 BACKWARD = 3.0  # forward and backward together cost three times the forward pass
@@ -40,7 +42,7 @@ class Meter:
         """The means since the last reading, in nats per token, bits per byte, tokens per second, fractions, bytes."""
         loss = sum(float(nats) for nats in self._nats) / max(self._tokens, 1)
         rate = self._tokens / max(self.busy, 1e-9)
-        peak = matmul_rate(self._settings.device, self._settings.precision)
+        peak = measure_matmul(self._settings.device.type, getattr(torch, self._settings.precision))
         values = {
             "loss": loss,
             "bits_per_byte": loss / math.log(2) / self._bytes_per_token,

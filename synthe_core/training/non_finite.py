@@ -14,9 +14,9 @@ from synthe_core.training.settings import Settings
 
 
 def first_bad(model: LanguageModel, batch: Batch, settings: Settings, sequence: int, carried: ModelState | None) -> str:
-    """The first tensor that is not finite, in words: a weight, what a module computes, or a gradient.
+    """The first tensor that is not finite, in words: a weight, what a module computes, a loss, or a gradient.
 
-    The batch is read again pass by pass, with a listener on every module. Gradients must still be those of the batch.
+    The batch is run again, pass by pass, forward and backward, with a listener on every module and every weight.
     """
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
@@ -29,40 +29,46 @@ def first_bad(model: LanguageModel, batch: Batch, settings: Settings, sequence: 
             inputs, targets = inputs.reshape(-1, sequence), targets.reshape(-1, sequence)
         else:
             state = map_leaves(lambda leaf, rows=rows: leaf[rows], carried)
-        if found := _first_output(model, inputs, targets, state, settings):
+        if found := _first_of_pass(model, inputs, targets, state, settings):
             return found
-    for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not _finite(parameter.grad):
-            return f"the gradient of {name}"
-    return "the norm of the gradient, though no single gradient"
+    return "the norm of the gradient, though no single gradient,"
 
 
-@torch.no_grad()
-def _first_output(
+def _first_of_pass(
     model: LanguageModel, inputs: Tensor, targets: Tensor, state: ModelState | None, settings: Settings
 ) -> str | None:
     bad: list[str] = []
 
-    def listen(name: str, module: nn.Module) -> Any:
+    def listen(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if not bad and not all(map(_finite, _floats(output))):
-                bad.append(name)
+                bad.append(f"the output of {name}")
 
-        return module.register_forward_hook(hook)
+        return hook
 
-    hooks = [listen(name, module) for name, module in model.named_modules() if name]
+    def listen_back(name: str) -> Any:
+        def hook(gradient: Tensor) -> None:
+            if not bad and not _finite(gradient):
+                bad.append(f"the gradient of {name}")
+
+        return hook
+
+    hooks = [module.register_forward_hook(listen(name)) for name, module in model.named_modules() if name]
+    hooks += [parameter.register_hook(listen_back(name)) for name, parameter in model.named_parameters()]
+    devices = [settings.device] if settings.device.type == "cuda" else []
     try:
-        devices = [settings.device] if settings.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"), settings.in_force():
-            loss, _ = model.loss(inputs, targets, state)
+        with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
+            with settings.in_force():
+                loss, _ = model.loss(inputs, targets, state)
+            if not bad and not _finite(loss.total):
+                bad.append("the cross-entropy")
+            bad += [f"the auxiliary loss {name}" for name, value in loss.auxiliary.items() if not _finite(value)]
+            if not bad:
+                loss.objective.backward()
     finally:
-        for hook in hooks:
-            hook.remove()
-    if bad:
-        return f"the output of {bad[0]}"
-    if not _finite(loss.total):
-        return "the cross-entropy"
-    return next((f"the auxiliary loss {name}" for name, value in loss.auxiliary.items() if not _finite(value)), None)
+        for handle in hooks:
+            handle.remove()
+    return bad[0] if bad else None
 
 
 def _finite(tensor: Tensor) -> bool:

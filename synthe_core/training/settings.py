@@ -12,6 +12,7 @@ import torch
 from synthe_core.errors import InputError
 from synthe_core.hardware import Hardware
 from synthe_core.ops.dispatch import use_kernels
+from synthe_core.placement import choose_device
 from synthe_core.recipe import RuntimeSpec
 
 
@@ -44,11 +45,7 @@ class Settings:
 
 def settings(runtime: RuntimeSpec, hardware: Hardware) -> Settings:
     """The device and kernels of a recipe; InputError for what this machine has not, or a kernel that is in no table."""
-    device = hardware.device if runtime.device == "auto" else runtime.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("runtime.device is cuda, and torch finds no CUDA device", "use runtime.device=auto")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise InputError("runtime.device is mps, and torch finds no Apple GPU", "use runtime.device=auto")
+    device = choose_device(runtime.device, hardware).value
     if runtime.compile and device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise InputError("runtime.compile needs a C++ compiler on a CPU", "install g++, or set runtime.compile=false")
     with use_kernels(**runtime.kernels):

@@ -11,10 +11,10 @@ from synthe_core.data.stream import Batch
 from synthe_core.events import Event, Notice
 from synthe_core.hardware import Hardware
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.placement import choose_precision
 from synthe_core.recipe import Recipe
 from synthe_core.training import memory
 from synthe_core.training.gradients import accumulate, out_of_memory
-from synthe_core.training.peak import matmul_rate
 from synthe_core.training.settings import Settings
 
 WORTH = 1.1  # bfloat16 must be this much faster to be worth its rounding
@@ -59,23 +59,15 @@ class Trial:
 
 
 def _precision(trial: Trial, recipe: Recipe, settings: Settings, hardware: Hardware) -> str:
-    wanted = recipe.runtime.precision
-    if wanted != "auto":
-        settings.precision = wanted
-        return f"precision {wanted}: the recipe says so"
-    kind = settings.device.type
-    if kind == "cuda":
-        capability = hardware.gpu.capability if hardware.gpu else (0, 0)
-        settings.precision = "bfloat16" if capability >= (8, 0) else "float32"
-        return f"precision {settings.precision}: compute capability {capability[0]}.{capability[1]}"
-    ratio = matmul_rate(settings.device, "bfloat16") / matmul_rate(settings.device, "float32")
-    if ratio < WORTH:
-        return f"precision float32: matrix products in bfloat16 run at {ratio:.2g} times its speed here"
+    asked, kind = recipe.runtime.precision, settings.device.type
+    chosen = choose_precision(asked, kind, hardware)
+    settings.precision = chosen.value
+    if asked != "auto" or kind != "cpu" or chosen.value == "float32":
+        return f"precision {chosen.value}: {chosen.reason}"
     rows = smallest(recipe)
     seconds = {"float32": float("inf"), "bfloat16": float("inf")}
-    for precision in seconds:
-        trial.seconds(rows, precision)  # the first pass loads kernels
-    for _ in range(3):
+    first = max(trial.seconds(rows, precision) for precision in seconds)  # loads kernels too, and so is not counted
+    for _ in range(3 if first < 1 else 1):
         for precision in seconds:
             seconds[precision] = min(seconds[precision], trial.seconds(rows, precision))
     ratio = seconds["float32"] / seconds["bfloat16"]

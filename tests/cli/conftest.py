@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,17 +72,5 @@ def synthe() -> Callable[..., Result]:
 
     def run(*arguments: object, stdin: str | None = None) -> Result:
         return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
-
-    return run
-
-
-@pytest.fixture
-def process() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a command in a process of its own, without a terminal."""
-
-    def run(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "synthe_cli.app", *map(str, arguments)]
-        surroundings = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, env=surroundings, timeout=300)
 
     return run

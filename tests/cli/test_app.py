@@ -117,8 +117,8 @@ def failing(error: BaseException) -> typer.Typer:
     [
         (InputError("no such file: a", "did you mean b?"), 2, "error: no such file: a\nhint: did you mean b?\n"),
         (WorkError("the disk is full"), 1, "error: the disk is full\n"),
-        (Interrupted("stopped", "go on with --resume"), 130, "error: stopped\nhint: go on with --resume\n"),
-        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (Interrupted("stopped", "go on with --resume"), 130, "stopped\nhint: go on with --resume\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
         (OSError(28, "No space left on device", "runs/a"), 1, "error: runs/a: No space left on device\n"),
         (MemoryError(), 1, "error: out of memory\nhint: a smaller train.batch or data.sequence needs less\n"),
         (

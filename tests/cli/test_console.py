@@ -21,7 +21,9 @@ STORY: list[Event] = [
     Progress("packing", 50, 200, "B", 3.0),
     Progress("packing", 200, 200, "B"),
     Progress("training", 1, 4, "steps", 90.0),
-    Metric(1, "train", {"loss": 5.5, "bits_per_byte": 7.9, "lr": 3e-3, "tokens_per_second": 12345.0, "memory": 2.0**30}),
+    Metric(
+        1, "train", {"loss": 5.5, "bits_per_byte": 7.9, "lr": 3e-3, "tokens_per_second": 12345.0, "memory": 2.0**30}
+    ),
     Metric(2, "train", {"loss": math.nan, "grad_norm": 0.5, "strange": 1.25}),
     Notice("[b]a loss[/b] is not finite", "warning"),
     Metric(2, "validation", {"bits_per_byte": 2.5, "perplexity": 5.66}),
@@ -80,7 +82,15 @@ def test_the_live_display_is_made_of_the_same_events(capsys: pytest.CaptureFixtu
     told(LiveRenderer(Console(file=terminal, force_terminal=True, width=120, color_system=None, highlight=False)))
     text = terminal.getvalue()
     assert capsys.readouterr().out == "runs/a\n"
-    for part in ("a model of 1.6M parameters", "training", "25%", "1m30s left", "grad 0.5", "perplexity 5.66", "runs/a"):
+    for part in (
+        "a model of 1.6M parameters",
+        "training",
+        "25%",
+        "1m30s left",
+        "grad 0.5",
+        "perplexity 5.66",
+        "runs/a",
+    ):
         assert part in text
     assert "[b]a loss[/b] is not finite" in text  # text of others is not markup
     assert "\N{REPLACEMENT CHARACTER}[31m[red]x" in text  # nor may it move the cursor

@@ -133,9 +133,7 @@ def test_a_bad_recipe_says_where(synthe: Run, tmp_path: Path, text: str, message
         ("train.lr.peak=1", "unknown key", None),
     ],
 )
-def test_a_bad_override_says_so(
-    synthe: Run, recipe: Path, assignment: str, message: str, hint: str | None
-) -> None:
+def test_a_bad_override_says_so(synthe: Run, recipe: Path, assignment: str, message: str, hint: str | None) -> None:
     said = synthe("recipe", "validate", recipe, "--set", assignment)
     assert said.exit_code == 2
     assert said.stderr.startswith("error: ")

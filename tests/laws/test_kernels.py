@@ -53,7 +53,7 @@ def outcome(fn: Any, arguments: dict[str, Any]) -> tuple[list[Tensor], dict[str,
     }
     outputs = leaves(fn(**values))
     torch.manual_seed(3)
-    total = sum((out * torch.randn_like(out)).sum() for out in outputs if out.requires_grad)
+    total = sum((out * torch.randn(out.shape, dtype=out.dtype)).sum() for out in outputs if out.requires_grad)
     wanted = {key: value for key, value in values.items() if isinstance(value, Tensor) and value.requires_grad}
     gradients = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
     pairs = zip(wanted, gradients, strict=True)
@@ -61,7 +61,7 @@ def outcome(fn: Any, arguments: dict[str, Any]) -> tuple[list[Tensor], dict[str,
 
 
 @pytest.mark.parametrize("time", [1, 2, 71])
-def test_every_kernel_equals_the_reference(time):
+def test_every_kernel_equals_the_reference(time, two_threads):
     compared = set()
     for name, label, arguments in calls(time):
         op = OPS[name]
@@ -78,5 +78,5 @@ def test_every_kernel_equals_the_reference(time):
                     slopes[key], slope, rtol=1e-7, atol=1e-8, msg=lambda m, k=key, place=place: f"{place}, d{k}: {m}"
                 )
             compared.add((name, kernel.name))
-    assert compared, "no kernel accepted any call"
-    assert {name for name, _ in compared} >= {"window_attention", "linear_scan", "kalman_filter", "delta_rule"}
+    called = {name for name, _, _ in calls(time) if OPS[name].kernels}
+    assert {name for name, _ in compared} == called and len(called) > 4

@@ -15,12 +15,19 @@ from synthe_core.checkpoint import Checkpoint, checkpoints
 from synthe_core.events import Event
 from synthe_core.recipe import Recipe
 
-WORDS = "the river runs down to the sea and comes again as rain over hills that remember every stone of it".split()
+LINE = "the river runs to the sea and comes again as rain on hills that remember every stone"
+WORDS = LINE.split()
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests, so that native kernels are compiled once."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path / "cache"))
+def _own_folders(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("SYNTHE_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -52,10 +52,11 @@ def decays(log_decay: Tensor | None, k: Tensor) -> Decays:
     """The decays of chunked keys k [G, N, C, K]; without `log_decay` all that may flow flows undiminished."""
     steps = k.new_zeros(k.shape[:3]) if log_decay is None else chunks(log_decay)
     future = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=k.device).triu(1)
-    since = steps.cumsum(-1)
-    # Masked before the exponential: what lies ahead would overflow.
-    between = (since[..., :, None] - since[..., None, :]).masked_fill_(future, float("-inf")).exp_()
-    from_start = since.exp()[..., None]
+    # Summed from s to t, never as a difference of long sums, which would forget the small steps behind large ones;
+    # and masked before the exponential, as what lies ahead would overflow.
+    since = steps[..., None].expand(*steps.shape, CHUNK).tril(-1).cumsum(-2)
+    between = since.masked_fill_(future, float("-inf")).exp_()
+    from_start = steps.cumsum(-1).exp()[..., None]
     return Decays(between, from_start, between[:, :, -1, :, None], from_start[:, :, -1:])
 
 

@@ -15,8 +15,8 @@ typedef REAL NAME(vec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(
 static inline __attribute__((always_inline)) void NAME(tile)(const REAL *A, int64_t ai, int64_t ap, const REAL *B,
                                                               int64_t ldb, REAL *C, int64_t ldc, int64_t inner,
                                                               REAL keep, const int rows, const int vecs) {
-    VEC acc[8][2];
-#pragma GCC unroll 8
+    VEC acc[16][2];
+#pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < vecs; j++)
@@ -25,14 +25,14 @@ static inline __attribute__((always_inline)) void NAME(tile)(const REAL *A, int6
         VEC b[2];
 #pragma GCC unroll 2
         for (int j = 0; j < vecs; j++) b[j] = LOAD(B + p * ldb + j * LANES);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
             const REAL a = A[i * ai + p * ap];
 #pragma GCC unroll 2
             for (int j = 0; j < vecs; j++) acc[i][j] += a * b[j];
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < vecs; j++) STORE(C + i * ldc + j * LANES, acc[i][j]);
@@ -41,22 +41,18 @@ static inline __attribute__((always_inline)) void NAME(tile)(const REAL *A, int6
 /* C [m, n] = keep C + A B with A [m, inner] of strides (ai, ap), so that ai = 1 reads a transpose; n in vectors. */
 static void NAME(multiply)(int64_t m, int64_t n, int64_t inner, const REAL *A, int64_t ai, int64_t ap, const REAL *B,
                            int64_t ldb, REAL *C, int64_t ldc, REAL keep) {
-    for (int64_t j = 0; j < n;) {
-        const int two = j + 2 * LANES <= n;
+    int64_t j = 0;
+    for (; j + 2 * LANES <= n; j += 2 * LANES) {
         int64_t i = 0;
-        for (; i + TILE_ROWS <= m; i += TILE_ROWS) {
-            if (two)
-                NAME(tile)(A + i * ai, ai, ap, B + j, ldb, C + i * ldc + j, ldc, inner, keep, TILE_ROWS, 2);
-            else
-                NAME(tile)(A + i * ai, ai, ap, B + j, ldb, C + i * ldc + j, ldc, inner, keep, TILE_ROWS, 1);
-        }
-        for (; i < m; i++) {
-            if (two)
-                NAME(tile)(A + i * ai, ai, ap, B + j, ldb, C + i * ldc + j, ldc, inner, keep, 1, 2);
-            else
-                NAME(tile)(A + i * ai, ai, ap, B + j, ldb, C + i * ldc + j, ldc, inner, keep, 1, 1);
-        }
-        j += two ? 2 * LANES : LANES;
+        for (; i + TILE_ROWS <= m; i += TILE_ROWS)
+            NAME(tile)(A + i * ai, ai, ap, B + j, ldb, C + i * ldc + j, ldc, inner, keep, TILE_ROWS, 2);
+        for (; i < m; i++) NAME(tile)(A + i * ai, ai, ap, B + j, ldb, C + i * ldc + j, ldc, inner, keep, 1, 2);
+    }
+    for (; j < n; j += LANES) {
+        int64_t i = 0;
+        for (; i + 2 * TILE_ROWS <= m; i += 2 * TILE_ROWS)
+            NAME(tile)(A + i * ai, ai, ap, B + j, ldb, C + i * ldc + j, ldc, inner, keep, 2 * TILE_ROWS, 1);
+        for (; i < m; i++) NAME(tile)(A + i * ai, ai, ap, B + j, ldb, C + i * ldc + j, ldc, inner, keep, 1, 1);
     }
 }
 
@@ -92,6 +88,16 @@ static inline void NAME(gather)(const REAL *from, int64_t stride, int64_t rows, 
         memcpy(to + t * ld, from + t * stride, width * sizeof(REAL));
         if (width < ld) memset(to + t * ld + width, 0, (ld - width) * sizeof(REAL));
     }
+}
+
+/* Asks for a chunk's rows before they are needed: heads lie far apart, and the processor does not guess that. */
+static inline void NAME(expect)(const Shape *shape, const View *view, int64_t b, int64_t t0, int64_t h, int64_t first,
+                                int64_t width) {
+    if (t0 < 0 || t0 >= shape->time || !view->data) return;
+    const int64_t n = shape->time - t0 < CHUNK ? shape->time - t0 : CHUNK;
+    const REAL *row = NAME(at)(view, b, t0, h) + first;
+    for (int64_t t = 0; t < n; t++, row += view->t)
+        for (int64_t j = 0; j < width; j += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch(row + j);
 }
 
 static inline void NAME(scatter)(const REAL *from, int64_t ld, int64_t rows, int64_t width, REAL *to, int64_t stride) {
@@ -167,6 +173,9 @@ static int NAME(forward_head)(const Shape *shape, const View *q, const View *k, 
     for (int64_t t0 = 0; t0 < shape->time; t0 += CHUNK) {
         if (saved->data && t0 % (CHUNK * SEGMENT) == 0)
             NAME(scatter)(S, vp, K, width, NAME(at)(saved, b, t0 / (CHUNK * SEGMENT) * K, h) + first, saved->t);
+        NAME(expect)(shape, q, b, t0 + CHUNK, h, 0, K);
+        NAME(expect)(shape, k, b, t0 + CHUNK, h, 0, K);
+        NAME(expect)(shape, v, b, t0 + CHUNK, h, first, width);
         NAME(prepare)(shape, q, k, beta, log_decay, b, t0, h, kp, &g, qk, kt, products);
         const int64_t n = g.n;
         NAME(scale_rows)(n, kp, g.from_start, 1, qk, scaled);

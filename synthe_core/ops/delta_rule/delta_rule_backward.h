@@ -19,20 +19,23 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
     if (width <= 0) return 0;
     const int64_t K = shape->key, kp = padded(K), vp = padded(width), square = CHUNK * CHUNK, size = kp * vp;
     const int64_t part = block * shape->batch * shape->time * shape->heads; /* this block's copy of shared gradients */
-    REAL *dS = NAME(scratch)((SEGMENT + 3) * size + 6 * CHUNK * kp + 10 * CHUNK * vp + 6 * square);
+    REAL *dS = NAME(scratch)((SEGMENT + 2) * size + (2 * SEGMENT + 5) * CHUNK * kp +
+                              (SEGMENT + 9) * CHUNK * vp + 6 * square);
     GATES *gates = malloc(SEGMENT * sizeof(GATES));
     if (!dS || !gates) {
         free(dS);
         free(gates);
         return 1;
     }
-    REAL *dST = dS + size, *flat = dST + size, *ST = flat + size; /* ST: the memories before each chunk */
-    REAL *qk = ST + SEGMENT * size, *grads = qk + 2 * CHUNK * kp, *kt = grads + 2 * CHUNK * kp;
-    REAL *scaled = kt + CHUNK * kp, *e = scaled + CHUNK * kp, *u = e + CHUNK * vp;
-    REAL *ends = u + CHUNK * vp, *values = ends + CHUNK * vp, *du = values + CHUNK * vp;
+    REAL *flat = dS + size, *ST = flat + size; /* ST: the memories before each chunk of a segment */
+    REAL *queries = ST + SEGMENT * size, *grads = queries + SEGMENT * 2 * CHUNK * kp; /* with the keys behind them */
+    REAL *kt = grads + 2 * CHUNK * kp, *scaled = kt + CHUNK * kp, *felt = scaled + CHUNK * kp;
+    REAL *errors = felt + CHUNK * kp, *u = errors + SEGMENT * CHUNK * vp;
+    REAL *values = u + CHUNK * vp, *du = values + CHUNK * vp;
     REAL *outer = du + CHUNK * vp, *outers = outer + 2 * CHUNK * vp; /* [do; de], and scaled by [γ; -γ] */
     REAL *products = outers + 2 * CHUNK * vp, *weights = products + 2 * square, *mix = weights + 2 * square;
     REAL *ut = mix + 2 * square;
+    const View *written = shape->overwrite ? error : v;
     const int64_t stacked = shape->overwrite ? 2 * CHUNK : CHUNK;
     memset(dS, 0, size * sizeof(REAL));
     if (final_grad->data)
@@ -47,10 +50,10 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
         NAME(transpose)(kp, vp, flat, ST);
         for (int64_t c = 0; c < count; c++) {
             const int64_t t0 = (segment * SEGMENT + c) * CHUNK;
+            REAL *qk = queries + c * 2 * CHUNK * kp, *e = errors + c * CHUNK * vp;
             NAME(prepare)(shape, q, k, beta, log_decay, b, t0, h, kp, &gates[c], qk, kt, products);
+            NAME(gather)(NAME(at)(written, b, t0, h) + first, written->t, gates[c].n, width, e, vp);
             if (c + 1 == count) break;
-            const View *written = shape->overwrite ? error : v;
-            NAME(gather)(NAME(at)(written, b, t0, h) + first, written->t, CHUNK, width, e, vp);
             for (int t = 0; t < CHUNK; t++) weights[t] = gates[c].beta[t] * gates[c].to_end[t];
             NAME(scale_rows)(CHUNK, vp, weights, 1, e, u);
             memcpy(ST + (c + 1) * size, ST + c * size, size * sizeof(REAL));
@@ -60,23 +63,21 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
             const int64_t t0 = (segment * SEGMENT + c) * CHUNK;
             const GATES *g = &gates[c];
             const int64_t n = g->n;
+            REAL *qk = queries + c * 2 * CHUNK * kp, *e = errors + c * CHUNK * vp;
             const REAL *keys = qk + CHUNK * kp;
-            const View *written = shape->overwrite ? error : v;
-            if (c + 1 < count) {
-                NAME(gather)(NAME(at)(q, b, t0, h), q->t, n, K, qk, kp);
-                NAME(gather)(NAME(at)(k, b, t0, h), k->t, n, K, qk + CHUNK * kp, kp);
-            }
+            NAME(expect)(shape, out_grad, b, t0 - CHUNK, h, first, width);
+            NAME(expect)(shape, v, b, t0 - CHUNK, h, first, width);
+            NAME(expect)(shape, q, b, t0 - SEGMENT * CHUNK, h, 0, K);
+            NAME(expect)(shape, k, b, t0 - SEGMENT * CHUNK, h, 0, K);
+            NAME(expect)(shape, written, b, t0 - SEGMENT * CHUNK, h, first, width);
             if (n < CHUNK) { /* rows past the end take part in the stacked products below */
                 memset(qk + n * kp, 0, (CHUNK - n) * kp * sizeof(REAL));
-                memset(e, 0, CHUNK * vp * sizeof(REAL));
                 memset(outers, 0, 2 * CHUNK * vp * sizeof(REAL));
                 memset(outer, 0, 2 * CHUNK * vp * sizeof(REAL));
                 memset(u, 0, CHUNK * vp * sizeof(REAL));
             }
-            NAME(gather)(NAME(at)(written, b, t0, h) + first, written->t, n, width, e, vp);
             NAME(gather)(NAME(at)(out_grad, b, t0, h) + first, out_grad->t, n, width, outer, vp);
             NAME(scale_rows)(n, vp, g->beta, 1, e, u);
-            NAME(scale_rows)(n, vp, g->to_end, 1, u, ends);
 
             NAME(multiply)(n, vp, n, &g->read[0][0], 1, CHUNK, outer, vp, du, vp, 0);
             NAME(scale_rows)(n, kp, g->to_end, 1, keys, scaled);
@@ -109,9 +110,13 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
 
             NAME(multiply)(stacked, kp, vp, outers, vp, 1, ST + c * size, kp, grads, kp, 0);
             NAME(multiply)(n, kp, n, weights, CHUNK, 1, keys, kp, grads, kp, 1);
-            NAME(transpose)(kp, vp, dS, dST);
             REAL *dk = grads + CHUNK * kp;
-            NAME(multiply)(n, kp, vp, ends, vp, 1, dST, kp, dk, kp, shape->overwrite);
+            NAME(multiply)(kp, CHUNK, vp, dS, vp, 1, ut, CHUNK, kt, CHUNK, 0); /* dS' u, a column a token */
+            NAME(transpose)(kp, CHUNK, kt, felt);
+            if (!shape->overwrite) memset(dk, 0, CHUNK * kp * sizeof(REAL));
+            for (int64_t t = 0; t < n; t++)
+                for (int64_t j = 0; j < kp; j += LANES)
+                    STORE(dk + t * kp + j, LOAD(dk + t * kp + j) + g->to_end[t] * LOAD(felt + t * kp + j));
             NAME(multiply)(n, kp, n, mix, 2 * CHUNK, 1, qk, kp, dk, kp, 1);
             if (shape->overwrite) NAME(multiply)(n, kp, n, mix + CHUNK, 2 * CHUNK, 1, keys, kp, dk, kp, 1);
             NAME(multiply)(kp, vp, stacked, qk, 1, kp, outers, vp, dS, vp, g->through);
@@ -129,8 +134,7 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
                 NAME(at)(decay_grad, b, t0 + t, h)[part] = along;
             }
         }
-        NAME(transpose)(kp, vp, dS, dST);
-        along = NAME(dot)(dST, ST, size);
+        along = NAME(dot)(dS, flat, size);
     }
     if (state_grad->data)
         NAME(scatter)(dS, vp, K, width, NAME(at)(state_grad, b, 0, h) + first, state_grad->t);

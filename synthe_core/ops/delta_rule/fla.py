@@ -1,0 +1,61 @@
+"""The delta rule and gated linear attention of flash-linear-attention (Triton) on CUDA."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from synthe_core.hardware import Hardware
+from synthe_core.ops.delta_rule import delta_rule
+from synthe_core.ops.dispatch import Call
+
+LARGEST_KEY = 256
+FEW = 16  # tokens up to which one kernel that walks through time is the faster
+
+
+@delta_rule.kernel("fla", rank=30, tolerance=2e-2)
+def fla(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Triton: queries, keys and values rounded to bfloat16, gates and memory in float32; all float32 when decoding."""
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule  # slow to import
+
+    decay = torch.zeros_like(beta) if log_decay is None else log_decay
+    if walks(q, k, v, beta, decay, state):
+        return arranged(fused_recurrent_gated_delta_rule, q, k, v, state, g=decay, beta=beta)
+    o, memory = arranged(chunk_gated_delta_rule, *halved(q, k, v), state, g=decay, beta=beta)
+    return o.to(v.dtype), memory
+
+
+def arranged(
+    rule: object, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, **gates: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A call in their words: by name, as their order differs from version to version."""
+    contiguous = {name: x.contiguous() for name, x in ({"q": q, "k": k, "v": v} | gates).items()}
+    memory = None if state is None else state.contiguous()
+    return rule(**contiguous, scale=1.0, initial_state=memory, output_final_state=True)  # type: ignore[operator]
+
+
+def halved(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Their chunked kernels take 16-bit inputs only in some of the versions we support."""
+    return q.to(torch.bfloat16), k.to(torch.bfloat16), v.to(torch.bfloat16)
+
+
+def walks(*tensors: Tensor | None) -> bool:
+    """Whether to take the kernel that walks through time, which has no backward."""
+    grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    return not grad and tensors[0] is not None and tensors[0].shape[1] <= FEW
+
+
+@fla.refuses
+def refusal(hardware: Hardware, call: Call) -> str | None:
+    """Why Triton cannot serve a call, or None."""
+    if call.device != "cuda":
+        return f"written for CUDA, and the tensors are on {call.device}"
+    missing = [name for name in ("fla-core", "triton") if name not in hardware.libraries]
+    if missing:
+        return f"{' and '.join(missing)} not installed (pip install 'synthe[gpu]')"
+    if call.dtype != torch.float32:
+        return f"computes in float32, not {call.dtype}"
+    key = call.arguments["k"].shape[-1]
+    return f"takes keys of up to {LARGEST_KEY} numbers, not {key}" if key > LARGEST_KEY else None

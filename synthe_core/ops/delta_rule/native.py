@@ -120,7 +120,9 @@ class NativeMemory(torch.autograd.Function):
             view(None if decay_grad is None else decay_grad[0]),
             memory_view(state_grad),
         )
-        shared = [None if x is None else x[0] if parts == 1 else x.sum(0) for x in (q_grad, k_grad, beta_grad, decay_grad)]
+        shared = [
+            None if x is None else x[0] if parts == 1 else x.sum(0) for x in (q_grad, k_grad, beta_grad, decay_grad)
+        ]
         return shared[0], shared[1], v_grad, shared[2], shared[3], state_grad, None, None
 
 

@@ -11,6 +11,7 @@
 #include "../subnormals.h"
 
 #define BLOCK 256 /* channels a task: fixed, so that sums over channels do not depend on the number of threads */
+const int64_t channels_a_task = BLOCK;
 
 /* Elements from one row of the batch, and from one token, to the next. */
 typedef struct {

@@ -15,7 +15,6 @@ from synthe_core.ops.kalman_filter.reference import Filtered, check, kalman_filt
 from synthe_core.ops.native import library, pointer, refusal
 
 SOURCE = "kalman_filter/kalman_filter.c"
-BLOCK = 256  # channels that the C code sums at a time
 
 
 class _Stride(ctypes.Structure):
@@ -53,7 +52,8 @@ class _Native(torch.autograd.Function):
         assert observation is not None and transition is not None and process_noise is not None
         batch, time, width = observation.shape
         means, posterior = torch.empty_like(observation), torch.empty_like(observation)
-        told = observation.new_empty(2, -(-width // BLOCK), batch, time)
+        block = ctypes.c_int64.in_dll(library(SOURCE), "channels_a_task").value
+        told = observation.new_empty(2, -(-width // block), batch, time)  # each block of channels sums by itself
         strides = _stride(transition, time), _stride(process_noise, time)
         _call("filter", observation, [*given, means, posterior, told[0], told[1]], strides)
         ctx.save_for_backward(*given, means, posterior)

@@ -1,0 +1,1 @@
+complete --command synthe --no-files --arguments "(env _SYNTHE_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) synthe)" --condition "env _SYNTHE_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) synthe"

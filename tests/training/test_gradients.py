@@ -1,0 +1,114 @@
+"""Micro-batches, curriculum pieces and carried state leave the objective what it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from synthe_core.data.stream import Batch
+from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.state import named_leaves
+from synthe_core.training.gradients import accumulate
+from synthe_core.training.settings import Settings
+
+VOCAB, LENGTH, ROWS = 23, 12, 5
+
+
+def model(block=("attention", "mlp")) -> LanguageModel:
+    entries = [{"type": name} | ({"heads": 2} if name == "attention" else {}) for name in block]
+    spec = TypeAdapter(ModelSpec).validate_python({"width": 8, "blocks": 2, "block": entries})
+    torch.manual_seed(0)
+    return LanguageModel(spec, VOCAB).double()
+
+
+def batch(unscored: bool = True) -> Batch:
+    tokens = torch.randint(VOCAB, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(1))
+    targets = tokens[:, 1:].clone()
+    if unscored:  # rows count for different numbers of tokens, one for none
+        for row in range(ROWS):
+            targets[row, LENGTH - 3 * row :] = -100
+    return Batch(tokens[:, :-1].contiguous(), targets)
+
+
+def settings(micro: int) -> Settings:
+    return Settings(torch.device("cpu"), {}, "float32", micro)
+
+
+def gradient(net, given, micro, **rest):
+    net.zero_grad()
+    outcome = accumulate(net, given, settings(micro), **{"sequence": LENGTH} | rest)
+    return outcome, {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 4])
+def test_micro_batches_do_not_change_the_gradient(micro):
+    net, given = model(), batch()
+    whole, expected = gradient(net, given, ROWS)
+    parts, got = gradient(net, given, micro)
+    assert parts.tokens == whole.tokens == int((given.targets != -100).sum())
+    assert float(parts.nats) == pytest.approx(float(whole.nats), rel=1e-6)  # a float32 sum, for display
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-10, atol=1e-14)
+
+
+def test_the_gradient_is_that_of_the_mean_loss():
+    net, given = model(), batch()
+    _, got = gradient(net, given, 2)
+    net.zero_grad()
+    loss, _ = net.loss(given.inputs, given.targets)
+    loss.objective.backward()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(got[name], p.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_the_curriculum_cuts_rows_into_independent_sequences():
+    net, given = model(), batch()
+    _, got = gradient(net, given, 2, sequence=4)
+    short = Batch(given.inputs.reshape(-1, 4), given.targets.reshape(-1, 4))
+    _, expected = gradient(net, short, ROWS * 3, sequence=4)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("micro", [2, ROWS])
+def test_carried_state_goes_on_and_the_gradient_does_not(micro):
+    net, given = model(("momentum", "attention", "mlp")), batch(unscored=False)
+    first, _ = gradient(net, given, micro, carry=True, sequence=4)
+    whole, _ = gradient(net, given, micro, carry=True)
+    for (name, a), (_, b) in zip(named_leaves(first.carried), named_leaves(whole.carried), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, msg=name)
+        assert not a.requires_grad
+    # Pieces lose no value, only the gradient through the cut: the loss is the same, the gradient is not.
+    assert float(first.nats) == pytest.approx(float(whole.nats), rel=1e-6)
+    second, got = gradient(net, given, micro, carry=True, carried=whole.carried)
+    net.zero_grad()
+    loss, after = net.loss(given.inputs, given.targets, whole.carried)
+    loss.objective.backward()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(got[name], p.grad, rtol=1e-9, atol=1e-13)
+    for (_, a), (_, b) in zip(named_leaves(second.carried), named_leaves(after), strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_auxiliary_losses_are_weighted_by_their_share(monkeypatch):
+    net, given = model(), batch()
+    real = type(net.blocks[0]).forward
+
+    def with_auxiliary(self, x, states, ctx):
+        ctx.losses.append(("balance", x.square().mean()))
+        return real(self, x, states, ctx)
+
+    monkeypatch.setattr(type(net.blocks[0]), "forward", with_auxiliary)
+    outcome, got = gradient(net, given, 2)
+    total = int((given.targets != -100).sum())
+    net.zero_grad()
+    objective, balance = 0.0, 0.0
+    for rows in (slice(0, 2), slice(2, 4), slice(4, 5)):
+        loss, _ = net.loss(given.inputs[rows], given.targets[rows])
+        share = loss.auxiliary["balance"] * loss.count / total
+        objective, balance = objective + loss.total / total + share, balance + float(share.detach())
+    objective.backward()
+    assert float(outcome.auxiliary["balance"]) == pytest.approx(balance)
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(got[name], p.grad, rtol=1e-10, atol=1e-14)

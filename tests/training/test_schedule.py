@@ -1,0 +1,58 @@
+"""Learning rate and sequence length as functions of the fraction of the budget."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from synthe_core.budget import Budget
+from synthe_core.recipe import TrainSpec
+from synthe_core.training.position import Position
+from synthe_core.training.schedule import rate, sequence
+
+
+def spec(**train) -> TrainSpec:
+    return TrainSpec.model_validate({"warmup": 0.1, "final": 0.2} | train)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+def test_every_schedule_warms_up_peaks_and_ends_at_its_final(name):
+    given = spec(schedule=name)
+    assert rate(given, 0.0) == 0.0
+    assert rate(given, 0.05) == pytest.approx(0.5)
+    assert rate(given, 0.1) == pytest.approx(1.0)
+    assert rate(given, 1.0) == pytest.approx(0.2)
+    assert rate(given, 1.7) == pytest.approx(0.2)
+    after = [rate(given, 0.1 + 0.9 * i / 50) for i in range(51)]
+    assert after == sorted(after, reverse=True)
+
+
+def test_their_shapes():
+    assert rate(spec(schedule="linear"), 0.55) == pytest.approx(0.6)
+    assert rate(spec(schedule="cosine"), 0.55) == pytest.approx(0.6)
+    assert rate(spec(schedule="cosine"), 0.325) == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2)
+    assert rate(spec(schedule="wsd", decay=0.4), 0.6) == pytest.approx(1.0)
+    assert rate(spec(schedule="wsd", decay=0.4), 0.8) == pytest.approx(0.6)
+    assert rate(spec(schedule="wsd", decay=1.0), 0.55) == pytest.approx(0.6)  # the fall begins after the warmup
+    assert rate(spec(warmup=0), 0.0) == 1.0
+
+
+def test_the_curriculum_ends_at_the_longest():
+    given = spec(curriculum=[{"until": 0.2, "sequence": 64}, {"until": 0.5, "sequence": 128}])
+    assert [sequence(given, f, 256) for f in (0, 0.19, 0.2, 0.49, 0.5, 1)] == [64, 64, 128, 128, 256, 256]
+
+
+def test_positions_against_budgets():
+    position = Position(step=30, tokens=600, _before=45.0)
+    assert position.fraction(Budget.parse("60steps")) == 0.5
+    assert position.fraction(Budget.parse("2400tokens")) == 0.25
+    assert position.fraction(Budget.parse("90s")) == pytest.approx(0.5, abs=0.01)
+    assert position.fraction(Budget.parse("90s"), reserve=30.0) == pytest.approx(0.75, abs=0.01)
+    assert position.fraction(Budget.parse("90s"), reserve=500.0) == 1.0
+    assert position.fraction(Budget.parse("60steps"), reserve=30.0) == 0.5
+    earlier = Position(step=20, tokens=500, _before=40.0).mark()
+    assert position.since(earlier, Budget.parse("10steps")) and not position.since(earlier, Budget.parse("11steps"))
+    assert position.since(earlier, Budget.parse("4s")) and not position.since(earlier, Budget.parse("1m"))
+    again = Position.from_json(position.to_json())
+    assert (again.step, again.tokens) == (30, 600) and again.seconds == pytest.approx(45, abs=0.5)

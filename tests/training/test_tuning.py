@@ -1,0 +1,120 @@
+"""What `auto` decides, given what is measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from synthe_core import placement
+from synthe_core.hardware import probe
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.training import memory, tuning
+from synthe_core.training.settings import Settings
+from synthe_core.training.tuning import Trial, ladder, tune
+
+
+def decide(recipe, monkeypatch, seconds, room=1e12, matmul=2.0, **train):
+    """The choices for a machine on which a pass of so many rows takes `seconds(rows, precision)`."""
+    asked = recipe(
+        runtime={"precision": "auto"}, data={"sequence": 512}, **{"batch": 16, "micro_batch": "auto"} | train
+    )
+    rates = {torch.float32: 1.0, torch.bfloat16: matmul}
+    chosen = partial(placement.choose_precision, rates=lambda device, dtype: rates[dtype])
+    monkeypatch.setattr(tuning, "choose_precision", chosen)
+    monkeypatch.setattr(Trial, "seconds", lambda self, rows, precision: seconds(rows, precision))
+    monkeypatch.setattr(memory, "planned", lambda model, device: room)
+    monkeypatch.setattr(memory, "row_bytes", lambda *a: 1e6)
+    settings = Settings(torch.device("cpu"), {})
+    hardware = replace(probe(), features=frozenset({"amx_bf16"}))
+    notices = [event.message for event in tune(LanguageModel(asked.model, 31), asked, settings, hardware)]
+    return settings, notices
+
+
+@pytest.mark.parametrize(("share", "chosen"), [(0.5, "bfloat16"), (0.95, "float32")])
+def test_bfloat16_where_passes_are_faster_with_it(recipe, monkeypatch, share, chosen):
+    def seconds(rows, precision):
+        return rows * (share if precision == "bfloat16" else 1.0)
+
+    settings, notices = decide(recipe, monkeypatch, seconds)
+    assert settings.precision == chosen and f"{1 / share:.2f} times" in notices[0]
+
+
+def test_slow_products_are_reason_enough_not_to_try(recipe, monkeypatch):
+    settings, _ = decide(recipe, monkeypatch, lambda rows, precision: 1 / 0, matmul=1.0, batch=1)
+    assert settings.precision == "float32"
+
+
+def test_the_fastest_micro_batch_per_token(recipe, monkeypatch):
+    cost = {2: 0.2, 4: 0.3, 8: 0.7, 16: 1.6}
+    settings, notices = decide(recipe, monkeypatch, lambda rows, precision: cost[rows])
+    assert settings.micro_batch == 4 and "the fastest measured" in notices[1]
+
+
+def test_no_more_than_fits(recipe, monkeypatch):
+    settings, _ = decide(recipe, monkeypatch, lambda rows, precision: 0.1, room=9e6)
+    assert settings.micro_batch == 8
+    settings, _ = decide(recipe, monkeypatch, lambda rows, precision: 0.1, room=1.0)
+    assert settings.micro_batch == 1
+
+
+def test_the_recipe_decides_when_it_says_so(recipe, monkeypatch):
+    settings, notices = decide(recipe, monkeypatch, lambda rows, precision: 0.1, micro_batch=5)
+    assert settings.micro_batch == 5 and notices[1] == "micro-batch 5 of 16: the recipe says so"
+
+
+def test_the_ladder():
+    assert ladder(16) == [1, 2, 4, 8, 16]
+    assert ladder(12) == [1, 2, 3, 6, 12]
+    assert ladder(5) == [1, 2, 3, 5]
+    assert ladder(1) == [1]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_memory_of_a_pass_is_counted(recipe, recompute):
+    asked = recipe(model={"blocks": 4})
+    model = LanguageModel(asked.model, 257, recompute)
+    settings = Settings(torch.device("cpu"), {})
+
+    def measured(rows, length):
+        trial = Trial(model, settings, length)
+        return memory.row_bytes(model, *trial.batch(rows), settings)
+
+    assert measured(2, 64) == pytest.approx(measured(1, 64), rel=0.1)
+    assert measured(1, 128) == pytest.approx(2 * measured(1, 64), rel=0.35)
+    least = 64 * 4 * 16 * 4  # every block keeps its input at least
+    assert measured(1, 64) > least
+    assert model.recompute == recompute
+
+
+def test_recomputing_takes_less(recipe):
+    asked = recipe(model={"blocks": 4})
+    settings = Settings(torch.device("cpu"), {})
+    sizes = []
+    for recompute in (False, True):
+        model = LanguageModel(asked.model, 257, recompute)
+        sizes.append(memory.row_bytes(model, *Trial(model, settings, 64).batch(2), settings))
+    assert sizes[1] < sizes[0] / 2
+
+
+def test_trials_leave_no_trace(recipe):
+    model = LanguageModel(recipe().model, 257)
+    settings = Settings(torch.device("cpu"), {})
+    random, weights = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
+    assert Trial(model, settings, 16).seconds(2, "bfloat16") > 0
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
+def test_a_container_limits_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    free = memory.available(torch.device("cpu"))
+    assert free > 2000
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    assert memory.available(torch.device("cpu")) == 2000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available(torch.device("cpu")) > 2000
