@@ -62,8 +62,13 @@ class Renderer:
         if event.path is not None:
             print(event.path, flush=True)
 
+    def finding(self, event: Measurement) -> None:
+        """A figure that the verb was asked for: a line of stdout while the work goes on."""
+        self.close()
+        print("\n".join(describe(event)), flush=True)
+
     def close(self) -> None:
-        """Leaves the terminal as it was. May be called twice."""
+        """Leaves the terminal as it was. May be called twice, and `show` may follow."""
 
 
 class JsonRenderer(Renderer):
@@ -101,6 +106,8 @@ class PlainRenderer(Renderer):
         elif isinstance(event, Metric) and event.phase == "train":
             self._metric = event
             self._tick()
+        elif isinstance(event, Measurement):
+            self.finding(event)
         else:
             self._flush()
             for line in describe(event):

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from synthe_cli import figures
 from synthe_cli.console import Renderer, amount, describe, labelled, of_step, printable
-from synthe_core.events import Event, Metric, Notice, Progress, Result, Sample, Saved
+from synthe_core.events import Event, Measurement, Metric, Notice, Progress, Result, Sample, Saved
 
 HISTORY = 4096  # losses that the sparkline is drawn from; older ones are thinned by half
 SPARKLINE = 24
@@ -34,6 +34,9 @@ class LiveRenderer(Renderer):
         elif isinstance(event, Metric) and event.phase == "train":
             self._metric = event
             self._remember(event.values.get("loss"))
+        elif isinstance(event, Measurement):
+            self.finding(event)
+            return
         else:
             for part in self._once(event):
                 self.console.print(part)

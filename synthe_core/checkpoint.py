@@ -13,6 +13,7 @@ A run folder holds its checkpoints in checkpoints/step-00000500 and may be named
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -123,7 +124,7 @@ class Checkpoint:
 
     def _damaged(self, name: str, how: str) -> InputError:
         others = [p for p in checkpoints(self.path.parent.parent) if p != self.path]
-        hint = f"another checkpoint of the run is {others[-1]}" if others else "copy it again from where it came"
+        hint = f"remove it to use {others[-1]} instead" if others else "copy it again from where it came"
         return InputError(f"{self.path / name} is damaged: {how}", hint)
 
 
@@ -166,8 +167,14 @@ def checkpoints(run: Path) -> list[Path]:
 
 def best(found: list[Path]) -> Path | None:
     """The one with the fewest bits per byte in validation; None where none was validated."""
-    scores = {path: Manifest.read(path).metrics.get(BITS_PER_BYTE) for path in found}
-    scored = {path: score for path, score in scores.items() if score is not None}
+    scored: dict[Path, float] = {}
+    for path in found:
+        try:
+            manifest = Manifest.read(path)
+        except InputError:  # a damaged one is said to be so when it is opened
+            continue
+        if BITS_PER_BYTE in manifest.metrics:
+            scored[path] = manifest.metrics[BITS_PER_BYTE]
     return min(scored, key=lambda path: scored[path]) if scored else None
 
 
@@ -229,6 +236,8 @@ def save(
             for name, group in (training or {}).items():
                 if group:
                     save_file(_plain(group), folder / "training" / f"{name}.safetensors")
+        for file in folder.rglob("*.safetensors"):
+            shutil.copymode(folder / "recipe.yaml", file)  # the library makes them private
         (folder / NAME).write_text(manifest.with_files(folder).model_dump_json(indent=1) + "\n", encoding="utf-8")
     return Checkpoint(path)
 

@@ -199,6 +199,12 @@ def test_a_write_that_the_system_refuses(tmp_path):
     assert Checkpoint.open(tmp_path / "c").manifest.step == 1
 
 
+def test_files_are_as_open_as_any(tmp_path):
+    write(tmp_path / "c")
+    modes = {file.stat().st_mode for file in (tmp_path / "c").iterdir()}
+    assert len(modes) == 1
+
+
 def test_replacing_a_checkpoint_leaves_one(tmp_path):
     write(tmp_path / "c", step=1)
     write(tmp_path / "c", step=2)

@@ -38,7 +38,7 @@ def prepare(source: SourceArgument, assign: SetOption = None, as_json: JsonOptio
     """
     from synthe_core.data.prepare import prepare as verb
 
-    _render(verb(_data_of(source, assign)), as_json)
+    _render(verb(_data_of(source, assign)), as_json, path=True)
 
 
 @app.command(
@@ -53,7 +53,7 @@ def stats(source: SourceArgument, assign: SetOption = None, as_json: JsonOption 
     """Count documents, bytes, tokens and bytes per token of each source and split, preparing the data if need be."""
     from synthe_core.data.prepare import stats as verb
 
-    _render(verb(_data_of(source, assign)), as_json)
+    _render(verb(_data_of(source, assign)), as_json, path=False)
 
 
 def _data_of(text: str, assignments: list[str] | None) -> DataSpec:
@@ -72,17 +72,18 @@ def _data_of(text: str, assignments: list[str] | None) -> DataSpec:
     return Recipe.from_source(recipe, overrides([text], assignments)).data
 
 
-def _render(events: Iterable[Event], as_json: bool) -> None:
+def _render(events: Iterable[Event], as_json: bool, path: bool) -> None:
+    """Shows the events; the counts go to stdout as a table, and with `path` the place of the tokens after them."""
     with console.choose(as_json) as shown:
         for event in events:
-            if isinstance(event, Result) and not as_json:
+            if not isinstance(event, Result):
+                shown.show(event)
+                continue
+            if not as_json:
                 shown.close()
                 print(_table(event.values))
-                event = Result(path=event.path)
-            if isinstance(event, Result):
-                shown.result(event)
-            else:
-                shown.show(event)
+                event = Result(path=event.path if path else None)
+            shown.result(event)
 
 
 def _table(values: dict[str, Any]) -> str:

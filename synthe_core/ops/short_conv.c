@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { BLOCK = 128, TAPS = 16 }; /* channels a task; the longest convolution */
+enum { BLOCK = 256, TAPS = 16 }; /* channels a task; the longest convolution */
 
 static inline float exponential_float(float x) {
     /* 2^n exp(r), |r| <= ln2 / 2, by the Taylor polynomial: within 2 units in the last place, and it vectorises. */

@@ -82,10 +82,21 @@ void NAME(short_conv_backward)(int64_t batch, int64_t time, int64_t channels, in
                 } else {
                     memcpy(dz, dy, width * sizeof(REAL));
                 }
-                for (int64_t j = 0; j < taps; j++) {
-                    const REAL *xs = NAME(row)(&in, b, t - taps + 1 + j, c);
+                const REAL *xs[TAPS];
+                for (int64_t j = 0; j < taps; j++) xs[j] = NAME(row)(&in, b, t - taps + 1 + j, c);
+                if (taps == 4) {
+                    const REAL *x0 = xs[0], *x1 = xs[1], *x2 = xs[2], *x3 = xs[3];
 #pragma omp simd
-                    for (int64_t i = 0; i < width; i++) taps_grad[j][i] += dz[i] * xs[i];
+                    for (int64_t i = 0; i < width; i++) {
+                        taps_grad[0][i] += dz[i] * x0[i];
+                        taps_grad[1][i] += dz[i] * x1[i];
+                        taps_grad[2][i] += dz[i] * x2[i];
+                        taps_grad[3][i] += dz[i] * x3[i];
+                    }
+                } else {
+                    for (int64_t j = 0; j < taps; j++)
+#pragma omp simd
+                        for (int64_t i = 0; i < width; i++) taps_grad[j][i] += dz[i] * xs[j][i];
                 }
             } else {
                 memset(dz, 0, width * sizeof(REAL));
@@ -98,12 +109,21 @@ void NAME(short_conv_backward)(int64_t batch, int64_t time, int64_t channels, in
                 dx = state_grad + (b * (taps - 1) + s + taps - 1) * channels + c;
             else
                 continue;
-            memset(dx, 0, width * sizeof(REAL));
-            for (int64_t j = 0; j < taps; j++) { /* input s was tap j of token s + taps - 1 - j */
-                if (s + taps - 1 - j < 0) continue;
-                const REAL *late = ring[(s + taps - 1 - j) % taps], *w = weight + j * channels + c;
+            /* Input s was tap j of token s + taps - 1 - j; rows of the ring from before the first token are zero. */
+            const REAL *late[TAPS];
+            for (int64_t j = 0; j < taps; j++) late[j] = ring[(t - j + taps) % taps];
+            if (taps == 4) {
+                const REAL *w0 = weight + c, *w1 = w0 + channels, *w2 = w1 + channels, *w3 = w2 + channels;
+                const REAL *z0 = late[0], *z1 = late[1], *z2 = late[2], *z3 = late[3];
 #pragma omp simd
-                for (int64_t i = 0; i < width; i++) dx[i] += w[i] * late[i];
+                for (int64_t i = 0; i < width; i++) dx[i] = w0[i] * z0[i] + w1[i] * z1[i] + w2[i] * z2[i] + w3[i] * z3[i];
+                continue;
+            }
+            memset(dx, 0, width * sizeof(REAL));
+            for (int64_t j = 0; j < taps; j++) {
+                const REAL *w = weight + j * channels + c;
+#pragma omp simd
+                for (int64_t i = 0; i < width; i++) dx[i] += w[i] * late[j][i];
             }
         }
         for (int64_t j = 0; j < taps; j++)

@@ -57,8 +57,7 @@ def train(
     trainer: Trainer | None = None
     run: RunFolder | None = None
     try:
-        if recipe.runtime.threads is not None:
-            torch.set_num_threads(recipe.runtime.threads)
+        torch.set_num_threads(recipe.runtime.threads or threads)
         packed = yield from _prepared(recipe, stop)
         run = RunFolder(path)
         snapshot = _begin(recipe, packed, chosen, init)

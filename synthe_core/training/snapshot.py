@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,7 @@ class Snapshot:
             yield
 
     def finite(self) -> bool:
-        """Whether the weights are worth saving."""
+        """Whether the weights are numbers, and so worth saving."""
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
 
     def save(self, path: Path, hardware: Hardware) -> None:
@@ -82,7 +83,7 @@ class Snapshot:
             tokens=self.position.tokens,
             seconds=round(self.position.seconds, 3),
             parameters=self.model.parameter_count(),
-            metrics=self.metrics,
+            metrics={name: value for name, value in self.metrics.items() if math.isfinite(value)},
             parents=self.parents,
             kernels=kernels_used(),
             versions=versions(),

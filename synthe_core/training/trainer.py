@@ -55,6 +55,7 @@ class Trainer:
         self.bytes_per_token = sum(s.bytes for s in train) / sum(s.tokens for s in train)
         self.meter = Meter(self.settings, self.bytes_per_token)
         self.validation_cost: float | None = None
+        self.step_seconds = 0.0
         self.saved = self.position.mark()
         self.loggers = open_loggers(recipe, run.path, self.position.step)
         self.flops: dict[int, float] = {}
@@ -65,6 +66,7 @@ class Trainer:
         logged = shown = began
         bad = 0
         upcoming = self.stream.next(self.spec.batch)
+        yield self._progress(began, before)
         while True:
             fraction = self.fraction()
             if self.position.step and math.floor(fraction * self.spec.validations) > self.position.validated:
@@ -93,7 +95,8 @@ class Trainer:
             self.snapshot.carried = outcome.carried
             self.position.step += 1
             self.position.tokens += outcome.tokens
-            self.meter.add(outcome, time.perf_counter() - start, self._flops(length))
+            self.step_seconds = time.perf_counter() - start
+            self.meter.add(outcome, self.step_seconds, self._flops(length))
             now = time.monotonic()
             if self.position.step % self.spec.log_every == 0 or self.position.step == 1 or now - logged > LOG_SECONDS:
                 logged = now
@@ -171,8 +174,9 @@ class Trainer:
             yield Notice(f"{what}; the step is skipped ({bad} in a row)", "warning")
             return
         hint = "lower train.lr or train.clip, or use runtime.precision=float32"
-        if self.snapshot.finite() and self.position.step:
+        if self.position.step > self.saved.step:
             yield from self._save()
+        if self.position.step and self.position.step == self.saved.step:
             hint = f"the last good weights are saved; {hint}"
         raise WorkError(f"{what}, {bad} steps in a row", hint)
 
@@ -184,11 +188,17 @@ class Trainer:
     # Between steps
 
     def _reserve(self) -> float:
-        """Seconds to keep for the last validation, so that a budget of time is the time until the result."""
-        if self.validation_cost is not None or not self.packed.validation.tokens:
-            return self.validation_cost or 0.0
-        rate = self.meter.tokens_per_second
-        return 0.0 if rate is None else min(self.spec.validation_tokens / (3 * rate), self._allowed())
+        """Seconds to keep for the last validation, so that a budget of time is the time until the result.
+
+        Half a step is kept too: the last one ends as often before the budget as after it.
+        """
+        ahead = self.validation_cost
+        if ahead is None:
+            rate, wanted = self.meter.tokens_per_second, self.spec.validation_tokens
+            ahead = (
+                0.0 if rate is None or not self.packed.validation.tokens else min(wanted / (3 * rate), self._allowed())
+            )
+        return ahead + self.step_seconds / 2
 
     def _allowed(self) -> float:
         """Seconds that one validation may take of a budget of time."""
@@ -257,6 +267,9 @@ class Trainer:
             self.model.train()
 
     def _save(self) -> Iterator[Event]:
+        if not self.snapshot.finite():
+            yield Notice(f"step {self.position.step}: the weights are not finite, and are not saved", "warning")
+            return
         path = self.run.checkpoint(self.position.step)
         self.snapshot.save(path, self.hardware)
         self.run.prune(self.spec.keep)
@@ -267,7 +280,8 @@ class Trainer:
         step = self.position.step
         if step > self.saved.step:
             yield from self._save()
-        raise Interrupted(f"stopped at step {step}; saved", f"go on with: synthe train {self.run.path} --resume")
+        saved = "; saved" if step and step == self.saved.step else ""
+        raise Interrupted(f"stopped at step {step}{saved}", f"go on with: synthe train {self.run.path} --resume")
 
     def _metric(self, phase: str, values: dict[str, float]) -> Metric:
         step = self.position.step

@@ -14,7 +14,7 @@ from rich.console import Console
 from synthe_cli import console, figures
 from synthe_cli.console import JsonRenderer, PlainRenderer, choose
 from synthe_cli.live import LiveRenderer
-from synthe_core.events import Event, Metric, Notice, Progress, Result, Sample, Saved
+from synthe_core.events import Event, Measurement, Metric, Notice, Progress, Result, Sample, Saved
 
 STORY: list[Event] = [
     Notice("a model of 1.6M parameters"),
@@ -108,6 +108,17 @@ def test_the_renderer_follows_the_terminal(
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
     assert type(choose(False)) is expected
     assert type(choose(True)) is JsonRenderer
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_measurement_is_a_result(capsys: pytest.CaptureFixture[str], terminal: bool) -> None:
+    screen = io.StringIO()
+    live = LiveRenderer(Console(file=screen, force_terminal=True, width=120))
+    with live if terminal else PlainRenderer() as shown:
+        shown.show(Progress("measuring", 1, 2))
+        shown.show(Measurement("B=4 T=8", {"ms": 1.5, "peer": "sdpa"}))
+        shown.show(Progress("measuring", 2, 2))
+    assert capsys.readouterr().out == "B=4 T=8  ms 1.5  peer sdpa\n"
 
 
 def test_no_color_leaves_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ def test_stats_count_a_source(synthe: Run, text: Path) -> None:
     assert table.splitlines()[0].split() == ["source", "split", "documents", "bytes", "tokens", "bytes/token"]
     assert f"{values['bytes']:,}" in table
     assert "\x1b" not in table
+    assert table.splitlines()[-1].startswith("unigram bits per byte")
 
 
 def test_prepare_ends_with_where_it_is(synthe: Run, text: Path, cache: Path, recipe: Path) -> None:

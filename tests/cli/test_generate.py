@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -89,6 +90,28 @@ def test_a_prompt_file_that_is_no_text(synthe: Run, checkpoint: Path, tmp_path: 
     said = synthe("generate", checkpoint, "-f", tmp_path / "prompt")
     assert said.exit_code == 2
     assert "is not UTF-8 text (byte 2)" in said.stderr
+
+
+def test_a_damaged_checkpoint(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    said = synthe("generate", broken)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.startswith(f"error: {weights} is damaged: ")
+    assert said.stderr.splitlines()[1].startswith("hint: ")
+
+
+def test_a_checkpoint_of_a_newer_format(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer"
+    shutil.copytree(checkpoint, newer)
+    manifest = json.loads((newer / "manifest.json").read_text())
+    (newer / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    said = synthe("generate", newer)
+    assert said.exit_code == 2
+    assert "has checkpoint format 99" in said.stderr.splitlines()[0]
+    assert said.stderr.splitlines()[1].startswith("hint: a newer synthe wrote it")
 
 
 def test_text_comes_as_it_is_written(checkpoint: Path) -> None:
