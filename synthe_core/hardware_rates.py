@@ -15,7 +15,8 @@ SPENT = 0.15  # seconds given to each measurement, after one call to warm up
 def measure_matmul(device: str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None) -> float:
     """Floating-point operations a second of `[size, size] @ [size, size]`: the best of the calls made in `SPENT`."""
     size = size or (1024 if device == "cpu" else 8192)
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    own = torch.Generator(device).manual_seed(0)  # measuring must not draw from a run's random numbers
+    left, right = (torch.randn(size, size, device=device, generator=own).to(dtype) for _ in range(2))
     out = torch.empty(size, size, device=device, dtype=dtype)
     return 2.0 * size**3 / _fastest(lambda: torch.mm(left, right, out=out), device)
 

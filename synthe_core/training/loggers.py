@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,19 +41,21 @@ class Tracked:
     """trackio and wandb, which have one interface: init, log, finish."""
 
     def __init__(self, package: str, recipe: Recipe, run: Path, step: int) -> None:
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {"resume": "allow"}
         if package == "trackio":
             os.environ.setdefault("TRACKIO_DIR", str(run / "trackio"))
         else:
-            extra = {"dir": str(run), "id": _identity(run), "resume": "allow"}
+            extra |= {"dir": str(run), "id": _identity(run)}
         self._package = import_module(package)
-        self._package.init(project="synthe", name=run.name, config=recipe.model_dump(mode="json"), **extra)
+        with redirect_stdout(sys.stderr):  # stdout is for results
+            self._package.init(project="synthe", name=run.name, config=recipe.model_dump(mode="json"), **extra)
 
     def log(self, step: int, phase: str, values: dict[str, float]) -> None:
         self._package.log({f"{phase}/{name}": value for name, value in values.items()}, step=step)
 
     def close(self) -> None:
-        self._package.finish()
+        with redirect_stdout(sys.stderr):
+            self._package.finish()
 
 
 def _identity(run: Path) -> str:

@@ -11,10 +11,11 @@ from synthe_core.budget import Budget
 
 @dataclass
 class Position:
-    """Steps taken, tokens scored in them, and seconds of wall-clock time since training began.
+    """Steps taken, tokens scored in them, and seconds of wall-clock time since the first step.
 
-    Steps that were skipped count neither as steps nor as tokens; they take time. Time runs while training does,
-    through validation, sampling and saving, over all sessions. `validated` is how many of the validations are done.
+    Steps that were skipped count neither as steps nor as tokens; they take time. Time runs from the first step of a
+    session to its end, through validation, sampling and saving, and adds up over sessions; getting ready (reading
+    text, compiling, measuring) is not counted. `validated` is how many of the validations are done.
     """
 
     step: int = 0
@@ -26,6 +27,10 @@ class Position:
     @property
     def seconds(self) -> float:
         return self._before + time.monotonic() - self._began
+
+    def begin(self) -> None:
+        """Starts the clock of a session."""
+        self._began = time.monotonic()
 
     def fraction(self, budget: Budget, reserve: float = 0.0) -> float:
         """Of the budget that is spent, 1 at the end. Of a budget of time, `reserve` seconds are for what follows."""

@@ -62,6 +62,7 @@ class Trainer:
 
     def run_to_the_end(self) -> Iterator[Event]:
         """Trains until the budget is spent; raises Interrupted where it is told to stop, after saving."""
+        self.position.begin()
         began, before = time.monotonic(), self.fraction()
         logged = shown = began
         bad = 0

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
+from synthe_core.atomic import write_file
 from synthe_core.data.stream import Batch
 from synthe_core.events import Event, Notice
-from synthe_core.hardware import Hardware
+from synthe_core.hardware import Hardware, cache_dir
+from synthe_core.manifest import machine, versions
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.placement import choose_precision
 from synthe_core.recipe import Recipe
@@ -25,10 +30,44 @@ SHARE = 0.03  # of a budget of time at most
 
 
 def tune(model: LanguageModel, recipe: Recipe, settings: Settings, hardware: Hardware) -> Iterator[Event]:
-    """Decides `settings.precision` and `settings.micro_batch`, and says why. The model is left as it was."""
+    """Decides `settings.precision` and `settings.micro_batch`, and says why. The model is left as it was.
+
+    What was measured is kept in the cache, so that the same recipe gives the same weights on the same machine: the
+    order of additions depends on both, and two measurements need not agree.
+    """
+    kept = _kept(model, recipe, settings, hardware)
+    try:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        settings.precision, settings.micro_batch = str(found["precision"]), int(found["micro_batch"])
+        yield Notice(f"{found['why']} (measured before: {kept})")
+        return
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing kept
     trial = Trial(model, settings, recipe.data.sequence)
-    yield Notice(_precision(trial, recipe, settings, hardware))
-    yield Notice(_micro_batch(trial, recipe, settings))
+    reasons = [_precision(trial, recipe, settings, hardware), _micro_batch(trial, recipe, settings)]
+    yield from map(Notice, reasons)
+    if "auto" in (recipe.runtime.precision, recipe.train.micro_batch):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        choice = {"precision": settings.precision, "micro_batch": settings.micro_batch, "why": "; ".join(reasons)}
+        write_file(kept, json.dumps(choice) + "\n")
+
+
+def _kept(model: LanguageModel, recipe: Recipe, settings: Settings, hardware: Hardware) -> Path:
+    """Where the choice for this model on this machine is kept: a name made of all that it depends on."""
+    facts = {
+        "model": recipe.model.model_dump(mode="json"),
+        "vocab": model.vocab,
+        "sequence": recipe.data.sequence,
+        "batch": recipe.train.batch,
+        "micro_batch": recipe.train.micro_batch,
+        "runtime": recipe.runtime.model_dump(mode="json", exclude={"log", "compile"}),
+        "threads": torch.get_num_threads(),
+        "device": settings.device.type,
+        "machine": machine(hardware),
+        "versions": versions(),
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_dir() / "tuning" / f"{digest}.json"
 
 
 class Trial:
@@ -102,8 +141,13 @@ def _micro_batch(trial: Trial, recipe: Recipe, settings: Settings) -> str:
     patience = min(PATIENCE, SHARE * budget.amount) if budget.unit == "seconds" else PATIENCE
     start = time.perf_counter()
     for rows in candidates:
-        trial.seconds(rows, settings.precision)
-        found = rows * length / min(trial.seconds(rows, settings.precision) for _ in range(2))
+        try:
+            trial.seconds(rows, settings.precision)
+            found = rows * length / min(trial.seconds(rows, settings.precision) for _ in range(2))
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            break
         if found < rate * BETTER:
             break
         settings.micro_batch, rate = rows, found

@@ -57,7 +57,8 @@ def test_bits_per_byte_is_that_of_the_checkpoint(recipe, tmp_path):
     model, packed = opened.model(), load(asked.data)
     nats, size = 0.0, 0
     for window in windows(packed.validation, 16, 512 // 16):
-        logits, _ = model(window.inputs)
+        with torch.no_grad():
+            logits, _ = model(window.inputs)
         nats -= float(logits.log_softmax(-1).gather(-1, window.targets[..., None]).sum())
         size += len(packed.tokenizer.bytes_of(window.targets[0].tolist()))
     assert result.values["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)

@@ -8,12 +8,17 @@ from functools import partial
 import pytest
 import torch
 
-from synthe_core import placement
+from synthe_core import hardware_rates, placement
 from synthe_core.hardware import probe
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.training import memory, tuning
 from synthe_core.training.settings import Settings
 from synthe_core.training.tuning import Trial, ladder, tune
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path / "cache"))
 
 
 def decide(recipe, monkeypatch, seconds, room=1e12, matmul=2.0, **train):
@@ -53,16 +58,33 @@ def test_the_fastest_micro_batch_per_token(recipe, monkeypatch):
     assert settings.micro_batch == 4 and "the fastest measured" in notices[1]
 
 
-def test_no_more_than_fits(recipe, monkeypatch):
-    settings, _ = decide(recipe, monkeypatch, lambda rows, precision: 0.1, room=9e6)
-    assert settings.micro_batch == 8
-    settings, _ = decide(recipe, monkeypatch, lambda rows, precision: 0.1, room=1.0)
-    assert settings.micro_batch == 1
+@pytest.mark.parametrize(("room", "rows"), [(9e6, 8), (1.0, 1)])
+def test_no_more_than_fits(recipe, monkeypatch, room, rows):
+    settings, _ = decide(recipe, monkeypatch, lambda rows, precision: 0.1, room=room)
+    assert settings.micro_batch == rows
 
 
 def test_the_recipe_decides_when_it_says_so(recipe, monkeypatch):
     settings, notices = decide(recipe, monkeypatch, lambda rows, precision: 0.1, micro_batch=5)
     assert settings.micro_batch == 5 and notices[1] == "micro-batch 5 of 16: the recipe says so"
+
+
+def test_a_choice_is_kept_so_that_runs_repeat(recipe, monkeypatch):
+    first, _ = decide(recipe, monkeypatch, lambda rows, precision: {2: 0.2, 4: 0.3, 8: 0.7, 16: 1.6}[rows])
+    again, notices = decide(recipe, monkeypatch, lambda rows, precision: 1 / 0)
+    assert again == first and len(notices) == 1 and "measured before" in notices[0]
+    other, _ = decide(recipe, monkeypatch, lambda rows, precision: 0.1, batch=8)
+    assert other.micro_batch == 8, "another batch is another question"
+
+
+def test_a_size_that_runs_out_of_memory_ends_the_search(recipe, monkeypatch):
+    def seconds(rows, precision):
+        if rows > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return 0.1
+
+    settings, _ = decide(recipe, monkeypatch, seconds)
+    assert settings.micro_batch == 4
 
 
 def test_the_ladder():
@@ -107,6 +129,12 @@ def test_trials_leave_no_trace(recipe):
     assert torch.equal(random, torch.get_rng_state())
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
+def test_measuring_draws_no_random_numbers():
+    random = torch.get_rng_state()
+    hardware_rates.measure_matmul.__wrapped__(size=64)
+    assert torch.equal(random, torch.get_rng_state())
 
 
 def test_a_container_limits_memory(tmp_path, monkeypatch):
