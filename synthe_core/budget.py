@@ -10,7 +10,9 @@ from pydantic_core import CoreSchema, core_schema
 
 Unit = Literal["tokens", "steps", "seconds"]
 
-_PATTERN = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]*)?)\s*([kKMGBT]?)\s*(tokens?|steps?|s|sec|m|min|h|hours?|d|days?)\s*$")
+_PATTERN = re.compile(
+    r"^\s*([0-9][0-9_]*(?:\.[0-9]*)?)\s*([kKMGBT]?)\s*(tokens?|steps?|s|sec|m|min|h|hours?|d|days?)\s*$"
+)
 _SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -55,4 +57,8 @@ class Budget(NamedTuple):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"type": "string", "pattern": _PATTERN.pattern.replace("\\s*", ""), "examples": ["20Mtokens", "500steps", "3m"]}
+        return {
+            "type": "string",
+            "pattern": _PATTERN.pattern.replace("\\s*", ""),
+            "examples": ["20Mtokens", "500steps", "3m"],
+        }

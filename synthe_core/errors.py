@@ -45,3 +45,9 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     near = closest(name, choices)
     hint = f"did you mean '{near}'?" if near else f"known: {', '.join(sorted(choices))}"
     return InputError(f"unknown {kind} '{name}'", hint)
+
+
+def nearest_divisor(size: int, count: int, word: str = "heads") -> str:
+    """The hint where `count` does not divide `size`: the divisor that is nearest to it."""
+    best = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: (abs(n - count), n))
+    return f"the nearest that works is {word}: {best}"

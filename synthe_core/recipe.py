@@ -34,7 +34,9 @@ class TrainSpec(Spec):
     budget: Budget = Field(Budget(180, "seconds"), description="tokens, steps or time: 20Mtokens, 500steps, 3m")
     batch: int = Field(16, ge=1, description="sequences per optimizer step")
     micro_batch: int | Literal["auto"] = Field("auto", description="sequences per forward pass; auto fits memory")
-    optimizer: Literal["muon", "adamw"] = Field("muon", description="muon for matrices and AdamW for the rest, or AdamW")
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="muon for matrices and AdamW for the rest, or AdamW"
+    )
     lr: float = Field(3e-3, gt=0, description="peak learning rate, on AdamW's scale for both optimizers")
     weight_decay: float = Field(0.1, ge=0)
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays")
@@ -43,7 +45,9 @@ class TrainSpec(Spec):
     decay: float = Field(0.2, gt=0, le=1, description="fraction of the budget over which wsd falls at the end")
     final: float = Field(0.0, ge=0, le=1, description="lr at the end, as a fraction of the peak")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which are then what is evaluated")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of averaged weights, which are then what is evaluated"
+    )
     curriculum: list[Stage] = Field([], description="shorter sequences first; the data's length after the last stage")
     carry: bool = Field(False, description="rows go on where they stopped: truncated back-propagation through state")
     validations: int = Field(8, ge=1, description="how often to validate, evenly over the budget, the end included")

@@ -20,7 +20,9 @@ from synthe_core.recipe import Recipe
 from synthe_core.training.optimizer import Optimizer
 
 
-def training(recipes: dict[str, Recipe], times: tuple[int, ...], tokens: int, turns: int, device: str) -> Iterator[Event]:
+def training(
+    recipes: dict[str, Recipe], times: tuple[int, ...], tokens: int, turns: int, device: str
+) -> Iterator[Event]:
     """Training steps (forward, backward, clip, optimizer) of several recipes on the same tokens, paired.
 
     `tokens` a step, in sequences of each of `times`. Ratios are (its time / the first recipe's).
@@ -31,8 +33,8 @@ def training(recipes: dict[str, Recipe], times: tuple[int, ...], tokens: int, tu
         steps = {name: _training_step(recipe, batch, time, device) for name, recipe in recipes.items()}
         result = paired(steps, turns, device)
         for name, timing in result.timings.items():
-            values = {"candidate": name, "tokens_per_s": batch * time / timing.median, "ratio": result.ratios[name]}
-            yield Measurement(f"training B={batch} T={time}", values)
+            figures = {"tokens_per_s": batch * time / timing.median, "ratio": result.ratios[name]}
+            yield Measurement(f"training B={batch} T={time}", {"candidate": name, **figures})
 
 
 def decoding(recipes: dict[str, Recipe], contexts: tuple[int, ...], turns: int, device: str) -> Iterator[Event]:
@@ -52,14 +54,16 @@ def decoding(recipes: dict[str, Recipe], contexts: tuple[int, ...], turns: int, 
                     _, state = model.next_logits(token, state)  # type: ignore[arg-type]
 
         result = paired({str(c): (lambda s=s: decode(s)) for c, s in states.items()}, turns, device)  # type: ignore[misc]
-        for context, timing in result.timings.items():
-            values = {"candidate": name, "ms_per_token": timing.median / 16 * 1e3, "ratio": result.ratios[context]}
-            yield Measurement(f"decoding after {context} tokens", values)
+        for label, timing in result.timings.items():
+            figures = {"ms_per_token": timing.median / 16 * 1e3, "ratio": result.ratios[label]}
+            yield Measurement(f"decoding after {label} tokens", {"candidate": name, **figures})
 
 
 def published_shapes(recipe: Recipe, turns: int, device: str) -> Iterator[Event]:
     """The shapes that the published SYNTHE code was measured at: 60M at B=4, T=256; its delta layer at B=4, T=1024."""
-    yield from _alone(f"training step of {recipe.name}, B=4 T=256", _training_step(recipe, 4, 256, device), 1024, turns, device)
+    yield from _alone(
+        f"training step of {recipe.name}, B=4 T=256", _training_step(recipe, 4, 256, device), 1024, turns, device
+    )
     yield from _alone("delta layer, width 512, B=4 T=1024", _layer_step(device), 4096, turns, device)
 
 

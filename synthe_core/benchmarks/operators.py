@@ -47,11 +47,9 @@ def measure(op: str, against: tuple[str, ...], device: str, turns: int) -> Itera
     yield Progress(f"{op} against {', '.join(list(candidates)[1:]) or 'nothing'}", 0)
     result = paired(candidates, turns, device)
     for name, timing in result.timings.items():
-        yield Measurement(
-            f"{op} forward+backward",
-            {"candidate": name, "ms": timing.median * 1e3, "ratio": result.ratios[name], "gflops": flops / timing.median / 1e9}
-            | {"gigabytes_per_s": moved / timing.median / 1e9},
-        )
+        rates = {"gflops": flops / timing.median / 1e9, "gigabytes_per_s": moved / timing.median / 1e9}
+        figures = {"ms": timing.median * 1e3, "ratio": result.ratios[name], **rates}
+        yield Measurement(f"{op} forward+backward", {"candidate": name, **figures})
 
 
 def _leaf(*shape: int, device: str, low: float | None = None, high: float = 1.0) -> Tensor:

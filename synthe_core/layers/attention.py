@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from synthe_core.errors import InputError
+from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.attention import window_attention
@@ -43,11 +43,13 @@ class Attention(Learner[Window]):
         super().__init__(config, width)
         self.heads, self.groups = config.heads, config.kv_heads or config.heads
         if width % self.heads:
-            raise InputError(f"attention: width {width} is not divisible by heads {self.heads}", nearest(width, self.heads))
+            raise InputError(
+                f"attention: width {width} is not divisible by heads {self.heads}", nearest_divisor(width, self.heads)
+            )
         if self.heads % self.groups:
             raise InputError(
                 f"attention: heads {self.heads} is not divisible by kv_heads {self.groups}",
-                nearest(self.heads, self.groups, "kv_heads"),
+                nearest_divisor(self.heads, self.groups, "kv_heads"),
             )
         self.size = width // self.heads
         if config.rope is not None and self.size % 2:
@@ -59,7 +61,9 @@ class Attention(Learner[Window]):
         self.out = project_out(width, width)
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Window:
-        return Window(*(torch.zeros(batch, 0, self.groups, self.size, dtype=self.state_dtype, device=device) for _ in range(2)))
+        return Window(
+            *(torch.zeros(batch, 0, self.groups, self.size, dtype=self.state_dtype, device=device) for _ in range(2))
+        )
 
     def forward(self, x: Tensor, state: Window | None, ctx: Pass) -> tuple[Tensor, Window]:
         state = state or self.init_state(x.shape[0], device=x.device)
@@ -96,12 +100,6 @@ class Attention(Learner[Window]):
         window = min(self.window, time)
         seen = window - window * (window - 1) / (2 * time)
         return super().flops(time) + 4.0 * self.width * seen
-
-
-def nearest(width: int, heads: int, word: str = "heads") -> str:
-    """The hint for a count that does not divide: the divisor of `width` that is nearest to it."""
-    best = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: (abs(n - heads), n))
-    return f"the nearest that works is {word}: {best}"
 
 
 def _unit_rms(x: Tensor) -> Tensor:

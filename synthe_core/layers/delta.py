@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from synthe_core.errors import InputError
-from synthe_core.layers.attention import nearest
+from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.delta_rule import delta_rule
@@ -59,7 +58,7 @@ class Delta(Learner[Memory]):
         super().__init__(config, width)
         heads = config.heads
         if width % heads and None in (config.key_size, config.value_size):
-            raise InputError(f"delta: width {width} is not divisible by heads {heads}", nearest(width, heads))
+            raise InputError(f"delta: width {width} is not divisible by heads {heads}", nearest_divisor(width, heads))
         low, high = config.beta_range
         if not 0 <= low < high <= 2:
             raise InputError(

@@ -16,7 +16,6 @@ from synthe_core.ops.rms_norm import rms_norm
 EPS = 1e-6
 
 
-
 class RMSNorm(nn.Module):
     """The norm before a learner and before the head; under autocast it gives the narrow type that matrices read."""
 

@@ -36,17 +36,17 @@ class ModelState(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """`total` nats over `count` scored tokens (differentiable), `auxiliary` losses, and `each` token's loss [B, T]."""
+    """`total` nats over `scored` tokens (differentiable), `auxiliary` losses, and `each` token's loss [B, T]."""
 
     total: Tensor
-    count: Tensor
+    scored: Tensor
     auxiliary: dict[str, Tensor]
     each: Tensor
 
     @property
     def objective(self) -> Tensor:
         """Mean cross-entropy in nats plus the auxiliary losses: what training minimises."""
-        mean = self.total / self.count.clamp_min(1)
+        mean = self.total / self.scored.clamp_min(1)
         return mean + sum(self.auxiliary.values()) if self.auxiliary else mean
 
 

@@ -48,12 +48,14 @@ def _(hardware: Hardware, call: Call) -> str | None:
         return "some keys are padding, so a mask is needed"
     if keys > call.arguments["window"]:
         return "the window is shorter than the keys"
-    return None if keys == call.time or single else "the queries continue a past, so causality is not the plain triangle"
+    return (
+        None if keys == call.time or single else "the queries continue a past, so causality is not the plain triangle"
+    )
 
 
 @window_attention.kernel("banded-sdpa", rank=20, tolerance=1e-5)
 def banded_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None) -> Tensor:
-    """Queries in blocks of `window`, each against its own and the previous block of keys: cost T x 2 window, not T^2."""
+    """Queries in blocks of `window`, each against its own block of keys and the one before: cost T 2 window, not T²."""
     batch, time, heads, size = q.shape
     past = k.shape[1] - time
     front, back = window - past, -time % window  # so that one whole block of keys precedes the first query

@@ -68,7 +68,7 @@ class _Chunked(torch.autograd.Function):
         return losses.sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> Any:
         hidden_grad, weight_grad = ctx.saved_tensors
         if hidden_grad is not None:
             hidden_grad = (hidden_grad * upstream).view(ctx.shape)

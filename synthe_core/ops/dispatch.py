@@ -15,10 +15,11 @@ A call runs the highest-ranked kernel that does not refuse. `explain` says which
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,8 @@ from torch import Tensor
 from synthe_core.errors import InputError, unknown
 from synthe_core.hardware import Hardware, probe
 
-_forced: ContextVar[dict[str, str]] = ContextVar("forced_kernels", default={})
+NONE_FORCED: Mapping[str, str] = MappingProxyType({})
+_forced: ContextVar[Mapping[str, str]] = ContextVar("forced_kernels", default=NONE_FORCED)
 _heard: ContextVar[list[tuple[Op, Call]] | None] = ContextVar("heard_calls", default=None)
 
 OPS: dict[str, Op] = {}

@@ -53,7 +53,7 @@ def accumulate(
                 loss, state = model.loss(inputs, targets, state if carry else None)
                 objective = loss.total / max(total, 1)
                 for name, value in loss.auxiliary.items():
-                    share = value * loss.count / max(total, 1)
+                    share = value * loss.scored / max(total, 1)
                     objective = objective + share
                     auxiliary[name] = auxiliary.get(name, 0.0) + share.detach()
             objective.backward()

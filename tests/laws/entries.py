@@ -44,7 +44,9 @@ def make(case: dict[str, Any], seed: int = 0) -> Learner[Any]:
     return learner
 
 
-def run(learner: Learner[Any], x: torch.Tensor, state: Any = None, start: int = 0, lengths: Any = None, trace: Any = None):
+def run(
+    learner: Learner[Any], x: torch.Tensor, state: Any = None, start: int = 0, lengths: Any = None, trace: Any = None
+):
     """One pass over x from position `start` (an int or int64 [B]); returns output, state and the pass."""
     first = torch.as_tensor(start).expand(x.shape[0])
     ctx = Pass.over(x, lengths, first, trace)

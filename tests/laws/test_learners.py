@@ -71,7 +71,7 @@ def test_padding_is_inert(case):
     lengths = torch.tensor([23, 9, 1, 0])
     real = torch.arange(23) < lengths[:, None]
     one, final, _ = run(learner, torch.where(real[..., None], x, 1e3), lengths=lengths)
-    other, again, _ = run(learner, torch.where(real[..., None], x, -7.0), lengths=lengths)
+    other, _, _ = run(learner, torch.where(real[..., None], x, -7.0), lengths=lengths)
     assert torch.equal(one[real], other[real])
     # What follows padding must go on from the last real token, at its own position in each row.
     more = inputs(4, 6, seed=5)
@@ -107,7 +107,7 @@ def test_nothing_is_kept_on_the_module(case):
 @each_learner
 def test_every_gradient_is_finite_and_every_parameter_is_used(case):
     learner, x = make(case), inputs(2, 19).requires_grad_()
-    y, state, ctx = run(learner, x, run(learner, inputs(2, 8, seed=4))[1], start=8)
+    y, _, ctx = run(learner, x, run(learner, inputs(2, 8, seed=4))[1], start=8)
     total = (y * torch.randn_like(y)).sum() + sum((v * torch.randn_like(v)).sum() for v in ctx.signals.values())
     total.backward()
     assert torch.isfinite(x.grad).all()

@@ -10,7 +10,12 @@ from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.model.sampling import Sampling, choose
 from synthe_core.model.session import Session
 
-BLOCK = [{"type": "momentum"}, {"type": "delta", "heads": 2}, {"type": "attention", "heads": 2, "window": 6}, {"type": "mlp"}]
+BLOCK = [
+    {"type": "momentum"},
+    {"type": "delta", "heads": 2},
+    {"type": "attention", "heads": 2, "window": 6},
+    {"type": "mlp"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +107,7 @@ def test_ended_rows_are_frozen_in_the_session(model):
 def test_an_empty_prompt_is_refused_by_tokens_and_begins_a_document_in_text(model):
     with pytest.raises(InputError, match="empty"):
         Generation(model, [[]])
-    pieces, session = run(write(model, ByteTokenizer(), [""], 3))
+    _, session = run(write(model, ByteTokenizer(), [""], 3))
     assert session.state.position.item() >= 1
 
 

@@ -17,7 +17,18 @@ def problem(time, past, window, padded):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(
     "time,past,window",
-    [(1, 0, 4), (1, 7, 8), (9, 0, 9), (9, 0, 64), (37, 0, 5), (37, 5, 5), (37, 3, 5), (37, 5, 1), (12, 30, 64), (8, 4, 4)],
+    [
+        (1, 0, 4),
+        (1, 7, 8),
+        (9, 0, 9),
+        (9, 0, 64),
+        (37, 0, 5),
+        (37, 5, 5),
+        (37, 3, 5),
+        (37, 5, 1),
+        (12, 30, 64),
+        (8, 4, 4),
+    ],
 )
 def test_kernels_equal_the_reference(time, past, window, padded):
     arguments = problem(time, past, window, padded)
@@ -45,8 +56,9 @@ def test_a_query_that_may_read_nothing_gives_zeros():
 
 def test_refusals_say_why():
     q, k, v, _, _ = problem(9, 4, 8, padded=False)
-    reasons = {choice.kernel: choice.reason for choice in window_attention.explain(
-        Call.of({"q": q, "k": k, "v": v, "window": 8, "valid": None})
-    )}
+    reasons = {
+        choice.kernel: choice.reason
+        for choice in window_attention.explain(Call.of({"q": q, "k": k, "v": v, "window": 8, "valid": None}))
+    }
     assert "window is shorter" in reasons["causal-sdpa"]
     assert reasons["masked-sdpa"] is None
