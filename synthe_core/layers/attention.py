@@ -12,8 +12,10 @@ from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.attention import window_attention
+from synthe_core.ops.rotary import rotary
 
 FULL_WINDOW = 1 << 17
+EPS = 1e-6
 
 
 class Window(NamedTuple):
@@ -52,7 +54,7 @@ class Attention(Learner[Window]):
                 nearest_divisor(self.heads, self.groups, "kv_heads"),
             )
         self.size = width // self.heads
-        if config.rope is not None and self.size % 2:
+        if (config.rope is not None or config.qk_norm) and self.size % 2:
             raise InputError(f"attention: rotary positions need an even head size, not {self.size}", "change heads")
         if isinstance(config.window, int) and config.window < 1:
             raise InputError(f"attention: window must be at least 1, not {config.window}", "or `full`")
@@ -67,13 +69,11 @@ class Attention(Learner[Window]):
 
     def forward(self, x: Tensor, state: Window | None, ctx: Pass) -> tuple[Tensor, Window]:
         state = state or self.init_state(x.shape[0], device=x.device)
-        q, k, v = self.qkv(x).unflatten(-1, (-1, self.size)).split((self.heads, self.groups, self.groups), dim=2)
-        if self.config.qk_norm:
-            q, k = _unit_rms(q), _unit_rms(k)
-        if self.config.rope is not None:
-            angles = _angles(ctx.positions, self.size, self.config.rope)
-            q, k = _rotate(q, *angles), _rotate(k, *angles)
-        q, k = q.to(v.dtype), k.to(v.dtype)
+        heads, v = self.qkv(x).unflatten(-1, (-1, self.size)).split((self.heads + self.groups, self.groups), dim=2)
+        if self.config.qk_norm or self.config.rope is not None:
+            cos, sin = self._turns(ctx.positions)
+            heads = rotary(heads, cos, sin, EPS if self.config.qk_norm else None)
+        q, k = heads.split((self.heads, self.groups), dim=2)
         past = state.keys.shape[1]
         if past:
             k = torch.cat([state.keys.to(k.dtype), k], dim=1)
@@ -81,6 +81,14 @@ class Attention(Learner[Window]):
         y = window_attention(q, k, v, self.window, self._valid(past, ctx))
         kept = min(self.window, k.shape[1])
         return self.out(y.flatten(2)), Window(*(ctx.last(t, kept).to(state.keys.dtype) for t in (k, v)))
+
+    def _turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of each token's angles [B, T, K/2]: position times base^(-2i / K), exact far into a text."""
+        wide = torch.float32 if positions.device.type == "mps" else torch.float64  # mps has no float64
+        steps = torch.arange(0, self.size, 2, device=positions.device, dtype=wide)
+        frequencies = torch.zeros_like(steps) if self.config.rope is None else self.config.rope ** (-steps / self.size)
+        angles = positions[..., None] * frequencies
+        return angles.cos().to(self.state_dtype), angles.sin().to(self.state_dtype)
 
     def _valid(self, past: int, ctx: Pass) -> Tensor | None:
         """Which keys are real: padding is not, nor are places of the window that a shorter row has not filled."""
@@ -100,20 +108,3 @@ class Attention(Learner[Window]):
         window = min(self.window, time)
         seen = window - window * (window - 1) / (2 * time)
         return super().flops(time) + 4.0 * self.width * seen
-
-
-def _unit_rms(x: Tensor) -> Tensor:
-    return torch.nn.functional.rms_norm(x.float() if x.dtype != torch.float64 else x, x.shape[-1:])
-
-
-def _angles(positions: Tensor, size: int, base: float) -> tuple[Tensor, Tensor]:
-    frequencies = base ** (-torch.arange(0, size, 2, device=positions.device, dtype=torch.float64) / size)
-    angles = (positions[..., None].double() * frequencies)[:, :, None]
-    return angles.cos(), angles.sin()
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pair (x_i, x_{i + K/2}) by its angle."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.to(first.dtype), sin.to(first.dtype)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthe_core.ops.dispatch import compute_dtype, op
+from synthe_core.ops.softmax_error import softmax_error
 
 IGNORED = -100
 CHUNK_BYTES = 32 << 20  # logits held at a time
@@ -39,24 +40,15 @@ class _Chunked(torch.autograd.Function):
         flat, labels = hidden.flatten(0, 1), targets.flatten()
         chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
         narrow = compute_dtype(hidden)
-        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         matrix = weight.to(narrow)
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         losses = torch.empty(labels.shape, dtype=wide, device=hidden.device)
         hidden_grad = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, labels.shape[0], chunk):
             part = slice(start, start + chunk)
             inputs = flat[part].to(narrow)
-            logits = (inputs @ matrix.T).to(wide)
-            scored = labels[part] != IGNORED
-            index = labels[part].clamp_min(0)[:, None]
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            losses[part] = (normaliser - logits.gather(1, index))[:, 0] * scored
-            if hidden_grad is None and weight_grad is None:
-                continue
-            error = logits.sub_(normaliser).exp_()  # softmax, in place of the logits
-            error.scatter_add_(1, index, error.new_full((), -1.0).expand(index.shape)).mul_(scored[:, None])
-            error = error.to(narrow)
+            losses[part], error = softmax_error(inputs @ matrix.T, labels[part])
             if hidden_grad is not None:
                 hidden_grad[part] = error @ matrix
             if weight_grad is not None:

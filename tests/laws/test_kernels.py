@@ -29,7 +29,7 @@ def calls(time: int) -> list[tuple[str, str, dict[str, Any]]]:
 
         def recording(self: Op, *args: Any, name: str = case_name(case), **kwargs: Any) -> Any:
             named = dict(zip(self._parameters, args, strict=False)) | kwargs
-            kept = {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in named.items()}
+            kept = {key: copied(value) if isinstance(value, Tensor) else value for key, value in named.items()}
             recorded.append((self.name, name, kept))
             return original(self, *args, **kwargs)
 
@@ -37,6 +37,11 @@ def calls(time: int) -> list[tuple[str, str, dict[str, Any]]]:
             patch.setattr(Op, "__call__", recording)
             run(learner, inputs(2, time), state, start=5)
     return recorded
+
+
+def copied(value: Tensor) -> Tensor:
+    """A leaf of the same values that wants a gradient if the original did."""
+    return value.detach().clone().requires_grad_(value.requires_grad)
 
 
 def leaves(result: Any) -> list[Tensor]:
@@ -47,10 +52,7 @@ def leaves(result: Any) -> list[Tensor]:
 
 def outcome(fn: Any, arguments: dict[str, Any]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Outputs, and the gradient of a fixed random projection of them with respect to every argument."""
-    values = {
-        key: value.clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for key, value in arguments.items()
-    }
+    values = {key: copied(value) if isinstance(value, Tensor) else value for key, value in arguments.items()}
     outputs = leaves(fn(**values))
     torch.manual_seed(3)
     total = sum((out * torch.randn(out.shape, dtype=out.dtype)).sum() for out in outputs if out.requires_grad)

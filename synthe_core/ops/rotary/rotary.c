@@ -1,0 +1,103 @@
+/* Heads brought to unit root-mean-square (where eps >= 0) and turned by an angle per token and pair of channels.
+
+   KIND is how heads are stored, REAL what they are computed in. A token's heads lie side by side; `step` is the
+   distance from token to token in x, so that a slice of a wider projection is read where it is. */
+
+#ifndef KIND
+
+#include <math.h>
+#include <stdint.h>
+
+#include "../bfloat16.h"
+
+#define SAME(x) (x)
+
+#define KIND float
+#define REAL float
+#define LOAD SAME
+#define STORE SAME
+#define NAME(function) function##_float
+#include "rotary.c"
+#undef KIND
+#undef LOAD
+#undef STORE
+#undef NAME
+#define KIND bfloat16
+#define LOAD from_bfloat16
+#define STORE to_bfloat16
+#define NAME(function) function##_bfloat16
+#include "rotary.c"
+#undef KIND
+#undef REAL
+#undef LOAD
+#undef STORE
+#undef NAME
+#define KIND double
+#define REAL double
+#define LOAD SAME
+#define STORE SAME
+#define NAME(function) function##_double
+#include "rotary.c"
+
+#else
+
+static inline REAL NAME(scale_of)(const KIND *x, int64_t K, double eps) {
+    REAL sum = 0;
+    if (eps < 0) return 1;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < K; i++) sum += LOAD(x[i]) * LOAD(x[i]);
+    return (REAL)(1 / sqrt((double)sum / (double)K + eps));
+}
+
+/* x [N tokens, step], y [N, H, K], cos and sin [N, K / 2]. */
+void NAME(rotary)(const KIND *x, const REAL *cos, const REAL *sin, KIND *y, double eps, int64_t N, int64_t H, int64_t K,
+                  int64_t step) {
+    const int64_t half = K / 2;
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < N; n++) {
+        const REAL *restrict c = cos + n * half, *restrict s = sin + n * half;
+        for (int64_t h = 0; h < H; h++) {
+            const KIND *restrict in = x + n * step + h * K;
+            KIND *restrict out = y + (n * H + h) * K;
+            const REAL scale = NAME(scale_of)(in, K, eps);
+#pragma omp simd
+            for (int64_t i = 0; i < half; i++) {
+                const REAL a = LOAD(in[i]) * scale, b = LOAD(in[i + half]) * scale;
+                out[i] = STORE(a * c[i] - b * s[i]);
+                out[i + half] = STORE(a * s[i] + b * c[i]);
+            }
+        }
+    }
+}
+
+/* grad and x_grad [N, H, K]. */
+void NAME(rotary_back)(const KIND *x, const REAL *cos, const REAL *sin, const KIND *grad, KIND *x_grad, double eps,
+                       int64_t N, int64_t H, int64_t K, int64_t step) {
+    const int64_t half = K / 2;
+#pragma omp parallel for schedule(static)
+    for (int64_t n = 0; n < N; n++) {
+        const REAL *restrict c = cos + n * half, *restrict s = sin + n * half;
+        for (int64_t h = 0; h < H; h++) {
+            const KIND *restrict in = x + n * step + h * K, *restrict g = grad + (n * H + h) * K;
+            KIND *restrict out = x_grad + (n * H + h) * K;
+            const REAL scale = NAME(scale_of)(in, K, eps);
+            REAL along = 0;
+            if (eps >= 0) {
+#pragma omp simd reduction(+ : along)
+                for (int64_t i = 0; i < half; i++) {
+                    const REAL p = LOAD(g[i]), q = LOAD(g[i + half]);
+                    along += (p * c[i] + q * s[i]) * LOAD(in[i]) + (q * c[i] - p * s[i]) * LOAD(in[i + half]);
+                }
+            }
+            const REAL pull = along * scale * scale * scale / (REAL)K;
+#pragma omp simd
+            for (int64_t i = 0; i < half; i++) {
+                const REAL p = LOAD(g[i]), q = LOAD(g[i + half]);
+                out[i] = STORE((p * c[i] + q * s[i]) * scale - LOAD(in[i]) * pull);
+                out[i + half] = STORE((q * c[i] - p * s[i]) * scale - LOAD(in[i + half]) * pull);
+            }
+        }
+    }
+}
+
+#endif
