@@ -107,11 +107,10 @@ class Recipe(Spec):
 
     @classmethod
     def from_source(cls, source: Source, overrides: Sequence[str] = ()) -> Recipe:
-        values = source.values
         for assignment in overrides:
-            _assign(values, assignment)
+            source = source.set_aside(_assign(source.values, assignment))
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(source.values)
         except ValidationError as error:
             raise _explain(error, source) from None
 
@@ -130,8 +129,8 @@ class Recipe(Spec):
             return LanguageModel(self.model, vocab)
 
 
-def _assign(values: dict[str, Any], assignment: str) -> None:
-    """Applies `train.lr=1e-3` or `model.block.1.heads=4` to the plain values of a recipe."""
+def _assign(values: dict[str, Any], assignment: str) -> tuple[Key, ...]:
+    """Applies `train.lr=1e-3` or `model.block.1.heads=4` to the plain values of a recipe; gives the key's path."""
     path, equals, text = assignment.partition("=")
     if not equals or not path.strip():
         raise InputError(f"--set {assignment}: expected key=value", "for example --set train.lr=1e-3")
@@ -157,6 +156,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
             node = node.setdefault(key, {})
         else:
             raise InputError(f"--set {path}: '{'.'.join(keys[:depth])}' is a single value, not a mapping")
+    return tuple(int(key) if key.isdigit() else key for key in keys)
 
 
 def _explain(error: ValidationError, source: Source) -> InputError:

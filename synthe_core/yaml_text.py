@@ -23,13 +23,21 @@ class Source(NamedTuple):
 
     name: str
     values: dict[str, Any]
-    places: dict[tuple[Key, ...], Place]
+    places: dict[tuple[Key, ...], Place | None]
+
+    def set_aside(self, path: tuple[Key, ...]) -> Source:
+        """The same, knowing that the value at `path` did not come from the file."""
+        return self._replace(places={**self.places, path: None})
 
     def where(self, path: Sequence[Key]) -> str:
-        """`file:line:column` of the longest known beginning of `path`; the file's name alone where none is known."""
+        """`file:line:column` of the longest known beginning of `path`; the file's name alone where none is known.
+
+        A value that was set aside is named by the option that set it.
+        """
         for end in range(len(path), 0, -1):
-            if place := self.places.get(tuple(path[:end])):
-                return f"{self.name}:{place.line}:{place.column}"
+            if (known := tuple(path[:end])) in self.places:
+                place = self.places[known]
+                return f"{self.name}:{place.line}:{place.column}" if place else f"--set {'.'.join(map(str, known))}"
         return self.name
 
 
@@ -61,12 +69,12 @@ def parse(text: str, name: str) -> Source:
         raise InputError(f"{name}: {str(error).splitlines()[0]}", "the YAML is malformed") from None
     if not isinstance(values, dict):
         raise InputError(f"{name} is not a mapping of keys", "a recipe has the keys model, data, train, runtime")
-    places: dict[tuple[Key, ...], Place] = {}
+    places: dict[tuple[Key, ...], Place | None] = {}
     _collect(node, (), places)
     return Source(name, values, places)
 
 
-def _collect(node: Any, path: tuple[Key, ...], places: dict[tuple[Key, ...], Place]) -> None:
+def _collect(node: Any, path: tuple[Key, ...], places: dict[tuple[Key, ...], Place | None]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             below = (*path, key.value)

@@ -9,7 +9,15 @@ import typer
 
 from synthe_cli import console
 from synthe_cli.help import SETTINGS, Command
-from synthe_cli.options import DataOption, JsonOption, SetOption, complete_recipe, find_recipe, overrides
+from synthe_cli.options import (
+    DataOption,
+    JsonOption,
+    SetOption,
+    complete_recipe,
+    find_checkpoint,
+    find_recipe,
+    overrides,
+)
 from synthe_cli.signals import stop_on_signal
 from synthe_core.events import Result
 
@@ -24,6 +32,7 @@ synthe train recipes/tiny.yaml --data my.txt --out runs/mine     on your own tex
 synthe train tiny --set train.lr=1e-3 --set train.budget=3m      any key that `synthe recipe show tiny` shows
 synthe train tiny --set model.block.0.type=delta                 another learner in the first place of the block
 synthe train runs/mine --resume                                  go on after Ctrl-C, a crash or a lost machine
+synthe train tiny --init runs/tiny --data letters.txt            fine-tune what another run has learned
 synthe train tiny | synthe generate - --prompt "import "         and then write with it
 synthe train recipes/60m.yaml --json | jq -c 'select(.event == "metric")'
 """,
@@ -46,6 +55,10 @@ def train(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", metavar="CHECKPOINT", help="Begin with this checkpoint's weights; - reads its path."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train the model of a recipe, and print the path of its run.
@@ -60,8 +73,9 @@ def train(
 
     loaded = Recipe.load(path, overrides(data, assign))
     folder = out or (path if resume and path.is_dir() else None)
+    first = find_checkpoint(init) if init else None
     with console.choose(as_json) as shown, stop_on_signal() as stop:
-        for event in verb(loaded, out=folder, resume=resume, stop=stop):
+        for event in verb(loaded, out=folder, resume=resume, init=first, stop=stop):
             if isinstance(event, Result):
                 shown.result(event)
             else:

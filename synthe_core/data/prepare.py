@@ -109,15 +109,22 @@ def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
 
 
 def _tokenizer(spec: DataSpec, corpora: list[Corpus]) -> Generator[Event, None, Tokenizer]:
-    if spec.tokenizer.vocab is None:
-        return open_tokenizer(spec.tokenizer.type)
-    if (kept := bpe.kept(spec.tokenizer.vocab, [corpus.identity() for corpus in corpora])) is not None:
+    vocab = spec.tokenizer.vocab
+    if spec.tokenizer.type != "bpe" or vocab is None:
+        found = open_tokenizer(spec.tokenizer.type)
+        if vocab not in (None, found.vocab_size):
+            raise InputError(
+                f"the tokenizer '{spec.tokenizer.type}' has {found.vocab_size} tokens, and the recipe says {vocab}",
+                f"set data.tokenizer.vocab to {found.vocab_size}, or leave it out",
+            )
+        return found
+    if (kept := bpe.kept(vocab, [corpus.identity() for corpus in corpora])) is not None:
         return kept
     planned = []
     for corpus in corpora:
         plan = yield from survey(corpus.source, corpus.fraction, corpus.limit)
         planned.append((corpus.source, plan, corpus.limit))
-    return (yield from bpe.train(spec.tokenizer.vocab, planned, [corpus.identity() for corpus in corpora]))
+    return (yield from bpe.train(vocab, planned, [corpus.identity() for corpus in corpora]))
 
 
 def load(spec: DataSpec) -> Packed:

@@ -41,7 +41,11 @@ class SourceSpec(Spec):
 
 
 class TokenizerSpec(Spec):
-    """`bytes`, `bpe` (trained on the corpus at hand, `vocab` tokens), a tokenizer.json, or a name of the hub."""
+    """`bytes`, `bpe` (trained on the corpus at hand), a tokenizer.json, or a name of the hub.
+
+    vocab: how many tokens `bpe` is to learn; for a given tokenizer, how many it has, so that a recipe can be counted
+    without fetching it.
+    """
 
     type: str = "bytes"
     vocab: int | None = Field(default=None, ge=257)
@@ -56,11 +60,9 @@ class TokenizerSpec(Spec):
         return value
 
     @model_validator(mode="after")
-    def _vocab_is_for_bpe(self) -> TokenizerSpec:
-        if self.vocab is not None and self.type != "bpe":
-            raise PydanticCustomError(
-                "tokenizer", "`vocab` is for the tokenizer 'bpe'; that of '{type}' is given", {"type": self.type}
-            )
+    def _bytes_are_257(self) -> TokenizerSpec:
+        if self.vocab is not None and self.type == "bytes":
+            raise PydanticCustomError("tokenizer", "`vocab` goes with `bpe` or a given tokenizer; bytes are always 257")
         return self
 
 

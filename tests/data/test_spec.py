@@ -38,7 +38,7 @@ def test_amounts_of_bytes(text: object, count: int) -> None:
         ({"sources": []}, "at least 1"),
         ({"sources": [{"source": "a", "weight": 0}]}, "greater than 0"),
         ({"sources": [{"source": "a", "wieght": 1}]}, "wieght"),
-        ({"tokenizer": {"type": "bytes", "vocab": 1000}}, "`vocab` is for the tokenizer 'bpe'"),
+        ({"tokenizer": {"type": "bytes", "vocab": 1000}}, "bytes are always 257"),
         ({"tokenizer": {"type": "bpe", "vocab": 100}}, "greater than or equal to 257"),
         ({"sequence": 0}, "greater than or equal to 1"),
     ],
@@ -46,3 +46,16 @@ def test_amounts_of_bytes(text: object, count: int) -> None:
 def test_bad_keys_are_named(keys: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         DataSpec.model_validate(keys)
+
+
+def test_a_given_tokenizer_must_have_the_vocabulary_the_recipe_says(tmp_path, monkeypatch):
+    from synthe_core.data.prepare import load
+    from synthe_core.data.tokenizers import ByteTokenizer
+    from synthe_core.errors import InputError
+
+    monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path / "cache"))
+    ByteTokenizer().save(tmp_path)
+    (tmp_path / "a.txt").write_text("some words and some more " * 50)
+    spec = DataSpec(sources=str(tmp_path / "a.txt"), tokenizer={"type": str(tmp_path), "vocab": 300}, sequence=8)
+    with pytest.raises(InputError, match="has 257 tokens, and the recipe says 300"):
+        load(spec)

@@ -1,0 +1,54 @@
+"""Every shipped recipe holds, says what it is, and its baseline is as large as it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from synthe_core.accounting import account, vocabulary_of
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.recipe import Recipe
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.yaml"))
+PARAMETERS = {"tiny": 2.7e6, "60m": 60e6, "125m": 125e6, "350m": 350e6, "1.3b": 1.3e9}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_it_is_valid_and_explains_itself(path):
+    recipe = Recipe.load(path)
+    assert recipe.name == path.stem
+    assert recipe.description
+    assert path.read_text().startswith("#")
+    counted = account(recipe)
+    if path.stem in PARAMETERS:
+        assert abs(counted.parameters / PARAMETERS[path.stem] - 1) < 0.03
+    assert recipe.data.sequence % 64 == 0
+
+
+@pytest.mark.parametrize(
+    "recipe,baseline",
+    [("tiny", "baselines/transformer"), ("tiny", "baselines/gated-deltanet"), ("60m", "baselines/transformer-60m")],
+)
+def test_baselines_match_in_parameters_and_in_everything_but_the_model(recipe, baseline):
+    ours, theirs = (Recipe.load(FOLDER / f"{name}.yaml") for name in (recipe, baseline))
+    assert abs(account(theirs).parameters / account(ours).parameters - 1) < 0.02
+    assert (ours.data, ours.train, ours.runtime) == (theirs.data, theirs.train, theirs.runtime)
+
+
+@pytest.mark.parametrize("name", ["tiny", "60m", "baselines/transformer", "baselines/gated-deltanet"])
+def test_the_future_never_alters_the_past_of_the_whole_model(name):
+    recipe = Recipe.load(
+        FOLDER / f"{name}.yaml", ["model.width=48", "model.block.1.heads=3"] if "/" not in name else []
+    )
+    torch.manual_seed(0)
+    model = LanguageModel(recipe.model, min(vocabulary_of(recipe), 300)).double()
+    embedded = torch.randn(1, 40, recipe.model.width, dtype=torch.float64, requires_grad=True)
+    model.embedding.forward = lambda tokens: embedded  # type: ignore[method-assign]
+    hidden, _, _ = model.hidden(torch.zeros(1, 40, dtype=torch.int64))
+    for t in (0, 17, 38):
+        (gradient,) = torch.autograd.grad(hidden[:, : t + 1].sum(), embedded, retain_graph=True)
+        assert gradient[:, t + 1 :].abs().max() == 0
+        assert gradient[:, : t + 1].abs().max() > 0
