@@ -20,7 +20,7 @@ def count(number: float) -> str:
 def size(number: float) -> str:
     """Bytes in powers of 1024: 1536 -> 1.5 KiB."""
     scale = 0
-    while number >= 1024 and scale < 5:
+    while number >= 999.5 and scale < 5:
         number, scale = number / 1024, scale + 1
     return f"{number:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[scale]}" if scale else f"{number:.0f} B"
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from synthe_core.data.tokenizers import Decoder, Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.model.generate import Generation
@@ -25,6 +28,7 @@ class _Row:
 
     def __init__(self, decoder: Decoder, stop: Sequence[str]) -> None:
         self.decoder, self.stop, self.held, self.ended = decoder, [s for s in stop if s], "", False
+        self.shown = ""  # the beginning of the text that its reader has seen already
 
     def push(self, token: int) -> str:
         return self._release(self.decoder.push(token))
@@ -35,6 +39,8 @@ class _Row:
         return text
 
     def _release(self, text: str) -> str:
+        if self.shown and text:
+            self.shown, text = "", text.removeprefix(self.shown)
         self.held += text
         found = [at for s in self.stop if (at := self.held.find(s)) >= 0]
         if found:
@@ -74,8 +80,9 @@ def write(
             f"the tokenizer gave token {foreign[0]}, and the model knows {model.vocab}",
             "the checkpoint's tokenizer.json is not the one it was trained with",
         )
-    generation = Generation(model, encoded, sampling=sampling, seed=seed, end=tokenizer.end, state=state)
     rows = [_Row(tokenizer.decoder(), stop) for _ in prompts]
+    first = _heal(tokenizer, encoded, rows, model.vocab)
+    generation = Generation(model, encoded, sampling=sampling, seed=seed, end=tokenizer.end, state=state, first=first)
     for _ in range(count):
         if not bool(generation.live.any()):
             break
@@ -92,3 +99,19 @@ def write(
         if text := row.finish():
             yield Piece(index, text)
     return Session(generation.state, generation.pending)
+
+
+def _heal(tokenizer: Tokenizer, encoded: list[list[int]], rows: list[_Row], vocab: int) -> Tensor | None:
+    """Lets a prompt that ends in a space go on with a word, where the tokenizer writes a word and the space before it
+    as one token: the space is taken back, and the first token must begin with it. Gives the tokens allowed first.
+    """
+    opens = torch.zeros(vocab, dtype=torch.bool)
+    opens[[i for i, piece in enumerate(tokenizer.pieces[:vocab]) if piece.startswith(b" ")]] = True
+    broken = [len(tokens) > 1 and tokenizer.pieces[tokens[-1]] == b" " for tokens in encoded]
+    if not any(broken) or int(opens.sum()) < 2:
+        return None
+    for tokens, row, is_broken in zip(encoded, rows, broken, strict=True):
+        if is_broken:
+            tokens.pop()
+            row.shown = " "
+    return torch.stack([opens if is_broken else torch.ones_like(opens) for is_broken in broken])

@@ -37,7 +37,8 @@ class Generation:
     state:   has read everything but `pending`.
     pending: int64 [B], each row's newest token. The pair is all that is needed to go on later.
 
-    Every row draws from a generator seeded with `seed` plus its index, and so does not depend on the rows beside it.
+    `first` bool [B, V] restricts each row's first token to those that are True. Every row draws from a generator seeded
+    with `seed` plus its index, and so does not depend on the rows beside it.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Generation:
         seed: int = 0,
         end: int | None = None,
         state: ModelState | None = None,
+        first: Tensor | None = None,
     ) -> None:
         self.model, self.sampling, self.end = model, sampling or Sampling(), end
         device = model.embedding.weight.device
@@ -60,6 +62,8 @@ class Generation:
             tokens[row, : len(prompt)] = torch.tensor(list(prompt), device=device)
         ragged = bool((lengths != lengths.max()).any())
         self._logits, self.state = prefill(model, tokens, state, lengths if ragged else None)
+        if first is not None:
+            self._logits = self._logits.masked_fill(~first.to(device), -torch.inf)
         self._generators = [torch.Generator(device).manual_seed(seed + row) for row in range(len(prompts))]
         self._seen = _seen(tokens, lengths, model.vocab) if self.sampling.repetition_penalty != 1.0 else None
         self._read = True

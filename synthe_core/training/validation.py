@@ -38,5 +38,4 @@ class Score:
             "loss": loss,
             "bits_per_byte": nats / math.log(2) / self._bytes if self._bytes else math.nan,
             "perplexity": math.exp(min(loss, 700.0)),
-            "scored_tokens": float(self._tokens),
         }

@@ -149,3 +149,23 @@ def test_repetition_penalty_lowers_what_was_seen():
     greedy = Sampling(temperature=0, repetition_penalty=1.5)
     assert choose(logits, greedy, seen, []).item() == 1
     assert choose(logits, Sampling(temperature=0), seen, []).item() == 0
+
+
+def test_a_prompt_that_ends_in_a_space_goes_on_with_a_word():
+    import tokenizers
+
+    from synthe_core.data.tokenizers import FileTokenizer
+
+    vocab = {"d": 0, "e": 1, "f": 2, "\u0120": 3, "\u0120d": 4, "\u0120e": 5}
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("\u0120", "d"), ("\u0120", "e")]))
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = FileTokenizer(bpe, "test")
+    assert tokenizer.encode("de ") == [0, 1, 3]
+    torch.manual_seed(1)
+    small = LanguageModel(ModelSpec.model_validate({"width": 8, "blocks": 1, "block": ["momentum"]}), 7)
+    for seed in range(8):
+        pieces, session = run(write(small, tokenizer, ["de ", "de"], 1, seed=seed))
+        assert session.state.position.tolist() == [2, 2]
+        assert session.pending[0].item() in (3, 4, 5)
+        assert text_of(pieces) == tokenizer.decode([session.pending[0].item()])[1:]
