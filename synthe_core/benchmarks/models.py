@@ -59,12 +59,15 @@ def decoding(recipes: dict[str, Recipe], contexts: tuple[int, ...], turns: int, 
             yield Measurement(f"decoding after {label} tokens", {"candidate": name, **figures})
 
 
-def published_shapes(recipe: Recipe, turns: int, device: str) -> Iterator[Event]:
-    """The shapes that the published SYNTHE code was measured at: 60M at B=4, T=256; its delta layer at B=4, T=1024."""
-    yield from _alone(
-        f"training step of {recipe.name}, B=4 T=256", _training_step(recipe, 4, 256, device), 1024, turns, device
-    )
-    yield from _alone("delta layer, width 512, B=4 T=1024", _layer_step(device), 4096, turns, device)
+def published_shapes(recipes: dict[str, Recipe], turns: int, device: str) -> Iterator[Event]:
+    """The shapes that the published SYNTHE code was measured at: its delta layer at B=4, T=1024; 60M at B=4, T=256."""
+    for precision in ("float32", "bfloat16"):  # the small case first: a peak is that of the whole process
+        step = _layer_step(device, precision)
+        yield from _alone(f"delta layer, width 512, B=4 T=1024, {precision}", step, 4096, turns, device)
+    for name, recipe in recipes.items():
+        step = _training_step(recipe, 4, 256, device)
+        yield from _alone(f"training step of {name}, B=4 T=256", step, 1024, turns, device)
+        del step
 
 
 def _alone(case: str, step: Callable[[], object], tokens: int, turns: int, device: str) -> Iterator[Event]:
@@ -97,13 +100,14 @@ def _training_step(recipe: Recipe, batch: int, time: int, device: str) -> Callab
     return step
 
 
-def _layer_step(device: str) -> Callable[[], object]:
+def _layer_step(device: str, precision: str) -> Callable[[], object]:
     torch.manual_seed(0)
     layer = build(parse({"type": "delta", "heads": 8}), 512).to(device)
     x = torch.randn(4, 1024, 512, device=device, requires_grad=True)
 
     def step() -> None:
-        y, _ = layer(x, None, Pass.over(x))
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            y, _ = layer(x, None, Pass.over(x))
         y.sum().backward()
         layer.zero_grad()
 

@@ -15,8 +15,8 @@ from synthe_core.events import Event, Measurement, Notice, Progress
 from synthe_core.hardware import probe
 from synthe_core.ops.delta_rule import delta_rule
 from synthe_core.ops.dispatch import Call, Op
+from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.kalman_filter import kalman_filter
-from synthe_core.ops.linear_scan import linear_scan
 
 Run = Callable[[], object]
 PEERS = ("reference", "transformers", "sdpa")
@@ -82,14 +82,13 @@ def _delta(device: str) -> tuple[Op, dict[str, Any], float, float]:
     return delta_rule, arguments, tokens * 31.5 * size * size, tokens * size * 4.0 * 12
 
 
-def _scan(device: str) -> tuple[Op, dict[str, Any], float, float]:
+def _momentum(device: str) -> tuple[Op, dict[str, Any], float, float]:
     torch.manual_seed(0)
     shape = (4, 1024, 512)
-    decay, value = _leaf(*shape, device=device, low=0.5), _leaf(*shape, device=device)
-    elements = decay.numel()
-    arguments = {"decay": decay, "value": value, "state": None}
-    # Forward reads a and b and writes h; backward reads a, h and the gradient, and writes two gradients.
-    return linear_scan, arguments, elements * 5.0, elements * 4.0 * 8
+    arguments = {name: _leaf(*shape, device=device) for name in ("gate", "value")} | {"state": None}
+    elements = 4 * 1024 * 512
+    # Forward reads two and writes one; backward reads gate, value, average and gradient, and writes two gradients.
+    return gated_average, arguments, elements * 20.0, elements * 4.0 * 9
 
 
 def _kalman(device: str) -> tuple[Op, dict[str, Any], float, float]:
@@ -123,5 +122,5 @@ def _delta_peers(arguments: dict[str, Any], against: tuple[str, ...], candidates
         candidates["sdpa"] = _both_ways(lambda **kw: (F.scaled_dot_product_attention(**kw, is_causal=True),), names)
 
 
-CASES = {"delta": _delta, "momentum": _scan, "kalman": _kalman}
+CASES = {"delta": _delta, "momentum": _momentum, "kalman": _kalman}
 """By learner: its operator, arguments, and the operations and bytes that one forward and backward pass needs."""

@@ -1,0 +1,53 @@
+import time
+
+import pytest
+
+from synthe_core.benchmarks import operators
+from synthe_core.benchmarks.models import decoding, training
+from synthe_core.benchmarks.paired import paired
+from synthe_core.benchmarks.peak_memory import peak_bytes
+from synthe_core.errors import InputError
+from synthe_core.events import Measurement
+from synthe_core.recipe import Recipe
+
+
+def test_candidates_take_turns_and_the_first_is_one():
+    order = []
+    result = paired({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, turns=3)
+    assert order == ["a", "b"] * 4  # one turn to warm up
+    assert result.ratios["a"] == 1.0 and result.ratios["b"] > 0
+
+
+def test_ratios_follow_the_work():
+    result = paired({"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)}, turns=3)
+    assert result.ratios["long"] > 2
+    assert result.timings["long"].fastest <= result.timings["long"].median <= result.timings["long"].slowest
+
+
+def test_peak_memory_sees_what_is_gone_again():
+    size = 64 << 20
+    held = peak_bytes(lambda: bytearray(size).count(1))
+    if held is None:
+        pytest.skip("the system does not tell")
+    assert held >= size + peak_bytes(lambda: None) // 2
+
+
+def test_unknown_names_are_told():
+    with pytest.raises(InputError, match="unknown operator 'detla'"):
+        list(operators.measure("detla", (), "cpu", 1))
+    with pytest.raises(InputError, match="unknown peer 'flash'"):
+        list(operators.measure("delta", ("flash",), "cpu", 1))
+
+
+@pytest.fixture
+def recipe():
+    block = [{"type": "momentum"}, {"type": "attention", "heads": 2, "window": 8}]
+    return Recipe.model_validate({"model": {"width": 16, "blocks": 1, "block": block}})
+
+
+def test_training_and_decoding_are_measured(recipe):
+    events = [*training({"ours": recipe, "theirs": recipe}, (8,), 16, 2, "cpu")]
+    events += decoding({"ours": recipe}, (4, 20), 2, "cpu")
+    found = [(event.case, event.values) for event in events if isinstance(event, Measurement)]
+    assert [case for case, _ in found] == ["training B=2 T=8"] * 2 + [f"decoding after {n} tokens" for n in (4, 20)]
+    assert all(values["ratio"] > 0 for _, values in found)
