@@ -17,6 +17,7 @@ from synthe_core.ops.delta_rule import delta_rule
 from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
+from synthe_core.ops.silu_gate import silu_gate
 
 EPS = 1e-5
 
@@ -102,7 +103,7 @@ class Delta(Learner[Memory]):
             o, memory = rule(q, k, v, write, log_decay, state.memory)
             y = rms_norm(o, self.norm, EPS, o.dtype).flatten(2)
             if self.config.gate:
-                y = y * F.silu(gate)
+                y = silu_gate(y, gate)
         return self.out(y), Memory(memory, conv)
 
     def _convolve(self, qk: Tensor, v: Tensor, before: Tensor, ctx: Pass) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.kalman_filter import Filtered, kalman_filter
+from synthe_core.ops.silu_gate import silu_gate
 
 OP_FLOPS = 14  # a channel and measurement, the two signals included
 LEAST_NOISE = 1e-6  # of the process: without any, a filter grows so sure that nothing can teach it
@@ -80,7 +81,7 @@ class Kalman(Learner[Belief]):
             filtered, state = self._filter_ticks(x, state, ctx)
         ctx.signals["surprise"], ctx.signals["confidence"] = filtered.surprise, filtered.confidence
         gate = self.gate(x)
-        return self.out(filtered.mean.to(gate.dtype) * F.silu(gate)), state
+        return self.out(silu_gate(filtered.mean, gate)), state
 
     def _filter(self, x: Tensor, state: Belief, active: Tensor | None, ctx: Pass) -> tuple[Filtered, Belief]:
         """The filter over the tokens of `x` [B, T, D], one tick each where `active`."""

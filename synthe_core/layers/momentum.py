@@ -6,7 +6,6 @@ import math
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from synthe_core.errors import InputError
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.gated_average import gated_average
+from synthe_core.ops.silu_gate import silu_gate
 
 OP_FLOPS = 7  # a channel: three for the sigmoid, four for the recurrence
 
@@ -65,8 +65,7 @@ class Momentum(Learner[Average]):
             ctx.emit("gate", torch.sigmoid(logits))
         average, last = gated_average(logits, value.to(self.state_dtype), state.average)
         ctx.emit("average", average)
-        y = average.to(value.dtype)
-        return self.out(y * F.silu(gate[0]) if gate else y), Average(last)
+        return self.out(silu_gate(average, gate[0]) if gate else average.to(value.dtype)), Average(last)
 
     def flops(self, time: int) -> float:
         return super().flops(time) + OP_FLOPS * self.channels
