@@ -35,7 +35,7 @@ def test_each_call_has_one_kernel_and_reasons(surveyed: dict[str, Survey]) -> No
             before = call.choices[: names.index(call.kernel)]
             assert all(choice.reason for choice in before)
         if each.training:
-            assert each.training.shape[:2] == (1, TIME)
+            assert TIME in each.training.shape[:2]
         if each.decoding:
             assert each.decoding.shape[:2] == (1, 1)
 
