@@ -106,7 +106,7 @@ def test_auxiliary_losses_are_weighted_by_their_share(monkeypatch):
     objective, balance = 0.0, 0.0
     for rows in (slice(0, 2), slice(2, 4), slice(4, 5)):
         loss, _ = net.loss(given.inputs[rows], given.targets[rows])
-        share = loss.auxiliary["balance"] * loss.count / total
+        share = loss.auxiliary["balance"] * loss.scored / total
         objective, balance = objective + loss.total / total + share, balance + float(share.detach())
     objective.backward()
     assert float(outcome.auxiliary["balance"]) == pytest.approx(balance)
