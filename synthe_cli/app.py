@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,6 +119,10 @@ def main() -> None:
     # Threads that spin while they wait take the cores from whatever else runs here: beside two busy processes on two
     # cores, training was ten times slower. Sleeping costs about 5 % on an idle machine. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever called
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open for as long as the process)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; long verbs save first, see signals.py
     app()
 
 

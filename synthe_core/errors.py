@@ -34,7 +34,8 @@ class Interrupted(SyntheError):
 
 
 def closest(name: str, choices: Iterable[str]) -> str | None:
-    """The nearest of `choices` to a misspelt `name`, or None where nothing is near."""
+    """The nearest of `choices` to a misspelt `name`, itself not among them, or None where nothing is near."""
+    choices = [choice for choice in choices if choice != name]
     found = difflib.get_close_matches(name.lower(), {c.lower(): c for c in choices}, n=1, cutoff=0.5)
     return next((c for c in choices if c.lower() == found[0]), None) if found else None
 

@@ -16,6 +16,7 @@ from synthe_core import yaml_text
 from synthe_core.budget import Budget
 from synthe_core.data.spec import DataSpec
 from synthe_core.errors import InputError, closest
+from synthe_core.layers import LAYERS
 from synthe_core.learner import Spec
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.yaml_text import Key, Source
@@ -84,7 +85,7 @@ class Recipe(Spec):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the folder under runs/")
     description: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**62)
     model: ModelSpec
     data: DataSpec = DataSpec()
     train: TrainSpec = TrainSpec()
@@ -152,11 +153,19 @@ def _assign(values: dict[str, Any], assignment: str) -> tuple[Key, ...]:
             node = node[int(key)]
         elif isinstance(node, dict):
             if last:
+                if key == "type" and keys[:2] == ["model", "block"] and value in LAYERS:
+                    _keep_only(node, LAYERS[value].Config)
                 node[key] = value
             node = node.setdefault(key, {})
         else:
             raise InputError(f"--set {path}: '{'.'.join(keys[:depth])}' is a single value, not a mapping")
     return tuple(int(key) if key.isdigit() else key for key in keys)
+
+
+def _keep_only(entry: dict[str, Any], config: type[Spec]) -> None:
+    """Drops the keys that a learner put into another's place does not have, so that swapping one is one --set."""
+    for key in entry.keys() - config.model_fields.keys():
+        del entry[key]
 
 
 def _explain(error: ValidationError, source: Source) -> InputError:
@@ -172,17 +181,21 @@ def _explain(error: ValidationError, source: Source) -> InputError:
     return InputError("\n".join(lines), hints[0] if hints else "`synthe recipe schema` lists every key")
 
 
-def _flatten(errors: Iterable[Any], prefix: tuple[Key, ...]) -> Iterable[tuple[tuple[Key, ...], str, str | None]]:
+def _flatten(
+    errors: Iterable[Any], prefix: tuple[Key, ...], keys: list[str] | None = None
+) -> Iterable[tuple[tuple[Key, ...], str, str | None]]:
+    """Each fault as its path, its message and its hint; `keys` are those of the learner that the faults are in."""
     for fault in errors:
         path = (*prefix, *fault["loc"])
         context = fault.get("ctx", {})
         if fault["type"] == "nested":
-            yield from _flatten(context["nested"].errors(include_url=False), path)
+            yield from _flatten(context["nested"].errors(include_url=False), path, context["keys"])
             continue
         shown = ".".join(map(str, path)) or "recipe"
         if fault["type"] == "extra_forbidden":
-            near = closest(str(path[-1]), _keys_at(path[:-1], fault))
-            yield path, f"unknown key '{shown}'", f"did you mean '{near}'?" if near else None
+            known = _keys_at(path[:-1]) if keys is None else keys
+            near = closest(str(path[-1]), known)
+            yield path, f"unknown key '{shown}'", f"did you mean '{near}'?" if near else f"known: {', '.join(known)}"
         elif fault["type"] == "missing":
             yield path, f"missing key '{shown}'", None
         elif fault["type"] == "learner":
@@ -192,15 +205,10 @@ def _flatten(errors: Iterable[Any], prefix: tuple[Key, ...]) -> Iterable[tuple[t
             yield path, f"{shown}: {message}", None
 
 
-def _keys_at(path: tuple[Key, ...], fault: Any) -> list[str]:
-    """The known keys of the mapping at `path` of a recipe, for a did-you-mean."""
-    from synthe_core.layers import LAYERS
-
+def _keys_at(path: tuple[Key, ...]) -> list[str]:
+    """The known keys of the mapping at `path` of a recipe."""
     spec: Any = Recipe
-    for depth, key in enumerate(path):
-        if path[:depth] == ("model", "block"):
-            names = {name for learner in LAYERS for name in LAYERS[learner].Config.model_fields}
-            return sorted(names)
+    for key in path:
         annotation = spec.model_fields[key].annotation if isinstance(key, str) and key in spec.model_fields else None
         spec = annotation if isinstance(annotation, type) and issubclass(annotation, Spec) else spec
     return list(spec.model_fields)

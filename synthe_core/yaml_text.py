@@ -60,6 +60,8 @@ def parse(text: str, name: str) -> Source:
     """`read` for text at hand; `name` is what errors call it."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        places: dict[tuple[Key, ...], Place | None] = {}
+        _collect(node, (), places, ())
         values = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -69,21 +71,26 @@ def parse(text: str, name: str) -> Source:
         raise InputError(f"{name}: {str(error).splitlines()[0]}", "the YAML is malformed") from None
     if not isinstance(values, dict):
         raise InputError(f"{name} is not a mapping of keys", "a recipe has the keys model, data, train, runtime")
-    places: dict[tuple[Key, ...], Place | None] = {}
-    _collect(node, (), places)
     return Source(name, values, places)
 
 
-def _collect(node: Any, path: tuple[Key, ...], places: dict[tuple[Key, ...], Place | None]) -> None:
+def _collect(
+    node: Any, path: tuple[Key, ...], places: dict[tuple[Key, ...], Place | None], above: tuple[Any, ...]
+) -> None:
+    """The place of every key; what YAML lets pass and nobody means (a key twice, a node within itself) is an error."""
+    if node in above:
+        raise yaml.MarkedYAMLError(problem="an alias refers to what it is part of", problem_mark=node.start_mark)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            below = (*path, key.value)
+            below = (*path, key.value if isinstance(key.value, str) else str(key.value))
+            if below in places:
+                raise yaml.MarkedYAMLError(problem=f"the key '{below[-1]}' is given twice", problem_mark=key.start_mark)
             places[below] = Place(key.start_mark.line + 1, key.start_mark.column + 1)
-            _collect(value, below, places)
+            _collect(value, below, places, (*above, node))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             places[(*path, index)] = Place(value.start_mark.line + 1, value.start_mark.column + 1)
-            _collect(value, (*path, index), places)
+            _collect(value, (*path, index), places, (*above, node))
 
 
 def _neighbours(path: Path) -> str | None:

@@ -101,6 +101,31 @@ def test_a_fault_of_an_override_is_told_as_such(tmp_path, assignment, message):
     assert message in fault(tmp_path, GOOD, assignment)[0]
 
 
+def test_another_learner_takes_a_place_with_one_override(tmp_path):
+    resolved = load(tmp_path, GOOD).to_yaml()
+    assert "conv: 4" in resolved
+    swapped = load(tmp_path, resolved, "model.block.0.type=attention")
+    assert swapped.model.block[0].type == "attention" and swapped.model.block[0].heads == 2
+    assert "did you mean 'attention'" in fault(tmp_path, resolved, "model.block.0.type=atention")[1]
+
+
+def test_a_hint_names_keys_of_the_learner_that_is_meant(tmp_path):
+    assert "timescales" not in fault(tmp_path, GOOD.replace("heads: 2", "timescale: 2"))[1]
+    assert fault(tmp_path, GOOD.replace("heads: 2", "xyz: 2"))[1].startswith("known: type, heads")
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        (GOOD + "name: again\n", "r.yaml:10:1: the key 'name' is given twice"),
+        ("a: &x [*x]\n", "r.yaml:1:4: an alias refers to what it is part of"),
+        ("a: &x {b: *x}\n", "r.yaml:1:4: an alias refers to what it is part of"),
+    ],
+)
+def test_what_yaml_lets_pass_and_nobody_means_is_refused(tmp_path, text, message):
+    assert message in fault(tmp_path, text)[0]
+
+
 def test_stages_must_divide_the_sequence_and_rise(tmp_path):
     assert "does not divide" in fault(tmp_path, GOOD, "train.curriculum=[{until: 0.5, sequence: 100}]")[0]
     stages = "train.curriculum=[{until: 0.5, sequence: 64}, {until: 0.2, sequence: 128}]"

@@ -51,7 +51,9 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text. Repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="The same seed gives the same text.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, max=2**62, help="The same seed gives the same text.")
+    ] = 0,
     state_in: Annotated[
         Path | None, typer.Option("--state-in", metavar="FILE", help="Go on from this saved session.")
     ] = None,
@@ -90,6 +92,8 @@ def generate(
     where = choose_device(device or "auto", probe()).value
     tokenizer, model = opened.tokenizer(), opened.model(where).eval()
     session = Session.load(state_in, model) if state_in else None
+    if state_out:
+        Session.check_target(state_out)
     pieces = write(model, tokenizer, prompts, tokens, sampling=sampling, seed=seed, stop=stop or (), session=session)
     texts = [""] * len(prompts)
     streamed = len(prompts) == 1 and not as_json

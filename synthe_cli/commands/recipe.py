@@ -62,10 +62,13 @@ def validate(recipe: RecipeArgument, assign: SetOption = None) -> None:
     Prints one line and exits with 0, or says what is wrong and where, and exits with 2.
     """
     from synthe_core.accounting import account
+    from synthe_core.data.corpora import open_source
     from synthe_core.recipe import Recipe
 
     path = find_recipe(recipe)
     loaded = Recipe.load(path, overrides(None, assign))
+    for source in loaded.data.sources:
+        open_source(source.source, source.field or loaded.data.field)  # is there such a one? the hub is not asked
     print(f"{path}: valid, {figures.count(account(loaded).parameters)} parameters")
 
 

@@ -27,6 +27,8 @@ def open_source(text: str, field: str) -> Source:
 
 def _missing(text: str) -> InputError:
     path = Path(text).expanduser()
+    if path.exists():
+        return InputError(f"'{text}' is no regular file", "a source is a file, a folder or a glob; save a stream first")
     here = path.parent if path.parent.is_dir() else Path()
     names = [entry.name for entry in here.iterdir()] if here.is_dir() else []
     near = closest(text, ["stdlib"]) or closest(path.name, names)

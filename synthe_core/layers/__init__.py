@@ -41,7 +41,9 @@ def parse(entry: Any) -> Any:
     try:
         return config.model_validate(entry)
     except ValidationError as error:
-        raise PydanticCustomError("nested", "{count} errors", {"count": error.error_count(), "nested": error}) from None
+        keys = list(config.model_fields)
+        context = {"count": error.error_count(), "nested": error, "keys": keys}
+        raise PydanticCustomError("nested", "{count} errors", context) from None
 
 
 class _AnyLearner:

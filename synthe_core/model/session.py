@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from synthe_core import state as states
-from synthe_core.errors import InputError, WorkError
+from synthe_core.atomic import failure
+from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel, ModelState
 
 FORMAT = "synthe-session-1"
@@ -39,13 +40,22 @@ class Session(NamedTuple):
     def save(self, path: Path, model: LanguageModel) -> None:
         """Writes the session to one safetensors file, whole or not at all."""
         tensors = states.to_tensors(self.state, "state") | {"pending": self.pending.contiguous()}
+        self.check_target(path)
         partial = path.with_name(path.name + ".partial")
         try:
             save_file(tensors, partial, metadata={"format": FORMAT, "model": fingerprint(model)})
             os.replace(partial, path)
         except (OSError, SafetensorError) as error:
             partial.unlink(missing_ok=True)
-            raise WorkError(f"cannot write the session {path}: {error}", "is the disk full or read-only?") from None
+            raise failure(path, error) from None
+
+    @staticmethod
+    def check_target(path: Path) -> None:
+        """InputError where no file can be made at `path`: asked before the work, so that it is not in vain."""
+        if not path.parent.is_dir():
+            raise InputError(f"no such folder: {path.parent}", "make it first; a session is one file in it")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder", "a session is a file: name one")
 
     @classmethod
     def load(cls, path: Path, model: LanguageModel) -> Session:

@@ -229,9 +229,9 @@ class Trainer:
         score = Score()
         self.model.eval()
         done = 0
-        text = windows(
-            self.packed.validation, self.recipe.data.sequence, self.snapshot.windows, self.settings.micro_batch
-        )
+        length = self.recipe.data.sequence
+        rows = max(self.settings.micro_batch, 1024 // length)  # short sequences, many at a time
+        text = windows(self.packed.validation, length, self.snapshot.windows, rows)
         with self.snapshot.evaluated():
             for window in text:
                 score.add(self.model, window, self.settings)

@@ -18,6 +18,7 @@ import synthe_core
 from synthe_cli import app as application
 from synthe_cli.app import COMMANDS, app
 from synthe_core.errors import InputError, Interrupted, WorkError
+from tests.cli.conftest import ROOT
 
 Run = Callable[..., Any]
 
@@ -167,3 +168,20 @@ def test_only_the_command_line_prints() -> None:
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         names = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
         assert "print" not in names, path
+
+
+def _closed(command: str) -> subprocess.CompletedProcess[str]:
+    text = f"{sys.executable} -m synthe_cli.app {command}"
+    return subprocess.run(["bash", "-c", text], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("stream", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stream_is_no_defect(stream: str) -> None:
+    done = _closed(f"recipe schema mlp {stream}")
+    assert done.returncode == 0 and "internal" not in done.stderr
+
+
+def test_sigterm_ends_as_ctrl_c_does() -> None:
+    code = "import os, signal, synthe_cli.app as a; a.app = lambda: os.kill(os.getpid(), signal.SIGTERM); a.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "KeyboardInterrupt" in done.stderr

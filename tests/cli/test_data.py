@@ -78,4 +78,7 @@ def test_an_empty_file(synthe: Run, tmp_path: Path) -> None:
 
 def test_an_unknown_key_of_data(synthe: Run) -> None:
     said = synthe("data", "stats", "stdlib", "--set", "data.limt=1MB")
-    assert (said.exit_code, said.stderr) == (2, "error: --set data.limt: unknown key 'data.limt'\nhint: did you mean 'limit'?\n")
+    assert (said.exit_code, said.stderr) == (
+        2,
+        "error: --set data.limt: unknown key 'data.limt'\nhint: did you mean 'limit'?\n",
+    )

@@ -166,3 +166,8 @@ def test_the_schema_describes_recipes(synthe: Run) -> None:
     assert delta["properties"]["window"]["description"]
     said = synthe("recipe", "schema", "atention")
     assert (said.exit_code, said.stderr) == (2, "error: unknown learner 'atention'\nhint: did you mean 'attention'?\n")
+
+
+def test_validate_asks_whether_its_sources_exist(synthe: Run) -> None:
+    said = synthe("recipe", "validate", "tiny", "--set", "data.sources=stdlb")
+    assert said.exit_code == 2 and "did you mean 'stdlib'?" in said.stderr

@@ -170,3 +170,8 @@ def test_invalid_utf8_is_for_the_byte_tokenizer_alone(tmp_path: Path) -> None:
     tokens = both.sources[0].train.read(0, len(text) + 1)
     assert bytes(tokens[:-1].tolist()) == text
     assert tokens[-1] == 256
+
+
+def test_what_is_no_regular_file_is_told_so() -> None:
+    with pytest.raises(InputError, match="'/dev/null' is no regular file"):
+        open_source("/dev/null", "text")

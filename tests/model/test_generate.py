@@ -93,6 +93,28 @@ def test_a_session_of_another_model_is_refused(model, tmp_path):
         Session.load(tmp_path / "missing.safetensors", model)
 
 
+def test_a_place_where_no_session_can_be_written_is_refused(model, tmp_path):
+    _, session = run(write(model, ByteTokenizer(), ["a"], 1))
+    with pytest.raises(InputError, match="no such folder"):
+        session.save(tmp_path / "missing" / "s", model)
+    with pytest.raises(InputError, match="is a folder"):
+        session.save(tmp_path, model)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_row_goes_on_from_a_session_of_one(model):
+    greedy = Sampling(temperature=0)
+    _, session = run(write(model, ByteTokenizer(), ["hello wor"], 4, sampling=greedy))
+    alone = [
+        text_of(run(write(model, ByteTokenizer(), [p], 9, sampling=greedy, session=session))[0]) for p in ("x", "yz")
+    ]
+    both, _ = run(write(model, ByteTokenizer(), ["x", "yz"], 9, sampling=greedy, session=session))
+    assert [text_of(both, row) for row in (0, 1)] == alone
+    assert alone[0] != text_of(run(write(model, ByteTokenizer(), ["x"], 9, sampling=greedy))[0])
+    with pytest.raises(InputError, match="the session has 2 rows"):
+        run(write(model, ByteTokenizer(), ["a", "b", "c"], 1, session=session.spread(2)))
+
+
 def test_ended_rows_are_frozen_in_the_session(model):
     generation = Generation(model, [[1, 2], [3, 4]], sampling=Sampling(temperature=0))
     generation.step()
