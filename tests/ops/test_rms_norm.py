@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from synthe_core.ops.rms_norm import rms_norm
+from tests.conftest import needs_compiler
 
 
-@pytest.mark.parametrize("kernel", ["torch", "native"])
+@pytest.mark.parametrize("kernel", ["torch", pytest.param("native", marks=needs_compiler)])
 @pytest.mark.parametrize("rows,width", [(1, 1), (3, 7), (131, 33), (64, 16)])
 def test_kernels_equal_the_reference(kernel, rows, width):
     torch.manual_seed(0)
@@ -18,6 +19,7 @@ def test_kernels_equal_the_reference(kernel, rows, width):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
 
+@needs_compiler
 def test_a_narrow_result_is_the_wide_one_rounded():
     torch.manual_seed(0)
     x, weight = torch.randn(5, 37, requires_grad=True), torch.randn(37, requires_grad=True)

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from synthe_core.ops.swiglu import swiglu
+from tests.conftest import needs_compiler
 
 
+@needs_compiler
 @pytest.mark.parametrize("rows,hidden", [(1, 1), (5, 3), (67, 41)])
 def test_native_equals_the_reference(rows, hidden):
     torch.manual_seed(0)
@@ -15,6 +17,7 @@ def test_native_equals_the_reference(rows, hidden):
     torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
+@needs_compiler
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 8e-3)])
 def test_narrow_types_are_computed_in_float32(dtype, tolerance):
     gate = torch.cat([torch.linspace(-100, 100, 4001), torch.tensor([-1e4, 1e4, 0.0, -0.0])])

@@ -17,9 +17,9 @@ from synthe_core.ops.native import library, pointer, refusal
 SOURCE = "rms_norm/rms_norm.c"
 ROWS = 64  # as in the C file
 _SUFFIX = {
-    (torch.float32, torch.float32): "float_float",
-    (torch.float32, torch.bfloat16): "float_bfloat16",
-    (torch.float64, torch.float64): "double_double",
+    (torch.float32, torch.float32): "float",
+    (torch.float32, torch.bfloat16): "bfloat16",
+    (torch.float64, torch.float64): "double",
 }
 
 

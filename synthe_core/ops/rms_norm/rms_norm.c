@@ -1,53 +1,20 @@
-/* Root-mean-square normalisation of rows, one pass over memory forward and one back.
+/* Root-mean-square normalisation of rows, one pass over memory forward and one back: REAL in, KIND out. */
 
-   REAL is what is computed and read, OUT what the result is stored in (bfloat16 under autocast). */
-
-#ifndef REAL
-
-#include <math.h>
-#include <stdint.h>
-
-#include "../bfloat16.h"
+#ifndef KIND
 
 #define ROWS 64 /* rows a task: fixed, so that sums do not depend on the number of threads */
 
-#define SAME(x) (x)
-
-#define REAL float
-#define OUT float
-#define LOAD SAME
-#define STORE SAME
-#define NAME(function) function##_float_float
-#include "rms_norm.c"
-#undef OUT
-#undef LOAD
-#undef STORE
-#undef NAME
-#define OUT bfloat16
-#define LOAD from_bfloat16
-#define STORE to_bfloat16
-#define NAME(function) function##_float_bfloat16
-#include "rms_norm.c"
-#undef REAL
-#undef OUT
-#undef LOAD
-#undef STORE
-#undef NAME
-#define REAL double
-#define OUT double
-#define LOAD SAME
-#define STORE SAME
-#define NAME(function) function##_double_double
-#include "rms_norm.c"
+#define SELF "rms_norm/rms_norm.c"
+#include "../each_kind.h"
 
 #else
 
 /* y = x scale weight with scale = 1 / sqrt(mean(x^2) + eps), kept a row for the way back. */
-void NAME(norm)(const REAL *x, const REAL *weight, OUT *y, REAL *scale, double eps, int64_t N, int64_t D) {
+void NAME(norm)(const REAL *x, const REAL *weight, KIND *y, REAL *scale, double eps, int64_t N, int64_t D) {
 #pragma omp parallel for schedule(static)
     for (int64_t n = 0; n < N; n++) {
         const REAL *restrict in = x + n * D;
-        OUT *restrict out = y + n * D;
+        KIND *restrict out = y + n * D;
         REAL sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t d = 0; d < D; d++) sum += in[d] * in[d];
@@ -59,7 +26,7 @@ void NAME(norm)(const REAL *x, const REAL *weight, OUT *y, REAL *scale, double e
 }
 
 /* partial [ceil(N / ROWS), D]: the weight's gradient, summed over the rows of each task. */
-void NAME(norm_back)(const REAL *x, const REAL *weight, const REAL *scale, const OUT *grad, REAL *x_grad, REAL *partial,
+void NAME(norm_back)(const REAL *x, const REAL *weight, const REAL *scale, const KIND *grad, REAL *x_grad, REAL *partial,
                      int64_t N, int64_t D) {
     const int64_t tasks = (N + ROWS - 1) / ROWS;
 #pragma omp parallel for schedule(static)
@@ -69,7 +36,7 @@ void NAME(norm_back)(const REAL *x, const REAL *weight, const REAL *scale, const
         const int64_t last = (task + 1) * ROWS < N ? (task + 1) * ROWS : N;
         for (int64_t n = task * ROWS; n < last; n++) {
             const REAL *restrict in = x + n * D;
-            const OUT *restrict g = grad + n * D;
+            const KIND *restrict g = grad + n * D;
             REAL *restrict out = x_grad + n * D;
             const REAL s = scale[n];
             REAL along = 0;

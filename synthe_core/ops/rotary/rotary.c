@@ -1,43 +1,12 @@
 /* Heads brought to unit root-mean-square (where eps >= 0) and turned by an angle per token and pair of channels.
 
-   KIND is how heads are stored, REAL what they are computed in. A token's heads lie side by side; `step` is the
-   distance from token to token in x, so that a slice of a wider projection is read where it is. */
+   A token's heads lie side by side; `step` is the distance from token to token in x, so that a slice of a wider
+   projection is read where it is. */
 
 #ifndef KIND
 
-#include <math.h>
-#include <stdint.h>
-
-#include "../bfloat16.h"
-
-#define SAME(x) (x)
-
-#define KIND float
-#define REAL float
-#define LOAD SAME
-#define STORE SAME
-#define NAME(function) function##_float
-#include "rotary.c"
-#undef KIND
-#undef LOAD
-#undef STORE
-#undef NAME
-#define KIND bfloat16
-#define LOAD from_bfloat16
-#define STORE to_bfloat16
-#define NAME(function) function##_bfloat16
-#include "rotary.c"
-#undef KIND
-#undef REAL
-#undef LOAD
-#undef STORE
-#undef NAME
-#define KIND double
-#define REAL double
-#define LOAD SAME
-#define STORE SAME
-#define NAME(function) function##_double
-#include "rotary.c"
+#define SELF "rotary/rotary.c"
+#include "../each_kind.h"
 
 #else
 

@@ -1,47 +1,11 @@
 /* value * silu(gate), one pass over memory each way.
 
-   REAL is what values are stored and all is computed in, KIND how gates and results are stored. A row of the gate may
-   be a slice of a wider projection: rows are `step` apart there. */
+   Values are REAL, gates and results KIND. A row of the gate may be a slice of a wider projection: rows are `step` apart. */
 
 #ifndef KIND
 
-#include <math.h>
-#include <stdint.h>
-
-#include "../bfloat16.h"
-#include "../exponential.h"
-
-#define SAME(x) (x)
-
-#define REAL float
-#define EXP exp_float
-#define KIND float
-#define LOAD SAME
-#define STORE SAME
-#define NAME(function) function##_float
-#include "silu_gate.c"
-#undef KIND
-#undef LOAD
-#undef STORE
-#undef NAME
-#define KIND bfloat16
-#define LOAD from_bfloat16
-#define STORE to_bfloat16
-#define NAME(function) function##_bfloat16
-#include "silu_gate.c"
-#undef REAL
-#undef EXP
-#undef KIND
-#undef LOAD
-#undef STORE
-#undef NAME
-#define REAL double
-#define EXP exp
-#define KIND double
-#define LOAD SAME
-#define STORE SAME
-#define NAME(function) function##_double
-#include "silu_gate.c"
+#define SELF "silu_gate/silu_gate.c"
+#include "../each_kind.h"
 
 #else
 

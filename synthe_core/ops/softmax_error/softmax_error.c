@@ -1,46 +1,9 @@
-/* Cross-entropy of rows of logits and its gradient, in place: a row stays in the cache for all of it.
-
-   KIND is how logits are stored; REAL is what they are computed in. */
+/* Cross-entropy of rows of logits and its gradient, in place: a row stays in the cache for all of it. */
 
 #ifndef KIND
 
-#include <math.h>
-#include <stdint.h>
-
-#include "../bfloat16.h"
-#include "../exponential.h"
-
-#define SAME(x) (x)
-
-#define KIND float
-#define REAL float
-#define EXP exp_float
-#define LOAD SAME
-#define STORE SAME
-#define NAME(function) function##_float
-#include "softmax_error.c"
-#undef KIND
-#undef LOAD
-#undef STORE
-#undef NAME
-#define KIND bfloat16
-#define LOAD from_bfloat16
-#define STORE to_bfloat16
-#define NAME(function) function##_bfloat16
-#include "softmax_error.c"
-#undef KIND
-#undef REAL
-#undef EXP
-#undef LOAD
-#undef STORE
-#undef NAME
-#define KIND double
-#define REAL double
-#define EXP exp
-#define LOAD SAME
-#define STORE SAME
-#define NAME(function) function##_double
-#include "softmax_error.c"
+#define SELF "softmax_error/softmax_error.c"
+#include "../each_kind.h"
 
 #else
 

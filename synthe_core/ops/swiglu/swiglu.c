@@ -1,46 +1,9 @@
-/* silu(gate) * up of rows [gate, up], one pass over memory each way.
-
-   KIND is how values are stored; REAL is what they are computed in. */
+/* silu(gate) * up of rows [gate, up], one pass over memory each way. */
 
 #ifndef KIND
 
-#include <math.h>
-#include <stdint.h>
-
-#include "../bfloat16.h"
-#include "../exponential.h"
-
-#define SAME(x) (x)
-
-#define KIND float
-#define REAL float
-#define EXP exp_float
-#define LOAD SAME
-#define STORE SAME
-#define NAME(function) function##_float
-#include "swiglu.c"
-#undef KIND
-#undef LOAD
-#undef STORE
-#undef NAME
-#define KIND bfloat16
-#define LOAD from_bfloat16
-#define STORE to_bfloat16
-#define NAME(function) function##_bfloat16
-#include "swiglu.c"
-#undef KIND
-#undef REAL
-#undef EXP
-#undef LOAD
-#undef STORE
-#undef NAME
-#define KIND double
-#define REAL double
-#define EXP exp
-#define LOAD SAME
-#define STORE SAME
-#define NAME(function) function##_double
-#include "swiglu.c"
+#define SELF "swiglu/swiglu.c"
+#include "../each_kind.h"
 
 #else
 
