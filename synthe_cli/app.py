@@ -116,8 +116,8 @@ def synthe(
 
 def main() -> None:
     """What the `synthe` script calls."""
-    # Threads that spin while they wait take the cores from whatever else runs here: beside two busy processes on two
-    # cores, training was ten times slower. Sleeping costs about 5 % on an idle machine. Read when torch is loaded.
+    # Threads that spin while they wait take the cores from whatever else runs here, and training beside other busy
+    # processes slows down, at worst tenfold; RESULTS.md has the figures, and the cost alone. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever called

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,7 @@ SHOWN = {
 TOLD_BY_PROGRESS = ("fraction", "seconds")
 
 
-class Renderer:
+class Renderer(ABC):
     """Shows events until it is left. `result` prints to stdout, which holds results and nothing else."""
 
     def __enter__(self) -> Self:
@@ -52,8 +53,9 @@ class Renderer:
         if not issubclass(category, (DeprecationWarning, PendingDeprecationWarning)):
             self.show(Notice(" ".join(str(message).split()), "warning"))
 
+    @abstractmethod
     def show(self, event: Event) -> None:
-        raise NotImplementedError
+        """Shows one event, or keeps it until there is room."""
 
     def result(self, event: Result) -> None:
         """What the verb was for: its figures, and the path it wrote as the last line of stdout."""
@@ -67,7 +69,7 @@ class Renderer:
         self.close()
         print("\n".join(describe(event)), flush=True)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (not every renderer has something to leave)
         """Leaves the terminal as it was. May be called twice, and `show` may follow."""
 
 

@@ -5,6 +5,7 @@ Shape letters, used throughout: B batch rows, T time, D width, H heads, K key si
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -71,7 +72,7 @@ class Pass:
         return history.gather(1, index.expand(-1, -1, *history.shape[2:]))
 
 
-class Learner(nn.Module, Generic[S]):
+class Learner(nn.Module, ABC, Generic[S]):
     """A layer that may learn while it runs: `forward(x, state, ctx) -> (y, state)`.
 
     The block owns the norm before it and the residual around it. A learner sets its own initial values when it is
@@ -91,13 +92,13 @@ class Learner(nn.Module, Generic[S]):
         """float32, also under autocast; float64 for a learner whose parameters are."""
         return torch.float64 if next(self.parameters()).dtype == torch.float64 else torch.float32
 
+    @abstractmethod
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> S:
         """The state of `batch` sequences that have not begun."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, x: Tensor, state: S | None, ctx: Pass) -> tuple[Tensor, S]:
         """x [B, T, D], any T >= 1; `state` None means a fresh one. Returns y [B, T, D] and the state after x."""
-        raise NotImplementedError
 
     def state_bytes(self, time: int) -> int:
         """Bytes of one sequence's state after `time` tokens: those of a fresh one, unless a learner's grows."""

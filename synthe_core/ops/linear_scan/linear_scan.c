@@ -25,7 +25,7 @@
 /* state [B, D] or NULL. */
 void NAME(scan)(const REAL *decay, const REAL *value, const REAL *state, REAL *h, int64_t B, int64_t T, int64_t D) {
     const int64_t blocks = (D + BLOCK - 1) / BLOCK;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (B * T > 8) /* waking threads costs more than a few tokens */
     for (int64_t task = 0; task < B * blocks; task++) {
         const int64_t b = task / blocks, first = task % blocks * BLOCK;
         const int64_t width = D - first < BLOCK ? D - first : BLOCK;
@@ -46,7 +46,7 @@ void NAME(scan)(const REAL *decay, const REAL *value, const REAL *state, REAL *h
 void NAME(scan_back)(const REAL *decay, const REAL *h, const REAL *state, const REAL *grad, REAL *decay_grad,
                      REAL *value_grad, REAL *state_grad, int64_t B, int64_t T, int64_t D) {
     const int64_t blocks = (D + BLOCK - 1) / BLOCK;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (B * T > 8) /* waking threads costs more than a few tokens */
     for (int64_t task = 0; task < B * blocks; task++) {
         const int64_t b = task / blocks, first = task % blocks * BLOCK;
         const int64_t width = D - first < BLOCK ? D - first : BLOCK;

@@ -11,7 +11,7 @@
 
 /* y = x scale weight with scale = 1 / sqrt(mean(x^2) + eps), kept a row for the way back. */
 void NAME(norm)(const REAL *x, const REAL *weight, KIND *y, REAL *scale, double eps, int64_t N, int64_t D) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 8) /* waking threads costs more than a few rows */
     for (int64_t n = 0; n < N; n++) {
         const REAL *restrict in = x + n * D;
         KIND *restrict out = y + n * D;
@@ -29,7 +29,7 @@ void NAME(norm)(const REAL *x, const REAL *weight, KIND *y, REAL *scale, double 
 void NAME(norm_back)(const REAL *x, const REAL *weight, const REAL *scale, const KIND *grad, REAL *x_grad, REAL *partial,
                      int64_t N, int64_t D) {
     const int64_t tasks = (N + ROWS - 1) / ROWS;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 8) /* waking threads costs more than a few rows */
     for (int64_t task = 0; task < tasks; task++) {
         REAL *restrict total = partial + task * D;
         for (int64_t d = 0; d < D; d++) total[d] = 0;

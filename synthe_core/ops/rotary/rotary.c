@@ -22,7 +22,7 @@ static inline REAL NAME(scale_of)(const KIND *x, int64_t K, double eps) {
 void NAME(rotary)(const KIND *x, const REAL *cos, const REAL *sin, KIND *y, double eps, int64_t N, int64_t H, int64_t K,
                   int64_t step) {
     const int64_t half = K / 2;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 8) /* waking threads costs more than a few rows */
     for (int64_t n = 0; n < N; n++) {
         const REAL *restrict c = cos + n * half, *restrict s = sin + n * half;
         for (int64_t h = 0; h < H; h++) {
@@ -43,7 +43,7 @@ void NAME(rotary)(const KIND *x, const REAL *cos, const REAL *sin, KIND *y, doub
 void NAME(rotary_back)(const KIND *x, const REAL *cos, const REAL *sin, const KIND *grad, KIND *x_grad, double eps,
                        int64_t N, int64_t H, int64_t K, int64_t step) {
     const int64_t half = K / 2;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 8) /* waking threads costs more than a few rows */
     for (int64_t n = 0; n < N; n++) {
         const REAL *restrict c = cos + n * half, *restrict s = sin + n * half;
         for (int64_t h = 0; h < H; h++) {

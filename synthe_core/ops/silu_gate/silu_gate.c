@@ -11,7 +11,7 @@
 
 /* value and out [N, D], gate [N, step]. */
 void NAME(silu_gate)(const REAL *value, const KIND *gate, KIND *out, int64_t N, int64_t D, int64_t step) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 8) /* waking threads costs more than a few rows */
     for (int64_t n = 0; n < N; n++) {
         const REAL *restrict v = value + n * D;
         const KIND *restrict opened = gate + n * step;
@@ -27,7 +27,7 @@ void NAME(silu_gate)(const REAL *value, const KIND *gate, KIND *out, int64_t N, 
 /* grad, value_grad and gate_grad [N, D]. */
 void NAME(silu_gate_back)(const REAL *value, const KIND *gate, const KIND *grad, REAL *value_grad, KIND *gate_grad,
                           int64_t N, int64_t D, int64_t step) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 8) /* waking threads costs more than a few rows */
     for (int64_t n = 0; n < N; n++) {
         const REAL *restrict v = value + n * D;
         const KIND *restrict opened = gate + n * step, *restrict slope = grad + n * D;

@@ -9,7 +9,7 @@
 
 /* logits [N, V] become softmax - onehot(label), or zeros in rows whose label is negative; losses [N] in nats. */
 void NAME(softmax_error)(KIND *logits, const int64_t *labels, REAL *losses, int64_t N, int64_t V) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 8) /* waking threads costs more than a few rows */
     for (int64_t n = 0; n < N; n++) {
         KIND *restrict row = logits + n * V;
         const int64_t label = labels[n];

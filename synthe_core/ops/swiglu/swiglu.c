@@ -9,7 +9,7 @@
 
 /* in [N, 2 H], out [N, H]. */
 void NAME(swiglu)(const KIND *in, KIND *out, int64_t N, int64_t H) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 8) /* waking threads costs more than a few rows */
     for (int64_t n = 0; n < N; n++) {
         const KIND *restrict gate = in + 2 * n * H, *restrict up = gate + H;
         KIND *restrict y = out + n * H;
@@ -22,7 +22,7 @@ void NAME(swiglu)(const KIND *in, KIND *out, int64_t N, int64_t H) {
 }
 
 void NAME(swiglu_back)(const KIND *in, const KIND *grad, KIND *in_grad, int64_t N, int64_t H) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 8) /* waking threads costs more than a few rows */
     for (int64_t n = 0; n < N; n++) {
         const KIND *restrict gate = in + 2 * n * H, *restrict up = gate + H, *restrict slope = grad + n * H;
         KIND *restrict gate_grad = in_grad + 2 * n * H, *restrict up_grad = gate_grad + H;
