@@ -81,6 +81,7 @@ class Learner(nn.Module, ABC, Generic[S]):
     """
 
     Config: ClassVar[type[Spec]]
+    causal: ClassVar[bool] = True  # False: an encoder's learner, which sees the whole text and cannot be decoded
 
     def __init__(self, config: Any, width: int) -> None:
         super().__init__()

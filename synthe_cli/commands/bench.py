@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(cls=Group, help="Measure speed, paired and in ratios.", **SETTINGS)
 
-PARTS = ("ops", "training", "decoding", "published")
+PARTS = ("ops", "learners", "training", "decoding", "published")
+GROWTH = (512, 1024, 2048, 4096, 8192)
 PAIRS = (("tiny", "baselines/transformer"), ("60m", "baselines/transformer-60m"))
 
 
@@ -31,11 +32,15 @@ def bench() -> None:
     epilog="""\
 synthe bench speed                                       everything; some minutes
 synthe bench speed --part ops --op delta                 the delta rule against its peers
+synthe bench speed --part learners --learner mamba       its cost at 512 to 8,192 tokens, and its state
 synthe bench speed --part training --json > speed.jsonl  tiny and 60m against transformers of equal size""",
 )
 def speed(
-    part: Annotated[list[str] | None, typer.Option(help="ops, training, decoding or published. Repeatable.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="ops, learners, training, decoding or published. Repeatable.")
+    ] = None,
     op: Annotated[list[str] | None, typer.Option(help="delta, momentum or kalman. Repeatable.")] = None,
+    learner: Annotated[list[str] | None, typer.Option(help="A learner of the part `learners`. Repeatable.")] = None,
     against: Annotated[str, typer.Option(help="Peers of the operators: transformers, sdpa, reference.")] = (
         "transformers,sdpa,reference"
     ),
@@ -49,14 +54,19 @@ def speed(
     not lie. Each case names its shapes; throughput is beside it so that the floor can be reckoned.
     """
     with choose(as_json) as renderer:
-        for event in _measure(part or list(PARTS), op, tuple(against.split(",")), turns, device or "auto"):
+        for event in _measure(part or list(PARTS), op, learner, tuple(against.split(",")), turns, device or "auto"):
             renderer.show(event)
 
 
 def _measure(
-    parts: list[str], ops: list[str] | None, against: tuple[str, ...], turns: int, device: str
+    parts: list[str],
+    ops: list[str] | None,
+    chosen: list[str] | None,
+    against: tuple[str, ...],
+    turns: int,
+    device: str,
 ) -> Iterator[Event]:
-    from synthe_core.benchmarks import models, operators
+    from synthe_core.benchmarks import learners, models, operators
     from synthe_core.errors import unknown
     from synthe_core.hardware import probe
     from synthe_core.placement import choose_device
@@ -73,6 +83,8 @@ def _measure(
     if "ops" in parts:
         for name in ops or list(operators.CASES):
             yield from operators.measure(name, against, device, turns)
+    if "learners" in parts:
+        yield from learners.growth(GROWTH, 256, turns, device, chosen)
     pairs = [{name: Recipe.load(find_recipe(name)) for name in pair} for pair in PAIRS]
     for pair in pairs:
         if "training" in parts:

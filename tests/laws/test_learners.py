@@ -12,9 +12,10 @@ from synthe_core.learner import Learner
 from synthe_core.model import block as block_module
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.trace import Trace
-from tests.laws.entries import CASES, WIDTH, case_name, inputs, make, run
+from tests.laws.entries import CASES, CAUSAL, WIDTH, case_name, inputs, make, run
 
 each_learner = pytest.mark.parametrize("case", CASES, ids=case_name)
+each_causal_learner = pytest.mark.parametrize("case", CAUSAL, ids=case_name)
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 
 
@@ -23,7 +24,7 @@ def assert_same_state(one, other, **tolerance):
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
 
 
-@each_learner
+@each_causal_learner
 @pytest.mark.parametrize("cuts", [(1,), (36,), (5, 6, 23), tuple(range(1, 37))], ids=str)
 def test_any_split_gives_the_same(case, cuts):
     learner, x = make(case), inputs(2, 37)
@@ -39,7 +40,7 @@ def test_any_split_gives_the_same(case, cuts):
         torch.testing.assert_close(torch.cat([s[name] for s in signals], 1), value, **CLOSE)
 
 
-@each_learner
+@each_causal_learner
 @pytest.mark.parametrize("past", [0, 7])
 def test_the_future_never_alters_the_past(case, past):
     learner, x = make(case), inputs(2, 29 + past).requires_grad_()
@@ -65,7 +66,7 @@ def test_rows_are_independent(case):
     assert gradient[[0, 2]].abs().max() == 0
 
 
-@each_learner
+@each_causal_learner
 def test_padding_is_inert(case):
     learner, x = make(case), inputs(4, 23)
     lengths = torch.tensor([23, 9, 1, 0])
@@ -82,7 +83,7 @@ def test_padding_is_inert(case):
         torch.testing.assert_close(after[row], expected[0, length:], **CLOSE)
 
 
-@each_learner
+@each_causal_learner
 def test_forks_go_on_as_their_source(case):
     learner, x, more = make(case), inputs(3, 11), inputs(5, 9, seed=3)
     state = run(learner, x)[1]
@@ -125,7 +126,7 @@ def test_tracing_leaves_outputs_bit_equal(case):
     assert torch.equal(plain, traced)
 
 
-@each_learner
+@each_causal_learner
 def test_state_is_float32_batch_first_and_bounded(case):
     learner = build(parse(case), WIDTH)
     x = torch.randn(3, 40, WIDTH)
@@ -140,6 +141,14 @@ def test_state_is_float32_batch_first_and_bounded(case):
     if case["type"] != "attention" or isinstance(case.get("window"), int):
         assert states.nbytes(again) == states.nbytes(state)
     assert torch.isfinite(y).all()
+
+
+@each_learner
+@pytest.mark.parametrize("time", [1, 40])
+def test_state_bytes_are_those_of_the_state(case, time):
+    learner = build(parse(case), WIDTH)
+    state = run(learner, torch.randn(1, time, WIDTH))[1]
+    assert learner.state_bytes(time) == states.nbytes(state)
 
 
 @each_learner
@@ -168,7 +177,7 @@ def test_long_and_loud_inputs_stay_finite_in_bfloat16(case, scale):
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters())
 
 
-@each_learner
+@each_causal_learner
 def test_a_learners_own_initial_values_survive_the_model(case, monkeypatch):
     built: list[tuple[Learner, dict[str, torch.Tensor]]] = []
 
