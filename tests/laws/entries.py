@@ -16,6 +16,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 4},
         {"heads": 4, "kv_heads": 2, "window": 5},
         {"heads": 2, "window": 1, "rope": None, "qk_norm": False},
+        {"heads": 2, "head_size": 6, "qk_norm": "weighted", "bias": "all", "rope_scaling": {"type": "llama3"}},
     ],
     "delta": [
         {"heads": 2},
@@ -23,10 +24,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "beta_range": [0, 2], "clip": 1.0},
         {"heads": 2, "overwrite": False},
     ],
+    "mlp": [{}, {"hidden": 24, "bias": True}],
     "kalman": [{}, {"every": 3, "rank": 12}],
 }
 
 CASES = [{"type": name} | variant for name in LAYERS for variant in VARIANTS.get(name, [{}])]
+CAUSAL = [case for case in CASES if LAYERS[case["type"]].causal]
 
 
 def case_name(case: dict[str, Any]) -> str:
