@@ -24,6 +24,8 @@ SHOWN = {
     "loss": ("loss", "{:.3f}".format),
     "bits_per_byte": ("bits/byte", "{:.3f}".format),
     "perplexity": ("perplexity", "{:.4g}".format),
+    "accuracy": ("accuracy", "{:.1%}".format),
+    "chance": ("chance", "{:.1%}".format),
     "lr": ("lr", "{:.1e}".format),
     "grad_norm": ("grad", "{:.2g}".format),
     "tokens_per_second": ("tokens/s", figures.count),

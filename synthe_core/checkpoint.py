@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from synthe_core.atomic import new_folder
 from synthe_core.data.tokenizers import Tokenizer, load_tokenizer
 from synthe_core.errors import InputError, closest
 from synthe_core.manifest import NAME, FileFacts, Manifest
+from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.recipe import Recipe
 
@@ -91,11 +92,31 @@ class Checkpoint:
         return Tensors(self, "", WEIGHTS)
 
     def model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
-        """The model with its weights, in float32 unless told otherwise."""
+        """The language model with its weights, in float32 unless told otherwise; InputError for an encoder."""
+        model = self._built(device, dtype)
+        if not isinstance(model, LanguageModel):
+            raise InputError(
+                f"{self.path} is an encoder: an encoder does not write text", "give the checkpoint of a language model"
+            )
+        return model
+
+    def classifier(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Classifier:
+        """The encoder with its weights, in float32 unless told otherwise; InputError for a language model."""
+        model = self._built(device, dtype)
+        if not isinstance(model, Classifier):
+            raise InputError(f"{self.path} is a language model, which has no classes", "give an encoder's checkpoint")
+        return model
+
+    def _built(self, device: torch.device | str, dtype: torch.dtype | None) -> Model:
         with torch.random.fork_rng(devices=[]):  # building draws initial values: not from the caller's numbers
-            model = LanguageModel(self.recipe.model, self.vocab)
+            model = build_model(self.recipe.model, self.vocab)
         load_weights(model, self.tensors, self.path)
         return model.to(device=device, dtype=dtype or torch.float32)
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of an encoder's classes, in the order of its logits; none for a language model."""
+        return list(self.config.get("id2label", {}).values())
 
     @property
     def resumable(self) -> bool:
@@ -166,15 +187,16 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def best(found: list[Path]) -> Path | None:
-    """The one with the fewest bits per byte in validation; None where none was validated."""
+    """The one with the fewest bits per byte in validation (an encoder: the least loss); None if none was validated."""
     scored: dict[Path, float] = {}
     for path in found:
         try:
             manifest = Manifest.read(path)
         except InputError:  # a damaged one is said to be so when it is opened
             continue
-        if BITS_PER_BYTE in manifest.metrics:
-            scored[path] = manifest.metrics[BITS_PER_BYTE]
+        score = manifest.metrics.get(BITS_PER_BYTE, manifest.metrics.get("loss"))
+        if score is not None:
+            scored[path] = score
     return min(scored, key=lambda path: scored[path]) if scored else None
 
 
@@ -215,19 +237,21 @@ def save(
     tensors: Mapping[str, Tensor],
     manifest: Manifest,
     tokenizer: Tokenizer | None = None,
+    classes: Sequence[str] = (),
     training: Mapping[str, Mapping[str, Tensor]] | None = None,
     state: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Checkpoint:
     """Writes a checkpoint, whole or not at all; `manifest.files` is filled in here.
 
+    classes: the names of an encoder's classes, in the order of its logits.
     training: name -> tensors, written as training/`name`.safetensors; state: JSON for training/state.json.
     Raises WorkError where the disk is full; what was at `path` before is then still there.
     """
     with new_folder(path) as folder:
         _write_tensors(folder, tensors, shard_bytes)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        (folder / "config.json").write_text(_json(_config(recipe, vocab)), encoding="utf-8")
+        (folder / "config.json").write_text(_json(_config(recipe, vocab, classes)), encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(folder)
         if state is not None:
@@ -242,8 +266,9 @@ def save(
     return Checkpoint(path)
 
 
-def _config(recipe: Recipe, vocab: int) -> dict[str, Any]:
-    return {
+def _config(recipe: Recipe, vocab: int, classes: Sequence[str]) -> dict[str, Any]:
+    labels = {"id2label": {str(index): name for index, name in enumerate(classes)}} if classes else {}
+    return labels | {
         "model_type": "synthe",
         "vocab_size": vocab,
         "hidden_size": recipe.model.width,
@@ -257,9 +282,10 @@ def _config(recipe: Recipe, vocab: int) -> dict[str, Any]:
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
     """One file, or shards of at most `shard_bytes` (a larger tensor is a shard of its own) with an index."""
     shards: list[list[str]] = [[]]
-    used = 0
+    used = total = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
+        total += size
         if shards[-1] and used + size > shard_bytes:
             shards.append([])
             used = 0
@@ -273,7 +299,6 @@ def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file(_plain({name: tensors[name] for name in names}), folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(names, file)
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     (folder / INDEX).write_text(_json({"metadata": {"total_size": total}, "weight_map": places}), encoding="utf-8")
 
 

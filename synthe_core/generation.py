@@ -70,7 +70,8 @@ def write(
     encoded = [list(tokenizer.encode(prompt)) for prompt in prompts]
     state = None
     if session is None:
-        encoded = [tokens or [tokenizer.end] for tokens in encoded]
+        begin = [] if tokenizer.begin is None else [tokenizer.begin]
+        encoded = [begin + tokens or [tokenizer.end] for tokens in encoded]
     else:
         session = session.spread(len(prompts))
         state = session.state

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from synthe_core.errors import SyntheError
 from synthe_core.layers import LAYERS
 from synthe_core.learner import Spec
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.classifier import build_model
+from synthe_core.model.language_model import ClassifySpec, LanguageModel, ModelSpec
 from synthe_core.ops.dispatch import OPS, Call, Choice, Op, hear_calls
 
 WIDTH, TIME, VOCAB = 512, 512, 256
@@ -89,15 +90,21 @@ def _variants(name: str) -> Iterator[Spec]:
 
 
 def _calls(spec: Spec, device: str, precision: str) -> Iterator[tuple[str, Op, Call]]:
-    """The operators that a one-learner model calls: in a forward pass of training, then in one step of decoding."""
+    """The operators that a one-learner model calls: in a forward pass of training, then in one step of decoding.
+
+    A learner that sees the whole text is in an encoder, which does not decode.
+    """
     try:
-        model = LanguageModel(ModelSpec(width=WIDTH, blocks=1, block=[spec], tie=True), VOCAB).to(device)
+        causal = LAYERS[spec.type].causal  # type: ignore[attr-defined]
+        head = None if causal else ClassifySpec(classes=2)
+        model = build_model(ModelSpec(width=WIDTH, blocks=1, block=[spec], tie=True, head=head), VOCAB).to(device)
         tokens = torch.zeros(1, TIME, dtype=torch.int64, device=device)
         narrow = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
         with narrow, hear_calls() as training:
             _, state = model.loss(tokens, tokens)
         with torch.no_grad(), hear_calls() as decoding:
-            model.next_logits(tokens[:, :1], state)
+            if isinstance(model, LanguageModel):
+                model.next_logits(tokens[:, :1], state)
     except SyntheError:  # settings that do not go together
         return
     yield from (("training", op, call) for op, call in training)

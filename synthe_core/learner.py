@@ -108,3 +108,7 @@ class Learner(nn.Module, ABC, Generic[S]):
     def flops(self, time: int) -> float:
         """Floating-point operations per token of a forward pass over `time` tokens; the matrices' by default."""
         return 2.0 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
+
+    def active_parameters(self) -> int:
+        """Parameters that one token meets: all of them, unless a learner routes."""
+        return sum(p.numel() for p in self.parameters())

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import yaml
@@ -18,7 +18,8 @@ from synthe_core.data.spec import DataSpec
 from synthe_core.errors import InputError, closest
 from synthe_core.layers import LAYERS
 from synthe_core.learner import Spec
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.classifier import Model, build_model
+from synthe_core.model.language_model import ModelSpec, misplaced
 from synthe_core.yaml_text import Key, Source
 
 
@@ -100,6 +101,29 @@ class Recipe(Spec):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _an_encoder_classifies(self) -> Recipe:
+        if self.model.head is None:
+            if self.data.labels is not None:
+                raise misplaced(
+                    ("data", "labels"),
+                    "a language model reads no labels",
+                    "leave them out, or make an encoder: model.head={type: classify, classes: N}",
+                )
+            return self
+        if self.data.labels is None:
+            raise misplaced(
+                ("model", "head"), "an encoder needs labelled text", "set data.labels to `path` or `field:NAME`"
+            )
+        for key, given, reason in (
+            ("carry", self.train.carry, "an encoder keeps no state to carry on"),
+            ("curriculum", self.train.curriculum, "a text has one label, and its pieces have none"),
+            ("sample", self.train.sample is not None, "an encoder does not write text"),
+        ):
+            if given:
+                raise misplaced(("train", key), reason, f"leave out train.{key}, or model.head")
+        return self
+
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         """Reads a recipe file, or the recipe of a checkpoint folder, and applies `key.path=value` overrides."""
@@ -124,10 +148,10 @@ class Recipe(Spec):
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    def meta_model(self, vocab: int) -> LanguageModel:
+    def meta_model(self, vocab: int) -> Model:
         """The model without storage: for counting, and for finding impossible sizes early."""
         with torch.device("meta"):
-            return LanguageModel(self.model, vocab)
+            return build_model(self.model, vocab)
 
 
 def _assign(values: dict[str, Any], assignment: str) -> tuple[Key, ...]:
@@ -198,6 +222,9 @@ def _flatten(
             yield path, f"unknown key '{shown}'", f"did you mean '{near}'?" if near else f"known: {', '.join(known)}"
         elif fault["type"] == "missing":
             yield path, f"missing key '{shown}'", None
+        elif fault["type"] == "misplaced":
+            path = (*path, *context["path"])
+            yield path, f"{'.'.join(map(str, path))}: {fault['msg']}", context["hint"]
         elif fault["type"] == "learner":
             yield (*path, "type"), f"{shown}: {fault['msg']}", context.get("hint")
         else:
@@ -210,5 +237,8 @@ def _keys_at(path: tuple[Key, ...]) -> list[str]:
     spec: Any = Recipe
     for key in path:
         annotation = spec.model_fields[key].annotation if isinstance(key, str) and key in spec.model_fields else None
-        spec = annotation if isinstance(annotation, type) and issubclass(annotation, Spec) else spec
+        inner = next(
+            (a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Spec)), None
+        )
+        spec = inner or spec
     return list(spec.model_fields)

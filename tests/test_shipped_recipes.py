@@ -28,27 +28,46 @@ def test_it_is_valid_and_explains_itself(path):
     assert recipe.data.sequence % 64 == 0
 
 
-@pytest.mark.parametrize(
-    "recipe,baseline",
-    [("tiny", "baselines/transformer"), ("tiny", "baselines/gated-deltanet"), ("60m", "baselines/transformer-60m")],
-)
+MIXERS = ["transformer", "mamba", "mamba2", "deltanet", "gated-deltanet", "rwkv7", "kda", "mlstm", "hyena"]
+PAIRS = [
+    *(("tiny", f"baselines/{name}") for name in MIXERS),
+    *(("60m", f"baselines/{name}-60m") for name in MIXERS),
+    ("tiny", "synapse-tiny"),
+    ("tiny", "thl-tiny"),
+]
+
+
+def test_every_baseline_is_compared():
+    named = {baseline for _, baseline in PAIRS if baseline.startswith("baselines/")}
+    assert named == {f"baselines/{path.stem}" for path in (FOLDER / "baselines").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("recipe,baseline", PAIRS)
 def test_baselines_match_in_parameters_and_in_everything_but_the_model(recipe, baseline):
     ours, theirs = (Recipe.load(FOLDER / f"{name}.yaml") for name in (recipe, baseline))
     assert abs(account(theirs).parameters / account(ours).parameters - 1) < 0.02
     assert (ours.data, ours.train, ours.runtime) == (theirs.data, theirs.train, theirs.runtime)
 
 
-@pytest.mark.parametrize("name", ["tiny", "60m", "baselines/transformer", "baselines/gated-deltanet"])
+@pytest.mark.parametrize("recipe,kin", [("60m", "thl"), ("tiny", "tlm-gpt-tiny"), ("60m", "tlm-gpt")])
+def test_kin_on_other_terms_match_in_parameters(recipe, kin):
+    ours, theirs = (Recipe.load(FOLDER / f"{name}.yaml") for name in (recipe, kin))
+    assert abs(account(theirs).parameters / account(ours).parameters - 1) < 0.02
+
+
+SMALL = ["tiny", "synapse-tiny", "thl-tiny", "tlm-gpt-tiny", *(f"baselines/{name}" for name in MIXERS)]
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_the_future_never_alters_the_past_of_the_whole_model(name):
-    recipe = Recipe.load(
-        FOLDER / f"{name}.yaml", ["model.width=48", "model.block.1.heads=3"] if "/" not in name else []
-    )
+    """At full depth: a leak may need several layers to show."""
+    recipe = Recipe.load(FOLDER / f"{name}.yaml")
     torch.manual_seed(0)
     model = LanguageModel(recipe.model, min(vocabulary_of(recipe), 300)).double()
-    embedded = torch.randn(1, 40, recipe.model.width, dtype=torch.float64, requires_grad=True)
+    embedded = torch.randn(1, 70, recipe.model.width, dtype=torch.float64, requires_grad=True)
     model.embedding.forward = lambda tokens: embedded  # type: ignore[method-assign]
-    hidden, _, _ = model.hidden(torch.zeros(1, 40, dtype=torch.int64))
-    for t in (0, 17, 38):
+    hidden, _, _ = model.hidden(torch.zeros(1, 70, dtype=torch.int64))
+    for t in (0, 37, 68):
         (gradient,) = torch.autograd.grad(hidden[:, : t + 1].sum(), embedded, retain_graph=True)
         assert gradient[:, t + 1 :].abs().max() == 0
         assert gradient[:, : t + 1].abs().max() > 0

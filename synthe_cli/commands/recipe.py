@@ -38,6 +38,9 @@ def show(recipe: RecipeArgument, assign: SetOption = None, as_json: JsonOption =
         return
     total = found.parameters
     lines = [f"{loaded.name}  {loaded.digest()}", f"parameters          {figures.count(total)} ({total:,})"]
+    if found.active_parameters != total:
+        active = found.active_parameters
+        lines += [f"  met by one token  {figures.count(active):>6}  {active / total:5.1%}"]
     lines += [f"  {name:<18}{figures.count(n):>6}  {n / total:5.1%}" for name, n in found.by_learner.items()]
     lines += [
         f"state per sequence  {_growth(found.state_bytes)}",
@@ -91,6 +94,8 @@ def schema(
 
 
 def _growth(state_bytes: dict[int, int]) -> str:
+    if not any(state_bytes.values()):
+        return "none"
     if len(set(state_bytes.values())) == 1:
         return f"{figures.size(next(iter(state_bytes.values())))}, however long the text"
     return ", ".join(f"{figures.size(size)} after {tokens:,}" for tokens, size in state_bytes.items()) + " tokens"

@@ -11,17 +11,20 @@ from synthe_core.data.stdlib import StandardLibrary
 from synthe_core.errors import InputError, closest
 
 
-def open_source(text: str, field: str) -> Source:
+def open_source(text: str, field: str, labels: str | None = None) -> Source:
     """The source that `text` names in a recipe; `field` holds the text of .jsonl, .parquet and hub rows.
+
+    Documents have labels by their path where it gives any; `labels` = "field:NAME" takes them from that field of rows.
 
     Raises InputError where there is no such source, with the nearest name that exists.
     """
+    label_field = labels.removeprefix("field:") if labels is not None and labels.startswith("field:") else None
     if text == "stdlib":
         return StandardLibrary()
     if text.startswith("hub:"):
-        return Hub(text, field)
+        return Hub(text, field, label_field)
     if paths := find(text):
-        return Files(text, paths, field)
+        return Files(text, paths, field, label_field)
     raise _missing(text)
 
 

@@ -17,6 +17,7 @@ class Piece(NamedTuple):
     name:     what to call the document in an error.
     document: its number in the source; `offset`: bytes of it before this piece; `last`: whether it ends here.
     key:      hash of the document's first piece, by which it falls to training or validation.
+    label:    the document's class, "" where it has none.
     """
 
     text: bytes
@@ -25,10 +26,11 @@ class Piece(NamedTuple):
     offset: int
     last: bool
     key: bytes
+    label: str = ""
 
     @classmethod
-    def whole(cls, text: bytes, name: str, document: int) -> Piece:
-        return cls(text, name, document, 0, True, key_of(text))
+    def whole(cls, text: bytes, name: str, document: int, label: str = "") -> Piece:
+        return cls(text, name, document, 0, True, key_of(text), label)
 
 
 class Source(ABC):

@@ -7,6 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,16 @@ def _kind(path: Path) -> str:
 
 
 class Files(Source):
-    """The texts in `paths`: a plain file is one document; every row of a .jsonl or .parquet is one, its `field`."""
+    """The texts in `paths`: a plain file is one document; every row of a .jsonl or .parquet is one, its `field`.
 
-    def __init__(self, name: str, paths: list[Path], field: str) -> None:
+    A row's label is its `label_field`, a plain file's the first folder on the way to it from the folder that was named.
+    """
+
+    def __init__(self, name: str, paths: list[Path], field: str, label_field: str | None = None) -> None:
         self.name = name
         self.paths = paths
         self.field = field
+        self.label_field = label_field
 
     def identity(self) -> Any:
         files = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths]
@@ -85,18 +90,26 @@ class Files(Source):
         for path in self.paths:
             try:
                 if _kind(path) in (".jsonl", ".parquet"):
-                    rows = _json_rows(path, self.field) if _kind(path) == ".jsonl" else _parquet(path, self.field)
-                    for place, text in rows:
+                    rows = _json_rows if _kind(path) == ".jsonl" else _parquet
+                    for place, text, label in rows(path, self.field, self.label_field):
                         if text:
-                            yield Piece.whole(text.encode("utf-8", "replace"), place, document)
+                            yield Piece.whole(text.encode("utf-8", "replace"), place, document, label)
                             document += 1
                 else:
-                    yield from _plain(path, document)
+                    label = self._folder(path)
+                    for piece in _plain(path, document):
+                        yield piece._replace(label=label)
                     document += 1
             except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError) as error:
                 raise InputError(f"{path} is damaged: {error}", "make or download the file again") from error
             except OSError as error:
                 raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+    def _folder(self, path: Path) -> str:
+        """The first folder below what the name says before its first wildcard; "" where there is none."""
+        named = takewhile(lambda part: not set(part) & set("*?["), Path(self.name).expanduser().parts)
+        between = path.relative_to(Path(*named)).parts[:-1]
+        return between[0] if between and self.label_field is None else ""
 
 
 def _plain(path: Path, document: int) -> Iterator[Piece]:
@@ -151,7 +164,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield held
 
 
-def _json_rows(path: Path, field: str) -> Iterator[tuple[str, str]]:
+def _json_rows(path: Path, field: str, label_field: str | None) -> Iterator[tuple[str, str, str]]:
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
@@ -164,7 +177,7 @@ def _json_rows(path: Path, field: str) -> Iterator[tuple[str, str]]:
             raise InputError(f"{place}: not JSON: {error.msg} (column {error.colno})") from error
         if not isinstance(row, dict):
             raise InputError(f'{place}: a row is an object such as {{"{field}": ...}}, not a {type(row).__name__}')
-        yield place, text_of(row, field, place)
+        yield place, text_of(row, field, place), label_of(row, label_field, place)
 
 
 def text_of(row: dict[str, Any], field: str, place: str) -> str:
@@ -178,7 +191,20 @@ def text_of(row: dict[str, Any], field: str, place: str) -> str:
     return text or ""
 
 
-def _parquet(path: Path, field: str) -> Iterator[tuple[str, str]]:
+def label_of(row: dict[str, Any], field: str | None, place: str) -> str:
+    """The label of a row ("" where it is null, or no field is asked for), as text."""
+    if field is None:
+        return ""
+    if field not in row:
+        error = unknown("field", field, row)
+        raise InputError(f"{place}: {error.message}", f"{error.hint} (set data.labels)")
+    label = row[field]
+    if not isinstance(label, str | int | None):
+        raise InputError(f"{place}: field '{field}' holds a {type(label).__name__}, no label", "set data.labels")
+    return "" if label is None else str(label)
+
+
+def _parquet(path: Path, field: str, label_field: str | None) -> Iterator[tuple[str, str, str]]:
     import pyarrow  # slow to import, and only needed here
     from pyarrow import parquet
 
@@ -187,11 +213,12 @@ def _parquet(path: Path, field: str) -> Iterator[tuple[str, str]]:
             names = file.schema_arrow.names
             if field not in names:
                 text_of(dict.fromkeys(names), field, str(path))
+            label_of(dict.fromkeys(names), label_field, str(path))
             number = 0
-            for batch in file.iter_batches(batch_size=256, columns=[field]):
-                for text in batch.column(0).to_pylist():
+            for batch in file.iter_batches(batch_size=256, columns=[f for f in (field, label_field) if f is not None]):
+                for row in batch.to_pylist():
                     number += 1
                     place = f"{path}, row {number}"
-                    yield place, text_of({field: text}, field, place)
+                    yield place, text_of(row, field, place), label_of(row, label_field, place)
     except pyarrow.ArrowException as error:
         raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}", "make or download it again") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from synthe_core.data.documents import Piece, Source
-from synthe_core.data.files import text_of
+from synthe_core.data.files import label_of, text_of
 from synthe_core.errors import InputError, SyntheError, WorkError
 
 SPLITS = {"train", "validation", "valid", "dev", "test"}
@@ -60,9 +60,10 @@ class Hub(Source):
     configuration. The split is `train` unless named.
     """
 
-    def __init__(self, name: str, field: str) -> None:
+    def __init__(self, name: str, field: str, label_field: str | None = None) -> None:
         self.name = name
         self.field = field
+        self.label_field = label_field
         self.dataset, *rest = name.removeprefix("hub:").split(":", 2)
         if not self.dataset:
             raise InputError(f"'{name}' names no data set", "write hub:NAME[:config][:split]")
@@ -94,7 +95,8 @@ class Hub(Source):
             place = f"{self.name}, row {number + 1}"
             # An empty row is an empty piece, so that pieces and rows count alike and a resumed run can skip rows.
             text = text_of(row, self.field, place)
-            yield Piece.whole(text.encode("utf-8", "replace"), place, number)
+            label = label_of(row, self.label_field, place)
+            yield Piece.whole(text.encode("utf-8", "replace"), place, number, label)
             number += 1
 
     def _open(self) -> Any:

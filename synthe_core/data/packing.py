@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from synthe_core.data.bpe import decoded
 from synthe_core.data.documents import Piece, Source, limited
-from synthe_core.data.shards import FORMAT, SIDES, Index, cannot_write, write_whole
+from synthe_core.data.shards import FORMAT, SIDES, Index, cannot_write, labels_file, write_whole
 from synthe_core.data.splitting import Part, Plan, survey
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
@@ -29,14 +29,19 @@ BATCH = 2 * 2**20
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source as a recipe uses it: at most `limit` bytes of it, the `fraction` of it for validation."""
+    """A source as a recipe uses it: at most `limit` bytes of it, the `fraction` of it for validation.
+
+    labels: as in the recipe; where there are any, each shard has a file beside it that says whose its tokens are.
+    """
 
     source: Source
     limit: int | None
     fraction: float
+    labels: str | None = None
 
     def identity(self) -> list[object]:
-        return [self.source.identity(), self.limit, self.fraction]
+        labels = [] if self.labels is None else [self.labels]
+        return [self.source.identity(), self.limit, self.fraction, *labels]
 
 
 def pack(corpus: Corpus, tokenizer: Tokenizer) -> Generator[Event, None, tuple[Path, Index]]:
@@ -86,6 +91,7 @@ def _pack(corpus: Corpus, tokenizer: Tokenizer, folder: Path, index: Index | Non
         total = min(corpus.limit, total) if total is not None else corpus.limit
     ends = np.array([tokenizer.end], dtype=index.dtype)
     pending: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
+    labels: dict[str, list[tuple[str, int]]] | None = {side: [] for side in SIDES} if corpus.labels else None
     began, before, shown = time.monotonic(), _packed_bytes(index), 0.0
     rest = None if corpus.limit is None else corpus.limit - before
     pieces = limited(corpus.source.pieces(index.pieces), rest)
@@ -97,13 +103,15 @@ def _pack(corpus: Corpus, tokenizer: Tokenizer, folder: Path, index: Index | Non
             pending[side].append(ids.astype(index.dtype))
             if part.ends:
                 pending[side].append(ends)
+            if labels is not None:
+                labels[side].append((part.label, len(ids) + part.ends))
             figures = index.sides[side]
             figures.text_bytes += len(part.text)
             figures.token_bytes += int(tokenizer.widths[ids].sum())
             figures.documents += part.ends
             figures.tokens += len(ids) + part.ends
         if sum(len(ids) for ids_of_side in pending.values() for ids in ids_of_side) >= SHARD:
-            _save(folder, index, pending)
+            _save(folder, index, pending, labels)
         if (now := time.monotonic()) - shown > 0.2:
             shown, done = now, _packed_bytes(index)
             rate = (done - before) / max(now - began, 1e-9)
@@ -112,7 +120,7 @@ def _pack(corpus: Corpus, tokenizer: Tokenizer, folder: Path, index: Index | Non
     if _packed_bytes(index) == 0:
         raise InputError(f"'{name}' holds no text", "name a source with text in it")
     index.complete = True
-    _save(folder, index, pending)
+    _save(folder, index, pending, labels)
     done = _packed_bytes(index)
     yield Progress(f"packing {name}", done, done, "B", 0.0)
     return index
@@ -138,8 +146,13 @@ def _texts(parts: list[Part], tokenizer: Tokenizer) -> list[str | bytes]:
     return [decoded(part.text, part.name, part.offset) for part in parts]
 
 
-def _save(folder: Path, index: Index, pending: dict[str, list[np.ndarray]]) -> None:
-    """Writes what is pending as shards, then the index that names them."""
+def _save(
+    folder: Path,
+    index: Index,
+    pending: dict[str, list[np.ndarray]],
+    labels: dict[str, list[tuple[str, int]]] | None,
+) -> None:
+    """Writes what is pending as shards, with their labels where there are any, then the index that names them."""
     try:
         for side, arrays in pending.items():
             if not any(map(len, arrays)):
@@ -147,6 +160,9 @@ def _save(folder: Path, index: Index, pending: dict[str, list[np.ndarray]]) -> N
             tokens = np.concatenate(arrays)
             file = f"{side}-{len(index.sides[side].shards):05d}.bin"
             write_whole(folder / file, tokens.tobytes())
+            if labels is not None:
+                write_whole(folder / labels_file(file), json.dumps(labels[side]).encode())
+                labels[side].clear()
             index.sides[side].shards.append((file, len(tokens)))
             arrays.clear()
         index.write(folder)

@@ -79,7 +79,15 @@ def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
     """
     fraction = spec.validation if isinstance(spec.validation, float | int) else 0.0
     corpora = [
-        (each.weight, Corpus(open_source(each.source, each.field or spec.field), each.limit or spec.limit, fraction))
+        (
+            each.weight,
+            Corpus(
+                open_source(each.source, each.field or spec.field, spec.labels),
+                each.limit or spec.limit,
+                fraction,
+                spec.labels,
+            ),
+        )
         for each in spec.sources
     ]
     if isinstance(spec.validation, str):
@@ -88,7 +96,8 @@ def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
                 f"'{spec.validation}' is both a source of training text and all of the validation text",
                 "name another source for one of them, or a fraction such as validation: 0.05",
             )
-        corpora.append((0.0, Corpus(open_source(spec.validation, spec.field), spec.limit, 1.0)))
+        held_out = open_source(spec.validation, spec.field, spec.labels)
+        corpora.append((0.0, Corpus(held_out, spec.limit, 1.0, spec.labels)))
     tokenizer = yield from _tokenizer(spec, [corpus for weight, corpus in corpora if weight > 0])
     sources = []
     places = []

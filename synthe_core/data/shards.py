@@ -71,6 +71,11 @@ class Index:
         write_whole(folder / "index.json", json.dumps(asdict(self)).encode())
 
 
+def labels_file(shard: str) -> str:
+    """The file beside a shard of labelled text: a JSON list of (label, tokens), one for each run of its tokens."""
+    return shard.removesuffix(".bin") + ".labels.json"
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file so that it is there whole or not at all, whenever the process dies."""
     temporary = path.with_name(path.name + ".tmp")
@@ -92,7 +97,7 @@ def cannot_write(folder: Path, error: OSError) -> WorkError:
 class Split:
     """The tokens of one side of one or more sources, in order.
 
-    tokens, documents: counts. bytes: of UTF-8 text. Reads come from memory maps, as int64.
+    tokens, documents: counts. bytes: of UTF-8 text. shards: the files in order. Reads come from memory maps, as int64.
     """
 
     def __init__(self, parts: Sequence[tuple[Path, Index, str]], widths: np.ndarray) -> None:
@@ -102,6 +107,7 @@ class Split:
         self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
         self._widths = widths
         self.tokens = int(self._starts[-1])
+        self.shards = [path for path, _, _ in self._files]
         self.documents = sum(side.documents for _, _, side in sides)
         self.bytes = sum(side.text_bytes for _, _, side in sides)
         decoded = sum(side.token_bytes for _, _, side in sides)

@@ -83,6 +83,12 @@ def _fraction_or_source(value: Any) -> Any:
     return value
 
 
+def _labels(value: Any) -> Any:
+    if isinstance(value, str) and value != "path" and not (value.startswith("field:") and value != "field:"):
+        raise PydanticCustomError("labels", "labels are `path` or `field:NAME`, not '{value}'", {"value": value})
+    return value
+
+
 class DataSpec(Spec):
     """What is read, how it becomes tokens, and how long a training sequence is.
 
@@ -92,6 +98,8 @@ class DataSpec(Spec):
     validation: fraction of each source's documents kept for validation, or a source that is all validation.
     field:      the field of .jsonl, .parquet and hub rows that holds the text.
     limit:      at most this many bytes of text are read from each source ("20MB"); None = all.
+    labels:     for an encoder, what each document's class is: `path`, the first folder below the source (of `stdlib`
+                the package), or `field:NAME`, that field of .jsonl, .parquet and hub rows.
     """
 
     sources: Annotated[tuple[SourceSpec, ...], BeforeValidator(_as_list), Field(min_length=1)] = (
@@ -102,3 +110,4 @@ class DataSpec(Spec):
     validation: Annotated[float | str, BeforeValidator(_fraction_or_source)] = 0.05
     field: str = "text"
     limit: ByteCount | None = None
+    labels: Annotated[str | None, BeforeValidator(_labels)] = None

@@ -26,6 +26,7 @@ class Part(NamedTuple):
     name: str
     offset: int
     ends: bool
+    label: str
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,17 @@ class Plan:
     def parts(self, piece: Piece) -> Iterator[Part]:
         """The one or two parts of `piece`."""
         if self.cuts is None:
-            yield Part(self._in_train(piece.key), piece.text, piece.name, piece.offset, piece.last)
+            yield Part(self._in_train(piece.key), piece.text, piece.name, piece.offset, piece.last, piece.label)
             return
         cut = self.cuts[piece.document] - piece.offset
         if cut > len(piece.text) or (cut == len(piece.text) and piece.last):
-            yield Part(True, piece.text, piece.name, piece.offset, piece.last)
+            yield Part(True, piece.text, piece.name, piece.offset, piece.last, piece.label)
         elif cut <= 0:
-            yield Part(False, piece.text, piece.name, piece.offset, piece.last)
+            yield Part(False, piece.text, piece.name, piece.offset, piece.last, piece.label)
         else:
             cut = cut_near(piece.text, cut, reach=min(4096, self.cuts[piece.document] // 20))
-            yield Part(True, piece.text[:cut], piece.name, piece.offset, True)
-            yield Part(False, piece.text[cut:], piece.name, piece.offset + cut, piece.last)
+            yield Part(True, piece.text[:cut], piece.name, piece.offset, True, piece.label)
+            yield Part(False, piece.text[cut:], piece.name, piece.offset + cut, piece.last, piece.label)
 
     def _in_train(self, key: bytes) -> bool:
         if self.chosen is not None:

@@ -24,7 +24,8 @@ class StandardLibrary(Source):
     """The reference topics of `help()` as prose, then every .py source in the order of its path.
 
     Tests, installed packages, build settings of this machine and the code tables generated under `encodings` are
-    left out. The text depends on the version of Python, and on nothing else.
+    left out. The text depends on the version of Python, and on nothing else. A source's label is the package or module
+    at the top that it belongs to; topics have none.
     """
 
     name = "stdlib"
@@ -37,15 +38,16 @@ class StandardLibrary(Source):
         return sum(len(text) for _, text in self._topics) + sum(path.stat().st_size for path in self._paths)
 
     def pieces(self, skip: int = 0) -> Iterator[Piece]:
-        for document, (name, text) in enumerate(self._documents()):
+        for document, (name, text, label) in enumerate(self._documents()):
             if document >= skip:
-                yield Piece.whole(text, name, document)
+                yield Piece.whole(text, name, document, label)
 
-    def _documents(self) -> Iterator[tuple[str, bytes]]:
-        yield from self._topics
+    def _documents(self) -> Iterator[tuple[str, bytes, str]]:
+        for name, text in self._topics:
+            yield name, text, ""
         for path in self._paths:
             if text := _utf8(path.read_bytes()):
-                yield str(path), text
+                yield str(path), text, path.relative_to(self._root).parts[0].removesuffix(".py")
 
     @cached_property
     def _root(self) -> Path:

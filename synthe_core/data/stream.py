@@ -15,10 +15,19 @@ from synthe_core.errors import InputError
 
 
 class Batch(NamedTuple):
-    """int64 [B, T] each; `targets` are the tokens that follow `inputs`."""
+    """int64 [B, T] each; `targets` are the tokens that follow `inputs`, -100 where none is to be predicted.
+
+    lengths: int64 [B], each row's tokens before its padding; None where there is no padding.
+    """
 
     inputs: Tensor
     targets: Tensor
+    lengths: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are read."""
+        return self.inputs.numel() if self.lengths is None else int(self.lengths.sum())
 
 
 class Window(NamedTuple):
@@ -56,8 +65,8 @@ class Stream:
         self._drawn = np.zeros(len(self._splits), dtype=np.int64)
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
         self._lanes = self._share_rows() if carry else []
-        for name, split in zip(self._names, self._splits, strict=True):
-            if split.tokens <= sequence:
+        for number, (name, split) in enumerate(zip(self._names, self._splits, strict=True)):
+            if self._sequences(number) < 1:
                 raise self._too_short(name, split, 1)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -94,12 +103,17 @@ class Stream:
         self._drawn = np.array(cursor["drawn"], dtype=np.int64)
 
     def _shuffled(self) -> tuple[int, int]:
-        """(source, first token) of the next sequence: from the source that is furthest behind its share."""
+        """(source, first token) of the next sequence."""
+        source, number = self._draw()
+        return source, number * self.sequence
+
+    def _draw(self) -> tuple[int, int]:
+        """(source, number of the sequence in it) of the next: from the source that is furthest behind its share."""
         self._done += 1
         source = int(np.argmax(self._share * self._done - self._drawn))
         epoch, position = divmod(int(self._drawn[source]), self._sequences(source))
         self._drawn[source] += 1
-        return source, int(self._order(source, epoch)[position]) * self.sequence
+        return source, int(self._order(source, epoch)[position])
 
     def _sequences(self, source: int) -> int:
         return (self._splits[source].tokens - 1) // self.sequence

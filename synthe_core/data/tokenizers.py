@@ -21,6 +21,8 @@ from synthe_core.errors import InputError, SyntheError, closest
 END = "<|endoftext|>"
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]", "<|im_end|>")
 """Names under which a tokenizer.json may hold its end of document, the likeliest first."""
+MARKS = "synthe"
+"""The key under which a tokenizer.json of ours names its begin and end, where they are not what would be guessed."""
 
 # The library warns when a process that used its threads forks, unless told whether threads are wanted.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -30,13 +32,15 @@ class Tokenizer(ABC):
     """Text to tokens and back.
 
     name: for people. digest: differs where tokens differ. vocab_size: ids are below it. end: the id of the end of a
-    document. pieces: the bytes that each id stands for; special tokens stand for none.
+    document. begin: the id that a model of somebody else's expects before a text, None where it expects none. pieces:
+    the bytes that each id stands for; special tokens stand for none.
     """
 
     name: str
     digest: str
     vocab_size: int
     end: int
+    begin: int | None = None
     pieces: list[bytes]
     reads_bytes = False
     """Whether text that is no valid UTF-8 has tokens too."""
@@ -110,23 +114,33 @@ class ByteTokenizer(Tokenizer):
 
 
 class FileTokenizer(Tokenizer):
-    """A tokenizer.json of the tokenizers library. Its own special tokens, found in a text, are read as plain text."""
+    """A tokenizer.json of the tokenizers library. Its own special tokens, found in a text, are read as plain text.
 
-    def __init__(self, inner: tokenizers.Tokenizer, name: str) -> None:
+    begin, end: tokens to take instead of none and of the likeliest; the file that is written says so under MARKS.
+    """
+
+    def __init__(
+        self, inner: tokenizers.Tokenizer, name: str, *, begin: str | None = None, end: str | None = None
+    ) -> None:
         inner.no_truncation()
         inner.no_padding()
+        marks = {key: token for key, token in (("begin", begin), ("end", end)) if token is not None}
         specials = {token.content: i for i, token in inner.get_added_tokens_decoder().items() if token.special}
-        end = next((token for token in ENDS if token in specials), None)
+        end = end or next((token for token in ENDS if token in specials), None)
         if end is None:
             end = END
             inner.add_special_tokens([END])
         self._json = inner.to_str()
+        if marks:
+            self._json = json.dumps(json.loads(self._json) | {MARKS: marks}, ensure_ascii=False)
         inner.encode_special_tokens = True
         self._inner = inner
         self.name = name
         self.digest = hashlib.sha256(self._json.encode()).hexdigest()[:16]
-        self.end = inner.get_vocab(with_added_tokens=True)[end]
+        ids = inner.get_vocab(with_added_tokens=True)
+        self.begin, self.end = None if begin is None else ids[begin], ids[end]
         self.pieces = _pieces(inner, self._json)
+        self.pieces[self.end] = b""
         self.vocab_size = len(self.pieces)
 
     def encode(self, text: str | bytes) -> list[int]:
@@ -168,7 +182,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
         content = json.loads(text)
         if isinstance(content, dict) and content.get("type") == "bytes":
             return ByteTokenizer()
-        return FileTokenizer(tokenizers.Tokenizer.from_str(text), str(path))
+        marks = content.pop(MARKS, {})
+        return FileTokenizer(tokenizers.Tokenizer.from_str(json.dumps(content) if marks else text), str(path), **marks)
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{path} is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
 

@@ -16,10 +16,25 @@ LAYERS = Table(
     "synthe.layers",
     {
         "attention": "synthe_core.layers.attention:Attention",
+        "byte_patch": "synthe_core.layers.byte_patch:BytePatch",
+        "conv": "synthe_core.layers.conv:Conv",
         "delta": "synthe_core.layers.delta:Delta",
+        "delta_memory": "synthe_core.layers.delta_memory:DeltaMemory",
+        "experts": "synthe_core.layers.experts:Experts",
+        "fast_weights": "synthe_core.layers.fast_weights:FastWeights",
+        "hyena": "synthe_core.layers.hyena:Hyena",
         "kalman": "synthe_core.layers.kalman:Kalman",
+        "kda": "synthe_core.layers.kda:KDA",
+        "mamba": "synthe_core.layers.mamba:Mamba",
+        "mamba2": "synthe_core.layers.mamba2:Mamba2",
         "mlp": "synthe_core.layers.mlp:MLP",
+        "mlstm": "synthe_core.layers.mlstm:MLSTM",
         "momentum": "synthe_core.layers.momentum:Momentum",
+        "rwkv7": "synthe_core.layers.rwkv7:RWKV7",
+        "slots": "synthe_core.layers.slots:Slots",
+        "spectral": "synthe_core.layers.spectral:Spectral",
+        "thalamus": "synthe_core.layers.thalamus:Thalamus",
+        "tiers": "synthe_core.layers.tiers:Tiers",
     },
 )
 
@@ -50,7 +65,7 @@ class _AnyLearner:
     """Gives a learner field its JSON Schema: any of the table's."""
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"anyOf": [LAYERS[name].Config.model_json_schema() for name in LAYERS]}
+        return {"anyOf": [handler(LAYERS[name].Config.__pydantic_core_schema__) for name in LAYERS]}
 
 
 LearnerSpec = Annotated[SerializeAsAny[Spec], BeforeValidator(parse), _AnyLearner()]

@@ -6,16 +6,17 @@ from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.projection import project_in, project_out
+from synthe_core.layers.rope import Scaling, turns
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.attention import window_attention
+from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.rotary import rotary
 
 FULL_WINDOW = 1 << 17
-EPS = 1e-6
 
 
 class Window(NamedTuple):
@@ -28,8 +29,8 @@ class Window(NamedTuple):
 class Attention(Learner[Window]):
     """o_t = sum_s softmax_s(q_t . k_s / sqrt(K)) v_s over the last `window` tokens, rotary positions, grouped heads.
 
-    x [B, T, D]; H query heads of size K = D / H read G = `kv_heads` key heads. The state grows with the sequence up
-    to `window` tokens (`full` = 131,072), 2 n G K values a row.
+    x [B, T, D]; H query heads of size K (D / H by default) read G = `kv_heads` key heads. The state grows with the
+    sequence up to `window` tokens (`full` = 131,072), 2 n G K values a row.
     Sources: Vaswani et al. 2017; RoPE: Su et al. 2021; GQA: Ainslie et al. 2023; query-key norm: Henry et al. 2020.
     """
 
@@ -37,14 +38,24 @@ class Attention(Learner[Window]):
         type: Literal["attention"] = "attention"
         heads: int = Field(8, ge=1)
         kv_heads: int | None = Field(None, ge=1, description="key/value heads; default as many as heads")
+        head_size: int | None = Field(None, ge=1, description="channels of a head; default the width divided by heads")
         window: int | Literal["full"] = Field("full", description="how many tokens back a token sees, itself included")
         rope: float | None = Field(10_000.0, gt=0, description="base of the rotary frequencies; null = no positions")
-        qk_norm: bool = Field(True, description="normalise queries and keys, which keeps large learning rates stable")
+        rope_scaling: Scaling | None = Field(None, description="how rotary positions are stretched for longer texts")
+        qk_norm: bool | Literal["weighted"] = Field(
+            True,
+            description="normalise queries and keys, which keeps large learning rates stable; weighted: with a learned "
+            "scale for each channel of a head",
+        )
+        norm_eps: float = Field(1e-6, gt=0, description="what that norm adds to a mean square")
+        bias: Literal["none", "qkv", "all"] = Field(
+            "none", description="learned biases: of queries, keys and values, or of the output too"
+        )
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         self.heads, self.groups = config.heads, config.kv_heads or config.heads
-        if width % self.heads:
+        if config.head_size is None and width % self.heads:
             raise InputError(
                 f"attention: width {width} is not divisible by heads {self.heads}", nearest_divisor(width, self.heads)
             )
@@ -53,14 +64,19 @@ class Attention(Learner[Window]):
                 f"attention: heads {self.heads} is not divisible by kv_heads {self.groups}",
                 nearest_divisor(self.heads, self.groups, "kv_heads"),
             )
-        self.size = width // self.heads
-        if (config.rope is not None or config.qk_norm) and self.size % 2:
+        if config.rope is None and config.rope_scaling is not None:
+            raise InputError("attention: rope_scaling stretches rotary positions, and rope is null", "leave one out")
+        self.size = config.head_size or width // self.heads
+        self.turned = config.rope is not None or config.qk_norm is True  # the plain norm is a part of the turn
+        if self.turned and self.size % 2:
             raise InputError(f"attention: rotary positions need an even head size, not {self.size}", "change heads")
         if isinstance(config.window, int) and config.window < 1:
             raise InputError(f"attention: window must be at least 1, not {config.window}", "or `full`")
         self.window = FULL_WINDOW if config.window == "full" else config.window
-        self.qkv = project_in(width, (self.heads + 2 * self.groups) * self.size)
-        self.out = project_out(width, width)
+        self.qkv = project_in(width, (self.heads + 2 * self.groups) * self.size, config.bias != "none")
+        self.out = project_out(self.heads * self.size, width, config.bias == "all")
+        if config.qk_norm == "weighted":
+            self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.size)) for _ in range(2))
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Window:
         return Window(
@@ -70,9 +86,12 @@ class Attention(Learner[Window]):
     def forward(self, x: Tensor, state: Window | None, ctx: Pass) -> tuple[Tensor, Window]:
         state = state or self.init_state(x.shape[0], device=x.device)
         heads, v = self.qkv(x).unflatten(-1, (-1, self.size)).split((self.heads + self.groups, self.groups), dim=2)
-        if self.config.qk_norm or self.config.rope is not None:
-            cos, sin = self._turns(ctx.positions)
-            heads = rotary(heads, cos, sin, EPS if self.config.qk_norm else None)
+        if self.config.qk_norm == "weighted":
+            parts = zip(heads.split((self.heads, self.groups), dim=2), (self.q_norm, self.k_norm), strict=True)
+            heads = torch.cat([self._normed(part, weight) for part, weight in parts], dim=2)
+        if self.turned:
+            cos, sin = turns(ctx.positions, self.size, self.config.rope, self.config.rope_scaling, self.state_dtype)
+            heads = rotary(heads, cos, sin, self.config.norm_eps if self.config.qk_norm is True else None)
         q, k = heads.split((self.heads, self.groups), dim=2)
         past = state.keys.shape[1]
         if past:
@@ -82,13 +101,10 @@ class Attention(Learner[Window]):
         kept = min(self.window, k.shape[1])
         return self.out(y.flatten(2)), Window(*(ctx.last(t, kept).to(state.keys.dtype) for t in (k, v)))
 
-    def _turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of each token's angles [B, T, K/2]: position times base^(-2i / K), exact far into a text."""
-        wide = torch.float32 if positions.device.type == "mps" else torch.float64  # mps has no float64
-        steps = torch.arange(0, self.size, 2, device=positions.device, dtype=wide)
-        frequencies = torch.zeros_like(steps) if self.config.rope is None else self.config.rope ** (-steps / self.size)
-        angles = positions[..., None] * frequencies
-        return angles.cos().to(self.state_dtype), angles.sin().to(self.state_dtype)
+    def _normed(self, heads: Tensor, weight: Tensor) -> Tensor:
+        """Each head of [B, T, H, K] at unit scale, times `weight` [K]."""
+        wide = self.state_dtype
+        return rms_norm(heads.to(wide), weight.to(wide), self.config.norm_eps, heads.dtype)
 
     def _valid(self, past: int, ctx: Pass) -> Tensor | None:
         """Which keys are real: padding is not, nor are places of the window that a shorter row has not filled."""
@@ -107,4 +123,4 @@ class Attention(Learner[Window]):
         """The matrices', and 4 K per head for every key that a token sees on average."""
         window = min(self.window, time)
         seen = window - window * (window - 1) / (2 * time)
-        return super().flops(time) + 4.0 * self.width * seen
+        return super().flops(time) + 4.0 * self.heads * self.size * seen

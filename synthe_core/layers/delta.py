@@ -23,7 +23,8 @@ EPS = 1e-5
 
 
 class Memory(NamedTuple):
-    """memory [B, H, K, V]; conv [B, J-1, 2HK + HV], the last inputs of the convolution of J taps (0 rows without)."""
+    """memory [B, H, K, V]; conv [B, J-1, HK + n(HK + HV)], the last inputs of the convolution of J taps (0 rows
+    without); n is `householder`."""
 
     memory: Tensor
     conv: Tensor
@@ -39,8 +40,13 @@ class Delta(Learner[Memory]):
 
     `clip` c bounds every written value, ‖v_t‖ <= c. The whole update also holds what the memory recalls,
     β_t (v_t - S k_t), and a bound on that would tie each token to the one before it: no parallel form computes it.
+    `scale` multiplies y.
 
-    Sources: Schlag et al. 2021; Yang et al. 2024 (DeltaNet), 2025 (Gated DeltaNet); Grazzi et al. 2025 (β up to 2).
+    With `householder` n > 1 a token takes n such steps, each with its own k, v and β: it decays the memory once, before
+    the first, and reads it once, after the last. One step with β = 2 is a reflection, two are any rotation of a plane.
+
+    Sources: Schlag et al. 2021; Yang et al. 2024 (DeltaNet), 2025 (Gated DeltaNet); Grazzi et al. 2025 (β up to 2);
+    Siems et al. 2025 (DeltaProduct: several steps).
     """
 
     class Config(Spec):
@@ -52,32 +58,37 @@ class Delta(Learner[Memory]):
         gate: bool = Field(True, description="an output gate per channel")
         decay: bool = Field(True, description="a data-dependent decay of the memory per head")
         beta_range: tuple[float, float] = Field((0.0, 1.0), description="of the write strength; up to [0, 2]")
+        householder: int = Field(1, ge=1, le=4, description="delta steps a token; each is a generalised reflection")
         overwrite: bool = Field(True, description="false adds instead of replacing: gated linear attention")
         clip: float | None = Field(None, gt=0, description="largest length of a written value; null = any")
+        scale: float = Field(1.0, gt=0, description="what the output is multiplied by")
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         heads = config.heads
         if width % heads and None in (config.key_size, config.value_size):
-            raise InputError(f"delta: width {width} is not divisible by heads {heads}", nearest_divisor(width, heads))
+            raise InputError(
+                f"{config.type}: width {width} is not divisible by heads {heads}", nearest_divisor(width, heads)
+            )
         low, high = config.beta_range
         if not 0 <= low < high <= 2:
             raise InputError(
-                f"delta: beta_range must rise within [0, 2], not [{low:g}, {high:g}]",
+                f"{config.type}: beta_range must rise within [0, 2], not [{low:g}, {high:g}]",
                 "beyond 2 the memory grows without bound",
             )
         self.key = config.key_size or width // heads
         self.value = config.value_size or width // heads
         self.taps = max(config.conv or 0, 1)
-        keys, values = 2 * heads * self.key, heads * self.value
-        self.features = [keys, values, values if config.gate else 0, heads, heads if config.decay else 0]
+        steps, values = config.householder, heads * self.value
+        mixed = [(1 + steps) * heads * self.key, steps * values]
+        self.features = [*mixed, values if config.gate else 0, steps * heads, heads if config.decay else 0]
         self.project = project_in(width, sum(self.features))
         self.out = project_out(values, width)
         self.norm = nn.Parameter(torch.ones(self.value))
         self.register_buffer("unit", torch.full((self.key,), self.key**-0.5), persistent=False)
         if self.taps > 1:
             # Uniform taps as torch's own convolutions begin: some channels see the present, some the tokens before.
-            self.conv = nn.Parameter(torch.empty(keys + values, self.taps).uniform_(-1, 1) * self.taps**-0.5)
+            self.conv = nn.Parameter(torch.empty(sum(mixed), self.taps).uniform_(-1, 1) * self.taps**-0.5)
         if config.decay:
             step = torch.empty(heads).uniform_(math.log(1e-3), math.log(1e-1)).exp()
             self.log_rate = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
@@ -94,14 +105,15 @@ class Delta(Learner[Memory]):
         with torch.autocast(x.device.type, enabled=False):
             qk, v, gate, beta, decay = projected.split(self.features, dim=-1)
             qk, v, conv = self._convolve(qk.to(state.conv.dtype), v.to(state.conv.dtype), state.conv, ctx)
-            q, k = self._unit(qk.unflatten(-1, (2, self.config.heads, self.key))).unbind(2)
-            v = v.unflatten(-1, (self.config.heads, self.value))
+            steps, heads = self.config.householder, self.config.heads
+            q, k = self._unit(qk.unflatten(-1, (1 + steps, heads, self.key))).split([1, steps], 2)
+            v = v.unflatten(-1, (steps, heads, self.value))
             if self.config.clip is not None:
                 v = v * (self.config.clip / v.norm(dim=-1, keepdim=True).clamp_min(self.config.clip))
             write, log_decay = self._gates(beta.to(v.dtype), decay.to(v.dtype), ctx)
             rule = delta_rule if self.config.overwrite else linear_attention
-            o, memory = rule(q, k, v, write, log_decay, state.memory)
-            y = rms_norm(o, self.norm, EPS, o.dtype).flatten(2)
+            o, memory = rule(*self._one_by_one(q, k, v, write, log_decay), state.memory)
+            y = rms_norm(o.unflatten(1, (-1, steps))[:, :, -1], self.config.scale * self.norm, EPS, o.dtype).flatten(2)
             if self.config.gate:
                 y = silu_gate(y, gate)
         return self.out(y), Memory(memory, conv)
@@ -122,8 +134,23 @@ class Delta(Learner[Memory]):
         """x / ‖x‖ over the last axis, as a root-mean-square norm with every weight K^-1/2."""
         return rms_norm(x, self.unit, EPS / self.key, x.dtype)
 
+    def _one_by_one(
+        self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """What the rule reads, the n steps of a token one after another: [B, nT, H, ...].
+
+        q [B, T, 1, H, K] stands at each of them, k and v [B, T, n, H, ...] and β [B, T, nH] have one for each, and the
+        decay [B, T, H] comes at the first.
+        """
+        steps = self.config.householder
+        if log_decay is not None:
+            log_decay = F.pad(log_decay[:, :, None], (0, 0, 0, steps - 1)).flatten(1, 2)
+        each = (q.expand(-1, -1, steps, -1, -1), k, v, beta.unflatten(-1, (steps, -1)))
+        q, k, v, beta = (x.flatten(1, 2) for x in each)
+        return q, k, v, beta, log_decay
+
     def _gates(self, beta: Tensor, decay: Tensor, ctx: Pass) -> tuple[Tensor, Tensor | None]:
-        """β and log α [B, T, H]; at padding they are 0, which leaves the memory as it is."""
+        """β [B, T, nH] and log α [B, T, H]; at padding they are 0, which leaves the memory as it is."""
         low, high = self.config.beta_range
         beta = low + (high - low) * beta.sigmoid()
         log_decay = -self.log_rate.exp() * F.softplus(decay + self.step_bias) if self.config.decay else None
@@ -136,8 +163,8 @@ class Delta(Learner[Memory]):
         return beta, log_decay
 
     def flops(self, time: int) -> float:
-        """The matrices, and per head KV multiplications to decay, 2KV operations to write, 2KV to read and, where
-        the memory is overwritten, 2KV to recall."""
+        """The matrices, and per head KV multiplications to decay, 2KV operations to read and, at each of the n steps,
+        2KV to write and, where the memory is overwritten, 2KV to recall."""
         config = self.config
-        passes = 4 + (2 if config.overwrite else 0) + (1 if config.decay else 0)
+        passes = config.householder * (4 if config.overwrite else 2) + (3 if config.decay else 2)
         return super().flops(time) + float(passes * config.heads * self.key * self.value)

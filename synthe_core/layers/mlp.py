@@ -18,12 +18,13 @@ class MLP(Learner[tuple[()]]):
     class Config(Spec):
         type: Literal["mlp"] = "mlp"
         hidden: int | None = Field(None, ge=1, description="inner width; default 8/3 of the width, rounded up to 32")
+        bias: bool = Field(False, description="learned biases, as some published transformers have")
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         hidden = config.hidden or -(-8 * width // (3 * 32)) * 32
-        self.gate_up = project_in(width, 2 * hidden)
-        self.out = project_out(hidden, width)
+        self.gate_up = project_in(width, 2 * hidden, config.bias)
+        self.out = project_out(hidden, width, config.bias)
 
     def init_state(self, batch: int, *, device: object = "cpu") -> tuple[()]:
         return ()

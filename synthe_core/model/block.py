@@ -19,21 +19,22 @@ EPS = 1e-6
 class RMSNorm(nn.Module):
     """The norm before a learner and before the head; under autocast it gives the narrow type that matrices read."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = EPS) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, EPS, compute_dtype(x))
+        return rms_norm(x, self.weight, self.eps, compute_dtype(x))
 
 
 class Block(nn.Module):
     """x = x + learner(norm(x)) for each learner in turn. Its state is the list of theirs."""
 
-    def __init__(self, specs: Sequence[Spec], width: int) -> None:
+    def __init__(self, specs: Sequence[Spec], width: int, eps: float = EPS) -> None:
         super().__init__()
         self.learners = nn.ModuleList(build(spec, width) for spec in specs)
-        self.norms = nn.ModuleList(RMSNorm(width) for _ in specs)
+        self.norms = nn.ModuleList(RMSNorm(width, eps) for _ in specs)
 
     def init_state(self, batch: int, *, device: Any = "cpu") -> list[Any]:
         return [learner.init_state(batch, device=device) for learner in self.learners]  # type: ignore[operator]

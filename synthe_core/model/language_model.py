@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from synthe_core.layers import LearnerSpec
+from synthe_core.errors import InputError
+from synthe_core.layers import LAYERS, LearnerSpec
+from synthe_core.layers.byte_patch import BytePatch
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.model.block import EPS, Block, RMSNorm
 from synthe_core.ops.cross_entropy import linear_cross_entropy
 from synthe_core.trace import Trace
 
 EMBEDDING_STD = 0.02
+
+
+class ClassifySpec(Spec):
+    """The head of an encoder: one class for the whole text."""
+
+    type: Literal["classify"] = "classify"
+    classes: int = Field(..., ge=2, description="how many; the most frequent labels of the data are kept")
+    pool: Literal["attention", "mean"] = Field("attention", description="how the tokens become one vector")
 
 
 class ModelSpec(Spec):
@@ -26,6 +37,34 @@ class ModelSpec(Spec):
     blocks: int = Field(..., ge=1, description="how many times the block is repeated")
     block: list[LearnerSpec] = Field(..., min_length=1, description="the learners of a block, in order")
     tie: bool = Field(True, description="one matrix for the embedding and the head")
+    embed_norm: bool = Field(True, description="bring embeddings to unit scale before the first block")
+    norm_eps: float = Field(EPS, gt=0, description="what the norms add to a mean square")
+    head: ClassifySpec | None = Field(None, description="makes an encoder that classifies; else the next token's")
+    patch: BytePatch.Config | None = Field(None, description="an encoder's stem: strided convolution over the tokens")
+
+    @model_validator(mode="after")
+    def _only_encoders_see_the_whole_text(self) -> ModelSpec:
+        if self.head is not None:
+            return self
+        for place, spec in enumerate(self.block):
+            if not LAYERS[spec.type].causal:  # type: ignore[attr-defined]
+                raise misplaced(
+                    ("block", place),
+                    f"{spec.type} sees the whole text, and a language model may not see what it is to predict",  # type: ignore[attr-defined]
+                    "use it in an encoder: model.head={type: classify, classes: N}; `hyena` is its causal kin",
+                )
+        if self.patch is not None:
+            raise misplaced(
+                ("patch",),
+                "a stem shortens the text, and a language model predicts every token",
+                "use it in an encoder (model.head), or put the learner `byte_patch` into the block",
+            )
+        return self
+
+
+def misplaced(path: tuple[str | int, ...], message: str, hint: str) -> PydanticCustomError:
+    """A fault of several keys together, to be shown at `path` below the mapping that is checked."""
+    return PydanticCustomError("misplaced", "{message}", {"message": message, "path": path, "hint": hint})
 
 
 class ModelState(NamedTuple):
@@ -50,8 +89,16 @@ class Loss(NamedTuple):
         return mean + sum(self.auxiliary.values()) if self.auxiliary else mean
 
 
-class LanguageModel(nn.Module):
-    """Next-token model over `vocab` tokens. One forward for every T: decoding is T = 1, prefill any T.
+def auxiliary(ctx: Pass) -> dict[str, Tensor]:
+    """The auxiliary losses of a pass, summed by name."""
+    found: dict[str, Tensor] = {}
+    for name, value in ctx.losses:
+        found[name] = found[name] + value if name in found else value
+    return found
+
+
+class Backbone(nn.Module):
+    """Embedding, blocks, norm: what every model is made of before its head.
 
     With `recompute`, blocks keep only their inputs for the backward pass and run again there (Chen et al. 2016).
     """
@@ -61,13 +108,8 @@ class LanguageModel(nn.Module):
         self.spec, self.vocab, self.recompute = spec, vocab, recompute
         self.embedding = nn.Embedding(vocab, spec.width)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
-        self.blocks = nn.ModuleList(Block(spec.block, spec.width) for _ in range(spec.blocks))
-        self.norm = RMSNorm(spec.width)
-        self.head = nn.Linear(spec.width, vocab, bias=False)
-        if spec.tie:
-            self.head.weight = self.embedding.weight
-        else:
-            nn.init.zeros_(self.head.weight)
+        self.blocks = nn.ModuleList(Block(spec.block, spec.width, spec.norm_eps) for _ in range(spec.blocks))
+        self.norm = RMSNorm(spec.width, spec.norm_eps)
 
     def init_state(self, batch: int, *, device: Any = None) -> ModelState:
         """The state of `batch` sequences that have not begun."""
@@ -75,24 +117,62 @@ class LanguageModel(nn.Module):
         blocks = [block.init_state(batch, device=device) for block in self.blocks]  # type: ignore[operator]
         return ModelState(torch.zeros(batch, dtype=torch.int64, device=device), blocks)
 
-    def hidden(
-        self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
-    ) -> tuple[Tensor, ModelState, Pass]:
-        """The normalised output of the last block, [B, T, D], before the head."""
-        state = state or self.init_state(tokens.shape[0])
-        ctx = Pass.over(tokens, lengths, state.position, trace)
-        # A unit-scale stream, whatever scale the shared embedding needs as a head.
-        x = F.rms_norm(self.embedding(tokens), (self.spec.width,), eps=EPS)
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What the first block reads, [B, T, D]."""
+        x = self.embedding(tokens)
+        if self.spec.embed_norm:  # a unit-scale stream, whatever scale the shared embedding needs as a head
+            x = F.rms_norm(x, (self.spec.width,), eps=self.spec.norm_eps)
+        return x
+
+    def run(self, x: Tensor, states: list[list[Any]], ctx: Pass) -> tuple[Tensor, list[list[Any]]]:
+        """The normalised output of the last block, [B, T, D], and the states of all blocks after it."""
         after = []
-        for index, (block, remembered) in enumerate(zip(self.blocks, state.blocks, strict=True)):
+        for index, (block, remembered) in enumerate(zip(self.blocks, states, strict=True)):
             ctx.path = f"blocks.{index}"
             if self.recompute and torch.is_grad_enabled():
                 x, remembered = checkpoint(block, x, remembered, ctx, use_reentrant=False)
             else:
                 x, remembered = block(x, remembered, ctx)
             after.append(remembered)
+        return self.norm(x), after
+
+    @property
+    def learners(self) -> list[Learner[Any]]:
+        """The learners of every block, in order. One that holds others inside answers for them too."""
+        return [learner for block in self.blocks for learner in block.learners]  # type: ignore[union-attr]
+
+    def parameter_count(self) -> int:
+        """Distinct parameters; a shared embedding counts once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def active_parameter_count(self) -> int:
+        """The parameters that one token meets: without the experts to which it is not sent."""
+        idle = sum(sum(p.numel() for p in each.parameters()) - each.active_parameters() for each in self.learners)
+        return self.parameter_count() - idle
+
+
+class LanguageModel(Backbone):
+    """Next-token model over `vocab` tokens. One forward for every T: decoding is T = 1, prefill any T."""
+
+    def __init__(self, spec: ModelSpec, vocab: int, recompute: bool = False) -> None:
+        if spec.head is not None:
+            raise InputError("this recipe is of an encoder, which is no language model", "leave out model.head")
+        super().__init__(spec, vocab, recompute)
+        self.head = nn.Linear(spec.width, vocab, bias=False)
+        if spec.tie:
+            self.head.weight = self.embedding.weight
+        else:
+            nn.init.zeros_(self.head.weight)
+
+    def hidden(
+        self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
+    ) -> tuple[Tensor, ModelState, Pass]:
+        """The normalised output of the last block, [B, T, D], before the head."""
+        state = state or self.init_state(tokens.shape[0])
+        ctx = Pass.over(tokens, lengths, state.position, trace)
+        hidden, after = self.run(self.embed(tokens), state.blocks, ctx)
         seen = tokens.shape[1] if lengths is None else lengths
-        return self.norm(x), ModelState(state.position + seen, after), ctx
+        return hidden, ModelState(state.position + seen, after), ctx
 
     def forward(
         self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
@@ -114,21 +194,14 @@ class LanguageModel(nn.Module):
         """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each."""
         hidden, after, ctx = self.hidden(tokens, state, lengths)
         total, each = linear_cross_entropy(hidden, self.head.weight, targets)
-        auxiliary: dict[str, Tensor] = {}
-        for name, value in ctx.losses:
-            auxiliary[name] = auxiliary[name] + value if name in auxiliary else value
-        return Loss(total, (targets != -100).sum(), auxiliary, each), after
+        return Loss(total, (targets != -100).sum(), auxiliary(ctx), each), after
 
     def flops(self, time: int) -> float:
         """Floating-point operations per token of a forward pass over `time` tokens, counted learner by learner."""
-        inner = sum(m.flops(time) for m in self.modules() if isinstance(m, Learner))
+        inner = sum(learner.flops(time) for learner in self.learners)
         return inner + 2.0 * self.spec.width * self.vocab
-
-    def parameter_count(self) -> int:
-        """Distinct parameters; a shared embedding counts once."""
-        return sum(p.numel() for p in self.parameters())
 
     def state_bytes(self, time: int = 1) -> int:
         """Bytes of one sequence's state after `time` tokens: its position, and what every learner remembers."""
-        learners = sum(m.state_bytes(time) for m in self.modules() if isinstance(m, Learner))
+        learners = sum(learner.state_bytes(time) for learner in self.learners)
         return self.init_state(1, device="meta").position.element_size() + learners

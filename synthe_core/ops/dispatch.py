@@ -105,8 +105,16 @@ class Op:
         return add
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if (heard := _heard.get()) is not None:
-            heard.append((self, Call.of(dict(zip(self._parameters, args, strict=False)) | kwargs)))
+        if (heard := _heard.get()) is None:
+            return self._serve(*args, **kwargs)
+        heard.append((self, Call.of(dict(zip(self._parameters, args, strict=False)) | kwargs)))
+        token = _heard.set(None)  # which operators a kernel calls in its turn is its own affair
+        try:
+            return self._serve(*args, **kwargs)
+        finally:
+            _heard.reset(token)
+
+    def _serve(self, *args: Any, **kwargs: Any) -> Any:
         forced = _forced.get().get(self.name)
         if forced is not None:
             self.used.add(forced)
@@ -163,7 +171,7 @@ def use_kernels(**choices: str) -> Iterator[None]:
 
 @contextmanager
 def hear_calls() -> Iterator[list[tuple[Op, Call]]]:
-    """Within the block, every call of an operator is noted in the list: what `synthe hardware` explains."""
+    """Within the block, every call of an operator from outside of one is noted: what `synthe hardware` explains."""
     heard: list[tuple[Op, Call]] = []
     token = _heard.set(heard)
     try:

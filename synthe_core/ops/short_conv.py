@@ -19,15 +19,18 @@ LONGEST = 16  # TAPS in short_conv.c
 
 
 @op
-def short_conv(x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True) -> tuple[Tensor, Tensor]:
-    """y_t = silu(Σ_j weight[:, j] ⊙ x_{t-J+1+j}): channel by channel, over the last J inputs.
+def short_conv(
+    x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """y_t = silu(bias + Σ_j weight[:, j] ⊙ x_{t-J+1+j}): channel by channel, over the last J inputs.
 
-    x [B, T, D]; weight [D, J], the last tap being the present; state [B, J-1, D], the inputs before x, None is zeros.
-    Returns y [B, T, D] and the last J-1 inputs [B, J-1, D]. `silu` False leaves the sum as it is.
+    x [B, T, D]; weight [D, J], the last tap being the present; state [B, J-1, D], the inputs before x, None is zeros;
+    bias [D], None is zeros. Returns y [B, T, D] and the last J-1 inputs [B, J-1, D]. `silu` False leaves the sum as it
+    is.
     """
     require_float("x", x)
     history, taps = preceded(x, state, weight.shape[1]), weight.shape[1]
-    y = torch.zeros_like(x)
+    y = torch.zeros_like(x) if bias is None else bias.expand_as(x)
     for j in range(taps):
         y = y + weight[:, j] * history[:, j : j + x.shape[1]]
     return (F.silu(y) if silu else y), history[:, x.shape[1] :]
@@ -50,26 +53,27 @@ class NativeConv(torch.autograd.Function):
     """Keeps x, and computes the sum before the SiLU again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, state: Tensor | None, silu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, state: Tensor | None, silu: bool, bias: Tensor | None) -> Tensor:
         x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
         taps = weight.t().contiguous()
         state = None if state is None else state.contiguous()
         y = x.new_empty(x.shape)
-        NativeConv.run("short_conv_forward", x, taps, state, silu, y)
-        ctx.save_for_backward(x, taps, state)
+        NativeConv.run("short_conv_forward", x, taps, state, silu, bias, y)
+        ctx.save_for_backward(x, taps, state, bias)
         ctx.silu = silu
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, taps, state = ctx.saved_tensors
+        x, taps, state, bias = ctx.saved_tensors
         x_grad = x.new_empty(x.shape)
         taps_grad = x.new_empty(x.shape[0], *taps.shape)
         state_grad = None if state is None else torch.empty_like(state)
-        y_grad = y_grad.contiguous()
-        NativeConv.run("short_conv_backward", x, taps, state, ctx.silu, y_grad, x_grad, taps_grad, state_grad)
-        return x_grad, taps_grad.sum(0).t(), state_grad, None
+        bias_grad = None if bias is None else x.new_empty(x.shape[0], x.shape[2])
+        results = (x_grad, taps_grad, state_grad, bias_grad)
+        NativeConv.run("short_conv_backward", x, taps, state, ctx.silu, bias, y_grad.contiguous(), *results)
+        return x_grad, taps_grad.sum(0).t(), state_grad, None, None if bias_grad is None else bias_grad.sum(0)
 
     @staticmethod
     def run(name: str, x: Tensor, taps: Tensor, state: Tensor | None, silu: bool, *rest: Tensor | None) -> None:
@@ -83,9 +87,11 @@ class NativeConv(torch.autograd.Function):
 
 @short_conv.kernel("native", rank=20, tolerance=1e-5)
 @torch.compiler.disable
-def compiled(x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True) -> tuple[Tensor, Tensor]:
+def compiled(
+    x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Compiled C: one pass over memory each way."""
-    return NativeConv.apply(x, weight, state, silu), following(x, state, weight.shape[1])
+    return NativeConv.apply(x, weight, state, silu, bias), following(x, state, weight.shape[1])
 
 
 @compiled.refuses
@@ -101,10 +107,12 @@ def _(hardware: Hardware, call: Call) -> str | None:
 
 
 @short_conv.kernel("grouped", rank=10, tolerance=1e-5)
-def grouped(x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True) -> tuple[Tensor, Tensor]:
+def grouped(
+    x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """torch's grouped convolution, which GPUs have a kernel for."""
     history = preceded(x, state, weight.shape[1])
-    y = F.conv1d(history.transpose(1, 2), weight[:, None], groups=x.shape[2]).transpose(1, 2)
+    y = F.conv1d(history.transpose(1, 2), weight[:, None], bias, groups=x.shape[2]).transpose(1, 2)
     return (F.silu(y) if silu else y), history[:, x.shape[1] :]
 
 

@@ -9,23 +9,26 @@ import torch
 from torch import Tensor
 
 from synthe_core.data.stream import Batch
-from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.model.classifier import Model
+from synthe_core.model.language_model import ModelState
 from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.state import detach, join, map_leaves
 from synthe_core.training.settings import Settings
 
 
 class Outcome(NamedTuple):
-    """`nats` over `tokens` scored tokens, on the device; auxiliary losses, already weighted; the state to carry on."""
+    """`nats` over `scored` targets, on the device; the tokens read; auxiliary losses, already weighted; the state to
+    carry on."""
 
     nats: Tensor
+    scored: int
     tokens: int
     auxiliary: dict[str, Tensor]
     carried: ModelState | None
 
 
 def accumulate(
-    model: LanguageModel,
+    model: Model,
     batch: Batch,
     settings: Settings,
     *,
@@ -46,11 +49,10 @@ def accumulate(
     for first in range(0, batch.inputs.shape[0], settings.micro_batch):
         rows = slice(first, first + settings.micro_batch)
         state = None if carried is None else map_leaves(lambda leaf, rows=rows: leaf[rows], carried)
-        for inputs, targets in _pieces(batch, rows, sequence, carry):
-            inputs = inputs.to(settings.device, non_blocking=True)
-            targets = targets.to(settings.device, non_blocking=True)
+        for piece in pieces(batch, rows, sequence, carry):
+            inputs, targets, lengths = moved(piece, settings.device)
             with settings.in_force():
-                loss, state = model.loss(inputs, targets, state if carry else None)
+                loss, state = model.loss(inputs, targets, state if carry else None, lengths)
                 objective = loss.total / max(total, 1)
                 for name, value in loss.auxiliary.items():
                     share = value * loss.scored / max(total, 1)
@@ -61,15 +63,23 @@ def accumulate(
             state = detach(state)
         if carry and state is not None:
             after.append(state)
-    return Outcome(nats, total, auxiliary, None if not carry else after[0] if len(after) == 1 else join(after))
+    carried = None if not carry else after[0] if len(after) == 1 else join(after)
+    return Outcome(nats, total, batch.tokens, auxiliary, carried)
 
 
-def _pieces(batch: Batch, rows: slice, sequence: int, carry: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def pieces(batch: Batch, rows: slice, sequence: int, carry: bool) -> Iterator[Batch]:
+    """Some rows of a batch as the passes that they run in. Padded rows (those of an encoder) are never cut."""
     inputs, targets = batch.inputs[rows], batch.targets[rows]
     if carry:
-        yield from zip(inputs.split(sequence, dim=1), targets.split(sequence, dim=1), strict=True)
+        yield from map(Batch, inputs.split(sequence, dim=1), targets.split(sequence, dim=1))
     else:
-        yield inputs.reshape(-1, sequence), targets.reshape(-1, sequence)
+        lengths = None if batch.lengths is None else batch.lengths[rows]
+        yield Batch(inputs.reshape(-1, sequence), targets.reshape(-1, sequence), lengths)
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`."""
+    return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))  # type: ignore[arg-type]
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from synthe_core.model.language_model import LanguageModel
+from synthe_core.data.stream import Batch
+from synthe_core.model.classifier import Model
 from synthe_core.training.settings import Settings
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -37,7 +38,7 @@ def in_use(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
-def row_bytes(model: LanguageModel, inputs: Tensor, targets: Tensor, settings: Settings) -> float:
+def row_bytes(model: Model, batch: Batch, settings: Settings) -> float:
     """Bytes that a pass keeps for its backward pass for each of its rows, measured on the rows given."""
     kept: dict[int, int] = {}
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -51,17 +52,17 @@ def row_bytes(model: LanguageModel, inputs: Tensor, targets: Tensor, settings: S
     recompute, model.recompute = model.recompute, False
     try:
         with torch.autograd.graph.saved_tensors_hooks(note, _same), settings.in_force():
-            loss, _ = model.loss(inputs.to(settings.device), targets.to(settings.device))
+            loss, _ = model.loss(batch.inputs.to(settings.device), batch.targets.to(settings.device))
     finally:
         model.recompute = recompute
     del loss
     total = float(sum(kept.values()))
     if recompute:  # a block at a time, and what goes into each
-        total = total / model.spec.blocks + 4.0 * model.spec.blocks * model.spec.width * inputs.numel()
-    return TRANSIENT * total / inputs.shape[0]
+        total = total / model.spec.blocks + 4.0 * model.spec.blocks * model.spec.width * batch.inputs.numel()
+    return TRANSIENT * total / batch.inputs.shape[0]
 
 
-def planned(model: LanguageModel, device: torch.device) -> float:
+def planned(model: Model, device: torch.device) -> float:
     """Bytes for the rows of a pass: what is free, less gradients and the optimizer's state that are still to come."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     return HEADROOM * available(device) - 3.0 * size

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from synthe_core.data.stream import Batch
-from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.model.classifier import Model
+from synthe_core.model.language_model import ModelState
 from synthe_core.state import map_leaves
+from synthe_core.training.gradients import moved, pieces
 from synthe_core.training.settings import Settings
 
 
-def first_bad(model: LanguageModel, batch: Batch, settings: Settings, sequence: int, carried: ModelState | None) -> str:
+def first_bad(model: Model, batch: Batch, settings: Settings, sequence: int, carried: ModelState | None) -> str:
     """The first tensor that is not finite, in words: a weight, what a module computes, a loss, or a gradient.
 
     The batch is run again, pass by pass, forward and backward, with a listener on every module and every weight.
@@ -23,20 +25,16 @@ def first_bad(model: LanguageModel, batch: Batch, settings: Settings, sequence: 
             return f"the weight {name}"
     for first in range(0, batch.inputs.shape[0], settings.micro_batch):
         rows = slice(first, first + settings.micro_batch)
-        inputs, targets = (t[rows].to(settings.device) for t in batch)
-        state = None
-        if carried is None:
-            inputs, targets = inputs.reshape(-1, sequence), targets.reshape(-1, sequence)
-        else:
-            state = map_leaves(lambda leaf, rows=rows: leaf[rows], carried)
-        if found := _first_of_pass(model, inputs, targets, state, settings):
-            return found
+        state, whole = None, sequence
+        if carried is not None:
+            state, whole = map_leaves(lambda leaf, rows=rows: leaf[rows], carried), batch.inputs.shape[1]
+        for piece in pieces(batch, rows, whole, carry=False):
+            if found := _first_of_pass(model, moved(piece, settings.device), state, settings):
+                return found
     return "the norm of the gradient, though no single gradient,"
 
 
-def _first_of_pass(
-    model: LanguageModel, inputs: Tensor, targets: Tensor, state: ModelState | None, settings: Settings
-) -> str | None:
+def _first_of_pass(model: Model, batch: Batch, state: ModelState | None, settings: Settings) -> str | None:
     bad: list[str] = []
 
     def listen(name: str) -> Any:
@@ -59,7 +57,7 @@ def _first_of_pass(
     try:
         with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
             with settings.in_force():
-                loss, _ = model.loss(inputs, targets, state)
+                loss, _ = model.loss(batch.inputs, batch.targets, state, batch.lengths)
             if not bad and not _finite(loss.total):
                 bad.append("the cross-entropy")
             bad += [f"the auxiliary loss {name}" for name, value in loss.auxiliary.items() if not _finite(value)]

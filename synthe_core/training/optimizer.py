@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
-from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.classifier import Model
 from synthe_core.recipe import TrainSpec
 
 MUON_MOMENTUM = 0.95
@@ -23,7 +23,7 @@ class Optimizer:
     gates. Weight decay applies to linear maps and the embedding only.
     """
 
-    def __init__(self, model: LanguageModel, spec: TrainSpec) -> None:
+    def __init__(self, model: Model, spec: TrainSpec) -> None:
         self.spec = spec
         self._names = {parameter: name for name, parameter in model.named_parameters()}
         matrices = {m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding))}

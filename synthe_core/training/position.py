@@ -11,7 +11,7 @@ from synthe_core.budget import Budget
 
 @dataclass
 class Position:
-    """Steps taken, tokens scored in them, and seconds of wall-clock time since the first step.
+    """Steps taken, tokens read in them, and seconds of wall-clock time since the first step.
 
     Steps that were skipped count neither as steps nor as tokens; they take time. Time runs from the first step of a
     session to its end, through validation, sampling and saving, and adds up over sessions; getting ready (reading

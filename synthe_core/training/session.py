@@ -14,7 +14,7 @@ from synthe_core.data.prepare import Packed, open_data
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Result
 from synthe_core.hardware import Hardware, probe
-from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.classifier import build_model
 from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe import Recipe
 from synthe_core.training.loggers import require
@@ -60,7 +60,7 @@ def train(
         torch.set_num_threads(recipe.runtime.threads or threads)
         packed = yield from _prepared(recipe, stop)
         run = RunFolder(path)
-        snapshot = _begin(recipe, packed, chosen, init)
+        snapshot = _begin(recipe, packed, chosen, init, checkpoint)
         if checkpoint is not None:
             finished = yield from _resume(snapshot, checkpoint, recipe, chosen)
             run.rewind(snapshot.position.step)
@@ -121,15 +121,22 @@ def _prepared(recipe: Recipe, stop: Stop) -> Generator[Event, None, Packed]:
             raise Interrupted("stopped while preparing the data", "the same command goes on where it stopped")
 
 
-def _begin(recipe: Recipe, packed: Packed, chosen: Settings, init: Path | None) -> Snapshot:
-    """The start of a run. Initial values are drawn on the CPU, so that a seed means the same on every device."""
+def _begin(
+    recipe: Recipe, packed: Packed, chosen: Settings, init: Path | None, checkpoint: Checkpoint | None
+) -> Snapshot:
+    """The start of a run. Initial values are drawn on the CPU, so that a seed means the same on every device.
+
+    A model that has weights already, of `init` or the `checkpoint` to go on from, may know more tokens than its
+    tokenizer: published models pad their vocabulary.
+    """
     for op in OPS.values():
         op.used.clear()
     torch.manual_seed(recipe.seed)
-    model = LanguageModel(recipe.model, packed.tokenizer.vocab_size, recipe.runtime.recompute)
+    source = Checkpoint.open(init) if init is not None else checkpoint
+    vocab = max(packed.tokenizer.vocab_size, source.vocab if source else 0)
+    model = build_model(recipe.model, vocab, recipe.runtime.recompute)
     parents = []
-    if init is not None:
-        source = Checkpoint.open(init)
+    if init is not None and source is not None:
         if source.tokenizer().digest != packed.tokenizer.digest:
             raise InputError(
                 f"{source.path} was trained with other tokens than the recipe's",

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from synthe_core.checkpoint import Checkpoint, load_weights, save, weights
+from synthe_core.data.labelled import Labelled, LabelledStream
 from synthe_core.data.prepare import Packed
 from synthe_core.data.stream import Stream
 from synthe_core.errors import InputError
 from synthe_core.hardware import Hardware
 from synthe_core.manifest import Manifest, kernels_used, machine, versions
-from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.model.classifier import Model
+from synthe_core.model.language_model import ModelState
 from synthe_core.recipe import Recipe
 from synthe_core.state import from_tensors, to_tensors
 from synthe_core.training.average import Average
@@ -29,18 +31,25 @@ from synthe_core.training.settings import Settings
 class Snapshot:
     """Model, optimizer, average, position, stream, carried state, random numbers, and the choices made on the way.
 
+    labelled: the passages that an encoder reads; None for a language model.
     cursor:  of the stream after the last batch that was used.
     windows: how many windows a validation reads, once that is decided.
     metrics: the validation figures of the weights as they are now, empty where they were not validated.
     """
 
-    def __init__(self, recipe: Recipe, packed: Packed, model: LanguageModel, settings: Settings) -> None:
+    def __init__(self, recipe: Recipe, packed: Packed, model: Model, settings: Settings) -> None:
         self.recipe, self.packed, self.model, self.settings = recipe, packed, model, settings
         spec = recipe.train
         self.optimizer = Optimizer(model, spec)
         self.average = Average(model, spec.ema) if spec.ema is not None else None
         self.position = Position()
-        self.stream = Stream(packed, spec.batch, recipe.data.sequence, recipe.seed, spec.carry)
+        head = recipe.model.head
+        self.labelled = None if head is None else Labelled.of(packed, head.classes)
+        self.stream = (
+            Stream(packed, spec.batch, recipe.data.sequence, recipe.seed, spec.carry)
+            if self.labelled is None
+            else LabelledStream(packed, self.labelled, spec.batch, recipe.seed)
+        )
         self.cursor = self.stream.cursor()
         self.carried: ModelState | None = None
         self.windows: int | None = None
@@ -98,6 +107,7 @@ class Snapshot:
             tensors=tensors,
             manifest=manifest,
             tokenizer=self.packed.tokenizer,
+            classes=() if self.labelled is None else self.labelled.classes,
             training=training,
             state=state,
         )
@@ -129,7 +139,8 @@ class Snapshot:
 
     def _text(self) -> dict[str, Any]:
         """What the stream's order depends on: the tokenizer and how much text each source has."""
-        return {"tokenizer": self.packed.tokenizer.digest, "tokens": [s.train.tokens for s in self.packed.train]}
+        text = {"tokenizer": self.packed.tokenizer.digest, "tokens": [s.train.tokens for s in self.packed.train]}
+        return text if self.labelled is None else text | {"classes": list(self.labelled.classes)}
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

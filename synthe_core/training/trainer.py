@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from threading import Event as Stop
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from synthe_core.data.stream import Batch, Stream, windows
 from synthe_core.errors import Interrupted, WorkError
 from synthe_core.events import Event, Metric, Notice, Progress, Result, Sample, Saved
 from synthe_core.hardware import Hardware
-from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.classifier import Classifier, Model
 from synthe_core.recipe import Recipe
 from synthe_core.training import schedule
 from synthe_core.training.average import Average
@@ -29,7 +30,7 @@ from synthe_core.training.run_folder import RunFolder
 from synthe_core.training.sample import write_sample
 from synthe_core.training.settings import Settings
 from synthe_core.training.snapshot import Snapshot
-from synthe_core.training.validation import Score
+from synthe_core.training.validation import ClassScore, Score
 
 VALIDATION_SHARE = 0.1  # of a budget of time, for all validations together
 SHOW_EVERY = 0.2  # seconds between progress events
@@ -45,15 +46,15 @@ class Trainer:
         self.recipe, self.spec, self.packed, self.run, self.stop = recipe, recipe.train, packed, run, stop
         self.hardware = hardware
         self.snapshot = snapshot
-        self.model: LanguageModel = snapshot.model
+        self.model: Model = snapshot.model
         self.optimizer: Optimizer = snapshot.optimizer
         self.average: Average | None = snapshot.average
         self.position: Position = snapshot.position
         self.settings: Settings = snapshot.settings
         self.stream: Stream = snapshot.stream
         train = [source.train for source in packed.train]
-        self.bytes_per_token = sum(s.bytes for s in train) / sum(s.tokens for s in train)
-        self.meter = Meter(self.settings, self.bytes_per_token)
+        bytes_per_token = sum(s.bytes for s in train) / sum(s.tokens for s in train)
+        self.meter = Meter(self.settings, bytes_per_token if snapshot.labelled is None else None)
         self.validation_cost: float | None = None
         self.step_seconds = 0.0
         self.saved = self.position.mark()
@@ -196,9 +197,7 @@ class Trainer:
         ahead = self.validation_cost
         if ahead is None:
             rate, wanted = self.meter.tokens_per_second, self.spec.validation_tokens
-            ahead = (
-                0.0 if rate is None or not self.packed.validation.tokens else min(wanted / (3 * rate), self._allowed())
-            )
+            ahead = 0.0 if rate is None or not self._held_out() else min(wanted / (3 * rate), self._allowed())
         return ahead + self.step_seconds / 2
 
     def _allowed(self) -> float:
@@ -209,7 +208,7 @@ class Trainer:
     def _validation(self, fraction: float) -> Iterator[Event]:
         """Validates, writes a sample, saves: what happens evenly over the budget, at its end for the last time."""
         start = time.monotonic()
-        if self.packed.validation.tokens > 1 and not (yield from self._validate()):
+        if self._held_out() and not (yield from self._validate()):
             yield from self._interrupted()  # it is done again when training goes on
         if self.spec.sample is not None:
             yield Sample(self.position.step, self._sample(self.spec.sample))
@@ -220,18 +219,22 @@ class Trainer:
     def _validate(self) -> Generator[Event, None, bool]:
         if self.snapshot.windows is None:
             self.snapshot.windows = self._plan()
-            full = self.spec.validation_tokens // self.recipe.data.sequence
+            full = min(self._held_out(), self.spec.validation_tokens // self.recipe.data.sequence)
             if self.snapshot.windows < full:
                 yield Notice(
                     f"validation reads {self.snapshot.windows} windows, not {full}: "
                     f"all validations together may take {VALIDATION_SHARE:.0%} of the time"
                 )
-        score = Score()
         self.model.eval()
         done = 0
         length = self.recipe.data.sequence
         rows = max(self.settings.micro_batch, 1024 // length)  # short sequences, many at a time
-        text = windows(self.packed.validation, length, self.snapshot.windows, rows)
+        score: Any
+        text: Iterator[Any]
+        if self.snapshot.labelled is None:
+            score, text = Score(), windows(self.packed.validation, length, self.snapshot.windows, rows)
+        else:
+            score, text = ClassScore(), self.snapshot.labelled.windows(self.snapshot.windows, rows)
         with self.snapshot.evaluated():
             for window in text:
                 score.add(self.model, window, self.settings)
@@ -253,11 +256,19 @@ class Trainer:
         wanted = max(1, self.spec.validation_tokens // length)
         rate = self.meter.tokens_per_second
         if rate is None or not math.isfinite(self._allowed()):
-            return min(wanted, (self.packed.validation.tokens - 1) // length)
+            return min(wanted, self._held_out())
         allowed = max(1, int(3 * rate * self._allowed() / length))
-        return min(wanted, allowed, (self.packed.validation.tokens - 1) // length)
+        return min(wanted, allowed, self._held_out())
+
+    def _held_out(self) -> int:
+        """How many windows or passages there are to validate on."""
+        if self.snapshot.labelled is not None:
+            return len(self.snapshot.labelled.validation.starts)
+        tokens = self.packed.validation.tokens - 1
+        return max(0, tokens) // max(1, min(self.recipe.data.sequence, tokens))
 
     def _sample(self, prompt: str) -> str:
+        assert not isinstance(self.model, Classifier)  # the recipe has seen to it
         self.model.eval()
         try:
             with self.snapshot.evaluated():

@@ -15,7 +15,8 @@ from synthe_core.data.stream import Batch
 from synthe_core.events import Event, Notice
 from synthe_core.hardware import Hardware, cache_dir
 from synthe_core.manifest import machine, versions
-from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.classifier import Classifier, Model
+from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.placement import choose_precision
 from synthe_core.recipe import Recipe
 from synthe_core.training import memory
@@ -29,7 +30,7 @@ PATIENCE = 12.0  # seconds after which the search on a CPU settles for the best 
 SHARE = 0.03  # of a budget of time at most
 
 
-def tune(model: LanguageModel, recipe: Recipe, settings: Settings, hardware: Hardware) -> Iterator[Event]:
+def tune(model: Model, recipe: Recipe, settings: Settings, hardware: Hardware) -> Iterator[Event]:
     """Decides `settings.precision` and `settings.micro_batch`, and says why. The model is left as it was.
 
     What was measured is kept in the cache, so that the same recipe gives the same weights on the same machine: the
@@ -52,7 +53,7 @@ def tune(model: LanguageModel, recipe: Recipe, settings: Settings, hardware: Har
         write_file(kept, json.dumps(choice) + "\n")
 
 
-def _kept(model: LanguageModel, recipe: Recipe, settings: Settings, hardware: Hardware) -> Path:
+def _kept(model: Model, recipe: Recipe, settings: Settings, hardware: Hardware) -> Path:
     """Where the choice for this model on this machine is kept: a name made of all that it depends on."""
     facts = {
         "model": recipe.model.model_dump(mode="json"),
@@ -73,13 +74,17 @@ def _kept(model: LanguageModel, recipe: Recipe, settings: Settings, hardware: Ha
 class Trial:
     """Timed passes over made-up tokens: forward and backward."""
 
-    def __init__(self, model: LanguageModel, settings: Settings, sequence: int) -> None:
+    def __init__(self, model: Model, settings: Settings, sequence: int) -> None:
         self.model, self.settings, self.sequence = model, settings, sequence
         self._generator = torch.Generator().manual_seed(0)
 
     def batch(self, rows: int) -> Batch:
         tokens = torch.randint(self.model.vocab, (rows, self.sequence + 1), generator=self._generator)
-        return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        if isinstance(self.model, Classifier):
+            targets = torch.full_like(inputs, IGNORED)
+            targets[:, -1] = 0
+        return Batch(inputs, targets)
 
     def seconds(self, rows: int, precision: str) -> float:
         """Of one pass over `rows` sequences."""
@@ -121,7 +126,7 @@ def _micro_batch(trial: Trial, recipe: Recipe, settings: Settings) -> str:
         settings.micro_batch = min(wanted, batch)
         return f"micro-batch {settings.micro_batch} of {batch}: the recipe says so"
     try:
-        row = memory.row_bytes(trial.model, *trial.batch(1), settings)
+        row = memory.row_bytes(trial.model, trial.batch(1), settings)
     except Exception as error:
         if not out_of_memory(error):
             raise

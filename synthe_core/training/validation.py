@@ -1,13 +1,15 @@
-"""How well a model predicts text that it has not been trained on."""
+"""How well a model predicts text, or the class of text, that it has not been trained on."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from synthe_core.data.stream import Window
+from synthe_core.data.stream import Batch, Window
+from synthe_core.model.classifier import Classifier
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.training.settings import Settings
 
@@ -38,4 +40,32 @@ class Score:
             "loss": loss,
             "bits_per_byte": nats / math.log(2) / self._bytes if self._bytes else math.nan,
             "perplexity": math.exp(min(loss, 700.0)),
+        }
+
+
+class ClassScore:
+    """Adds up batches of labelled passages."""
+
+    def __init__(self) -> None:
+        self._nats: list[Tensor] = []
+        self._hits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(self, model: Classifier, batch: Batch, settings: Settings) -> None:
+        labels = batch.targets.amax(1).to(settings.device)
+        with settings.in_force():
+            lengths = None if batch.lengths is None else batch.lengths.to(settings.device)
+            logits = model(batch.inputs.to(settings.device), lengths).float()
+        self._nats.append(F.cross_entropy(logits, labels, reduction="none"))
+        self._hits.append(logits.argmax(-1) == labels)
+        self._labels.append(labels)
+
+    def values(self) -> dict[str, float]:
+        """Loss in nats per passage, accuracy, and the accuracy of always naming the most frequent class."""
+        nats, hits, labels = map(torch.cat, (self._nats, self._hits, self._labels))
+        return {
+            "loss": float(nats.double().mean()),
+            "accuracy": float(hits.double().mean()),
+            "chance": float(labels.bincount().max()) / len(labels),
         }

@@ -55,6 +55,18 @@ def test_an_untied_head_is_counted(synthe: Run, recipe: Path) -> None:
     assert found.pop("total") == sum(found.values())
 
 
+def test_parameters_that_a_token_meets_are_shown_where_they_are_fewer(synthe: Run, recipe: Path) -> None:
+    experts = ("-s", "model.block.1={type: experts, experts: 4, top_k: 1, hidden: 8}")
+    dense, sparse = (json.loads(synthe("recipe", "show", recipe, *each, "--json").stdout) for each in ((), experts))
+    assert "active_parameters" not in dense
+    blocks = Recipe.load(recipe).model.blocks
+    assert sparse["active_parameters"] == sparse["parameters"]["total"] - blocks * 3 * (3 * 8 * 32)
+    line = [text for text in synthe("recipe", "show", recipe, *experts).stdout.splitlines() if "by one token" in text]
+    share = sparse["active_parameters"] / sparse["parameters"]["total"]
+    assert len(line) == 1 and line[0].endswith(f" {share:.1%}")
+    assert "by one token" not in synthe("recipe", "show", recipe).stdout
+
+
 def test_validate_is_one_line(synthe: Run, recipe: Path) -> None:
     shown = synthe("recipe", "validate", recipe)
     assert (shown.exit_code, shown.stderr) == (0, "")
@@ -66,14 +78,16 @@ def test_a_shipped_recipe_goes_by_its_name(
     synthe: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "recipes" / "baselines").mkdir(parents=True)
-    recipe.rename(tmp_path / "recipes" / "baselines" / "little.yaml")
+    recipe.rename(tmp_path / "recipes" / "baselines" / "umbrella.yaml")
     monkeypatch.chdir(tmp_path)
-    shown = synthe("recipe", "validate", "baselines/little")
-    assert shown.stdout.startswith("recipes/baselines/little.yaml: valid")
-    for wrong in ("baselines/litle", "litle.yaml", "recipes/baselines/litle.yaml"):
+    shown = synthe("recipe", "validate", "baselines/umbrella")
+    assert shown.stdout.startswith("recipes/baselines/umbrella.yaml: valid")
+    for wrong in ("baselines/umbrela", "umbrela.yaml", "recipes/baselines/umbrela.yaml"):
         said = synthe("recipe", "validate", wrong)
         assert said.exit_code == 2
-        assert said.stderr == f"error: no such recipe: '{wrong}'\nhint: did you mean 'recipes/baselines/little.yaml'?\n"
+        assert (
+            said.stderr == f"error: no such recipe: '{wrong}'\nhint: did you mean 'recipes/baselines/umbrella.yaml'?\n"
+        )
 
 
 def test_a_missing_file_gets_its_neighbour(synthe: Run, recipe: Path) -> None:

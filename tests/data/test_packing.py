@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,13 +109,13 @@ def test_an_interrupted_preparation_goes_on_to_the_same_bytes(
     monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path / "second"))
     save, saves, packed_pieces = packing._save, 0, []
 
-    def dies(folder: Path, index: packing.Index, pending: dict[str, list[np.ndarray]]) -> None:
+    def dies(folder: Path, *rest: Any) -> None:
         nonlocal saves
         saves += 1
         if saves == 3:
             (folder / "train-00002.bin.tmp").write_bytes(b"half a shard")
             raise KeyboardInterrupt
-        save(folder, index, pending)
+        save(folder, *rest)
 
     monkeypatch.setattr(packing, "_save", dies)
     with pytest.raises(KeyboardInterrupt):

@@ -57,6 +57,8 @@ def outcome(fn: Any, arguments: dict[str, Any]) -> tuple[list[Tensor], dict[str,
     torch.manual_seed(3)
     total = sum((out * torch.randn(out.shape, dtype=out.dtype)).sum() for out in outputs if out.requires_grad)
     wanted = {key: value for key, value in values.items() if isinstance(value, Tensor) and value.requires_grad}
+    if not wanted:  # a call on constants
+        return outputs, {}
     gradients = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
     pairs = zip(wanted, gradients, strict=True)
     return outputs, {key: torch.zeros_like(wanted[key]) if g is None else g for key, g in pairs}

@@ -12,7 +12,7 @@ from synthe_core.learner import Learner
 from synthe_core.model import block as block_module
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.trace import Trace
-from tests.laws.entries import CASES, CAUSAL, WIDTH, case_name, inputs, make, run
+from tests.laws.entries import CASES, CAUSAL, FIRST, WIDTH, case_name, inputs, make, run
 
 each_learner = pytest.mark.parametrize("case", CASES, ids=case_name)
 each_causal_learner = pytest.mark.parametrize("case", CAUSAL, ids=case_name)
@@ -50,7 +50,8 @@ def test_the_future_never_alters_the_past(case, past):
         seen = [y[:, : t + 1]] + [signal[:, : t + 1] for signal in ctx.signals.values()]
         (gradient,) = torch.autograd.grad(sum(s.sum() for s in seen), x, retain_graph=True)
         assert gradient[:, past + t + 1 :].abs().max() == 0
-        assert gradient[:, past + t].abs().max() > 0
+        if past + t:  # a memory that is read before it is written has nothing to say to the very first token
+            assert gradient[:, past + t].abs().max() > 0
 
 
 @each_learner
@@ -110,6 +111,7 @@ def test_every_gradient_is_finite_and_every_parameter_is_used(case):
     learner, x = make(case), inputs(2, 19).requires_grad_()
     y, _, ctx = run(learner, x, run(learner, inputs(2, 8, seed=4))[1], start=8)
     total = (y * torch.randn_like(y)).sum() + sum((v * torch.randn_like(v)).sum() for v in ctx.signals.values())
+    total = total + sum(loss for _, loss in ctx.losses)
     total.backward()
     assert torch.isfinite(x.grad).all()
     for name, parameter in learner.named_parameters():
@@ -168,10 +170,10 @@ def test_state_survives_a_file(case, tmp_path):
 def test_long_and_loud_inputs_stay_finite_in_bfloat16(case, scale):
     torch.manual_seed(0)
     learner = build(parse(case), WIDTH)
-    x = (scale * torch.randn(1, 2048, WIDTH)).requires_grad_()
+    x = (scale * torch.randn(1, 8192 if case in FIRST else 512, WIDTH)).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y, state, _ = run(learner, x)
-    y.float().square().mean().backward()
+        y, state, ctx = run(learner, x)
+    (y.float().square().mean() + sum(loss for _, loss in ctx.losses)).backward()
     assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
     assert all(torch.isfinite(leaf).all() for _, leaf in states.named_leaves(state))
     assert all(torch.isfinite(p.grad).all() for p in learner.parameters())

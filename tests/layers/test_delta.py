@@ -7,11 +7,12 @@ import torch
 from pydantic_core import PydanticCustomError
 
 from synthe_core.errors import InputError
-from synthe_core.layers import build, parse
+from synthe_core.layers import build, delta, parse
 from synthe_core.learner import Pass
 from synthe_core.ops.dispatch import use_kernels
 from synthe_core.state import nbytes
 from synthe_core.trace import Trace
+from tests.peers import fla_naive
 
 
 def make(width=32, **config):
@@ -114,6 +115,131 @@ def test_flops_count_matrices_and_memory():
     learner = make(32, conv=0, decay=False)
     matrices = 2 * (32 * (4 * 32 + 2) + 32 * 32)
     assert learner.flops(100) == matrices + 6 * 2 * 16 * 16
+    learner = make(32, conv=0, householder=3)
+    matrices = 2 * (32 * (4 * 32 + 3 * 32 + 32 + 3 * 2 + 2) + 32 * 32)
+    assert learner.flops(100) == matrices + (1 + 2 + 3 * 4) * 2 * 16 * 16
+
+
+# Several steps a token: DeltaProduct.
+
+
+def heard(learner, x, monkeypatch):
+    """What the learner hands the rule, and what comes back: (arguments, results)."""
+    calls, name = [], "delta_rule" if learner.config.overwrite else "linear_attention"
+    rule = getattr(delta, name)
+
+    def listening(*args):
+        calls.append((args, rule(*args)))
+        return calls[-1][1]
+
+    monkeypatch.setattr(delta, name, listening)
+    run(learner, x)
+    return calls[0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("decay", [True, False])
+def test_several_steps_equal_a_plain_loop_over_them(steps, decay, monkeypatch):
+    """Everything from the projections on, written out token by token and step by step."""
+    learner = make(12, householder=steps, decay=decay, beta_range=[0, 2], key_size=4, value_size=3).double()
+    x = torch.randn(2, 9, 12, dtype=torch.float64)
+    y, state = run(learner, x)
+    heads, key, value = 2, 4, 3
+    weight = learner.project.weight
+    rows = iter(weight.split([heads * key] * (1 + steps) + [heads * value] * (steps + 1) + [heads] * (steps + decay)))
+    taps = iter(learner.conv.split([heads * key] * (1 + steps) + [heads * value] * steps))
+
+    def mixed(unit):
+        line, past = x @ next(rows).T, next(taps)
+        line = torch.nn.functional.pad(line, (0, 0, 3, 0))
+        line = torch.nn.functional.silu(sum(past[:, j] * line[:, j : j + 9] for j in range(4))).unflatten(
+            -1, (heads, -1)
+        )
+        return line / (line.square().sum(-1, keepdim=True) + delta.EPS).sqrt() if unit else line
+
+    q, k, v = mixed(True), [mixed(True) for _ in range(steps)], [mixed(False) for _ in range(steps)]
+    gate = x @ next(rows).T
+    beta = [2 * torch.sigmoid(x @ next(rows).T) for _ in range(steps)]
+    alpha = torch.ones(2, 9, heads, dtype=torch.float64)
+    if decay:
+        rate, slack = learner.log_rate.exp(), torch.nn.functional.softplus(x @ next(rows).T + learner.step_bias)
+        alpha = torch.exp(-rate * slack)
+    expected = torch.empty_like(y)
+    for row in range(2):
+        memories = [torch.zeros(value, key, dtype=torch.float64) for _ in range(heads)]
+        for t in range(9):
+            out = []
+            for h in range(heads):
+                S = alpha[row, t, h] * memories[h]
+                for n in range(steps):
+                    kn, vn, bn = k[n][row, t, h], v[n][row, t, h], beta[n][row, t, h]
+                    S = S @ (torch.eye(key) - bn * torch.outer(kn, kn)) + bn * torch.outer(vn, kn)
+                memories[h] = S
+                o = S @ q[row, t, h]
+                out.append(o / (o.square().mean() + delta.EPS).sqrt())
+            expected[row, t] = learner.out.weight @ (torch.cat(out) * torch.nn.functional.silu(gate[row, t]))
+        for h in range(heads):
+            torch.testing.assert_close(state.memory[row, h].T, memories[h], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-11)
+
+
+def reflecting(steps, key):
+    """A head that writes nothing and whose β is 2 at every step: each step reflects the memory at its key."""
+    learner = make(key, heads=1, householder=steps, conv=0, decay=False, gate=False, beta_range=[0, 2]).double()
+    with torch.no_grad():
+        _, v, _, beta, _ = learner.project.weight.split(learner.features)
+        v.zero_()
+        beta.fill_(100.0)
+    return learner
+
+
+def applied(learner, x):
+    """The matrix that one token multiplies the memory with, from the left."""
+    start = learner.init_state(1)._replace(memory=torch.eye(x.shape[-1], dtype=torch.float64)[None, None])
+    return learner(x, start, Pass.over(x))[1].memory[0, 0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_steps_compose_reflections(steps, monkeypatch):
+    learner, x = reflecting(steps, 6), torch.rand(1, 1, 6, dtype=torch.float64)
+    matrix, keys = applied(learner, x), heard(learner, x, monkeypatch)[0][1][0, :, 0]
+    expected = torch.eye(6, dtype=torch.float64)
+    for key in keys:
+        key = key / key.norm()
+        expected = (torch.eye(6) - 2 * torch.outer(key, key)) @ expected
+    torch.testing.assert_close(matrix, expected, rtol=1e-3, atol=1e-3)  # EPS keeps keys a little shorter than 1
+    assert torch.linalg.det(matrix).item() == pytest.approx((-1) ** steps, abs=1e-2)
+
+
+def test_two_steps_rotate_and_one_cannot():
+    """One step's matrix is symmetric, so its eigenvalues are real; two turn a plane."""
+    x = torch.rand(1, 1, 6, dtype=torch.float64)
+    one, two = applied(reflecting(1, 6), x), applied(reflecting(2, 6), x)
+    assert torch.linalg.eigvals(one).imag.abs().max() < 1e-6
+    assert torch.linalg.eigvals(two).imag.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_several_steps_equal_the_gated_delta_product_of_fla(steps, monkeypatch):
+    peer = fla_naive("ops/gated_delta_product/naive.py").naive_recurrent_gated_delta_product
+    (q, k, v, beta, log_decay, state), (o, memory) = heard(
+        make(householder=steps, beta_range=[0, 2]), torch.randn(2, 21, 32), monkeypatch
+    )
+    theirs = peer(q[:, ::steps], k, v, log_decay[:, ::steps], beta, 1.0, initial_state=state, num_householder=steps)
+    torch.testing.assert_close(o[:, steps - 1 :: steps], theirs[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(memory, theirs[1], rtol=1e-5, atol=1e-6)
+
+
+def test_several_steps_need_no_more_memory_and_carry_more_taps():
+    state = run(make(householder=3, key_size=8, value_size=12), torch.randn(2, 7, 32))[1]
+    assert state.memory.shape == (2, 2, 8, 12)
+    assert state.conv.shape == (2, 3, 2 * 8 * 4 + 2 * 12 * 3)
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_between_one_and_four_steps(steps):
+    with pytest.raises(PydanticCustomError):
+        make(householder=steps)
 
 
 def test_it_learns_to_recall():

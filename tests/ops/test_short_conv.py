@@ -10,9 +10,9 @@ from synthe_core.ops.dispatch import Call
 from synthe_core.ops.short_conv import LONGEST, compiled, short_conv
 
 
-def outcome(kernel, x, weight, state, silu):
-    leaves = [None if value is None else value.clone().requires_grad_() for value in (x, weight, state)]
-    y, after = kernel(*leaves, silu)
+def outcome(kernel, x, weight, state, silu, bias=None):
+    leaves = [None if value is None else value.clone().requires_grad_() for value in (x, weight, state, bias)]
+    y, after = kernel(*leaves[:3], silu, leaves[3])
     torch.manual_seed(1)
     loss = sum((value * torch.randn(value.shape, dtype=torch.float64).to(value)).sum() for value in (y, after))
     loss.backward()
@@ -37,13 +37,22 @@ def call(inputs):
     return Call.of(dict(zip(("x", "weight", "state"), inputs, strict=True)))
 
 
+@pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize(("channels", "taps"), [(5, 2), (130, 3), (257, 4), (6, 7)])
 @pytest.mark.parametrize("time", [1, 2, 3, 41])
-def test_equals_the_reference(kernel, time, channels, taps, silu):
-    inputs = arguments(time, channels, taps)
-    for found, wanted in zip(outcome(kernel, *inputs, silu), outcome(short_conv.reference, *inputs, silu), strict=True):
+def test_equals_the_reference(kernel, time, channels, taps, silu, biased):
+    inputs = (*arguments(time, channels, taps), silu, torch.randn(channels, dtype=torch.float64) if biased else None)
+    for found, wanted in zip(outcome(kernel, *inputs), outcome(short_conv.reference, *inputs), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-11)
+
+
+def test_a_bias_is_added_before_the_silu(kernel):
+    x, weight, state = arguments(9, 6, 4)
+    bias = torch.randn(6, dtype=torch.float64)
+    found, _ = kernel(x, weight, state, True, bias)
+    plain, _ = short_conv.reference(x, weight, state, False)
+    torch.testing.assert_close(found, torch.nn.functional.silu(plain + bias), rtol=1e-10, atol=1e-11)
 
 
 def test_reads_a_slice_of_wider_rows_and_needs_no_state(kernel):

@@ -46,7 +46,8 @@ def test_micro_batches_do_not_change_the_gradient(micro):
     net, given = model(), batch()
     whole, expected = gradient(net, given, ROWS)
     parts, got = gradient(net, given, micro)
-    assert parts.tokens == whole.tokens == int((given.targets != -100).sum())
+    assert parts.scored == whole.scored == int((given.targets != -100).sum())
+    assert parts.tokens == whole.tokens == given.inputs.numel()
     assert float(parts.nats) == pytest.approx(float(whole.nats), rel=1e-6)  # a float32 sum, for display
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-10, atol=1e-14)

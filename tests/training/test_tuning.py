@@ -102,7 +102,7 @@ def test_the_memory_of_a_pass_is_counted(recipe, recompute):
 
     def measured(rows, length):
         trial = Trial(model, settings, length)
-        return memory.row_bytes(model, *trial.batch(rows), settings)
+        return memory.row_bytes(model, trial.batch(rows), settings)
 
     assert measured(2, 64) == pytest.approx(measured(1, 64), rel=0.1)
     assert measured(1, 128) == pytest.approx(2 * measured(1, 64), rel=0.35)
@@ -117,7 +117,7 @@ def test_recomputing_takes_less(recipe):
     sizes = []
     for recompute in (False, True):
         model = LanguageModel(asked.model, 257, recompute)
-        sizes.append(memory.row_bytes(model, *Trial(model, settings, 64).batch(2), settings))
+        sizes.append(memory.row_bytes(model, Trial(model, settings, 64).batch(2), settings))
     assert sizes[1] < sizes[0] / 2
 
 

@@ -1,0 +1,127 @@
+"""Labelled text: passages of documents with the class of each, for training an encoder and for trying it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from synthe_core.data.prepare import Packed
+from synthe_core.data.shards import Split, labels_file
+from synthe_core.data.stream import Batch, Stream
+from synthe_core.errors import InputError
+from synthe_core.ops.cross_entropy import IGNORED
+
+
+class Passages(NamedTuple):
+    """Stretches of a split, int64 [N] each: first token, tokens, class."""
+
+    starts: np.ndarray
+    lengths: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The passages of a recipe's data: `train` a source each, `validation` of all sources. `classes` are the names.
+
+    A passage is at most `sequence` tokens of one document. Documents are cut into passages from their beginning; a rest
+    of less than half a passage is left out, unless it is all there is of the document.
+    """
+
+    classes: tuple[str, ...]
+    sequence: int
+    train: tuple[Passages, ...]
+    validation: Passages
+    held_out: Split
+
+    @classmethod
+    def of(cls, packed: Packed, count: int) -> Labelled:
+        """The passages of the `count` labels that the most training documents have, in the order of their names.
+
+        InputError where the text has too few labels.
+        """
+        documents = [_documents(source.train) for source in packed.train]
+        seen = Counter(label for source in documents for label, _ in source if label)
+        if not seen:
+            raise InputError(
+                f"data.labels is {packed.spec.labels}, and no document has such a label",
+                "`path` is for a folder of folders, `field:NAME` for rows of .jsonl, .parquet and the hub",
+            )
+        if len(seen) < count:
+            raise InputError(
+                f"the training text has {len(seen)} different labels, and model.head.classes is {count}",
+                f"set model.head.classes={len(seen)}" if len(seen) > 1 else "one class leaves nothing to decide",
+            )
+        chosen = sorted(seen, key=lambda label: (-seen[label], label))[:count]
+        classes, sequence = tuple(sorted(chosen)), packed.spec.sequence
+        return cls(
+            classes,
+            sequence,
+            tuple(_passages(source, classes, sequence) for source in documents),
+            _passages(_documents(packed.validation), classes, sequence),
+            packed.validation,
+        )
+
+    def windows(self, limit: int, rows: int) -> Iterator[Batch]:
+        """`limit` validation passages, `rows` at a time, spread evenly over all of them where they are fewer."""
+        count = len(self.validation.starts)
+        chosen = np.arange(min(limit, count)) * count // max(1, min(limit, count))
+        for first in range(0, len(chosen), rows):
+            mine = chosen[first : first + rows]
+            yield batch([(self.held_out, self.validation, int(passage)) for passage in mine], self.sequence)
+
+
+class LabelledStream(Stream):
+    """Training passages without end: a `Stream` that draws passages instead of sequences, in the same manner."""
+
+    def __init__(self, packed: Packed, labelled: Labelled, rows: int, seed: int = 0) -> None:
+        self._labelled = labelled
+        super().__init__(packed, rows, labelled.sequence, seed)
+
+    def next(self, count: int) -> Batch:
+        """The next `count` passages."""
+        drawn = [self._draw() for _ in range(count)]
+        places = [(self._splits[source], self._labelled.train[source], number) for source, number in drawn]
+        return batch(places, self.sequence)
+
+    def _sequences(self, source: int) -> int:
+        return len(self._labelled.train[source].starts)
+
+
+def batch(places: Sequence[tuple[Split, Passages, int]], time: int) -> Batch:
+    """Passages as a batch, [N, time]: the class stands at each row's last token, and -100 at the others."""
+    inputs = torch.zeros(len(places), time, dtype=torch.int64)
+    targets = torch.full_like(inputs, IGNORED)
+    lengths = torch.zeros(len(places), dtype=torch.int64)
+    for row, (split, passages, number) in enumerate(places):
+        length = int(passages.lengths[number])
+        inputs[row, :length] = torch.from_numpy(split.read(int(passages.starts[number]), length))
+        targets[row, length - 1] = int(passages.labels[number])
+        lengths[row] = length
+    return Batch(inputs, targets, lengths)
+
+
+def _documents(split: Split) -> list[tuple[str, int]]:
+    """(label, tokens) of every run of tokens in `split`, in order."""
+    files = [path.with_name(labels_file(path.name)) for path in split.shards]
+    return [(label, tokens) for file in files for label, tokens in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def _passages(documents: Sequence[tuple[str, int]], classes: Sequence[str], sequence: int) -> Passages:
+    number = {label: index for index, label in enumerate(classes)}
+    found: list[tuple[int, int, int]] = []
+    start = 0
+    for label, tokens in documents:
+        if label in number and tokens:
+            count = max(1, tokens // sequence + (tokens % sequence >= sequence / 2))
+            for first in range(0, count * sequence, sequence):
+                found.append((start + first, min(sequence, tokens - first), number[label]))
+        start += tokens
+    table = np.array(found, dtype=np.int64).reshape(-1, 3)
+    return Passages(table[:, 0], table[:, 1], table[:, 2])

@@ -1,0 +1,157 @@
+"""A sparse mixture of experts: many small networks, of which every token is sent to a few."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from synthe_core.errors import InputError
+from synthe_core.layers.projection import project_in, project_out
+from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.ops.dispatch import compute_dtype
+from synthe_core.ops.expert_mlp import expert_mlp
+
+
+class PoolSpec(Spec):
+    """What every learner with a pool of experts is told about it."""
+
+    experts: int = Field(8, ge=2, description="how many experts there are")
+    top_k: int = Field(2, ge=1, description="how many of them a token is sent to")
+    hidden: int | None = Field(
+        None, ge=1, description="inner width of an expert; default 8/3 of the width over top_k, rounded up to 32"
+    )
+    balance: float = Field(0.01, ge=0, description="weight of the loss that spreads the tokens over the experts")
+    z_loss: float = Field(0.0, ge=0, description="weight of the loss that keeps the router's logits small")
+
+
+class ExpertPool(nn.Module):
+    """N SwiGLU networks, the choice among them by a router's logits, and the losses that keep the choice open.
+
+    Token t goes to the K experts of largest logit; y_t = Σ_k w_k E_k(x_t), where w is the softmax over the K chosen
+    logits (Shazeer et al. 2017). With K = 1 that is 1, which would teach the router nothing: there w is the expert's
+    probability among all N (Fedus et al. 2021, Switch). No expert has a capacity and no token is dropped, so what
+    becomes of a token depends on no other.
+
+    Losses: `balance` · N Σ_e f_e P_e (Fedus et al. 2021), f_e the share of the visits that expert e got and P_e its
+    mean probability, 1 when all are alike; `z_loss` · mean (log Σ_e exp l_e)² (Zoph et al. 2022). Both are means over
+    the real tokens of the pass.
+
+    All experts together are one wide MLP, of which a token uses K/N: their matrices stand side by side in two linear
+    maps, `gate_up` [N 2H, D] and `out` [D, N H], which is how optimizers, checkpoints and merges see them.
+    """
+
+    def __init__(self, config: PoolSpec, width: int, name: str) -> None:
+        super().__init__()
+        if config.top_k > config.experts:
+            raise InputError(
+                f"{name}: top_k {config.top_k} of {config.experts} experts", f"top_k may be 1 to {config.experts}"
+            )
+        self.config = config
+        hidden = config.hidden or -(-8 * width // (3 * 32 * config.top_k)) * 32
+        self.gate_up = project_in(width, config.experts * 2 * hidden)
+        self.out = project_out(config.experts * hidden, width)
+        with torch.no_grad():
+            self.out.weight.mul_(config.experts**0.5)  # an expert's answer is a sum over its own part only
+
+    def top(self, logits: Tensor, ctx: Pass) -> Tensor:
+        """The K experts of largest logit, int64 [B, T, K] of [B, T, N]. Padding goes to expert 0: it must go to the
+        same one whatever it holds, as the size of its group moves the last bits of its neighbours."""
+        chosen = logits.topk(self.config.top_k, dim=-1).indices
+        return chosen if ctx.mask is None else chosen.masked_fill(~ctx.mask[..., None], 0)
+
+    def forward(self, x: Tensor, logits: Tensor, ctx: Pass) -> Tensor:
+        """y [B, T, D] of x [B, T, D], routed by `logits` [B, T, N] in float32 or float64."""
+        chosen = self.top(logits, ctx)
+        among = logits.softmax(-1) if self.config.top_k == 1 else logits
+        weight = among.gather(-1, chosen)
+        weight = weight if self.config.top_k == 1 else weight.softmax(-1)
+        y = self._run(x, chosen, weight)
+        self._add_losses(logits, chosen, ctx)
+        if ctx.trace is not None:
+            self._show(x, logits, chosen, weight, ctx)
+        return y
+
+    def _run(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
+        dtype = compute_dtype(x)
+        gate_up = self.gate_up.weight.to(dtype).unflatten(0, (self.config.experts, -1))
+        out = self.out.weight.to(dtype).unflatten(1, (self.config.experts, -1)).transpose(0, 1)
+        return expert_mlp(x.to(dtype), chosen, weight.to(dtype), gate_up, out)
+
+    def _add_losses(self, logits: Tensor, chosen: Tensor, ctx: Pass) -> None:
+        real = torch.ones_like(logits[..., :1]) if ctx.mask is None else ctx.mask[..., None].to(logits.dtype)
+        tokens = real.sum().clamp_min(1)
+        if self.config.balance:
+            visits = hot(chosen, logits) * real
+            share = visits.sum((0, 1)) / (tokens * self.config.top_k)
+            probability = (logits.softmax(-1) * real).sum((0, 1)) / tokens
+            ctx.losses.append(("router_balance", self.config.balance * len(share) * (share * probability).sum()))
+        if self.config.z_loss:
+            z = logits.logsumexp(-1, keepdim=True).square() * real
+            ctx.losses.append(("router_z", self.config.z_loss * z.sum() / tokens))
+
+    @torch.no_grad()
+    def _show(self, x: Tensor, logits: Tensor, chosen: Tensor, weight: Tensor, ctx: Pass) -> None:
+        """chosen and weight [B, T, K]; entropy of the router's probabilities in nats [B, T]; per expert [N] the counts
+        of visits and the mean length of its answers; sparsity, the share of experts that nobody visited."""
+        real = torch.ones_like(logits[..., :1]) if ctx.mask is None else ctx.mask[..., None].to(logits.dtype)
+        counts, lengths = logits.new_zeros(2, self.config.experts)
+        for choice in chosen.split(1, dim=-1):
+            length = self._run(x, choice, torch.ones_like(choice, dtype=x.dtype)).norm(dim=-1, keepdim=True)
+            counts.index_add_(0, choice.flatten(), real.flatten())
+            lengths.index_add_(0, choice.flatten(), (real * length).flatten())
+        ctx.emit("chosen", chosen)
+        ctx.emit("weight", weight)
+        ctx.emit("entropy", -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1))
+        ctx.emit("counts", counts)
+        ctx.emit("magnitude", lengths / counts.clamp_min(1))
+        ctx.emit("sparsity", (counts == 0).to(counts.dtype).mean())
+
+    def active_parameters(self) -> int:
+        """The weights that one token meets: those of K experts."""
+        total = self.gate_up.weight.numel() + self.out.weight.numel()
+        return total // self.config.experts * self.config.top_k
+
+
+class Experts(Learner[tuple[()]]):
+    """y_t = Σ_{e in top K} w_e E_e(x_t), routed by the token alone: logits R x_t. x [B, T, D], R [N, D], no state.
+
+    The experts, their weights and the losses are `ExpertPool`'s. Logits are computed in float32 also under autocast: a
+    rounded logit is another choice.
+
+    Sources: Shazeer et al. 2017 (the sparsely gated mixture), Fedus et al. 2021 (the loss).
+    """
+
+    class Config(PoolSpec):
+        type: Literal["experts"] = "experts"
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__(config, width)
+        self.router = project_in(width, config.experts)
+        self.pool = ExpertPool(config, width, config.type)
+
+    def init_state(self, batch: int, *, device: object = "cpu") -> tuple[()]:
+        return ()
+
+    def forward(self, x: Tensor, state: tuple[()] | None, ctx: Pass) -> tuple[Tensor, tuple[()]]:
+        return self.pool(x, exactly(self.router, x, self.state_dtype), ctx), ()
+
+    def active_parameters(self) -> int:
+        return self.router.weight.numel() + self.pool.active_parameters()
+
+    def flops(self, time: int) -> float:
+        return 2.0 * self.active_parameters()
+
+
+def exactly(linear: nn.Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`linear` of x computed in `dtype`, also under autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(dtype), linear.weight.to(dtype))
+
+
+def hot(chosen: Tensor, like: Tensor) -> Tensor:
+    """Ones at the chosen experts, zeros elsewhere: [B, T, N] of chosen [B, T, K]."""
+    return torch.zeros_like(like).scatter_(-1, chosen, 1.0)

@@ -1,0 +1,132 @@
+"""Hyena: a long convolution whose filter is a function of the lag, between two gates."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from synthe_core.errors import InputError
+from synthe_core.layers.projection import project_in, project_out
+from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.ops.long_conv import long_conv
+from synthe_core.ops.short_conv import preceded, short_conv
+
+TAPS = 3  # of the short convolution before the gates
+FADED = 0.01  # what is left of a filter's window where `decay` says that it has faded
+
+
+class Past(NamedTuple):
+    """The last inputs of the two convolutions: short [B, 2, 3D] and long [B, L-1, D]."""
+
+    short: Tensor
+    long: Tensor
+
+
+class Hyena(Learner[Past]):
+    """y_t = W_o (x²_t ⊙ Σ_{j < L} h_j ⊙ u_{t-j}), u = x¹ ⊙ v, where v, x¹, x² = W x + b, each passed through a causal
+    convolution of 3 taps.
+
+    x [B, T, D]. The filter h [D, L] is implicit: h_j = window_j ⊙ MLP(features of j / L), plus a weight of its own on
+    the present token (lag 0). The MLP has sines for activations, of learned frequencies that start at `frequency`;
+    the features are j / L and the cosines and sines of 2π f j / L for f = 1 ... `bands`. The window is
+    exp(-α j / L) + shift with a rate α for each channel, evenly spaced so that the windows fade to 1/100 from decay[0]
+    to decay[1] times L. Windows have length 1 over the lags, so that what a filter lets through starts at about half
+    the power of what it reads; the present token's weight starts with the other half.
+
+    The state is what a finite filter needs: the last L-1 of u and the last 2 inputs of the short convolution, both in
+    float32. The filter is made anew in every pass, also in one of a single token.
+
+    `frequency` decides whether a filter is learned at all: to copy the token 7 back (length 64) took 100 steps from 2,
+    and from 10, where a filter starts as noise, 600 were not enough.
+
+    Source: Poli et al. 2023 (order 2), with the windows of its code.
+    """
+
+    class Config(Spec):
+        type: Literal["hyena"] = "hyena"
+        length: int = Field(1024, ge=2, description="tokens that the filter reaches back over, the present included")
+        filter_width: int = Field(64, ge=1, description="hidden units of the network that makes the filter")
+        filter_layers: int = Field(3, ge=1, description="layers of sines in that network")
+        bands: int | None = Field(
+            None, ge=1, description="frequencies in its positional features; default a 16th of length"
+        )
+        frequency: float = Field(2.0, gt=0, description="of the sines at first; lower makes smoother filters")
+        decay: tuple[float, float] = Field(
+            (0.3, 1.5), description="where the fastest and the slowest window have faded to 1/100, as a part of length"
+        )
+        shift: float = Field(
+            0.0, ge=0, description="what the windows fade to; above 0 nothing is forgotten within length"
+        )
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__(config, width)
+        if not 0 < config.decay[0] <= config.decay[1]:
+            raise InputError(
+                f"hyena: decay must be two positive numbers, the fast one first, not {list(config.decay)}",
+                "the published windows are [0.3, 1.5]",
+            )
+        hidden = config.filter_width
+        self.bands = config.bands or max(config.length // 16, 1)
+        self.project = project_in(width, 3 * width, bias=True)
+        self.out = project_out(width, width)
+        # Taps of length 1 on average keep the scale; uniform, some channels see the present, some the tokens before.
+        self.conv = nn.Parameter(torch.empty(3 * width, TAPS).uniform_(-1, 1) * (3 / TAPS) ** 0.5)
+        sizes = [1 + 2 * self.bands, *[hidden] * config.filter_layers]
+        hidden_layers = [project_in(*pair, bias=True) for pair in pairwise(sizes)]
+        for layer in hidden_layers:
+            nn.init.uniform_(layer.bias, -1, 1)  # sines of different phases
+        self.filter_hidden = nn.ModuleList(hidden_layers)
+        self.filter_frequency = nn.Parameter(torch.full((config.filter_layers, hidden), config.frequency))
+        self.filter_out = nn.Parameter(torch.randn(width, hidden) * hidden**-0.5)
+        self.present = nn.Parameter(torch.randn(width) * 0.5**0.5)
+
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Past:
+        sizes = ((batch, TAPS - 1, 3 * self.width), (batch, self.config.length - 1, self.width))
+        return Past(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in sizes))
+
+    def forward(self, x: Tensor, state: Past | None, ctx: Pass) -> tuple[Tensor, Past]:
+        state = state or self.init_state(x.shape[0], device=x.device)
+        projected = self.project(x)
+        with torch.autocast(x.device.type, enabled=False):
+            projected = projected.to(self.state_dtype)
+            mixed, short = short_conv(projected, self.conv.to(self.state_dtype), state.short, silu=False)
+            v, before, after = mixed.chunk(3, dim=-1)
+            u, taps = before * v, self.filter()
+            ctx.emit("filter", taps)
+            ctx.emit("read", u)
+            read, long = long_conv(u, taps, state.long)
+            if ctx.lengths is not None:
+                short = ctx.last(preceded(projected, state.short, TAPS), TAPS - 1)
+                long = ctx.last(preceded(u, state.long, self.config.length), self.config.length - 1)
+            y = (after * read).to(x.dtype)
+        return self.out(y), Past(short, long)
+
+    def filter(self) -> Tensor:
+        """Every channel's taps [D, L] in the state's type, tap 0 being the present."""
+        config, dtype, device = self.config, self.state_dtype, self.present.device
+        lags = torch.arange(config.length, dtype=dtype, device=device)[:, None]
+        part = lags / (config.length - 1)
+        angles = 2 * math.pi / config.length * lags * torch.arange(1, self.bands + 1, dtype=dtype, device=device)
+        z = torch.cat([part, angles.cos(), angles.sin()], dim=1)
+        for layer, frequency in zip(self.filter_hidden, self.filter_frequency, strict=True):
+            z = torch.sin(frequency.to(dtype) * F.linear(z, *(parameter.to(dtype) for parameter in layer.parameters())))
+        fastest, slowest = (-math.log(FADED) / fraction for fraction in config.decay)
+        rates = torch.linspace(slowest, fastest, self.width, dtype=dtype, device=device)
+        window = (-rates * part).exp_().add_(config.shift)
+        size = window.square().sum(0).sqrt()
+        taps = F.linear(z, self.filter_out.to(dtype) / size[:, None]) * window
+        taps[0] += self.present.to(dtype)
+        return taps.t()
+
+    def flops(self, time: int) -> float:
+        """The matrices, the filter's network once a pass, and the convolution as the sum that defines it."""
+        length = self.config.length
+        network = sum(p.numel() for p in self.filter_hidden.parameters()) + self.filter_out.numel()
+        mixing = self.project.weight.numel() + self.out.weight.numel() + self.conv.numel()
+        return 2 * mixing + 2 * network * length / time + (2.0 * min(length, time) + 2) * self.width

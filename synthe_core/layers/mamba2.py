@@ -1,0 +1,126 @@
+"""Mamba-2 (SSD): a state space with one decay a head, which makes it gated linear attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from synthe_core.errors import InputError, nearest_divisor
+from synthe_core.layers.mamba import Scanned, convolve, first_steps
+from synthe_core.layers.projection import project_in, project_out
+from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.ops.linear_attention import linear_attention
+from synthe_core.ops.rms_norm import rms_norm
+from synthe_core.ops.short_conv import LONGEST
+from synthe_core.ops.silu_gate import silu_gate
+
+
+class Mamba2(Learner[Scanned]):
+    """S_t = exp(Δ_t A) S_{t-1} + Δ_t B_t u_tᵀ, y_t = W_out norm((S_tᵀ C_t + D u_t) ⊙ silu(z_t)), head by head.
+
+    x [B, T, W] of width W, E = expand · W channels in H heads of P = head_size. W_in x gives z [B, T, E], one logit of
+    Δ a head, and u [B, T, H, P] with B, C [B, T, G, N], N = state_size, which pass a causal convolution and SiLU
+    together; H / G heads share each group's B and C. Δ = softplus(dt + b), held within `time_step_limit`; A =
+    -exp(A_log), at first uniform in [-16, -1]; softplus(b) starts spread evenly in its logarithm over [0.001, 0.1]. The
+    root-mean-square norm is over the E / G channels of a group. Padding is Δ = 0. The state is H N P numbers a row, and
+    (J - 1) (E + 2 G N) of the convolution of J taps.
+
+    Parameters are named and shaped as those of transformers' `Mamba2Mixer`, so its weights load as they are.
+
+    Source: Dao & Gu 2024, "Transformers are SSMs: generalized models and efficient algorithms through structured state
+    space duality".
+    """
+
+    class Config(Spec):
+        type: Literal["mamba2"] = "mamba2"
+        state_size: int = Field(64, ge=1, description="rows of a head's state; the published models have 128")
+        head_size: int = Field(64, ge=1, description="channels a head")
+        expand: int = Field(2, ge=1, description="channels, as a multiple of the width")
+        groups: int = Field(1, ge=1, description="groups of heads that share what is written and read with (B and C)")
+        conv: int = Field(4, ge=1, le=LONGEST, description="taps of the causal convolution; 1 looks at no past")
+        conv_bias: bool = Field(True, description="a bias in the convolution")
+        bias: bool = Field(False, description="biases in the projections from and to the width")
+        time_step_limit: tuple[float, float | None] = Field(
+            (0.0, None), description="least and greatest Δ of a token; null = any"
+        )
+        norm_eps: float = Field(1e-5, gt=0)
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__(config, width)
+        channels, groups = config.expand * width, config.groups
+        if channels % config.head_size:
+            raise InputError(
+                f"mamba2: {channels} channels ({config.expand} x width {width}) do not split into heads of "
+                f"{config.head_size}",
+                nearest_divisor(channels, config.head_size, "head_size"),
+            )
+        self.heads = channels // config.head_size
+        if self.heads % groups:
+            raise InputError(
+                f"mamba2: {self.heads} heads do not split into {groups} groups",
+                nearest_divisor(self.heads, groups, "groups"),
+            )
+        low, high = config.time_step_limit
+        if not 0 <= low < (math.inf if high is None else high):
+            raise InputError(
+                f"mamba2: time_step_limit must rise from 0 or more, not [{low:g}, {high:g}]", "such as [0.001, 0.1]"
+            )
+        self.channels, self.shared = channels, groups * config.state_size
+        mixed = channels + 2 * self.shared
+        self.in_proj = project_in(width, channels + mixed + self.heads)
+        self.conv1d = nn.Conv1d(mixed, mixed, config.conv, groups=mixed, bias=config.conv_bias)
+        self.dt_bias = nn.Parameter(first_steps(self.heads))
+        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.norm = nn.RMSNorm(channels, eps=config.norm_eps)
+        self.out_proj = project_out(channels, width)
+        if config.bias:
+            self.in_proj.bias = nn.Parameter(torch.zeros(self.in_proj.out_features))
+            self.out_proj.bias = nn.Parameter(torch.zeros(width))
+
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Scanned:
+        scan = (batch, self.heads, self.config.state_size, self.config.head_size)
+        conv = (batch, self.config.conv - 1, self.channels + 2 * self.shared)
+        return Scanned(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in (scan, conv)))
+
+    def forward(self, x: Tensor, state: Scanned | None, ctx: Pass) -> tuple[Tensor, Scanned]:
+        state = state or self.init_state(x.shape[0], device=x.device)
+        dtype, mixed = self.state_dtype, self.channels + 2 * self.shared
+        z, u, dt = self.in_proj(x).split([self.channels, mixed, self.heads], dim=-1)
+        u, conv = convolve(self.conv1d, u.to(dtype), state.conv, ctx)
+        with torch.autocast(x.device.type, enabled=False):
+            u, B, C = u.split([self.channels, self.shared, self.shared], dim=-1)
+            u = u.unflatten(-1, (self.heads, -1))
+            low, high = self.config.time_step_limit
+            delta = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype)).clamp(low, high)
+            if ctx.mask is not None:
+                delta = delta * ctx.mask[..., None]
+            log_decay = -self.A_log.to(dtype).exp() * delta
+            ctx.emit("delta", delta)
+            if ctx.trace is not None:
+                ctx.emit("decay", log_decay.exp())
+            y, scan = linear_attention(self._to_heads(C), self._to_heads(B), u, delta, log_decay, state.scan)
+            y = torch.addcmul(y, self.D.to(dtype)[:, None], u)
+            y = self._norm(silu_gate(y.flatten(2), z.to(dtype)), z.dtype)
+        return self.out_proj(y), Scanned(scan, conv)
+
+    def _to_heads(self, shared: Tensor) -> Tensor:
+        """What groups share [B, T, G N] as each head sees it, [B, T, H, N]."""
+        grouped = shared.unflatten(-1, (self.config.groups, 1, -1))
+        return grouped.expand(-1, -1, -1, self.heads // self.config.groups, -1).flatten(2, 3)
+
+    def _norm(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+        """y [B, T, E] over the root mean square of each group's channels, weighted, as `dtype`."""
+        weight, groups = self.norm.weight.to(y.dtype), self.config.groups
+        parts = zip(y.chunk(groups, -1), weight.chunk(groups), strict=True)
+        normed = [rms_norm(part, w, self.config.norm_eps, dtype) for part, w in parts]
+        return normed[0] if groups == 1 else torch.cat(normed, -1)
+
+    def flops(self, time: int) -> float:
+        """The matrices, and 5 operations a number of state: to decay it, two to write and two to read."""
+        return super().flops(time) + 5.0 * self.heads * self.config.state_size * self.config.head_size

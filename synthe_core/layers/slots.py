@@ -1,0 +1,182 @@
+"""A bank of slots: read by a few heads a few slots at a time, written where something is new."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from synthe_core.errors import InputError
+from synthe_core.layers.projection import project_in, project_out
+from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.ops.rms_norm import rms_norm
+from synthe_core.ops.silu_gate import silu_gate
+from synthe_core.ops.slot_memory import Policy, Recalled, slot_memory
+
+EPS = 1e-5
+STRONGEST = 1 - 1e-6  # a write's strength stays below 1, whose log(1 - s) is infinite
+
+
+class Bank(NamedTuple):
+    """bank [B, J, H, K + V], each slot's key and content; ages [B, J, 4], tokens since it was last read and last
+    written and its averages of use; pending [B, C, H, K + V] and pending_strength [B, C], the tokens since the last
+    tick of the clock."""
+
+    bank: Tensor
+    ages: Tensor
+    pending: Tensor
+    pending_strength: Tensor
+
+
+class Slots(Learner[Bank]):
+    """r_t = Σ_j w_tj v_j over the few best of J slots, y_t = W_out (r_t ⊙ silu(W_g x_t)).
+
+    x [B, T, D]. One projection of x gives per head a query and a key [H, K], brought to length 1, a content [H, V], and
+    one write strength s = σ(.) a token. A head reads the `reads` slots whose keys are nearest, with logits c q·k_j, c
+    learned per head and √K at first. Queries begin as the keys: a token first looks for its like.
+
+    Writing: a token near a slot (mean cosine >= match) refines it, v_j += s (v - v_j) and the key alike. One that is
+    near none is novel and overwrites a slot that has been of little use. The clock of the bank ticks at every `chunk`
+    positions and takes in that many tokens at once; see `slot_memory` for the exact order. Until then they are known
+    to whoever sees the last tokens themselves, such as attention with a window of at least `chunk`. Positions are
+    absolute, so any split of a sequence writes alike. A fresh bank holds learned keys and contents; the contents are
+    zero at first, so that an unwritten bank says nothing.
+
+    `noise: gumbel` adds Gumbel noise to the read logits while training. Its seed is drawn from torch's CPU generator at
+    each call, so torch.manual_seed repeats a run, and evaluation has none. Auxiliary losses, while training: "balance"
+    λ Σ_j (u_j - 1/J)² with u_j slot j's share of a row's reads; "prediction" 1 - cos(W_p r_t, v_{t+1}).
+
+    Source: THL (Transformer Hierarchical Layers, EGen 2026), whose bank ticks at every token.
+    """
+
+    class Config(Spec):
+        type: Literal["slots"] = "slots"
+        slots: int = Field(1024, ge=2, description="how many the bank has")
+        heads: int = Field(4, ge=1)
+        key_size: int = Field(32, ge=1, description="size of a head's keys, by which slots are found")
+        value_size: int | None = Field(None, ge=1, description="size of a head's contents; default width / (4 heads)")
+        reads: int = Field(8, ge=2, description="slots that a head reads for a token")
+        writes: int = Field(8, ge=1, description="slots overwritten at a tick, at most")
+        chunk: int = Field(32, ge=1, description="positions between two ticks, at which the bank is written")
+        match: float = Field(0.5, gt=-1, lt=1, description="cosine from which a token refines a slot: it is not novel")
+        router: Literal["softmax", "sparsemax"] = Field("softmax", description="weights of the slots read")
+        noise: Literal["none", "gumbel"] = Field("none", description="in the choice of slots, while training")
+        horizon: float = Field(1000.0, gt=1, description="tokens that a slot's averages of use reach back")
+        staleness: float = Field(1.0, ge=0, description="shares of use lost in `horizon` tokens without a touch")
+        balance: float = Field(0.01, ge=0, description="weight λ of the loss that spreads reads over slots; 0 = off")
+        prediction: float = Field(0.0, ge=0, description="weight of predicting the next token's content; 0 = off")
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__(config, width)
+        heads, self.key = config.heads, config.key_size
+        self.value = config.value_size or width // (4 * heads)
+        if self.value < 1:
+            raise InputError(f"slots: width {width} leaves no content for {heads} heads", "set value_size")
+        if config.reads > config.slots:
+            raise InputError(f"slots: {config.reads} reads of {config.slots} slots", f"reads: {config.slots} at most")
+        if config.writes > (most := min(config.slots, config.chunk)):
+            raise InputError(
+                f"slots: {config.writes} writes at a tick of {config.chunk} tokens to {config.slots} slots",
+                f"writes: {most} at most",
+            )
+        self.policy = Policy(config.reads, config.writes, config.match, config.horizon, config.staleness, config.router)
+        keys, values = heads * self.key, heads * self.value
+        self.features = [2 * keys, values, values, 1]
+        self.project = project_in(width, sum(self.features))
+        with torch.no_grad():
+            self.project.weight[:keys] = self.project.weight[keys : 2 * keys]
+        self.out = project_out(values, width)
+        self.predict = nn.Linear(values, values, bias=False) if config.prediction else None
+        self.register_buffer("unit", torch.full((self.key,), self.key**-0.5), persistent=False)
+        self.log_scale = nn.Parameter(torch.full((heads, 1), math.log(self.key) / 2))
+        self.strength_bias = nn.Parameter(torch.zeros(1))
+        self.first_keys = nn.Parameter(torch.randn(config.slots, heads, self.key))
+        self.first_contents = nn.Parameter(torch.zeros(config.slots, heads, self.value))
+
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Bank:
+        config = self.config
+        kind: dict[str, Any] = {"dtype": self.state_dtype, "device": device}
+        keys, contents = (x.to(**kind) for x in (self.first_keys, self.first_contents))
+        record = (config.heads, self.key + self.value)
+        bank = torch.cat([F.normalize(keys, dim=-1), contents], -1)
+        return Bank(
+            bank.expand(batch, -1, -1, -1),
+            torch.zeros(batch, config.slots, 4, **kind),
+            torch.zeros(batch, config.chunk, *record, **kind),
+            torch.zeros(batch, config.chunk, **kind),
+        )
+
+    def forward(self, x: Tensor, state: Bank | None, ctx: Pass) -> tuple[Tensor, Bank]:
+        state = state or self.init_state(x.shape[0], device=x.device)
+        projected = self.project(x)
+        with torch.autocast(x.device.type, enabled=False):
+            qk, value, gate, strength = projected.split(self.features, dim=-1)
+            dtype = state.bank.dtype
+            query, key = self._unit(qk.to(dtype).unflatten(-1, (2, self.config.heads, self.key))).unbind(2)
+            query = query * self.log_scale.to(dtype).exp()
+            value = value.to(dtype).unflatten(-1, (self.config.heads, self.value))
+            strength = (strength + self.strength_bias).to(dtype).sigmoid().clamp_max(STRONGEST)[..., 0]
+            noisy = self.training and self.config.noise == "gumbel"
+            seed = int(torch.randint(2**62, ())) if noisy else None
+            start = ctx.positions[:, 0]
+            recalled = slot_memory(query, key, value, strength, *state, start, ctx.lengths, self.policy, seed)
+            y = silu_gate(recalled.read.flatten(2), gate)
+        if self.training:
+            self._learn_aside(recalled, value, ctx)
+        self._emit(recalled, strength, ctx)
+        return self.out(y), Bank(recalled.bank, recalled.ages, recalled.pending, recalled.pending_strength)
+
+    def _unit(self, x: Tensor) -> Tensor:
+        """x / ‖x‖ over the last axis, as a root-mean-square norm with every weight K^-1/2."""
+        return rms_norm(x, self.unit.to(x.dtype), EPS / self.key, x.dtype)
+
+    def _shares(self, recalled: Recalled, ctx: Pass) -> Tensor:
+        """Each slot's share [B, J] of the reads that a row's real tokens made in this pass."""
+        weights = recalled.weights
+        if ctx.mask is not None:
+            weights = weights * ctx.mask[..., None, None] / ctx.mask.sum(1).clamp_min(1)[:, None, None, None]
+        else:
+            weights = weights / weights.shape[1]
+        shares = weights.new_zeros(weights.shape[0], self.config.slots)
+        return shares.scatter_add(1, recalled.slots.flatten(1), weights.flatten(1) / self.config.heads)
+
+    def _learn_aside(self, recalled: Recalled, value: Tensor, ctx: Pass) -> None:
+        """The auxiliary losses."""
+        if self.config.balance:
+            excess = self._shares(recalled, ctx) - 1 / self.config.slots
+            ctx.losses.append(("balance", self.config.balance * excess.square().sum(-1).mean()))
+        if self.predict is not None and value.shape[1] > 1:
+            guess = self.predict(recalled.read[:, :-1].flatten(2)).to(value.dtype)
+            error = 1 - F.cosine_similarity(guess, value[:, 1:].detach().flatten(2), dim=-1)
+            if ctx.mask is not None:
+                error = error * ctx.mask[:, 1:]
+            counted = error.numel() if ctx.mask is None else ctx.mask[:, 1:].sum().clamp_min(1)
+            ctx.losses.append(("prediction", self.config.prediction * error.sum() / counted))
+
+    def _emit(self, recalled: Recalled, strength: Tensor, ctx: Pass) -> None:
+        if ctx.trace is None:
+            return
+        ctx.emit("read_weights", recalled.weights)
+        ctx.emit("read_slots", recalled.slots)
+        ctx.emit("usage", self._shares(recalled, ctx))
+        ctx.emit("strength", strength)
+        ctx.emit("novelty", recalled.novelty)
+        ctx.emit("refines", recalled.affinity >= self.config.match)
+        ctx.emit("overwrites", recalled.novelty > 1 - self.config.match)  # if it is among the most novel of its tick
+        ctx.emit("ages", recalled.ages)
+
+    def flops(self, time: int) -> float:
+        """The matrices; per token 2 K H J to find slots to read and as many to be judged by, what is read, what is
+        written; all of it for whole frames of `chunk` tokens, of which the last may be partly empty."""
+        config = self.config
+        linear = sum(m.weight.numel() for m in (self.project, self.out, self.predict) if m is not None)
+        keys, record = config.heads * self.key, config.heads * (self.key + self.value)
+        frames = (config.chunk + time - 2) // config.chunk + 1
+        laid_out = 1 if time == 1 else frames * config.chunk / time
+        find = 4 * keys * config.slots + 2 * keys * config.chunk
+        write = 2 * config.chunk * (record + config.chunk)
+        return 2.0 * linear + laid_out * (find + 2 * config.reads * record + write)

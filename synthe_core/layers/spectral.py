@@ -1,0 +1,91 @@
+"""Spectral mixing: a learned filter over the whole text, and a gate that hears how loud each channel is."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from synthe_core.layers.momentum import Timescale, log_spaced
+from synthe_core.layers.projection import project_out
+from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.ops.two_sided_convolution import transform_size, two_sided_convolution
+
+QUIET = 1e-6  # the energy below which a channel counts as silent
+TRANSFORM = 2.5  # operations of a transform of n real numbers, times n log2 n
+
+
+class Spectral(Learner[tuple[()]]):
+    """y = W_o (z ⊙ g) with z = h * x over the whole text, both ways, and g = σ(w ⊙ log(mean_t z_t² + 1e-6) + b).
+
+    The filter is learned where it is simple, in frequency: its response H is complex, given at K points between 0 and
+    1/2 cycles a token and straight between them. That is the kernel
+
+        h(τ) = irfft(H)[τ mod 2(K-1)] sinc²(τ / 2(K-1)),
+
+    which is known at every lag τ, so one filter serves texts of any length (texts end in zeros, nothing wraps around)
+    and padding is inert: rows of different lengths share a pass. It reaches 2(K-1) tokens each way, with a faint rest
+    beyond. The imaginary parts at 0 and 1/2 have no effect, as for every real filter.
+
+    The gate is a row's own, one a channel: z's energy is that of its spectrum (Parseval), the mean over real tokens.
+
+    x [B, T, D]; h by FFT, O(T log T); no state, since a token sees what comes after it. At first the channels are
+    exponentials a^|τ| of unit energy with timescales 1 / (1 - a) spread evenly in their logarithm, every second one
+    looking ahead.
+    Sources: Rao et al. 2021 (GFNet: learned filters in frequency), TLM (the energy gate).
+    """
+
+    causal = False
+
+    class Config(Spec):
+        type: Literal["spectral"] = "spectral"
+        points: int = Field(129, ge=2, description="frequencies at which the filter is learned; reach 2(points - 1)")
+        timescales: tuple[Timescale, Timescale] = Field(
+            (1.5, 64.0), description="tokens that the filters reach at first, from the one to the other"
+        )
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__(config, width)
+        decay = 1 - log_spaced(config.timescales, width).reciprocal()[:, None]
+        turn = torch.linspace(0, math.pi, config.points)
+        ahead = torch.arange(width)[:, None] % 2 == 1
+        delay = torch.polar(torch.ones_like(turn), torch.where(ahead, turn, -turn))
+        response = (1 - decay.square()).sqrt() / (1 - decay * delay)  # of sqrt(1 - a²) a^|τ| on one side
+        self.response = nn.Parameter(torch.view_as_real(response).clone())  # [D, K, 2]
+        self.loudness = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.out = project_out(width, width)
+
+    def init_state(self, batch: int, *, device: object = "cpu") -> tuple[()]:
+        return ()
+
+    def forward(self, x: Tensor, state: tuple[()] | None, ctx: Pass) -> tuple[Tensor, tuple[()]]:
+        inputs = x.to(self.state_dtype)
+        if ctx.mask is not None:
+            inputs = inputs.masked_fill(~ctx.mask[..., None], 0.0)
+        filtered = two_sided_convolution(inputs, self.kernel(x.shape[1]))
+        if ctx.mask is None:
+            energy = filtered.square().mean(1)
+        else:
+            heard = filtered.masked_fill(~ctx.mask[..., None], 0.0)
+            energy = heard.square().sum(1) / ctx.mask.sum(1, keepdim=True).clamp_min(1)
+        gate = torch.sigmoid(self.loudness * (energy + QUIET).log() + self.bias)
+        ctx.emit("energy", energy)
+        ctx.emit("gate", gate)
+        return self.out((filtered * gate[:, None]).to(x.dtype)), ()
+
+    def kernel(self, time: int) -> Tensor:
+        """h at the lags -(time - 1) ... time - 1: [D, 2 time - 1]."""
+        period = 2 * (self.config.points - 1)
+        response = self.response.to(self.state_dtype)
+        waves = torch.fft.irfft(torch.view_as_complex(response), period)
+        lags = torch.arange(1 - time, time, device=response.device)
+        return waves[:, lags % period] * torch.sinc(lags.to(response.dtype) / period).square()
+
+    def flops(self, time: int) -> float:
+        size = transform_size(2 * time - 1)
+        transforms = 2 * TRANSFORM * size * math.log2(size)  # there and back; the filter's own is once a batch
+        return 2.0 * self.out.weight.numel() + self.width * (transforms + 3 * size) / time

@@ -1,0 +1,110 @@
+"""An encoder with a classification head: the whole text in, one class out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synthe_core.errors import InputError
+from synthe_core.layers.byte_patch import Stem
+from synthe_core.learner import Pass
+from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelSpec, ModelState, auxiliary
+from synthe_core.ops.cross_entropy import IGNORED
+from synthe_core.trace import Trace
+
+
+class Pool(nn.Module):
+    """Σ_t softmax_t(q · h_t / √D) h_t over the real tokens, q learned: [B, T, D] -> [B, D]; "mean" is q = 0 for good.
+
+    The query is zero at first, so that pooling starts as the mean. A row without tokens gives zeros.
+    """
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(width)) if kind == "attention" else None
+
+    def forward(self, hidden: Tensor, ctx: Pass) -> Tensor:
+        hidden = hidden if hidden.dtype == torch.float64 else hidden.float()
+        scores = hidden.new_zeros(hidden.shape[:2])
+        if self.query is not None:
+            scores = (hidden * self.query).sum(-1) / math.sqrt(hidden.shape[-1])
+        if ctx.mask is not None:
+            scores = scores.masked_fill(~ctx.mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        if ctx.mask is not None:
+            weights = weights * ctx.mask
+        ctx.path = "pool"
+        ctx.emit("attention", weights)
+        return (weights[..., None] * hidden).sum(1)
+
+
+class Classifier(Backbone):
+    """Logits of `spec.head.classes` classes for each text: embedding -> stem -> blocks -> norm -> pooling -> head.
+
+    The stem (`spec.patch`) makes the text shorter and is left out where there is none. Blocks may hold learners that
+    see the whole text beside causal ones. The head starts at zero: every class is as likely as any other.
+    """
+
+    def __init__(self, spec: ModelSpec, vocab: int, recompute: bool = False) -> None:
+        if spec.head is None:
+            raise InputError("this recipe is of a language model, not of an encoder", "give it a model.head")
+        super().__init__(spec, vocab, recompute)
+        self.patch = Stem(spec.patch, spec.width) if spec.patch is not None else None
+        self.pool = Pool(spec.head.pool, spec.width)
+        self.head = nn.Linear(spec.width, spec.head.classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None, trace: Trace | None = None) -> Tensor:
+        """Logits [B, classes] of the texts `tokens` int64 [B, T], right-padded where `lengths` int64 [B] is given."""
+        return self._logits(tokens, lengths, trace)[0]
+
+    def _logits(self, tokens: Tensor, lengths: Tensor | None, trace: Trace | None = None) -> tuple[Tensor, Pass]:
+        x = self.embed(tokens)
+        if self.patch is not None:
+            x, lengths = self.patch(x, lengths)
+        ctx = Pass.over(x, lengths, trace=trace)
+        hidden, _ = self.run(x, self.init_state(tokens.shape[0]).blocks, ctx)
+        return self.head(self.pool(hidden, ctx).to(self.head.weight.dtype)), ctx
+
+    def loss(
+        self, tokens: Tensor, targets: Tensor, state: ModelState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Loss, ModelState]:
+        """Cross-entropy of each row's class, which `targets` int64 [B, T] hold at one token, with -100 at the others.
+
+        The contract is a language model's, so that one trainer serves both; an encoder takes no state and leaves none.
+        """
+        if state is not None:
+            raise InputError("an encoder reads a text at once", "it takes no state to go on from")
+        logits, ctx = self._logits(tokens, lengths)
+        labels = targets.amax(1)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+        each = torch.where(targets == IGNORED, 0.0, losses.detach()[:, None])
+        empty = ModelState(torch.zeros(tokens.shape[0], dtype=torch.int64, device=tokens.device), [])
+        return Loss(losses.sum(), (labels != IGNORED).sum(), auxiliary(ctx), each), empty
+
+    def flops(self, time: int) -> float:
+        """Floating-point operations per token of a forward pass over a text of `time` tokens."""
+        stride = 1 if self.patch is None else self.patch.config.stride
+        short = -(-time // stride)
+        inner = sum(learner.flops(short) for learner in self.learners)
+        pooling = 4.0 * self.spec.width
+        stem = 0.0 if self.patch is None else self.patch.flops(time)
+        return stem + (inner + pooling) * short / time + 2.0 * self.head.weight.numel() / time
+
+    def state_bytes(self, time: int = 1) -> int:
+        """None: a text is read at once, and nothing of it is kept."""
+        return 0
+
+
+Model = LanguageModel | Classifier
+"""What a recipe describes and the trainer trains."""
+
+
+def build_model(spec: ModelSpec, vocab: int, recompute: bool = False) -> Model:
+    """The model that `spec` describes: an encoder where it has a head, else a language model."""
+    return (LanguageModel if spec.head is None else Classifier)(spec, vocab, recompute)

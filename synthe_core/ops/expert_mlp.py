@@ -1,0 +1,181 @@
+"""Many SwiGLU networks side by side, of which every token passes through the few that it is sent to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from synthe_core.hardware import Hardware
+from synthe_core.ops.dispatch import Call, op
+from synthe_core.ops.swiglu import swiglu
+
+GroupedLinear = Callable[[Tensor, Tensor, Tensor], Tensor]
+OLDEST_CUDA = (8, 0)  # the compute capability from which torch multiplies groups on the device
+
+
+@op
+def expert_mlp(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor) -> Tensor:
+    """y_t = Σ_k w_tk O_e (silu(G_e x_t) ⊙ U_e x_t) with e = chosen_tk: each chosen expert's answer, by its weight.
+
+    x        [B, T, D]
+    chosen   int64 [B, T, K]: indices of experts, each in [0, N).
+    weight   [B, T, K]
+    gate_up  [N, 2H, D]: every expert's G and U, one above the other.
+    out      [N, D, H]: every expert's O.
+
+    Returns y [B, T, D]. All but `chosen` of one floating dtype. No expert has a capacity, none turns a token away: what
+    becomes of a token depends on nothing but itself. The reference computes every expert on every token and picks; the
+    kernels sort the tokens by expert and compute what was chosen only.
+    """
+    y = torch.zeros_like(x)
+    for expert in range(len(gate_up)):
+        gate, up = F.linear(x, gate_up[expert]).chunk(2, dim=-1)
+        share = (weight * (chosen == expert)).sum(-1, keepdim=True)
+        y = y + share * F.linear(F.silu(gate) * up, out[expert])
+    return y
+
+
+@expert_mlp.kernel("grouped", rank=20, tolerance=1e-5)
+@torch.compiler.disable
+def grouped(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor) -> Tensor:
+    """torch's grouped matrix product: all experts in one call, no round trip between GPU and CPU."""
+    return _sorted_by_expert(x, chosen, weight, gate_up, out, _Grouped.apply)
+
+
+@grouped.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    if not hasattr(F, "grouped_mm"):
+        return f"torch {torch.__version__} has no torch.nn.functional.grouped_mm (2.10 is the first)"
+    allowed = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}.get(call.device, ())
+    if call.dtype not in allowed:
+        return f"torch multiplies no groups of {call.dtype} on {call.device}"
+    if call.device == "cuda" and torch.cuda.get_device_capability() < OLDEST_CUDA:
+        return "torch multiplies groups on GPUs of compute capability 8.0 and later"
+    weights = call.arguments["gate_up"], call.arguments["out"]
+    unit = 16 // call.dtype.itemsize
+    if any(size % unit for weight in weights for size in weight.shape[1:]):
+        return f"the sizes of an expert must be multiples of {unit} in {call.dtype}"
+    if any(weight.data_ptr() % 16 for weight in weights):
+        return "the weights do not begin at a multiple of 16 bytes"
+    return None
+
+
+@expert_mlp.kernel("sorted", rank=10, tolerance=1e-5)
+@torch.compiler.disable
+def sorted_(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor) -> Tensor:
+    """Torch: one matrix product per expert that has tokens."""
+    return _sorted_by_expert(x, chosen, weight, gate_up, out, _EachInTurn.apply)
+
+
+@sorted_.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    return None if call.device in ("cpu", "cuda") else f"not tried on {call.device}"
+
+
+def _sorted_by_expert(
+    x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor, linear: GroupedLinear
+) -> Tensor:
+    """Every token visits its K experts: M = B T K visits, sorted by expert and computed group by group."""
+    experts = chosen.flatten()
+    order = experts.argsort(stable=True)  # order[i]: which visit stands at place i; visit t K + k is of token t
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    labels = torch.arange(len(gate_up), device=order.device)
+    ends = torch.searchsorted(experts[order], labels, right=True, out_int32=True)
+    token, place = order // chosen.shape[-1], place.view(-1, chosen.shape[-1])
+    visits = _Sent.apply(x.flatten(0, 1), token, place)
+    answers = linear(swiglu(linear(visits, gate_up, ends)), out, ends)
+    return _Gathered.apply(answers, weight.flatten(0, 1), order, token, place).view_as(x)
+
+
+class _Sent(torch.autograd.Function):
+    """visits [M, D], row i of which is x [B T, D] at token[i]. The gradient gathers what an indexing's own would add
+    into rows in whatever order a GPU comes by."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, token: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        return x.index_select(0, token)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return F.embedding_bag(ctx.saved_tensors[0], grad, mode="sum"), None, None
+
+
+class _Gathered(torch.autograd.Function):
+    """y_t = Σ_k weight_tk answers[place_tk]: [B T, D] of answers [M, D], in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, answers: Tensor, weight: Tensor, order: Tensor, token: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(answers, weight, order, token, place)
+        return F.embedding_bag(place, answers, mode="sum", per_sample_weights=weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        answers, weight, order, token, place = ctx.saved_tensors
+        slope = grad.index_select(0, token)
+        weight_grad = (slope * answers).sum(-1)[place]
+        return slope.mul_(weight.flatten()[order][:, None]), weight_grad, None, None, None
+
+
+class _Grouped(torch.autograd.Function):
+    """y_i = W_e x_i for the rows of group e, which ends before row `ends[e]`; x [M, I], W [N, O, I], y [M, O].
+
+    By hand: torch's own gradient fails on one that is not contiguous, and on a GPU the weights of an empty group may
+    get whatever the memory held.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, ends)
+        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, ends = ctx.saved_tensors
+        grad = grad.contiguous()
+        x_grad = F.grouped_mm(grad, weight, offs=ends)
+        weight_grad = F.grouped_mm(grad.t(), x, offs=ends)
+        if grad.is_cuda:
+            weight_grad.masked_fill_((ends.diff(prepend=ends.new_zeros(1)) == 0)[:, None, None], 0)
+        return x_grad, weight_grad, None
+
+
+class _EachInTurn(torch.autograd.Function):
+    """The same as `_Grouped`, one matrix product after another, for what torch cannot group."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.groups = groups = _groups(ends)
+        y = x.new_empty(len(x), weight.shape[1])
+        for expert, rows in groups:
+            torch.mm(x[rows], weight[expert].t(), out=y[rows])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        x_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
+        for expert, rows in ctx.groups:
+            torch.mm(grad[rows], weight[expert], out=x_grad[rows])
+            torch.mm(grad[rows].t(), x[rows], out=weight_grad[expert])
+        return x_grad, weight_grad, None
+
+
+def _groups(ends: Tensor) -> list[tuple[int, slice]]:
+    """The experts that have rows, and which."""
+    bounds = [0, *ends.tolist()]
+    return [
+        (expert, slice(*bounds[expert : expert + 2]))
+        for expert in range(len(ends))
+        if bounds[expert + 1] > bounds[expert]
+    ]

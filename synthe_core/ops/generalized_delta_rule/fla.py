@@ -1,0 +1,28 @@
+"""The generalised delta rule of flash-linear-attention (Triton, where it is called "DPLR") on CUDA."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from synthe_core.ops.delta_rule.fla import arranged, halved, refusal, walks
+from synthe_core.ops.generalized_delta_rule import generalized_delta_rule
+
+
+@generalized_delta_rule.kernel("fla", rank=30, tolerance=2e-2)
+def fla(
+    q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Triton: all vectors rounded to bfloat16, decays and memory in float32; all float32 when decoding."""
+    from fla.ops.generalized_delta_rule import (  # optional, and slow to import
+        chunk_dplr_delta_rule,
+        fused_recurrent_dplr_delta_rule,
+    )
+
+    if walks(q, k, v, a, b, log_decay, state):
+        return arranged(fused_recurrent_dplr_delta_rule, q, k, v, state, a=a, b=b, gk=log_decay)
+    a, b, _ = halved(a, b, v)
+    o, memory = arranged(chunk_dplr_delta_rule, *halved(q, k, v), state, a=a, b=b, gk=log_decay)
+    return o.to(v.dtype), memory
+
+
+fla.refuses(refusal)

@@ -1,0 +1,24 @@
+"""The definition of `long_conv`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from synthe_core.ops.dispatch import op, require_float
+from synthe_core.ops.short_conv import preceded
+
+
+@op
+def long_conv(u: Tensor, taps: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """y_t = Σ_{j < L} taps[:, j] ⊙ u_{t-j}: channel by channel, over the last L inputs.
+
+    u [B, T, D]; taps [D, L], tap 0 being the present (`short_conv` has it last); state [B, L-1, D], the inputs before
+    u, None is zeros; all of one dtype, float32 or float64. Returns y [B, T, D] and the last L-1 inputs [B, L-1, D].
+    Raises InputError for narrower dtypes.
+    """
+    require_float("u", u)
+    length = taps.shape[1]
+    history = preceded(u, state, length)
+    windows = history.unfold(1, length, 1)  # [B, T, D, L], the present last
+    return torch.einsum("btdl,dl->btd", windows, taps.flip(1)), history[:, u.shape[1] :]

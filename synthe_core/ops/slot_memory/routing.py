@@ -1,0 +1,69 @@
+"""How a slot memory weighs the slots that it reads, and which one it can best do without."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+SINCE_READ, SINCE_WRITE, READ_USE, WRITE_USE = range(4)  # the columns of `ages`
+GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # SplitMix64's, as int64
+
+
+class Policy(NamedTuple):
+    """What `slot_memory` is told once. reads: slots that a head reads for a token. writes: slots overwritten in a
+    tick at most. match: affinity, in [-1, 1], from which a token refines a slot. horizon: tokens that the averages of
+    use reach back. staleness: fair shares of use that a slot loses for every `horizon` tokens in which nothing touched
+    it. router: the weights of the slots read."""
+
+    reads: int
+    writes: int
+    match: float
+    horizon: float
+    staleness: float
+    router: Literal["softmax", "sparsemax"]
+
+    @property
+    def decay(self) -> float:
+        """What is left of an average of use after a token."""
+        return 1 - 1 / self.horizon
+
+
+def route(logits: Tensor, router: str) -> Tensor:
+    """The weights of slots with these logits [..., N], the largest first: softmax, or the nearest point of the simplex.
+
+    Sparsemax sets the weights of slots that are too far behind to exactly 0. Source: Martins & Astudillo 2016.
+    """
+    if router == "softmax":
+        return logits.softmax(-1)
+    rank = torch.arange(1, logits.shape[-1] + 1, dtype=logits.dtype, device=logits.device)
+    excess = logits.cumsum(-1) - 1
+    support = (rank * logits > excess).sum(-1, keepdim=True)
+    return (logits - excess.gather(-1, support - 1) / support).clamp_min(0)
+
+
+def usefulness(ages: Tensor, policy: Policy) -> Tensor:
+    """[B, J] of ages [B, J, 4]: the averages of reads and writes in fair shares, less what idleness costs."""
+    idle = ages[..., :2].amin(-1)
+    return ages[..., 2:].sum(-1) - policy.staleness / policy.horizon * idle
+
+
+def mixed(x: Tensor) -> Tensor:
+    """SplitMix64's hash of each int64. Source: Steele, Lea & Flood 2014."""
+    for shift, factor in ((30, FIRST), (27, SECOND)):
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
+    return x ^ (x >> 31 & (1 << 33) - 1)
+
+
+def gumbel(seed: int, position: Tensor, choice: Tensor, dtype: torch.dtype) -> Tensor:
+    """-log(-log u) for position int64 [B, T] and choice int64 [B, T, ...] (head and slot), u uniform in (0, 1).
+
+    u is a hash of the seed, the row, the position and the choice. So the same seed gives the same noise on any device,
+    in any split of the sequence and in every kernel, and the backward pass makes it again instead of keeping it.
+    """
+    row = torch.arange(1, position.shape[0] + 1, device=position.device)[:, None]
+    token = mixed(mixed(seed + GOLDEN * row) + GOLDEN * position)
+    bits = mixed(token.reshape(*token.shape, *[1] * (choice.dim() - 2)) + GOLDEN * choice)
+    uniform = ((bits >> 41 & (1 << 23) - 1).to(dtype) + 0.5) / (1 << 23)
+    return -(-uniform.log()).log()

@@ -1,0 +1,138 @@
+"""Attention: what its keys mean, checked by independent means. The laws are in tests/laws."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from synthe_core.errors import InputError
+from synthe_core.layers import build, parse
+from synthe_core.layers.attention import Attention
+from synthe_core.layers.rope import LinearScaling, Llama3Scaling, turns
+from synthe_core.learner import Pass
+
+
+def make(width: int = 24, **keys: Any) -> Attention:
+    torch.manual_seed(0)
+    learner = build(parse({"type": "attention", **keys}), width).double()
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return learner
+
+
+def by_hand(learner: Attention, x: torch.Tensor) -> torch.Tensor:
+    """One row x [T, D] through explicit projections, norms, complex rotations and a masked softmax."""
+    config, size = learner.config, learner.size
+    heads = (learner.qkv.weight @ x.T).T + (0 if learner.qkv.bias is None else learner.qkv.bias)
+    heads = heads.view(len(x), -1, size)
+    q, k, v = heads.split([learner.heads, learner.groups, learner.groups], dim=1)
+    if config.qk_norm:
+        q, k = (u / (u.square().mean(-1, keepdim=True) + config.norm_eps).sqrt() for u in (q, k))
+    if config.qk_norm == "weighted":
+        q, k = q * learner.q_norm, k * learner.k_norm
+    if config.rope is not None:
+        frequencies = torch.tensor([config.rope ** (-2 * i / size) for i in range(size // 2)], dtype=torch.float64)
+        angles = torch.arange(len(x))[:, None] * frequencies
+        phase = torch.polar(torch.ones_like(angles), angles)[:, None]
+
+        def turn(u: torch.Tensor) -> torch.Tensor:
+            turned = torch.complex(u[..., : size // 2], u[..., size // 2 :]) * phase
+            return torch.cat([turned.real, turned.imag], -1)
+
+        q, k = turn(q), turn(k)
+    past = torch.arange(len(x))[:, None] - torch.arange(len(x))
+    seen = (past >= 0) & (past < learner.window)
+    out = []
+    for head in range(learner.heads):
+        group = head // (learner.heads // learner.groups)
+        scores = (q[:, head] @ k[:, group].T / math.sqrt(size)).masked_fill(~seen, -math.inf)
+        out.append(scores.softmax(-1) @ v[:, group])
+    return (learner.out.weight @ torch.cat(out, -1).T).T + (0 if learner.out.bias is None else learner.out.bias)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"heads": 4},
+        {"heads": 4, "kv_heads": 2, "window": 3, "bias": "qkv", "rope": 100.0},
+        {"heads": 3, "head_size": 10, "kv_heads": 1, "qk_norm": "weighted", "norm_eps": 0.1, "bias": "all"},
+        {"heads": 2, "head_size": 3, "qk_norm": "weighted", "rope": None},
+        {"heads": 2, "head_size": 14, "qk_norm": False},
+    ],
+    ids=str,
+)
+def test_the_equation(keys: dict[str, Any]) -> None:
+    learner = make(**keys)
+    x = torch.randn(1, 9, 24, dtype=torch.float64)
+    y, _ = learner(x, None, Pass.over(x))
+    torch.testing.assert_close(y[0], by_hand(learner, x[0]), rtol=1e-10, atol=1e-10)
+
+
+def test_parameters_are_those_that_the_keys_ask_for() -> None:
+    def names(**keys: Any) -> set[str]:
+        return {name for name, _ in make(heads=4, **keys).named_parameters()}
+
+    plain = {"qkv.weight", "out.weight"}
+    assert names() == names(qk_norm=False) == plain  # checkpoints from before these keys still load
+    assert names(bias="qkv") == plain | {"qkv.bias"}
+    assert names(bias="all", qk_norm="weighted") == plain | {"qkv.bias", "out.bias", "q_norm", "k_norm"}
+    assert make(heads=4, head_size=10).out.weight.shape == (24, 40)
+
+
+def test_flops_count_the_heads_as_they_are() -> None:
+    small, large = make(heads=2, head_size=4), make(heads=2, head_size=8)
+    assert large.flops(99) == 2 * small.flops(99)
+    assert large.flops(1) == 2 * sum(p.numel() for p in large.parameters()) + 4 * 2 * 8
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3"])
+def test_scaled_frequencies_equal_transformers(kind: str) -> None:
+    rope = pytest.importorskip("transformers.modeling_rope_utils")
+    transformers = pytest.importorskip("transformers")
+    given = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
+    ours: Any = LinearScaling(factor=4)
+    if kind == "llama3":
+        given |= {"low_freq_factor": 1.5, "high_freq_factor": 6.0, "original_max_position_embeddings": 128}
+        ours = Llama3Scaling(factor=4, low=1.5, high=6, context=128)
+    config = transformers.LlamaConfig(hidden_size=256, num_attention_heads=4, head_dim=64, rope_parameters=given)
+    expected, _ = rope.ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+    base = 1e4 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
+    torch.testing.assert_close(ours.apply(base), expected.double(), rtol=1e-6, atol=0)
+    assert not torch.allclose(expected.double(), base)
+
+
+def test_llama3_leaves_quick_pairs_alone_and_stretches_slow_ones() -> None:
+    scaling = Llama3Scaling(factor=8, low=1, high=4, context=8192)
+    frequencies = torch.tensor([2.0, 4.01, 1.0, 0.99, 2.5]) * 2 * math.pi / 8192
+    times = scaling.apply(frequencies) / frequencies
+    assert times[1] == 1 and torch.allclose(times[2:4], torch.tensor(1 / 8))
+    torch.testing.assert_close(times[[0, 4]], torch.tensor([1 / 3 + 2 / 3 / 8, 1 / 2 + 1 / 16]))
+
+
+def test_angles_are_exact_far_into_a_text() -> None:
+    position = 1_000_003
+    cos, sin = turns(torch.tensor([[position]]), 4, 100.0, None, torch.float32)
+    expected = [position, position / 10]
+    torch.testing.assert_close(cos[0, 0], torch.tensor([math.cos(a) for a in expected]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sin[0, 0], torch.tensor([math.sin(a) for a in expected]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"heads": 5}, "width 24 is not divisible by heads 5"),
+        ({"heads": 4, "kv_heads": 3}, "heads 4 is not divisible by kv_heads 3"),
+        ({"heads": 8}, "even head size, not 3"),
+        ({"heads": 4, "head_size": 5}, "even head size, not 5"),
+        ({"heads": 4, "window": 0}, "window must be at least 1"),
+        ({"heads": 4, "rope": None, "rope_scaling": {"type": "linear", "factor": 2}}, "rope is null"),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        make(**keys)
