@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": ("synthe_cli.commands.generate:app", "Write text with a trained model."),
     "recipe": ("synthe_cli.commands.recipe:app", "Show, check or describe recipes."),
     "data": ("synthe_cli.commands.data:app", "Prepare text for training, and count it."),
+    "import": ("synthe_cli.commands.import_:app", "Make a checkpoint of a model that another program has written."),
     "bench": ("synthe_cli.commands.bench:app", "Measure speed, paired and in ratios."),
     "hardware": ("synthe_cli.commands.hardware:app", "What this machine is, what is used of it, and why."),
 }
