@@ -22,7 +22,7 @@ COMMANDS = {
     "recipe": ("synthe_cli.commands.recipe:app", "Show, check or describe recipes."),
     "data": ("synthe_cli.commands.data:app", "Prepare text for training, and count it."),
     "import": ("synthe_cli.commands.import_:app", "Make a checkpoint of a model that another program has written."),
-    "bench": ("synthe_cli.commands.bench:app", "Measure speed, paired and in ratios."),
+    "bench": ("synthe_cli.commands.bench:app", "Measure what learners can do, and how fast they are."),
     "hardware": ("synthe_cli.commands.hardware:app", "What this machine is, what is used of it, and why."),
 }
 """name: (where the command's `typer.Typer` is, its line in `synthe --help`). A new command is a new line here."""

@@ -1,29 +1,57 @@
-"""`synthe bench`: measurements."""
+"""`synthe bench`: measurements of quality (a task by its name) and of speed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from synthe_cli.commands.bench_report import LIST_EXAMPLES, REPORT_EXAMPLES, list_tasks, report
+from synthe_cli.commands.bench_task import EXAMPLES, bench_task
 from synthe_cli.console import choose
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import DeviceOption, JsonOption, find_recipe
+from synthe_core.errors import unknown
 
 if TYPE_CHECKING:
     from synthe_core.events import Event
 
-app = typer.Typer(cls=Group, help="Measure speed, paired and in ratios.", **SETTINGS)
+ABOUT = "Measure what learners can do (synthe bench TASK) and how fast they are."
+
+
+class BenchGroup(Group):
+    """Beside its own commands every task of the table is one, without an import until it is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            from synthe_core.tasks import TASKS
+
+            if args[0] in TASKS:
+                return args[0], self.get_command(ctx, "TASK"), args[1:]
+            raise unknown("task", args[0], [*TASKS, *names])
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=BenchGroup, help=ABOUT, **SETTINGS)
+app.command(
+    "TASK",
+    cls=Command,
+    short_help="Train a learner on a task, by its name, such as mqar or parity.",
+    epilog=EXAMPLES,
+    context_settings={**SETTINGS["context_settings"], "allow_extra_args": True, "ignore_unknown_options": True},
+)(bench_task)
+app.command("list", cls=Command, short_help="What tasks there are, and their keys.", epilog=LIST_EXAMPLES)(list_tasks)
+app.command("report", cls=Command, short_help="Tables and pictures of finished trials.", epilog=REPORT_EXAMPLES)(report)
 
 PARTS = ("ops", "learners", "training", "decoding", "published")
 GROWTH = (512, 1024, 2048, 4096, 8192)
 PAIRS = (("tiny", "baselines/transformer"), ("60m", "baselines/transformer-60m"))
 
 
-@app.callback()
-def bench() -> None:
-    """Measure speed, paired and in ratios."""
+@app.callback(help=ABOUT)
+def bench() -> None: ...
 
 
 @app.command(

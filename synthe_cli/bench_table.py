@@ -1,0 +1,150 @@
+"""The terminal's view of finished trials: a table for each task, and bars of accuracy along its axis."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from synthe_cli import figures
+from synthe_cli.console import printable
+from synthe_core.benchmarks.recall.summary import (
+    Bench,
+    Summary,
+    benches,
+    chance_text,
+    heads,
+    overview,
+    percent,
+    plain,
+    scores,
+)
+
+COSTS = ["state", "parameters", "steps", "time", "ended"]
+LEFT_OUT = ["parameters", "steps", "seeds", "time", "ended", "state"]  # in this order, where a terminal is narrow
+BAR = 40  # characters of an accuracy of 1
+NOTHING = 0.05  # of the way from chance to 1: nothing was learned
+
+Cell = tuple[str, str]
+"""Text, and its style on a terminal."""
+
+
+def show(found: list[Summary], plot: bool = False) -> None:
+    """Prints the tables, best rows first, to stdout; aligned text without colour where that is no terminal."""
+    tasks = benches(found)
+    for number, bench in enumerate(tasks):
+        title = f"{bench.title}: chance {chance_text(bench)}"
+        _print(("\n" if number else "") + title, heads(bench) + COSTS, _lines(bench))
+        if plot:
+            _say("\n" + bars(bench))
+    if len(tasks) > 1:
+        columns, rows = overview(tasks)
+        lines = [[(name, ""), *((_percent(cell), "") for cell in cells)] for name, cells in rows]
+        _print("\nbest accuracy of each model", ["", *columns], lines)
+    sys.stdout.flush()
+
+
+def _lines(bench: Bench) -> list[list[Cell]]:
+    """Cells of the table; in columns of accuracy the highest is bold, and what is no better than chance is dim."""
+    ahead = 1 + len(bench.swept)
+    shown = [[row.mean, *_along(bench, row)] for row in bench.rows]
+    highest = [
+        max((value for value in column if value is not None), default=1.0) for column in zip(*shown, strict=True)
+    ]
+    lines = []
+    for row, values in zip(bench.rows, shown, strict=True):
+        styles = [""] * ahead
+        for value, high in zip(values, highest, strict=True):
+            learned = value is not None and value - bench.chance > NOTHING * (1 - bench.chance)
+            styles.append("dim" if not learned else "bold" if value == high else "")
+        texts = scores(bench, row)
+        costs = [
+            figures.size(row.state_bytes),
+            figures.count(row.parameters),
+            figures.count(row.steps),
+            figures.duration(row.seconds),
+            row.ended,
+        ]
+        styles += [""] * (len(texts) + len(costs) - len(styles))
+        lines.append(list(zip([*texts, *costs], styles, strict=True)))
+    return lines
+
+
+def _along(bench: Bench, row: Summary) -> list[float | None]:
+    by_value = {point.value: point.mean for point in row.by_axis}
+    return [by_value.get(value) for value in bench.values]
+
+
+def _print(title: str, columns: list[str], lines: list[list[Cell]]) -> None:
+    if sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown", None):
+        _print_rich(title, columns, lines)
+    else:
+        text = figures.table(columns, [[text for text, _ in line] for line in lines])
+        _say(f"{title}\n{text}")
+
+
+def _print_rich(title: str, columns: list[str], lines: list[list[Cell]]) -> None:
+    from rich.console import Console  # imported only where it is seen
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, emoji=False)
+    kept, needed = _fitting(columns, lines, console.width)
+    console.width = max(console.width, needed)  # a line that the terminal breaks is better than figures cut off
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for i in kept:
+        table.add_column(Text(columns[i]), justify="right" if i else "left", no_wrap=bool(i))
+    for line in lines:
+        table.add_row(*(Text(printable(line[i][0]), line[i][1]) for i in kept))
+    console.print(Text(printable(title), "bold"))
+    console.print(table)
+    if absent := [name for i, name in enumerate(columns) if i not in kept]:
+        console.print(Text(f"too wide for this terminal: {', '.join(absent)}", "dim"))
+
+
+def _fitting(columns: list[str], lines: list[list[Cell]], width: int) -> tuple[list[int], int]:
+    """The columns that fit into `width`, the least important left out first and accuracies never; what they need."""
+    widths = [max(len(head), *(len(line[i][0]) for line in lines)) + 2 for i, head in enumerate(columns)]
+    kept = list(range(len(columns)))
+    for name in LEFT_OUT:
+        if sum(widths[i] for i in kept) > width and name in columns:
+            kept.remove(columns.index(name))
+    return kept, sum(widths[i] for i in kept)
+
+
+def bars(bench: Bench) -> str:
+    """Accuracy along the axis, of each model at its best setting; a mark in the bar's ground stands at chance."""
+    block, ground, mark = ("█", "·", "│") if _encodes("█·│") else ("#", ".", "|")
+    name_width = max(len(row.name) for row in bench.rows)
+    value_width = max(len(plain(value)) for value in [*bench.values, bench.axis])
+    chance = min(BAR - 1, round(BAR * bench.chance))
+    lines = [f"{'':{name_width}}  {bench.axis:>{value_width}}  accuracy; {mark} is chance"]
+    for row in bench.best:
+        for number, point in enumerate(row.by_axis):
+            filled = round(BAR * point.mean)
+            bar = [block] * filled + [ground] * (BAR - filled)
+            if filled <= chance:
+                bar[chance] = mark
+            name = row.name if number == 0 else ""
+            told = f"{plain(point.value):>{value_width}}  {''.join(bar)} {percent(point.mean, point.std)}"
+            lines.append(f"{name:<{name_width}}  {told}")
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    text = printable(text)
+    if not _encodes(text):
+        text = text.replace("±", "+-").encode("ascii", "replace").decode()
+    print(text)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _percent(cell: Any) -> str:
+    return percent(cell.mean, cell.std) if cell is not None else "-"

@@ -1,0 +1,115 @@
+"""`synthe bench report` and `synthe bench list`: what finished trials say, and which tasks there are."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from synthe_cli import console, figures
+from synthe_cli.options import JsonOption
+from synthe_core.events import Result
+
+REPORT_EXAMPLES = """\
+synthe bench report runs/bench/mqar                     the tables; report.html, .csv and .md beside the trials
+synthe bench report runs/bench/* --out report           all tasks on one page
+synthe bench report runs/bench --json | jq .values.summaries"""
+
+LIST_EXAMPLES = """\
+synthe bench list                                       every task in a line
+synthe bench list mqar                                  what it asks, its keys, and the sizes of its presets
+synthe bench list --json | jq .settings"""
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders that hold finished trials.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to write; the first DIR by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write report.html, report.csv and report.md of all trials under the folders, and print their tables.
+
+    The page has tables, accuracy along each task's axis, and accuracy against bytes of state. It needs no network.
+    """
+    from synthe_cli.bench_table import show
+    from synthe_core.benchmarks.recall import report as reports
+
+    records = reports.load(folders)
+    found = reports.summaries(records)
+    first = folders[0] if folders[0].is_dir() else folders[0].parent
+    page, *_ = reports.write(records, out or first)
+    if not as_json:
+        show(found)
+        print()
+    values: dict[str, object] = {"summaries": [asdict(each) for each in found]} if as_json else {}
+    with console.choose(as_json) as shown:
+        shown.result(Result(values, page))
+
+
+def list_tasks(
+    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="Only this one, with its keys.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the tasks of `synthe bench TASK`; with a TASK, its keys and the sizes of its presets too."""
+    from synthe_core.tasks import TASKS
+
+    names = [task] if task else list(TASKS)
+    if as_json:
+        for name in names:
+            print(json.dumps(_facts(name, TASKS[name])))
+    elif task:
+        print(_described(TASKS[task]))
+    else:
+        width = max(map(len, names))
+        print("\n".join(f"{name:<{width}}  {_about(TASKS[name])}" for name in names))
+
+
+def _about(task: Any) -> str:
+    """The first line of the task's own documentation; our files hold one task each, and say it in words."""
+    own = task.__module__.startswith("synthe_core.")
+    text = (sys.modules[task.__module__].__doc__ if own else inspect.getdoc(task)) or ""
+    return text.strip().partition("\n")[0]
+
+
+def _settings(task: Any) -> dict[str, dict[str, Any]]:
+    """Key: its schema, with `default` and `description` where it has them."""
+    properties = task.Config.model_json_schema()["properties"]
+    return {key: schema for key, schema in properties.items() if key != "type"}
+
+
+def _facts(name: str, task: Any) -> dict[str, Any]:
+    text = inspect.getdoc(task) or ""
+    return {"task": name, "about": _about(task), "text": text, "axis": task.axis, "settings": _settings(task)}
+
+
+def _described(task: Any) -> str:
+    rows = []
+    for key, schema in _settings(task).items():
+        default = json.dumps(schema["default"]) if "default" in schema else "required"
+        choices = " or ".join(schema.get("enum", []))
+        rows.append([key, default, schema.get("description") or choices])
+    parts = [_about(task), inspect.getdoc(task) or "", figures.table(["key", "default", ""], rows, left=3)]
+    return "\n\n".join([*parts, "\n".join(_preset(task, each) for each in _presets())])
+
+
+def _presets() -> tuple[str, ...]:
+    from synthe_core.tasks.task import PresetName
+
+    return get_args(PresetName)
+
+
+def _preset(task: Any, name: str) -> str:
+    preset = task.preset(name)
+    trained, tested = (_sizes(task.axis, shares) for shares in preset)
+    return f"{name:<9} trains on {trained}; tests {tested}"
+
+
+def _sizes(axis: str, shares: list[Any]) -> str:
+    values = list(dict.fromkeys(getattr(share.config, axis) for share in shares))
+    return f"{axis} {', '.join(map(str, values))} ({figures.count(sum(share.examples for share in shares))} sequences)"

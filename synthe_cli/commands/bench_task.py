@@ -1,0 +1,178 @@
+"""`synthe bench TASK`: learners trained and tested on a synthetic task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from synthe_cli import console
+from synthe_cli.options import DeviceOption, JsonOption, complete_recipe, find_recipe
+from synthe_cli.signals import stop_on_signal
+from synthe_core.atomic import write_file
+from synthe_core.errors import InputError, WorkError
+from synthe_core.events import Notice, Result
+
+if TYPE_CHECKING:
+    from synthe_core.benchmarks.recall.trial import Trial
+
+EXAMPLES = """\
+synthe bench mqar --layer delta                                    about a minute; accuracy by number of pairs
+synthe bench mqar --layer delta --layer mamba --layer attention --seeds 3 --sweep lr=1e-3,3e-3 --plot
+synthe bench parity --layer delta --set learner.beta_range=[0,2]   a key of the learner
+synthe bench state-tracking --layer delta --group S3               a key of the task
+synthe bench mqar --layer conv,attention --width 128               a hybrid of two learners
+synthe bench mqar --layer delta --json --fail-under 0.95           for CI: exit 1 below
+synthe bench mqar --recipe my.yaml --preset zoology                the published protocol"""
+
+
+def bench_task(
+    ctx: typer.Context,
+    layer: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A learner, or several joined by commas. Repeatable.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RECIPE", help="A recipe's model instead. Repeatable.", autocompletion=complete_recipe),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="quick, standard or zoology; quick without a GPU, standard with one.")
+    ] = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", metavar="KEY=VALUE", help="learner.KEY or task.KEY, as learner.heads=4. Repeatable."
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2", help="Try each of lr, width, batch, epochs, weight_decay. Repeatable."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat with this many seeds: mean and deviation.")] = 1,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Channels of the model that --layer makes.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training examples.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials at once.")] = 1,
+    launcher: Annotated[str, typer.Option(help="local, ray or slurm: where trials run.")] = "local",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where records are kept; runs/bench/TASK.")
+    ] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write a table here.")] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw accuracy here, and into DIR/report.html.")] = False,
+    fail_under: Annotated[
+        float | None, typer.Option(metavar="X", help="Exit with 1 where a model's best accuracy is below X.")
+    ] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a small model from scratch on the task and test it on every slice, against chance.
+
+    Further options are keys of the task: --pairs 8, --group S3. `synthe bench list` describes the tasks. Finished
+    trials are kept: the same command again runs only those that are missing.
+    """
+    task = str(ctx.info_name)
+
+    from synthe_core.benchmarks.recall import plan
+    from synthe_core.benchmarks.recall.sweep import sweep as verb
+
+    chosen = plan.assigned(assign or [], "--set")
+    if stray := [key for key in chosen if key.partition(".")[0] not in ("learner", "task")]:
+        raise InputError(f"--set {stray[0]}: expected learner.KEY or task.KEY", "for example --set learner.heads=4")
+    settings = _under("task", chosen) | plan.assigned(_pairs(ctx.args), "")
+    place, size = _placed(device, preset)
+    fixed: dict[str, Any] = {"lr": lr, "width": width, "epochs": epochs}
+    trials = plan.trials(
+        task,
+        layers=layer or ([] if recipe else ["delta"]),
+        recipes=[find_recipe(each) for each in recipe or []],
+        preset=size,
+        settings=settings,
+        learner=_under("learner", chosen),
+        swept=plan.listed(sweep or []),
+        seeds=seeds,
+        **{key: value for key, value in fixed.items() if value is not None},
+    )
+    folder = out or Path("runs") / "bench" / task
+    with console.choose(as_json) as shown, stop_on_signal() as stop:
+        for event in verb(trials, out=folder, jobs=jobs, device=place, launcher=launcher, stop=stop):
+            if isinstance(event, Result):
+                shown.close()
+                finish(event, trials, folder, shown=shown, as_json=as_json, csv_file=csv_file, plot=plot)
+                check(event, fail_under)
+            else:
+                shown.show(event)
+
+
+def _placed(device: str | None, preset: str | None) -> tuple[str, Any]:
+    from synthe_core.benchmarks.recall.plan import PROTOCOLS
+    from synthe_core.errors import unknown
+    from synthe_core.hardware import probe
+    from synthe_core.placement import choose_device
+
+    place = choose_device(device or "auto", probe()).value
+    size = preset or ("quick" if place == "cpu" else "standard")
+    if size not in PROTOCOLS:
+        raise unknown("preset", size, PROTOCOLS)
+    return place, size
+
+
+def _under(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {key.partition(".")[2]: value for key, value in values.items() if key.partition(".")[0] == prefix}
+
+
+def _pairs(words: list[str]) -> list[str]:
+    """`--pairs 8 --group=S3` as ["pairs=8", "group=S3"]."""
+    found, rest = [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise InputError(f"'{word}' is not understood here", "a task's key is given as --key value")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise InputError(f"{word} needs a value")
+            value = rest.pop(0)
+        found.append(f"{key.replace('-', '_')}={value}")
+    return found
+
+
+def finish(
+    event: Result,
+    trials: list[Trial],
+    folder: Path,
+    *,
+    shown: console.Renderer,
+    as_json: bool,
+    csv_file: Path | None,
+    plot: bool,
+) -> None:
+    """The table, and the files that were asked for."""
+    from synthe_core.benchmarks.recall import report
+
+    records: Any = event.values["trials"]
+    if as_json:
+        shown.result(event)
+    elif records:
+        from synthe_cli.bench_table import show
+
+        show(report.summaries(records), plot)
+    if csv_file is not None:
+        write_file(csv_file, report.csv_text(records))
+    if plot and records:
+        page, *_ = report.write(report.load([folder]), folder)
+        shown.show(Notice(f"charts: {page}"))
+    if len(records) < len(trials):
+        raise WorkError(f"{len(trials) - len(records)} of {len(trials)} trials failed", "the lines above say why")
+
+
+def check(event: Result, fail_under: float | None) -> None:
+    """WorkError where a model's accuracy, at its best setting and mean over seeds, is below what was asked for."""
+    if fail_under is None:
+        return
+    from synthe_core.benchmarks.recall import report
+
+    best = report.best(report.summaries(event.values["trials"]))  # type: ignore[arg-type]
+    for each in best:
+        if each.mean < fail_under:
+            raise WorkError(f"{each.name} on {each.task}: accuracy {each.mean:.3f} is below {fail_under:g}")

@@ -1,0 +1,196 @@
+"""One trial: a model trained on a task from scratch and tested on every slice of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+from pydantic import Field
+from torch import Tensor
+
+import synthe_core
+from synthe_core import state as states
+from synthe_core.errors import WorkError
+from synthe_core.events import Event, Metric, Progress, Result
+from synthe_core.hardware import probe
+from synthe_core.learner import Spec
+from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.ops.dispatch import OPS
+from synthe_core.recipe import TrainSpec
+from synthe_core.tasks import TASKS
+from synthe_core.tasks.task import UNSCORED, Preset, PresetName, Share
+from synthe_core.training import schedule
+from synthe_core.training.optimizer import Optimizer
+
+TEST_TOKENS = 65_536  # a test pass
+FIRST_TEST_SEED = 1_000_003  # test sequences never share a stream with training's
+
+
+class Trial(Spec):
+    """All that decides a trial's numbers. `settings` overrule the task's keys in every share of the preset."""
+
+    task: str
+    settings: dict[str, Any] = Field({}, description="keys of the task, overruled")
+    preset: PresetName = "quick"
+    model: ModelSpec
+    label: str = Field("", description="what tables call the model")
+    batch: int = Field(64, ge=1)
+    epochs: int = Field(1, ge=1)
+    lr: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    optimizer: str = "adamw"
+    warmup: float = 0.05
+    stop_at: float = Field(0.99, gt=0, le=1, description="test accuracy that ends a trial early")
+    tests: int = Field(8, ge=1, description="how often to test, evenly over the steps")
+    seed: int = 0
+
+    def digest(self) -> str:
+        """A short name for this trial, the same on every machine; what it is called does not count."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"label"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def shares(self) -> Preset:
+        """The preset with the settings put in; InputError where they do not go together."""
+        task = TASKS[self.task]
+        preset = task.preset(self.preset)
+        return Preset(*([_overruled(task, share, self.settings) for share in group] for group in preset))
+
+
+def _overruled(task: Any, share: Share, settings: dict[str, Any]) -> Share:
+    config = task.Config.model_validate({**share.config.model_dump(), **settings})
+    task(config)  # impossible sizes are told here
+    return Share(config, share.examples)
+
+
+def run(trial: Trial, device: str = "cpu") -> Iterator[Event]:
+    """Trains and tests; yields Progress and Metric events, and last a Result with the whole record."""
+    began = time.monotonic()
+    preset = trial.shares()
+    tasks = [TASKS[trial.task](share.config) for share in preset.train]
+    vocab = max(TASKS[trial.task](share.config).vocab for share in (*preset.train, *preset.test))
+    torch.manual_seed(trial.seed)
+    model = LanguageModel(trial.model, vocab).to(device)
+    train = TrainSpec(
+        optimizer=trial.optimizer, lr=trial.lr, weight_decay=trial.weight_decay, warmup=trial.warmup, schedule="cosine"
+    )
+    optimizer = Optimizer(model, train)
+    rng = RandomState(trial.seed)
+    per_epoch = [max(1, share.examples // trial.batch) for share in preset.train]
+    steps, step, tokens, scores, ended = sum(per_epoch) * trial.epochs, 0, 0, {}, "budget"
+    held_out = [
+        TASKS[trial.task](s.config).batch(s.examples, RandomState(FIRST_TEST_SEED + trial.seed)) for s in preset.test
+    ]
+    for _ in range(trial.epochs):
+        order = rng.permutation(np.repeat(np.arange(len(tasks)), per_epoch))
+        for which in order.tolist():
+            examples = tasks[which].batch(trial.batch, rng)
+            loss, _ = model.loss(_tensor(examples.inputs, device), _tensor(examples.targets, device))
+            optimizer.zero_grad()
+            loss.objective.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step(schedule.rate(train, step / steps))
+            step += 1
+            tokens += examples.inputs.size
+            if step % 10 == 0:
+                spent = time.monotonic() - began
+                yield Progress(trial.label or trial.task, step, steps, "steps", spent / step * (steps - step))
+            if step * trial.tests // steps != (step - 1) * trial.tests // steps:
+                nats = float(loss.total.detach() / loss.scored)
+                if not np.isfinite(nats):
+                    raise WorkError(f"{trial.label or trial.task}: the loss is not finite at step {step}", "lower lr")
+                scores = test(model, preset.test, held_out, device)
+                yield Metric(step, "validation", {"loss": nats, "accuracy": scores["accuracy"]})
+                if scores["accuracy"] >= trial.stop_at:
+                    ended = "solved"
+                    break
+        if ended == "solved":
+            break
+    yield Result(_record(trial, model, preset, scores, step, tokens, time.monotonic() - began, ended, device))
+
+
+def _tensor(values: np.ndarray[Any, Any], device: str) -> Tensor:
+    return torch.from_numpy(values).to(device)
+
+
+@torch.no_grad()
+def test(model: LanguageModel, shares: list[Share], held_out: list[Any], device: str) -> dict[str, Any]:
+    """Accuracy over all scored tokens, of each share by its settings, and of each value of the examples' own slices."""
+    model.eval()
+    rows: list[tuple[dict[str, Any], int, int]] = []
+    by_slice: dict[tuple[str, int], tuple[int, int]] = {}
+    for share, examples in zip(shares, held_out, strict=True):
+        right, scored = [], examples.targets != UNSCORED
+        many = max(1, TEST_TOKENS // examples.inputs.shape[1])
+        for start in range(0, len(examples.inputs), many):
+            piece = slice(start, start + many)
+            guesses = _guesses(model, _tensor(examples.inputs[piece], device), scored[piece])
+            right.append(guesses == examples.targets[piece][scored[piece]])
+        correct = np.concatenate(right)
+        rows.append((share.config.model_dump(mode="json"), int(correct.sum()), int(scored.sum())))
+        for name, values in examples.slices.items():
+            for value in np.unique(values[scored]):
+                chosen = correct[values[scored] == value]
+                hits, count = by_slice.get((name, int(value)), (0, 0))
+                by_slice[name, int(value)] = (hits + int(chosen.sum()), count + len(chosen))
+    model.train()
+    return {
+        "accuracy": sum(hits for _, hits, _ in rows) / sum(count for _, _, count in rows),
+        "shares": [{"settings": settings, "accuracy": hits / count} for settings, hits, count in rows],
+        "slices": [{name: value, "accuracy": hits / count} for (name, value), (hits, count) in by_slice.items()],
+    }
+
+
+def _guesses(model: LanguageModel, inputs: Tensor, scored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The likeliest token at each scored place: the head reads those only."""
+    hidden, _, _ = model.hidden(inputs)
+    places = torch.from_numpy(scored).to(hidden.device)
+    return model.head(hidden[places]).argmax(-1).cpu().numpy()
+
+
+def _record(
+    trial: Trial,
+    model: LanguageModel,
+    preset: Preset,
+    scores: dict[str, Any],
+    steps: int,
+    tokens: int,
+    seconds: float,
+    ended: str,
+    device: str,
+) -> dict[str, Any]:
+    """Everything that says what was measured, and on what."""
+    task = TASKS[trial.task]
+    hardware = probe()
+    return {
+        "trial": trial.model_dump(mode="json"),
+        "digest": trial.digest(),
+        "version": synthe_core.__version__,
+        "accuracy": scores["accuracy"],
+        "chance": float(np.mean([task(share.config).chance for share in preset.test])),
+        "axis": task.axis,
+        "shares": scores["shares"],
+        "slices": scores["slices"],
+        "ended": ended,
+        "steps": steps,
+        "tokens": tokens,
+        "seconds": round(seconds, 1),
+        "parameters": model.parameter_count(),
+        "state_bytes": _state_bytes(model, max(share.config.length for share in preset.test), device),
+        "kernels": {name: sorted(op.used) for name, op in OPS.items() if op.used},
+        "hardware": hardware.gpu.name if hardware.gpu and device == "cuda" else hardware.processor,
+        "device": device,
+        "torch": torch.__version__,
+    }
+
+
+@torch.no_grad()
+def _state_bytes(model: LanguageModel, length: int, device: str) -> int:
+    """Bytes of what the learners remember of one sequence of `length` tokens, counted on a real state."""
+    _, state = model(torch.zeros(1, length, dtype=torch.int64, device=device))
+    return states.nbytes(state.blocks)

@@ -1,0 +1,67 @@
+"""State tracking: the word problem of a group, asked after every token."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.random import RandomState
+from pydantic import Field
+
+from synthe_core.learner import Spec
+from synthe_core.tasks.draw import integers, octave
+from synthe_core.tasks.groups import group
+from synthe_core.tasks.lengths import longer
+from synthe_core.tasks.task import Examples, Integers, Preset, PresetName, Task
+
+
+class StateTracking(Task):
+    """g1 g2 g3 ...: after each element the product of all so far is asked, g1, g1·g2, g1·g2·g3 ...
+
+    Tokens are the elements, each drawn alone; 0 is the identity. S3 and S4 are solvable groups, A5 and S5 are not:
+    their word problem is complete for NC¹, which attention and diagonal recurrences of a fixed depth are thought not to
+    reach. Slice: `position`, how many elements are in the product, by powers of two.
+
+    Sources: Liu et al. 2023, "Transformers learn shortcuts to automata"; Merrill et al. 2024, "The illusion of state in
+    state-space models"; Grazzi et al. 2025; Siems et al. 2025.
+    """
+
+    class Config(Spec):
+        type: Literal["state-tracking"] = "state-tracking"
+        group: str = Field("S3", description="Z2 ... Z120 (addition mod n), S3 ... S5, A3 ... A5 (permutations)")
+        length: int = Field(32, ge=1, description="elements of a sequence")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.group = group(config.group)
+
+    @property
+    def vocab(self) -> int:
+        return self.group.order
+
+    @property
+    def chance(self) -> float:
+        return 1 / self.group.order
+
+    def batch(self, count: int, rng: RandomState) -> Examples:
+        inputs = integers(rng, 0, self.group.order, (count, self.config.length))
+        targets = inputs.copy()
+        for t in range(1, self.config.length):
+            targets[:, t] = self.group.table[targets[:, t - 1], inputs[:, t]]
+        position = np.tile(octave(np.arange(1, self.config.length + 1)), (count, 1))
+        return Examples(inputs, targets, {"position": position})
+
+    def solve(self, inputs: Integers) -> Integers:
+        """Moves points by permutations, without the group's table."""
+        targets = np.empty_like(inputs)
+        product = np.tile(self.group.permutations[0], (len(inputs), 1))
+        for t, elements in enumerate(inputs.T):
+            product = np.take_along_axis(product, self.group.permutations[elements], axis=1)
+            targets[:, t] = self.group.number(product)
+        return targets
+
+    @classmethod
+    def preset(cls, name: PresetName) -> Preset:
+        if name == "quick":
+            return longer(cls.Config, {4: 100_000, 8: 50_000, 16: 50_000, 32: 30_000}, 128)
+        return longer(cls.Config, {8: 50_000, 16: 50_000, 32: 50_000, 64: 100_000}, 500)

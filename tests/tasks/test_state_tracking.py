@@ -1,0 +1,114 @@
+"""The word problem by hand, and that what we call groups are groups."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from numpy.random import RandomState
+
+from synthe_core.errors import InputError
+from synthe_core.tasks.groups import group
+from synthe_core.tasks.parity import Parity
+from synthe_core.tasks.state_tracking import StateTracking
+
+ORDERS = {"Z2": 2, "Z7": 7, "Z60": 60, "Z120": 120, "S3": 6, "S4": 24, "S5": 120, "A3": 3, "A4": 12, "A5": 60}
+
+
+def make(**settings):
+    return StateTracking(StateTracking.Config(**settings))
+
+
+@pytest.mark.parametrize(("name", "order"), ORDERS.items())
+def test_group_axioms(name, order):
+    table = group(name).table
+    assert group(name).order == order and table.shape == (order, order)
+    everyone = np.arange(order)
+    assert np.array_equal(table[0], everyone) and np.array_equal(table[:, 0], everyone)  # 0 is the identity
+    assert np.array_equal(np.sort(table, axis=1), np.tile(everyone, (order, 1)))  # so each element has an inverse
+    assert np.array_equal(np.sort(table, axis=0), np.tile(everyone, (order, 1)).T)
+    for i in range(order):  # (i·j)·k = i·(j·k)
+        assert np.array_equal(table[table[i]], table[i][table])
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_table_is_that_of_the_permutations(name):
+    found = group(name)
+    rng = RandomState(0)
+    for i, j in rng.randint(found.order, size=(200, 2)):
+        product = [found.permutations[i][point] for point in found.permutations[j]]
+        assert found.permutations[found.table[i, j]].tolist() == product
+
+
+def test_cyclic_groups_add():
+    assert group("Z60").table[17, 50] == 7
+    numbers = np.arange(60)
+    assert np.array_equal(group("Z60").table, (numbers[:, None] + numbers) % 60)
+
+
+def test_alternating_groups_are_the_even_permutations():
+    def sign(permutation):
+        return round(np.linalg.det(np.eye(len(permutation))[permutation]))
+
+    for points in (3, 4, 5):
+        even = [p for p in itertools.permutations(range(points)) if sign(list(p)) == 1]
+        assert [tuple(p) for p in group(f"A{points}").permutations.tolist()] == even
+
+
+def commutators(table, members):
+    """The subgroup that all i·j·i⁻¹·j⁻¹ of `members` generate."""
+    inverse = (table == 0).argmax(1)
+    found = {0} | {table[table[i, j], table[inverse[i], inverse[j]]] for i in members for j in members}
+    while len(grown := found | {table[i, j] for i in found for j in found}) > len(found):
+        found = grown
+    return found
+
+
+def derived(name):
+    """The sizes of the derived series, until it stands still."""
+    table, members, sizes = group(name).table, set(range(group(name).order)), []
+    while not sizes or len(members) != sizes[-1]:
+        sizes.append(len(members))
+        members = commutators(table, members)
+    return sizes
+
+
+def test_s4_is_solvable_and_a5_and_s5_are_not():
+    assert derived("Z60") == [60, 1]
+    assert derived("S3") == [6, 3, 1]
+    assert derived("S4") == [24, 12, 4, 1]
+    assert derived("A5") == [60]
+    assert derived("S5") == [120, 60]
+
+
+def test_by_hand():
+    assert make(group="Z7").solve(np.array([[3, 5, 6, 1]])).tolist() == [[3, 1, 0, 1]]
+    # S3 in lexical order: 0 = 012, 1 = 021, 2 = 102, 3 = 120, 4 = 201, 5 = 210.
+    # Swap the last two after swapping the first two: 0 → 1 → 2, 1 → 0, 2 → 1: that is 201. The other order is 120.
+    assert make().solve(np.array([[1, 2], [2, 1]])).tolist() == [[1, 4], [2, 3]]
+    assert make().solve(np.array([[3, 3, 3], [5, 5, 4]])).tolist() == [[3, 4, 0], [5, 0, 4]]
+
+
+@pytest.mark.parametrize("name", ["Z60", "S3", "A5", "S5"])
+def test_solver_and_balance(name):
+    task = make(group=name, length=20)
+    inputs, targets, _ = task.batch(2000, RandomState(2))
+    assert np.array_equal(task.solve(inputs[:50]), targets[:50])
+    counts = np.bincount(targets[:, -1], minlength=task.vocab)
+    expected = 2000 / task.vocab
+    chi_squared = ((counts - expected) ** 2 / expected).sum()
+    assert abs(chi_squared - (task.vocab - 1)) < 4.5 * (2 * (task.vocab - 1)) ** 0.5
+
+
+def test_over_z2_it_is_parity():
+    parity = Parity(Parity.Config(length=21)).batch(9, RandomState(4))
+    tracked = make(group="Z2", length=21).batch(9, RandomState(4))
+    assert np.array_equal(parity.inputs, tracked.inputs) and np.array_equal(parity.targets, tracked.targets)
+
+
+@pytest.mark.parametrize("name", ["", "Z1", "Z121", "S2", "S6", "A6", "D4", "s3", "S-3", "Z2x"])
+def test_an_unknown_group_names_the_known(name):
+    with pytest.raises(InputError, match="unknown group") as caught:
+        make(group=name)
+    assert caught.value.hint == "known: Z2 … Z120, S3 … S5, A3 … A5"
