@@ -61,6 +61,7 @@ def bench() -> None: ...
 synthe bench speed                                       everything; some minutes
 synthe bench speed --part ops --op delta                 the delta rule against its peers
 synthe bench speed --part learners --learner mamba       its cost at 512 to 8,192 tokens, and its state
+synthe bench speed --part training --recipe tiny --recipe baselines/mamba
 synthe bench speed --part training --json > speed.jsonl  tiny and 60m against transformers of equal size""",
 )
 def speed(
@@ -69,6 +70,10 @@ def speed(
     ] = None,
     op: Annotated[list[str] | None, typer.Option(help="delta, momentum or kalman. Repeatable.")] = None,
     learner: Annotated[list[str] | None, typer.Option(help="A learner of the part `learners`. Repeatable.")] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RECIPE", help="Compare these in training and decoding, with the first. Repeatable."),
+    ] = None,
     against: Annotated[str, typer.Option(help="Peers of the operators: transformers, sdpa, reference.")] = (
         "transformers,sdpa,reference"
     ),
@@ -82,7 +87,9 @@ def speed(
     not lie. Each case names its shapes; throughput is beside it so that the floor can be reckoned.
     """
     with choose(as_json) as renderer:
-        for event in _measure(part or list(PARTS), op, learner, tuple(against.split(",")), turns, device or "auto"):
+        for event in _measure(
+            part or list(PARTS), op, learner, recipe, tuple(against.split(",")), turns, device or "auto"
+        ):
             renderer.show(event)
 
 
@@ -90,6 +97,7 @@ def _measure(
     parts: list[str],
     ops: list[str] | None,
     chosen: list[str] | None,
+    recipes: list[str] | None,
     against: tuple[str, ...],
     turns: int,
     device: str,
@@ -113,7 +121,8 @@ def _measure(
             yield from operators.measure(name, against, device, turns)
     if "learners" in parts:
         yield from learners.growth(GROWTH, 256, turns, device, chosen)
-    pairs = [{name: Recipe.load(find_recipe(name)) for name in pair} for pair in PAIRS]
+    groups = [tuple(recipes)] if recipes else PAIRS
+    pairs = [{name: Recipe.load(find_recipe(name)) for name in group} for group in groups]
     for pair in pairs:
         if "training" in parts:
             yield from models.training(pair, (512, 2048), 4096, turns, device)

@@ -53,6 +53,7 @@ def bench_task(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Channels of the model that --layer makes.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training examples.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="At most this many steps.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials at once.")] = 1,
     launcher: Annotated[str, typer.Option(help="local, ray or slurm: where trials run.")] = "local",
     out: Annotated[
@@ -81,7 +82,7 @@ def bench_task(
         raise InputError(f"--set {stray[0]}: expected learner.KEY or task.KEY", "for example --set learner.heads=4")
     settings = _under("task", chosen) | plan.assigned(_pairs(ctx.args), "")
     place, size = _placed(device, preset)
-    fixed: dict[str, Any] = {"lr": lr, "width": width, "epochs": epochs}
+    fixed: dict[str, Any] = {"lr": lr, "width": width, "epochs": epochs, "steps": steps}
     trials = plan.trials(
         task,
         layers=layer or ([] if recipe else ["delta"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -42,6 +43,7 @@ class Trial(Spec):
     label: str = Field("", description="what tables call the model")
     batch: int = Field(64, ge=1)
     epochs: int = Field(1, ge=1)
+    steps: int | None = Field(None, ge=1, description="at most this many; the schedule fits them")
     lr: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     optimizer: str = "adamw"
@@ -69,49 +71,55 @@ def _overruled(task: Any, share: Share, settings: dict[str, Any]) -> Share:
 
 
 def run(trial: Trial, device: str = "cpu") -> Iterator[Event]:
-    """Trains and tests; yields Progress and Metric events, and last a Result with the whole record."""
+    """Trains and tests; yields Progress and Metric events, and last a Result with the whole record.
+
+    Every batch is drawn anew: an epoch is as many examples as the preset names, never the same ones again.
+    """
     began = time.monotonic()
-    preset = trial.shares()
-    tasks = [TASKS[trial.task](share.config) for share in preset.train]
-    vocab = max(TASKS[trial.task](share.config).vocab for share in (*preset.train, *preset.test))
+    name, preset = trial.label or trial.task, trial.shares()
+    tasks, tests = ([TASKS[trial.task](share.config) for share in group] for group in preset)
+    rng = RandomState(trial.seed)
+    order = _order(trial, preset, rng)
+    held_out = [
+        task.batch(share.examples, RandomState(FIRST_TEST_SEED + trial.seed))
+        for task, share in zip(tests, preset.test, strict=True)
+    ]
     torch.manual_seed(trial.seed)
-    model = LanguageModel(trial.model, vocab).to(device)
-    train = TrainSpec(
+    model = LanguageModel(trial.model, max(task.vocab for task in (*tasks, *tests))).to(device)
+    spec = TrainSpec(
         optimizer=trial.optimizer, lr=trial.lr, weight_decay=trial.weight_decay, warmup=trial.warmup, schedule="cosine"
     )
-    optimizer = Optimizer(model, train)
-    rng = RandomState(trial.seed)
-    per_epoch = [max(1, share.examples // trial.batch) for share in preset.train]
-    steps, step, tokens, scores, ended = sum(per_epoch) * trial.epochs, 0, 0, {}, "budget"
-    held_out = [
-        TASKS[trial.task](s.config).batch(s.examples, RandomState(FIRST_TEST_SEED + trial.seed)) for s in preset.test
+    optimizer = Optimizer(model, spec)
+    tokens, scores = 0, {"accuracy": 0.0}
+    for step, which in enumerate(order, start=1):
+        examples = tasks[which].batch(trial.batch, rng)
+        loss, _ = model.loss(_tensor(examples.inputs, device), _tensor(examples.targets, device))
+        optimizer.zero_grad()
+        loss.objective.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(schedule.rate(spec, (step - 1) / len(order)))
+        tokens += examples.inputs.size
+        if step % 10 == 0:
+            spent = time.monotonic() - began
+            yield Progress(name, step, len(order), "steps", spent / step * (len(order) - step))
+        if step * trial.tests // len(order) > (step - 1) * trial.tests // len(order):
+            nats = float(loss.total.detach() / loss.scored)
+            if not math.isfinite(nats):
+                raise WorkError(f"{name}: the loss is not finite at step {step}", "lower lr")
+            scores = test(model, preset.test, held_out, device)
+            yield Metric(step, "validation", {"loss": nats, "accuracy": scores["accuracy"]})
+            if scores["accuracy"] >= trial.stop_at:
+                break
+    yield Result(_record(trial, model, preset, scores, step, tokens, time.monotonic() - began, device))
+
+
+def _order(trial: Trial, preset: Preset, rng: RandomState) -> list[int]:
+    """Which share of the preset each step trains on: mixed at random, as often as their examples ask for."""
+    batches = [max(1, share.examples // trial.batch) for share in preset.train]
+    order = [
+        int(which) for _ in range(trial.epochs) for which in rng.permutation(np.repeat(range(len(batches)), batches))
     ]
-    for _ in range(trial.epochs):
-        order = rng.permutation(np.repeat(np.arange(len(tasks)), per_epoch))
-        for which in order.tolist():
-            examples = tasks[which].batch(trial.batch, rng)
-            loss, _ = model.loss(_tensor(examples.inputs, device), _tensor(examples.targets, device))
-            optimizer.zero_grad()
-            loss.objective.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step(schedule.rate(train, step / steps))
-            step += 1
-            tokens += examples.inputs.size
-            if step % 10 == 0:
-                spent = time.monotonic() - began
-                yield Progress(trial.label or trial.task, step, steps, "steps", spent / step * (steps - step))
-            if step * trial.tests // steps != (step - 1) * trial.tests // steps:
-                nats = float(loss.total.detach() / loss.scored)
-                if not np.isfinite(nats):
-                    raise WorkError(f"{trial.label or trial.task}: the loss is not finite at step {step}", "lower lr")
-                scores = test(model, preset.test, held_out, device)
-                yield Metric(step, "validation", {"loss": nats, "accuracy": scores["accuracy"]})
-                if scores["accuracy"] >= trial.stop_at:
-                    ended = "solved"
-                    break
-        if ended == "solved":
-            break
-    yield Result(_record(trial, model, preset, scores, step, tokens, time.monotonic() - began, ended, device))
+    return order[: trial.steps]
 
 
 def _tensor(values: np.ndarray[Any, Any], device: str) -> Tensor:
@@ -161,7 +169,6 @@ def _record(
     steps: int,
     tokens: int,
     seconds: float,
-    ended: str,
     device: str,
 ) -> dict[str, Any]:
     """Everything that says what was measured, and on what."""
@@ -176,7 +183,7 @@ def _record(
         "axis": task.axis,
         "shares": scores["shares"],
         "slices": scores["slices"],
-        "ended": ended,
+        "ended": "solved" if scores["accuracy"] >= trial.stop_at else "budget",
         "steps": steps,
         "tokens": tokens,
         "seconds": round(seconds, 1),
