@@ -106,7 +106,7 @@ def _presets() -> tuple[str, ...]:
 
 def _preset(task: Any, name: str) -> str:
     preset = task.preset(name)
-    trained, tested = (_sizes(task.axis, shares) for shares in preset)
+    trained, tested = (_sizes(task.axis, shares) for shares in (preset.train, preset.test))
     return f"{name:<9} trains on {trained}; tests {tested}"
 
 

@@ -34,10 +34,14 @@ class Share(NamedTuple):
 
 
 class Preset(NamedTuple):
-    """What a model trains on and what it is tested on. Shares of `train` are mixed batch by batch."""
+    """What a model trains on and what it is tested on. Shares of `train` are mixed batch by batch.
+
+    lr: the peak learning rate where the task wants another than the preset's usual one.
+    """
 
     train: list[Share]
     test: list[Share]
+    lr: float | None = None
 
 
 PresetName = Literal["quick", "standard", "zoology"]

@@ -32,6 +32,6 @@ def test_both_answers_are_as_frequent_at_every_position():
 
 @pytest.mark.parametrize("preset", ["quick", "standard"])
 def test_it_is_tested_on_longer_strings_than_it_trains_on(preset):
-    train, test = Parity.preset(preset)
+    train, test, _ = Parity.preset(preset)
     lengths = [share.config.length for share in test]
     assert [n / max(share.config.length for share in train) for n in lengths] == [1, 2, 4, 8]

@@ -28,13 +28,14 @@ class Protocol(NamedTuple):
     width: int
     batch: int
     epochs: int
+    optimizer: str
     rates: tuple[float, ...]
 
 
 PROTOCOLS: dict[PresetName, Protocol] = {
-    "quick": Protocol(64, 64, 1, (3e-3,)),
-    "standard": Protocol(128, 128, 8, (1e-3, 3e-3)),
-    "zoology": Protocol(128, 256, 32, (1e-3, 10**-2.5, 1e-2, 10**-1.5)),  # Arora et al. 2023
+    "quick": Protocol(64, 32, 1, "muon", (3e-3,)),
+    "standard": Protocol(128, 128, 8, "adamw", (1e-3, 3e-3)),
+    "zoology": Protocol(128, 256, 32, "adamw", (1e-3, 10**-2.5, 1e-2, 10**-1.5)),  # Arora et al. 2023
 }
 SWEPT = ("lr", "width", "batch", "epochs", "weight_decay")
 
@@ -87,7 +88,10 @@ def trials(
     if task not in TASKS:
         raise unknown("task", task, TASKS)
     protocol = PROTOCOLS[preset]
-    grid: dict[str, Sequence[Any]] = {"lr": protocol.rates} | {key: [value] for key, value in fixed.items()}
+    own = TASKS[task].preset(preset).lr
+    grid: dict[str, Sequence[Any]] = {"lr": protocol.rates if own is None else [own]} | {
+        key: [value] for key, value in fixed.items()
+    }
     for key, values in (swept or {}).items():
         if key not in SWEPT:
             raise unknown("key to sweep", key, SWEPT)
@@ -98,7 +102,7 @@ def trials(
         width = int(chosen.pop("width", protocol.width))
         models = {text: layer_model(text, width, learner or {}) for text in layers}
         models |= {path.stem: Recipe.load(path).model for path in recipes}
-        common = {"batch": protocol.batch, "epochs": protocol.epochs} | chosen
+        common = {"batch": protocol.batch, "epochs": protocol.epochs, "optimizer": protocol.optimizer} | chosen
         for (label, model), seed in itertools.product(models.items(), range(seeds)):
             found.append(_trial(task, preset, settings or {}, label, model, seed, common))
     return found

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,8 +46,8 @@ class Trial(Spec):
     steps: int | None = Field(None, ge=1, description="at most this many; the schedule fits them")
     lr: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.1, ge=0)
-    optimizer: str = "adamw"
-    warmup: float = 0.05
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    warmup: float = Field(0.05, ge=0, lt=1)
     stop_at: float = Field(0.99, gt=0, le=1, description="test accuracy that ends a trial early")
     tests: int = Field(8, ge=1, description="how often to test, evenly over the steps")
     seed: int = 0
@@ -61,7 +61,8 @@ class Trial(Spec):
         """The preset with the settings put in; InputError where they do not go together."""
         task = TASKS[self.task]
         preset = task.preset(self.preset)
-        return Preset(*([_overruled(task, share, self.settings) for share in group] for group in preset))
+        train, test = ([_overruled(task, s, self.settings) for s in group] for group in (preset.train, preset.test))
+        return preset._replace(train=train, test=test)
 
 
 def _overruled(task: Any, share: Share, settings: dict[str, Any]) -> Share:
@@ -77,7 +78,7 @@ def run(trial: Trial, device: str = "cpu") -> Iterator[Event]:
     """
     began = time.monotonic()
     name, preset = trial.label or trial.task, trial.shares()
-    tasks, tests = ([TASKS[trial.task](share.config) for share in group] for group in preset)
+    tasks, tests = ([TASKS[trial.task](share.config) for share in group] for group in (preset.train, preset.test))
     rng = RandomState(trial.seed)
     order = _order(trial, preset, rng)
     held_out = [
