@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
 
 from synthe_cli import figures
 from synthe_cli.console import printable
@@ -14,7 +13,7 @@ from synthe_core.benchmarks.recall.summary import (
     benches,
     chance_text,
     heads,
-    overview,
+    overview_text,
     percent,
     plain,
     scores,
@@ -33,15 +32,25 @@ def show(found: list[Summary], plot: bool = False) -> None:
     """Prints the tables, best rows first, to stdout; aligned text without colour where that is no terminal."""
     tasks = benches(found)
     for number, bench in enumerate(tasks):
-        title = f"{bench.title}: chance {chance_text(bench)}"
+        title = f"{bench.title}: chance {chance_text(bench.chance)}"
         _print(("\n" if number else "") + title, heads(bench) + COSTS, _lines(bench))
         if plot:
             _say("\n" + bars(bench))
     if len(tasks) > 1:
-        columns, rows = overview(tasks)
-        lines = [[(name, ""), *((_percent(cell), "") for cell in cells)] for name, cells in rows]
-        _print("\nbest accuracy of each model", ["", *columns], lines)
+        print()
+        _show_overview(tasks)
     sys.stdout.flush()
+
+
+def show_overview(found: list[Summary]) -> None:
+    """Prints the best accuracy of each model on each task, and no more."""
+    _show_overview(benches(found))
+    sys.stdout.flush()
+
+
+def _show_overview(tasks: list[Bench]) -> None:
+    columns, lines = overview_text(tasks)
+    _print("best accuracy of each model", columns, [[(text, "") for text in line] for line in lines])
 
 
 def _lines(bench: Bench) -> list[list[Cell]]:
@@ -144,7 +153,3 @@ def _encodes(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _percent(cell: Any) -> str:
-    return percent(cell.mean, cell.std) if cell is not None else "-"

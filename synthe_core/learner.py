@@ -33,12 +33,16 @@ class Pass:
     lengths:   int64 [B] or None; tokens at or after a row's length are padding and never touch state.
     signals:   causal [B, T] values published by one learner and read by another (surprise, confidence).
     losses:    auxiliary losses, added to the objective by the trainer.
+    measures:  figures of this pass that training logs, 0-dim and without gradient (how often a gate fired).
+    skipped:   floating-point operations that learners left out of this pass, of those that their `flops` state.
     """
 
     positions: Tensor
     lengths: Tensor | None = None
     signals: dict[str, Tensor] = field(default_factory=dict)
     losses: list[tuple[str, Tensor]] = field(default_factory=list)
+    measures: list[tuple[str, Tensor]] = field(default_factory=list)
+    skipped: list[float | Tensor] = field(default_factory=list)
     trace: Trace | None = None
     path: str = ""
     mask: Tensor | None = None  # bool [B, T], True where a token is real; None when all are

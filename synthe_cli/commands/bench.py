@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthe_cli.commands.bench_report import LIST_EXAMPLES, REPORT_EXAMPLES, list_tasks, report
+from synthe_cli.commands.bench_suite import EXAMPLES as SUITE_EXAMPLES
+from synthe_cli.commands.bench_suite import zoology
 from synthe_cli.commands.bench_task import EXAMPLES, bench_task
 from synthe_cli.console import choose
 from synthe_cli.help import SETTINGS, Command, Group
@@ -42,6 +44,9 @@ app.command(
     epilog=EXAMPLES,
     context_settings={**SETTINGS["context_settings"], "allow_extra_args": True, "ignore_unknown_options": True},
 )(bench_task)
+app.command(cls=Command, short_help="Every learner on every task: one table, one report.", epilog=SUITE_EXAMPLES)(
+    zoology
+)
 app.command("list", cls=Command, short_help="What tasks there are, and their keys.", epilog=LIST_EXAMPLES)(list_tasks)
 app.command("report", cls=Command, short_help="Tables and pictures of finished trials.", epilog=REPORT_EXAMPLES)(report)
 

@@ -8,7 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthe_cli import console
-from synthe_cli.options import DeviceOption, JsonOption, complete_recipe, find_recipe
+from synthe_cli.commands.bench_options import (
+    CsvOption,
+    EpochsOption,
+    JobsOption,
+    LauncherOption,
+    LayerOption,
+    LrOption,
+    PresetOption,
+    RecipeOption,
+    SeedsOption,
+    StepsOption,
+    SweepOption,
+    WidthOption,
+    given,
+    placed,
+    settings,
+)
+from synthe_cli.options import DeviceOption, JsonOption, find_recipe
 from synthe_cli.signals import stop_on_signal
 from synthe_core.atomic import write_file
 from synthe_core.errors import InputError, WorkError
@@ -29,37 +46,27 @@ synthe bench mqar --recipe my.yaml --preset zoology                the published
 
 def bench_task(
     ctx: typer.Context,
-    layer: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A learner, or several joined by commas. Repeatable.")
-    ] = None,
-    recipe: Annotated[
-        list[str] | None,
-        typer.Option(metavar="RECIPE", help="A recipe's model instead. Repeatable.", autocompletion=complete_recipe),
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="quick, standard or zoology; quick without a GPU, standard with one.")
-    ] = None,
+    layer: LayerOption = None,
+    recipe: RecipeOption = None,
+    preset: PresetOption = None,
     assign: Annotated[
         list[str] | None,
         typer.Option(
             "--set", "-s", metavar="KEY=VALUE", help="learner.KEY or task.KEY, as learner.heads=4. Repeatable."
         ),
     ] = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=V1,V2", help="Try each of lr, width, batch, epochs, weight_decay. Repeatable."),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Repeat with this many seeds: mean and deviation.")] = 1,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Channels of the model that --layer makes.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training examples.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="At most this many steps.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials at once.")] = 1,
-    launcher: Annotated[str, typer.Option(help="local, ray or slurm: where trials run.")] = "local",
+    sweep: SweepOption = None,
+    seeds: SeedsOption = 1,
+    lr: LrOption = None,
+    width: WidthOption = None,
+    epochs: EpochsOption = None,
+    steps: StepsOption = None,
+    jobs: JobsOption = 1,
+    launcher: LauncherOption = "local",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where records are kept; runs/bench/TASK.")
     ] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write a table here.")] = None,
+    csv_file: CsvOption = None,
     plot: Annotated[bool, typer.Option("--plot", help="Draw accuracy here, and into DIR/report.html.")] = False,
     fail_under: Annotated[
         float | None, typer.Option(metavar="X", help="Exit with 1 where a model's best accuracy is below X.")
@@ -77,22 +84,18 @@ def bench_task(
     from synthe_core.benchmarks.recall import plan
     from synthe_core.benchmarks.recall.sweep import sweep as verb
 
-    chosen = plan.assigned(assign or [], "--set")
-    if stray := [key for key in chosen if key.partition(".")[0] not in ("learner", "task")]:
-        raise InputError(f"--set {stray[0]}: expected learner.KEY or task.KEY", "for example --set learner.heads=4")
-    settings = _under("task", chosen) | plan.assigned(_pairs(ctx.args), "")
-    place, size = _placed(device, preset)
-    fixed: dict[str, Any] = {"lr": lr, "width": width, "epochs": epochs, "steps": steps}
+    learner, chosen = settings(assign)
+    place, size = placed(device, preset)
     trials = plan.trials(
         task,
         layers=layer or ([] if recipe else ["delta"]),
         recipes=[find_recipe(each) for each in recipe or []],
         preset=size,
-        settings=settings,
-        learner=_under("learner", chosen),
+        settings=chosen | plan.assigned(_pairs(ctx.args), ""),
+        learner=learner,
         swept=plan.listed(sweep or []),
         seeds=seeds,
-        **{key: value for key, value in fixed.items() if value is not None},
+        **given(lr=lr, width=width, epochs=epochs, steps=steps),
     )
     folder = out or Path("runs") / "bench" / task
     with console.choose(as_json) as shown, stop_on_signal() as stop:
@@ -103,23 +106,6 @@ def bench_task(
                 check(event, fail_under)
             else:
                 shown.show(event)
-
-
-def _placed(device: str | None, preset: str | None) -> tuple[str, Any]:
-    from synthe_core.benchmarks.recall.plan import PROTOCOLS
-    from synthe_core.errors import unknown
-    from synthe_core.hardware import probe
-    from synthe_core.placement import choose_device
-
-    place = choose_device(device or "auto", probe()).value
-    size = preset or ("quick" if place == "cpu" else "standard")
-    if size not in PROTOCOLS:
-        raise unknown("preset", size, PROTOCOLS)
-    return place, size
-
-
-def _under(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
-    return {key.partition(".")[2]: value for key, value in values.items() if key.partition(".")[0] == prefix}
 
 
 def _pairs(words: list[str]) -> list[str]:

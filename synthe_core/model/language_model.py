@@ -130,7 +130,7 @@ class Backbone(nn.Module):
         for index, (block, remembered) in enumerate(zip(self.blocks, states, strict=True)):
             ctx.path = f"blocks.{index}"
             if self.recompute and torch.is_grad_enabled():
-                x, remembered = checkpoint(block, x, remembered, ctx, use_reentrant=False)
+                x, remembered = checkpoint(_again, block, x, remembered, ctx, dict(ctx.signals), use_reentrant=False)
             else:
                 x, remembered = block(x, remembered, ctx)
             after.append(remembered)
@@ -149,6 +149,12 @@ class Backbone(nn.Module):
         """The parameters that one token meets: without the experts to which it is not sent."""
         idle = sum(sum(p.numel() for p in each.parameters()) - each.active_parameters() for each in self.learners)
         return self.parameter_count() - idle
+
+
+def _again(block: Block, x: Tensor, states: list[Any], ctx: Pass, signals: dict[str, Tensor]) -> Any:
+    """A block that may run twice: the second time too it reads the signals of the blocks before it, not of later ones."""
+    ctx.signals = dict(signals)
+    return block(x, states, ctx)
 
 
 class LanguageModel(Backbone):

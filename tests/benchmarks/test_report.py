@@ -96,9 +96,10 @@ def test_other_settings_of_the_task_are_another_table() -> None:
     assert [bench.title for bench in found] == ["mqar, quick preset", "mqar vocab=128, quick preset"]
     assert [(row.label, row.mean) for row in found[0].rows] == [("delta", 1.0), ("delta", 0.9), ("mamba", 0.4)]
     assert [row.mean for row in found[0].best] == [1.0, 0.4]
-    columns, rows = overview(found)
-    assert columns == ["mqar", "mqar vocab=128"]
-    assert [(name, [cell and cell.mean for cell in cells]) for name, cells in rows] == [
+    table = overview(found)
+    assert table.columns == ["mqar", "mqar vocab=128"]
+    assert table.models_run_down
+    assert [(name, [cell and cell.mean for cell in cells]) for name, cells in table.lines] == [
         ("delta", [1.0, 0.5]),
         ("mamba", [0.4, None]),
     ]

@@ -37,6 +37,9 @@ PROTOCOLS: dict[PresetName, Protocol] = {
     "standard": Protocol(128, 128, 8, "adamw", (1e-3, 3e-3)),
     "zoology": Protocol(128, 256, 32, "adamw", (1e-3, 10**-2.5, 1e-2, 10**-1.5)),  # Arora et al. 2023
 }
+CORE = ("mqar", "recall-overwrite", "selective-copying", "induction", "parity", "state-tracking")
+"""Recall, recall of the newest, copying by content, induction, and two kinds of state: each asks for another virtue."""
+
 SWEPT = ("lr", "width", "batch", "epochs", "weight_decay")
 
 
@@ -106,6 +109,16 @@ def trials(
         for (label, model), seed in itertools.product(models.items(), range(seeds)):
             found.append(_trial(task, preset, settings or {}, label, model, seed, common))
     return found
+
+
+def suite(tasks: Sequence[str], **choices: Any) -> list[Trial]:
+    """The trials of several tasks, of all where none is named; `choices` are those of `trials`."""
+    return [trial for task in dict.fromkeys(tasks or TASKS) for trial in trials(task, **choices)]
+
+
+def causal_learners() -> list[str]:
+    """The learners of the table that may stand in a language model."""
+    return [name for name in LAYERS if LAYERS[name].causal]
 
 
 def _trial(

@@ -23,8 +23,7 @@ from synthe_core.benchmarks.recall.summary import (
     costs,
     early_stop,
     heads,
-    overview,
-    percent,
+    overview_text,
     scores,
     summaries,
 )
@@ -129,13 +128,12 @@ def markdown(records: Sequence[Record], found: list[Bench]) -> str:
     """The tables of the page, for a README or an issue."""
     parts = [early_stop(records)]
     if len(found) > 1:
-        columns, lines = overview(found)
-        shown = [[name, *(percent(cell.mean, cell.std) if cell else "-" for cell in line)] for name, line in lines]
-        parts += ["## Overview", _table(["best accuracy", *columns], shown)]
+        columns, lines = overview_text(found)
+        parts += ["## Overview", _table(["best accuracy", *columns[1:]], lines)]
     for bench in found:
         parts += [
             f"## {_plain(bench.title)}",
-            f"Chance is {chance_text(bench)}.",
+            f"Chance is {chance_text(bench.chance)}.",
             _table(heads(bench) + COSTS, [scores(bench, row) + costs(row) for row in bench.rows]),
         ]
     versions = sorted({f"synthe {record['version']}, torch {record['torch']}" for record in records})

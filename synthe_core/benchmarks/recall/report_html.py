@@ -88,15 +88,17 @@ def page(records: Sequence[Record], found: Sequence[Bench]) -> str:
 
 
 def _overview(found: list[Bench]) -> str:
-    columns, lines = overview(found)
-    body = [(name, [_shaded(cell, cell.chance) if cell else "<td>–</td>" for cell in line]) for name, line in lines]
-    return _table(["", *columns], body)
+    table = overview(found)
+    body = [
+        (name, [_shaded(cell, cell.chance) if cell else "<td>–</td>" for cell in cells]) for name, cells in table.lines
+    ]
+    return _table(["", *table.columns], body)
 
 
 def _section(bench: Bench, look: dict[str, int]) -> str:
     parts = [f"<h2>{escape(bench.title)}</h2>", f'<div class="charts">{_charts(bench, look)}</div>']
     note = " Each model at its best setting, chosen by this accuracy." if bench.swept else ""
-    parts.append(f"<p>Chance is {chance_text(bench)}.{note}</p>")
+    parts.append(f"<p>Chance is {chance_text(bench.chance)}.{note}</p>")
     parts.append(_scores(bench, bench.best))
     if bench.swept:
         parts.append(f"<details><summary>Every setting</summary>{_scores(bench, bench.rows)}</details>")

@@ -100,7 +100,7 @@ def _frame(bench: Bench, height: float) -> str:
         y = _down(share, height)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}h{PLOT}"/>' + _text(LEFT - 8, y + 4, f"{share:.0%}", "end"))
     y = _down(_clipped(bench.chance), height)
-    told = f"<title>chance, {chance_text(bench)}</title>"
+    told = f"<title>chance, {chance_text(bench.chance)}</title>"
     return "".join(parts) + f'<path class="chance" d="M{LEFT} {y:.1f}h{PLOT}">{told}</path>'
 
 

@@ -128,19 +128,41 @@ def benches(found: Iterable[Summary]) -> list[Bench]:
     return sorted(made, key=lambda bench: (bench.task, bench.preset))
 
 
-def overview(found: list[Bench]) -> tuple[list[str], list[tuple[str, list[Summary | None]]]]:
-    """Best accuracies of all tasks: (heads, rows of (name, cells)); the longer of models and tasks runs down."""
+class Overview(NamedTuple):
+    """Best accuracies of all tasks as a table: lines of (name, cells), and each task's chance."""
+
+    columns: list[str]
+    lines: list[tuple[str, list[Summary | None]]]
+    chance: list[float]
+    models_run_down: bool
+
+
+def overview(found: list[Bench]) -> Overview:
+    """The longer of models and tasks runs down."""
     alike = len({bench.preset for bench in found}) == 1
     titles = [bench.task if alike else bench.title for bench in found]
     cells = {(row.name, title): row for bench, title in zip(found, titles, strict=True) for row in bench.best}
     first = {row.name: row for row in cells.values()}
     names = sorted(first, key=lambda name: (first[name].label, first[name].width, name))
+    chance = [bench.chance for bench in found]
     if len(names) >= len(titles):
-        return titles, [(name, [cells.get((name, title)) for title in titles]) for name in names]
-    return names, [(title, [cells.get((name, title)) for name in names]) for title in titles]
+        return Overview(
+            titles, [(name, [cells.get((name, title)) for title in titles]) for name in names], chance, True
+        )
+    return Overview(names, [(title, [cells.get((name, title)) for name in names]) for title in titles], chance, False)
 
 
 COSTS = ["state bytes", "parameters", "steps", "seconds", "ended"]
+
+
+def overview_text(found: list[Bench]) -> tuple[list[str], list[list[str]]]:
+    """`overview` in words, with the chance of each task: columns, and the cells of every line."""
+    table = overview(found)
+    chances = [chance_text(chance) for chance in table.chance]
+    lines = [[name, *(percent(cell.mean, cell.std) if cell else "-" for cell in cells)] for name, cells in table.lines]
+    if table.models_run_down:
+        return ["", *table.columns], [["chance", *chances], *lines]
+    return ["", "chance", *table.columns], [[line[0], c, *line[1:]] for line, c in zip(lines, chances, strict=True)]
 
 
 def heads(bench: Bench) -> list[str]:
@@ -175,9 +197,9 @@ def percent(mean: float, std: float | None = None) -> str:
     return f"{mean:.1%}" + (f" ± {100 * std:.1f}" if std is not None else "")
 
 
-def chance_text(bench: Bench) -> str:
+def chance_text(chance: float) -> str:
     """Two digits, however rare: 0.024%."""
-    return f"{100 * bench.chance:.2g}%"
+    return f"{100 * chance:.2g}%"
 
 
 def early_stop(records: Iterable[Record]) -> str:

@@ -1,0 +1,72 @@
+"""Options that the benches of quality share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from synthe_cli.options import complete_recipe
+from synthe_core.errors import InputError
+
+LayerOption = Annotated[
+    list[str] | None,
+    typer.Option("--layer", metavar="NAME", help="A learner, or several joined by commas. Repeatable."),
+]
+RecipeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--recipe", metavar="RECIPE", help="A recipe's model instead. Repeatable.", autocompletion=complete_recipe
+    ),
+]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="quick, standard or zoology; quick without a GPU, standard with one.")
+]
+SweepOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep", metavar="KEY=V1,V2", help="Try each of lr, width, batch, epochs, weight_decay. Repeatable."
+    ),
+]
+SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="Repeat with this many seeds: mean and deviation.")]
+LrOption = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
+WidthOption = Annotated[int | None, typer.Option("--width", min=1, help="Channels of the model that --layer makes.")]
+EpochsOption = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training examples.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="At most this many steps.")]
+JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials at once.")]
+LauncherOption = Annotated[str, typer.Option("--launcher", help="local, ray or slurm: where trials run.")]
+CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write a table here.")]
+
+
+def placed(device: str | None, preset: str | None) -> tuple[str, Any]:
+    """The device, and the preset: small where there is no GPU."""
+    from synthe_core.benchmarks.recall.plan import PROTOCOLS
+    from synthe_core.errors import unknown
+    from synthe_core.hardware import probe
+    from synthe_core.placement import choose_device
+
+    place = choose_device(device or "auto", probe()).value
+    size = preset or ("quick" if place == "cpu" else "standard")
+    if size not in PROTOCOLS:
+        raise unknown("preset", size, PROTOCOLS)
+    return place, size
+
+
+def settings(assign: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """--set learner.KEY=V and task.KEY=V as the settings of the learner and of the task."""
+    from synthe_core.benchmarks.recall.plan import assigned
+
+    chosen = assigned(assign or [], "--set")
+    if stray := [key for key in chosen if key.partition(".")[0] not in ("learner", "task")]:
+        raise InputError(f"--set {stray[0]}: expected learner.KEY or task.KEY", "for example --set learner.heads=4")
+    learner, task = (
+        {key.partition(".")[2]: value for key, value in chosen.items() if key.partition(".")[0] == prefix}
+        for prefix in ("learner", "task")
+    )
+    return learner, task
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Those that were said on the command line."""
+    return {key: value for key, value in values.items() if value is not None}

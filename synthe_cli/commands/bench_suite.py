@@ -1,0 +1,99 @@
+"""`synthe bench zoology`: every learner on every task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synthe_cli import console
+from synthe_cli.commands.bench_options import (
+    CsvOption,
+    EpochsOption,
+    JobsOption,
+    LauncherOption,
+    LayerOption,
+    LrOption,
+    PresetOption,
+    RecipeOption,
+    SeedsOption,
+    StepsOption,
+    SweepOption,
+    WidthOption,
+    given,
+    placed,
+)
+from synthe_cli.options import DeviceOption, JsonOption, find_recipe
+from synthe_cli.signals import stop_on_signal
+from synthe_core.atomic import write_file
+from synthe_core.errors import WorkError
+from synthe_core.events import Result
+
+EXAMPLES = """\
+synthe bench zoology --core --jobs 2                       six tasks that tell learners apart, every learner
+synthe bench zoology --layer delta --layer mamba2          all tasks, two learners
+synthe bench zoology --task parity --task stack --seeds 3  two tasks, every learner
+synthe bench zoology --launcher slurm --jobs 64            on a cluster"""
+
+
+def zoology(
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this task; all of them otherwise. Repeatable.")
+    ] = None,
+    core: Annotated[bool, typer.Option("--core", help="Only the six tasks that tell most in the least time.")] = False,
+    layer: LayerOption = None,
+    recipe: RecipeOption = None,
+    preset: PresetOption = None,
+    sweep: SweepOption = None,
+    seeds: SeedsOption = 1,
+    lr: LrOption = None,
+    width: WidthOption = None,
+    epochs: EpochsOption = None,
+    steps: StepsOption = None,
+    jobs: JobsOption = 1,
+    launcher: LauncherOption = "local",
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Where records and report.html are kept.")
+    ] = Path("runs/bench/zoology"),
+    csv_file: CsvOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train and test every learner on every task: one table, and one report.
+
+    Without --layer and --recipe it takes all causal learners. Each trial is kept as soon as it is finished: the same
+    command goes on where it was stopped, and a wider one runs only what is new.
+    """
+    from synthe_core.benchmarks.recall import plan, report
+    from synthe_core.benchmarks.recall.sweep import sweep as verb
+
+    place, size = placed(device, preset)
+    trials = plan.suite(
+        [*(plan.CORE if core else []), *(task or [])],
+        layers=layer or ([] if recipe else plan.causal_learners()),
+        recipes=[find_recipe(each) for each in recipe or []],
+        preset=size,
+        swept=plan.listed(sweep or []),
+        seeds=seeds,
+        **given(lr=lr, width=width, epochs=epochs, steps=steps),
+    )
+    with console.choose(as_json) as shown, stop_on_signal() as stop:
+        for event in verb(trials, out=out, jobs=jobs, device=place, launcher=launcher, stop=stop):
+            if not isinstance(event, Result):
+                shown.show(event)
+                continue
+            shown.close()
+            records = list(event.values["trials"])  # type: ignore[call-overload]
+            if csv_file is not None:
+                write_file(csv_file, report.csv_text(records))
+            page, *_ = report.write(records, out)
+            if not as_json:
+                from synthe_cli.bench_table import show_overview
+
+                show_overview(report.summaries(records))
+            shown.result(Result(event.values if as_json else {}, page))
+            if len(records) < len(trials):
+                raise WorkError(
+                    f"{len(trials) - len(records)} of {len(trials)} trials failed", "the lines above say why"
+                )
