@@ -53,7 +53,11 @@ class RecallOverwrite(Recall):
             return Share(cls.Config(vocab=vocab, length=length, pairs=pairs, overwrites=overwrites), examples)
 
         if name == "quick":
-            train = [share(256, 64, 8, overwrites, 12_000) for overwrites in (4, 8, 12)]
-            return Preset(train, [share(256, 64, 8, overwrites, 256) for overwrites in (0, 4, 8, 12)])
+            train = [share(128, 64, 4, 4, 20_000)]  # few first: see mqar
+            train += [share(128, 64, 8, 8, 9_000), share(128, 64, 8, 16, 9_000), share(128, 128, 8, 32, 5_000)]
+            test = [
+                share(128, length, 8, overwrites, 256) for overwrites, length in ((0, 64), (8, 64), (16, 64), (32, 128))
+            ]
+            return Preset(train, test, lr=1e-2)
         train = [share(1024, 128, 16, overwrites, 30_000) for overwrites in (8, 16, 32)]
         return Preset(train, [share(1024, 128, 16, overwrites, 1_000) for overwrites in (0, 8, 16, 32)])

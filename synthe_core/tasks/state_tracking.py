@@ -63,5 +63,5 @@ class StateTracking(Task):
     @classmethod
     def preset(cls, name: PresetName) -> Preset:
         if name == "quick":
-            return longer(cls.Config, {4: 100_000, 8: 50_000, 16: 50_000, 32: 30_000}, 128)
+            return longer(cls.Config, {4: 50_000, 8: 25_000, 16: 25_000, 32: 15_000}, 128)
         return longer(cls.Config, {8: 50_000, 16: 50_000, 32: 50_000, 64: 100_000}, 500)

@@ -31,7 +31,7 @@ DIGESTS = {
     "palindrome": "dc39b13dab92edb1329c6b21fbcb5996",
     "parity": "2c80342620803f59fe44a22848e8d052",
     "passkey": "0a561af97fb60eef0b91addbe64703b6",
-    "recall-overwrite": "f88a5eabad4982ac91bdbbd354776d1e",
+    "recall-overwrite": "9782f797d8969e119572c0d927a145f5",
     "selective-copying": "dc057014740b5140ffd4b0014d6ab299",
     "stack": "cc3806ce3ae0cb495378875b8d120d3a",
     "state-tracking": "9eebfc58c0e4e4636e3f6c49cb4fdeda",
