@@ -18,7 +18,7 @@ from synthe_cli import figures
 from synthe_core.events import Event, Measurement, Metric, Notice, Progress, Result, Sample, Saved
 
 LINE_INTERVAL = 5.0  # seconds between plain progress lines
-JSON_INTERVAL = 0.25  # seconds between JSON progress lines; every other event is written
+JSON_INTERVAL = 0.25  # seconds between JSON progress lines of one task; every other event is written
 
 SHOWN = {
     "loss": ("loss", "{:.3f}".format),
@@ -30,12 +30,17 @@ SHOWN = {
     "grad_norm": ("grad", "{:.2g}".format),
     "tokens_per_second": ("tokens/s", figures.count),
     "peak_fraction": ("of peak", "{:.0%}".format),
+    "confidence": ("confidence loss", "{:.3f}".format),
+    "flops_saved": ("skipped", "{:.0%}".format),
+    "depth": ("depth", "{:.2f}".format),
+    "firing_rate": ("firing", "{:.1%}".format),
     "memory": ("memory", figures.size),
     "steps": ("steps", figures.count),
     "tokens": ("tokens", figures.count),
     "seconds": ("time", figures.duration),
 }
 """The figures that people are shown, in this order, with label and form. JSON lines and metrics.jsonl hold all."""
+UNSHOWN = ("flops", "flops_dense")  # per token; people are shown what share of them was skipped, where any was
 TOLD_BY_PROGRESS = ("fraction", "seconds")
 
 
@@ -80,13 +85,13 @@ class JsonRenderer(Renderer):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
-        self._last = -math.inf
+        self._last: dict[str, float] = {}
 
     def show(self, event: Event) -> None:
         if isinstance(event, Progress) and event.done != event.total:
-            if time.monotonic() - self._last < JSON_INTERVAL:
+            if time.monotonic() - self._last.get(event.what, -math.inf) < JSON_INTERVAL:
                 return
-            self._last = time.monotonic()
+            self._last[event.what] = time.monotonic()
         print(json_line(event), file=self._stream, flush=True)
 
     def result(self, event: Result) -> None:
@@ -159,7 +164,8 @@ def describe(event: Event) -> list[str]:
     """The lines that say an event which happens once."""
     match event:
         case Metric():
-            return [f"{event.phase}  step {event.step}  {figures_text(of_step(event))}"]
+            named = f"{event.what}  " if event.what else ""
+            return [f"{named}{event.phase}  step {event.step}  {figures_text(of_step(event))}"]
         case Measurement():
             return [f"{event.case}  {figures_text(event.values)}"]
         case Sample():
@@ -180,6 +186,10 @@ def of_step(event: Metric) -> dict[str, float]:
 
 def labelled(values: dict[str, Any]) -> list[tuple[str, str]]:
     """(label, text) of each figure: the known ones first and in their order, then whatever else there is."""
+    flops, dense = (values.get(key, 0.0) for key in UNSHOWN)
+    values = {key: value for key, value in values.items() if key not in UNSHOWN}
+    if flops < dense:
+        values["flops_saved"] = 1 - flops / dense
     known = [(SHOWN[key][0], _form(key, values[key])) for key in SHOWN if key in values]
     return known + [(key.replace("_", " "), _form(key, values[key])) for key in values if key not in SHOWN]
 

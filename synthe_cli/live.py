@@ -7,7 +7,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from synthe_cli import figures
@@ -16,24 +16,40 @@ from synthe_core.events import Event, Measurement, Metric, Notice, Progress, Res
 
 HISTORY = 4096  # losses that the sparkline is drawn from; older ones are thinned by half
 SPARKLINE = 24
+WIDE, WIDE_BAR, NARROW_BAR = 100, 20, 10
 
 
 class LiveRenderer(Renderer):
-    """A progress bar, the figures of the last step and the course of the loss, on stderr."""
+    """A progress bar, the figures of the last step and the course of the loss, on stderr.
+
+    While a sweep goes on, which is a Progress in trials, each trial has a row: its bar until the Measurement of its
+    name ends it, and then how it ended.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False, emoji=False)
-        self._progress: Progress | None = None
+        self._sweep: Progress | None = None
+        self._running: dict[str, Progress] = {}
+        self._scores: dict[str, Metric] = {}
+        self._ended: list[Measurement] = []
         self._metric: Metric | None = None
         self._losses: list[float] = []
         self._live: Live | None = None
 
     def show(self, event: Event) -> None:
-        if isinstance(event, Progress):
-            self._progress = event
+        if isinstance(event, Progress) and event.unit == "trials":
+            self._sweep = event
+        elif isinstance(event, Progress):
+            kept = self._running if self._sweep else {}
+            self._running = {**kept, event.what: event}
+        elif isinstance(event, Metric) and event.what in self._running:
+            self._scores[event.what] = event
         elif isinstance(event, Metric) and event.phase == "train":
             self._metric = event
             self._remember(event.values.get("loss"))
+        elif isinstance(event, Measurement) and (event.case in self._running or self._sweep):
+            self._running.pop(event.case, None)
+            self._ended.append(event)
         elif isinstance(event, Measurement):
             self.finding(event)
             return
@@ -76,9 +92,7 @@ class LiveRenderer(Renderer):
         return [escape(line) for line in describe(event)]
 
     def _view(self) -> RenderableType:
-        rows: list[RenderableType] = []
-        if self._progress:
-            rows.append(_bar(self._progress))
+        rows: list[RenderableType] = [self._table()]
         if self._metric:
             rows.append(f"[dim]step {figures.count(self._metric.step)}[/]  {_figures(self._metric)}")
             if line := figures.sparkline(self._losses, SPARKLINE):
@@ -86,14 +100,57 @@ class LiveRenderer(Renderer):
                 rows.append(f"[dim]loss {first:.3f}[/] [cyan]{line}[/] [bold]{last:.3f}[/]")
         return Group(*rows)
 
+    def _table(self) -> Table:
+        """What has ended, the latest that there is room for; what is under way; and the whole sweep."""
+        grid = Table.grid(Column(), padding=(0, 2, 0, 0))  # the names give way where a terminal is narrow
+        bar = WIDE_BAR if self.console.width >= WIDE else NARROW_BAR
+        for place in range(5):
+            grid.add_column(no_wrap=True, justify="right" if place else "left")
+        room = max(0, self.console.height - len(self._running) - 3)
+        shown = self._ended[-room:] if room else []
+        if hidden := len(self._ended) - len(shown):
+            grid.add_row(Text(f"{hidden} more", "dim"))
+        for each in shown:
+            grid.add_row(*_ended(each))
+        for what, progress in self._running.items():
+            grid.add_row(*_under_way(progress, self._scores.get(what), bar))
+        if self._sweep:
+            grid.add_row(*_under_way(self._sweep, None, bar))
+        return grid
 
-def _bar(event: Progress) -> RenderableType:
-    grid = Table.grid(padding=(0, 1))
+
+def _under_way(event: Progress, score: Metric | None, width: int) -> list[RenderableType]:
+    bar = ProgressBar(total=event.total or None, completed=event.done, width=width, pulse=not event.total)
     share = f"{event.done / event.total:.0%}" if event.total else ""
     left = f"{figures.duration(event.eta)} left" if event.eta is not None else ""
-    bar = ProgressBar(total=event.total or None, completed=event.done, width=30, pulse=not event.total)
-    grid.add_row(f"[bold]{escape(event.what)}[/]", bar, share, f"[dim]{escape(amount(event))}[/]", left)
-    return grid
+    accuracy = score.values.get("accuracy") if score else None
+    name, told = _name(event.what, "bold"), Text(amount(event), "dim")
+    return [name, bar, share, told, _accuracy(accuracy), left]
+
+
+def _ended(event: Measurement) -> list[RenderableType]:
+    """A row as that of a trial under way, with how it ended in the place of its bar."""
+    values = event.values
+    ended, steps, accuracy, seconds = (values.get(key) for key in ("ended", "steps", "accuracy", "seconds"))
+    style = {"solved": "green", "failed": "red"}.get(str(ended), "")
+    taken = figures.duration(seconds) if isinstance(seconds, (int, float)) else ""
+    many = f"{figures.count(steps)} steps" if isinstance(steps, (int, float)) else ""
+    return [
+        Text(printable(event.case)),
+        Text(str(ended or ""), style),
+        "",
+        Text(many, "dim"),
+        _accuracy(accuracy),
+        taken,
+    ]
+
+
+def _name(text: str, style: str = "") -> Text:
+    return Text(printable(text), style, no_wrap=True, overflow="ellipsis")
+
+
+def _accuracy(value: object) -> str:
+    return f"{value:.1%}" if isinstance(value, (int, float)) else ""
 
 
 def _figures(event: Metric) -> str:

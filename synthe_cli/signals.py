@@ -13,15 +13,18 @@ ASKING = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """Within the block, the event is set by the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt."""
+def stop_on_signal(kept: str = "saving first") -> Iterator[threading.Event]:
+    """Within the block, the event is set by the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
+
+    kept: what becomes of the work, told at the first.
+    """
     asked = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        print("\nstopping: saving first (once more to stop at once, without saving)", file=sys.stderr, flush=True)
+        print(f"\nstopping: {kept} (once more to stop at once)", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, handle) for number in ASKING}
     try:

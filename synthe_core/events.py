@@ -28,11 +28,12 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class Metric(Event):
-    """Numbers at a step. `phase` is "train" or "validation"."""
+    """Numbers at a step. `phase` is "train" or "validation"; `what` is the Progress it belongs to, where it says."""
 
     step: int
     phase: str
     values: dict[str, float]
+    what: str = ""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def test_commands_run_in_order(tmp_path):
     assert len(commands) >= 6
     for command in commands:
         shorter = re.sub(r"synthe train \S+\.yaml", lambda found: found[0] + SHORTER, command)
-        shorter = re.sub(r"synthe bench (mqar|parity)", lambda found: found[0] + " --steps 2", shorter)
+        shorter = re.sub(r"synthe bench (mqar|parity|zoology)", lambda found: found[0] + " --steps 2", shorter)
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", shorter], cwd=tmp_path, env=environment, capture_output=True, text=True
         )

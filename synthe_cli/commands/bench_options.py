@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,13 +35,16 @@ LrOption = Annotated[float | None, typer.Option("--lr", help="Peak learning rate
 WidthOption = Annotated[int | None, typer.Option("--width", min=1, help="Channels of the model that --layer makes.")]
 EpochsOption = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training examples.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="At most this many steps.")]
-JobsOption = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Trials at once.")]
+JobsOption = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", min=1, help="Trials at once; one here, on Slurm any number."),
+]
 LauncherOption = Annotated[str, typer.Option("--launcher", help="local, ray or slurm: where trials run.")]
 CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write a table here.")]
 
 
-def placed(device: str | None, preset: str | None) -> tuple[str, Any]:
-    """The device, and the preset: small where there is no GPU."""
+def placed(device: str | None, preset: str | None, launcher: str) -> tuple[str, Any]:
+    """The device, and the preset: small where there is no GPU. On a cluster each trial looks for its own device."""
     from synthe_core.benchmarks.recall.plan import PROTOCOLS
     from synthe_core.errors import unknown
     from synthe_core.hardware import probe
@@ -50,7 +54,7 @@ def placed(device: str | None, preset: str | None) -> tuple[str, Any]:
     size = preset or ("quick" if place == "cpu" else "standard")
     if size not in PROTOCOLS:
         raise unknown("preset", size, PROTOCOLS)
-    return place, size
+    return place if launcher == "local" else device or "auto", size
 
 
 def settings(assign: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -65,6 +69,16 @@ def settings(assign: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
         for prefix in ("learner", "task")
     )
     return learner, task
+
+
+def writable(file: Path | None) -> None:
+    """InputError where a file that is written after the work could not be."""
+    if file is None:
+        return
+    if not file.parent.is_dir():
+        raise InputError(f"no such folder: '{file.parent}'", "make it first, or write the table elsewhere")
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise InputError(f"{file} cannot be written")
 
 
 def given(**values: Any) -> dict[str, Any]:

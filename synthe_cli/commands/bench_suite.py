@@ -23,6 +23,7 @@ from synthe_cli.commands.bench_options import (
     WidthOption,
     given,
     placed,
+    writable,
 )
 from synthe_cli.options import DeviceOption, JsonOption, find_recipe
 from synthe_cli.signals import stop_on_signal
@@ -51,7 +52,7 @@ def zoology(
     width: WidthOption = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
-    jobs: JobsOption = 1,
+    jobs: JobsOption = None,
     launcher: LauncherOption = "local",
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Where records and report.html are kept.")
@@ -68,7 +69,7 @@ def zoology(
     from synthe_core.benchmarks.recall import plan, report
     from synthe_core.benchmarks.recall.sweep import sweep as verb
 
-    place, size = placed(device, preset)
+    place, size = placed(device, preset, launcher)
     trials = plan.suite(
         [*(plan.CORE if core else []), *(task or [])],
         layers=layer or ([] if recipe else plan.causal_learners()),
@@ -78,7 +79,8 @@ def zoology(
         seeds=seeds,
         **given(lr=lr, width=width, epochs=epochs, steps=steps),
     )
-    with console.choose(as_json) as shown, stop_on_signal() as stop:
+    writable(csv_file)
+    with console.choose(as_json) as shown, stop_on_signal("finished trials are kept") as stop:
         for event in verb(trials, out=out, jobs=jobs, device=place, launcher=launcher, stop=stop):
             if not isinstance(event, Result):
                 shown.show(event)
@@ -87,12 +89,12 @@ def zoology(
             records = list(event.values["trials"])  # type: ignore[call-overload]
             if csv_file is not None:
                 write_file(csv_file, report.csv_text(records))
-            page, *_ = report.write(records, out)
-            if not as_json:
+            if records and not as_json:
                 from synthe_cli.bench_table import show_overview
 
                 show_overview(report.summaries(records))
-            shown.result(Result(event.values if as_json else {}, page))
+            if records:
+                shown.result(Result(event.values if as_json else {}, report.write(records, out)[0]))
             if len(records) < len(trials):
                 raise WorkError(
                     f"{len(trials) - len(records)} of {len(trials)} trials failed", "the lines above say why"

@@ -24,11 +24,12 @@ from synthe_cli.commands.bench_options import (
     given,
     placed,
     settings,
+    writable,
 )
 from synthe_cli.options import DeviceOption, JsonOption, find_recipe
 from synthe_cli.signals import stop_on_signal
 from synthe_core.atomic import write_file
-from synthe_core.errors import InputError, WorkError
+from synthe_core.errors import InputError, WorkError, unknown
 from synthe_core.events import Notice, Result
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def bench_task(
     width: WidthOption = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
-    jobs: JobsOption = 1,
+    jobs: JobsOption = None,
     launcher: LauncherOption = "local",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where records are kept; runs/bench/TASK.")
@@ -69,7 +70,8 @@ def bench_task(
     csv_file: CsvOption = None,
     plot: Annotated[bool, typer.Option("--plot", help="Draw accuracy here, and into DIR/report.html.")] = False,
     fail_under: Annotated[
-        float | None, typer.Option(metavar="X", help="Exit with 1 where a model's best accuracy is below X.")
+        float | None,
+        typer.Option(metavar="X", min=0, max=1, help="Exit with 1 where a model's accuracy is below X."),
     ] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -85,20 +87,21 @@ def bench_task(
     from synthe_core.benchmarks.recall.sweep import sweep as verb
 
     learner, chosen = settings(assign)
-    place, size = placed(device, preset)
+    place, size = placed(device, preset, launcher)
     trials = plan.trials(
         task,
         layers=layer or ([] if recipe else ["delta"]),
         recipes=[find_recipe(each) for each in recipe or []],
         preset=size,
-        settings=chosen | plan.assigned(_pairs(ctx.args), ""),
+        settings=chosen | _keys(ctx, task),
         learner=learner,
         swept=plan.listed(sweep or []),
         seeds=seeds,
         **given(lr=lr, width=width, epochs=epochs, steps=steps),
     )
     folder = out or Path("runs") / "bench" / task
-    with console.choose(as_json) as shown, stop_on_signal() as stop:
+    writable(csv_file)
+    with console.choose(as_json) as shown, stop_on_signal("finished trials are kept") as stop:
         for event in verb(trials, out=folder, jobs=jobs, device=place, launcher=launcher, stop=stop):
             if isinstance(event, Result):
                 shown.close()
@@ -108,20 +111,27 @@ def bench_task(
                 shown.show(event)
 
 
-def _pairs(words: list[str]) -> list[str]:
-    """`--pairs 8 --group=S3` as ["pairs=8", "group=S3"]."""
-    found, rest = [], list(words)
+def _keys(ctx: typer.Context, task: str) -> dict[str, Any]:
+    """`--pairs 8 --group=S3` as {"pairs": 8, "group": "S3"}; InputError where the task has no such key."""
+    from synthe_core.benchmarks.recall.plan import assigned
+    from synthe_core.tasks import TASKS
+
+    options = [option for parameter in ctx.command.params for option in parameter.opts if option.startswith("--")]
+    known = [f"--{key.replace('_', '-')}" for key in TASKS[task].Config.model_fields if key != "type"]
+    found, rest = [], list(ctx.args)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
             raise InputError(f"'{word}' is not understood here", "a task's key is given as --key value")
         key, equals, value = word[2:].partition("=")
+        if f"--{key.replace('_', '-')}" not in known:
+            raise unknown("option", f"--{key}", [*known, *options])
         if not equals:
             if not rest:
                 raise InputError(f"{word} needs a value")
             value = rest.pop(0)
         found.append(f"{key.replace('-', '_')}={value}")
-    return found
+    return assigned(found, "")
 
 
 def finish(
@@ -138,17 +148,17 @@ def finish(
     from synthe_core.benchmarks.recall import report
 
     records: Any = event.values["trials"]
+    if csv_file is not None:
+        write_file(csv_file, report.csv_text(records))
+    page = report.write(records, folder)[0] if plot and records else None
     if as_json:
         shown.result(event)
     elif records:
         from synthe_cli.bench_table import show
 
         show(report.summaries(records), plot)
-    if csv_file is not None:
-        write_file(csv_file, report.csv_text(records))
-    if plot and records:
-        page, *_ = report.write(report.load([folder]), folder)
-        shown.show(Notice(f"charts: {page}"))
+        if page is not None:
+            shown.show(Notice(f"charts: {page}"))
     if len(records) < len(trials):
         raise WorkError(f"{len(trials) - len(records)} of {len(trials)} trials failed", "the lines above say why")
 

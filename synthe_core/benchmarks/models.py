@@ -12,7 +12,7 @@ from synthe_core.benchmarks.peak_memory import peak_bytes
 from synthe_core.events import Event, Measurement, Progress
 from synthe_core.hardware import probe
 from synthe_core.layers import build, parse
-from synthe_core.learner import Pass
+from synthe_core.learner import Pass, settle
 from synthe_core.model.generate import prefill
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.placement import choose_precision
@@ -95,6 +95,7 @@ def _training_step(recipe: Recipe, batch: int, time: int, device: str) -> Callab
         loss.objective.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(1e-3)
+        settle(loss.updates)
         optimizer.zero_grad()
 
     return step

@@ -16,7 +16,7 @@ import pytest
 
 from synthe_core.benchmarks.recall import report
 from synthe_core.benchmarks.recall.report_svg import accuracy_by_axis, accuracy_by_state, looks
-from synthe_core.benchmarks.recall.summary import benches, overview
+from synthe_core.benchmarks.recall.summary import benches, chance_text, overview
 from synthe_core.errors import InputError
 from tests.benchmarks.trials import keep, record
 
@@ -282,6 +282,18 @@ def test_markdown_has_tables_of_equal_width(tmp_path: Path, records: list[dict[s
         assert set(lines[1]) <= set("| -:")
     assert "| &lt;b>bold &amp; brave&lt;/b>\\|x width=64 |" in text
     assert "7 trials; synthe 0.1.0, torch 2.9.0; A &lt;small> processor (cpu)." in text
+
+
+@pytest.mark.parametrize(("chance", "told"), [(1 / 4096, "0.024%"), (0.125, "12%"), (0.999, "100%"), (1.0, "100%")])
+def test_chance_in_words(chance: float, told: str) -> None:
+    assert chance_text(chance) == told
+
+
+def test_labels_of_several_lines_or_none_are_a_word_in_a_line(tmp_path: Path) -> None:
+    records = [record([0.9], label=label) for label in ("a\nb", " ", "")]
+    assert [row.label for row in report.summaries(records)] == ["a b", "model", "model"]
+    lines = report.write(records, tmp_path)[2].read_text(encoding="utf-8").splitlines()
+    assert sum(line.startswith("| ") for line in lines) == 2 + 3
 
 
 def test_many_models_have_a_line_of_their_own_each() -> None:

@@ -71,8 +71,9 @@ def test_report_of_nothing_and_of_a_bad_file(synthe: Run, trials: Path, tmp_path
 
 def test_several_tasks_have_an_overview(capsys: pytest.CaptureFixture[str]) -> None:
     bench_table.show(report.summaries([record([0.9, 0.6]), record([0.5, 0.5], task="parity", label="mamba")]))
-    *_, title, heads, delta, mamba = capsys.readouterr().out.splitlines()
+    *_, title, heads, chance, delta, mamba = capsys.readouterr().out.splitlines()
     assert (title, heads.split()) == ("best accuracy of each model", ["mqar", "parity"])
+    assert chance.split() == ["chance", "3.1%", "3.1%"]
     assert (delta.split(), mamba.split()) == (["delta", "75.0%", "-"], ["mamba", "-", "50.0%"])
 
 

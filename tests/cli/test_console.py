@@ -45,9 +45,10 @@ def test_json_lines_hold_every_event(capsys: pytest.CaptureFixture[str]) -> None
     out, err = capsys.readouterr()
     events = [json.loads(line) for line in out.splitlines()]
     assert [e["event"] for e in events] == [
-        *("notice", "progress", "progress", "metric", "metric", "notice", "metric", "sample", "saved", "result")
-    ]  # of two progress events at once, the one that ends its task is kept
-    assert events[4]["values"] == {"loss": None, "grad_norm": 0.5, "strange": 1.25}
+        *("notice", "progress", "progress", "progress"),
+        *("metric", "metric", "notice", "metric", "sample", "saved", "result"),
+    ]  # of one task's progress events at once, the first and the one that ends it are kept
+    assert events[5]["values"] == {"loss": None, "grad_norm": 0.5, "strange": 1.25}
     assert events[-1] == {"event": "result", "values": {"bits_per_byte": 2.5}, "path": "runs/a"}
     assert err == ""
 
@@ -158,3 +159,10 @@ def test_a_library_warning_is_a_notice(capsys: pytest.CaptureFixture[str]) -> No
 )
 def test_figures(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_people_are_told_the_share_of_operations_that_was_skipped() -> None:
+    dense = {"loss": 2.0, "flops": 3e6, "flops_dense": 3e6}
+    assert console.labelled(dense) == [("loss", "2.000")]
+    routed = dense | {"flops": 2.1e6, "depth": 2.5, "firing_rate": 0.105}
+    assert console.labelled(routed)[1:] == [("skipped", "30%"), ("depth", "2.50"), ("firing", "10.5%")]

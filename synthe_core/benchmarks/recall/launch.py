@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
-from multiprocessing import get_context
+from itertools import cycle
+from multiprocessing import get_context, parent_process
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from synthe_core.errors import InputError, unknown
+from synthe_core.events import Event
 
 EXTRAS = {"ray": "ray", "slurm": "submitit"}
 LAUNCHERS = ("local", *EXTRAS)
+
+Work = Callable[..., dict[str, Any]]
 
 
 class Pending(Protocol):
@@ -29,36 +38,67 @@ class Pending(Protocol):
 class Launcher(Protocol):
     """Starts work elsewhere."""
 
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> Pending: ...
+    def start(self, work: Work, calls: Sequence[tuple[Any, ...]]) -> Sequence[Pending]:
+        """`work(*call)` of each call, in this order as there is room."""
+
+    def told(self) -> list[Event]:
+        """What work under way has given to `tell` since the last time; of finished work nothing is missing."""
 
     def close(self) -> None:
         """Stops what is under way."""
 
 
 def check(launcher: str) -> None:
-    """InputError where the launcher is not known, or its engine is not installed."""
+    """InputError where the launcher is not known, its engine is not installed, or has nothing to drive."""
     if launcher not in LAUNCHERS:
         raise unknown("launcher", launcher, LAUNCHERS)
     module = EXTRAS.get(launcher)
     if module is not None and find_spec(module) is None:
         raise InputError(f"--launcher {launcher} needs {module}", f"pip install {module}, or 'synthe[cluster]'")
+    if launcher == "slurm" and shutil.which("sbatch") is None:
+        hint = "start it where jobs are submitted; --jobs spreads trials over this machine"
+        raise InputError("--launcher slurm: there is no Slurm here, as `sbatch` is not found", hint)
 
 
-def open_launcher(launcher: str, jobs: int, folder: Path) -> Launcher:
-    """The launcher by its name; `jobs` trials at once, logs of a cluster in `folder`."""
+def open_launcher(launcher: str, jobs: int | None, folder: Path, device: str) -> Launcher:
+    """The launcher by its name. `jobs` trials at once (None: one here, on Slurm as many as it has room for)."""
     check(launcher)
-    return Local(jobs) if launcher == "local" else Ray() if launcher == "ray" else Slurm(jobs, folder)
+    if launcher == "ray":
+        return Ray(device)
+    return Slurm(jobs, folder, device) if launcher == "slurm" else Local(jobs or 1, device)
+
+
+_events: SimpleQueue[Event] | None = None  # of a process that Local has started: the way back
+
+
+def tell(event: Event) -> None:
+    """Sends an event from a trial to the sweep; without a way to it, as on a cluster, the event is dropped."""
+    if _events is not None:
+        _events.put(event)
 
 
 class Local:
-    """Processes of this machine, which share its cores."""
+    """Processes of this machine, which share its threads and its GPUs."""
 
-    def __init__(self, jobs: int) -> None:
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-        self._pool = ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (threads,))
+    def __init__(self, jobs: int, device: str = "cpu") -> None:
+        context = get_context("spawn")
+        self._events: SimpleQueue[Event] = context.SimpleQueue()
+        gpus: SimpleQueue[int] = context.SimpleQueue()
+        count = torch.cuda.device_count() if device == "cuda" else 0
+        for gpu, _ in zip(cycle(range(count)), range(jobs), strict=False):
+            gpus.put(gpu)
+        threads = max(1, torch.get_num_threads() // jobs)
+        self._pool = ProcessPoolExecutor(jobs, context, _begin, (threads, gpus if count else None, self._events))
 
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        return self._pool.submit(work, *arguments)
+    def start(self, work: Work, calls: Sequence[tuple[Any, ...]]) -> list[Future[Any]]:
+        with _deaf():
+            return [self._pool.submit(work, *call) for call in calls]
+
+    def told(self) -> list[Event]:
+        found = []
+        while not self._events.empty():
+            found.append(self._events.get())
+        return found
 
     def close(self) -> None:
         for process in list((self._pool._processes or {}).values()):
@@ -66,38 +106,79 @@ class Local:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Ray:
-    """Ray's scheduler: a running cluster where RAY_ADDRESS names one, this machine otherwise."""
+def _begin(threads: int, gpus: SimpleQueue[int] | None, events: SimpleQueue[Event]) -> None:
+    """Makes a process ready for trials, before its first."""
+    global _events
+    _events = events
+    torch.set_num_threads(threads)
+    if gpus is not None:
+        torch.cuda.set_device(gpus.get())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def __init__(self) -> None:
+
+def _end_with_parent() -> None:
+    """A sweep that is killed leaves no trials behind."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started within do not hear Ctrl-C, which a terminal sends to all: the sweep ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Ray:
+    """Ray's scheduler: a running cluster where RAY_ADDRESS names one, this machine otherwise. As many trials at once
+    as it has CPUs, or GPUs where there are some."""
+
+    def __init__(self, device: str) -> None:
         import ray
 
         self._ray = ray
-        ray.init(ignore_reinit_error=True, log_to_driver=False)
-        self._resources = {"num_gpus": 1} if torch.cuda.is_available() else {"num_cpus": 1}
+        ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
+        gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+        self._resources = {"num_gpus": 1} if gpu else {"num_cpus": 1}
 
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> Pending:
-        future: Pending = self._ray.remote(**self._resources)(work).remote(*arguments).future()
-        return future
+    def start(self, work: Work, calls: Sequence[tuple[Any, ...]]) -> list[Pending]:
+        remote = self._ray.remote(max_retries=0, **self._resources)(work)
+        return [remote.remote(*call).future() for call in calls]
+
+    def told(self) -> list[Event]:
+        return []
 
     def close(self) -> None:
         self._ray.shutdown()
 
 
 class Slurm:
-    """Slurm through submitit, one job a trial, at most `jobs` at once; SBATCH_* variables say which partition."""
+    """Slurm through submitit: an array of jobs, one a trial, with its logs in `folder`. SBATCH_* variables say which
+    partition and account."""
 
-    def __init__(self, jobs: int, folder: Path) -> None:
+    def __init__(self, jobs: int | None, folder: Path, device: str, cluster: str = "slurm") -> None:
         import submitit
 
-        self._executor = submitit.AutoExecutor(folder / "slurm")
-        self._executor.update_parameters(name="synthe-bench", slurm_array_parallelism=jobs, timeout_min=24 * 60)
+        self._executor = submitit.AutoExecutor(folder / "slurm", cluster)
+        self._executor.update_parameters(name="synthe-bench", timeout_min=24 * 60)
+        if cluster == "slurm":
+            gpus = {"gpus_per_node": 1} if device == "cuda" else {}
+            self._executor.update_parameters(slurm_array_parallelism=jobs or 256, **gpus)
         self._jobs: list[Any] = []
 
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> Pending:
-        job: Pending = self._executor.submit(work, *arguments)
-        self._jobs.append(job)
-        return job
+    def start(self, work: Work, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        self._jobs += self._executor.map_array(work, *zip(*calls, strict=True))
+        return self._jobs
+
+    def told(self) -> list[Event]:
+        return []
 
     def close(self) -> None:
         for job in self._jobs:

@@ -40,6 +40,7 @@ PROTOCOLS: dict[PresetName, Protocol] = {
 CORE = ("mqar", "recall-overwrite", "selective-copying", "induction", "parity", "state-tracking")
 """Recall, recall of the newest, copying by content, induction, and two kinds of state: each asks for another virtue."""
 
+REAL = ("lr", "weight_decay")
 SWEPT = ("lr", "width", "batch", "epochs", "weight_decay")
 
 
@@ -54,7 +55,7 @@ def layer_model(text: str, width: int, settings: Mapping[str, Any]) -> ModelSpec
         if name not in LAYERS:
             raise unknown("learner", name, LAYERS)
     used: set[str] = set()
-    block: list[dict[str, Any]] = []
+    block: list[Any] = []
     for name in names:
         keys = LAYERS[name].Config.model_fields
         entry: dict[str, Any] = {"type": name}
@@ -62,7 +63,10 @@ def layer_model(text: str, width: int, settings: Mapping[str, Any]) -> ModelSpec
             entry["heads"] = max(1, width // HEAD_SIZE)
         entry |= {key: value for key, value in settings.items() if key in keys}
         used |= settings.keys() & keys
-        block.append(entry)
+        try:
+            block.append(LAYERS[name].Config.model_validate(entry))
+        except ValidationError as error:
+            raise _fault("--set learner", error) from None
     if missing := settings.keys() - used:
         known = sorted({key for name in names for key in LAYERS[name].Config.model_fields} - {"type"})
         raise unknown(f"key of {text}", min(missing), known)
@@ -71,8 +75,13 @@ def layer_model(text: str, width: int, settings: Mapping[str, Any]) -> ModelSpec
     try:
         return ModelSpec.model_validate({"width": width, "blocks": BLOCKS, "block": block})
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        raise InputError(f"--layer {text}: {fault['msg']}", "`synthe recipe schema` lists every key") from None
+        raise _fault(f"--layer {text}", error) from None
+
+
+def _fault(where: str, error: ValidationError) -> InputError:
+    fault = error.errors(include_url=False)[0]
+    path = ".".join(map(str, (where, *fault["loc"])))
+    return InputError(f"{path}: {fault['msg'][:1].lower()}{fault['msg'][1:]}", "`synthe recipe schema` lists every key")
 
 
 def trials(
@@ -104,7 +113,11 @@ def trials(
         chosen = dict(zip(grid, values, strict=True))
         width = int(chosen.pop("width", protocol.width))
         models = {text: layer_model(text, width, learner or {}) for text in layers}
-        models |= {path.stem: Recipe.load(path).model for path in recipes}
+        stems = [path.stem for path in recipes]
+        models |= {
+            path.stem if stems.count(path.stem) == 1 else str(path.with_suffix("")): Recipe.load(path).model
+            for path in recipes
+        }
         common = {"batch": protocol.batch, "epochs": protocol.epochs, "optimizer": protocol.optimizer} | chosen
         for (label, model), seed in itertools.product(models.items(), range(seeds)):
             found.append(_trial(task, preset, settings or {}, label, model, seed, common))
@@ -166,7 +179,9 @@ def listed(texts: Iterable[str]) -> dict[str, list[Any]]:
             raise InputError(f"--sweep {key}: no values", f"for example --sweep {key}=1,2")
         if bad := [v for v in values if not isinstance(v, int | float) and not _number(v)]:
             raise InputError(f"--sweep {key}: '{bad[0]}' is not a number")
-        found[key] = [float(v) if key in ("lr", "weight_decay") else v for v in values]
+        if key not in REAL and (bad := [v for v in values if float(v) != int(float(v))]):
+            raise InputError(f"--sweep {key}: {bad[0]} is not a whole number")
+        found[key] = [float(v) if key in REAL else int(float(v)) for v in values]
     return found
 
 

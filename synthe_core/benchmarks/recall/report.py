@@ -29,7 +29,7 @@ from synthe_core.benchmarks.recall.summary import (
 )
 from synthe_core.errors import InputError
 
-__all__ = ["COLUMNS", "Summary", "best", "csv_text", "load", "rows", "summaries", "write"]
+__all__ = ["COLUMNS", "Summary", "best", "csv_text", "load", "read", "rows", "summaries", "write"]
 
 COLUMNS = [
     *("task", "preset", "settings", "label", "model", "width", "lr", "batch", "epochs", "weight_decay", "optimizer"),
@@ -56,7 +56,7 @@ def load(folders: Iterable[Path]) -> list[Record]:
     if not paths:
         where = ", ".join(f"'{folder}'" for folder in folders)
         raise InputError(f"no finished trials in {where}", "synthe bench TASK keeps them in runs/bench/TASK")
-    stamped = sorted((_read(path) for path in paths), key=lambda record: str(record["finished"]))
+    stamped = sorted((read(path) for path in paths), key=lambda record: str(record["finished"]))
     newest = {(record["digest"], record["trial"]["label"]): record for record in stamped}
     return sorted(newest.values(), key=_place)
 
@@ -66,7 +66,8 @@ def _place(record: Record) -> tuple[Any, ...]:
     return trial["task"], trial["label"], trial["model"]["width"], trial["lr"], trial["seed"], record["digest"]
 
 
-def _read(path: Path) -> Record:
+def read(path: Path) -> Record:
+    """The record in a file, whole: InputError where anything is missing that a report tells."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         finished = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")

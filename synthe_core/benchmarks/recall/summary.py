@@ -199,7 +199,7 @@ def percent(mean: float, std: float | None = None) -> str:
 
 def chance_text(chance: float) -> str:
     """Two digits, however rare: 0.024%."""
-    return f"{100 * chance:.2g}%"
+    return f"{100 * chance:.2g}%" if chance < 0.995 else f"{chance:.0%}"
 
 
 def early_stop(records: Iterable[Record]) -> str:
@@ -227,7 +227,7 @@ def _summary(group: list[Record], differs: dict[str, Any], swept: dict[str, Any]
         task=trial["task"],
         preset=trial["preset"],
         settings=trial["settings"],
-        label=trial["label"] or "model",
+        label=" ".join(trial["label"].split()) or "model",
         width=trial["model"]["width"],
         axis=axis,
         seeds=len(group),

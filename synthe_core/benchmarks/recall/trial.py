@@ -20,7 +20,7 @@ from synthe_core import state as states
 from synthe_core.errors import WorkError
 from synthe_core.events import Event, Metric, Progress, Result
 from synthe_core.hardware import probe
-from synthe_core.learner import Spec
+from synthe_core.learner import Spec, settle
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe import TrainSpec
@@ -53,8 +53,14 @@ class Trial(Spec):
     seed: int = 0
 
     def digest(self) -> str:
-        """A short name for this trial, the same on every machine; what it is called does not count."""
-        text = json.dumps(self.model_dump(mode="json", exclude={"label"}), sort_keys=True)
+        """A short name for this trial, the same on every machine: another preset of that name is another trial, and
+        what the model is called does not count."""
+        preset = self.shares()
+        sizes = [
+            [(share.config.model_dump(mode="json"), share.examples) for share in group]
+            for group in (preset.train, preset.test)
+        ]
+        text = json.dumps([self.model_dump(mode="json", exclude={"label"}), sizes], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def shares(self) -> Preset:
@@ -62,7 +68,17 @@ class Trial(Spec):
         task = TASKS[self.task]
         preset = task.preset(self.preset)
         train, test = ([_overruled(task, s, self.settings) for s in group] for group in (preset.train, preset.test))
-        return preset._replace(train=train, test=test)
+        once = {share.config.model_dump_json(): share for share in reversed(test)}  # settings may make some equal
+        return preset._replace(train=train, test=list(once.values())[::-1])
+
+    def check(self) -> None:
+        """InputError where the sizes of the task or of the model do not go together. Allocates nothing."""
+        with torch.device("meta"):
+            LanguageModel(self.model, _vocab(self.task, self.shares()))
+
+
+def _vocab(task: str, preset: Preset) -> int:
+    return max(TASKS[task](share.config).vocab for share in (*preset.train, *preset.test))
 
 
 def _overruled(task: Any, share: Share, settings: dict[str, Any]) -> Share:
@@ -71,13 +87,15 @@ def _overruled(task: Any, share: Share, settings: dict[str, Any]) -> Share:
     return Share(config, share.examples)
 
 
-def run(trial: Trial, device: str = "cpu") -> Iterator[Event]:
-    """Trains and tests; yields Progress and Metric events, and last a Result with the whole record.
+def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[Event]:
+    """Trains and tests; yields Progress and Metric events of that `name`, and last a Result with the whole record.
 
     Every batch is drawn anew: an epoch is as many examples as the preset names, never the same ones again.
     """
     began = time.monotonic()
-    name, preset = trial.label or trial.task, trial.shares()
+    for op in OPS.values():
+        op.used.clear()  # by an earlier trial of this process
+    name, preset = name or trial.label or trial.task, trial.shares()
     tasks, tests = ([TASKS[trial.task](share.config) for share in group] for group in (preset.train, preset.test))
     rng = RandomState(trial.seed)
     order = _order(trial, preset, rng)
@@ -86,12 +104,13 @@ def run(trial: Trial, device: str = "cpu") -> Iterator[Event]:
         for task, share in zip(tests, preset.test, strict=True)
     ]
     torch.manual_seed(trial.seed)
-    model = LanguageModel(trial.model, max(task.vocab for task in (*tasks, *tests))).to(device)
+    model = LanguageModel(trial.model, _vocab(trial.task, preset)).to(device)
     spec = TrainSpec(
         optimizer=trial.optimizer, lr=trial.lr, weight_decay=trial.weight_decay, warmup=trial.warmup, schedule="cosine"
     )
     optimizer = Optimizer(model, spec)
     tokens, scores = 0, {"accuracy": 0.0}
+    yield Progress(name, 0, len(order), "steps")
     for step, which in enumerate(order, start=1):
         examples = tasks[which].batch(trial.batch, rng)
         loss, _ = model.loss(_tensor(examples.inputs, device), _tensor(examples.targets, device))
@@ -99,6 +118,7 @@ def run(trial: Trial, device: str = "cpu") -> Iterator[Event]:
         loss.objective.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(schedule.rate(spec, (step - 1) / len(order)))
+        settle(loss.updates)
         tokens += examples.inputs.size
         if step % 10 == 0:
             spent = time.monotonic() - began
@@ -108,7 +128,7 @@ def run(trial: Trial, device: str = "cpu") -> Iterator[Event]:
             if not math.isfinite(nats):
                 raise WorkError(f"{name}: the loss is not finite at step {step}", "lower lr")
             scores = test(model, preset.test, held_out, device)
-            yield Metric(step, "validation", {"loss": nats, "accuracy": scores["accuracy"]})
+            yield Metric(step, "validation", {"loss": nats, "accuracy": scores["accuracy"]}, name)
             if scores["accuracy"] >= trial.stop_at:
                 break
     yield Result(_record(trial, model, preset, scores, step, tokens, time.monotonic() - began, device))
@@ -193,6 +213,7 @@ def _record(
         "kernels": {name: sorted(op.used) for name, op in OPS.items() if op.used},
         "hardware": hardware.gpu.name if hardware.gpu and device == "cuda" else hardware.processor,
         "device": device,
+        "threads": torch.get_num_threads(),  # of a CPU's sums, whose last digits depend on them
         "torch": torch.__version__,
     }
 
