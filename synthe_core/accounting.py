@@ -76,6 +76,10 @@ def _by_learner(model: Model) -> dict[str, int]:
         for name, part in (("patch", model.patch), ("pool", model.pool)):
             if part is not None and (size := sum(p.numel() for p in part.parameters())):
                 counts[name] = size
+    elif model.confidence is not None:
+        counts["confidence"] = sum(p.numel() for p in model.confidence.parameters())
+    if model.router is not None:
+        counts["router"] = sum(p.numel() for p in model.router.parameters())
     if model.head.weight is not model.embedding.weight:
         counts["head"] = sum(p.numel() for p in model.head.parameters())
     counts["norms"] = norms + sum(p.numel() for p in model.norm.parameters())

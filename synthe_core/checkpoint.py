@@ -212,10 +212,15 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copies `tensors` into the model; InputError that names the first tensor that does not belong."""
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path, fresh: tuple[str, ...] = ()) -> None:
+    """Copies `tensors` into the model; InputError that names the first tensor that does not belong.
+
+    What begins with one of `fresh` keeps the model's initial values where the source has none of it.
+    """
     own = weights(model)
     for name in [*own, *tensors]:
+        if name not in tensors and name.startswith(fresh):
+            continue
         if name not in tensors:
             raise InputError(f"{source} has no tensor {name}, which the model needs", "its recipe is of another model")
         if name not in own:

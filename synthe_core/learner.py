@@ -6,6 +6,7 @@ Shape letters, used throughout: B batch rows, T time, D width, H heads, K key si
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -29,12 +30,14 @@ class Spec(BaseModel):
 class Pass:
     """One forward call: what learners may know besides their input, and what they say aside. Never kept on a module.
 
-    positions: int64 [B, T], the index of each token in its sequence.
+    positions: int64 [B, T], the index of each token in its sequence: in a block that some tokens leave out (see
+               `synthe_core.model.depth`), among those that run it.
     lengths:   int64 [B] or None; tokens at or after a row's length are padding and never touch state.
     signals:   causal [B, T] values published by one learner and read by another (surprise, confidence).
     losses:    auxiliary losses, added to the objective by the trainer.
     measures:  figures of this pass that training logs, 0-dim and without gradient (how often a gate fired).
     skipped:   floating-point operations that learners left out of this pass, of those that their `flops` state.
+    updates:   buffers of the model and what they are to become once the training step is taken (see `settle`).
     """
 
     positions: Tensor
@@ -43,6 +46,7 @@ class Pass:
     losses: list[tuple[str, Tensor]] = field(default_factory=list)
     measures: list[tuple[str, Tensor]] = field(default_factory=list)
     skipped: list[float | Tensor] = field(default_factory=list)
+    updates: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     trace: Trace | None = None
     path: str = ""
     mask: Tensor | None = None  # bool [B, T], True where a token is real; None when all are
@@ -74,6 +78,16 @@ class Pass:
         index = self.lengths[:, None] + prefix - count + torch.arange(count, device=history.device)
         index = index.clamp_min(0).view(*index.shape, *[1] * (history.dim() - 2))
         return history.gather(1, index.expand(-1, -1, *history.shape[2:]))
+
+
+@torch.no_grad()
+def settle(updates: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Ends a training step: every buffer takes the mean of the values that the step's passes have for it."""
+    wanted: dict[int, tuple[Tensor, list[Tensor]]] = {}
+    for buffer, value in updates:
+        wanted.setdefault(id(buffer), (buffer, []))[1].append(value)
+    for buffer, values in wanted.values():
+        buffer.copy_(torch.stack(values).mean(0))
 
 
 class Learner(nn.Module, ABC, Generic[S]):
@@ -110,8 +124,25 @@ class Learner(nn.Module, ABC, Generic[S]):
         return nbytes(self.init_state(1, device="meta"))
 
     def flops(self, time: int) -> float:
-        """Floating-point operations per token of a forward pass over `time` tokens; the matrices' by default."""
+        """Floating-point operations per token of a forward pass over `time` tokens; the matrices' by default.
+
+        Counted: matrix products, two operations a multiplication with its addition, and the arithmetic on every number
+        of a state or window that is larger than a token; a recurrence as it is defined, whatever a kernel makes of it
+        (chunks cost more, an FFT less). Of a routed learner, what a token is sent to. Not counted: work of a few
+        operations a channel (norms, gates, activations, rotary positions, residuals, a softmax's exponentials) and
+        look-ups, at the shipped sizes about 1% together. What a pass leaves out goes into `Pass.skipped`.
+        """
         return 2.0 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
+
+    @classmethod
+    def publishes(cls, config: Any) -> tuple[str, ...]:
+        """The signals that a learner of this configuration puts into `ctx.signals`."""
+        return ()
+
+    @classmethod
+    def reads(cls, config: Any) -> tuple[str, ...]:
+        """The signals that it needs of a learner before it; a model without one is refused when it is specified."""
+        return ()
 
     def active_parameters(self) -> int:
         """Parameters that one token meets: all of them, unless a learner routes."""

@@ -62,6 +62,18 @@ def take(tree: Tree, index: Tensor) -> Tree:
     return map_leaves(lambda leaf: leaf.index_select(0, index.to(leaf.device)), tree)
 
 
+def put(tree: Tree, index: Tensor, part: Tree) -> Tree:
+    """`tree` with rows `index` (int64 [N]) replaced by those of `part`; the inverse of `take`. A window that has grown
+    in `part` grows in the other rows too, at the front, their oldest end."""
+
+    def replace(leaf: Tensor, rows: Tensor) -> Tensor:
+        if leaf.dim() > 1:
+            leaf = _pad_front(leaf, rows.shape[1])
+        return leaf.index_copy(0, index.to(leaf.device), rows.to(leaf.dtype))
+
+    return map_leaves(replace, tree, part)
+
+
 def join(trees: Sequence[Tree]) -> Tree:
     """States of several batches as one. Windows of different length are padded at the front, their oldest end."""
 

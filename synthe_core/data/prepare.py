@@ -77,8 +77,30 @@ def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
     Raises InputError for a source that is missing, empty, unreadable or shorter than one sequence, WorkError where
     the hub cannot be reached or the disk cannot be written.
     """
+    asked = corpora(spec)
+    tokenizer = yield from _tokenizer(spec, [corpus for weight, corpus in asked if weight > 0])
+    sources = []
+    places = []
+    for weight, corpus in asked:
+        folder, index = yield from pack(corpus, tokenizer)
+        train, validation = (Split([(folder, index, side)], tokenizer.widths) for side in ("train", "validation"))
+        if weight > 0 and train.tokens <= spec.sequence:
+            raise InputError(
+                f"'{corpus.source.name}' is shorter than one sequence: it has {train.tokens} training tokens, and a "
+                f"sequence of {spec.sequence} takes {spec.sequence + 1}",
+                "give more text, or a shorter data.sequence",
+            )
+        if corpus.fraction > 0 and validation.tokens < 2:
+            yield Notice(f"{corpus.source.name}: no text fell to validation; raise data.validation", "warning")
+        sources.append(PackedSource(corpus.source.name, weight, train, validation, folder))
+        places.append((folder, index, "validation"))
+    return Packed(spec, tokenizer, tuple(sources), Split(places, tokenizer.widths))
+
+
+def corpora(spec: DataSpec) -> list[tuple[float, Corpus]]:
+    """Every source of a recipe's data and its weight, 0 for one that is all validation text."""
     fraction = spec.validation if isinstance(spec.validation, float | int) else 0.0
-    corpora = [
+    found = [
         (
             each.weight,
             Corpus(
@@ -97,27 +119,11 @@ def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
                 "name another source for one of them, or a fraction such as validation: 0.05",
             )
         held_out = open_source(spec.validation, spec.field, spec.labels)
-        corpora.append((0.0, Corpus(held_out, spec.limit, 1.0, spec.labels)))
-    tokenizer = yield from _tokenizer(spec, [corpus for weight, corpus in corpora if weight > 0])
-    sources = []
-    places = []
-    for weight, corpus in corpora:
-        folder, index = yield from pack(corpus, tokenizer)
-        train, validation = (Split([(folder, index, side)], tokenizer.widths) for side in ("train", "validation"))
-        if weight > 0 and train.tokens <= spec.sequence:
-            raise InputError(
-                f"'{corpus.source.name}' is shorter than one sequence: it has {train.tokens} training tokens, and a "
-                f"sequence of {spec.sequence} takes {spec.sequence + 1}",
-                "give more text, or a shorter data.sequence",
-            )
-        if corpus.fraction > 0 and validation.tokens < 2:
-            yield Notice(f"{corpus.source.name}: no text fell to validation; raise data.validation", "warning")
-        sources.append(PackedSource(corpus.source.name, weight, train, validation, folder))
-        places.append((folder, index, "validation"))
-    return Packed(spec, tokenizer, tuple(sources), Split(places, tokenizer.widths))
+        found.append((0.0, Corpus(held_out, spec.limit, 1.0, spec.labels)))
+    return found
 
 
-def _tokenizer(spec: DataSpec, corpora: list[Corpus]) -> Generator[Event, None, Tokenizer]:
+def _tokenizer(spec: DataSpec, asked: list[Corpus]) -> Generator[Event, None, Tokenizer]:
     vocab = spec.tokenizer.vocab
     if spec.tokenizer.type != "bpe" or vocab is None:
         found = open_tokenizer(spec.tokenizer.type)
@@ -127,13 +133,13 @@ def _tokenizer(spec: DataSpec, corpora: list[Corpus]) -> Generator[Event, None, 
                 f"set data.tokenizer.vocab to {found.vocab_size}, or leave it out",
             )
         return found
-    if (kept := bpe.kept(vocab, [corpus.identity() for corpus in corpora])) is not None:
+    if (kept := bpe.kept(vocab, [corpus.identity() for corpus in asked])) is not None:
         return kept
     planned = []
-    for corpus in corpora:
+    for corpus in asked:
         plan = yield from survey(corpus.source, corpus.fraction, corpus.limit)
         planned.append((corpus.source, plan, corpus.limit))
-    return (yield from bpe.train(vocab, planned, [corpus.identity() for corpus in corpora]))
+    return (yield from bpe.train(vocab, planned, [corpus.identity() for corpus in asked]))
 
 
 def load(spec: DataSpec) -> Packed:

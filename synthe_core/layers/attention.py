@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
+from synthe_core.layers.firing import Fired, Firing, When
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.rope import Scaling, turns
 from synthe_core.learner import Learner, Pass, Spec
-from synthe_core.ops.attention import window_attention
+from synthe_core.ops.attention import probed_attention, window_attention
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.rotary import rotary
 
@@ -31,6 +33,10 @@ class Attention(Learner[Window]):
 
     x [B, T, D]; H query heads of size K (D / H by default) read G = `kv_heads` key heads. The state grows with the
     sequence up to `window` tokens (`full` = 131,072), 2 n G K values a row.
+
+    With `when` it is a probe: tokens that do not ask (see `Firing`) get y = 0, and no query, score or output is
+    computed for them. Keys and values are made of every token, as later ones may look back at it.
+
     Sources: Vaswani et al. 2017; RoPE: Su et al. 2021; GQA: Ainslie et al. 2023; query-key norm: Henry et al. 2020.
     """
 
@@ -51,6 +57,7 @@ class Attention(Learner[Window]):
         bias: Literal["none", "qkv", "all"] = Field(
             "none", description="learned biases: of queries, keys and values, or of the output too"
         )
+        when: When | None = Field(None, description="run only at tokens that ask for it; null = at every token")
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
@@ -77,6 +84,11 @@ class Attention(Learner[Window]):
         self.out = project_out(self.heads * self.size, width, config.bias == "all")
         if config.qk_norm == "weighted":
             self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.size)) for _ in range(2))
+        self.firing = None if config.when is None else Firing(config.when)
+
+    @classmethod
+    def reads(cls, config: Any) -> tuple[str, ...]:
+        return () if config.when is None else config.when.reads
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Window:
         return Window(
@@ -85,21 +97,54 @@ class Attention(Learner[Window]):
 
     def forward(self, x: Tensor, state: Window | None, ctx: Pass) -> tuple[Tensor, Window]:
         state = state or self.init_state(x.shape[0], device=x.device)
-        heads, v = self.qkv(x).unflatten(-1, (-1, self.size)).split((self.heads + self.groups, self.groups), dim=2)
-        if self.config.qk_norm == "weighted":
-            parts = zip(heads.split((self.heads, self.groups), dim=2), (self.q_norm, self.k_norm), strict=True)
-            heads = torch.cat([self._normed(part, weight) for part, weight in parts], dim=2)
-        if self.turned:
-            cos, sin = turns(ctx.positions, self.size, self.config.rope, self.config.rope_scaling, self.state_dtype)
-            heads = rotary(heads, cos, sin, self.config.norm_eps if self.config.qk_norm is True else None)
-        q, k = heads.split((self.heads, self.groups), dim=2)
+        fired = None if self.firing is None else self.firing(ctx, self.state_dtype)
+        if fired is None:
+            heads, v = self.qkv(x).unflatten(-1, (-1, self.size)).split((self.heads + self.groups, self.groups), dim=2)
+            q, k = self._placed(heads, (self.heads, self.groups), ctx.positions)
+        else:
+            q = self._queries(x, fired, ctx.positions)
+            k, v = self._project(x, slice(self.heads * self.size, None)).chunk(2, dim=2)
+            k = self._placed(k, (0, self.groups), ctx.positions)[1]
         past = state.keys.shape[1]
         if past:
             k = torch.cat([state.keys.to(k.dtype), k], dim=1)
             v = torch.cat([state.values.to(v.dtype), v], dim=1)
-        y = window_attention(q, k, v, self.window, self._valid(past, ctx))
+        valid = self._valid(past, ctx)
+        if fired is None:
+            y = self.out(window_attention(q, k, v, self.window, valid).flatten(2))
+        else:
+            y = self._answered(probed_attention(q, k, v, fired.where, self.window, valid), fired, ctx)
         kept = min(self.window, k.shape[1])
-        return self.out(y.flatten(2)), Window(*(ctx.last(t, kept).to(state.keys.dtype) for t in (k, v)))
+        return y, Window(*(ctx.last(t, kept).to(state.keys.dtype) for t in (k, v)))
+
+    def _project(self, x: Tensor, rows: slice) -> Tensor:
+        """Some rows of the projection, as heads: [..., h, K]."""
+        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
+        return F.linear(x, self.qkv.weight[rows], bias).unflatten(-1, (-1, self.size))
+
+    def _queries(self, x: Tensor, fired: Fired, positions: Tensor) -> Tensor:
+        """The queries of the tokens that ask, [N, H, K]."""
+        asking = x.flatten(0, 1).index_select(0, fired.at)
+        q = self._project(asking, slice(self.heads * self.size))[None]
+        return self._placed(q, (self.heads, 0), positions.flatten().index_select(0, fired.at)[None])[0][0]
+
+    def _answered(self, o: Tensor, fired: Fired, ctx: Pass) -> Tensor:
+        """y [B, T, D] of what the tokens that ask have read, o [N, H, K]; zeros for the others."""
+        ctx.skipped.append(self._spared(fired.where, ctx))
+        y = self.out(o.flatten(1))
+        y = y * fired.gate[:, None].to(y.dtype)
+        everyone = y.new_zeros(fired.where.numel(), self.width).index_copy(0, fired.at, y)
+        return everyone.unflatten(0, fired.where.shape)
+
+    def _placed(self, heads: Tensor, counts: tuple[int, int], positions: Tensor) -> tuple[Tensor, ...]:
+        """Query and key heads [B, T, h, K], `counts` of each, normalised and turned to their positions."""
+        if self.config.qk_norm == "weighted":
+            parts = zip(heads.split(counts, dim=2), (self.q_norm, self.k_norm), counts, strict=True)
+            heads = torch.cat([self._normed(part, weight) for part, weight, count in parts if count], dim=2)
+        if self.turned:
+            cos, sin = turns(positions, self.size, self.config.rope, self.config.rope_scaling, self.state_dtype)
+            heads = rotary(heads, cos, sin, self.config.norm_eps if self.config.qk_norm is True else None)
+        return heads.split(counts, dim=2)
 
     def _normed(self, heads: Tensor, weight: Tensor) -> Tensor:
         """Each head of [B, T, H, K] at unit scale, times `weight` [K]."""
@@ -120,7 +165,15 @@ class Attention(Learner[Window]):
         return 2 * min(self.window, time) * self.groups * self.size * self.state_dtype.itemsize
 
     def flops(self, time: int) -> float:
-        """The matrices', and 4 K per head for every key that a token sees on average."""
+        """The matrices', and 4 K per head for every key that a token sees on average; all tokens asking."""
         window = min(self.window, time)
         seen = window - window * (window - 1) / (2 * time)
         return super().flops(time) + 4.0 * self.heads * self.size * seen
+
+    def _spared(self, fired: Tensor, ctx: Pass) -> Tensor:
+        """Of `flops` times the tokens of this pass, what those that did not ask left out."""
+        silent = (~fired).to(torch.float64 if fired.device.type != "mps" else torch.float32)
+        if ctx.mask is not None:
+            silent = silent * ctx.mask
+        seen = torch.arange(1, fired.shape[1] + 1, device=fired.device).clamp_max(self.window)
+        return 4.0 * self.heads * self.size * (silent * (self.width + seen)).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,14 @@ from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.delta_rule import delta_rule
+from synthe_core.ops.delta_rule_error import delta_rule_error
 from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
 from synthe_core.ops.silu_gate import silu_gate
 
 EPS = 1e-5
+QUIET = 1e-6  # the energy of a value, mean over its numbers, below which there is nothing to be surprised by
 
 
 class Memory(NamedTuple):
@@ -45,6 +47,10 @@ class Delta(Learner[Memory]):
     With `householder` n > 1 a token takes n such steps, each with its own k, v and β: it decays the memory once, before
     the first, and reads it once, after the last. One step with β = 2 is a reflection, two are any rotation of a plane.
 
+    With `signals` it publishes two causal signals [B, T] that carry gradient: "surprise", the squared error of what the
+    memory foresaw, ‖v_t - α_t S_{t-1} k_t‖² / ‖v_t‖², both summed over heads and steps (1 from an empty memory, 0 where
+    it knew all of it, above 1 where it was wrong); and "confidence", 1 / (1 + surprise), in (0, 1]. Padding: 0 and 1.
+
     Sources: Schlag et al. 2021; Yang et al. 2024 (DeltaNet), 2025 (Gated DeltaNet); Grazzi et al. 2025 (β up to 2);
     Siems et al. 2025 (DeltaProduct: several steps).
     """
@@ -62,6 +68,7 @@ class Delta(Learner[Memory]):
         overwrite: bool = Field(True, description="false adds instead of replacing: gated linear attention")
         clip: float | None = Field(None, gt=0, description="largest length of a written value; null = any")
         scale: float = Field(1.0, gt=0, description="what the output is multiplied by")
+        signals: bool = Field(False, description="publish surprise and confidence: how well the memory foresaw a value")
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
@@ -76,6 +83,8 @@ class Delta(Learner[Memory]):
                 f"{config.type}: beta_range must rise within [0, 2], not [{low:g}, {high:g}]",
                 "beyond 2 the memory grows without bound",
             )
+        if config.signals and not config.overwrite:
+            raise InputError(f"{config.type}: only a memory that overwrites foresees values", "leave out `signals`")
         self.key = config.key_size or width // heads
         self.value = config.value_size or width // heads
         self.taps = max(config.conv or 0, 1)
@@ -94,6 +103,10 @@ class Delta(Learner[Memory]):
             self.log_rate = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
             self.step_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus gives `step` back
 
+    @classmethod
+    def publishes(cls, config: Config) -> tuple[str, ...]:
+        return ("surprise", "confidence") if config.signals else ()
+
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Memory:
         memory = (batch, self.config.heads, self.key, self.value)
         conv = (batch, self.taps - 1, sum(self.features[:2]))
@@ -111,8 +124,12 @@ class Delta(Learner[Memory]):
             if self.config.clip is not None:
                 v = v * (self.config.clip / v.norm(dim=-1, keepdim=True).clamp_min(self.config.clip))
             write, log_decay = self._gates(beta.to(v.dtype), decay.to(v.dtype), ctx)
-            rule = delta_rule if self.config.overwrite else linear_attention
-            o, memory = rule(*self._one_by_one(q, k, v, write, log_decay), state.memory)
+            rule: Any = delta_rule if self.config.overwrite else linear_attention
+            rule = delta_rule_error if self.config.signals else rule
+            one_by_one = self._one_by_one(q, k, v, write, log_decay)
+            o, memory, *error = rule(*one_by_one, state.memory)
+            if self.config.signals:
+                self._publish(error[0], one_by_one[2], ctx)
             y = rms_norm(o.unflatten(1, (-1, steps))[:, :, -1], self.config.scale * self.norm, EPS, o.dtype).flatten(2)
             if self.config.gate:
                 y = silu_gate(y, gate)
@@ -129,6 +146,16 @@ class Delta(Learner[Memory]):
             mixed.append(y)
             after.append(last if ctx.lengths is None else ctx.last(preceded(part, past, self.taps), self.taps - 1))
         return mixed[0], mixed[1], torch.cat(after, -1)
+
+    def _publish(self, error: Tensor, v: Tensor, ctx: Pass) -> None:
+        """The signals, of errors and values [B, nT, H, V]."""
+        wrong, whole = (
+            x.square().mean((-2, -1)).unflatten(1, (-1, self.config.householder)).mean(-1) for x in (error, v)
+        )
+        surprise = wrong / (whole + QUIET)
+        if ctx.mask is not None:
+            surprise = surprise * ctx.mask
+        ctx.signals["surprise"], ctx.signals["confidence"] = surprise, 1 / (1 + surprise)
 
     def _unit(self, x: Tensor) -> Tensor:
         """x / ‖x‖ over the last axis, as a root-mean-square norm with every weight K^-1/2."""

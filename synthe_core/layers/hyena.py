@@ -125,8 +125,11 @@ class Hyena(Learner[Past]):
         return taps.t()
 
     def flops(self, time: int) -> float:
-        """The matrices, the filter's network once a pass, and the convolution as the sum that defines it."""
+        """The matrices, the filter's network once a pass, and the convolution as the sum that defines it: two
+        operations for every input that a token's filter reaches on average."""
         length = self.config.length
+        reached = min(length, time)
+        taps = reached - reached * (reached - 1) / (2 * time)
         network = sum(p.numel() for p in self.filter_hidden.parameters()) + self.filter_out.numel()
         mixing = self.project.weight.numel() + self.out.weight.numel() + self.conv.numel()
-        return 2 * mixing + 2 * network * length / time + (2.0 * min(length, time) + 2) * self.width
+        return 2 * mixing + 2 * network * length / time + (2.0 * taps + 2) * self.width

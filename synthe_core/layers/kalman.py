@@ -66,6 +66,10 @@ class Kalman(Learner[Belief]):
         self.process_logit = nn.Parameter(_softplus_inverse(process - LEAST_NOISE).float())
         self.noise_bias = nn.Parameter(_softplus_inverse(torch.ones(self.rank)))
 
+    @classmethod
+    def publishes(cls, config: Config) -> tuple[str, ...]:
+        return ("surprise", "confidence")
+
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Belief:
         shape = (batch, self.rank)
         return Belief(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from synthe_core.errors import InputError
 from synthe_core.layers.byte_patch import Stem
 from synthe_core.learner import Pass
-from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelSpec, ModelState, auxiliary
+from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelSpec, ModelState, auxiliary, measures
 from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.trace import Trace
 
@@ -60,9 +60,10 @@ class Classifier(Backbone):
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None, trace: Trace | None = None) -> Tensor:
         """Logits [B, classes] of the texts `tokens` int64 [B, T], right-padded where `lengths` int64 [B] is given."""
-        return self._logits(tokens, lengths, trace)[0]
+        return self.read(tokens, lengths, trace)[0]
 
-    def _logits(self, tokens: Tensor, lengths: Tensor | None, trace: Trace | None = None) -> tuple[Tensor, Pass]:
+    def read(self, tokens: Tensor, lengths: Tensor | None, trace: Trace | None = None) -> tuple[Tensor, Pass]:
+        """The logits, and the pass that learners left their measures with."""
         x = self.embed(tokens)
         if self.patch is not None:
             x, lengths = self.patch(x, lengths)
@@ -79,13 +80,14 @@ class Classifier(Backbone):
         """
         if state is not None:
             raise InputError("an encoder reads a text at once", "it takes no state to go on from")
-        logits, ctx = self._logits(tokens, lengths)
+        logits, ctx = self.read(tokens, lengths)
         labels = targets.amax(1)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
         each = torch.where(targets == IGNORED, 0.0, losses.detach()[:, None])
         empty = ModelState(torch.zeros(tokens.shape[0], dtype=torch.int64, device=tokens.device), [])
-        return Loss(losses.sum(), (labels != IGNORED).sum(), auxiliary(ctx), each), empty
+        scored = (labels != IGNORED).sum()
+        return Loss(losses.sum(), scored, auxiliary(ctx), each, measures(ctx), sum(ctx.skipped)), empty
 
     def flops(self, time: int) -> float:
         """Floating-point operations per token of a forward pass over a text of `time` tokens."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,12 +13,14 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from synthe_core.errors import InputError
+from synthe_core.errors import InputError, closest
 from synthe_core.layers import LAYERS, LearnerSpec
 from synthe_core.layers.byte_patch import BytePatch
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.model.block import EPS, Block, RMSNorm
-from synthe_core.ops.cross_entropy import linear_cross_entropy
+from synthe_core.model.confidence import ConfidenceHead, ConfidenceSpec
+from synthe_core.model.depth import Choice, DepthSpec, Router
+from synthe_core.ops.cross_entropy import IGNORED, linear_cross_entropy
 from synthe_core.trace import Trace
 
 EMBEDDING_STD = 0.02
@@ -39,8 +43,40 @@ class ModelSpec(Spec):
     tie: bool = Field(True, description="one matrix for the embedding and the head")
     embed_norm: bool = Field(True, description="bring embeddings to unit scale before the first block")
     norm_eps: float = Field(EPS, gt=0, description="what the norms add to a mean square")
+    depth: DepthSpec | None = Field(None, description="lets each token decide how many blocks it runs; null: all")
+    confidence: ConfidenceSpec | None = Field(
+        None, description="a small head that says how likely the likeliest next token is to be right"
+    )
     head: ClassifySpec | None = Field(None, description="makes an encoder that classifies; else the next token's")
     patch: BytePatch.Config | None = Field(None, description="an encoder's stem: strided convolution over the tokens")
+
+    @property
+    def published(self) -> tuple[str, ...]:
+        """The signals that the learners of a block publish."""
+        names = [name for spec in self.block for name in LAYERS[spec.type].publishes(spec)]  # type: ignore[attr-defined]
+        return tuple(dict.fromkeys(names))
+
+    @model_validator(mode="after")
+    def _depth_leaves_blocks_to_choose(self) -> ModelSpec:
+        if self.depth is None:
+            return self
+        if self.depth.min >= self.blocks:
+            raise misplaced(
+                ("depth", "min"),
+                f"{self.depth.min} of {self.blocks} blocks are run by every token, which leaves none to choose",
+                f"at most {self.blocks - 1}, or leave out model.depth" if self.blocks > 1 else "leave out model.depth",
+            )
+        if self.head is not None:
+            raise misplaced(("depth",), "an encoder runs every block", "leave out model.depth, or model.head")
+        return self
+
+    @model_validator(mode="after")
+    def _an_encoder_predicts_no_token(self) -> ModelSpec:
+        if self.confidence is not None and self.head is not None:
+            raise misplaced(
+                ("confidence",), "an encoder predicts no next token", "leave out model.confidence, or model.head"
+            )
+        return self
 
     @model_validator(mode="after")
     def _only_encoders_see_the_whole_text(self) -> ModelSpec:
@@ -61,6 +97,33 @@ class ModelSpec(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _signals_come_before_their_readers(self) -> ModelSpec:
+        published: set[str] = set()
+        for place, spec in enumerate(self.block):
+            learner = LAYERS[spec.type]  # type: ignore[attr-defined]
+            for name in learner.reads(spec):
+                if name not in published:
+                    raise misplaced(
+                        ("block", place),
+                        f"no learner before it in the block publishes the signal '{name}'",
+                        _who_publishes(name),
+                    )
+            published.update(learner.publishes(spec))
+        return self
+
+
+def _who_publishes(name: str) -> str:
+    """The hint to a signal that nobody publishes: whom to put before its reader, or the name that was meant."""
+    by_signal: dict[str, list[str]] = {}
+    for learner in LAYERS:
+        for signal in LAYERS[learner].publishes(LAYERS[learner].Config()):
+            by_signal.setdefault(signal, []).append(learner)
+    if name in by_signal:
+        return f"put one that does before it: {', '.join(by_signal[name])}"
+    near = closest(name, by_signal)
+    return f"did you mean '{near}'?" if near else f"signals: {', '.join(sorted(by_signal))}"
+
 
 def misplaced(path: tuple[str | int, ...], message: str, hint: str) -> PydanticCustomError:
     """A fault of several keys together, to be shown at `path` below the mapping that is checked."""
@@ -75,12 +138,20 @@ class ModelState(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """`total` nats over `scored` tokens (differentiable), `auxiliary` losses, and `each` token's loss [B, T]."""
+    """`total` nats over `scored` tokens (differentiable), `auxiliary` losses, and `each` token's loss [B, T].
+
+    measures: what learners told of the pass, the mean of each name over those that told it; 0-dim, no gradient.
+    skipped: floating-point operations that learners left out of the pass, of those that `flops` states; 0-dim or 0.0.
+    updates: buffers and their values after the step, for `settle`.
+    """
 
     total: Tensor
     scored: Tensor
     auxiliary: dict[str, Tensor]
     each: Tensor
+    measures: dict[str, Tensor]
+    skipped: Tensor | float
+    updates: Sequence[tuple[Tensor, Tensor]] = ()
 
     @property
     def objective(self) -> Tensor:
@@ -97,6 +168,14 @@ def auxiliary(ctx: Pass) -> dict[str, Tensor]:
     return found
 
 
+def measures(ctx: Pass) -> dict[str, Tensor]:
+    """The measures of a pass, the mean by name."""
+    found: dict[str, list[Tensor]] = {}
+    for name, value in ctx.measures:
+        found.setdefault(name, []).append(value.detach().float())
+    return {name: torch.stack(values).mean() for name, values in found.items()}
+
+
 class Backbone(nn.Module):
     """Embedding, blocks, norm: what every model is made of before its head.
 
@@ -110,12 +189,16 @@ class Backbone(nn.Module):
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         self.blocks = nn.ModuleList(Block(spec.block, spec.width, spec.norm_eps) for _ in range(spec.blocks))
         self.norm = RMSNorm(spec.width, spec.norm_eps)
+        self.router = None if spec.depth is None else Router(spec.depth, spec.width, spec.blocks, spec.norm_eps)
 
     def init_state(self, batch: int, *, device: Any = None) -> ModelState:
         """The state of `batch` sequences that have not begun."""
         device = self.embedding.weight.device if device is None else device
+        position = torch.zeros(batch, dtype=torch.int64, device=device)
         blocks = [block.init_state(batch, device=device) for block in self.blocks]  # type: ignore[operator]
-        return ModelState(torch.zeros(batch, dtype=torch.int64, device=device), blocks)
+        for block in blocks[len(blocks) - self.routed :]:
+            block.append(position.clone())  # its own clock
+        return ModelState(position, blocks)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What the first block reads, [B, T, D]."""
@@ -127,14 +210,27 @@ class Backbone(nn.Module):
     def run(self, x: Tensor, states: list[list[Any]], ctx: Pass) -> tuple[Tensor, list[list[Any]]]:
         """The normalised output of the last block, [B, T, D], and the states of all blocks after it."""
         after = []
+        choices: list[Choice] = []
         for index, (block, remembered) in enumerate(zip(self.blocks, states, strict=True)):
+            if self.router is not None and index == len(self.blocks) - self.routed:
+                choices = self.router(x, ctx, self._block_flops)
+            step = partial(choices[index - len(self.blocks)].run, block) if choices else block
             ctx.path = f"blocks.{index}"
             if self.recompute and torch.is_grad_enabled():
-                x, remembered = checkpoint(_again, block, x, remembered, ctx, dict(ctx.signals), use_reentrant=False)
+                x, remembered = checkpoint(_again, step, x, remembered, ctx, dict(ctx.signals), use_reentrant=False)
             else:
-                x, remembered = block(x, remembered, ctx)
+                x, remembered = step(x, remembered, ctx)
             after.append(remembered)
         return self.norm(x), after
+
+    @property
+    def routed(self) -> int:
+        """How many blocks, the last ones, are run by some tokens only."""
+        return 0 if self.router is None else self.router.routed
+
+    def _block_flops(self, time: int) -> float:
+        """Floating-point operations per token of one block."""
+        return sum(learner.flops(time) for learner in self.blocks[-1].learners)  # type: ignore[union-attr]
 
     @property
     def learners(self) -> list[Learner[Any]]:
@@ -151,8 +247,8 @@ class Backbone(nn.Module):
         return self.parameter_count() - idle
 
 
-def _again(block: Block, x: Tensor, states: list[Any], ctx: Pass, signals: dict[str, Tensor]) -> Any:
-    """A block that may run twice: the second time too it reads the signals of the blocks before it, not of later ones."""
+def _again(block: Callable[..., Any], x: Tensor, states: list[Any], ctx: Pass, signals: dict[str, Tensor]) -> Any:
+    """A block that may run twice: the second time too it reads the signals of earlier blocks, not of later ones."""
     ctx.signals = dict(signals)
     return block(x, states, ctx)
 
@@ -169,6 +265,9 @@ class LanguageModel(Backbone):
             self.head.weight = self.embedding.weight
         else:
             nn.init.zeros_(self.head.weight)
+        self.confidence = None  # drawn last: with it or without, all else has the same initial values
+        if spec.confidence is not None:
+            self.confidence = ConfidenceHead(spec.confidence, spec.width, spec.published)
 
     def hidden(
         self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
@@ -199,15 +298,21 @@ class LanguageModel(Backbone):
     ) -> tuple[Loss, ModelState]:
         """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each."""
         hidden, after, ctx = self.hidden(tokens, state, lengths)
-        total, each = linear_cross_entropy(hidden, self.head.weight, targets)
-        return Loss(total, (targets != -100).sum(), auxiliary(ctx), each), after
+        total, each, verdict = linear_cross_entropy(hidden, self.head.weight, targets, self.confidence is not None)
+        scored, told, losses = (targets != IGNORED).sum(), measures(ctx), auxiliary(ctx)
+        if self.confidence is not None and verdict is not None:
+            losses["confidence"] = self.confidence.loss(hidden, ctx.signals, verdict, targets != IGNORED)
+        return Loss(total, scored, losses, each, told, sum(ctx.skipped), tuple(ctx.updates)), after
 
     def flops(self, time: int) -> float:
         """Floating-point operations per token of a forward pass over `time` tokens, counted learner by learner."""
         inner = sum(learner.flops(time) for learner in self.learners)
-        return inner + 2.0 * self.spec.width * self.vocab
+        routing = 0.0 if self.router is None else self.router.flops()
+        asking = 0.0 if self.confidence is None else self.confidence.flops()
+        return inner + routing + asking + 2.0 * self.spec.width * self.vocab
 
     def state_bytes(self, time: int = 1) -> int:
-        """Bytes of one sequence's state after `time` tokens: its position, and what every learner remembers."""
+        """Bytes of one sequence's state after `time` tokens: its position, what every learner remembers, and the clock
+        of each block that tokens may leave out (then these are the most that it may be)."""
         learners = sum(learner.state_bytes(time) for learner in self.learners)
-        return self.init_state(1, device="meta").position.element_size() + learners
+        return self.init_state(1, device="meta").position.element_size() * (1 + self.routed) + learners

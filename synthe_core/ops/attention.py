@@ -1,4 +1,4 @@
-"""Causal softmax attention over a bounded window of keys and values."""
+"""Causal softmax attention over a bounded window of keys and values: of every token, or of those that ask for it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from synthe_core.hardware import Hardware
 from synthe_core.ops.dispatch import Call, op
+
+MOST_PACKS = 8  # of a block's queries
+COPY = 16  # queries whose scores cost what copying their keys does
 
 
 @op
@@ -62,13 +65,7 @@ def banded_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | No
     real = torch.ones(batch, past + time, dtype=torch.bool, device=q.device) if valid is None else valid
     blocks = (time + back) // window
     q = F.pad(q, (0, 0, 0, 0, 0, back)).view(batch * blocks, window, heads, size)
-
-    def pairs(x: Tensor) -> Tensor:
-        x = F.pad(x.flatten(2), (0, 0, front, back)).unflatten(1, (blocks + 1, window))
-        return torch.stack([x[:, :-1], x[:, 1:]], dim=2).reshape(batch * blocks, 2 * window, -1)
-
-    keys, values = (pairs(x).unflatten(2, x.shape[2:]) for x in (k, v))
-    real = pairs(real.unsqueeze(-1)).squeeze(-1)
+    keys, values, real = (_pairs(x, front, back, window) for x in (k, v, real))
     row, column = torch.arange(window, device=q.device)[:, None], torch.arange(2 * window, device=q.device)
     band = (column <= row + window) & (column > row)
     out = _sdpa(q, keys, values, mask=(band & real[:, None])[:, None], causal=False)
@@ -95,6 +92,13 @@ def masked_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | No
     return _sdpa(q, k, v, mask=mask, causal=False)
 
 
+def _pairs(x: Tensor, front: int, back: int, block: int) -> Tensor:
+    """x [B, S, ...], lengthened by zeros at both ends, as every two blocks in a row: [B n, 2 block, ...]."""
+    inner = x.shape[2:]
+    x = F.pad(x.flatten(2) if inner else x.unsqueeze(-1), (0, 0, front, back)).unflatten(1, (-1, block))
+    return torch.stack([x[:, :-1], x[:, 1:]], dim=2).reshape(-1, 2 * block, *inner)
+
+
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     grouped = q.shape[2] != k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -102,3 +106,55 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) ->
     if mask is not None:  # a query that may read nothing gives zeros, not NaN
         out = out.masked_fill(~mask.any(-1, keepdim=True), 0.0)
     return out.transpose(1, 2)
+
+
+@op
+def probed_attention(q: Tensor, k: Tensor, v: Tensor, fired: Tensor, window: int, valid: Tensor | None) -> Tensor:
+    """`window_attention` of some tokens only: those where `fired`, bool [B, T], N in all.
+
+    q [N, H, K], their queries, row by row; k, v [B, P + T, G, K] and valid as there: everything may be looked back at.
+    Returns o [N, H, K].
+    """
+    everyone = q.new_zeros(*fired.shape, *q.shape[1:]).masked_scatter(fired[..., None, None], q)
+    return window_attention.reference(everyone, k, v, window, valid)[fired]
+
+
+@probed_attention.kernel("packed-sdpa", rank=10, tolerance=1e-5)
+def packed_sdpa(q: Tensor, k: Tensor, v: Tensor, fired: Tensor, window: int, valid: Tensor | None) -> Tensor:
+    """Tokens in blocks of `window`; the queries of each, packed, against its keys and those of the block before it.
+
+    A pack holds m queries; a block where more asked has several packs, and one where nobody asked has none.
+    """
+    if not len(q):
+        return q
+    time = fired.shape[1]
+    real = fired.new_ones(k.shape[:2]) if valid is None else valid
+    if (older := k.shape[1] - time - window) > 0:  # keys that no token of this pass looks back at
+        k, v, real = (x[:, older:] for x in (k, v, real))
+    block, back = (time, 0) if time <= window else (window, -time % window)
+    if time > window:
+        k, v, real = (_pairs(x, window + time - x.shape[1], back, window) for x in (k, v, real))
+    asked = F.pad(fired, (0, back)).reshape(-1, block)
+    rank = asked.cumsum(1)
+    counts = rank[:, -1].tolist()  # waits for the device: sizes depend on it
+    size = _pack_size(counts)
+    homes = [home for home, count in enumerate(counts) for _ in range(-(-count // size))]
+    if homes != list(range(len(counts))):
+        index = torch.tensor(homes, device=k.device)
+        k, v, real = (x.index_select(0, index) for x in (k, v, real))
+    packs = (rank[:, -1] + size - 1) // size
+    where, column = asked.nonzero(as_tuple=True)
+    slot = (packs.cumsum(0) - packs)[where] * size + rank[asked] - 1
+    packed = q.new_zeros(len(homes) * size, *q.shape[1:]).index_copy(0, slot, q).unflatten(0, (-1, size))
+    own = column.new_full((len(homes) * size,), -1).index_copy(0, slot, column + k.shape[1] - block)  # -1: empty slot
+    own = own.view(-1, size, 1)
+    place = torch.arange(k.shape[1], device=k.device)
+    mask = (place <= own) & (place > own - window) & real[:, None]
+    return _sdpa(packed, k, v, mask[:, None], causal=False).flatten(0, 1).index_select(0, slot)
+
+
+def _pack_size(counts: list[int]) -> int:
+    """The size of packs that costs least where each block has `counts` queries: half-empty ones against copied keys."""
+    most = max(counts)
+    sizes = [-(-most // parts) for parts in range(1, min(most, MOST_PACKS) + 1)]
+    return min(sizes, key=lambda size: sum(-(-count // size) for count in counts) * (size + COPY))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,40 +15,66 @@ IGNORED = -100
 CHUNK_BYTES = 32 << 20  # logits held at a time
 
 
+class Judgement(NamedTuple):
+    """What the model's own choice is worth: `right` bool [B, T], whether the largest logit, of equals the first, is the
+    target's; `surest` [B, T], the log of its probability, 0 where nothing is scored. Neither has a gradient."""
+
+    right: Tensor
+    surest: Tensor
+
+
 @op
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, judge: bool = False
+) -> tuple[Tensor, Tensor, Judgement | None]:
     """Cross-entropy in nats of the logits `hidden @ weight.T`: its sum, and each token's share.
 
     hidden [B, T, D], weight [V, D], targets int64 [B, T] with -100 = not scored. Returns the sum over scored tokens
-    (a scalar that carries the gradient) and the losses [B, T] (without gradient, 0 where not scored).
+    (a scalar that carries the gradient), the losses [B, T] (without gradient, 0 where not scored) and, with `judge`,
+    a Judgement of the model's own choice; without it None, as it takes a trip through the logits.
     """
     logits = F.linear(hidden, weight).flatten(0, 1)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     losses = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none").view_as(targets)
-    return losses.sum(), losses.detach()
+    verdict = None
+    if judge:
+        surest, likeliest = (x.view_as(targets) for x in logits.detach().log_softmax(-1).max(-1))
+        verdict = Judgement(likeliest == targets, torch.where(targets == IGNORED, 0.0, surest))
+    return losses.sum(), losses.detach(), verdict
 
 
 @linear_cross_entropy.kernel("chunked", rank=10, tolerance=1e-5)
-def chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def chunked(
+    hidden: Tensor, weight: Tensor, targets: Tensor, judge: bool = False
+) -> tuple[Tensor, Tensor, Judgement | None]:
     """Makes the gradients while a chunk's logits are at hand: memory for one chunk, and no second product."""
-    return _Chunked.apply(hidden, weight, targets)
+    total, losses, *verdict = _Chunked.apply(hidden, weight, targets, judge)
+    return total, losses, Judgement(*verdict) if judge else None
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, judge: bool) -> tuple[Tensor, ...]:
         flat, labels = hidden.flatten(0, 1), targets.flatten()
         chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
         narrow = compute_dtype(hidden)
         matrix = weight.to(narrow)
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         losses = torch.empty(labels.shape, dtype=wide, device=hidden.device)
+        verdict = [torch.empty(labels.shape, dtype=d, device=hidden.device) for d in (torch.bool, wide) if judge]
         hidden_grad = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, labels.shape[0], chunk):
             part = slice(start, start + chunk)
             inputs = flat[part].to(narrow)
-            losses[part], error = softmax_error(inputs @ matrix.T, labels[part])
+            logits = inputs @ matrix.T
+            if judge:
+                likeliest, answer = logits.argmax(-1), labels[part]
+                ahead = (logits.gather(1, torch.stack([likeliest, answer.clamp_min(0)], 1)).to(wide)).diff(dim=1)[:, 0]
+                verdict[0][part] = likeliest == answer
+            losses[part], error = softmax_error(logits, labels[part])
+            if judge:  # log p(likeliest) = log p(answer) + the logit of the one - the logit of the other
+                verdict[1][part] = torch.where(answer < 0, 0.0, -losses[part] - ahead)
             if hidden_grad is not None:
                 hidden_grad[part] = error @ matrix
             if weight_grad is not None:
@@ -56,14 +82,15 @@ class _Chunked(torch.autograd.Function):
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.shape = hidden.shape
         losses = losses.view(targets.shape)
-        ctx.mark_non_differentiable(losses)
-        return losses.sum(), losses
+        told = [each.view(targets.shape) for each in verdict]
+        ctx.mark_non_differentiable(losses, *told)
+        return losses.sum(), losses, *told
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> Any:
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> Any:
         hidden_grad, weight_grad = ctx.saved_tensors
         if hidden_grad is not None:
             hidden_grad = (hidden_grad * upstream).view(ctx.shape)
         if weight_grad is not None:
             weight_grad = weight_grad * upstream
-        return hidden_grad, weight_grad, None
+        return hidden_grad, weight_grad, None, None

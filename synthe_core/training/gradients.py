@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,13 +18,17 @@ from synthe_core.training.settings import Settings
 
 class Outcome(NamedTuple):
     """`nats` over `scored` targets, on the device; the tokens read; auxiliary losses, already weighted; the state to
-    carry on."""
+    carry on; what learners measured, the mean over tokens; the operations of the forward pass that they skipped; and
+    updates for `settle`."""
 
     nats: Tensor
     scored: int
     tokens: int
     auxiliary: dict[str, Tensor]
     carried: ModelState | None
+    measures: dict[str, Tensor]
+    skipped: Tensor | float
+    updates: list[tuple[Tensor, Tensor]]
 
 
 def accumulate(
@@ -45,6 +49,9 @@ def accumulate(
     total = int((batch.targets != IGNORED).sum())
     nats = torch.zeros((), device=settings.device)
     auxiliary: dict[str, Tensor] = {}
+    measures = Means()
+    skipped: Tensor | float = 0.0
+    updates: list[tuple[Tensor, Tensor]] = []
     after: list[ModelState] = []
     for first in range(0, batch.inputs.shape[0], settings.micro_batch):
         rows = slice(first, first + settings.micro_batch)
@@ -60,11 +67,30 @@ def accumulate(
                     auxiliary[name] = auxiliary.get(name, 0.0) + share.detach()
             objective.backward()
             nats += loss.total.detach()
+            measures.add(loss.measures, piece.tokens)
+            skipped = skipped + loss.skipped
+            updates += loss.updates
             state = detach(state)
         if carry and state is not None:
             after.append(state)
     carried = None if not carry else after[0] if len(after) == 1 else join(after)
-    return Outcome(nats, total, batch.tokens, auxiliary, carried)
+    return Outcome(nats, total, batch.tokens, auxiliary, carried, measures.values(), skipped, updates)
+
+
+class Means:
+    """Means of named values that are told with weights. Values stay on the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, Tensor], weight: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * weight
+            self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: total / max(self._weights[name], 1e-9) for name, total in self._sums.items()}
 
 
 def pieces(batch: Batch, rows: slice, sequence: int, carry: bool) -> Iterator[Batch]:

@@ -142,7 +142,7 @@ def _begin(
                 f"{source.path} was trained with other tokens than the recipe's",
                 f"use its tokenizer: --set data.tokenizer={source.path / 'tokenizer.json'}",
             )
-        load_weights(model, source.tensors, source.path)
+        load_weights(model, source.tensors, source.path, fresh=("router.", "confidence."))  # may be learned afterwards
         parents = [str(source.path)]
     snapshot = Snapshot(recipe, packed, model.to(chosen.device), chosen)
     snapshot.parents = parents

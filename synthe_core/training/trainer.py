@@ -16,6 +16,7 @@ from synthe_core.data.stream import Batch, Stream, windows
 from synthe_core.errors import Interrupted, WorkError
 from synthe_core.events import Event, Metric, Notice, Progress, Result, Sample, Saved
 from synthe_core.hardware import Hardware
+from synthe_core.learner import settle
 from synthe_core.model.classifier import Classifier, Model
 from synthe_core.recipe import Recipe
 from synthe_core.training import schedule
@@ -94,6 +95,7 @@ class Trainer:
             bad = 0
             rate = schedule.rate(self.spec, fraction)
             self._apply(size, rate)
+            settle(outcome.updates)
             self.snapshot.carried = outcome.carried
             self.position.step += 1
             self.position.tokens += outcome.tokens

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from synthe_core.data.stream import Batch, Window
 from synthe_core.model.classifier import Classifier
-from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.language_model import LanguageModel, measures
+from synthe_core.training.gradients import Means
+from synthe_core.training.meter import Cost
 from synthe_core.training.settings import Settings
 
 
@@ -20,17 +22,22 @@ class Score:
     def __init__(self) -> None:
         self._nats: list[Tensor] = []
         self._tokens, self._bytes = 0, 0.0
+        self._measures, self._cost = Means(), Cost()
 
     @torch.no_grad()
     def add(self, model: LanguageModel, window: Window, settings: Settings) -> None:
         with settings.in_force():
             loss, _ = model.loss(window.inputs.to(settings.device), window.targets.to(settings.device))
         self._nats.append(loss.each.sum())
-        self._tokens += window.targets.numel()
+        tokens = window.targets.numel()
+        self._tokens += tokens
+        self._measures.add(loss.measures, tokens)
+        self._cost.add(tokens, model.flops(window.inputs.shape[1]), loss.skipped)
         self._bytes += window.bytes
 
     def values(self) -> dict[str, float]:
-        """Loss in nats per token, perplexity = exp(loss), and bits per byte = nats / (ln 2 x bytes scored).
+        """Loss in nats per token, perplexity = exp(loss), and bits per byte = nats / (ln 2 x bytes scored); what
+        learners measured; and the operations a token took, as executed and as if none had been skipped.
 
         Bits per byte compares between tokenizers: it is about the text that the scored tokens stand for.
         """
@@ -40,6 +47,8 @@ class Score:
             "loss": loss,
             "bits_per_byte": nats / math.log(2) / self._bytes if self._bytes else math.nan,
             "perplexity": math.exp(min(loss, 700.0)),
+            **{name: float(value) for name, value in self._measures.values().items()},
+            **self._cost.values(),
         }
 
 
@@ -50,13 +59,17 @@ class ClassScore:
         self._nats: list[Tensor] = []
         self._hits: list[Tensor] = []
         self._labels: list[Tensor] = []
+        self._measures, self._cost = Means(), Cost()
 
     @torch.no_grad()
     def add(self, model: Classifier, batch: Batch, settings: Settings) -> None:
         labels = batch.targets.amax(1).to(settings.device)
         with settings.in_force():
             lengths = None if batch.lengths is None else batch.lengths.to(settings.device)
-            logits = model(batch.inputs.to(settings.device), lengths).float()
+            logits, ctx = model.read(batch.inputs.to(settings.device), lengths)
+        logits = logits.float()
+        self._measures.add(measures(ctx), batch.tokens)
+        self._cost.add(batch.tokens, model.flops(batch.inputs.shape[1]), sum(ctx.skipped))
         self._nats.append(F.cross_entropy(logits, labels, reduction="none"))
         self._hits.append(logits.argmax(-1) == labels)
         self._labels.append(labels)
@@ -68,4 +81,6 @@ class ClassScore:
             "loss": float(nats.double().mean()),
             "accuracy": float(hits.double().mean()),
             "chance": float(labels.bincount().max()) / len(labels),
+            **{name: float(value) for name, value in self._measures.values().items()},
+            **self._cost.values(),
         }

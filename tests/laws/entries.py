@@ -17,6 +17,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 4, "kv_heads": 2, "window": 5},
         {"heads": 2, "window": 1, "rope": None, "qk_norm": False},
         {"heads": 2, "head_size": 6, "qk_norm": "weighted", "bias": "all", "rope_scaling": {"type": "llama3"}},
+        {"heads": 4, "kv_heads": 2, "window": 5, "when": {"signal": "confidence", "below": 0.86}},
+        {
+            "heads": 2,
+            "bias": "all",
+            "qk_norm": "weighted",
+            "when": {"signal": "surprise", "above": 1.3, "target": None, "explore": 0},
+        },
+        {"heads": 2, "window": 8, "rope": None, "qk_norm": False, "when": {"signal": "random", "below": 0.4}},
     ],
     "byte_patch": [{}, {"stride": 3, "taps": 3}, {"stride": 1, "taps": 2}],
     "conv": [{}, {"taps": 2}],
@@ -26,12 +34,34 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "beta_range": [0, 2], "clip": 1.0},
         {"heads": 2, "overwrite": False},
         {"heads": 2, "householder": 2, "beta_range": [0, 2]},
+        {"heads": 2, "signals": True},
+        {"heads": 2, "householder": 2, "decay": False, "signals": True},
     ],
     "delta_memory": [{"heads": 2}],
     "experts": [{"experts": 5, "hidden": 12}, {"experts": 3, "top_k": 1, "hidden": 8, "z_loss": 0.1}],
     "fast_weights": [
         {"heads": 2},
         {"heads": 2, "key_size": 5, "value_size": 7, "decay": 1.0, "strength": 0.5, "qk_norm": False},
+    ],
+    "hub": [
+        {
+            "tiers": [{"every": 1, "rule": "momentum"}, {"every": 3, "size": 8, "rule": {"type": "delta", "heads": 2}}]
+            + [{"every": 6, "size": 5, "rule": "kalman"}]
+        },
+        {
+            "tiers": [{"every": 1, "size": 20, "rule": "kalman"}, {"every": 4, "size": 12, "rule": "test_time"}]
+            + [{"every": 8, "size": 8, "rule": {"type": "test_time", "heads": 2}}]
+        },
+        {
+            "tiers": [{"every": 1, "rule": "momentum"}, {"every": 2, "size": 6, "rule": "kalman"}]
+            + [{"every": 4, "size": 8, "rule": "test_time"}, {"every": 8, "size": 6, "rule": "momentum"}],
+            "surprise": False,
+            "momentum": False,
+            "test_time": False,
+            "consolidate": False,
+            "prediction": 0.1,
+            "reset_every": 16,
+        },
     ],
     "hyena": [
         {"length": 9, "filter_width": 8, "bands": 2},
@@ -57,6 +87,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         | {"match": 0.6, "value_size": 6, "prediction": 0.1, "horizon": 20.0},
     ],
     "spectral": [{}, {"points": 4, "timescales": [2, 5]}],
+    "test_time": [
+        {"heads": 2, "span": 8},
+        {"heads": 2, "size": 12, "span": 4, "momentum": False, "surprise": False},
+        {"heads": 1, "size": 5, "span": 3, "test_time": False},
+    ],
     "thalamus": [
         {"experts": 5, "hidden": 12, "channels": 16},
         {"experts": 4, "top_k": 3, "hidden": 8, "channels": 8, "context": "momentum", "bias": True, "decay": 0.9},
@@ -75,10 +110,50 @@ def case_name(case: dict[str, Any]) -> str:
     return f"{case['type']}({rest})"
 
 
+def block_of(case: dict[str, Any]) -> list[dict[str, Any]]:
+    """The case, behind a learner that publishes signals if it runs only where one says so."""
+    return [{"type": "kalman"}, case] if "when" in case else [case]
+
+
+class Chain(Learner[tuple[Any, ...]]):
+    """Learners one after another as in a block, as one: y = what they add to x."""
+
+    def __init__(self, learners: list[Learner[Any]]) -> None:
+        super().__init__(None, WIDTH)
+        self.learners = torch.nn.ModuleList(learners)
+
+    @property
+    def parts(self) -> list[Learner[Any]]:
+        return list(self.learners)  # type: ignore[arg-type]
+
+    def init_state(self, batch: int, *, device: Any = "cpu") -> tuple[Any, ...]:
+        return tuple(part.init_state(batch, device=device) for part in self.parts)
+
+    def forward(self, x: torch.Tensor, state: Any, ctx: Pass) -> tuple[torch.Tensor, tuple[Any, ...]]:
+        total, after = torch.zeros_like(x), []
+        for part, before in zip(self.parts, state or [None] * len(self.parts), strict=True):
+            y, remembered = part(x + total, before, ctx)
+            total = total + y
+            after.append(remembered)
+        return total, tuple(after)
+
+    def state_bytes(self, time: int) -> int:
+        return sum(part.state_bytes(time) for part in self.parts)
+
+    def flops(self, time: int) -> float:
+        return sum(part.flops(time) for part in self.parts)
+
+
+def as_built(case: dict[str, Any]) -> Learner[Any]:
+    """The case's learner with its own initial values, in a chain with whom it needs before it."""
+    learners = [build(parse(each), WIDTH) for each in block_of(case)]
+    return learners[0] if len(learners) == 1 else Chain(learners)
+
+
 def make(case: dict[str, Any], seed: int = 0) -> Learner[Any]:
     """A learner in float64 whose every parameter is away from its initial symmetry."""
     torch.manual_seed(seed)
-    learner = build(parse(case), WIDTH).double()
+    learner = as_built(case).double()
     with torch.no_grad():
         for parameter in learner.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

@@ -7,12 +7,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from synthe_core import state as states
-from synthe_core.layers import build, parse
+from synthe_core.layers import LAYERS, build, parse
 from synthe_core.learner import Learner
 from synthe_core.model import block as block_module
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.trace import Trace
-from tests.laws.entries import CASES, CAUSAL, FIRST, WIDTH, case_name, inputs, make, run
+from tests.laws.entries import CASES, CAUSAL, FIRST, WIDTH, as_built, block_of, case_name, inputs, make, run
 
 each_learner = pytest.mark.parametrize("case", CASES, ids=case_name)
 each_causal_learner = pytest.mark.parametrize("case", CAUSAL, ids=case_name)
@@ -130,7 +130,7 @@ def test_tracing_leaves_outputs_bit_equal(case):
 
 @each_causal_learner
 def test_state_is_float32_batch_first_and_bounded(case):
-    learner = build(parse(case), WIDTH)
+    learner = as_built(case)
     x = torch.randn(3, 40, WIDTH)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, state, _ = run(learner, x)
@@ -148,7 +148,7 @@ def test_state_is_float32_batch_first_and_bounded(case):
 @each_learner
 @pytest.mark.parametrize("time", [1, 40])
 def test_state_bytes_are_those_of_the_state(case, time):
-    learner = build(parse(case), WIDTH)
+    learner = as_built(case)
     state = run(learner, torch.randn(1, time, WIDTH))[1]
     assert learner.state_bytes(time) == states.nbytes(state)
 
@@ -169,7 +169,7 @@ def test_state_survives_a_file(case, tmp_path):
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_long_and_loud_inputs_stay_finite_in_bfloat16(case, scale):
     torch.manual_seed(0)
-    learner = build(parse(case), WIDTH)
+    learner = as_built(case)
     x = (scale * torch.randn(1, 8192 if case in FIRST else 512, WIDTH)).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, state, ctx = run(learner, x)
@@ -189,11 +189,21 @@ def test_a_learners_own_initial_values_survive_the_model(case, monkeypatch):
         return learner
 
     monkeypatch.setattr(block_module, "build", remembering)
-    LanguageModel(ModelSpec.model_validate({"width": WIDTH, "blocks": 2, "block": [case]}), 11)
-    assert len(built) == 2
+    LanguageModel(ModelSpec.model_validate({"width": WIDTH, "blocks": 2, "block": block_of(case)}), 11)
+    assert len(built) == 2 * len(block_of(case))
     for learner, values in built:
         for name, parameter in learner.named_parameters():
             assert torch.equal(parameter, values[name]), name
+
+
+@each_learner
+def test_it_publishes_the_signals_that_it_says(case):
+    specs = [parse(each) for each in block_of(case)]
+    said = {name for spec in specs for name in LAYERS[spec.type].publishes(spec)}
+    x = inputs(2, 5)
+    for ctx in (run(make(case), x)[2], run(make(case), x, lengths=torch.tensor([5, 0]))[2]):
+        assert ctx.signals.keys() == said
+        assert all(signal.shape == x.shape[:2] for signal in ctx.signals.values())
 
 
 @each_learner

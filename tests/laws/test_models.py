@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from tests.laws.entries import CAUSAL, WIDTH, case_name
+from tests.laws.entries import CAUSAL, WIDTH, block_of, case_name
 
 VOCAB, TIME = 31, 45
 each_causal_learner = pytest.mark.parametrize("case", CAUSAL, ids=case_name)
@@ -15,7 +15,9 @@ each_causal_learner = pytest.mark.parametrize("case", CAUSAL, ids=case_name)
 
 def model_of(case, recompute=False):
     torch.manual_seed(0)
-    spec = ModelSpec.model_validate({"width": WIDTH, "blocks": 2, "block": [case, {"type": "mlp", "hidden": 16}]})
+    spec = ModelSpec.model_validate(
+        {"width": WIDTH, "blocks": 2, "block": [*block_of(case), {"type": "mlp", "hidden": 16}]}
+    )
     return LanguageModel(spec, VOCAB, recompute).double()
 
 

@@ -261,3 +261,60 @@ def test_it_learns_to_recall():
         loss.backward()
         optimizer.step()
     assert (scores.argmax(-1) == values.gather(1, asked)[:, 0]).float().mean() > 0.9
+
+
+def test_surprise_says_what_the_memory_did_not_know():
+    """New at first, known once it is written, and another token is a surprise again."""
+    learner = make(conv=0, decay=False, beta_range=[0.9999, 1.0], signals=True)
+    one, other = torch.randn(2, 32)
+    ctx = Pass.over(torch.zeros(1, 5, 32))
+    learner(torch.stack([one, one, other, other, other])[None], None, ctx)
+    surprise, confidence = ctx.signals["surprise"][0], ctx.signals["confidence"][0]
+    torch.testing.assert_close(surprise[[0, 1, 3, 4]], torch.tensor([1.0, 0.0, 0.0, 0.0]), atol=1e-3, rtol=0)
+    assert surprise[2] > 0.3
+    torch.testing.assert_close(confidence, 1 / (1 + surprise))
+
+
+def test_surprise_is_the_squared_error_beside_the_value():
+    learner, x = make(48, householder=2, signals=True).double(), torch.randn(2, 11, 48).double()
+    heard = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = delta.delta_rule_error
+        patch.setattr(delta, "delta_rule_error", lambda *a: heard.append((a, real(*a))) or heard[-1][1])
+        ctx = Pass.over(x)
+        y, _ = learner(x, None, ctx)
+    (_, k, v, beta, log_decay, _), _ = heard[0]
+    for t in (
+        0,
+        4,
+        10,
+    ):  # two steps a token; what the first t tokens left behind, decayed, is read at the key of a step
+        errors = []
+        for step in (2 * t, 2 * t + 1):
+            _, before = (
+                delta.delta_rule.reference(
+                    k[:, :step], k[:, :step], v[:, :step], *(g[:, :step] for g in (beta, log_decay)), None
+                )
+                if step
+                else (None, torch.zeros(2, 2, 24, 24).double())
+            )
+            foreseen = torch.einsum("bhk,bhkv->bhv", k[:, step], before * log_decay[:, step, :, None, None].exp())
+            errors.append((v[:, step] - foreseen).square().sum((1, 2)))
+        energy = v[:, 2 * t : 2 * t + 2].square().sum((1, 2, 3))
+        torch.testing.assert_close(ctx.signals["surprise"][:, t], sum(errors) / energy, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(run(make(48, householder=2).double(), x)[0], y)
+
+
+def test_a_memory_that_adds_foresees_nothing():
+    with pytest.raises(InputError, match="only a memory that overwrites"):
+        make(overwrite=False, signals=True)
+    assert delta.Delta.publishes(delta.Delta.Config(signals=True)) == ("surprise", "confidence")
+    assert delta.Delta.publishes(delta.Delta.Config()) == ()
+
+
+def test_padding_is_no_surprise():
+    learner, x = make(signals=True), torch.randn(2, 9, 32)
+    ctx = Pass.over(x, torch.tensor([9, 4]))
+    learner(x, None, ctx)
+    assert (ctx.signals["surprise"][1, 4:] == 0).all() and (ctx.signals["confidence"][1, 4:] == 1).all()
+    assert (ctx.signals["surprise"][1, :4] > 0).all()

@@ -146,4 +146,4 @@ def test_is_built_without_memory_and_counts_its_state():
     assert learner.state_bytes(5000) == 4 * (2 * 3 * 192 + 99 * 192)
     network = 13 * 64 + 64 + 2 * (64 * 64 + 64) + 192 * 64  # 100 // 16 = 6 frequencies
     matrices = 2 * (192 * 3 * 192 + 192 * 192 + 3 * 192 * 3)
-    assert learner.flops(50) == matrices + 2 * network * 100 / 50 + (2 * 50 + 2) * 192
+    assert learner.flops(50) == matrices + 2 * network * 100 / 50 + (2 * 25.5 + 2) * 192  # tokens 1 to 50 of a text

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from synthe_core.hardware import probe
-from synthe_core.ops.attention import window_attention
+from synthe_core.ops.attention import probed_attention, window_attention
 from synthe_core.ops.dispatch import Call
 
 
@@ -62,3 +62,37 @@ def test_refusals_say_why():
     }
     assert "window is shorter" in reasons["causal-sdpa"]
     assert reasons["masked-sdpa"] is None
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    "time,past,window",
+    [
+        (1, 0, 4),
+        (1, 7, 8),
+        (9, 0, 64),
+        (9, 9, 9),
+        (37, 0, 5),
+        (37, 5, 5),
+        (37, 3, 5),
+        (37, 5, 1),
+        (12, 30, 6),
+        (13, 30, 64),
+    ],
+)
+def test_probes_are_rows_of_the_whole_and_the_rest_has_no_part(time, past, window, rate, padded):
+    """Against attention of everyone, masked afterwards: values, and the gradients of queries, keys and values."""
+    everyone, k, v, window, valid = problem(time, past, window, padded)
+    fired = torch.rand(2, time) < rate
+    upstream = torch.randn_like(everyone)
+    expected = window_attention.reference(everyone, k, v, window, valid)
+    slopes = torch.autograd.grad((expected * upstream)[fired].sum(), (everyone, k, v))
+    assert (slopes[0][~fired] == 0).all()
+    q = everyone.detach()[fired].requires_grad_()
+    for kernel in ("reference", "packed-sdpa"):
+        found = probed_attention.named(kernel)(q, k, v, fired, window, valid)
+        torch.testing.assert_close(found, expected[fired], rtol=1e-10, atol=1e-10, msg=kernel)
+        got = torch.autograd.grad((found * upstream[fired]).sum(), (q, k, v), allow_unused=True, materialize_grads=True)
+        for a, b in zip(got, (slopes[0][fired], *slopes[1:]), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=kernel)

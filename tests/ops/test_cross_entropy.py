@@ -20,16 +20,17 @@ def test_chunked_equals_the_reference(chunk_bytes, monkeypatch):
     results = []
     for kernel in ("reference", "chunked"):
         hidden, weight, targets = problem()
-        total, each = linear_cross_entropy.named(kernel)(hidden, weight, targets)
+        total, each, verdict = linear_cross_entropy.named(kernel)(hidden, weight, targets, True)
         (1.7 * total).backward()
-        results.append((total.detach(), each, hidden.grad, weight.grad))
+        results.append((total.detach(), each, hidden.grad, weight.grad, *verdict))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_unscored_tokens_cost_nothing():
     hidden, weight, targets = problem()
-    total, each = linear_cross_entropy(hidden, weight, targets)
+    total, each, verdict = linear_cross_entropy(hidden, weight, targets)
+    assert verdict is None
     assert (each[1, 5:] == 0).all() and (each[0] > 0).all()
     torch.testing.assert_close(total, each.sum())
     total.backward()
@@ -38,7 +39,7 @@ def test_unscored_tokens_cost_nothing():
 
 def test_a_frozen_head_gets_no_gradient():
     hidden, weight, targets = problem()
-    total, _ = linear_cross_entropy(hidden, weight.detach(), targets)
+    total, *_ = linear_cross_entropy(hidden, weight.detach(), targets)
     total.backward()
     assert torch.isfinite(hidden.grad).all()
 
@@ -50,3 +51,17 @@ def test_under_autocast_the_loss_stays_close():
         narrow = linear_cross_entropy(hidden.float(), weight.float(), targets)[0]
     assert narrow.dtype == torch.float32
     assert abs(narrow.item() / exact.item() - 1) < 0.01
+
+
+@pytest.mark.parametrize("kernel", ["reference", "chunked"])
+def test_right_is_where_the_likeliest_token_is_the_target(kernel, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 37 * 10)
+    hidden, weight, targets = problem()
+    surest, likeliest = (hidden @ weight.T).log_softmax(-1).max(-1)
+    targets[0] = likeliest[0]
+    targets[2, 3] = likeliest[2, 3]
+    _, _, (right, said) = linear_cross_entropy.named(kernel)(hidden, weight, targets, True)
+    assert right.shape == targets.shape and not right.requires_grad and not said.requires_grad
+    torch.testing.assert_close(said, torch.where(targets < 0, 0.0, surest))
+    assert torch.equal(right, likeliest == targets)
+    assert right[0].all() and right[2, 3] and not right[1, 5:].any()

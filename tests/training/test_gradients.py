@@ -113,3 +113,21 @@ def test_auxiliary_losses_are_weighted_by_their_share(monkeypatch):
     assert float(outcome.auxiliary["balance"]) == pytest.approx(balance)
     for name, p in net.named_parameters():
         torch.testing.assert_close(got[name], p.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_measures_are_means_over_tokens_and_what_was_skipped_adds_up(monkeypatch):
+    net, given = model(), batch()
+    real, calls = type(net.blocks[0]).forward, []
+
+    def telling(self, x, states, ctx):
+        calls.append(x.shape[0])
+        ctx.measures.append(("firing_rate", torch.tensor(float(len(calls)))))
+        ctx.skipped.append(torch.tensor(10.0 * x.shape[0] * x.shape[1]))
+        ctx.skipped.append(1.0)
+        return real(self, x, states, ctx)
+
+    monkeypatch.setattr(type(net.blocks[0]), "forward", telling)
+    outcome, _ = gradient(net, given, 2)
+    assert calls == [2, 2, 2, 2, 1, 1]  # two blocks in each of three passes
+    assert float(outcome.measures["firing_rate"]) == pytest.approx((2 * 1.5 + 2 * 3.5 + 1 * 5.5) / 5)
+    assert float(outcome.skipped) == 2 * 10 * ROWS * LENGTH + 6

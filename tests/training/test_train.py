@@ -18,6 +18,7 @@ from synthe_core.data.stream import windows
 from synthe_core.errors import InputError, Interrupted, WorkError
 from synthe_core.events import Metric, Notice, Progress, Result, Sample, Saved
 from synthe_core.hardware import probe
+from synthe_core.layers.mlp import MLP
 from synthe_core.training import gradients, train, trainer
 from tests.training.conftest import assert_same, files, of
 
@@ -249,3 +250,29 @@ def test_events_follow_the_machine_they_are_told_of(recipe, tmp_path):
     events = list(train(recipe(budget="1steps"), out=tmp_path / "run", hardware=hardware))
     assert any("a made-up machine" in notice.message for notice in of(events, Notice))
     assert Checkpoint.open(tmp_path / "run").manifest.hardware["processor"] == "a made-up machine"
+
+
+def test_operations_are_told_as_executed(recipe, tmp_path, monkeypatch):
+    """A learner that leaves out half of its work in every pass: metrics.jsonl has both counts, and its measures."""
+    real = MLP.forward
+
+    def lazy(self, x, state, ctx):
+        ctx.skipped.append(torch.tensor(0.5 * self.flops(x.shape[1]) * x.shape[0] * x.shape[1]))
+        ctx.measures.append(("laziness", torch.tensor(0.5)))
+        return real(self, x, state, ctx)
+
+    list(train(recipe(), out=tmp_path / "dense"))
+    monkeypatch.setattr(MLP, "forward", lazy)
+    list(train(recipe(), out=tmp_path / "lazy"))
+    dense, told = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("dense", "lazy")
+    )
+    model = Checkpoint.open(tmp_path / "lazy").model()
+    mlps = sum(learner.flops(16) for learner in model.learners if isinstance(learner, MLP))
+    assert {line["phase"] for line in told} == {"train", "validation"}
+    for before, line in zip(dense, told, strict=True):
+        assert before["flops"] == before["flops_dense"] == line["flops_dense"] == pytest.approx(model.flops(16))
+        assert line["flops"] == pytest.approx(model.flops(16) - mlps / 2)
+        assert line["laziness"] == 0.5 and "laziness" not in before
+        assert line["loss"] == before["loss"]

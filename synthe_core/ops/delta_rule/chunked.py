@@ -79,7 +79,8 @@ class ChunkedMemory(torch.autograd.Function):
         log_decay: Tensor | None,
         state: Tensor | None,
         overwrite: bool,
-    ) -> tuple[Tensor, Tensor]:
+        tell: bool,
+    ) -> tuple[Tensor, ...]:
         inputs = (q, k, v, beta, log_decay)
         qs, ks, error, strength = chunks(q), chunks(k), chunks(v), chunks(beta)[..., None]
         decay = decays(log_decay, ks)
@@ -104,17 +105,19 @@ class ChunkedMemory(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*inputs, before, memory, error if overwrite else None, inverse)
             ctx.overwrite, ctx.has_state = overwrite, state is not None
-        return whole(out, q).contiguous(), final.clone()
+        told = (whole(error, q).contiguous(),) if tell else ()
+        return whole(out, q).contiguous(), final.clone(), *told
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, out_grad: Tensor, final_grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, out_grad: Tensor, final_grad: Tensor, *told: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(out_grad.device.type, enabled=False):
-            return ChunkedMemory.gradients(ctx, out_grad, final_grad)
+            return ChunkedMemory.gradients(ctx, out_grad, final_grad, *told)
 
     @staticmethod
-    def gradients(ctx: Any, out_grad: Tensor, final_grad: Tensor) -> tuple[Tensor | None, ...]:
-        """d followed by a name is the gradient of what the module's equations call so; dR is that of V - γ K S."""
+    def gradients(ctx: Any, out_grad: Tensor, final_grad: Tensor, *told: Tensor) -> tuple[Tensor | None, ...]:
+        """d followed by a name is the gradient of what the module's equations call so; dR is that of V - γ K S, and dE
+        what errors feel as outputs of their own."""
         q, k, v, beta, log_decay, before, final, error, inverse = ctx.saved_tensors
         qs, ks, vs, strength, dO = chunks(q), chunks(k), chunks(v), chunks(beta)[..., None], chunks(out_grad)
         decay = decays(log_decay, ks)
@@ -123,6 +126,9 @@ class ChunkedMemory(torch.autograd.Function):
         read = (qs @ ks.mT).mul_(decay.between)
         dU = read.mT @ dO
         dR, carried = strength * dU, strength * ended
+        dE = chunks(told[0]) if told else None
+        if dE is not None:
+            dR = dR + dE
         if ctx.overwrite:
             dR, carried = inverse.mT @ dR, inverse.mT @ carried
         outer = (qs * decay.from_start).mT @ dO
@@ -154,17 +160,29 @@ class ChunkedMemory(torch.autograd.Function):
             ends = torch.cat([before[:, 1:], final[:, None]], 1)
             along = (after * ends).sum((-1, -2))[..., None]
             flux = (qs * dq).sum(-1) - (vs * dR).sum(-1)
+            if dE is not None:
+                flux = flux + (error * dE).sum(-1)
             dlog = whole(along + flux.flip(-1).cumsum(-1).flip(-1), q)
         dstate = dS.unflatten(0, (q.shape[0], q.shape[2])) if ctx.has_state else None
-        return whole(dq, q), whole(dk, q), whole(dR, q), whole(dbeta, q), dlog, dstate, None
+        return whole(dq, q), whole(dk, q), whole(dR, q), whole(dbeta, q), dlog, dstate, None, None
 
 
 def chunked_memory(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None, overwrite: bool
-) -> tuple[Tensor, Tensor]:
-    """Either rule (see `delta_rule`, `linear_attention`) by chunks; `overwrite` False adds instead."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None,
+    state: Tensor | None,
+    overwrite: bool,
+    tell: bool = False,
+) -> Any:
+    """Either rule (see `delta_rule`, `linear_attention`) by chunks; `overwrite` False adds instead.
+
+    With `tell`, the errors v_t - S k_t [B, T, H, V] are the third output.
+    """
     with torch.autocast(q.device.type, enabled=False):
-        return ChunkedMemory.apply(q, k, v, beta, log_decay, state, overwrite)
+        return ChunkedMemory.apply(q, k, v, beta, log_decay, state, overwrite, tell)
 
 
 def refusal(hardware: Hardware, call: Call) -> str | None:

@@ -6,21 +6,22 @@
      dk_s = -γ_s S de_s + Σ_{t≥s} D_ts (do_t·u_s) q_t - Σ_{r≠s} D (de·u) k_r + D_ns dS' u_s
      dS   = γ_n dS' + Σ_t γ_t (q_t do_tᵀ - k_t de_tᵀ)
 
-   With G_t = <dS_t, S_t> the gradient of log_decay is G_{t-1} = G_t + q_t·dq_t - v_t·dv_t, started afresh at every
-   saved memory so that rounding does not travel. Memories between two saved ones are computed again, transposed. */
+   Where the errors are an output too, de_s has their own gradient besides: de_s = β_s du_s + dē_s.
+   With G_t = <dS_t, S_t> the gradient of log_decay is G_{t-1} = G_t + q_t·dq_t - v_t·dv_t + e_t·dē_t, started afresh at
+   every saved memory so that rounding does not travel. Memories between two saved ones are computed again, transposed. */
 
 static int NAME(backward_head)(const Shape *shape, const View *q, const View *k, const View *v, const View *beta,
                                const View *log_decay, const View *error, const View *saved, const View *final,
                                const View *out_grad, const View *final_grad, const View *q_grad, const View *k_grad,
                                const View *v_grad, const View *beta_grad, const View *decay_grad,
-                               const View *state_grad, int64_t b, int64_t h, int64_t block) {
+                               const View *state_grad, const View *error_grad, int64_t b, int64_t h, int64_t block) {
     int64_t first, width;
     NAME(columns)(shape, block, &first, &width);
     if (width <= 0) return 0;
     const int64_t K = shape->key, kp = padded(K), vp = padded(width), square = CHUNK * CHUNK, size = kp * vp;
     const int64_t part = block * shape->batch * shape->time * shape->heads; /* this block's copy of shared gradients */
     REAL *dS = NAME(scratch)((SEGMENT + 2) * size + (2 * SEGMENT + 5) * CHUNK * kp +
-                              (SEGMENT + 9) * CHUNK * vp + 6 * square);
+                              (SEGMENT + 10) * CHUNK * vp + 6 * square);
     GATES *gates = malloc(SEGMENT * sizeof(GATES));
     if (!dS || !gates) {
         free(dS);
@@ -34,7 +35,7 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
     REAL *values = u + CHUNK * vp, *du = values + CHUNK * vp;
     REAL *outer = du + CHUNK * vp, *outers = outer + 2 * CHUNK * vp; /* [do; de], and scaled by [γ; -γ] */
     REAL *products = outers + 2 * CHUNK * vp, *weights = products + 2 * square, *mix = weights + 2 * square;
-    REAL *ut = mix + 2 * square;
+    REAL *ut = mix + 2 * square, *own = ut + CHUNK * vp; /* own: dē */
     const View *written = shape->overwrite ? error : v;
     const int64_t stacked = shape->overwrite ? 2 * CHUNK : CHUNK;
     memset(dS, 0, size * sizeof(REAL));
@@ -83,13 +84,17 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
             NAME(scale_rows)(n, kp, g->to_end, 1, keys, scaled);
             NAME(multiply)(n, vp, kp, scaled, kp, 1, dS, vp, du, vp, 1);
             REAL *de = outer + CHUNK * vp;
+            if (error_grad->data)
+                NAME(gather)(NAME(at)(error_grad, b, t0, h) + first, error_grad->t, n, width, own, vp);
             for (int64_t j = 0; j < vp; j += LANES)
                 for (int64_t s = n - 1; s >= 0; s--) {
                     VEC left_over = LOAD(du + s * vp + j);
                     if (shape->overwrite)
                         for (int64_t t = s + 1; t < n; t++) left_over -= g->solve[t][s] * LOAD(de + t * vp + j);
                     STORE(du + s * vp + j, left_over);
-                    STORE(de + s * vp + j, g->beta[s] * left_over);
+                    VEC felt_error = g->beta[s] * left_over;
+                    if (error_grad->data) felt_error += LOAD(own + s * vp + j);
+                    STORE(de + s * vp + j, felt_error);
                 }
             NAME(scale_rows)(n, vp, g->from_start, 1, outer, outers);
             NAME(scale_rows)(n, vp, g->from_start, -1, de, outers + CHUNK * vp);
@@ -131,6 +136,7 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
             for (int64_t t = n - 1; t >= 0; t--) {
                 along += NAME(dot)(qk + t * kp, grads + t * kp, kp);
                 along -= NAME(dot)(values + t * vp, de + t * vp, vp);
+                if (error_grad->data) along += NAME(dot)(e + t * vp, own + t * vp, vp);
                 NAME(at)(decay_grad, b, t0 + t, h)[part] = along;
             }
         }
@@ -148,7 +154,7 @@ int NAME(delta_rule_backward)(const Shape *shape, const View *q, const View *k, 
                               const View *log_decay, const View *error, const View *saved, const View *final,
                               const View *out_grad, const View *final_grad, const View *q_grad, const View *k_grad,
                               const View *v_grad, const View *beta_grad, const View *decay_grad,
-                              const View *state_grad) {
+                              const View *state_grad, const View *error_grad) {
     const int64_t tasks = shape->batch * shape->heads * shape->blocks;
     int failed = 0;
 #pragma omp parallel for schedule(dynamic) reduction(| : failed) if (tasks > 1)
@@ -156,8 +162,8 @@ int NAME(delta_rule_backward)(const Shape *shape, const View *q, const View *k, 
         const unsigned before = flush_subnormals();
         const int64_t head = task / shape->blocks;
         failed |= NAME(backward_head)(shape, q, k, v, beta, log_decay, error, saved, final, out_grad, final_grad,
-                                      q_grad, k_grad, v_grad, beta_grad, decay_grad, state_grad, head / shape->heads,
-                                      head % shape->heads, task % shape->blocks);
+                                      q_grad, k_grad, v_grad, beta_grad, decay_grad, state_grad, error_grad,
+                                      head / shape->heads, head % shape->heads, task % shape->blocks);
         restore_subnormals(before);
     }
     return failed;

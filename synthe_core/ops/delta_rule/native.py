@@ -76,14 +76,15 @@ class NativeMemory(torch.autograd.Function):
         state: Tensor | None,
         overwrite: bool,
         keep: bool,
-    ) -> tuple[Tensor, Tensor]:
+        tell: bool,
+    ) -> tuple[Tensor, ...]:
         q, k, v = packed(q), packed(k), packed(v)
         state = None if state is None else packed(state)
         (batch, time, heads, key), value = q.shape, v.shape[-1]
         shape = Shape(batch, time, heads, key, value, blocks(batch, heads, value), overwrite)
         out = q.new_empty(batch, time, heads, value)
         final = q.new_empty(batch, heads, key, value)
-        error = q.new_empty(batch, time, heads, value) if keep and overwrite else None
+        error = q.new_empty(batch, time, heads, value) if tell or (keep and overwrite) else None
         saved = q.new_empty(batch, heads, -(-time // SEGMENT) * key, value) if keep else None
         inputs = (view(q), view(k), view(v), view(beta), view(log_decay), memory_view(state))
         outputs = (view(out), memory_view(final), view(error), memory_view(saved))
@@ -91,11 +92,11 @@ class NativeMemory(torch.autograd.Function):
         if keep:
             ctx.save_for_backward(q, k, v, beta, log_decay, error, saved, final)
             ctx.overwrite, ctx.has_state = overwrite, state is not None
-        return out, final
+        return (out, final, error) if tell and error is not None else (out, final)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, out_grad: Tensor, final_grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, out_grad: Tensor, final_grad: Tensor, *told: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, beta, log_decay, error, saved, final = ctx.saved_tensors
         (batch, time, heads, key), value = q.shape, v.shape[-1]
         parts = blocks(batch, heads, value)
@@ -119,11 +120,12 @@ class NativeMemory(torch.autograd.Function):
             view(beta_grad[0]),
             view(None if decay_grad is None else decay_grad[0]),
             memory_view(state_grad),
+            view(packed(told[0]) if told else None),
         )
         shared = [
             None if x is None else x[0] if parts == 1 else x.sum(0) for x in (q_grad, k_grad, beta_grad, decay_grad)
         ]
-        return shared[0], shared[1], v_grad, shared[2], shared[3], state_grad, None, None
+        return shared[0], shared[1], v_grad, shared[2], shared[3], state_grad, None, None, None
 
 
 def refusal(hardware: Hardware, call: Call) -> str | None:
@@ -144,11 +146,15 @@ def compiled_memory(
     log_decay: Tensor | None,
     state: Tensor | None,
     overwrite: bool,
-) -> tuple[Tensor, Tensor]:
-    """Either rule (see `delta_rule`, `linear_attention`) in C; `overwrite` False adds instead."""
+    tell: bool = False,
+) -> Any:
+    """Either rule (see `delta_rule`, `linear_attention`) in C; `overwrite` False adds instead.
+
+    With `tell`, the errors v_t - S k_t [B, T, H, V] are the third output.
+    """
     tensors = (q, k, v, beta, log_decay, state)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    return NativeMemory.apply(*tensors, overwrite, keep)
+    return NativeMemory.apply(*tensors, overwrite, keep, tell)
 
 
 @delta_rule.kernel("native", rank=20, tolerance=1e-5)

@@ -1,0 +1,1 @@
+"""What trained models are worth, on text that they have not been trained on."""

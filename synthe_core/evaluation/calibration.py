@@ -1,0 +1,58 @@
+"""How good a score is at saying whether an answer is right: calibration, discrimination, risk against coverage.
+
+Throughout `score` float [N] is higher where it is surer, and `right` bool [N] says whether the answer was right.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+BINS = 15
+
+
+class Bin(NamedTuple):
+    """`answers` many, their mean score, and the share of them that is right."""
+
+    score: float
+    right: float
+    answers: int
+
+
+def reliability(score: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[Bin]:
+    """The reliability diagram in bins of equally many answers, by rising score (Nguyen & O'Connor 2015)."""
+    parts = np.array_split(np.argsort(score, kind="stable"), bins)
+    return [Bin(float(score[p].mean()), float(right[p].mean()), len(p)) for p in parts if len(p)]
+
+
+def calibration_error(found: list[Bin]) -> float:
+    """Expected calibration error: |mean score - share right|, weighted by the bins' sizes. 0 is calibrated."""
+    total = sum(each.answers for each in found)
+    return sum(each.answers * abs(each.score - each.right) for each in found) / total if total else float("nan")
+
+
+def auroc(score: np.ndarray, right: np.ndarray) -> float:
+    """The chance that a right answer has a higher score than a wrong one, a tie counting half; NaN without both."""
+    hits, misses = int(right.sum()), int((~right).sum())
+    if not hits or not misses:
+        return float("nan")
+    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    return float((ranks[place][right].sum() - hits * (hits + 1) / 2) / (hits * misses))
+
+
+def risk_coverage(score: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The share that is wrong of the n surest answers, for n = 1 ... N (El-Yaniv & Wiener 2010).
+
+    Answers of equal score count as in random order: each for the mean of them all.
+    """
+    values, place, counts = np.unique(-score, return_inverse=True, return_counts=True)
+    wrong = np.bincount(place, weights=~right, minlength=len(values)) / counts
+    return np.cumsum(np.repeat(wrong, counts)) / np.arange(1, len(score) + 1)
+
+
+def area(risk: np.ndarray) -> float:
+    """The area under a risk-coverage curve: its mean over all coverages. A score that knows nothing has the share that
+    is wrong of all."""
+    return float(risk.mean()) if len(risk) else float("nan")

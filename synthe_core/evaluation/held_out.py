@@ -1,0 +1,33 @@
+"""The text that a checkpoint is evaluated on, in tokens of its own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from synthe_core.checkpoint import Checkpoint
+from synthe_core.data.corpora import open_source
+from synthe_core.data.packing import Corpus, pack
+from synthe_core.data.prepare import corpora
+from synthe_core.data.shards import Split
+from synthe_core.errors import InputError
+from synthe_core.events import Event
+
+
+def held_out(checkpoint: Checkpoint, sources: Sequence[str] = ()) -> Generator[Event, None, Split]:
+    """What the checkpoint's recipe keeps for validation; or all of `sources`, written as in a recipe.
+
+    Raises InputError where there is none.
+    """
+    spec, tokenizer = checkpoint.recipe.data, checkpoint.tokenizer()
+    if sources:
+        asked = [Corpus(open_source(source, spec.field), None, 1.0) for source in sources]
+    else:
+        asked = [corpus for _, corpus in corpora(spec)]
+    places = []
+    for corpus in asked:
+        folder, index = yield from pack(corpus, tokenizer)
+        places.append((folder, index, "validation"))
+    split = Split(places, tokenizer.widths)
+    if split.tokens < 2:
+        raise InputError("there is no held-out text: the recipe keeps none for validation", "name some: --data FILE")
+    return split

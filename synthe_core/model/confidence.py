@@ -1,0 +1,61 @@
+"""A head that says how likely the model's own next token is to be right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from synthe_core.learner import Spec
+from synthe_core.ops.cross_entropy import Judgement
+
+LEAST = 1e-6  # probability of being wrong that the likeliest token is credited with
+
+
+class ConfidenceSpec(Spec):
+    """A calibrated confidence beside the model's logits."""
+
+    hidden: int = Field(32, ge=1, description="channels of its hidden layer")
+    weight: float = Field(0.1, gt=0, description="of its loss; it moves nothing but the head itself")
+
+
+class ConfidenceHead(nn.Module):
+    """p_t = σ(a logit π_t + w · silu(W [h_t; log(1 + s_t); log π_t] + b) + c): the probability that the likeliest token
+    is the next one.
+
+    h [B, T, D] is the normalised output of the last block, s the signals of `names` and π the probability that the
+    model gives its likeliest token, [B, T] each. All are detached: the head watches the model and does not change it,
+    except that its gradient counts in the norm that `train.clip` bounds.
+    Trained by binary cross-entropy, a proper score, whose least value is at the true frequency. It begins as what it
+    corrects, p = π.
+    """
+
+    def __init__(self, spec: ConfidenceSpec, width: int, names: Sequence[str]) -> None:
+        super().__init__()
+        self.weight, self.names = spec.weight, tuple(names)
+        self.inner = nn.Linear(width + len(self.names) + 1, spec.hidden)
+        self.out = nn.Linear(spec.hidden, 1)
+        self.scale = nn.Parameter(torch.ones(()))
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, hidden: Tensor, signals: Mapping[str, Tensor], surest: Tensor) -> Tensor:
+        """The log-odds [B, T] of being right; `surest` is log π."""
+        told = [signals[name].detach().clamp_min(0).log1p() for name in self.names]
+        beside = torch.stack([*told, surest.detach()], -1).to(hidden.dtype)
+        correction = self.out(F.silu(self.inner(torch.cat([hidden.detach(), beside], -1))))[..., 0]
+        known = surest.detach().clamp_max(-LEAST)
+        return self.scale * (known - (-known.expm1()).log()) + correction
+
+    def loss(self, hidden: Tensor, signals: Mapping[str, Tensor], verdict: Judgement, scored: Tensor) -> Tensor:
+        """The mean binary cross-entropy over the tokens that are `scored` (bool [B, T]), times the weight."""
+        logit = self(hidden, signals, verdict.surest)
+        losses = F.binary_cross_entropy_with_logits(logit, verdict.right.to(logit.dtype), reduction="none")
+        return self.weight * torch.where(scored, losses, 0.0).sum() / scored.sum().clamp_min(1)
+
+    def flops(self) -> float:
+        """Floating-point operations per token of its matrices."""
+        return 2.0 * (self.inner.weight.numel() + self.out.weight.numel())

@@ -1,0 +1,54 @@
+"""`synthe eval` from the outside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "text.txt"
+    path.write_text("to be or not to be, that is the question\n" * 20)
+    return path
+
+
+def test_a_table_and_a_picture(synthe, checkpoint, text, tmp_path):
+    plot = tmp_path / "c.svg"
+    done = synthe("eval", "confidence", checkpoint, "--data", text, "--device", "cpu", "--plot", plot)
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == str(plot) and plot.read_text().startswith("<svg")
+    assert lines[0].startswith("800 held-out tokens, ")
+    assert lines[2].split() == ["score", "ECE", "AUROC", "AURC", "wrong", "in", "surer", "half"]
+    assert lines[3].startswith("max-softmax")
+    assert "no calibrated head" in done.stderr
+
+
+def test_json_lines(synthe, checkpoint, text):
+    done = synthe("eval", "confidence", checkpoint, "--data", text, "--device", "cpu", "--tokens", 64, "--json")
+    assert done.exit_code == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["event"] == "result" and last["values"]["tokens"] == 64
+    (score,) = last["values"]["scores"]
+    assert score["score"] == "max-softmax" and sum(each["answers"] for each in score["bins"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["eval", "confidense", "x"], "did you mean 'confidence'?"),
+        (["eval", "confidence", "runs/none"], "no such checkpoint"),
+    ],
+)
+def test_bad_input(synthe, arguments, told):
+    done = synthe(*arguments)
+    assert done.exit_code == 2 and told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help(synthe):
+    done = synthe("eval", "confidence", "--help")
+    assert done.exit_code == 0 and "synthe eval confidence runs/tiny" in done.stdout
