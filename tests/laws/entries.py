@@ -45,16 +45,26 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "hub": [
         {
-            "tiers": [{"every": 1, "rule": "momentum"}, {"every": 3, "size": 8, "rule": {"type": "delta", "heads": 2}}]
-            + [{"every": 6, "size": 5, "rule": "kalman"}]
+            "tiers": [
+                {"every": 1, "rule": "momentum"},
+                {"every": 3, "size": 8, "rule": {"type": "delta", "heads": 2}},
+                {"every": 6, "size": 5, "rule": "kalman"},
+            ]
         },
         {
-            "tiers": [{"every": 1, "size": 20, "rule": "kalman"}, {"every": 4, "size": 12, "rule": "test_time"}]
-            + [{"every": 8, "size": 8, "rule": {"type": "test_time", "heads": 2}}]
+            "tiers": [
+                {"every": 1, "size": 20, "rule": "kalman"},
+                {"every": 4, "size": 12, "rule": "test_time"},
+                {"every": 8, "size": 8, "rule": {"type": "test_time", "heads": 2}},
+            ]
         },
         {
-            "tiers": [{"every": 1, "rule": "momentum"}, {"every": 2, "size": 6, "rule": "kalman"}]
-            + [{"every": 4, "size": 8, "rule": "test_time"}, {"every": 8, "size": 6, "rule": "momentum"}],
+            "tiers": [
+                {"every": 1, "rule": "momentum"},
+                {"every": 2, "size": 6, "rule": "kalman"},
+                {"every": 4, "size": 8, "rule": "test_time"},
+                {"every": 8, "size": 6, "rule": "momentum"},
+            ],
             "surprise": False,
             "momentum": False,
             "test_time": False,
