@@ -79,8 +79,8 @@ def speed(
         list[str] | None,
         typer.Option(metavar="RECIPE", help="Compare these in training and decoding, with the first. Repeatable."),
     ] = None,
-    against: Annotated[str, typer.Option(help="Peers of the operators: transformers, sdpa, reference.")] = (
-        "transformers,sdpa,reference"
+    against: Annotated[str, typer.Option(help="Peers of the operators: transformers, fla, sdpa, reference.")] = (
+        "transformers,fla,sdpa,reference"
     ),
     turns: Annotated[int, typer.Option(min=1, help="Timed turns of each candidate, in alternation.")] = 7,
     device: DeviceOption = None,
@@ -116,6 +116,7 @@ def _measure(
     for part in parts:
         if part not in PARTS:
             raise unknown("part", part, PARTS)
+    operators.check(ops or (), against)
     device = choose_device(device, probe()).value
     if "published" in parts:  # first, while the process holds nothing else
         sixty = find_recipe("60m")

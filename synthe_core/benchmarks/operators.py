@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,17 @@ from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.kalman_filter import kalman_filter
 
 Run = Callable[[], object]
-PEERS = ("reference", "transformers", "sdpa")
+PEERS = ("reference", "transformers", "fla", "sdpa")
+
+
+def check(ops: Iterable[str], against: Iterable[str]) -> None:
+    """InputError for an operator or a peer that is not known."""
+    for name in ops:
+        if name not in CASES:
+            raise unknown("operator", name, CASES)
+    for name in against:
+        if name not in PEERS:
+            raise unknown("peer", name, PEERS)
 
 
 def measure(op: str, against: tuple[str, ...], device: str, turns: int) -> Iterator[Event]:
@@ -28,10 +38,7 @@ def measure(op: str, against: tuple[str, ...], device: str, turns: int) -> Itera
     Shapes: delta B=4, T=1024, H=8, K=V=64; momentum and kalman B=4, T=1024, D=512; float32.
     Ratios are (its time / the dispatched kernel's time).
     """
-    if op not in CASES:
-        raise unknown("operator", op, CASES)
-    if strangers := set(against) - set(PEERS):
-        raise unknown("peer", min(strangers), PEERS)
+    check([op], against)
     operator, arguments, flops, moved = CASES[op](device)
     candidates: dict[str, Run] = {}
     for kernel in operator.kernels:
@@ -116,10 +123,28 @@ def _delta_peers(arguments: dict[str, Any], against: tuple[str, ...], candidates
         else:
             peer_arguments = {"query": q, "key": k, "value": v, "g": decay, "beta": beta}
             candidates["transformers"] = _both_ways(peer, peer_arguments)
+    if "fla" in against:
+        yield from _fla(arguments, candidates)
     if "sdpa" in against:
         heads_first = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v)]
         names = dict(zip(("query", "key", "value"), heads_first, strict=True))
         candidates["sdpa"] = _both_ways(lambda **kw: (F.scaled_dot_product_attention(**kw, is_causal=True),), names)
+
+
+def _fla(arguments: dict[str, Any], candidates: dict[str, Run]) -> Iterator[Event]:
+    """flash-linear-attention's own call in the 16 bits that it is written for, without our kernel around it."""
+    if arguments["q"].device.type != "cuda":
+        yield Notice("fla is left out: its kernels are written for CUDA", "warning")
+        return
+    try:
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule as peer
+    except ImportError as error:
+        yield Notice(f"fla is left out: {error}", "warning")
+        return
+    names = {"q": "q", "k": "k", "v": "v", "beta": "beta", "log_decay": "g"}
+    halves = {theirs: arguments[ours].detach().bfloat16().requires_grad_() for ours, theirs in names.items()}
+    halves["g"] = arguments["log_decay"].detach().requires_grad_()  # decays are float32 there too
+    candidates["fla"] = _both_ways(peer, halves)
 
 
 CASES = {"delta": _delta, "momentum": _momentum, "kalman": _kalman}
