@@ -111,6 +111,7 @@ class Checkpoint:
         with torch.random.fork_rng(devices=[]):  # building draws initial values: not from the caller's numbers
             model = build_model(self.recipe.model, self.vocab)
         load_weights(model, self.tensors, self.path)
+        model.leave_out(self.manifest.without)
         return model.to(device=device, dtype=dtype or torch.float32)
 
     @property

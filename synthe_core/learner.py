@@ -6,7 +6,7 @@ Shape letters, used throughout: B batch rows, T time, D width, H heads, K key si
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -38,6 +38,7 @@ class Pass:
     measures:  figures of this pass that training logs, 0-dim and without gradient (how often a gate fired).
     skipped:   floating-point operations that learners left out of this pass, of those that their `flops` state.
     updates:   buffers of the model and what they are to become once the training step is taken (see `settle`).
+    without:   paths of what takes no part in this pass: it adds nothing, and its state passes through unchanged.
     """
 
     positions: Tensor
@@ -47,6 +48,7 @@ class Pass:
     measures: list[tuple[str, Tensor]] = field(default_factory=list)
     skipped: list[float | Tensor] = field(default_factory=list)
     updates: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    without: frozenset[str] = frozenset()
     trace: Trace | None = None
     path: str = ""
     mask: Tensor | None = None  # bool [B, T], True where a token is real; None when all are
@@ -65,6 +67,10 @@ class Pass:
         """Shows `value` to a listening trace; does nothing otherwise."""
         if self.trace is not None:
             self.trace.record(self.path, name, value)
+
+    def spare(self, flops: float) -> None:
+        """Tells that every token of this pass is spared `flops` operations."""
+        self.skipped.append(flops * (self.positions.numel() if self.mask is None else self.mask.sum()))
 
     def last(self, history: Tensor, count: int) -> Tensor:
         """The last `count` real entries of each row of `history` [B, P + T, ...], whose first P precede this pass.
@@ -143,6 +149,17 @@ class Learner(nn.Module, ABC, Generic[S]):
     def reads(cls, config: Any) -> tuple[str, ...]:
         """The signals that it needs of a learner before it; a model without one is refused when it is specified."""
         return ()
+
+    @classmethod
+    def parts(cls, config: Any) -> dict[str, tuple[str, ...]]:
+        """What of it can be left out in a stage of training: names, each with its modules. The path of the first is the
+        one under which it runs; none does without those before it."""
+        return {}
+
+    @classmethod
+    def lacking(cls, config: Any, parts: Sequence[str]) -> Any:
+        """The configuration of what is left without these `parts`."""
+        return config
 
     def active_parameters(self) -> int:
         """Parameters that one token meets: all of them, unless a learner routes."""

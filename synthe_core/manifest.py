@@ -37,7 +37,8 @@ class Manifest(BaseModel):
     """`step`, `tokens` and `seconds` say how far training was; `parents` are the checkpoints it was made from.
 
     Written last, after the files it names. `kernels` are the implementations of each operator that have run;
-    `metrics` the validation figures of exactly these weights, where they were measured.
+    `metrics` the validation figures of exactly these weights, where they were measured. `without` are the parts of the
+    model that have taken no part yet, in an early stage of training: they take none when it is used either.
     """
 
     model_config = ConfigDict(extra="allow")  # a later minor version may say more
@@ -51,6 +52,7 @@ class Manifest(BaseModel):
     parameters: int = 0
     metrics: dict[str, float] = {}
     parents: list[str] = []
+    without: list[str] = []
     kernels: dict[str, list[str]] = {}
     versions: dict[str, str] = {}
     hardware: dict[str, Any] = {}

@@ -10,24 +10,31 @@ from typing import Any, Literal, get_args
 
 import torch
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from synthe_core import yaml_text
 from synthe_core.budget import Budget
 from synthe_core.data.spec import DataSpec
-from synthe_core.errors import InputError, closest
+from synthe_core.errors import InputError, closest, unknown
 from synthe_core.layers import LAYERS
 from synthe_core.learner import Spec
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.language_model import ModelSpec, misplaced
+from synthe_core.model.parts import lacking, orphan, parts
 from synthe_core.yaml_text import Key, Source
 
 
 class Stage(Spec):
-    """A stage of the length curriculum: up to this fraction of the budget, sequences of this many tokens."""
+    """A stage of training. After the last one the whole model is trained, on sequences of the data's length."""
 
-    until: float = Field(..., gt=0, lt=1)
-    sequence: int = Field(..., ge=1)
+    until: float = Field(..., gt=0, lt=1, description="the fraction of the budget at which it ends")
+    sequence: int | None = Field(None, ge=1, description="tokens a sequence; default the data's")
+    without: list[str] = Field(
+        [], description="parts that wait: learners by type, tiers such as hub.tier3, depth, confidence"
+    )
+    warm: float = Field(
+        0.02, ge=0, lt=1, description="fraction of the budget after it for which the parts that join are trained alone"
+    )
 
 
 class TrainSpec(Spec):
@@ -50,7 +57,11 @@ class TrainSpec(Spec):
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of averaged weights, which are then what is evaluated"
     )
-    curriculum: list[Stage] = Field([], description="shorter sequences first; the data's length after the last stage")
+    stages: list[Stage] = Field(
+        [],
+        validation_alias=AliasChoices("stages", "curriculum"),  # as it was called
+        description="shorter sequences and smaller models first; all of both after the last stage",
+    )
     carry: bool = Field(False, description="rows go on where they stopped: truncated back-propagation through state")
     validations: int = Field(8, ge=1, description="how often to validate, evenly over the budget, the end included")
     validation_tokens: int = Field(131_072, ge=1, description="at most this many held-out tokens each time")
@@ -63,9 +74,9 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _stages_rise(self) -> TrainSpec:
-        ends = [stage.until for stage in self.curriculum]
+        ends = [stage.until for stage in self.stages]
         if ends != sorted(set(ends)):
-            raise ValueError("curriculum: each stage's `until` must be larger than the one before")
+            raise ValueError("stages: each stage's `until` must be larger than the one before")
         return self
 
 
@@ -94,11 +105,34 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _stages_divide(self) -> Recipe:
-        for stage in self.train.curriculum:
-            if self.data.sequence % stage.sequence:
-                raise ValueError(
-                    f"train.curriculum: {stage.sequence} does not divide data.sequence {self.data.sequence}"
+        for place, stage in enumerate(self.train.stages):
+            if stage.sequence is not None and self.data.sequence % stage.sequence:
+                raise misplaced(
+                    ("train", "stages", place, "sequence"),
+                    f"{stage.sequence} does not divide data.sequence {self.data.sequence}",
+                    "rows are cut into whole sequences",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_leave_out_parts_of_the_model(self) -> Recipe:
+        known = parts(self.model)
+        for place, stage in enumerate(self.train.stages):
+            path: tuple[str | int, ...] = ("train", "stages", place, "without")
+            for index, name in enumerate(stage.without):
+                if name not in known:
+                    error = unknown("part of the model", name, known)
+                    raise misplaced((*path, index), error.message, error.hint or "")
+            if pair := orphan(self.model, stage.without):
+                raise misplaced(path, "{} builds on {}, which is left out".format(*pair), f"leave out {pair[0]} too")
+            rest = lacking(self.model, stage.without)
+            for reader, signal in rest.unheard():
+                name = rest.block[reader].type
+                message = f"{name} reads the signal '{signal}', and what publishes it is left out"
+                raise misplaced(path, message, f"leave out {name} too")
+            if rest.confidence is not None and (lost := set(self.model.published) - set(rest.published)):
+                message = f"the confidence head reads the signal '{min(lost)}', and what publishes it is left out"
+                raise misplaced(path, message, "leave out confidence too")
         return self
 
     @model_validator(mode="after")
@@ -117,11 +151,17 @@ class Recipe(Spec):
             )
         for key, given, reason in (
             ("carry", self.train.carry, "an encoder keeps no state to carry on"),
-            ("curriculum", self.train.curriculum, "a text has one label, and its pieces have none"),
             ("sample", self.train.sample is not None, "an encoder does not write text"),
         ):
             if given:
                 raise misplaced(("train", key), reason, f"leave out train.{key}, or model.head")
+        for place, stage in enumerate(self.train.stages):
+            if stage.sequence is not None:
+                raise misplaced(
+                    ("train", "stages", place, "sequence"),
+                    "a text has one label, and its pieces have none",
+                    "leave it out, or model.head",
+                )
         return self
 
     @classmethod

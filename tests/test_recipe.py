@@ -37,7 +37,7 @@ def test_values_are_read_and_the_rest_has_defaults(tmp_path):
 
 
 def test_what_is_written_is_read_again_as_the_same(tmp_path):
-    recipe = load(tmp_path, GOOD, "train.curriculum=[{until: 0.5, sequence: 64}]", "runtime.log=[tensorboard]")
+    recipe = load(tmp_path, GOOD, "train.stages=[{until: 0.5, sequence: 64}]", "runtime.log=[tensorboard]")
     again = load(tmp_path, recipe.to_yaml())
     assert again == recipe and again.digest() == recipe.digest()
 
@@ -127,8 +127,8 @@ def test_what_yaml_lets_pass_and_nobody_means_is_refused(tmp_path, text, message
 
 
 def test_stages_must_divide_the_sequence_and_rise(tmp_path):
-    assert "does not divide" in fault(tmp_path, GOOD, "train.curriculum=[{until: 0.5, sequence: 100}]")[0]
-    stages = "train.curriculum=[{until: 0.5, sequence: 64}, {until: 0.2, sequence: 128}]"
+    assert "does not divide" in fault(tmp_path, GOOD, "train.stages=[{until: 0.5, sequence: 100}]")[0]
+    stages = "train.stages=[{until: 0.5, sequence: 64}, {until: 0.2, sequence: 128}]"
     assert "must be larger" in fault(tmp_path, GOOD, stages)[0]
 
 
@@ -155,3 +155,55 @@ def test_budgets_are_read_and_written(text, amount, unit):
 def test_what_is_no_budget_is_refused(text):
     with pytest.raises(ValueError, match="budget"):
         Budget.parse(text)
+
+
+PARTS = """\
+name: t
+model:
+  width: 32
+  blocks: 2
+  depth: {min: 1}
+  block:
+    - kalman
+    - hub
+    - {type: attention, heads: 2, when: {signal: confidence, below: 0.5}}
+train:
+  stages:
+    - until: 0.5
+      without: [hub.tier3, depth]
+"""
+
+
+@pytest.mark.parametrize(
+    "without,message,hint",
+    [
+        ("hub.teir3", "r.yaml:13:17: train.stages.0.without.0: unknown part of the model 'hub.teir3'", "'hub.tier3'"),
+        ("hub.tier4", "r.yaml:13:17: train.stages.0.without.0: unknown part of the model 'hub.tier4'", "hub.tier"),
+        ("delta", "r.yaml:13:17: train.stages.0.without.0: unknown part of the model 'delta'", ""),
+        ("hub.tier1", "r.yaml:13:17: train.stages.0.without.0: unknown part of the model 'hub.tier1'", "'hub.tier"),
+        ("hub.tier2", "r.yaml:13:7: train.stages.0.without: hub.tier3 builds on hub.tier2", "leave out hub.tier3 too"),
+        (
+            "hub, kalman",
+            "r.yaml:13:7: train.stages.0.without: attention reads the signal 'confidence', and what publishes it",
+            "leave out attention too",
+        ),
+    ],
+)
+def test_a_stage_leaves_out_parts_that_there_are_and_nobody_needs(tmp_path, without, message, hint):
+    load(tmp_path, PARTS)
+    load(tmp_path, PARTS, "train.stages.0.without=[kalman]", "train.stages.0.sequence=256")
+    told, suggestion = fault(tmp_path, PARTS.replace("hub.tier3, depth", without))
+    assert message in told and len(told.splitlines()) == 1
+    assert hint in suggestion
+
+
+def test_a_confidence_head_needs_its_signals_in_every_stage(tmp_path):
+    asked = "model.confidence={}", "train.stages.0.without=[hub]"
+    assert "the confidence head reads the signal 'conflict'" in fault(tmp_path, PARTS, *asked)[0]
+    load(tmp_path, PARTS, asked[0], "train.stages.0.without=[hub, confidence]")
+
+
+def test_stages_were_once_called_a_curriculum(tmp_path):
+    old, new = (load(tmp_path, GOOD, f"train.{key}=[{{until: 0.5, sequence: 64}}]") for key in ("curriculum", "stages"))
+    assert old == new and old.train.stages[0].sequence == 64
+    assert "curriculum" not in old.to_yaml()

@@ -52,7 +52,7 @@ app.command("report", cls=Command, short_help="Tables and pictures of finished t
 
 PARTS = ("ops", "learners", "training", "decoding", "published")
 GROWTH = (512, 1024, 2048, 4096, 8192)
-PAIRS = (("tiny", "baselines/transformer"), ("60m", "baselines/transformer-60m"))
+PAIRS = (("tiny", "baselines/transformer"), ("60m-flat", "baselines/transformer-60m"))
 
 
 @app.callback(help=ABOUT)
@@ -67,7 +67,7 @@ synthe bench speed                                       everything; some minute
 synthe bench speed --part ops --op delta                 the delta rule against its peers
 synthe bench speed --part learners --learner mamba       its cost at 512 to 8,192 tokens, and its state
 synthe bench speed --part training --recipe tiny --recipe baselines/mamba
-synthe bench speed --part training --json > speed.jsonl  tiny and 60m against transformers of equal size""",
+synthe bench speed --part training --json > speed.jsonl  tiny and 60m-flat against transformers of equal size""",
 )
 def speed(
     part: Annotated[
@@ -119,8 +119,8 @@ def _measure(
     operators.check(ops or (), against)
     device = choose_device(device, probe()).value
     if "published" in parts:  # first, while the process holds nothing else
-        sixty = find_recipe("60m")
-        both = {f"60m, {name}": Recipe.load(sixty, [f"train.optimizer={name}"]) for name in ("adamw", "muon")}
+        sixty = find_recipe("60m-flat")
+        both = {f"60m-flat, {name}": Recipe.load(sixty, [f"train.optimizer={name}"]) for name in ("adamw", "muon")}
         yield from models.published_shapes(both, turns, device)
     if "ops" in parts:
         for name in ops or list(operators.CASES):

@@ -20,6 +20,7 @@ from synthe_core.evaluation.held_out import held_out
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.hardware import probe
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.parts import lacking
 from synthe_core.ops.dispatch import use_kernels
 from synthe_core.placement import choose_device
 
@@ -121,6 +122,7 @@ def read(model: LanguageModel, window: Window) -> tuple[dict[str, Tensor], Tenso
         right.append(likeliest == answers)
     said = torch.cat(surest, 1)
     scores = {BASELINE: said.exp()}
-    if model.confidence is not None:
+    if model.confidence is not None and "confidence" not in model.without:
         scores[HEAD] = model.confidence(hidden, ctx.signals, said).sigmoid()
-    return scores | {name: ctx.signals[name] for name in model.spec.published}, torch.cat(right, 1)
+    published = lacking(model.spec, model.without).published
+    return scores | {name: ctx.signals[name] for name in published}, torch.cat(right, 1)

@@ -22,10 +22,14 @@ FULL_WINDOW = 1 << 17
 
 
 class Window(NamedTuple):
-    """The last tokens' keys and values, float32 [B, n, G, K], n at most the window and the oldest token first."""
+    """The last tokens' keys and values, float32 [B, n, G, K], n at most the window and the oldest token first.
+
+    Of the n of a row only the last `filled` [B] are real: other rows may have seen more.
+    """
 
     keys: Tensor
     values: Tensor
+    filled: Tensor
 
 
 class Attention(Learner[Window]):
@@ -91,9 +95,8 @@ class Attention(Learner[Window]):
         return () if config.when is None else config.when.reads
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Window:
-        return Window(
-            *(torch.zeros(batch, 0, self.groups, self.size, dtype=self.state_dtype, device=device) for _ in range(2))
-        )
+        empty = (batch, 0, self.groups, self.size)
+        return Window(*(torch.zeros(n, dtype=self.state_dtype, device=device) for n in (empty, empty, (batch,))))
 
     def forward(self, x: Tensor, state: Window | None, ctx: Pass) -> tuple[Tensor, Window]:
         state = state or self.init_state(x.shape[0], device=x.device)
@@ -105,17 +108,18 @@ class Attention(Learner[Window]):
             q = self._queries(x, fired, ctx.positions)
             k, v = self._project(x, slice(self.heads * self.size, None)).chunk(2, dim=2)
             k = self._placed(k, (0, self.groups), ctx.positions)[1]
-        past = state.keys.shape[1]
-        if past:
+        if state.keys.shape[1]:
             k = torch.cat([state.keys.to(k.dtype), k], dim=1)
             v = torch.cat([state.values.to(v.dtype), v], dim=1)
-        valid = self._valid(past, ctx)
+        valid = self._valid(state, ctx)
         if fired is None:
             y = self.out(window_attention(q, k, v, self.window, valid).flatten(2))
         else:
             y = self._answered(probed_attention(q, k, v, fired.where, self.window, valid), fired, ctx)
         kept = min(self.window, k.shape[1])
-        return y, Window(*(ctx.last(t, kept).to(state.keys.dtype) for t in (k, v)))
+        keys, values = (ctx.last(t, kept).to(state.keys.dtype) for t in (k, v))
+        new = x.shape[1] if ctx.mask is None else ctx.mask.sum(1)
+        return y, Window(keys, values, (state.filled + new).clamp_max(kept))
 
     def _project(self, x: Tensor, rows: slice) -> Tensor:
         """Some rows of the projection, as heads: [..., h, K]."""
@@ -151,18 +155,18 @@ class Attention(Learner[Window]):
         wide = self.state_dtype
         return rms_norm(heads.to(wide), weight.to(wide), self.config.norm_eps, heads.dtype)
 
-    def _valid(self, past: int, ctx: Pass) -> Tensor | None:
+    def _valid(self, state: Window, ctx: Pass) -> Tensor | None:
         """Which keys are real: padding is not, nor are places of the window that a shorter row has not filled."""
+        past = state.keys.shape[1]
         if ctx.mask is None and not past:
             return None
         ages = torch.arange(past, 0, -1, device=ctx.positions.device)
-        filled = ages <= ctx.positions[:, :1]
         now = ctx.mask if ctx.mask is not None else torch.ones_like(ctx.positions, dtype=torch.bool)
-        return torch.cat([filled, now], dim=1)
+        return torch.cat([ages <= state.filled[:, None], now], dim=1)
 
     def state_bytes(self, time: int) -> int:
-        """Keys and values of the window's tokens."""
-        return 2 * min(self.window, time) * self.groups * self.size * self.state_dtype.itemsize
+        """Keys and values of the window's tokens, and their count."""
+        return (2 * min(self.window, time) * self.groups * self.size + 1) * self.state_dtype.itemsize
 
     def flops(self, time: int) -> float:
         """The matrices', and 4 K per head for every key that a token sees on average; all tokens asking."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
@@ -163,6 +164,15 @@ class Hub(Learner[HubState]):
         return tuple(dict.fromkeys((*own, *LAYERS[fast.type].publishes(fast))))
 
     @classmethod
+    def parts(cls, config: Any) -> dict[str, tuple[str, ...]]:
+        """The slow tiers, each with the prior that it gives."""
+        return {f"tier{k + 2}": (f"slow.{k}", f"condition.{k}") for k in range(len(config.tiers) - 1)}
+
+    @classmethod
+    def lacking(cls, config: Any, parts: Sequence[str]) -> Any:
+        return config.model_copy(update={"tiers": config.tiers[: len(config.tiers) - len(parts)]})
+
+    @classmethod
     def reads(cls, config: Any) -> tuple[str, ...]:
         fast = config.tiers[0].rule
         return LAYERS[fast.type].reads(fast)
@@ -208,9 +218,13 @@ class Hub(Learner[HubState]):
         fast, fast_state = self.fast(self.enter(x), state.fast, ctx)
         fast = self.leave(fast)
         readings: list[Reading] = []
-        after = []
+        after: list[Any] = []
         for place, (tier, before) in enumerate(zip(self.slow, state.slow, strict=True)):
             ctx.path = f"{path}.slow.{place}"
+            if ctx.path in ctx.without:
+                ctx.spare(self.flops(x.shape[1]) - self._flops(x.shape[1], place))
+                after.extend(state.slow[place:])
+                break
             spans = Spans.over(self.periods[place + 1], ctx, state.seen)
             below = readings[-1] if readings else None
             reading, remembered = self._climb(tier, x, x + fast, below, spans, before, ctx)
@@ -293,12 +307,16 @@ class Hub(Learner[HubState]):
 
     def flops(self, time: int) -> float:
         """The tiers at the tokens and ticks that they run at, and the priors where they are made."""
+        return self._flops(time, len(self.slow))
+
+    def _flops(self, time: int, count: int) -> float:
+        """With the first `count` slow tiers only."""
         narrow = [m for m in (self.enter, self.leave) if isinstance(m, nn.Linear)]
         total = self.fast.flops(time) + 2.0 * sum(m.weight.numel() for m in narrow)
-        total += FAST_FLOPS * self.width if len(self.slow) else 0
+        total += FAST_FLOPS * self.width if count else 0
         source = 1
         made = []  # how many priors of each tier a token takes
-        for tier, every in zip(self.slow, self.periods[1:], strict=True):
+        for tier, every in list(zip(self.slow, self.periods[1:], strict=True))[:count]:
             if isinstance(tier, SummaryTier):
                 total += tier.flops(time, every, source)
                 source = every
@@ -322,10 +340,12 @@ def _check(rule: Any, place: int) -> None:
         raise InputError(
             f"hub: {rule.type} reads the signal {signals[0]}, of which a slow tier has none", "give it to tier 1"
         )
-    if place and isinstance(rule, AtTestTime.Config) and (said := {"size", "span"} & rule.model_fields_set):
-        raise InputError(
-            f"hub: tier {place + 1} sets {min(said)} in its rule", "the tier's own `size` and `every` decide there"
-        )
+    if place and isinstance(rule, AtTestTime.Config):
+        for key in ("size", "span"):
+            if getattr(rule, key) != AtTestTime.Config.model_fields[key].default:
+                raise InputError(
+                    f"hub: tier {place + 1} sets {key} in its rule", "the tier's own `size` and `every` decide there"
+                )
 
 
 def _default_size(place: int, width: int) -> int:

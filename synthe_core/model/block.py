@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """x = x + learner(norm(x)) for each learner in turn. Its state is the list of theirs."""
+    """x = x + learner(norm(x)) for each learner in turn that takes part. Its state is the list of theirs."""
 
     def __init__(self, specs: Sequence[Spec], width: int, eps: float = EPS) -> None:
         super().__init__()
@@ -44,8 +44,11 @@ class Block(nn.Module):
         path = ctx.path
         for index, (norm, learner, state) in enumerate(zip(self.norms, self.learners, states, strict=True)):
             ctx.path = f"{path}.{index}"
-            y, state = learner(norm(x), state, ctx)
-            x = x + y
+            if ctx.path in ctx.without:
+                ctx.spare(learner.flops(x.shape[1]))  # type: ignore[operator]
+            else:
+                y, state = learner(norm(x), state, ctx)
+                x = x + y
             after.append(state)
         ctx.path = path
         return x, after

@@ -55,6 +55,14 @@ class Choice(NamedTuple):
     counts: list[int]
     will: Tensor | None
 
+    @classmethod
+    def everyone(cls, ctx: Pass) -> Choice:
+        """All tokens, for a pass without a router."""
+        if ctx.mask is None:
+            batch, time = ctx.positions.shape
+            return cls(torch.ones_like(ctx.positions, dtype=torch.bool), [time] * batch, None)
+        return cls(ctx.mask, ctx.mask.sum(1).tolist(), None)
+
     def run(self, block: Any, x: Tensor, remembered: Sequence[Any], ctx: Pass) -> tuple[Tensor, list[Any]]:
         """The block over the tokens that are kept, gathered to the front; the others pass by unchanged.
 
@@ -206,6 +214,9 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor, ctx: Pass, cost: Callable[[int], float]) -> list[Choice]:
         """What each of the later blocks runs of x; `cost` is a block's FLOPs per token of a pass of that length."""
+        if "router" in ctx.without:
+            ctx.spare(self.flops())
+            return [Choice.everyone(ctx)] * self.routed
         scores = self.scores(x)
         margins = (scores - self.thresholds).movedim(-1, 0)  # [blocks, B, T]
         keep = margins.detach() > 0

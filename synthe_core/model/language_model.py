@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -13,13 +13,14 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from synthe_core.errors import InputError, closest
+from synthe_core.errors import InputError, closest, unknown
 from synthe_core.layers import LAYERS, LearnerSpec
 from synthe_core.layers.byte_patch import BytePatch
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.model.block import EPS, Block, RMSNorm
 from synthe_core.model.confidence import ConfidenceHead, ConfidenceSpec
 from synthe_core.model.depth import Choice, DepthSpec, Router
+from synthe_core.model.parts import parts
 from synthe_core.ops.cross_entropy import IGNORED, linear_cross_entropy
 from synthe_core.trace import Trace
 
@@ -99,18 +100,21 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _signals_come_before_their_readers(self) -> ModelSpec:
+        for place, name in self.unheard():
+            raise misplaced(
+                ("block", place),
+                f"no learner before it in the block publishes the signal '{name}'",
+                _who_publishes(name),
+            )
+        return self
+
+    def unheard(self) -> Iterator[tuple[int, str]]:
+        """Every signal that a learner reads and none before it in the block publishes: the reader's place, the name."""
         published: set[str] = set()
         for place, spec in enumerate(self.block):
             learner = LAYERS[spec.type]  # type: ignore[attr-defined]
-            for name in learner.reads(spec):
-                if name not in published:
-                    raise misplaced(
-                        ("block", place),
-                        f"no learner before it in the block publishes the signal '{name}'",
-                        _who_publishes(name),
-                    )
+            yield from ((place, name) for name in learner.reads(spec) if name not in published)
             published.update(learner.publishes(spec))
-        return self
 
 
 def _who_publishes(name: str) -> str:
@@ -180,11 +184,14 @@ class Backbone(nn.Module):
     """Embedding, blocks, norm: what every model is made of before its head.
 
     With `recompute`, blocks keep only their inputs for the backward pass and run again there (Chen et al. 2016).
+    `without` are the parts that take no part for now, by name (see `leave_out`).
     """
 
     def __init__(self, spec: ModelSpec, vocab: int, recompute: bool = False) -> None:
         super().__init__()
         self.spec, self.vocab, self.recompute = spec, vocab, recompute
+        self.without: frozenset[str] = frozenset()
+        self._silent: frozenset[str] = frozenset()
         self.embedding = nn.Embedding(vocab, spec.width)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         self.blocks = nn.ModuleList(Block(spec.block, spec.width, spec.norm_eps) for _ in range(spec.blocks))
@@ -200,6 +207,18 @@ class Backbone(nn.Module):
             block.append(position.clone())  # its own clock
         return ModelState(position, blocks)
 
+    def leave_out(self, names: Iterable[str]) -> None:
+        """From now on the parts of these names (see `parts`) take no part in a pass, and all others do.
+
+        What is left out adds nothing, costs nothing and keeps its state and weights, until another call.
+        """
+        without = frozenset(names)
+        known = parts(self.spec) if without else {}
+        for name in without - known.keys():
+            raise unknown("part of the model", name, known)
+        self.without = without
+        self._silent = frozenset(path for name in self.without for path in known[name].paths)
+
     def embed(self, tokens: Tensor) -> Tensor:
         """What the first block reads, [B, T, D]."""
         x = self.embedding(tokens)
@@ -211,6 +230,7 @@ class Backbone(nn.Module):
         """The normalised output of the last block, [B, T, D], and the states of all blocks after it."""
         after = []
         choices: list[Choice] = []
+        ctx.without = self._silent
         for index, (block, remembered) in enumerate(zip(self.blocks, states, strict=True)):
             if self.router is not None and index == len(self.blocks) - self.routed:
                 choices = self.router(x, ctx, self._block_flops)
@@ -298,10 +318,13 @@ class LanguageModel(Backbone):
     ) -> tuple[Loss, ModelState]:
         """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each."""
         hidden, after, ctx = self.hidden(tokens, state, lengths)
-        total, each, verdict = linear_cross_entropy(hidden, self.head.weight, targets, self.confidence is not None)
+        confidence = None if "confidence" in ctx.without else self.confidence
+        total, each, verdict = linear_cross_entropy(hidden, self.head.weight, targets, confidence is not None)
         scored, told, losses = (targets != IGNORED).sum(), measures(ctx), auxiliary(ctx)
-        if self.confidence is not None and verdict is not None:
-            losses["confidence"] = self.confidence.loss(hidden, ctx.signals, verdict, targets != IGNORED)
+        if confidence is not None and verdict is not None:
+            losses["confidence"] = confidence.loss(hidden, ctx.signals, verdict, targets != IGNORED)
+        elif self.confidence is not None:
+            ctx.spare(self.confidence.flops())
         return Loss(total, scored, losses, each, told, sum(ctx.skipped), tuple(ctx.updates)), after
 
     def flops(self, time: int) -> float:

@@ -76,7 +76,10 @@ def train(
             f" ({hardware.gpu.name if hardware.gpu and chosen.device.type == 'cuda' else hardware.processor})"
         )
         if checkpoint is None or checkpoint.training_state()["device"] != chosen.device.type:
+            without = snapshot.model.without
+            snapshot.model.leave_out(())  # all of it must fit, whichever stage this is
             yield from tune(snapshot.model, recipe, chosen, hardware)
+            snapshot.model.leave_out(without)
         if recipe.runtime.compile:
             for block in snapshot.model.blocks:
                 block.compile()

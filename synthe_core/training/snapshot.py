@@ -35,6 +35,7 @@ class Snapshot:
     cursor:  of the stream after the last batch that was used.
     windows: how many windows a validation reads, once that is decided.
     metrics: the validation figures of the weights as they are now, empty where they were not validated.
+    stage:   of training, counted from 1; which parts wait until later the model itself says (`without`).
     """
 
     def __init__(self, recipe: Recipe, packed: Packed, model: Model, settings: Settings) -> None:
@@ -55,6 +56,7 @@ class Snapshot:
         self.windows: int | None = None
         self.metrics: dict[str, float] = {}
         self.parents: list[str] = []
+        self.stage = 1
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
@@ -85,6 +87,7 @@ class Snapshot:
             "precision": self.settings.precision,
             "micro_batch": self.settings.micro_batch,
             "windows": self.windows,
+            "stage": self.stage,
             "text": self._text(),
         }
         manifest = Manifest(
@@ -94,6 +97,7 @@ class Snapshot:
             parameters=self.model.parameter_count(),
             metrics={name: value for name, value in self.metrics.items() if math.isfinite(value)},
             parents=self.parents,
+            without=sorted(self.model.without),
             kernels=kernels_used(),
             versions=versions(),
             hardware=machine(hardware),
@@ -133,6 +137,8 @@ class Snapshot:
         self.cursor = state["cursor"]
         self.stream.seek(self.cursor)
         self.windows = state["windows"]
+        self.stage = state.get("stage", 1)
+        self.model.leave_out(checkpoint.manifest.without)
         self.metrics = checkpoint.manifest.metrics
         self.parents = checkpoint.manifest.parents
         _set_random_state(checkpoint.training_tensors("random"), self.settings.device)

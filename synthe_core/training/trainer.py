@@ -9,8 +9,9 @@ from threading import Event as Stop
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from synthe_core.checkpoint import weights
 from synthe_core.data.prepare import Packed
 from synthe_core.data.stream import Batch, Stream, windows
 from synthe_core.errors import Interrupted, WorkError
@@ -18,6 +19,7 @@ from synthe_core.events import Event, Metric, Notice, Progress, Result, Sample, 
 from synthe_core.hardware import Hardware
 from synthe_core.learner import settle
 from synthe_core.model.classifier import Classifier, Model
+from synthe_core.model.parts import parts
 from synthe_core.recipe import Recipe
 from synthe_core.training import schedule
 from synthe_core.training.average import Average
@@ -61,6 +63,9 @@ class Trainer:
         self.saved = self.position.mark()
         self.loggers = open_loggers(recipe, run.path, self.position.step)
         self.flops: dict[int, float] = {}
+        self.phase = schedule.Phase(0, 0, frozenset(), frozenset())
+        self.waiting: list[nn.Parameter] = []  # while parts that have just joined are trained alone: all the others
+        self.fixed: set[int] = set()  # and the buffers of those, by id
 
     def run_to_the_end(self) -> Iterator[Event]:
         """Trains until the budget is spent; raises Interrupted where it is told to stop, after saving."""
@@ -81,9 +86,12 @@ class Trainer:
             if self.stop.is_set():
                 yield from self._interrupted()
             batch, cursor = upcoming, self.stream.cursor()
-            length = schedule.sequence(self.spec, fraction, self.recipe.data.sequence)
+            yield from self._enter(schedule.phase(self.spec, fraction, self.recipe.data.sequence))
+            length = self.phase.sequence
             start = time.perf_counter()
             outcome = yield from self._gradient(batch, length)
+            for parameter in self.waiting:
+                parameter.grad = None  # no optimizer touches it: neither its weights nor their momentum change
             norm = torch.nn.utils.get_total_norm(self._gradients())
             upcoming = self.stream.next(self.spec.batch)  # while the device is busy
             self.snapshot.cursor = cursor
@@ -95,7 +103,7 @@ class Trainer:
             bad = 0
             rate = schedule.rate(self.spec, fraction)
             self._apply(size, rate)
-            settle(outcome.updates)
+            settle((buffer, value) for buffer, value in outcome.updates if id(buffer) not in self.fixed)
             self.snapshot.carried = outcome.carried
             self.position.step += 1
             self.position.tokens += outcome.tokens
@@ -129,6 +137,25 @@ class Trainer:
         return self.position.fraction(self.spec.budget, self._reserve())
 
     # One step
+
+    def _enter(self, phase: schedule.Phase) -> Iterator[Event]:
+        """Goes over to a phase of training, where it is another, and tells of it."""
+        if phase == self.phase:
+            return
+        self.phase = phase
+        self.model.leave_out(phase.without)
+        self.snapshot.stage = phase.stage
+        learning = tuple(prefix for name in phase.alone for prefix in parts(self.model.spec)[name].prefixes)
+        waits = [name for name in weights(self.model) if phase.alone and not name.startswith(learning)]
+        tensors = self.model.state_dict(keep_vars=True)
+        self.waiting = [tensors[name] for name in waits if isinstance(tensors[name], nn.Parameter)]
+        self.fixed = {id(tensors[name]) for name in waits}
+        if not self.spec.stages:
+            return
+        told = f"stage {phase.stage} of {len(self.spec.stages) + 1}: sequences of {phase.sequence} tokens"
+        told += f", without {', '.join(sorted(phase.without))}" if phase.without else ""
+        told += f"; first, {', '.join(sorted(phase.alone))} alone" if phase.alone else ""
+        yield Notice(told)
 
     def _gradient(self, batch: Batch, length: int) -> Generator[Event, None, Outcome]:
         """The gradient of a batch; where memory runs out, again in passes half as large."""
@@ -300,6 +327,8 @@ class Trainer:
     def _metric(self, phase: str, values: dict[str, float]) -> Metric:
         step = self.position.step
         values = values | {"fraction": self.fraction(), "seconds": self.position.seconds}
+        if self.spec.stages:
+            values["stage"] = self.snapshot.stage
         self.run.record(step, phase, values)
         for logger in self.loggers:
             logger.log(step, phase, values)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from synthe_core.layers import LAYERS, parse
 from synthe_core.model.classifier import Classifier
 from synthe_core.model.language_model import ModelSpec
 from tests.laws.entries import CASES, CAUSAL, WIDTH, case_name, inputs, make, run
@@ -65,7 +66,8 @@ def test_it_keeps_nothing_and_no_language_model_takes_it(case):
 @pytest.mark.parametrize("case", CASES, ids=case_name)
 def test_padding_is_inert_in_a_whole_encoder(case, patch):
     torch.manual_seed(0)
-    spec = {"width": WIDTH, "blocks": 2, "block": [case], "patch": patch, "head": {"classes": 3}}
+    block = ["kalman", case] if LAYERS[case["type"]].reads(parse(case)) else [case]  # who publishes what it reads
+    spec = {"width": WIDTH, "blocks": 2, "block": block, "patch": patch, "head": {"classes": 3}}
     model = Classifier(ModelSpec.model_validate(spec), 11).double()
     with torch.no_grad():
         for parameter in model.parameters():

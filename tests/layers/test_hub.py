@@ -327,6 +327,13 @@ def test_what_cannot_be_is_refused():
             build(parse({"type": "hub"} | bad), 32)
 
 
+def test_what_is_written_out_in_full_is_built_again():
+    """A saved recipe names every key, those of a rule too that only its tier may set."""
+    asked = parse({"type": "hub", "tiers": [{"every": 1}, {"every": 4, "rule": {"type": "test_time", "heads": 2}}]})
+    again = build(parse(asked.model_dump(mode="json")), 32)
+    assert again.config == asked
+
+
 def test_one_tier_alone_is_its_learner():
     learner, x = make([{"every": 1, "rule": "momentum"}]), inputs(1, 9)
     y, _ = learner(x, None, Pass.over(x))

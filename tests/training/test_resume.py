@@ -24,8 +24,8 @@ VARIANTS = {
     "muon": {},
     "adamw": {"optimizer": "adamw", "schedule": "wsd"},
     "average": {"ema": 0.9},
-    "carried": {"carry": True, "curriculum": [{"until": 0.7, "sequence": 8}]},
-    "curriculum": {"curriculum": [{"until": 0.4, "sequence": 4}, {"until": 0.8, "sequence": 8}]},
+    "carried": {"carry": True, "stages": [{"until": 0.7, "sequence": 8}]},
+    "stages": {"stages": [{"until": 0.4, "sequence": 4}, {"until": 0.8, "sequence": 8}]},
     "time between": {"save_every": "1steps", "keep": 1},
 }
 

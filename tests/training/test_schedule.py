@@ -9,7 +9,7 @@ import pytest
 from synthe_core.budget import Budget
 from synthe_core.recipe import TrainSpec
 from synthe_core.training.position import Position
-from synthe_core.training.schedule import rate, sequence
+from synthe_core.training.schedule import phase, rate
 
 
 def spec(**train) -> TrainSpec:
@@ -38,9 +38,9 @@ def test_their_shapes():
     assert rate(spec(warmup=0), 0.0) == 1.0
 
 
-def test_the_curriculum_ends_at_the_longest():
-    given = spec(curriculum=[{"until": 0.2, "sequence": 64}, {"until": 0.5, "sequence": 128}])
-    assert [sequence(given, f, 256) for f in (0, 0.19, 0.2, 0.49, 0.5, 1)] == [64, 64, 128, 128, 256, 256]
+def test_short_sequences_come_first_and_the_longest_last():
+    given = spec(stages=[{"until": 0.2, "sequence": 64}, {"until": 0.5, "sequence": 128}])
+    assert [phase(given, f, 256).sequence for f in (0, 0.19, 0.2, 0.49, 0.5, 1)] == [64, 64, 128, 128, 256, 256]
 
 
 def test_positions_against_budgets():
@@ -56,3 +56,20 @@ def test_positions_against_budgets():
     assert position.since(earlier, Budget.parse("4s")) and not position.since(earlier, Budget.parse("1m"))
     again = Position.from_json(position.to_json())
     assert (again.step, again.tokens) == (30, 600) and again.seconds == pytest.approx(45, abs=0.5)
+
+
+def test_parts_wait_and_are_alone_when_they_join():
+    stages = [
+        {"until": 0.2, "sequence": 64, "without": ["hub", "depth"]},
+        {"until": 0.5, "without": ["hub.tier3", "depth"], "warm": 0.1},
+        {"until": 0.6, "without": ["hub"], "warm": 0.1},
+    ]
+    given = spec(stages=stages)
+    told = {f: phase(given, f, 256) for f in (0, 0.19, 0.2, 0.219, 0.22, 0.5, 0.6, 0.69, 0.7, 1)}
+    assert [p.stage for p in told.values()] == [1, 1, 2, 2, 2, 3, 4, 4, 4, 4]
+    assert told[0.19] == (1, 64, {"hub", "depth"}, set())
+    assert told[0.2] == told[0.219] == (2, 256, {"hub.tier3", "depth"}, {"hub"})
+    assert told[0.22] == (2, 256, {"hub.tier3", "depth"}, set())
+    assert told[0.5] == (3, 256, {"hub"}, {"depth"})  # hub.tier3 has not joined, as the hub has left
+    assert told[0.6] == told[0.69] == (4, 256, set(), {"hub"})
+    assert told[0.7] == told[1] == (4, 256, set(), set())
