@@ -329,7 +329,7 @@ def test_what_cannot_be_is_refused():
 
 def test_what_is_written_out_in_full_is_built_again():
     """A saved recipe names every key, those of a rule too that only its tier may set."""
-    asked = parse({"type": "hub", "tiers": [{"every": 1}, {"every": 4, "rule": {"type": "test_time", "heads": 2}}]})
+    asked = parse({"type": "hub", "tiers": GRADIENTS[:2]})
     again = build(parse(asked.model_dump(mode="json")), 32)
     assert again.config == asked
 
