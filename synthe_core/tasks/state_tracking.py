@@ -8,6 +8,7 @@ import numpy as np
 from numpy.random import RandomState
 from pydantic import Field
 
+from synthe_core.errors import InputError
 from synthe_core.learner import Spec
 from synthe_core.tasks.draw import integers, octave
 from synthe_core.tasks.groups import group
@@ -20,7 +21,9 @@ class StateTracking(Task):
 
     Tokens are the elements, each drawn alone; 0 is the identity. S3 and S4 are solvable groups, A5 and S5 are not:
     their word problem is complete for NC¹, which attention and diagonal recurrences of a fixed depth are thought not to
-    reach. Slice: `position`, how many elements are in the product, by powers of two.
+    reach. With `elements: swaps` only those are drawn that swap two points: they generate Sn, and each is one
+    reflection, for which one delta step a token suffices (Siems et al. 2025). Slice: `position`, how many elements are
+    in the product, by powers of two.
 
     Sources: Liu et al. 2023, "Transformers learn shortcuts to automata"; Merrill et al. 2024, "The illusion of state in
     state-space models"; Grazzi et al. 2025; Siems et al. 2025.
@@ -29,11 +32,20 @@ class StateTracking(Task):
     class Config(Spec):
         type: Literal["state-tracking"] = "state-tracking"
         group: str = Field("S3", description="Z2 ... Z120 (addition mod n), S3 ... S5, A3 ... A5 (permutations)")
+        elements: Literal["all", "swaps"] = Field("all", description="which are drawn: swaps move two points only")
         length: int = Field(32, ge=1, description="elements of a sequence")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.group = group(config.group)
+        self.drawn = np.arange(self.group.order)
+        if config.elements == "swaps":
+            moved = self.group.permutations != self.group.permutations[0]
+            self.drawn = np.flatnonzero(moved.sum(1) == 2)
+            if not len(self.drawn) or config.group[0] == "Z":
+                raise InputError(
+                    f"no element of {config.group} swaps two points", "take S3, S4 or S5, or elements: all"
+                )
 
     @property
     def vocab(self) -> int:
@@ -41,10 +53,10 @@ class StateTracking(Task):
 
     @property
     def chance(self) -> float:
-        return 1 / self.group.order
+        return (1 if self.config.elements == "all" else 2) / self.group.order  # after n swaps the sign is known
 
     def batch(self, count: int, rng: RandomState) -> Examples:
-        inputs = integers(rng, 0, self.group.order, (count, self.config.length))
+        inputs = self.drawn[integers(rng, 0, len(self.drawn), (count, self.config.length))]
         targets = inputs.copy()
         for t in range(1, self.config.length):
             targets[:, t] = self.group.table[targets[:, t - 1], inputs[:, t]]

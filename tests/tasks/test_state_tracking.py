@@ -101,6 +101,27 @@ def test_solver_and_balance(name):
     assert abs(chi_squared - (task.vocab - 1)) < 4.5 * (2 * (task.vocab - 1)) ** 0.5
 
 
+@pytest.mark.parametrize("name,count", [("S3", 3), ("S4", 6), ("S5", 10)])
+def test_swaps_are_reflections_and_generate_the_group(name, count):
+    task = make(group=name, elements="swaps", length=40)
+    inputs, targets, _ = task.batch(300, RandomState(3))
+    assert np.array_equal(task.solve(inputs), targets)
+    assert len(np.unique(inputs)) == len(task.drawn) == count
+    for swap in task.drawn:
+        assert task.group.table[swap, swap] == 0
+        assert np.linalg.matrix_rank(np.eye(int(name[1]))[task.group.permutations[swap]] - np.eye(int(name[1]))) == 1
+    assert len(np.unique(targets)) == task.group.order
+    even = set(group(f"A{name[1]}").numbers)
+    assert {task.group.permutations[t].tobytes() in even for t in targets[:, 39]} == {True}  # forty swaps
+    assert task.chance == pytest.approx(2 / task.group.order)
+
+
+@pytest.mark.parametrize("name", ["A4", "A5", "Z2", "Z60"])
+def test_where_there_are_no_swaps_it_says_so(name):
+    with pytest.raises(InputError, match="swaps two points"):
+        make(group=name, elements="swaps")
+
+
 def test_over_z2_it_is_parity():
     parity = Parity(Parity.Config(length=21)).batch(9, RandomState(4))
     tracked = make(group="Z2", length=21).batch(9, RandomState(4))
