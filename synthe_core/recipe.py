@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import yaml
-from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from synthe_core import yaml_text
 from synthe_core.budget import Budget
@@ -58,9 +58,7 @@ class TrainSpec(Spec):
         None, gt=0, lt=1, description="decay of averaged weights, which are then what is evaluated"
     )
     stages: list[Stage] = Field(
-        [],
-        validation_alias=AliasChoices("stages", "curriculum"),  # as it was called
-        description="shorter sequences and smaller models first; all of both after the last stage",
+        [], description="shorter sequences and smaller models first; all of both after the last stage"
     )
     carry: bool = Field(False, description="rows go on where they stopped: truncated back-propagation through state")
     validations: int = Field(8, ge=1, description="how often to validate, evenly over the budget, the end included")

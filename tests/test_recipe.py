@@ -201,9 +201,3 @@ def test_a_confidence_head_needs_its_signals_in_every_stage(tmp_path):
     asked = "model.confidence={}", "train.stages.0.without=[hub]"
     assert "the confidence head reads the signal 'conflict'" in fault(tmp_path, PARTS, *asked)[0]
     load(tmp_path, PARTS, asked[0], "train.stages.0.without=[hub, confidence]")
-
-
-def test_stages_were_once_called_a_curriculum(tmp_path):
-    old, new = (load(tmp_path, GOOD, f"train.{key}=[{{until: 0.5, sequence: 64}}]") for key in ("curriculum", "stages"))
-    assert old == new and old.train.stages[0].sequence == 64
-    assert "curriculum" not in old.to_yaml()
