@@ -38,11 +38,11 @@ def test_show_counts_what_is_there(synthe: Run, recipe: Path) -> None:
     hidden = parts["mlp"] // (3 * 32)
     assert found["flops_per_token"]["forward"] == 2 * (4 * 32 * 32 + 3 * 32 * hidden + 32 * 257) + 4 * 32 * seen
     assert found["flops_per_token"]["training"] == 3 * found["flops_per_token"]["forward"]
-    # A window of 16 keys and values of width 32 in float32, and the position.
+    # A window of 16 keys and values of width 32 and how much of it is filled, in float32, and the position.
     assert found["state_bytes"] == {
-        "1": 2 * 32 * 4 + 8,
-        "32": 16 * 2 * 32 * 4 + 8,
-        "256": 16 * 2 * 32 * 4 + 8,
+        "1": 2 * 32 * 4 + 4 + 8,
+        "32": 16 * 2 * 32 * 4 + 4 + 8,
+        "256": 16 * 2 * 32 * 4 + 4 + 8,
     }
     text = synthe("recipe", "show", recipe).stdout
     assert f"({total:,})" in text
