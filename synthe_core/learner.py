@@ -38,6 +38,7 @@ class Pass:
     measures:  figures of this pass that training logs, 0-dim and without gradient (how often a gate fired).
     skipped:   floating-point operations that learners left out of this pass, of those that their `flops` state.
     updates:   buffers of the model and what they are to become once the training step is taken (see `settle`).
+    trials:    tokens that ran every block, for a depth router to learn from (see `model.depth.Trials`); None: none did.
     without:   paths of what takes no part in this pass: it adds nothing, and its state passes through unchanged.
     """
 
@@ -48,6 +49,7 @@ class Pass:
     measures: list[tuple[str, Tensor]] = field(default_factory=list)
     skipped: list[float | Tensor] = field(default_factory=list)
     updates: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    trials: Any = None
     without: frozenset[str] = frozenset()
     trace: Trace | None = None
     path: str = ""

@@ -115,7 +115,7 @@ class Firing(nn.Module):
         return torch.where(wanted.isnan(), self.threshold, self.threshold.lerp(wanted, FOLLOW))
 
 
-def uniform(positions: Tensor, seed: Tensor) -> Tensor:
+def uniform(positions: Tensor, seed: Tensor | int) -> Tensor:
     """Numbers in [0, 1), float32, that look drawn: a hash of int64 positions (SplitMix, Steele et al. 2014)."""
     x = (positions + seed) * -0x61C8864680B583EB  # multiplication wraps around
     x = (x ^ (x >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47

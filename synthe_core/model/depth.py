@@ -17,15 +17,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core import state as states
+from synthe_core.layers.firing import uniform
 from synthe_core.layers.projection import project_in
 from synthe_core.learner import Pass, Spec
 from synthe_core.model.block import RMSNorm
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.trace import Trace
 
+TRIED = 1 << 40  # the seed that picks the tokens to learn from, by position
 FOLLOW = 0.3  # share of the way that a threshold goes, each step, to where this step's tokens would have had it
 SLOW = 8.0  # the router's weights are kept this much larger than they act, so that a step of Adam turns them less
 SAMPLE = 1 << 18  # scores that a quantile is taken of, at most
+TINY = 1e-12
 
 
 class DepthSpec(Spec):
@@ -38,6 +41,9 @@ class DepthSpec(Spec):
         description="exit: one score, and a token leaves for good at its depth; skip: a score for each block",
     )
     hidden: int = Field(64, ge=1, description="units of the router's hidden layer")
+    explore: float = Field(
+        0.0625, gt=0, lt=1, description="in training, the share of tokens that run every block, to learn what it gains"
+    )
 
     def rates(self, routed: int) -> list[float]:
         """The share of tokens to run each of `routed` blocks; their mean is `target`.
@@ -49,19 +55,18 @@ class DepthSpec(Spec):
 
 
 class Choice(NamedTuple):
-    """Which tokens run one block: `keep` bool [B, T], how many in each row, how willingly (None: no gradient)."""
+    """Which tokens run one block: `keep` bool [B, T], and how many in each row."""
 
     keep: Tensor
     counts: list[int]
-    will: Tensor | None
 
     @classmethod
     def everyone(cls, ctx: Pass) -> Choice:
         """All tokens, for a pass without a router."""
         if ctx.mask is None:
             batch, time = ctx.positions.shape
-            return cls(torch.ones_like(ctx.positions, dtype=torch.bool), [time] * batch, None)
-        return cls(ctx.mask, ctx.mask.sum(1).tolist(), None)
+            return cls(torch.ones_like(ctx.positions, dtype=torch.bool), [time] * batch)
+        return cls(ctx.mask, ctx.mask.sum(1).tolist())
 
     def run(self, block: Any, x: Tensor, remembered: Sequence[Any], ctx: Pass) -> tuple[Tensor, list[Any]]:
         """The block over the tokens that are kept, gathered to the front; the others pass by unchanged.
@@ -79,7 +84,7 @@ class Choice(NamedTuple):
         if min(self.counts) == time:
             steps = torch.arange(time, device=x.device)
             y, after = block(x, before, replace(ctx, positions=clock[:, None] + steps, lengths=None, mask=None))
-            return (y if self.will is None else Gate.apply(x, y, self.will)), [*after, clock + time]
+            return y, [*after, clock + time]
         rows = None if len(live) == batch else torch.tensor(live, device=x.device)
         places = Places.of(self.keep, rows, longest)
         ragged = any(self.counts[row] != longest for row in live)
@@ -91,10 +96,7 @@ class Choice(NamedTuple):
             signals={name: places.gather(value) for name, value in ctx.signals.items()},
         )
         given = dict(inner.signals)
-        short = places.gather(x)
-        y, after = block(short, before if rows is None else states.take(before, rows), inner)
-        if self.will is not None:
-            y = Gate.apply(short, y, places.gather(self.will))
+        y, after = block(places.gather(x), before if rows is None else states.take(before, rows), inner)
         for name, value in inner.signals.items():
             if value is not given.get(name):  # the blocks that every token runs have published the same names before
                 ctx.signals[name] = places.scatter(value, ctx.signals[name])
@@ -137,43 +139,40 @@ class Places:
         return out[:-1].view_as(x)
 
 
-class Gate(torch.autograd.Function):
-    """x + g (y - x) with g = 1 in value and the gradient of `will`: what a block adds says how much it was worth.
+@dataclass
+class Trials:
+    """Tokens of a pass that run every block, for the router to learn from: N of them, at `at` int64 [N] in the rows
+    laid end to end. `scores` [N, S] are theirs, with the router's gradient; `streams` what entered S routed blocks."""
 
-    Straight-through (Bengio et al. 2013): the values are those of y, whatever the router thinks.
-    """
+    at: Tensor
+    scores: Tensor
+    streams: list[Tensor]
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, will: Tensor) -> Tensor:
-        ctx.save_for_backward(x, y)
-        ctx.dtype = will.dtype
-        return y.view_as(y)
+    def watch(self, x: Tensor) -> None:
+        """Keeps the stream x [B, T, D] before a block, at these tokens; one score needs that before the first only."""
+        if len(self.streams) < self.scores.shape[1]:
+            self.streams.append(x.detach().flatten(0, 1).index_select(0, self.at))
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor]:
-        x, y = ctx.saved_tensors
-        return None, grad, (grad * (y - x)).sum(-1).to(ctx.dtype)
+    def only(self, which: Tensor) -> Trials:
+        """Those that are True in bool [N]."""
+        return Trials(self.at[which], self.scores[which], [x[which] for x in self.streams])
+
+    def lesson(self, losses: Tensor) -> Tensor:
+        """1 - the correlation of the scores with what the blocks gained: a scalar with the router's gradient.
+
+        losses [S + 1, N]: what a token's cross-entropy would be if it left before each of those blocks, and as it is.
+        A gain is the difference between two of them, clipped at three deviations.
+        """
+        if not len(self.at):
+            return self.scores.sum()
+        gains = _standard((losses[:-1] - losses[1:]).T).clamp(-3, 3)
+        return 1 - (_standard(self.scores) * gains).mean()
 
 
-class Will(torch.autograd.Function):
-    """sigmoid of the margins [blocks, B, T], whose gradient is taken against the mean of the tokens that were kept.
-
-    The thresholds follow the scores, so a push that is common to all tokens would change no decision: it would only
-    make the scores run away from them. What is left says which tokens gained more from a block than the others.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, margins: Tensor, keep: Tensor) -> Tensor:
-        will = margins.sigmoid()
-        ctx.save_for_backward(will, keep)
-        return will
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        will, keep = ctx.saved_tensors
-        grad = grad * will * (1 - will)  # nothing comes back from tokens that were not kept
-        mean = grad.sum((1, 2), keepdim=True) / keep.sum((1, 2), keepdim=True).clamp_min(1)
-        return (grad - mean) * keep, None
+def _standard(x: Tensor) -> Tensor:
+    """The columns of x [N, S] with mean 0 and variance 1; nothing where they do not vary."""
+    x = x - x.mean(0)
+    return x * (x.square().mean(0) + TINY).rsqrt()
 
 
 class Router(nn.Module):
@@ -183,6 +182,10 @@ class Router(nn.Module):
     thresholds t hold the budget: after each training step they go a part of the way to where this step's tokens would
     have met the wanted rates. They begin at minus infinity: at first every token runs every block. Decisions that
     change slowly cost less quality, as the later blocks must live with them.
+
+    **What it learns.** In training a few tokens, `explore` of them and chosen by position, run every block. For those
+    it is known by how much the blocks lowered the loss: the stream before them, read by the model's own head, is what
+    the token would have said had it left there. The scores learn to correlate with that gain (see `Trials.lesson`).
     """
 
     thresholds: Tensor
@@ -212,22 +215,28 @@ class Router(nn.Module):
             x = F.rms_norm(x, (x.shape[-1],), eps=self.norm.eps)
             return F.linear(x, F.normalize(self.outer.weight.to(wide), dim=-1))
 
-    def forward(self, x: Tensor, ctx: Pass, cost: Callable[[int], float]) -> list[Choice]:
-        """What each of the later blocks runs of x; `cost` is a block's FLOPs per token of a pass of that length."""
+    def forward(self, x: Tensor, ctx: Pass, cost: Callable[[int], float]) -> tuple[list[Choice], Trials | None]:
+        """What each of the later blocks runs of x, and the tokens to learn from, in training.
+
+        `cost` is a block's FLOPs per token of a pass of that length.
+        """
         if "router" in ctx.without:
             ctx.spare(self.flops())
-            return [Choice.everyone(ctx)] * self.routed
+            return [Choice.everyone(ctx)] * self.routed, None
         scores = self.scores(x)
-        margins = (scores - self.thresholds).movedim(-1, 0)  # [blocks, B, T]
-        keep = margins.detach() > 0
-        if ctx.mask is not None:
-            keep = keep & ctx.mask
-        counts = keep.sum(-1).tolist()  # the one wait for the device: lengths decide shapes
-        wills = Will.apply(margins, keep).unbind() if margins.requires_grad else [None] * self.routed
-        self._tell(keep, counts, ctx, cost)
+        keep = (scores.detach() > self.thresholds).movedim(-1, 0)  # [blocks, B, T]
+        keep = keep if ctx.mask is None else keep & ctx.mask
+        wished, trials = keep, None
         if self.training:
+            tried = uniform(ctx.positions, TRIED) < self.spec.explore
+            tried = tried if ctx.mask is None else tried & ctx.mask
+            keep = keep | tried
+            at = tried.flatten().nonzero().squeeze(1)
+            trials = Trials(at, scores.flatten(0, 1).index_select(0, at), [])
             ctx.updates.append((self.thresholds, self._followed(scores.detach(), ctx.mask)))
-        return [Choice(*each) for each in zip(keep.unbind(), counts, wills, strict=True)]
+        counts = keep.sum(-1).tolist()  # lengths decide shapes: here a device is waited for
+        self._tell(wished, keep, counts, ctx, cost)
+        return [Choice(*each) for each in zip(keep.unbind(), counts, strict=True)], trials
 
     def _followed(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         """The thresholds after a step of these scores."""
@@ -243,11 +252,14 @@ class Router(nn.Module):
         wanted = torch.where(wanted.isnan(), now, wanted)  # a step without a real token
         return torch.where(now.isinf(), wanted, now.lerp(wanted, FOLLOW))
 
-    def _tell(self, keep: Tensor, counts: list[list[int]], ctx: Pass, cost: Callable[[int], float]) -> None:
-        """Depth for the log and for a trace, and what the blocks were spared: padding of the short passes is not."""
+    def _tell(
+        self, wished: Tensor, keep: Tensor, counts: list[list[int]], ctx: Pass, cost: Callable[[int], float]
+    ) -> None:
+        """Depth for the log (of those that wished) and a trace, and what the blocks were spared: padding of the short
+        passes is not."""
         runs = keep.sum(0)
         tokens = runs.numel() if ctx.mask is None else ctx.mask.sum().clamp_min(1)
-        ctx.measures.append(("depth", runs.sum() / (tokens * self.routed)))
+        ctx.measures.append(("depth", wished.sum() / (tokens * self.routed)))
         path, ctx.path = ctx.path, "router"
         ctx.emit("depth", self.spec.min + runs)
         ctx.emit("keep", keep)

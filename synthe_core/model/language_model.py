@@ -19,7 +19,7 @@ from synthe_core.layers.byte_patch import BytePatch
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.model.block import EPS, Block, RMSNorm
 from synthe_core.model.confidence import ConfidenceHead, ConfidenceSpec
-from synthe_core.model.depth import Choice, DepthSpec, Router
+from synthe_core.model.depth import Choice, DepthSpec, Router, Trials
 from synthe_core.model.parts import parts
 from synthe_core.ops.cross_entropy import IGNORED, linear_cross_entropy
 from synthe_core.trace import Trace
@@ -233,7 +233,9 @@ class Backbone(nn.Module):
         ctx.without = self._silent
         for index, (block, remembered) in enumerate(zip(self.blocks, states, strict=True)):
             if self.router is not None and index == len(self.blocks) - self.routed:
-                choices = self.router(x, ctx, self._block_flops)
+                choices, ctx.trials = self.router(x, ctx, self._block_flops)
+            if ctx.trials is not None:
+                ctx.trials.watch(x)
             step = partial(choices[index - len(self.blocks)].run, block) if choices else block
             ctx.path = f"blocks.{index}"
             if self.recompute and torch.is_grad_enabled():
@@ -325,7 +327,22 @@ class LanguageModel(Backbone):
             losses["confidence"] = confidence.loss(hidden, ctx.signals, verdict, targets != IGNORED)
         elif self.confidence is not None:
             ctx.spare(self.confidence.flops())
+        if ctx.trials is not None and torch.is_grad_enabled():
+            losses["depth"] = self._lesson(ctx.trials, hidden, targets)
         return Loss(total, scored, losses, each, told, sum(ctx.skipped), tuple(ctx.updates)), after
+
+    def _lesson(self, trials: Trials, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The router's loss: how well its scores tell what the blocks gained at the tokens that ran them all."""
+        answers = targets.flatten().index_select(0, trials.at)
+        trials = trials.only(answers != IGNORED)
+        answers = targets.flatten().index_select(0, trials.at)
+        wide = trials.scores.dtype
+        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+            left = [self.norm(x.to(wide)) for x in trials.streams]
+            ended = hidden.flatten(0, 1).index_select(0, trials.at).to(wide)
+            logits = F.linear(torch.stack([*left, ended]), self.head.weight.to(wide))
+            losses = F.cross_entropy(logits.flatten(0, 1), answers.repeat(len(logits)), reduction="none")
+        return trials.lesson(losses.view(len(logits), -1))
 
     def flops(self, time: int) -> float:
         """Floating-point operations per token of a forward pass over `time` tokens, counted learner by learner."""

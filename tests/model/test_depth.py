@@ -8,8 +8,9 @@ import torch
 from synthe_core.accounting import account
 from synthe_core.checkpoint import load_weights, weights
 from synthe_core.errors import InputError
+from synthe_core.layers.firing import uniform
 from synthe_core.learner import Pass, settle
-from synthe_core.model.depth import DepthSpec, Places, Will, depths
+from synthe_core.model.depth import TRIED, DepthSpec, Places, Trials, depths
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.recipe import Recipe
 from synthe_core.trace import Trace
@@ -48,7 +49,7 @@ def test_thresholds_meet_the_rates_of_the_step_they_were_taken_of(mode):
     assert float(loss.measures["depth"]) == 1.0  # at first every token runs every block
     settle(loss.updates)
     trace = Trace()
-    loss = model.hidden(text, trace=trace)
+    model.eval().hidden(text, trace=trace)
     keep = next(record.value for record in trace.records if record.name == "keep")
     wanted = torch.tensor(model.spec.depth.rates(4))
     torch.testing.assert_close(keep.float().mean((1, 2)), wanted, atol=2 / 512, rtol=0)
@@ -80,7 +81,7 @@ def test_when_all_tokens_stay_the_model_is_the_one_without_a_router(mode):
 
 def test_when_none_stays_the_model_is_its_first_blocks():
     routed, shallow, text = model_of(SETTLED), model_of(None, blocks=2), tokens()
-    routed.router.thresholds.fill_(torch.inf)
+    routed.eval().router.thresholds.fill_(torch.inf)
     for name, tensor in weights(shallow).items():
         tensor.copy_(weights(routed)[name])
     calls = count_calls(routed)
@@ -157,47 +158,51 @@ def test_places_gather_and_scatter():
     assert gradient.flatten().tolist() == list(range(12))
 
 
-def test_the_router_learns_what_each_token_gained_against_the_mean():
-    margins = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
-    keep, gain = torch.rand(2, 3, 5) > 0.4, torch.randn(2, 3, 5, dtype=torch.float64)
-    Will.apply(margins, keep).backward(gain * keep)
-    share = margins.detach().sigmoid()
-    worth = gain * share * (1 - share)
-    for block in range(2):
-        here = keep[block]
-        torch.testing.assert_close(margins.grad[block][here], worth[block][here] - worth[block][here].mean())
-        assert (margins.grad[block][~here] == 0).all()
+def test_scores_learn_to_rank_tokens_by_what_the_blocks_gained():
+    torch.manual_seed(0)
+    losses = torch.randn(4, 50, dtype=torch.float64)
+    gains = (losses[:-1] - losses[1:]).T
+
+    def lesson(scores):
+        return float(Trials(torch.arange(50), scores, []).lesson(losses))
+
+    assert lesson(3 * gains + 7) < 0.02 and lesson(-gains) > 1.98  # not quite 0 and 2: gains are clipped
+    assert lesson(torch.ones(50, 3, dtype=torch.float64)) == pytest.approx(1)
+    one = Trials(torch.arange(50), gains[:, :1], []).lesson(losses[:2])
+    assert float(one) < 0.02
+    scores = torch.ones(0, 1, requires_grad=True)
+    (gradient,) = torch.autograd.grad(Trials(torch.arange(0), scores, []).lesson(torch.ones(2, 0)), scores)
+    assert gradient.numel() == 0
 
 
-def test_the_gain_of_a_block_is_the_slope_along_what_it_adds():
-    """d loss / d gate by finite differences: the gate opened a little wider at one token of one block."""
-    model, text = model_of(SETTLED | {"min": 1}, blocks=2), tokens(batch=1)
-    settle(model.loss(text, text)[0].updates)
+@pytest.mark.parametrize("mode", ["exit", "skip"])
+def test_it_is_taught_by_what_the_model_would_have_said_without_the_blocks(mode, monkeypatch):
+    model, text = model_of({"min": 1, "hidden": 8, "mode": mode, "explore": 0.2}, blocks=3), tokens()
     seen = {}
-    original = Will.backward
-    Will.backward = staticmethod(lambda ctx, grad: (seen.setdefault("grad", grad), original(ctx, grad))[1])
-    try:
-        loss, _ = model.loss(text[:, :-1], text[:, 1:])
-        loss.total.backward()
-    finally:
-        Will.backward = original
-    kept = (depths(model, text[:, :-1])[0] == 2).nonzero().flatten()
-    place = int(kept[len(kept) // 2])
-    values = []
-    for step in (1e-5, -1e-5):
+    monkeypatch.setattr(Trials, "lesson", lambda self, losses: seen.update(losses=losses, at=self.at) or losses.sum())
+    inputs, targets = text[:, :-1], text[:, 1:].clone()
+    targets[1, 5:20] = -100
+    model.loss(inputs, targets)  # thresholds at minus infinity: all tokens run every block
+    at = seen["at"]
+    assert 0 < len(at) < 0.4 * inputs.numel() and (targets.flatten()[at] != -100).all()
+    for row, blocks in enumerate((1, 2, 3) if mode == "skip" else (1, 3)):
+        smaller = LanguageModel(model.spec.model_copy(update={"blocks": blocks, "depth": None}), VOCAB).double()
+        own = model.state_dict()
+        smaller.load_state_dict({name: own[name] for name in smaller.state_dict()})
+        each = smaller.loss(inputs, targets)[0].each
+        torch.testing.assert_close(seen["losses"][row], each.flatten()[at])
 
-        def widen(block, args, output, step=step):
-            x, state = output
-            index = int((kept < place).sum())
-            widened = x.clone()
-            widened[:, index] += step * (x - args[0])[:, index]
-            return widened, state
 
-        handle = model.blocks[1].register_forward_hook(widen)
-        with torch.no_grad():
-            values.append(float(model.loss(text[:, :-1], text[:, 1:])[0].total))
-        handle.remove()
-    assert float(seen["grad"][0, 0, place]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
+def test_what_it_learns_from_runs_every_block_in_training_only():
+    model, text = model_of(SETTLED | {"explore": 0.3}), tokens()
+    settle(model.loss(text, text)[0].updates)
+    trained = depths(model, text)
+    chosen = uniform(torch.arange(40), TRIED) < 0.3
+    assert (trained[:, chosen] == 6).all() and 0 < int(chosen.sum()) < 20
+    asked = float(model.loss(text, text)[0].measures["depth"])  # of those that wished to
+    deep = float((depths(model.eval(), text) - 2).double().mean()) / 4
+    assert asked == pytest.approx(deep, abs=0.1) and deep < float((trained - 2).double().mean()) / 4
+    assert model.hidden(text)[2].trials is None
 
 
 @pytest.mark.parametrize("mode", ["exit", "skip"])
