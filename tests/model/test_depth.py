@@ -10,7 +10,8 @@ from synthe_core.checkpoint import load_weights, weights
 from synthe_core.errors import InputError
 from synthe_core.layers.firing import uniform
 from synthe_core.learner import Pass, settle
-from synthe_core.model.depth import TRIED, DepthSpec, Places, Trials, depths
+from synthe_core.model import depth as routing
+from synthe_core.model.depth import TRIED, DepthSpec, Places, Trials, alike, depths, padded
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.recipe import Recipe
 from synthe_core.trace import Trace
@@ -126,6 +127,43 @@ def test_blocks_run_on_no_more_than_the_longest_row_of_those_that_stay():
     for index in range(2, 6):
         counts = (deep > index).sum(1)
         assert calls[index] == [(int((counts > 0).sum()), int(counts.max()), 16)]
+
+
+def test_rows_are_grouped_by_how_much_of_them_stays():
+    assert alike([0, 0]) == [] and alike([0, 5, 3]) == [[1, 2]]
+    assert alike([7] * 16) == [list(range(16))]
+    counts = [3, 40, 5, 38, 4, 39, 0, 6, 41, 20, 22, 19, 21]
+    groups = alike(counts)
+    assert groups == [[0, 2, 4, 7], [9, 10, 11, 12], [1, 3, 5, 8]]
+    assert padded(groups, counts) == 4 * (6 + 22 + 41) < padded([list(range(13))], counts)
+    for length in range(1, 40):
+        counts = [length * row % 11 for row in range(length)]
+        groups = alike(counts)
+        everyone = sorted(row for group in groups for row in group)
+        assert everyone == [row for row in range(length) if counts[row]]
+        assert len(groups) <= 4 and all(len(group) >= min(4, len(everyone)) for group in groups)
+
+
+@pytest.mark.parametrize("case", ["delta", "hub", "attention", "experts"])
+def test_grouping_rows_changes_no_number(case, monkeypatch):
+    """But auxiliary losses that compare the tokens of a pass, which are then each group's own."""
+    block = [{"type": case, "heads": 2} if case in ("delta", "attention") else {"type": case}, "mlp"]
+    model, text = model_of(SETTLED, block=block), tokens(14, 40)
+    text[::3] = text[::3, :1]
+    settle(model.loss(text, text)[0].updates)
+    calls, found = count_calls(model), []
+    for together in (False, True):
+        calls.clear()
+        if together:
+            monkeypatch.setattr(routing, "alike", lambda counts: [[row for row, count in enumerate(counts) if count]])
+        model.zero_grad()
+        loss, state = model.loss(text[:, :-1], text[:, 1:])
+        loss.total.backward()
+        assert (max(map(len, calls.values())) == 1) is together
+        more = model(tokens(14, 5, seed=3), state)[0]
+        found.append([loss.total, more, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
 def test_a_block_lives_in_its_own_time():
