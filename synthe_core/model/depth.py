@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from synthe_core import state as states
@@ -32,7 +32,7 @@ TINY = 1e-12
 
 
 class DepthSpec(Spec):
-    """How deep a token goes: every token runs `min` blocks, and on average `target` of the others."""
+    """How deep a token goes: every token runs `min` blocks, and on average `target` of those that it may leave out."""
 
     min: int = Field(2, ge=1, description="blocks that every token runs; the router reads what comes out of them")
     target: float = Field(0.6, gt=0, lt=1, description="share of the other blocks that a token runs on average")
@@ -40,10 +40,21 @@ class DepthSpec(Spec):
         "exit",
         description="exit: one score, and a token leaves for good at its depth; skip: a score for each block",
     )
+    every: int = Field(1, ge=1, description="skip: only every so manieth of the other blocks is left out by any token")
     hidden: int = Field(64, ge=1, description="units of the router's hidden layer")
     explore: float = Field(
         0.0625, gt=0, lt=1, description="in training, the share of tokens that run every block, to learn what it gains"
     )
+
+    @model_validator(mode="after")
+    def _who_left_does_not_come_back(self) -> DepthSpec:
+        if self.mode == "exit" and self.every > 1:
+            raise ValueError(f"every: {self.every} is for mode: skip; a token that exits comes back to no block")
+        return self
+
+    def places(self, blocks: int) -> range:
+        """The blocks, of so many, that a token may leave out."""
+        return range(self.min, blocks, self.every)
 
     def rates(self, routed: int) -> list[float]:
         """The share of tokens to run each of `routed` blocks; their mean is `target`.
@@ -179,30 +190,34 @@ class Places:
 @dataclass
 class Trials:
     """Tokens of a pass that run every block, for the router to learn from: N of them, at `at` int64 [N] in the rows
-    laid end to end. `scores` [N, S] are theirs, with the router's gradient; `streams` what entered S routed blocks."""
+    laid end to end. `scores` [N, S] are theirs, with the router's gradient; `streams` what went in and out of each."""
 
     at: Tensor
     scores: Tensor
     streams: list[Tensor]
 
     def watch(self, x: Tensor) -> None:
-        """Keeps the stream x [B, T, D] before a block, at these tokens; one score needs that before the first only."""
-        if len(self.streams) < self.scores.shape[1]:
-            self.streams.append(x.detach().flatten(0, 1).index_select(0, self.at))
+        """Keeps the stream x [B, T, D] before or after a routed block, at these tokens."""
+        self.streams.append(x.detach().flatten(0, 1).index_select(0, self.at))
 
     def only(self, which: Tensor) -> Trials:
         """Those that are True in bool [N]."""
         return Trials(self.at[which], self.scores[which], [x[which] for x in self.streams])
 
+    @property
+    def ends(self) -> list[Tensor]:
+        """The streams before and after what each score decides about, 2 S of [N, D]: one score decides about it all."""
+        return [self.streams[0], self.streams[-1]] if self.scores.shape[1] == 1 else self.streams
+
     def lesson(self, losses: Tensor) -> Tensor:
         """1 - the correlation of the scores with what the blocks gained: a scalar with the router's gradient.
 
-        losses [S + 1, N]: what a token's cross-entropy would be if it left before each of those blocks, and as it is.
-        A gain is the difference between two of them, clipped at three deviations.
+        losses [2 S, N]: a token's cross-entropy if it were read off at each of the `ends`. A gain is the difference
+        that a block makes, clipped at three deviations.
         """
         if not len(self.at):
             return self.scores.sum()
-        gains = _standard((losses[:-1] - losses[1:]).T).clamp(-3, 3)
+        gains = _standard((losses[::2] - losses[1::2]).T).clamp(-3, 3)
         return 1 - (_standard(self.scores) * gains).mean()
 
 
@@ -230,7 +245,8 @@ class Router(nn.Module):
     def __init__(self, spec: DepthSpec, width: int, blocks: int, eps: float) -> None:
         super().__init__()
         self.spec = spec
-        self.routed = blocks - spec.min
+        self.places = spec.places(blocks)
+        self.routed, self.always = len(self.places), blocks - len(self.places)
         self.norm = RMSNorm(width, eps)
         self.inner = project_in(width, spec.hidden, bias=True)
         self.outer = project_in(spec.hidden, 1 if spec.mode == "exit" else self.routed)
@@ -298,7 +314,7 @@ class Router(nn.Module):
         tokens = runs.numel() if ctx.mask is None else ctx.mask.sum().clamp_min(1)
         ctx.measures.append(("depth", wished.sum() / (tokens * self.routed)))
         path, ctx.path = ctx.path, "router"
-        ctx.emit("depth", self.spec.min + runs)
+        ctx.emit("depth", self.always + runs)
         ctx.emit("keep", keep)
         ctx.path = path
         batch, time = runs.shape

@@ -203,8 +203,8 @@ class Backbone(nn.Module):
         device = self.embedding.weight.device if device is None else device
         position = torch.zeros(batch, dtype=torch.int64, device=device)
         blocks = [block.init_state(batch, device=device) for block in self.blocks]  # type: ignore[operator]
-        for block in blocks[len(blocks) - self.routed :]:
-            block.append(position.clone())  # its own clock
+        for index in self.routed:
+            blocks[index].append(position.clone())  # its own clock
         return ModelState(position, blocks)
 
     def leave_out(self, names: Iterable[str]) -> None:
@@ -229,26 +229,30 @@ class Backbone(nn.Module):
     def run(self, x: Tensor, states: list[list[Any]], ctx: Pass) -> tuple[Tensor, list[list[Any]]]:
         """The normalised output of the last block, [B, T, D], and the states of all blocks after it."""
         after = []
-        choices: list[Choice] = []
+        choices: dict[int, Choice] = {}
         ctx.without = self._silent
         for index, (block, remembered) in enumerate(zip(self.blocks, states, strict=True)):
-            if self.router is not None and index == len(self.blocks) - self.routed:
-                choices, ctx.trials = self.router(x, ctx, self._block_flops)
-            if ctx.trials is not None:
-                ctx.trials.watch(x)
-            step = partial(choices[index - len(self.blocks)].run, block) if choices else block
+            if self.router is not None and index == self.routed[0]:
+                chosen, ctx.trials = self.router(x, ctx, self._block_flops)
+                choices = dict(zip(self.routed, chosen, strict=True))
+            step = partial(choices[index].run, block) if index in choices else block
+            tried = ctx.trials if index in choices else None
+            if tried is not None:
+                tried.watch(x)
             ctx.path = f"blocks.{index}"
             if self.recompute and torch.is_grad_enabled():
                 x, remembered = checkpoint(_again, step, x, remembered, ctx, dict(ctx.signals), use_reentrant=False)
             else:
                 x, remembered = step(x, remembered, ctx)
+            if tried is not None:
+                tried.watch(x)
             after.append(remembered)
         return self.norm(x), after
 
     @property
-    def routed(self) -> int:
-        """How many blocks, the last ones, are run by some tokens only."""
-        return 0 if self.router is None else self.router.routed
+    def routed(self) -> Sequence[int]:
+        """The blocks that are run by some tokens only."""
+        return () if self.router is None else self.router.places
 
     def _block_flops(self, time: int) -> float:
         """Floating-point operations per token of one block."""
@@ -328,19 +332,17 @@ class LanguageModel(Backbone):
         elif self.confidence is not None:
             ctx.spare(self.confidence.flops())
         if ctx.trials is not None and torch.is_grad_enabled():
-            losses["depth"] = self._lesson(ctx.trials, hidden, targets)
+            losses["depth"] = self._lesson(ctx.trials, targets)
         return Loss(total, scored, losses, each, told, sum(ctx.skipped), tuple(ctx.updates)), after
 
-    def _lesson(self, trials: Trials, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _lesson(self, trials: Trials, targets: Tensor) -> Tensor:
         """The router's loss: how well its scores tell what the blocks gained at the tokens that ran them all."""
         answers = targets.flatten().index_select(0, trials.at)
         trials = trials.only(answers != IGNORED)
         answers = targets.flatten().index_select(0, trials.at)
         wide = trials.scores.dtype
-        with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            left = [self.norm(x.to(wide)) for x in trials.streams]
-            ended = hidden.flatten(0, 1).index_select(0, trials.at).to(wide)
-            logits = F.linear(torch.stack([*left, ended]), self.head.weight.to(wide))
+        with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
+            logits = F.linear(self.norm(torch.stack(trials.ends).to(wide)), self.head.weight.to(wide))
             losses = F.cross_entropy(logits.flatten(0, 1), answers.repeat(len(logits)), reduction="none")
         return trials.lesson(losses.view(len(logits), -1))
 
@@ -355,4 +357,4 @@ class LanguageModel(Backbone):
         """Bytes of one sequence's state after `time` tokens: its position, what every learner remembers, and the clock
         of each block that tokens may leave out (then these are the most that it may be)."""
         learners = sum(learner.state_bytes(time) for learner in self.learners)
-        return self.init_state(1, device="meta").position.element_size() * (1 + self.routed) + learners
+        return self.init_state(1, device="meta").position.element_size() * (1 + len(self.routed)) + learners

@@ -198,8 +198,8 @@ def test_places_gather_and_scatter():
 
 def test_scores_learn_to_rank_tokens_by_what_the_blocks_gained():
     torch.manual_seed(0)
-    losses = torch.randn(4, 50, dtype=torch.float64)
-    gains = (losses[:-1] - losses[1:]).T
+    losses = torch.randn(6, 50, dtype=torch.float64)
+    gains = (losses[::2] - losses[1::2]).T
 
     def lesson(scores):
         return float(Trials(torch.arange(50), scores, []).lesson(losses))
@@ -223,7 +223,7 @@ def test_it_is_taught_by_what_the_model_would_have_said_without_the_blocks(mode,
     model.loss(inputs, targets)  # thresholds at minus infinity: all tokens run every block
     at = seen["at"]
     assert 0 < len(at) < 0.4 * inputs.numel() and (targets.flatten()[at] != -100).all()
-    for row, blocks in enumerate((1, 2, 3) if mode == "skip" else (1, 3)):
+    for row, blocks in enumerate((1, 2, 2, 3) if mode == "skip" else (1, 3)):
         smaller = LanguageModel(model.spec.model_copy(update={"blocks": blocks, "depth": None}), VOCAB).double()
         own = model.state_dict()
         smaller.load_state_dict({name: own[name] for name in smaller.state_dict()})
@@ -277,6 +277,25 @@ def test_thresholds_move_only_after_the_step_and_are_a_part_of_the_weights():
     mean = (one.updates[0][1] + two.updates[0][1]) / 2
     torch.testing.assert_close(model.router.thresholds, mean)
     assert "router.thresholds" in weights(model)
+
+
+def test_every_second_block_may_be_run_by_all():
+    model, text = model_of({"min": 1, "target": 0.3, "mode": "skip", "every": 2, "hidden": 8}), tokens(14, 40)
+    assert list(model.routed) == [1, 3, 5] and [len(block) for block in model.init_state(1).blocks] == [2, 3] * 3
+    settle(model.loss(text, text)[0].updates)
+    calls = count_calls(model.eval())
+    with torch.no_grad():
+        whole, _ = model(text)
+        assert all((sum(b * t for b, t, _ in calls[block]) == text.numel()) == (block % 2 == 0) for block in range(6))
+        deep = depths(model, text)
+        assert (
+            int(deep.min()) == 3 and int(deep.max()) == 6 and float(deep.double().mean()) == pytest.approx(3.9, abs=0.1)
+        )
+        pieces, state = [], None
+        for start, end in ((0, 1), (1, 22), *((t, t + 1) for t in range(22, 40))):
+            piece, state = model(text[:, start:end], state)
+            pieces.append(piece)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-9, atol=1e-10)
 
 
 def test_padding_does_not_count():
@@ -347,6 +366,7 @@ def test_executed_operations_are_those_of_the_passes_that_ran():
         ({"blocks": 1, "depth": {"min": 1}}, "1 of 1 blocks"),
         ({"blocks": 4, "depth": {"target": 1.0}}, "less than 1"),
         ({"blocks": 4, "depth": {"mode": "jump"}}, "'exit' or 'skip'"),
+        ({"blocks": 4, "depth": {"every": 2}}, "every: 2 is for mode: skip"),
         ({"blocks": 4, "depth": {}, "head": {"classes": 2}}, "an encoder runs every block"),
     ],
 )
