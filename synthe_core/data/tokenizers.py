@@ -68,13 +68,14 @@ class Tokenizer(ABC):
     def save(self, folder: Path) -> Path:
         """Writes `folder`/tokenizer.json, from which `load_tokenizer` makes this tokenizer again."""
         path = folder / "tokenizer.json"
-        path.write_text(self._content(), encoding="utf-8")
+        path.write_text(self.to_json(), encoding="utf-8")
         if self.chat_template is not None:
             (folder / CHAT).write_text(self.chat_template, encoding="utf-8")
         return path
 
     @abstractmethod
-    def _content(self) -> str: ...
+    def to_json(self) -> str:
+        """What tokenizer.json holds."""
 
     @cached_property
     def widths(self) -> np.ndarray:
@@ -129,7 +130,7 @@ class ByteTokenizer(Tokenizer):
     def spelling(self, token: int) -> str:
         return END if token == self.end else _byte_spelling()[token]
 
-    def _content(self) -> str:
+    def to_json(self) -> str:
         return json.dumps({"type": "bytes", "vocab_size": 257, "end": 256}) + "\n"
 
 
@@ -181,7 +182,7 @@ class FileTokenizer(Tokenizer):
     def spelling(self, token: int) -> str:
         return self._inner.id_to_token(token)
 
-    def _content(self) -> str:
+    def to_json(self) -> str:
         return self._json
 
 

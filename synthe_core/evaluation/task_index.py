@@ -41,6 +41,19 @@ def index() -> dict[str, dict[str, Any]]:
     return found
 
 
+def names(pattern: str | None) -> dict[str, dict[str, Any]]:
+    """The tasks of the harness and of synthe whose name a pattern fits, or has `pattern` in it; None: all."""
+    own = {path.stem: {"kind": "TASK", "path": path.name, "tags": []} for path in OWN.glob("*.yaml")}
+    known = index() | own
+    if pattern is None:
+        chosen = sorted(known)
+    elif any(c in pattern for c in "*?["):
+        chosen = sorted(fnmatch.filter(known, pattern))
+    else:
+        chosen = sorted(name for name in known if pattern.lower() in name.lower())
+    return {name: {**known[name], "kind": known[name]["kind"].lower().removeprefix("py_")} for name in chosen}
+
+
 def manager(include: Sequence[Path], metadata: Mapping[str, Any]) -> Any:
     """The harness's TaskManager over its own tasks, ours and those below the folders of `include`, which win."""
     from lm_eval.tasks import TaskManager

@@ -1,0 +1,1 @@
+"""Exporting: a checkpoint as other programs read it."""
