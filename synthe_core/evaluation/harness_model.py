@@ -19,6 +19,7 @@ from synthe_core.data import chat
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, unknown
 from synthe_core.evaluation.answers import Answers, key_of
+from synthe_core.evaluation.lengths import trained_length
 from synthe_core.evaluation.reading import Reader
 from synthe_core.evaluation.scoring import Continuation, score
 from synthe_core.evaluation.writing import Prompt, write
@@ -81,7 +82,7 @@ class Synthe(TemplateLM):
             raise unknown("prefix", prefix, PREFIXES)
         self.checkpoint = Checkpoint.open(path)
         self.text = self.checkpoint.tokenizer()
-        self._device = choose_device(device or "auto", probe()).value
+        self._device = _placed(device or "auto")
         self.model = self.checkpoint.model(self._device).eval()
         if self.text.vocab_size > self.model.vocab:
             raise InputError(
@@ -297,6 +298,14 @@ class Synthe(TemplateLM):
         return [*self.prefix, *tokens] if tokens[: len(self.prefix)] != self.prefix else tokens
 
 
+def _placed(asked: str) -> str:
+    """The device; `cuda:1` where there is one, and the best there is where the harness's own `cuda:0` is not."""
+    kind, colon, number = asked.partition(":")
+    if colon and kind != probe().device:
+        kind, colon, number = "auto", "", ""
+    return choose_device(kind, probe()).value + colon + number
+
+
 def _prefix(asked: str, tokenizer: Tokenizer) -> list[int]:
     if asked == "begin" and tokenizer.begin is None:
         raise InputError("the tokenizer has no token that begins a text", "choose the prefix end, none or auto")
@@ -313,11 +322,3 @@ def _rows(batch_size: int | str | None, largest: int | None) -> int | None:
     if not text.isdigit() or int(text) < 1:
         raise InputError(f"no batch size: '{batch_size}'", "a whole number, or auto")
     return int(text)
-
-
-def trained_length(checkpoint: Checkpoint) -> tuple[int, bool]:
-    """The tokens of a sequence that the model was trained on, and whether its state grows with longer ones."""
-    source = getattr(checkpoint.manifest, "source", None) or {}
-    trained = int(source.get("context") or checkpoint.recipe.data.sequence)
-    model: Any = checkpoint.recipe.meta_model(checkpoint.vocab)
-    return trained, model.state_bytes(2 * trained) > model.state_bytes(trained)

@@ -45,8 +45,13 @@ class Loader:
         measured = tokenizer if LENGTHS in self._metadata and "tokenizer" not in self._metadata else None
         key = (wanted.spec, "" if measured is None else measured.digest)
         if key not in self._loaded:
-            self._loaded[key] = self._manager(measured).load([wanted.spec])
+            try:
+                self._loaded[key] = self._manager(measured).load([wanted.spec])
+            except Exception as error:  # of the harness, of the data, of a task's own code
+                self._loaded[key] = error
         found = self._loaded[key]
+        if isinstance(found, Exception):
+            raise found
         shots = wanted.num_fewshot if num_fewshot is None else num_fewshot
         for task in found["tasks"].values():
             if shots is not None and task.get_config("num_fewshot") != 0:

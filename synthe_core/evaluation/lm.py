@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,9 +85,9 @@ def evaluate(paths: Sequence[Path], asked: Asked, stop: threading.Event | None =
         if not reached:
             yield Notice("the hub is not reached: data sets are read from disk alone")
         written: Path | None = None
-        whole, failed = [], {}
+        whole, failed = [], dict[str, str]()
         for path, model in zip(paths, models, strict=True):
-            found, broken, written = yield from _one(path, model, loader, asked, stop, len(paths) > 1)
+            found, broken, written = yield from _one(path, model, loader, asked, stop, len(paths) > 1, failed)
             whole.append(found)
             failed |= broken
     yield Result({"models": whole}, written)
@@ -113,9 +113,15 @@ def _open(path: Path, asked: Asked) -> Any:
 
 
 def _one(
-    path: Path, model: Any, loader: Loader, asked: Asked, stop: threading.Event, several: bool
-) -> Any:
-    """(results, failures, results file) of one model."""
+    path: Path,
+    model: Any,
+    loader: Loader,
+    asked: Asked,
+    stop: threading.Event,
+    several: bool,
+    told: dict[str, str],
+) -> Generator[Event, None, tuple[dict[str, Any], dict[str, str], Path | None]]:
+    """(results, failures, results file) of one model; failures that were `told` of one before are not told again."""
     file = _answers_file(path, model, asked)
     if not asked.resume and asked.use_cache is None:
         file.unlink(missing_ok=True)
@@ -147,7 +153,8 @@ def _one(
                 if os.environ.get("SYNTHE_TRACEBACK"):
                     logging.exception(wanted.name)
                 failed[wanted.name] = explain(error)
-                yield Notice(f"{wanted.name} is not evaluated: {failed[wanted.name]}", "warning")
+                if told.get(wanted.name) != failed[wanted.name]:
+                    yield Notice(f"{wanted.name} is not evaluated: {failed[wanted.name]}", "warning")
             seconds += time.monotonic() - began
     finally:
         answers.close()
