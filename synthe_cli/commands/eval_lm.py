@@ -223,9 +223,13 @@ def _cells(found: list[Any], errors: list[Any], higher: bool | None) -> list[str
         if not isinstance(value, (int, float)):
             cells.append("-" if value is None else str(value))
             continue
-        spread = f" ± {error:.4f}" if isinstance(error, (int, float)) else ""
-        cells.append(f"{'*' if value == best and numbers.count(best) == 1 else ''}{value:.4f}{spread}")
+        spread = f" ± {_number(error)}" if isinstance(error, (int, float)) else ""
+        cells.append(f"{'*' if value == best and numbers.count(best) == 1 else ''}{_number(value)}{spread}")
     return cells
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10_000 else f"{value:.4g}"
 
 
 def basis(facts: dict[str, Any]) -> str:

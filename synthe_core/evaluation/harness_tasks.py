@@ -31,11 +31,12 @@ class Loader:
 
     def __init__(self, entries: Sequence[Entry], include: Sequence[Path], metadata: Mapping[str, Any]) -> None:
         self._include, self._metadata = include, metadata
+        self._asked = [entry.task for entry in entries]
         self._managers: dict[str, Any] = {}
         self._loaded: dict[tuple[str, str], Any] = {}
         known = self._manager(None).task_index
         self.wanted = [
-            Wanted(spec, Path(spec).stem if spec not in known else spec, entry.num_fewshot)
+            Wanted(spec, spec if spec in known else Path(spec).stem, entry.num_fewshot)
             for entry in entries
             for spec in resolve([entry.task], known)
         ]
@@ -70,7 +71,7 @@ class Loader:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_tokenizer(folder, tokenizer)
                 metadata["tokenizer"] = str(folder)
-            self._managers[digest] = manager(self._include, metadata)
+            self._managers[digest] = manager(self._include, metadata, self._asked)
         return self._managers[digest]
 
 

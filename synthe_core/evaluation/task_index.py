@@ -54,19 +54,29 @@ def names(pattern: str | None) -> dict[str, dict[str, Any]]:
     return {name: {**known[name], "kind": known[name]["kind"].lower().removeprefix("py_")} for name in chosen}
 
 
-def manager(include: Sequence[Path], metadata: Mapping[str, Any]) -> Any:
-    """The harness's TaskManager over its own tasks, ours and those below the folders of `include`, which win."""
+def manager(include: Sequence[Path], metadata: Mapping[str, Any], wanted: Sequence[str] = ("*",)) -> Any:
+    """The harness's TaskManager over its own tasks, ours and those below the folders of `include`, which win.
+
+    The harness's are left out where all `wanted` are tasks of the others, or files of tasks.
+    """
     from lm_eval.tasks import TaskManager
-    from lm_eval.tasks._index import Entry, Kind
+    from lm_eval.tasks._index import Entry, Kind, TaskIndex
 
     for folder in include:
         if not folder.is_dir():
             raise InputError(f"no such folder of tasks: {folder}", "--include-path names a folder with task YAML files")
     made = TaskManager(include_path=[OWN, *include], include_defaults=False, metadata=dict(metadata))
-    root = _tasks_folder()
-    for name, entry in index().items():
-        path = None if entry["path"] is None else root / entry["path"]
-        made.task_index.setdefault(name, Entry(name, Kind[entry["kind"]], path, tags=set(entry["tags"])))
+    known = made.task_index
+
+    def alone(name: str) -> bool:
+        entry = known.get(name) or (TaskIndex.entry_from_path(_task_file(name)) if _is_file(name) else None)
+        return entry is not None and entry.kind in (Kind.TASK, Kind.PY_TASK)
+
+    if not all(alone(name) for name in wanted):
+        root = _tasks_folder()
+        for name, entry in index().items():
+            path = None if entry["path"] is None else root / entry["path"]
+            known.setdefault(name, Entry(name, Kind[entry["kind"]], path, tags=set(entry["tags"])))
     return made
 
 
@@ -74,13 +84,10 @@ def resolve(names: Iterable[str], known: Mapping[str, Any]) -> list[str]:
     """Each of `names` as the harness knows it: a name, the path of a YAML file, or all that a pattern fits."""
     found: list[str] = []
     for name in names:
-        path = Path(name).expanduser()
         if name in known:
             found.append(name)
-        elif path.suffix in (".yaml", ".yml"):
-            if not path.is_file():
-                raise InputError(f"no such task file: {path}", "a task is a YAML file of lm-evaluation-harness, or a name")
-            found.append(str(path))
+        elif _is_file(name):
+            found.append(str(_task_file(name)))
         elif fitting := sorted(fnmatch.filter(known, name)):
             found += [each for each in fitting if known[each].kind.name != "TAG"]
         else:
@@ -89,6 +96,27 @@ def resolve(names: Iterable[str], known: Mapping[str, Any]) -> list[str]:
                 f"unknown task '{name}'", f"did you mean '{near}'?" if near else "`synthe eval list` shows the tasks"
             )
     return list(dict.fromkeys(found))
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _task_file(name: str) -> Path:
+    """The path of a task's file; InputError where there is no such file, or it is no task."""
+    import yaml
+
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(f"no such task file: {path}", "a task is a YAML file of lm-evaluation-harness, or a name")
+    try:
+        text = path.read_text(encoding="utf-8")
+        keys = {event.value for event in yaml.parse(text) if isinstance(event, yaml.ScalarEvent)}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}", "a task is a YAML file") from None
+    if not keys & {"task", "group", "class"}:
+        raise InputError(f"{path} is no task: it names none", "a task's file has a key `task`, a group's a key `group`")
+    return path
 
 
 def _tasks_folder() -> Path:
