@@ -71,7 +71,8 @@ def lm(
         typer.Option("--use-cache", metavar="DIR", help="Keep answers here for good, and use those that are."),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, metavar="N", help="Rows at a time; results do not depend on it.")
+        int | None,
+        typer.Option("--batch-size", min=1, metavar="N", help="Rows at a time; results do not depend on it."),
     ] = None,
     prefix: Annotated[
         str,
@@ -85,15 +86,15 @@ def lm(
         int | None,
         typer.Option("--max-length", min=2, metavar="N", help="Cut what is longer than N tokens into windows."),
     ] = None,
-    chat: Annotated[
-        bool, typer.Option("--apply-chat-template", help="Ask through the model's chat template.")
-    ] = False,
+    chat: Annotated[bool, typer.Option("--apply-chat-template", help="Ask through the model's chat template.")] = False,
     system: Annotated[
         str | None, typer.Option("--system-instruction", metavar="TEXT", help="What is said before every question.")
     ] = None,
     metadata: Annotated[
         str | None,
-        typer.Option("--metadata", metavar="JSON", help="For tasks that make their data, as {max_seq_lengths: [1024]}."),
+        typer.Option(
+            "--metadata", metavar="JSON", help="For tasks that make their data, as {max_seq_lengths: [1024]}."
+        ),
     ] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, max=2**62, metavar="N", help="Of what is drawn where a task asks for it.")

@@ -33,7 +33,8 @@ lm-eval run --model hf --model_args pretrained=exports/transformer --tasks arc_e
 def hf(
     checkpoint: CheckpointArgument,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="The folder, new or empty; exports/NAME by default.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="The folder, new or empty; exports/NAME by default."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -19,9 +19,7 @@ class _Ended(Generic[T]):
         self.value, self.error = value, error
 
 
-def in_thread(
-    work: Callable[[Callable[[Event], None]], T], stop: threading.Event
-) -> Generator[Event, None, T]:
+def in_thread(work: Callable[[Callable[[Event], None]], T], stop: threading.Event) -> Generator[Event, None, T]:
     """Runs `work(tell)` and yields the events that it tells; its result, or its error, is the generator's.
 
     What it prints is dropped. Left early, `stop` is set, and the thread is waited for: `work` is to look at it.

@@ -50,7 +50,12 @@ class Reading:
 
 
 def evaluate(
-    path: Path, *, sources: Sequence[str] = (), contexts: Sequence[int] = (), tokens: int = 131_072, device: str = "auto"
+    path: Path,
+    *,
+    sources: Sequence[str] = (),
+    contexts: Sequence[int] = (),
+    tokens: int = 131_072,
+    device: str = "auto",
 ) -> Iterator[Event]:
     """Bits per byte of a text with each length of context, and by position; the last event is a Result.
 
@@ -68,7 +73,8 @@ def evaluate(
     fitting = [each for each in asked if each < split.tokens]
     if not fitting:
         raise InputError(
-            f"the text has {split.tokens:,} tokens, which is no window of {asked[0]:,}", "give more text, or a shorter --context"
+            f"the text has {split.tokens:,} tokens, which is no window of {asked[0]:,}",
+            "give more text, or a shorter --context",
         )
     if len(fitting) < len(asked):
         yield Notice(f"the text has {split.tokens:,} tokens: longer contexts are left out", "warning")

@@ -113,7 +113,9 @@ def _task_file(name: str) -> Path:
         text = path.read_text(encoding="utf-8")
         keys = {event.value for event in yaml.parse(text) if isinstance(event, yaml.ScalarEvent)}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}", "a task is a YAML file") from None
+        raise InputError(
+            f"{path} cannot be read: {' '.join(str(error).split())[:200]}", "a task is a YAML file"
+        ) from None
     if not keys & {"task", "group", "class"}:
         raise InputError(f"{path} is no task: it names none", "a task's file has a key `task`, a group's a key `group`")
     return path

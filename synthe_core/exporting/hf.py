@@ -107,7 +107,9 @@ class Published(Mapping[str, Tensor]):
         if ours in own:
             return own[ours].shape[0]
         name = ours.rpartition(".learners.")[2].partition(".")[2]
-        return learner.size if name.endswith("_norm") else learner.get_submodule(name.removesuffix(".bias")).out_features
+        return (
+            learner.size if name.endswith("_norm") else learner.get_submodule(name.removesuffix(".bias")).out_features
+        )
 
     def __getitem__(self, name: str) -> Tensor:
         ours, rows, _ = self._places[name]

@@ -25,7 +25,9 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         begin = tokenizer.spelling(tokenizer.begin)
         options["bos_token"] = begin
         if inner.encode("a").ids[:1] != [tokenizer.begin]:
-            inner.post_processor = processors.TemplateProcessing(f"{begin} $A", special_tokens=[(begin, tokenizer.begin)])
+            inner.post_processor = processors.TemplateProcessing(
+                f"{begin} $A", special_tokens=[(begin, tokenizer.begin)]
+            )
     inner.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(options, indent=1) + "\n", encoding="utf-8")
     if tokenizer.chat_template is not None:

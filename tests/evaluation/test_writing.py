@@ -44,27 +44,27 @@ def alone(model: LanguageModel, prompt: Prompt, limit: int, stop: list[str]) -> 
 @pytest.mark.parametrize("batch", [1, 4, None])
 def test_greedy_texts_are_those_of_each_prompt_alone(model: LanguageModel, batch: int | None) -> None:
     reader = Reader(model, batch)
-    found = dict(write(reader, TEXT, prompts(), 24, [], GREEDY))
-    assert found == {index: alone(model, prompt, 24, []) for index, prompt in enumerate(prompts())}
-    assert len(set(found.values())) > 2 and reader.effort.written == 24 * len(found)
+    found = dict(write(reader, TEXT, prompts(), 12, [], GREEDY))
+    assert found == {index: alone(model, prompt, 12, []) for index, prompt in enumerate(prompts())}
+    assert len(set(found.values())) > 2 and reader.effort.written == 12 * len(found)
     if batch is None:
         assert reader.effort.computed - reader.effort.written < sum(len(prompt.tokens) for prompt in prompts())
 
 
 def test_a_stop_string_ends_a_text_at_once(model: LanguageModel) -> None:
-    whole = dict(write(Reader(model), TEXT, prompts(), 24, [], GREEDY))
-    stop = whole[1][7:9]
+    whole = dict(write(Reader(model), TEXT, prompts(), 12, [], GREEDY))
+    stop = whole[1][5:7]
     reader = Reader(model)
-    found = dict(write(reader, TEXT, prompts(), 24, [stop], GREEDY))
+    found = dict(write(reader, TEXT, prompts(), 12, [stop], GREEDY))
     assert found == {index: text.split(stop)[0] for index, text in whole.items()}
     assert reader.effort.written == sum(
-        24 if stop not in text else len(text.split(stop)[0].encode()) + len(stop.encode()) for text in whole.values()
+        12 if stop not in text else len(text.split(stop)[0].encode()) + len(stop.encode()) for text in whole.values()
     )
 
 
 def test_what_is_drawn_does_not_depend_on_the_batch(model: LanguageModel) -> None:
     sampling = Sampling(temperature=1.0, top_k=20)
-    one, many = (dict(write(Reader(model, n), TEXT, prompts(), 12, ["e"], sampling)) for n in (1, 32))
+    one, many = (dict(write(Reader(model, n), TEXT, prompts(), 8, ["e"], sampling)) for n in (1, 32))
     assert one == many and one[0] != one[2]  # the same prompt with another seed
 
 
