@@ -72,8 +72,9 @@ class Published(Mapping[str, Tensor]):
 
     def __init__(self, checkpoint: Checkpoint, model: LanguageModel, values: dict[str, Any]) -> None:
         self._ours, self._model = checkpoint.tensors, model
+        self._places: dict[str, tuple[str, slice]] = {}  # theirs: ours, and which of its rows
         layout = plan(Config(Path("config.json"), values))
-        self._places: dict[str, tuple[str, slice, Any]] = {}
+        self._head = layout.head
         self._place("embedding.weight", (layout.embedding,), None)
         self._place("norm.weight", (layout.norm,), None)
         if not values["tie_word_embeddings"]:
@@ -82,7 +83,6 @@ class Published(Mapping[str, Tensor]):
         places = [(block, place) for block in range(model.spec.blocks) for place in range(len(model.spec.block))]
         for (block, place), part in zip(places, parts, strict=True):
             self._part(f"blocks.{block}", place, part)
-        self._raw_head = layout.head
 
     def _part(self, block: str, place: int, part: Part) -> None:
         learner = self._model.get_submodule(f"{block}.learners.{place}")
@@ -99,7 +99,7 @@ class Published(Mapping[str, Tensor]):
             sizes = [total // len(theirs)] * len(theirs)
         start = 0
         for name, size in zip(theirs, sizes, strict=True):
-            self._places[name] = (ours, slice(start, start + size), learner)
+            self._places[name] = (ours, slice(start, start + size))
             start += size
 
     def _rows(self, ours: str, learner: Any) -> int:
@@ -112,11 +112,11 @@ class Published(Mapping[str, Tensor]):
         )
 
     def __getitem__(self, name: str) -> Tensor:
-        ours, rows, _ = self._places[name]
+        ours, rows = self._places[name]
         if ours not in self._ours:  # a norm without weights, a bias that is none
             return (torch.ones if ours.endswith("_norm") else torch.zeros)(rows.stop - rows.start)
         tensor = self._ours[ours].to(torch.float32)
-        if ours == "embedding.weight" and self._model.spec.embed_norm and name != self._raw_head:
+        if ours == "embedding.weight" and self._model.spec.embed_norm and name != self._head:
             tensor = F.rms_norm(tensor, (tensor.shape[1],), eps=self._model.spec.norm_eps)
         return tensor[rows]
 

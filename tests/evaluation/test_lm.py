@@ -64,7 +64,7 @@ def test_a_trained_model(recipe, tasks, tmp_path):  # noqa: F811
     assert ours["recipe_digest"] and ours["hardware"]["cores"] and ours["seconds"] > 0 and ours["step"] == 30
     assert (ours["context_prefix"], ours["empty_context"]) == (None, "<|endoftext|>")
     assert 0 < ours["tokens"]["computed"] and 0 < ours["tokens"]["written"] <= 16
-    assert ours["length"] == {"trained": 32, "limit": None, "longer": 3, "longer_are": "run as they are"}
+    assert ours["length"] == {"trained": 32, "limit": None, "longer": 9, "longer_are": "run as they are"}
     assert {each.name.split("_20")[0] for each in file.parent.iterdir()} == {
         "results",
         *(f"samples_{t}" for t in TASKS),
@@ -77,11 +77,11 @@ def test_a_trained_model(recipe, tasks, tmp_path):  # noqa: F811
 
 
 def test_results_do_not_depend_on_the_batch(path, tasks):
-    one, many = (results(run([path], tasks, batch_size=n, num_fewshot=3))[0] for n in (1, 32))
+    one, many = (results(run([path], tasks, batch_size=n, num_fewshot=1))[0] for n in (1, 32))
     for name in TASKS:
         for metric, value in one["results"][name].items():
             assert many["results"][name][metric] == (pytest.approx(value, abs=1e-4) if metric != "name" else value)
-    assert one["n-shot"]["rivers"] == 3
+    assert one["n-shot"]["rivers"] == 1
 
 
 def test_a_failing_task_names_itself_and_the_others_run(path, tasks, tmp_path):
