@@ -19,7 +19,7 @@ from synthe_core.registry import Table
 COMMANDS = {
     "train": ("synthe_cli.commands.train:app", "Train a model from a recipe, or go on with a run."),
     "generate": ("synthe_cli.commands.generate:app", "Write text with a trained model."),
-    "eval": ("synthe_cli.commands.eval:app", "Evaluate trained models: on tasks, and on text that they have not seen."),
+    "eval": ("synthe_cli.commands.eval:app", "Evaluate trained models on tasks and on new text."),
     "recipe": ("synthe_cli.commands.recipe:app", "Show, check or describe recipes."),
     "data": ("synthe_cli.commands.data:app", "Prepare text for training, and count it."),
     "import": ("synthe_cli.commands.import_:app", "Make a checkpoint of a model that another program has written."),

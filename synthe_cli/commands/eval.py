@@ -15,7 +15,7 @@ from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import CheckpointArgument, DataOption, DeviceOption, JsonOption, find_checkpoint
 from synthe_core.events import Result
 
-ABOUT = "Evaluate trained models: on tasks, and on text that they have not seen."
+ABOUT = "Evaluate trained models on tasks and on new text."
 
 app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
 

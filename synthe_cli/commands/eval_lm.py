@@ -244,9 +244,8 @@ def basis(facts: dict[str, Any]) -> str:
         f"{figures.duration(facts['seconds'])} on {facts['device']}",
     ]
     if length["longer"]:
-        parts.append(
-            f"{length['longer']:,} requests longer than the {length['trained']} tokens of training {length['longer_are']}"
-        )
+        many = f"{length['longer']:,} requests longer than the {length['trained']:,} tokens of training"
+        parts.append(f"{many} {length['longer_are']}")
     return "; ".join(parts)
 
 

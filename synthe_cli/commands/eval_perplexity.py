@@ -71,5 +71,6 @@ def _table(values: dict[str, Any]) -> str:
     ]
     first = values["contexts"][0]
     title = f"{first['tokens']:,} tokens ({figures.size(first['bytes'])}) in windows of "
-    title += f"{values['contexts'][-1]['context']:,}, {values['windows']:,} of them; trained on sequences of {values['trained']:,}"
+    title += f"{values['contexts'][-1]['context']:,}, {values['windows']:,} of them; "
+    title += f"trained on sequences of {values['trained']:,}"
     return f"{title}\n\n" + figures.table(["context", "bits/byte", "perplexity", "places", "there"], rows, left=0)

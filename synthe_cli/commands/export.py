@@ -27,8 +27,7 @@ def export() -> None: ...
     epilog="""\
 synthe export hf runs/transformer                         to exports/transformer
 synthe export hf runs/mamba --out models/mamba-tiny
-synthe train baselines/transformer-tiny | synthe export hf -
-lm-eval run --model hf --model_args pretrained=exports/transformer --tasks arc_easy""",
+synthe train baselines/transformer-tiny | synthe export hf -""",
 )
 def hf(
     checkpoint: CheckpointArgument,

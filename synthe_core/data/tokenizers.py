@@ -180,7 +180,7 @@ class FileTokenizer(Tokenizer):
         return tokenizers.Tokenizer.from_str(self._inner.to_str())  # the flag that says otherwise is not saved
 
     def spelling(self, token: int) -> str:
-        return self._inner.id_to_token(token)
+        return self._inner.id_to_token(token) or ""
 
     def to_json(self) -> str:
         return self._json

@@ -68,7 +68,7 @@ class _Filter:
 def _silent() -> Generator[None]:
     """Drops what this thread prints: libraries show bars and lines of their own, and the core never prints."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Filter(before[0]), _Filter(before[1])  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Filter(before[0]), _Filter(before[1])
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from synthe_core.errors import InputError, Interrupted, SyntheError, WorkError
+from synthe_core.errors import InputError, Interrupted, WorkError
 from synthe_core.evaluation.answers import Answers
 from synthe_core.evaluation.harness_results import Results, check_output, folder_of
 from synthe_core.evaluation.harness_tasks import FEWSHOT_SEED, Loader, Wanted, explain

@@ -34,7 +34,7 @@ def grow(sequences: Sequence[Sequence[int]], worthwhile: int = WORTHWHILE) -> li
     A beginning that several distinct sequences share becomes a node where it spares at least `worthwhile` tokens, and
     is otherwise repeated in each.
     """
-    order = sorted(range(len(sequences)), key=lambda i: sequences[i])
+    order = sorted(range(len(sequences)), key=lambda i: list(sequences[i]))
     roots: list[Node] = []
     # A range of `order` whose sequences agree up to `known`, and of which the first `start` tokens are above it.
     stack: list[tuple[int, int, int, int, list[Node]]] = [(0, len(order), 0, 0, roots)] if order else []

@@ -15,7 +15,7 @@ TARGET = "synthe_core.evaluation.harness_model:Synthe"
 
 def register() -> None:
     """Adds the name, with where the model class is to be found when it is asked for."""
-    import lm_eval.models  # the harness's own names come first: it loads them only into an empty table
+    import lm_eval.models  # noqa: F401 (its own names, which it adds only to an empty table)
     from lm_eval.api.registry import model_registry
 
     if NAME not in model_registry:

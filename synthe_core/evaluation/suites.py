@@ -23,11 +23,11 @@ class Entry(Spec):
 
 
 class Suite(Spec):
-    """What a suite's file holds. metadata goes to the tasks, some of which make their data by it."""
+    """What a suite's file holds."""
 
     description: str = ""
     tasks: list[Entry | str] = Field(..., min_length=1)
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = Field({}, description="for tasks that make their data by it")
 
     @property
     def entries(self) -> list[Entry]:

@@ -45,7 +45,7 @@ def write(
         if read.state is None:
             continue
         ending = [(row, longer[member]) for row, node in enumerate(read.nodes) for member in node.ends]
-        rows = reader.rows(1, max((node.end for node in read.nodes)) + limit)
+        rows = reader.rows(1, max(node.end for node in read.nodes) + limit)
         for first in range(0, len(ending), rows):
             part = ending[first : first + rows]
             taken = torch.tensor([row for row, _ in part], device=reader.device)

@@ -27,7 +27,8 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_model_has_the_harness_table(synthe, checkpoint, tasks, tmp_path):
-    done = synthe("eval", "lm", checkpoint, "--tasks", "rivers,texts", "--include-path", tasks, "-o", tmp_path / "out", "--device", "cpu")  # fmt: skip
+    asked = ["--tasks", "rivers,texts", "--include-path", tasks, "--output", tmp_path / "out", "--device", "cpu"]
+    done = synthe("eval", "lm", checkpoint, *asked)
     assert done.exit_code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].replace(" ", "") == "|Tasks|Version|Filter|n-shot|Metric||Value||Stderr|"
@@ -92,7 +93,8 @@ def test_bad_input(synthe, checkpoint, tasks, arguments, told):
 def test_the_list(synthe, tasks):
     done = synthe("eval", "list")
     assert done.exit_code == 0 and "zero-shot" in done.stdout and "2 tasks, 1 groups, 1 tags" in done.stdout
-    assert [line.split()[:2] for line in synthe("eval", "list", "arc").stdout.splitlines()[1:]] == [["arc", "tag"], ["arc_easy", "task"]]  # fmt: skip
+    lines = synthe("eval", "list", "arc").stdout.splitlines()[1:]
+    assert [line.split()[:2] for line in lines] == [["arc", "tag"], ["arc_easy", "task"]]
     assert json.loads(synthe("eval", "list", "arc_*", "--json").stdout)["arc_easy"]["path"] == "arc/arc_easy.yaml"
     assert json.loads(synthe("eval", "list", "--json").stdout)["suites"]["knowledge"]["tasks"][0]["task"] == "mmlu"
 

@@ -63,7 +63,7 @@ def test_a_trained_model(recipe, tasks, tmp_path):  # noqa: F811
     ours = kept["synthe"]
     assert ours["recipe_digest"] and ours["hardware"]["cores"] and ours["seconds"] > 0 and ours["step"] == 30
     assert (ours["context_prefix"], ours["empty_context"]) == (None, "<|endoftext|>")
-    assert 0 < ours["tokens"]["computed"] and 0 < ours["tokens"]["written"] <= 16
+    assert ours["tokens"]["computed"] > 0 and 0 < ours["tokens"]["written"] <= 16
     assert ours["length"] == {"trained": 32, "limit": None, "longer": 9, "longer_are": "run as they are"}
     assert {each.name.split("_20")[0] for each in file.parent.iterdir()} == {
         "results",
@@ -88,7 +88,8 @@ def test_a_failing_task_names_itself_and_the_others_run(path, tasks, tmp_path):
     choices(tasks, "lost")
     (tasks / "lost.jsonl").unlink()
     task(tasks, "crooked", [{"a": 1}], output_type="loglikelihood", doc_to_text="{{a}}", doc_to_target="{{1/0}}")
-    task(tasks, "afar", [], output_type="loglikelihood", doc_to_text="a", doc_to_target="b", dataset_path="nobody/nothing", dataset_kwargs={})  # fmt: skip
+    afar = {"dataset_path": "nobody/nothing", "dataset_kwargs": {}}
+    task(tasks, "afar", [], output_type="loglikelihood", doc_to_text="a", doc_to_target="b", **afar)
     events: list[Event] = []
     with pytest.raises(WorkError, match=r"3 of 4 tasks failed: lost, crooked, afar") as caught:
         asked = Asked(
@@ -175,7 +176,8 @@ def test_a_pass_key_is_hidden_at_a_length(path, tasks):
     scores = found["results"]["passkey"]
     assert scores["acc,none"] == 0 and {"256,none", "512,none"} <= scores.keys()
     from synthe_core.data.tokenizers import ByteTokenizer
-    from synthe_core.evaluation.tasks.passkey import documents, judge, text as hidden
+    from synthe_core.evaluation.tasks.passkey import documents, judge
+    from synthe_core.evaluation.tasks.passkey import text as hidden
 
     near, far = (hidden("12345", 2000, depth, ByteTokenizer()) for depth in (1.0, 0.0))
     assert far.index("12345") < 200 < 1500 < near.index("12345") and 1800 < len(far.encode()) <= 2000
@@ -203,7 +205,7 @@ def test_bad_input(path, tasks, options, message, hint, monkeypatch):
 
 
 def test_the_bootstrap_is_short_and_forks_nothing(path, tasks):
-    assert lm.BOOTSTRAP == results(run([path], tasks, tasks=["rivers"]))[0]["config"]["bootstrap_iters"]
+    assert results(run([path], tasks, tasks=["rivers"]))[0]["config"]["bootstrap_iters"] == lm.BOOTSTRAP
 
 
 @pytest.mark.slow
