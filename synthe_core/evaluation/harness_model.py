@@ -99,6 +99,7 @@ class Synthe(TemplateLM):
         self.answers = Answers(None)
         self.tell: Tell = lambda kind, done, total, eta: None
         self._marked = False
+        self._left: float | None = None  # seconds, of the requests under way
 
     # What the harness asks of any model.
 
@@ -171,22 +172,23 @@ class Synthe(TemplateLM):
                 keys.append(key)
             turns[key] += 1
         todo = [index for index, key in enumerate(keys) if key not in self.answers]
-        done = len(asked) - len(todo)
+        done, self._left = len(asked) - len(todo), None
         self.tell(kind, done, len(asked), None)
-        if todo:
-            with use_kernels(**self.checkpoint.recipe.runtime.kernels):
-                for at, answer in compute([asked[index] for index in todo], [keys[index] for index in todo]):
-                    self.answers[keys[todo[at]]] = answer
-                    self.cache_hook.add_partial(kind, asked[todo[at]], answer)
+        with use_kernels(**self.checkpoint.recipe.runtime.kernels):
+            for at, answer in compute([asked[index] for index in todo], [keys[index] for index in todo]):
+                self.answers[keys[todo[at]]] = answer
+                self.cache_hook.add_partial(kind, asked[todo[at]], answer)
+                done += 1
+                self.tell(kind, done, len(asked), self._left)
         return [self.answers[key] for key in keys]
 
-    def _timed(self, kind: str, parts: Iterator[tuple[int, Any]], work: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        """`parts` as they come, telling how far they are by the work in each, in tokens."""
-        began, done, total, count = time.monotonic(), 0, sum(work), 0
+    def _timed(self, parts: Iterator[tuple[int, Any]], work: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """`parts` as they come; how long the others will take is reckoned by the work in each, in tokens."""
+        began, done, total = time.monotonic(), 0, sum(work)
         for index, answer in parts:
-            done, count = done + work[index], count + 1
+            done += work[index]
             elapsed = time.monotonic() - began
-            self.tell(kind, count, len(work), elapsed * (total - done) / done if done and elapsed > 1 else None)
+            self._left = elapsed * (total - done) / done if done and elapsed > 1 else None
             yield index, answer
 
     def _score_pairs(self, pairs: list[Pair], keys: list[str]) -> Iterator[tuple[int, tuple[float, bool]]]:
@@ -195,12 +197,10 @@ class Synthe(TemplateLM):
     def _score_texts(self, texts: list[tuple[str]], keys: list[str]) -> Iterator[tuple[int, float]]:
         first = [self.prefix_token_id]
         found = [[Continuation(first, tokens)] for tokens in self._encode([text for (text,) in texts])]
-        for index, (loglikelihood, _) in self._score(found, "loglikelihood_rolling"):
+        for index, (loglikelihood, _) in self._score(found):
             yield index, loglikelihood
 
-    def _score(
-        self, asked: list[list[Continuation]], kind: str = "loglikelihood"
-    ) -> Iterator[tuple[int, tuple[float, bool]]]:
+    def _score(self, asked: list[list[Continuation]]) -> Iterator[tuple[int, tuple[float, bool]]]:
         """Each request's sum over its windows."""
         windows = [[part for each in request for part in self._windows(each)] for request in asked]
         left = [len(parts) for parts in windows]
@@ -208,7 +208,7 @@ class Synthe(TemplateLM):
         owner = [index for index, parts in enumerate(windows) for _ in parts]
         flat = [part for parts in windows for part in parts]
         work = [len(part.context) + len(part.continuation) for part in flat]
-        for at, found in self._timed(kind, score(self.reader, flat), work):
+        for at, found in self._timed(score(self.reader, flat), work):
             index = owner[at]
             totals[index] += found.loglikelihood
             greedy[index] = greedy[index] and found.greedy
@@ -271,7 +271,7 @@ class Synthe(TemplateLM):
                 for at, text in write(self.reader, self.text, prompts, limit, stop, sampling):
                     yield indices[at], text
 
-        return self._timed("generate_until", parts(), [1] * len(asked))
+        return self._timed(parts(), [1] * len(asked))
 
     def _settings(self, settings: dict[str, Any]) -> tuple[int, list[str], Sampling]:
         """(most tokens, stop strings, how to choose) of a task's generation_kwargs."""

@@ -85,7 +85,8 @@ def explain(error: BaseException) -> str:
         return error.message + (f" ({error.hint})" if error.hint else "")
     text = " ".join(str(error).split())[:300] or "no message"
     if isinstance(error, ImportError):
-        return f"it needs a package that is not installed: {text} (pip install 'lm-eval[tasks]' brings most of them)"
+        hint = "" if "pip install" in text else " (pip install 'lm-eval[tasks]' brings most of them)"
+        return f"it needs a package that is not installed: {text}{hint}"
     unreachable = (
         datasets.exceptions.DatasetNotFoundError,
         requests.RequestException,

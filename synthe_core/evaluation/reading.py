@@ -36,7 +36,8 @@ class Effort:
 class Read(NamedTuple):
     """A piece of a batch of nodes: their tokens from `first` on, counted from each node's own beginning.
 
-    hidden: [B, T, D], what the head reads. state: after the whole batch, and None while pieces are to follow.
+    hidden: [B, T, D], what the head reads; it means nothing past a node's end. state: after the whole batch, None while
+    pieces are to follow and where nobody asked for it.
     """
 
     nodes: list[Node]
@@ -59,8 +60,8 @@ class Reader:
         self.check = check or (lambda: None)  # called before every pass; may raise to end the work
 
     @torch.no_grad()
-    def read(self, roots: Sequence[Node]) -> Iterator[Read]:
-        """Every node once, parents first."""
+    def read(self, roots: Sequence[Node], ends: bool = False) -> Iterator[Read]:
+        """Every node once, parents first. ends: the states at the ends of sequences are wanted too."""
         waiting = [(batch, None, None) for batch in reversed(self.batches(roots))]
         todo: list[tuple[list[Node], ModelState | None, list[int] | None]] = list(waiting)
         while todo:
@@ -68,23 +69,24 @@ class Reader:
             state = None
             if above is not None:
                 state = states.take(above, torch.tensor(rows, device=self.device))
-            for piece in self._pieces(nodes, state):
-                yield piece
             below = [(child, row) for row, node in enumerate(nodes) for child in node.children]
+            for piece in self._pieces(nodes, state, ends or bool(below)):
+                yield piece
             if below:
                 row_of = {id(child): row for child, row in below}
                 after = piece.state
                 for batch in reversed(self.batches([child for child, _ in below])):
                     todo.append((batch, after, [row_of[id(child)] for child in batch]))
 
-    def _pieces(self, nodes: list[Node], state: ModelState | None) -> Iterator[Read]:
+    def _pieces(self, nodes: list[Node], state: ModelState | None, onward: bool) -> Iterator[Read]:
+        """onward: from the state after them. Else padding need not be kept out of it: no token sees a later one."""
         lengths = [len(node.tokens) for node in nodes]
         longest = max(lengths)
         tokens = torch.zeros(len(nodes), longest, dtype=torch.int64)
         for row, node in enumerate(nodes):
             tokens[row, : lengths[row]] = torch.tensor(node.tokens)
         tokens = tokens.to(self.device)
-        ragged = min(lengths) < longest
+        ragged = onward and min(lengths) < longest
         ends = torch.tensor(lengths, device=self.device)
         for first in range(0, longest, PREFILL):
             self.check()
@@ -92,7 +94,7 @@ class Reader:
             left = (ends - first).clamp(0, piece.shape[1]) if ragged else None
             hidden, state, _ = self.model.hidden(piece, state, left)
             self.effort.computed += piece.numel()
-            yield Read(nodes, first, hidden, state if first + PREFILL >= longest else None)
+            yield Read(nodes, first, hidden, state if onward and first + PREFILL >= longest else None)
 
     def batches(self, nodes: Sequence[Node]) -> list[list[Node]]:
         """The nodes by falling length, so that what takes most memory comes first."""

@@ -41,7 +41,7 @@ def write(
     longer = [index for index, prompt in enumerate(prompts) if len(prompt.tokens) > 1]
     for first in range(0, len(single), rows := reader.rows(1, limit)):
         yield from _continue(reader, tokenizer, prompts, single[first : first + rows], None, limit, stop, sampling)
-    for read in reader.read(grow([prompts[index].tokens[:-1] for index in longer])):
+    for read in reader.read(grow([prompts[index].tokens[:-1] for index in longer]), ends=True):
         if read.state is None:
             continue
         ending = [(row, longer[member]) for row, node in enumerate(read.nodes) for member in node.ends]
