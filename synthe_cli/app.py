@@ -19,10 +19,11 @@ from synthe_core.registry import Table
 COMMANDS = {
     "train": ("synthe_cli.commands.train:app", "Train a model from a recipe, or go on with a run."),
     "generate": ("synthe_cli.commands.generate:app", "Write text with a trained model."),
-    "eval": ("synthe_cli.commands.eval:app", "Evaluate a trained model on text that it has not seen."),
+    "eval": ("synthe_cli.commands.eval:app", "Evaluate trained models on tasks and on new text."),
     "recipe": ("synthe_cli.commands.recipe:app", "Show, check or describe recipes."),
     "data": ("synthe_cli.commands.data:app", "Prepare text for training, and count it."),
     "import": ("synthe_cli.commands.import_:app", "Make a checkpoint of a model that another program has written."),
+    "export": ("synthe_cli.commands.export:app", "Write a checkpoint for another program."),
     "bench": ("synthe_cli.commands.bench:app", "Measure what learners can do, and how fast they are."),
     "hardware": ("synthe_cli.commands.hardware:app", "What this machine is, what is used of it, and why."),
 }

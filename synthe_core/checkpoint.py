@@ -255,7 +255,7 @@ def save(
     Raises WorkError where the disk is full; what was at `path` before is then still there.
     """
     with new_folder(path) as folder:
-        _write_tensors(folder, tensors, shard_bytes)
+        write_tensors(folder, tensors, shard_bytes)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         (folder / "config.json").write_text(_json(_config(recipe, vocab, classes)), encoding="utf-8")
         if tokenizer is not None:
@@ -285,7 +285,7 @@ def _config(recipe: Recipe, vocab: int, classes: Sequence[str]) -> dict[str, Any
     }
 
 
-def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
     """One file, or shards of at most `shard_bytes` (a larger tensor is a shard of its own) with an index."""
     shards: list[list[str]] = [[]]
     used = total = 0

@@ -23,7 +23,7 @@ class Piece(NamedTuple):
     text: str
 
 
-class _Row:
+class Row:
     """One row's text: holds back what may still become a stop string, and cuts at the first one that does."""
 
     def __init__(self, decoder: Decoder, stop: Sequence[str]) -> None:
@@ -81,7 +81,7 @@ def write(
             f"the tokenizer gave token {foreign[0]}, and the model knows {model.vocab}",
             "the checkpoint's tokenizer.json is not the one it was trained with",
         )
-    rows = [_Row(tokenizer.decoder(), stop) for _ in prompts]
+    rows = [Row(tokenizer.decoder(), stop) for _ in prompts]
     first = _heal(tokenizer, encoded, rows, model.vocab)
     generation = Generation(model, encoded, sampling=sampling, seed=seed, end=tokenizer.end, state=state, first=first)
     for _ in range(count):
@@ -102,7 +102,7 @@ def write(
     return Session(generation.state, generation.pending)
 
 
-def _heal(tokenizer: Tokenizer, encoded: list[list[int]], rows: list[_Row], vocab: int) -> Tensor | None:
+def _heal(tokenizer: Tokenizer, encoded: list[list[int]], rows: list[Row], vocab: int) -> Tensor | None:
     """Lets a prompt that ends in a space go on with a word, where the tokenizer writes a word and the space before it
     as one token: the space is taken back, and the first token must begin with it. Gives the tokens allowed first.
     """

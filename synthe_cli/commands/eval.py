@@ -8,17 +8,25 @@ from typing import Annotated, Any
 import typer
 
 from synthe_cli import console, figures
+from synthe_cli.commands.eval_lm import LIST_EXAMPLES, LM_EXAMPLES, list_tasks, lm
+from synthe_cli.commands.eval_perplexity import EXAMPLES as PERPLEXITY_EXAMPLES
+from synthe_cli.commands.eval_perplexity import perplexity
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import CheckpointArgument, DataOption, DeviceOption, JsonOption, find_checkpoint
 from synthe_core.events import Result
 
-ABOUT = "Evaluate a trained model on text that it has not seen."
+ABOUT = "Evaluate trained models on tasks and on new text."
 
 app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
 
 
 @app.callback(help=ABOUT)
 def evaluate() -> None: ...
+
+
+app.command("lm", cls=Command, short_help="The tasks of lm-evaluation-harness.", epilog=LM_EXAMPLES)(lm)
+app.command("perplexity", cls=Command, short_help="Bits per byte by context.", epilog=PERPLEXITY_EXAMPLES)(perplexity)
+app.command("list", cls=Command, short_help="The suites and tasks that there are.", epilog=LIST_EXAMPLES)(list_tasks)
 
 
 @app.command(

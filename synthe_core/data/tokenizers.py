@@ -9,7 +9,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]", "<|im_end|>
 """Names under which a tokenizer.json may hold its end of document, the likeliest first."""
 MARKS = "synthe"
 """The key under which a tokenizer.json of ours names its begin and end, where they are not what would be guessed."""
+CHAT = "chat_template.jinja"
+"""The file beside a tokenizer.json that says how messages become a prompt."""
 
 # The library warns when a process that used its threads forks, unless told whether threads are wanted.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -33,7 +35,8 @@ class Tokenizer(ABC):
 
     name: for people. digest: differs where tokens differ. vocab_size: ids are below it. end: the id of the end of a
     document. begin: the id that a model of somebody else's expects before a text, None where it expects none. pieces:
-    the bytes that each id stands for; special tokens stand for none.
+    the bytes that each id stands for; special tokens stand for none. chat_template: how messages become a prompt, as a
+    Jinja template, None for a model that was taught none; it is kept in CHAT beside tokenizer.json.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Tokenizer(ABC):
     end: int
     begin: int | None = None
     pieces: list[bytes]
+    chat_template: str | None = None
     reads_bytes = False
     """Whether text that is no valid UTF-8 has tokens too."""
 
@@ -53,9 +57,25 @@ class Tokenizer(ABC):
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
         """The tokens of each of `texts` as an array of integers."""
 
+    def encode_marked(self, text: str) -> list[int]:
+        """The tokens of `text` in which special tokens are written out, as chat templates write them."""
+        return self.encode(text)
+
     @abstractmethod
+    def spelling(self, token: int) -> str:
+        """What a token, special or not, is called in the vocabulary."""
+
     def save(self, folder: Path) -> Path:
         """Writes `folder`/tokenizer.json, from which `load_tokenizer` makes this tokenizer again."""
+        path = folder / "tokenizer.json"
+        path.write_text(self.to_json(), encoding="utf-8")
+        if self.chat_template is not None:
+            (folder / CHAT).write_text(self.chat_template, encoding="utf-8")
+        return path
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """What tokenizer.json holds."""
 
     @cached_property
     def widths(self) -> np.ndarray:
@@ -107,10 +127,11 @@ class ByteTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str | bytes]) -> list[np.ndarray]:
         return [np.frombuffer(_bytes(text), dtype=np.uint8) for text in texts]
 
-    def save(self, folder: Path) -> Path:
-        path = folder / "tokenizer.json"
-        path.write_text(json.dumps({"type": "bytes", "vocab_size": 257, "end": 256}) + "\n")
-        return path
+    def spelling(self, token: int) -> str:
+        return END if token == self.end else _byte_spelling()[token]
+
+    def to_json(self) -> str:
+        return json.dumps({"type": "bytes", "vocab_size": 257, "end": 256}) + "\n"
 
 
 class FileTokenizer(Tokenizer):
@@ -150,10 +171,19 @@ class FileTokenizer(Tokenizer):
         encoded = self._inner.encode_batch_fast([_str(text) for text in texts], add_special_tokens=False)
         return [np.array(each.ids, dtype=np.int64) for each in encoded]
 
-    def save(self, folder: Path) -> Path:
-        path = folder / "tokenizer.json"
-        path.write_text(self._json, encoding="utf-8")
-        return path
+    def encode_marked(self, text: str) -> list[int]:
+        return self._marked.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _marked(self) -> tokenizers.Tokenizer:
+        """The same, which takes special tokens in a text for themselves."""
+        return tokenizers.Tokenizer.from_str(self._inner.to_str())  # the flag that says otherwise is not saved
+
+    def spelling(self, token: int) -> str:
+        return self._inner.id_to_token(token) or ""
+
+    def to_json(self) -> str:
+        return self._json
 
 
 def open_tokenizer(name: str) -> Tokenizer:
@@ -181,9 +211,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
         if isinstance(content, dict) and content.get("type") == "bytes":
-            return ByteTokenizer()
-        marks = content.pop(MARKS, {})
-        return FileTokenizer(tokenizers.Tokenizer.from_str(json.dumps(content) if marks else text), str(path), **marks)
+            found: Tokenizer = ByteTokenizer()
+        else:
+            marks = content.pop(MARKS, {})
+            inner = tokenizers.Tokenizer.from_str(json.dumps(content) if marks else text)
+            found = FileTokenizer(inner, str(path), **marks)
+        chat = path.with_name(CHAT)
+        found.chat_template = chat.read_text(encoding="utf-8") if chat.is_file() else None
+        return found
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{path} is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
 
@@ -222,6 +257,12 @@ def _byte_alphabet() -> dict[str, int]:
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     other = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(other)}
+
+
+@cache
+def _byte_spelling() -> dict[int, str]:
+    """Every byte as a byte-level vocabulary spells it."""
+    return {byte: c for c, byte in _byte_alphabet().items()}
 
 
 def _pieces(inner: tokenizers.Tokenizer, description: str) -> list[bytes]:

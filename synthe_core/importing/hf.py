@@ -65,6 +65,8 @@ def import_hf(source: Path, *, out: Path | None = None, name: str | None = None)
     yield Notice(f"{architecture}: {parameters:,} parameters in {recipe.model.blocks} blocks, {tensors.stored}")
     yield Progress("import", 0, tensors.nbytes, "bytes")
     facts = {"format": "huggingface", "architecture": architecture, "stored": tensors.stored}
+    if isinstance(context := published.config.get("max_position_embeddings"), int):
+        facts["context"] = context  # the longest text that it was made for
     manifest = Manifest.model_validate(
         {
             "parameters": parameters,

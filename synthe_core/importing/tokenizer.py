@@ -7,7 +7,8 @@ from typing import Any
 
 import tokenizers
 
-from synthe_core.data.tokenizers import FileTokenizer, Tokenizer, load_tokenizer
+from synthe_core.data.tokenizers import CHAT, FileTokenizer, Tokenizer, load_tokenizer
+from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice
 from synthe_core.importing.published import Published
 
@@ -25,6 +26,7 @@ def tokenizer_of(published: Published, vocab: int) -> Generator[Event, None, Tok
     end = ends[0] if ends and inner.token_to_id(ends[0]) != plain.end else None
     begin = _begin(inner, options)
     found = FileTokenizer(inner, str(path), begin=begin, end=end) if begin or end else plain
+    found.chat_template = _chat_template(published, options)
     if len(ends) > 1:
         yield Notice(f"the model may also end with {', '.join(ends[1:])}; here only {ends[0]} ends a text")
     if found.end >= vocab:
@@ -54,6 +56,21 @@ def _begin(inner: tokenizers.Tokenizer, options: dict[str, Any]) -> str | None:
         return stated
     bare, dressed = (inner.encode("a", add_special_tokens=special).tokens for special in (False, True))
     return dressed[0] if len(dressed) > len(bare) and dressed[1 : 1 + len(bare)] == bare else None
+
+
+def _chat_template(published: Published, options: dict[str, Any]) -> str | None:
+    """How messages become a prompt: a file of its own, or a key of tokenizer_config.json; of several, the default."""
+    path = published.path / CHAT
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read: {error}", "copy it again") from None
+    stated = options.get("chat_template")
+    if isinstance(stated, list):
+        named = {each.get("name"): each.get("template") for each in stated if isinstance(each, dict)}
+        stated = named.get("default")
+    return stated if isinstance(stated, str) else None
 
 
 def _content(token: Any) -> str | None:

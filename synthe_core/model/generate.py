@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from synthe_core import state as states
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel, ModelState
 from synthe_core.model.sampling import Sampling, choose
@@ -38,7 +39,7 @@ class Generation:
     pending: int64 [B], each row's newest token. The pair is all that is needed to go on later.
 
     `first` bool [B, V] restricts each row's first token to those that are True. Every row draws from a generator seeded
-    with `seed` plus its index, and so does not depend on the rows beside it.
+    with `seed` plus its index, or with its own of a list of seeds, and so does not depend on the rows beside it.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Generation:
         prompts: Sequence[Sequence[int]],
         *,
         sampling: Sampling | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         end: int | None = None,
         state: ModelState | None = None,
         first: Tensor | None = None,
@@ -64,7 +65,8 @@ class Generation:
         self._logits, self.state = prefill(model, tokens, state, lengths if ragged else None)
         if first is not None:
             self._logits = self._logits.masked_fill(~first.to(device), -torch.inf)
-        self._generators = [torch.Generator(device).manual_seed(seed + row) for row in range(len(prompts))]
+        seeds = range(seed, seed + len(prompts)) if isinstance(seed, int) else seed
+        self._generators = [torch.Generator(device).manual_seed(each) for each in seeds]
         self._seen = _seen(tokens, lengths, model.vocab) if self.sampling.repetition_penalty != 1.0 else None
         self._read = True
         self.pending = tokens.gather(1, lengths[:, None] - 1)[:, 0]
@@ -73,6 +75,14 @@ class Generation:
     def stop(self, row: int) -> None:
         """Ends a row."""
         self.live[row] = False
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forgets all rows but these, which are numbered anew in the order given."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.pending.device)
+        self.state = states.take(self.state, index)
+        self._logits, self.pending, self.live = (t[index] for t in (self._logits, self.pending, self.live))
+        self._generators = [self._generators[row] for row in rows]
+        self._seen = None if self._seen is None else self._seen[index]
 
     def __iter__(self) -> Iterator[Tensor]:
         while bool(self.live.any()):

@@ -184,7 +184,7 @@ def test_events_and_manifest_say_where_it_came_from(tmp_path: Path) -> None:
     assert checkpoint.recipe.name == "small" and checkpoint.vocab == VOCAB
     assert checkpoint.manifest.parents == [str(source)]
     facts = checkpoint.manifest.model_dump()["source"]
-    assert facts == {"format": "huggingface", "architecture": "LlamaForCausalLM", "stored": "BF16"}
+    assert facts == {"format": "huggingface", "architecture": "LlamaForCausalLM", "stored": "BF16", "context": 2048}
     assert checkpoint.manifest.parameters == checkpoint.model().parameter_count()
 
 

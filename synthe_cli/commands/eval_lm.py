@@ -1,0 +1,275 @@
+"""`synthe eval lm` and `synthe eval list`: the tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from synthe_cli import console, figures
+from synthe_cli.options import DeviceOption, JsonOption, complete_run, find_checkpoint
+from synthe_cli.signals import stop_on_signal
+from synthe_core.errors import InputError
+from synthe_core.events import Result
+
+LM_EXAMPLES = """\
+synthe eval lm runs/60m --tasks hellaswag,arc_easy,lambada_openai --limit 100
+synthe eval lm runs/60m runs/mamba-60m --suite zero-shot           several models, side by side
+synthe eval lm runs/60m --tasks my_task.yaml --include-path tasks/ --output results/ --log-samples
+synthe eval lm runs/60m --suite my-suite.yaml --output results/ --resume     goes on where it was interrupted
+synthe eval lm runs/60m --tasks mmlu --num-fewshot 5 --use-cache answers/
+synthe train recipes/tiny.yaml | synthe eval lm - --tasks wikitext"""
+
+LIST_EXAMPLES = """\
+synthe eval list                     the suites, and how many tasks there are
+synthe eval list arc                 tasks whose name has `arc` in it
+synthe eval list 'blimp_*' --json"""
+
+
+def lm(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT...",
+            help="Run or checkpoint folders; - reads a path from stdin.",
+            autocompletion=complete_run,
+        ),
+    ],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", "-t", metavar="NAMES", help="Names, patterns or YAML files, with commas. Repeatable."),
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option("--suite", metavar="NAME", help="A suite's name, or its YAML file. Repeatable."),
+    ] = None,
+    include_path: Annotated[
+        list[Path] | None,
+        typer.Option("--include-path", metavar="DIR", help="A folder with more tasks. Repeatable."),
+    ] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option("--limit", metavar="N", help="Only the first N questions of each task; below 1, that share."),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option("--num-fewshot", min=0, metavar="N", help="Examples before each question.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Write results_*.json here, in a folder for each model."),
+    ] = None,
+    log_samples: Annotated[
+        bool, typer.Option("--log-samples", help="Write every question and answer too, as samples_*.jsonl.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run, from the answers that it made.")
+    ] = False,
+    use_cache: Annotated[
+        Path | None,
+        typer.Option("--use-cache", metavar="DIR", help="Keep answers here for good, and use those that are."),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, metavar="N", help="Rows at a time; results do not depend on it."),
+    ] = None,
+    prefix: Annotated[
+        str,
+        typer.Option(
+            "--prefix",
+            metavar="KIND",
+            help="What comes before a context: begin, end (of a document), none; auto: begin if the tokenizer has one.",
+        ),
+    ] = "auto",
+    max_length: Annotated[
+        int | None,
+        typer.Option("--max-length", min=2, metavar="N", help="Cut what is longer than N tokens into windows."),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--apply-chat-template", help="Ask through the model's chat template.")] = False,
+    system: Annotated[
+        str | None, typer.Option("--system-instruction", metavar="TEXT", help="What is said before every question.")
+    ] = None,
+    metadata: Annotated[
+        str | None,
+        typer.Option(
+            "--metadata", metavar="JSON", help="For tasks that make their data, as {max_seq_lengths: [1024]}."
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**62, metavar="N", help="Of what is drawn where a task asks for it.")
+    ] = 0,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate models on tasks of lm-evaluation-harness, and print its table.
+
+    Contexts that requests share are read once. A task that fails is named and the others run. Data sets come from the
+    hub or the disk; a folder of a set's name here (allenai/ai2_arc) goes before the hub.
+    """
+    if "-" in checkpoints and checkpoints.count("-") > 1:
+        raise InputError("- can be read once", "name the other checkpoints")
+    paths = [find_checkpoint(each) for each in checkpoints]
+
+    from synthe_core.evaluation.lm import Asked, evaluate
+
+    asked = Asked(
+        tasks=_names(tasks),
+        suites=_names(suite),
+        include=include_path or (),
+        limit=_limit(limit),
+        num_fewshot=num_fewshot,
+        metadata=_metadata(metadata),
+        batch_size=batch_size,
+        device=device or "auto",
+        prefix=prefix,
+        max_length=max_length,
+        output=output,
+        log_samples=log_samples,
+        resume=resume,
+        use_cache=use_cache,
+        chat=chat,
+        system=system,
+        seed=seed,
+    )
+    with console.choose(as_json) as shown, stop_on_signal("the answers made so far are kept") as stop:
+        for event in evaluate(paths, asked, stop):
+            if not isinstance(event, Result):
+                shown.show(event)
+                continue
+            if not as_json:
+                shown.close()
+                show(event.values["models"])  # type: ignore[arg-type]
+                event = Result(path=event.path)
+            shown.result(event)
+
+
+def list_tasks(
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="[PATTERN]", help="A part of a name, or a pattern as 'blimp_*'.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the suites, and the tasks whose name fits a pattern."""
+    from synthe_core.evaluation.suites import load_suite, suites
+    from synthe_core.evaluation.task_index import names
+
+    fitting = names(pattern)
+    if pattern is None:
+        found = {name: load_suite(str(path)) for name, path in sorted(suites().items())}
+        kinds = [entry["kind"] for entry in fitting.values()]
+        counts = {kind: kinds.count(kind) for kind in ("task", "group", "tag")}
+        if as_json:
+            listing = {name: each.model_dump(mode="json") for name, each in found.items()}
+            print(json.dumps({"suites": listing, **{f"{kind}s": count for kind, count in counts.items()}}))
+            return
+        rows = [[name, each.description, ", ".join(e.task for e in each.entries)] for name, each in found.items()]
+        print(figures.table(["suite", "what", "tasks"], rows, left=3))
+        print(f"\n{counts['task']:,} tasks, {counts['group']:,} groups, {counts['tag']:,} tags: synthe eval list PART")
+        return
+    if as_json:
+        print(json.dumps(fitting, ensure_ascii=False))
+        return
+    if not fitting:
+        from synthe_core.errors import unknown
+
+        raise unknown("task", pattern, names(None))
+    rows = [[name, entry["kind"], entry["path"] or ", ".join(entry["tags"])] for name, entry in fitting.items()]
+    print(figures.table(["name", "kind", "where"], rows, left=3))
+
+
+def show(models: list[dict[str, Any]]) -> None:
+    """The harness's table for one model, one of ours for several, and under it what each model's results rest on."""
+    models = [model for model in models if model["results"]]
+    if len(models) == 1:
+        from lm_eval.utils import make_table
+
+        print(make_table(models[0]).rstrip())
+        if models[0].get("groups"):
+            print("\n" + make_table(models[0], "groups").rstrip())
+    elif models:
+        print(side_by_side(models))
+    for model in models:
+        print(("\n" if model is models[0] else "") + basis(model["synthe"]))
+
+
+def side_by_side(models: list[dict[str, Any]]) -> str:
+    """A row for each metric of each task, a column for each model; the best of a row is marked."""
+    rows = []
+    tasks = dict.fromkeys(task for model in models for task in model["results"])
+    for task in tasks:
+        metrics = dict.fromkeys(
+            key for model in models for key in model["results"].get(task, {}) if "," in key and "_stderr," not in key
+        )
+        for key in metrics:
+            metric = key.partition(",")[0]
+            found = [model["results"].get(task, {}).get(key) for model in models]
+            higher = next(
+                (model["higher_is_better"][task].get(metric) for model in models if task in model["higher_is_better"]),
+                None,
+            )
+            errors = [model["results"].get(task, {}).get(key.replace(",", "_stderr,")) for model in models]
+            rows.append([task, metric, {True: "↑", False: "↓"}.get(higher, ""), *_cells(found, errors, higher)])  # type: ignore[arg-type]
+    heads = [Path(model["config"]["model_args"]["path"]).name for model in models]
+    if len(set(heads)) < len(heads):
+        heads = [model["config"]["model_args"]["path"] for model in models]
+    return figures.table(["task", "metric", "", *heads], rows, left=3)
+
+
+def _cells(found: list[Any], errors: list[Any], higher: bool | None) -> list[str]:
+    numbers = [value for value in found if isinstance(value, (int, float))]
+    best = None if higher is None or len(numbers) < 2 else (max if higher else min)(numbers)
+    cells = []
+    for value, error in zip(found, errors, strict=True):
+        if not isinstance(value, (int, float)):
+            cells.append("-" if value is None else str(value))
+            continue
+        spread = f" ± {_number(error)}" if isinstance(error, (int, float)) else ""
+        cells.append(f"{'*' if value == best and numbers.count(best) == 1 else ''}{_number(value)}{spread}")
+    return cells
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10_000 else f"{value:.4g}"
+
+
+def basis(facts: dict[str, Any]) -> str:
+    """One line on what the figures of a model rest on."""
+    tokens, length = facts["tokens"], facts["length"]
+    before = facts["context_prefix"] or "nothing"
+    parts = [
+        f"{facts['recipe']} {facts['recipe_digest']}",
+        f"{before} before a context, {facts['empty_context']} for an empty one",
+        f"{figures.count(tokens['computed'])} tokens computed for {figures.count(tokens['asked'] + tokens['written'])}",
+        f"{figures.duration(facts['seconds'])} on {facts['device']}",
+    ]
+    if length["longer"]:
+        many = f"{length['longer']:,} requests longer than the {length['trained']:,} tokens of training"
+        parts.append(f"{many} {length['longer_are']}")
+    return "; ".join(parts)
+
+
+def _names(given: list[str] | None) -> list[str]:
+    return [name.strip() for each in given or [] for name in each.split(",") if name.strip()]
+
+
+def _limit(limit: float | None) -> float | None:
+    if limit is None:
+        return None
+    if not limit > 0 or (limit >= 1 and limit % 1):
+        raise InputError(f"--limit {limit:g} is no number of questions", "a whole number, or a share between 0 and 1")
+    return int(limit) if limit >= 1 else limit
+
+
+def _metadata(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"--metadata {text}: expected a mapping", 'for example {"max_seq_lengths": [1024, 4096]}')
+    return found

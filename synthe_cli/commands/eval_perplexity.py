@@ -1,0 +1,76 @@
+"""`synthe eval perplexity`: bits per byte by context."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+from synthe_cli import console, figures
+from synthe_cli.options import CheckpointArgument, DataOption, DeviceOption, JsonOption, find_checkpoint
+from synthe_core.errors import InputError
+from synthe_core.events import Result
+
+EXAMPLES = """\
+synthe eval perplexity runs/60m                                        on the validation text of its own recipe
+synthe eval perplexity runs/60m --data book.txt --context 512,2k,8k,32k
+synthe eval perplexity runs/60m --data 'books/*.txt' --tokens 1000000 --json"""
+
+
+def perplexity(
+    checkpoint: CheckpointArgument,
+    data: DataOption = None,
+    context: Annotated[
+        str | None,
+        typer.Option("--context", metavar="N,N...", help="Tokens, as 512,2k,8k; each divides the longest."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, metavar="N", help="Read at most so many.")] = 131_072,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how well a model predicts a text, by how much of the text before it has read.
+
+    `bits/byte` is of the same text each time, read afresh every so many tokens. `there` is of the tokens at these
+    places alone, where the model began at place 0 and has read on.
+    """
+    path = find_checkpoint(checkpoint)
+    contexts = [_length(each) for each in (context or "").split(",") if each.strip()]
+
+    from synthe_core.evaluation.perplexity import evaluate
+
+    with console.choose(as_json) as shown:
+        for event in evaluate(path, sources=data or (), contexts=contexts, tokens=tokens, device=device or "auto"):
+            if isinstance(event, Result) and not as_json:
+                shown.close()
+                print(_table(event.values))
+            elif isinstance(event, Result):
+                shown.result(event)
+            else:
+                shown.show(event)
+
+
+def _length(text: str) -> int:
+    """512, 2k = 2048, 1M."""
+    found = re.fullmatch(r"(\d+)([kKmM]?)", text.strip())
+    if not found or not int(found[1]):
+        raise InputError(f"--context: '{text.strip()}' is no number of tokens", "for example 512,2k,8k")
+    return int(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found[2].lower()]
+
+
+def _table(values: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"{each['context']:,}",
+            f"{each['bits_per_byte']:.4f}",
+            f"{each['perplexity']:.2f}",
+            f"{each['first']:,} to {each['last']:,}",
+            f"{each['here']:.4f}",
+        ]
+        for each in values["contexts"]
+    ]
+    first = values["contexts"][0]
+    title = f"{first['tokens']:,} tokens ({figures.size(first['bytes'])}) in windows of "
+    title += f"{values['contexts'][-1]['context']:,}, {values['windows']:,} of them; "
+    title += f"trained on sequences of {values['trained']:,}"
+    return f"{title}\n\n" + figures.table(["context", "bits/byte", "perplexity", "places", "there"], rows, left=0)

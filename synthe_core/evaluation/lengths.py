@@ -1,0 +1,15 @@
+"""How long the sequences were that a model was trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synthe_core.checkpoint import Checkpoint
+
+
+def trained_length(checkpoint: Checkpoint) -> tuple[int, bool]:
+    """The tokens of a sequence that the model was trained on, and whether its state grows with longer ones."""
+    source = getattr(checkpoint.manifest, "source", None) or {}
+    trained = int(source.get("context") or checkpoint.recipe.data.sequence)
+    model: Any = checkpoint.recipe.meta_model(checkpoint.vocab)
+    return trained, model.state_bytes(2 * trained) > model.state_bytes(trained)

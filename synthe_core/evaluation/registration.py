@@ -1,0 +1,28 @@
+"""Makes `synthe` a name of lm-evaluation-harness's own command.
+
+The harness has a table of models and no way for another package to add to it. torch, which it loads before it looks
+into that table, calls the entry points of the group `torch.backends`; ours adds the name where the harness is running,
+and does nothing elsewhere. (`TORCH_DEVICE_BACKEND_AUTOLOAD=0` turns that off; calling `register` does the same.)
+"""
+
+from __future__ import annotations
+
+import sys
+
+NAME = "synthe"
+TARGET = "synthe_core.evaluation.harness_model:Synthe"
+
+
+def register() -> None:
+    """Adds the name, with where the model class is to be found when it is asked for."""
+    import lm_eval.models  # noqa: F401 (its own names, which it adds only to an empty table)
+    from lm_eval.api.registry import model_registry
+
+    if NAME not in model_registry:
+        model_registry.register(NAME, target=TARGET)
+
+
+def autoload() -> None:
+    """What torch calls when it is imported, by whomever."""
+    if "lm_eval" in sys.modules:
+        register()

@@ -1,0 +1,60 @@
+"""Suites: lists of tasks in YAML files that people can edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from synthe_core.errors import InputError, unknown
+from synthe_core.learner import Spec
+
+FOLDERS = (Path(__file__).parent / "suites", Path("suites"))
+"""Where suites are found by name; those of the working folder win."""
+
+
+class Entry(Spec):
+    """A task, a group or a pattern of names, as `--tasks` takes them."""
+
+    task: str
+    num_fewshot: int | None = Field(None, ge=0, description="examples before the question; default the task's own")
+
+
+class Suite(Spec):
+    """What a suite's file holds."""
+
+    description: str = ""
+    tasks: list[Entry | str] = Field(..., min_length=1)
+    metadata: dict[str, Any] = Field({}, description="for tasks that make their data by it")
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [Entry(task=each) if isinstance(each, str) else each for each in self.tasks]
+
+
+def suites() -> dict[str, Path]:
+    """Every suite by name."""
+    return {path.stem: path for folder in FOLDERS for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by its name, or the path of its file."""
+    known = suites()
+    path = known.get(name) or Path(name).expanduser()
+    if name not in known and path.suffix not in (".yaml", ".yml"):
+        raise unknown("suite", name, known)
+    try:
+        return Suite.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"cannot read the suite {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from None
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in fault["loc"] if part not in ("Entry", "str"))
+        raise InputError(
+            f"{path}: {place or 'suite'}: {fault['msg'][:1].lower()}{fault['msg'][1:]}",
+            "a suite is {description: ..., tasks: [NAME, {task: NAME, num_fewshot: N}], metadata: {...}}",
+        ) from None

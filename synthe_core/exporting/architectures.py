@@ -1,0 +1,139 @@
+"""Which published architecture a recipe's model is, and its config.json: what `importing.architectures` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from synthe_core.errors import InputError
+from synthe_core.model.language_model import LanguageModel
+
+MIXERS = ("mamba", "mamba2")
+
+
+def config_of(model: LanguageModel, context: int) -> dict[str, Any]:
+    """The config.json of the architecture that computes what `model` does; InputError where there is none.
+
+    A model whose embeddings are normalised is written with the normalised ones, and so with a head of its own. Norms
+    without weights are norms with ones, missing biases are zeros: the numbers that come out are the same.
+
+    context: the longest text that the model is meant for.
+    """
+    spec = model.spec
+    if spec.depth is not None:
+        raise _refused("lets tokens skip blocks (model.depth)")
+    kinds = [entry.type for entry in spec.block]  # type: ignore[attr-defined]
+    layers = [learner for block in model.blocks for learner in block.learners]  # type: ignore[union-attr]
+    common = {
+        "vocab_size": model.vocab,
+        "hidden_size": spec.width,
+        "tie_word_embeddings": spec.tie and not spec.embed_norm,
+        "torch_dtype": "float32",
+    }
+    if len(set(kinds)) == 1 and kinds[0] in MIXERS:
+        return common | _state_space(layers, kinds[0], spec.norm_eps)
+    if kinds == ["attention", "mlp"] * (len(kinds) // 2):
+        found = _transformer(layers[::2], layers[1::2], spec.norm_eps)
+        return common | {"max_position_embeddings": context} | found
+    raise _refused(f"is {', '.join(kinds)}")
+
+
+def _transformer(attention: Sequence[Any], mlps: Sequence[Any], eps: float) -> dict[str, Any]:
+    """Attention and MLP in turn: Llama, Mistral, Qwen2 or Qwen3, the plainest that has what they have."""
+    first, mlp = attention[0], mlps[0]
+    config = first.config
+    if any(each.config.model_copy(update={"window": config.window}) != config for each in attention):
+        raise _refused("has attention of several kinds")
+    if any(each.config != mlp.config for each in mlps):
+        raise _refused("has MLPs of several kinds")
+    if config.when is not None:
+        raise _refused("has attention that runs at some tokens only (when)")
+    if config.rope is None:
+        raise _refused("has attention without positions (rope: null)")
+    if config.qk_norm and config.norm_eps != eps:
+        raise _refused(f"has two epsilons, {config.norm_eps:g} in attention and {eps:g} in the norms between")
+    values = {
+        "num_attention_heads": first.heads,
+        "num_key_value_heads": first.groups,
+        "head_dim": first.size,
+        "intermediate_size": mlp.out.in_features,
+        "num_hidden_layers": len(attention),
+        "hidden_act": "silu",
+        "rms_norm_eps": eps,
+        "rope_theta": config.rope,
+        "rope_scaling": _scaling(config.rope_scaling),
+        "attention_dropout": 0.0,
+    }
+    windows = [each.config.window for each in attention]
+    sizes = {window for window in windows if window != "full"}
+    if len(sizes) > 1:
+        raise _refused(f"has windows of several sizes, {', '.join(map(str, sorted(sizes)))}")
+    if config.qk_norm:
+        kind, biases = "qwen3", {"attention_bias": config.bias != "none"}
+    elif config.bias == "all" or (config.bias == "none" and not sizes):
+        kind, biases = "llama", {"attention_bias": config.bias == "all", "mlp_bias": mlp.config.bias}
+    elif config.bias == "none" and len(set(windows)) == 1:
+        kind, biases = "mistral", {}
+    else:
+        kind, biases = "qwen2", {}
+    if mlp.config.bias and kind != "llama":
+        raise _refused("has an MLP with biases, and with that only Llama's plain attention goes")
+    if sizes and kind == "llama":
+        raise _refused("has a window and a bias on the output of attention")
+    values |= biases
+    if kind == "mistral":
+        values["sliding_window"] = sizes.pop()
+    elif kind != "llama":
+        values |= {"use_sliding_window": bool(sizes), "sliding_window": sizes.pop() if sizes else None}
+        values["layer_types"] = ["full_attention" if w == "full" else "sliding_attention" for w in windows]
+        values["max_window_layers"] = len(windows)
+    return {"architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind} | values
+
+
+def _scaling(scaling: Any) -> dict[str, Any] | None:
+    """rope_scaling as Llama's configs write it."""
+    if scaling is None:
+        return None
+    if scaling.type == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low,
+        "high_freq_factor": scaling.high,
+        "original_max_position_embeddings": scaling.context,
+    }
+
+
+def _state_space(layers: Sequence[Any], kind: str, eps: float) -> dict[str, Any]:
+    first = layers[0]
+    config = first.config
+    if any(each.config != config for each in layers):
+        raise _refused(f"has {kind} of several kinds")
+    values = {
+        "state_size": config.state_size,
+        "expand": config.expand,
+        "conv_kernel": config.conv,
+        "use_bias": config.bias,
+        "use_conv_bias": config.conv_bias,
+        "num_hidden_layers": len(layers),
+        "layer_norm_epsilon": eps,
+        "hidden_act": "silu",
+    }
+    if kind == "mamba":
+        values |= {"intermediate_size": first.channels, "time_step_rank": first.rank}
+        return {"architectures": ["MambaForCausalLM"], "model_type": "mamba"} | values
+    if config.norm_eps != eps:
+        raise _refused(f"has two epsilons, {config.norm_eps:g} in mamba2 and {eps:g} in the norms between")
+    values |= {"num_heads": first.heads, "head_dim": config.head_size, "n_groups": config.groups}
+    low, high = config.time_step_limit
+    if (low, high) != (0.0, None):
+        values["time_step_limit"] = [low, float("inf") if high is None else high]
+    return {"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2"} | values
+
+
+def _refused(what: str) -> InputError:
+    return InputError(
+        f"no published architecture computes this model: it {what}",
+        "what can be exported are blocks of attention and mlp (Llama, Mistral, Qwen2, Qwen3), of mamba or of mamba2",
+    )

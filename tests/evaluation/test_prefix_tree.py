@@ -1,0 +1,72 @@
+"""A tree of prefixes spells every sequence, and holds what is shared once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from synthe_core.evaluation.prefix_tree import Node, grow
+
+
+def spelled(roots: list[Node]) -> dict[int, list[int]]:
+    """Every sequence as the paths to its ends spell it."""
+    found: dict[int, list[int]] = {}
+
+    def down(node: Node, before: list[int]) -> None:
+        assert node.start == len(before) and node.tokens and node.end == node.start + len(node.tokens)
+        text = before + list(node.tokens)
+        for index in node.ends:
+            assert index not in found
+            found[index] = text
+        below = [*node.ends, *(member for child in node.children for member in child.members)]
+        assert sorted(below) == sorted(node.members)
+        for child in node.children:
+            down(child, text)
+
+    for root in roots:
+        down(root, [])
+    return found
+
+
+def tokens(roots: list[Node]) -> int:
+    return sum(len(node.tokens) + tokens(node.children) for node in roots)
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("worthwhile", [1, 8])
+def test_every_sequence_is_spelled(seed: int, worthwhile: int) -> None:
+    draw = random.Random(seed)
+    heads = [[draw.randrange(3) for _ in range(draw.randrange(12))] for _ in range(3)]
+    sequences = [
+        draw.choice(heads) + [draw.randrange(3) for _ in range(draw.randrange(1, 6))] for _ in range(draw.randrange(40))
+    ]
+    roots = grow(sequences, worthwhile)
+    assert spelled(roots) == dict(enumerate(sequences))
+    assert tokens(roots) <= sum(len(each) for each in sequences)
+
+
+def test_what_is_shared_stands_once() -> None:
+    head, first, second = list(range(50)), [60] * 9, [70] * 9
+    sequences = [head + first + [1], head + first + [2], head + second + [3], head + second + [3]]
+    (root,) = grow(sequences)
+    assert list(root.tokens) == head and len(root.children) == 2
+    assert tokens([root]) == 50 + 9 + 2 + 10
+    assert spelled([root]) == dict(enumerate(sequences))
+
+
+def test_a_little_that_is_shared_is_repeated() -> None:
+    assert len(grow([[1, 2, 3], [1, 2, 4]])) == 2
+    assert len(grow([[1, 2, 3], [1, 2, 4]], worthwhile=2)) == 1
+
+
+def test_a_long_chain_of_beginnings() -> None:
+    sequences = [list(range(n)) for n in range(1, 1200)]
+    roots = grow(sequences)
+    seen, todo = 0, [(root, 0) for root in roots]
+    while todo:
+        node, depth = todo.pop()
+        seen += len(node.ends)
+        todo += [(child, depth + 1) for child in node.children]
+    assert seen == len(sequences)
+    assert grow([]) == []
