@@ -23,6 +23,7 @@ COMMANDS = {
     "recipe": ("synthe_cli.commands.recipe:app", "Show, check or describe recipes."),
     "data": ("synthe_cli.commands.data:app", "Prepare text for training, and count it."),
     "import": ("synthe_cli.commands.import_:app", "Make a checkpoint of a model that another program has written."),
+    "merge": ("synthe_cli.commands.merge:app", "Make one model of several, by TIES and its family; adapters too."),
     "bench": ("synthe_cli.commands.bench:app", "Measure what learners can do, and how fast they are."),
     "hardware": ("synthe_cli.commands.hardware:app", "What this machine is, what is used of it, and why."),
 }

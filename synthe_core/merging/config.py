@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from synthe_core import yaml_text
-from synthe_core.errors import InputError, closest
+from synthe_core.errors import InputError, closest, unknown
+from synthe_core.merging.inputs import is_adapter
 from synthe_core.merging.method import Method
 from synthe_core.merging.parameters import check
 
@@ -117,6 +118,71 @@ class MergeSpec(_Keys):
             for source in piece.sources:
                 check(method, source.parameters, f"{where}slice {number}, {source.model}: ")
         return self
+
+
+def spec_of(
+    method: Method,
+    models: Sequence[str],
+    given: Mapping[str, Any],
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    form: str | None = None,
+    rank: int | None = None,
+    tokenizer: str | None = None,
+    seed: int = 0,
+) -> MergeSpec:
+    """A merge as the command line asks for it: `given` parameters are text, with commas for a value each.
+
+    Without `base`, a method that needs one takes the first model, unless it is an adapter, which brings its own.
+    """
+    names = list(models)
+    if not names:
+        raise InputError("no models are named", f"synthe merge {method.name} MODEL MODEL ...")
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{doubled} is named twice", "give it a weight of 2 instead")
+    if method.needs_base and base is None and not is_adapter(names[0]):
+        base = names.pop(0)
+    shared: Parameters = {}
+    own: list[Parameters] = [{} for _ in names]
+    for name, text in given.items():
+        found = [_value(part) for part in str(text).split(",")]
+        if len(found) == 1:
+            shared[name] = found[0]
+        elif not method.parameter(name).each:
+            raise InputError(
+                f"--{name} {text}: one value is for all models", f"{name}: {method.parameter(name).description}"
+            )
+        elif len(found) != len(names):
+            raise InputError(
+                f"--{name} has {len(found)} values for {len(names)} models", f"they are {', '.join(names)}"
+            )
+        else:
+            for place, value in zip(own, found, strict=True):
+                place[name] = value
+    values: dict[str, Any] = {
+        "merge_method": method.name,
+        "base_model": base,
+        "models": [{"model": name, "parameters": place} for name, place in zip(names, own, strict=True)],
+        "parameters": shared,
+        "dtype": dtype,
+        "as": form,
+        "rank": rank,
+        "tokenizer": tokenizer,
+        "seed": seed,
+    }
+    for key, choices in (("dtype", get_args(Dtype)), ("as", get_args(Form))):
+        if values[key] is not None and values[key] not in choices:
+            raise unknown(f"value of --{key}", values[key], choices)
+    return MergeSpec.model_validate(values).checked()
+
+
+def _value(text: str) -> Any:
+    """A number, true or false, or a word."""
+    try:
+        return yaml.safe_load(text) if text.strip().lower() in ("true", "false") else float(text)
+    except ValueError:
+        return text
 
 
 def load(path: Path) -> MergeSpec:

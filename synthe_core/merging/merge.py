@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from synthe_core.atomic import new_folder
 from synthe_core.checkpoint import SHARD_BYTES
+from synthe_core.data.corpora import open_source
 from synthe_core.errors import InputError, WorkError
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.manifest import FileFacts
 from synthe_core.merging import adapters, output, stream
 from synthe_core.merging.card import card, summary
 from synthe_core.merging.config import Form, MergeSpec
+from synthe_core.merging.evaluate import checkable, compare
 from synthe_core.merging.inputs import open_input
 from synthe_core.merging.inputs.adapter import Adapted, Adapter
 from synthe_core.merging.inputs.model import Changes, Model, Outcome
@@ -72,6 +74,28 @@ def merge(
         yield from _adapters(spec, method, opened, path, threads, stop)
 
 
+def merge_and_compare(spec: MergeSpec, texts: Sequence[str], **options: Any) -> Iterator[Event]:
+    """`merge`, and then `compare` of the result and its parents on `texts`; one Result has the figures of both."""
+    method = Method(spec.merge_method)
+    opened = open_all(spec, method)
+    if opened.form != "model":
+        raise InputError("an adapter alone cannot be evaluated", "merge it into the base: --as model")
+    models: dict[str, Model] = {opened.base.named: opened.base} if opened.base is not None else {}
+    models |= opened.inputs
+    checkable(list(models.values()))
+    for text in texts:
+        open_source(text, "text")
+    done = Result()
+    for event in merge(spec, **options):
+        if isinstance(event, Result):
+            done = event
+        else:
+            yield event
+    assert done.path is not None
+    for event in compare({**models, str(done.path): open_input(str(done.path))}, texts):
+        yield Result({**done.values, **event.values}, done.path) if isinstance(event, Result) else event
+
+
 def open_all(spec: MergeSpec, method: Method) -> Opened:
     """Every model and adapter that is named, each opened once, and how they are to be merged."""
     found: dict[str, Any] = {}
@@ -83,7 +107,7 @@ def open_all(spec: MergeSpec, method: Method) -> Opened:
         return found[name]
 
     inputs = {each.model: at(each.model) for each in spec.inputs}
-    base = at(spec.base_model) if spec.base_model is not None else None
+    base: Any = at(spec.base_model) if spec.base_model is not None else None
     if isinstance(base, Adapter):
         raise InputError(f"{base.named} is an adapter", "the base is a model")
     given = [each for each in inputs.values() if isinstance(each, Adapter)]

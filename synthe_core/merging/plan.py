@@ -76,7 +76,7 @@ def read(model: Model, name: str, dtype: torch.dtype) -> Tensor:
 def plan(spec: MergeSpec, method: Method, models: Mapping[str, Model], base: Model | None) -> Plan:
     """The jobs of a merge of `models` (by the names that `spec` has for them); InputError for what cannot be merged."""
     reference = base if base is not None else models[spec.inputs[0].model]
-    notices = _compare(reference, list(models.values()), whole=spec.slices is None)
+    notices = compare(reference, list(models.values()), whole=spec.slices is None)
     if spec.slices is not None:
         pieces, layers = _sliced(spec, spec.slices, method, models, base)
     else:
@@ -218,7 +218,7 @@ def _at(name: str, layer: int | None, depth: int) -> float:
     return layer / (depth - 1) if depth > 1 else 0.0
 
 
-def _compare(reference: Model, models: Sequence[Model], whole: bool) -> list[str]:
+def compare(reference: Model, models: Sequence[Model], whole: bool) -> list[str]:
     """InputError where models differ in kind or, if they are merged `whole`, in tensors; notices where in config."""
     notices = []
     for model in models:

@@ -40,6 +40,11 @@ def open_input(text: str) -> Any:
     )
 
 
+def is_adapter(text: str) -> bool:
+    """Whether what was typed is an adapter's folder here."""
+    return bool(KINDS["adapter"].claims(Path(text).expanduser()))
+
+
 def _nearby(path: Path) -> str:
     names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     near = closest(path.name, names)
