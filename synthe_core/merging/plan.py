@@ -105,7 +105,7 @@ def _whole(
             (base, tensor) if base is not None and method.takes_base else None,
             [spec.parameters],
             own,
-            _at(tensor, layer_of(tensor), depth),
+            _at(layer_of(tensor), depth),
         )
         for tensor in reference.tensors
     ]
@@ -127,7 +127,7 @@ def _sliced(
                     f"layer_range {list(piece.sources[0].layer_range)} is beyond it",
                 )
             length = piece.sources[0].layer_range[1] - piece.sources[0].layer_range[0]
-            at = offset / (length - 1) if length > 1 else 0.0
+            at = _at(offset, length)
             pieces += [_part(name, origin, len(layers), piece, spec, method, models, base, at) for name in found]
             layers.append(origin[spec.base_model] if spec.base_model in origin else origin[first])
     head, tail = slices[0], slices[-1]
@@ -135,7 +135,7 @@ def _sliced(
         if layer_of(name) is None:
             edge = head if FIRST.search(name) else tail
             every = dict.fromkeys((each.model for each in edge.sources), -1)
-            pieces.append(_part(name, every, 0, edge, spec, method, models, base, _at(name, None, 1)))
+            pieces.append(_part(name, every, 0, edge, spec, method, models, base, 0.0))
     return pieces, layers
 
 
@@ -212,10 +212,9 @@ def _in_layer(name: str, number: int) -> str:
     return LAYER.sub(rf"\g<before>{number}.\g<after>", name, count=1)
 
 
-def _at(name: str, layer: int | None, depth: int) -> float:
-    if layer is None:
-        return 0.0 if FIRST.search(name) else 1.0
-    return layer / (depth - 1) if depth > 1 else 0.0
+def _at(layer: int | None, depth: int) -> float:
+    """How deep a layer lies; what is in none has a gradient's first value, as mergekit has it."""
+    return layer / (depth - 1) if layer is not None and depth > 1 else 0.0
 
 
 def compare(reference: Model, models: Sequence[Model], whole: bool) -> list[str]:

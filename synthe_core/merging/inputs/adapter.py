@@ -77,7 +77,7 @@ class Adapter:
             if part := PART.match(name):
                 self._parts.setdefault(f"{part['module']}.weight", {})[part["part"]] = stored
             else:
-                self.whole[name] = stored
+                self.whole[name.replace(".base_layer.", ".")] = stored  # an embedding that is saved beside its factors
         for name, parts in self._parts.items():
             kinds = parts.keys() - {"magnitude_vector"}
             if kinds not in ({"A", "B"}, {"embedding_A", "embedding_B"}):
@@ -195,11 +195,10 @@ class Adapted(View):
         }
 
     def read(self, name: str) -> Tensor:
-        if name in self.adapter.whole:
-            return self.adapter.replaced(name)
+        own = self.adapter.replaced(name) if name in self.adapter.whole else self.inner.read(name)
         if name in self.adapter.adapted:
-            return self.adapter.factors(name).applied(self.inner.read(name).to(torch.float32))
-        return self.inner.read(name)
+            return self.adapter.factors(name).applied(own.to(torch.float32))
+        return own
 
     def facts(self) -> dict[str, Any]:
         return self.adapter.facts() | {"base": self.inner.facts()}
