@@ -22,7 +22,7 @@ from synthe_core.merging.factors import factored
 from synthe_core.merging.inputs import open_input
 from synthe_core.merging.inputs.adapter import PREFIX, Adapter
 from synthe_core.merging.inputs.model import Model
-from synthe_core.merging.plan import LISTED, compare, read
+from synthe_core.merging.plan import LISTED, compare, of_one_kind, read
 from synthe_core.merging.stream import Job
 from synthe_core.merging.tensor_file import Facts
 from synthe_core.training.run_folder import new_run
@@ -56,6 +56,7 @@ def extract_lora(
     for each in (ground, model):
         if isinstance(each, Adapter):
             raise InputError(f"{each.named} is an adapter", "it is what extract-lora makes: name two models")
+    of_one_kind([ground, model])
     for text in compare(ground, [model], whole=True):
         yield Notice(text, "warning")
     path = new_run(f"{model.name}-lora", out)

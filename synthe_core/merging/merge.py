@@ -25,7 +25,7 @@ from synthe_core.merging.inputs import open_input
 from synthe_core.merging.inputs.adapter import Adapted, Adapter
 from synthe_core.merging.inputs.model import Changes, Model, Outcome
 from synthe_core.merging.method import Method
-from synthe_core.merging.plan import merged, plan
+from synthe_core.merging.plan import merged, of_one_kind, plan
 from synthe_core.merging.stream import Job
 from synthe_core.merging.tokens import align
 from synthe_core.training.run_folder import new_run
@@ -157,6 +157,7 @@ def _models(
     stop: threading.Event | None,
 ) -> Iterator[Event]:
     names = list(opened.inputs)
+    of_one_kind([*([opened.base] if opened.base else []), *opened.inputs.values()])
     aligned = align([opened.inputs[name] for name in names], opened.base, spec.vocabulary)
     made = plan(spec, method, dict(zip(names, aligned.models, strict=True)), aligned.base)
     for text in [*aligned.notices, *made.notices]:

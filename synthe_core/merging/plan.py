@@ -217,17 +217,22 @@ def _at(layer: int | None, depth: int) -> float:
     return layer / (depth - 1) if layer is not None and depth > 1 else 0.0
 
 
+def of_one_kind(models: Sequence[Model]) -> None:
+    """InputError where models are stored in different ways."""
+    for model in models:
+        if model.kind != models[0].kind:
+            raise InputError(
+                f"{model.named} is a {model.kind} folder and {models[0].named} a {models[0].kind} folder",
+                "make a checkpoint of the one: synthe import hf",
+            )
+
+
 def compare(reference: Model, models: Sequence[Model], whole: bool) -> list[str]:
-    """InputError where models differ in kind or, if they are merged `whole`, in tensors; notices where in config."""
+    """InputError where models that are merged `whole` differ in tensors; notices where they do in config."""
     notices = []
     for model in models:
         if model is reference:
             continue
-        if model.kind != reference.kind:
-            raise InputError(
-                f"{model.named} is a {model.kind} folder and {reference.named} a {reference.kind} folder",
-                "make a checkpoint of the one: synthe import hf",
-            )
         changed = differences(reference.config, model.config)
         hint = f"they differ in {'; '.join(changed[:LISTED])}" if changed else "they are not of one architecture"
         if whole:
