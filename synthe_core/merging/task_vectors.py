@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
+
+BLOCK = 1 << 15
+"""Numbers worked on at a time: a few such stretches fit a processor's second cache."""
 
 
 def each(values: Sequence[float], count: int) -> list[float]:
@@ -24,7 +26,7 @@ def total(weights: Sequence[float]) -> float:
 
 def differences(models: Iterable[Tensor], base: Tensor) -> list[Tensor]:
     """What each model has learnt beyond the base."""
-    return [model - base for model in models]
+    return [torch.sub(model, base).contiguous() for model in models]
 
 
 def thinned(found: list[Tensor], keep: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
@@ -34,22 +36,45 @@ def thinned(found: list[Tensor], keep: Callable[[int, Tensor], Tensor]) -> list[
     return found
 
 
+def threshold(size: Tensor, kept: int) -> float:
+    """The `kept`-th largest entry of `size`, whose entries are put into another order."""
+    flat = size.reshape(-1).numpy()
+    place = flat.size - kept
+    flat.partition(place)
+    return float(flat[place])
+
+
 def largest(size: Tensor, density: float) -> Tensor:
-    """Bool: the `density` share of entries of largest size. Entries equal to the smallest kept one are kept too."""
+    """Bool: the `density` share of largest entries. Entries equal to the smallest kept one are kept too."""
     kept = int(density * size.numel())
     if kept >= size.numel():
         return torch.ones_like(size, dtype=torch.bool)
     if kept == 0:
         return torch.zeros_like(size, dtype=torch.bool)
-    place = size.numel() - kept
-    return size >= float(np.partition(size.reshape(-1).numpy(), place)[place])
+    return size >= threshold(size.clone(), kept)
 
 
 def trim(difference: Tensor, density: float) -> Tensor:
-    """The `density` share of largest magnitude, zeros elsewhere."""
-    if density >= 1:
+    """The `density` share of largest magnitude, zeros elsewhere; as in `largest`, equals stay together."""
+    kept = int(density * difference.numel())
+    if kept >= difference.numel():
         return difference
-    return difference.mul_(largest(difference.abs(), density))
+    if kept == 0:
+        return difference.zero_()
+    least = threshold(difference.abs(), kept)
+    for (block,) in blocks(difference):
+        block.mul_(block.abs().ge_(least))
+    return difference
+
+
+def blocks(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """The same stretch of each tensor, one after another, small enough that what is done to it stays in the cache.
+
+    The tensors are contiguous and of one size; stretches are views.
+    """
+    flat = [tensor.view(-1) for tensor in tensors]
+    for at in range(0, len(flat[0]), BLOCK):
+        yield [each[at : at + BLOCK] for each in flat]
 
 
 def rescaled(difference: Tensor, kept: Tensor, chance: Tensor | float, by: str | None) -> Tensor:
@@ -70,10 +95,13 @@ def rescaled(difference: Tensor, kept: Tensor, chance: Tensor | float, by: str |
 def added(base: Tensor, found: list[Tensor], weights: Sequence[float], normalize: bool, scale: float) -> Tensor:
     """base + scale x the weighted sum of differences, over the sum of the weights where `normalize`."""
     divisor = total(weights) if normalize else 1.0
-    merged = found[0] * (weights[0] * scale / divisor)
-    for difference, weight in zip(found[1:], weights[1:], strict=True):
-        merged.add_(difference, alpha=weight * scale / divisor)
-    return merged.add_(base)
+    merged = torch.empty_like(base, memory_format=torch.contiguous_format)
+    for result, ground, *parts in blocks(merged, base.contiguous(), *found):
+        torch.mul(parts[0], weights[0] * scale / divisor, out=result)
+        for part, weight in zip(parts[1:], weights[1:], strict=True):
+            result.add_(part, alpha=weight * scale / divisor)
+        result.add_(ground)
+    return merged
 
 
 def agreed(
@@ -90,20 +118,23 @@ def agreed(
     of the sum without weights. An exact tie is positive.
     normalize: divide at each entry by the weights that took part there, so that it is a mean and no sum.
     """
-    elected = torch.zeros_like(base)
-    for difference, weight in zip(found, weights, strict=True):
-        if sign != "plain" and weight != 1:
-            difference.mul_(weight)
-        elected.add_(difference.sign() if sign == "count" else difference)
-        if sign == "plain":
-            difference.mul_(weight)
-    positive = elected >= 0
-    merged, shares = elected.zero_(), torch.zeros_like(base) if normalize else None
-    for difference, weight in zip(found, weights, strict=True):
-        joins = torch.where(positive, difference > 0, difference < 0)
-        merged.add_(difference.mul_(joins))
-        if shares is not None:
+    merged = torch.empty_like(base, memory_format=torch.contiguous_format)
+    for result, ground, *parts in blocks(merged, base.contiguous(), *found):
+        weighted = [part * weight for part, weight in zip(parts, weights, strict=True)]
+        voters = parts if sign == "plain" else [each.sign() for each in weighted] if sign == "count" else weighted
+        votes = voters[0].clone()
+        for voter in voters[1:]:
+            votes.add_(voter)
+        side = (
+            votes.ge_(0).mul_(2).sub_(1)
+        )  # +1 or -1: truth as numbers, for what handles bools is several times slower
+        result.zero_()
+        shares = torch.zeros_like(votes)
+        for part, weight in zip(weighted, weights, strict=True):
+            joins = (part * side).gt_(0)
+            result.addcmul_(part, joins)
             shares.add_(joins, alpha=weight)
-    if shares is not None:
-        merged.div_(shares.masked_fill_(shares.abs() < 1e-8, 1.0))
-    return merged.mul_(scale).add_(base)
+        if normalize:
+            result.div_(shares.add_(shares.abs().lt_(1e-8)))  # 1 where nobody took part
+        result.mul_(scale).add_(ground)
+    return merged

@@ -164,30 +164,36 @@ def union(contents: Sequence[Any], models: Sequence[Model]) -> Content:
         )
     model, taken = result["model"], _vocabulary(result)
     merges = {_merge(each): None for each in model.get("merges", ())}
+    for token in sorted(taken, key=taken.__getitem__):  # added tokens as well, or the library would move their ids
+        _enter(model, token, taken[token])
     for content in contents[1:]:
-        added = {token["content"] for token in content.get("added_tokens", ())}
-        for token in sorted(_vocabulary(content), key=_vocabulary(content).__getitem__):
+        added = {token["content"]: token for token in content.get("added_tokens", ())}
+        theirs = _vocabulary(content)
+        for token in sorted(theirs, key=theirs.__getitem__):
             if token in taken:
                 continue
-            row = taken[token] = len(taken) if not taken else max(taken.values()) + 1
+            row = taken[token] = max(taken.values(), default=-1) + 1
+            _enter(model, token, row, content["model"]["vocab"])
             if token in added:
-                known = next(each for each in content["added_tokens"] if each["content"] == token)
-                result.setdefault("added_tokens", []).append({**known, "id": row})
-            elif isinstance(model["vocab"], list):
-                scores = {piece: score for piece, score in content["model"]["vocab"]}
-                if row != len(model["vocab"]):
-                    raise InputError(
-                        "tokenizers of scored pieces with added tokens have no union",
-                        "choose --tokenizer base, or a path",
-                    )
-                model["vocab"].append([token, scores[token]])
-            else:
-                model["vocab"][token] = row
+                result.setdefault("added_tokens", []).append({**added[token], "id": row})
         merges |= {_merge(each): None for each in content["model"].get("merges", ())}
     if merges:
-        pairs = isinstance(model["merges"][0], list) if model["merges"] else True
+        pairs = isinstance(next(iter(model["merges"]), []), list)
         model["merges"] = [list(each) if pairs else " ".join(each) for each in merges]
     return result
+
+
+def _enter(model: Content, token: str, row: int, source: Any = ()) -> None:
+    """Gives `token` the id `row` in a tokenizer's vocabulary: a mapping, or a list of pieces with scores."""
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        vocab.setdefault(token, row)
+    elif row >= len(vocab):
+        if row > len(vocab):
+            raise InputError(
+                "tokenizers of scored pieces with gaps have no union", "choose --tokenizer base, or a path"
+            )
+        vocab.append([token, next((entry[1] for entry in source if entry[0] == token), 0.0)])
 
 
 def _merge(written: Any) -> tuple[str, ...]:

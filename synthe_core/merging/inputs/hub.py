@@ -12,8 +12,10 @@ WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
 
 
 def names_the_hub(text: str) -> bool:
-    """Whether `text` is ORG/NAME, or hub:NAME, with or without @REVISION."""
-    return text.startswith("hub:") or bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", text))
+    """Whether `text` is ORG/NAME, or hub:NAME, with or without @REVISION. A folder ORG here makes it a path."""
+    if text.startswith("hub:"):
+        return True
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", text)) and not Path(text).parent.is_dir()
 
 
 def from_hub(text: str) -> Path:
