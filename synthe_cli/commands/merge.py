@@ -84,9 +84,7 @@ def method(
     ctx: typer.Context,
     models: Annotated[
         list[str],
-        typer.Argument(
-            metavar="MODELS... [--PARAMETER VALUE]...", help="Runs, Hugging Face folders, adapters, hub ids."
-        ),
+        typer.Argument(metavar="MODEL", help="Runs, Hugging Face folders, adapters, hub ids."),
     ],
     base: Annotated[
         str | None, typer.Option("--base", metavar="MODEL", help="What the models were trained from; else the first.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -59,7 +58,7 @@ def diff(one: str, other: str, *, base: str | None = None, threads: int | None =
     jobs = [_job(name, a, b, ground) for name in shared]
     total, found, sums = sum(job.bytes for job in jobs), [], torch.zeros(SUMS, dtype=torch.float64)
     done = 0
-    for job, measured in stream.run(jobs, threads or len(os.sched_getaffinity(0))):
+    for job, measured in stream.run(jobs, threads):
         found.append(_figures(job.name, a.tensors[job.name].shape, measured))
         sums += measured
         done += job.bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -105,7 +104,7 @@ def extract_lora(
     with new_folder(path) as folder:
         known: dict[str, FileFacts] = {}
         size = sum(job.facts.nbytes for job in jobs)
-        results = stream.run(jobs, threads or len(os.sched_getaffinity(0)), stop)
+        results = stream.run(jobs, threads, stop)
         for written in output.write(folder, "adapter_model", [jobs], results, known):
             yield Progress("extract", written, size, "bytes")
         parents = [each.facts() for each in (ground, model)]

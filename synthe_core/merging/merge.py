@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import threading
@@ -217,7 +216,7 @@ def _written(
         )
     known: dict[str, FileFacts] = {}
     begun = time.monotonic()
-    results = stream.run(jobs, threads or len(os.sched_getaffinity(0)), stop)
+    results = stream.run(jobs, threads, stop)
     for done in output.write(folder, stem, files, results, known):
         share = done / total if total else 1.0
         spent = time.monotonic() - begun

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,7 +88,14 @@ def plan(spec: MergeSpec, method: Method, models: Mapping[str, Model], base: Mod
 
 def merged(spec: MergeSpec, method: Method, base: str | None) -> list[str]:
     """Of the models named in `spec`, those that are merged: the base is not one of them where the method takes one."""
-    return [each.model for each in spec.inputs if not (method.takes_base and each.model == base)]
+    if not method.takes_base or base is None:
+        return [each.model for each in spec.inputs]
+    return [each.model for each in spec.inputs if not _same(each.model, base)]
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names mean one folder."""
+    return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())
 
 
 def _whole(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import Interrupted
+from synthe_core.hardware import probe
 from synthe_core.merging.tensor_file import Facts
 
 BUDGET = 512 * 2**20
@@ -29,11 +30,11 @@ class Job:
 
 
 def run(
-    jobs: Iterable[Job], threads: int, stop: threading.Event | None = None, budget: int = BUDGET
+    jobs: Iterable[Job], threads: int | None = None, stop: threading.Event | None = None, budget: int = BUDGET
 ) -> Iterator[tuple[Job, Tensor]]:
     """Every job with its result, in the order given, so that what is written does not hang on the threads.
 
-    torch works on one thread within each: its sums depend on how many it uses.
+    torch works on one thread within each: its sums depend on how many it uses. threads: all cores by default.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -41,7 +42,9 @@ def run(
     held = 0
     queue = iter(jobs)
     following = next(queue, None)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="merge", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(
+        threads or probe().cores, thread_name_prefix="merge", initializer=torch.set_num_threads, initargs=(1,)
+    )
     try:
         while following is not None or waiting:
             while following is not None and (not waiting or held + following.bytes <= budget):
