@@ -24,6 +24,7 @@ COMMANDS = {
     "data": ("synthe_cli.commands.data:app", "Prepare text for training, and count it."),
     "import": ("synthe_cli.commands.import_:app", "Make a checkpoint of a model that another program has written."),
     "export": ("synthe_cli.commands.export:app", "Write a checkpoint for another program."),
+    "merge": ("synthe_cli.commands.merge:app", "Make one model of several, by TIES and its family; adapters too."),
     "bench": ("synthe_cli.commands.bench:app", "Measure what learners can do, and how fast they are."),
     "hardware": ("synthe_cli.commands.hardware:app", "What this machine is, what is used of it, and why."),
 }

@@ -93,11 +93,14 @@ def find_recipe(text: str) -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes in ./recipes and beside the installed packages, by name; those of the working folder win."""
+    """The recipes in ./recipes and beside the installed packages, by name; those of the working folder win.
+
+    Those of merges are of another kind, and left out.
+    """
     found: dict[str, Path] = {}
     for root in (Path(synthe_core.__file__).parent.parent / "recipes", Path("recipes")):
         found |= {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
-    return found
+    return {name: path for name, path in found.items() if not name.startswith("merge/")}
 
 
 def find_checkpoint(text: str) -> Path:

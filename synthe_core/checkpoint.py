@@ -257,7 +257,7 @@ def save(
     with new_folder(path) as folder:
         write_tensors(folder, tensors, shard_bytes)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        (folder / "config.json").write_text(_json(_config(recipe, vocab, classes)), encoding="utf-8")
+        (folder / "config.json").write_text(_json(sizes(recipe, vocab, classes)), encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(folder)
         if state is not None:
@@ -272,7 +272,8 @@ def save(
     return Checkpoint(path)
 
 
-def _config(recipe: Recipe, vocab: int, classes: Sequence[str]) -> dict[str, Any]:
+def sizes(recipe: Recipe, vocab: int, classes: Sequence[str]) -> dict[str, Any]:
+    """The content of config.json."""
     labels = {"id2label": {str(index): name for index, name in enumerate(classes)}} if classes else {}
     return labels | {
         "model_type": "synthe",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,10 +79,12 @@ class Manifest(BaseModel):
         except ValueError:
             raise InputError(f"{path} is damaged: it is no manifest", "use another checkpoint of the run") from None
 
-    def with_files(self, folder: Path) -> Manifest:
-        """The same with the facts of every file that is in `folder` now."""
+    def with_files(self, folder: Path, known: Mapping[str, FileFacts] | None = None) -> Manifest:
+        """The same with the facts of every file that is in `folder` now; `known` are those that need no reading."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
-        return self.model_copy(update={"files": {p.relative_to(folder).as_posix(): FileFacts.of(p) for p in paths}})
+        names = [path.relative_to(folder).as_posix() for path in paths]
+        files = {name: (known or {}).get(name) or FileFacts.of(folder / name) for name in names}
+        return self.model_copy(update={"files": files})
 
 
 def kernels_used() -> dict[str, list[str]]:

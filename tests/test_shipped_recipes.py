@@ -12,7 +12,8 @@ from synthe_core.model.language_model import LanguageModel
 from synthe_core.recipe import Recipe
 
 FOLDER = Path(__file__).parent.parent / "recipes"
-RECIPES = sorted(FOLDER.rglob("*.yaml"))
+MERGES = sorted((FOLDER / "merge").glob("*.yaml"))
+RECIPES = sorted(set(FOLDER.rglob("*.yaml")) - set(MERGES))
 PARAMETERS = {"tiny": 2.7e6, "60m": 60e6, "125m": 125e6, "350m": 350e6, "1.3b": 1.3e9}
 
 
@@ -26,6 +27,14 @@ def test_it_is_valid_and_explains_itself(path):
     if path.stem in PARAMETERS:
         assert abs(counted.parameters / PARAMETERS[path.stem] - 1) < 0.03
     assert recipe.data.sequence % 64 == 0
+
+
+@pytest.mark.parametrize("path", MERGES, ids=lambda path: path.stem)
+def test_a_merge_recipe_is_valid_and_explains_itself(path):
+    from synthe_core.merging.config import load
+
+    assert load(path).name
+    assert path.read_text().startswith("#") and "synthe merge run recipes/merge/" in path.read_text()
 
 
 MIXERS = ["transformer", "mamba", "mamba2", "deltanet", "gated-deltanet", "rwkv7", "kda", "mlstm", "hyena"]

@@ -102,7 +102,7 @@ class Published(Mapping[str, Tensor]):
         self._open: dict[str, Any] = {}
 
     @cached_property
-    def _file(self) -> dict[str, str]:
+    def places(self) -> dict[str, str]:
         """tensor -> the file that holds it. Opens every file, so that a damaged one is found before any work."""
         if (self.path / INDEX).is_file():
             places = _read_json(self.path / INDEX).get("weight_map")
@@ -123,13 +123,13 @@ class Published(Mapping[str, Tensor]):
         raise InputError(f"{self.path} has neither {WEIGHTS} nor {INDEX}", "fetch the safetensors files as well")
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._reader(self._file[name]).get_tensor(name)
+        return self._reader(self.places[name]).get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file)
+        return iter(self.places)
 
     def __len__(self) -> int:
-        return len(self._file)
+        return len(self.places)
 
     def shape(self, name: str) -> list[int]:
         return list(self._slice(name).get_shape())
@@ -149,7 +149,7 @@ class Published(Mapping[str, Tensor]):
         return _read_json(self.path / name) if (self.path / name).is_file() else {}
 
     def _slice(self, name: str) -> Any:
-        return self._reader(self._file[name]).get_slice(name)
+        return self._reader(self.places[name]).get_slice(name)
 
     def _reader(self, file: str) -> Any:
         if file not in self._open:

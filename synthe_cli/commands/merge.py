@@ -1,0 +1,305 @@
+"""`synthe merge`: one model of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from synthe_cli import console
+from synthe_cli.commands.merge_show import differences, evaluation, methods, parameters
+from synthe_cli.help import SETTINGS, Command, Group
+from synthe_cli.options import JsonOption
+from synthe_cli.signals import stop_on_signal
+from synthe_core.errors import InputError, unknown
+from synthe_core.events import Event, Result
+
+if TYPE_CHECKING:
+    from synthe_core.merging.config import MergeSpec
+
+ABOUT = "Make one model of several: TIES and its family, on models and on adapters (synthe merge METHOD MODELS...)."
+KEPT = "nothing is written"
+
+
+class MergeGroup(Group):
+    """Beside its own commands every method of the table is one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        names = self.list_commands(ctx)
+        if args and args[0] not in names and not args[0].startswith("-"):
+            from synthe_core.merging.methods import METHODS
+
+            if args[0] not in METHODS:
+                raise unknown("merge method", args[0], [*METHODS, *names])
+            command: Any = self.get_command(ctx, "METHOD")
+            if "--help" in args or "-h" in args:
+                command.help = f"\b\n{parameters(args[0])}\n\n{command.help}"  # \b: as it is written
+            return args[0], command, args[1:]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(cls=MergeGroup, help=ABOUT, **SETTINGS)
+
+
+@app.callback(help=ABOUT)
+def group() -> None: ...
+
+
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="DIR", help="The result's folder; by default a new one in runs/.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Tensors at a time; all cores. The bytes are the same for any N.")
+]
+EvalOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--eval", metavar="TEXTS", help="Then bits per byte of the result and its parents on these. Repeatable."
+    ),
+]
+HashesOption = Annotated[
+    bool, typer.Option("--hashes/--no-hashes", help="Take (and check) the SHA-256 of the parents on the way.")
+]
+ShardOption = Annotated[str, typer.Option(metavar="SIZE", help="Largest file of the result.")]
+
+
+@app.command(
+    "METHOD",
+    cls=Command,
+    short_help="Merge models by a method's name, such as ties or linear.",
+    epilog="""\
+synthe merge linear runs/a runs/b runs/c                       their average
+synthe merge ties runs/base runs/a runs/b --density 0.2        the first is the base
+synthe merge ties --base runs/base runs/a runs/b --density 0.2,0.5 --lambda 0.8 --weights 1,0.5
+synthe merge slerp runs/a runs/b --t 0.3 --out merged
+synthe merge ties adapter-a adapter-b --rank 16                adapters stay an adapter: B A merged, factored again
+synthe merge ties --base runs/base adapter-a adapter-b         or are merged into their base: a model
+synthe merge ties runs/base runs/a runs/b --eval a.txt,b.txt   and beside its parents, on texts
+synthe merge linear org/model-a org/model-b --dtype bfloat16""",
+    context_settings={**SETTINGS["context_settings"], "allow_extra_args": True, "ignore_unknown_options": True},
+)
+def method(
+    ctx: typer.Context,
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="Runs, Hugging Face folders, adapters, hub ids."),
+    ],
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="MODEL", help="What the models were trained from; else the first.")
+    ] = None,
+    out: OutOption = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16; as the base has it.")
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="FORM",
+            help="Of adapters: adapter (B A merged), factors (A and B merged), model (in the base).",
+        ),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, metavar="R", help="The rank of a merged adapter.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="WHICH", help="base, union, or a path, where the models' differ.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the methods that draw at random.")] = 0,
+    texts: EvalOption = None,
+    threads: ThreadsOption = None,
+    shard: ShardOption = "5GB",
+    hashes: HashesOption = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge models into one and print the path of the result.
+
+    For methods that need a base the first model is it, unless --base names one. A parameter of the method is an option:
+    --density 0.2 for all models, --density 0.2,0.5 for each. Memory holds a few tensors, whatever the models' size.
+    """
+    from synthe_core.merging.config import spec_of
+    from synthe_core.merging.method import Method
+
+    chosen = Method(str(ctx.info_name))
+    named, given = _split(ctx, chosen, models)
+    spec = spec_of(chosen, named, given, base=base, dtype=dtype, form=form, rank=rank, tokenizer=tokenizer, seed=seed)
+    _merge(spec, out, threads, shard, hashes, texts, as_json)
+
+
+@app.command(
+    cls=Command,
+    short_help="Do what a merge recipe says (mergekit's YAML).",
+    epilog="""\
+synthe merge run recipes/merge/ties.yaml
+synthe merge run my.yaml --out merged --eval held-out.txt
+synthe merge run merged/merge.yaml               a result's own recipe makes it again""",
+)
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file: merge_method, models or slices ...")],
+    out: OutOption = None,
+    texts: EvalOption = None,
+    threads: ThreadsOption = None,
+    shard: ShardOption = "5GB",
+    hashes: HashesOption = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge as a recipe says and print the path of the result.
+
+    The keys are mergekit's: merge_method, base_model, models or slices, parameters (a number, a gradient over the
+    layers, or values by filter), dtype, out_dtype, tokenizer; and ours: name, seed, as, rank.
+    """
+    from synthe_core.merging.config import load
+
+    _merge(load(recipe), out, threads, shard, hashes, texts, as_json)
+
+
+@app.command(
+    "list",
+    cls=Command,
+    short_help="The methods, their parameters and papers.",
+    epilog="synthe merge list\nsynthe merge list --json | jq -r .values.methods[].name",
+)
+def list_methods(as_json: JsonOption = False) -> None:
+    """List the methods with their parameters, defaults and papers."""
+    with console.choose(as_json) as shown:
+        found = methods()
+        if as_json:
+            shown.result(Result({"methods": found}))
+        else:
+            print("\n\n".join(parameters(each["name"]) for each in found))
+
+
+@app.command(
+    cls=Command,
+    short_help="How two models differ, tensor by tensor.",
+    epilog="""\
+synthe merge diff runs/a runs/b                        distance, cosine and signs of their weights
+synthe merge diff runs/a runs/b --base runs/base       of what each has learnt beyond the base: what a merge will meet
+synthe merge diff runs/a runs/b --all --json > diff.json""",
+)
+def diff(
+    one: Annotated[str, typer.Argument(metavar="MODEL")],
+    other: Annotated[str, typer.Argument(metavar="MODEL")],
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="MODEL", help="Compare what each has learnt beyond this.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every tensor, not only the twenty that differ most.")] = False,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two models tensor by tensor: distance, cosine, and how often signs agree."""
+    from synthe_core.merging.difference import diff as verb
+
+    with console.choose(as_json) as shown:
+        for event in verb(one, other, base=base, threads=threads):
+            if isinstance(event, Result) and not as_json:
+                shown.close()
+                print(differences(event.values, every, base is not None))
+            elif isinstance(event, Result):
+                shown.result(event)
+            else:
+                shown.show(event)
+
+
+@app.command(
+    "extract-lora",
+    cls=Command,
+    short_help="What a model has learnt beyond its base, as an adapter.",
+    epilog="""\
+synthe merge extract-lora runs/base runs/tuned --rank 16
+synthe merge extract-lora org/base ./tuned --rank 64 --target q_proj,v_proj --out adapter
+synthe merge extract-lora runs/base runs/tuned --rank 16 --with-rest      norms and biases too, as they are""",
+)
+def extract_lora(
+    base: Annotated[str, typer.Argument(metavar="BASE")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED")],
+    rank: Annotated[
+        int, typer.Option("--rank", "-r", metavar="R", help="Singular values kept of each difference.")
+    ] = 16,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="PART", help="Only matrices whose name holds this. Repeatable.")
+    ] = None,
+    rest: Annotated[
+        bool, typer.Option("--with-rest", help="Put what changed and is no matrix into the adapter as a whole.")
+    ] = False,
+    out: OutOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the LoRA adapter (PEFT's format) that is nearest to TUNED - BASE, and print its path."""
+    from synthe_core.merging.extract import extract_lora as verb
+
+    with console.choose(as_json) as shown, stop_on_signal(KEPT) as stop:
+        targets = tuple(_listed(target))
+        events = verb(base, tuned, rank=rank, out=out, targets=targets, rest=rest, threads=threads, stop=stop)
+        for event in events:
+            if isinstance(event, Result):
+                shown.result(event)
+            else:
+                shown.show(event)
+
+
+def _merge(
+    spec: MergeSpec,
+    out: Path | None,
+    threads: int | None,
+    shard: str,
+    hashes: bool,
+    texts: list[str] | None,
+    as_json: bool,
+) -> None:
+    from synthe_core.merging.merge import merge, merge_and_compare
+
+    limit, names = _bytes(shard), _listed(texts)
+    with console.choose(as_json) as shown, stop_on_signal(KEPT) as stop:
+        options: dict[str, Any] = {"out": out, "threads": threads, "shard_bytes": limit, "hashes": hashes, "stop": stop}
+        events: Iterator[Event] = merge_and_compare(spec, names, **options) if names else merge(spec, **options)
+        for event in events:
+            if not isinstance(event, Result):
+                shown.show(event)
+                continue
+            if "bits_per_byte" in event.values and not as_json:
+                shown.close()
+                print(evaluation(event.values))
+                event = Result(path=event.path)
+            shown.result(event)
+
+
+def _split(ctx: typer.Context, chosen: Any, words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Models and parameters from what the parser left: `a b --density 0.2 --normalize=false`."""
+    options = [option for each in ctx.command.params for option in each.opts if option.startswith("--")]
+    known = [f"--{name.replace('_', '-')}" for name in chosen.parameters]
+    named: list[str] = []
+    given: dict[str, Any] = {}
+    rest = [*words, *ctx.args]
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            named.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        name = {"weights": "weight"}.get(key, key).replace("-", "_")
+        if name not in chosen.parameters:
+            raise unknown("option", f"--{key}", [*known, *options])
+        if not equals:
+            if not rest:
+                raise InputError(f"{word} needs a value")
+            value = rest.pop(0)
+        given[name] = value
+    return named, given
+
+
+def _listed(values: list[str] | None) -> list[str]:
+    return [part for value in values or [] for part in value.split(",") if part]
+
+
+def _bytes(text: str) -> int:
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = text[:-2], text[-2:].upper()
+    try:
+        size = int(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size < 1:
+        raise InputError(f"--shard {text}: no size", "write a number and KB, MB or GB, as 5GB")
+    return size

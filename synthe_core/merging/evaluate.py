@@ -1,0 +1,87 @@
+"""A merged model beside those it is made of: bits per byte on texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from synthe_core.checkpoint import load_weights
+from synthe_core.data.stream import windows
+from synthe_core.errors import InputError
+from synthe_core.evaluation.held_out import held_out
+from synthe_core.events import Event, Progress, Result
+from synthe_core.hardware import probe
+from synthe_core.merging.inputs.checkpoint import CheckpointModel
+from synthe_core.merging.inputs.model import Model, View
+from synthe_core.model.classifier import build_model
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.training.settings import settings
+from synthe_core.training.validation import Score
+
+TOKENS = 65_536
+ROWS = 8  # windows a pass
+
+
+class Weights(Mapping[str, Tensor]):
+    """A model's tensors as a mapping."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._model.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._model.tensors)
+
+    def __len__(self) -> int:
+        return len(self._model.tensors)
+
+
+def checkable(models: Sequence[Model]) -> None:
+    """InputError where one of them cannot be run here."""
+    for model in models:
+        if not isinstance(_origin(model), CheckpointModel):
+            raise InputError(
+                f"{model.named} is no checkpoint of synthe, and cannot be evaluated", "make one: synthe import hf"
+            )
+
+
+def compare(models: Mapping[str, Model], texts: Sequence[str], tokens: int = TOKENS) -> Iterator[Event]:
+    """Bits per byte of each model (by the name to show) on each of `texts`, named as a recipe names sources.
+
+    At most `tokens` of a text are read, in windows of the recipe's length that are spread over it. The last event is a
+    Result with "bits_per_byte": {model: {text: figure}}, and the mean over the texts under "mean".
+    """
+    checkable(list(models.values()))
+    found: dict[str, dict[str, float]] = {}
+    for done, (name, model) in enumerate(models.items()):
+        checkpoint = _origin(model).checkpoint
+        recipe = checkpoint.recipe
+        how = settings(recipe.runtime, probe())
+        with torch.random.fork_rng(devices=[]):
+            built = build_model(recipe.model, checkpoint.vocab)
+        if not isinstance(built, LanguageModel):
+            raise InputError(f"{name} is an encoder: it predicts no text", "evaluate language models")
+        load_weights(built, Weights(model), model.path)
+        built.leave_out(checkpoint.manifest.without)
+        built = built.to(how.device).eval()
+        figures: dict[str, float] = {}
+        for text in texts:
+            yield Progress("evaluate", done * len(texts) + len(figures), len(models) * len(texts), "texts")
+            split = yield from held_out(checkpoint, [text])
+            score = Score()
+            for window in windows(split, recipe.data.sequence, max(1, tokens // recipe.data.sequence), ROWS):
+                score.add(built, window, how)
+            figures[text] = score.values()["bits_per_byte"]
+        found[name] = figures | {"mean": sum(figures.values()) / len(figures)}
+    yield Progress("evaluate", len(models) * len(texts), len(models) * len(texts), "texts")
+    yield Result({"bits_per_byte": found})
+
+
+def _origin(model: Model) -> CheckpointModel:
+    while isinstance(model, View):
+        model = model.inner
+    return model  # type: ignore[return-value]  # `checkable` has seen to it

@@ -1,0 +1,84 @@
+"""A checkpoint of this project, or the best of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from synthe_core.checkpoint import CHECKPOINTS, INDEX, WEIGHTS, Checkpoint, sizes
+from synthe_core.hardware import probe
+from synthe_core.manifest import NAME, FileFacts, Manifest, machine, versions
+from synthe_core.merging.inputs.model import Changes, Model, Outcome, read_json, write_json
+from synthe_core.merging.tensor_file import TensorFile
+
+
+class CheckpointModel(Model):
+    """Its recipe's model must be the same as the others'; the result is a checkpoint like it."""
+
+    kind = "checkpoint"
+
+    def __init__(self, path: Path, named: str) -> None:
+        self.checkpoint = Checkpoint.open(path)
+        super().__init__(self.checkpoint.path, named)
+        self.name = self.checkpoint.recipe.name
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        return (path / NAME).is_file() or (path / CHECKPOINTS).is_dir()
+
+    def places(self) -> Mapping[str, TensorFile]:
+        if INDEX not in self.checkpoint.manifest.files:
+            file = TensorFile(self.path / WEIGHTS)
+            return dict.fromkeys(file.tensors, file)
+        index = json.loads(self.checkpoint.file(INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files = {name: TensorFile(self.path / name) for name in sorted(set(index.values()))}
+        return {tensor: files[name] for tensor, name in index.items()}
+
+    def expected(self) -> Mapping[str, FileFacts]:
+        return self.checkpoint.manifest.files
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The recipe's model, and the parts that take no part yet."""
+        return {
+            "model": self.checkpoint.recipe.model.model_dump(mode="json"),
+            "without": self.checkpoint.manifest.without,
+        }
+
+    @property
+    def vocab(self) -> int | None:
+        return self.checkpoint.vocab
+
+    @cached_property
+    def tokenizer(self) -> dict[str, Any] | None:
+        known = "tokenizer.json" in self.checkpoint.manifest.files
+        return read_json(self.checkpoint.file("tokenizer.json")) if known else None
+
+    def describe(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
+        recipe = self.checkpoint.recipe
+        if changes.layers is not None:
+            model = recipe.model.model_copy(update={"blocks": len(changes.layers)})
+            recipe = recipe.model_copy(update={"model": model})
+        recipe = recipe.model_copy(update={"name": outcome.name, "description": outcome.merge["summary"]})
+        vocab = changes.vocab or self.checkpoint.vocab
+        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        labels = self.checkpoint.classes
+        write_json(folder / "config.json", sizes(recipe, vocab, labels) | {"torch_dtype": changes.dtype})
+        content = changes.tokenizer or self.tokenizer
+        if content is not None:
+            write_json(folder / "tokenizer.json", content)
+        manifest = Manifest.model_validate(
+            {
+                "parameters": outcome.parameters,
+                "parents": [parent["path"] for parent in outcome.parents],
+                "without": self.checkpoint.manifest.without,
+                "versions": versions(),
+                "hardware": machine(probe()),
+                "merge": {"parents": outcome.parents, **outcome.merge},
+            }
+        )
+        manifest = manifest.with_files(folder, outcome.files)
+        (folder / NAME).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,85 @@
+"""A model folder as Hugging Face publishes it: config.json, safetensors in one file or several with an index."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from synthe_core.importing.published import CONFIG, INDEX, PICKLES, WEIGHTS, Published
+from synthe_core.merging.inputs.model import Changes, Model, Outcome, read_json, write_json
+from synthe_core.merging.tensor_file import TensorFile
+
+MERGE = "merge.json"
+BESIDE = ("generation_config.json", "chat_template.jinja", "chat_template.json", "preprocessor_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+OLD_TOKENIZER = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
+PASSING = (
+    "_name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "vocab_size",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+"""Keys of config.json that may differ between models that compute the same."""
+
+
+class HuggingFaceModel(Model):
+    """Any architecture: tensors are merged by name, and config.json is the base's."""
+
+    kind = "huggingface"
+
+    def __init__(self, path: Path, named: str) -> None:
+        super().__init__(path, named)
+        self.name = path.resolve().name
+        self._published = Published(path)
+        self._config = self._published.config.values
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        found = (INDEX, WEIGHTS, *PICKLES)
+        return (path / CONFIG).is_file() and any(next(path.glob(name), None) for name in found)
+
+    def places(self) -> Mapping[str, TensorFile]:
+        files = {name: TensorFile(self.path / name) for name in sorted(set(self._published.places.values()))}
+        return {tensor: files[file] for tensor, file in self._published.places.items()}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {key: value for key, value in self._config.items() if key not in PASSING}
+
+    @property
+    def vocab(self) -> int | None:
+        return self._config.get("vocab_size")
+
+    @cached_property
+    def tokenizer(self) -> dict[str, Any] | None:
+        path = self.path / "tokenizer.json"
+        return read_json(path) if path.is_file() else None
+
+    def describe(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
+        config = {key: value for key, value in self._config.items() if key not in ("_name_or_path", "torch_dtype")}
+        config["dtype"] = changes.dtype
+        if changes.vocab is not None:
+            config["vocab_size"] = changes.vocab
+        if changes.layers is not None:
+            depth = config.get("num_hidden_layers")
+            config["num_hidden_layers"] = len(changes.layers)
+            for key, value in config.items():
+                if isinstance(value, list) and len(value) == depth:  # one entry a layer, as layer_types
+                    config[key] = [value[layer] for layer in changes.layers]
+        write_json(folder / CONFIG, config)
+        kept = (*BESIDE, *TOKENIZER, *(OLD_TOKENIZER if changes.tokenizer is None else ()))
+        for name in kept:
+            if (self.path / name).is_file():
+                shutil.copyfile(self.path / name, folder / name)
+        if changes.tokenizer is not None:
+            write_json(folder / "tokenizer.json", changes.tokenizer)
+        facts = {name: facts.model_dump() for name, facts in outcome.files.items()}
+        write_json(folder / MERGE, {"parents": outcome.parents, **outcome.merge, "files": facts})

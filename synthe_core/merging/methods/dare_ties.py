@@ -1,0 +1,34 @@
+"""Differences dropped at random, the rest scaled up, merged by the majority's sign."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from synthe_core.merging.method import Density, Lambda, Models, Normalize, Rescale, RescaleBy, Weight
+from synthe_core.merging.methods.dare_linear import drop
+from synthe_core.merging.methods.ties import Sign
+from synthe_core.merging.task_vectors import agreed, differences, each, thinned
+
+
+def dare_ties(
+    models: Models,
+    base: Tensor,
+    *,
+    weight: Weight = (1.0,),
+    density: Density = (1.0,),
+    normalize: Normalize = False,
+    rescale: Rescale = True,
+    rescale_by: RescaleBy = "chance",
+    lambda_: Lambda = 1.0,
+    sign: Sign = "sum",
+    generator: torch.Generator,
+) -> Tensor:
+    """TIES, with entries dropped at random and the rest scaled up where TIES keeps the largest.
+
+    Source: Yu et al., Language Models are Super Mario (DARE), arXiv:2311.03099; Yadav et al., arXiv:2306.01708.
+    """
+    weights, densities = each(weight, len(models)), each(density, len(models))
+    by = rescale_by if rescale else None
+    found = thinned(differences(models, base), lambda i, found: drop(found, densities[i], by, generator))
+    return agreed(base, found, weights, normalize, lambda_, sign)

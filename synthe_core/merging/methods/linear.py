@@ -1,0 +1,22 @@
+"""Weighted average."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from synthe_core.merging.method import Models, Normalize, Weight
+from synthe_core.merging.task_vectors import each, total
+
+
+def linear(models: Models, *, weight: Weight = (1.0,), normalize: Normalize = True) -> Tensor:
+    """The weighted average of the models: sum_i w_i m_i / sum_i w_i.
+
+    Source: Wortsman et al., Model soups, arXiv:2203.05482.
+    """
+    weights = each(weight, len(models))
+    divisor = total(weights) if normalize else 1.0
+    merged: Tensor | None = None
+    for model, share in zip(models, weights, strict=True):
+        merged = model * (share / divisor) if merged is None else merged.add_(model, alpha=share / divisor)
+    assert merged is not None
+    return merged

@@ -1,0 +1,26 @@
+"""The largest differences from the base, added up."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from synthe_core.merging.method import Density, Lambda, Models, Normalize, Weight
+from synthe_core.merging.task_vectors import added, differences, each, thinned, trim
+
+
+def magnitude_prune(
+    models: Models,
+    base: Tensor,
+    *,
+    weight: Weight = (1.0,),
+    density: Density = (1.0,),
+    normalize: Normalize = False,
+    lambda_: Lambda = 1.0,
+) -> Tensor:
+    """The base plus the weighted sum of each difference's largest entries: TIES without the vote on signs.
+
+    Source: Yadav et al., TIES-Merging (its trim step alone), arXiv:2306.01708; Ilharco et al., arXiv:2212.04089.
+    """
+    weights, densities = each(weight, len(models)), each(density, len(models))
+    found = thinned(differences(models, base), lambda i, difference: trim(difference, densities[i]))
+    return added(base, found, weights, normalize, lambda_)

@@ -1,0 +1,135 @@
+"""Against PEFT, where it is installed: adapters into their base, adapters with each other, adapters extracted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from synthe_core.events import Result
+from synthe_core.merging.extract import extract_lora
+from synthe_core.merging.method import Method
+from tests.merging.models import adapter, folder, llama, moved, result
+
+peft = pytest.importorskip("peft", reason="peft is not installed")
+transformers = pytest.importorskip("transformers")
+
+MODULES = [f"model.layers.{i}.{part}" for i in range(3) for part in ("self_attn.q_proj", "mlp.down_proj")]
+
+
+def load(base: Path) -> Any:
+    return transformers.LlamaForCausalLM.from_pretrained(base)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return folder(tmp_path / "base", llama())
+
+
+@pytest.fixture
+def two(tmp_path: Path, base: Path) -> list[Path]:
+    return [adapter(tmp_path / name, str(base), llama(), MODULES, seed=i) for i, name in enumerate("ab")]
+
+
+COMBINATIONS: list[tuple[str, str, str, dict[str, Any], list[float]]] = [
+    ("linear", "factors", "task_arithmetic", {}, [1.0, 0.7]),
+    ("magnitude_prune", "factors", "magnitude_prune", {"density": 0.5}, [1.0, 0.7]),
+    ("ties", "factors", "ties", {"density": 0.5}, [1.0, 1.0]),
+    ("svd", "adapter", "task_arithmetic", {}, [1.0, 0.7]),
+    ("ties_svd", "adapter", "ties", {"density": 0.5}, [1.0, 1.0]),
+    ("magnitude_prune_svd", "adapter", "magnitude_prune", {"density": 0.5}, [1.0, 0.7]),
+    ("cat", "adapter", "task_arithmetic", {"rank": 8}, [1.0, 0.7]),
+]
+
+
+@pytest.mark.parametrize(
+    "combination,form,method,shared,weights", COMBINATIONS, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_adapters_combined(
+    tmp_path: Path,
+    base: Path,
+    two: list[Path],
+    combination: str,
+    form: str,
+    method: str,
+    shared: dict[str, Any],
+    weights: list[float],
+) -> None:
+    theirs = peft.PeftModel.from_pretrained(load(base), two[0], adapter_name="a")
+    theirs.load_adapter(two[1], adapter_name="b")
+    rank = shared.get("rank")
+    density = {"density": shared["density"]} if "density" in shared else {}
+    theirs.base_model.add_weighted_adapter(
+        ["a", "b"],
+        weights,
+        "merged",
+        combination_type=combination,
+        **density,
+        **({"svd_rank": 4} if "svd" in combination else {}),
+    )
+    listed = [{"model": str(path), "parameters": {"weight": w}} for path, w in zip(two, weights, strict=True)]
+    ours = result(tmp_path / "ours", method, listed, parameters=density, rank=rank, **{"as": form})
+    for module in MODULES:
+        inner = theirs.base_model.model.get_submodule(module)
+        wanted = inner.lora_B["merged"].weight @ inner.lora_A["merged"].weight * inner.scaling["merged"]
+        down, up = (ours[f"base_model.model.{module}.lora_{side}.weight"] for side in "AB")
+        assert (up @ down - wanted).abs().max() <= 2e-6, module  # entries up to 2.6
+        if form == "factors":
+            assert (down - inner.lora_A["merged"].weight).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["dare_ties", "dare_linear"])
+def test_drawn_at_random_with_the_same_seed(name: str) -> None:
+    from peft.utils import merge_utils
+
+    tensors = [torch.randn(8, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    torch.manual_seed(3)
+    wanted = getattr(merge_utils, name)([each.clone() for each in tensors], torch.ones(3), 0.5)
+    values = {"weight": (1.0,), "density": (0.5,), **({"normalize": True} if name == "dare_ties" else {})}
+    ours = Method(name)(tensors, torch.zeros(8, 16), values, generator=torch.Generator().manual_seed(3))
+    assert (ours - wanted).abs().max() <= 1e-6
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]},
+    {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "use_rslora": True},
+    {"r": 4, "target_modules": ["q_proj", "up_proj"], "rank_pattern": {"up_proj": 2}, "alpha_pattern": {"up_proj": 3}},
+    {"r": 4, "target_modules": ["v_proj", "embed_tokens"]},
+    {"r": 4, "target_modules": ["v_proj", "o_proj"], "use_dora": True},
+    {"r": 4, "target_modules": ["v_proj"], "modules_to_save": ["lm_head"]},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "+".join(v))
+def test_into_the_base(tmp_path: Path, base: Path, variant: dict[str, Any]) -> None:
+    """What `merge_and_unload` gives, in every layout that PEFT saves."""
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(load(base), peft.LoraConfig(task_type="CAUSAL_LM", **variant))
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * (0.02 if "magnitude" in name else 0.3))
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours = result(tmp_path / "ours", "linear", [f"{base}+{tmp_path / 'adapter'}"])
+    wanted = theirs.merge_and_unload().state_dict()
+    assert ours.keys() == wanted.keys()
+    for name in wanted:
+        assert (ours[name] - wanted[name]).abs().max() <= 1e-6, name
+
+
+def test_what_is_extracted_is_read_by_peft(tmp_path: Path, base: Path) -> None:
+    """At full rank, and with all the rest, the adapter gives the tuned model back."""
+    tuned = moved(llama(), 7)
+    folder(tmp_path / "tuned", tuned)
+    events = list(extract_lora(str(base), str(tmp_path / "tuned"), rank=16, out=tmp_path / "adapter", rest=True))
+    (done,) = [event for event in events if isinstance(event, Result)]
+    assert done.values["kept"] == pytest.approx(1.0, abs=1e-6)
+    read = peft.PeftModel.from_pretrained(load(base), tmp_path / "adapter").merge_and_unload().state_dict()
+    ours = result(tmp_path / "ours", "linear", [f"{base}+{tmp_path / 'adapter'}"])
+    for name, tensor in tuned.items():
+        assert (read[name] - tensor).abs().max() <= 2e-6, name
+        assert (ours[name] - tensor).abs().max() <= 2e-6, name
+    assert len(load_file(tmp_path / "adapter" / "adapter_model.safetensors")) == len(tuned) + 3 * 7 + 2
