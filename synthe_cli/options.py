@@ -55,6 +55,10 @@ SetOption = Annotated[
         "--set", "-s", metavar="KEY=VALUE", help="Change one key of the recipe, as train.lr=1e-3. Repeatable."
     ),
 ]
+AdapterOption = Annotated[
+    Path | None,
+    typer.Option("--adapter", metavar="DIR", help="With this adapter of the model: a run, or a folder of PEFT's."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of text.")]
 DeviceOption = Annotated[
     str | None,
@@ -71,6 +75,22 @@ def overrides(data: list[str] | None, assignments: list[str] | None) -> list[str
     """--data and --set as one list of `key=value` for `Recipe.load`; --set comes last, so it has the last word."""
     sources = [f"data.sources={json.dumps(data)}"] if data else []
     return sources + list(assignments or [])
+
+
+def lora(text: str) -> str:
+    """--lora as one `key=value` for `Recipe.load`: `rank=8,targets=delta,mlp` is a list of keys, each with one value or
+    several."""
+    found: dict[str, list[str]] = {}
+    for piece in text.split(","):
+        key, equals, value = piece.rpartition("=")
+        if equals:
+            found.setdefault(key.strip(), []).append(value.strip())
+        elif found:
+            found[list(found)[-1]].append(value.strip())
+        else:
+            raise InputError(f"--lora {text}: expected key=value", "for example --lora rank=16,targets=delta,mlp")
+    listed = {key: values if key == "targets" else ",".join(values) for key, values in found.items()}
+    return f"train.lora={json.dumps(listed)}"
 
 
 def find_recipe(text: str) -> Path:

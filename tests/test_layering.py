@@ -20,6 +20,7 @@ LAYERS = [
     ["learner"],
     ["layers"],
     ["model"],
+    ["adapters"],
     ["data", "tasks"],
     ["recipe"],
     ["manifest", "checkpoint"],
