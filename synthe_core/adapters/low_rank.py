@@ -99,8 +99,8 @@ def put_on(model: nn.Module, adapter: Adapter, *, learns: bool = False, source: 
     for name, change in adapter.maps.items():
         module = maps[name]
         like = _own(module)
-        factors = [nn.Parameter(f.to(like.device, like.dtype), requires_grad=learns) for f in (change.a, change.b)]
-        _dress(module, Worn(_linear(factors[0]), _linear(factors[1]), change.scale, adapter.dropout))
+        a, b = (f.to(like.device, like.dtype, copy=learns) for f in (change.a, change.b))  # a value stays what it is
+        _dress(module, Worn(_linear(a, learns), _linear(b, learns), change.scale, adapter.dropout))
 
 
 def take_off(model: nn.Module) -> None:
@@ -185,9 +185,9 @@ def _undress(module: Adapted) -> Worn:
     return clothes
 
 
-def _linear(weight: nn.Parameter) -> nn.Linear:
+def _linear(weight: Tensor, learns: bool) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = weight
+    linear.weight = nn.Parameter(weight, requires_grad=learns)
     return linear
 
 

@@ -117,7 +117,10 @@ def _change(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], pa
 def _pattern(config: Mapping[str, Any], kind: str, name: str, default: str) -> float:
     """The rank or alpha of a module: the first pattern that its name ends in, else the adapter's."""
     found: Any = config.get(default)
-    for pattern, value in (config.get(f"{kind}_pattern") or {}).items():
+    patterns = config.get(f"{kind}_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise InputError(f"{CONFIG}: {kind}_pattern is no mapping", "it is damaged")
+    for pattern, value in patterns.items():
         literal = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".").replace("\\_", "_")
         if set(literal) & set("*+?()[]{}|\\^$"):
             raise InputError(f"{CONFIG}: the {kind}_pattern '{pattern}' is not read", "write out the modules' names")

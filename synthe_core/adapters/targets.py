@@ -58,8 +58,7 @@ def _matching(model: Model, names: list[str], target: str) -> list[str]:
 
 
 def _no_such(model: Model, names: list[str], target: str) -> InputError:
-    if target in parts(model.spec):
-        return InputError(f"train.lora.targets: {target} has no linear map to adapt", "leave it out")
+    maps = {name.rpartition(".")[2] for name in names}
     known = [part for part in parts(model.spec) if _matching(model, names, part)]
-    error = unknown("target", target, dict.fromkeys([ALL, *known, *(name.rpartition(".")[2] for name in names)]))
+    error = unknown("target", target, [ALL, *known, *sorted(name for name in maps if name.isidentifier())])
     return InputError(f"train.lora.targets: {error.message}", error.hint)

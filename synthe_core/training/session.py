@@ -54,6 +54,7 @@ def train(
     chosen = settings(recipe.runtime, hardware)
     require(recipe.runtime.log)
     path, checkpoint = _open(recipe, out, resume, init)
+    changes = [] if checkpoint is None else _changes(checkpoint, recipe)
     source = Checkpoint.open(init) if init is not None else checkpoint
     base = None if recipe.train.lora is None else base_of(source, recipe)
     threads = torch.get_num_threads()
@@ -65,7 +66,7 @@ def train(
         run = RunFolder(path)
         snapshot = _begin(recipe, packed, chosen, source, base, begins=checkpoint is None)
         if checkpoint is not None:
-            finished = yield from _resume(snapshot, checkpoint, recipe, chosen)
+            finished = yield from _resume(snapshot, checkpoint, recipe, chosen, changes)
             run.rewind(snapshot.position.step)
             if finished:
                 yield Result({"steps": snapshot.position.step, **snapshot.metrics}, path)
@@ -174,12 +175,9 @@ def _begin(
     return snapshot
 
 
-def _resume(
-    snapshot: Snapshot, checkpoint: Checkpoint, recipe: Recipe, chosen: Settings
-) -> Generator[Event, None, bool]:
-    """Brings the snapshot to where the checkpoint stood; True where the run is finished already."""
-    before = checkpoint.recipe
-    changes = differences(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
+def _changes(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
+    """What the recipe changes of a run that goes on; InputError for what cannot change."""
+    changes = differences(checkpoint.recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
     for change in changes:
         key = change.partition(":")[0]
         if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED):
@@ -187,6 +185,14 @@ def _resume(
                 f"the run cannot go on with another {key.split('.')[0]}: {change}",
                 "put it back in the recipe, or begin a new run",
             )
+    return changes
+
+
+def _resume(
+    snapshot: Snapshot, checkpoint: Checkpoint, recipe: Recipe, chosen: Settings, changes: list[str]
+) -> Generator[Event, None, bool]:
+    """Brings the snapshot to where the checkpoint stood; True where the run is finished already."""
+    before = checkpoint.recipe
     snapshot.restore(checkpoint)
     state = checkpoint.training_state()
     kept = recipe.runtime.precision in ("auto", before.runtime.precision)
