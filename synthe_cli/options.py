@@ -55,10 +55,6 @@ SetOption = Annotated[
         "--set", "-s", metavar="KEY=VALUE", help="Change one key of the recipe, as train.lr=1e-3. Repeatable."
     ),
 ]
-AdapterOption = Annotated[
-    Path | None,
-    typer.Option("--adapter", metavar="DIR", help="With this adapter of the model: a run, or a folder of PEFT's."),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of text.")]
 DeviceOption = Annotated[
     str | None,

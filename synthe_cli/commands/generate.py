@@ -11,7 +11,7 @@ import typer
 
 from synthe_cli.console import printable
 from synthe_cli.help import SETTINGS, Command
-from synthe_cli.options import AdapterOption, CheckpointArgument, DeviceOption, JsonOption, find_checkpoint
+from synthe_cli.options import CheckpointArgument, DeviceOption, JsonOption, find_checkpoint
 from synthe_core.errors import InputError
 
 app = typer.Typer(**SETTINGS)
@@ -62,7 +62,10 @@ def generate(
     state_out: Annotated[
         Path | None, typer.Option("--state-out", metavar="FILE", help="Save the session at the end.")
     ] = None,
-    adapter: AdapterOption = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", metavar="DIR", help="With this adapter of the model: a run, or a folder of PEFT's."),
+    ] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -81,7 +81,9 @@ class Adapted(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         narrow = self.lora_A(F.dropout(x, self.dropout, self.training) if self.dropout else x)
-        return F.linear(x, _own(self), self.bias) + self.lora_B(self.scale * narrow)
+        y = F.linear(x, _own(self), self.bias)
+        rows = torch.addmm(y.flatten(0, -2), narrow.flatten(0, -2), self.lora_B.weight.T, alpha=self.scale)
+        return rows.view(y.shape)
 
 
 def put_on(model: nn.Module, adapter: Adapter, *, learns: bool = False, source: Path | str = "the adapter") -> None:
