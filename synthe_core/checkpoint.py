@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -29,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from synthe_core import adapter_files
 from synthe_core.adapters import peft
 from synthe_core.adapters.low_rank import Adapter, Folded, worn_tensors
 from synthe_core.atomic import new_folder
@@ -44,7 +44,6 @@ CHECKPOINTS = "checkpoints"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 BITS_PER_BYTE = "bits_per_byte"
-OTHER_BASE = "say which it is: synthe generate MODEL --adapter ADAPTER"
 
 
 class Checkpoint:
@@ -53,7 +52,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, base: str | Path | None = None) -> None:
         self.path = path
-        self.manifest = Manifest.read(path) if (path / NAME).is_file() else _of_peft(path)
+        self.manifest = Manifest.read(path) if (path / NAME).is_file() else adapter_files.manifest_of(path)
         self._base = base
         self._checked: set[str] = set()
         for name, facts in self.manifest.files.items():
@@ -97,18 +96,16 @@ class Checkpoint:
         if self.adapter is None:
             return None
         told = self.manifest.base
-        if told is None and self._base is None:
-            raise InputError(f"{self.path} does not say which model it is an adapter of", OTHER_BASE)
-        where = Path(self._base or self.path / (told.path if told else ""))
-        if self._base is None and not where.exists():
-            hint = f"bring it back, write its new place into {self.path / NAME} (base.path), or " + OTHER_BASE
-            raise InputError(f"the model that {self.path} is an adapter of is gone: {os.path.normpath(where)}", hint)
-        base = Checkpoint.open(os.path.normpath(where))
+        where = adapter_files.where_base(self.path, self.manifest) if self._base is None else self._base
+        base = Checkpoint.open(where)
         if base.adapter is not None:
-            raise InputError(f"{where} is an adapter itself, and not the model that {self.path} changes", OTHER_BASE)
+            raise InputError(
+                f"{where} is an adapter itself, and not the model that {self.path} changes", adapter_files.OTHER
+            )
         if told is not None and told.sha256 is not None and told.sha256 != base.digest:
             raise InputError(
-                f"{base.path} is not the model that {self.path} is an adapter of: its weights are others", OTHER_BASE
+                f"{base.path} is not the model that {self.path} is an adapter of: its weights are others",
+                adapter_files.OTHER,
             )
         return base
 
@@ -121,7 +118,7 @@ class Checkpoint:
 
     @cached_property
     def recipe(self) -> Recipe:
-        if self.base is not None and "recipe.yaml" not in self.manifest.files:
+        if "recipe.yaml" not in self.manifest.files and self.base is not None:
             return self.base.recipe
         return Recipe.load(self.file("recipe.yaml"))
 
@@ -266,20 +263,6 @@ def best(found: list[Path]) -> Path | None:
     return min(scored, key=lambda path: scored[path]) if scored else None
 
 
-def _of_peft(path: Path) -> Manifest:
-    """The manifest of an adapter that PEFT itself has written."""
-    config = peft.read_config(path / peft.CONFIG)
-    files = [path / name for name in (peft.CONFIG, peft.WEIGHTS)]
-    if not files[1].is_file():
-        raise InputError(f"{path} has no {peft.WEIGHTS}", "pickle files (.bin) are not read")
-    base = config.get("base_model_name_or_path")
-    return Manifest(
-        kind="adapter",
-        base=Base(path=base) if isinstance(base, str) else None,
-        files={file.name: FileFacts.of(file) for file in files},
-    )
-
-
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name; what is shared appears once, under its first name. Of a model that wears an
     adapter, the adapter's: the others are its base's, and stay there."""
@@ -341,9 +324,8 @@ def save(
     with new_folder(path) as folder:
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         if base is not None and recipe.train.lora is not None:
-            where = _seen_from(path, base.path)
+            where = adapter_files.write(folder, tensors, recipe.train.lora, path, base.path)
             manifest = manifest.model_copy(update={"kind": "adapter", "base": Base(path=where, sha256=base.digest)})
-            peft.write(folder, tensors, recipe.train.lora, where)
         else:
             _write_tensors(folder, tensors, shard_bytes)
             (folder / "config.json").write_text(_json(_config(recipe, vocab, classes)), encoding="utf-8")
@@ -359,14 +341,6 @@ def save(
             shutil.copymode(folder / "recipe.yaml", file)  # the library makes them private
         (folder / NAME).write_text(manifest.with_files(folder).model_dump_json(indent=1) + "\n", encoding="utf-8")
     return Checkpoint(path)
-
-
-def _seen_from(folder: Path, other: Path) -> str:
-    """The relative path of `other`, so that both may be moved together; its full path where there is none."""
-    try:
-        return Path(os.path.relpath(other.resolve(), folder.resolve())).as_posix()
-    except ValueError:  # another drive, on Windows
-        return str(other.resolve())
 
 
 def _config(recipe: Recipe, vocab: int, classes: Sequence[str]) -> dict[str, Any]:

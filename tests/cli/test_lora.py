@@ -61,7 +61,7 @@ def test_an_adapter_is_trained_and_written_with(synthe: Run) -> None:
     )
     assert synthe("generate", "runs/code", "--adapter", "moved", "-n", 1).exit_code == 2
     again = synthe("train", "runs/code", "--resume", "--set", "train.budget=6steps")
-    assert again.exit_code == 2 and "is gone" in again.stderr
+    assert again.exit_code == 2 and "is not there" in again.stderr
 
 
 def test_a_model_is_trained_further_with_its_own_recipe(synthe: Run) -> None:

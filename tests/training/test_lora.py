@@ -203,7 +203,7 @@ def test_a_moved_base(recipe, base, tmp_path):
     assert all(torch.equal(t, expected[name]) for name, t in Checkpoint.open(run).tensors.items())
     (tmp_path / "elsewhere" / "base").rename(moved)
     with pytest.raises(
-        InputError, match=r"is an adapter of is gone: .*elsewhere/base/checkpoints/step-00000002"
+        InputError, match=r"is an adapter of is not there: .*elsewhere/base/checkpoints/step-00000002"
     ) as gone:
         _ = Checkpoint.open(run).tensors
     assert "base.path" in gone.value.hint and "--adapter" in gone.value.hint
