@@ -39,15 +39,12 @@ def write(folder: Path, tensors: Mapping[str, Tensor], spec: LoraSpec, base: str
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": spec.rank,
-        "lora_alpha": _plain(spec.alpha),
+        "lora_alpha": _plain(spec.scale * spec.share(spec.rank)),
         "lora_dropout": spec.dropout,
         "use_rslora": spec.rslora,
         "target_modules": sorted(ranks),
         "rank_pattern": {re.escape(name): rank for name, rank in smaller.items()},
-        "alpha_pattern": {
-            re.escape(name): _plain(spec.scale * (math.sqrt(rank) if spec.rslora else rank))
-            for name, rank in smaller.items()
-        },
+        "alpha_pattern": {re.escape(name): _plain(spec.scale * spec.share(rank)) for name, rank in smaller.items()},
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,

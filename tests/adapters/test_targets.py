@@ -84,3 +84,17 @@ def test_a_matrix_gets_no_more_rank_than_it_can_have():
         rank = min(12, *sizes[name])
         assert change.a.shape == (rank, sizes[name][1]) and change.b.shape == (sizes[name][0], rank)
         assert change.scale == 0.5 and not change.b.any() and float(change.a.abs().max()) <= sizes[name][1] ** -0.5
+
+
+@pytest.mark.parametrize(
+    ("asked", "scale"),
+    [
+        ({"rank": 16}, 8.0),
+        ({"rank": 64}, 4.0),
+        ({"rank": 64, "rslora": True}, 4.0),
+        ({"rank": 16, "alpha": 32}, 2.0),
+        ({"rank": 16, "alpha": 32, "rslora": True}, 8.0),
+    ],
+)
+def test_the_scale_of_a_change(asked, scale):
+    assert LoraSpec(**asked).scale == scale

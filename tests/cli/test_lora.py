@@ -47,7 +47,7 @@ def test_an_adapter_is_trained_and_written_with(synthe: Run) -> None:
     assert (done.exit_code, done.stdout) == (0, "runs/code\n"), done.stderr
     assert "the adapter's, learn" in done.stderr and "None" not in done.stderr
     kept = json.loads(synthe("recipe", "show", "runs/code", "--json").stdout)["recipe"]["train"]["lora"]
-    assert kept == {"rank": 4, "alpha": 32.0, "dropout": 0.1, "rslora": False, "targets": ["attention", "mlp"]}
+    assert kept == {"rank": 4, "alpha": None, "dropout": 0.1, "rslora": False, "targets": ["attention", "mlp"]}
     written = synthe("generate", "runs/code", "-p", "1", "-n", 8, "--seed", 1)
     assert (written.exit_code, written.stderr) == (0, "") and written.stdout.startswith("1")
     named = synthe("generate", "runs/small", "--adapter", "runs/code", "-p", "1", "-n", 8, "--seed", 1)
