@@ -78,10 +78,6 @@ def train(
     Progress goes to stderr; metrics.jsonl in the run's folder holds every figure. Ctrl-C saves and stops; --resume
     goes on as if nothing had happened.
     """
-    if recipe is None and init is None:
-        raise InputError(
-            "which recipe is to be trained?", "name one, such as recipes/tiny.yaml, or go on from --init RUN"
-        )
     changes = overrides(data, [*([lora(adapter)] if adapter else []), *(assign or [])])
     path = find_recipe(recipe) if recipe else None
     first = find_checkpoint(init) if init else None

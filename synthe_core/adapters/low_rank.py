@@ -58,6 +58,16 @@ class Adapter:
             raise InputError(f"{source} changes {name} as a matrix {given}, and the model's is {list(shape)}", hint)
 
 
+class Factor(nn.Linear):
+    """A or B as a linear map, of values that are there: none are drawn first, so that adapters go on in no time."""
+
+    def __init__(self, weight: Tensor, learns: bool) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.weight = nn.Parameter(weight, requires_grad=learns)
+        self.bias = None  # type: ignore[assignment]
+
+
 class Adapted(nn.Linear):
     """A linear map that wears a low-rank change: y = W x + s B A x. Only an existing map becomes one (see `put_on`).
 
@@ -102,7 +112,7 @@ def put_on(model: nn.Module, adapter: Adapter, *, learns: bool = False, source: 
         module = maps[name]
         like = _own(module)
         a, b = (f.to(like.device, like.dtype, copy=learns) for f in (change.a, change.b))  # a value stays what it is
-        _dress(module, Worn(_linear(a, learns), _linear(b, learns), change.scale, adapter.dropout))
+        _dress(module, Worn(Factor(a, learns), Factor(b, learns), change.scale, adapter.dropout))
 
 
 def take_off(model: nn.Module) -> None:
@@ -115,8 +125,8 @@ def take_off(model: nn.Module) -> None:
 def wearing(model: nn.Module, adapter: Adapter | None) -> Iterator[None]:
     """Within the block the model wears `adapter` (None: nothing), and afterwards what it wore before.
 
-    Nothing is copied or read from disk, so that a server goes from one adapter to another in well under a millisecond.
-    What a model wears holds for every thread that uses it.
+    Nothing is copied or read from disk: a server goes from one adapter to another in a few milliseconds. What a model
+    wears holds for every thread that uses it.
     """
     before = [(module, _undress(module)) for module in worn(model).values()]
     try:
@@ -185,12 +195,6 @@ def _undress(module: Adapted) -> Worn:
         delattr(module, key)
     module.__class__ = nn.Linear  # type: ignore[assignment]
     return clothes
-
-
-def _linear(weight: Tensor, learns: bool) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=learns)
-    return linear
 
 
 def _own(module: nn.Linear) -> Tensor:

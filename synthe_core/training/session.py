@@ -100,12 +100,16 @@ def train(
 
 
 def recipe_of(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that goes on from a checkpoint: its own, reading text with its tokenizer, with `overrides` applied."""
+    """The recipe that goes on from a checkpoint: its own with `overrides`, reading text with its tokenizer, and without
+    the stages in which the model grew unless the overrides have some."""
     checkpoint = Checkpoint.open(path)
     whole = checkpoint.base or checkpoint
     tokens = [] if whole.recipe.data.tokenizer.type == "bytes" else [f"data.tokenizer={whole.path / 'tokenizer.json'}"]
     own = checkpoint if "recipe.yaml" in checkpoint.manifest.files else whole
-    return Recipe.load(own.path, [*tokens, *overrides])
+    recipe = Recipe.load(own.path, [*tokens, *overrides])
+    if any(each.startswith("train.stages") for each in overrides):
+        return recipe
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": []})})
 
 
 def _open(recipe: Recipe, out: Path | None, resume: bool, init: Path | None) -> tuple[Path, Checkpoint | None]:

@@ -229,5 +229,7 @@ def test_another_model_is_no_base(recipe, base, tmp_path):
 def test_the_recipe_of_a_checkpoint_reads_text_as_it_did(recipe, base, tmp_path):
     own = recipe_of(base, ["train.lr=5e-3"])
     assert own.train.lr == 5e-3 and own.model == recipe().model and own.data.tokenizer.type == "bytes"
-    list(train(recipe(lora=LORA), out=tmp_path / "run", init=base))
-    assert recipe_of(tmp_path / "run").train.lora.rank == 4
+    list(train(recipe(lora=LORA, stages=[{"until": 0.5, "sequence": 8}]), out=tmp_path / "run", init=base))
+    again = recipe_of(tmp_path / "run").train
+    assert again.lora.rank == 4 and again.stages == []
+    assert recipe_of(tmp_path / "run", ["train.stages=[{until: 0.2}]"]).train.stages[0].until == 0.2
