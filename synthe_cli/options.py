@@ -73,6 +73,22 @@ def overrides(data: list[str] | None, assignments: list[str] | None) -> list[str
     return sources + list(assignments or [])
 
 
+def lora(text: str) -> str:
+    """--lora as one `key=value` for `Recipe.load`: `rank=8,targets=delta,mlp` is a list of keys, each with one value or
+    several."""
+    found: dict[str, list[str]] = {}
+    for piece in text.split(","):
+        key, equals, value = piece.rpartition("=")
+        if equals:
+            found.setdefault(key.strip(), []).append(value.strip())
+        elif found:
+            found[list(found)[-1]].append(value.strip())
+        else:
+            raise InputError(f"--lora {text}: expected key=value", "for example --lora rank=16,targets=delta,mlp")
+    listed = {key: values if key == "targets" else ",".join(values) for key, values in found.items()}
+    return f"train.lora={json.dumps(listed)}"
+
+
 def find_recipe(text: str) -> Path:
     """The path that RECIPE means: itself where it exists, else the shipped recipe of that name (`baselines/mamba`)."""
     path = Path(text).expanduser()

@@ -8,10 +8,14 @@
     training/              what going on needs: state.json and safetensors files
 
 A run folder holds its checkpoints in checkpoints/step-00000500 and may be named wherever a checkpoint may.
+
+An adapter has adapter_config.json and adapter_model.safetensors, as PEFT writes them, in place of weights, sizes and
+tokenizer: those are its base's, a checkpoint elsewhere that it names. It too may be named wherever a checkpoint may.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,10 +28,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from synthe_core import adapter_files
+from synthe_core.adapters import peft
+from synthe_core.adapters.low_rank import Adapter, Folded, worn_tensors
 from synthe_core.atomic import new_folder
 from synthe_core.data.tokenizers import Tokenizer, load_tokenizer
 from synthe_core.errors import InputError, closest
-from synthe_core.manifest import NAME, FileFacts, Manifest
+from synthe_core.manifest import NAME, Base, FileFacts, Manifest
 from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.recipe import Recipe
@@ -41,11 +48,12 @@ BITS_PER_BYTE = "bits_per_byte"
 
 class Checkpoint:
     """A checkpoint on disk. Nothing of it is read before it is asked for, and no file is used before its SHA-256 is
-    checked; `path` is its folder."""
+    checked; `path` is its folder. `base` says where the base of an adapter is, if it is not where the adapter says."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, base: str | Path | None = None) -> None:
         self.path = path
-        self.manifest = Manifest.read(path)
+        self.manifest = Manifest.read(path) if (path / NAME).is_file() else adapter_files.manifest_of(path)
+        self._base = base
         self._checked: set[str] = set()
         for name, facts in self.manifest.files.items():
             file = path / name
@@ -55,10 +63,18 @@ class Checkpoint:
                 raise self._damaged(name, f"it has {size} bytes and should have {facts.bytes}")
 
     @classmethod
-    def open(cls, path: str | Path, *, latest: bool = False) -> Checkpoint:
-        """A checkpoint folder, or of a run folder the best by validation (the newest with `latest`)."""
+    def open(cls, path: str | Path, *, latest: bool = False, base: str | Path | None = None) -> Checkpoint:
+        """A checkpoint folder, or of a run folder the best by validation (the newest with `latest`).
+
+        With `base`, an adapter over that checkpoint; InputError where `path` is none, or one of another model.
+        """
         path = Path(path)
-        if (path / NAME).is_file():
+        if base is not None:
+            adapter = cls(cls.open(path, latest=latest).path, base)
+            if adapter.adapter is None:
+                raise InputError(f"{path} is a model of its own, no adapter", "leave out --adapter")
+            return adapter
+        if (path / NAME).is_file() or (path / peft.CONFIG).is_file():
             return cls(path)
         if not path.exists():
             raise InputError(f"no such checkpoint: {path}", _nearby(path))
@@ -68,12 +84,49 @@ class Checkpoint:
         return cls(found[-1]) if latest else cls(best(found) or found[-1])
 
     @cached_property
+    def adapter(self) -> Adapter | None:
+        """What an adapter changes of its base; None for a whole model."""
+        if peft.CONFIG not in self.manifest.files:
+            return None
+        return peft.read(self.file(peft.CONFIG), self.file(peft.WEIGHTS))
+
+    @cached_property
+    def base(self) -> Checkpoint | None:
+        """The model that an adapter changes, None for a whole model; InputError where it is gone or another by now."""
+        if self.adapter is None:
+            return None
+        told = self.manifest.base
+        where = adapter_files.where_base(self.path, self.manifest) if self._base is None else self._base
+        base = Checkpoint.open(where)
+        if base.adapter is not None:
+            raise InputError(
+                f"{where} is an adapter itself, and not the model that {self.path} changes", adapter_files.OTHER
+            )
+        if told is not None and told.sha256 is not None and told.sha256 != base.digest:
+            raise InputError(
+                f"{base.path} is not the model that {self.path} is an adapter of: its weights are others",
+                adapter_files.OTHER,
+            )
+        return base
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that stands for the weights, or the adapter: of the digests of the files that hold them."""
+        held = {name: facts.sha256 for name, facts in self.manifest.files.items() if "/" not in name}
+        text = json.dumps({name: sha for name, sha in held.items() if name.endswith(".safetensors")}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
     def recipe(self) -> Recipe:
+        if "recipe.yaml" not in self.manifest.files and self.base is not None:
+            return self.base.recipe
         return Recipe.load(self.file("recipe.yaml"))
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.json: the sizes."""
+        if self.base is not None:
+            return self.base.config
         return json.loads(self.file("config.json").read_text(encoding="utf-8"))
 
     @property
@@ -82,17 +135,25 @@ class Checkpoint:
 
     def tokenizer(self) -> Tokenizer:
         """InputError for a model that has none."""
+        if self.base is not None:
+            return self.base.tokenizer()
         if "tokenizer.json" not in self.manifest.files:
             raise InputError(f"{self.path} has no tokenizer", "its model does not work on text")
         return load_tokenizer(self.file("tokenizer.json"))
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The weights by name, each read when it is asked for."""
+        """The weights by name, each read when it is asked for; those of an adapter are its base's with it added."""
+        if self.base is not None and self.adapter is not None:
+            return Folded(self.base.tensors, self.adapter, self.path)
         return Tensors(self, "", WEIGHTS)
 
     def model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
-        """The language model with its weights, in float32 unless told otherwise; InputError for an encoder."""
+        """The language model with its weights, in float32 unless told otherwise; InputError for an encoder.
+
+        Of an adapter, the base with the adapter added into its weights: as fast as the base, and as large. To go from
+        one adapter to another, load `base.model()` once and see `adapters.low_rank.wearing`.
+        """
         model = self._built(device, dtype)
         if not isinstance(model, LanguageModel):
             raise InputError(
@@ -111,7 +172,8 @@ class Checkpoint:
         with torch.random.fork_rng(devices=[]):  # building draws initial values: not from the caller's numbers
             model = build_model(self.recipe.model, self.vocab)
         load_weights(model, self.tensors, self.path)
-        model.leave_out(self.manifest.without)
+        source = self if self.base is None or (self.path / NAME).is_file() else self.base
+        model.leave_out(source.manifest.without)
         return model.to(device=device, dtype=dtype or torch.float32)
 
     @property
@@ -202,7 +264,10 @@ def best(found: list[Path]) -> Path | None:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; what is shared appears once, under its first name."""
+    """Parameters and buffers by name; what is shared appears once, under its first name. Of a model that wears an
+    adapter, the adapter's: the others are its base's, and stay there."""
+    if factors := worn_tensors(model):
+        return {name: tensor.detach() for name, tensor in factors.items()}
     seen: set[int] = set()
     found: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -244,6 +309,7 @@ def save(
     manifest: Manifest,
     tokenizer: Tokenizer | None = None,
     classes: Sequence[str] = (),
+    base: Checkpoint | None = None,
     training: Mapping[str, Mapping[str, Tensor]] | None = None,
     state: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -251,15 +317,20 @@ def save(
     """Writes a checkpoint, whole or not at all; `manifest.files` is filled in here.
 
     classes: the names of an encoder's classes, in the order of its logits.
+    base: makes it an adapter of that model, whose factors are the `tensors`.
     training: name -> tensors, written as training/`name`.safetensors; state: JSON for training/state.json.
     Raises WorkError where the disk is full; what was at `path` before is then still there.
     """
     with new_folder(path) as folder:
-        write_tensors(folder, tensors, shard_bytes)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-        (folder / "config.json").write_text(_json(sizes(recipe, vocab, classes)), encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save(folder)
+        if base is not None and recipe.train.lora is not None:
+            where = adapter_files.write(folder, tensors, recipe.train.lora, path, base.path)
+            manifest = manifest.model_copy(update={"kind": "adapter", "base": Base(path=where, sha256=base.digest)})
+        else:
+            write_tensors(folder, tensors, shard_bytes)
+            (folder / "config.json").write_text(_json(sizes(recipe, vocab, classes)), encoding="utf-8")
+            if tokenizer is not None:
+                tokenizer.save(folder)
         if state is not None:
             (folder / "training").mkdir()
             (folder / "training" / "state.json").write_text(_json(state), encoding="utf-8")

@@ -34,12 +34,20 @@ class FileFacts(BaseModel):
             return cls(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
+class Base(BaseModel):
+    """The model that an adapter changes: where it is, seen from the adapter's folder, and `Checkpoint.digest` of it."""
+
+    path: str
+    sha256: str | None = None
+
+
 class Manifest(BaseModel):
     """`step`, `tokens` and `seconds` say how far training was; `parents` are the checkpoints it was made from.
 
     Written last, after the files it names. `kernels` are the implementations of each operator that have run;
     `metrics` the validation figures of exactly these weights, where they were measured. `without` are the parts of the
-    model that have taken no part yet, in an early stage of training: they take none when it is used either.
+    model that have taken no part yet, in an early stage of training: they take none when it is used either. `kind` is
+    "model" or "adapter"; an adapter has a `base`.
     """
 
     model_config = ConfigDict(extra="allow")  # a later minor version may say more
@@ -53,6 +61,7 @@ class Manifest(BaseModel):
     parameters: int = 0
     metrics: dict[str, float] = {}
     parents: list[str] = []
+    base: Base | None = None
     without: list[str] = []
     kernels: dict[str, list[str]] = {}
     versions: dict[str, str] = {}

@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from synthe_core import yaml_text
+from synthe_core.adapters.spec import LoraSpec
 from synthe_core.budget import Budget
 from synthe_core.data.spec import DataSpec
 from synthe_core.errors import InputError, closest, unknown
@@ -59,6 +60,9 @@ class TrainSpec(Spec):
     )
     stages: list[Stage] = Field(
         [], description="shorter sequences and smaller models first; all of both after the last stage"
+    )
+    lora: LoraSpec | None = Field(
+        None, description="train a low-rank adapter of the model that training begins with (--init), which stays frozen"
     )
     carry: bool = Field(False, description="rows go on where they stopped: truncated back-propagation through state")
     validations: int = Field(8, ge=1, description="how often to validate, evenly over the budget, the end included")

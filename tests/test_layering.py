@@ -20,9 +20,10 @@ LAYERS = [
     ["learner"],
     ["layers"],
     ["model"],
+    ["adapters"],
     ["data", "tasks"],
     ["recipe"],
-    ["manifest", "checkpoint"],
+    ["manifest", "adapter_files", "checkpoint"],
 ]
 """synthe_core from the bottom up; whatever is not named is a verb above them all, and synthe_cli is above that.
 

@@ -25,6 +25,8 @@ synthe generate runs/tiny -p "import " -n 500 --temperature 0.8 --top-p 0.95 --s
 synthe generate runs/tiny -p "class A" -p "class B" --json       a batch; one line of JSON a prompt
 synthe generate runs/tiny --prompt-file book.txt --state-out book.state -n 0
 synthe generate runs/tiny --state-in book.state -p "And then "   goes on exactly, without reading the book again
+synthe generate runs/letters -p "Dear "                          an adapter is a checkpoint like any other
+synthe generate runs/tiny --adapter runs/letters -p "Dear "      the same, where its model has moved
 synthe train tiny | synthe generate - -p "import "\n""",
 )
 def generate(
@@ -60,6 +62,10 @@ def generate(
     state_out: Annotated[
         Path | None, typer.Option("--state-out", metavar="FILE", help="Save the session at the end.")
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", metavar="DIR", help="With this adapter of the model: a run, or a folder of PEFT's."),
+    ] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -88,7 +94,7 @@ def generate(
         fault = error.errors(include_url=False)[0]
         option = str(fault["loc"][0]).replace("_", "-")
         raise InputError(f"--{option}: {fault['msg'][:1].lower()}{fault['msg'][1:]}, not {fault['input']}") from None
-    opened = Checkpoint.open(path)
+    opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
     where = choose_device(device or "auto", probe()).value
     tokenizer, model = opened.tokenizer(), opened.model(where).eval()
     session = Session.load(state_in, model) if state_in else None

@@ -16,9 +16,11 @@ from synthe_cli.options import (
     complete_recipe,
     find_checkpoint,
     find_recipe,
+    lora,
     overrides,
 )
 from synthe_cli.signals import stop_on_signal
+from synthe_core.errors import InputError
 from synthe_core.events import Result
 
 app = typer.Typer(**SETTINGS)
@@ -32,20 +34,22 @@ synthe train recipes/tiny.yaml --data my.txt --out runs/mine     on your own tex
 synthe train tiny --set train.lr=1e-3 --set train.budget=3m      any key that `synthe recipe show tiny` shows
 synthe train tiny --set model.block.0.type=delta                 another learner in the first place of the block
 synthe train runs/mine --resume                                  go on after Ctrl-C, a crash or a lost machine
-synthe train tiny --init runs/tiny --data letters.txt            fine-tune what another run has learned
+synthe train --init runs/tiny --data letters.txt                 fine-tune what another run has learned
+synthe train --init runs/tiny --data letters.txt --lora rank=16  the same as a small adapter; runs/tiny stays as it is
+synthe train --init runs/tiny --data letters.txt --lora rank=8,targets=delta,mlp,alpha=16
 synthe train tiny | synthe generate - --prompt "import "         and then write with it
 synthe train recipes/60m.yaml --json | jq -c 'select(.event == "metric")'
 """,
 )
 def train(
     recipe: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="RECIPE_OR_RUN",
-            help="A recipe file, a shipped recipe's name, or a run's folder.",
+            metavar="[RECIPE_OR_RUN]",
+            help="A recipe file, a shipped recipe's name, or a run's folder; with --init, by default the checkpoint's.",
             autocompletion=complete_recipe,
         ),
-    ],
+    ] = None,
     data: DataOption = None,
     assign: SetOption = None,
     out: Annotated[
@@ -59,6 +63,14 @@ def train(
         str | None,
         typer.Option("--init", metavar="CHECKPOINT", help="Begin with this checkpoint's weights; - reads its path."),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--lora",
+            metavar="KEY=VALUE,...",
+            help="Train an adapter of the checkpoint instead of its weights: rank, alpha, dropout, rslora, targets.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train the model of a recipe, and print the path of its run.
@@ -66,14 +78,23 @@ def train(
     Progress goes to stderr; metrics.jsonl in the run's folder holds every figure. Ctrl-C saves and stops; --resume
     goes on as if nothing had happened.
     """
-    path = find_recipe(recipe)
+    changes = overrides(data, [*([lora(adapter)] if adapter else []), *(assign or [])])
+    path = find_recipe(recipe) if recipe else None
+    first = find_checkpoint(init) if init else None
 
     from synthe_core.recipe import Recipe
+    from synthe_core.training import recipe_of
     from synthe_core.training import train as verb
 
-    loaded = Recipe.load(path, overrides(data, assign))
-    folder = out or (path if resume and path.is_dir() else None)
-    first = find_checkpoint(init) if init else None
+    if path is not None:
+        loaded = Recipe.load(path, changes)
+    elif first is not None:
+        loaded = recipe_of(first, changes)
+    else:
+        raise InputError(
+            "which recipe is to be trained?", "name one, as recipes/tiny.yaml, or --init RUN to go on from"
+        )
+    folder = out or (path if resume and path and path.is_dir() else None)
     with console.choose(as_json) as shown, stop_on_signal() as stop:
         for event in verb(loaded, out=folder, resume=resume, init=first, stop=stop):
             if isinstance(event, Result):

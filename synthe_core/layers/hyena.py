@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -114,8 +114,9 @@ class Hyena(Learner[Past]):
         part = lags / (config.length - 1)
         angles = 2 * math.pi / config.length * lags * torch.arange(1, self.bands + 1, dtype=dtype, device=device)
         z = torch.cat([part, angles.cos(), angles.sin()], dim=1)
-        for layer, frequency in zip(self.filter_hidden, self.filter_frequency, strict=True):
-            z = torch.sin(frequency.to(dtype) * F.linear(z, *(parameter.to(dtype) for parameter in layer.parameters())))
+        hidden: Any = self.filter_hidden  # torch types what a ModuleList holds as Module
+        for layer, frequency in zip(hidden, self.filter_frequency, strict=True):
+            z = torch.sin(frequency.to(dtype) * F.linear(z, layer.weight.to(dtype), layer.bias.to(dtype)))
         fastest, slowest = (-math.log(FADED) / fraction for fraction in config.decay)
         rates = torch.linspace(slowest, fastest, self.width, dtype=dtype, device=device)
         window = (-rates * part).exp_().add_(config.shift)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from synthe_core import state as states
 from synthe_core.atomic import failure
@@ -81,5 +81,7 @@ def fingerprint(model: LanguageModel) -> str:
     """A digest of the model's shape and of a few of its weights: sessions of another model are refused."""
     text = json.dumps([model.spec.model_dump(mode="json"), model.vocab], sort_keys=True)
     digest = hashlib.sha256(text.encode())
-    digest.update(model.embedding.weight.detach()[:8].to(torch.float32).cpu().numpy().tobytes())
+    maps = [module for module in model.blocks.modules() if isinstance(module, nn.Linear)]
+    for weight in (model.embedding.weight, *(module.weight for module in maps)):  # an adapter's model is another model
+        digest.update(weight.detach()[:8, :8].to(torch.float32).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -14,7 +14,7 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._parameters = dict(model.named_parameters())
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.tensors = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()

@@ -64,7 +64,7 @@ def row_bytes(model: Model, batch: Batch, settings: Settings) -> float:
 
 def planned(model: Model, device: torch.device) -> float:
     """Bytes for the rows of a pass: what is free, less gradients and the optimizer's state that are still to come."""
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return HEADROOM * available(device) - 3.0 * size
 
 

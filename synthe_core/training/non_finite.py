@@ -52,7 +52,8 @@ def _first_of_pass(model: Model, batch: Batch, state: ModelState | None, setting
         return hook
 
     hooks = [module.register_forward_hook(listen(name)) for name, module in model.named_modules() if name]
-    hooks += [parameter.register_hook(listen_back(name)) for name, parameter in model.named_parameters()]
+    learning = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    hooks += [parameter.register_hook(listen_back(name)) for name, parameter in learning]
     devices = [settings.device] if settings.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):

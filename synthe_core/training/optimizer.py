@@ -16,7 +16,7 @@ MUON_MOMENTUM = 0.95
 
 
 class Optimizer:
-    """One or two torch optimizers that step together.
+    """One or two torch optimizers that step together, for the parameters that learn.
 
     Muon (Jordan et al. 2024) takes the weights of the linear maps inside blocks, with its updates scaled to AdamW's
     size (Liu et al. 2025), so that one learning rate serves both. AdamW takes embedding, head, convolutions, gains and
@@ -25,9 +25,9 @@ class Optimizer:
 
     def __init__(self, model: Model, spec: TrainSpec) -> None:
         self.spec = spec
-        self._names = {parameter: name for name, parameter in model.named_parameters()}
-        matrices = {m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Embedding))}
-        hidden = {m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)}
+        self._names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        matrices = _matrices(model, nn.Linear, nn.Embedding)
+        hidden = _matrices(model.blocks, nn.Linear)
         orthogonal = hidden if spec.optimizer == "muon" else set()
         rest = [p for p in self._names if p not in orthogonal]
         device = next(model.parameters()).device.type
@@ -35,14 +35,14 @@ class Optimizer:
             {"params": [p for p in rest if p in matrices], "weight_decay": spec.weight_decay},
             {"params": [p for p in rest if p not in matrices], "weight_decay": 0.0},
         ]
-        self.parts: dict[str, torch.optim.Optimizer] = {
-            "adamw": torch.optim.AdamW(
+        self.parts: dict[str, torch.optim.Optimizer] = {}
+        if rest:
+            self.parts["adamw"] = torch.optim.AdamW(
                 [group for group in groups if group["params"]],
                 lr=spec.lr,
                 betas=spec.betas,
                 fused=device in ("cpu", "cuda", "mps"),
             )
-        }
         if orthogonal:
             self.parts["muon"] = torch.optim.Muon(
                 [p for p in self._names if p in orthogonal],
@@ -92,3 +92,9 @@ class Optimizer:
             template: dict[str, Any] = optimizer.state_dict()
             template["state"] = {i: states[part][name] for i, name in enumerate(names) if name in states[part]}
             optimizer.load_state_dict(template)
+
+
+def _matrices(module: nn.Module, *kinds: type[nn.Module]) -> set[Tensor]:
+    """The weights of the linear maps, or other `kinds` of modules, inside `module`."""
+    own = (parameter for m in module.modules() if isinstance(m, kinds) for parameter in m.parameters(recurse=False))
+    return {parameter for parameter in own if parameter.dim() == 2}

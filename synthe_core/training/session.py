@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from threading import Event as Stop
 
@@ -17,6 +17,7 @@ from synthe_core.hardware import Hardware, probe
 from synthe_core.model.classifier import build_model
 from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe import Recipe
+from synthe_core.training.adapting import adapt, base_of
 from synthe_core.training.loggers import require
 from synthe_core.training.run_folder import RunFolder, differences, new_run, taken
 from synthe_core.training.settings import Settings, settings
@@ -24,7 +25,7 @@ from synthe_core.training.snapshot import Snapshot
 from synthe_core.training.trainer import Trainer
 from synthe_core.training.tuning import tune
 
-FIXED = ("model", "data", "seed", "train.batch", "train.optimizer", "train.carry", "train.ema")
+FIXED = ("model", "data", "seed", "train.batch", "train.optimizer", "train.carry", "train.ema", "train.lora")
 """What a run cannot change while it goes on: the state that it has would not fit."""
 PROBE_VOCAB = 257
 
@@ -42,7 +43,7 @@ def train(
 
     out:    the run folder; runs/NAME, or the next free number after it, by default.
     resume: go on with the run in `out` from its newest checkpoint. Budget, learning rate and the like may change.
-    init:   a checkpoint whose weights a new run begins with.
+    init:   a checkpoint whose weights a new run begins with; with `train.lora`, the model whose adapter is trained.
     stop:   once set, the trainer saves at the next step and raises Interrupted.
 
     Raises InputError for what cannot be done, WorkError for what failed on the way: a full disk, divergence.
@@ -53,6 +54,9 @@ def train(
     chosen = settings(recipe.runtime, hardware)
     require(recipe.runtime.log)
     path, checkpoint = _open(recipe, out, resume, init)
+    changes = [] if checkpoint is None else _changes(checkpoint, recipe)
+    source = Checkpoint.open(init) if init is not None else checkpoint
+    base = None if recipe.train.lora is None else base_of(source, recipe)
     threads = torch.get_num_threads()
     trainer: Trainer | None = None
     run: RunFolder | None = None
@@ -60,9 +64,9 @@ def train(
         torch.set_num_threads(recipe.runtime.threads or threads)
         packed = yield from _prepared(recipe, stop)
         run = RunFolder(path)
-        snapshot = _begin(recipe, packed, chosen, init, checkpoint)
+        snapshot = _begin(recipe, packed, chosen, source, base, begins=checkpoint is None)
         if checkpoint is not None:
-            finished = yield from _resume(snapshot, checkpoint, recipe, chosen)
+            finished = yield from _resume(snapshot, checkpoint, recipe, chosen, changes)
             run.rewind(snapshot.position.step)
             if finished:
                 yield Result({"steps": snapshot.position.step, **snapshot.metrics}, path)
@@ -71,8 +75,10 @@ def train(
             yield Notice(f"{path} has no checkpoint yet: training begins at its start")
             run.rewind(-1)
         run.write_recipe(recipe)
+        every, learning = snapshot.model.parameter_count(), sum(p.numel() for p in snapshot.optimizer.parameters)
+        adapter = "" if base is None else f", of which {learning:,}, the adapter's, learn,"
         yield Notice(
-            f"{snapshot.model.parameter_count():,} parameters on {chosen.device.type}"
+            f"{every:,} parameters{adapter} on {chosen.device.type}"
             f" ({hardware.gpu.name if hardware.gpu and chosen.device.type == 'cuda' else hardware.processor})"
         )
         if checkpoint is None or checkpoint.training_state()["device"] != chosen.device.type:
@@ -91,6 +97,19 @@ def train(
             trainer.close()
         if run is not None:
             run.close()
+
+
+def recipe_of(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that goes on from a checkpoint: its own with `overrides`, reading text with its tokenizer, and without
+    the stages in which the model grew unless the overrides have some."""
+    checkpoint = Checkpoint.open(path)
+    whole = checkpoint.base or checkpoint
+    tokens = [] if whole.recipe.data.tokenizer.type == "bytes" else [f"data.tokenizer={whole.path / 'tokenizer.json'}"]
+    own = checkpoint if "recipe.yaml" in checkpoint.manifest.files else whole
+    recipe = Recipe.load(own.path, [*tokens, *overrides])
+    if any(each.startswith("train.stages") for each in overrides):
+        return recipe
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": []})})
 
 
 def _open(recipe: Recipe, out: Path | None, resume: bool, init: Path | None) -> tuple[Path, Checkpoint | None]:
@@ -125,39 +144,44 @@ def _prepared(recipe: Recipe, stop: Stop) -> Generator[Event, None, Packed]:
 
 
 def _begin(
-    recipe: Recipe, packed: Packed, chosen: Settings, init: Path | None, checkpoint: Checkpoint | None
+    recipe: Recipe, packed: Packed, chosen: Settings, source: Checkpoint | None, base: Checkpoint | None, begins: bool
 ) -> Snapshot:
     """The start of a run. Initial values are drawn on the CPU, so that a seed means the same on every device.
 
-    A model that has weights already, of `init` or the `checkpoint` to go on from, may know more tokens than its
-    tokenizer: published models pad their vocabulary.
+    source: has the first weights where the run `begins`, or is to be gone on from (which the caller does).
+    base:   the model that an adapter is trained over.
+
+    A model that has weights already may know more tokens than its tokenizer: published models pad their vocabulary.
     """
     for op in OPS.values():
         op.used.clear()
     torch.manual_seed(recipe.seed)
-    source = Checkpoint.open(init) if init is not None else checkpoint
     vocab = max(packed.tokenizer.vocab_size, source.vocab if source else 0)
     model = build_model(recipe.model, vocab, recipe.runtime.recompute)
-    parents = []
-    if init is not None and source is not None:
-        if source.tokenizer().digest != packed.tokenizer.digest:
-            raise InputError(
-                f"{source.path} was trained with other tokens than the recipe's",
-                f"use its tokenizer: --set data.tokenizer={source.path / 'tokenizer.json'}",
-            )
+    if begins and source is not None and source.tokenizer().digest != packed.tokenizer.digest:
+        raise InputError(
+            f"{source.path} was trained with other tokens than the recipe's",
+            f"use its tokenizer: --set data.tokenizer={(source.base or source).path / 'tokenizer.json'}",
+        )
+    if base is not None and source is not None:
+        load_weights(model, base.tensors, base.path)
+        adapt(model, recipe, source)
+    elif begins and source is not None:
         load_weights(model, source.tensors, source.path, fresh=("router.", "confidence."))  # may be learned afterwards
-        parents = [str(source.path)]
     snapshot = Snapshot(recipe, packed, model.to(chosen.device), chosen)
-    snapshot.parents = parents
+    snapshot.parents = [str(source.path)] if begins and source is not None else []
+    snapshot.base = base
+    if base is not None and snapshot.labelled is not None and list(snapshot.labelled.classes) != base.classes:
+        raise InputError(
+            f"the text has other classes than {base.path}: {', '.join(snapshot.labelled.classes)}",
+            "an adapter keeps the head: use text with the same labels, or leave out train.lora",
+        )
     return snapshot
 
 
-def _resume(
-    snapshot: Snapshot, checkpoint: Checkpoint, recipe: Recipe, chosen: Settings
-) -> Generator[Event, None, bool]:
-    """Brings the snapshot to where the checkpoint stood; True where the run is finished already."""
-    before = checkpoint.recipe
-    changes = differences(before.model_dump(mode="json"), recipe.model_dump(mode="json"))
+def _changes(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
+    """What the recipe changes of a run that goes on; InputError for what cannot change."""
+    changes = differences(checkpoint.recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
     for change in changes:
         key = change.partition(":")[0]
         if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED):
@@ -165,6 +189,14 @@ def _resume(
                 f"the run cannot go on with another {key.split('.')[0]}: {change}",
                 "put it back in the recipe, or begin a new run",
             )
+    return changes
+
+
+def _resume(
+    snapshot: Snapshot, checkpoint: Checkpoint, recipe: Recipe, chosen: Settings, changes: list[str]
+) -> Generator[Event, None, bool]:
+    """Brings the snapshot to where the checkpoint stood; True where the run is finished already."""
+    before = checkpoint.recipe
     snapshot.restore(checkpoint)
     state = checkpoint.training_state()
     kept = recipe.runtime.precision in ("auto", before.runtime.precision)

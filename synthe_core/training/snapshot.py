@@ -35,6 +35,7 @@ class Snapshot:
     cursor:  of the stream after the last batch that was used.
     windows: how many windows a validation reads, once that is decided.
     metrics: the validation figures of the weights as they are now, empty where they were not validated.
+    base:    whose weights the model has, frozen, under the adapter that is trained; None where all of it is.
     stage:   of training, counted from 1; which parts wait until later the model itself says (`without`).
     """
 
@@ -56,6 +57,7 @@ class Snapshot:
         self.windows: int | None = None
         self.metrics: dict[str, float] = {}
         self.parents: list[str] = []
+        self.base: Checkpoint | None = None
         self.stage = 1
 
     @contextmanager
@@ -94,7 +96,7 @@ class Snapshot:
             step=self.position.step,
             tokens=self.position.tokens,
             seconds=round(self.position.seconds, 3),
-            parameters=self.model.parameter_count(),
+            parameters=sum(p.numel() for p in self.optimizer.parameters),
             metrics={name: value for name, value in self.metrics.items() if math.isfinite(value)},
             parents=self.parents,
             without=sorted(self.model.without),
@@ -112,6 +114,7 @@ class Snapshot:
             manifest=manifest,
             tokenizer=self.packed.tokenizer,
             classes=() if self.labelled is None else self.labelled.classes,
+            base=self.base,
             training=training,
             state=state,
         )
@@ -124,10 +127,11 @@ class Snapshot:
                 "the training text is not what it was when the run began",
                 "bring the old text back, or begin a new run from these weights",
             )
-        raw = checkpoint.training_tensors("weights") if self.average is not None else checkpoint.tensors
+        saved = checkpoint.tensors if checkpoint.adapter is None else checkpoint.adapter.tensors
+        raw = checkpoint.training_tensors("weights") if self.average is not None else saved
         load_weights(self.model, raw, checkpoint.path)
         if self.average is not None:
-            self.average.load(checkpoint.tensors)
+            self.average.load(saved)
         self.optimizer.load(checkpoint.training_tensors("optimizer"))
         carried = checkpoint.training_tensors("carried")
         if carried:

@@ -103,7 +103,8 @@ class Trainer:
             bad = 0
             rate = schedule.rate(self.spec, fraction)
             self._apply(size, rate)
-            settle((buffer, value) for buffer, value in outcome.updates if id(buffer) not in self.fixed)
+            if self.snapshot.base is None:  # what an adapter is trained over stays as it is
+                settle((buffer, value) for buffer, value in outcome.updates if id(buffer) not in self.fixed)
             self.snapshot.carried = outcome.carried
             self.position.step += 1
             self.position.tokens += outcome.tokens

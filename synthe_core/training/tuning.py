@@ -67,6 +67,8 @@ def _kept(model: Model, recipe: Recipe, settings: Settings, hardware: Hardware) 
         "machine": machine(hardware),
         "versions": versions(),
     }
+    if recipe.train.lora is not None:
+        facts["lora"] = recipe.train.lora.model_dump(mode="json")
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return cache_dir() / "tuning" / f"{digest}.json"
 

@@ -1,0 +1,1 @@
+"""Adapters: small trained changes of a model whose own weights stay as they are."""

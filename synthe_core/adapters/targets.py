@@ -1,0 +1,64 @@
+"""Which matrices of a model an adapter changes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from synthe_core.adapters.low_rank import Adapter, LowRank
+from synthe_core.adapters.spec import ALL, LoraSpec
+from synthe_core.errors import InputError, unknown
+from synthe_core.model.classifier import Model
+from synthe_core.model.parts import parts
+
+
+def fresh(model: Model, spec: LoraSpec) -> Adapter:
+    """An adapter that changes nothing yet: A uniform in ±1/√in, drawn on the CPU, and B zero."""
+    maps = {}
+    for name, module in find(model, spec.targets).items():
+        rank = min(spec.rank, module.in_features, module.out_features)
+        a = torch.empty(rank, module.in_features).uniform_(-1, 1) / math.sqrt(module.in_features)
+        maps[name] = LowRank(a, torch.zeros(module.out_features, rank), spec.scale)
+    return Adapter(maps, spec.dropout)
+
+
+def find(model: Model, targets: list[str]) -> dict[str, nn.Linear]:
+    """The linear maps that `targets` name (see `LoraSpec`), in the model's order; InputError for a target of none."""
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    chosen: set[str] = set()
+    for target in targets:
+        found = _matching(model, list(linear), target)
+        if not found:
+            raise _no_such(model, list(linear), target)
+        for name in found:
+            if times[id(linear[name].weight)] > 1:
+                raise InputError(
+                    f"train.lora.targets: {name} shares its matrix with another part of the model",
+                    "an adapter of it would change both: leave it out",
+                )
+        chosen.update(found)
+    return {name: module for name, module in linear.items() if name in chosen}
+
+
+def _matching(model: Model, names: list[str], target: str) -> list[str]:
+    """Of `names`, those that `target` means."""
+    if target == ALL:
+        return [name for name in names if name.startswith("blocks.")]
+    known = parts(model.spec)
+    if target in known:
+        return [name for name in names if name.startswith(known[target].prefixes)]
+    part, _, rest = target.rpartition(".")
+    inside = tuple(f"{prefix}{rest}" for prefix in known[part].prefixes) if part in known else ()
+    return [n for n in names if n in inside or n == target or n.endswith(f".{target}") or fnmatchcase(n, target)]
+
+
+def _no_such(model: Model, names: list[str], target: str) -> InputError:
+    maps = {name.rpartition(".")[2] for name in names}
+    known = [part for part in parts(model.spec) if _matching(model, names, part)]
+    error = unknown("target", target, [ALL, *known, *sorted(name for name in maps if name.isidentifier())])
+    return InputError(f"train.lora.targets: {error.message}", error.hint)
