@@ -21,7 +21,7 @@ from synthe_core.layers.projection import project_in
 from synthe_core.learner import Pass, Spec
 from synthe_core.model.block import RMSNorm
 from synthe_core.ops.rms_norm import rms_norm
-from synthe_core.trace import Trace
+from synthe_core.trace import Emission, Trace, schema
 
 FOLLOW = 0.3  # share of the way that a threshold goes, each step, to where this step's tokens would have had it
 SLOW = 8.0  # the router's weights are kept this much larger than they act, so that a step of Adam turns them less
@@ -88,6 +88,7 @@ class Choice(NamedTuple):
             positions=_rows(clock, rows)[:, None] + torch.arange(longest, device=x.device),
             lengths=places.real.sum(1) if ragged else None,
             mask=places.real if ragged else None,
+            tokens=ctx.among(places.index % time),
             signals={name: places.gather(value) for name, value in ctx.signals.items()},
         )
         given = dict(inner.signals)
@@ -186,6 +187,13 @@ class Router(nn.Module):
     """
 
     thresholds: Tensor
+
+    emits = schema(
+        {
+            "depth": Emission("B T", "depth", "blocks that the token runs"),
+            "keep": Emission("N B T", "depth", "which of the later blocks the token runs"),
+        }
+    )
 
     def __init__(self, spec: DepthSpec, width: int, blocks: int, eps: float) -> None:
         super().__init__()
