@@ -1,8 +1,8 @@
 """A listener for what learners emit while they run. It records detached copies and never feeds compute.
 
 Every emission is declared by the module that makes it, in its `emits`: name -> `Emission`, the documented schema. A
-name that ends in * stands for all that begin so. Where nobody listens nothing is computed, and listening changes no bit of
-the outputs.
+name that ends in * stands for all that begin so. Where nobody listens nothing is computed, and listening changes no bit
+of the outputs.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class Reading(NamedTuple):
 
 class Items(NamedTuple):
     """What a tier summarises: value [B, N, E], how much of each, weight [B, N] or None for all, which span of this pass
-    it belongs to, int64 [B, N], which are real, bool [B, N] or None for all, and at which tokens of the pass they stand,
-    int64 [B, N] or None where they are those tokens."""
+    it belongs to, int64 [B, N], which are real, bool [B, N] or None for all, and at which tokens they stand, int64
+    [B, N] or None for one each."""
 
     value: Tensor
     weight: Tensor | None
