@@ -25,13 +25,14 @@ class Emission(NamedTuple):
              channels, K choices, N what is chosen among (experts), J slots, L lags. "" is a single number.
     group:   what it is about, by which a reader picks.
     meaning: one line, with the unit where there is one.
-    summary: how channels become one number: their mean, or the root of their mean square for what has a sign.
+    summary: how channels become one number: their mean, or the root of their mean square for what has a sign; of
+             choices, "first" keeps the best.
     """
 
     axes: str
     group: Group
     meaning: str
-    summary: Literal["mean", "rms"] = "mean"
+    summary: Literal["mean", "rms", "first"] = "mean"
 
 
 def schema(emits: dict[str, Emission]) -> Mapping[str, Emission]:

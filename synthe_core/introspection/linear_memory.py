@@ -1,8 +1,8 @@
 """Whence a linear memory's reading comes: its effective attention matrix, exact, with what was erased in between.
 
 A memory that is linear in what is written reads o_t = Σ_s A_ts v_s + r_t S_0 for coefficients A that depend on keys,
-gates and erasures only. Every row of A is followed backwards through time from its query; chunks of tokens make that a few
-matrix products. In float64: rounding cannot hide an error of the algebra.
+gates and erasures only. Every row of A is followed backwards through time from its query; chunks of tokens make that a
+few matrix products. In float64: rounding cannot hide an error of the algebra.
 """
 
 from __future__ import annotations

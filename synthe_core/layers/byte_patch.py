@@ -73,7 +73,9 @@ class BytePatch(Learner[Window]):
         ended = (ctx.positions + 1) // stride - start // stride
         gain, bias = self.norm.weight.to(self.state_dtype), self.norm.bias.to(self.state_dtype)
         latents = F.layer_norm(values, (self.width,), gain, bias)
-        ctx.emit("latents", latents[:, 1:], place)
+        if ctx.trace is not None:
+            ended_here = int(((-1 - start) % stride + stride * patch < time).all(0).sum())
+            ctx.emit("latents", latents[:, 1 : 1 + ended_here], place[:, :ended_here])
         read = latents.gather(1, ended[..., None].expand_as(x))
         if ctx.lengths is not None:
             ended = ((start[:, 0] + ctx.lengths) // stride - start[:, 0] // stride)[:, None]

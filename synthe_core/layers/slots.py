@@ -73,8 +73,8 @@ class Slots(Learner[Bank]):
 
     emits = schema(
         {
-            "read_slots": Emission("B T H K", "routing", "the slots that each head read"),
-            "read_weights": Emission("B T H K", "routing", "what each of those slots counted"),
+            "read_slots": Emission("B T H K", "routing", "the slot that each head read most", "first"),
+            "read_weights": Emission("B T H K", "routing", "what that slot counted", "first"),
             "usage": Emission("B J", "memory", "share of the reads that each slot got"),
             "strength": Emission("B T", "gates", "how much a token asks to be written"),
             "novelty": Emission(

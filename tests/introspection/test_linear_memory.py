@@ -1,4 +1,4 @@
-"""Effective attention of linear memories, against what the operators answer and against what a change of a value does."""
+"""Effective attention of linear memories, against what operators answer and what a change of a value does."""
 
 from __future__ import annotations
 
