@@ -8,17 +8,20 @@ few matrix products. In float64: rounding cannot hide an error of the algebra.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from synthe_core.ops.mlstm import UNSTARTED, least
 
-CHUNK = 32
+CHUNK = 64
 
 
-class LinearMemory(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LinearMemory:
     """S_t = Diag(α_t) S_{t-1} + b_t (a_tᵀ S_{t-1}) + w_t v_tᵀ, o_t = S_tᵀ q_t of one row, all float64, heads first.
 
     q, write w   [H, T, K]
@@ -42,6 +45,39 @@ class LinearMemory(NamedTuple):
     @property
     def time(self) -> int:
         return self.q.shape[1]
+
+    def rows(self, start: int, stop: int, q: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """A_ts [H, n, stop] of the n readings `start` <= t < `stop` on every write, and r_t [H, n, K].
+
+        With `q` [H, n, K], of what other queries at those tokens would have read, before any normaliser.
+        """
+        asking = (self.q[:, start:stop] if q is None else q).clone()
+        coefficients = asking.new_zeros(*asking.shape[:2], stop)
+        for number in range((stop - 1) // CHUNK, -1, -1):
+            first, last = number * CHUNK, min((number + 1) * CHUNK, stop)
+            later = slice(max(last - start, 0), None)  # readings after the chunk
+            if last > start:  # and those in it
+                own = slice(max(first - start, 0), last - start)
+                token = torch.arange(max(first, start), last, device=asking.device)
+                coefficients[:, own, first:last], asking[:, own] = _through(self, asking[:, own], token, first, last)
+            if last < stop:
+                onto, back = self._chunks[number]
+                coefficients[:, later, first:last] = asking[:, later] @ onto
+                asking[:, later] = asking[:, later] @ back
+        if self.scale is None or q is not None:
+            return coefficients, asking
+        scale = self.scale[:, start:stop, None]
+        return coefficients / scale, asking / scale
+
+    @cached_property
+    def _chunks(self) -> list[tuple[Tensor, Tensor]]:
+        """Of every whole chunk, how a reading after it asks its writes [H, K, C] and the memory before it [H, K, K]."""
+        every = torch.eye(self.q.shape[2], dtype=self.q.dtype, device=self.q.device).expand(self.q.shape[0], -1, -1)
+        made = []
+        for first in range(0, self.time // CHUNK * CHUNK, CHUNK):
+            after = torch.full((every.shape[1],), first + CHUNK - 1, device=every.device)
+            made.append(_through(self, every, after, first, first + CHUNK))
+        return made
 
 
 RULES = frozenset({"delta_rule", "delta_rule_error", "linear_attention", "kda", "generalized_delta_rule", "mlstm"})
@@ -76,51 +112,31 @@ def _first(name: str, value: Any) -> Any:
     return row if name in STATES else row.transpose(0, 1)
 
 
-def rows(memory: LinearMemory, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """A_ts [H, n, stop] of the n readings `start` <= t < `stop` on every write, and r_t [H, n, K]."""
-    q = memory.q[:, start:stop]
-    coefficients = q.new_zeros(*q.shape[:2], stop)
-    asking = q
-    token = torch.arange(start, stop, device=q.device)
-    for first in range((stop - 1) // CHUNK * CHUNK, -1, -CHUNK):
-        last = min(first + CHUNK, stop)
-        part, asking = _through(memory, asking, token, first, last)
-        coefficients[:, :, first:last] = part
-    if memory.scale is not None:
-        scale = memory.scale[:, start:stop, None]
-        return coefficients / scale, asking / scale
-    return coefficients, asking
-
-
 def _through(memory: LinearMemory, asking: Tensor, token: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
     """The coefficients of the writes first <= s < last, and what is asked of the memory before them.
 
-    `asking` [H, n, K] is what each reading asks of the memory after its own token, or after s = last - 1 if that is
-    earlier: readings before `first` are not touched.
+    `asking` [H, n, K] is what readings at the tokens `token` [n], first <= token < last, ask of the memory there.
     """
     span = slice(first, last)
+    place = torch.arange(last - first, device=token.device)
     faded = memory.log_decay[:, span].cumsum(1)  # G_s: from the chunk's beginning to after s
-    ends = (token - first).clamp(-1, last - first - 1)  # where each reading stands in the chunk
-    started = ends >= 0
-    at = ends.clamp_min(0)
-    reach = faded[:, at]  # [H, n, K]: fading from the chunk's beginning to the reading
-    seen = (at[:, None] >= torch.arange(last - first, device=token.device)) & started[:, None]
+    reach = faded[:, token - first]
+    seen = (token - first)[:, None] >= place
     written = _products(asking, memory.write[:, span], reach, faded, seen)
     before = asking * reach.exp()
     if memory.recall is not None and memory.erase is not None:
         erased = _products(asking, memory.erase[:, span], reach, faded, seen)
         a = memory.recall[:, span]
         earlier = faded - memory.log_decay[:, span]  # G_{s-1}: a_s asks before s fades
-        strictly = torch.ones(last - first, last - first, dtype=torch.bool, device=token.device).tril(-1)
+        strictly = place[:, None] > place
         through = _products(a, memory.erase[:, span], earlier, faded, strictly)  # what an erasure recalls of erasures
         of_writes = _products(a, memory.write[:, span], earlier, faded, strictly)
-        identity = torch.eye(last - first, dtype=a.dtype, device=a.device)
-        asked = torch.linalg.solve_triangular(
-            identity - through, erased, upper=False, left=False, unitriangular=True
-        )  # how much each reading asks of what a_s recalled
+        system = torch.eye(last - first, dtype=a.dtype, device=a.device) - through
+        # How much each reading asks of what a_s recalled:
+        asked = torch.linalg.solve_triangular(system, erased, upper=False, left=False, unitriangular=True)
         written = written + asked @ of_writes
         before = before + asked @ (a * earlier.exp())
-    return written, torch.where(started[:, None], before, asking)
+    return written, before
 
 
 def _products(left: Tensor, right: Tensor, reach: Tensor, faded: Tensor, seen: Tensor) -> Tensor:
@@ -149,16 +165,16 @@ def _mlstm(q: Tensor, k: Tensor, v: Tensor, given: Mapping[str, Any]) -> LinearM
     decay = (log_forget + before - m).where(begun, 0.0)[..., None]
     bare = LinearMemory(q, write, v, decay, None, None, memory)
     norms = torch.cat([_norms(bare, total, start) for start in range(0, bare.time, 256)], 1)
-    return bare._replace(scale=torch.maximum(norms.abs(), least(m)[..., 0]))
+    return replace(bare, scale=torch.maximum(norms.abs(), least(m)[..., 0]))
 
 
 def _norms(memory: LinearMemory, total: Tensor, start: int) -> Tensor:
     """n_t · q_t [H, n] of up to 256 readings from `start`."""
-    coefficients, asking = rows(memory, start, min(start + 256, memory.time))
+    coefficients, asking = memory.rows(start, min(start + 256, memory.time))
     return coefficients.sum(-1) + (asking @ total)[..., 0]
 
 
 def reconstructed(memory: LinearMemory, start: int, stop: int) -> Tensor:
     """o_t = Σ_s A_ts v_s + r_t S_0 [H, stop - start, V]: what the operator must have answered."""
-    coefficients, asking = rows(memory, start, stop)
+    coefficients, asking = memory.rows(start, stop)
     return coefficients @ memory.value[:, :stop] + asking @ memory.state

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from synthe_core.introspection.linear_memory import RULES, LinearMemory, linear_memory, rows
+from synthe_core.introspection.linear_memory import RULES, LinearMemory, linear_memory
 from synthe_core.introspection.observe import Asked
 from synthe_core.introspection.reads import ROWS, Reads
 from synthe_core.introspection.series import Series
@@ -43,9 +43,8 @@ def memory_series(asked: Asked, reads: Reads) -> list[Series]:
 def held(memory: LinearMemory) -> np.ndarray:
     """‖S_t‖ of every head after every token [H, T]; of mLSTM's memory as it is kept, over its scale."""
     state = memory.state.float()
-    _, write, value, log_decay, recall, erase = (None if x is None else x.float() for x in memory[:6])
-    assert write is not None and value is not None and log_decay is not None
-    decay = log_decay.exp()
+    write, value, decay = memory.write.float(), memory.value.float(), memory.log_decay.exp().float()
+    recall, erase = (None if x is None else x.float() for x in (memory.recall, memory.erase))
     sizes = []
     for t in range(memory.time):
         after = decay[:, t, :, None] * state + write[:, t, :, None] * value[:, t, None]
@@ -92,10 +91,10 @@ def fate(asked: Asked, reads: Reads, token: int) -> Fate | None:
     write = int(np.flatnonzero(places == token)[0]) * steps + steps - 1
     key = memory.write[:, write : write + 1]
     key = key / key.square().sum(-1, keepdim=True).clamp_min(1e-30)  # asked so, the write itself answers with all of it
-    asking = memory._replace(q=key.expand_as(memory.q), scale=None)
     course = []
     for start in range(write, memory.time, ROWS):
-        coefficients, rest = rows(asking, start, min(start + ROWS, memory.time))
+        stop = min(start + ROWS, memory.time)
+        coefficients, rest = memory.rows(start, stop, key.expand(-1, stop - start, -1))
         course.append(coefficients[:, :, write])
     left = torch.cat(course, 1)
     lost = torch.nn.functional.pad(left[:, :-1] - left[:, 1:], (1, 0))

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synthe_core.introspection.linear_memory import CHUNK, RULES, LinearMemory, linear_memory, rows
+from synthe_core.introspection.linear_memory import CHUNK, RULES, LinearMemory, linear_memory
 from synthe_core.introspection.observe import Asked
 from synthe_core.layers.fast_weights import FastWeights
 
-ROWS = 256  # readings at a time
+ROWS = 512  # readings at a time
 KEPT = 8  # sources of a reading that are kept
 
 Block = tuple[int, Tensor, Tensor, Tensor]
@@ -109,7 +109,7 @@ def _linear(memory: LinearMemory) -> Iterator[Block]:
     sizes = memory.value.norm(dim=-1)
     for start in range(0, memory.time, ROWS):
         stop = min(start + ROWS, memory.time)
-        coefficients, asking = rows(memory, start, stop)
+        coefficients, asking = memory.rows(start, stop)
         held = asking @ memory.state
         total = coefficients @ memory.value[:, :stop] + held
         yield start, coefficients.abs() * sizes[:, None, :stop], held.norm(dim=-1), total

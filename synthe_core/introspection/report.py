@@ -232,9 +232,20 @@ def lines(report: Report) -> Iterator[dict[str, Any]]:
 def plain(value: Any) -> Any:
     """Numbers to seven digits, arrays as lists, what JSON lacks as null."""
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return shorter(value).tolist() if np.isfinite(value).all() else plain(value.tolist())
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
     if isinstance(value, (float, np.floating)):
         return float(f"{value:.7g}") if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
+
+
+def shorter(numbers: np.ndarray) -> np.ndarray:
+    """To seven significant digits; whole numbers as they are."""
+    if numbers.dtype.kind in "iub":
+        return numbers
+    wide = numbers.astype(np.float64)
+    scale = 10.0 ** (6 - np.floor(np.log10(np.where(wide == 0, 1.0, np.abs(wide)))))
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = np.round(wide * scale) / scale
+    return np.where(np.isfinite(rounded), rounded, wide)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from synthe_core.introspection.linear_memory import RULES, linear_memory, reconstructed, rows
+from synthe_core.introspection.linear_memory import RULES, linear_memory, reconstructed
 from synthe_core.layers import LAYERS
 from synthe_core.ops.dispatch import OPS
 from synthe_core.ops.mlstm import UNSTARTED
@@ -66,7 +66,7 @@ def test_a_coefficient_is_the_change_that_a_written_value_makes(op: str) -> None
     given = call(op, 40)
     value = given["v"].clone().requires_grad_()
     out = OPS[op].reference(**(given | {"v": value}))[0]
-    coefficients, _ = rows(linear_memory(op, given), 0, 40)
+    coefficients, _ = linear_memory(op, given).rows(0, 40)
     for head, t, channel in [(0, 39, 0), (2, 17, 3), (1, 0, 1)]:
         (grad,) = torch.autograd.grad(out[0, t, head, channel], value, retain_graph=True)
         torch.testing.assert_close(grad[0, :, head, channel], coefficients[head, t], rtol=1e-8, atol=1e-10)
@@ -78,19 +78,19 @@ def test_what_was_overwritten_is_not_read() -> None:
     k = torch.nn.functional.one_hot(torch.tensor([0, 1, 0, 2]), K).double()[None, :, None]
     given = {"q": k, "k": k, "v": torch.randn(1, 4, 1, V).double(), "beta": torch.ones(1, 4, 1).double()}
     query = given | {"q": k[:, :1].expand_as(k), "log_decay": None, "state": None}
-    erased = rows(linear_memory("delta_rule", query), 3, 4)[0][0, 0]
+    erased = linear_memory("delta_rule", query).rows(3, 4)[0][0, 0]
     assert erased.tolist() == pytest.approx([0, 0, 1, 0], abs=1e-12)
-    added = rows(linear_memory("linear_attention", query), 3, 4)[0][0, 0]
+    added = linear_memory("linear_attention", query).rows(3, 4)[0][0, 0]
     assert added.tolist() == [1, 0, 1, 0]
 
 
 def test_gates_of_any_size_stay_finite() -> None:
     given = call("mlstm", 64)
     given["log_input"] = torch.linspace(-300, 300, 64).double()[None, :, None].expand(1, 64, H)
-    coefficients, _ = rows(linear_memory("mlstm", given), 0, 64)
+    coefficients, _ = linear_memory("mlstm", given).rows(0, 64)
     assert torch.isfinite(coefficients).all()
     strong = call("kda", 64)
     strong["log_decay"] = torch.full_like(strong["log_decay"], -math.inf)
     assert torch.isfinite(
-        rows(linear_memory("kda", strong | {"log_decay": strong["log_decay"].clamp_min(-800)}), 0, 64)[0]
+        linear_memory("kda", strong | {"log_decay": strong["log_decay"].clamp_min(-800)}).rows(0, 64)[0]
     ).all()
