@@ -57,8 +57,7 @@ def introspect(
     device: str = "auto",
 ) -> Report:
     """Reads `text` with the model of a checkpoint and tells what was seen. See `examine`."""
-    checkpoint = Checkpoint.open(path)
-    model = checkpoint.model(choose_device(device, probe()).value).eval()
+    checkpoint, model = opened(path, device)
     with use_kernels(**checkpoint.recipe.runtime.kernels):
         return examine(
             model,
@@ -69,6 +68,14 @@ def introspect(
             what=what,
             tokens=tokens,
         )
+
+
+def opened(path: Path, device: str = "auto") -> tuple[Checkpoint, LanguageModel]:
+    """A checkpoint and its model, ready to be looked at; InputError for an encoder, which predicts no token."""
+    checkpoint = Checkpoint.open(path)
+    if checkpoint.recipe.model.head is not None:
+        raise InputError(f"{path} is an encoder", "introspect looks at language models, which read token by token")
+    return checkpoint, checkpoint.model(choose_device(device, probe()).value).eval()
 
 
 def examine(
@@ -117,13 +124,13 @@ def _memories(seen: Observation, tokens: Sequence[int]) -> tuple[list[Reads], li
     return reads, fates, series
 
 
-def encode(tokenizer: Tokenizer, text: str, vocab: int) -> list[int]:
+def encode(tokenizer: Tokenizer, text: str, vocab: int, longest: int | None = LONGEST) -> list[int]:
     """The tokens of a text, as decoding begins one; InputError for none, for too many, or for foreign ones."""
     ids = ([] if tokenizer.begin is None else [tokenizer.begin]) + list(tokenizer.encode(text))
     if not ids:
         raise InputError("there is no text to look at", 'give some: --text "def fib(n):" or --file FILE')
-    if len(ids) > LONGEST:
-        raise InputError(f"the text has {len(ids):,} tokens", f"at most {LONGEST:,} are looked at: give a part of it")
+    if longest is not None and len(ids) > longest:
+        raise InputError(f"the text has {len(ids):,} tokens", f"at most {longest:,} are looked at: give a part of it")
     if foreign := [token for token in ids if token >= vocab]:
         raise InputError(
             f"the tokenizer gave token {foreign[0]}, and the model knows {vocab}",

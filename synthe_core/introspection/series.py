@@ -62,7 +62,7 @@ def collect(model: nn.Module, observed: Observation) -> tuple[list[Series], list
         records = [record for record in records if record.value.numel()]
         if not records:  # a slow tier that has not spoken yet
             continue
-        rows = [_rows(record.value, emission) for record in records]
+        rows = [rows_of(record.value, emission) for record in records]
         at = None if records[0].at is None else torch.cat([r.at[0] for r in records if r.at is not None]).cpu().numpy()
         together = np.concatenate(rows, 1)
         if at is not None and len(at) == len(observed.tokens) and (np.diff(at) == 1).all():
@@ -90,7 +90,7 @@ def _guessed(record: Record) -> Emission:
     return Emission(axes, "memory", "not declared by its learner")
 
 
-def _rows(value: Tensor, emission: Emission) -> np.ndarray:
+def rows_of(value: Tensor, emission: Emission) -> np.ndarray:
     """[R, N] of the first batch row."""
     axes = emission.axes.split()
     one = value.select(axes.index("B"), 0)
