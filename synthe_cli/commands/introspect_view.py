@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from synthe_core.introspection.series import Series
 
 BARS = 32
+WIDTH = 130
 TEXT = 240  # tokens of the text that are printed; the page has all
 SURPRISED = ("", "grey62", "yellow", "dark_orange", "red")  # by how many bits, 4 each
 ROLLING = 64  # tokens of the live view
@@ -34,7 +35,7 @@ ROLLING = 64  # tokens of the live view
 
 def show(reports: Sequence[Report], tokens: Sequence[int]) -> None:
     """One report, or two and their differences, on stdout."""
-    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    console = _console()
     for report in reports:
         console.print(_heading(report))
     console.print(_text(reports[-1].pieces, reports[-1].predictions.bits))
@@ -45,6 +46,12 @@ def show(reports: Sequence[Report], tokens: Sequence[int]) -> None:
     for report in reports:
         for token in tokens:
             _followed(console, report, token)
+
+
+def _console() -> Console:
+    """As wide as the terminal; what goes to a file is as wide as a table needs."""
+    console = Console(highlight=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=WIDTH)
 
 
 def _heading(report: Report) -> Text:
@@ -144,16 +151,16 @@ def _followed(console: Console, report: Report, token: int) -> None:
         now = ", ".join(
             f"{i} {_quoted(report.pieces[i])} {share:.0%}" for i, share in zip(one.now[:4], one.shares, strict=False)
         )
-        for head in range(len(one.left)):
-            gone, by = int(one.gone[head]), int(one.by[head])
+        for place in range(len(one.left)):
+            gone, by = int(one.gone[place]), int(one.by[place])
             table.add_row(
-                f"{_place(one.path)} {one.learner}" if not head else "",
-                str(head),
-                f"{one.left[head]:.0%}",
+                f"{_place(one.path)} {one.learner}" if not place else "",
+                str(place),
+                f"{one.left[place]:.0%}",
                 f"{gone} {_quoted(report.pieces[gone])}" if gone >= 0 else "not yet",
-                f"{by} {_quoted(report.pieces[by])} ({one.took[head]:.0%})" if by >= 0 else "nobody",
-                f"{one.answers[head]:+.2f}",
-                now if not head else "",
+                f"{by} {_quoted(report.pieces[by])} ({one.took[place]:.0%})" if by >= 0 else "nobody",
+                f"{one.answers[place]:+.2f}",
+                now if not place else "",
             )
     if table.row_count:
         console.print(table)
@@ -200,7 +207,7 @@ def watch(model: Any, tokenizer: Any, text: str, **asked: Any) -> None:
             known = moment.bits[np.isfinite(moment.bits)]
             told = f"{known.mean():.2f} bits" if known.size else "-"
             print(
-                f"{moment.index + len(moment.pieces)}/{moment.total}  {told}  {_quoted(''.join(moment.pieces))}",
+                f"{moment.first + len(moment.pieces)}/{moment.total}  {told}  {_quoted(''.join(moment.pieces))}",
                 flush=True,
             )
         return
@@ -211,7 +218,7 @@ def watch(model: Any, tokenizer: Any, text: str, **asked: Any) -> None:
             total += [bit for bit in moment.bits.tolist() if math.isfinite(bit)]
             for key, values in moment.figures.items():
                 courses.setdefault(key, deque(maxlen=ROLLING)).extend(values.tolist())
-            done = moment.index + len(moment.pieces)
+            done = moment.first + len(moment.pieces)
             live.update(_live(console, pieces, bits, courses, f"{done:,} of {moment.total:,} tokens", total))
 
 

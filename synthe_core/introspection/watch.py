@@ -17,10 +17,10 @@ from synthe_core.trace import Trace
 
 
 class Moment(NamedTuple):
-    """A piece that was read: its first token's index of `total`, the tokens as text, how much each surprised in bits, and
-    by (path, learner, name) the mean over rows of every figure, one number a token (nan where a learner did not run)."""
+    """A piece that was read: the index of its first token, of `total`; the tokens as text; how much each surprised, in
+    bits; and by (path, learner, name) the mean over rows of every figure, nan where a learner did not run."""
 
-    index: int
+    first: int
     total: int
     pieces: list[str]
     bits: np.ndarray
