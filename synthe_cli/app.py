@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": ("synthe_cli.commands.generate:app", "Write text with a trained model."),
     "eval": ("synthe_cli.commands.eval:app", "Evaluate a trained model on text that it has not seen."),
     "introspect": ("synthe_cli.commands.introspect:app", "See what a model does with a text, layer by layer."),
+    "profile-vram": ("synthe_cli.commands.profile_vram:app", "How much memory a recipe takes, and where it fits."),
     "recipe": ("synthe_cli.commands.recipe:app", "Show, check or describe recipes."),
     "data": ("synthe_cli.commands.data:app", "Prepare text for training, and count it."),
     "import": ("synthe_cli.commands.import_:app", "Make a checkpoint of a model that another program has written."),

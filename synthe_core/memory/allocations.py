@@ -32,7 +32,7 @@ def held(work: Callable[[], object], device: str = "cpu") -> Held:
         return Held(most, after)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
         result = work()
-    events = told.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = told.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     now = most = 0
     for _, size in changes:
