@@ -78,12 +78,12 @@ def introspect(
     from synthe_core.introspection import compare
     from synthe_core.introspection import report as reports
     from synthe_core.introspection.page import page
-    from synthe_core.ops.dispatch import use_kernels
+    from synthe_core.kernel_tuning import in_use
 
     asked = {"layers": layers, "what": tuple(what or ()), "device": device or "auto"}
     if watch:
         opened, model = reports.opened(path, asked.pop("device"))  # type: ignore[arg-type]
-        with use_kernels(**opened.recipe.runtime.kernels):
+        with in_use(opened.recipe, model.embedding.weight.device.type):
             introspect_view.watch(model, opened.tokenizer(), read, **asked)
         return
     if html is not None and not html.absolute().parent.is_dir():

@@ -60,9 +60,9 @@ def profile_vram(
 ) -> None:
     """Tell how much memory training and serving a recipe take, without running it whole.
 
-    Parameters, gradients, optimizer and state are counted on the model without storage; activations are measured in small
-    passes on this machine (one block and two, one row and two) and are linear from there. On another device its kernels
-    may keep a little more or less.
+    Parameters, gradients, optimizer and state are counted on the model without storage; activations are measured in
+    small passes on this machine (one block and two, one row and two) and are linear from there. Another device's
+    kernels may keep a little more or less.
     """
     from synthe_core.hardware import probe
     from synthe_core.memory.footprint import Estimate

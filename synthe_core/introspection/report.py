@@ -18,8 +18,8 @@ from synthe_core.introspection.memories import Fate, fate, memory_series
 from synthe_core.introspection.observe import Observation, Predictions, observe
 from synthe_core.introspection.reads import Reads, follow
 from synthe_core.introspection.series import Figure, Series, collect
+from synthe_core.kernel_tuning import in_use
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.ops.dispatch import use_kernels
 from synthe_core.placement import choose_device
 from synthe_core.trace import GROUPS
 
@@ -58,7 +58,7 @@ def introspect(
 ) -> Report:
     """Reads `text` with the model of a checkpoint and tells what was seen. See `examine`."""
     checkpoint, model = opened(path, device)
-    with use_kernels(**checkpoint.recipe.runtime.kernels):
+    with in_use(checkpoint.recipe, model.embedding.weight.device.type):
         return examine(
             model,
             checkpoint.tokenizer(),

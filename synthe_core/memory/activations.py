@@ -1,7 +1,7 @@
 """What passes through a model hold besides its weights: measured on a small one, and linear from there.
 
 Blocks are alike and rows are independent, so what a pass holds is linear in both; one block and two, one row and two,
-at the length that is asked for, tell everything. Only the loss is not: it goes over its logits in chunks of a fixed size.
+at the length that is asked for, tell everything. Only the loss is not: it takes its logits in chunks of a fixed size.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ class Passes:
         return max(self.forward.at(blocks, rows), loss, self.backward.at(blocks, rows))
 
 
-def passes(recipe: Recipe, vocab: int, length: int, settings: Settings, train: bool = True) -> Passes:
-    """Runs small models of the recipe on this machine's device, forward and (with `train`) back."""
+def passes(length: int, run: Callable[[int], Passes]) -> Passes:
+    """At any length; `run` gives those of small runs, `small_passes`."""
     shorter = min(length, LONGEST)
-    found = _measured(recipe, vocab, shorter, settings, train)
+    found = run(shorter)
     if shorter == length:
         return found
-    half, ratio = _measured(recipe, vocab, shorter // 2, settings, train), length / shorter
+    half, ratio = run(shorter // 2), length / shorter
     planes = {
         name: getattr(found, name).beyond(getattr(half, name), ratio)
         for name in ("forward", "saved", "backward", "serving")
@@ -97,7 +97,8 @@ def passes(recipe: Recipe, vocab: int, length: int, settings: Settings, train: b
     return Passes(length=length, logits=found.logits, step=found.step, by_learner=by_learner, **planes)
 
 
-def _measured(recipe: Recipe, vocab: int, length: int, settings: Settings, train: bool) -> Passes:
+def small_passes(recipe: Recipe, vocab: int, length: int, settings: Settings, train: bool) -> Passes:
+    """Runs small models of the recipe on this machine's device, forward and (with `train`) back."""
     told: dict[tuple[int, int], dict[str, float]] = {}
     by_learner: dict[str, int] = {}
     least = 1 + (recipe.model.depth.min if recipe.model.depth else 0)  # a router needs blocks to choose from

@@ -23,7 +23,7 @@ class Curve(NamedTuple):
 
 
 def matched_transformer(recipe: Recipe) -> Recipe:
-    """A transformer of the recipe's width and of about as many parameters: full attention and SwiGLU, block after block."""
+    """A transformer of the recipe's width and of about as many parameters: full attention and SwiGLU in every block."""
     vocab = vocabulary_of(recipe)
     wanted = recipe.meta_model(vocab).parameter_count()
     width = recipe.model.width
@@ -57,7 +57,8 @@ def page(title: str, charts: Sequence[tuple[str, Sequence[Curve]]]) -> str:
     """A page with one chart after the other; nothing to load and nothing to run."""
     drawn = "".join(f"<h2>{escape(head)}</h2>{_chart(curves)}{_table(curves)}" for head, curves in charts)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title>\n<style>{STYLE} svg {{ max-width: {WIDTH}px }}</style></head><body>\n"
         f"<h1>{escape(title)}</h1>\n{drawn}\n</body></html>\n"
     )
@@ -95,8 +96,8 @@ def _chart(curves: Sequence[Curve]) -> str:
             label += 16
         ends.append(label)
         dots = "".join(
-            f'<circle class="mark" cx="{x(n):.1f}" cy="{y(size):.1f}" r="3.5"><title>{escape(curve.name)}, {n:,} tokens: '
-            f"{_size(size)}</title></circle>"
+            f'<circle class="mark" cx="{x(n):.1f}" cy="{y(size):.1f}" r="3.5">'
+            f"<title>{escape(curve.name)}, {n:,} tokens: {_size(size)}</title></circle>"
             for n, size in curve.points
         )
         parts.append(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from synthe_core.accounting import vocabulary_of
 from synthe_core.hardware import Hardware
-from synthe_core.memory.activations import Passes, passes
+from synthe_core.memory.activations import Passes, passes, small_passes
 from synthe_core.model.classifier import Model
 from synthe_core.placement import choose_precision
 from synthe_core.recipe import Recipe
@@ -47,13 +47,21 @@ class Estimate:
         self.settings: Settings = settings(recipe.runtime, hardware)
         self.settings.precision = choose_precision(recipe.runtime.precision, self.settings.device.type, hardware).value
         self._passes: dict[tuple[int, bool], Passes] = {}
+        self._runs: dict[tuple[int, bool], Passes] = {}
 
     def passes(self, length: int, train: bool) -> Passes:
         key = (length, train)
         if key not in self._passes:
             kind = self.settings if train else Settings(self.settings.device, self.settings.kernels)
-            self._passes[key] = passes(self.recipe, self.vocab, length, kind, train)
+            self._passes[key] = passes(length, lambda short: self._run(short, kind, train))
         return self._passes[key]
+
+    def _run(self, length: int, kind: Settings, train: bool) -> Passes:
+        """The small passes at a length, made once."""
+        key = (length, train)
+        if key not in self._runs:
+            self._runs[key] = small_passes(self.recipe, self.vocab, length, kind, train)
+        return self._runs[key]
 
     @property
     def parameters(self) -> int:

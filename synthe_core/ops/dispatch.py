@@ -30,6 +30,7 @@ from synthe_core.hardware import Hardware, probe
 
 NONE_FORCED: Mapping[str, str] = MappingProxyType({})
 _forced: ContextVar[Mapping[str, str]] = ContextVar("forced_kernels", default=NONE_FORCED)
+_preferred: ContextVar[Mapping[str, str]] = ContextVar("preferred_kernels", default=NONE_FORCED)
 _heard: ContextVar[Ear | None] = ContextVar("heard_calls", default=None)
 
 OPS: dict[str, Op] = {}
@@ -122,12 +123,19 @@ class Op:
             return self.named(forced)(*args, **kwargs)
         call = Call.of(dict(zip(self._parameters, args, strict=False)) | kwargs)
         hardware = probe()
-        for kernel in self.kernels:
+        for kernel in self._tried(call):
             if kernel.refusal(hardware, call) is None:
                 self.used.add(kernel.name)
                 return kernel.fn(*args, **kwargs)
         self.used.add("reference")
         return self.reference(*args, **kwargs)
+
+    def _tried(self, call: Call) -> list[Kernel]:
+        """The kernels in order of rank, one that is preferred for whole passes first."""
+        first = _preferred.get().get(self.name)
+        if first is None or call.time == 1:
+            return self.kernels
+        return sorted(self.kernels, key=lambda kernel: kernel.name != first)
 
     def named(self, name: str) -> Callable[..., Any]:
         """The kernel of that name, or the reference."""
@@ -143,7 +151,7 @@ class Op:
         hardware = hardware or probe()
         choices: list[Choice] = []
         taken = False
-        for kernel in self.kernels:
+        for kernel in self._tried(call):
             reason = kernel.refusal(hardware, call)
             choices.append(Choice(kernel.name, reason, reason is None and not taken))
             taken = taken or reason is None
@@ -168,6 +176,16 @@ def use_kernels(**choices: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+@contextmanager
+def prefer_kernels(**choices: str) -> Iterator[None]:
+    """Within the block, operator `name` tries the kernel given for it first, where a call is of more than one token."""
+    token = _preferred.set({**_preferred.get(), **choices})
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
 
 
 class Ear(NamedTuple):
