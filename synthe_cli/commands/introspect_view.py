@@ -195,7 +195,7 @@ def _compared(console: Console, first: Report, second: Report) -> None:
 
 
 def watch(model: Any, tokenizer: Any, text: str, **asked: Any) -> None:
-    """The text as it streams through, with the last figures of every learner; plain lines where there is no terminal."""
+    """The text as it streams through, with the last figures of every learner; plain lines off a terminal."""
     console = Console(highlight=False, emoji=False)
     pieces: deque[str] = deque(maxlen=4 * ROLLING)
     bits: deque[float] = deque(maxlen=4 * ROLLING)
