@@ -36,7 +36,7 @@ def card_memory(text: str) -> int:
         size = int(float(found[1]) * (1 << UNITS[found[2].lower()]))
         if size > 0:
             return size
-    names = [name for name in CARDS if asked and asked.lower() in name.lower()]
+    names = [name for name in CARDS if asked[:1].isalpha() and asked.lower() in name.lower()]
     if names:
         return min(CARDS[name] for name in names) << 20
     near = closest(asked, CARDS)
