@@ -20,6 +20,8 @@ COMMANDS = {
     "train": ("synthe_cli.commands.train:app", "Train a model from a recipe, or go on with a run."),
     "generate": ("synthe_cli.commands.generate:app", "Write text with a trained model."),
     "eval": ("synthe_cli.commands.eval:app", "Evaluate trained models on tasks and on new text."),
+    "introspect": ("synthe_cli.commands.introspect:app", "See what a model does with a text, layer by layer."),
+    "profile-vram": ("synthe_cli.commands.profile_vram:app", "How much memory a recipe takes, and where it fits."),
     "recipe": ("synthe_cli.commands.recipe:app", "Show, check or describe recipes."),
     "data": ("synthe_cli.commands.data:app", "Prepare text for training, and count it."),
     "import": ("synthe_cli.commands.import_:app", "Make a checkpoint of a model that another program has written."),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import math
 import os
 import platform
@@ -90,6 +92,14 @@ def probe() -> Hardware:
         caches=processor_caches(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}, Python {platform.python_version()}",
     )
+
+
+def fingerprint(hardware: Hardware) -> str:
+    """A short name for what makes the speed of work: processor, cores, instructions, GPU, compiler, libraries."""
+    facts = [hardware.processor, hardware.cores, sorted(hardware.features), hardware.compiler, hardware.device]
+    facts += [[gpu.name, gpu.memory, gpu.capability] for gpu in hardware.gpus or filter(None, [hardware.gpu])]
+    facts += [sorted(hardware.libraries.items()), torch.get_num_threads()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
 def available_memory() -> int:

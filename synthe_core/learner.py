@@ -6,7 +6,7 @@ Shape letters, used throughout: B batch rows, T time, D width, H heads, K key si
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from synthe_core.state import nbytes
-from synthe_core.trace import Trace
+from synthe_core.trace import Emission, Trace
 
 S = TypeVar("S")
 
@@ -40,6 +40,7 @@ class Pass:
     updates:   buffers of the model and what they are to become once the training step is taken (see `settle`).
     trials:    tokens that ran every block, for a depth router to learn from (see `model.depth.Trials`); None: none did.
     without:   paths of what takes no part in this pass: it adds nothing, and its state passes through unchanged.
+    tokens:    for a trace, int64 [B, T]: which tokens of the whole pass these are, where they are not all of them.
     """
 
     positions: Tensor
@@ -53,6 +54,7 @@ class Pass:
     without: frozenset[str] = frozenset()
     trace: Trace | None = None
     path: str = ""
+    tokens: Tensor | None = None
     mask: Tensor | None = None  # bool [B, T], True where a token is real; None when all are
 
     @classmethod
@@ -65,10 +67,17 @@ class Pass:
         mask = None if lengths is None else steps < lengths[:, None]
         return cls(positions=positions, lengths=lengths, trace=trace, mask=mask)
 
-    def emit(self, name: str, value: Tensor) -> None:
-        """Shows `value` to a listening trace; does nothing otherwise."""
+    def emit(self, name: str, value: Tensor, at: Tensor | None = None) -> None:
+        """Shows `value` to a listening trace; does nothing otherwise. See `synthe_core.trace` for what names mean.
+
+        at: int64 [B, N], the tokens of this pass that the value's N entries belong to; None where it has one for each.
+        """
         if self.trace is not None:
-            self.trace.record(self.path, name, value)
+            self.trace.record(self.path, name, value, self.tokens if at is None else self.among(at))
+
+    def among(self, at: Tensor) -> Tensor:
+        """The tokens `at`, int64 [B, N] of this pass, as those of the whole one."""
+        return at if self.tokens is None else self.tokens.gather(1, at)
 
     def spare(self, flops: float) -> None:
         """Tells that every token of this pass is spared `flops` operations."""
@@ -107,6 +116,7 @@ class Learner(nn.Module, ABC, Generic[S]):
     """
 
     Config: ClassVar[type[Spec]]
+    emits: ClassVar[Mapping[str, Emission]] = {}  # what it shows to a trace, and what that means
     causal: ClassVar[bool] = True  # False: an encoder's learner, which sees the whole text and cannot be decoded
 
     def __init__(self, config: Any, width: int) -> None:

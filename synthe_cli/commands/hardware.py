@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthe_cli import figures
+from synthe_cli import console, figures
 from synthe_cli.help import SETTINGS, Command
-from synthe_cli.options import DeviceOption, JsonOption
+from synthe_cli.options import DeviceOption, JsonOption, find_recipe
+from synthe_core.events import Result
 
 if TYPE_CHECKING:
     from synthe_core.hardware import Hardware
@@ -27,14 +28,26 @@ TELLING = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int
     epilog="""\
 synthe hardware                                   what trains here, at which precision, through which kernels
 synthe hardware --json | jq .precision            the same for programs
-synthe hardware --device cpu                      what the CPU would do, where there is a GPU""",
+synthe hardware --device cpu                      what the CPU would do, where there is a GPU
+synthe hardware --tune tiny                       time this recipe's kernels and micro-batches, and remember""",
 )
-def hardware(device: DeviceOption = None, as_json: JsonOption = False) -> None:
+def hardware(
+    tune: Annotated[
+        str | None,
+        typer.Option("--tune", metavar="RECIPE", help="Time kernels and micro-batches for this recipe; runs use them."),
+    ] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what this machine has, the device and precision that are chosen, and the kernel that serves each operator.
 
     Measures matrix products and memory for about a second, and runs every learner once to see which operators it
     calls and which kernels would serve them. C kernels are compiled here if they were not before.
     """
+    if tune is not None:
+        _tune(tune, device, as_json)
+        return
+
     import torch
 
     from synthe_core.hardware import cache_dir, probe
@@ -64,6 +77,21 @@ def hardware(device: DeviceOption = None, as_json: JsonOption = False) -> None:
     print(f"  memory        {rates['copy_bytes'] / 1e9:.1f} GB/s, read and written in a copy")
     print("\noperators, and why the other kernels do not serve")
     print("\n".join(_explained(each) for each in surveyed))
+
+
+def _tune(recipe: str, device: str | None, as_json: bool) -> None:
+    """The kernels and micro-batch that are fastest for a recipe; what is kept is what `synthe train` looks for."""
+    from synthe_core.recipe import Recipe
+    from synthe_core.training.tuning import tune_all
+
+    changes = [f"runtime.device={device}"] if device else []
+    loaded = Recipe.load(find_recipe(recipe), changes)
+    with console.choose(as_json) as shown:
+        for event in tune_all(loaded):
+            if isinstance(event, Result):
+                shown.result(event)
+            else:
+                shown.show(event)
 
 
 def _found(machine: Hardware, cache: str) -> str:

@@ -11,10 +11,12 @@ from synthe_core.benchmarks.paired import paired
 from synthe_core.benchmarks.peak_memory import peak_bytes
 from synthe_core.events import Event, Measurement, Progress
 from synthe_core.hardware import probe
+from synthe_core.kernel_tuning import preferred
 from synthe_core.layers import build, parse
 from synthe_core.learner import Pass, settle
 from synthe_core.model.generate import prefill
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.ops.dispatch import prefer_kernels
 from synthe_core.placement import choose_precision
 from synthe_core.recipe import Recipe
 from synthe_core.training.optimizer import Optimizer
@@ -88,9 +90,10 @@ def _training_step(recipe: Recipe, batch: int, time: int, device: str) -> Callab
     optimizer = Optimizer(model, recipe.train)
     narrow = choose_precision(recipe.runtime.precision, device, probe()).value == "bfloat16"
     tokens = torch.randint(0, model.vocab, (batch, time + 1), device=device)
+    kernels = preferred(recipe, device, probe())
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=narrow):
+        with prefer_kernels(**kernels), torch.autocast(device, torch.bfloat16, enabled=narrow):
             loss, _ = model.loss(tokens[:, :-1], tokens[:, 1:])
         loss.objective.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -19,9 +19,9 @@ from synthe_core.evaluation.calibration import Bin, area, auroc, calibration_err
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.hardware import probe
+from synthe_core.kernel_tuning import in_use
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.parts import lacking
-from synthe_core.ops.dispatch import use_kernels
 from synthe_core.placement import choose_device
 
 LOGITS = 1 << 24  # held at a time
@@ -89,7 +89,7 @@ def evaluate(
     count = min(max(1, tokens // length), (split.tokens - 1) // length)
     scores: dict[str, list[np.ndarray]] = {}
     rights, done = [], 0
-    with use_kernels(**checkpoint.recipe.runtime.kernels):
+    with in_use(checkpoint.recipe, model.embedding.weight.device.type):
         for window in windows(split, length, count, max(1, LOGITS // (length * model.vocab))):
             said, right = read(model, window)
             for name, value in said.items():

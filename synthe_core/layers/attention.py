@@ -17,6 +17,7 @@ from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.attention import probed_attention, window_attention
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.rotary import rotary
+from synthe_core.trace import Emission, schema
 
 FULL_WINDOW = 1 << 17
 
@@ -62,6 +63,8 @@ class Attention(Learner[Window]):
             "none", description="learned biases: of queries, keys and values, or of the output too"
         )
         when: When | None = Field(None, description="run only at tokens that ask for it; null = at every token")
+
+    emits = schema({"fired": Emission("B T", "routing", "whether the probe ran at the token")})
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

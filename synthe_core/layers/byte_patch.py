@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from synthe_core.layers.projection import project_in
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.silu_gate import silu_gate
+from synthe_core.trace import Emission, schema
 
 
 class Window(NamedTuple):
@@ -44,6 +45,8 @@ class BytePatch(Learner[Window]):
                 raise ValueError(f"{self.taps} taps leave out tokens at stride {self.stride}: taps >= stride")
             return self
 
+    emits = schema({"latents": Emission("B T E", "memory", "a finished patch, root mean square", "rms")})
+
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         self.conv = project_in(config.taps * width, width)
@@ -70,7 +73,9 @@ class BytePatch(Learner[Window]):
         ended = (ctx.positions + 1) // stride - start // stride
         gain, bias = self.norm.weight.to(self.state_dtype), self.norm.bias.to(self.state_dtype)
         latents = F.layer_norm(values, (self.width,), gain, bias)
-        ctx.emit("latents", latents[:, 1:])
+        if ctx.trace is not None:
+            ended_here = int(((-1 - start) % stride + stride * patch < time).all(0).sum())
+            ctx.emit("latents", latents[:, 1 : 1 + ended_here], place[:, :ended_here])
         read = latents.gather(1, ended[..., None].expand_as(x))
         if ctx.lengths is not None:
             ended = ((start[:, 0] + ctx.lengths) // stride - start[:, 0] // stride)[:, None]

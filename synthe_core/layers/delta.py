@@ -19,6 +19,7 @@ from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
 from synthe_core.ops.silu_gate import silu_gate
+from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 QUIET = 1e-6  # the energy of a value, mean over its numbers, below which there is nothing to be surprised by
@@ -69,6 +70,15 @@ class Delta(Learner[Memory]):
         clip: float | None = Field(None, gt=0, description="largest length of a written value; null = any")
         scale: float = Field(1.0, gt=0, description="what the output is multiplied by")
         signals: bool = Field(False, description="publish surprise and confidence: how well the memory foresaw a value")
+
+    emits = schema(
+        {
+            "beta": Emission(
+                "B T H", "gates", "write strength: how much of what the memory holds at the key is replaced"
+            ),
+            "decay": Emission("B T H", "gates", "what is left of the memory before a token writes"),
+        }
+    )
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

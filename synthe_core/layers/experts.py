@@ -14,6 +14,7 @@ from synthe_core.layers.projection import project_in, project_out
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.dispatch import compute_dtype
 from synthe_core.ops.expert_mlp import expert_mlp
+from synthe_core.trace import Emission, schema
 
 
 class PoolSpec(Spec):
@@ -43,6 +44,22 @@ class ExpertPool(nn.Module):
     All experts together are one wide MLP, of which a token uses K/N: their matrices stand side by side in two linear
     maps, `gate_up` [N 2H, D] and `out` [D, N H], which is how optimizers, checkpoints and merges see them.
     """
+
+    emits = schema(
+        {
+            "chosen": Emission("B T K", "routing", "the experts that a token was sent to, the best first"),
+            "weight": Emission("B T K", "routing", "what the answers of those experts count"),
+            "scores": Emission("B T N", "routing", "the router's probability of every expert"),
+            "margin": Emission(
+                "B T", "confidence", "probability of the best expert over that of the next: sure is large"
+            ),
+            "entropy": Emission("B T", "confidence", "entropy of the router's probabilities, in nats"),
+            "counts": Emission("N", "routing", "tokens that each expert got"),
+            "magnitude": Emission("N", "routing", "mean length of an expert's answers"),
+            "balance": Emission("", "routing", "visits of the busiest expert over the mean: 1 is even"),
+            "sparsity": Emission("", "routing", "share of the experts that nobody visited"),
+        }
+    )
 
     def __init__(self, config: PoolSpec, width: int, name: str) -> None:
         super().__init__()
@@ -95,8 +112,7 @@ class ExpertPool(nn.Module):
 
     @torch.no_grad()
     def _show(self, x: Tensor, logits: Tensor, chosen: Tensor, weight: Tensor, ctx: Pass) -> None:
-        """chosen and weight [B, T, K]; entropy of the router's probabilities in nats [B, T]; per expert [N] the counts
-        of visits and the mean length of its answers; sparsity, the share of experts that nobody visited."""
+        """Emits what `emits` says; padding is counted nowhere."""
         real = torch.ones_like(logits[..., :1]) if ctx.mask is None else ctx.mask[..., None].to(logits.dtype)
         counts, lengths = logits.new_zeros(2, self.config.experts)
         for choice in chosen.split(1, dim=-1):
@@ -105,9 +121,14 @@ class ExpertPool(nn.Module):
             lengths.index_add_(0, choice.flatten(), (real * length).flatten())
         ctx.emit("chosen", chosen)
         ctx.emit("weight", weight)
-        ctx.emit("entropy", -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1))
+        log_scores = logits.log_softmax(-1)
+        best = log_scores.topk(2, dim=-1).values
+        ctx.emit("scores", log_scores.exp())
+        ctx.emit("margin", (best[..., 0] - best[..., 1]).exp())
+        ctx.emit("entropy", -(log_scores.exp() * log_scores).sum(-1))
         ctx.emit("counts", counts)
         ctx.emit("magnitude", lengths / counts.clamp_min(1))
+        ctx.emit("balance", counts.max() * len(counts) / counts.sum().clamp_min(1))
         ctx.emit("sparsity", (counts == 0).to(counts.dtype).mean())
 
     def active_parameters(self) -> int:
@@ -127,6 +148,8 @@ class Experts(Learner[tuple[()]]):
 
     class Config(PoolSpec):
         type: Literal["experts"] = "experts"
+
+    emits = ExpertPool.emits
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

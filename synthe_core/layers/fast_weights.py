@@ -15,6 +15,7 @@ from synthe_core.layers.projection import project_in, project_out
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.rms_norm import rms_norm
+from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 
@@ -45,6 +46,13 @@ class FastWeights(Learner[Memory]):
         decay: float = Field(0.95, gt=0, le=1, description="what is left of the memory after each token")
         strength: float = Field(0.1, gt=0, description="of a write whose gate is fully open")
         qk_norm: bool = Field(True, description="bring keys to length 1 and queries to length sqrt(key_size)")
+
+    emits = schema(
+        {
+            "write": Emission("B T H", "gates", "write strength of each head"),
+            "read": Emission("B T H E", "memory", "what the memory answers, root mean square over channels", "rms"),
+        }
+    )
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

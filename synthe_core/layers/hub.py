@@ -21,6 +21,7 @@ from synthe_core.layers.spans import Spans, entries, last_seen
 from synthe_core.layers.test_time import AtTestTime
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.rms_norm import rms_norm
+from synthe_core.trace import Emission, schema
 
 PRIOR_GAIN = 0.5  # of a context prior at first, over that of a learner's output
 SWITCHES = ("surprise", "momentum", "test_time")
@@ -118,6 +119,17 @@ class Hub(Learner[HubState]):
                 )
             return self
 
+    emits = schema(
+        {
+            "tier_*": Emission(
+                "B T E", "memory", "what the tier says, as every token hears it, root mean square", "rms"
+            ),
+            "persistence_*": Emission(
+                "B T", "memory", "how well the tier has foreseen what came: what of it is consolidated"
+            ),
+        }
+    )
+
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         tiers = config.tiers
@@ -201,6 +213,7 @@ class Hub(Learner[HubState]):
                 positions=ctx.positions[:, start:end],
                 lengths=None if ctx.lengths is None else (ctx.lengths - start).clamp(0, end - start),
                 mask=None if ctx.mask is None else ctx.mask[:, start:end],
+                tokens=ctx.among(torch.arange(start, end, device=x.device).expand(len(x), -1)),
                 signals={name: signal[:, start:end] for name, signal in ctx.signals.items()},
                 losses=[],
             )
@@ -255,7 +268,9 @@ class Hub(Learner[HubState]):
             items = Items(stream if below is None else below.value, score, spans.passed, ctx.mask)
         else:  # the n-th span below was finished at a token, and belongs to the span that was pending before it
             which = entries(spans.passed - spans.finished.long(), below.spans.at)
-            items = Items(below.value[:, 1:], None if score is None else score[:, 1:], which, below.spans.mask)
+            items = Items(
+                below.value[:, 1:], None if score is None else score[:, 1:], which, below.spans.mask, below.spans.at
+            )
         return tier(items._replace(value=items.value.to(x.dtype)), state, spans, ctx)
 
     def _descend(self, readings: list[Reading], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from synthe_core.layers.projection import project_in, project_out
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.long_conv import long_conv
 from synthe_core.ops.short_conv import preceded, short_conv
+from synthe_core.trace import Emission, schema
 
 TAPS = 3  # of the short convolution before the gates
 FADED = 0.01  # what is left of a filter's window where `decay` says that it has faded
@@ -63,6 +64,13 @@ class Hyena(Learner[Past]):
         shift: float = Field(
             0.0, ge=0, description="what the windows fade to; above 0 nothing is forgotten within length"
         )
+
+    emits = schema(
+        {
+            "filter": Emission("E L", "memory", "the convolution's taps by lag", "rms"),
+            "read": Emission("B T E", "memory", "what goes into the long convolution, root mean square", "rms"),
+        }
+    )
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

@@ -14,6 +14,7 @@ from synthe_core.layers.projection import project_in, project_out
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.kalman_filter import Filtered, kalman_filter
 from synthe_core.ops.silu_gate import silu_gate
+from synthe_core.trace import Emission, schema
 
 OP_FLOPS = 14  # a channel and measurement, the two signals included
 LEAST_NOISE = 1e-6  # of the process: without any, a filter grows so sure that nothing can teach it
@@ -53,6 +54,14 @@ class Kalman(Learner[Belief]):
             (2.0, 256.0), description="tokens that the filters reach back at first, from the one to the other"
         )
 
+    emits = schema(
+        {
+            "gain": Emission("B T E", "gates", "how much of a measurement is believed, mean over channels"),
+            "innovation": Emission("B T E", "confidence", "measurement less prediction, root mean square", "rms"),
+            "variance": Emission("B T E", "confidence", "variance of the belief after the token, mean over channels"),
+        }
+    )
+
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         self.rank = config.rank or width
@@ -80,15 +89,17 @@ class Kalman(Learner[Belief]):
     def forward(self, x: Tensor, state: Belief | None, ctx: Pass) -> tuple[Tensor, Belief]:
         state = state or self.init_state(x.shape[0], device=x.device)
         if self.config.every == 1:
-            filtered, state = self._filter(x, state, ctx.mask, ctx)
+            filtered, state = self._filter(x, state, ctx.mask, ctx, None)
         else:
             filtered, state = self._filter_ticks(x, state, ctx)
         ctx.signals["surprise"], ctx.signals["confidence"] = filtered.surprise, filtered.confidence
         gate = self.gate(x)
         return self.out(silu_gate(filtered.mean, gate)), state
 
-    def _filter(self, x: Tensor, state: Belief, active: Tensor | None, ctx: Pass) -> tuple[Filtered, Belief]:
-        """The filter over the tokens of `x` [B, T, D], one tick each where `active`."""
+    def _filter(
+        self, x: Tensor, state: Belief, active: Tensor | None, ctx: Pass, at: Tensor | None
+    ) -> tuple[Filtered, Belief]:
+        """The filter over the tokens of `x` [B, T, D], `at` which they stand, one tick each where `active`."""
         dtype = self.state_dtype
         z, noise = self.observe(x).chunk(2, dim=-1)
         z, noise = z.to(dtype), F.softplus((noise + self.noise_bias).to(dtype))
@@ -98,9 +109,9 @@ class Kalman(Learner[Belief]):
         if ctx.trace is not None:
             before = torch.cat([state.mean[:, None], filtered.mean[:, :-1]], dim=1)
             gain = filtered.variance / noise  # P = r K
-            ctx.emit("gain", gain if active is None else gain * active[..., None])
-            ctx.emit("innovation", z - transition * before)
-            ctx.emit("variance", filtered.variance)
+            ctx.emit("gain", gain if active is None else gain * active[..., None], at)
+            ctx.emit("innovation", z - transition * before, at)
+            ctx.emit("variance", filtered.variance, at)
         return filtered, Belief(filtered.mean[:, -1].clone(), filtered.variance[:, -1].clone())
 
     def _filter_ticks(self, x: Tensor, state: Belief, ctx: Pass) -> tuple[Filtered, Belief]:
@@ -114,7 +125,8 @@ class Kalman(Learner[Belief]):
         confidence = torch.ones_like(surprise)
         means, variances = (leaf[:, None] for leaf in state)
         if len(columns):
-            filtered, state = self._filter(x.index_select(1, columns), state, due.index_select(1, columns), ctx)
+            due, at = due.index_select(1, columns), columns.expand(len(x), -1)
+            filtered, state = self._filter(x.index_select(1, columns), state, due, ctx, at)
             means, variances = torch.cat([means, filtered.mean], 1), torch.cat([variances, filtered.variance], 1)
             surprise = surprise.index_copy(1, columns, filtered.surprise)
             confidence = confidence.index_copy(1, columns, filtered.confidence)

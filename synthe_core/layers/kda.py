@@ -16,6 +16,7 @@ from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.kda import kda
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import LONGEST
+from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 
@@ -48,6 +49,17 @@ class KDA(Learner[Memory]):
         rank: int | None = Field(
             None, ge=1, description="of the maps that make decays and gate; default the size of a head's values"
         )
+
+    emits = schema(
+        {
+            "beta": Emission(
+                "B T H", "gates", "write strength: how much of what the memory holds at the key is replaced"
+            ),
+            "decay": Emission(
+                "B T H E", "gates", "what is left of the memory before a token writes, mean over channels"
+            ),
+        }
+    )
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

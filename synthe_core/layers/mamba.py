@@ -15,6 +15,7 @@ from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.selective_scan import selective_scan
 from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
 from synthe_core.ops.silu_gate import silu_gate
+from synthe_core.trace import Emission, schema
 
 STEPS = (1e-3, 1e-1)  # Δ at first, from the one to the other
 
@@ -47,6 +48,8 @@ class Mamba(Learner[Scanned]):
         dt_rank: int | None = Field(None, ge=1, description="numbers that Δ is made from; default width / 16, up")
         conv_bias: bool = Field(True, description="a bias in the convolution")
         bias: bool = Field(False, description="biases in the projections from and to the width")
+
+    emits = schema({"delta": Emission("B T E", "gates", "step size: what of a token is taken in, mean over channels")})
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

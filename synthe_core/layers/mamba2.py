@@ -18,6 +18,7 @@ from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import LONGEST
 from synthe_core.ops.silu_gate import silu_gate
+from synthe_core.trace import Emission, schema
 
 
 class Mamba2(Learner[Scanned]):
@@ -49,6 +50,13 @@ class Mamba2(Learner[Scanned]):
             (0.0, None), description="least and greatest Δ of a token; null = any"
         )
         norm_eps: float = Field(1e-5, gt=0)
+
+    emits = schema(
+        {
+            "delta": Emission("B T H", "gates", "step size: how much of a token is taken in"),
+            "decay": Emission("B T H", "gates", "what is left of the state before a token writes"),
+        }
+    )
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

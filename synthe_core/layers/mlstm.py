@@ -17,6 +17,7 @@ from synthe_core.ops.mlstm import UNSTARTED, mlstm
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
 from synthe_core.ops.silu_gate import silu_gate
+from synthe_core.trace import Emission, schema
 
 EPS = 1e-6
 
@@ -58,6 +59,14 @@ class MLSTM(Learner[Cell]):
         cap: float | None = Field(15.0, gt=0, description="bounds the gates' logits smoothly; null = no bound")
         output: Literal["sigmoid", "silu"] = Field("sigmoid", description="the output gate's function")
 
+    emits = schema(
+        {
+            "log_input": Emission("B T H", "gates", "logarithm of the input gate"),
+            "log_forget": Emission("B T H", "gates", "logarithm of the forget gate; 0 keeps all"),
+            "output": Emission("B T H", "gates", "the output gate, mean over a head's channels"),
+        }
+    )
+
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         heads = config.heads
@@ -94,6 +103,8 @@ class MLSTM(Learner[Cell]):
             v = v.to(q.dtype).unflatten(-1, (self.config.heads, self.value))
             log_input, log_forget = self._gates(write.to(q.dtype), keep.to(q.dtype), ctx)
             h, memory, scale = mlstm(q, k, v, log_input, log_forget, state.memory, state.scale)
+            if ctx.trace is not None:
+                ctx.emit("output", gate.to(h.dtype).sigmoid().unflatten(-1, h.shape[2:]).mean(-1))
             open_gate = silu_gate if self.config.output == "silu" else sigmoid_gate
             y = open_gate(rms_norm(h, self.norm, EPS, h.dtype).flatten(2), gate)
         return self.out(y), Cell(memory, scale, conv)

@@ -14,6 +14,7 @@ from synthe_core.layers.projection import project_in, project_out
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.silu_gate import silu_gate
+from synthe_core.trace import Emission, schema
 
 OP_FLOPS = 7  # a channel: three for the sigmoid, four for the recurrence
 
@@ -40,6 +41,13 @@ class Momentum(Learner[Average]):
         timescales: tuple[Timescale, Timescale] = Field(
             (2.0, 256.0), description="tokens that the averages reach back at first, from the one to the other"
         )
+
+    emits = schema(
+        {
+            "gate": Emission("B T E", "gates", "share of the average that is kept at a token, mean over channels"),
+            "average": Emission("B T E", "memory", "the running average, root mean square over channels", "rms"),
+        }
+    )
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

@@ -15,6 +15,7 @@ from synthe_core.layers.kda import of_length_1
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.generalized_delta_rule import generalized_delta_rule
 from synthe_core.ops.token_shift import token_shift
+from synthe_core.trace import Emission, schema
 
 FASTEST = math.exp(-0.5)  # no channel's decay is stronger than exp(-exp(-1/2)) = 0.545 a token
 NORM_EPS = 1e-5  # times the head's size
@@ -55,6 +56,13 @@ class RWKV7(Learner[Memory]):
     class Config(Spec):
         type: Literal["rwkv7"] = "rwkv7"
         head_size: int = Field(64, ge=2, description="channels of a head: its memory is this squared")
+
+    emits = schema(
+        {
+            "rate": Emission("B T E", "gates", "how far the memory is corrected at a token, mean over channels"),
+            "decay": Emission("B T E", "gates", "what is left of the memory before a token writes, mean over channels"),
+        }
+    )
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

@@ -16,6 +16,7 @@ from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
 from synthe_core.ops.slot_memory import Policy, Recalled, slot_memory
+from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 STRONGEST = 1 - 1e-6  # a write's strength stays below 1, whose log(1 - s) is infinite
@@ -69,6 +70,23 @@ class Slots(Learner[Bank]):
         staleness: float = Field(1.0, ge=0, description="shares of use lost in `horizon` tokens without a touch")
         balance: float = Field(0.01, ge=0, description="weight λ of the loss that spreads reads over slots; 0 = off")
         prediction: float = Field(0.0, ge=0, description="weight of predicting the next token's content; 0 = off")
+
+    emits = schema(
+        {
+            "read_slots": Emission("B T H K", "routing", "the slot that each head read most", "first"),
+            "read_weights": Emission("B T H K", "routing", "what that slot counted", "first"),
+            "usage": Emission("B J", "memory", "share of the reads that each slot got"),
+            "strength": Emission("B T", "gates", "how much a token asks to be written"),
+            "novelty": Emission(
+                "B T", "memory", "1 - the cosine to the nearest slot: how new the token is to the bank"
+            ),
+            "refines": Emission("B T", "memory", "whether the token refines a slot that is like it"),
+            "overwrites": Emission("B T", "memory", "whether it may take a slot, if it is new enough for its tick"),
+            "ages": Emission(
+                "B J L", "memory", "when each slot was written, read and touched, and how much it is used"
+            ),
+        }
+    )
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

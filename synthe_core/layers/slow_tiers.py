@@ -16,6 +16,7 @@ from synthe_core.learner import Learner, Pass
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.span_memory import SpanState
+from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 LEAST = 1e-6  # of a sum of gates that is divided by
@@ -42,12 +43,14 @@ class Reading(NamedTuple):
 
 class Items(NamedTuple):
     """What a tier summarises: value [B, N, E], how much of each, weight [B, N] or None for all, which span of this pass
-    it belongs to, int64 [B, N], and which are real, bool [B, N] or None for all."""
+    it belongs to, int64 [B, N], which are real, bool [B, N] or None for all, and at which tokens they stand, int64
+    [B, N] or None for one each."""
 
     value: Tensor
     weight: Tensor | None
     span: Tensor
     mask: Tensor | None
+    at: Tensor | None = None
 
 
 class Persistence(nn.Module):
@@ -89,6 +92,8 @@ class SummaryTier(nn.Module):
 
     Everything about a span that is not finished is three running sums, so that decoding keeps O(1).
     """
+
+    emits = schema({"gate": Emission("B T", "gates", "what of the tier below goes into the span's summary")})
 
     def __init__(self, rule: Any, size: int, source: int, predicts: bool, promotes: bool, loss: float) -> None:
         super().__init__()
@@ -135,7 +140,7 @@ class SummaryTier(nn.Module):
         gate = torch.sigmoid(self.gate(items.value).to(dtype))
         if items.mask is not None:
             gate = gate * items.mask[..., None]
-        ctx.emit("gate", gate[..., 0])
+        ctx.emit("gate", gate[..., 0], items.at)
         amount = gate if items.weight is None else gate * items.weight[..., None]
         value = items.value.to(dtype)
         if items.mask is not None:
@@ -187,6 +192,8 @@ class SpanTier(nn.Module):
 
     Persistence of the tier below scales how fast a token is learned. This tier's own agreement is 1 / (1 + its error).
     """
+
+    emits = SpanMemory.emits
 
     def __init__(self, rule: SpanSpec, size: int, every: int, width: int, promotes: bool) -> None:
         super().__init__()

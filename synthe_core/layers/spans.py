@@ -52,7 +52,8 @@ class Spans(NamedTuple):
     def within(self, ctx: Pass) -> Pass:
         """The pass of a learner with one token a span, whose position is the span's index."""
         lengths = None if self.mask is None else self.lengths
-        return replace(ctx, positions=self.which, lengths=lengths, mask=self.mask, signals={})
+        tokens, path = ctx.among(self.at), f"{ctx.path}.rule"
+        return replace(ctx, positions=self.which, lengths=lengths, mask=self.mask, signals={}, tokens=tokens, path=path)
 
 
 def last_seen(ctx: Pass, seen: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import project_out
 from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.two_sided_convolution import transform_size, two_sided_convolution
+from synthe_core.trace import Emission, schema
 
 QUIET = 1e-6  # the energy below which a channel counts as silent
 TRANSFORM = 2.5  # operations of a transform of n real numbers, times n log2 n
@@ -46,6 +47,13 @@ class Spectral(Learner[tuple[()]]):
         timescales: tuple[Timescale, Timescale] = Field(
             (1.5, 64.0), description="tokens that the filters reach at first, from the one to the other"
         )
+
+    emits = schema(
+        {
+            "energy": Emission("B E", "memory", "mean square of what each channel's filter lets through"),
+            "gate": Emission("B E", "gates", "how far each channel is open, by its energy"),
+        }
+    )
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

@@ -16,6 +16,7 @@ from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
 from synthe_core.ops.span_memory import Learned, SpanState, span_memory
+from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 MOST_MOMENTUM = 0.9
@@ -44,6 +45,13 @@ class SpanMemory(nn.Module):
     Read is √V M q, whose channels have unit scale where the memory recalls a value in full, and are near zero where it
     knows nothing.
     """
+
+    emits = schema(
+        {
+            "rate": Emission("B T H", "gates", "learning rate of the token's gradient, raised where it surprised"),
+            "error": Emission("B T H", "confidence", "relative squared error of what the memory foresaw at the token"),
+        }
+    )
 
     def __init__(self, config: SpanSpec, size: int, every: int, width: int) -> None:
         super().__init__()
@@ -144,6 +152,8 @@ class AtTestTime(Learner[Spanned]):
         type: Literal["test_time"] = "test_time"
         size: int | None = Field(None, ge=1, description="channels of all heads; default the width")
         span: int = Field(16, ge=1, description="tokens that the memory learns from at once")
+
+    emits = SpanMemory.emits
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

@@ -14,6 +14,7 @@ from synthe_core.layers.experts import ExpertPool, PoolSpec, exactly, hot
 from synthe_core.layers.projection import project_in
 from synthe_core.learner import Learner, Pass
 from synthe_core.ops.linear_scan import linear_scan
+from synthe_core.trace import Emission, schema
 
 SCAN_FLOPS = 2  # an expert and token: decay, and add
 
@@ -52,6 +53,13 @@ class Thalamus(Learner[Pathways]):
         rate: float = Field(0.01, gt=0, description="what a pathway gains when it is used")
         decay: float = Field(0.999, gt=0, le=1, description="what is left of every strength a token later")
         bias: bool = Field(False, description="let the strengths before a token bias its routing, by learned weights")
+
+    emits = schema(
+        {
+            **ExpertPool.emits,
+            "strength": Emission("B T N", "routing", "Hebbian strength of the way to every expert, after the token"),
+        }
+    )
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

@@ -17,6 +17,7 @@ from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
+from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 OP_FLOPS = 15  # a channel and tick: seven for the average, five for the norm, three for what is above to condition it
@@ -67,6 +68,8 @@ class Tiers(Learner[Levels]):
         timescales: tuple[Timescale, Timescale] = Field(
             (2.0, 64.0), description="ticks that each tier's averages reach back at first, from the one to the other"
         )
+
+    emits = schema({"tier_*": Emission("B T E", "memory", "what the tier holds, as every token sees it", "rms")})
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)

@@ -12,6 +12,7 @@ from synthe_core.layers import build
 from synthe_core.learner import Pass, Spec
 from synthe_core.ops.dispatch import compute_dtype
 from synthe_core.ops.rms_norm import rms_norm
+from synthe_core.trace import Emission, schema
 
 EPS = 1e-6
 
@@ -31,6 +32,13 @@ class RMSNorm(nn.Module):
 class Block(nn.Module):
     """x = x + learner(norm(x)) for each learner in turn that takes part. Its state is the list of theirs."""
 
+    emits = schema(
+        {
+            "added": Emission("B T", "stream", "length of what the learner adds to the stream, over the stream's own"),
+            "signal.*": Emission("B T", "confidence", "the signal of that name, as the learner publishes it"),
+        }
+    )
+
     def __init__(self, specs: Sequence[Spec], width: int, eps: float = EPS) -> None:
         super().__init__()
         self.learners = nn.ModuleList(build(spec, width) for spec in specs)
@@ -47,8 +55,19 @@ class Block(nn.Module):
             if ctx.path in ctx.without:
                 ctx.spare(learner.flops(x.shape[1]))  # type: ignore[operator]
             else:
+                heard = {} if ctx.trace is None else dict(ctx.signals)
                 y, state = learner(norm(x), state, ctx)
+                if ctx.trace is not None:
+                    self._show(x, y, heard, ctx)
                 x = x + y
             after.append(state)
         ctx.path = path
         return x, after
+
+    @torch.no_grad()
+    def _show(self, x: Tensor, y: Tensor, heard: dict[str, Tensor], ctx: Pass) -> None:
+        """What a learner adds to the stream, and the signals that it did not find but leaves."""
+        ctx.emit("added", y.float().norm(dim=-1) / x.float().norm(dim=-1).clamp_min(EPS))
+        for name, signal in ctx.signals.items():
+            if signal is not heard.get(name):
+                ctx.emit(f"signal.{name}", signal)

@@ -13,7 +13,7 @@ from synthe_core.layers.byte_patch import Stem
 from synthe_core.learner import Pass
 from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelSpec, ModelState, auxiliary, measures
 from synthe_core.ops.cross_entropy import IGNORED
-from synthe_core.trace import Trace
+from synthe_core.trace import Emission, Trace, schema
 
 
 class Pool(nn.Module):
@@ -21,6 +21,8 @@ class Pool(nn.Module):
 
     The query is zero at first, so that pooling starts as the mean. A row without tokens gives zeros.
     """
+
+    emits = schema({"attention": Emission("B T", "memory", "what each token counts in the text's vector")})
 
     def __init__(self, kind: str, width: int) -> None:
         super().__init__()

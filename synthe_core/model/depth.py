@@ -22,7 +22,7 @@ from synthe_core.layers.projection import project_in
 from synthe_core.learner import Pass, Spec
 from synthe_core.model.block import RMSNorm
 from synthe_core.ops.rms_norm import rms_norm
-from synthe_core.trace import Trace
+from synthe_core.trace import Emission, Trace, schema
 
 TRIED = 1 << 40  # the seed that picks the tokens to learn from, by position
 FOLLOW = 0.3  # share of the way that a threshold goes, each step, to where this step's tokens would have had it
@@ -120,6 +120,7 @@ class Choice(NamedTuple):
             positions=_rows(clock, rows)[:, None] + torch.arange(max(counts), device=x.device),
             lengths=places.real.sum(1) if ragged else None,
             mask=places.real if ragged else None,
+            tokens=ctx.among(places.index % time),
             signals={name: places.gather(value) for name, value in ctx.signals.items()},
             losses=[],
         )
@@ -241,6 +242,13 @@ class Router(nn.Module):
     """
 
     thresholds: Tensor
+
+    emits = schema(
+        {
+            "depth": Emission("B T", "depth", "blocks that the token runs"),
+            "keep": Emission("N B T", "depth", "which of the later blocks the token runs"),
+        }
+    )
 
     def __init__(self, spec: DepthSpec, width: int, blocks: int, eps: float) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ A call runs the highest-ranked kernel that does not refuse. `explain` says which
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,7 +30,8 @@ from synthe_core.hardware import Hardware, probe
 
 NONE_FORCED: Mapping[str, str] = MappingProxyType({})
 _forced: ContextVar[Mapping[str, str]] = ContextVar("forced_kernels", default=NONE_FORCED)
-_heard: ContextVar[list[tuple[Op, Call]] | None] = ContextVar("heard_calls", default=None)
+_preferred: ContextVar[Mapping[str, str]] = ContextVar("preferred_kernels", default=NONE_FORCED)
+_heard: ContextVar[Ear | None] = ContextVar("heard_calls", default=None)
 
 OPS: dict[str, Op] = {}
 
@@ -105,9 +106,10 @@ class Op:
         return add
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if (heard := _heard.get()) is None:
+        if (ear := _heard.get()) is None:
             return self._serve(*args, **kwargs)
-        heard.append((self, Call.of(dict(zip(self._parameters, args, strict=False)) | kwargs)))
+        if ear.only is None or self.name in ear.only:
+            ear.calls.append((self, Call.of(dict(zip(self._parameters, args, strict=False)) | kwargs)))
         token = _heard.set(None)  # which operators a kernel calls in its turn is its own affair
         try:
             return self._serve(*args, **kwargs)
@@ -121,12 +123,19 @@ class Op:
             return self.named(forced)(*args, **kwargs)
         call = Call.of(dict(zip(self._parameters, args, strict=False)) | kwargs)
         hardware = probe()
-        for kernel in self.kernels:
+        for kernel in self._tried(call):
             if kernel.refusal(hardware, call) is None:
                 self.used.add(kernel.name)
                 return kernel.fn(*args, **kwargs)
         self.used.add("reference")
         return self.reference(*args, **kwargs)
+
+    def _tried(self, call: Call) -> list[Kernel]:
+        """The kernels in order of rank, one that is preferred for whole passes first."""
+        first = _preferred.get().get(self.name)
+        if first is None or call.time == 1:
+            return self.kernels
+        return sorted(self.kernels, key=lambda kernel: kernel.name != first)
 
     def named(self, name: str) -> Callable[..., Any]:
         """The kernel of that name, or the reference."""
@@ -142,7 +151,7 @@ class Op:
         hardware = hardware or probe()
         choices: list[Choice] = []
         taken = False
-        for kernel in self.kernels:
+        for kernel in self._tried(call):
             reason = kernel.refusal(hardware, call)
             choices.append(Choice(kernel.name, reason, reason is None and not taken))
             taken = taken or reason is None
@@ -170,12 +179,30 @@ def use_kernels(**choices: str) -> Iterator[None]:
 
 
 @contextmanager
-def hear_calls() -> Iterator[list[tuple[Op, Call]]]:
-    """Within the block, every call of an operator from outside of one is noted: what `synthe hardware` explains."""
-    heard: list[tuple[Op, Call]] = []
+def prefer_kernels(**choices: str) -> Iterator[None]:
+    """Within the block, operator `name` tries the kernel given for it first, where a call is of more than one token."""
+    token = _preferred.set({**_preferred.get(), **choices})
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+class Ear(NamedTuple):
+    """The calls heard so far, and the names of the operators that are listened to; None for all."""
+
+    calls: list[tuple[Op, Call]]
+    only: Container[str] | None
+
+
+@contextmanager
+def hear_calls(only: Container[str] | None = None) -> Iterator[list[tuple[Op, Call]]]:
+    """Within the block, calls of operators (of the names `only`) from outside of one are noted, with their arguments:
+    what `synthe hardware` explains, and `synthe introspect` follows back."""
+    heard = Ear([], only)
     token = _heard.set(heard)
     try:
-        yield heard
+        yield heard.calls
     finally:
         _heard.reset(token)
 

@@ -14,6 +14,7 @@ from synthe_core.data.prepare import Packed, open_data
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Result
 from synthe_core.hardware import Hardware, probe
+from synthe_core.kernel_tuning import known, preferred
 from synthe_core.model.classifier import build_model
 from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe import Recipe
@@ -52,6 +53,7 @@ def train(
     hardware = hardware or probe()
     recipe.meta_model(PROBE_VOCAB)  # impossible sizes, before any work
     chosen = settings(recipe.runtime, hardware)
+    chosen.preferred = preferred(recipe, chosen.device.type, hardware)
     require(recipe.runtime.log)
     path, checkpoint = _open(recipe, out, resume, init)
     changes = [] if checkpoint is None else _changes(checkpoint, recipe)
@@ -199,6 +201,7 @@ def _resume(
     before = checkpoint.recipe
     snapshot.restore(checkpoint)
     state = checkpoint.training_state()
+    chosen.preferred = {op: kernel for op, kernel in state.get("preferred", {}).items() if known(op, kernel)}
     kept = recipe.runtime.precision in ("auto", before.runtime.precision)
     chosen.precision = state["precision"] if kept else recipe.runtime.precision
     kept = recipe.train.micro_batch in ("auto", before.train.micro_batch)

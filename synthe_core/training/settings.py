@@ -5,25 +5,27 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from synthe_core.errors import InputError
 from synthe_core.hardware import Hardware
-from synthe_core.ops.dispatch import use_kernels
+from synthe_core.ops.dispatch import prefer_kernels, use_kernels
 from synthe_core.placement import choose_device
 from synthe_core.recipe import RuntimeSpec
 
 
 @dataclass
 class Settings:
-    """`micro_batch` counts full-length sequences per pass; training may lower it when memory runs out."""
+    """`micro_batch` counts full-length sequences per pass; training may lower it when memory runs out. `kernels` are
+    the recipe's, which rule; `preferred` are those that were timed to be faster here (see `kernel_tuning`)."""
 
     device: torch.device
     kernels: dict[str, str]
     precision: str = "float32"
     micro_batch: int = 1
+    preferred: dict[str, str] = field(default_factory=dict)
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
@@ -31,6 +33,8 @@ class Settings:
         with ExitStack() as stack:
             if self.kernels:
                 stack.enter_context(use_kernels(**self.kernels))
+            if self.preferred:
+                stack.enter_context(prefer_kernels(**self.preferred))
             if self.precision == "bfloat16":
                 stack.enter_context(torch.autocast(self.device.type, torch.bfloat16))
             yield

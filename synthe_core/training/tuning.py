@@ -6,22 +6,26 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from synthe_core.accounting import vocabulary_of
 from synthe_core.atomic import write_file
 from synthe_core.data.stream import Batch
-from synthe_core.events import Event, Notice
-from synthe_core.hardware import Hardware, cache_dir
+from synthe_core.events import Event, Notice, Result
+from synthe_core.hardware import Hardware, cache_dir, probe
+from synthe_core.kernel_tuning import preferred, tune_kernels
 from synthe_core.manifest import machine, versions
-from synthe_core.model.classifier import Classifier, Model
+from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.placement import choose_precision
 from synthe_core.recipe import Recipe
 from synthe_core.training import memory
 from synthe_core.training.gradients import accumulate, out_of_memory
 from synthe_core.training.settings import Settings
+from synthe_core.training.settings import settings as settings_of
 
 WORTH = 1.1  # bfloat16 must be this much faster to be worth its rounding
 BETTER = 1.04  # a larger micro-batch must be this much faster per token on a CPU
@@ -69,8 +73,35 @@ def _kept(model: Model, recipe: Recipe, settings: Settings, hardware: Hardware) 
     }
     if recipe.train.lora is not None:
         facts["lora"] = recipe.train.lora.model_dump(mode="json")
+    if settings.preferred:
+        facts["preferred"] = settings.preferred
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return cache_dir() / "tuning" / f"{digest}.json"
+
+
+def tune_all(recipe: Recipe, hardware: Hardware | None = None) -> Iterator[Event]:
+    """Times kernels, then precision and micro-batch, for a recipe that is to be trained here; all of it anew.
+
+    The model has its initial weights, and made-up tokens: neither changes how long work takes. The Result is what
+    training will find.
+    """
+    hardware = hardware or probe()
+    chosen = settings_of(recipe.runtime, hardware)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.runtime.threads or threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            model = build_model(recipe.model, vocabulary_of(recipe), recipe.runtime.recompute).to(chosen.device)
+        batch = Trial(model, chosen, recipe.data.sequence).batch(smallest(recipe))
+        yield from tune_kernels(model, batch, recipe, chosen, hardware)
+        chosen.preferred = preferred(recipe, chosen.device.type, hardware)
+        _kept(model, recipe, chosen, hardware).unlink(missing_ok=True)
+        yield from tune(model, recipe, chosen, hardware)
+    finally:
+        torch.set_num_threads(threads)
+    values = {"precision": chosen.precision, "micro_batch": chosen.micro_batch, **chosen.preferred}
+    yield Result(dict(values))
 
 
 class Trial:
@@ -90,7 +121,7 @@ class Trial:
 
     def seconds(self, rows: int, precision: str) -> float:
         """Of one pass over `rows` sequences."""
-        settings = Settings(self.settings.device, self.settings.kernels, precision, rows)
+        settings = replace(self.settings, precision=precision, micro_batch=rows)
         batch = self.batch(rows)
         devices = [settings.device] if settings.device.type == "cuda" else []
         try:

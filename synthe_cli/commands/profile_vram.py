@@ -1,0 +1,228 @@
+"""`synthe profile-vram`: how much memory a recipe takes, where it fits, and whether that is true."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from synthe_cli import figures
+from synthe_cli.help import SETTINGS, Command
+from synthe_cli.options import DeviceOption, JsonOption, RecipeArgument, SetOption, find_recipe, overrides
+from synthe_core.errors import InputError
+
+if TYPE_CHECKING:
+    from synthe_core.hardware import Hardware
+    from synthe_core.memory.fit import Fit
+    from synthe_core.memory.footprint import Footprint
+    from synthe_core.recipe import Recipe
+
+app = typer.Typer(**SETTINGS)
+
+
+@app.command(
+    cls=Command,
+    epilog="""\
+synthe profile-vram recipes/350m.yaml --batch 8 --context 2048        part by part, and on which cards it fits
+synthe profile-vram 60m --gpu 8GB --train                             does training fit a card of 8 GB?
+synthe profile-vram tiny --batch 8 --measure                          a real step, beside what was predicted
+synthe profile-vram --fit 60m --gpu "RTX 4090"                        the flags that make it fit
+synthe profile-vram 60m --serve --html memory.html                    against context, beside a transformer
+synthe profile-vram 60m --json | jq .training.peak""",
+)
+def profile_vram(
+    recipe: RecipeArgument,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", "-b", min=1, metavar="N", help="Sequences of a pass; the recipe's batch by default."),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option("--context", "-c", min=2, metavar="N", help="Tokens of a sequence.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", metavar="CARD", help="Does it fit this card? 8GB, H200, 'RTX 4090'.")
+    ] = None,
+    train: Annotated[bool, typer.Option("--train", help="Training only.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serving only.")] = False,
+    fits: Annotated[bool, typer.Option("--fit", help="Find what fits, and print the flags for it.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Run a real step, and print it beside.")] = False,
+    snapshot: Annotated[
+        Path | None, typer.Option("--snapshot", metavar="FILE", help="With --measure on CUDA: torch's memory history.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Draw memory against context into this page.")
+    ] = None,
+    assign: SetOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell how much memory training and serving a recipe take, without running it whole.
+
+    Parameters, gradients, optimizer and state are counted on the model without storage; activations are measured in
+    small passes on this machine (one block and two, one row and two) and are linear from there. Another device's
+    kernels may keep a little more or less.
+    """
+    from synthe_core.hardware import probe
+    from synthe_core.memory.footprint import Estimate
+    from synthe_core.recipe import Recipe
+
+    if snapshot and not measure:
+        raise InputError("--snapshot is of a measured step", "add --measure")
+    for path in filter(None, (html, snapshot)):
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"no such folder: {path.parent}", "make it first")
+    changes = [f"data.sequence={context}"] if context else []
+    changes += [f"runtime.device={device}"] if device else []
+    loaded = Recipe.load(find_recipe(recipe), overrides(None, [*changes, *(assign or [])]))
+    machine = probe()
+    room = _room(gpu, machine, loaded)
+    if fits:
+        _fit(loaded, machine, room, gpu, measure, as_json)
+        return
+    estimate = Estimate(loaded, machine)
+    found: dict[str, Footprint] = {}
+    if train or not serve:
+        asked = loaded.train.micro_batch
+        rows = batch or (asked if isinstance(asked, int) else loaded.train.batch)
+        found["training"] = estimate.training(rows)
+    if serve or not train:
+        found["serving"] = estimate.serving(batch or 1)
+    truth = {name: _measured(loaded, each, snapshot) for name, each in found.items()} if measure else {}
+    if as_json:
+        state = estimate.model.state_bytes(loaded.data.sequence) if loaded.model.head is None else 0
+        told = {name: _plain(each, truth.get(name)) for name, each in found.items()}
+        print(json.dumps({"recipe": loaded.name, "state_bytes": state, "room": room, **told}))
+    else:
+        for name, each in found.items():
+            print(_shown(loaded, each, truth.get(name) if measure else None, measure))
+        print(_cards(found, room, gpu))
+    if html is not None:
+        _draw(html, loaded, found, batch or 1)
+        if not as_json:
+            print(html)
+
+
+def _room(gpu: str | None, machine: Hardware, recipe: Recipe) -> int:
+    from synthe_core.memory.cards import card_memory, room, usable
+    from synthe_core.placement import choose_device
+
+    return usable(card_memory(gpu)) if gpu else room(machine, choose_device(recipe.runtime.device, machine).value)
+
+
+def _measured(recipe: Recipe, found: Footprint, snapshot: Path | None = None) -> int | None:
+    from synthe_core.memory.measure import measured
+
+    train = found.purpose == "training"
+    kind = {"rows": found.rows, "length": found.length, "precision": found.precision}
+    return measured(recipe, train=train, snapshot=snapshot if train else None, **kind)  # type: ignore[arg-type]
+
+
+def _plain(found: Footprint, truth: int | None) -> dict[str, Any]:
+    told = {"rows": found.rows, "length": found.length, "precision": found.precision, "peak": round(found.peak)}
+    parts = {name: round(size) for name, size in found.parts.items()}
+    measured = {} if truth is None else {"measured": truth, "error": found.peak / truth - 1}
+    return {**told, "parts": parts, "activations_by_learner": found.by_learner, **measured}
+
+
+def _shown(recipe: Recipe, found: Footprint, truth: int | None, measure: bool) -> str:
+    what = "sequences a pass" if found.purpose == "training" else "sequences"
+    head = f"{recipe.name}, {found.purpose}: {found.rows} {what} of {found.length:,} tokens, {found.precision}"
+    rows = [[f"  {name}", figures.size(size), f"{size / found.peak:.0%}"] for name, size in found.parts.items() if size]
+    rows.append(["  peak", figures.size(found.peak), ""])
+    lines = [head, figures.table(["", "", ""], rows).lstrip("\n ")]
+    kept = sum(found.by_learner.values())
+    if kept:
+        shares = [f"{name} {size / kept:.0%}" for name, size in sorted(found.by_learner.items(), key=lambda e: -e[1])]
+        lines.append(f"  kept for the way back, of one block: {', '.join(shares)}")
+    if measure:
+        if truth is None:
+            lines.append("  measured: this system does not tell a process's peak")
+        else:
+            lines.append(f"  measured {figures.size(truth)}: predicted {found.peak / truth - 1:+.1%} of it")
+    return "\n".join(lines) + "\n"
+
+
+def _cards(found: dict[str, Footprint], room: int, gpu: str | None) -> str:
+    """Where it fits: the card that was asked about, or every card of the list and this machine."""
+    from synthe_core.memory.cards import CARDS, usable
+
+    def verdicts(space: float) -> list[str]:
+        return [f"{each.peak / space:.0%}" if each.peak <= space else "no" for each in found.values()]
+
+    if gpu:
+        rows = [[gpu, figures.size(room), *verdicts(room)]]
+    else:
+        rows = [["this machine", figures.size(room), *verdicts(room)]]
+        rows += [
+            [name, figures.size(usable(size << 20)), *verdicts(usable(size << 20))] for name, size in CARDS.items()
+        ]
+    return figures.table(["takes of", "usable", *found], rows)
+
+
+def _fit(recipe: Recipe, machine: Hardware, room: int, gpu: str | None, measure: bool, as_json: bool) -> None:
+    from synthe_core.memory.fit import fit
+    from synthe_core.memory.footprint import Estimate
+
+    known: dict[str, Estimate] = {}
+
+    def tell(changed: Recipe, rows: int) -> Footprint:
+        key = changed.digest()
+        if key not in known:
+            known[key] = Estimate(changed, machine)
+        return known[key].training(rows)
+
+    found = fit(recipe, room, tell)
+    truth = _measured(_changed(recipe, found), found.footprint) if measure else None
+    if as_json:
+        larger = None if found.next_larger is None else dict(zip(("rows", "peak"), found.next_larger, strict=True))
+        print(
+            json.dumps(
+                {"set": found.given, "room": room, "next_larger": larger, "tried": found.tried}
+                | _plain(found.footprint, truth)
+            )
+        )
+        return
+    print(_shown(recipe, found.footprint, truth, measure))
+    for what, peak in found.tried:
+        print(f"does not fit {figures.size(room)}: {what}, {figures.size(peak)}")
+    if found.next_larger:
+        rows, peak = found.next_larger
+        print(f"does not fit {figures.size(room)}: {rows} sequences a pass, {figures.size(peak)}")
+    print(f"fits {gpu or 'this machine'}, with {figures.size(room)} for tensors:")
+    print(found.flags)
+
+
+def _changed(recipe: Recipe, found: Fit) -> Recipe:
+    from synthe_core.recipe import Recipe
+
+    values = recipe.model_dump(mode="json")
+    for key, value in found.given.items():
+        part, _, name = key.partition(".")
+        values[part][name] = value
+    return Recipe.model_validate(values)
+
+
+def _draw(path: Path, recipe: Recipe, found: dict[str, Footprint], rows: int) -> None:
+    from synthe_core.atomic import write_file
+    from synthe_core.hardware import probe
+    from synthe_core.memory import chart
+    from synthe_core.memory.footprint import Estimate
+
+    if recipe.model.head is not None:
+        raise InputError("an encoder keeps nothing of its text", "there is no memory against context to draw")
+    other = chart.matched_transformer(recipe)
+    charts = []
+    if "serving" in found:
+        many = "one sequence" if rows == 1 else f"{rows} sequences"
+        curves = [chart.served(recipe, recipe.name, rows), chart.served(other, "transformer", rows)]
+        charts.append((f"To serve {many}: weights and state", curves))
+    if "training" in found:
+        lengths = [n for n in chart.CONTEXTS if n <= 16_384]
+        each = []
+        for name, recipe_of in ((recipe.name, recipe), ("transformer", other)):
+            estimate = Estimate(recipe_of, probe())
+            each.append(chart.Curve(name, [(n, estimate.training(1, n, 1).peak) for n in lengths]))
+        charts.append(("To train on one sequence a pass", each))
+    write_file(path, chart.page(f"{recipe.name} and a transformer of as many parameters", charts))

@@ -1,0 +1,114 @@
+"""What a linear memory holds: how much at every token, and what has become of what one token wrote."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from synthe_core.introspection.linear_memory import RULES, LinearMemory, linear_memory
+from synthe_core.introspection.observe import Asked
+from synthe_core.introspection.reads import ROWS, Reads
+from synthe_core.introspection.series import Series
+
+GONE = 0.5  # of what was written: below it counts as overwritten
+
+
+@torch.no_grad()
+def memory_series(asked: Asked, reads: Reads) -> list[Series]:
+    """What can be said of a memory token by token besides what its learner emits: writes, readings, what it holds."""
+    shown = [
+        ("reach", "how many tokens back a reading comes from, weighted by share", reads.reach[None]),
+        ("focus", "share of a reading that comes from one token", reads.focus[None]),
+    ]
+    if len(reads.read) > 1:
+        shown.append(("loudest", "the head that read most", reads.read.argmax(0)[None].astype(np.float32)))
+        shown.append(("read", "length of what each head read", reads.read))
+    if asked.op.name in RULES:
+        memory = linear_memory(asked.op.name, asked.arguments)
+        steps = memory.time // reads.read.shape[1]
+        last = slice(steps - 1, None, steps)
+        keys, values = (x.norm(dim=-1).float().cpu().numpy()[:, last] for x in (memory.write, memory.value))
+        shown += [
+            ("written", "length of the key that is written with, times its strength", keys),
+            ("value", "length of the value that is written", values),
+            ("held", "length of the whole memory after the token (Frobenius)", held(memory)[:, last]),
+        ]
+    whole = {"loudest"}
+    where = (asked.path, reads.learner)
+    return [Series(*where, name, "memory", what, rows, reads.at, name in whole) for name, what, rows in shown]
+
+
+def held(memory: LinearMemory) -> np.ndarray:
+    """‖S_t‖ of every head after every token [H, T]; of mLSTM's memory as it is kept, over its scale."""
+    state = memory.state.float()
+    write, value, decay = memory.write.float(), memory.value.float(), memory.log_decay.exp().float()
+    recall, erase = (None if x is None else x.float() for x in (memory.recall, memory.erase))
+    sizes = []
+    for t in range(memory.time):
+        after = decay[:, t, :, None] * state + write[:, t, :, None] * value[:, t, None]
+        if recall is not None and erase is not None:
+            after = after + erase[:, t, :, None] * (recall[:, t, None] @ state)
+        state = after
+        sizes.append(state.norm(dim=(1, 2)))
+    return torch.stack(sizes, 1).cpu().numpy()
+
+
+class Fate(NamedTuple):
+    """What has become of what one token wrote, asked at its own key; one entry a head.
+
+    left     how much of it would be read now, 1 = all, 0 = nothing; erasing past zero gives less.
+    gone     the token after which less than half of it was left, -1 while more is.
+    by       the token that took most of it away, -1 where none took any; `took` how much that was.
+    answers  cosine between what comes out at that key now and the value that was written.
+    now      [k] the tokens that most of what comes out now was written by, all heads, and their `shares`.
+    """
+
+    path: str
+    learner: str
+    token: int
+    left: np.ndarray
+    gone: np.ndarray
+    by: np.ndarray
+    took: np.ndarray
+    answers: np.ndarray
+    now: np.ndarray
+    shares: np.ndarray
+
+
+@torch.no_grad()
+def fate(asked: Asked, reads: Reads, token: int) -> Fate | None:
+    """Follows what `token` wrote to the end of the text; None for a memory without keys, or that saw no such token."""
+    if asked.op.name not in RULES:
+        return None
+    memory = linear_memory(asked.op.name, asked.arguments)
+    count = reads.read.shape[1]
+    places = np.arange(count) if reads.at is None else reads.at
+    if token not in places:
+        return None
+    steps = memory.time // count
+    write = int(np.flatnonzero(places == token)[0]) * steps + steps - 1
+    key = memory.write[:, write : write + 1]
+    key = key / key.square().sum(-1, keepdim=True).clamp_min(1e-30)  # asked so, the write itself answers with all of it
+    course = []
+    for start in range(write, memory.time, ROWS):
+        stop = min(start + ROWS, memory.time)
+        coefficients, rest = memory.rows(start, stop, key.expand(-1, stop - start, -1))
+        course.append(coefficients[:, :, write])
+    left = torch.cat(course, 1)
+    lost = torch.nn.functional.pad(left[:, :-1] - left[:, 1:], (1, 0))
+    took, by = lost.max(1)
+    below = left < GONE
+    place = torch.tensor(places, device=left.device).repeat_interleave(steps)[write:]
+    gone = torch.where(below.any(1), place[below.int().argmax(1)], -1)
+    final = coefficients[:, -1]
+    answer = (final[:, None] @ memory.value)[:, 0] + (rest[:, -1:] @ memory.state)[:, 0]
+    answers = torch.nn.functional.cosine_similarity(answer, memory.value[:, write], dim=-1)
+    got = (final.abs() * memory.value.norm(dim=-1)).sum(0).unflatten(0, (-1, steps)).sum(-1)
+    share = (got / got.sum().clamp_min(1e-30)).topk(min(len(got), reads.sources.shape[1]))
+    taker = torch.where(took > 0, place[by], -1)
+    final_left, gone_at, by_whom, how_much, like = (x.cpu().numpy() for x in (left[:, -1], gone, taker, took, answers))
+    now = places[share.indices.cpu().numpy()]
+    where = (asked.path, reads.learner, token)
+    return Fate(*where, final_left, gone_at, by_whom, how_much, like, now, share.values.cpu().numpy())

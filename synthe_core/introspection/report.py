@@ -1,0 +1,258 @@
+"""The verb `introspect`: one text read by one model, as a value that pages, terminals, programs and servers show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synthe_core.checkpoint import Checkpoint
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.errors import InputError, unknown
+from synthe_core.hardware import probe
+from synthe_core.introspection.memories import Fate, fate, memory_series
+from synthe_core.introspection.observe import Observation, Predictions, observe
+from synthe_core.introspection.reads import Reads, follow
+from synthe_core.introspection.series import Figure, Series, collect
+from synthe_core.kernel_tuning import in_use
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.placement import choose_device
+from synthe_core.trace import GROUPS
+
+LONGEST = 32_768  # tokens that are looked at; every reading is followed to every token before it
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was seen of a model while it read a text. `fates` are of the tokens that were asked about."""
+
+    name: str
+    facts: dict[str, Any]
+    pieces: list[str]
+    ids: list[int]
+    predictions: Predictions
+    likeliest: list[list[str]]
+    series: list[Series]
+    figures: list[Figure]
+    reads: list[Reads]
+    fates: list[Fate]
+
+    @property
+    def bits(self) -> float:
+        """Mean surprise in bits a token, without the first."""
+        return float(np.nanmean(self.predictions.bits)) if len(self.ids) > 1 else math.nan
+
+
+def introspect(
+    path: Path,
+    text: str,
+    *,
+    layers: str | None = None,
+    what: Sequence[str] = (),
+    tokens: Sequence[int] = (),
+    device: str = "auto",
+) -> Report:
+    """Reads `text` with the model of a checkpoint and tells what was seen. See `examine`."""
+    checkpoint, model = opened(path, device)
+    with in_use(checkpoint.recipe, model.embedding.weight.device.type):
+        return examine(
+            model,
+            checkpoint.tokenizer(),
+            text,
+            name=checkpoint.recipe.name,
+            layers=layers,
+            what=what,
+            tokens=tokens,
+        )
+
+
+def opened(path: Path, device: str = "auto") -> tuple[Checkpoint, LanguageModel]:
+    """A checkpoint and its model, ready to be looked at; InputError for an encoder, which predicts no token."""
+    checkpoint = Checkpoint.open(path)
+    if checkpoint.recipe.model.head is not None:
+        raise InputError(f"{path} is an encoder", "introspect looks at language models, which read token by token")
+    return checkpoint, checkpoint.model(choose_device(device, probe()).value).eval()
+
+
+def examine(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    name: str = "model",
+    layers: str | None = None,
+    what: Sequence[str] = (),
+    tokens: Sequence[int] = (),
+) -> Report:
+    """What `model` does with `text`.
+
+    layers: blocks to tell of, as `0-3,6`; all by default. what: groups of `GROUPS`; all by default.
+    tokens: indices of tokens whose writes are followed through every memory.
+    """
+    wanted = groups(what)
+    blocks = block_range(layers, model.spec.blocks)
+    ids = encode(tokenizer, text, model.vocab)
+    for token in tokens:
+        if not 0 <= token < len(ids):
+            raise InputError(f"there is no token {token}: the text has {len(ids)}", "counting starts at 0")
+    seen = observe(model, ids, memories="memory" in wanted or bool(tokens))
+    seen = replace(seen, asked=[asked for asked in seen.asked if _told(asked.path, blocks)])
+    series, figures = collect(model, seen)
+    reads, fates, more = _memories(seen, tokens)
+    kept = [each for each in [*series, *more] if each.group in wanted and _told(each.path, blocks)]
+    places = {each.path: number for number, each in reversed(list(enumerate(kept)))}
+    kept.sort(key=lambda each: places[each.path])  # what is said of one learner stands together
+    pieces = [spelled(tokenizer, token) for token in ids]
+    likeliest = [[spelled(tokenizer, int(i)) for i in row] for row in seen.predictions.likeliest]
+    told = [each for each in figures if each.group in wanted and _told(each.path, blocks)]
+    return Report(name, facts(model, seen), pieces, ids, seen.predictions, likeliest, kept, told, reads, fates)
+
+
+def _memories(seen: Observation, tokens: Sequence[int]) -> tuple[list[Reads], list[Fate], list[Series]]:
+    reads, fates, series = [], [], []
+    for asked in seen.asked:
+        found = follow(asked, len(seen.tokens))
+        if found is None:
+            continue
+        reads.append(found)
+        series += memory_series(asked, found)
+        fates += [one for token in tokens if (one := fate(asked, found, token)) is not None]
+    return reads, fates, series
+
+
+def encode(tokenizer: Tokenizer, text: str, vocab: int, longest: int | None = LONGEST) -> list[int]:
+    """The tokens of a text, as decoding begins one; InputError for none, for too many, or for foreign ones."""
+    ids = ([] if tokenizer.begin is None else [tokenizer.begin]) + list(tokenizer.encode(text))
+    if not ids:
+        raise InputError("there is no text to look at", 'give some: --text "def fib(n):" or --file FILE')
+    if longest is not None and len(ids) > longest:
+        raise InputError(f"the text has {len(ids):,} tokens", f"at most {longest:,} are looked at: give a part of it")
+    if foreign := [token for token in ids if token >= vocab]:
+        raise InputError(
+            f"the tokenizer gave token {foreign[0]}, and the model knows {vocab}",
+            "the checkpoint's tokenizer.json is not the one it was trained with",
+        )
+    return ids
+
+
+def spelled(tokenizer: Tokenizer, token: int) -> str:
+    """A token as a person may read it: bytes that are no text are named."""
+    if token == tokenizer.end:
+        return "⟨end⟩"
+    piece = tokenizer.pieces[token] if token < len(tokenizer.pieces) else b""
+    if not piece:
+        return f"⟨{token}⟩"
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return "".join(chr(b) if b < 128 else f"⟨{b:02x}⟩" for b in piece)
+
+
+def groups(what: Sequence[str]) -> frozenset[str]:
+    """The groups that are asked for, all where none is; InputError for a name that is no group."""
+    names = [name.strip() for entry in what for name in entry.split(",") if name.strip()]
+    for name in names:
+        if name not in GROUPS:
+            raise unknown("group of figures", name, GROUPS)
+    return frozenset(names or GROUPS)
+
+
+def block_range(text: str | None, count: int) -> frozenset[int]:
+    """The blocks that `0-3,6` names, all for None; InputError where there are no such blocks."""
+    if text is None:
+        return frozenset(range(count))
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.strip().isdigit() for end in ends):
+            raise InputError(f"--layers {text}: '{part.strip()}' is no block or range of blocks", "such as 0-3 or 0,5")
+        low, high = (int(end) for end in ends)
+        if low > high or high >= count:
+            raise InputError(f"--layers {text}: the model has blocks 0 to {count - 1}", "such as 0-3 or 0,5")
+        found.update(range(low, high + 1))
+    return frozenset(found)
+
+
+def _told(path: str, blocks: frozenset[int]) -> bool:
+    first, _, rest = path.partition(".")
+    return first != "blocks" or int(rest.partition(".")[0]) in blocks
+
+
+def facts(model: LanguageModel, seen: Observation) -> dict[str, Any]:
+    """The model as a whole: sizes, what a token meets of it, and what it keeps of this text."""
+    total, active = model.parameter_count(), model.active_parameter_count()
+    return {
+        "parameters": total,
+        "active_parameters": active,
+        "sparsity": 1 - active / total,
+        "blocks": model.spec.blocks,
+        "width": model.spec.width,
+        "learners": [entry["type"] for entry in model.spec.model_dump()["block"]],
+        "state_bytes": model.state_bytes(len(seen.tokens)),
+        "tokens": len(seen.tokens),
+    }
+
+
+def lines(report: Report) -> Iterator[dict[str, Any]]:
+    """The report as plain values, one a line: a program's view, and what a server answers."""
+    yield {"event": "model", "name": report.name, **report.facts, "bits_per_token": plain(report.bits)}
+    said = report.predictions
+    for i, piece in enumerate(report.pieces):
+        yield {
+            "event": "token",
+            "index": i,
+            "id": report.ids[i],
+            "text": piece,
+            "bits": plain(said.bits[i]),
+            "rank": int(said.rank[i]),
+            "entropy": plain(said.entropy[i]),
+            "next": [[text, plain(p)] for text, p in zip(report.likeliest[i], said.probability[i], strict=True)],
+        }
+    for each in report.series:
+        at = None if each.at is None else each.at.tolist()
+        head = {"path": each.path, "learner": each.learner, "name": each.name, "group": each.group}
+        rows = [[int(x) for x in row] for row in each.rows] if each.whole else plain(each.rows)
+        yield {"event": "series", **head, "meaning": each.meaning, "at": at, "rows": rows}
+    for figure in report.figures:
+        head = {"path": figure.path, "learner": figure.learner, "name": figure.name, "group": figure.group}
+        yield {"event": "figure", **head, "meaning": figure.meaning, "values": plain(figure.values)}
+    for reads in report.reads:
+        values = {"at": None if reads.at is None else reads.at.tolist(), "error": plain(reads.error)}
+        sources = {"sources": reads.sources.tolist(), "shares": plain(reads.shares)}
+        yield {
+            "event": "reads",
+            "path": reads.path,
+            "learner": reads.learner,
+            "operator": reads.op,
+            **values,
+            **sources,
+        }
+    for one in report.fates:
+        yield {"event": "fate", **{key: plain(value) for key, value in one._asdict().items()}}
+
+
+def plain(value: Any) -> Any:
+    """Numbers to seven digits, arrays as lists, what JSON lacks as null."""
+    if isinstance(value, np.ndarray):
+        return shorter(value).tolist() if np.isfinite(value).all() else plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def shorter(numbers: np.ndarray) -> np.ndarray:
+    """To seven significant digits; whole numbers as they are."""
+    if numbers.dtype.kind in "iub":
+        return numbers
+    wide = numbers.astype(np.float64)
+    scale = 10.0 ** (6 - np.floor(np.log10(np.where(wide == 0, 1.0, np.abs(wide)))))
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = np.round(wide * scale) / scale
+    return np.where(np.isfinite(rounded), rounded, wide)

@@ -1,0 +1,127 @@
+"""What learners emitted, as rows of numbers over the tokens of the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from synthe_core.introspection.observe import Observation, maker
+from synthe_core.model.block import Block
+from synthe_core.trace import Emission, Group, Record, declared
+
+INTEGERS = (torch.int64, torch.int32, torch.bool)
+
+
+class Series(NamedTuple):
+    """A figure over the text: `rows` float32 [R, N], one row a head, expert or choice, at the tokens `at` [N].
+
+    `at` is None where it has one for each token. `whole` says that the numbers are choices or counts, not measures.
+    """
+
+    path: str
+    learner: str
+    name: str
+    group: Group
+    meaning: str
+    rows: np.ndarray
+    at: np.ndarray | None
+    whole: bool = False
+
+
+class Figure(NamedTuple):
+    """A figure of the whole text: a number, or one each for experts, slots or lags."""
+
+    path: str
+    learner: str
+    name: str
+    group: Group
+    meaning: str
+    values: Any
+
+
+def collect(model: nn.Module, observed: Observation) -> tuple[list[Series], list[Figure]]:
+    """Every emission of the first row, in the order in which they came; pieces of one text are put together."""
+    by_name: dict[tuple[str, str], list[Record]] = {}
+    for record in observed.records:
+        by_name.setdefault((record.path, record.name), []).append(record)
+    series: list[Series] = []
+    figures: list[Figure] = []
+    for (path, name), records in by_name.items():
+        module = maker(model, path)
+        emission = meaning_of(module, name)
+        learner = name_of(module)
+        if emission is None:  # a plugin's own
+            emission = _guessed(records[0])
+        if "T" not in emission.axes.split():
+            figures.append(Figure(path, learner, name, emission.group, emission.meaning, _fixed(records[-1], emission)))
+            continue
+        records = [record for record in records if record.value.numel()]
+        if not records:  # a slow tier that has not spoken yet
+            continue
+        rows = [rows_of(record.value, emission) for record in records]
+        at = None if records[0].at is None else torch.cat([r.at[0] for r in records if r.at is not None]).cpu().numpy()
+        together = np.concatenate(rows, 1)
+        if at is not None and len(at) == len(observed.tokens) and (np.diff(at) == 1).all():
+            at = None
+        whole = records[0].value.dtype in INTEGERS
+        series.append(Series(path, learner, name, emission.group, emission.meaning, together, at, whole))
+    return series, figures
+
+
+def meaning_of(module: nn.Module, name: str) -> Emission | None:
+    """The schema of what `module` shows by that name; what blocks show of every learner is theirs."""
+    own: Mapping[str, Emission] = getattr(module, "emits", {})
+    return declared(name, own) or declared(name, Block.emits)
+
+
+def name_of(module: nn.Module) -> str:
+    """`delta` of a learner, else the class's name in small letters."""
+    config = getattr(module, "config", None) or getattr(getattr(module, "rule", None), "config", None)
+    return str(getattr(config, "type", type(module).__name__.lower()))
+
+
+def _guessed(record: Record) -> Emission:
+    """What can be said of a name that nobody declared: its shape."""
+    axes = {2: "B T", 3: "B T H", 4: "B T H E"}.get(record.value.dim(), "")
+    return Emission(axes, "memory", "not declared by its learner")
+
+
+def rows_of(value: Tensor, emission: Emission) -> np.ndarray:
+    """[R, N] of the first batch row."""
+    axes = emission.axes.split()
+    one = value.select(axes.index("B"), 0)
+    axes.remove("B")
+    one = one.movedim(axes.index("T"), -1) if axes[-1] != "T" else one
+    axes.remove("T")
+    one = one.double()
+    for letter in ("E", "K") if len(axes) > 1 else ("E",):
+        if letter in axes:
+            one = _less(one, axes.index(letter), emission.summary)
+            axes.remove(letter)
+    return one.reshape(-1, one.shape[-1]).float().cpu().numpy()
+
+
+def _less(x: Tensor, axis: int, summary: str) -> Tensor:
+    if summary == "first":
+        return x.select(axis, 0)
+    return x.square().mean(axis).sqrt() if summary == "rms" else x.mean(axis)
+
+
+def _fixed(record: Record, emission: Emission) -> Any:
+    axes = emission.axes.split()
+    value = record.value
+    if "B" in axes:
+        value = value.select(axes.index("B"), 0)
+        axes.remove("B")
+    if axes == ["E", "L"]:
+        value = value.double().square().mean(0).sqrt()
+    return value.double().cpu().tolist() if emission.axes else float(value)
+
+
+def chosen(found: Iterable[Series], groups: frozenset[str]) -> list[Series]:
+    """Those of some groups."""
+    return [each for each in found if each.group in groups]

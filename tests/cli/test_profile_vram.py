@@ -1,0 +1,70 @@
+"""`synthe profile-vram`: parts, cards, what fits and what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., Any]
+
+
+def test_people_read_parts_and_cards(synthe: Run, recipe: Path) -> None:
+    shown = synthe("profile-vram", recipe)
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    for word in ("training", "serving", "parameters", "activations", "peak", "this machine", "H200 141GB", "attention"):
+        assert word in shown.stdout
+
+
+def test_programs_read_bytes(synthe: Run, recipe: Path) -> None:
+    told = json.loads(synthe("profile-vram", recipe, "--json", "--train", "--batch", "2", "--gpu", "8GB").stdout)
+    assert told["training"]["peak"] == pytest.approx(sum(told["training"]["parts"].values()), abs=8)
+    assert told["training"]["rows"] == 2
+    assert "serving" not in told
+    longer = json.loads(synthe("profile-vram", recipe, "--json", "--train", "-b", "2", "-c", "64").stdout)
+    assert longer["training"]["parts"]["activations"] > told["training"]["parts"]["activations"]
+
+
+def test_fit_prints_flags_that_train_takes(synthe: Run, recipe: Path) -> None:
+    shown = synthe("profile-vram", "--fit", recipe, "--gpu", "8GB")
+    assert shown.stdout.splitlines()[-1] == "--set train.micro_batch=2"
+    told = json.loads(synthe("profile-vram", "--fit", recipe, "--gpu", "8GB", "--json").stdout)
+    assert told["set"] == {"train.micro_batch": 2}
+    assert told["next_larger"] is None
+
+
+def test_a_page_with_the_curves(synthe: Run, recipe: Path, tmp_path: Path) -> None:
+    page = tmp_path / "memory.html"
+    shown = synthe("profile-vram", recipe, "--serve", "--html", page)
+    assert shown.stdout.splitlines()[-1] == str(page)
+    assert page.read_text().count("<svg") == 1
+
+
+@pytest.mark.slow
+def test_a_real_step_stands_beside(synthe: Run, recipe: Path) -> None:
+    told = json.loads(synthe("profile-vram", recipe, "--train", "--measure", "--json").stdout)
+    assert told["training"]["measured"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--gpu", "9XYZ"], "--gpu 9XYZ: no such card"),
+        (["--html", "no/such/folder/x.html"], "no such folder"),
+        (["--snapshot", "x.pickle"], "--snapshot is of a measured step"),
+        (["--set", "model.width=0"], "width"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(synthe: Run, recipe: Path, arguments: list[str], says: str) -> None:
+    shown = synthe("profile-vram", recipe, *arguments)
+    assert shown.exit_code == 2
+    assert says in shown.stderr.splitlines()[0]
+
+
+def test_a_card_too_small_for_anything(synthe: Run, recipe: Path) -> None:
+    shown = synthe("profile-vram", "--fit", recipe, "--gpu", "500MB")
+    assert shown.exit_code == 1
+    assert "not even one sequence" in shown.stderr
