@@ -120,7 +120,7 @@ class Choice(NamedTuple):
             positions=_rows(clock, rows)[:, None] + torch.arange(max(counts), device=x.device),
             lengths=places.real.sum(1) if ragged else None,
             mask=places.real if ragged else None,
-            tokens=ctx.among(places.index % time),
+            tokens=ctx.among(places.index % x.shape[1]),
             signals={name: places.gather(value) for name, value in ctx.signals.items()},
             losses=[],
         )
