@@ -92,24 +92,23 @@ def plan(spec: MergeSpec, method: Method, adapters: Mapping[str, Adapter], form:
 
 
 class Both:
-    """Two tensors of one piece of work, which two jobs take."""
+    """Two tensors of one piece of work, which two jobs take, in any order and once each."""
 
     def __init__(self, make: Make) -> None:
         self._make, self._lock = make, threading.Lock()
-        self._made: tuple[Tensor, Tensor] | None = None
+        self._left: dict[int, Tensor] = {}
 
     def first(self) -> Tensor:
-        return self._get()[0]
+        return self._take(0)
 
     def second(self) -> Tensor:
-        made, self._made = self._get(), None
-        return made[1]
+        return self._take(1)
 
-    def _get(self) -> tuple[Tensor, Tensor]:
+    def _take(self, which: int) -> Tensor:
         with self._lock:
-            if self._made is None:
-                self._made = self._make()
-            return self._made
+            if not self._left:
+                self._left = dict(enumerate(self._make()))
+            return self._left.pop(which)
 
 
 def _differences(

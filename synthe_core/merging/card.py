@@ -11,7 +11,7 @@ from synthe_core.merging.config import MergeSpec
 from synthe_core.merging.method import Method
 
 
-def summary(spec: MergeSpec, parents: Sequence[Any]) -> str:
+def summary(spec: MergeSpec) -> str:
     """One line: the method and the models."""
     return f"{spec.merge_method} merge of {', '.join(each.model for each in spec.inputs)}"
 

@@ -236,7 +236,7 @@ def _said(spec: MergeSpec, method: Method) -> dict[str, Any]:
     """What the manifest says of the merge, beside its parents."""
     asked = spec.model_dump(mode="json", exclude_defaults=True, by_alias=True)
     defaults = {name: each.default for name, each in method.parameters.items() if not each.required}
-    return {"summary": summary(spec, ()), "method": method.name, "asked": asked, "defaults": defaults}
+    return {"summary": summary(spec), "method": method.name, "asked": asked, "defaults": defaults}
 
 
 def _figures(
