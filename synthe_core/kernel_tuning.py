@@ -49,7 +49,7 @@ def preferred(recipe: Recipe, device: str, hardware: Hardware) -> dict[str, str]
     try:
         found = json.loads(kept(recipe, device, hardware).read_text(encoding="utf-8"))["kernels"]
         return {str(op): str(kernel) for op, kernel in found.items() if known(op, kernel)}
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

@@ -18,6 +18,7 @@ from synthe_core.ops.delta_rule import delta_rule
 from synthe_core.ops.dispatch import Call, hear_calls, prefer_kernels, use_kernels
 from synthe_core.placement import choose_device, choose_precision
 from synthe_core.recipe import Recipe
+from synthe_core.training import tuning
 from synthe_core.training.settings import settings
 from synthe_core.training.tuning import Trial, tune_all
 
@@ -34,7 +35,8 @@ MACHINES = {
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path))
+    for module in (kernel_tuning, tuning):  # compiled kernels stay where they are
+        monkeypatch.setattr(module, "cache_dir", lambda: tmp_path)
     return tmp_path
 
 

@@ -74,6 +74,8 @@ def hardware(
     print("\nchosen")
     print(f"  device        {where.value}: {where.reason}")
     print(f"  precision     {precision.value}: {precision.reason}; training times its own passes and may differ")
+    wide, narrow = (rates[f"matmul_{kind}_flops"] / 1e9 for kind in ("float32", "bfloat16"))
+    print(f"  arithmetic    {wide:,.0f} GFLOP/s in float32 and {narrow:,.0f} in bfloat16, of matrix products")
     print(f"  memory        {rates['copy_bytes'] / 1e9:.1f} GB/s, read and written in a copy")
     print("\noperators, and why the other kernels do not serve")
     print("\n".join(_explained(each) for each in surveyed))

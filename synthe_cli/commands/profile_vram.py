@@ -131,7 +131,7 @@ def _shown(recipe: Recipe, found: Footprint, truth: int | None, measure: bool) -
     head = f"{recipe.name}, {found.purpose}: {found.rows} {what} of {found.length:,} tokens, {found.precision}"
     rows = [[f"  {name}", figures.size(size), f"{size / found.peak:.0%}"] for name, size in found.parts.items() if size]
     rows.append(["  peak", figures.size(found.peak), ""])
-    lines = [head, figures.table(["", "", ""], rows).lstrip("\n ")]
+    lines = [head, figures.table(["", "", ""], rows).partition("\n")[2]]
     kept = sum(found.by_learner.values())
     if kept:
         shares = [f"{name} {size / kept:.0%}" for name, size in sorted(found.by_learner.items(), key=lambda e: -e[1])]
@@ -149,7 +149,7 @@ def _cards(found: dict[str, Footprint], room: int, gpu: str | None) -> str:
     from synthe_core.memory.cards import CARDS, usable
 
     def verdicts(space: float) -> list[str]:
-        return [f"{each.peak / space:.0%}" if each.peak <= space else "no" for each in found.values()]
+        return [_share(each.peak / space) if each.peak <= space else "no" for each in found.values()]
 
     if gpu:
         rows = [[gpu, figures.size(room), *verdicts(room)]]
@@ -159,6 +159,10 @@ def _cards(found: dict[str, Footprint], room: int, gpu: str | None) -> str:
             [name, figures.size(usable(size << 20)), *verdicts(usable(size << 20))] for name, size in CARDS.items()
         ]
     return figures.table(["takes of", "usable", *found], rows)
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "<1%"
 
 
 def _fit(recipe: Recipe, machine: Hardware, room: int, gpu: str | None, measure: bool, as_json: bool) -> None:

@@ -68,6 +68,9 @@ def _strip(series: Series) -> dict[str, Any]:
     rows = np.asarray(series.rows, dtype=np.float64)
     finite = rows[np.isfinite(rows)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if series.name == "advantage":  # nothing stands in the middle
+        high = max(abs(low), abs(high))
+        low = -high
     span = (high - low) or 1.0
     whole = series.whole and high <= LEVELS and low >= 0
     if whole:  # choices and counts are themselves
