@@ -178,14 +178,22 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise InputError(f"{path.parent} holds no tokenizer.json", "name the file, or a folder that has one")
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        if isinstance(content, dict) and content.get("type") == "bytes":
+        return read_tokenizer(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_tokenizer(content: bytes, name: str) -> Tokenizer:
+    """The tokenizer of what a tokenizer.json holds; `name` is what it is called."""
+    try:
+        text = content.decode("utf-8")
+        values = json.loads(text)
+        if isinstance(values, dict) and values.get("type") == "bytes":
             return ByteTokenizer()
-        marks = content.pop(MARKS, {})
-        return FileTokenizer(tokenizers.Tokenizer.from_str(json.dumps(content) if marks else text), str(path), **marks)
+        marks = values.pop(MARKS, {})
+        return FileTokenizer(tokenizers.Tokenizer.from_str(json.dumps(values) if marks else text), name, **marks)
     except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{path} is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"{name} is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
 
 
 def _from_hub(name: str) -> Tokenizer:
