@@ -127,7 +127,9 @@ class Checkpoint:
         try:
             own = weights(self.recipe.meta_model(self.vocab))
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"the recipe of {self.path} makes no model: {' '.join(str(error).split())[:200]}") from None
+            raise InputError(
+                f"the recipe of {self.path} makes no model: {' '.join(str(error).split())[:200]}"
+            ) from None
         _check_names(own, given, self.path)
         for name, tensor in own.items():
             _check_shape(name, tensor, given.shape(name), self.path)

@@ -34,21 +34,26 @@ def is_synapse(folder: Path) -> bool:
 
 
 class Source(ABC):
-    """The files of a checkpoint, by the names that `manifest.files` lists.
-
-    path: what a person calls it. No file is given out before its SHA-256 is checked.
-    """
+    """The files of a checkpoint, by the names that `manifest.files` lists. `path` is what a person calls it."""
 
     path: Path
     manifest: Manifest
 
     @abstractmethod
-    def read(self, name: str) -> bytes:
-        """The content of a file; InputError where it is missing or is not what was written."""
+    def where(self, name: str) -> tuple[Path, int, int]:
+        """The file on disk that holds a file of the checkpoint, from which byte on, and how many. InputError where it
+        is missing, or its SHA-256 is not what was written."""
 
-    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        path, start, size = self.where(name)
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+
     def tensors(self, name: str) -> Mapping[str, Tensor]:
         """The tensors of a safetensors file, each mapped into memory where it lies when it is asked for."""
+        return open_tensors(*self.where(name), str(self.path / name))
 
     @property
     def others(self) -> list[Path]:
@@ -79,17 +84,11 @@ class Folder(Source):
     def others(self) -> list[Path]:
         return checkpoints(self.path.parent.parent)
 
-    def read(self, name: str) -> bytes:
-        return self._file(name).read_bytes()
-
-    def tensors(self, name: str) -> Mapping[str, Tensor]:
-        return open_tensors(self._file(name))
-
-    def _file(self, name: str) -> Path:
+    def where(self, name: str) -> tuple[Path, int, int]:
         if name not in self.manifest.files:
             raise InputError(f"{self.path} has no {name}", "the checkpoint is damaged: use another of the run")
         if name not in self._checked:
             if FileFacts.of(self.path / name) != self.manifest.files[name]:
                 raise self.damaged(name, "it is not what was written")
             self._checked.add(name)
-        return self.path / name
+        return self.path / name, 0, self.manifest.files[name].bytes

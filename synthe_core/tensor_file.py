@@ -169,7 +169,7 @@ def write_tensors(
         for (name, tensor), (expected, (dtype, shape)) in zip(tensors, described.items(), strict=True):
             assert (name, tensor.dtype, tuple(tensor.shape)) == (expected, dtype, shape), name
             flat = tensor.detach().contiguous().view(-1)
-            file.write(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+            flat.view(torch.uint8).numpy().tofile(file)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
