@@ -345,5 +345,6 @@ def _nearby(path: Path) -> str | None:
     """The hint for a folder that is not there."""
     if not path.parent.is_dir():
         return "train one: synthe train recipes/tiny.yaml"
-    near = closest(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()])
+    known = [each.name for each in path.parent.iterdir() if each.is_dir() or each.suffix == ".synapse"]
+    near = closest(path.name, known)
     return f"did you mean {path.parent / near}?" if near else "train one: synthe train recipes/tiny.yaml"

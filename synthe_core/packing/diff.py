@@ -11,9 +11,9 @@ import torch
 
 from synthe_core.checkpoint import Checkpoint
 from synthe_core.events import Event, Progress, Result
-from synthe_core.manifest import Manifest
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.members import weights
+from synthe_core.source import Source
 from synthe_core.training.run_folder import differences
 
 SHOWN_APART = {"files", "checkpoint", "memory"}
@@ -28,7 +28,7 @@ def diff(one: Path, other: Path) -> Iterator[Event]:
     both = [Checkpoint.open(path) for path in (one, other)]
     recipe = differences(both[0].recipe.model_dump(mode="json"), both[1].recipe.model_dump(mode="json"))
     facts = [each.manifest.files for each in both]
-    about = differences(_about(both[0]), _about(both[1]))
+    about = _manifests(both[0].source, both[1].source)
     members = {
         "only in the first": sorted(facts[0].keys() - facts[1].keys()),
         "only in the second": sorted(facts[1].keys() - facts[0].keys()),
@@ -59,13 +59,12 @@ def diff(one: Path, other: Path) -> Iterator[Event]:
     )
 
 
-def _about(checkpoint: Checkpoint) -> dict[str, Any]:
-    source = checkpoint.source
-    about: Any = source.about if isinstance(source, Bundle) else checkpoint.manifest
-    hidden = set(SHOWN_APART) | (
-        set() if isinstance(source, Bundle) else set(Manifest.model_fields) - {"step", "parents"}
-    )
-    return about.model_dump(mode="json", exclude=hidden)
+def _manifests(one: Source, other: Source) -> list[str]:
+    """In what two files' manifests differ; a checkpoint's folder has none of that kind to compare."""
+    if not (isinstance(one, Bundle) and isinstance(other, Bundle)):
+        return []
+    told = [each.about.model_dump(mode="json", exclude=SHOWN_APART) for each in (one, other)]
+    return differences(told[0], told[1])
 
 
 def _difference(one: Checkpoint, other: Checkpoint, name: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -20,12 +21,14 @@ WORK = 50_000_000  # steps of SQLite's machine that looking into a stranger's da
 def copy_database(source: Path, target: Path) -> None:
     """A consistent copy, by SQLite's backup, of a database that others may be writing to.
 
-    The copy keeps no write-ahead log, which a file that is only read could not have.
+    Nothing is written to the source, but it is opened as one that may: a reader of a database with a write-ahead log
+    would leave the log's files behind. The copy keeps no such log, which a file that is only read could not have.
     """
     if not source.is_file():
         raise InputError(f"no such database: {source}", "--knowledge names an SQLite file")
     try:
-        with closing(_open(source)) as live, closing(sqlite3.connect(target)) as copy:
+        mode = "rw" if os.access(source, os.W_OK) else "ro"
+        with closing(_open(source, mode)) as live, closing(sqlite3.connect(target)) as copy:
             live.backup(copy)
             copy.execute("PRAGMA journal_mode=DELETE")
             copy.commit()
@@ -75,7 +78,7 @@ def _count(connection: sqlite3.Connection) -> dict[str, int]:
 
 def _guarded(path: Path) -> sqlite3.Connection:
     """A stranger's database: nothing in its schema is run, and it has only so much of our time."""
-    connection = _open(path, "&immutable=1")
+    connection = _open(path, "ro&immutable=1")
     left = WORK
 
     def tired() -> int:
@@ -89,5 +92,5 @@ def _guarded(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _open(path: Path, more: str = "") -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro{more}", uri=True)
+def _open(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode={mode}", uri=True)
