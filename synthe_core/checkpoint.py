@@ -30,9 +30,11 @@ from synthe_core.errors import InputError, closest
 from synthe_core.manifest import NAME, Manifest
 from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.session import Session
 from synthe_core.recipe import Recipe
 from synthe_core.registry import Table
 from synthe_core.source import CHECKPOINTS, Folder, Source, checkpoints, is_synapse
+from synthe_core.tensor_file import TensorFile
 
 __all__ = ["CHECKPOINTS", "Checkpoint", "best", "checkpoints", "load_weights", "save", "weights"]
 
@@ -108,6 +110,13 @@ class Checkpoint:
         if not isinstance(model, Classifier):
             raise InputError(f"{self.path} is a language model, which has no classes", "give an encoder's checkpoint")
         return model
+
+    def session(self, named: Path, model: LanguageModel) -> Session:
+        """The session in the file `named`, or of that name among those that the checkpoint carries."""
+        member = f"sessions/{named}.safetensors"
+        if named.exists() or member not in self.manifest.files:
+            return Session.load(named, model)
+        return Session.of(TensorFile(*self.source.where(member), str(self.path / member)), model)
 
     def _built(self, device: torch.device | str, dtype: torch.dtype | None) -> Model:
         self.check_sizes()

@@ -16,8 +16,8 @@ def overview(values: dict[str, Any]) -> str:
         return _titan(values)
     base, training = values["base"], values["training"]
     rows = [("description", values["description"])]
-    carried = "" if base["carried"] else f", whose weights are not in this file ({base['model']})"
-    rows.append(("model", f"{base['parameters']:,} parameters{carried}"))
+    carried = "" if base["carried"] else f"{base['model']}, whose weights are not in this file"
+    rows.append(("model", ", ".join(filter(None, [_parameters(base["parameters"]), carried]))))
     if quantization := base["quantization"]:
         before, after = (figures.size(quantization[f"bytes_{when}"]) for when in ("before", "after"))
         rows.append(("quantised", f"{quantization['kind']}, groups of {quantization['group']}: {before} -> {after}"))
@@ -26,7 +26,7 @@ def overview(values: dict[str, Any]) -> str:
             rows.append(("its cost", f"{cost} on {loss['tokens']:,} tokens of {loss['text']}"))
     memory = values["memory"]
     states = ", ".join(f"{figures.size(size)} after {tokens}" for tokens, size in memory["state"].items())
-    rows.append(("memory", f"{figures.size(memory['weights'])} of weights; state {states}"))
+    rows.append(("memory", f"{figures.size(memory['weights'])} of weights" + (f"; state {states}" if states else "")))
     rows += [(score["name"].replace("_", " "), f"{score['value']:.4f}, {score['how']}") for score in values["scores"]]
     if training["steps"]:
         took = figures.duration(training["seconds"])
@@ -34,7 +34,7 @@ def overview(values: dict[str, Any]) -> str:
     for adapter in values["adapters"]:
         rank = f"rank {adapter['rank']}, " if adapter["rank"] else ""
         unchecked = "" if adapter["checked"] else ", not held against its base"
-        rows.append(("adapter", f"{adapter['name']}: {rank}{adapter['parameters']:,} parameters{unchecked}"))
+        rows.append(("adapter", f"{adapter['name']}: {rank}{_parameters(adapter['parameters'])}{unchecked}"))
     rows += [("specialist", name) for name in values["specialists"]]
     rows += [("session", name) for name in values["sessions"]]
     rows += _knowledge(values)
@@ -45,6 +45,10 @@ def overview(values: dict[str, Any]) -> str:
     title = f"{values['name']}  (.synapse {values['version']}, by {values['created_by']})"
     files = [[name, figures.size(facts["bytes"]), facts["sha256"][:16]] for name, facts in values["files"].items()]
     return _text(title, rows) + "\n\n" + printable(figures.table(["member", "size", "sha256"], files))
+
+
+def _parameters(count: int) -> str:
+    return f"{count:,} parameters" if count else ""
 
 
 def _titan(values: dict[str, Any]) -> str:

@@ -78,6 +78,11 @@ class Bundle(Source):
         """Where the weights are, if not in this file; InputError where that cannot be found."""
         if BASE not in self.about.files:
             return None
+        if "recipe.yaml" not in self.about.files:
+            raise InputError(
+                f"{self.path} carries no model that a verb here runs, only what belongs to {self.about.base.model}",
+                "`synthe unpack FILE --only adapters` takes it out for a program that runs that model",
+            )
         return find_base(self.reference, self.path)
 
     @property

@@ -73,6 +73,8 @@ def pack(path: Path, out: Path | None = None, parts: Parts = Parts()) -> Iterato
         raise unknown("quantisation", parts.quantize, KINDS)
     if is_titan(path):
         contents, about = titan_members(path, parts.name, parts.licence)
+        if about.adapters:
+            yield Notice("no alpha was recorded for its adapters: they are packed with a scale of 1", "warning")
         yield from _finish(_target(out, about.name), contents, about, classifies=False)
         return
     checkpoint = Checkpoint.open(path)
