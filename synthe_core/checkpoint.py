@@ -78,11 +78,17 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.json: the sizes."""
-        return json.loads(self._text("config.json"))
+        try:
+            values = json.loads(self._text("config.json"))
+        except (ValueError, RecursionError):
+            values = None
+        if not (isinstance(values, dict) and type(values.get("vocab_size")) is int):
+            raise self.source.damaged("config.json", "it does not tell the model's vocab_size")
+        return values
 
     @property
     def vocab(self) -> int:
-        return int(self.config["vocab_size"])
+        return self.config["vocab_size"]
 
     def tokenizer(self) -> Tokenizer:
         """InputError for a model that has none."""
@@ -146,7 +152,8 @@ class Checkpoint:
     @property
     def classes(self) -> list[str]:
         """The names of an encoder's classes, in the order of its logits; none for a language model."""
-        return list(self.config.get("id2label", {}).values())
+        names = self.config.get("id2label", {})
+        return [str(name) for name in names.values()] if isinstance(names, dict) else []
 
     @property
     def resumable(self) -> bool:

@@ -28,7 +28,9 @@ def test_it_reads_what_the_library_wrote(tmp_path):
     for name, tensor in tensors.items():
         read = file[name]
         assert read.dtype == tensor.dtype and file.shape(name) == tensor.shape
-        assert torch.equal(read.view(torch.uint8) if read.dim() else read, tensor.view(torch.uint8) if read.dim() else tensor)
+        assert torch.equal(
+            read.view(torch.uint8) if read.dim() else read, tensor.view(torch.uint8) if read.dim() else tensor
+        )
 
 
 def test_the_library_reads_what_it_wrote(tmp_path):

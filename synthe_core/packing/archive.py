@@ -188,15 +188,15 @@ class Archive:
                 raise self._refuse("its directory is damaged")
             name = text.decode("ascii", "backslashreplace")
             size, packed, start = self._widen(extra, size, packed, start, name)
-            self._check(name, made, flags, method, packed, size, mode)
             if name.lower() in names:
                 raise self._refuse(f"it has two members named {shown(name)}")
             names.add(name.lower())
+            self._check(name, made, flags, method, packed, size, mode)
             members.append((name, size, crc, start))
         stretches = sorted((start, start + LOCAL.size + len(name) + size, name) for name, size, _, start in members)
         for (_, before, first), (after, _, second) in itertools.pairwise(stretches):
             if after < before:
-                raise self._refuse(f"the members {first} and {second} overlap")
+                raise self._refuse(f"the members {min(first, second)} and {max(first, second)} overlap")
         if stretches[-1][1] > end:
             raise self._refuse(f"the member {stretches[-1][2]} is longer than the file")
         if [m[0] for m in members] != sorted((m[0] for m in members), key=order):
@@ -227,10 +227,10 @@ class Archive:
             raise self._refuse(f"the member {name} is encrypted")
         if method or packed != size:
             raise self._refuse(f"the member {name} is compressed: {packed} bytes that claim to be {size}")
-        if mode != REGULAR:
-            raise self._refuse(f"the member {name} is no plain file")
         if size > limit(name):
             raise self._refuse(f"the member {name} has {size} bytes, and may have {limit(name)}")
+        if mode != REGULAR:
+            raise self._refuse(f"the member {name} is no plain file")
 
     def _refuse(self, how: str) -> InputError:
         return InputError(f"{self.path} is refused: {how}", "it is damaged or not to be trusted: get another copy")

@@ -94,6 +94,8 @@ class Bundle(Source):
         if name not in self.about.files and weights(name) and self.base is not None:
             return self.base.where(name)
         self.check(name)
+        if name.endswith(".yaml"):  # before anybody composes it
+            strict.yaml_text(b"".join(self.container.pieces(name)), str(self.path / name))
         return self.container.where(name)
 
     def open(self, name: str) -> TensorFile:

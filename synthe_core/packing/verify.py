@@ -63,8 +63,6 @@ def check_contents(bundle: Bundle) -> None:
             open_tensors(*bundle.where(name), f"{bundle.path / name}")
         elif name.endswith(".json") and name != "tokenizer.json":
             strict.json_object(bundle.read(name), str(bundle.path / name))
-        elif name.endswith(".yaml"):
-            strict.yaml_text(bundle.read(name), str(bundle.path / name))
     for adapter in adapters_in(names):
         for part in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             if f"adapters/{adapter}/{part}" not in names:

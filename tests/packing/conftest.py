@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.torch import save_file
 
-from synthe_core.checkpoint import save, weights
-from synthe_core.data.tokenizers import ByteTokenizer
+from synthe_core.checkpoint import Checkpoint, save, weights
+from synthe_core.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
 from synthe_core.events import Event, Result
 from synthe_core.generation import write
 from synthe_core.manifest import Manifest
@@ -45,20 +46,30 @@ def result(events: Iterator[Event]) -> Result:
     return last
 
 
-def write_checkpoint(path: Path, *, shard_bytes: int = 10**9, seed: int = 1, **facts: Any) -> Path:
+def write_checkpoint(
+    path: Path,
+    *,
+    shard_bytes: int = 10**9,
+    seed: int = 1,
+    width: int = 64,
+    blocks: int = 2,
+    tokenizer: Tokenizer | None = None,
+    **facts: Any,
+) -> Path:
+    tokenizer = tokenizer or ByteTokenizer()
     recipe = Recipe.model_validate(
-        {"name": "small", "model": {"width": 64, "blocks": 2, "block": BLOCK}, "data": {"sequence": 32}}
+        {"name": "small", "model": {"width": width, "blocks": blocks, "block": BLOCK}, "data": {"sequence": 32}}
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = LanguageModel(recipe.model, 257)
+        model = LanguageModel(recipe.model, tokenizer.vocab_size)
     save(
         path,
         recipe=recipe,
-        vocab=257,
+        vocab=tokenizer.vocab_size,
         tensors=weights(model),
         manifest=Manifest(created="2026-01-01T00:00:00+00:00", **facts),
-        tokenizer=ByteTokenizer(),
+        tokenizer=tokenizer,
         shard_bytes=shard_bytes,
     )
     return path
@@ -109,12 +120,28 @@ class Things:
 
 @pytest.fixture(scope="session")
 def things(tmp_path_factory: pytest.TempPathFactory) -> Things:
-    from synthe_core.checkpoint import Checkpoint
+    return make_things(tmp_path_factory.mktemp("things"))
 
-    folder = tmp_path_factory.mktemp("things")
-    checkpoint = write_checkpoint(folder / "small", step=10, tokens=640, metrics={"bits_per_byte": 8.0, "loss": 5.5})
+
+def subword_tokenizer() -> Tokenizer:
+    """A small tokenizer.json of the kind that published models have."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: number for number, token in enumerate([*alphabet, "th", "the", "<|endoftext|>"])}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("t", "h"), ("th", "e")]))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    inner.add_special_tokens(["<|endoftext|>"])
+    return FileTokenizer(inner, "subwords")
+
+
+def make_things(folder: Path, width: int = 64, blocks: int = 2, subwords: bool = False) -> Things:
+    """A checkpoint and its company in `folder`."""
+    tokenizer = subword_tokenizer() if subwords else ByteTokenizer()
+    metrics = {"bits_per_byte": 8.0, "loss": 5.5}
+    sizes = {"width": width, "blocks": blocks}
+    checkpoint = write_checkpoint(folder / "small", **sizes, tokenizer=tokenizer, step=10, tokens=640, metrics=metrics)
     model = Checkpoint.open(checkpoint).model().eval()
-    writing = write(model, ByteTokenizer(), ["once upon a time"], 3)
+    writing = write(model, tokenizer, ["once upon a time"], 3)
     while True:
         try:
             next(writing)
@@ -126,7 +153,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Things:
     return Things(
         folder,
         checkpoint,
-        write_adapter(folder / "lora"),
+        write_adapter(folder / "lora", sizes=(width, 320)),
         write_graph(folder / "graph.sqlite"),
         folder / "chat.safetensors",
         folder / "agent.yaml",
@@ -159,6 +186,3 @@ def packed(things: Things) -> Path:
 @pytest.fixture
 def copy(packed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(packed, tmp_path / "full.synapse"))
-
-
-Change = Callable[[bytes], bytes]

@@ -16,8 +16,8 @@ Files = dict[str, bytes]
 
 
 class Hub(ThreadingHTTPServer):
-    """repos: name -> branch -> commits, oldest first, each (id, files). token: who may write. slow: seconds before every
-    block that is sent. ranges: what byte ranges were asked for. broken: bytes to damage in what is sent."""
+    """repos: name -> branch -> commits, oldest first, each (id, files). token: who may write. slow: seconds before a
+    block is sent. damage: whether the last byte is wrong. whole: whether ranges are not known. ranges: those asked."""
 
     daemon_threads = True
 
@@ -115,7 +115,11 @@ class Handler(BaseHTTPRequestHandler):
             return self._missing(revision, "RevisionNotFound")
         siblings = []
         for name, content in found[1].items():
-            entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
+            entry: dict[str, Any] = {
+                "rfilename": name,
+                "size": len(content),
+                "blobId": hashlib.sha1(content).hexdigest(),
+            }
             if name.endswith(".synapse"):
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
@@ -163,7 +167,11 @@ class Handler(BaseHTTPRequestHandler):
             self._send({})
         elif re.fullmatch(r"/api/models/[^/]+/[^/]+/preupload/.+", path):
             files = [
-                {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".synapse") else "regular", "shouldIgnore": False}
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["path"].endswith(".synapse") else "regular",
+                    "shouldIgnore": False,
+                }
                 for f in json.loads(body)["files"]
             ]
             self._send({"files": files})

@@ -54,7 +54,9 @@ def test_what_is_pushed_is_pulled(hub, packed, tmp_path):
     assert pulled.path == Path("full.synapse") and pulled.path.read_bytes() == packed.read_bytes()
     with pytest.raises(InputError, match="is there already"):
         list(pull("acme/small"))
-    assert result(pull("acme/small", tmp_path / "as.synapse", revision=pushed["commit"])).path == tmp_path / "as.synapse"
+    assert (
+        result(pull("acme/small", tmp_path / "as.synapse", revision=pushed["commit"])).path == tmp_path / "as.synapse"
+    )
 
 
 def test_revisions_are_kept_apart(hub, packed, things, tmp_path):
@@ -105,8 +107,7 @@ def test_a_pull_that_is_killed_half_way_resumes(hub, packed, tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     program = (
-        "from synthe_core.packing import download; download.BLOCK = 60_000\n"
-        "from synthe_cli.app import main; main()"
+        "from synthe_core.packing import download; download.BLOCK = 60_000\nfrom synthe_cli.app import main; main()"
     )
     command = [sys.executable, "-c", program, "hub", "pull", "acme/small"]
     first = subprocess.Popen(command, cwd=tmp_path, env=surroundings, stderr=subprocess.DEVNULL)

@@ -63,7 +63,9 @@ def test_unpacking_gives_the_same_digests(packed, tmp_path):
     assert {name: facts["sha256"] for name, facts in manifest["files"].items()} == {
         name: digest(tmp_path / "out" / name) for name in names if name not in ("manifest.json", "signature.json")
     }
-    assert set(names) == {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert set(names) == {
+        p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()
+    }
 
 
 def test_an_unpacked_file_is_used_verified_and_packed_to_the_same_bytes(things, packed, tmp_path):
@@ -245,7 +247,10 @@ def test_knowledge_is_opened_read_only(packed):
         (lambda t, p: Parts(name="../x"), "is no name for a file"),
         (lambda t, p: Parts(adapters=["a/b=x"]), "is no name for an adapter"),
         (lambda t, p: Parts(adapters=[f"x={p}"]), "is no adapter: it has no adapter_config.json"),
-        (lambda t, p: Parts(adapters=[f"x={write_adapter(p / 'w', 'blocks.7.x')}"]), "changes blocks.7.x.weight, which"),
+        (
+            lambda t, p: Parts(adapters=[f"x={write_adapter(p / 'w', 'blocks.7.x')}"]),
+            "changes blocks.7.x.weight, which",
+        ),
         (lambda t, p: Parts(adapters=[f"x={write_adapter(p / 's', sizes=(65, 320))}"]), "does not fit"),
         (lambda t, p: Parts(adapters=[f"x={write_adapter(p / 's', sizes=(64, 64))}"]), "does not fit"),
         (lambda t, p: Parts(knowledge=p / "none.sqlite"), "no such database"),
