@@ -23,7 +23,7 @@ COMMANDS = {
     "recipe": ("synthe_cli.commands.recipe:app", "Show, check or describe recipes."),
     "data": ("synthe_cli.commands.data:app", "Prepare text for training, and count it."),
     "import": ("synthe_cli.commands.import_:app", "Make a checkpoint of a model that another program has written."),
-    "pack": ("synthe_cli.commands.pack:app", "Put a model, its adapters and its memory into one file, and inspect it."),
+    "pack": ("synthe_cli.commands.pack:app", "Put a model and what belongs to it into one file."),
     "unpack": ("synthe_cli.commands.unpack:app", "Take a .synapse file apart into a folder."),
     "hub": ("synthe_cli.commands.hub:app", "Share .synapse files on the Hugging Face hub, and fetch them."),
     "bench": ("synthe_cli.commands.bench:app", "Measure what learners can do, and how fast they are."),

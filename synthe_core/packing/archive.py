@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from synthe_core.errors import InputError
+from synthe_core.errors import InputError, closest
 from synthe_core.packing.members import COUNT, limit, order, place, shown
 
 ALIGN = 64
@@ -110,8 +110,12 @@ class Archive:
         try:
             with path.open("rb") as file:
                 self.members = {member.name: member for member in self._read(file)}
+        except FileNotFoundError:
+            near = closest(path.name, [each.name for each in path.parent.glob("*.synapse")])
+            hint = f"did you mean {path.parent / near}?" if near else "`synthe pack CHECKPOINT -o FILE` makes one"
+            raise InputError(f"no such file: {path}", hint) from None
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+            raise InputError(f"{path} cannot be read: {error.strerror or error}", "check its rights") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.members)

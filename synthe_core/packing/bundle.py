@@ -32,7 +32,7 @@ class Bundle(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.container = Archive(path) if path.is_file() else Tree(path, LINKS)
+        self.container = Tree(path, LINKS) if path.is_dir() else Archive(path)
         if MANIFEST not in self.container:
             raise InputError(f"{path} has no {MANIFEST}", "it is no .synapse file")
         if self.container.size(MANIFEST) > limit(MANIFEST):

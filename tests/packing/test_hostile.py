@@ -33,6 +33,9 @@ def zipped(path: Path, entries: list[tuple[zipfile.ZipInfo | str, bytes]], metho
     """What an ordinary ZIP program writes."""
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, content in entries:
+            if isinstance(name, str):
+                name = zipfile.ZipInfo(name)
+                name.create_system, name.external_attr, name.compress_type = 3, (stat.S_IFREG | 0o644) << 16, method
             archive.writestr(name, content)
     return path
 
@@ -87,7 +90,7 @@ TRICKS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "not aligned": (lambda p: zipped(p, [("manifest.json", b"{}")]), "is refused"),
     "two of a name": (
         lambda p: rebuild(p, {"README.md": b"{}", "README.MD": b"{}"}, rehash=False),
-        "'README.MD' is none that",
+        "two members named 'README.MD'",
     ),
     "two of an adapter": (
         lambda p: rebuild(
