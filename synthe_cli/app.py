@@ -27,6 +27,9 @@ COMMANDS = {
     "import": ("synthe_cli.commands.import_:app", "Make a checkpoint of a model that another program has written."),
     "export": ("synthe_cli.commands.export:app", "Write a checkpoint for another program."),
     "merge": ("synthe_cli.commands.merge:app", "Make one model of several, by TIES and its family; adapters too."),
+    "pack": ("synthe_cli.commands.pack:app", "Put a model and what belongs to it into one file."),
+    "unpack": ("synthe_cli.commands.unpack:app", "Take a .synapse file apart into a folder."),
+    "hub": ("synthe_cli.commands.hub:app", "Share .synapse files on the Hugging Face hub, and fetch them."),
     "bench": ("synthe_cli.commands.bench:app", "Measure what learners can do, and how fast they are."),
     "hardware": ("synthe_cli.commands.hardware:app", "What this machine is, what is used of it, and why."),
 }

@@ -18,53 +18,55 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from synthe_core import adapter_files
+from synthe_core import adapter_files, yaml_text
 from synthe_core.adapters import peft
 from synthe_core.adapters.low_rank import Adapter, Folded, worn_tensors
 from synthe_core.atomic import new_folder
-from synthe_core.data.tokenizers import Tokenizer, load_tokenizer
+from synthe_core.data.tokenizers import CHAT, Tokenizer, read_tokenizer
 from synthe_core.errors import InputError, closest
-from synthe_core.manifest import NAME, Base, FileFacts, Manifest
+from synthe_core.manifest import NAME, Base, Manifest
 from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.session import Session
 from synthe_core.recipe import Recipe
+from synthe_core.registry import Table
+from synthe_core.source import CHECKPOINTS, Folder, Source, checkpoints, is_synapse
+from synthe_core.tensor_file import TensorFile
+
+__all__ = ["CHECKPOINTS", "Checkpoint", "best", "checkpoints", "load_weights", "save", "weights"]
 
 SHARD_BYTES = 5 * 10**9
-CHECKPOINTS = "checkpoints"
+EMBEDDING = "embedding.weight"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 BITS_PER_BYTE = "bits_per_byte"
+SOURCES = Table("source of checkpoints", "synthe.sources", {"synapse": "synthe_core.packing.bundle:Bundle"})
 
 
 class Checkpoint:
     """A checkpoint on disk. Nothing of it is read before it is asked for, and no file is used before its SHA-256 is
-    checked; `path` is its folder. `base` says where the base of an adapter is, if it is not where the adapter says."""
+    checked; `path` is what it is called, `source` where its files lie. `base` says where the base of an adapter is, if
+    it is not where the adapter says."""
 
-    def __init__(self, path: Path, base: str | Path | None = None) -> None:
-        self.path = path
-        self.manifest = Manifest.read(path) if (path / NAME).is_file() else adapter_files.manifest_of(path)
+    def __init__(self, source: Source | Path, base: str | Path | None = None) -> None:
+        self.source = Folder(source) if isinstance(source, Path) else source
+        self.path = self.source.path
+        self.manifest = self.source.manifest
         self._base = base
-        self._checked: set[str] = set()
-        for name, facts in self.manifest.files.items():
-            file = path / name
-            if not file.is_file():
-                raise InputError(f"{file} is missing", "the checkpoint is damaged: use another of the run")
-            if (size := file.stat().st_size) != facts.bytes:
-                raise self._damaged(name, f"it has {size} bytes and should have {facts.bytes}")
 
     @classmethod
     def open(cls, path: str | Path, *, latest: bool = False, base: str | Path | None = None) -> Checkpoint:
-        """A checkpoint folder, or of a run folder the best by validation (the newest with `latest`).
+        """A checkpoint folder, or of a run folder the best by validation (the newest with `latest`); or a file (or
+        folder) in the .synapse format, as it is.
 
         With `base`, an adapter over that checkpoint; InputError where `path` is none, or one of another model.
         """
@@ -74,6 +76,8 @@ class Checkpoint:
             if adapter.adapter is None:
                 raise InputError(f"{path} is a model of its own, no adapter", "leave out --adapter")
             return adapter
+        if path.is_file() or is_synapse(path):
+            return cls(SOURCES["synapse"](path))
         if (path / NAME).is_file() or (path / peft.CONFIG).is_file():
             return cls(path)
         if not path.exists():
@@ -81,14 +85,14 @@ class Checkpoint:
         found = checkpoints(path)
         if not found:
             raise InputError(f"{path} holds no checkpoint", "give a run folder, or a checkpoint's own folder")
-        return cls(found[-1]) if latest else cls(best(found) or found[-1])
+        return cls(found[-1] if latest else best(found) or found[-1])
 
     @cached_property
     def adapter(self) -> Adapter | None:
         """What an adapter changes of its base; None for a whole model."""
         if peft.CONFIG not in self.manifest.files:
             return None
-        return peft.read(self.file(peft.CONFIG), self.file(peft.WEIGHTS))
+        return peft.read(*(self.source.where(name)[0] for name in (peft.CONFIG, peft.WEIGHTS)))
 
     @cached_property
     def base(self) -> Checkpoint | None:
@@ -120,18 +124,24 @@ class Checkpoint:
     def recipe(self) -> Recipe:
         if "recipe.yaml" not in self.manifest.files and self.base is not None:
             return self.base.recipe
-        return Recipe.load(self.file("recipe.yaml"))
+        return Recipe.from_source(yaml_text.parse(self._text("recipe.yaml"), str(self.path / "recipe.yaml")))
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.json: the sizes."""
         if self.base is not None:
             return self.base.config
-        return json.loads(self.file("config.json").read_text(encoding="utf-8"))
+        try:
+            values = json.loads(self._text("config.json"))
+        except (ValueError, RecursionError):
+            values = None
+        if not (isinstance(values, dict) and type(values.get("vocab_size")) is int):
+            raise self.source.damaged("config.json", "it does not tell the model's vocab_size")
+        return values
 
     @property
     def vocab(self) -> int:
-        return int(self.config["vocab_size"])
+        return self.config["vocab_size"]
 
     def tokenizer(self) -> Tokenizer:
         """InputError for a model that has none."""
@@ -139,14 +149,19 @@ class Checkpoint:
             return self.base.tokenizer()
         if "tokenizer.json" not in self.manifest.files:
             raise InputError(f"{self.path} has no tokenizer", "its model does not work on text")
-        return load_tokenizer(self.file("tokenizer.json"))
+        chat = self._text(CHAT) if CHAT in self.manifest.files else None
+        return read_tokenizer(self.source.read("tokenizer.json"), str(self.path / "tokenizer.json"), chat)
 
     @cached_property
-    def tensors(self) -> Mapping[str, Tensor]:
+    def tensors(self) -> Tensors | Folded:
         """The weights by name, each read when it is asked for; those of an adapter are its base's with it added."""
         if self.base is not None and self.adapter is not None:
             return Folded(self.base.tensors, self.adapter, self.path)
-        return Tensors(self, "", WEIGHTS)
+        return self._stored
+
+    @cached_property
+    def _stored(self) -> Tensors:
+        return Tensors(self.source, "", WEIGHTS)
 
     def model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
         """The language model with its weights, in float32 unless told otherwise; InputError for an encoder.
@@ -168,7 +183,15 @@ class Checkpoint:
             raise InputError(f"{self.path} is a language model, which has no classes", "give an encoder's checkpoint")
         return model
 
+    def session(self, named: Path, model: LanguageModel) -> Session:
+        """The session in the file `named`, or of that name among those that the checkpoint carries."""
+        member = f"sessions/{named}.safetensors"
+        if named.exists() or member not in self.manifest.files:
+            return Session.load(named, model)
+        return Session.of(TensorFile(*self.source.where(member), str(self.path / member)), model)
+
     def _built(self, device: torch.device | str, dtype: torch.dtype | None) -> Model:
+        (self.base or self).check_sizes()
         with torch.random.fork_rng(devices=[]):  # building draws initial values: not from the caller's numbers
             model = build_model(self.recipe.model, self.vocab)
         load_weights(model, self.tensors, self.path)
@@ -176,10 +199,28 @@ class Checkpoint:
         model.leave_out(source.manifest.without)
         return model.to(device=device, dtype=dtype or torch.float32)
 
+    def check_sizes(self) -> None:
+        """InputError where recipe and weights are of two models. A recipe may come from anywhere: a model is given
+        memory only when weights of its size are there."""
+        spec, given = self.recipe.model, self._stored
+        wide = given.shape(EMBEDDING)[-1:] if EMBEDDING in given else ()
+        if spec.blocks > len(given) or (wide and wide[0] != spec.width):
+            raise InputError(f"{self.path} holds no weights of the model in its recipe.yaml", "they are of two models")
+        try:
+            own = weights(self.recipe.meta_model(self.vocab))
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"the recipe of {self.path} makes no model: {' '.join(str(error).split())[:200]}"
+            ) from None
+        _check_names(own, given, self.path)
+        for name, tensor in own.items():
+            _check_shape(name, tensor, given.shape(name), self.path)
+
     @property
     def classes(self) -> list[str]:
         """The names of an encoder's classes, in the order of its logits; none for a language model."""
-        return list(self.config.get("id2label", {}).values())
+        names = self.config.get("id2label", {})
+        return [str(name) for name in names.values()] if isinstance(names, dict) else []
 
     @property
     def resumable(self) -> bool:
@@ -189,44 +230,42 @@ class Checkpoint:
         """training/state.json; InputError for a checkpoint that holds weights only."""
         if not self.resumable:
             raise InputError(f"{self.path} holds weights only", "training cannot go on from it; begin a run from them")
-        return json.loads(self.file("training/state.json").read_text(encoding="utf-8"))
+        return json.loads(self._text("training/state.json"))
 
     def training_tensors(self, name: str) -> Mapping[str, Tensor]:
         """training/`name`.safetensors, empty where there is none."""
         file = f"training/{name}.safetensors"
-        return Tensors(self, "training/", f"{name}.safetensors") if file in self.manifest.files else {}
+        return Tensors(self.source, "training/", f"{name}.safetensors") if file in self.manifest.files else {}
 
-    def file(self, name: str) -> Path:
-        """The path of a file of the checkpoint, after checking that it is what was written."""
-        if name not in self.manifest.files:
-            raise InputError(f"{self.path} has no {name}", "the checkpoint is damaged: use another of the run")
-        if name not in self._checked:
-            if FileFacts.of(self.path / name) != self.manifest.files[name]:
-                raise self._damaged(name, "it is not what was written")
-            self._checked.add(name)
-        return self.path / name
-
-    def _damaged(self, name: str, how: str) -> InputError:
-        others = [p for p in checkpoints(self.path.parent.parent) if p != self.path]
-        hint = f"remove it to use {others[-1]} instead" if others else "copy it again from where it came"
-        return InputError(f"{self.path / name} is damaged: {how}", hint)
+    def _text(self, name: str) -> str:
+        try:
+            return self.source.read(name).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.source.damaged(name, f"it is not UTF-8 text (byte {error.start})") from None
 
 
 class Tensors(Mapping[str, Tensor]):
     """The tensors of a safetensors file or of the files of an index, read one at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: str, name: str) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, source: Source, folder: str, name: str) -> None:
+        self._source = source
         self._open: dict[str, Any] = {}
-        files = checkpoint.manifest.files
-        if f"{folder}{name}.index.json" in files:
-            index = json.loads(checkpoint.file(f"{folder}{name}.index.json").read_text(encoding="utf-8"))
-            self._file = {tensor: f"{folder}{file}" for tensor, file in index["weight_map"].items()}
+        index = f"{folder}{name}.index.json"
+        if index in source.manifest.files:
+            try:
+                places = json.loads(source.read(index))["weight_map"].items()
+                self._file = {str(tensor): f"{folder}{file}" for tensor, file in places}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise source.damaged(index, "it is no index of tensors") from None
         else:
-            self._file = dict.fromkeys(self._reader(f"{folder}{name}").keys(), f"{folder}{name}")
+            self._file = dict.fromkeys(self._reader(f"{folder}{name}"), f"{folder}{name}")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read."""
+        return self._holding(name).shape(name)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._reader(self._file[name]).get_tensor(name)
+        return self._holding(name)[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file)
@@ -234,19 +273,17 @@ class Tensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._file)
 
+    def _holding(self, name: str) -> Any:
+        file = self._file[name]
+        reader = self._reader(file)
+        if name not in reader:
+            raise self._source.damaged(file, f"it has no tensor {name}, which the index places there")
+        return reader
+
     def _reader(self, file: str) -> Any:
         if file not in self._open:
-            path = self._checkpoint.file(file)
-            try:
-                self._open[file] = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"{path} is damaged: {error}", "use another checkpoint of the run") from None
+            self._open[file] = self._source.tensors(file)
         return self._open[file]
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run folder, oldest first."""
-    return sorted(path.parent for path in (run / CHECKPOINTS).glob(f"step-*/{NAME}"))
 
 
 def best(found: list[Path]) -> Path | None:
@@ -284,20 +321,29 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path, 
     What begins with one of `fresh` keeps the model's initial values where the source has none of it.
     """
     own = weights(model)
-    for name in [*own, *tensors]:
-        if name not in tensors and name.startswith(fresh):
-            continue
-        if name not in tensors:
+    _check_names(own, tensors, source, fresh)
+    for name, target in own.items():
+        if name in tensors:
+            value = tensors[name]
+            _check_shape(name, target, tuple(value.shape), source)
+            target.copy_(value)
+
+
+def _check_names(own: Iterable[str], given: Iterable[str], source: Path, fresh: tuple[str, ...] = ()) -> None:
+    own, given = dict.fromkeys(own), set(given)
+    for name in own:
+        if name not in given and not name.startswith(fresh):
             raise InputError(f"{source} has no tensor {name}, which the model needs", "its recipe is of another model")
-        if name not in own:
-            raise InputError(f"{source} has a tensor {name}, which the model has not", "its recipe is of another model")
-        value = tensors[name]
-        if value.shape != own[name].shape:
-            raise InputError(
-                f"{name} is {list(value.shape)} in {source} and {list(own[name].shape)} in the model",
-                "the sizes of the recipe are not those of the checkpoint",
-            )
-        own[name].copy_(value)
+    for name in sorted(given - own.keys()):
+        raise InputError(f"{source} has a tensor {name}, which the model has not", "its recipe is of another model")
+
+
+def _check_shape(name: str, own: Tensor, given: tuple[int, ...], source: Path) -> None:
+    if given != tuple(own.shape):
+        raise InputError(
+            f"{name} is {list(given)} in {source} and {list(own.shape)} in the model",
+            "the sizes of the recipe are not those of the checkpoint",
+        )
 
 
 def save(
@@ -392,5 +438,6 @@ def _nearby(path: Path) -> str | None:
     """The hint for a folder that is not there."""
     if not path.parent.is_dir():
         return "train one: synthe train recipes/tiny.yaml"
-    near = closest(path.name, [each.name for each in path.parent.iterdir() if each.is_dir()])
+    known = [each.name for each in path.parent.iterdir() if each.is_dir() or each.suffix == ".synapse"]
+    near = closest(path.name, known)
     return f"did you mean {path.parent / near}?" if near else "train one: synthe train recipes/tiny.yaml"

@@ -11,6 +11,8 @@ import yaml
 from synthe_core.errors import InputError, closest
 
 Key = str | int
+NONE = (ValueError, OverflowError, TypeError, AttributeError, KeyError, RecursionError)
+"""What the library raises for a value that is not what it looks like: a date in month 13, a number of 5,000 digits."""
 
 
 class Place(NamedTuple):
@@ -69,6 +71,8 @@ def parse(text: str, name: str) -> Source:
         raise InputError(f"{name}{place}: {error.problem or error.context}", "the YAML is malformed here") from None
     except yaml.YAMLError as error:
         raise InputError(f"{name}: {str(error).splitlines()[0]}", "the YAML is malformed") from None
+    except NONE as error:
+        raise InputError(f"{name}: a value is none: {str(error)[:100]}", "put quotes around it, or mend it") from None
     if not isinstance(values, dict):
         raise InputError(f"{name} is not a mapping of keys", "a recipe has the keys model, data, train, runtime")
     return Source(name, values, places)

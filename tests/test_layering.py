@@ -14,7 +14,7 @@ FILES = sorted(path for package in ("synthe_core", "synthe_cli") for path in (RO
 LONGEST = 400
 
 LAYERS = [
-    ["__init__", "errors", "registry", "events", "budget", "yaml_text", "atomic"],
+    ["__init__", "errors", "registry", "events", "budget", "yaml_text", "atomic", "tensor_file", "quantized"],
     ["hardware", "hardware_rates", "state", "trace"],
     ["ops"],
     ["learner"],
@@ -23,7 +23,7 @@ LAYERS = [
     ["adapters"],
     ["data", "tasks"],
     ["recipe"],
-    ["manifest", "adapter_files", "checkpoint"],
+    ["manifest", "adapter_files", "source", "checkpoint"],
 ]
 """synthe_core from the bottom up; whatever is not named is a verb above them all, and synthe_cli is above that.
 

@@ -57,7 +57,8 @@ def generate(
         int, typer.Option("--seed", metavar="N", min=0, max=2**62, help="The same seed gives the same text.")
     ] = 0,
     state_in: Annotated[
-        Path | None, typer.Option("--state-in", metavar="FILE", help="Go on from this saved session.")
+        Path | None,
+        typer.Option("--state-in", metavar="FILE", help="Go on from this saved or packed session."),
     ] = None,
     state_out: Annotated[
         Path | None, typer.Option("--state-out", metavar="FILE", help="Save the session at the end.")
@@ -97,7 +98,7 @@ def generate(
     opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
     where = choose_device(device or "auto", probe()).value
     tokenizer, model = opened.tokenizer(), opened.model(where).eval()
-    session = Session.load(state_in, model) if state_in else None
+    session = opened.session(state_in, model) if state_in else None
     if state_out:
         Session.check_target(state_out)
     pieces = write(model, tokenizer, prompts, tokens, sampling=sampling, seed=seed, stop=stop or (), session=session)

@@ -167,6 +167,10 @@ class Folded(Mapping[str, Tensor]):
         self._adapter.fit(module, tensor.shape, self._source)
         return self._adapter.maps[module].onto(tensor)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, to which nothing is added for that."""
+        return tuple(self._base[name].shape)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._base)
 

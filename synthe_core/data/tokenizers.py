@@ -207,20 +207,29 @@ def load_tokenizer(path: Path) -> Tokenizer:
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"{path.parent} holds no tokenizer.json", "name the file, or a folder that has one")
+    chat = path.with_name(CHAT)
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        if isinstance(content, dict) and content.get("type") == "bytes":
+        return read_tokenizer(
+            path.read_bytes(), str(path), chat.read_text(encoding="utf-8") if chat.is_file() else None
+        )
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_tokenizer(content: bytes, name: str, chat_template: str | None = None) -> Tokenizer:
+    """The tokenizer of what a tokenizer.json holds; `name` is what it is called."""
+    try:
+        text = content.decode("utf-8")
+        values = json.loads(text)
+        if isinstance(values, dict) and values.get("type") == "bytes":
             found: Tokenizer = ByteTokenizer()
         else:
-            marks = content.pop(MARKS, {})
-            inner = tokenizers.Tokenizer.from_str(json.dumps(content) if marks else text)
-            found = FileTokenizer(inner, str(path), **marks)
-        chat = path.with_name(CHAT)
-        found.chat_template = chat.read_text(encoding="utf-8") if chat.is_file() else None
+            marks = values.pop(MARKS, {})
+            found = FileTokenizer(tokenizers.Tokenizer.from_str(json.dumps(values) if marks else text), name, **marks)
+        found.chat_template = chat_template
         return found
     except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{path} is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"{name} is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
 
 
 def _from_hub(name: str) -> Tokenizer:

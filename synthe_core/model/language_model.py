@@ -39,8 +39,8 @@ class ModelSpec(Spec):
     """The shape of a model: `block` is the list of learners, repeated `blocks` times."""
 
     width: int = Field(..., ge=1, description="channels of the residual stream")
-    blocks: int = Field(..., ge=1, description="how many times the block is repeated")
-    block: list[LearnerSpec] = Field(..., min_length=1, description="the learners of a block, in order")
+    blocks: int = Field(..., ge=1, le=1000, description="how many times the block is repeated")
+    block: list[LearnerSpec] = Field(..., min_length=1, max_length=100, description="the learners of a block, in order")
     tie: bool = Field(True, description="one matrix for the embedding and the head")
     embed_norm: bool = Field(True, description="bring embeddings to unit scale before the first block")
     norm_eps: float = Field(EPS, gt=0, description="what the norms add to a mean square")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from synthe_core import state as states
 from synthe_core.atomic import failure
 from synthe_core.errors import InputError
-from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.model.language_model import Backbone, LanguageModel, ModelState
+from synthe_core.tensor_file import TensorFile
 
 FORMAT = "synthe-session-1"
 
@@ -63,25 +65,54 @@ class Session(NamedTuple):
         if not path.is_file():
             raise InputError(f"no such session: {path}", "--state-out writes one")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path} is no session: {error}", "--state-out writes one") from None
-        if metadata.get("format") != FORMAT or "pending" not in tensors:
-            raise InputError(f"{path} is a safetensors file, but no session", "--state-out writes one")
-        if metadata.get("model") != fingerprint(model):
-            raise InputError(f"{path} belongs to another model", "a session goes on only with the model that made it")
-        pending = tensors["pending"].to(model.embedding.weight.device)
-        template = model.init_state(pending.shape[0])
-        return cls(states.from_tensors(template, tensors, "state"), pending)
+            file = TensorFile(path)
+        except InputError as error:
+            raise InputError(f"{path} is no session: {error.message}", "--state-out writes one") from None
+        return cls.of(file, model)
+
+    @classmethod
+    def of(cls, file: TensorFile, model: LanguageModel) -> Session:
+        """The session in a file, which is held against the model that is to go on from it."""
+        if not is_session(file):
+            raise InputError(f"{file.name} is a safetensors file, but no session", "--state-out writes one")
+        if file.metadata.get("model") != fingerprint(model):
+            raise InputError(
+                f"{file.name} belongs to another model", "a session goes on only with the model that made it"
+            )
+        rows = file.shape("pending")[0]
+        template = model.init_state(1)
+        grown: dict[str, int] = {}
+        for name, leaf in states.named_leaves(template, "state"):
+            shape = file.shape(name) if name in file else ()
+            expected = (rows, *leaf.shape[1:])
+            if leaf.shape[1:2] == (0,) and len(shape) == leaf.dim():  # a window grows, and all of it alike
+                expected = (rows, grown.setdefault(name.rpartition(".")[0], shape[1]), *leaf.shape[2:])
+            if shape != expected:
+                raise InputError(f"{file.name} has no {name} as the model has it", "the session is damaged")
+        pending = file["pending"].to(model.embedding.weight.device)
+        if bool(((pending < 0) | (pending >= model.vocab)).any()):
+            raise InputError(f"{file.name} ends in a token that the model does not know", "the session is damaged")
+        return cls(states.from_tensors(template, dict(file), "state"), pending)
 
 
-def fingerprint(model: LanguageModel) -> str:
-    """A digest of the model's shape and of a few of its weights: sessions of another model are refused."""
+def is_session(file: TensorFile) -> bool:
+    """Whether a safetensors file is a session, of whatever model."""
+    pending = file.entries.get("pending")
+    told = file.metadata.get("format") == FORMAT
+    return told and pending is not None and (pending.dtype, len(pending.shape)) == (torch.int64, 1)
+
+
+def fingerprint(model: Backbone, tensors: Mapping[str, Tensor] | None = None) -> str:
+    """A digest of the model's shape and of a corner of each of its maps: sessions of another model are refused.
+
+    With an adapter on it, it is another model. `tensors`: the weights by name, where the model itself has none (on
+    `meta`).
+    """
     text = json.dumps([model.spec.model_dump(mode="json"), model.vocab], sort_keys=True)
     digest = hashlib.sha256(text.encode())
-    maps = [module for module in model.blocks.modules() if isinstance(module, nn.Linear)]
-    for weight in (model.embedding.weight, *(module.weight for module in maps)):  # an adapter's model is another model
-        digest.update(weight.detach()[:8, :8].to(torch.float32).cpu().contiguous().numpy().tobytes())
+    maps = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
+    for name, module in maps.items():
+        if name == "embedding" or name.startswith("blocks."):
+            weight = module.weight if tensors is None else tensors[f"{name}.weight"]
+            digest.update(weight.detach()[:8, :8].to(torch.float32).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

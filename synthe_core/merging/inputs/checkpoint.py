@@ -11,7 +11,7 @@ from typing import Any
 from synthe_core.checkpoint import CHECKPOINTS, INDEX, WEIGHTS, Checkpoint, sizes
 from synthe_core.hardware import probe
 from synthe_core.manifest import NAME, FileFacts, Manifest, machine, versions
-from synthe_core.merging.inputs.model import Changes, Model, Outcome, read_json, write_json
+from synthe_core.merging.inputs.model import Changes, Model, Outcome, write_json
 from synthe_core.merging.tensor_file import TensorFile
 
 
@@ -33,7 +33,7 @@ class CheckpointModel(Model):
         if INDEX not in self.checkpoint.manifest.files:
             file = TensorFile(self.path / WEIGHTS)
             return dict.fromkeys(file.tensors, file)
-        index = json.loads(self.checkpoint.file(INDEX).read_text(encoding="utf-8"))["weight_map"]
+        index = json.loads(self.checkpoint.source.read(INDEX))["weight_map"]
         files = {name: TensorFile(self.path / name) for name in sorted(set(index.values()))}
         return {tensor: files[name] for tensor, name in index.items()}
 
@@ -55,7 +55,7 @@ class CheckpointModel(Model):
     @cached_property
     def tokenizer(self) -> dict[str, Any] | None:
         known = "tokenizer.json" in self.checkpoint.manifest.files
-        return read_json(self.checkpoint.file("tokenizer.json")) if known else None
+        return json.loads(self.checkpoint.source.read("tokenizer.json")) if known else None
 
     def describe(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
         recipe = self.checkpoint.recipe

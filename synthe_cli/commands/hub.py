@@ -1,0 +1,139 @@
+"""`synthe hub`: .synapse files to and from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from synthe_cli import console, figures
+from synthe_cli.help import SETTINGS, Command, Group
+from synthe_cli.options import CheckpointArgument, JsonOption, find_checkpoint
+from synthe_core.events import Event, Result
+
+ABOUT = "Share .synapse files on the Hugging Face hub, and fetch those of others."
+
+app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
+RepositoryArgument = Annotated[str, typer.Argument(metavar="ORG/NAME", help="A repository of the hub.")]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", "-r", metavar="REV", help="A branch, tag or commit; main by default.")
+]
+
+
+@app.callback(help=ABOUT)
+def _group() -> None: ...
+
+
+@app.command(
+    cls=Command,
+    short_help="Upload a file with its model card.",
+    epilog="""\
+synthe hub push synthe-60m.synapse ORG/NAME
+synthe hub push synthe-60m.synapse ORG/NAME --private --revision v2 --message "int4"
+synthe pack runs/60m -o synthe-60m.synapse | synthe hub push - ORG/NAME""",
+)
+def push(
+    file: CheckpointArgument,
+    repository: RepositoryArgument,
+    private: Annotated[bool, typer.Option("--private", help="A new repository is not shown to others.")] = False,
+    revision: RevisionOption = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", metavar="TEXT", help="Of the commit.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a .synapse file, and its README.md as the model card, and print where they are.
+
+    A repository that is not there is made. Needs a token that may write, from `hf auth login` or HF_TOKEN.
+    """
+    path = find_checkpoint(file)
+
+    from synthe_core.packing.hub import push
+
+    with console.choose(as_json) as shown:
+        for event in push(path, repository, private=private, revision=revision, message=message):
+            if isinstance(event, Result) and not as_json:
+                shown.close()
+                print(event.values["url"])
+            else:
+                shown.show(event)
+
+
+@app.command(
+    cls=Command,
+    short_help="Download a file; an interrupted download goes on.",
+    epilog="""\
+synthe hub pull ORG/NAME
+synthe hub pull ORG/NAME --revision v2 -o models/mine.synapse
+synthe hub pull ORG/NAME | synthe generate - --prompt "def \"""",
+)
+def pull(
+    repository: RepositoryArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="File or folder; its own name by default.")
+    ] = None,
+    revision: RevisionOption = None,
+    file: Annotated[
+        str | None, typer.Option("--file", metavar="NAME", help="Which file, where the repository holds several.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Download a .synapse file, check it, and print its path.
+
+    What came of an interrupted download is kept beside the file, and the same command goes on from there.
+    """
+    from synthe_core.packing.hub import pull
+
+    with console.choose(as_json) as shown:
+        for event in pull(repository, out, revision=revision, name=file):
+            shown.result(event) if isinstance(event, Result) else shown.show(event)
+
+
+@app.command(
+    cls=Command,
+    short_help="Find repositories that hold .synapse files.",
+    epilog="""\
+synthe hub search code
+synthe hub search "shakespeare small" --json""",
+)
+def search(
+    words: Annotated[str, typer.Argument(metavar="WORDS", help="What their names hold.")], as_json: JsonOption = False
+) -> None:
+    """List repositories of the hub that are tagged `synapse` and match, those with most downloads first."""
+    from synthe_core.packing.hub import search
+
+    _print(search(words), as_json)
+
+
+@app.command(
+    "list",
+    cls=Command,
+    short_help="The files of a repository, or the repositories of somebody.",
+    epilog="""\
+synthe hub list ORG/NAME        its .synapse files, at every branch and tag
+synthe hub list ORG             its repositories""",
+)
+def list_files(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="ORG/NAME, or ORG.")], as_json: JsonOption = False
+) -> None:
+    """List the .synapse files of a repository, or the repositories of a person or organisation that hold some."""
+    from synthe_core.packing.hub import listing
+
+    _print(listing(name), as_json)
+
+
+def _print(events: Any, as_json: bool) -> None:
+    with console.choose(as_json) as shown:
+        event: Event
+        for event in events:
+            if as_json or not isinstance(event, Result):
+                shown.show(event)
+                continue
+            print(_table(event.values))
+
+
+def _table(values: dict[str, Any]) -> str:
+    if "files" in values:
+        rows = [[f["file"], f["revision"], f["commit"][:12], figures.size(f["bytes"])] for f in values["files"]]
+        return figures.table(["file", "revision", "commit", "size"], rows, left=3) if rows else "no .synapse files"
+    rows = [[each["repository"], str(each["downloads"])] for each in values["repositories"]]
+    return figures.table(["repository", "downloads"], rows) if rows else "nothing found"

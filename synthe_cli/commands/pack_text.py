@@ -1,0 +1,95 @@
+"""How `synthe pack inspect` and `diff` say in lines what they found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synthe_cli import figures
+from synthe_cli.console import printable
+
+SHOWN = 12  # tensors of a comparison
+
+
+def overview(values: dict[str, Any]) -> str:
+    """A file's manifest for people."""
+    if "base_model" in values:
+        return _titan(values)
+    base, training = values["base"], values["training"]
+    rows = [("description", values["description"])]
+    carried = "" if base["carried"] else f"{base['model']}, whose weights are not in this file"
+    rows.append(("model", ", ".join(filter(None, [_parameters(base["parameters"]), carried]))))
+    if quantization := base["quantization"]:
+        before, after = (figures.size(quantization[f"bytes_{when}"]) for when in ("before", "after"))
+        rows.append(("quantised", f"{quantization['kind']}, groups of {quantization['group']}: {before} -> {after}"))
+        if loss := quantization["loss"]:
+            cost = f"{loss['before']:.4f} -> {loss['after']:.4f} bits per byte ({loss['after'] - loss['before']:+.4f})"
+            rows.append(("its cost", f"{cost} on {loss['tokens']:,} tokens of {loss['text']}"))
+    memory = values["memory"]
+    states = ", ".join(f"{figures.size(size)} after {tokens}" for tokens, size in memory["state"].items())
+    rows.append(("memory", f"{figures.size(memory['weights'])} of weights" + (f"; state {states}" if states else "")))
+    rows += [(score["name"].replace("_", " "), f"{score['value']:.4f}, {score['how']}") for score in values["scores"]]
+    if training["steps"]:
+        took = figures.duration(training["seconds"])
+        rows.append(("trained", f"{training['steps']:,} steps, {figures.count(training['tokens'])} tokens, {took}"))
+    for adapter in values["adapters"]:
+        rank = f"rank {adapter['rank']}, " if adapter["rank"] else ""
+        unchecked = "" if adapter["checked"] else ", not held against its base"
+        rows.append(("adapter", f"{adapter['name']}: {rank}{_parameters(adapter['parameters'])}{unchecked}"))
+    rows += [("specialist", name) for name in values["specialists"]]
+    rows += [("session", name) for name in values["sessions"]]
+    rows += _knowledge(values)
+    rows.append(("capabilities", ", ".join(values["capabilities"])))
+    rows.append(("parents", ", ".join(values["parents"])))
+    rows.append(("licence", values["licence"] or ""))
+    rows.append(("signed by", values["signed_by"] or "nobody"))
+    title = f"{values['name']}  (.synapse {values['version']}, by {values['created_by']})"
+    files = [[name, figures.size(facts["bytes"]), facts["sha256"][:16]] for name, facts in values["files"].items()]
+    return _text(title, rows) + "\n\n" + printable(figures.table(["member", "size", "sha256"], files))
+
+
+def _parameters(count: int) -> str:
+    return f"{count:,} parameters" if count else ""
+
+
+def _titan(values: dict[str, Any]) -> str:
+    rows = [("base model", f"{values['base_model']} {values['base_quantization']}".strip())]
+    rows += [("file", f"{name}, {figures.size(size)}") for name, size in values["models"].items()]
+    rows += [("adapter", f"{name}: {count} tensors") for name, count in values["adapters"].items()]
+    rows += _knowledge(values)
+    rows.append(("capabilities", ", ".join(values["capabilities"])))
+    rows.append(("training pairs", str(values["training_pairs_collected"])))
+    rows.append(("last trained", values["last_trained"] or ""))
+    return _text(f"{values['name']}  (titan-synapse {values['version']}: no digests)", rows)
+
+
+def _knowledge(values: dict[str, Any]) -> list[tuple[str, str]]:
+    if values["knowledge"] is None:
+        return []
+    return [("knowledge", ", ".join(f"{rows:,} {table}" for table, rows in values["knowledge"].items()) or "no tables")]
+
+
+def _text(title: str, rows: list[tuple[str, str]]) -> str:
+    kept = [(label, text) for label, text in rows if text]
+    width = max(len(label) for label, _ in kept)
+    return printable("\n".join([title, "", *(f"{label:<{width}}  {text}" for label, text in kept)]))
+
+
+def differences(values: dict[str, Any]) -> str:
+    """What a comparison found."""
+    if values["same"]:
+        return "no difference"
+    lines = [*(f"manifest  {line}" for line in values["manifest"]), *(f"recipe    {line}" for line in values["recipe"])]
+    lines += [f"member    {name}: {where}" for where, names in values["members"].items() for name in names]
+    lines += [f"tensor    {name}: {where}" for where, names in values["tensors_absent"].items() for name in names]
+    tensors = values["tensors"]
+    if tensors:
+        rows = [[each["name"], *_change(each)] for each in tensors[:SHOWN]]
+        more = f"\nand {len(tensors) - SHOWN} more; --json lists all" if len(tensors) > SHOWN else ""
+        lines += ["", figures.table(["tensor", "largest change", "relative"], rows) + more]
+    return printable("\n".join(lines))
+
+
+def _change(each: dict[str, Any]) -> tuple[str, str]:
+    if "shapes" in each:
+        return " -> ".join(map(str, each["shapes"])), "-"
+    return f"{each['largest']:.3g}", f"{each['relative']:.2%}"

@@ -1,0 +1,54 @@
+"""agent.yaml: the specialists that a file offers. Each has a name, what it can do, and how it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from synthe_core import yaml_text
+from synthe_core.errors import InputError
+from synthe_core.packing import strict
+from synthe_core.packing.adapters import find_adapter
+from synthe_core.packing.manifest import Specialist
+
+
+class Agent(BaseModel):
+    """The file: a list of specialists, no two of one name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    specialists: list[Specialist]
+
+    @field_validator("specialists")
+    @classmethod
+    def _differ(cls, given: list[Specialist]) -> list[Specialist]:
+        names = [each.name for each in given]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two specialists are named '{name}'")
+        return given
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What any of them can do, in the order first named."""
+        return list(dict.fromkeys(word for each in self.specialists for word in each.capabilities))
+
+
+def read_agent(content: bytes, name: str, adapters: Collection[str]) -> Agent:
+    """The specialists in `content`; InputError with line and column for what they may not be."""
+    source = yaml_text.parse(strict.yaml_text(content, name), name)
+    try:
+        agent = Agent.model_validate(source.values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        message = str(fault.get("ctx", {}).get("error", fault["msg"]))
+        path = ".".join(map(str, fault["loc"]))
+        raise InputError(
+            f"{source.where(fault['loc'])}: {path}: {message[:1].lower()}{message[1:]}",
+            "a specialist has name, capabilities, system_prompt, priority and adapter",
+        ) from None
+    for each in agent.specialists:
+        if each.adapter is not None:
+            find_adapter(each.adapter, dict.fromkeys(adapters))
+    return agent

@@ -1,0 +1,126 @@
+"""The verbs of `hub`: files to and from the Hugging Face hub, with its own client, token and addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from synthe_core.data.hub import explain, offline, unreachable
+from synthe_core.errors import InputError, Interrupted, SyntheError
+from synthe_core.events import Event, Notice, Progress, Result
+from synthe_core.packing.bundle import Bundle
+from synthe_core.packing.download import SUFFIX, check_name, download, find
+from synthe_core.packing.members import README
+
+TAG = "synapse"
+LISTED = 30
+
+
+def push(
+    path: Path, repo: str, *, private: bool = False, revision: str | None = None, message: str | None = None
+) -> Iterator[Event]:
+    """Uploads a file and its model card, making the repository where there is none; a Result with its address."""
+    check_name(repo)
+    bundle = Bundle(path)
+    if not path.is_file():
+        raise InputError(f"{path} is a folder", "pack it first: synthe pack FOLDER -o FILE")
+    for name in bundle.about.files:
+        bundle.check(name)
+    what = f"'{repo}'"
+    _online(what)
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    size = path.stat().st_size
+    name = path.name if path.suffix == SUFFIX else f"{path.name}{SUFFIX}"
+    yield Progress(f"push {name}", 0, size, "bytes")
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo, branch=revision, exist_ok=True)
+        files: list[Any] = [CommitOperationAdd(name, path)]
+        if README in bundle.about.files:
+            files.append(CommitOperationAdd(README, bundle.read(README)))
+        said = message or f"{bundle.about.name} by {bundle.about.created_by}"
+        made = api.create_commit(repo, files, commit_message=said, revision=revision)
+    except Exception as error:  # the hub's library raises errors of many packages
+        raise _refused(what, error) from error
+    yield Progress(f"push {name}", size, size, "bytes")
+    yield Result({"repository": repo, "file": name, "commit": made.oid, "url": made.commit_url})
+
+
+def pull(
+    repo: str, out: Path | None = None, *, revision: str | None = None, name: str | None = None
+) -> Iterator[Event]:
+    """Downloads a file and checks it; the last event is a Result with its path. What was interrupted goes on."""
+    remote = find(repo, revision, name)
+    out = Path(Path(remote.name).name) if out is None else out
+    if out.is_dir():
+        out = out / Path(remote.name).name
+    if out.exists():
+        raise InputError(f"{out} is there already", "name another file with -o, or remove it")
+    yield Notice(f"{repo} at {remote.commit[:12]}: {remote.name}")
+    try:
+        yield from download(remote, out)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; what came is kept", "the same command goes on where it stopped") from None
+    try:
+        about = Bundle(out).about
+    except SyntheError:
+        out.unlink()
+        raise
+    yield Result({"name": about.name, "bytes": remote.size, "commit": remote.commit}, out)
+
+
+def search(words: str) -> Iterator[Event]:
+    """A Result with the repositories that hold .synapse files and match."""
+    yield Result({"repositories": _models(words, search=words)})
+
+
+def listing(name: str) -> Iterator[Event]:
+    """A Result: of ORG/NAME its .synapse files at every branch and tag, of ORG its repositories."""
+    if "/" not in name:
+        yield Result({"repositories": _models(name, author=name)})
+        return
+    check_name(name)
+    what = f"'{name}'"
+    _online(what)
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        refs = api.list_repo_refs(name)
+        found = []
+        for ref in [*refs.branches, *refs.tags]:
+            info = api.model_info(name, revision=ref.name, files_metadata=True)
+            files = {f.rfilename: f.size or 0 for f in info.siblings or [] if f.rfilename.endswith(SUFFIX)}
+            found += [{"revision": ref.name, "commit": info.sha, "file": file, "bytes": files[file]} for file in files]
+    except Exception as error:  # the hub's library raises errors of many packages
+        raise _refused(what, error) from error
+    yield Result({"files": found})
+
+
+def _models(what: str, **asked: Any) -> list[dict[str, Any]]:
+    _online(f"'{what}'")
+    from huggingface_hub import HfApi
+
+    try:
+        found = list(islice(HfApi().list_models(filter=TAG, limit=LISTED, **asked), LISTED))
+    except Exception as error:  # the hub's library raises errors of many packages
+        raise _refused(f"'{what}'", error) from error
+    return [{"repository": each.id, "downloads": each.downloads or 0, "tags": list(each.tags or [])} for each in found]
+
+
+def _online(what: str) -> None:
+    if offline():
+        raise unreachable(what)
+
+
+def _refused(what: str, error: Exception) -> SyntheError:
+    """The hub's refusal in words: most often nobody has logged in."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return InputError(f"the hub refuses {what}: you may not", "log in with a token that may write: hf auth login")
+    return explain(what, error)

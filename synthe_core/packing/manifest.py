@@ -1,0 +1,158 @@
+"""The manifest of a .synapse file: what it carries, how good that is by which measure, and every digest."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import synthe_core
+from synthe_core.errors import InputError
+from synthe_core.manifest import FileFacts
+from synthe_core.packing.strict import json_bytes, json_object
+
+FORMAT = "synapse"
+VERSION = "1.0"
+
+
+class Part(BaseModel):
+    """Part of the manifest; a later minor version may say more."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Loss(Part):
+    """What quantisation costs, measured when the file was packed."""
+
+    before: float = Field(..., description="bits per byte of the weights as they were")
+    after: float = Field(..., description="bits per byte of the weights in this file")
+    tokens: int = Field(..., description="held-out tokens that both were measured on, the same ones")
+    text: str = Field(..., description="where those tokens are from")
+
+
+class Quantization(Part):
+    kind: Literal["int8", "int4"]
+    group: int = Field(..., ge=1, description="numbers of a row that share a scale")
+    matrices: int = Field(..., ge=0, description="how many tensors are in codes; the others are as they were")
+    bytes_before: int = Field(..., ge=0)
+    bytes_after: int = Field(..., ge=0)
+    loss: Loss | None = Field(None, description="null for an encoder, which has no bits per byte")
+
+
+class Base(Part):
+    """The model that everything else in the file is about."""
+
+    model: str
+    carried: bool = Field(..., description="whether its weights are in this file; else base.json says where")
+    parameters: int = Field(0, ge=0)
+    quantization: Quantization | None = None
+
+
+class Memory(Part):
+    """An estimate: bytes of the weights when loaded, and of the state of one sequence after so many tokens."""
+
+    weights: int = Field(0, ge=0)
+    state: dict[str, int] = {}
+
+
+class Adapter(Part):
+    name: str
+    rank: int | None = Field(None, description="null where the matrices differ in rank")
+    alpha: float | None = None
+    modules: list[str] = Field([], description="the modules that it changes")
+    parameters: int = Field(0, ge=0)
+    checked: bool = Field(True, description="whether its tensors were held against the base's: not where that is away")
+
+
+class Training(Part):
+    steps: int = Field(0, ge=0)
+    tokens: int = Field(0, ge=0)
+    seconds: float = Field(0.0, ge=0)
+    pairs: int | None = Field(None, ge=0, description="preference pairs, where it learned from such")
+    last: str | None = Field(None, description="when it was trained last")
+
+
+class Score(Part):
+    name: str
+    value: float
+    how: str
+
+
+class Specialist(BaseModel):
+    """Somebody to ask, of agent.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(..., min_length=1, max_length=100)
+    capabilities: list[str] = []
+    system_prompt: str | None = None
+    priority: int = 0
+    adapter: str | None = Field(None, description="one that the file carries")
+    base_model: str | None = None
+
+
+class PackManifest(Part):
+    """manifest.json of a .synapse file. `files` lists every other member, save the signature, with its SHA-256."""
+
+    format: Literal["synapse"] = "synapse"
+    version: str = Field(VERSION, pattern=r"^1\.\d{1,4}$")
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    description: str = ""
+    created_by: str = f"synthe/{synthe_core.__version__}"
+    base: Base
+    memory: Memory = Memory()
+    capabilities: list[str] = []
+    adapters: list[Adapter] = []
+    specialists: list[str] = []
+    sessions: list[str] = []
+    training: Training = Training()
+    scores: list[Score] = []
+    parents: list[str] = []
+    licence: str | None = None
+    checkpoint: dict[str, Any] = Field({}, description="the manifest of the checkpoint, less its files")
+    files: dict[str, FileFacts]
+
+    def to_bytes(self) -> bytes:
+        return json_bytes(self.model_dump(mode="json"))
+
+
+class TitanManifest(Part):
+    """manifest.json of titan-synapse 0.2, which packs folders and no digests."""
+
+    format: Literal["synapse"]
+    version: str
+    name: str
+    base_model: str
+    base_quantization: str = ""
+    vram_estimate_mb: int = 0
+    capabilities: list[str] = []
+    adapter_count: int = 0
+    training_pairs_collected: int = 0
+    last_trained: str | None = None
+    performance_score: float = 0.0
+    created_by: str = ""
+
+
+def read_manifest(content: bytes, name: str) -> PackManifest | TitanManifest:
+    """The manifest in `content`; InputError for a damaged one, and for a newer format."""
+    values = json_object(content, name)
+    version = values.get("version")
+    if values.get("format") != FORMAT or not isinstance(version, str):
+        raise InputError(f"{name} is not the manifest of a .synapse file", "its format is to be 'synapse'")
+    major = version.partition(".")[0]
+    if major.isdigit() and len(major) < 5 and int(major) > 1:
+        raise InputError(
+            f"{name} has .synapse version {version[:20]}, and this synthe reads 1",
+            "a newer synthe wrote it: upgrade with pip install -U synthe",
+        )
+    kind: type[PackManifest | TitanManifest] = TitanManifest if major == "0" else PackManifest
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))[:80]
+        raise InputError(
+            f"{name}: {where}: {fault['msg'][:120]}", "`synthe pack schema` prints what it may hold"
+        ) from None
+    except RecursionError:
+        raise InputError(f"{name} is nested too deep", "this file is not to be trusted") from None

@@ -1,0 +1,128 @@
+"""Signatures: Ed25519 over the manifest, which holds the SHA-256 of every other member.
+
+signature.json names algorithm, public key and signature. What is signed is DSSE's pre-authentication encoding of the
+manifest's bytes, so that a signature of this kind can never be mistaken for one of another. The package model-signing
+was not taken: it signs folders, and brings sigstore, a dozen packages and a network protocol along.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from synthe_core.errors import InputError
+from synthe_core.events import Event, Result
+from synthe_core.packing.bundle import Bundle
+from synthe_core.packing.contents import Bytes, Content, Stretch, write_archive
+from synthe_core.packing.members import MANIFEST, SIGNATURE
+from synthe_core.packing.strict import HINT, json_bytes, json_object
+
+ALGORITHM = "ed25519"
+TYPE = b"application/vnd.synthe.synapse.manifest+json"
+MAKE = "make a pair: ssh-keygen -t ed25519 -N '' -f k.pem (k.pem.pub is the public one)"
+
+
+def sign(path: Path, key: Path) -> Iterator[Event]:
+    """Puts a signature into a file, in place of one that it has; the file is whole at every moment."""
+    private = _private(key)
+    bundle = Bundle(path)
+    if not path.is_file():
+        raise InputError(f"{path} is a folder", "sign the .synapse file")
+    for name in bundle.about.files:
+        bundle.check(name)  # nobody should sign what is damaged
+    contents: dict[str, Content] = {name: Stretch(*bundle.container.where(name)) for name in bundle.container}
+    contents[SIGNATURE] = Bytes(signature(bundle.manifest_bytes, private))
+    write_archive(path, contents)
+    yield Result({"signed by": fingerprint(private.public_key())}, path)
+
+
+def signature(manifest: bytes, private: Ed25519PrivateKey) -> bytes:
+    """What signature.json holds."""
+    public = private.public_key().public_bytes_raw()
+    made = {"algorithm": ALGORITHM, "signed": MANIFEST, "public_key": _text(public)}
+    return json_bytes({**made, "signature": _text(private.sign(_message(manifest)))})
+
+
+def signer(bundle: Bundle) -> Ed25519PublicKey | None:
+    """Who signed a file's manifest; None where nobody did. InputError where the signature is not good."""
+    if SIGNATURE not in bundle.container:
+        return None
+    where = str(bundle.path / SIGNATURE)
+    values = json_object(b"".join(bundle.container.pieces(SIGNATURE)), where)
+    try:
+        if values["algorithm"] != ALGORITHM or values["signed"] != MANIFEST:
+            raise ValueError
+        public = Ed25519PublicKey.from_public_bytes(base64.b64decode(values["public_key"], validate=True))
+        given = base64.b64decode(values["signature"], validate=True)
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{where} is no signature that is known here", HINT) from None
+    try:
+        public.verify(given, _message(bundle.manifest_bytes))
+    except InvalidSignature:
+        raise InputError(
+            f"{bundle.path} has been tampered with: {MANIFEST} is not what {fingerprint(public)} signed", HINT
+        ) from None
+    return public
+
+
+def read_public(path: Path) -> Ed25519PublicKey:
+    """A public key from a PEM or OpenSSH file; that of a private key will do."""
+    content = _content(path)
+    for load in (serialization.load_pem_public_key, serialization.load_ssh_public_key):
+        try:
+            found = load(content)
+        except (ValueError, UnsupportedAlgorithm):
+            continue
+        if isinstance(found, Ed25519PublicKey):
+            return found
+        raise InputError(f"{path} is a key of another algorithm", MAKE)
+    if b"PRIVATE KEY" in content:
+        return _private(path).public_key()
+    raise InputError(f"{path} is no public key", MAKE)
+
+
+def fingerprint(public: Ed25519PublicKey) -> str:
+    """A short name of a key, as `ssh-keygen -l` prints it."""
+    raw = public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).split()[1]
+    return "SHA256:" + base64.b64encode(hashlib.sha256(base64.b64decode(raw)).digest()).decode().rstrip("=")
+
+
+def _private(path: Path) -> Ed25519PrivateKey:
+    content = _content(path)
+    for load in (serialization.load_pem_private_key, serialization.load_ssh_private_key):
+        try:
+            found = load(content, password=None)
+        except TypeError:
+            raise InputError(f"{path} is locked with a password", "write an unlocked copy, or " + MAKE) from None
+        except (ValueError, UnsupportedAlgorithm) as error:
+            if "encrypted" in str(error) or "password" in str(error).lower():
+                raise InputError(f"{path} is locked with a password", "write an unlocked copy, or " + MAKE) from None
+            continue
+        if isinstance(found, Ed25519PrivateKey):
+            return found
+        raise InputError(f"{path} is a key of another algorithm", MAKE)
+    raise InputError(f"{path} is no private key", MAKE)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(1 << 16)
+    except FileNotFoundError:
+        raise InputError(f"no such key: {path}", MAKE) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", MAKE) from None
+
+
+def _message(manifest: bytes) -> bytes:
+    return b"DSSEv1 %d %s %d %s" % (len(TYPE), TYPE, len(manifest), manifest)
+
+
+def _text(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()

@@ -1,0 +1,124 @@
+"""Bundles of titan-synapse 0.2, carried over: a folder with manifest.json, model.gguf, adapters/*.safetensors,
+knowledge/graph.sqlite and agent.yaml.
+
+Its model is somebody else's, in a format that no verb here runs: the new file names it by name and digest. Its adapters
+say neither rank nor alpha; the rank is in the tensors, and a scale of 1 is written for what nobody recorded.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from synthe_core.errors import InputError
+from synthe_core.packing import strict
+from synthe_core.packing.adapters import check_adapter
+from synthe_core.packing.agent import read_agent
+from synthe_core.packing.archive import Tree
+from synthe_core.packing.base import BaseReference
+from synthe_core.packing.contents import Bytes, Content, Stretch, measure
+from synthe_core.packing.knowledge import check_database
+from synthe_core.packing.manifest import (
+    Adapter,
+    Base,
+    Memory,
+    PackManifest,
+    Score,
+    TitanManifest,
+    Training,
+    read_manifest,
+)
+from synthe_core.packing.members import AGENT, BASE, KNOWLEDGE, MANIFEST, MIB, NAME
+from synthe_core.source import is_synapse
+from synthe_core.tensor_file import TensorFile
+
+GGUF = "model.gguf"
+MODELS = re.compile(r"model\.gguf|model(?:-\d{5}-of-\d{5})?\.safetensors")
+LINKS = (GGUF,)  # it links to the model that it packs
+
+
+def is_titan(path: Path) -> bool:
+    return path.is_dir() and is_synapse(path) and isinstance(_manifest(path), TitanManifest)
+
+
+def _manifest(path: Path) -> PackManifest | TitanManifest:
+    file = path / MANIFEST
+    if file.stat().st_size > 16 * MIB:
+        raise InputError(f"{file} has {file.stat().st_size} bytes", strict.HINT)
+    return read_manifest(file.read_bytes(), str(file))
+
+
+class TitanFolder:
+    """What such a folder holds. Names, sizes and headers are checked; there are no digests to check."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        found = _manifest(path)
+        assert isinstance(found, TitanManifest)
+        self.about = found
+        self.tree = Tree(path, LINKS)
+        self.models = [name for name in self.tree if MODELS.fullmatch(name)]
+        self.adapters: dict[str, str] = {}
+        for name in self.tree:
+            adapter = re.fullmatch(rf"adapters/({NAME})\.safetensors", name)
+            if adapter:
+                self.adapters[adapter[1]] = name
+            elif name not in (MANIFEST, KNOWLEDGE, AGENT, *self.models):
+                raise InputError(f"{path} has a file {name!r} that such a bundle has not", "take it out")
+        if GGUF in self.models and next(self.tree.pieces(GGUF), b"")[:4] != b"GGUF":
+            raise InputError(f"{path / GGUF} is no GGUF file", "it is damaged")
+
+    def adapter(self, name: str) -> TensorFile:
+        return TensorFile(self.path / self.adapters[name])
+
+
+def titan_members(path: Path, name: str | None, licence: str | None) -> tuple[dict[str, Content], PackManifest]:
+    """The members and the manifest that a bundle becomes."""
+    folder = TitanFolder(path)
+    old = folder.about
+    contents: dict[str, Content] = {}
+    digests = {each: measure(Stretch.of(path / each))[0].sha256 for each in folder.models}
+    contents[BASE] = Bytes(strict.json_bytes(BaseReference(name=old.base_model, files=digests).model_dump(mode="json")))
+    adapters = []
+    for each, file in folder.adapters.items():
+        tensors = folder.adapter(each)
+        about = check_adapter(each, {}, tensors, None)
+        about = about.model_copy(update={"alpha": float(about.rank) if about.rank else None})
+        adapters.append(about)
+        contents[f"adapters/{each}/adapter_config.json"] = Bytes(strict.json_bytes(_config(old.base_model, about)))
+        contents[f"adapters/{each}/adapter_model.safetensors"] = Stretch.of(path / file)
+    if KNOWLEDGE in folder.tree:
+        check_database(path / KNOWLEDGE)
+        contents[KNOWLEDGE] = Stretch.of(path / KNOWLEDGE)
+    specialists = []
+    if AGENT in folder.tree:
+        contents[AGENT] = Bytes((path / AGENT).read_bytes())
+        agent = read_agent((path / AGENT).read_bytes(), str(path / AGENT), folder.adapters)
+        specialists = [specialist.name for specialist in agent.specialists]
+    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", old.name).lstrip("._-") or "imported"
+    scores = [Score(name="performance_score", value=old.performance_score, how="as titan-synapse recorded it")]
+    return contents, PackManifest(
+        name=name,
+        description=f"carried over from {old.created_by or 'titan-synapse'}",
+        base=Base(model=old.base_model, carried=False),
+        memory=Memory(weights=old.vram_estimate_mb * MIB),
+        capabilities=old.capabilities,
+        adapters=adapters,
+        specialists=specialists,
+        training=Training(pairs=old.training_pairs_collected, last=old.last_trained),
+        scores=scores if old.performance_score else [],
+        licence=licence,
+        files={},
+    )
+
+
+def _config(base: str, about: Adapter) -> dict[str, object]:
+    """adapter_config.json as PEFT reads it."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": about.rank,
+        "lora_alpha": about.alpha,
+        "target_modules": sorted({module.rpartition(".")[2] for module in about.modules}),
+    }

@@ -1,0 +1,63 @@
+"""The verb `unpack`: the members of a file into a folder, each as it was packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from synthe_core.atomic import new_folder
+from synthe_core.checkpoint import Checkpoint
+from synthe_core.data.tokenizers import CHAT
+from synthe_core.errors import InputError, unknown
+from synthe_core.events import Event, Progress, Result
+from synthe_core.manifest import NAME
+from synthe_core.packing.bundle import Bundle
+from synthe_core.packing.contents import read_stretch
+from synthe_core.packing.members import BASE, weights
+from synthe_core.packing.verify import check_contents
+
+MODEL = ("recipe.yaml", "config.json", "tokenizer.json", CHAT)
+ONLY: dict[str, Callable[[str], bool]] = {
+    "model": lambda name: name in MODEL or weights(name),
+    "adapters": lambda name: name.startswith("adapters/"),
+    "knowledge": lambda name: name.startswith("knowledge/"),
+}
+
+
+def unpack(path: Path, out: Path | None = None, only: str | None = None) -> Iterator[Event]:
+    """Writes a file's members into a folder, whole or not at all, and yields events; the last is a Result.
+
+    out:  by default the file's name without its ending.
+    only: one of ONLY. All of a file is laid out as in the file, manifest and signature too, and can be used, verified
+          and packed again; `model` alone is an ordinary checkpoint.
+    """
+    if only is not None and only not in ONLY:
+        raise unknown("part", only, ONLY)
+    bundle = Bundle(path)
+    out = Path(path.stem if path.suffix else f"{path.name}-unpacked") if out is None else out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is there already", "name another folder with -o")
+    files = bundle.manifest.files if only == "model" and BASE in bundle.about.files else bundle.about.files
+    chosen = [name for name in files if only is None or ONLY[only](name)]
+    if not chosen:
+        raise InputError(f"{path} carries no {only}", "`synthe pack inspect` shows what it carries")
+    for name in chosen:  # before a byte is written
+        bundle.where(name)
+    check_contents(bundle)
+    total, done = sum(files[name].bytes for name in chosen), 0
+    with new_folder(out) as folder:
+        extra = [name for name in bundle.container if name not in bundle.about.files] if only is None else []
+        for name in [*chosen, *extra]:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as file:
+                for piece in read_stretch(*(bundle.container.where(name) if name in extra else bundle.where(name))):
+                    file.write(piece)
+                    done += len(piece)
+                    yield Progress("unpack", done, total, "bytes")
+        if only == "model":
+            about = bundle.manifest.with_files(folder)
+            (folder / NAME).write_text(about.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    if only == "model":
+        Checkpoint.open(out)
+    yield Result({"members": len(chosen), "bytes": total}, out)

@@ -1,0 +1,206 @@
+"""The hub, against a stand-in on this machine: push, pull, resume, search, list, and what can go wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from synthe_core.checkpoint import Checkpoint
+from synthe_core.errors import InputError, SyntheError, WorkError
+from synthe_core.events import Notice, Progress
+from synthe_core.packing import download as module
+from synthe_core.packing.hub import listing, pull, push, search
+from synthe_core.packing.pack import Parts, pack
+from tests.packing.conftest import result
+from tests.packing.hub_standin import Hub
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    from huggingface_hub import constants
+
+    server = Hub()
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path / "cache"))
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_is_pushed_is_pulled(hub, packed, tmp_path):
+    pushed = result(push(packed, "acme/small", private=True)).values
+    assert pushed["file"] == "full.synapse" and pushed["url"].startswith(hub.url)
+    files = hub.find("acme/small", "main")[1]
+    assert files["full.synapse"] == packed.read_bytes()
+    assert b"library_name: synthe" in files["README.md"] and b"- synapse" in files["README.md"]
+    pulled = result(pull("acme/small"))
+    assert pulled.path == Path("full.synapse") and pulled.path.read_bytes() == packed.read_bytes()
+    with pytest.raises(InputError, match="is there already"):
+        list(pull("acme/small"))
+    assert (
+        result(pull("acme/small", tmp_path / "as.synapse", revision=pushed["commit"])).path == tmp_path / "as.synapse"
+    )
+
+
+def test_revisions_are_kept_apart(hub, packed, things, tmp_path):
+    other = result(pack(things.checkpoint, tmp_path / "full.synapse")).path
+    result(push(packed, "acme/small"))
+    result(push(other, "acme/small", revision="v2", message="without the rest"))
+    assert result(pull("acme/small", tmp_path / "a" / "x.synapse")).path.read_bytes() == packed.read_bytes()
+    assert result(pull("acme/small", tmp_path / "y.synapse", revision="v2")).path.read_bytes() == other.read_bytes()
+    files = result(listing("acme/small")).values["files"]
+    assert [(each["revision"], each["bytes"]) for each in files] == [
+        ("main", packed.stat().st_size),
+        ("v2", other.stat().st_size),
+    ]
+
+
+def test_search_and_list(hub, packed):
+    result(push(packed, "acme/small"))
+    assert [r["repository"] for r in result(search("sma")).values["repositories"]] == ["acme/small"]
+    assert result(search("large")).values["repositories"] == []
+    assert [r["repository"] for r in result(listing("acme")).values["repositories"]] == ["acme/small"]
+
+
+def test_progress_is_told_and_a_pull_that_failed_goes_on(hub, packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 50_000)
+    hub.put("acme/small", {"full.synapse": packed.read_bytes()})
+    events = pull("acme/small")
+    for event in events:
+        if isinstance(event, Progress) and event.done >= 100_000:
+            events.close()  # as Ctrl-C would leave it
+            break
+    (part,) = tmp_path.glob(".*.part")
+    assert part.stat().st_size == 100_000 and not Path("full.synapse").exists()
+    hub.ranges.clear()
+    said = list(pull("acme/small"))
+    assert any(isinstance(event, Notice) and "going on at 0.1 MB" in event.message for event in said)
+    assert hub.ranges[0].startswith("bytes=100000-")
+    assert Path("full.synapse").read_bytes() == packed.read_bytes() and not list(tmp_path.glob(".*.part"))
+
+
+def test_a_pull_that_is_killed_half_way_resumes(hub, packed, tmp_path):
+    """Two processes of the real command, with HF_ENDPOINT: the first is killed without warning."""
+    hub.put("acme/small", {"full.synapse": packed.read_bytes()})
+    hub.slow = 0.3
+    surroundings = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    program = (
+        "from synthe_core.packing import download; download.BLOCK = 60_000\nfrom synthe_cli.app import main; main()"
+    )
+    command = [sys.executable, "-c", program, "hub", "pull", "acme/small"]
+    first = subprocess.Popen(command, cwd=tmp_path, env=surroundings, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (parts := [p for p in tmp_path.glob(".*.part") if p.stat().st_size >= 120_000]):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    came = parts[0].stat().st_size
+    assert 0 < came < packed.stat().st_size
+    hub.ranges.clear()
+    hub.slow = 0
+    done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "full.synapse\n", done.stderr
+    assert (tmp_path / "full.synapse").read_bytes() == packed.read_bytes()
+    asked = [int(re.findall(r"\d+", each)[0]) for each in hub.ranges]
+    assert min(asked) == came, "nothing that had come was asked for again"
+
+
+def test_a_server_that_knows_no_ranges(hub, packed, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 50_000)
+    hub.put("acme/small", {"full.synapse": packed.read_bytes()})
+    hub.whole = True
+    result(pull("acme/small"))
+    assert Path("full.synapse").read_bytes() == packed.read_bytes()
+
+
+def test_what_comes_damaged_or_hostile_is_not_kept(hub, packed, tmp_path):
+    hub.put("acme/small", {"full.synapse": packed.read_bytes()})
+    hub.damage = True
+    with pytest.raises(WorkError, match="came damaged"):
+        list(pull("acme/small"))
+    hub.damage = False
+    hub.put("acme/evil", {"evil.synapse": b"PK\3\4" + b"\0" * 500})
+    with pytest.raises(InputError, match="is refused"):
+        list(pull("acme/evil"))
+    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == []
+
+
+@pytest.mark.parametrize(
+    ("repo", "message"),
+    [
+        ("acme/none", "is not on the hub, or is private"),
+        ("acme", "is no name of the hub"),
+        ("../x/y", "is no name of the hub"),
+        ("acme/bare", "holds no .synapse file"),
+        ("acme/two", "holds 2 .synapse files"),
+    ],
+)
+def test_names_that_lead_nowhere(hub, repo, message):
+    hub.put("acme/bare", {"README.md": b""})
+    hub.put("acme/two", {"a.synapse": b"", "b.synapse": b""})
+    with pytest.raises(InputError) as refused:
+        list(pull(repo))
+    assert message in refused.value.message and refused.value.hint
+    if repo == "acme/two":
+        with pytest.raises(InputError, match=r"unknown \.synapse file of acme/two 'c\.synapse'"):
+            list(pull(repo, name="c.synapse"))
+
+
+def test_who_may_not_write_is_told_to_log_in(hub, packed, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(InputError, match="the hub refuses 'acme/small'") as refused:
+        list(push(packed, "acme/small"))
+    assert "hf auth login" in refused.value.hint
+
+
+def test_offline(hub, packed, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for verb in (pull("acme/small"), push(packed, "acme/small"), search("x"), listing("acme"), listing("acme/small")):
+        with pytest.raises(SyntheError, match="offline mode is on"):
+            list(verb)
+
+
+def test_a_base_on_the_hub_is_fetched_once(hub, things, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    base = result(pack(things.checkpoint, tmp_path / "elsewhere" / "base.synapse")).path
+    commit = hub.put("acme/base", {"base.synapse": base.read_bytes()})
+    alone = tmp_path / "alone.synapse"
+    result(pack(things.checkpoint, alone, Parts(base=f"acme/base@{commit}", adapters=[f"code={things.adapter}"])))
+    own, other = Checkpoint.open(alone).model(), Checkpoint.open(things.checkpoint).model()
+    assert (own.embedding.weight == other.embedding.weight).all()
+    hub.ranges.clear()
+    Checkpoint.open(alone).model()
+    assert hub.ranges == []
+    hub.put("acme/other", {"full.synapse": result(_other(tmp_path)).path.read_bytes()})
+    result(pack(things.checkpoint, alone, Parts(base="acme/other@main")))
+    with pytest.raises(InputError, match="acme/other holds other weights"):
+        Checkpoint.open(alone)
+
+
+def _other(folder: Path):  # type: ignore[no-untyped-def]
+    from tests.packing.conftest import write_checkpoint
+
+    return pack(write_checkpoint(folder / "elsewhere" / "other", seed=5), folder / "elsewhere" / "other.synapse")
