@@ -84,12 +84,15 @@ def _collect(
     """The place of every key; what YAML lets pass and nobody means (a key twice, a node within itself) is an error."""
     if node in above:
         raise yaml.MarkedYAMLError(problem="an alias refers to what it is part of", problem_mark=node.start_mark)
+    if isinstance(node, yaml.ScalarNode) and any("\ud800" <= letter <= "\udfff" for letter in node.value):
+        raise yaml.MarkedYAMLError(problem="an escape stands for half a character", problem_mark=node.start_mark)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             below = (*path, key.value if isinstance(key.value, str) else str(key.value))
             if below in places:
                 raise yaml.MarkedYAMLError(problem=f"the key '{below[-1]}' is given twice", problem_mark=key.start_mark)
             places[below] = Place(key.start_mark.line + 1, key.start_mark.column + 1)
+            _collect(key, below, places, (*above, node))
             _collect(value, below, places, (*above, node))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):

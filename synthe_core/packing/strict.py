@@ -27,6 +27,7 @@ def json_object(content: bytes, name: str) -> dict[str, Any]:
 
     try:
         found = json.loads(content.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse)
+        json.dumps(found, ensure_ascii=False).encode()  # an escape may stand for half a character
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is no JSON: {' '.join(str(error).split())[:120]}", HINT) from None
     if not isinstance(found, dict):
