@@ -19,7 +19,11 @@ from synthe_core.ops.dispatch import OPS, use_kernels
 from synthe_core.recipe import Recipe
 
 FOLDER = Path(__file__).parent.parent / "recipes"
-NAMES = [path.relative_to(FOLDER).with_suffix("").as_posix() for path in sorted(FOLDER.rglob("*.yaml"))]
+NAMES = [
+    path.relative_to(FOLDER).with_suffix("").as_posix()
+    for path in sorted(FOLDER.rglob("*.yaml"))
+    if path.parent.name != "merge"
+]
 ROUTED = ("experts", "thalamus", "slots", "hub")
 TIME = 32
 
