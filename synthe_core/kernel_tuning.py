@@ -11,7 +11,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,8 +161,3 @@ def _tensors(out: Any) -> list[Tensor]:
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def told(choices: Mapping[str, str]) -> str:
-    """`delta_rule: chunked, swiglu: composed`"""
-    return ", ".join(f"{op}: {kernel}" for op, kernel in choices.items())

@@ -24,7 +24,7 @@ synthe introspect runs/tiny --file my.py --html out.html              a page: to
 synthe introspect runs/tiny -t "a = 1; b = 2; a" --token 5            whence token 5 reads, and what became of its write
 synthe introspect runs/tiny -t "x" --layers 0-1 --what gates,memory --json | jq .
 synthe introspect runs/tiny --diff runs/other --file my.py            two models on one text
-cat my.py | synthe introspect runs/tiny --watch                       live, while the text streams through
+synthe introspect runs/tiny --watch --file my.py                      live, while the text streams through
 synthe introspect --schema                                            what every name means""",
 )
 def introspect(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,8 +120,3 @@ def _fixed(record: Record, emission: Emission) -> Any:
     if axes == ["E", "L"]:
         value = value.double().square().mean(0).sqrt()
     return value.double().cpu().tolist() if emission.axes else float(value)
-
-
-def chosen(found: Iterable[Series], groups: frozenset[str]) -> list[Series]:
-    """Those of some groups."""
-    return [each for each in found if each.group in groups]

@@ -148,6 +148,6 @@ def _warm(recipe: Recipe, vocab: int, chosen: Any, train: bool) -> None:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps({"bytes": run(json.loads(sys.stdin.read()))}))
+        sys.stdout.write(json.dumps({"bytes": run(json.loads(sys.stdin.read()))}) + "\n")
     except Exception as error:
         sys.exit("out of memory" if out_of_memory(error) else f"{type(error).__name__}: {error}")

@@ -53,7 +53,6 @@ def train(
     hardware = hardware or probe()
     recipe.meta_model(PROBE_VOCAB)  # impossible sizes, before any work
     chosen = settings(recipe.runtime, hardware)
-    chosen.preferred = preferred(recipe, chosen.device.type, hardware)
     require(recipe.runtime.log)
     path, checkpoint = _open(recipe, out, resume, init)
     changes = [] if checkpoint is None else _changes(checkpoint, recipe)
@@ -64,6 +63,7 @@ def train(
     run: RunFolder | None = None
     try:
         torch.set_num_threads(recipe.runtime.threads or threads)
+        chosen.preferred = preferred(recipe, chosen.device.type, hardware)
         packed = yield from _prepared(recipe, stop)
         run = RunFolder(path)
         snapshot = _begin(recipe, packed, chosen, source, base, begins=checkpoint is None)
