@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import Session
 from synthe_core.recipe import Recipe
 from synthe_core.registry import Table
-from synthe_core.source import CHECKPOINTS, Folder, Source, checkpoints, is_synapse
+from synthe_core.source import CHECKPOINTS, Folder, Source, Tensors, checkpoints, is_synapse
 from synthe_core.tensor_file import TensorFile
 
 __all__ = ["CHECKPOINTS", "Checkpoint", "best", "checkpoints", "load_weights", "save", "weights"]
@@ -53,9 +53,8 @@ SOURCES = Table("source of checkpoints", "synthe.sources", {"synapse": "synthe_c
 
 
 class Checkpoint:
-    """A checkpoint on disk. Nothing of it is read before it is asked for, and no file is used before its SHA-256 is
-    checked; `path` is what it is called, `source` where its files lie. `base` says where the base of an adapter is, if
-    it is not where the adapter says."""
+    """A checkpoint on disk, called `path`, whose files lie in `source`. Nothing of it is read before it is asked for, and
+    no file is used before its SHA-256 is checked. `base`: where an adapter's is, if not where it says."""
 
     def __init__(self, source: Source | Path, base: str | Path | None = None) -> None:
         self.source = Folder(source) if isinstance(source, Path) else source
@@ -242,48 +241,6 @@ class Checkpoint:
             return self.source.read(name).decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.source.damaged(name, f"it is not UTF-8 text (byte {error.start})") from None
-
-
-class Tensors(Mapping[str, Tensor]):
-    """The tensors of a safetensors file or of the files of an index, read one at a time."""
-
-    def __init__(self, source: Source, folder: str, name: str) -> None:
-        self._source = source
-        self._open: dict[str, Any] = {}
-        index = f"{folder}{name}.index.json"
-        if index in source.manifest.files:
-            try:
-                places = json.loads(source.read(index))["weight_map"].items()
-                self._file = {str(tensor): f"{folder}{file}" for tensor, file in places}
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                raise source.damaged(index, "it is no index of tensors") from None
-        else:
-            self._file = dict.fromkeys(self._reader(f"{folder}{name}"), f"{folder}{name}")
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, which is not read."""
-        return self._holding(name).shape(name)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._holding(name)[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file)
-
-    def __len__(self) -> int:
-        return len(self._file)
-
-    def _holding(self, name: str) -> Any:
-        file = self._file[name]
-        reader = self._reader(file)
-        if name not in reader:
-            raise self._source.damaged(file, f"it has no tensor {name}, which the index places there")
-        return reader
-
-    def _reader(self, file: str) -> Any:
-        if file not in self._open:
-            self._open[file] = self._source.tensors(file)
-        return self._open[file]
 
 
 def best(found: list[Path]) -> Path | None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -93,3 +94,45 @@ class Folder(Source):
                 raise self.damaged(name, "it is not what was written")
             self._checked.add(name)
         return self.path / name, 0, self.manifest.files[name].bytes
+
+
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file or of the files of an index, read one at a time."""
+
+    def __init__(self, source: Source, folder: str, name: str) -> None:
+        self._source = source
+        self._open: dict[str, Any] = {}
+        index = f"{folder}{name}.index.json"
+        if index in source.manifest.files:
+            try:
+                places = json.loads(source.read(index))["weight_map"].items()
+                self._file = {str(tensor): f"{folder}{file}" for tensor, file in places}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise source.damaged(index, "it is no index of tensors") from None
+        else:
+            self._file = dict.fromkeys(self._reader(f"{folder}{name}"), f"{folder}{name}")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read."""
+        return self._holding(name).shape(name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._holding(name)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def _holding(self, name: str) -> Any:
+        file = self._file[name]
+        reader = self._reader(file)
+        if name not in reader:
+            raise self._source.damaged(file, f"it has no tensor {name}, which the index places there")
+        return reader
+
+    def _reader(self, file: str) -> Any:
+        if file not in self._open:
+            self._open[file] = self._source.tensors(file)
+        return self._open[file]
