@@ -3,7 +3,7 @@ import torch
 
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.errors import InputError
-from synthe_core.generation import _Row, write
+from synthe_core.generation import Row, write
 from synthe_core.model import generate as generate_module
 from synthe_core.model.generate import Generation
 from synthe_core.model.language_model import LanguageModel, ModelSpec
@@ -135,16 +135,16 @@ def test_an_empty_prompt_is_refused_by_tokens_and_begins_a_document_in_text(mode
 
 def test_stop_strings_are_cut_and_never_shown():
     tokenizer = ByteTokenizer()
-    row = _Row(tokenizer.decoder(), ["END", "\n\n"])
+    row = Row(tokenizer.decoder(), ["END", "\n\n"])
     shown = "".join(row.push(b) for b in b"one EN two E")
     assert shown == "one EN two "
     assert "".join(row.push(b) for b in b"ND three"[:2]) == "" and row.ended
-    partial = _Row(tokenizer.decoder(), ["END"])
+    partial = Row(tokenizer.decoder(), ["END"])
     assert "".join(partial.push(b) for b in b"xEN") + partial.finish() == "xEN"
 
 
 def test_characters_of_several_bytes_come_whole():
-    row = _Row(ByteTokenizer().decoder(), [])
+    row = Row(ByteTokenizer().decoder(), [])
     assert [row.push(b) for b in "é€".encode()] == ["", "é", "", "", "€"]
 
 
