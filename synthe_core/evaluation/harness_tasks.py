@@ -35,11 +35,12 @@ class Loader:
         self._managers: dict[str, Any] = {}
         self._loaded: dict[tuple[str, str], Any] = {}
         known = self._manager(None).task_index
-        self.wanted = [
+        found = (
             Wanted(spec, spec if spec in known else Path(spec).stem, entry.num_fewshot)
             for entry in entries
             for spec in resolve([entry.task], known)
-        ]
+        )
+        self.wanted = list(dict.fromkeys(found))
 
     def load(self, wanted: Wanted, tokenizer: Tokenizer, num_fewshot: int | None) -> dict[str, Any]:
         """The harness's task objects, ready to be evaluated. Raises whatever the harness or the data raises."""

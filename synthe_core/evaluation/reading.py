@@ -62,21 +62,18 @@ class Reader:
     @torch.no_grad()
     def read(self, roots: Sequence[Node], ends: bool = False) -> Iterator[Read]:
         """Every node once, parents first. ends: the states at the ends of sequences are wanted too."""
-        waiting = [(batch, None, None) for batch in reversed(self.batches(roots))]
-        todo: list[tuple[list[Node], ModelState | None, list[int] | None]] = list(waiting)
+        todo: list[tuple[list[Node], ModelState | None, list[int]]]
+        todo = [(batch, None, []) for batch in reversed(self.batches(roots))]  # with the state above, and rows of it
         while todo:
             nodes, above, rows = todo.pop()
-            state = None
-            if above is not None:
-                state = states.take(above, torch.tensor(rows, device=self.device))
+            state = None if above is None else states.take(above, torch.tensor(rows, device=self.device))
             below = [(child, row) for row, node in enumerate(nodes) for child in node.children]
             for piece in self._pieces(nodes, state, ends or bool(below)):
                 yield piece
             if below:
                 row_of = {id(child): row for child, row in below}
-                after = piece.state
                 for batch in reversed(self.batches([child for child, _ in below])):
-                    todo.append((batch, after, [row_of[id(child)] for child in batch]))
+                    todo.append((batch, piece.state, [row_of[id(child)] for child in batch]))
 
     def _pieces(self, nodes: list[Node], state: ModelState | None, onward: bool) -> Iterator[Read]:
         """onward: from the state after them. Else padding need not be kept out of it: no token sees a later one."""
