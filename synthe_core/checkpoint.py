@@ -53,8 +53,8 @@ SOURCES = Table("source of checkpoints", "synthe.sources", {"synapse": "synthe_c
 
 
 class Checkpoint:
-    """A checkpoint on disk, called `path`, whose files lie in `source`. Nothing of it is read before it is asked for, and
-    no file is used before its SHA-256 is checked. `base`: where an adapter's is, if not where it says."""
+    """A checkpoint on disk, called `path`, whose files lie in `source`. Nothing is read before it is asked for, and no
+    file is used before its SHA-256 is checked. `base`: where an adapter's is, if not where it says."""
 
     def __init__(self, source: Source | Path, base: str | Path | None = None) -> None:
         self.source = Folder(source) if isinstance(source, Path) else source
