@@ -117,7 +117,7 @@ def test_strengths_survive_a_session_to_the_last_bit(bias, tmp_path):
     tokens = torch.randint(31, (2, 40))
     with torch.no_grad():
         _, state = model.next_logits(tokens[:, :25])
-        Session(state, tokens[:, 25:26]).save(tmp_path / "s.safetensors", model)
+        Session(state, tokens[:, 25]).save(tmp_path / "s.safetensors", model)
         loaded = Session.load(tmp_path / "s.safetensors", model)
         for (name, a), (_, b) in zip(named_leaves(loaded.state), named_leaves(state), strict=True):
             assert torch.equal(a, b), name
