@@ -141,9 +141,10 @@ def _begin(
     parents = []
     if init is not None and source is not None:
         if source.tokenizer().digest != packed.tokenizer.digest:
+            theirs = source.path / "tokenizer.json" if source.path.is_dir() else "DIR, after synthe unpack -o DIR"
             raise InputError(
                 f"{source.path} was trained with other tokens than the recipe's",
-                f"use its tokenizer: --set data.tokenizer={source.path / 'tokenizer.json'}",
+                f"use its tokenizer: --set data.tokenizer={theirs}",
             )
         load_weights(model, source.tensors, source.path, fresh=("router.", "confidence."))  # may be learned afterwards
         parents = [str(source.path)]
