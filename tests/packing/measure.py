@@ -1,6 +1,6 @@
 """Figures for RESULTS.md: python -m tests.packing.measure CHECKPOINT
 
-How long the packed file takes to load against the folder, in pairs; and the most memory that packing and unpacking hold.
+How long the packed file takes to load against the folder, in pairs; and the most memory that each verb holds.
 """
 
 from __future__ import annotations
