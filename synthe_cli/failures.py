@@ -8,6 +8,7 @@ import traceback
 
 import typer
 
+from synthe_cli.console import printable
 from synthe_core.errors import Interrupted, SyntheError, closest
 
 UsageError = typer.BadParameter.__mro__[1]  # click's, whichever click this typer carries
@@ -39,9 +40,9 @@ def report(error: BaseException) -> int:
 
 
 def _say(message: str, hint: str | None, code: int, prefix: str = "error: ") -> int:
-    print(f"{prefix}{message}", file=sys.stderr)
+    print(f"{prefix}{printable(message)}", file=sys.stderr)  # it may quote a file of a stranger
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {printable(hint)}", file=sys.stderr)
     return code
 
 

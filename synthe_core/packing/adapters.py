@@ -17,7 +17,7 @@ from typing import Any
 from synthe_core.errors import InputError, closest
 from synthe_core.packing.contents import Content, Stretch
 from synthe_core.packing.manifest import Adapter
-from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NAME
+from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NAME, shown
 from synthe_core.tensor_file import TensorFile
 
 PREFIX = "base_model.model."
@@ -122,5 +122,5 @@ def find_adapter(name: str, adapters: Mapping[str, Any]) -> None:
     """InputError for an adapter that is not packed, with the nearest that is."""
     if name not in adapters:
         near = closest(name, adapters)
-        hint = f"did you mean '{near}'?" if near else f"pack it too: --adapter {name}=FOLDER"
-        raise InputError(f"agent.yaml names the adapter '{name}', which is not in the file", hint)
+        hint = f"did you mean '{near}'?" if near else "pack it too, with --adapter NAME=FOLDER"
+        raise InputError(f"agent.yaml names the adapter {shown(name)}, which is not in the file", hint)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -113,10 +112,6 @@ class Bundle(Source):
             if digest.hexdigest() != self.about.files[name].sha256:
                 raise self.damaged(name, "it is not what was packed")
             self._checked.add(name)
-
-    def below(self, folder: str) -> Iterator[str]:
-        """The members in a folder."""
-        return (name for name in self.about.files if name.startswith(f"{folder}/"))
 
 
 def find_base(reference: BaseReference, asking: Path) -> Source:

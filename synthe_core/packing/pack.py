@@ -252,7 +252,9 @@ def _sessions(checkpoint: Checkpoint, contents: Mapping[str, Content], quantizat
 
 def _scores(checkpoint: Checkpoint, quantization: Quantization | None) -> list[Score]:
     manifest = checkpoint.manifest
-    how = f"validation at step {manifest.step}"
+    data = checkpoint.recipe.data
+    text = data.validation if isinstance(data.validation, str) else ", ".join(each.source for each in data.sources)
+    how = f"validation at step {manifest.step}, on {text}"
     if quantization is not None:
         how += ", before it was quantised"
     found = [Score(name=name, value=manifest.metrics[name], how=how) for name in SCORES if name in manifest.metrics]

@@ -161,9 +161,11 @@ def _begin(
     vocab = max(packed.tokenizer.vocab_size, source.vocab if source else 0)
     model = build_model(recipe.model, vocab, recipe.runtime.recompute)
     if begins and source is not None and source.tokenizer().digest != packed.tokenizer.digest:
+        owner = (source.base or source).path
+        theirs = owner / "tokenizer.json" if owner.is_dir() else "DIR, after synthe unpack -o DIR"
         raise InputError(
             f"{source.path} was trained with other tokens than the recipe's",
-            f"use its tokenizer: --set data.tokenizer={(source.base or source).path / 'tokenizer.json'}",
+            f"use its tokenizer: --set data.tokenizer={theirs}",
         )
     if base is not None and source is not None:
         load_weights(model, base.tensors, base.path)

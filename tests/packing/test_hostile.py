@@ -249,10 +249,10 @@ def test_a_recipe_cannot_ask_for_more_than_its_weights(packed, tmp_path, change)
     text = contents["recipe.yaml"].decode()
     old = next(line.strip() for line in text.splitlines() if line.strip().startswith(f"{key}:"))
     path = rebuild(tmp_path / "x.synapse", contents | {"recipe.yaml": text.replace(old, change, 1).encode()})
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InputError):
         Checkpoint.open(path).model()
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_links_in_folders(packed, tmp_path):
@@ -298,9 +298,9 @@ def survive(rng: random.Random, victims: list[Path], box: Path) -> None:
     shutil.rmtree(box, ignore_errors=True)
     (box / "in").mkdir(parents=True)
     path = case(rng, rng.choice(victims), box / "in" / "x.synapse")
-    before, started = list(tree(box)), time.monotonic()
+    before, started = list(tree(box)), time.process_time()
     exercise(path, box / "in")
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 60
     assert list(tree(box)) == before
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from synthe_core.checkpoint import Checkpoint, weights
 from synthe_core.data.tokenizers import ByteTokenizer
@@ -169,7 +170,7 @@ def test_what_inspect_says(things, packed):
     assert (adapter["rank"], adapter["alpha"], adapter["parameters"]) == (4, 8.0, 4 * (64 + 320))
     assert adapter["modules"] == ["blocks.0.learners.2.gate_up"]
     assert values["knowledge"] == {"facts": 50}
-    assert values["scores"][0] == {"name": "bits_per_byte", "value": 8.0, "how": "validation at step 10"}
+    assert values["scores"][0] == {"name": "bits_per_byte", "value": 8.0, "how": "validation at step 10, on stdlib"}
     assert values["signed_by"].startswith("SHA256:")
     recipe = Checkpoint.open(things.checkpoint).recipe
     assert values["base"]["parameters"] == recipe.meta_model(257).parameter_count()
@@ -201,6 +202,65 @@ def test_a_base_that_is_not_carried_is_found_by_its_digest(things, tmp_path):
     assert digest(tmp_path / "whole.synapse") == digest(tmp_path / "base.synapse")
     result(unpack(path, tmp_path / "out", "model"))
     assert text(Checkpoint.open(tmp_path / "out")) == text(Checkpoint.open(things.checkpoint))
+
+
+def test_an_encoder(tmp_path):
+    """A model that classifies: packed, quantised without a loss in bits per byte, and read from the file."""
+    from synthe_core.checkpoint import save
+    from synthe_core.manifest import Manifest
+    from synthe_core.model.classifier import build_model
+    from synthe_core.recipe import Recipe
+
+    model = {"width": 64, "blocks": 1, "block": ["mlp"], "head": {"type": "classify", "classes": 3}}
+    recipe = Recipe.model_validate({"name": "namer", "model": model, "data": {"sources": "x", "labels": "path"}})
+    built = build_model(recipe.model, 257)
+    common = {"recipe": recipe, "vocab": 257, "tokenizer": ByteTokenizer(), "manifest": Manifest()}
+    save(tmp_path / "namer", tensors=weights(built), classes=["a", "b", "c"], **common)
+    for kind in (None, "int8"):
+        path = result(pack(tmp_path / "namer", tmp_path / f"{kind}.synapse", Parts(quantize=kind))).path
+        opened = Checkpoint.open(path)
+        assert opened.classes == ["a", "b", "c"]
+        about = Bundle(path).about
+        assert (about.base.quantization is None) == (kind is None)
+        assert kind is None or about.base.quantization.loss is None
+        tokens = torch.randint(257, (2, 9))
+        tolerance = 0 if kind is None else 0.1
+        difference = opened.classifier().eval().read(tokens)[0] - built.eval().read(tokens)[0]
+        assert float(difference.abs().max()) <= tolerance
+        assert b"text-classification" in opened.source.read("README.md")
+        with pytest.raises(InputError, match="does not write text"):
+            opened.model()
+
+
+def test_what_peft_writes(tmp_path):
+    """The names that PEFT gives to what it trains besides the usual pairs, as PEFT 0.21 writes them."""
+    from synthe_core.packing.adapters import check_adapter
+    from synthe_core.tensor_file import TensorFile
+
+    base = {"a.weight": (320, 64), "embedding.weight": (257, 64), "norm.weight": (64,)}
+
+    def check(**tensors: tuple[int, ...]):
+        named = {f"base_model.model.{name.replace('__', '.')}": torch.zeros(size) for name, size in tensors.items()}
+        save_file(named, tmp_path / "x")
+        return check_adapter("x", {"lora_alpha": 8}, TensorFile(tmp_path / "x"), base.get)
+
+    pair = {"a__lora_A__weight": (4, 64), "a__lora_B__weight": (320, 4)}
+    assert check(**pair).rank == 4
+    assert check(**pair, a__lora_magnitude_vector=(320,)).modules == ["a"]  # DoRA
+    assert check(embedding__lora_embedding_A=(4, 257), embedding__lora_embedding_B=(64, 4)).rank == 4
+    assert check(**pair, norm__weight=(64,)).modules == ["a", "norm"]  # a module that was trained whole
+    other = {"embedding__lora_embedding_A": (2, 257), "embedding__lora_embedding_B": (64, 2)}
+    assert check(**pair, **other).rank is None  # two ranks in one adapter
+    for wrong, message in (
+        ({"a__lora_A__weight": (4, 64)}, "only one half"),
+        ({"a__lora_A__weight": (4, 64), "a__lora_B__weight": (320, 5)}, "two ranks"),
+        ({**pair, "a__lora_magnitude_vector": (7,)}, "does not fit"),
+        ({"norm__weight": (65,)}, "does not fit"),
+        ({"embedding__lora_embedding_A": (4, 64), "embedding__lora_embedding_B": (257, 4)}, "does not fit"),
+        ({}, "holds no tensors"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check(**wrong)
 
 
 def test_diff(things, packed, tmp_path):
