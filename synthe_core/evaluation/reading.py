@@ -17,10 +17,10 @@ from synthe_core.model.language_model import LanguageModel, ModelState
 TOKENS = {"cpu": 4096}
 """Tokens a pass, padding included, where no batch size is asked for; on devices not named here:"""
 TOKENS_ELSEWHERE = 65_536
-FULL = 256
-"""Tokens from which on a pass is worth its own cost; a batch of fewer takes in nodes of any length, padded."""
 LIKE = 0.75
-"""How long the shortest of a larger batch is at least, as a share of the longest, give or take a few tokens."""
+"""How long the shortest of a batch is at least, as a share of the longest, give or take a few tokens."""
+PASS = 32
+"""Tokens of padding that a batch takes in for still shorter nodes, since another pass would cost more."""
 STATES = 1 << 30
 """Bytes of state that the rows of a batch may take."""
 
@@ -98,13 +98,14 @@ class Reader:
     def batches(self, nodes: Sequence[Node]) -> list[list[Node]]:
         """The nodes by falling length, so that what takes most memory comes first."""
         found: list[list[Node]] = []
-        room = longest = 0
+        room = longest = spare = 0
         for node in sorted(nodes, key=lambda node: (-len(node.tokens), node.members[0])):
-            unlike = len(node.tokens) < LIKE * longest - 4 and len(found[-1]) * longest >= FULL
-            if not found or len(found[-1]) >= room or unlike:
+            length = len(node.tokens)
+            if length < LIKE * longest - 4:
+                spare -= longest - length
+            if not found or len(found[-1]) >= room or spare < 0:
                 found.append([])
-                longest = len(node.tokens)
-                room = self.rows(longest, node.end)
+                longest, room, spare = length, self.rows(length, node.end), PASS
             found[-1].append(node)
         return found
 
