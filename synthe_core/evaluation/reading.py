@@ -19,6 +19,8 @@ TOKENS = {"cpu": 4096}
 TOKENS_ELSEWHERE = 65_536
 LIKE = 0.75
 """How long the shortest of a batch is at least, as a share of the longest, give or take a few tokens."""
+PASS = 32
+"""Tokens of padding that a batch takes in for still shorter nodes, since another pass would cost more."""
 STATES = 1 << 30
 """Bytes of state that the rows of a batch may take."""
 
@@ -96,11 +98,14 @@ class Reader:
     def batches(self, nodes: Sequence[Node]) -> list[list[Node]]:
         """The nodes by falling length, so that what takes most memory comes first."""
         found: list[list[Node]] = []
-        room, least = 0, 0.0
+        room = longest = spare = 0
         for node in sorted(nodes, key=lambda node: (-len(node.tokens), node.members[0])):
-            if not found or len(found[-1]) >= room or len(node.tokens) < least:
+            length = len(node.tokens)
+            if length < LIKE * longest - 4:
+                spare -= longest - length
+            if not found or len(found[-1]) >= room or spare < 0:
                 found.append([])
-                room, least = self.rows(len(node.tokens), node.end), LIKE * len(node.tokens) - 4
+                longest, room, spare = length, self.rows(length, node.end), PASS
             found[-1].append(node)
         return found
 
