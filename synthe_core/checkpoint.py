@@ -37,6 +37,7 @@ from synthe_core.manifest import NAME, Base, Manifest
 from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import Session
+from synthe_core.model.undrawn import undrawn
 from synthe_core.recipe import Recipe
 from synthe_core.registry import Table
 from synthe_core.source import CHECKPOINTS, Folder, Source, Tensors, checkpoints, is_synapse
@@ -99,8 +100,7 @@ class Checkpoint:
         if self.adapter is None:
             return None
         told = self.manifest.base
-        where = adapter_files.where_base(self.path, self.manifest) if self._base is None else self._base
-        base = Checkpoint.open(where)
+        base = Checkpoint.open(where := self._base or adapter_files.where_base(self.path, self.manifest))
         if base.adapter is not None:
             raise InputError(
                 f"{where} is an adapter itself, and not the model that {self.path} changes", adapter_files.OTHER
@@ -191,7 +191,7 @@ class Checkpoint:
 
     def _built(self, device: torch.device | str, dtype: torch.dtype | None) -> Model:
         (self.base or self).check_sizes()
-        with torch.random.fork_rng(devices=[]):  # building draws initial values: not from the caller's numbers
+        with undrawn():
             model = build_model(self.recipe.model, self.vocab)
         load_weights(model, self.tensors, self.path)
         source = self if self.base is None or (self.path / NAME).is_file() else self.base
@@ -245,7 +245,7 @@ class Checkpoint:
 
 def best(found: list[Path]) -> Path | None:
     """The one with the fewest bits per byte in validation (an encoder: the least loss); None if none was validated."""
-    scored: dict[Path, float] = {}
+    scored = {}
     for path in found:
         try:
             manifest = Manifest.read(path)

@@ -11,6 +11,7 @@ from synthe_core.layers import LAYERS, build, parse
 from synthe_core.learner import Learner
 from synthe_core.model import block as block_module
 from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.undrawn import undrawn
 from synthe_core.trace import Trace
 from tests.laws.entries import CASES, CAUSAL, FIRST, WIDTH, as_built, block_of, case_name, inputs, make, run
 
@@ -214,3 +215,15 @@ def test_flops_count_at_least_the_matrix_products_that_run(case):
     products = sum(n for name, n in counter.get_flop_counts().get("Global", {}).items() if "mm" in str(name))
     assert products > 0
     assert products <= 64 * learner.flops(64) <= 10 * products
+
+
+@each_learner
+def test_what_is_drawn_is_in_its_tensors(case):
+    """A checkpoint is loaded into a model whose initial values were never drawn."""
+    drawn, x = make(case), inputs(1, 9)
+    numbers = torch.get_rng_state()
+    with undrawn():
+        loaded = as_built(case).double()
+    assert torch.equal(torch.get_rng_state(), numbers)
+    loaded.load_state_dict(drawn.state_dict())
+    torch.testing.assert_close(run(loaded, x)[0], run(drawn, x)[0], rtol=0, atol=0)
