@@ -65,7 +65,7 @@ class TensorFile(Mapping[str, Tensor]):
                 header = self._header(file, size)
         except OSError as error:
             raise self._damaged(error.strerror or str(error)) from None
-        self._data = start + size - self._size_of_data
+        self.data = start + size - self._size_of_data  # where the data begin, in the file
         self.metadata, self.entries = self._parse(header)
 
     def _header(self, file: BinaryIO, size: int) -> bytes:
@@ -120,7 +120,7 @@ class TensorFile(Mapping[str, Tensor]):
         entry = self.entries[name]
         if entry.begin == entry.end:
             return torch.empty(entry.shape, dtype=entry.dtype)
-        begin, size = self._data + entry.begin, entry.end - entry.begin
+        begin, size = self.data + entry.begin, entry.end - entry.begin
         first = begin - begin % mmap.ALLOCATIONGRANULARITY
         try:
             with self._path.open("rb") as file:
@@ -157,19 +157,24 @@ def write_tensors(
 
     The same content gives the same bytes, and the data begin at a multiple of ALIGN.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, (dtype, shape) in described.items():
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGN)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header(described, metadata))
         for (name, tensor), (expected, (dtype, shape)) in zip(tensors, described.items(), strict=True):
             assert (name, tensor.dtype, tuple(tensor.shape)) == (expected, dtype, shape), name
             flat = tensor.detach().contiguous().view(-1)
             flat.view(torch.uint8).numpy().tofile(file)
+
+
+def header(described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """What comes before the data of a file that holds the tensors `described`, one after the other."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (dtype, shape) in described.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGN)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

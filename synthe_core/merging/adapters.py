@@ -24,6 +24,7 @@ from synthe_core.errors import InputError
 from synthe_core.manifest import FileFacts
 from synthe_core.merging.config import Form, MergeSpec
 from synthe_core.merging.factors import factored, refactored
+from synthe_core.merging.hashed_file import Facts
 from synthe_core.merging.inputs.adapter import CONFIG, PREFIX, Adapter, Factors
 from synthe_core.merging.inputs.huggingface import MERGE
 from synthe_core.merging.inputs.model import write_json
@@ -31,7 +32,6 @@ from synthe_core.merging.method import Method
 from synthe_core.merging.parameters import values
 from synthe_core.merging.plan import generator
 from synthe_core.merging.stream import Job
-from synthe_core.merging.tensor_file import Facts
 
 SUMS = ("linear", "task_arithmetic")
 """Methods that are sums of differences with coefficients alone: no product needs to be made."""

@@ -11,12 +11,12 @@ import torch
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Progress, Result
 from synthe_core.merging import stream
+from synthe_core.merging.hashed_file import Facts
 from synthe_core.merging.inputs import open_input
 from synthe_core.merging.inputs.adapter import Adapted, Adapter
 from synthe_core.merging.inputs.model import Model
 from synthe_core.merging.plan import LISTED, read
 from synthe_core.merging.stream import Job
-from synthe_core.merging.tensor_file import Facts
 
 SUMS = 7
 

@@ -18,12 +18,12 @@ from synthe_core.manifest import FileFacts
 from synthe_core.merging import output, stream
 from synthe_core.merging.adapters import Both, describe
 from synthe_core.merging.factors import factored
+from synthe_core.merging.hashed_file import Facts
 from synthe_core.merging.inputs import open_input
 from synthe_core.merging.inputs.adapter import PREFIX, Adapter
 from synthe_core.merging.inputs.model import Model
 from synthe_core.merging.plan import LISTED, compare, of_one_kind, read
 from synthe_core.merging.stream import Job
-from synthe_core.merging.tensor_file import Facts
 from synthe_core.training.run_folder import new_run
 
 EMBEDDING = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe)\.weight$")

@@ -16,7 +16,7 @@ from torch import Tensor
 from synthe_core.checkpoint import SHARD_BYTES
 from synthe_core.manifest import FileFacts
 from synthe_core.merging.stream import Job
-from synthe_core.merging.tensor_file import header
+from synthe_core.tensor_file import header
 
 FLUSH = 128 * 2**20  # bytes after which the disk is set to work on what was written
 
@@ -53,7 +53,8 @@ def write(
             digest, size, unflushed = hashlib.sha256(), 0, 0
             flushed: Future[None] | None = None
             with (folder / name).open("wb", buffering=0) as file:
-                head = memoryview(header({job.name: job.facts for job in jobs}))
+                described = {job.name: (job.facts.dtype, job.facts.shape) for job in jobs}
+                head = memoryview(header(described, {"format": "pt"}))
                 for piece in itertools.chain([head], (_bytes(next(stream), job) for job in jobs)):
                     _put(file.fileno(), piece)
                     digest.update(piece)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from synthe_core.errors import InputError
 from synthe_core.merging.config import MergeSpec, SliceSpec
+from synthe_core.merging.hashed_file import Facts
 from synthe_core.merging.inputs.model import Model
 from synthe_core.merging.method import Method
 from synthe_core.merging.parameters import values
 from synthe_core.merging.stream import Job
-from synthe_core.merging.tensor_file import NAMES, Facts
+from synthe_core.tensor_file import NAMES
 from synthe_core.training.run_folder import differences
 
 LAYER = re.compile(r"^(?P<before>(?:.*?\.)?)(?P<layer>\d+)\.(?P<after>.+)$")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from synthe_core.errors import Interrupted
 from synthe_core.hardware import probe
-from synthe_core.merging.tensor_file import Facts
+from synthe_core.merging.hashed_file import Facts
 
 BUDGET = 512 * 2**20
 """Bytes that jobs under way may hold together; a job that is larger runs alone."""

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from synthe_core.errors import InputError
 from synthe_core.merging.config import TokenizerSpec
+from synthe_core.merging.hashed_file import Facts
 from synthe_core.merging.inputs import open_input
 from synthe_core.merging.inputs.model import Model, View, read_json
-from synthe_core.merging.tensor_file import Facts
 
 ROWS = re.compile(r"(^|[._])(embed|wte|word|lm_head|head|output)", re.IGNORECASE)
 """Names of tensors that may have a row for every token."""

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import InputError, SyntheError
 from synthe_core.events import Result
 from synthe_core.merging.config import load
 from synthe_core.merging.difference import diff
 from synthe_core.merging.extract import extract_lora
+from synthe_core.merging.hashed_file import HashedFile
 from synthe_core.merging.inputs import open_input
-from synthe_core.merging.tensor_file import TensorFile
+from synthe_core.packing.pack import Parts, pack
 from tests.merging.models import adapter, checkpoint, family, folder, llama, moved, result
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_kinds_are_recognised(tmp_path: Path) -> None:
@@ -56,12 +60,35 @@ def test_ids_of_the_hub_come_from_its_cache(tmp_path: Path, monkeypatch: pytest.
 
 def test_tensors_are_read_in_the_order_of_the_file(tmp_path: Path) -> None:
     path = folder(tmp_path / "hf", llama())
-    file = TensorFile(path / "model.safetensors")
+    file = HashedFile(path / "model.safetensors")
     found = open_input(str(path))
     places = [file.place(name) for name in found.tensors]
     assert places == sorted(places) and len(places) == len(llama())
     for name, tensor in llama().items():
         assert torch.equal(file.read(name), tensor)
+
+
+def test_a_synapse_file_is_merged_as_its_folder_is(tmp_path: Path) -> None:
+    base, tuned = (checkpoint(tmp_path / name, seed) for name, seed in (("base", None), ("tuned", 1)))
+    files = [tmp_path / f"{name}.synapse" for name in ("base", "tuned")]
+    for source, file in zip((base, tuned), files, strict=True):
+        list(pack(source, file))
+    expected = result(tmp_path / "of-folders", "linear", [base, tuned])
+    found = result(tmp_path / "of-files", "linear", files)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    parents = json.loads((tmp_path / "of-files" / "manifest.json").read_text())["merge"]["parents"]
+    assert [parent["files"]["model.safetensors"] for parent in parents] == [
+        Checkpoint.open(file).manifest.files["model.safetensors"].model_dump() for file in files
+    ]
+
+
+def test_quantised_weights_are_not_merged(tmp_path: Path) -> None:
+    base = checkpoint(tmp_path / "base", width=64)
+    list(pack(base, tmp_path / "q.synapse", Parts(quantize="int8", sources=[str(ROOT / "README.md")])))
+    with pytest.raises(InputError, match="quantised"):
+        result(tmp_path / "out", "linear", [base, tmp_path / "q.synapse"])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ def open_input(text: str) -> Any:
             return KINDS[kind](path, text)
     raise InputError(
         f"{path} is no model that can be merged",
-        "a model is a run or checkpoint folder, a Hugging Face folder with config.json and safetensors files, "
-        "or a PEFT adapter's folder",
+        "a model is a run or checkpoint folder, a .synapse file, a Hugging Face folder with config.json and "
+        "safetensors files, or a PEFT adapter's folder",
     )
 
 

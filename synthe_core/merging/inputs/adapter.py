@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
+from synthe_core.merging.hashed_file import Facts, HashedFile
 from synthe_core.merging.inputs.model import Model, View, read_json
-from synthe_core.merging.tensor_file import Facts, TensorFile
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -69,7 +69,7 @@ class Adapter:
             raise InputError(f"{path} is an adapter of the kind {kind}", "synthe merges LoRA adapters")
         if not (path / WEIGHTS).is_file():
             raise InputError(f"{path} has no {WEIGHTS}", "save the adapter as safetensors: PEFT's save_pretrained does")
-        self.file = TensorFile(path / WEIGHTS)
+        self.file = HashedFile(path / WEIGHTS)
         self.whole: dict[str, str] = {}
         self._parts: dict[str, dict[str, str]] = {}
         for stored in self.file.tensors:
@@ -182,7 +182,7 @@ class Adapted(View):
                 )
 
     @property
-    def files(self) -> list[TensorFile]:
+    def files(self) -> list[HashedFile]:
         return [*self.inner.files, self.adapter.file]
 
     @property

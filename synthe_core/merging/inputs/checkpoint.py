@@ -1,4 +1,4 @@
-"""A checkpoint of this project, or the best of a run."""
+"""A checkpoint of this project: its folder, the best of a run, or a .synapse file that carries it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from synthe_core.checkpoint import CHECKPOINTS, INDEX, WEIGHTS, Checkpoint, sizes
+from synthe_core.data.tokenizers import CHAT
 from synthe_core.hardware import probe
 from synthe_core.manifest import NAME, FileFacts, Manifest, machine, versions
+from synthe_core.merging.hashed_file import HashedFile
 from synthe_core.merging.inputs.model import Changes, Model, Outcome, write_json
-from synthe_core.merging.tensor_file import TensorFile
+from synthe_core.source import Folder
 
 
 class CheckpointModel(Model):
@@ -27,15 +29,21 @@ class CheckpointModel(Model):
 
     @classmethod
     def claims(cls, path: Path) -> bool:
-        return (path / NAME).is_file() or (path / CHECKPOINTS).is_dir()
+        return (path / NAME).is_file() or (path / CHECKPOINTS).is_dir() or path.is_file()
 
-    def places(self) -> Mapping[str, TensorFile]:
+    def places(self) -> Mapping[str, HashedFile]:
         if INDEX not in self.checkpoint.manifest.files:
-            file = TensorFile(self.path / WEIGHTS)
+            file = self._file(WEIGHTS)
             return dict.fromkeys(file.tensors, file)
         index = json.loads(self.checkpoint.source.read(INDEX))["weight_map"]
-        files = {name: TensorFile(self.path / name) for name in sorted(set(index.values()))}
+        files = {name: self._file(name) for name in sorted(set(index.values()))}
         return {tensor: files[name] for tensor, name in index.items()}
+
+    def _file(self, name: str) -> HashedFile:
+        source = self.checkpoint.source
+        if isinstance(source, Folder):  # hashed while it is read, and held against the manifest at the end
+            return HashedFile(source.path / name)
+        return HashedFile(*source.where(name), name)
 
     def expected(self) -> Mapping[str, FileFacts]:
         return self.checkpoint.manifest.files
@@ -70,6 +78,8 @@ class CheckpointModel(Model):
         content = changes.tokenizer or self.tokenizer
         if content is not None:
             write_json(folder / "tokenizer.json", content)
+        if CHAT in self.checkpoint.manifest.files:
+            (folder / CHAT).write_bytes(self.checkpoint.source.read(CHAT))
         manifest = Manifest.model_validate(
             {
                 "parameters": outcome.parameters,

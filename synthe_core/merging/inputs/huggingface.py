@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from synthe_core.importing.published import CONFIG, INDEX, PICKLES, WEIGHTS, Published
+from synthe_core.merging.hashed_file import HashedFile
 from synthe_core.merging.inputs.model import Changes, Model, Outcome, read_json, write_json
-from synthe_core.merging.tensor_file import TensorFile
 
 MERGE = "merge.json"
 BESIDE = ("generation_config.json", "chat_template.jinja", "chat_template.json", "preprocessor_config.json")
@@ -46,8 +46,8 @@ class HuggingFaceModel(Model):
         found = (INDEX, WEIGHTS, *PICKLES)
         return (path / CONFIG).is_file() and any(next(path.glob(name), None) for name in found)
 
-    def places(self) -> Mapping[str, TensorFile]:
-        files = {name: TensorFile(self.path / name) for name in sorted(set(self._published.places.values()))}
+    def places(self) -> Mapping[str, HashedFile]:
+        files = {name: HashedFile(self.path / name) for name in sorted(set(self._published.places.values()))}
         return {tensor: files[file] for tensor, file in self._published.places.items()}
 
     @property

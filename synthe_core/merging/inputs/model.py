@@ -15,7 +15,7 @@ from torch import Tensor
 
 from synthe_core.errors import InputError
 from synthe_core.manifest import FileFacts
-from synthe_core.merging.tensor_file import Facts, TensorFile
+from synthe_core.merging.hashed_file import Facts, HashedFile
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Model(ABC):
         """Whether what is at `path` is of this kind."""
 
     @abstractmethod
-    def places(self) -> Mapping[str, TensorFile]:
+    def places(self) -> Mapping[str, HashedFile]:
         """The file that holds each tensor."""
 
     @property
@@ -85,13 +85,13 @@ class Model(ABC):
         return {}
 
     @cached_property
-    def _places(self) -> Mapping[str, TensorFile]:
+    def _places(self) -> Mapping[str, HashedFile]:
         return self.places()
 
     @cached_property
     def tensors(self) -> dict[str, Facts]:
         """In the order of the files, so that reading in this order never goes back."""
-        order: dict[TensorFile, int] = {}
+        order: dict[HashedFile, int] = {}
         for file in self._places.values():
             order.setdefault(file, len(order))
         names = sorted(self._places, key=lambda name: (order[self._places[name]], self._places[name].place(name)))
@@ -106,7 +106,7 @@ class Model(ABC):
         return self.tensors[name].dtype
 
     @property
-    def files(self) -> list[TensorFile]:
+    def files(self) -> list[HashedFile]:
         """The files of weights."""
         return list(dict.fromkeys(self._places.values()))
 
@@ -115,10 +115,11 @@ class Model(ABC):
         expected: Mapping[str, FileFacts] = self.expected()
         found: dict[str, Any] = {}
         for file in self.files:
-            facts, wanted = file.facts(), expected.get(file.path.name)
+            facts, wanted = file.facts(), expected.get(file.name)
             if facts is not None and wanted is not None and wanted != facts:
-                raise InputError(f"{file.path} is damaged: it is not what was written", "use another checkpoint")
-            found[file.path.name] = facts and facts.model_dump()
+                where = self.path / file.name
+                raise InputError(f"{where} is damaged: it is not what was written", "use another checkpoint")
+            found[file.name] = facts and facts.model_dump()
         return {
             "model": self.named,
             "path": str(self.path),
@@ -138,7 +139,7 @@ class View(Model):
     def claims(cls, path: Path) -> bool:
         return False
 
-    def places(self) -> Mapping[str, TensorFile]:
+    def places(self) -> Mapping[str, HashedFile]:
         return self.inner.places()
 
     @property
@@ -158,7 +159,7 @@ class View(Model):
         return self.inner.tensors
 
     @property
-    def files(self) -> list[TensorFile]:
+    def files(self) -> list[HashedFile]:
         return self.inner.files
 
     def stored(self, name: str) -> torch.dtype:
