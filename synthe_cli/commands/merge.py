@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthe_cli import console
+from synthe_cli.commands.eval_lm import show
 from synthe_cli.commands.merge_show import differences, evaluation, methods, parameters
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption
@@ -56,8 +57,13 @@ ThreadsOption = Annotated[
 EvalOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--eval", metavar="TEXTS", help="Then bits per byte of the result and its parents on these. Repeatable."
+        "--eval",
+        metavar="TEXTS",
+        help="Then the result beside its parents: bits per byte on texts, or tasks of `eval list`. Repeatable.",
     ),
+]
+LimitOption = Annotated[
+    float | None, typer.Option("--limit", metavar="N", help="At most N questions of each task of --eval.")
 ]
 HashesOption = Annotated[
     bool, typer.Option("--hashes/--no-hashes", help="Take (and check) the SHA-256 of the parents on the way.")
@@ -77,6 +83,7 @@ synthe merge slerp runs/a runs/b --t 0.3 --out merged
 synthe merge ties adapter-a adapter-b --rank 16                adapters stay an adapter: B A merged, factored again
 synthe merge ties --base runs/base adapter-a adapter-b         or are merged into their base: a model
 synthe merge ties runs/base runs/a runs/b --eval a.txt,b.txt   and beside its parents, on texts
+synthe merge ties runs/base runs/a runs/b --eval wikitext,gsm8k --limit 100    or on tasks
 synthe merge linear org/model-a org/model-b --dtype bfloat16""",
     context_settings={**SETTINGS["context_settings"], "allow_extra_args": True, "ignore_unknown_options": True},
 )
@@ -106,7 +113,8 @@ def method(
         str | None, typer.Option(metavar="WHICH", help="base, union, or a path, where the models' differ.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the methods that draw at random.")] = 0,
-    texts: EvalOption = None,
+    asked: EvalOption = None,
+    limit: LimitOption = None,
     threads: ThreadsOption = None,
     shard: ShardOption = "5GB",
     hashes: HashesOption = True,
@@ -123,7 +131,7 @@ def method(
     chosen = Method(str(ctx.info_name))
     named, given = _split(ctx, chosen, models)
     spec = spec_of(chosen, named, given, base=base, dtype=dtype, form=form, rank=rank, tokenizer=tokenizer, seed=seed)
-    _merge(spec, out, threads, shard, hashes, texts, as_json)
+    _merge(spec, out, threads, shard, hashes, asked, limit, as_json)
 
 
 @app.command(
@@ -137,7 +145,8 @@ synthe merge run merged/merge.yaml               a result's own recipe makes it 
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file: merge_method, models or slices ...")],
     out: OutOption = None,
-    texts: EvalOption = None,
+    asked: EvalOption = None,
+    limit: LimitOption = None,
     threads: ThreadsOption = None,
     shard: ShardOption = "5GB",
     hashes: HashesOption = True,
@@ -150,7 +159,7 @@ def run(
     """
     from synthe_core.merging.config import load
 
-    _merge(load(recipe), out, threads, shard, hashes, texts, as_json)
+    _merge(load(recipe), out, threads, shard, hashes, asked, limit, as_json)
 
 
 @app.command(
@@ -245,22 +254,28 @@ def _merge(
     threads: int | None,
     shard: str,
     hashes: bool,
-    texts: list[str] | None,
+    asked: list[str] | None,
+    questions: float | None,
     as_json: bool,
 ) -> None:
     from synthe_core.merging.merge import merge, merge_and_compare
 
-    limit, names = _bytes(shard), _listed(texts)
+    limit, names = _bytes(shard), _listed(asked)
     with console.choose(as_json) as shown, stop_on_signal(KEPT) as stop:
         options: dict[str, Any] = {"out": out, "threads": threads, "shard_bytes": limit, "hashes": hashes, "stop": stop}
-        events: Iterator[Event] = merge_and_compare(spec, names, **options) if names else merge(spec, **options)
+        events: Iterator[Event] = (
+            merge_and_compare(spec, names, questions, **options) if names else merge(spec, **options)
+        )
         for event in events:
             if not isinstance(event, Result):
                 shown.show(event)
                 continue
-            if "bits_per_byte" in event.values and not as_json:
+            if names and not as_json:
                 shown.close()
-                print(evaluation(event.values))
+                if "bits_per_byte" in event.values:
+                    print(evaluation(event.values))
+                if "models" in event.values:
+                    show(event.values["models"])  # type: ignore[arg-type]
                 event = Result(path=event.path)
             shown.result(event)
 

@@ -1,16 +1,20 @@
-"""A merged model beside those it is made of: bits per byte on texts."""
+"""A merged model beside those it is made of: bits per byte on texts, and tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from synthe_core.checkpoint import load_weights
+from synthe_core.data.corpora import open_source
 from synthe_core.data.stream import windows
 from synthe_core.errors import InputError
 from synthe_core.evaluation.held_out import held_out
+from synthe_core.evaluation.task_index import names
 from synthe_core.events import Event, Progress, Result
 from synthe_core.hardware import probe
 from synthe_core.merging.inputs.checkpoint import CheckpointModel
@@ -40,12 +44,42 @@ class Weights(Mapping[str, Tensor]):
         return len(self._model.tensors)
 
 
-def checkable(models: Sequence[Model]) -> None:
+def told_apart(asked: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of what is to be evaluated on, the texts and the tasks (their YAML files too); InputError for what is neither."""
+    texts: list[str] = []
+    tasks: list[str] = []
+    for name in asked:
+        if is_task_file(Path(name)):
+            tasks.append(name)
+            continue
+        try:
+            open_source(name, "text")
+            texts.append(name)
+        except InputError:
+            if name not in names(name):
+                raise
+            tasks.append(name)
+    return texts, tasks
+
+
+def is_task_file(path: Path) -> bool:
+    """Whether a file describes a task of the harness, and is not itself the text."""
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return False
+    return re.search(r"^(task|group):", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) is not None
+
+
+def checkable(models: Sequence[Model], on_tasks: bool = False) -> None:
     """InputError where one of them cannot be run here."""
     for model in models:
         if not isinstance(_origin(model), CheckpointModel):
             raise InputError(
                 f"{model.named} is no checkpoint of synthe, and cannot be evaluated", "make one: synthe import hf"
+            )
+        if on_tasks and isinstance(model, View):
+            raise InputError(
+                f"{model.named} is no checkpoint on disk, and cannot be given tasks",
+                "write it down first: synthe merge linear BASE ADAPTER --as model",
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import threading
@@ -12,14 +13,14 @@ from typing import Any, NamedTuple
 
 from synthe_core.atomic import new_folder
 from synthe_core.checkpoint import SHARD_BYTES
-from synthe_core.data.corpora import open_source
-from synthe_core.errors import InputError, WorkError
+from synthe_core.errors import InputError, SyntheError, WorkError
+from synthe_core.evaluation.lm import Asked, evaluate
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.manifest import FileFacts
 from synthe_core.merging import adapters, output, stream
 from synthe_core.merging.card import card, summary
 from synthe_core.merging.config import Form, MergeSpec
-from synthe_core.merging.evaluate import checkable, compare
+from synthe_core.merging.evaluate import checkable, compare, told_apart
 from synthe_core.merging.inputs import open_input
 from synthe_core.merging.inputs.adapter import Adapted, Adapter
 from synthe_core.merging.inputs.model import Changes, Model, Outcome
@@ -73,17 +74,21 @@ def merge(
         yield from _adapters(spec, method, opened, path, threads, stop)
 
 
-def merge_and_compare(spec: MergeSpec, texts: Sequence[str], **options: Any) -> Iterator[Event]:
-    """`merge`, and then `compare` of the result and its parents on `texts`; one Result has the figures of both."""
+def merge_and_compare(
+    spec: MergeSpec, asked: Sequence[str], limit: float | None = None, **options: Any
+) -> Iterator[Event]:
+    """`merge`, and then the result beside its parents; one Result has the figures of all.
+
+    asked: texts (see `compare`) and tasks of lm-evaluation-harness, at most `limit` questions of each.
+    """
     method = Method(spec.merge_method)
     opened = open_all(spec, method)
     if opened.form != "model":
         raise InputError("an adapter alone cannot be evaluated", "merge it into the base: --as model")
     models: dict[str, Model] = {opened.base.named: opened.base} if opened.base is not None else {}
     models |= opened.inputs
-    checkable(list(models.values()))
-    for text in texts:
-        open_source(text, "text")
+    texts, tasks = told_apart(asked)
+    checkable(list(models.values()), on_tasks=bool(tasks))
     done = Result()
     for event in merge(spec, **options):
         if isinstance(event, Result):
@@ -91,8 +96,23 @@ def merge_and_compare(spec: MergeSpec, texts: Sequence[str], **options: Any) -> 
         else:
             yield event
     assert done.path is not None
-    for event in compare({**models, str(done.path): open_input(str(done.path))}, texts):
-        yield Result({**done.values, **event.values}, done.path) if isinstance(event, Result) else event
+    models[str(done.path)] = open_input(str(done.path))
+    paths = [model.path for model in models.values()]
+    values, failure = dict(done.values), None
+    try:
+        for event in itertools.chain(
+            compare(models, texts) if texts else (),
+            evaluate(paths, Asked(tasks=tasks, limit=limit), options.get("stop")) if tasks else (),
+        ):
+            if isinstance(event, Result):
+                values |= event.values
+            else:
+                yield event
+    except SyntheError as error:  # what was merged and found stands
+        failure = error
+    yield Result(values, done.path)
+    if failure is not None:
+        raise failure
 
 
 def open_all(spec: MergeSpec, method: Method) -> Opened:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from synthe_core.checkpoint import Checkpoint
+from tests.evaluation.models import choices
 from tests.merging.models import adapter, checkpoint, family, llama
 
 Run = Callable[..., Any]
@@ -72,6 +73,12 @@ def test_beside_its_parents(synthe: Run) -> None:
     assert [line.split()[0] for line in lines[1:4]] == ["runs/a", "runs/b", "runs/merge-linear"]
     assert lines[-1] == "runs/merge-linear"
     assert all(6 < float(line.split()[1]) < 11 for line in lines[1:4])
+    asked = ["--eval", f"one.txt,{choices(Path('tasks'))}", "--limit", 2]
+    done = synthe("merge", "linear", "runs/a", "runs/b", *asked, "-o", "runs/asked")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("bits per byte") and done.stdout.splitlines()[-1] == "runs/asked"
+    row, *_ = [line.split() for line in done.stdout.splitlines() if line.startswith("rivers")]
+    assert row[:3] == ["rivers", "acc", "↑"] and len([cell for cell in row if cell.lstrip("*")[0].isdigit()]) >= 3
     shown = synthe("merge", "linear", "runs/a", "runs/b", "--eval", "nowhere.txt")
     assert shown.exit_code == 2 and not Path("runs/merge-linear-2").exists()
 
