@@ -16,16 +16,15 @@ export const stop = () => under_way?.abort();
 
 // What a stream of either kind says, as tokens.
 
-function told(choice, body) {
-  const text = (body === "messages" ? choice.delta?.content : choice.text) ?? "";
-  const sure = choice.delta?.synthe?.confidence ?? choice.synthe?.confidence ?? null;
-  const chat = choice.logprobs?.content?.[0], plain = choice.logprobs;
-  if (chat) return token(text, sure, Math.exp(chat.logprob), chat.top_logprobs.map(t => [t.token, Math.exp(t.logprob)]));
-  if (plain?.token_logprobs?.length) {
-    const top = Object.entries(plain.top_logprobs?.[0] ?? {}).map(([t, l]) => [t, Math.exp(l)]).sort((a, b) => b[1] - a[1]);
-    return token(text, sure, Math.exp(plain.token_logprobs[0]), top);
-  }
-  return text ? token(text, sure) : null;
+/** A chunk's news, null for none. Several tokens that only together are text count as one. */
+function told(event) {
+  const [choice] = event.choices, said = choice.logprobs;
+  const text = choice.text ?? choice.delta?.content ?? "", sure = event.synthe?.confidence ?? null;
+  const chances = (said?.content?.map(t => t.logprob) ?? said?.token_logprobs ?? []).filter(l => l !== null);
+  if (!text && !chances.length) return null;
+  const tops = said?.content ? said.content.map(t => t.top_logprobs.map(o => [o.token, o.logprob])) : (said?.top_logprobs ?? []).map(top => Object.entries(top ?? {}));
+  const top = tops.length === 1 ? tops[0].map(([t, l]) => [t, Math.exp(l)]).sort((a, b) => b[1] - a[1]) : [];
+  return token(text, sure, chances.length ? Math.exp(chances.reduce((a, b) => a + b)) : null, top);
 }
 
 /** The path and body of the request that continues `c`, and whether it sends the past too. */
@@ -80,7 +79,7 @@ async function answer(c) {
         const choice = event.choices?.[0];
         if (!choice) continue;
         ended = choice.finish_reason ?? ended;
-        const one = told(choice, chat ? "messages" : "prompt");
+        const one = told(event);
         if (!one) continue;
         first ??= performance.now();
         const whole = held ? joined(held, one) : one;
@@ -182,7 +181,7 @@ function finish(c, turn) {
   const copy = button("Copy", "Copy the text", async () => {
     await navigator.clipboard?.writeText(c.mode === "text" ? c.turns.map(t => t.text).join("") : turn.text).then(() => { copy.textContent = "Copied"; setTimeout(() => { copy.textContent = "Copy"; }, 1500); }, () => say("The browser did not allow it."));
   });
-  const actions = make("p.actions", turn.fault ? null : button("Once more", "Write this answer again", again), turn.text ? copy : null);
+  const actions = make("p.actions", turn.fault ? null : button("Regenerate", "Write this answer again", again), turn.text ? copy : null);
   if (turn.text) actions.append(inside(after, body, c.model, turn.text));
   after.append(make("p.note", facts(turn.note)), actions);
   holder.append(after);
@@ -191,7 +190,7 @@ function finish(c, turn) {
 
 function facts(note) {
   if (!note) return "";
-  const parts = [`${count(note.tokens)} tokens`];
+  const parts = note.tokens ? [`${count(note.tokens)} tokens`] : [];
   if (note.rate) parts.push(`${rate(note.rate)} a second`);
   if (note.wait) parts.push(`first after ${note.wait < 1 ? `${Math.round(note.wait * 1000)} ms` : `${note.wait.toFixed(1)} s`}`);
   if (note.prompt) parts.push(note.cached ? `${percent(note.cached / note.prompt)} of ${count(note.prompt)} read before` : `${count(note.prompt)} read`);
@@ -224,7 +223,7 @@ function nothing(c) {
   if (c.read) return make("div.empty", make("h3", c.title), make("p", "The server remembers this conversation; its text is not in this browser. What you write goes on from there."));
   return make("div.empty",
     make("h3", !name ? "Waiting for the server" : chat ? `Talk with ${name}` : `Write with ${name}`),
-    make("p", !name ? "" : chat ? "It reads each word once and remembers in a state of constant size." : models.canChat() ? "It goes on from any text you give it." : "It was taught no conversation: it goes on from any text you give it."),
+    make("p", !name ? "" : chat && !models.taught() ? "It was taught no conversation; to go on with a text may suit it better." : chat ? "It reads each word once, and keeps what it remembers in a state of constant size." : "It goes on from any text you give it."),
     name ? make("p.first", ...first.map(suggest)) : null);
 }
 

@@ -25,7 +25,7 @@ function fit() {
 
 function explain() {
   const c = conversations.current(), chatting = models.chatting();
-  box.placeholder = chatting ? "Say something" : c.turns.length ? "Add to the text, or leave empty to go on" : "Begin a text";
+  box.placeholder = chatting ? "Say something" : c.turns.length ? "Add to it, or just continue" : "Begin a text";
   $("send").textContent = chatting ? "Send" : "Continue";
   $("how").textContent = touch.matches ? "" : chatting ? "Enter sends, Shift Enter is a new line, Esc stops" : "Ctrl Enter continues, Esc stops";
   if (!c.turns.length) chat.show(c);

@@ -1,10 +1,10 @@
-// Which models are served, which adapters they can wear, and whether they know how to chat.
+// Which models are served, which adapters they can wear, and whether a chat or a text goes on.
 
 import { get } from "./api.js";
 import { $, keep, make, recall } from "./words.js";
 
 const listeners = [];
-let served = new Map(); // name: {name, adapters: [name], chat: bool}
+let served = new Map(); // name: {adapters: [name], chat: whether it was taught to}
 let mode = null; // what a person chose, null for what the model can
 
 export const onModel = listener => listeners.push(listener);
@@ -16,16 +16,15 @@ export function chosen() {
   return served.has(base) ? base + (adapter && served.get(base).adapters.includes(adapter) ? `:${adapter}` : "") : "";
 }
 
-export const canChat = () => served.get($("model").value)?.chat ?? false;
-export const chatting = () => canChat() && mode !== "text";
+export const taught = () => served.get($("model").value)?.chat ?? false;
+export const chatting = () => (mode ?? (taught() ? "chat" : "text")) === "chat";
 
 function show(tell = true) {
   const model = served.get($("model").value);
   const before = $("adapter").value;
-  $("adapter").replaceChildren(make("option", "none", { value: "" }), ...(model?.adapters ?? []).map(name => make("option", name, { value: name })));
+  $("adapter").replaceChildren(make("option", "base", { value: "" }), ...(model?.adapters ?? []).map(name => make("option", name, { value: name })));
   $("adapter").value = model?.adapters.includes(before) ? before : "";
   $("adapter-pick").hidden = !model?.adapters.length;
-  $("mode").hidden = !canChat();
   for (const button of $("mode").children) button.setAttribute("aria-pressed", (button.dataset.mode === "chat") === chatting());
   $("system-field").hidden = !chatting();
   if (tell) for (const listener of listeners) listener();
@@ -48,13 +47,9 @@ export async function load() {
   const found = new Map();
   for (const entry of data) {
     const [base, adapter] = entry.id.split(":");
-    if (!found.has(base)) found.set(base, { name: base, adapters: [], chat: null });
+    if (!found.has(base)) found.set(base, { adapters: [], chat: Boolean(entry.synthe?.chat_template) });
     if (adapter) found.get(base).adapters.push(adapter);
-    else found.get(base).chat = entry.synthe?.chat ?? entry.chat ?? null;
   }
-  await Promise.all([...found.values()].filter(model => model.chat === null).map(async model => {
-    model.chat = await get(`tokenizer_info?model=${encodeURIComponent(model.name)}`, { quiet: true }).then(info => Boolean(info.chat_template), () => true);
-  }));
   served = found;
   const now = chosen() || recall("model") || "";
   $("model").replaceChildren(...[...found.keys()].map(name => make("option", name, { value: name })));

@@ -30,11 +30,15 @@ export function inside(holder, body, model, text) {
 
 /** What was seen of the last request; where another came between, of the answer alone. */
 async function look(model, text) {
-  const seen = await post("api/introspect", { model });
-  const from = seen ? start(seen.tokens, text) : -1;
-  if (from >= 0) return { ...seen, from };
-  const alone = await post("api/introspect", { model, text });
-  return { ...alone, from: Math.max(0, start(alone.tokens, text)) };
+  const seen = async body => {
+    const { tokens, series } = await post("api/introspect", { model, ...body });
+    const spelled = tokens.map(t => t.text);
+    return { tokens: spelled, series, from: start(spelled, text) };
+  };
+  const last = await seen({}).catch(error => { if (error.status === 404) return { from: -1 }; throw error; });
+  if (last.from >= 0) return last;
+  const alone = await seen({ text });
+  return { ...alone, from: Math.max(0, alone.from) };
 }
 
 /** Where `text` begins among the tokens that end with it; -1 where they do not. */

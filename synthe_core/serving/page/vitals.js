@@ -73,12 +73,14 @@ function show(status) {
   for (const [name, bytes] of Object.entries(status.state_bytes_per_sequence ?? {})) fact(memory, name, size(bytes));
   const failed = status.failed ? `, ${count(status.failed)} failed` : "";
   $("since").textContent = `${count(status.requests ?? 0)} requests${failed}, ${count(status.written_tokens ?? 0)} tokens written, up ${duration(status.uptime ?? 0)}`;
-  pulse("on", `${rate(past.speed.at(-1))} tokens/s`);
+  pulse("on", rate(past.speed.at(-1)), " tok/s");
+  if (status.limits?.max_tokens) $("max_tokens").max = status.limits.max_tokens;
 }
 
-function pulse(state, text) {
+function pulse(state, text, unit = "") {
   $("pulse").dataset.state = state;
-  $("pulse").lastElementChild.textContent = text;
+  $("pulse").querySelector("span").textContent = text;
+  $("pulse").querySelector("em").textContent = unit;
 }
 
 let timer = 0, asking = false;
