@@ -109,6 +109,7 @@ class Loop:
             try:
                 piece = step()
             except StopIteration as end:
+                said: Said = end.value
                 break
             step = lambda: next(answer)  # noqa: E731
             try:
@@ -117,7 +118,6 @@ class Loop:
                     sys.stdout.flush()
             except KeyboardInterrupt:
                 step = lambda: answer.throw(KeyboardInterrupt)  # noqa: E731
-        said: Said = end.value
         if shown:
             print(flush=True)
         return said

@@ -65,7 +65,7 @@ async function answer(c) {
   c.model = model;
   under_way = new AbortController();
   working(true);
-  conversations.save();
+  conversations.save(c);
   show(c);
   follow(true);
   const began = performance.now();
@@ -106,9 +106,9 @@ async function answer(c) {
   };
   under_way = null;
   working(false);
-  conversations.save();
-  await conversations.refresh();
   if (conversations.current() === c) finish(c, turn);
+  conversations.save(c);
+  conversations.refresh();
   say(turn.fault ? turn.fault.message : ended === "stopped" ? "Stopped." : `Answered, ${turn.note.tokens} tokens.`);
 }
 

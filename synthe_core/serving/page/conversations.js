@@ -29,10 +29,9 @@ const blank = () => ({ id: name(), title: "", model: "", mode: "", turns: [], re
 /** A conversation's first words, or its id. */
 const titled = c => c.title || c.turns.find(t => t.text.trim())?.text.trim().replace(/\s+/g, " ").slice(0, 80) || c.id;
 
-export function save() {
-  if (!now.turns.length) return show();
-  now.used = Date.now();
-  all = [now, ...all.filter(c => c !== now)];
+export function save(c) {
+  c.used = Date.now();
+  if (c === now || all.includes(c)) all = [c, ...all.filter(other => other !== c)]; // and not one that was deleted
   store();
   show();
 }

@@ -33,7 +33,11 @@ async function look(model, text) {
   const seen = async body => {
     const { tokens, series } = await post("api/introspect", { model, ...body });
     const spelled = tokens.map(t => t.text);
-    return { tokens: spelled, series, from: start(spelled, text) };
+    const whole = (name, meaning, values) => ({ path: "", name, group: "confidence", meaning, at: null, rows: [values] });
+    const own = tokens[0]?.bits === undefined ? [] : [
+      whole("surprise", "bits by which the token surprised", tokens.map(t => t.bits)), whole("doubt", "entropy of the next token, in bits", tokens.map(t => t.entropy)),
+    ];
+    return { tokens: spelled, series: [...own, ...series], from: start(spelled, text) };
   };
   const last = await seen({}).catch(error => { if (error.status === 404) return { from: -1 }; throw error; });
   if (last.from >= 0) return last;
@@ -105,7 +109,7 @@ function strip(s, seen, length) {
   else for (let i = 0; i < index.length; i++) index[i] = i < s.rows[0].length ? i : -1;
   const parts = s.path.split("."), block = parts[0] === "blocks" ? +parts[1] : null;
   const inner = block === null ? s.path : parts.slice(3).join(".");
-  const label = [block === null ? null : s.learner, inner, s.name].filter(Boolean).join(" ").replaceAll("_", " ");
+  const label = [block === null ? null : s.learner, inner, s.name.replace(/^signal\./, "")].filter(Boolean).join(" ").replaceAll("_", " ");
   const rows = s.rows.slice(0, 32);
   const value = (r, i) => { const n = index[seen.from + i]; return n < 0 ? BLANK : rows[r][n] ?? BLANK; };
   let low = Infinity, high = -Infinity;
