@@ -134,7 +134,9 @@ class Loop:
         width = max(len(usage) for usage in USAGE.values())
         for name, command in self.commands.items():
             self.tell(f"{USAGE[name]:<{width}}  {inspect.getdoc(command)}")
-        self.tell("a line that ends in \\ goes on in the next; Ctrl-C stops an answer; // begins a message with a slash")
+        self.tell(
+            "a line that ends in \\ goes on in the next; Ctrl-C stops an answer; // begins a message with a slash"
+        )
 
     def system(self, rest: str) -> None:
         """shows the system prompt, or begins anew with this one"""
@@ -157,7 +159,11 @@ class Loop:
         """shows how answers are written, or changes it: /set temperature 0.7"""
         if not rest:
             values = {**self.asked.sampling.model_dump(), SEED: self.asked.seed, COUNT: self.asked.count}
-            self.tell("\n".join(f"{key} {'by chance' if value is None else value}" for key, value in values.items() if value != {}))
+            self.tell(
+                "\n".join(
+                    f"{key} {'by chance' if value is None else value}" for key, value in values.items() if value != {}
+                )
+            )
             return
         key, _, value = rest.replace("=", " ").partition(" ")
         self.asked = changed(self.asked, key, value.strip())
@@ -182,7 +188,10 @@ class Loop:
     def sessions(self, rest: str) -> None:
         """lists the conversations that are kept"""
         names = sorted(self.talk.kept())
-        self.tell("\n".join(f"{name}{'  (this one)' if name == self.talk.session else ''}" for name in names) or "none is kept")
+        self.tell(
+            "\n".join(f"{name}{'  (this one)' if name == self.talk.session else ''}" for name in names)
+            or "none is kept"
+        )
 
     def exit(self, rest: str) -> None:
         """leaves"""

@@ -15,7 +15,9 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-PROGRAM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+PROGRAM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowRight": (39, ""), "ArrowLeft": (37, "")}
 CONTROL, SHIFT = 2, 8
 
@@ -67,12 +69,18 @@ class Browser:
         """Until an expression is true."""
         until = time.monotonic() + seconds
         while not self.do(f"Boolean({condition})"):
-            assert time.monotonic() < until, f"never came true: {condition}\n{self.faults}\n{self.do('document.body.innerText')}"
+            assert time.monotonic() < until, (
+                f"never came true: {condition}\n{self.faults}\n{self.do('document.body.innerText')}"
+            )
             time.sleep(0.03)
 
-    def open(self, address: str, width: int = 1280, height: int = 860, *, dark: bool = False, touch: bool = False) -> None:
+    def open(
+        self, address: str, width: int = 1280, height: int = 860, *, dark: bool = False, touch: bool = False
+    ) -> None:
         scale = 2 if touch else 1
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=touch)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=touch
+        )
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
@@ -82,7 +90,8 @@ class Browser:
     def press(self, key: str, modifiers: int = 0) -> None:
         code, text = KEYS.get(key, (ord(key[0].upper()), key))
         shared = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **shared, **({"text": text} if text and not modifiers else {}))
+        said = {"type": "keyDown", "text": text} if text and not modifiers else {"type": "rawKeyDown"}
+        self.call("Input.dispatchKeyEvent", **said, **shared)
         self.call("Input.dispatchKeyEvent", type="keyUp", **shared)
 
     def write(self, text: str) -> None:
@@ -109,7 +118,9 @@ def browser(folder: Path) -> Iterator[Browser]:
     switches = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-proxy-server"]
     where = [f"--user-data-dir={folder}", "--remote-debugging-port=0", "about:blank"]
-    process = subprocess.Popen([PROGRAM, *switches, *quiet, *where], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [PROGRAM, *switches, *quiet, *where], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         note, until = folder / "DevToolsActivePort", time.monotonic() + 60
         while not (note.exists() and note.read_text().count("\n")):

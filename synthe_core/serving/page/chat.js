@@ -71,8 +71,10 @@ async function answer(c) {
   const began = performance.now();
   let first = null, usage = null, ended = null, held = null;
   try {
+    if (c.sent) await conversations.refresh(); // what the server remembers at this moment
     let { path, goesOn, body } = asked(c, chat, model);
     if (!goesOn) await conversations.forget(c.id);
+    c.sent = true;
     const read = async () => {
       for await (const event of stream(path, body, under_way.signal)) {
         usage = event.usage ?? usage;

@@ -3,8 +3,8 @@
 import { get, post, remove } from "./api.js";
 import { $, ago, keep, make, recall, say, several } from "./words.js";
 
-// A conversation: {id, title, model, mode, turns, read, used}. A turn: {role, text, tokens, note, fault}.
-// read: what the server's session of that id has read, {turns, model, system}; null where it is not to be trusted.
+// A conversation: {id, title, model, mode, turns, read, sent, used}. A turn: {role, text, tokens, note, fault}.
+// read: what the server's session of that id has read, {turns, model, system}; null where it is not to be trusted. sent: whether the server may know the id.
 
 let all = (recall("conversations") ?? []).filter(c => c && typeof c.id === "string" && Array.isArray(c.turns));
 let kept = new Map(); // sessions on the server by id
@@ -24,7 +24,7 @@ export function begin(id = recall("current")) {
   show();
 }
 
-const blank = () => ({ id: name(), title: "", model: "", mode: "", turns: [], read: null, used: Date.now() });
+const blank = () => ({ id: name(), title: "", model: "", mode: "", turns: [], read: null, sent: false, used: Date.now() });
 
 /** A conversation's first words, or its id. */
 const titled = c => c.title || c.turns.find(t => t.text.trim())?.text.trim().replace(/\s+/g, " ").slice(0, 80) || c.id;
@@ -77,7 +77,8 @@ async function erase(conversation) {
 /** A second conversation with the same past; each goes its own way from here. */
 async function fork(conversation) {
   const copy = { ...structuredClone(conversation), id: name(), title: `${titled(conversation).replace(/ \(fork.*\)$/, "")} (fork)`, used: Date.now() };
-  if (kept.has(conversation.id)) {
+  await refresh();
+  if (conversation.read && kept.has(conversation.id)) {
     try { await post(`api/sessions/${encodeURIComponent(conversation.id)}/fork`, { to: copy.id }); } catch (error) {
       if (error.status !== 404) { alertIn(error.message); return; }
       copy.read = null;
@@ -130,8 +131,14 @@ function item(c) {
 
 /** Sessions that other programs, or other browsers, have left: resumed without their text. */
 const strangers = () => [...kept.values()].filter(s => !all.some(c => c.id === s.id) && s.id !== now.id).map(s => ({
-  id: s.id, title: s.id, model: s.model, mode: "", turns: [], read: { turns: 0, model: s.model, system: null }, used: s.used * 1000,
+  id: s.id, title: s.id, model: s.model, mode: "", turns: [], read: { turns: 0, model: s.model, system: null }, sent: true, used: s.used * 1000,
 }));
+
+addEventListener("storage", event => { // another tab has written
+  if (event.key !== "synthe.conversations") return;
+  all = (recall("conversations") ?? []).map(c => c.id === now.id ? now : c);
+  show();
+});
 
 let drawn = "";
 function show() {

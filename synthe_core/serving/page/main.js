@@ -75,10 +75,7 @@ api.onLocked(wrong => new Promise(resolve => {
   $("lock").showModal();
   $("lock").addEventListener("close", () => resolve($("lock").returnValue === "yes" && $("key").value ? $("key").value : null), { once: true });
 }));
-$("lock").querySelector("form").addEventListener("submit", event => {
-  event.preventDefault(); // Enter unlocks, whichever button comes first
-  $("lock").close(event.submitter?.value === "no" && event.detail !== 0 ? "no" : $("key").value ? "yes" : "no");
-});
+$("no-key").addEventListener("click", () => $("lock").close("no"));
 
 // The keyboard
 

@@ -89,12 +89,14 @@ export async function look() {
   clearTimeout(timer);
   if (document.hidden || asking) return;
   asking = true;
+  let pause = 1000;
   try { show(await get("api/status", { quiet: true, signal: AbortSignal.timeout(8000) })); } catch (error) {
     pulse("off", error.status === 401 ? "locked" : "no answer");
     $("vitals").setAttribute("aria-busy", "true");
+    pause = 5000;
   }
   asking = false;
-  timer = setTimeout(look, 1000);
+  timer = setTimeout(look, pause);
 }
 
 export function begin() {
