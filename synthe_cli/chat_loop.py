@@ -27,7 +27,7 @@ class Leave(Exception):
 
 
 class Loop:
-    """Reads lines and answers them. On a terminal it prompts, colours and explains; from a pipe it prints answers only."""
+    """Reads lines and answers them. On a terminal it prompts and explains; from a pipe it prints answers only."""
 
     def __init__(self, talk: Talk, asked: Asked, *, as_json: bool = False) -> None:
         self.talk, self.asked, self.as_json = talk, asked, as_json
@@ -134,9 +134,7 @@ class Loop:
         width = max(len(usage) for usage in USAGE.values())
         for name, command in self.commands.items():
             self.tell(f"{USAGE[name]:<{width}}  {inspect.getdoc(command)}")
-        self.tell(
-            "a line that ends in \\ goes on in the next; Ctrl-C stops an answer; // begins a message with a slash"
-        )
+        self.tell("a line that ends in \\ goes on in the next; Ctrl-C stops an answer; // stands for a slash")
 
     def system(self, rest: str) -> None:
         """shows the system prompt, or begins anew with this one"""
@@ -159,11 +157,8 @@ class Loop:
         """shows how answers are written, or changes it: /set temperature 0.7"""
         if not rest:
             values = {**self.asked.sampling.model_dump(), SEED: self.asked.seed, COUNT: self.asked.count}
-            self.tell(
-                "\n".join(
-                    f"{key} {'by chance' if value is None else value}" for key, value in values.items() if value != {}
-                )
-            )
+            known = {key: "by chance" if value is None else value for key, value in values.items() if value != {}}
+            self.tell("\n".join(f"{key} {value}" for key, value in known.items()))
             return
         key, _, value = rest.replace("=", " ").partition(" ")
         self.asked = changed(self.asked, key, value.strip())
@@ -187,11 +182,8 @@ class Loop:
 
     def sessions(self, rest: str) -> None:
         """lists the conversations that are kept"""
-        names = sorted(self.talk.kept())
-        self.tell(
-            "\n".join(f"{name}{'  (this one)' if name == self.talk.session else ''}" for name in names)
-            or "none is kept"
-        )
+        names = [f"{name}  (this one)" if name == self.talk.session else name for name in sorted(self.talk.kept())]
+        self.tell("\n".join(names) or "none is kept")
 
     def exit(self, rest: str) -> None:
         """leaves"""
@@ -232,7 +224,7 @@ def changed(asked: Asked, key: str, value: str) -> Asked:
             return replace(asked, seed=None)
         if not value.isascii() or not value.isdigit() or int(value) > 2**62 or (key == COUNT and int(value) == 0):
             raise InputError(f"{key} is a whole number, not {value}", f"such as /set {key} {EXAMPLES[key]}")
-        return replace(asked, **{"count" if key == COUNT else "seed": int(value)})
+        return replace(asked, count=int(value)) if key == COUNT else replace(asked, seed=int(value))
     return replace(asked, sampling=sampled(asked.sampling.model_dump() | {key: value}))
 
 

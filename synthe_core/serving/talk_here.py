@@ -34,8 +34,6 @@ class EngineTalk(Talk):
                 "/reset begins anew",
             )
         news = self._encoded(said)
-        if not news:
-            raise InputError("there is nothing to go on from", "say something first")
         prompt = tuple((self.tokens or []) + news) if fresh else tuple(news)
         self.begun.append(len(self.tokens or []))
         request = Request(
@@ -62,6 +60,7 @@ class EngineTalk(Talk):
                 if ticket.cancelled:
                     raise
                 ticket.cancel()
+                events = iter(ticket)  # the interrupt has ended the other
         if end.reason == "failed":
             raise WorkError(f"the answer failed: {end.message}")
         if end.text and not ticket.cancelled:
@@ -80,7 +79,7 @@ class EngineTalk(Talk):
         begin = [] if tokenizer.begin is None or not first else [tokenizer.begin]
         if not self.taught:
             tokens = begin + tokenizer.encode(said)
-            return tokens or ([tokenizer.end] if first else [])
+            return tokens
         message = {"role": USER, "content": said}
         if first:
             system = [{"role": SYSTEM, "content": self.system}] if self.system else []

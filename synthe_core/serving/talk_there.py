@@ -60,7 +60,8 @@ class ServerTalk(Talk):
             path, body["messages"] = "/v1/chat/completions", list(self._messages(fresh))
         else:
             path, body["prompt"] = "/v1/completions", "".join(turn.said + turn.answer for turn in turns)
-        text, reason, usage, first, chunks = "", "cancelled", {}, 0.0, 0
+        text, reason, first, chunks = "", "cancelled", 0.0, 0
+        usage: dict[str, Any] = {}
         try:
             with self._connected(), self.client.stream("POST", path, json=body) as response:
                 if response.is_error:
@@ -159,6 +160,6 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
 
 def _named(session: str) -> str:
     """A session's name as part of an address."""
-    if not session or not all(c.isascii() and (c.isalnum() or c in "_.-") for c in session) or not session[0].isalnum():
-        raise InputError(f"'{session}' is no name for a conversation", "letters, digits, and . _ - after the first")
+    if not session or not all(c.isascii() and (c.isalnum() or c in "_-") for c in session) or not session[0].isalnum():
+        raise InputError(f"'{session}' is no name for a conversation", "letters and digits, with - and _ between them")
     return session

@@ -59,8 +59,13 @@ export async function refresh() {
 }
 
 export async function forget(id) {
-  if (kept.has(id)) await remove(`api/sessions/${encodeURIComponent(id)}`).catch(error => { if (error.status !== 404) throw error; });
-  kept.delete(id);
+  for (let tries = 0; kept.has(id); tries++) {
+    try { await remove(`api/sessions/${encodeURIComponent(id)}`); kept.delete(id); } catch (error) {
+      if (error.status === 404) kept.delete(id);
+      else if (error.status !== 429 || tries === 20) throw error;
+      else await new Promise(resolve => { setTimeout(resolve, 150); }); // an answer that was stopped is still being put away
+    }
+  }
 }
 
 async function erase(conversation) {
