@@ -28,7 +28,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Said:
-    """An answer, and what it took. cached: tokens of the prompt that were known. seconds: since its first token."""
+    """An answer, and what it took.
+
+    cached: tokens of the prompt that were known. seconds: since its first token. kept: whether what is kept of the
+    conversation, where the model is, ends with this answer; or, where nothing was answered, as it did before.
+    """
 
     text: str
     reason: str
@@ -36,6 +40,7 @@ class Said:
     prompt: int
     cached: int
     seconds: float
+    kept: bool
 
     @property
     def rate(self) -> float:
@@ -98,7 +103,7 @@ class Talk(ABC):
     # Turns
 
     def say(self, text: str, asked: Asked) -> Answer:
-        """Says `text` and gives the answer as it comes; one that was stopped counts as said."""
+        """Says `text` and gives the answer as it comes; what is stopped after its first token counts as said."""
         if not text and (self.taught or not (self.turns or self.in_step)):
             raise InputError("there is nothing to go on from", "say something first")
         return self._answer(text, asked)
@@ -122,7 +127,10 @@ class Talk(ABC):
             self._taken_back()
             self.in_step = in_step and not turn.answer
             raise
-        self.in_step = said.reason in ("stop", "length")
+        self.in_step = said.kept
+        if not said.tokens and said.reason == "cancelled":  # as if it had not been said
+            self.turns.pop()
+            self._taken_back()
         return said
 
     def again(self, asked: Asked) -> Answer:

@@ -66,7 +66,8 @@ class EngineTalk(Talk):
         if end.text and not ticket.cancelled:
             yield end.text
         seconds = time.monotonic() - first if first else 0.0
-        return Said(text + end.text, end.reason, end.written, end.prompt, max(cached, end.cached), seconds)
+        kept = end.written > 0 or not fresh if end.reason == "cancelled" else end.reason != "shutdown"
+        return Said(text + end.text, end.reason, end.written, end.prompt, max(cached, end.cached), seconds, kept)
 
     def _reads(self, tokens: list[int]) -> None:
         if self.tokens is not None:

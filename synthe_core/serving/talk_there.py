@@ -82,7 +82,7 @@ class ServerTalk(Talk):
         seconds = time.monotonic() - first if first else 0.0
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
         written = usage.get("completion_tokens", chunks)
-        return Said(text, reason, written, usage.get("prompt_tokens", 0), cached, seconds)
+        return Said(text, reason, written, usage.get("prompt_tokens", 0), cached, seconds, reason in REASONS)
 
     def _messages(self, fresh: bool) -> Iterator[dict[str, str]]:
         if fresh and self.system:

@@ -196,7 +196,9 @@ def test_a_request_that_does_not_come_is_hung_up_on(hasty: Server, said: bytes) 
 
 
 def test_a_body_that_does_not_come_is_408(hasty: Server) -> None:
-    head = b"POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+    head = (
+        b"POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+    )
     with connection(hasty, head) as sock:
         assert sock.recv(1000).startswith(b"HTTP/1.1 408 ")
 

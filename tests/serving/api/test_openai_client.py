@@ -170,9 +170,10 @@ def test_a_chat_streams(client: openai.OpenAI) -> None:
     assert said == {choice.index: choice.message.content for choice in whole.choices}
     assert tokens == {c.index: [entry.token for entry in c.logprobs.content] for c in whole.choices}
     for choice in whole.choices:
-        assert b"".join(bytes(e.bytes or []) for e in choice.logprobs.content).decode(
-            "utf-8", "replace"
-        ) == choice.message.content
+        assert (
+            b"".join(bytes(e.bytes or []) for e in choice.logprobs.content).decode("utf-8", "replace")
+            == choice.message.content
+        )
         assert all(entry.logprob <= 0 for entry in choice.logprobs.content)
 
 

@@ -49,7 +49,11 @@ def attacked(engine: Engine, path: str, method: str, examples: int) -> set[int]:
         | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
     )
     def run(case: Any) -> None:
-        if isinstance(case.body, dict) and case.meta.generation.mode is GenerationMode.POSITIVE and "model" in case.body:
+        if (
+            isinstance(case.body, dict)
+            and case.meta.generation.mode is GenerationMode.POSITIVE
+            and "model" in case.body
+        ):
             case.body["model"] = "plain"
         answer = case.call()
         found.add(answer.status_code)
