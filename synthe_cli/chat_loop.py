@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,21 +104,22 @@ class Loop:
             self.tell(described(said))
 
     def _streamed(self, answer: Answer) -> Said:
-        step: Callable[[], str] = lambda: next(answer)  # noqa: E731
         shown = not self.as_json
-        while True:
-            try:
-                piece = step()
-            except StopIteration as end:
-                said: Said = end.value
-                break
-            step = lambda: next(answer)  # noqa: E731
-            try:
-                if shown:
-                    sys.stdout.write(printable(piece) if self.terminal else piece)
-                    sys.stdout.flush()
-            except KeyboardInterrupt:
-                step = lambda: answer.throw(KeyboardInterrupt)  # noqa: E731
+        interrupted = False
+        with closing(answer):
+            while True:
+                try:
+                    piece = answer.throw(KeyboardInterrupt) if interrupted else next(answer)
+                except StopIteration as end:
+                    said: Said = end.value
+                    break
+                interrupted = False
+                try:
+                    if shown:
+                        sys.stdout.write(printable(piece) if self.terminal else piece)
+                        sys.stdout.flush()
+                except KeyboardInterrupt:
+                    interrupted = True
         if shown:
             print(flush=True)
         return said
@@ -173,6 +175,8 @@ class Loop:
         """goes on with a conversation that was kept"""
         self.talk.load(_one(rest, "load"))
         self.tell(f"going on with {rest}")
+        for turn in self.talk.turns[-1:]:
+            self.tell(f"> {turn.said}\n{turn.answer}" if self.talk.taught else f"{turn.said}{turn.answer}")
 
     def fork(self, rest: str) -> None:
         """goes on under another name; the old one stays as it is"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from synthe_core.errors import InputError, SyntheError, unknown
@@ -64,14 +65,15 @@ class Talk(ABC):
     """taught: whether the model knows messages; if not, what is said is text that it goes on from.
 
     session: the name under which the conversation is kept where the model is. in_step: whether what is kept under that
-    name is this conversation; where it is not, the next turn reads it from the beginning.
+    name is this conversation; where it is not, the next turn reads it from the beginning. whole: whether the beginning
+    is known here.
     """
 
     def __init__(self, model: str, taught: bool, system: str | None = None, session: str | None = None) -> None:
         self.model, self.taught, self.system = model, taught, system
         self.session = session or name()
         self.own = session is None  # nobody has named it: it goes when the conversation ends
-        self.in_step = False
+        self.in_step, self.whole = False, True
         self.turns: list[Turn] = []
         if system is not None and not taught:
             raise InputError(f"{model} has no chat template, and so no place for a system prompt", "leave it out")
@@ -100,6 +102,9 @@ class Talk(ABC):
     def _taken_back(self) -> None:  # noqa: B027
         """The last turn is gone."""
 
+    def _settled(self) -> None:  # noqa: B027
+        """The last turn is kept."""
+
     # Turns
 
     def say(self, text: str, asked: Asked) -> Answer:
@@ -111,17 +116,14 @@ class Talk(ABC):
     def _answer(self, text: str, asked: Asked) -> Answer:
         in_step, self.in_step = self.in_step, False
         if not in_step:
+            self._check_whole()
             self._forget(self.session)
         turn = Turn(text)
         self.turns.append(turn)
         written = self._write(text, asked, fresh=not in_step)
         try:
-            while True:
-                piece = next(written)
-                turn.answer += piece
-                yield piece
-        except StopIteration as end:
-            said: Said = end.value
+            with closing(written):
+                said = yield from self._noted(turn, written)
         except SyntheError:
             self.turns.pop()
             self._taken_back()
@@ -131,12 +133,30 @@ class Talk(ABC):
         if not said.tokens and said.reason == "cancelled":  # as if it had not been said
             self.turns.pop()
             self._taken_back()
+        elif self.in_step:
+            self._settled()
         return said
+
+    def _noted(self, turn: Turn, written: Answer) -> Answer:
+        interrupted = False
+        while True:
+            try:
+                piece = written.throw(KeyboardInterrupt) if interrupted else next(written)
+            except StopIteration as end:
+                said: Said = end.value
+                return said
+            turn.answer += piece
+            try:
+                yield piece
+                interrupted = False
+            except KeyboardInterrupt:
+                interrupted = True
 
     def again(self, asked: Asked) -> Answer:
         """The last turn once more, as if its answer had not been."""
         if not self.turns:
             raise InputError("there is no answer to write again", "say something first")
+        self._check_whole()
         said = self.turns.pop().said
         self._taken_back()
         self.in_step = False
@@ -149,7 +169,7 @@ class Talk(ABC):
         self.turns.clear()
         self._cleared()
         self._forget(self.session)
-        self.in_step = False
+        self.in_step, self.whole = False, True
         self.system = self.system if system is None else system or None
 
     # Names
@@ -181,7 +201,13 @@ class Talk(ABC):
             self._forget(self.session)
         self.turns.clear()
         self._cleared()
-        self.session, self.own, self.in_step = old, False, True
+        self.session, self.own, self.in_step, self.whole = old, False, True, False
+
+    def _check_whole(self) -> None:
+        if not self.whole:
+            raise InputError(
+                "the beginning of this conversation is not known here", "it can be gone on with, not redone"
+            )
 
     def _settle(self) -> None:
         if not self.in_step:

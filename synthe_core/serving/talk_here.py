@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import suppress
+from pathlib import Path
 
+from pydantic import BaseModel
+
+from synthe_core.atomic import write_file
 from synthe_core.data import chat
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, WorkError
 from synthe_core.serving.engine import Engine
 from synthe_core.serving.request import Finished, NoSuch, Request, Started, Written
-from synthe_core.serving.talk import MODEL, SYSTEM, USER, Answer, Asked, Said, Talk
+from synthe_core.serving.talk import MODEL, SYSTEM, USER, Answer, Asked, Said, Talk, Turn
 
 MARK = "\N{RUNIC LETTER OTHALAN ETHEL O}" * 8
 """Stands for an answer in a conversation that only its end is taken of."""
@@ -28,13 +34,8 @@ class EngineTalk(Talk):
             self.load(session)
 
     def _write(self, said: str, asked: Asked, *, fresh: bool) -> Answer:
-        if fresh and self.tokens is None:
-            raise InputError(
-                "this conversation cannot be gone on with: its last turn was broken off, and another program began it",
-                "/reset begins anew",
-            )
         news = self._encoded(said)
-        prompt = tuple((self.tokens or []) + news) if fresh else tuple(news)
+        prompt = (*(self.tokens or ()), *news) if fresh else tuple(news)
         self.begun.append(len(self.tokens or []))
         request = Request(
             self.model, prompt, count=asked.count, sampling=asked.sampling, seed=asked.drawn, session=self.session
@@ -43,24 +44,31 @@ class EngineTalk(Talk):
         self._reads(news)
         events = iter(ticket)
         text, first, cached = "", 0.0, 0
-        while True:
-            try:
-                match next(events):
-                    case Started(cached=known):
-                        cached = known
-                    case Written(token=token, text=piece):
-                        first = first or time.monotonic()
-                        self._reads([token])
-                        text += piece
-                        if piece and not ticket.cancelled:
-                            yield piece
-                    case Finished() as end:
-                        break
-            except KeyboardInterrupt:
-                if ticket.cancelled:
-                    raise
+        end: Finished | None = None
+        try:
+            while end is None:
+                try:
+                    match next(events):
+                        case Started(cached=known):
+                            cached = known
+                        case Written(token=token, text=piece):
+                            first = first or time.monotonic()
+                            self._reads([token])
+                            text += piece
+                            if piece and not ticket.cancelled:
+                                yield piece
+                        case Finished() as end:
+                            pass
+                except KeyboardInterrupt:
+                    if ticket.cancelled:
+                        raise
+                    ticket.cancel()
+                    events = iter(ticket)  # the interrupt has ended the other
+        finally:
+            if end is None:  # nobody listens any more: the row is given up before this is left
                 ticket.cancel()
-                events = iter(ticket)  # the interrupt has ended the other
+                while not isinstance(next(iter(ticket)), Finished):
+                    pass
         if end.reason == "failed":
             raise WorkError(f"the answer failed: {end.message}")
         if end.text and not ticket.cancelled:
@@ -79,8 +87,7 @@ class EngineTalk(Talk):
         first = len(self.turns) == 1 and self.tokens is not None
         begin = [] if tokenizer.begin is None or not first else [tokenizer.begin]
         if not self.taught:
-            tokens = begin + tokenizer.encode(said)
-            return tokens
+            return begin + tokenizer.encode(said)
         message = {"role": USER, "content": said}
         if first:
             system = [{"role": SYSTEM, "content": self.system}] if self.system else []
@@ -102,23 +109,56 @@ class EngineTalk(Talk):
     def _cleared(self) -> None:
         self.tokens, self.begun = [], []
 
+    def kept(self) -> list[str]:
+        return [info.id for info in self.engine.sessions.list() if info.model == self.model]
+
     def load(self, old: str) -> None:
         super().load(old)
         self.tokens = None
-
-    def reset(self, system: str | None = None) -> None:
-        super().reset(system)
-        self.tokens = []
-
-    def kept(self) -> list[str]:
-        base = self.model
-        return [info.id for info in self.engine.sessions.list() if info.model == base]
+        if (text := self._text(old)) is not None:
+            self._recall(text, self.engine.sessions.get(old).tokens)
 
     def _fork(self, old: str, new: str) -> None:
         self.engine.sessions.fork(old, new)
+        if (text := self._text(old)) is not None and (copy := self._text(new)) is not None and text.is_file():
+            write_file(copy, text.read_text(encoding="utf-8"))
 
     def _forget(self, session: str) -> None:
-        try:
+        with suppress(NoSuch):
             self.engine.sessions.delete(session)
-        except NoSuch:
+        if (text := self._text(session)) is not None:
+            text.unlink(missing_ok=True)
+
+    # The words of a conversation, in a file beside its state
+
+    def _text(self, session: str) -> Path | None:
+        folder = self.engine.sessions.folder
+        return None if folder is None else folder / "texts" / f"{session}.json"
+
+    def _settled(self) -> None:
+        text = self._text(self.session)
+        if text is None or self.tokens is None:
             return
+        turns = [[turn.said, turn.answer] for turn in self.turns]
+        values = {"system": self.system, "turns": turns, "begun": self.begun, "tokens": self.tokens}
+        text.parent.mkdir(parents=True, exist_ok=True)
+        write_file(text, json.dumps(values, ensure_ascii=False))
+
+    def _recall(self, text: Path, count: int) -> None:
+        """Takes the words where they are those of the state, which another program may have gone on with."""
+        try:
+            said = Text.model_validate_json(text.read_bytes())
+        except (OSError, ValueError):
+            return
+        if len(said.tokens) == count and len(said.begun) == len(said.turns):
+            self.turns, self.begun, self.tokens = [Turn(*turn) for turn in said.turns], said.begun, said.tokens
+            self.system, self.whole = said.system, True
+
+
+class Text(BaseModel):
+    """What the file of a conversation's words holds."""
+
+    system: str | None
+    turns: list[tuple[str, str]]
+    begun: list[int]
+    tokens: list[int]

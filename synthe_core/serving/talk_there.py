@@ -31,6 +31,8 @@ class ServerTalk(Talk):
         self.url = address.rstrip("/").removesuffix("/v1")
         headers = {"authorization": f"Bearer {key}"} if key else {}
         try:
+            if not httpx.URL(self.url).host:
+                raise ValueError("it names no machine")
             self.client = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(30, read=600))
         except (httpx.InvalidURL, ValueError) as error:
             raise InputError(f"{url} is no address of a server: {error}", "such as http://127.0.0.1:6900") from None
@@ -82,7 +84,8 @@ class ServerTalk(Talk):
         seconds = time.monotonic() - first if first else 0.0
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
         written = usage.get("completion_tokens", chunks)
-        return Said(text, reason, written, usage.get("prompt_tokens", 0), cached, seconds, reason in REASONS)
+        kept = reason in REASONS or bool(text) or not fresh  # the server keeps what it had written by then
+        return Said(text, reason, written, usage.get("prompt_tokens", 0), cached, seconds, kept)
 
     def _messages(self, fresh: bool) -> Iterator[dict[str, str]]:
         if fresh and self.system:
