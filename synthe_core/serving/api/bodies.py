@@ -6,16 +6,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-
 from synthe_core.serving import session_store
 
 
 def _whole(value: Any) -> Any:
     """1.0 is an integer in JSON, which has one kind of numbers."""
     return int(value) if type(value) is float and value.is_integer() else value
-
-
-from synthe_core.serving import session_store
 
 
 def _wholes(value: Any) -> Any:
