@@ -146,7 +146,7 @@ def test_a_chat_by_the_models_template(client: openai.OpenAI) -> None:
 def test_a_chat_with_a_model_that_was_taught_none(client: openai.OpenAI) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "hi "},
+        {"role": "user", "content": "hi"},
         {"role": "assistant", "content": " hello"},
         {"role": "user", "content": "how are you?"},
     ]
