@@ -1,0 +1,91 @@
+// Requests to the server that sent this page: JSON, streams of events, and the key where one is asked for.
+
+const KEY = "synthe.key";
+
+export class Failure extends Error {
+  constructor(message, { status = 0, retry = null } = {}) {
+    super(message);
+    this.status = status;
+    this.retry = retry; // seconds until the server expects to have room
+  }
+}
+
+let unlocking = null;
+let ask_for_key = async () => null;
+
+/** `ask(wrong)` shows a person the need for a key and gives it, or null. */
+export function onLocked(ask) { ask_for_key = ask; }
+
+function unlock(wrong) {
+  unlocking ??= ask_for_key(wrong).finally(() => { unlocking = null; });
+  return unlocking;
+}
+
+async function request(path, { method = "GET", body, signal, quiet = false } = {}) {
+  for (;;) {
+    const key = sessionStorage.getItem(KEY);
+    const headers = { accept: "application/json" };
+    if (body !== undefined) headers["content-type"] = "application/json";
+    if (key) headers.authorization = `Bearer ${key}`;
+    let response;
+    try {
+      response = await fetch(path, {
+        method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body), cache: "no-store", credentials: "omit",
+      });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Failure("The server does not answer.");
+    }
+    if (response.ok) return response;
+    if (response.status === 401 && !quiet) {
+      const given = await unlock(Boolean(key) && sessionStorage.getItem(KEY) === key);
+      if (given) { sessionStorage.setItem(KEY, given); continue; }
+    }
+    throw await failure(response);
+  }
+}
+
+async function failure(response) {
+  let message = `The server answered ${response.status}.`;
+  try { message = (await response.json()).error?.message || message; } catch { /* no JSON: the status says it */ }
+  const retry = Number(response.headers.get("retry-after"));
+  return new Failure(message, { status: response.status, retry: retry > 0 ? retry : null });
+}
+
+/** The JSON that a path answers. */
+export async function get(path, options) {
+  const response = await request(path, options);
+  return response.status === 204 ? null : response.json();
+}
+
+export const post = (path, body, options) => get(path, { ...options, method: "POST", body });
+export const remove = (path, options) => get(path, { ...options, method: "DELETE" });
+
+/** The events of a stream, each as the value of its JSON, until [DONE]. */
+export async function* stream(path, body, signal) {
+  const response = await request(path, { method: "POST", body: { ...body, stream: true }, signal });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read().catch(error => {
+        if (error.name === "AbortError") throw error;
+        throw new Failure("The connection broke off before the answer ended.");
+      });
+      if (done) throw new Failure("The connection broke off before the answer ended.");
+      held += value;
+      const lines = held.split(/\r\n|\n|\r(?!$)/);
+      held = lines.pop();
+      for (const line of lines) {
+        if (!line.startsWith("data:")) continue; // comments keep the line open, and events have no other fields
+        const data = line.slice(5).trim();
+        if (data === "[DONE]") return;
+        const event = JSON.parse(data);
+        if (event.error) throw new Failure(event.error.message || "The answer failed.", { status: event.error.code || 500 });
+        yield event;
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}

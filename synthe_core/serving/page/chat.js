@@ -1,0 +1,249 @@
+// The conversation: what is shown of it, and how it goes on.
+
+import { Failure, stream } from "./api.js";
+import * as conversations from "./conversations.js";
+import * as models from "./models.js";
+import { sampling, system } from "./settings.js";
+import { inside } from "./strips.js";
+import { element, joined, token } from "./tokens.js";
+import { $, count, make, percent, rate, say } from "./words.js";
+
+const TOP = 5; // likeliest tokens asked for beside each that is written
+let under_way = null; // what stops the answer that is being written
+
+export const busy = () => under_way !== null;
+export const stop = () => under_way?.abort();
+
+// What a stream of either kind says, as tokens.
+
+/** A chunk's news, null for none. Several tokens that only together are text count as one. */
+function told(event) {
+  const [choice] = event.choices, said = choice.logprobs;
+  const text = choice.text ?? choice.delta?.content ?? "", sure = event.synthe?.confidence ?? null;
+  const chances = (said?.content?.map(t => t.logprob) ?? said?.token_logprobs ?? []).filter(l => l !== null);
+  if (!text && !chances.length) return null;
+  const tops = said?.content ? said.content.map(t => t.top_logprobs.map(o => [o.token, o.logprob])) : (said?.top_logprobs ?? []).map(top => Object.entries(top ?? {}));
+  const top = tops.length === 1 ? tops[0].map(([t, l]) => [t, Math.exp(l)]).sort((a, b) => b[1] - a[1]) : [];
+  return token(text, sure, chances.length ? Math.exp(chances.reduce((a, b) => a + b)) : null, top);
+}
+
+/** The path and body of the request that continues `c`, and whether it sends the past too. */
+function asked(c, chat, model) {
+  const past = c.turns.slice(0, -1), words = system();
+  const goesOn = c.read && c.read.model === model && conversations.isKept(c.id) && (c.read.system === null || !chat || c.read.system === words) && c.read.turns < past.length;
+  const news = goesOn ? past.slice(c.read.turns) : past;
+  const common = { model, session: c.id, ...sampling(), confidence: true, stream_options: { include_usage: true } };
+  if (!chat) return { path: "v1/completions", goesOn, body: { ...common, prompt: news.map(t => t.text).join(""), logprobs: TOP } };
+  const messages = news.map(({ role, text }) => ({ role, content: text }));
+  if (!goesOn && words) messages.unshift({ role: "system", content: words });
+  return { path: "v1/chat/completions", goesOn, body: { ...common, messages, logprobs: true, top_logprobs: TOP } };
+}
+
+/** Sends what was typed; "" goes on from what is there. */
+export function send(text) {
+  const c = conversations.current();
+  if (busy() || !models.chosen() || (text === "" && (models.chatting() || !(c.turns.length || c.read)))) return false;
+  c.mode = models.chatting() ? "chat" : "text";
+  if (text !== "") c.turns.push({ role: "user", text });
+  answer(c);
+  return true;
+}
+
+/** Writes the last answer once more. */
+export function again() {
+  const c = conversations.current();
+  if (busy() || !c.turns.length) return;
+  if (c.turns.at(-1).role === "assistant") c.turns.pop();
+  c.read = null; // the session has read what is now gone
+  answer(c);
+}
+
+async function answer(c) {
+  const chat = models.chatting(), model = models.chosen();
+  const turn = { role: "assistant", text: "", tokens: [], note: null, fault: null };
+  c.turns.push(turn);
+  c.model = model;
+  under_way = new AbortController();
+  working(true);
+  conversations.save(c);
+  show(c);
+  follow(true);
+  const began = performance.now();
+  let first = null, usage = null, ended = null, held = null;
+  try {
+    if (c.sent) await conversations.refresh(); // what the server remembers at this moment
+    let { path, goesOn, body } = asked(c, chat, model);
+    if (!goesOn) await conversations.forget(c.id);
+    c.sent = true;
+    const read = async () => {
+      for await (const event of stream(path, body, under_way.signal)) {
+        usage = event.usage ?? usage;
+        const choice = event.choices?.[0];
+        if (!choice) continue;
+        ended = choice.finish_reason ?? ended;
+        const one = told(event);
+        if (!one) continue;
+        first ??= performance.now();
+        const whole = held ? joined(held, one) : one;
+        held = whole.text ? null : whole;
+        if (whole.text) append(turn, whole);
+      }
+    };
+    try { await read(); } catch (error) {
+      if (error.status !== 404 || !goesOn || first) throw error; // the server has forgotten the session: from the beginning
+      c.read = null;
+      ({ path, goesOn, body } = asked(c, chat, model));
+      await read();
+    }
+    c.read = { turns: c.turns.length, model, system: chat ? system() : null };
+  } catch (error) {
+    c.read = null; // how far the server has read cannot be known
+    if (error.name === "AbortError") ended = "stopped";
+    else turn.fault = { message: error.message, retry: error instanceof Failure ? error.retry : null };
+  }
+  const seconds = (performance.now() - (first ?? began)) / 1000;
+  turn.note = {
+    tokens: usage?.completion_tokens ?? turn.tokens.length, ended, prompt: usage?.prompt_tokens ?? null,
+    cached: usage?.prompt_tokens_details?.cached_tokens ?? null, wait: first && (first - began) / 1000, rate: turn.tokens.length > 2 ? (turn.tokens.length - 1) / seconds : null,
+  };
+  under_way = null;
+  working(false);
+  if (conversations.current() === c) finish(c, turn);
+  conversations.save(c);
+  conversations.refresh();
+  say(turn.fault ? turn.fault.message : ended === "stopped" ? "Stopped." : `Answered, ${turn.note.tokens} tokens.`);
+}
+
+function working(is) {
+  $("send").hidden = is;
+  $("stop").hidden = !is;
+  $("log").setAttribute("aria-busy", is);
+  if (is && document.activeElement === $("send")) $("stop").focus();
+  if (!is && document.activeElement === document.body) $("prompt").focus({ preventScroll: true });
+}
+
+// What is shown
+
+let bodies = new Map(); // turn: the element that holds its text
+
+function append(turn, one) {
+  turn.text += one.text;
+  turn.tokens.push(one);
+  const body = bodies.get(turn);
+  if (!body) return; // another conversation is open
+  body.classList.remove("waiting");
+  body.append(element(one));
+  follow();
+}
+
+function filled(turn) {
+  const flow = conversations.current().mode === "text";
+  const body = make(flow ? "span.body" : "div.body");
+  if (turn.tokens?.length) body.append(...turn.tokens.map(element));
+  else body.textContent = turn.text;
+  if (turn.role === "assistant") {
+    body.tabIndex = 0;
+    body.setAttribute("aria-label", "Answer; arrow keys walk through its tokens");
+    body.setAttribute("role", "group");
+  }
+  bodies.set(turn, body);
+  return body;
+}
+
+export function show(c = conversations.current()) {
+  bodies = new Map();
+  const log = $("log");
+  log.classList.toggle("text", c.mode === "text");
+  if (!c.turns.length) { log.replaceChildren(nothing(c)); return; }
+  if (c.mode === "text") {
+    const page = make("article.page", ...c.turns.map(turn => { const body = filled(turn); body.classList.add(turn.role); return body; }));
+    log.replaceChildren(page);
+  } else {
+    log.replaceChildren(...c.turns.map(turn => make(`article.turn.${turn.role}`, make("h3.who", turn.role === "user" ? "You" : c.model || "Answer"), filled(turn))));
+  }
+  const last = c.turns.at(-1);
+  if (last.role === "assistant") {
+    if (busy() && !last.note && !last.text) bodies.get(last).classList.add("waiting");
+    if (last.note || !busy()) finish(c, last);
+  }
+  for (const turn of c.turns) if (turn !== last && turn.fault && c.mode !== "text") bodies.get(turn).after(make("p.bad", turn.fault.message));
+}
+
+/** What is said under the last answer when it has ended. */
+function finish(c, turn) {
+  const body = bodies.get(turn);
+  if (!body) return;
+  body.classList.remove("waiting");
+  const holder = c.mode === "text" ? body.closest(".page") : body.parentElement;
+  holder.querySelector(".after")?.remove();
+  $("log").querySelectorAll(".after").forEach(old => old.remove());
+  const after = make("div.after");
+  if (turn.fault) after.append(fault(turn.fault));
+  const button = (label, title, onclick) => make("button", label, { type: "button", title, onclick });
+  const copy = button("Copy", "Copy the text", async () => {
+    await navigator.clipboard?.writeText(c.mode === "text" ? c.turns.map(t => t.text).join("") : turn.text).then(() => { copy.textContent = "Copied"; setTimeout(() => { copy.textContent = "Copy"; }, 1500); }, () => say("The browser did not allow it."));
+  });
+  const actions = make("p.actions", turn.fault ? null : button("Regenerate", "Write this answer again", again), turn.text ? copy : null);
+  if (turn.text) actions.append(inside(after, body, c.model, turn.text));
+  after.append(make("p.note", facts(turn.note)), actions);
+  holder.append(after);
+  follow();
+}
+
+function facts(note) {
+  if (!note) return "";
+  const parts = note.tokens ? [`${count(note.tokens)} tokens`] : [];
+  if (note.rate) parts.push(`${rate(note.rate)} a second`);
+  if (note.wait) parts.push(`first after ${note.wait < 1 ? `${Math.round(note.wait * 1000)} ms` : `${note.wait.toFixed(1)} s`}`);
+  if (note.prompt) parts.push(note.cached ? `${percent(note.cached / note.prompt)} of ${count(note.prompt)} read before` : `${count(note.prompt)} read`);
+  if (note.ended === "length") parts.push("cut at the most tokens");
+  if (note.ended === "stopped") parts.push("stopped");
+  return parts.join(" · ");
+}
+
+function fault({ message, retry }) {
+  const button = make("button", "Try again", { type: "button", onclick: again });
+  if (retry) {
+    const until = performance.now() + retry * 1000;
+    button.disabled = true;
+    const tick = () => {
+      const left = Math.ceil((until - performance.now()) / 1000);
+      button.textContent = left > 0 ? `Try again in ${left} s` : "Try again";
+      button.disabled = left > 0;
+      if (left > 0 && button.isConnected !== false) setTimeout(tick, 250);
+    };
+    tick();
+  }
+  return make("div.bad", make("p", message), button, { role: "alert" });
+}
+
+/** What stands where there are no messages yet. */
+function nothing(c) {
+  const chat = models.chatting(), name = models.chosen();
+  const suggest = text => make("button", text, { type: "button", onclick: () => { $("prompt").value = text; $("prompt").dispatchEvent(new Event("input")); $("prompt").focus(); } });
+  const first = chat ? ["Who are you?", "Tell me a short story.", "Explain rain to a child."] : ["Once upon a time", "def main(", "The history of"];
+  if (c.read) return make("div.empty", make("h3", c.title), make("p", "The server remembers this conversation; its text is not in this browser. What you write goes on from there."));
+  return make("div.empty",
+    make("h3", !name ? "Waiting for the server" : chat ? `Talk with ${name}` : `Write with ${name}`),
+    make("p", !name ? "" : chat && !models.taught() ? "It was taught no conversation; to go on with a text may suit it better." : chat ? "It reads each word once, and keeps what it remembers in a state of constant size." : "It goes on from any text you give it."),
+    name ? make("p.first", ...first.map(suggest)) : null);
+}
+
+// Scrolling: along with the answer, unless somebody reads further up
+
+let stuck = true;
+
+function follow(force = false) {
+  const box = $("scroll");
+  if (force) stuck = true;
+  if (stuck) box.scrollTop = box.scrollHeight;
+}
+
+export function begin() {
+  const box = $("scroll");
+  box.addEventListener("scroll", () => {
+    stuck = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    $("down").hidden = stuck;
+  }, { passive: true });
+  $("down").addEventListener("click", () => { follow(true); $("down").hidden = true; $("prompt").focus(); });
+}

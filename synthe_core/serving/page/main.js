@@ -1,0 +1,125 @@
+// The page: its parts put together, the message box, the key, and what the keyboard does.
+
+import * as api from "./api.js";
+import * as chat from "./chat.js";
+import * as conversations from "./conversations.js";
+import * as models from "./models.js";
+import * as pointing from "./pointing.js";
+import * as settings from "./settings.js";
+import * as strips from "./strips.js";
+import * as theme from "./theme.js";
+import * as vitals from "./vitals.js";
+import { $, make } from "./words.js";
+
+const touch = matchMedia("(pointer: coarse)");
+const box = $("prompt");
+
+// The message box
+
+function fit() {
+  box.style.height = "auto";
+  box.style.height = `${Math.min(box.scrollHeight + 2, innerHeight * .4)}px`;
+  const c = conversations.current();
+  $("send").disabled = !models.chosen() || (box.value === "" && (models.chatting() || !(c.turns.length || c.read)));
+}
+
+function explain() {
+  const c = conversations.current(), chatting = models.chatting();
+  box.placeholder = chatting ? "Say something" : c.turns.length ? "Add to it, or just continue" : "Begin a text";
+  $("send").textContent = chatting ? "Send" : "Continue";
+  $("how").textContent = touch.matches ? "" : chatting ? "Enter sends, Shift Enter is a new line, Esc stops" : "Ctrl Enter continues, Esc stops";
+  if (!c.turns.length) chat.show(c);
+  fit();
+}
+
+function submit() {
+  if ($("send").disabled || !chat.send(box.value)) return;
+  box.value = "";
+  explain();
+}
+
+box.addEventListener("input", fit);
+box.addEventListener("keydown", event => {
+  if (event.key !== "Enter" || event.isComposing || event.shiftKey || event.altKey) return;
+  if (event.ctrlKey || event.metaKey || (models.chatting() && !touch.matches)) { event.preventDefault(); submit(); }
+});
+$("composer").addEventListener("submit", event => { event.preventDefault(); submit(); });
+$("stop").addEventListener("click", chat.stop);
+
+// Panes, which a phone shows one of
+
+function show(pane) {
+  document.body.dataset.pane = pane;
+  for (const button of document.querySelectorAll(".panes button")) button.setAttribute("aria-pressed", button.dataset.pane === pane);
+}
+document.querySelector(".panes").addEventListener("click", event => { if (event.target.dataset.pane) show(event.target.dataset.pane); });
+
+function fresh() { chat.stop(); conversations.fresh(); box.focus(); }
+$("new").addEventListener("click", fresh);
+conversations.onOpen(c => {
+  chat.stop();
+  if (c.model) models.choose(c.model);
+  models.setMode(c.mode || null);
+  chat.show(c);
+  $("scroll").scrollTop = $("scroll").scrollHeight;
+  show("talk");
+  explain();
+});
+
+// The key
+
+api.onLocked(wrong => new Promise(resolve => {
+  $("wrong").hidden = !wrong;
+  $("key").value = "";
+  $("lock").returnValue = "";
+  $("lock").showModal();
+  $("lock").addEventListener("close", () => resolve($("lock").returnValue === "yes" && $("key").value ? $("key").value : null), { once: true });
+}));
+$("no-key").addEventListener("click", () => $("lock").close("no"));
+
+// The keyboard
+
+const help = () => $("help").showModal();
+$("help-open").addEventListener("click", help);
+addEventListener("keydown", event => {
+  if (document.querySelector("dialog[open]")) return;
+  const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
+  if (event.key === "Escape" && chat.busy()) { event.preventDefault(); chat.stop(); box.focus(); }
+  else if (event.altKey && event.code === "KeyN") { event.preventDefault(); fresh(); }
+  else if (event.key === "/" && !typing) { event.preventDefault(); show("talk"); box.focus(); }
+  else if (event.key === "?" && !typing) { event.preventDefault(); help(); }
+});
+
+// Beginning
+
+async function load() {
+  try {
+    await models.load();
+    await conversations.refresh();
+    vitals.look();
+  } catch (error) {
+    const retry = make("button", "Try again", { type: "button", onclick: load });
+    $("log").replaceChildren(make("div.empty", make("h3", "Nothing can be said yet"), make("p", error.message), make("p.first", retry)));
+  }
+}
+
+theme.begin();
+settings.begin();
+models.begin();
+models.onModel(explain);
+pointing.begin();
+strips.begin();
+chat.begin();
+conversations.begin();
+models.setMode(conversations.current().mode || null);
+chat.show();
+explain();
+vitals.begin();
+load().then(() => {
+  const c = conversations.current();
+  if (c.model) models.choose(c.model);
+  models.setMode(c.mode || null);
+  explain();
+  $("scroll").scrollTop = $("scroll").scrollHeight;
+});
+if (!touch.matches) box.focus();

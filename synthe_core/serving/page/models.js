@@ -1,0 +1,69 @@
+// Which models are served, which adapters they can wear, and whether a chat or a text goes on.
+
+import { get } from "./api.js";
+import { $, keep, make, recall } from "./words.js";
+
+const listeners = [];
+let served = new Map(); // name: {adapters: [name], chat: whether it was taught to}
+let mode = null; // what a person chose, null for what the model can
+
+export const onModel = listener => listeners.push(listener);
+export const known = name => served.has(name.split(":")[0]);
+
+/** `base` or `base:adapter`, "" before the server has answered. */
+export function chosen() {
+  const base = $("model").value, adapter = $("adapter").value;
+  return served.has(base) ? base + (adapter && served.get(base).adapters.includes(adapter) ? `:${adapter}` : "") : "";
+}
+
+export const taught = () => served.get($("model").value)?.chat ?? false;
+export const chatting = () => (mode ?? (taught() ? "chat" : "text")) === "chat";
+
+function show(tell = true) {
+  const model = served.get($("model").value);
+  const before = $("adapter").value;
+  $("adapter").replaceChildren(make("option", "base", { value: "" }), ...(model?.adapters ?? []).map(name => make("option", name, { value: name })));
+  $("adapter").value = model?.adapters.includes(before) ? before : "";
+  $("adapter-pick").hidden = !model?.adapters.length;
+  for (const button of $("mode").children) button.setAttribute("aria-pressed", (button.dataset.mode === "chat") === chatting());
+  $("system-field").hidden = !chatting();
+  if (tell) for (const listener of listeners) listener();
+}
+
+/** Chooses a model (and adapter) where it is served. */
+export function choose(name) {
+  const [base, adapter = ""] = name.split(":");
+  if (!served.has(base)) return;
+  $("model").value = base;
+  show(false);
+  $("adapter").value = served.get(base).adapters.includes(adapter) ? adapter : "";
+}
+
+export function setMode(wanted) { mode = wanted; show(false); }
+
+/** Asks the server what it serves; throws Failure. */
+export async function load() {
+  const { data } = await get("v1/models");
+  const found = new Map();
+  for (const entry of data) {
+    const [base, adapter] = entry.id.split(":");
+    if (!found.has(base)) found.set(base, { adapters: [], chat: Boolean(entry.synthe?.chat_template) });
+    if (adapter) found.get(base).adapters.push(adapter);
+  }
+  served = found;
+  const now = chosen() || recall("model") || "";
+  $("model").replaceChildren(...[...found.keys()].map(name => make("option", name, { value: name })));
+  $("model").disabled = found.size === 0;
+  if (found.size) { $("model").value = [...found.keys()][0]; choose(now); }
+  else $("model").append(make("option", "no model is served"));
+  show();
+}
+
+export function begin() {
+  $("model").addEventListener("change", () => { show(); keep("model", chosen()); });
+  $("adapter").addEventListener("change", () => { keep("model", chosen()); for (const listener of listeners) listener(); });
+  $("mode").addEventListener("click", event => {
+    const button = event.target.closest("button");
+    if (button) { mode = button.dataset.mode; show(); }
+  });
+}

@@ -1,0 +1,46 @@
+// What is asked of the model beside the text: kept in this browser.
+
+import { $, keep, recall } from "./words.js";
+
+const DEFAULTS = { system: "", temperature: 0.8, top_p: 0.95, max_tokens: 400, seed: "", tint: true };
+const SLIDES = ["temperature", "top_p"];
+const values = { ...DEFAULTS, ...recall("settings") };
+
+const told = { temperature: v => v === 0 ? "0, the likeliest" : v.toFixed(2), top_p: v => v === 1 ? "all" : v.toFixed(2) };
+
+function show() {
+  for (const name of Object.keys(DEFAULTS)) {
+    const input = $(name);
+    if (input.type === "checkbox") input.checked = values[name];
+    else if (document.activeElement !== input) input.value = values[name];
+  }
+  for (const name of SLIDES) $(`${name}-is`).textContent = told[name](values[name]);
+  $("defaults").hidden = Object.keys(DEFAULTS).every(name => name === "tint" || values[name] === DEFAULTS[name]);
+  document.body.classList.toggle("tinted", values.tint);
+  $("legend").hidden = !values.tint;
+}
+
+function read(input) {
+  if (input.type === "checkbox") return input.checked;
+  if (input.id === "system") return input.value;
+  if (input.id === "seed" && input.value === "") return "";
+  const number = Number(input.value);
+  return input.value !== "" && input.validity.valid ? number : values[input.id];
+}
+
+export function begin() {
+  for (const name of Object.keys(DEFAULTS)) {
+    $(name).addEventListener("input", () => { values[name] = read($(name)); keep("settings", values); show(); });
+    $(name).addEventListener("blur", show); // what could not be used gives way to what is
+  }
+  $("defaults").addEventListener("click", () => { Object.assign(values, DEFAULTS, { tint: values.tint }); keep("settings", values); show(); $("system").focus(); });
+  show();
+}
+
+/** The fields of a request that the settings decide. */
+export function sampling() {
+  const { temperature, top_p, max_tokens, seed } = values;
+  return { temperature, top_p, max_tokens, seed: seed === "" ? Math.floor(Math.random() * 2 ** 32) : seed };
+}
+
+export const system = () => values.system.trim();
