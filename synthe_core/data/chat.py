@@ -14,17 +14,21 @@ from synthe_core.data.tokenizers import CHAT, Tokenizer
 from synthe_core.errors import InputError
 
 
-def render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
+def render(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *, answer: bool = True, template: str | None = None
+) -> str:
     """The text of `messages` ({"role", "content"}), special tokens written out; with `answer`, and the beginning of the
     model's reply. `encode_marked` makes tokens of it. InputError for a tokenizer without a template, or a bad one.
+
+    template: to take instead of the tokenizer's own.
     """
-    if tokenizer.chat_template is None:
+    source = tokenizer.chat_template if template is None else template
+    if source is None:
         raise InputError("the model has no chat template", f"put its {CHAT} beside its tokenizer.json")
     begin = None if tokenizer.begin is None else tokenizer.spelling(tokenizer.begin)
     names = {"bos_token": begin or "", "eos_token": tokenizer.spelling(tokenizer.end)}
     try:
-        template = _environment().from_string(tokenizer.chat_template)
-        return template.render(messages=messages, add_generation_prompt=answer, **names)
+        return _environment().from_string(source).render(messages=messages, add_generation_prompt=answer, **names)
     except (jinja2.TemplateError, TypeError) as error:
         raise InputError(f"the chat template fails: {' '.join(str(error).split())}", f"mend its {CHAT}") from None
 

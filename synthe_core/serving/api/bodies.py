@@ -1,0 +1,189 @@
+"""What may be asked: the bodies of requests. An unknown field is an error, as is a number out of its range."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+Text = Annotated[str, StringConstraints(max_length=1000)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+SESSION_ID = re.compile(NAME.replace("$", r"\Z"))
+SessionId = Annotated[str, StringConstraints(pattern=NAME)]  # whose `$` is the very end, as in JSON Schema
+"""Names a conversation; it becomes a file's name, so it is one."""
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+Tokens = Annotated[list[Token], Field(min_length=1)]
+Biases = Annotated[dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")], float], Field(max_length=1024)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = Field(None, description="a last chunk tells the usage")
+
+
+class Writing(Body):
+    """What completions and chats have in common. A field that is null is one that was not given."""
+
+    model: Name = Field(description="a name of /v1/models, `base:adapter` for a base wearing an adapter")
+    temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy; 1 by default")
+    top_p: float | None = Field(None, gt=0, le=1, description="keep the likeliest tokens that together reach p")
+    top_k: int | None = Field(None, ge=-1, lt=2**31, description="keep the k likeliest tokens; 0 and -1 keep all")
+    min_p: float | None = Field(None, ge=0, lt=1, description="keep those at least this share as likely as the first")
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: Biases | None = Field(None, description="what is added to the logits of tokens, by their ids")
+    n: int | None = Field(None, ge=1, le=128, description="answers to each prompt; the i-th is drawn with seed + i")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="the same seed gives the same text; else chance")
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
+        None, description="a text or up to 16 texts, none empty, before which the answer ends"
+    )
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    session: SessionId | None = Field(None, description="go on from this conversation, and keep it")
+    confidence: bool | None = Field(None, description="tell the model's own confidence beside each delta")
+    user: Text | None = Field(None, description="ignored")
+    metadata: dict[str, Any] | None = Field(None, description="ignored")
+    store: bool | None = Field(None, description="ignored: nothing is stored")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only where stream is true")
+        return self
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def with_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class Completion(Writing):
+    prompt: Annotated[
+        str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)],
+        Field(description="a text, a list of texts, a list of tokens or a list of lists of tokens, none of them empty"),
+    ]
+    max_tokens: int | None = Field(None, ge=0, lt=2**31, description="16 by default")
+    echo: bool | None = Field(None, description="the prompt comes back before the text, with its logprobs if asked")
+    logprobs: int | None = Field(None, ge=0, le=20, description="how many of the likeliest tokens to tell of")
+    suffix: None = Field(None, description="not supported")
+    best_of: Literal[1] | None = Field(None, description="not supported")
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: Text | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class Schema(Body):
+    name: Text | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field({}, alias="schema")
+    strict: bool | None = None
+
+
+class AsText(Body):
+    type: Literal["text"]
+
+
+class AsObject(Body):
+    type: Literal["json_object"]
+
+
+class AsSchema(Body):
+    type: Literal["json_schema"]
+    json_schema: Schema
+
+
+class Chat(Writing):
+    messages: list[Message] = Field(min_length=1, description="with a session, those that are new")
+    max_completion_tokens: int | None = Field(None, ge=0, lt=2**31, description="as many as the server gives by default")
+    max_tokens: int | None = Field(None, ge=0, lt=2**31, description="the older name of max_completion_tokens")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: Annotated[AsText | AsObject | AsSchema, Field(discriminator="type")] | None = Field(
+        None, description="text, any JSON object, or JSON by a schema"
+    )
+
+    @model_validator(mode="after")
+    def _with_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: only where logprobs is true")
+        return self
+
+    @property
+    def schema_asked(self) -> dict[str, Any] | None:
+        """The JSON schema that the answer is to obey."""
+        match self.response_format:
+            case AsObject():
+                return {"type": "object"}
+            case AsSchema(json_schema=asked):
+                return asked.schema_
+        return None
+
+
+class Embedding(Body):
+    model: Name
+    input: Annotated[
+        str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)],
+        Field(description="a text, a list of texts, a list of tokens or a list of lists of tokens, none of them empty"),
+    ]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1, lt=2**31, description="the model's width, which is what there is")
+    user: Text | None = Field(None, description="ignored")
+
+
+class Tokenize(Body):
+    model: Name | None = Field(None, description="the first one served by default")
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: bool | None = Field(None, description="begin as a prompt begins; true by default")
+    add_generation_prompt: bool | None = Field(None, description="and the beginning of the reply; true by default")
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("prompt: give it or messages, one of the two")
+        return self
+
+
+class Detokenize(Body):
+    model: Name | None = Field(None, description="the first one served by default")
+    tokens: list[Token]
+
+
+class Introspect(Body):
+    model: Name
+    text: str | None = Field(None, description="what to look at; the last request of that model by default")
+
+
+class Fork(Body):
+    to: SessionId = Field(description="what the copy is called")
+
+
+class AdapterLoad(Body):
+    model: Name = Field(description="the base")
+    name: Annotated[str, StringConstraints(pattern=NAME)] = Field(
+        description="what it is to be called: `base:name`"
+    )
+    path: Name = Field(description="the name of an entry of a folder that was given with --adapters")

@@ -1,0 +1,96 @@
+"""POST /v1/chat/completions: the next message of a conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+from synthe_core.serving import request as asked
+from synthe_core.serving.api import bodies, prompts
+from synthe_core.serving.api.answers import Answer, confidences
+from synthe_core.serving.api.completions import check_counts, note_prompts
+from synthe_core.serving.api.context import Api, Call
+from synthe_core.serving.api.errors import Refusal
+from synthe_core.serving.api.writing import Delta, Entry, Work, finite, sampling, seeds, token_text
+
+
+async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
+    """Answers the messages, `n` times."""
+    served = api.served(body.model)
+    if None not in (body.max_completion_tokens, body.max_tokens) and body.max_completion_tokens != body.max_tokens:
+        raise Refusal(400, "max_tokens: max_completion_tokens says otherwise, and is its newer name")
+    count = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    check_counts(api, body, 1, count)
+    goes_on = api.has_session(body.session)
+    prompt = await prompts.conversation(api, served, body.messages, goes_on=goes_on)
+    note_prompts(api, [prompt.text])
+    requests = [
+        asked.Request(
+            body.model,
+            prompt.tokens,
+            count=api.settings.max_tokens if count is None else count,
+            sampling=sampling(body),
+            stop=(*body.stops, *prompt.stop),
+            seed=seed,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            session=body.session,
+            schema=body.schema_asked,
+        )
+        for seed in seeds(body)
+    ]
+    work = Work(api, requests, served.tokenizer, len(requests))
+    return await MessageAnswer(body, served).respond(call, work)
+
+
+class MessageAnswer(Answer):
+    """OpenAI's `chat.completion`."""
+
+    prefix = "chatcmpl"
+    whole_kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+    body: bodies.Chat
+
+    def opening(self, index: int) -> dict[str, Any]:
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def chunk(self, delta: Delta) -> dict[str, Any]:
+        return {
+            "index": delta.index,
+            "delta": {"content": delta.text} if delta.text or delta.entries else {},
+            "logprobs": self._logprobs(delta.entries) if delta.entries else None,
+            "finish_reason": delta.reason,
+        }
+
+    def whole(self, deltas: list[Delta]) -> dict[str, Any]:
+        text = "".join(delta.text for delta in deltas)
+        choice: dict[str, Any] = {
+            "index": deltas[-1].index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": self._logprobs([entry for delta in deltas for entry in delta.entries]),
+            "finish_reason": deltas[-1].reason,
+        }
+        if self.body.confidence:
+            choice["synthe"] = {"confidence": confidences(deltas)}
+        return choice
+
+    def _logprobs(self, entries: list[Entry]) -> dict[str, Any] | None:
+        if not self.body.logprobs:
+            return None
+        end = self.served.tokenizer.end
+        content = [
+            {**self._told(entry.chance), "top_logprobs": [self._told(chance) for chance in entry.top]}
+            for entry in entries
+            if entry.chance is not None and entry.token != end  # a message ends, and says no word for it
+        ]
+        return {"content": content, "refusal": None}
+
+    def _told(self, chance: asked.Chance) -> dict[str, Any]:
+        tokenizer = self.served.tokenizer
+        piece = tokenizer.pieces[chance.token] if chance.token < len(tokenizer.pieces) else b""
+        return {
+            "token": token_text(tokenizer, chance.token),
+            "logprob": finite(chance.logprob),
+            "bytes": list(piece) or None,
+        }

@@ -1,0 +1,149 @@
+"""What every handler works with: the engine, the limits, the metrics, and the request at hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from synthe_core.serving.api.errors import Refusal, busy, invalid
+from synthe_core.serving.api.metrics import Metrics
+from synthe_core.serving.api.settings import Settings
+from synthe_core.serving.engine import Engine
+from synthe_core.serving.request import NoSuch
+from synthe_core.serving.served import Served
+
+T = TypeVar("T")
+B = TypeVar("B", bound=BaseModel)
+
+
+class Gone(Exception):
+    """The client has hung up: nobody waits for an answer."""
+
+
+@dataclass
+class Api:
+    """One server. `closing` is set when it begins to end; `last` holds the tokens of each model's last request, by who
+    asked, for reports on them."""
+
+    engine: Engine
+    settings: Settings
+    metrics: Metrics
+    started: float = field(default_factory=time.time)
+    closing: bool = False
+    last: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
+    arriving: int = 0
+    aside: int = 0
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that requests may ask for: models, and models wearing an adapter."""
+        return [
+            name
+            for base, served in self.engine.models.items()
+            for name in (base, *(f"{base}:{adapter}" for adapter in list(served.adapters)))
+        ]
+
+    def served(self, name: str | None) -> Served:
+        """The model of that name, the first for None; raises NoSuch."""
+        return self.engine.find(name)[0] if name is not None else next(iter(self.engine.models.values()))
+
+    def has_session(self, name: str | None) -> bool:
+        """Whether there is such a conversation to go on from."""
+        if name is None:
+            return False
+        try:
+            self.engine.sessions.get(name)
+        except NoSuch:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def room_aside(self) -> AsyncIterator[None]:
+        """For work beside what is being written; 429 where there is too much of it."""
+        if self.aside >= self.settings.max_aside:
+            raise busy("too many requests of this kind at a time", 1)
+        self.aside += 1
+        try:
+            yield
+        finally:
+            self.aside -= 1
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """`work` without holding up the other requests."""
+        async with self.room_aside():
+            return await asyncio.to_thread(work)
+
+
+@dataclass
+class Call:
+    """A request being answered. who: stands for the key that it brought. note: what the log says of it."""
+
+    request: Request
+    who: str = ""
+
+    def note(self, text: str) -> None:
+        self.request.scope["synthe.note"] = text
+
+    async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives, cancelled where the client hangs up first; the body must have been read."""
+        doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._hung_up())
+        try:
+            await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                raise Gone
+            return doing.result()
+        finally:
+            for task in (doing, gone):
+                task.cancel()
+            await asyncio.gather(doing, gone, return_exceptions=True)
+
+    async def _hung_up(self) -> None:
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+
+
+Handler = Callable[[Api, Call, Any], Coroutine[Any, Any, Response]]
+
+
+async def read_body(api: Api, request: Request, model: type[B]) -> B:
+    """The body as its model; refuses what is too large, too slow, not JSON, or not as the model says."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # which a web page elsewhere cannot send unasked
+        raise Refusal(415, f"the body is to be application/json, not {kind[:80] or 'of no type'}")
+    content = await _read(api, request)
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise invalid(error, model) from None
+
+
+async def _read(api: Api, request: Request) -> bytes:
+    settings, content = api.settings, bytearray()
+    too_large = Refusal(413, f"the body is larger than {settings.max_body:,} bytes", headers={"Connection": "close"})
+    said = request.headers.get("content-length", "0")
+    if not said.isdecimal() or int(said) > settings.max_body:
+        raise too_large
+    try:
+        async with asyncio.timeout(settings.body_timeout):
+            async for chunk in request.stream():
+                content += chunk
+                api.arriving += len(chunk)
+                if len(content) > settings.max_body:
+                    raise too_large
+                if api.arriving > 16 * settings.max_body:
+                    raise busy("too much is arriving at a time", 1)
+    except TimeoutError:
+        raise Refusal(408, "the body did not come in time", headers={"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise Gone from None
+    finally:
+        api.arriving -= len(content)
+    return bytes(content)

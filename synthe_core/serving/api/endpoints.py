@@ -1,0 +1,159 @@
+"""Every path that is answered: one table, from which the routes and the OpenAPI document are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+import synthe_core
+from synthe_core.serving.api import bodies, chat, completions, replies, state, tokens
+from synthe_core.serving.api.bodies import NAME
+from synthe_core.serving.api.context import Handler
+from synthe_core.serving.api.guard import OPEN
+
+Method = Literal["GET", "POST", "DELETE"]
+REFERENCE = "#/components/schemas/{model}"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """body: what is asked, None for nothing. reply: what is answered, or its content type. query: names it may take."""
+
+    method: Method
+    path: str
+    handler: Handler
+    summary: str
+    reply: type[BaseModel] | str
+    body: type[BaseModel] | None = None
+    query: tuple[str, ...] = ()
+    streams: bool = False
+    patterns: dict[str, str] = field(default_factory=dict)
+
+
+ENDPOINTS = [
+    Endpoint("GET", "/v1/models", state.models, "What is served.", replies.Models),
+    Endpoint("GET", "/v1/models/{model}", state.model, "One model.", replies.Model),
+    Endpoint(
+        "POST",
+        "/v1/completions",
+        completions.completions,
+        "Texts that go on from prompts.",
+        replies.TextCompletion,
+        bodies.Completion,
+        streams=True,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/chat/completions",
+        chat.chat_completions,
+        "The next message of a conversation.",
+        replies.ChatCompletion,
+        bodies.Chat,
+        streams=True,
+    ),
+    Endpoint("POST", "/v1/embeddings", tokens.embeddings, "Texts as vectors.", replies.Embeddings, bodies.Embedding),
+    Endpoint("POST", "/tokenize", tokens.tokenize, "Text to tokens.", replies.Tokenized, bodies.Tokenize),
+    Endpoint("POST", "/detokenize", tokens.detokenize, "Tokens to text.", replies.Detokenized, bodies.Detokenize),
+    Endpoint(
+        "GET", "/tokenizer_info", tokens.tokenizer_info, "The tokenizer.", replies.TokenizerInfo, query=("model",)
+    ),
+    Endpoint("GET", "/health", state.health, "Whether it answers.", replies.Health),
+    Endpoint("GET", "/metrics", state.metrics, "Figures for Prometheus.", "text/plain"),
+    Endpoint("GET", "/api/status", state.status, "How it goes.", replies.Status),
+    Endpoint(
+        "POST",
+        "/api/introspect",
+        state.introspect,
+        "What every layer did with a text.",
+        replies.Introspection,
+        bodies.Introspect,
+    ),
+    Endpoint("GET", "/api/sessions", state.sessions, "The conversations that are kept.", replies.Sessions),
+    Endpoint(
+        "GET", "/api/sessions/{id}", state.session, "One conversation.", replies.Session, patterns={"id": NAME}
+    ),
+    Endpoint(
+        "POST",
+        "/api/sessions/{id}/fork",
+        state.fork_session,
+        "A second conversation with the same past.",
+        replies.Session,
+        bodies.Fork,
+        patterns={"id": NAME},
+    ),
+    Endpoint(
+        "DELETE",
+        "/api/sessions/{id}",
+        state.delete_session,
+        "Forgets a conversation.",
+        replies.Deleted,
+        patterns={"id": NAME},
+    ),
+    Endpoint(
+        "POST", "/api/adapters", state.load_adapter, "Loads an adapter.", replies.Model, bodies.AdapterLoad
+    ),
+    Endpoint("DELETE", "/api/adapters/{model}/{name}", state.unload_adapter, "Unloads an adapter.", replies.Deleted),
+]
+
+
+def document() -> dict[str, Any]:
+    """The OpenAPI document of `ENDPOINTS`."""
+    asked = {each.body for each in ENDPOINTS if each.body}
+    answered = {each.reply for each in ENDPOINTS if isinstance(each.reply, type)} | {replies.Error}
+    modes: list[Any] = [(each, "validation") for each in [*asked, *answered]]
+    modes.sort(key=lambda pair: pair[0].__name__)
+    _, found = models_json_schema(modes, ref_template=REFERENCE)
+    paths: dict[str, Any] = {}
+    for endpoint in ENDPOINTS:
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "synthe",
+            "version": synthe_core.__version__,
+            "description": "Models with a state, in OpenAI's terms.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": found["$defs"],
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    kept = (part[1:-1] for part in endpoint.path.split("/") if part.startswith("{"))
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1} | _like(endpoint, name)}
+        for name in kept
+    ]
+    parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in endpoint.query]
+    media = {"application/json": _refer(endpoint.reply)} if isinstance(endpoint.reply, type) else {endpoint.reply: {}}
+    if endpoint.streams:
+        media["text/event-stream"] = {}
+    operation: dict[str, Any] = {
+        "operationId": endpoint.handler.__name__,
+        "summary": endpoint.summary,
+        "responses": {
+            "200": {"description": "done", "content": media},
+            "default": {"description": "why not", "content": {"application/json": _refer(replies.Error)}},
+        },
+    }
+    if parameters:
+        operation["parameters"] = parameters
+    if endpoint.body:
+        operation["requestBody"] = {"required": True, "content": {"application/json": _refer(endpoint.body)}}
+    if not OPEN.fullmatch(endpoint.path):
+        operation["security"] = [{"key": []}, {}]
+    return operation
+
+
+def _like(endpoint: Endpoint, name: str) -> dict[str, Any]:
+    return {"pattern": endpoint.patterns[name]} if name in endpoint.patterns else {}
+
+
+def _refer(model: type[BaseModel]) -> dict[str, Any]:
+    return {"schema": {"$ref": REFERENCE.format(model=model.__name__)}}

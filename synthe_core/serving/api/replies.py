@@ -1,0 +1,207 @@
+"""What answers look like, for the OpenAPI document; a test holds every answer to it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+
+class Problem(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(BaseModel):
+    error: Problem
+
+
+class PromptDetails(BaseModel):
+    cached_tokens: int = Field(description="tokens of the prompt that a kept state knew already")
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class Logprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int] = Field(description="where each token begins in the choice's text, in characters")
+
+
+class TextChoice(BaseModel):
+    index: int
+    text: str
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class TextCompletion(BaseModel):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[TextChoice]
+    usage: Usage
+
+
+class Spelled(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TopSpelled(Spelled):
+    top_logprobs: list[Spelled]
+
+
+class MessageLogprobs(BaseModel):
+    content: list[TopSpelled]
+    refusal: None
+
+
+class AnswerMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class MessageChoice(BaseModel):
+    index: int
+    message: AnswerMessage
+    logprobs: MessageLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[MessageChoice]
+    usage: Usage
+
+
+class ModelFacts(BaseModel):
+    parameters: int
+    state_bytes_per_sequence: int
+    vocab: int
+    digest: str
+    chat_template: bool = Field(description="whether it was taught one; chats with others are plain text")
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    parent: str | None
+    max_model_len: int
+    synthe: ModelFacts
+
+
+class Models(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class EmbeddingRow(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    object: Literal["list"]
+    data: list[EmbeddingRow]
+    model: str
+    usage: EmbeddingUsage
+
+
+class Tokenized(BaseModel):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(BaseModel):
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str
+    pad_token: str
+    bos_token_id: int | None
+    eos_token_id: int
+    vocab_size: int
+    model_max_length: int
+    chat_template: str | None
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+class Limits(BaseModel):
+    max_prompt: int
+    max_tokens: int
+    max_n: int
+    max_body: int
+
+
+class Status(BaseModel):
+    """What the engine says, and what is served; there may be more fields."""
+
+    live: int
+    waiting: int
+    max_batch: int
+    models: list[str]
+    limits: Limits
+
+
+class Introspection(BaseModel):
+    model: dict[str, Any]
+    left_out: int = Field(description="tokens at the end that were too many to look at")
+    tokens: list[dict[str, Any]]
+    series: list[dict[str, Any]]
+    figures: list[dict[str, Any]]
+    reads: list[dict[str, Any]]
+
+
+class Session(BaseModel):
+    id: str
+    object: Literal["session"]
+    model: str
+    tokens: int
+    bytes: int
+    created: float
+    used: float
+    saved: bool
+
+
+class Sessions(BaseModel):
+    object: Literal["list"]
+    data: list[Session]
+
+
+class Deleted(BaseModel):
+    id: str
+    object: str
+    deleted: Literal[True]

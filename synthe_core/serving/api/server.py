@@ -1,0 +1,159 @@
+"""The application behind a socket: uvicorn in a thread, half-open clients dropped, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import socket
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from synthe_core.errors import InputError, WorkError
+from synthe_core.serving.api.app import App
+from synthe_core.serving.api.settings import Settings
+from synthe_core.serving.engine import Engine
+
+BACKLOG = 2048
+TO_SAY_GOODBYE = 5.0
+"""Seconds that answers have to reach their clients, after the engine has ended."""
+
+
+class Server:
+    """Answers at `host`:`port` from when it is entered until it is left; port 0 takes a free one.
+
+    Raises InputError where the address cannot be had.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.engine = engine
+        self.app = App(engine, settings)
+        self._socket = listening(host, port)
+        self.host, self.port = host, self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            self.app,
+            loop="asyncio",
+            http=patient(settings.header_timeout),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level=logging.CRITICAL,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=max(5, int(settings.header_timeout)),
+            timeout_graceful_shutdown=int(TO_SAY_GOODBYE),
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
+
+    @property
+    def url(self) -> str:
+        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise WorkError("the server did not start")
+            time.sleep(0.005)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop(0.0)
+
+    def stop(self, grace: float) -> None:
+        """Takes nothing new; lets what is being written end within `grace` seconds, cuts off the rest (its streams end
+        as streams do), and closes. The engine is closed too, and has saved its sessions."""
+        self.app.api.closing = True
+        self.engine.close(grace)
+        self._server.should_exit = True
+        self._thread.join(2 * TO_SAY_GOODBYE)
+
+    def _serve(self) -> None:
+        asyncio.run(self._server.serve(sockets=[self._socket]))
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; InputError, with what to do, where it cannot."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError):
+        raise InputError(f"no such address: {host}", "--host 127.0.0.1 is this machine alone") from None
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+        sock.set_inheritable(False)
+        return sock
+    except OSError as error:
+        sock.close()
+        raise _explained(error, host, port) from None
+
+
+def _explained(error: OSError, host: str, port: int) -> InputError:
+    if error.errno == errno.EADDRINUSE:
+        return InputError(f"port {port} is taken", "another server runs there? --port 0 takes a free one")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return InputError(f"port {port} may not be had", "ports below 1024 are the system's; take --port 6900")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return InputError(f"{host} is no address of this machine", "--host 0.0.0.0 is all of them")
+    return InputError(f"cannot listen at {host}:{port}: {error.strerror}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server at `host`."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def patient(timeout: float) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, which hangs up where the beginning of a request does not come within `timeout` seconds."""
+
+    class Patient(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._timer = self.loop.call_later(timeout, self._late)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._stop_timer()  # a request has come; its body has a time of its own
+            elif self._timer is None and not self.transport.is_closing():
+                self._timer = self.loop.call_later(timeout, self._late)
+
+        def _late(self) -> None:
+            self._timer = None
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.abort()
+
+        def _stop_timer(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return Patient

@@ -1,0 +1,81 @@
+"""POST /tokenize and /detokenize, GET /tokenizer_info, in the shapes that vLLM gave them; POST /v1/embeddings."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+from starlette.responses import JSONResponse, Response
+
+from synthe_core.serving.api import bodies, prompts
+from synthe_core.serving.api.completions import several
+from synthe_core.serving.api.context import Api, Call
+from synthe_core.serving.api.errors import Refusal
+from synthe_core.serving.api.writing import token_text
+
+
+async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
+    served = api.served(body.model)
+    begins = body.add_special_tokens is not False
+    if body.messages is not None:
+        answer = body.add_generation_prompt is not False
+        tokens = list((await prompts.conversation(api, served, body.messages, answer=answer)).tokens)
+    else:
+        tokens = await prompts.encoded(api, served, body.prompt or "")
+        if begins and served.tokenizer.begin is not None:
+            tokens = [served.tokenizer.begin, *tokens]
+    found: dict[str, Any] = {"count": len(tokens), "max_model_len": api.settings.longest, "tokens": tokens}
+    if body.return_token_strs:
+        found["token_strs"] = [token_text(served.tokenizer, token) for token in tokens]
+    return JSONResponse(found)
+
+
+async def detokenize(api: Api, call: Call, body: bodies.Detokenize) -> Response:
+    served = api.served(body.model)
+    return JSONResponse({"prompt": served.tokenizer.decode(body.tokens)})
+
+
+async def tokenizer_info(api: Api, call: Call, body: None) -> Response:
+    tokenizer = api.served(call.request.query_params.get("model")).tokenizer
+    begin = None if tokenizer.begin is None else tokenizer.spelling(tokenizer.begin)
+    return JSONResponse(
+        {
+            "tokenizer_class": type(tokenizer).__name__,
+            "bos_token": begin,
+            "eos_token": tokenizer.spelling(tokenizer.end),
+            "pad_token": tokenizer.spelling(tokenizer.end),
+            "bos_token_id": tokenizer.begin,
+            "eos_token_id": tokenizer.end,
+            "vocab_size": tokenizer.vocab_size,
+            "model_max_length": api.settings.longest,
+            "chat_template": tokenizer.chat_template,
+        }
+    )
+
+
+async def embeddings(api: Api, call: Call, body: bodies.Embedding) -> Response:
+    """The mean over a text's tokens of the last block's output."""
+    served = api.served(body.model)
+    read = [(await prompts.completion(api, served, text)).tokens for text in several(body.input)]
+    count = sum(map(len, read))
+    if len(read) > api.settings.max_choices:
+        raise Refusal(400, f"input: at most {api.settings.max_choices} texts at a time", param="input")
+    if count > api.settings.max_prompt:
+        raise Refusal(400, f"input: at most {api.settings.max_prompt:,} tokens at a time", param="input")
+    rows = await call.while_connected(api.in_thread(lambda: api.engine.embed(body.model, read).numpy()))
+    if body.dimensions not in (None, rows.shape[1]):
+        raise Refusal(400, f"dimensions: the embeddings of {body.model} have {rows.shape[1]}", param="dimensions")
+    in_base64 = body.encoding_format == "base64"
+    data = [
+        {"object": "embedding", "index": i, "embedding": _base64(row) if in_base64 else row.tolist()}
+        for i, row in enumerate(rows)
+    ]
+    call.note(f"{body.model}  {count} tokens")
+    usage = {"prompt_tokens": count, "total_tokens": count}
+    return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
+
+
+def _base64(row: np.ndarray) -> str:
+    """Little-endian float32, as OpenAI's clients read it."""
+    return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii")

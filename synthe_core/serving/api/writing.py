@@ -1,0 +1,261 @@
+"""Texts while they are written: one HTTP request's share of the engine, and what of it may be told by now."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.errors import SyntheError
+from synthe_core.model.sampling import Sampling
+from synthe_core.serving import request as asked
+from synthe_core.serving.api import bodies
+from synthe_core.serving.api.context import Api
+from synthe_core.serving.api.errors import Refusal, refusal
+from synthe_core.serving.request import Chance, Event, Finished, Started, Told, Written
+
+LEAST = -9999.0
+"""The logarithm that stands for a probability of nothing, which JSON cannot hold."""
+REASONS = {"stop": "stop", "length": "length", "cancelled": "length", "shutdown": "length"}
+
+
+def sampling(body: bodies.Writing) -> Sampling:
+    """How tokens are to be chosen."""
+    values: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_k": None if body.top_k is None else max(0, body.top_k),
+        "top_p": body.top_p,
+        "min_p": body.min_p,
+        "repetition_penalty": body.repetition_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "presence_penalty": body.presence_penalty,
+        "logit_bias": {int(token): bias for token, bias in body.logit_bias.items()} if body.logit_bias else None,
+    }
+    return Sampling.model_validate({key: value for key, value in values.items() if value is not None})
+
+
+def seeds(body: bodies.Writing) -> list[int]:
+    """One for each answer to a prompt; by chance where none is given."""
+    first = secrets.randbits(62) if body.seed is None else body.seed
+    return [(first + i) % 2**62 for i in range(body.n or 1)]
+
+
+@dataclass
+class Entry:
+    """A token that is about to be told: `at` is where its text begins in the choice's."""
+
+    token: int
+    at: int
+    chance: Chance | None
+    top: tuple[Chance, ...]
+    confidence: float | None = None
+
+
+@dataclass
+class Delta:
+    """What is new of a choice. reason: why it ended, with its last delta."""
+
+    index: int
+    text: str
+    entries: list[Entry]
+    reason: str | None = None
+    failure: str | None = None
+
+    @property
+    def confidence(self) -> float | None:
+        """The least of its tokens'."""
+        return min((entry.confidence for entry in self.entries if entry.confidence is not None), default=None)
+
+
+class Choice:
+    """One text: puts tokens beside the text that is sure to stand, so that both are told together."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer, echo: str | None) -> None:
+        self.index, self.tokenizer, self.echo = index, tokenizer, echo
+        self.decoder = tokenizer.decoder()
+        self.read = 0  # characters that the tokens so far stand for
+        self.told = 0  # characters that were told
+        self.waiting: deque[Entry] = deque()
+        self.usage: Finished | None = None
+
+    def push(self, event: Event) -> Delta | None:
+        """What may be told after `event`; None for nothing."""
+        match event:
+            case Told(token, chance, top):
+                self.waiting.append(Entry(token, self.read, chance, top))
+                self.read += len(self.decoder.push(token))
+            case Written(token, text, chance, top, confidence):
+                before = self._echoed()
+                self.waiting.append(Entry(token, self.read, chance, top, confidence))
+                self.read += len(self.decoder.push(token))
+                return self._delta(before + text)
+            case Finished(reason, text):
+                self.usage = event
+                delta = self._delta(self._echoed() + text, last=reason) or Delta(self.index, "", [])
+                delta.reason = REASONS.get(reason)
+                delta.failure = (event.message or "the request failed") if reason == "failed" else None
+                return delta
+        return None
+
+    def _echoed(self) -> str:
+        """The prompt, before anything that is written; what is written is decoded by itself."""
+        echo, self.echo = self.echo, None
+        if echo is None:
+            return ""
+        self.read, self.decoder = len(echo), self.tokenizer.decoder()
+        for entry in self.waiting:  # a tokenizer may spell a text otherwise than it was given
+            entry.at = min(entry.at, len(echo))
+        return echo
+
+    def _delta(self, text: str, last: str | None = None) -> Delta | None:
+        self.told += len(text)
+        entries = []
+        while self.waiting and (self.waiting[0].at < self.told or last == "length" or self._ends(last)):
+            entries.append(self.waiting.popleft())
+        return Delta(self.index, text, entries) if text or entries else None
+
+    def _ends(self, reason: str | None) -> bool:
+        """Whether the text ended at the end of a document, rather than before a stop string, which is not told."""
+        return reason == "stop" and self.waiting[-1].token == self.tokenizer.end
+
+
+@dataclass
+class Usage:
+    """Tokens, each prompt counted once however many answers it has."""
+
+    prompt: int = 0
+    cached: int = 0
+    written: int = 0
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.written,
+            "total_tokens": self.prompt + self.written,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+
+
+@dataclass
+class Work:
+    """The tickets of one HTTP request, `per_prompt` for each prompt, and their events in one queue.
+
+    Use it as a context manager: at its end whatever is still being written is given up.
+    """
+
+    api: Api
+    requests: Sequence[asked.Request]
+    tokenizer: Tokenizer
+    per_prompt: int = 1
+    echoes: Sequence[str | None] | None = None
+    tickets: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        echoes = self.echoes or [None] * len(self.requests)
+        self.choices = [Choice(i, self.tokenizer, echo) for i, echo in enumerate(echoes)]
+        self.tokens: list[list[int]] = [[] for _ in self.requests]
+        self._begun = time.monotonic()
+        self._last = [0.0] * len(self.requests)
+
+    async def begin(self) -> Self:
+        """Submits every request, or none: raises what the engine says."""
+        if self.api.closing:
+            raise Refusal(503, "the server is shutting down", headers={"Retry-After": "5"})
+        try:
+            for index, request in enumerate(self.requests):
+                if request.schema is None:
+                    self.tickets.append(self.api.engine.submit(request, self._deliverer(index)))
+                else:  # a schema is compiled first
+                    submit = self.api.engine.submit
+                    self.tickets.append(await asyncio.to_thread(submit, request, self._deliverer(index)))
+        except BaseException as error:
+            self.cancel()
+            raise refusal(error) if isinstance(error, SyntheError) else error from None
+        return self
+
+    def _deliverer(self, index: int) -> Callable[[Event], None]:
+        """Takes an event from the engine's thread into the queue."""
+
+        def deliver(event: Event) -> None:
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+        return deliver
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        for ticket, choice in zip(self.tickets, self.choices, strict=False):
+            if choice.usage is None:
+                ticket.cancel()
+                self.api.metrics.finished.labels(ticket.request.model, "cancelled").inc()
+        self.tickets = []
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """What is new, of whichever choice, until all have ended."""
+        left = len(self.requests)
+        while left:
+            index, event = await self._events.get()
+            self._measure(index, event)
+            if (delta := self.choices[index].push(event)) is not None:
+                left -= isinstance(event, Finished)
+                yield delta
+
+    def _measure(self, index: int, event: Event) -> None:
+        metrics, model = self.api.metrics, self.requests[index].model
+        now = time.monotonic()
+        if isinstance(event, Written):
+            self.tokens[index].append(event.token)
+            last, self._last[index] = self._last[index], now
+            if last:
+                metrics.between.labels(model).observe(now - last)
+            else:
+                metrics.first.labels(model).observe(now - self._begun)
+        elif isinstance(event, Started):
+            metrics.prompt.labels(model).inc(event.prompt)
+            metrics.cached.labels(model).inc(event.cached)
+        elif isinstance(event, Finished):
+            metrics.written.labels(model).inc(event.written)
+            metrics.finished.labels(model, event.reason).inc()
+
+    def usage(self) -> Usage:
+        usage = Usage()
+        for index, choice in enumerate(self.choices):
+            if choice.usage is not None:
+                usage.written += choice.usage.written
+                if index % self.per_prompt == 0:
+                    usage.prompt += choice.usage.prompt
+                    usage.cached += choice.usage.cached
+        return usage
+
+    def remember(self, who: str) -> None:
+        """Keeps the tokens of the last text, for a report on it."""
+        request = self.requests[-1]
+        self.api.last[who, request.model] = (*request.prompt, *self.tokens[-1])
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """A token as an answer spells it: its text, its name, or its bytes where they are no text by themselves."""
+    piece = tokenizer.pieces[token] if token < len(tokenizer.pieces) else b""
+    if not piece:
+        return (tokenizer.spelling(token) if token < tokenizer.vocab_size else "") or f"<{token}>"
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def finite(logprob: float) -> float:
+    return max(logprob, LEAST)
+
