@@ -243,9 +243,12 @@ class _Work:
 
 def _client(url: str, asked: Load) -> httpx.AsyncClient:
     """A client of the server's API; proxies are for hosts that are not this one."""
-    base = url.rstrip("/").removesuffix("/v1") + "/v1/"
-    host = base.partition("//")[2]
+    whole = url if "://" in url else f"http://{url}"
+    base = whole.rstrip("/").removesuffix("/v1") + "/v1/"
+    scheme, _, host = base.partition("://")
     try:
+        if scheme not in ("http", "https") or not httpx.URL(base).host:
+            raise httpx.InvalidURL("it needs a host, and http or https")
         return httpx.AsyncClient(
             base_url=base,
             headers={"Authorization": f"Bearer {asked.api_key}"} if asked.api_key else {},

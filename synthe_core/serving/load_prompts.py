@@ -7,7 +7,7 @@ from pathlib import Path
 
 from synthe_core.errors import InputError
 
-WORDS = """
+COMMON = """
     the of and to in is that for it as was with be by on not he this are or his from at which but have an had they
     you were their one all we can her has there been if more when will would who so no said what up its about into
     than them time only other new some could these two may then do first any my now such like our over man me even
@@ -15,7 +15,8 @@ WORDS = """
     those people how too little state good very make world still own see men work long get here between both life
     being under never day same another know while last might us great old year off come since against go came right
     used take three river harbour lamp winter paper orchard copper thread morning stone window garden letter bridge
-""".split()
+"""
+WORDS = COMMON.split()
 LENGTH = 200_000  # characters of the text that is made where none is given
 
 
