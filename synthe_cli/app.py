@@ -19,6 +19,8 @@ from synthe_core.registry import Table
 COMMANDS = {
     "train": ("synthe_cli.commands.train:app", "Train a model from a recipe, or go on with a run."),
     "generate": ("synthe_cli.commands.generate:app", "Write text with a trained model."),
+    "serve": ("synthe_cli.commands.serve:app", "Serve models over HTTP, as OpenAI's API does."),
+    "up": ("synthe_cli.commands.up:app", "Serve a model to this machine, and open the dashboard."),
     "eval": ("synthe_cli.commands.eval:app", "Evaluate trained models on tasks and on new text."),
     "introspect": ("synthe_cli.commands.introspect:app", "See what a model does with a text, layer by layer."),
     "profile-vram": ("synthe_cli.commands.profile_vram:app", "How much memory a recipe takes, and where it fits."),

@@ -12,17 +12,24 @@ from types import FrameType
 ASKING = (signal.SIGINT, signal.SIGTERM)
 
 
+class Asked(threading.Event):
+    """Set once a signal has asked for the end; `number` is which."""
+
+    number: int | None = None
+
+
 @contextmanager
-def stop_on_signal(kept: str = "saving first") -> Iterator[threading.Event]:
+def stop_on_signal(kept: str = "saving first") -> Iterator[Asked]:
     """Within the block, the event is set by the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
 
     kept: what becomes of the work, told at the first.
     """
-    asked = threading.Event()
+    asked = Asked()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
+        asked.number = number
         asked.set()
         print(f"\nstopping: {kept} (once more to stop at once)", file=sys.stderr, flush=True)
 

@@ -68,9 +68,7 @@ class Answer(ABC):
                 found[delta.index].append(delta)
         self._end(call, work)
         choices = [self.whole(deltas) for deltas in found]
-        return JSONResponse(
-            {**self.head, "object": self.whole_kind, "choices": choices, "usage": work.usage().json()}
-        )
+        return JSONResponse({**self.head, "object": self.whole_kind, "choices": choices, "usage": work.usage().json()})
 
     async def _events(self, call: Call, work: Work) -> AsyncIterator[dict[str, str]]:
         for index in range(len(work.requests)):

@@ -116,7 +116,9 @@ class AsSchema(Body):
 
 class Chat(Writing):
     messages: list[Message] = Field(min_length=1, description="with a session, those that are new")
-    max_completion_tokens: int | None = Field(None, ge=0, lt=2**31, description="as many as the server gives by default")
+    max_completion_tokens: int | None = Field(
+        None, ge=0, lt=2**31, description="as many as the server gives by default"
+    )
     max_tokens: int | None = Field(None, ge=0, lt=2**31, description="the older name of max_completion_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -183,7 +185,5 @@ class Fork(Body):
 
 class AdapterLoad(Body):
     model: Name = Field(description="the base")
-    name: Annotated[str, StringConstraints(pattern=NAME)] = Field(
-        description="what it is to be called: `base:name`"
-    )
+    name: Annotated[str, StringConstraints(pattern=NAME)] = Field(description="what it is to be called: `base:name`")
     path: Name = Field(description="the name of an entry of a folder that was given with --adapters")

@@ -66,9 +66,7 @@ def check_counts(api: Api, body: bodies.Writing, prompt_count: int, count: int |
             400, f"{n * prompt_count} answers are asked for, and this server gives at most {settings.max_choices}"
         )
     if count is not None and count > settings.max_tokens:
-        raise Refusal(
-            400, f"max_tokens: {count} are asked for, and this server writes at most {settings.max_tokens}"
-        )
+        raise Refusal(400, f"max_tokens: {count} are asked for, and this server writes at most {settings.max_tokens}")
     if body.session is not None and n * prompt_count > 1:
         raise Refusal(400, "session: a conversation goes on with one prompt and one answer", param="session")
 
@@ -114,9 +112,7 @@ class TextAnswer(Answer):
         return {
             "tokens": [spelled(entry.token) for entry in entries],
             "token_logprobs": [None if entry.chance is None else finite(entry.chance.logprob) for entry in entries],
-            "top_logprobs": [
-                None if entry.chance is None else self._top(entry.chance, entry.top) for entry in entries
-            ],
+            "top_logprobs": [None if entry.chance is None else self._top(entry.chance, entry.top) for entry in entries],
             "text_offset": [entry.at for entry in entries],
         }
 

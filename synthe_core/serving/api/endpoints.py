@@ -72,9 +72,7 @@ ENDPOINTS = [
         bodies.Introspect,
     ),
     Endpoint("GET", "/api/sessions", state.sessions, "The conversations that are kept.", replies.Sessions),
-    Endpoint(
-        "GET", "/api/sessions/{id}", state.session, "One conversation.", replies.Session, patterns={"id": NAME}
-    ),
+    Endpoint("GET", "/api/sessions/{id}", state.session, "One conversation.", replies.Session, patterns={"id": NAME}),
     Endpoint(
         "POST",
         "/api/sessions/{id}/fork",
@@ -92,9 +90,7 @@ ENDPOINTS = [
         replies.Deleted,
         patterns={"id": NAME},
     ),
-    Endpoint(
-        "POST", "/api/adapters", state.load_adapter, "Loads an adapter.", replies.Model, bodies.AdapterLoad
-    ),
+    Endpoint("POST", "/api/adapters", state.load_adapter, "Loads an adapter.", replies.Model, bodies.AdapterLoad),
     Endpoint("DELETE", "/api/adapters/{model}/{name}", state.unload_adapter, "Unloads an adapter.", replies.Deleted),
 ]
 
@@ -127,7 +123,12 @@ def document() -> dict[str, Any]:
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
     kept = (part[1:-1] for part in endpoint.path.split("/") if part.startswith("{"))
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1} | _like(endpoint, name)}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "minLength": 1} | _like(endpoint, name),
+        }
         for name in kept
     ]
     parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in endpoint.query]

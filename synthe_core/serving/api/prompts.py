@@ -54,9 +54,7 @@ async def encoded(api: Api, served: Served, text: str, *, plain: bool = False) -
     return list(tokens)
 
 
-async def completion(
-    api: Api, served: Served, prompt: str | Sequence[int], *, goes_on: bool = False
-) -> Prompt:
+async def completion(api: Api, served: Served, prompt: str | Sequence[int], *, goes_on: bool = False) -> Prompt:
     """The prompt of a completion: a text begins a document, unless it goes on from a session."""
     if not isinstance(prompt, str):
         return Prompt(_fitting(api, served, prompt))

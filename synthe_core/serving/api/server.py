@@ -15,6 +15,11 @@ from typing import Any, Self
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+try:
+    import resource
+except ImportError:  # not everywhere
+    resource = None  # type: ignore[assignment]
+
 from synthe_core.errors import InputError, WorkError
 from synthe_core.serving.api.app import App
 from synthe_core.serving.api.settings import Settings
@@ -113,6 +118,16 @@ def _explained(error: OSError, host: str, port: int) -> InputError:
     if error.errno == errno.EADDRNOTAVAIL:
         return InputError(f"{host} is no address of this machine", "--host 0.0.0.0 is all of them")
     return InputError(f"cannot listen at {host}:{port}: {error.strerror}")
+
+
+def allow_connections(wanted: int = 65_536) -> None:
+    """Lets this process have as many files and connections open as it may; a thousand idle clients take a thousand."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def is_loopback(host: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
-def _silent(line: str) -> None:
+def silent(line: str) -> None:
     """Nobody reads it."""
 
 
@@ -42,7 +42,7 @@ class Settings:
     body_timeout: float = 30.0
     send_timeout: float = 30.0
     log_prompts: bool = False
-    log: Callable[[str], None] = _silent
+    log: Callable[[str], None] = silent
 
     @property
     def longest(self) -> int:

@@ -82,7 +82,13 @@ async def introspect(api: Api, call: Call, body: bodies.Introspect) -> Response:
             raise Refusal(404, f"nothing has been asked of {body.model} yet", code="not_found")
     read = tokens[:MOST_EXAMINED]
     report = await call.while_connected(api.in_thread(lambda: api.engine.introspect(body.model, read)))
-    found: dict[str, Any] = {"left_out": len(tokens) - len(read), "tokens": [], "series": [], "figures": [], "reads": []}
+    found: dict[str, Any] = {
+        "left_out": len(tokens) - len(read),
+        "tokens": [],
+        "series": [],
+        "figures": [],
+        "reads": [],
+    }
     kinds = {"token": "tokens", "series": "series", "figure": "figures", "reads": "reads"}
     for line in await asyncio.to_thread(lambda: list(lines(report))):
         kind = line.pop("event")

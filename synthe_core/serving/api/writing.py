@@ -258,4 +258,3 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 def finite(logprob: float) -> float:
     return max(logprob, LEAST)
-
