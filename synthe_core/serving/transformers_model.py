@@ -190,11 +190,13 @@ class _Given(nn.Module):
 
 
 def _head(inner: Any, form: type[Any]) -> Any:
-    """[B, T, D] to logits, with whatever else the architecture does to them (scales, caps): its own code, of which only
+    """[..., D] to logits [..., V], with whatever else the architecture does to them (scales, caps): its own code, of which only
     the blocks are left out. Its matrices are the model's, an adapter's changes included."""
     bare = copy.copy(inner)
     bare._modules = dict(inner._modules) | {inner.base_model_prefix: _Given(form)}
-    return lambda hidden: bare(inputs_embeds=hidden, use_cache=False).logits
+    return lambda hidden: bare(inputs_embeds=hidden.flatten(0, -2)[None], use_cache=False).logits.view(
+        *hidden.shape[:-1], -1
+    )
 
 
 def _cache(layers: list[Seen]) -> Any:
