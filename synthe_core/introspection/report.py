@@ -93,9 +93,25 @@ def examine(
     layers: blocks to tell of, as `0-3,6`; all by default. what: groups of `GROUPS`; all by default.
     tokens: indices of tokens whose writes are followed through every memory.
     """
+    ids = encode(tokenizer, text, model.vocab)
+    return examine_tokens(model, tokenizer, ids, name=name, layers=layers, what=what, tokens=tokens)
+
+
+def examine_tokens(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    ids: list[int],
+    *,
+    name: str = "model",
+    layers: str | None = None,
+    what: Sequence[str] = (),
+    tokens: Sequence[int] = (),
+) -> Report:
+    """`examine` of a text that is tokens already."""
     wanted = groups(what)
     blocks = block_range(layers, model.spec.blocks)
-    ids = encode(tokenizer, text, model.vocab)
+    if len(ids) > LONGEST:
+        raise InputError(f"the text has {len(ids):,} tokens", f"at most {LONGEST:,} are looked at: give a part of it")
     for token in tokens:
         if not 0 <= token < len(ids):
             raise InputError(f"there is no token {token}: the text has {len(ids)}", "counting starts at 0")

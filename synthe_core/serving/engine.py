@@ -4,65 +4,82 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from synthe_core.adapters.low_rank import wearing
-from synthe_core.errors import SyntheError, closest
+from synthe_core.adapters.low_rank import Adapter
+from synthe_core.errors import InputError, closest
 from synthe_core.generation import Row
-from synthe_core.model.generate import Generation
-from synthe_core.serving.request import Chance, Event, Finished, NoSuch, Request, Started, Written
-from synthe_core.serving.served import Served
+from synthe_core.introspection.report import Report, examine_tokens
+from synthe_core.model.session import Session
+from synthe_core.serving.admission import SHARE, Admission, free_memory
+from synthe_core.serving.checks import check, check_tokens, in_a_line
+from synthe_core.serving.constraint import Constraint
+from synthe_core.serving.figures import Figures
+from synthe_core.serving.lane import Lane
+from synthe_core.serving.live import Live, Ticket
+from synthe_core.serving.request import Busy, Event, Finished, NoSuch, Reason, Request
+from synthe_core.serving.served import Prints, Served
+from synthe_core.serving.session_store import SessionStore
+from synthe_core.serving.snapshots import Snapshots
+
+__all__ = ["Engine", "Ticket"]
 
 T = TypeVar("T")
-
-
-class Ticket:
-    """A request under way. Events come to `deliver`, called from the engine's thread, or else by iterating."""
-
-    def __init__(self, request: Request, deliver: Callable[[Event], None] | None) -> None:
-        self.request = request
-        self.cancelled = False
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.deliver = deliver or self._events.put
-
-    def cancel(self) -> None:
-        """Gives the request up; its row is freed before the next step, and a last event comes all the same."""
-        self.cancelled = True
-
-    def __iter__(self) -> Iterator[Event]:
-        while True:
-            event = self._events.get()
-            yield event
-            if isinstance(event, Finished):
-                return
-
-
-@dataclass
-class Live:
-    """A request that is being written."""
-
-    ticket: Ticket
-    served: Served
-    generation: Generation
-    row: Row
-    written: int = 0
+BUDGET = 512
+"""Tokens of prompts that are read between two steps, padding included: what a long prompt makes the others wait for."""
+CACHE = 1 << 30  # bytes of snapshots
+LONGEST = 1 << 20  # tokens of one text whose state may grow
+WAITING = 256
 
 
 class Engine:
-    """Serves `models`; use it as a context manager, or `close` it."""
+    """Serves `models`; use it as a context manager, or `close` it.
 
-    def __init__(self, models: Sequence[Served], *, max_batch: int = 64) -> None:
+    max_batch: texts that are answered at once; max_waiting: more that wait; state_bytes: what the states of all of them
+    may take, half of the free memory where it is not given. cache_bytes: of snapshots in memory, and in files of
+    `cache_dir` eight times as many. sessions: the folder of saved conversations; in memory only without it.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Served],
+        *,
+        max_batch: int = 64,
+        max_waiting: int = WAITING,
+        state_bytes: int | None = None,
+        cache_bytes: int = CACHE,
+        cache_dir: Path | None = None,
+        sessions: Path | None = None,
+    ) -> None:
         self.models: Mapping[str, Served] = {served.name: served for served in models}
         self.max_batch = max_batch
+        self.sessions = SessionStore(sessions, cache_bytes)
+        self.figures = Figures()
+        self.snapshots = Snapshots(cache_bytes, cache_dir)
+        memory = state_bytes if state_bytes is not None else int(SHARE * free_memory())
+        self.admission = Admission(max_batch, max_waiting, memory)
+        self._prints: dict[tuple[str, str | None], tuple[Adapter | None, Prints]] = {}
+        for served in models:
+            for adapter in (None, *served.adapters):
+                self._identify(served, adapter)
         self._arriving: queue.SimpleQueue[Ticket | Callable[[], None] | None] = queue.SimpleQueue()
-        self._live: list[Live] = []
-        self._closing = False
+        self._count_lock = threading.Lock()
+        self._unstarted = 0  # submitted, and not let in
+        self._waiting: deque[Ticket] = deque()
+        self._live: dict[Live, Lane] = {}
+        self._saving: set[Live] = set()
+        self._lanes: dict[str, Lane] = {}
+        self._last: dict[str, list[int]] = {}
+        self._closing: float | None = None
+        self._saver = ThreadPoolExecutor(1, "sessions")
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -76,17 +93,31 @@ class Engine:
         """The model of that name, and the adapter that it is to wear; raises NoSuch."""
         base, _, adapter = name.partition(":")
         if base not in self.models or (adapter and adapter not in self.models[base].adapters):
-            names = [*self.models, *(f"{m}:{a}" for m, served in self.models.items() for a in served.adapters)]
+            names = [*self.models, *(f"{m}:{a}" for m, served in self.models.items() for a in list(served.adapters))]
             near = closest(name, names)
             raise NoSuch(
-                f"no such model: {name}", f"did you mean '{near}'?" if near else f"served here: {', '.join(names)}"
+                f"no such model: {name[:100]}",
+                f"did you mean '{near}'?" if near else f"served here: {', '.join(names)}",
             )
         return self.models[base], adapter or None
 
     def submit(self, request: Request, deliver: Callable[[Event], None] | None = None) -> Ticket:
         """Begins a request. Raises NoSuch, InputError for what cannot be asked, Busy where there is no room."""
-        self.find(request.model)
+        served, adapter = self.find(request.model)
+        check(request, served)
+        if self._closing is not None:
+            raise Busy("the server is stopping", 5.0)
+        length = len(request.prompt) + request.count
+        self.admission.check(served.bytes_at(min(length, LONGEST)), self._unstarted - self._room())
+        if request.schema is not None:
+            Constraint(served.tokenizer, served.vocab, request.schema)  # says what is wrong with it, here
+        if request.session is not None:
+            self.sessions.claim(request.session, self._prints[served.name, adapter][1].weights)
         ticket = Ticket(request, deliver)
+        ticket.wake = lambda: self._arriving.put(_nothing)
+        with self._count_lock:
+            self._unstarted += 1
+        self.figures.requests += 1
         self._arriving.put(ticket)
         return ticket
 
@@ -95,97 +126,299 @@ class Engine:
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(work())
             except BaseException as error:  # it belongs to whoever waits
                 future.set_exception(error)
 
+        if not self._thread.is_alive():
+            future.set_exception(Busy("the server is stopping", 5.0))
         self._arriving.put(run)
         return future
 
     def embed(self, model: str, texts: Sequence[Sequence[int]]) -> Tensor:
         """float32 [N, D]: the mean over each text's tokens of the last block's output, after the norm."""
         served, adapter = self.find(model)
+        for text in texts:
+            check_tokens(text, served)
 
-        @torch.inference_mode()
-        def read() -> Tensor:
-            with wearing(served.model, served.adapters[adapter] if adapter else None):
-                rows = [served.model.hidden(torch.tensor([list(text)]))[0].float().mean(1) for text in texts]
-            return torch.cat(rows)
+        def read(text: Sequence[int]) -> Tensor:
+            tokens = torch.tensor([list(text)], device=served.model.embedding.weight.device)
+            with served.ready(served.adapters[adapter] if adapter else None):
+                return served.read(tokens, None).hidden.float().mean(1)
 
-        return self.call(read).result()
+        return torch.cat([self.call(lambda text=text: read(text)).result() for text in texts])  # type: ignore[misc]
+
+    def introspect(self, model: str, tokens: Sequence[int] | None = None) -> Report:
+        """What the model does with `tokens`; without them, with those of the last request to it."""
+        served, adapter = self.find(model)
+        if tokens is None:
+            tokens = self._last.get(model, ())
+            if not tokens:
+                raise InputError(f"{model} has not been asked anything yet", "give a text")
+        check_tokens(tokens, served)
+
+        def look() -> Report:
+            with served.ready(served.adapters[adapter] if adapter else None):
+                return examine_tokens(served.model, served.tokenizer, list(tokens), name=model)
+
+        return self.call(look).result()
+
+    def load_adapter(self, model: str, name: str, path: Path) -> None:
+        """Serves the adapter at `path` as `model:name` from now on."""
+        served, adapter = self.find(model)
+        if adapter is not None or ":" in name or not name:
+            raise InputError("an adapter has a name of its own, on a model without one")
+
+        def load() -> None:
+            served.load_adapter(name, path)
+            self._identify(served, name)
+
+        self.call(load).result()
+
+    def unload_adapter(self, model: str, name: str) -> None:
+        """Serves it no more; what is being written with it is written to its end."""
+        served, _ = self.find(f"{model}:{name}")
+
+        def unload() -> None:
+            served.adapters.pop(name, None)
+            _, prints = self._prints.pop((served.name, name))
+            self.snapshots.forget(prints.weights)
+
+        self.call(unload).result()
 
     def status(self) -> dict[str, Any]:
         """What is going on, for people and for Prometheus."""
-        return {"live": len(self._live), "waiting": self._arriving.qsize(), "max_batch": self.max_batch}
+        waiting, snapshots = self._unstarted, self.snapshots
+        return {
+            "live": len(self._live),
+            "waiting": waiting,
+            "max_batch": self.max_batch,
+            "max_waiting": self.admission.waiting,
+            **self.figures.told(),
+            "state_bytes_per_sequence": {name: served.bytes_at(1 << 17) for name, served in self.models.items()},
+            "state_bytes": self.admission.taken,
+            "state_bytes_limit": self.admission.memory,
+            "sessions": len(self.sessions.list()),
+            "cache": {
+                "entries": len(snapshots),
+                "bytes": snapshots.bytes,
+                "limit": snapshots.limit,
+                "spilled": snapshots.spilled,
+                "spilled_bytes": snapshots.spilled_bytes,
+                "hits": snapshots.hits,
+                "misses": snapshots.misses,
+                "tokens_saved": snapshots.tokens_saved,
+            },
+        }
 
     def close(self, deadline: float = 10.0) -> None:
-        """Lets what is being written end within `deadline` seconds, cuts off the rest, and stops."""
-        self._closing = True
-        self._arriving.put(None)
-        self._thread.join(deadline)
+        """Lets what is being written end within `deadline` seconds, cuts off the rest, saves sessions, and stops."""
+        if self._closing is None:
+            self._closing = time.monotonic() + deadline
+            self._arriving.put(None)
+        self._thread.join()
+        self._saver.shutdown(wait=True)
 
+    # ---- the engine's thread
+
+    @torch.inference_mode()
     def _work(self) -> None:
         while True:
+            self._take_in()
+            if self._closing is not None and self._close_down():
+                break
+            self._admit()
+            for row in [row for row in self._live if row.ticket.cancelled]:
+                self._cut(row, "cancelled")
+            for lane in list(self._lanes.values()):
+                self._turn(lane)
+        self._drain()
+        self.snapshots.close()
+
+    def _take_in(self) -> None:
+        """What has arrived; waits for something where there is nothing to do."""
+        idle = not self._lanes and not self._waiting and self._closing is None
+        while True:
             try:
-                arrived = self._arriving.get(block=not self._live)
+                timeout = 0.05 if self._closing is not None and not self._lanes else None
+                arrived = self._arriving.get(block=idle or timeout is not None, timeout=timeout)
             except queue.Empty:
-                self._step()
-                continue
-            if arrived is None:
-                for live in self._live:
-                    self._finish(live, "shutdown")
                 return
+            idle = False
             if isinstance(arrived, Ticket):
-                try:
-                    self._begin(arrived)
-                except SyntheError as error:
-                    arrived.deliver(Finished("failed", "", len(arrived.request.prompt), 0, 0, error.message))
-            else:
+                self._waiting.append(arrived)
+            elif arrived is not None:
+                arrived()
+            elif self._closing is None:
+                return
+            if self._arriving.empty():
+                return
+
+    def _admit(self) -> None:
+        """Lets in those who wait, in their order, as long as there is room."""
+        for ticket in [ticket for ticket in self._waiting if ticket.cancelled]:
+            self._waiting.remove(ticket)
+            self._refuse(ticket, "cancelled")
+        while self._waiting:
+            ticket = self._waiting[0]
+            try:
+                served, adapter = self.find(ticket.request.model)
+                row = self._row(ticket, served, adapter)
+                if not self.admission.fits(row.bytes, len(self._live)):
+                    return
+                self._waiting.popleft()
+                lane = self._lane(served, adapter)
+                with self._count_lock:
+                    self._unstarted -= 1
+                self.admission.enter(row.bytes)
+                self._live[row] = lane
+            except Exception as error:
+                self._waiting.popleft()
+                self._refuse(ticket, "failed", in_a_line(error))
+                continue
+            try:
+                with served.ready(lane.adapter):
+                    lane.begin(row)
+            except Exception as error:
+                self._fail([row], error)
+
+    def _row(self, ticket: Ticket, served: Served, adapter: str | None) -> Live:
+        request = ticket.request
+        session = None
+        if request.session is not None:
+            with served.ready(served.adapters[adapter] if adapter else None):
+                session = self.sessions.open(request.session, served.model)
+        tokens = list(request.prompt)
+        row = Live(ticket, tokens, Row(served.tokenizer.decoder(), request.stop), began=time.monotonic())
+        if session is not None:
+            row.state, row.base = session.state, int(session.state.position[0])
+            tokens.insert(0, int(session.pending[0]))
+        if not tokens:
+            raise InputError("nothing to read: the prompt is empty", "give at least one token, or a saved session")
+        if request.schema is not None:
+            row.constraint = Constraint(served.tokenizer, served.vocab, request.schema)
+        row.bytes = served.bytes_at(min(LONGEST, row.base + len(tokens) + request.count))
+        return row
+
+    def _lane(self, served: Served, adapter: str | None) -> Lane:
+        worn, prints = self._prints[served.name, adapter]
+        key = f"{served.name} {prints.weights}"
+        if key not in self._lanes:
+            self._lanes[key] = Lane(served, worn, prints, self.snapshots, self._emit, self._finish)
+        return self._lanes[key]
+
+    def _turn(self, lane: Lane) -> None:
+        """One lane's share of a step: a chunk of prompts, and a token of every row that writes."""
+        before = lane.read_tokens
+        for work in (lambda: lane.read(BUDGET), lane.write):
+            rows = lane.rows
+            try:
+                with lane.served.ready(lane.adapter):
+                    self.figures.wrote(work() or 0)
+            except Exception as error:
+                gone = lane.abandon()
+                self._fail([row for row in rows if row in self._live or row in gone], error)
+        self.figures.prompt_tokens += lane.read_tokens - before
+        if not lane.rows:
+            self._lanes = {key: other for key, other in self._lanes.items() if other is not lane}
+
+    def _emit(self, row: Live, event: Event) -> None:
+        row.ticket.deliver(event)
+
+    def _finish(self, row: Live, reason: Reason, state: Any) -> None:
+        """A row's end: its session is saved first, by another thread, and then its caller is told."""
+        if self._live.pop(row, None) is None:
+            return
+        self.admission.leave(row.bytes, time.monotonic() - row.began)
+        self._last[row.request.model] = [*row.tokens, *row.written]
+        self.figures.cached_tokens += row.cached
+        session = row.request.session
+        if session is None or state is None:
+            self._end(row, reason)
+            return
+        served, adapter = self.models[row.request.model.partition(":")[0]], row.request.model.partition(":")[2] or None
+        prints = self._prints.get((served.name, adapter))
+        if prints is None:  # the adapter was unloaded meanwhile: nobody could go on from it
+            self._end(row, reason)
+            return
+        kept = Session(state, torch.tensor([row.pending]))
+        self._saving.add(row)
+
+        def save() -> None:
+            message = ""
+            try:
+                with torch.inference_mode():
+                    self.sessions.save(session, row.request.model, prints[1].weights, prints[1].shape, kept)
+            except Exception as error:
+                message = in_a_line(error)
+            self._arriving.put(lambda: self._end(row, "failed" if message else reason, message))
+
+        self._saver.submit(save)
+
+    def _end(self, row: Live, reason: Reason, message: str = "") -> None:
+        self._saving.discard(row)
+        if row.request.session is not None:
+            self.sessions.release(row.request.session)
+        self.figures.failed += reason == "failed"
+        prompt = row.base + len(row.tokens)
+        row.ticket.deliver(Finished(reason, row.row.finish(), prompt, row.cached, len(row.written), message))
+
+    def _cut(self, row: Live, reason: Reason) -> None:
+        """Ends a row before its end. Its session keeps what was written; where nothing was, it stays as it was."""
+        lane = self._live[row]
+        try:
+            state = lane.drop(row)
+        except Exception as error:
+            self._fail([row, *lane.abandon()], error)
+            return
+        self._finish(row, reason, state if row.written else None)
+
+    def _fail(self, rows: Sequence[Live], error: Exception) -> None:
+        message = in_a_line(error)
+        for row in rows:
+            if self._live.pop(row, None) is not None:
+                self.admission.leave(row.bytes, time.monotonic() - row.began)
+                self._end(row, "failed", message)
+
+    def _refuse(self, ticket: Ticket, reason: Reason, message: str = "") -> None:
+        """A request that was never let in."""
+        with self._count_lock:
+            self._unstarted -= 1
+        if ticket.request.session is not None:
+            self.sessions.release(ticket.request.session)
+        self.figures.failed += reason == "failed"
+        ticket.deliver(Finished(reason, "", len(ticket.request.prompt), 0, 0, message))
+
+    def _close_down(self) -> bool:
+        """Whether everything is at its end; those who wait are sent away, and past the deadline those who write."""
+        assert self._closing is not None
+        while self._waiting:
+            self._refuse(self._waiting.popleft(), "shutdown")
+        if time.monotonic() >= self._closing:
+            for row in list(self._live):
+                self._cut(row, "shutdown")
+        return not self._live and not self._saving
+
+    def _drain(self) -> None:
+        """Answers what arrived too late."""
+        while not self._arriving.empty():
+            arrived = self._arriving.get()
+            if isinstance(arrived, Ticket):
+                self._refuse(arrived, "shutdown")
+            elif arrived is not None:
                 arrived()
 
-    def _begin(self, ticket: Ticket) -> None:
-        request = ticket.request
-        served, adapter = self.find(request.model)
-        with wearing(served.model, served.adapters[adapter] if adapter else None):
-            generation = Generation(
-                served.model,
-                [request.prompt],
-                sampling=request.sampling,
-                seed=request.seed,
-                end=None if request.to_the_end else served.tokenizer.end,
-            )
-        ticket.deliver(Started(len(request.prompt), 0))
-        self._live.append(Live(ticket, served, generation, Row(served.tokenizer.decoder(), request.stop)))
+    def _identify(self, served: Served, adapter: str | None) -> None:
+        worn = served.adapters[adapter] if adapter else None
+        with torch.inference_mode():
+            self._prints[served.name, adapter] = worn, served.prints(worn)
 
-    def _step(self) -> None:
-        for live in list(self._live):
-            if live.ticket.cancelled:
-                self._finish(live, "cancelled")
-                continue
-            if live.written >= live.ticket.request.count:
-                self._finish(live, "length")
-                continue
-            _, adapter = self.find(live.ticket.request.model)
-            with wearing(live.served.model, live.served.adapters[adapter] if adapter else None):
-                token = int(live.generation.step()[0])
-            chances = live.generation._logits[0].float().log_softmax(-1)
-            live.written += 1
-            text = live.row.push(token)
-            top = chances.topk(live.ticket.request.logprobs or 0)
-            live.ticket.deliver(
-                Written(
-                    token,
-                    text,
-                    Chance(token, float(chances[token])),
-                    tuple(Chance(int(i), float(p)) for p, i in zip(top.values, top.indices, strict=True)),
-                    float(chances.max().exp()),
-                )
-            )
-            if live.row.ended or not bool(live.generation.live[0]):
-                self._finish(live, "stop")
+    def _room(self) -> int:
+        return max(0, self.max_batch - len(self._live))
 
-    def _finish(self, live: Live, reason: Any) -> None:
-        self._live.remove(live)
-        prompt = len(live.ticket.request.prompt)
-        live.ticket.deliver(Finished(reason, live.row.finish(), prompt, 0, live.written))
+
+def _nothing() -> None:
+    """Wakes the engine."""

@@ -49,7 +49,7 @@ class App:
         routes = [route for found in methods.values() for route in found]
         self._paths = {*methods, "/", "/openapi.json", "/page/{name}"}
         routes += [*_page(), Route("/openapi.json", _fixed(JSONResponse(document())))]
-        handlers: dict[Any, Any] = {HTTPException: _http_error}
+        handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _defect}
         inner: ASGIApp = Guard(Starlette(routes=routes, exception_handlers=handlers), settings)
         if settings.origins:
             inner = CORSMiddleware(
@@ -97,6 +97,11 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
     return Refusal(
         error.status_code, message.get(error.status_code, str(error.detail)), headers=error.headers
     ).response()
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    """What nobody foresaw; the door tells the log of it."""
+    return Refusal(500, "internal error: this is a defect of synthe").response()
 
 
 def _page() -> list[Route]:

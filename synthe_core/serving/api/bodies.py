@@ -5,8 +5,20 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
+
+
+def _whole(value: Any) -> Any:
+    """1.0 is an integer in JSON, which has one kind of numbers."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+def _wholes(value: Any) -> Any:
+    return [_whole(each) for each in value] if isinstance(value, list) else value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
 Text = Annotated[str, StringConstraints(max_length=1000)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -15,7 +27,7 @@ SESSION_ID = re.compile(NAME.replace("$", r"\Z"))
 SessionId = Annotated[str, StringConstraints(pattern=NAME)]  # whose `$` is the very end, as in JSON Schema
 """Names a conversation; it becomes a file's name, so it is one."""
 Token = Annotated[int, Field(ge=0, lt=2**31)]
-Tokens = Annotated[list[Token], Field(min_length=1)]
+Tokens = Annotated[list[Token], Field(min_length=1), BeforeValidator(_wholes)]
 Biases = Annotated[dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")], float], Field(max_length=1024)]
 
 
@@ -33,14 +45,14 @@ class Writing(Body):
     model: Name = Field(description="a name of /v1/models, `base:adapter` for a base wearing an adapter")
     temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy; 1 by default")
     top_p: float | None = Field(None, gt=0, le=1, description="keep the likeliest tokens that together reach p")
-    top_k: int | None = Field(None, ge=-1, lt=2**31, description="keep the k likeliest tokens; 0 and -1 keep all")
+    top_k: Int | None = Field(None, ge=-1, lt=2**31, description="keep the k likeliest tokens; 0 and -1 keep all")
     min_p: float | None = Field(None, ge=0, lt=1, description="keep those at least this share as likely as the first")
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: Biases | None = Field(None, description="what is added to the logits of tokens, by their ids")
-    n: int | None = Field(None, ge=1, le=128, description="answers to each prompt; the i-th is drawn with seed + i")
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="the same seed gives the same text; else chance")
+    n: Int | None = Field(None, ge=1, le=128, description="answers to each prompt; the i-th is drawn with seed + i")
+    seed: Int | None = Field(None, ge=-(2**63), lt=2**63, description="the same seed gives the same text; else chance")
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
         None, description="a text or up to 16 texts, none empty, before which the answer ends"
     )
@@ -72,9 +84,9 @@ class Completion(Writing):
         str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)],
         Field(description="a text, a list of texts, a list of tokens or a list of lists of tokens, none of them empty"),
     ]
-    max_tokens: int | None = Field(None, ge=0, lt=2**31, description="16 by default")
+    max_tokens: Int | None = Field(None, ge=0, lt=2**31, description="16 by default")
     echo: bool | None = Field(None, description="the prompt comes back before the text, with its logprobs if asked")
-    logprobs: int | None = Field(None, ge=0, le=20, description="how many of the likeliest tokens to tell of")
+    logprobs: Int | None = Field(None, ge=0, le=20, description="how many of the likeliest tokens to tell of")
     suffix: None = Field(None, description="not supported")
     best_of: Literal[1] | None = Field(None, description="not supported")
 
@@ -116,12 +128,12 @@ class AsSchema(Body):
 
 class Chat(Writing):
     messages: list[Message] = Field(min_length=1, description="with a session, those that are new")
-    max_completion_tokens: int | None = Field(
+    max_completion_tokens: Int | None = Field(
         None, ge=0, lt=2**31, description="as many as the server gives by default"
     )
-    max_tokens: int | None = Field(None, ge=0, lt=2**31, description="the older name of max_completion_tokens")
+    max_tokens: Int | None = Field(None, ge=0, lt=2**31, description="the older name of max_completion_tokens")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Int | None = Field(None, ge=0, le=20)
     response_format: Annotated[AsText | AsObject | AsSchema, Field(discriminator="type")] | None = Field(
         None, description="text, any JSON object, or JSON by a schema"
     )
@@ -150,7 +162,7 @@ class Embedding(Body):
         Field(description="a text, a list of texts, a list of tokens or a list of lists of tokens, none of them empty"),
     ]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(None, ge=1, lt=2**31, description="the model's width, which is what there is")
+    dimensions: Int | None = Field(None, ge=1, lt=2**31, description="the model's width, which is what there is")
     user: Text | None = Field(None, description="ignored")
 
 
@@ -171,7 +183,7 @@ class Tokenize(Body):
 
 class Detokenize(Body):
     model: Name | None = Field(None, description="the first one served by default")
-    tokens: list[Token]
+    tokens: Annotated[list[Token], BeforeValidator(_wholes)]
 
 
 class Introspect(Body):

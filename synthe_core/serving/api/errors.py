@@ -62,8 +62,11 @@ def invalid(error: ValidationError, body: type[BaseModel]) -> Refusal:
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     fault = faults[0]
     where = [str(part) for part in fault["loc"]]
+    text = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":  # of fields together; it names them itself
+        return Refusal(400, text, param=text.partition(":")[0])
     if not where:
-        return Refusal(400, f"the body is no such JSON: {fault['msg'][:QUOTED]}")
+        return Refusal(400, f"the body is not as it must be: {text[:QUOTED]}")
     name = where[0][:QUOTED]
     if fault["type"] == "extra_forbidden" and len(where) == 1:
         near = closest(name, body.model_fields)
@@ -73,5 +76,4 @@ def invalid(error: ValidationError, body: type[BaseModel]) -> Refusal:
     if several and field is not None and field.description:  # it may be one of several things, and is none of them
         return Refusal(400, f"{name}: expected {field.description}", param=name)
     param = ".".join(where)[:QUOTED]
-    text = fault["msg"].removeprefix("Value error, ")
     return Refusal(400, f"{param}: {text[:1].lower()}{text[1:]}"[: 2 * QUOTED], param=param)

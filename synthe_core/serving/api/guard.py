@@ -95,7 +95,7 @@ class Guard:
         if not self.keys:
             return None
         scheme, _, token = given.partition(" ")
-        digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(token.strip().encode("latin-1")).digest()  # the bytes as they came
         found = [who for key, who in self.keys.items() if hmac.compare_digest(key, digest)]  # all of them, every time
         if found and scheme.lower() == "bearer":
             scope["synthe.who"] = found[0]

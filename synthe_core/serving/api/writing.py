@@ -10,13 +10,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from pydantic import ValidationError
+
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import SyntheError
 from synthe_core.model.sampling import Sampling
 from synthe_core.serving import request as asked
 from synthe_core.serving.api import bodies
 from synthe_core.serving.api.context import Api
-from synthe_core.serving.api.errors import Refusal, refusal
+from synthe_core.serving.api.errors import Refusal, invalid, refusal
 from synthe_core.serving.request import Chance, Event, Finished, Started, Told, Written
 
 LEAST = -9999.0
@@ -36,7 +38,10 @@ def sampling(body: bodies.Writing) -> Sampling:
         "presence_penalty": body.presence_penalty,
         "logit_bias": {int(token): bias for token, bias in body.logit_bias.items()} if body.logit_bias else None,
     }
-    return Sampling.model_validate({key: value for key, value in values.items() if value is not None})
+    try:
+        return Sampling.model_validate({key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise invalid(error, type(body)) from None
 
 
 def seeds(body: bodies.Writing) -> list[int]:

@@ -1,0 +1,108 @@
+"""The rows of one model that write: one state for all of them, in slots that rows take and leave at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthe_core import state as states
+from synthe_core.serving.live import Live
+from synthe_core.serving.served import Passed, Served
+
+GRAIN = 16
+"""Slots come in multiples of this: numbers in a vector of the widest processors. A row's arithmetic is then the same
+whatever is in the slots beside it; with other counts the last rows would be computed by other instructions."""
+
+
+class Batch:
+    """`slots` hold a row or None; the state has a row for each. A free slot is computed and means nothing."""
+
+    def __init__(self, served: Served, device: torch.device) -> None:
+        self.served, self.device = served, device
+        self.slots: list[Live | None] = []
+        self.state: Any = None
+        template = served.model.init_state(1)
+        self._grows = [leaf.dim() > 1 and leaf.shape[1] == 0 for _, leaf in states.named_leaves(template)]
+
+    @property
+    def rows(self) -> list[Live]:
+        return [row for row in self.slots if row is not None]
+
+    def join(self, rows: Sequence[Live]) -> None:
+        """Gives each of `rows` a slot, and the state that it has read so far."""
+        free = [slot for slot, row in enumerate(self.slots) if row is None]
+        lacking = len(rows) - len(free)
+        if lacking > 0:
+            more = -(-lacking // GRAIN) * GRAIN
+            free += range(len(self.slots), len(self.slots) + more)
+            fresh = self.served.model.init_state(more)
+            self.state = fresh if self.state is None else states.join([self.state, fresh])
+            self.slots += [None] * more
+        taken = free[: len(rows)]
+        joined = states.join([row.state for row in rows]) if len(rows) > 1 else rows[0].state
+        self._trim()
+        self.state = _placed(self.state, torch.tensor(taken, device=self.device), joined)
+        for slot, row in zip(taken, rows, strict=True):
+            self.slots[slot], row.state = row, None
+
+    def taken(self, row: Live) -> Any:
+        """The state of a row, copied."""
+        return states.take(self.state, torch.tensor([self.slots.index(row)], device=self.device))
+
+    def leave(self, rows: Sequence[Live]) -> None:
+        """Frees the slots of `rows`; where a whole grain of them is free, the state shrinks."""
+        for row in rows:
+            self.slots[self.slots.index(row)] = None
+        live = [slot for slot, row in enumerate(self.slots) if row is not None]
+        size = -(-len(live) // GRAIN) * GRAIN
+        if size == 0:
+            self.slots, self.state = [], None
+        elif size < len(self.slots):
+            free = [slot for slot, row in enumerate(self.slots) if row is None]
+            kept = live + free[: size - len(live)]
+            self.state = states.take(self.state, torch.tensor(kept, device=self.device))
+            self.slots = [self.slots[slot] for slot in kept]
+            self._trim()
+
+    def step(self) -> tuple[Passed, Tensor]:
+        """Reads every row's pending token: the pass, and the slots of the live rows in it, int64 [N]."""
+        pending = [0 if row is None else row.pending for row in self.slots]
+        passed = self.served.read(torch.tensor(pending, device=self.device)[:, None], self.state)
+        self.state = passed.state
+        live = [slot for slot, row in enumerate(self.slots) if row is not None]
+        return passed, torch.tensor(live, device=self.device)
+
+    def _trim(self) -> None:
+        """Windows hold no more than the longest live row has read: a long one may have left."""
+        if not any(self._grows):
+            return
+        longest = max((row.length for row in self.rows), default=0)
+        grows = iter(self._grows)
+        cut = lambda leaf: leaf[:, max(0, leaf.shape[1] - longest) :] if next(grows) else leaf  # noqa: E731
+        self.state = states.map_leaves(cut, self.state)
+
+
+def _placed(tree: Any, index: Tensor, part: Any) -> Any:
+    """`tree` with rows `index` replaced by those of `part`, in place where a leaf is nobody else's. Windows that are
+    shorter grow at the front."""
+    owned: set[int] = set()
+
+    def replace(leaf: Tensor, rows: Tensor) -> Tensor:
+        if leaf.dim() > 1 and leaf.shape[1] != rows.shape[1]:
+            longest = max(leaf.shape[1], rows.shape[1])
+            leaf, rows = _grown(leaf, longest), _grown(rows, longest)
+        rows = rows.to(leaf.dtype)
+        if leaf.is_contiguous() and leaf.is_inference() and leaf.data_ptr() not in owned:
+            owned.add(leaf.data_ptr())
+            return leaf.index_copy_(0, index, rows)
+        return leaf.index_copy(0, index, rows)
+
+    return states.map_leaves(replace, tree, part)
+
+
+def _grown(leaf: Tensor, length: int) -> Tensor:
+    missing = length - leaf.shape[1]
+    return leaf if missing == 0 else torch.cat([leaf.new_zeros(leaf.shape[0], missing, *leaf.shape[2:]), leaf], dim=1)

@@ -1,0 +1,64 @@
+"""An engine that says what it is told to: for what a real one does seldom, or at times of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from synthe_core.data.tokenizers import ByteTokenizer
+from synthe_core.serving.request import Chance, Event, Finished, NoSuch, Request, Started, Told, Written
+
+
+class Scripted:
+    """Every request gets the events of `script(request)`, from another thread; after the last, `hold` keeps it open
+    until it is cancelled."""
+
+    def __init__(self, script: Callable[[Request], Sequence[Event]], hold: bool = False) -> None:
+        self.script, self.hold = script, hold
+        model = SimpleNamespace(vocab=257, parameter_count=lambda: 1, limit=None)
+        self.models = {
+            "m": SimpleNamespace(
+                name="m", tokenizer=ByteTokenizer(), model=model, digest="d" * 64, adapters={}, created=0, state_bytes=8
+            )
+        }
+        self.asked: list[Request] = []
+        self.cancelled = threading.Semaphore(0)
+        self.closed: list[float] = []
+
+    def find(self, name: str) -> tuple[Any, None]:
+        if name not in self.models:
+            raise NoSuch(f"no such model: {name}")
+        return self.models[name], None
+
+    def submit(self, request: Request, deliver: Callable[[Event], None]) -> Any:
+        self.asked.append(request)
+        events = self.script(request)
+        threading.Thread(target=lambda: [deliver(event) for event in events]).start()
+        return SimpleNamespace(request=request, cancel=self.cancelled.release)
+
+    def status(self) -> dict[str, Any]:
+        return {"live": 0, "waiting": 0, "max_batch": 1, "cache": {"hits": 2}, "state_bytes_per_sequence": {"m": 8}}
+
+    def close(self, deadline: float) -> None:
+        self.closed.append(deadline)
+
+
+def written(text: bytes, releases: Sequence[str], logprob: float = -1.0) -> list[Written]:
+    """A token for each byte of `text`, each with the text that is sure by then."""
+    return [
+        Written(byte, release, Chance(byte, logprob), (Chance(byte, logprob),), 0.5)
+        for byte, release in zip(text, releases, strict=True)
+    ]
+
+
+def told(text: bytes) -> list[Told]:
+    return [Told(byte, Chance(byte, -2.0) if i else None, (Chance(65, -0.5),)) for i, byte in enumerate(text)]
+
+
+def answer(request: Request, text: str = "abc", reason: Any = "length") -> list[Event]:
+    """A plain answer."""
+    events: list[Event] = [Started(len(request.prompt), 0), *(told(bytes(request.prompt)) if request.told else ())]
+    events += written(text.encode(), list(text))
+    return [*events, Finished(reason, "", len(request.prompt), 0, len(text))]

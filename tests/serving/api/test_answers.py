@@ -1,0 +1,155 @@
+"""Text and tokens come together: offsets, what a stop string cuts off, unfinished characters, failures on the way."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from synthe_core.data.tokenizers import ByteTokenizer
+from synthe_core.serving.api.writing import LEAST, token_text
+from synthe_core.serving.request import Busy, Chance, Event, Finished, Started, Written
+from tests.serving.api.scripted import Scripted, answer, told, written
+
+END = 256
+
+
+def post(ask: Any, engine: Scripted, path: str = "completions", **body: Any) -> Any:
+    body = {"model": "m", **({"prompt": "xy"} if path == "completions" else {}), **body}
+    return ask(engine=engine).post(f"/v1/{path}", json=body)
+
+
+def chunks(answered: Any) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in answered.text.splitlines() if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def script(*events: Event) -> Any:
+    return lambda request: [Started(len(request.prompt), 0), *events]
+
+
+def test_tokens_whose_text_a_stop_string_cuts_off_are_not_told(ask: Any) -> None:
+    engine = Scripted(script(*written(b"abST", ["a", "b", "", ""]), Finished("stop", "", 2, 0, 4)))
+    choice = post(ask, engine, logprobs=0, stop="ST").json()["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("ab", "stop")
+    assert choice["logprobs"]["tokens"] == ["a", "b"]
+
+
+def test_what_was_held_back_comes_with_its_tokens(ask: Any) -> None:
+    engine = Scripted(script(*written(b"abSo", ["a", "b", "", "So"]), Finished("length", "", 2, 0, 4)))
+    streamed = chunks(post(ask, engine, logprobs=0, stream=True))
+    told_of = [(c["choices"][0]["text"], c["choices"][0]["logprobs"]["tokens"]) for c in streamed]
+    assert told_of == [("a", ["a"]), ("b", ["b"]), ("So", ["S", "o"]), ("", [])]
+    assert [c["choices"][0]["finish_reason"] for c in streamed] == [None, None, None, "length"]
+
+
+def test_the_end_of_the_document_is_a_token_without_text(ask: Any) -> None:
+    """As harnesses count on, which drop the last token and keep the prompt's."""
+    end = Written(END, "", Chance(END, -0.1), (Chance(END, -0.1),), 0.9)
+    engine = Scripted(script(*told(b"xy"), end, Finished("stop", "", 2, 0, 1)))
+    logprobs = post(ask, engine, logprobs=1, echo=True, max_tokens=1).json()["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["x", "y", "<|endoftext|>"]
+    assert logprobs["text_offset"] == [0, 1, 2]
+    assert logprobs["token_logprobs"] == [None, -2.0, -0.1]
+    chat = Scripted(script(end, Finished("stop", "", 2, 0, 1)))
+    body = {"messages": [{"role": "user", "content": "x"}], "logprobs": True}
+    assert post(ask, chat, "chat/completions", **body).json()["choices"][0]["logprobs"]["content"] == []
+
+
+@pytest.mark.parametrize("reason", ["length", "stop"])
+def test_an_unfinished_character(ask: Any, reason: str) -> None:
+    """A text cut off within a character: all of its tokens are told. Where the text stops after it, too."""
+    end = [Written(END, "", Chance(END, -1.0), (), 0.5)] if reason == "stop" else []
+    engine = Scripted(script(*written("é".encode()[:1], [""]), *end, Finished(reason, "\N{REPLACEMENT CHARACTER}", 2, 0, 1)))  # type: ignore[arg-type]
+    choice = post(ask, engine, logprobs=0).json()["choices"][0]
+    assert choice["text"] == "\N{REPLACEMENT CHARACTER}"
+    assert choice["logprobs"]["tokens"][0] == "bytes:\\xc3"
+
+
+def test_offsets_count_characters_of_the_whole_text(ask: Any) -> None:
+    engine = Scripted(script(*told("é".encode()), *written("ñz".encode(), ["", "ñ", "z"]), Finished("length", "", 2, 0, 3)))
+    choice = post(ask, engine, prompt="é", logprobs=0, echo=True).json()["choices"][0]
+    assert choice["text"] == "éñz"
+    assert choice["logprobs"]["text_offset"] == [0, 0, 1, 1, 2]
+
+
+def test_echo_of_tokens_is_their_text(ask: Any) -> None:
+    engine = Scripted(answer)
+    answered = post(ask, engine, prompt=[[104, 105], [111]], echo=True, n=2).json()
+    assert [choice["text"] for choice in answered["choices"]] == ["hiabc", "hiabc", "oabc", "oabc"]
+    assert [choice["index"] for choice in answered["choices"]] == [0, 1, 2, 3]
+    assert answered["usage"]["prompt_tokens"] == 3  # each once
+    assert answered["usage"]["completion_tokens"] == 12
+
+
+def test_no_probability_is_a_number_all_the_same(ask: Any) -> None:
+    engine = Scripted(script(*written(b"a", ["a"], logprob=float("-inf")), Finished("length", "", 2, 0, 1)))
+    assert post(ask, engine, logprobs=0).json()["choices"][0]["logprobs"]["token_logprobs"] == [LEAST]
+
+
+def test_seeds_differ_by_answer_and_not_by_prompt(ask: Any) -> None:
+    engine = Scripted(answer)
+    post(ask, engine, prompt=["x", "y"], n=2, seed=7)
+    assert [request.seed for request in engine.asked] == [7, 8, 7, 8]
+    post(ask, engine, seed=-1)
+    assert 0 <= engine.asked[-1].seed < 2**62
+    post(ask, engine), post(ask, engine)
+    assert engine.asked[-1].seed != engine.asked[-2].seed
+
+
+def test_a_failure_is_a_500_that_says_why(ask: Any) -> None:
+    failing = script(*written(b"a", ["a"]), Finished("failed", "", 2, 0, 1, "the disk\nis full"))
+    answered = post(ask, Scripted(failing))
+    assert answered.status_code == 500
+    assert answered.json()["error"] == {"message": "the disk is full", "type": "server_error", "param": None, "code": None}
+    *_, last = chunks(post(ask, Scripted(failing), stream=True))
+    assert last["error"]["message"] == "the disk is full"
+
+
+def test_a_shutdown_ends_a_stream_as_streams_end(ask: Any) -> None:
+    engine = Scripted(script(*written(b"a", ["a"]), Finished("shutdown", "", 2, 0, 1)))
+    *_, last = chunks(post(ask, engine, stream=True))
+    assert last["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_full_engine_is_429(ask: Any) -> None:
+    class Full(Scripted):
+        def submit(self, request: Any, deliver: Any) -> Any:
+            if len(self.asked) == 2:
+                raise Busy("64 texts are waiting", 2.4)
+            return super().submit(request, deliver)
+
+    engine = Full(lambda request: [Started(1, 0)])
+    answered = post(ask, engine, n=4)
+    assert answered.status_code == 429
+    assert answered.headers["retry-after"] == "3"
+    assert answered.json()["error"]["type"] == "rate_limit_error"
+    assert all(engine.cancelled.acquire(timeout=5) for _ in range(2))  # none of them is left behind
+
+
+def test_confidence_comes_with_each_delta(ask: Any) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "confidence": True}
+    streamed = chunks(post(ask, Scripted(answer), "chat/completions", stream=True, **body))
+    assert [chunk.get("synthe") for chunk in streamed[1:-1]] == [{"confidence": 0.5}] * 3
+    whole = post(ask, Scripted(answer), "chat/completions", **body).json()
+    assert whole["choices"][0]["synthe"] == {"confidence": [0.5, 0.5, 0.5]}
+
+
+def test_usage_comes_last_where_it_is_asked_for(ask: Any) -> None:
+    streamed = chunks(post(ask, Scripted(answer), stream=True, stream_options={"include_usage": True}))
+    assert all(chunk["usage"] is None for chunk in streamed[:-1])
+    assert streamed[-1]["choices"] == []
+    assert streamed[-1]["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 3,
+        "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+    assert "usage" not in chunks(post(ask, Scripted(answer), stream=True))[0]
+
+
+def test_how_tokens_are_spelled() -> None:
+    spelled = [token_text(ByteTokenizer(), token) for token in (97, 0xC3, END, 400)]
+    assert spelled == ["a", "bytes:\\xc3", "<|endoftext|>", "<400>"]
