@@ -51,6 +51,11 @@ class Tokenizer(ABC):
     reads_bytes = False
     """Whether text that is no valid UTF-8 has tokens too."""
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """Every id at which an answer ends."""
+        return self.stops | {self.end}
+
     @abstractmethod
     def encode(self, text: str | bytes) -> list[int]:
         """The tokens of `text`, with no special token added; bytes are UTF-8."""

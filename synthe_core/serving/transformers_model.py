@@ -47,9 +47,9 @@ class Spec(NamedTuple):
 class TransformersModel:
     """A causal language model of transformers, with the state outside: what the engine asks of a `LanguageModel`.
 
-    Its state grows by keys and values with every token, `state_bytes(1)` less the count, up to `limit` tokens. Any
-    architecture whose memory is keys and values is taken; that it is, each model shows on a few tokens when it is
-    loaded, and InputError says where it does not.
+    Its state grows by keys and values with every token, up to `limit` of them. The engine refuses longer texts; where
+    one is read all the same, its beginning is forgotten. Any architecture whose memory is keys and values is taken;
+    that it is, each model shows on a few tokens when it is loaded, and InputError says where it does not.
     """
 
     confidence = None
@@ -104,13 +104,10 @@ class TransformersModel:
         """The normalised output of the last block, [B, T, D], before the head. Nothing is told to a trace."""
         state = state or self.init_state(tokens.shape[0])
         ctx = Pass.over(tokens, lengths, state.position, trace)
-        position = state.position + (tokens.shape[1] if lengths is None else lengths)
-        past, whole = int(state.position.max()), int(position.max())
-        if whole > self.limit:
-            raise InputError(
-                f"the text has {whole:,} tokens, and the model can tell {self.limit:,} apart", "shorten it"
-            )
-        seen = [Seen(*(t[:, t.shape[1] - past :] for t in layer[0])) for layer in state.blocks]  # all padding is left
+        position = (state.position + (tokens.shape[1] if lengths is None else lengths)).clamp_max(self.limit)
+        held = state.blocks[0][0].keys.shape[1]
+        past = min(held, int(state.position.max()))  # more is padding
+        seen = [Seen(*(t[:, held - past :] for t in layer[0])) for layer in state.blocks]
         ages = torch.arange(past, 0, -1, device=tokens.device)
         real = ages <= state.position[:, None]
         now = torch.ones_like(tokens, dtype=torch.bool) if ctx.mask is None else ctx.mask
@@ -123,8 +120,9 @@ class TransformersModel:
             past_key_values=cache,
             use_cache=True,
         )
+        kept = min(past + tokens.shape[1], int(position.max()))
         after = [
-            [Seen(*(ctx.last(t.transpose(1, 2), whole) for t in (layer.keys, layer.values)))] for layer in cache.layers
+            [Seen(*(ctx.last(t.transpose(1, 2), kept) for t in (layer.keys, layer.values)))] for layer in cache.layers
         ]
         return found.last_hidden_state, ModelState(position, after), ctx
 
@@ -190,7 +188,7 @@ class _Given(nn.Module):
 
 
 def _head(inner: Any, form: type[Any]) -> Any:
-    """[..., D] to logits [..., V], with whatever else the architecture does to them (scales, caps): its own code, of which only
+    """[..., D] to logits [..., V], with whatever else the architecture does to them: its own code, of which only
     the blocks are left out. Its matrices are the model's, an adapter's changes included."""
     bare = copy.copy(inner)
     bare._modules = dict(inner._modules) | {inner.base_model_prefix: _Given(form)}
@@ -261,6 +259,7 @@ def load(path: Path, name: str | None = None, device: torch.device | str = "cpu"
         path,
         model.spec.digest,
         int((path / CONFIG).stat().st_mtime),
+        limit=model.limit,
     )
 
 

@@ -15,6 +15,8 @@ from synthe_core.adapters.low_rank import Adapter, LowRank, wearing
 from synthe_core.errors import InputError
 from synthe_core.model.generate import Generation
 from synthe_core.model.sampling import Sampling
+from synthe_core.serving.engine import Engine
+from synthe_core.serving.request import Finished, Request, Written
 from tests.importing.models import add_tokenizer, published
 
 transformers = pytest.importorskip("transformers")
@@ -140,8 +142,53 @@ def test_memory_is_counted(pair: Any) -> None:
     _, state = served.model.next_logits(torch.tensor([text]))
     assert states.nbytes(state) == served.model.state_bytes(30)
     assert served.model.state_bytes(1 << 20) == served.model.state_bytes(64)
-    with pytest.raises(InputError, match="64 apart"):
-        served.model.next_logits(torch.zeros(1, 65, dtype=torch.int64))
+    assert served.limit == 64
+    _, state = served.model.next_logits(torch.zeros(1, 65, dtype=torch.int64))
+    assert states.nbytes(state) == served.model.state_bytes(64), "a row that nobody waits for does not grow past it"
+
+
+def answers(engine: Engine, requests: list[Request]) -> list[tuple[list[int], Finished]]:
+    """What the engine writes to requests that are all there at once."""
+    tickets = [engine.submit(request) for request in requests]
+    told = [list(ticket) for ticket in tickets]
+    return [([event.token for event in events if isinstance(event, Written)], events[-1]) for events in told]
+
+
+def test_the_engine_serves_it(pair: Any, tmp_path: Path) -> None:
+    """Batches whose rows come and go, prompts in chunks, the state cache, sessions, the limit: as `generate` has it."""
+    served, peer = pair
+    texts = prompts(served, 5, 30, 1, 17, 9, 22)
+    greedy = {"model": served.name, "sampling": Sampling(temperature=0), "to_the_end": True}
+    with Engine([served], max_batch=3, sessions=tmp_path) as engine:
+        asked = [Request(prompt=tuple(text), count=4 + 5 * i, **greedy) for i, text in enumerate(texts)]
+        for (tokens, end), text, request in zip(answers(engine, asked), texts, asked, strict=True):
+            assert tokens == own(peer, text, request.count) and end.reason == "length"
+        again = Request(prompt=(*texts[1], *own(peer, texts[1], 9), 7), count=6, **greedy)
+        ((tokens, end),) = answers(engine, [again])
+        assert tokens == own(peer, list(again.prompt), 6) and end.cached >= 30
+        first = Request(prompt=tuple(texts[3]), count=5, session="talk", **greedy)
+        ((begun, _),) = answers(engine, [first])
+        ((tokens, end),) = answers(engine, [Request(prompt=(8, 9), count=5, session="talk", **greedy)])
+        assert tokens == own(peer, [*texts[3], *begun, 8, 9], 5) and end.cached > 17
+        with pytest.raises(InputError, match="64"):
+            engine.submit(Request(prompt=tuple(texts[1]), count=40, **greedy))
+        with pytest.raises(InputError, match="64"):
+            engine.embed(served.name, [[1] * 65])
+        assert engine.embed(served.name, texts[:2]).shape[0] == 2
+        ((tokens, end),) = answers(engine, [Request(prompt=(3,), count=40, session="talk", **greedy)])
+        assert end.reason == "failed" and "64" in end.message, "a session too has its end"
+        assert engine.status()["state_bytes"] == 0
+
+
+def test_an_answer_ends_at_every_end(tmp_path: Path) -> None:
+    path = folder(tmp_path / "chatty", "Llama")
+    served = transformers_model.load(path)
+    greedy = {"model": "chatty", "sampling": Sampling(temperature=0), "count": 12}
+    with Engine([served]) as engine:
+        ((tokens, _),) = answers(engine, [Request(prompt=(5, 6), **greedy)])
+        served.tokenizer.stops = frozenset({tokens[3]})
+        ((tokens, end),) = answers(engine, [Request(prompt=(5, 6), **greedy)])
+        assert end.reason == "stop" and len(tokens) <= 4 and tokens[-1] in served.tokenizer.stops
 
 
 def test_an_adapter_of_peft_is_worn(tmp_path: Path) -> None:
