@@ -73,18 +73,15 @@ def run(asked: Asked) -> int | None:
     where = choose_device(asked.device or "auto", probe()).value
     allow_connections()
     served = [opened(path, name, where) for name, path in named.items()]
-    import inspect
-
-    wanted = dict(
-        max_batch=asked.max_batch,
-        max_waiting=asked.max_waiting,
-        cache_bytes=cache,
-        cache_dir=asked.cache_dir,
-        sessions=asked.sessions,
-    )
-    wanted = {key: value for key, value in wanted.items() if key in inspect.signature(Engine).parameters}
     with (
-        Engine(served, **wanted) as engine,
+        Engine(
+            served,
+            max_batch=asked.max_batch,
+            max_waiting=asked.max_waiting,
+            cache_bytes=cache,
+            cache_dir=asked.cache_dir,
+            sessions=asked.sessions,
+        ) as engine,
         Server(engine, settings, asked.host, asked.port) as server,
         stop_on_signal(f"texts may end for {asked.grace:g} s") as stop,
     ):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
+from synthe_core.serving import session_store
 
 
 def _whole(value: Any) -> Any:
@@ -23,9 +23,9 @@ Text = Annotated[str, StringConstraints(max_length=1000)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-SESSION_ID = re.compile(NAME.replace("$", r"\Z"))
-SessionId = Annotated[str, StringConstraints(pattern=NAME)]  # whose `$` is the very end, as in JSON Schema
-"""Names a conversation; it becomes a file's name, so it is one."""
+"""An adapter's name; `$` is the very end here, as in JSON Schema."""
+SESSION = f"^{session_store.NAME.pattern}$"
+SessionId = Annotated[str, StringConstraints(pattern=SESSION)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Tokens = Annotated[list[Token], Field(min_length=1), BeforeValidator(_wholes)]
 Biases = Annotated[dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")], float], Field(max_length=1024)]

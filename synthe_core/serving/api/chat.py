@@ -22,14 +22,16 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
         raise Refusal(400, "max_tokens: max_completion_tokens says otherwise, and is its newer name")
     count = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     check_counts(api, body, 1, count)
-    goes_on = api.has_session(body.session)
-    prompt = await prompts.conversation(api, served, body.messages, goes_on=goes_on)
+    session = body.session if api.has_session(body.session) else None
+    prompt = await prompts.conversation(api, served, body.messages, session=session)
+    if count is None:  # as long as it may be
+        count = max(1, min(api.settings.max_tokens, api.longest(served) - len(prompt.tokens)))
     note_prompts(api, [prompt.text])
     requests = [
         asked.Request(
             body.model,
             prompt.tokens,
-            count=api.settings.max_tokens if count is None else count,
+            count=count,
             sampling=sampling(body),
             stop=(*body.stops, *prompt.stop),
             seed=seed,

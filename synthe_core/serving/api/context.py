@@ -31,7 +31,7 @@ class Gone(Exception):
 @dataclass
 class Api:
     """One server. `closing` is set when it begins to end; `last` holds the tokens of each model's last request, by who
-    asked, for reports on them."""
+    asked, for reports on them; `tails` how the text of each session ends that went on here."""
 
     engine: Engine
     settings: Settings
@@ -39,6 +39,7 @@ class Api:
     started: float = field(default_factory=time.time)
     closing: bool = False
     last: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
+    tails: dict[str, str] = field(default_factory=dict)
     arriving: int = 0
     aside: int = 0
 
@@ -54,6 +55,11 @@ class Api:
     def served(self, name: str | None) -> Served:
         """The model of that name, the first for None; raises NoSuch."""
         return self.engine.find(name)[0] if name is not None else next(iter(self.engine.models.values()))
+
+    def longest(self, served: Served) -> int:
+        """The most tokens of a prompt and its answer together."""
+        allowed = self.settings.max_prompt + self.settings.max_tokens
+        return allowed if served.limit is None else min(allowed, served.limit)
 
     def has_session(self, name: str | None) -> bool:
         """Whether there is such a conversation to go on from."""

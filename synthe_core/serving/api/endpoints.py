@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 import synthe_core
 from synthe_core.serving.api import bodies, chat, completions, replies, state, tokens
-from synthe_core.serving.api.bodies import NAME
+from synthe_core.serving.api.bodies import SESSION
 from synthe_core.serving.api.context import Handler
 from synthe_core.serving.api.guard import OPEN
 
@@ -72,7 +72,9 @@ ENDPOINTS = [
         bodies.Introspect,
     ),
     Endpoint("GET", "/api/sessions", state.sessions, "The conversations that are kept.", replies.Sessions),
-    Endpoint("GET", "/api/sessions/{id}", state.session, "One conversation.", replies.Session, patterns={"id": NAME}),
+    Endpoint(
+        "GET", "/api/sessions/{id}", state.session, "One conversation.", replies.Session, patterns={"id": SESSION}
+    ),
     Endpoint(
         "POST",
         "/api/sessions/{id}/fork",
@@ -80,7 +82,7 @@ ENDPOINTS = [
         "A second conversation with the same past.",
         replies.Session,
         bodies.Fork,
-        patterns={"id": NAME},
+        patterns={"id": SESSION},
     ),
     Endpoint(
         "DELETE",
@@ -88,7 +90,7 @@ ENDPOINTS = [
         state.delete_session,
         "Forgets a conversation.",
         replies.Deleted,
-        patterns={"id": NAME},
+        patterns={"id": SESSION},
     ),
     Endpoint("POST", "/api/adapters", state.load_adapter, "Loads an adapter.", replies.Model, bodies.AdapterLoad),
     Endpoint("DELETE", "/api/adapters/{model}/{name}", state.unload_adapter, "Unloads an adapter.", replies.Deleted),

@@ -18,11 +18,13 @@ PLAIN = """\
 {% for message in messages %}\
 {% if message.role == "system" %}{{ message.content }}
 
-{% else %}{{ "User" if message.role == "user" else "Assistant" }}: {{ message.content | trim }}
+{% else %}{{ "User" if message.role == "user" else "Assistant" }}:\
+{{ "" if message.content[:1] == " " else " " }}{{ message.content }}
 {% endif %}\
 {% endfor %}\
 {% if add_generation_prompt %}Assistant:{% endif %}"""
-"""How a model is asked that was taught no template of its own."""
+"""How a model is asked that was taught no template of its own. Its answers, which begin with a space, stay as they are,
+so that their states are known when they come again."""
 PLAIN_STOP = "\nUser:"
 """Where its answer ends at the latest."""
 
@@ -66,19 +68,22 @@ async def completion(api: Api, served: Served, prompt: str | Sequence[int], *, g
 
 
 async def conversation(
-    api: Api, served: Served, messages: Sequence[Message], *, goes_on: bool = False, answer: bool = True
+    api: Api, served: Served, messages: Sequence[Message], *, session: str | None = None, answer: bool = True
 ) -> Prompt:
     """The messages by the model's own template, or as `PLAIN` for a model that has none.
 
-    goes_on: they are the next ones of a session, whose last message was the model's own.
+    session: they are the next ones of this session, whose last message was the model's own.
     """
     tokenizer = served.tokenizer
     plain = tokenizer.chat_template is None
     asked = [{"role": _role(each), "content": each.text} for each in messages]
-    text = _continuation(tokenizer, asked) if goes_on else _rendered(tokenizer, asked, answer)
+    if session is None:
+        text = _rendered(tokenizer, asked, answer)
+    else:
+        text = _continuation(tokenizer, asked, api.tails.get(session, tokenizer.spelling(tokenizer.end)))
     tokens = await encoded(api, served, text, plain=plain)
     begin = tokenizer.begin
-    if not goes_on and begin is not None and tokens[:1] != [begin]:
+    if session is None and begin is not None and tokens[:1] != [begin]:
         tokens = [begin, *tokens]
     return Prompt(_fitting(api, served, tokens), text, (PLAIN_STOP,) if plain else ())
 
@@ -95,14 +100,15 @@ MARK = "\N{OGHAM LETTER BEITH}" * 4
 """Stands for an answer whose text does not matter."""
 
 
-def _continuation(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> str:
-    """What comes after the model's own last message: the rendering of a conversation around them, from there on. The
-    end that the model has written itself is not repeated."""
+def _continuation(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], tail: str) -> str:
+    """What comes after the model's own last message: the rendering of a conversation around them, from there on. What
+    the model has begun of it itself, with which its `tail` ends, is not repeated: its end of turn, a stop string."""
     before = [{"role": "user", "content": "."}, {"role": "assistant", "content": MARK}]
     _, found, rest = _rendered(tokenizer, [*before, *messages]).partition(MARK)
     if not found:  # a template that leaves older messages out
         return _rendered(tokenizer, messages)
-    return rest.removeprefix(tokenizer.spelling(tokenizer.end))
+    shared = next((n for n in range(min(len(tail), len(rest)), 0, -1) if tail.endswith(rest[:n])), 0)
+    return rest[shared:]
 
 
 def _fitting(api: Api, served: Served, tokens: Sequence[int]) -> tuple[int, ...]:

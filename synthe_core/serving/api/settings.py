@@ -43,8 +43,3 @@ class Settings:
     send_timeout: float = 30.0
     log_prompts: bool = False
     log: Callable[[str], None] = silent
-
-    @property
-    def longest(self) -> int:
-        """The most tokens of a prompt and its answer together."""
-        return self.max_prompt + self.max_tokens

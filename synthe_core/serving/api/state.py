@@ -14,7 +14,6 @@ from synthe_core.introspection.report import lines
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.errors import Refusal
-from synthe_core.serving.request import NoSuch
 
 MOST_EXAMINED = 2048
 """Tokens that a report is made of: it holds every layer's figures at each of them."""
@@ -39,7 +38,7 @@ def _model(api: Api, name: str) -> dict[str, Any]:
         "created": served.created,
         "owned_by": "synthe",
         "parent": base if colon else None,
-        "max_model_len": api.settings.longest,
+        "max_model_len": api.longest(served),
         "synthe": {
             "parameters": served.model.parameter_count(),
             "state_bytes_per_sequence": served.state_bytes,
@@ -104,26 +103,22 @@ async def sessions(api: Api, call: Call, body: None) -> Response:
 
 
 async def session(api: Api, call: Call, body: None) -> Response:
-    return JSONResponse(_session(api.engine.sessions.get(_session_id(call))))
+    return JSONResponse(_session(api.engine.sessions.get(call.request.path_params["id"])))
 
 
 async def fork_session(api: Api, call: Call, body: bodies.Fork) -> Response:
-    asked = _session_id(call)
-    return JSONResponse(_session(await api.in_thread(lambda: api.engine.sessions.fork(asked, body.to))))
+    asked = call.request.path_params["id"]
+    info = await api.in_thread(lambda: api.engine.sessions.fork(asked, body.to))
+    if asked in api.tails:
+        api.tails[body.to] = api.tails[asked]
+    return JSONResponse(_session(info))
 
 
 async def delete_session(api: Api, call: Call, body: None) -> Response:
-    asked = _session_id(call)
-    await api.in_thread(lambda: api.engine.sessions.delete(asked))
-    return JSONResponse({"id": asked, "object": "session.deleted", "deleted": True})
-
-
-def _session_id(call: Call) -> str:
-    """The id in the path; none of a form that no session can have gets any further."""
     asked = call.request.path_params["id"]
-    if not bodies.SESSION_ID.match(asked):
-        raise NoSuch("there is no session of that name")
-    return asked
+    await api.in_thread(lambda: api.engine.sessions.delete(asked))
+    api.tails.pop(asked, None)
+    return JSONResponse({"id": asked, "object": "session.deleted", "deleted": True})
 
 
 def _session(info: Any) -> dict[str, Any]:

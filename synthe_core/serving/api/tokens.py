@@ -25,7 +25,7 @@ async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
         tokens = await prompts.encoded(api, served, body.prompt or "")
         if begins and served.tokenizer.begin is not None:
             tokens = [served.tokenizer.begin, *tokens]
-    found: dict[str, Any] = {"count": len(tokens), "max_model_len": api.settings.longest, "tokens": tokens}
+    found: dict[str, Any] = {"count": len(tokens), "max_model_len": api.longest(served), "tokens": tokens}
     if body.return_token_strs:
         found["token_strs"] = [token_text(served.tokenizer, token) for token in tokens]
     return JSONResponse(found)
@@ -37,7 +37,8 @@ async def detokenize(api: Api, call: Call, body: bodies.Detokenize) -> Response:
 
 
 async def tokenizer_info(api: Api, call: Call, body: None) -> Response:
-    tokenizer = api.served(call.request.query_params.get("model")).tokenizer
+    served = api.served(call.request.query_params.get("model"))
+    tokenizer = served.tokenizer
     begin = None if tokenizer.begin is None else tokenizer.spelling(tokenizer.begin)
     return JSONResponse(
         {
@@ -48,7 +49,7 @@ async def tokenizer_info(api: Api, call: Call, body: None) -> Response:
             "bos_token_id": tokenizer.begin,
             "eos_token_id": tokenizer.end,
             "vocab_size": tokenizer.vocab_size,
-            "model_max_length": api.settings.longest,
+            "model_max_length": api.longest(served),
             "chat_template": tokenizer.chat_template,
         }
     )

@@ -23,6 +23,7 @@ from synthe_core.serving.request import Chance, Event, Finished, Started, Told, 
 
 LEAST = -9999.0
 """The logarithm that stands for a probability of nothing, which JSON cannot hold."""
+TAIL, MOST_TAILS = 64, 10_000  # tokens of a session's end that are known, and of how many sessions
 REASONS = {"stop": "stop", "length": "length", "cancelled": "length", "shutdown": "length"}
 
 
@@ -245,9 +246,20 @@ class Work:
         return usage
 
     def remember(self, who: str) -> None:
-        """Keeps the tokens of the last text, for a report on it."""
-        request = self.requests[-1]
-        self.api.last[who, request.model] = (*request.prompt, *self.tokens[-1])
+        """Keeps the tokens of the last text, for a report on it, and how it ended, for what comes after it."""
+        request, tokens = self.requests[-1], self.tokens[-1]
+        self.api.last[who, request.model] = (*request.prompt, *tokens)
+        if request.session is not None:
+            self.api.tails.pop(request.session, None)
+            self.api.tails[request.session] = tail(self.tokenizer, tokens)
+            while len(self.api.tails) > MOST_TAILS:
+                del self.api.tails[next(iter(self.api.tails))]
+
+
+def tail(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """The end of a text, special tokens written out."""
+    pieces = (tokenizer.bytes_of([token]) or tokenizer.spelling(token).encode() for token in tokens[-TAIL:])
+    return b"".join(pieces).decode("utf-8", "replace")
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:

@@ -17,15 +17,26 @@ class Scripted:
 
     def __init__(self, script: Callable[[Request], Sequence[Event]], hold: bool = False) -> None:
         self.script, self.hold = script, hold
-        model = SimpleNamespace(vocab=257, parameter_count=lambda: 1, limit=None)
+        model = SimpleNamespace(vocab=257, parameter_count=lambda: 1)
         self.models = {
             "m": SimpleNamespace(
-                name="m", tokenizer=ByteTokenizer(), model=model, digest="d" * 64, adapters={}, created=0, state_bytes=8
+                name="m",
+                tokenizer=ByteTokenizer(),
+                model=model,
+                digest="d" * 64,
+                adapters={},
+                created=0,
+                state_bytes=8,
+                limit=None,
             )
         }
+        self.sessions = SimpleNamespace(get=self._no_session)
         self.asked: list[Request] = []
         self.cancelled = threading.Semaphore(0)
         self.closed: list[float] = []
+
+    def _no_session(self, name: str) -> None:
+        raise NoSuch(f"no such session: {name}")
 
     def find(self, name: str) -> tuple[Any, None]:
         if name not in self.models:

@@ -62,14 +62,18 @@ def test_the_end_of_the_document_is_a_token_without_text(ask: Any) -> None:
 def test_an_unfinished_character(ask: Any, reason: str) -> None:
     """A text cut off within a character: all of its tokens are told. Where the text stops after it, too."""
     end = [Written(END, "", Chance(END, -1.0), (), 0.5)] if reason == "stop" else []
-    engine = Scripted(script(*written("é".encode()[:1], [""]), *end, Finished(reason, "\N{REPLACEMENT CHARACTER}", 2, 0, 1)))  # type: ignore[arg-type]
+    engine = Scripted(
+        script(*written("é".encode()[:1], [""]), *end, Finished(reason, "\N{REPLACEMENT CHARACTER}", 2, 0, 1))
+    )  # type: ignore[arg-type]
     choice = post(ask, engine, logprobs=0).json()["choices"][0]
     assert choice["text"] == "\N{REPLACEMENT CHARACTER}"
     assert choice["logprobs"]["tokens"][0] == "bytes:\\xc3"
 
 
 def test_offsets_count_characters_of_the_whole_text(ask: Any) -> None:
-    engine = Scripted(script(*told("é".encode()), *written("ñz".encode(), ["", "ñ", "z"]), Finished("length", "", 2, 0, 3)))
+    engine = Scripted(
+        script(*told("é".encode()), *written("ñz".encode(), ["", "ñ", "z"]), Finished("length", "", 2, 0, 3))
+    )
     choice = post(ask, engine, prompt="é", logprobs=0, echo=True).json()["choices"][0]
     assert choice["text"] == "éñz"
     assert choice["logprobs"]["text_offset"] == [0, 0, 1, 1, 2]
@@ -103,7 +107,12 @@ def test_a_failure_is_a_500_that_says_why(ask: Any) -> None:
     failing = script(*written(b"a", ["a"]), Finished("failed", "", 2, 0, 1, "the disk\nis full"))
     answered = post(ask, Scripted(failing))
     assert answered.status_code == 500
-    assert answered.json()["error"] == {"message": "the disk is full", "type": "server_error", "param": None, "code": None}
+    assert answered.json()["error"] == {
+        "message": "the disk is full",
+        "type": "server_error",
+        "param": None,
+        "code": None,
+    }
     *_, last = chunks(post(ask, Scripted(failing), stream=True))
     assert last["error"]["message"] == "the disk is full"
 

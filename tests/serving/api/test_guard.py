@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -40,10 +41,20 @@ def test_any_key_opens(ask: Any) -> None:
     assert client.get("/openapi.json").status_code == 200
 
 
-@pytest.mark.parametrize("host,allowed", [
-    ("127.0.0.1:6900", True), ("localhost", True), ("[::1]:6900", True), ("LOCALHOST.:80", True), ("evil.example", False),
-    ("127.0.0.1.evil.example:6900", False), ("localhost:6900:6900", False), ("", False), ("a@localhost", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "host,allowed",
+    [
+        ("127.0.0.1:6900", True),
+        ("localhost", True),
+        ("[::1]:6900", True),
+        ("LOCALHOST.:80", True),
+        ("evil.example", False),
+        ("127.0.0.1.evil.example:6900", False),
+        ("localhost:6900:6900", False),
+        ("", False),
+        ("a@localhost", False),
+    ],
+)
 def test_a_page_that_renames_this_machine_gets_nothing(ask: Any, host: str, allowed: bool) -> None:
     got = ask(engine=Scripted(answer), hosts=LOOPBACK).get("/v1/models", headers={"Host": host})
     assert got.status_code == (200 if allowed else 421)
@@ -85,10 +96,19 @@ def test_what_every_answer_carries(ask: Any) -> None:
         assert "server" not in got.headers
 
 
-@pytest.mark.parametrize("path", [
-    "/page/../app.py", "/page/..%2fapi%2fapp.py", "/page/%2e%2e/api/app.py", "/page//etc/passwd", "/page/", "/../../etc/passwd",
-    "/page/index.html%00.js", "/page/nothing.js",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/../app.py",
+        "/page/..%2fapi%2fapp.py",
+        "/page/%2e%2e/api/app.py",
+        "/page//etc/passwd",
+        "/page/",
+        "/../../etc/passwd",
+        "/page/index.html%00.js",
+        "/page/nothing.js",
+    ],
+)
 def test_no_path_reaches_the_file_system(ask: Any, path: str) -> None:
     got = ask().get(path)
     assert got.status_code == 404
@@ -104,11 +124,24 @@ def test_the_page_is_served_by_name(ask: Any, name: str) -> None:
     assert "unsafe" not in policy
 
 
-@pytest.mark.parametrize("content,status", [
-    (b"", 400), (b"{", 400), (b"[]", 400), (b"null", 400), (b'"x"', 400), (b"\xff\xfe", 400), (b'{"model": "\\ud800"}', 400),
-    (b"[" * 50_000, 400), (b'{"model": ' + b'{"a":' * 20_000, 400), (b'{"n": 1e999}', 400), (b'{"n": ' + b"9" * 9000 + b"}", 400),
-    (b'{"model": "m", "prompt": "x", "temperature": NaN}', 400), (b" " * 200_000, 413),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content,status",
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b"null", 400),
+        (b'"x"', 400),
+        (b"\xff\xfe", 400),
+        (b'{"model": "\\ud800"}', 400),
+        (b"[" * 50_000, 400),
+        (b'{"model": ' + b'{"a":' * 20_000, 400),
+        (b'{"n": 1e999}', 400),
+        (b'{"n": ' + b"9" * 9000 + b"}", 400),
+        (b'{"model": "m", "prompt": "x", "temperature": NaN}', 400),
+        (b" " * 200_000, 413),
+    ],
+)
 def test_bodies_that_are_none(ask: Any, content: bytes, status: int) -> None:
     client = ask(engine=Scripted(answer), max_body=120_000)
     got = client.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
@@ -129,14 +162,24 @@ def test_a_body_without_a_length_is_cut_off_too(ask: Any) -> None:
     assert got.status_code == 413
 
 
-@pytest.mark.parametrize("body,param", [
-    ({"model": "m", "prompt": "x", "n": 5}, "n"), ({"model": "m", "prompt": ["x"] * 13}, None),
-    ({"model": "m", "prompt": "x" * 50}, None), ({"model": "m", "prompt": [300]}, "prompt"), ({"model": "m", "prompt": []}, "prompt"),
-    ({"model": "m", "prompt": "x", "max_tokens": 99}, None), ({"model": "m", "prompt": "x", "temperature": -1}, "temperature"),
-    ({"model": "m", "prompt": "x", "stop": ""}, "stop"), ({"model": "m", "prompt": "x", "max_token": 3}, "max_token"),
-    ({"model": "m", "prompt": "x", "stream_options": {}}, "stream_options"), ({"prompt": "x"}, "model"),
-    ({"model": "m", "prompt": "x", "session": "../x"}, "session"), ({"model": "m", "prompt": "x", "session": "s", "n": 2}, "session"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body,param",
+    [
+        ({"model": "m", "prompt": "x", "n": 5}, "n"),
+        ({"model": "m", "prompt": ["x"] * 13}, None),
+        ({"model": "m", "prompt": "x" * 50}, None),
+        ({"model": "m", "prompt": [300]}, "prompt"),
+        ({"model": "m", "prompt": []}, "prompt"),
+        ({"model": "m", "prompt": "x", "max_tokens": 99}, None),
+        ({"model": "m", "prompt": "x", "temperature": -1}, "temperature"),
+        ({"model": "m", "prompt": "x", "stop": ""}, "stop"),
+        ({"model": "m", "prompt": "x", "max_token": 3}, "max_token"),
+        ({"model": "m", "prompt": "x", "stream_options": {}}, "stream_options"),
+        ({"prompt": "x"}, "model"),
+        ({"model": "m", "prompt": "x", "session": "../x"}, "session"),
+        ({"model": "m", "prompt": "x", "session": "s", "n": 2}, "session"),
+    ],
+)
 def test_limits(ask: Any, body: dict[str, Any], param: str | None) -> None:
     client = ask(engine=Scripted(answer), max_prompt=20, max_tokens=30, max_n=4, max_choices=12)
     got = client.post("/v1/completions", json=body)
@@ -188,15 +231,14 @@ def hasty() -> Iterator[Server]:
 
 @pytest.mark.parametrize("said", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nA: b"])
 def test_a_request_that_does_not_come_is_hung_up_on(hasty: Server, said: bytes) -> None:
-    with connection(hasty, said) as sock:
-        try:
-            assert sock.recv(1000) == b""
-        except ConnectionResetError:
-            pass  # which says the same
+    with connection(hasty, said) as sock, contextlib.suppress(ConnectionResetError):  # which says the same
+        assert sock.recv(1000) == b""
 
 
 def test_a_body_that_does_not_come_is_408(hasty: Server) -> None:
-    head = b"POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+    head = (
+        b"POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+    )
     with connection(hasty, head) as sock:
         assert sock.recv(1000).startswith(b"HTTP/1.1 408 ")
 

@@ -146,7 +146,7 @@ def test_a_chat_by_the_models_template(client: openai.OpenAI) -> None:
 def test_a_chat_with_a_model_that_was_taught_none(client: openai.OpenAI) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "hi "},
+        {"role": "user", "content": "hi"},
         {"role": "assistant", "content": " hello"},
         {"role": "user", "content": "how are you?"},
     ]
@@ -170,9 +170,10 @@ def test_a_chat_streams(client: openai.OpenAI) -> None:
     assert said == {choice.index: choice.message.content for choice in whole.choices}
     assert tokens == {c.index: [entry.token for entry in c.logprobs.content] for c in whole.choices}
     for choice in whole.choices:
-        assert b"".join(bytes(e.bytes or []) for e in choice.logprobs.content).decode(
-            "utf-8", "replace"
-        ) == choice.message.content
+        assert (
+            b"".join(bytes(e.bytes or []) for e in choice.logprobs.content).decode("utf-8", "replace")
+            == choice.message.content
+        )
         assert all(entry.logprob <= 0 for entry in choice.logprobs.content)
 
 

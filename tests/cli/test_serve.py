@@ -1,0 +1,190 @@
+"""The commands `synthe serve` and `synthe up`: what may be asked of them, and a server from its start to its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from synthe_cli.commands import serve_run
+from synthe_cli.commands.serve_run import Asked, adapter_of, names, read_keys, settings_of, size
+from synthe_core.errors import InputError
+from tests.cli.conftest import ROOT
+
+Run = Callable[..., Any]
+
+
+def test_names(tmp_path: Path) -> None:
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "model.synapse").touch()
+    found = names((str(tmp_path / "my run"), f"{tmp_path}/model.synapse", f"b.1={tmp_path}"))
+    assert list(found) == ["my-run", "model", "b.1"]
+    for bad in (
+        [f"a={tmp_path}", f"a={tmp_path}"],
+        [f"a:b={tmp_path}"],
+        [f"={tmp_path}"],
+        ["x=/no/such"],
+        ["/no/such"],
+    ):
+        with pytest.raises(InputError):
+            names(tuple(bad))
+
+
+def test_the_newest_run_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no runs here"):
+        names(())
+    for age, name in enumerate(("new", "old")):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+        os.utime(tmp_path / "runs" / name, (1000 - age, 1000 - age))
+    assert list(names(())) == ["new"]
+
+
+def test_adapters_to_load(tmp_path: Path) -> None:
+    one, two = {"m": tmp_path}, {"m": tmp_path, "n": tmp_path}
+    assert adapter_of(f"a={tmp_path}", one) == ("m", "a", tmp_path)
+    assert adapter_of(f"n:a={tmp_path}", two) == ("n", "a", tmp_path)
+    for text, known in ((f"a={tmp_path}", two), ("m:a", one), (f"o:a={tmp_path}", two), ("m:a=/no/such", one)):
+        with pytest.raises(InputError):
+            adapter_of(text, known)
+
+
+def test_strangers_need_a_key(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no key is asked for"):
+        settings_of(Asked(host="0.0.0.0"))
+    assert settings_of(Asked(host="0.0.0.0", insecure=True)).hosts is None
+    keys = tmp_path / "keys"
+    keys.write_text(f"# ours\n{'a' * 32}\n\n{'b' * 32}\n{'a' * 32}\n")
+    keys.chmod(0o600)
+    assert settings_of(Asked(host="0.0.0.0", api_key_file=keys)).keys == ("a" * 32, "b" * 32)
+    at_home = settings_of(Asked(allow_host=("My.Example",)))
+    assert at_home.hosts is not None and at_home.hosts >= {"localhost", "127.0.0.1", "::1", "my.example"}
+
+
+@pytest.mark.parametrize("content", [b"", b"# none\n", b"abc12\n", b"\xff\xfe"])
+def test_keys_that_are_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_keys(path)
+    assert "abc12" not in f"{caught.value} {caught.value.hint}".replace(str(path), "")
+    with pytest.raises(InputError):
+        read_keys(tmp_path / "none")
+
+
+def test_a_key_file_that_others_read_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "keys"
+    path.write_text("a" * 32)
+    path.chmod(0o644)
+    read_keys(path)
+    assert "chmod 600" in capsys.readouterr().err
+
+
+def test_sizes() -> None:
+    assert [size(text, "-x") for text in ("0", "10", "1k", "2MiB", "1.5GB")] == [0, 10, 1024, 2 << 20, 3 << 29]
+    for bad in ("", "-1", "5x", "GB"):
+        with pytest.raises(InputError):
+            size(bad, "-x")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--cors-origin", "a.example"), ("--adapters", "/no/such"), ("--cache", "much"), ("--host", "no.such.invalid")],
+)
+def test_what_cannot_be_served_is_said_in_a_line(synthe: Run, checkpoint: Path, options: tuple[str, str]) -> None:
+    done = synthe("serve", checkpoint, "--port", 0, *options)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken(synthe: Run, checkpoint: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = synthe("serve", checkpoint, "--port", port)
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-2:] == [
+        f"error: port {port} is taken",
+        "hint: another server runs there? --port 0 takes a free one",
+    ]
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """The command in a process of its own, and what it says when it is ready."""
+    command = [sys.executable, "-c", "from synthe_cli.app import main; main()", "serve", *map(str, arguments)]
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=surroundings,
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        yield process, json.loads(line)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_server_from_start_to_end(checkpoint: Path, tmp_path: Path) -> None:
+    """It tells where it is, answers, lets a stream end within its grace, saves conversations and exits with 0."""
+    sessions = tmp_path / "chats"
+    with serving(f"small={checkpoint}", "--sessions", sessions, "--grace", "0.5") as (process, ready):
+        assert ready["models"][0]["name"] == "small"
+        assert ready["models"][0]["parameters"] > 0
+        body = {"model": "small", "prompt": "x", "max_tokens": 4000, "stream": True, "session": "talk"}
+        body["logit_bias"] = {"256": -100}  # no end of its own
+        with httpx.stream("POST", f"{ready['url']}/v1/completions", json=body, timeout=60) as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("data: {")
+            begun = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 0, said
+        assert time.monotonic() - begun < 20
+        assert [path.stem for path in sessions.glob("*")] == ["talk"]
+    lines_said = said.splitlines()
+    assert any(line.startswith("small  ") and "parameters" in line and "state" in line for line in lines_said)
+    assert any(line.startswith(f"ready at {ready['url']}") for line in lines_said)
+    assert not any("prompt:" in line for line in lines_said)
+    with serving(f"small={checkpoint}", "--sessions", sessions) as (process, ready):  # and it is there again
+        kept = httpx.get(f"{ready['url']}/api/sessions").json()["data"]
+        assert [(each["id"], each["saved"]) for each in kept] == [("talk", True)]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode == 130
+
+
+def test_up_opens_the_dashboard(synthe: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def open_browser(url: str) -> bool:
+        opened.append(url)
+        threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        return True
+
+    monkeypatch.setattr(serve_run.webbrowser, "open", open_browser)
+    done = synthe("up", checkpoint, "--port", 0)
+    assert done.exit_code == 0, done.stderr
+    assert opened and opened[0].startswith("http://127.0.0.1:")
+    assert f"ready at {opened[0]}" in done.stderr
