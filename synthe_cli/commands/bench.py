@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthe_cli.commands.bench_report import LIST_EXAMPLES, REPORT_EXAMPLES, list_tasks, report
+from synthe_cli.commands.bench_serve import EXAMPLES as SERVE_EXAMPLES
+from synthe_cli.commands.bench_serve import serve
 from synthe_cli.commands.bench_suite import EXAMPLES as SUITE_EXAMPLES
 from synthe_cli.commands.bench_suite import zoology
 from synthe_cli.commands.bench_task import EXAMPLES, bench_task
@@ -49,6 +51,7 @@ app.command(cls=Command, short_help="Every learner on every task: one table, one
 )
 app.command("list", cls=Command, short_help="What tasks there are, and their keys.", epilog=LIST_EXAMPLES)(list_tasks)
 app.command("report", cls=Command, short_help="Tables and pictures of finished trials.", epilog=REPORT_EXAMPLES)(report)
+app.command(cls=Command, short_help="A server under load: what its clients see.", epilog=SERVE_EXAMPLES)(serve)
 
 PARTS = ("ops", "learners", "training", "decoding", "published")
 GROWTH = (512, 1024, 2048, 4096, 8192)

@@ -35,7 +35,8 @@ class Tokenizer(ABC):
 
     name: for people. digest: differs where tokens differ. vocab_size: ids are below it. end: the id of the end of a
     document. begin: the id that a model of somebody else's expects before a text, None where it expects none. pieces:
-    the bytes that each id stands for; special tokens stand for none. chat_template: how messages become a prompt, as a
+    the bytes that each id stands for; special tokens stand for none. stops: further ids at which an answer ends (of a
+    turn, for one), while the tokenizer is in memory. chat_template: how messages become a prompt, as a
     Jinja template, None for a model that was taught none; it is kept in CHAT beside tokenizer.json.
     """
 
@@ -46,8 +47,14 @@ class Tokenizer(ABC):
     begin: int | None = None
     pieces: list[bytes]
     chat_template: str | None = None
+    stops: frozenset[int] = frozenset()
     reads_bytes = False
     """Whether text that is no valid UTF-8 has tokens too."""
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Every id at which an answer ends."""
+        return self.stops | {self.end}
 
     @abstractmethod
     def encode(self, text: str | bytes) -> list[int]:

@@ -39,6 +39,8 @@ def check(request: Request, served: Served) -> None:
 def check_tokens(tokens: Sequence[int], served: Served) -> None:
     if not tokens:
         raise InputError("nothing to read: the text is empty", "give at least one token")
+    if served.limit is not None and len(tokens) > served.limit:
+        raise InputError(f"{len(tokens)} tokens are more than the model's {served.limit}", "shorten the text")
     if min(tokens) < 0 or max(tokens) >= served.vocab:
         foreign = next(token for token in tokens if not 0 <= token < served.vocab)
         raise InputError(f"there is no token {foreign}", f"the model knows {served.vocab}")

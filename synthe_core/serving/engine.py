@@ -298,6 +298,8 @@ class Engine:
             tokens.insert(0, int(session.pending[0]))
         if not tokens:
             raise InputError("nothing to read: the prompt is empty", "give at least one token, or a saved session")
+        if served.limit is not None and row.base + len(tokens) + request.count > served.limit:
+            raise InputError(f"with what the session has read that is more than the model's {served.limit} tokens")
         if request.schema is not None:
             row.constraint = Constraint(served.tokenizer, served.vocab, request.schema)
         row.bytes = served.bytes_at(min(LONGEST, row.base + len(tokens) + request.count))

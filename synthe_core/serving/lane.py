@@ -178,7 +178,7 @@ class Lane:
             for row in rows:
                 self._started(row)
         going, leaving = [], []
-        for row, event, reason in advance(rows, logits, sure, self.served.tokenizer.end):
+        for row, event, reason in advance(rows, logits, sure, self.served.tokenizer.ends):
             self.emit(row, event)
             if reason is None:
                 going.append(row)

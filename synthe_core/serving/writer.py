@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def prepare(row: Live, vocab: int, device: torch.device) -> None:
 
 
 def advance(
-    rows: Sequence[Live], logits: Tensor, confidence: Tensor, end: int
+    rows: Sequence[Live], logits: Tensor, confidence: Tensor, ends: Collection[int]
 ) -> list[tuple[Live, Written, Reason | None]]:
     """Chooses each row's next token from float32 logits [N, V]; `confidence` [N] is the model's in its likeliest.
 
@@ -48,7 +48,7 @@ def advance(
             row.often[token] += 1
         text = row.row.push(token)
         reason: Reason | None = None
-        if row.row.ended or (token == end and not row.request.to_the_end):
+        if row.row.ended or (token in ends and not row.request.to_the_end):
             reason = "stop"
         elif row.constraint is not None:
             row.constraint.accept(token)

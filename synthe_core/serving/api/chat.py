@@ -80,11 +80,11 @@ class MessageAnswer(Answer):
     def _logprobs(self, entries: list[Entry]) -> dict[str, Any] | None:
         if not self.body.logprobs:
             return None
-        end = self.served.tokenizer.end
+        ends = self.served.tokenizer.ends
         content = [
             {**self._told(entry.chance), "top_logprobs": [self._told(chance) for chance in entry.top]}
             for entry in entries
-            if entry.chance is not None and entry.token != end  # a message ends, and says no word for it
+            if entry.chance is not None and entry.token not in ends  # a message ends, and says no word for it
         ]
         return {"content": content, "refusal": None}
 

@@ -127,7 +127,7 @@ class Choice:
 
     def _ends(self, reason: str | None) -> bool:
         """Whether the text ended at the end of a document, rather than before a stop string, which is not told."""
-        return reason == "stop" and self.waiting[-1].token == self.tokenizer.end
+        return reason == "stop" and self.waiting[-1].token in self.tokenizer.ends
 
 
 @dataclass

@@ -1,0 +1,232 @@
+"""`synthe bench serve`: many clients at once against a server, and what they see."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from synthe_cli import console, figures
+from synthe_cli.options import JsonOption
+from synthe_cli.signals import stop_on_signal
+from synthe_core.errors import InputError, Interrupted, WorkError
+from synthe_core.events import Result
+
+if TYPE_CHECKING:
+    from synthe_core.serving.load_request import Answer
+
+EXAMPLES = """\
+synthe bench serve --clients 64 --requests 500                     a server on this machine
+synthe bench serve --clients 64 --requests 500 --check             and is every answer the one it gives alone?
+synthe bench serve --rate 5 --requests 200 --plot                  arrivals at random, five a second
+synthe bench serve --multi-turn 20 --clients 1 --requests 20       a long conversation: what each turn costs
+synthe bench serve --url http://other:8000 --model NAME --chat     any OpenAI-compatible server"""
+
+ROWS = {"first_token": "time to first token", "between_tokens": "between tokens", "request": "whole request"}
+BINS, BAR = 12, 40
+
+
+def serve(
+    url: Annotated[str, typer.Option("--url", metavar="URL", help="Where the server is.")] = "http://127.0.0.1:6900",
+    clients: Annotated[
+        int | None,
+        typer.Option(
+            "--clients", "-c", min=1, max=100_000, metavar="N", help="At once, each waiting for its answer; 8."
+        ),
+    ] = None,
+    requests: Annotated[int, typer.Option("--requests", "-n", min=1, metavar="N", help="In all.")] = 100,
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", metavar="R", help="Instead of clients: R arrivals a second, at random times."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="The server's first by default.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Chat completions instead of completions.")] = False,
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", min=1, metavar="N", help="Length of a prompt, or of what a turn adds.")
+    ] = 64,
+    output_tokens: Annotated[int, typer.Option("--output-tokens", min=1, metavar="N", help="Most to write.")] = 32,
+    multi_turn: Annotated[
+        int, typer.Option("--multi-turn", min=1, metavar="K", help="Conversations of K requests.")
+    ] = 1,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, metavar="T", help="0 is greedy.")] = 0.0,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Ask for answers of full length (not every server knows how).")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of prompts, arrivals and sampling.")] = 0,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="Prompts are slices of this text; of words otherwise.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Send each request again, alone: exit 1 where an answer differs.")
+    ] = False,
+    check_against: Annotated[
+        str | None,
+        typer.Option("--check-against", metavar="URL", help="Ask another server for what --check compares with."),
+    ] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, metavar="S", help="Longest silence.")] = 600.0,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", metavar="FILE", help="Holds the key that the server asks for.")
+    ] = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw how the times are spread.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a server under load: times to the first token and between tokens, throughput, errors, fairness.
+
+    Works with any OpenAI-compatible server. A request that is turned away (429) is sent again when the server said; the
+    wait counts. Times of requests that fail are left out, and the exit code is 1. Ctrl-C shows what was measured.
+    """
+    from synthe_core.serving.load import Load, load
+
+    if check_against and not check:
+        raise InputError("--check-against says what --check is to compare with", "add --check")
+    asked = Load(
+        url=url,
+        requests=requests,
+        clients=clients or (None if rate is not None else 8),
+        rate=rate,
+        model=model,
+        chat=chat,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        temperature=temperature,
+        seed=seed,
+        turns=multi_turn,
+        ignore_eos=ignore_eos,
+        check=check,
+        against=check_against,
+        data=data,
+        api_key=None if api_key_file is None else _key(api_key_file),
+        timeout=timeout,
+    )
+    with console.choose(as_json) as shown, stop_on_signal("what was measured so far is shown") as stop:
+        for event in load(asked, stop):
+            if not isinstance(event, Result):
+                shown.show(event)
+                continue
+            answers: Any = event.values.pop("answers")
+            shown.close()
+            if as_json:
+                shown.show(event)
+            else:
+                print(told(event.values))
+                if plot:
+                    print("\n" + spread(answers))
+            _judge(event.values, stop.is_set())
+
+
+def _key(path: Path) -> str:
+    try:
+        key = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}", "a file with one API key") from None
+    if not key:
+        raise InputError(f"{path} holds no API key", "write one into it")
+    return key[0]
+
+
+def _judge(values: dict[str, Any], stopped: bool) -> None:
+    """Exit code 0 where all was well."""
+    if stopped:
+        raise Interrupted(f"stopped after {values['sent']} of {values['requests']} requests")
+    if failed := sum(values["errors"].values()):
+        raise WorkError(f"{failed} of {values['sent']} requests failed", "the figures are of the others")
+    if values.get("different"):
+        raise WorkError(
+            f"{values['different']} of {values['checked']} answers differ from the same request alone",
+            "rows of a batch disturb each other, or a cache is wrong; or two tokens were as likely but for rounding",
+        )
+
+
+def told(values: dict[str, Any]) -> str:
+    """The figures as a table and a few lines."""
+    rows = [
+        [label, *(latency(values[key][name]) for name in ("p50", "p90", "p99", "max"))] for key, label in ROWS.items()
+    ]
+    lines = [figures.table(["", "p50", "p90", "p99", "max"], rows), ""]
+    each = values["per_client"]
+    known = not math.isnan(values["cached_share"])
+    pairs = [
+        ("requests", f"{values['answered']:,} answered in {figures.duration(values['seconds'])}"),
+        ("", f"{values['requests_per_second']:.3g} a second" if values["answered"] else ""),
+        ("output", f"{values['output_tokens']:,} tokens"),
+        ("", f"{values['output_tokens_per_second']:.4g} a second" if values["output_tokens"] else ""),
+        ("prompts", f"{values['prompt_tokens']:,} tokens" if known else "not counted by the server"),
+        ("", f"{values['cached_share']:.1%} known already" if known else ""),
+        ("a client", f"{each['median']:.3g} tokens/s" if values["output_tokens"] else ""),
+        (
+            "",
+            f"{each['slowest']:.3g} the slowest, {each['fastest']:.3g} the fastest" if values["output_tokens"] else "",
+        ),
+        ("turned away", f"{values['turned_away']:,} times, and asked again" if values["turned_away"] else ""),
+        *(("failed", f"{count:,}  {kind}") for kind, count in values["errors"].items()),
+        ("checked", _checked(values)),
+    ]
+    said: list[str] = []
+    for label, text in pairs:
+        if text and label:
+            said.append(f"{label:<21}{text}")
+        elif text:
+            said[-1] += f", {text}"
+    lines += said
+    if "example" in values:
+        lines += [f"  {key:<8}{console.printable(json.dumps(text))}" for key, text in values["example"].items()]
+    if "turns" in values:
+        lines += ["", _turns(values["turns"])]
+    return "\n".join(lines)
+
+
+def _checked(values: dict[str, Any]) -> str:
+    if "checked" not in values:
+        return ""
+    same = "all the same, token for token" if not values["different"] else f"{values['different']:,} DIFFER"
+    return f"{values['checked']:,} asked again alone, {same}"
+
+
+def _turns(turns: list[dict[str, Any]]) -> str:
+    """What each turn of a conversation cost."""
+    rows = [
+        [str(t["turn"]), f"{t['prompt']:,.0f}", f"{t['read']:,.0f}", latency(t["first_token"])]
+        for t in turns
+        if t["answered"]
+    ]
+    return figures.table(["turn", "prompt tokens", "of them read anew", "time to first token"], rows, left=0)
+
+
+def latency(seconds: float) -> str:
+    """0.01234 -> 12.3 ms."""
+    if not math.isfinite(seconds):
+        return "-"
+    return f"{seconds * 1000:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
+
+
+def spread(answers: Sequence[Answer]) -> str:
+    """Bars of how often which time was seen."""
+    from synthe_core.serving.load_figures import first_tokens, gaps
+
+    good = [answer for answer in answers if answer.error is None]
+    parts = [(ROWS["first_token"], first_tokens(good)), (ROWS["between_tokens"], gaps(good))]
+    return "\n\n".join(_bars(label, values) for label, values in parts if values)
+
+
+def _bars(label: str, values: Sequence[float]) -> str:
+    """A histogram; each step is the same factor."""
+    low, high = max(min(values), 1e-5), max(values)
+    factor = (high / low) ** (1 / BINS) if high > low else 1.0
+    counts = [0] * BINS
+    for value in values:
+        at = int(math.log(max(value, low) / low) / math.log(factor)) if factor > 1 else 0
+        counts[min(at, BINS - 1)] += 1
+    most = max(counts)
+    block = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
+    width = max(10, min(BAR, shutil.get_terminal_size().columns - 30))
+    lines = [label]
+    for number, count in enumerate(counts):
+        bar = block * math.ceil(width * count / most)
+        lines.append(f"{'from ' + latency(low * factor**number):>14}  {bar} {count:,}".rstrip())
+    return "\n".join(lines)

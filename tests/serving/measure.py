@@ -1,0 +1,140 @@
+"""The figures of RESULTS.md on serving, each paired in one process: `python -m tests.serving.measure PART MODEL...`.
+
+throughput OURS THEIRS   32 texts at once: the engine on OURS and on THEIRS, a Hugging Face folder, and `generate`
+decode OURS              a token after 1,024 and after 32,768 tokens of context, in a batch of 1
+turns OURS               a conversation of 20 turns: tokens read and seconds to the first new one, turn by turn
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from synthe_core.model.generate import prefill
+from synthe_core.model.sampling import Sampling
+from synthe_core.serving import transformers_model
+from synthe_core.serving.engine import Engine
+from synthe_core.serving.request import Finished, Request, Started, Written
+from synthe_core.serving.served import Served
+
+GREEDY = Sampling(temperature=0)
+
+
+def opened(path: str) -> Served:
+    folder = Path(path)
+    return transformers_model.load(folder) if transformers_model.is_published(folder) else Served.load(folder)
+
+
+def paired(candidates: dict[str, Callable[[], float]], turns: int) -> None:
+    """Prints each one's median, and that of its ratios to the first, turn by turn. One turn ahead of them does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(turns + 1):
+        for name, run in candidates.items():
+            seconds = run()
+            if turn:
+                taken[name].append(seconds)
+                print(f"  turn {turn}  {name}  {seconds:.3f}", flush=True)
+    first = next(iter(taken.values()))
+    for name, each in taken.items():
+        ratio = statistics.median(b / a for a, b in zip(first, each, strict=True))
+        print(f"{name:<40} median {statistics.median(each):8.3f} s   {ratio:6.2f} times the first", flush=True)
+
+
+def throughput(ours: str, theirs: str, rows: int = 32, read: int = 64, write: int = 32, turns: int = 5) -> None:
+    import transformers
+
+    peer = transformers.AutoModelForCausalLM.from_pretrained(theirs).eval()
+    served = {ours: opened(ours), theirs: opened(theirs)}
+    drawn = random.Random(0)
+
+    def texts() -> list[list[int]]:
+        return [[drawn.randrange(8000) for _ in range(read)] for _ in range(rows)]
+
+    def engine(path: str) -> Callable[[], float]:
+        running = Engine([served[path]], cache_bytes=0)
+        name = served[path].name
+
+        def run() -> float:
+            asked = [Request(name, tuple(text), write, GREEDY, to_the_end=True) for text in texts()]
+            begun = time.perf_counter()
+            tickets = [running.submit(request) for request in asked]
+            written = sum(isinstance(event, Written) for ticket in tickets for event in ticket)
+            assert written == rows * write, written
+            return time.perf_counter() - begun
+
+        return run
+
+    @torch.inference_mode()
+    def generate() -> float:
+        given = torch.tensor(texts())
+        begun = time.perf_counter()
+        told = peer.generate(
+            given, attention_mask=torch.ones_like(given), max_new_tokens=write, min_new_tokens=write, do_sample=False,
+            pad_token_id=0,
+        )  # fmt: skip
+        assert told.shape == (rows, read + write)
+        return time.perf_counter() - begun
+
+    names = {f"engine, {Path(path).name}": engine(path) for path in (ours, theirs)}
+    paired({**names, f"generate, {Path(theirs).name}": generate}, turns)
+
+
+@torch.inference_mode()
+def decode(ours: str, turns: int = 7, tokens: int = 16) -> None:
+    served = opened(ours)
+    states = {}
+    for length in (1024, 32768):
+        text = torch.randint(8000, (1, length), generator=torch.Generator().manual_seed(0))
+        states[length] = prefill(served.model, text)[1]
+
+    def after(length: int) -> Callable[[], float]:
+        def run() -> float:
+            state, begun = states[length], time.perf_counter()
+            for token in range(tokens):
+                _, state = served.model.next_logits(torch.tensor([[token]]), state)
+            return time.perf_counter() - begun
+
+        return run
+
+    with served.ready(None):
+        paired({f"{tokens} tokens after {length:,}": after(length) for length in states}, turns)
+
+
+def turns(ours: str, count: int = 20, read: int = 64, write: int = 32) -> None:
+    served = opened(ours)
+    drawn = random.Random(0)
+    cached, plain = (Engine([served], cache_bytes=size) for size in (1 << 30, 0))
+    past: list[int] = []
+    for turn in range(1, count + 1):
+        past += [drawn.randrange(8000) for _ in range(read)]
+        request = Request(served.name, tuple(past), write, GREEDY, to_the_end=True)
+        told: list[list[int]] = []
+        for engine in (cached, plain):
+            begun, first, tokens, known = time.perf_counter(), 0.0, [], 0
+            for event in engine.submit(request):
+                if isinstance(event, Started):
+                    known = event.cached
+                elif isinstance(event, Written):
+                    first = first or time.perf_counter() - begun
+                    tokens.append(event.token)
+                elif isinstance(event, Finished):
+                    assert event.reason == "length", event
+            told.append(tokens)
+            name = "cached" if engine is cached else "anew"
+            print(
+                f"turn {turn:2}  {name:6}  read {len(past) - known:5} of {len(past):5}  first {first:.3f} s", flush=True
+            )
+        assert told[0] == told[1], "the cache changes nothing"
+        past += told[0]
+
+
+if __name__ == "__main__":
+    part, *arguments = sys.argv[1:]
+    torch.set_num_threads(2)
+    {"throughput": throughput, "decode": decode, "turns": turns}[part](*arguments)
