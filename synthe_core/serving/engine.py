@@ -181,28 +181,18 @@ class Engine:
 
     def status(self) -> dict[str, Any]:
         """What is going on, for people and for Prometheus."""
-        waiting, snapshots = self._unstarted, self.snapshots
         return {
             "live": len(self._live),
-            "waiting": waiting,
+            "waiting": self._unstarted,
             "max_batch": self.max_batch,
             "max_waiting": self.admission.waiting,
             **self.figures.told(),
             "exact": steady.holds(),
-            "state_bytes_per_sequence": {name: served.bytes_at(1 << 17) for name, served in self.models.items()},
+            "state_bytes_per_sequence": {name: served.bytes_at(LONGEST) for name, served in self.models.items()},
             "state_bytes": self.admission.taken,
             "state_bytes_limit": self.admission.memory,
             "sessions": len(self.sessions.list()),
-            "cache": {
-                "entries": len(snapshots),
-                "bytes": snapshots.bytes,
-                "limit": snapshots.limit,
-                "spilled": snapshots.spilled,
-                "spilled_bytes": snapshots.spilled_bytes,
-                "hits": snapshots.hits,
-                "misses": snapshots.misses,
-                "tokens_saved": snapshots.tokens_saved,
-            },
+            "cache": self.snapshots.told(),
         }
 
     def close(self, deadline: float = 10.0) -> None:
@@ -336,7 +326,7 @@ class Engine:
             message = ""
             try:
                 with torch.inference_mode():
-                    self.sessions.save(session, row.request.model, *lane.prints[::-1], kept)
+                    self.sessions.save(session, row.request.model, lane.prints.weights, lane.prints.shape, kept)
             except Exception as error:
                 message = in_a_line(error)
             self._arriving.put(lambda: self._end(row, "failed" if message else reason, message))

@@ -1,9 +1,10 @@
 """Arithmetic of which each number is the same whatever stands beside it: the same request, the same answer, however
 many others are served.
 
-Batching changes a row's numbers by rounding in two ways, and either may turn a near tie. MKL has products of its own for
-few rows: its strict mode has none, and costs a single row up to twice the time of its products. And torch's sigmoid,
-softplus, SiLU and GELU take other instructions for the last few numbers of a tensor: here they are made of exp and log1p, which do not.
+Batching changes a row's numbers by rounding in two ways, and either may turn a near tie. MKL has products of its own
+for few rows: its strict mode has none, and costs a single row up to twice the time of its products. And torch's
+sigmoid, softplus, SiLU and GELU take other instructions for the last few numbers of a tensor: here they are made of exp
+and log1p, which do not.
 """
 
 from __future__ import annotations
