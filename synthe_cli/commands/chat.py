@@ -23,7 +23,7 @@ synthe chat story.synapse --system "You tell stories."
 synthe chat runs/60m --session evening                  goes on with it, today or tomorrow
 synthe chat --url http://127.0.0.1:6900                 with the model of a running `synthe serve`
 synthe chat 60m --url http://127.0.0.1:6900             with that one of its models
-printf 'hello\\nand then?\\n' | synthe chat runs/60m       one line, one message; only answers are printed\n""",
+synthe chat runs/60m --json < questions.txt             one line, one message; only answers are printed""",
 )
 def chat(
     checkpoint: Annotated[

@@ -225,7 +225,7 @@ function nothing(c) {
   if (c.read) return make("div.empty", make("h3", c.title), make("p", "The server remembers this conversation; its text is not in this browser. What you write goes on from there."));
   return make("div.empty",
     make("h3", !name ? "Waiting for the server" : chat ? `Talk with ${name}` : `Write with ${name}`),
-    make("p", !name ? "" : chat && !models.taught() ? "It was taught no conversation; to go on with a text may suit it better." : chat ? "It reads each word once, and keeps what it remembers in a state of constant size." : "It goes on from any text you give it."),
+    make("p", !name ? "" : chat && !models.taught() ? "It was taught no conversation; to go on with a text may suit it better." : chat ? "It reads each word once: what came before is in its state." : "It goes on from any text you give it."),
     name ? make("p.first", ...first.map(suggest)) : null);
 }
 
