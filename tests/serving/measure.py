@@ -32,7 +32,7 @@ def opened(path: str) -> Served:
 
 
 def paired(candidates: dict[str, Callable[[], float]], turns: int) -> None:
-    """Prints each one's median, and that of its ratios to the first, turn by turn. A turn before them is not counted."""
+    """Prints each one's median, and that of its ratios to the first, turn by turn. The first turn is left out."""
     taken: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(turns + 1):
         for name, run in candidates.items():
