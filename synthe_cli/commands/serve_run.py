@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 import time
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 SHORTEST_KEY = 16
+SHORT = 1024  # tokens
 UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
@@ -209,7 +211,7 @@ def tell(asked: Asked, server: Server, engine: Engine) -> None:
             "name": name,
             "path": str(served.path),
             "parameters": served.model.parameter_count(),
-            "state_bytes_per_sequence": served.state_bytes,
+            "state_bytes_per_sequence": served.bytes_at(asked.max_prompt + asked.max_tokens),
             "adapters": sorted(served.adapters),
         }
         for name, served in engine.models.items()
@@ -222,23 +224,36 @@ def tell(asked: Asked, server: Server, engine: Engine) -> None:
     for line in described(asked, engine, status):
         say(line)
     say(f"ready at {server.url}  (Ctrl-C ends it)")
-    if asked.browser and not webbrowser.open(server.url):
-        say("no browser was found: open that address yourself")
+    if asked.browser and not (has_screen() and webbrowser.open(server.url)):
+        say("there is no browser here: open that address yourself")
+
+
+def state_of(served: Served, longest: int) -> str:
+    """What one text takes, beside the weights."""
+    longest = min(longest, served.limit or longest)
+    short, most = served.bytes_at(SHORT), served.bytes_at(longest)
+    if short == most:
+        return f"{figures.size(most)} of state a text"
+    return f"{figures.size(short)} of state a text at {SHORT:,} tokens, {figures.size(most)} at {longest:,}"
+
+
+def has_screen() -> bool:
+    """Whether a browser would have a window, rather than this terminal."""
+    return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def described(asked: Asked, engine: Engine, status: dict[str, Any]) -> list[str]:
     lines = []
     for name, served in engine.models.items():
         facts = [f"{figures.count(served.model.parameter_count())} parameters"]
-        facts.append(f"{figures.size(served.state_bytes)} of state a text")
+        facts.append(state_of(served, asked.max_prompt + asked.max_tokens))
         if served.tokenizer.chat_template is None:
             facts.append("no chat template: asked in lines of `User:`, `Assistant:`")
         lines.append(f"{name}  {'  '.join(facts)}")
         lines += [f"{name}:{adapter}  an adapter" for adapter in sorted(served.adapters)]
-    most = max(served.state_bytes for served in engine.models.values())
     lines.append(
-        f"{asked.max_batch} texts at a time (at most {figures.size(asked.max_batch * most)} of state), "
-        f"{asked.max_waiting} may wait, {asked.cache} for earlier prompts"
+        f"{status['max_batch']} texts at a time, in {figures.size(status['state_bytes_limit'])} of state at most; "
+        f"{status['max_waiting']} more may wait; {figures.size(status['cache']['limit'])} for earlier prompts"
     )
     if not asked.api_key_file and asked.insecure:
         lines.append("warning: everybody who reaches this address may ask")

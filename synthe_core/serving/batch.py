@@ -12,9 +12,8 @@ from synthe_core import state as states
 from synthe_core.serving.live import Live
 from synthe_core.serving.served import Passed, Served
 
-GRAIN = 16
-"""Slots come in multiples of this: numbers in a vector of the widest processors. A row's arithmetic is then the same
-whatever is in the slots beside it; with other counts the last rows would be computed by other instructions."""
+SPARE = 4
+"""One slot in so many may be free: closing the gap at every leaving would copy everybody's state each time."""
 
 
 class Batch:
@@ -34,9 +33,8 @@ class Batch:
     def join(self, rows: Sequence[Live]) -> None:
         """Gives each of `rows` a slot, and the state that it has read so far."""
         free = [slot for slot, row in enumerate(self.slots) if row is None]
-        lacking = len(rows) - len(free)
-        if lacking > 0:
-            more = -(-lacking // GRAIN) * GRAIN
+        more = len(rows) - len(free)
+        if more > 0:
             free += range(len(self.slots), len(self.slots) + more)
             fresh = self.served.model.init_state(more)
             self.state = fresh if self.state is None else states.join([self.state, fresh])
@@ -53,18 +51,15 @@ class Batch:
         return states.take(self.state, torch.tensor([self.slots.index(row)], device=self.device))
 
     def leave(self, rows: Sequence[Live]) -> None:
-        """Frees the slots of `rows`; where a whole grain of them is free, the state shrinks."""
+        """Frees the slots of `rows`; where too many are free, the state shrinks to those that are not."""
         for row in rows:
             self.slots[self.slots.index(row)] = None
         live = [slot for slot, row in enumerate(self.slots) if row is not None]
-        size = -(-len(live) // GRAIN) * GRAIN
-        if size == 0:
+        if not live:
             self.slots, self.state = [], None
-        elif size < len(self.slots):
-            free = [slot for slot, row in enumerate(self.slots) if row is None]
-            kept = live + free[: size - len(live)]
-            self.state = states.take(self.state, torch.tensor(kept, device=self.device))
-            self.slots = [self.slots[slot] for slot in kept]
+        elif SPARE * (len(self.slots) - len(live)) > len(self.slots):
+            self.state = states.take(self.state, torch.tensor(live, device=self.device))
+            self.slots = [self.slots[slot] for slot in live]
             self._trim()
 
     def step(self) -> tuple[Passed, Tensor]:

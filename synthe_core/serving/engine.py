@@ -14,19 +14,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from synthe_core.adapters.low_rank import Adapter
-from synthe_core.errors import InputError, closest
+from synthe_core.errors import InputError
 from synthe_core.generation import Row
 from synthe_core.introspection.report import Report, examine_tokens
 from synthe_core.model.session import Session
+from synthe_core.serving import steady
 from synthe_core.serving.admission import SHARE, Admission, free_memory
+from synthe_core.serving.catalogue import Catalogue, Found
 from synthe_core.serving.checks import check, check_tokens, in_a_line
 from synthe_core.serving.constraint import Constraint
 from synthe_core.serving.figures import Figures
 from synthe_core.serving.lane import Lane
 from synthe_core.serving.live import Live, Ticket
-from synthe_core.serving.request import Busy, Event, Finished, NoSuch, Reason, Request
-from synthe_core.serving.served import Prints, Served
+from synthe_core.serving.request import Busy, Event, Finished, Reason, Request
+from synthe_core.serving.served import Served
 from synthe_core.serving.session_store import SessionStore
 from synthe_core.serving.snapshots import Snapshots
 
@@ -59,17 +60,15 @@ class Engine:
         cache_dir: Path | None = None,
         sessions: Path | None = None,
     ) -> None:
-        self.models: Mapping[str, Served] = {served.name: served for served in models}
+        steady.ask()
+        self.catalogue = Catalogue(models)
+        self.models: Mapping[str, Served] = self.catalogue.models
         self.max_batch = max_batch
         self.sessions = SessionStore(sessions, cache_bytes)
         self.figures = Figures()
         self.snapshots = Snapshots(cache_bytes, cache_dir)
         memory = state_bytes if state_bytes is not None else int(SHARE * free_memory())
         self.admission = Admission(max_batch, max_waiting, memory)
-        self._prints: dict[tuple[str, str | None], tuple[Adapter | None, Prints]] = {}
-        for served in models:
-            for adapter in (None, *served.adapters):
-                self._identify(served, adapter)
         self._arriving: queue.SimpleQueue[Ticket | Callable[[], None] | None] = queue.SimpleQueue()
         self._count_lock = threading.Lock()
         self._unstarted = 0  # submitted, and not let in
@@ -91,19 +90,12 @@ class Engine:
 
     def find(self, name: str) -> tuple[Served, str | None]:
         """The model of that name, and the adapter that it is to wear; raises NoSuch."""
-        base, _, adapter = name.partition(":")
-        if base not in self.models or (adapter and adapter not in self.models[base].adapters):
-            names = [*self.models, *(f"{m}:{a}" for m, served in self.models.items() for a in list(served.adapters))]
-            near = closest(name, names)
-            raise NoSuch(
-                f"no such model: {name[:100]}",
-                f"did you mean '{near}'?" if near else f"served here: {', '.join(names)}",
-            )
-        return self.models[base], adapter or None
+        found = self.catalogue.find(name)
+        return found.served, found.name
 
     def submit(self, request: Request, deliver: Callable[[Event], None] | None = None) -> Ticket:
         """Begins a request. Raises NoSuch, InputError for what cannot be asked, Busy where there is no room."""
-        served, adapter = self.find(request.model)
+        served, _, _, prints = self.catalogue.find(request.model)
         check(request, served)
         if self._closing is not None:
             raise Busy("the server is stopping", 5.0)
@@ -112,7 +104,7 @@ class Engine:
         if request.schema is not None:
             Constraint(served.tokenizer, served.vocab, request.schema)  # says what is wrong with it, here
         if request.session is not None:
-            self.sessions.claim(request.session, self._prints[served.name, adapter][1].weights)
+            self.sessions.claim(request.session, prints.weights)
         ticket = Ticket(request, deliver)
         ticket.wake = lambda: self._arriving.put(_nothing)
         with self._count_lock:
@@ -140,20 +132,20 @@ class Engine:
 
     def embed(self, model: str, texts: Sequence[Sequence[int]]) -> Tensor:
         """float32 [N, D]: the mean over each text's tokens of the last block's output, after the norm."""
-        served, adapter = self.find(model)
+        served, _, adapter, _ = self.catalogue.find(model)
         for text in texts:
             check_tokens(text, served)
 
         def read(text: Sequence[int]) -> Tensor:
             tokens = torch.tensor([list(text)], device=served.model.embedding.weight.device)
-            with served.ready(served.adapters[adapter] if adapter else None):
+            with served.ready(adapter):
                 return served.read(tokens, None).hidden.float().mean(1)
 
         return torch.cat([self.call(lambda text=text: read(text)).result() for text in texts])  # type: ignore[misc]
 
     def introspect(self, model: str, tokens: Sequence[int] | None = None) -> Report:
         """What the model does with `tokens`; without them, with those of the last request to it."""
-        served, adapter = self.find(model)
+        served, _, adapter, _ = self.catalogue.find(model)
         if tokens is None:
             tokens = self._last.get(model, ())
             if not tokens:
@@ -161,7 +153,7 @@ class Engine:
         check_tokens(tokens, served)
 
         def look() -> Report:
-            with served.ready(served.adapters[adapter] if adapter else None):
+            with served.ready(adapter):
                 return examine_tokens(served.model, served.tokenizer, list(tokens), name=model)
 
         return self.call(look).result()
@@ -174,7 +166,7 @@ class Engine:
 
         def load() -> None:
             served.load_adapter(name, path)
-            self._identify(served, name)
+            self.catalogue.identify(served, name)
 
         self.call(load).result()
 
@@ -183,35 +175,24 @@ class Engine:
         served, _ = self.find(f"{model}:{name}")
 
         def unload() -> None:
-            served.adapters.pop(name, None)
-            _, prints = self._prints.pop((served.name, name))
-            self.snapshots.forget(prints.weights)
+            self.snapshots.forget(self.catalogue.remove(served, name).prints.weights)
 
         self.call(unload).result()
 
     def status(self) -> dict[str, Any]:
         """What is going on, for people and for Prometheus."""
-        waiting, snapshots = self._unstarted, self.snapshots
         return {
             "live": len(self._live),
-            "waiting": waiting,
+            "waiting": self._unstarted,
             "max_batch": self.max_batch,
             "max_waiting": self.admission.waiting,
             **self.figures.told(),
-            "state_bytes_per_sequence": {name: served.bytes_at(1 << 17) for name, served in self.models.items()},
+            "exact": steady.holds(),
+            "state_bytes_per_sequence": {name: served.bytes_at(LONGEST) for name, served in self.models.items()},
             "state_bytes": self.admission.taken,
             "state_bytes_limit": self.admission.memory,
             "sessions": len(self.sessions.list()),
-            "cache": {
-                "entries": len(snapshots),
-                "bytes": snapshots.bytes,
-                "limit": snapshots.limit,
-                "spilled": snapshots.spilled,
-                "spilled_bytes": snapshots.spilled_bytes,
-                "hits": snapshots.hits,
-                "misses": snapshots.misses,
-                "tokens_saved": snapshots.tokens_saved,
-            },
+            "cache": self.snapshots.told(),
         }
 
     def close(self, deadline: float = 10.0) -> None:
@@ -265,12 +246,12 @@ class Engine:
         while self._waiting:
             ticket = self._waiting[0]
             try:
-                served, adapter = self.find(ticket.request.model)
-                row = self._row(ticket, served, adapter)
+                found = self.catalogue.find(ticket.request.model)
+                row = self._row(ticket, found)
                 if not self.admission.fits(row.bytes, len(self._live)):
                     return
                 self._waiting.popleft()
-                lane = self._lane(served, adapter)
+                lane = self._lane(found)
                 with self._count_lock:
                     self._unstarted -= 1
                 self.admission.enter(row.bytes)
@@ -280,16 +261,15 @@ class Engine:
                 self._refuse(ticket, "failed", in_a_line(error))
                 continue
             try:
-                with served.ready(lane.adapter):
+                with lane.served.ready(lane.adapter):
                     lane.begin(row)
             except Exception as error:
                 self._fail([row], error)
 
-    def _row(self, ticket: Ticket, served: Served, adapter: str | None) -> Live:
-        request = ticket.request
-        session = None
+    def _row(self, ticket: Ticket, found: Found) -> Live:
+        request, served, session = ticket.request, found.served, None
         if request.session is not None:
-            with served.ready(served.adapters[adapter] if adapter else None):
+            with served.ready(found.adapter):
                 session = self.sessions.open(request.session, served.model)
         tokens = list(request.prompt)
         row = Live(ticket, tokens, Row(served.tokenizer.decoder(), request.stop), began=time.monotonic())
@@ -305,11 +285,10 @@ class Engine:
         row.bytes = served.bytes_at(min(LONGEST, row.base + len(tokens) + request.count))
         return row
 
-    def _lane(self, served: Served, adapter: str | None) -> Lane:
-        worn, prints = self._prints[served.name, adapter]
-        key = f"{served.name} {prints.weights}"
+    def _lane(self, found: Found) -> Lane:
+        key = f"{found.served.name} {found.prints.weights}"
         if key not in self._lanes:
-            self._lanes[key] = Lane(served, worn, prints, self.snapshots, self._emit, self._finish)
+            self._lanes[key] = Lane(found.served, found.adapter, found.prints, self.snapshots, self._emit, self._finish)
         return self._lanes[key]
 
     def _turn(self, lane: Lane) -> None:
@@ -332,18 +311,14 @@ class Engine:
 
     def _finish(self, row: Live, reason: Reason, state: Any) -> None:
         """A row's end: its session is saved first, by another thread, and then its caller is told."""
-        if self._live.pop(row, None) is None:
+        lane = self._live.pop(row, None)
+        if lane is None:
             return
         self.admission.leave(row.bytes, time.monotonic() - row.began)
         self._last[row.request.model] = [*row.tokens, *row.written]
         self.figures.cached_tokens += row.cached
         session = row.request.session
         if session is None or state is None:
-            self._end(row, reason)
-            return
-        served, adapter = self.models[row.request.model.partition(":")[0]], row.request.model.partition(":")[2] or None
-        prints = self._prints.get((served.name, adapter))
-        if prints is None:  # the adapter was unloaded meanwhile: nobody could go on from it
             self._end(row, reason)
             return
         kept = Session(state, torch.tensor([row.pending]))
@@ -353,7 +328,7 @@ class Engine:
             message = ""
             try:
                 with torch.inference_mode():
-                    self.sessions.save(session, row.request.model, prints[1].weights, prints[1].shape, kept)
+                    self.sessions.save(session, row.request.model, lane.prints.weights, lane.prints.shape, kept)
             except Exception as error:
                 message = in_a_line(error)
             self._arriving.put(lambda: self._end(row, "failed" if message else reason, message))
@@ -412,11 +387,6 @@ class Engine:
                 self._refuse(arrived, "shutdown")
             elif arrived is not None:
                 arrived()
-
-    def _identify(self, served: Served, adapter: str | None) -> None:
-        worn = served.adapters[adapter] if adapter else None
-        with torch.inference_mode():
-            self._prints[served.name, adapter] = worn, served.prints(worn)
 
     def _room(self) -> int:
         return max(0, self.max_batch - len(self._live))

@@ -21,6 +21,7 @@ from synthe_core.kernel_tuning import preferred
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
 from synthe_core.ops.dispatch import prefer_kernels, use_kernels
+from synthe_core.serving.steady import Steady
 
 
 class Passed(NamedTuple):
@@ -87,7 +88,7 @@ class Served:
     @contextmanager
     def ready(self, adapter: Adapter | None) -> Iterator[None]:
         """Within the block passes run as they should: with the adapter on, and the kernels of the recipe."""
-        with use_kernels(**self.kernels), prefer_kernels(**self.preferred):
+        with use_kernels(**self.kernels), prefer_kernels(**self.preferred), Steady():
             if adapter is None:
                 yield
             else:

@@ -81,12 +81,18 @@ class Snapshots:
             for old in folder.glob(f"*{SUFFIX}*"):
                 old.unlink(missing_ok=True)
 
-    def __len__(self) -> int:
-        return len(self._held)
-
-    @property
-    def spilled(self) -> int:
-        return len(self._spilled)
+    def told(self) -> dict[str, int]:
+        """What there is of them, by name."""
+        return {
+            "entries": len(self._held),
+            "bytes": self.bytes,
+            "limit": self.limit,
+            "spilled": len(self._spilled),
+            "spilled_bytes": self.spilled_bytes,
+            "hits": self.hits,
+            "misses": self.misses,
+            "tokens_saved": self.tokens_saved,
+        }
 
     def keep(self, snapshot: Snapshot) -> None:
         """Keeps a snapshot, which nobody may write to from now on."""

@@ -184,6 +184,7 @@ def test_up_opens_the_dashboard(synthe: Run, checkpoint: Path, monkeypatch: pyte
         return True
 
     monkeypatch.setattr(serve_run.webbrowser, "open", open_browser)
+    monkeypatch.setenv("DISPLAY", ":0")
     done = synthe("up", checkpoint, "--port", 0)
     assert done.exit_code == 0, done.stderr
     assert opened and opened[0].startswith("http://127.0.0.1:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
@@ -18,6 +19,7 @@ def _wholes(value: Any) -> Any:
     return [_whole(each) for each in value] if isinstance(value, list) else value
 
 
+LONGEST_SCHEMA = 50_000
 Int = Annotated[int, BeforeValidator(_whole)]
 Text = Annotated[str, StringConstraints(max_length=1000)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
@@ -109,8 +111,14 @@ class Message(Body):
 class Schema(Body):
     name: Text | None = None
     description: str | None = None
-    schema_: dict[str, Any] = Field({}, alias="schema")
+    schema_: dict[str, Any] = Field({}, alias="schema", description=f"in no more than {LONGEST_SCHEMA:,} characters")
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _short(self) -> Self:
+        if len(json.dumps(self.schema_)) > LONGEST_SCHEMA:
+            raise ValueError(f"response_format: the schema has more than {LONGEST_SCHEMA:,} characters")
+        return self
 
 
 class AsText(Body):

@@ -59,12 +59,12 @@ async def encoded(api: Api, served: Served, text: str, *, plain: bool = False) -
 async def completion(api: Api, served: Served, prompt: str | Sequence[int], *, goes_on: bool = False) -> Prompt:
     """The prompt of a completion: a text begins a document, unless it goes on from a session."""
     if not isinstance(prompt, str):
-        return Prompt(_fitting(api, served, prompt))
+        return Prompt(_fitting(api, prompt))
     tokens = await encoded(api, served, prompt)
     if not goes_on:
         begin = served.tokenizer.begin
         tokens = ([] if begin is None else [begin]) + tokens or [served.tokenizer.end]
-    return Prompt(_fitting(api, served, tokens), prompt)
+    return Prompt(_fitting(api, tokens), prompt)
 
 
 async def conversation(
@@ -85,7 +85,7 @@ async def conversation(
     begin = tokenizer.begin
     if session is None and begin is not None and tokens[:1] != [begin]:
         tokens = [begin, *tokens]
-    return Prompt(_fitting(api, served, tokens), text, (PLAIN_STOP,) if plain else ())
+    return Prompt(_fitting(api, tokens), text, (PLAIN_STOP,) if plain else ())
 
 
 def _role(message: Message) -> str:
@@ -111,11 +111,9 @@ def _continuation(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], tail
     return rest[shared:]
 
 
-def _fitting(api: Api, served: Served, tokens: Sequence[int]) -> tuple[int, ...]:
+def _fitting(api: Api, tokens: Sequence[int]) -> tuple[int, ...]:
     if len(tokens) > api.settings.max_prompt:
         raise _too_long(api)
-    if tokens and max(tokens) >= served.model.vocab:
-        raise Refusal(400, f"there is no token {max(tokens)}: the model knows {served.model.vocab}", param="prompt")
     return tuple(tokens)
 
 

@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,6 +27,7 @@ from synthe_core.serving.api.settings import Settings
 from synthe_core.serving.engine import Engine
 
 BACKLOG = 2048
+THREADS = 32  # for what must not hold up the others; most of them wait for the engine
 TO_SAY_GOODBYE = 5.0
 """Seconds that answers have to reach their clients, after the engine has ended."""
 
@@ -88,7 +90,11 @@ class Server:
         self._thread.join(2 * TO_SAY_GOODBYE)
 
     def _serve(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._socket]))
+        asyncio.run(self._answer())
+
+    async def _answer(self) -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "aside"))
+        await self._server.serve(sockets=[self._socket])
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -141,10 +147,12 @@ def is_loopback(host: str) -> bool:
 
 
 def patient(timeout: float) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, which hangs up where the beginning of a request does not come within `timeout` seconds."""
+    """uvicorn's protocol, which hangs up where the beginning of a request does not come within `timeout` seconds, or
+    nothing of an answer is read in as long."""
 
     class Patient(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
+        _unread = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -160,6 +168,16 @@ def patient(timeout: float) -> type[asyncio.Protocol]:
                 self._stop_timer()  # a request has come; its body has a time of its own
             elif self._timer is None and not self.transport.is_closing():
                 self._timer = self.loop.call_later(timeout, self._late)
+
+        def timeout_keep_alive_handler(self) -> None:
+            unread, self._unread = self._unread, self.transport.get_write_buffer_size()
+            if self._unread and self._unread == unread:
+                self.transport.abort()
+            elif self._unread:
+                handler = self.timeout_keep_alive_handler
+                self.timeout_keep_alive_task = self.loop.call_later(timeout, handler)
+            else:
+                super().timeout_keep_alive_handler()
 
         def _late(self) -> None:
             self._timer = None

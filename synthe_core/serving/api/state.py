@@ -41,7 +41,7 @@ def _model(api: Api, name: str) -> dict[str, Any]:
         "max_model_len": api.longest(served),
         "synthe": {
             "parameters": served.model.parameter_count(),
-            "state_bytes_per_sequence": served.state_bytes,
+            "state_bytes_per_sequence": served.bytes_at(api.longest(served)),
             "vocab": served.model.vocab,
             "digest": served.digest,
             "chat_template": served.tokenizer.chat_template is not None,

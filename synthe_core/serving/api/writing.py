@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Self
 
 from pydantic import ValidationError
@@ -176,11 +177,9 @@ class Work:
             raise Refusal(503, "the server is shutting down", headers={"Retry-After": "5"})
         try:
             for index, request in enumerate(self.requests):
-                if request.schema is None:
-                    self.tickets.append(self.api.engine.submit(request, self._deliverer(index)))
-                else:  # a schema is compiled first
-                    submit = self.api.engine.submit
-                    self.tickets.append(await asyncio.to_thread(submit, request, self._deliverer(index)))
+                submit = partial(self.api.engine.submit, request, self._deliverer(index))
+                ticket = submit() if request.schema is None else await self.api.in_thread(submit)  # it is compiled
+                self.tickets.append(ticket)
         except BaseException as error:
             self.cancel()
             raise refusal(error) if isinstance(error, SyntheError) else error from None

@@ -26,7 +26,7 @@ class Scripted:
                 digest="d" * 64,
                 adapters={},
                 created=0,
-                state_bytes=8,
+                bytes_at=lambda length: 8,
                 limit=None,
             )
         }

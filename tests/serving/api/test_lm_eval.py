@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's `local-completions` against the server, and `synthe eval lm` on the checkpoint: one answer."""
+"""lm-evaluation-harness asking the server, and `synthe eval lm` on the checkpoint: every answer is the same."""
 
 from __future__ import annotations
 
