@@ -63,6 +63,9 @@ class Asked:
 def run(asked: Asked) -> int | None:
     """Serves until a signal comes, and gives its number. What can be wrong is found before anything is loaded."""
     named = names(asked.models)
+    from synthe_core.serving import steady
+
+    steady.ask()  # before anything is computed
     settings = settings_of(asked)
     adapters = [adapter_of(text, named) for text in asked.adapter]
     cache = size(asked.cache, "--cache")

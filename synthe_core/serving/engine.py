@@ -196,9 +196,13 @@ class Engine:
         }
 
     def close(self, deadline: float = 10.0) -> None:
-        """Lets what is being written end within `deadline` seconds, cuts off the rest, saves sessions, and stops."""
-        if self._closing is None:
-            self._closing = time.monotonic() + deadline
+        """Lets what is being written end within `deadline` seconds, cuts off the rest, saves sessions, and stops.
+
+        Called again it may shorten the time.
+        """
+        end = time.monotonic() + deadline
+        if self._closing is None or end < self._closing:
+            self._closing = end
             self._arriving.put(None)
         self._thread.join()
         self._saver.shutdown(wait=True)

@@ -167,7 +167,16 @@ def test_a_server_from_start_to_end(checkpoint: Path, tmp_path: Path) -> None:
     assert any(line.startswith("small  ") and "parameters" in line and "state" in line for line in lines_said)
     assert any(line.startswith(f"ready at {ready['url']}") for line in lines_said)
     assert not any("prompt:" in line for line in lines_said)
-    with serving(f"small={checkpoint}", "--sessions", sessions) as (process, ready):  # and it is there again
+
+
+@pytest.mark.slow
+def test_conversations_outlast_a_server_that_is_killed(checkpoint: Path, tmp_path: Path) -> None:
+    sessions = tmp_path / "chats"
+    with serving(f"small={checkpoint}", "--sessions", sessions) as (process, ready):
+        body = {"model": "small", "prompt": "x", "max_tokens": 4, "session": "talk"}
+        assert httpx.post(f"{ready['url']}/v1/completions", json=body, timeout=60).status_code == 200
+        process.kill()
+    with serving(f"small={checkpoint}", "--sessions", sessions) as (process, ready):
         kept = httpx.get(f"{ready['url']}/api/sessions").json()["data"]
         assert [(each["id"], each["saved"]) for each in kept] == [("talk", True)]
         process.send_signal(signal.SIGINT)
