@@ -27,7 +27,7 @@ def tokenizer_of(published: Published, vocab: int) -> Generator[Event, None, Tok
     begin = _begin(inner, options)
     found = FileTokenizer(inner, str(path), begin=begin, end=end) if begin or end else plain
     found.chat_template = _chat_template(published, options)
-    found.stops = frozenset(inner.token_to_id(name) for name in ends[1:])
+    found.stops = frozenset(i for name in ends[1:] if (i := inner.token_to_id(name)) is not None)
     if len(ends) > 1:
         yield Notice(f"the model may also end with {', '.join(ends[1:])}; here only {ends[0]} ends a text")
     if found.end >= vocab:

@@ -32,7 +32,7 @@ def opened(path: str) -> Served:
 
 
 def paired(candidates: dict[str, Callable[[], float]], turns: int) -> None:
-    """Prints each one's median, and that of its ratios to the first, turn by turn. One turn ahead of them does not count."""
+    """Prints each one's median, and that of its ratios to the first, turn by turn. The first turn is left out."""
     taken: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(turns + 1):
         for name, run in candidates.items():
@@ -135,6 +135,7 @@ def turns(ours: str, count: int = 20, read: int = 64, write: int = 32) -> None:
 
 
 if __name__ == "__main__":
-    part, *arguments = sys.argv[1:]
+    part, *given = sys.argv[1:]
     torch.set_num_threads(2)
-    {"throughput": throughput, "decode": decode, "turns": turns}[part](*arguments)
+    arguments = [int(each) if each.isdigit() else each for each in given]
+    {"throughput": throughput, "decode": decode, "turns": turns}[part](*arguments)  # type: ignore[operator]
