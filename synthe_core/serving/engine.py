@@ -71,8 +71,7 @@ class Engine:
         self.admission = Admission(max_batch, max_waiting, memory)
         self._arriving: queue.SimpleQueue[Ticket | Callable[[], None] | None] = queue.SimpleQueue()
         self._count_lock = threading.Lock()
-        self._unstarted = 0  # submitted, and not let in
-        self._waiting: deque[Ticket] = deque()
+        self._unstarted, self._waiting = 0, deque[Ticket]()  # submitted and not let in; of those, taken in
         self._live: dict[Live, Lane] = {}
         self._saving: set[Live] = set()
         self._lanes: dict[str, Lane] = {}
@@ -100,7 +99,8 @@ class Engine:
         if self._closing is not None:
             raise Busy("the server is stopping", 5.0)
         length = len(request.prompt) + request.count
-        self.admission.check(served.bytes_at(min(length, LONGEST)), self._unstarted - self._room())
+        ahead = self._unstarted - max(0, self.max_batch - len(self._live))
+        self.admission.check(served.bytes_at(min(length, LONGEST)), ahead)
         if request.schema is not None:
             Constraint(served.tokenizer, served.vocab, request.schema)  # says what is wrong with it, here
         if request.session is not None:
@@ -296,7 +296,7 @@ class Engine:
         key = f"{found.served.name} {found.prints.weights}"
         if key not in self._lanes:
             self._lanes[key] = Lane(
-                found.served, found.adapter, found.prints, self.snapshots, self.figures, self._emit, self._finish
+                found.served, found.adapter, found.prints, self.snapshots, self.figures, _emit, self._finish
             )
         return self._lanes[key]
 
@@ -312,9 +312,6 @@ class Engine:
                 self._fail([row for row in rows if row in self._live or row in gone], error)
         if not lane.rows:
             self._lanes = {key: other for key, other in self._lanes.items() if other is not lane}
-
-    def _emit(self, row: Live, event: Event) -> None:
-        row.ticket.deliver(event)
 
     def _finish(self, row: Live, reason: Reason, state: Any) -> None:
         """A row's end: its session is saved first, by another thread, and then its caller is told."""
@@ -395,8 +392,9 @@ class Engine:
             elif arrived is not None:
                 arrived()
 
-    def _room(self) -> int:
-        return max(0, self.max_batch - len(self._live))
+
+def _emit(row: Live, event: Event) -> None:
+    row.ticket.deliver(event)
 
 
 def _nothing() -> None:
