@@ -293,11 +293,9 @@ class Engine:
         return row
 
     def _lane(self, found: Found) -> Lane:
-        key = f"{found.served.name} {found.prints.weights}"
+        key, told = f"{found.served.name} {found.prints.weights}", (self.figures, _emit, self._finish)
         if key not in self._lanes:
-            self._lanes[key] = Lane(
-                found.served, found.adapter, found.prints, self.snapshots, self.figures, _emit, self._finish
-            )
+            self._lanes[key] = Lane(found.served, found.adapter, found.prints, self.snapshots, *told)
         return self._lanes[key]
 
     def _turn(self, lane: Lane) -> None:
