@@ -17,3 +17,8 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The README's commands take minutes and are one test: with several workers it comes first, not alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
