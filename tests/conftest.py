@@ -20,5 +20,5 @@ def two_threads():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The README's commands take minutes and are one test: with several workers it comes first, not alone at the end."""
+    """The README's commands take minutes and are one test: with several workers it comes first, not last."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")
