@@ -6,7 +6,8 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -168,6 +169,7 @@ class Work:
         echoes = self.echoes or [None] * len(self.requests)
         self.choices = [Choice(i, self.tokenizer, echo) for i, echo in enumerate(echoes)]
         self.tokens: list[list[int]] = [[] for _ in self.requests]
+        self._given_up = False
         self._begun = time.monotonic()
         self._last = [0.0] * len(self.requests)
 
@@ -177,22 +179,27 @@ class Work:
             raise Refusal(503, "the server is shutting down", headers={"Retry-After": "5"})
         try:
             for index, request in enumerate(self.requests):
-                submit = partial(self.api.engine.submit, request, self._deliverer(index))
-                ticket = submit() if request.schema is None else await self.api.in_thread(submit)  # it is compiled
-                self.tickets.append(ticket)
+                submit = partial(self._submit, index)
+                if request.schema is None:
+                    submit()
+                else:
+                    await self.api.in_thread(submit)  # which compiles it
         except BaseException as error:
             self.cancel()
             raise refusal(error) if isinstance(error, SyntheError) else error from None
         return self
 
-    def _deliverer(self, index: int) -> Callable[[Event], None]:
+    def _submit(self, index: int) -> None:
+        """From any thread: who hangs up meanwhile leaves nothing behind."""
+        ticket = self.api.engine.submit(self.requests[index], partial(self._deliver, index))
+        self.tickets.append(ticket)
+        if self._given_up:
+            ticket.cancel()
+
+    def _deliver(self, index: int, event: Event) -> None:
         """Takes an event from the engine's thread into the queue."""
-
-        def deliver(event: Event) -> None:
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
-
-        return deliver
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
     def __enter__(self) -> Self:
         return self
@@ -201,6 +208,7 @@ class Work:
         self.cancel()
 
     def cancel(self) -> None:
+        self._given_up = True
         for ticket, choice in zip(self.tickets, self.choices, strict=False):
             if choice.usage is None:
                 ticket.cancel()
