@@ -121,6 +121,9 @@ class Engine:
             if not future.set_running_or_notify_cancel():
                 return
             try:
+                for served in self.models.values():
+                    with served.ready(None):
+                        pass  # without an adapter, as `work` expects it
                 future.set_result(work())
             except BaseException as error:  # it belongs to whoever waits
                 future.set_exception(error)
@@ -292,21 +295,21 @@ class Engine:
     def _lane(self, found: Found) -> Lane:
         key = f"{found.served.name} {found.prints.weights}"
         if key not in self._lanes:
-            self._lanes[key] = Lane(found.served, found.adapter, found.prints, self.snapshots, self._emit, self._finish)
+            self._lanes[key] = Lane(
+                found.served, found.adapter, found.prints, self.snapshots, self.figures, self._emit, self._finish
+            )
         return self._lanes[key]
 
     def _turn(self, lane: Lane) -> None:
         """One lane's share of a step: a chunk of prompts, and a token of every row that writes."""
-        before = lane.read_tokens
         for work in (lambda: lane.read(BUDGET), lane.write):
             rows = lane.rows
             try:
                 with lane.served.ready(lane.adapter):
-                    self.figures.wrote(work() or 0)
+                    work()
             except Exception as error:
                 gone = lane.abandon()
                 self._fail([row for row in rows if row in self._live or row in gone], error)
-        self.figures.prompt_tokens += lane.read_tokens - before
         if not lane.rows:
             self._lanes = {key: other for key, other in self._lanes.items() if other is not lane}
 

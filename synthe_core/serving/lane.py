@@ -11,18 +11,19 @@ from torch import Tensor
 from synthe_core import state as states
 from synthe_core.adapters.low_rank import Adapter
 from synthe_core.serving.batch import Batch
+from synthe_core.serving.figures import Figures
 from synthe_core.serving.live import Live
 from synthe_core.serving.request import Event, Reason, Started
 from synthe_core.serving.served import Passed, Prints, Served
-from synthe_core.serving.snapshots import Snapshot, Snapshots
+from synthe_core.serving.snapshots import EXACT, Snapshot, Snapshots
 from synthe_core.serving.writer import advance, prepare, tell
 
 CHUNK = 256
 """Prompts are cut at multiples of this, counted from the text's beginning: never by what else is going on."""
 SHAPES = (16, 32, 48, 64, 96, 128, 192, 256)
 """Chunks are padded to the next of these, and read together with others of the same."""
-SPARSE = 1024
-"""Places at whose multiples a state is kept of long texts, as a conversation may fork there."""
+PLACE = EXACT
+"""The last pass over a prompt begins at a multiple of this."""
 LOGITS = 1 << 24  # held at a time, of prompts whose tokens are told
 
 
@@ -35,15 +36,15 @@ class Lane:
         adapter: Adapter | None,
         prints: Prints,
         snapshots: Snapshots,
+        figures: Figures,
         emit: Callable[[Live, Event], None],
         finish: Callable[[Live, Reason, object], None],
     ) -> None:
         self.served, self.adapter, self.prints = served, adapter, prints
-        self.snapshots, self.emit, self.finish = snapshots, emit, finish
+        self.snapshots, self.figures, self.emit, self.finish = snapshots, figures, emit, finish
         self.device = served.model.embedding.weight.device
         self.reading: deque[Live] = deque()
         self.batch = Batch(served, self.device)
-        self.read_tokens = 0
 
     @property
     def rows(self) -> list[Live]:
@@ -51,11 +52,12 @@ class Lane:
 
     def begin(self, row: Live) -> None:
         """Takes a row in, from the longest snapshot of its beginning."""
-        prepare(row, self.served.vocab, self.device)
-        row.cached = row.base
-        if row.base == 0 and row.state is None and not row.request.told:
+        if row.generator is None:
+            prepare(row, self.served.vocab, self.device)
+        row.cached = max(row.cached, row.base)
+        if row.base == 0 and not row.request.told:
             found = self.snapshots.longest(self.prints.weights, row.tokens[: row.end])
-            if found is not None:
+            if found is not None and found.length > row.at:
                 row.state, row.at, row.cached = found.state, found.length, found.length
                 if row.at == row.end and row.request.count and found.logits is not None:
                     self._written([row], found.logits, found.confidence)
@@ -67,6 +69,10 @@ class Lane:
 
     def read(self, budget: int) -> None:
         """One pass over chunks of prompts, the longest waiting first: at most `budget` tokens, padding included."""
+        for row in [row for row in self.reading if row.follows]:
+            self.reading.remove(row)
+            row.follows = False
+            self.begin(row)
         if not self.reading:
             return
         rows, shape = self._next(budget)
@@ -78,7 +84,7 @@ class Lane:
         state = states.join(fresh) if len(fresh) > 1 else fresh[0]
         lengths = torch.tensor(spans, device=self.device)
         passed = self.served.read(tokens.to(self.device), state, lengths)
-        self.read_tokens += sum(spans)
+        self.figures.prompt_tokens += sum(spans)
         ended = []
         for index, (row, span) in enumerate(zip(rows, spans, strict=True)):
             if row.request.told:
@@ -88,18 +94,18 @@ class Lane:
             self.reading.remove(row)
             if row.at < row.end:
                 self.reading.append(row)
-                if row.position % SPARSE == 0:
+                if _is_place(row):
                     self._keep(row, row.tokens[: row.at], row.state)
             else:
                 ended.append(index)
         if ended:
             self._read_up(rows, ended, passed, lengths)
 
-    def write(self) -> int:
-        """One more token of every row that has been read; gives how many."""
+    def write(self) -> None:
+        """One more token of every row that has been read."""
         rows = self.batch.rows
         if not rows:
-            return 0
+            return
         passed, live = self.batch.step()
         logits = self.served.logits(passed.hidden[:, 0])
         surest = logits.amax(-1) - logits.logsumexp(-1)
@@ -107,7 +113,6 @@ class Lane:
         if len(live) < len(logits):
             logits, sure = logits.index_select(0, live), sure.index_select(0, live)
         self._written(rows, logits, sure, joined=True)
-        return len(rows)
 
     def drop(self, row: Live) -> object:
         """Lets a row go, wherever it is; gives its state."""
@@ -126,12 +131,20 @@ class Lane:
         return rows
 
     def _span(self, row: Live) -> int:
-        return min(row.end - row.at, CHUNK - row.position % CHUNK)
+        """How many tokens a row reads in a pass: up to the next multiple of CHUNK, to the last one of PLACE, to the
+        end."""
+        left = row.end - row.at
+        last = left - (row.base + row.end) % PLACE
+        return min(last if last > 0 else left, CHUNK - row.position % CHUNK)
 
     def _next(self, budget: int) -> tuple[list[Live], int]:
-        """Rows to read together, and the shape of their pass."""
+        """Rows to read together, and the shape of their pass. Who asks what another asks waits for its snapshot."""
         shape, rows = 0, list[Live]()
         for row in self.reading:
+            if row.base == 0 and not row.request.told:  # several answers to one prompt: it is read once
+                row.follows = any(row.tokens == other.tokens for other in rows)
+            if row.follows:
+                continue
             own = next(size for size in SHAPES if size >= self._span(row))
             if not rows:
                 shape = own
@@ -177,6 +190,7 @@ class Lane:
         if not joined:
             for row in rows:
                 self._started(row)
+        self.figures.wrote(len(rows))
         going, leaving = [], []
         for row, event, reason in advance(rows, logits, sure, self.served.tokenizer.ends):
             self.emit(row, event)
@@ -185,7 +199,7 @@ class Lane:
                 continue
             state = self.batch.taken(row) if joined else row.state
             if joined:
-                self._keep(row, [*row.tokens, *row.written[:-1]], state)
+                self._keep(row, [*row.tokens, *row.written[:-1]], state, turn=True)
                 leaving.append(row)
             self.finish(row, reason, state)
         if leaving:
@@ -194,11 +208,17 @@ class Lane:
             self.batch.join(going)
 
     def _keep(
-        self, row: Live, tokens: Sequence[int], state: object, logits: Tensor | None = None, sure: Tensor | None = None
+        self,
+        row: Live,
+        tokens: Sequence[int],
+        state: object,
+        logits: Tensor | None = None,
+        sure: Tensor | None = None,
+        turn: bool = False,
     ) -> None:
         """Keeps what was read for whoever begins alike. What a session remembers of is not known."""
         if row.base == 0:
-            self.snapshots.keep(Snapshot(self.prints.weights, list(tokens), state, logits, sure))
+            self.snapshots.keep(Snapshot(self.prints.weights, list(tokens), state, logits, sure, turn))
 
     def _tell(self, row: Live, hidden: Tensor, span: int) -> None:
         if row.request.logprobs is None:
@@ -208,3 +228,10 @@ class Lane:
         for first in range(0, span, step):
             part = self.served.logits(hidden[first : first + step])
             tell(row, part, row.at + first, row.at + first + len(part))
+
+
+def _is_place(row: Live) -> bool:
+    """Whether a text's state is kept where its reading stands: at CHUNK times powers of two, and at the last two places
+    where it could be. A conversation may fork there, and a prompt share its beginning with another."""
+    chunks, left = row.at // CHUNK, row.end - row.at
+    return left < PLACE or (row.at % CHUNK == 0 and (chunks & (chunks - 1) == 0 or left < CHUNK))

@@ -59,7 +59,7 @@ class Live:
     tokens: what is to be read, with the token that a session left `pending` in front. base: how many tokens the session
     had read before them. at: how many of `tokens` are read. state: of one row, after those; None at the beginning, and
     once the row has a place in a batch. cached: tokens, the session's included, that need not be read.
-    pending: the newest token, written but not read. out: what the head reads after the last token read.
+    pending: the newest token, written but not read.
     """
 
     ticket: Ticket
@@ -76,6 +76,7 @@ class Live:
     constraint: Constraint | None = None
     seen: Tensor | None = None  # bool [V], what the repetition penalty applies to
     often: Tensor | None = None  # float32 [V], how often each token was written
+    follows: bool = False  # waits for another that reads the same prompt
     bytes: int = 0
     began: float = 0.0
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from synthe_core.adapters.low_rank import Adapter, wearing
+from synthe_core.adapters.low_rank import Adapter, put_on, take_off
 from synthe_core.checkpoint import Checkpoint
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
@@ -21,7 +21,7 @@ from synthe_core.kernel_tuning import preferred
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
 from synthe_core.ops.dispatch import prefer_kernels, use_kernels
-from synthe_core.serving.steady import Steady
+from synthe_core.serving.steady import steady
 
 
 class Passed(NamedTuple):
@@ -57,6 +57,7 @@ class Served:
     limit: int | None = None
     kernels: Mapping[str, str] = field(default_factory=dict)
     preferred: Mapping[str, str] = field(default_factory=dict)
+    _worn: Adapter | None = field(default=None, repr=False)
 
     @classmethod
     def load(cls, path: Path, name: str | None = None, device: torch.device | str = "cpu") -> Served:
@@ -87,13 +88,18 @@ class Served:
 
     @contextmanager
     def ready(self, adapter: Adapter | None) -> Iterator[None]:
-        """Within the block passes run as they should: with the adapter on, and the kernels of the recipe."""
-        with use_kernels(**self.kernels), prefer_kernels(**self.preferred), Steady():
-            if adapter is None:
-                yield
-            else:
-                with wearing(self.model, adapter):
-                    yield
+        """Within the block passes run as they should: with the adapter on, and the kernels of the recipe.
+
+        The model wears it until another is asked for, as most steps need the same as the step before.
+        """
+        if adapter is not self._worn:
+            take_off(self.model)
+            self._worn = None
+            if adapter is not None:
+                put_on(self.model, adapter)
+                self._worn = adapter
+        with use_kernels(**self.kernels), prefer_kernels(**self.preferred), steady():
+            yield
 
     def prints(self, adapter: Adapter | None) -> Prints:
         """What states belong to: to be asked between two passes, as the adapter is put on for it."""

@@ -22,23 +22,32 @@ from synthe_core import state as states
 SPILLED = 8
 """How many times the bytes that are kept in memory may lie on disk."""
 SUFFIX = ".snapshot"
+EXACT = 16
+"""Places at whose multiples a text can be cut for two passes and give the same numbers as in one."""
 _FACTOR = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)  # no text from outside can be made to collide
 
 
 @dataclass
 class Snapshot:
     """The state of one row after `tokens`, read by the model whose fingerprint is `print`; where they are the whole of
-    a prompt, also the `logits` [1, V] and the `confidence` [1] of what comes next."""
+    a prompt, also the `logits` [1, V] and the `confidence` [1] of what comes next. turn: they end in an answer."""
 
     print: str
     tokens: Sequence[int] | np.ndarray
     state: Any
     logits: Tensor | None = None
     confidence: Any = None
+    turn: bool = False
 
     @property
     def length(self) -> int:
         return len(self.tokens)
+
+    def serves(self, length: int) -> bool:
+        """Whether a text of so many tokens may go on from here: all of it where what comes next is known, and a longer
+        one where an answer ended, as that conversation would have, or where its own reading would have paused: then it
+        gets the numbers that it would have got without."""
+        return self.logits is not None if length == self.length else self.turn or self.length % EXACT == 0
 
 
 @dataclass
@@ -51,6 +60,7 @@ class _Entry:
     file: Path | None = None
     written: Future[None] | None = None
     template: Any = None
+    turn: bool = False
 
 
 Key = tuple[str, int, int]  # fingerprint, length, hash of the tokens
@@ -104,12 +114,12 @@ class Snapshots:
         key = (snapshot.print, len(tokens), int(hashes(tokens)[-1]))
         if (old := self._held.get(key)) is not None:
             if snapshot.logits is None and old.snapshot is not None and old.snapshot.logits is not None:
-                self._held.move_to_end(key)
+                self._held.move_to_end(key)  # the old one serves for more; and one that ends a turn need not be said so
                 return
             self._forget(key)
         elif key in self._spilled:
             self._forget(key)
-        self._hold(key, _Entry(tokens, snapshot, size))
+        self._hold(key, _Entry(tokens, snapshot, size, turn=snapshot.turn))
 
     def longest(self, print_: str, tokens: Sequence[int]) -> Snapshot | None:
         """The snapshot of the longest beginning of `tokens`: all of them only where what comes next is known too."""
@@ -128,7 +138,7 @@ class Snapshots:
             if entry is None or not np.array_equal(entry.tokens, tokens[:length]):
                 continue
             snapshot = entry.snapshot or self._load(key, entry)
-            if snapshot is None or (length == len(tokens) and snapshot.logits is None):
+            if snapshot is None or not snapshot.serves(len(tokens)):
                 continue
             if key in self._held:
                 self._held.move_to_end(key)
@@ -144,9 +154,8 @@ class Snapshots:
         """Removes the files: what they hold is of this process's requests."""
         if self._writer is not None:
             self._writer.shutdown(wait=True, cancel_futures=True)
-        for entry in self._spilled.values():
-            if entry.file is not None:
-                entry.file.unlink(missing_ok=True)
+        for left in self.folder.glob(f"*{SUFFIX}") if self.folder is not None else ():
+            left.unlink(missing_ok=True)
         self._held.clear()
         self._spilled.clear()
         self._lengths.clear()
@@ -204,10 +213,10 @@ class Snapshots:
         except (OSError, SafetensorError, KeyError):
             self._forget(key)
             return None
-        snapshot = Snapshot(key[0], entry.tokens, state, tensors.get("logits"), tensors.get("confidence"))
+        snapshot = Snapshot(key[0], entry.tokens, state, tensors.get("logits"), tensors.get("confidence"), entry.turn)
         size = entry.bytes
         self._forget(key)
-        self._hold(key, _Entry(entry.tokens, snapshot, size))
+        self._hold(key, _Entry(entry.tokens, snapshot, size, turn=entry.turn))
         return snapshot
 
 

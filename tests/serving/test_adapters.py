@@ -18,14 +18,14 @@ def test_adapters_are_loaded_worn_and_unloaded(base, ask, tmp_path):  # noqa: F8
         plain = said(engine.submit(ask(model="base")))
         for name, path in zip("ab", paths, strict=True):
             engine.load_adapter("base", name, path)
-        tickets = [engine.submit(ask(count=12, model=name, logprobs=0)) for name in ("base", "base:a", "base:b") * 3]
+        tickets = [engine.submit(ask(count=12, model=name, logprobs=0)) for name in ("base", "base:a", "base:b") * 2]
         found = [[event.chance.logprob for event in list(t)[1:-1]] for t in tickets]
-        assert found[:3] == found[3:6] == found[6:] and found[0] != found[1] != found[2] != found[0]
+        assert found[:3] == found[3:] and found[0] != found[1] != found[2] != found[0]
         for name, path, got in zip("ab", paths, found[1:], strict=False):
             with Engine([Served.load(path, name)], state_bytes=1 << 28) as other:
                 folded = [event.chance.logprob for event in list(other.submit(ask(count=12, model=name)))[1:-1]]
                 assert got == pytest.approx(folded, abs=1e-3)
-        running = engine.submit(ask(count=300, model="base:a"))
+        running = engine.submit(ask(count=60, model="base:a"))
         next(iter(running))
         engine.unload_adapter("base", "a")
         assert list(running)[-1].reason == "length"

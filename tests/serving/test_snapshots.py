@@ -13,7 +13,7 @@ from tests.serving.conftest import said
 
 def kept(tokens, logits=None, size=1000):
     value = torch.full((1, size), float(len(tokens)))
-    return Snapshot("m", tokens, [value], logits, None if logits is None else torch.ones(1))
+    return Snapshot("m", tokens, [value], logits, None if logits is None else torch.ones(1), turn=True)
 
 
 def test_the_longest_beginning_is_found():
