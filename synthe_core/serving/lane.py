@@ -148,7 +148,7 @@ class Lane:
             own = next(size for size in SHAPES if size >= self._span(row))
             if not rows:
                 shape = own
-            elif own != shape or (len(rows) + 1) * shape > budget:
+            elif own != shape or (len(rows) + 1) * shape > budget or _window(row) != _window(rows[0]):
                 continue
             rows.append(row)
         return rows, shape
@@ -228,6 +228,11 @@ class Lane:
         for first in range(0, span, step):
             part = self.served.logits(hidden[first : first + step])
             tell(row, part, row.at + first, row.at + first + len(part))
+
+
+def _window(row: Live) -> int:
+    """Rows are read together only where windows are filled alike: none is padded, which would move its sums."""
+    return 0 if row.state is None else states.nbytes(row.state)
 
 
 def _is_place(row: Live) -> bool:
