@@ -207,7 +207,7 @@ class Terminal:
     def write(self, text: str) -> None:
         os.write(self.handle, text.encode())
 
-    def until(self, pattern: str, seconds: float = 60) -> str:
+    def until(self, pattern: str, seconds: float = 300) -> str:
         """What has come since the last call, up to a pattern."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.seen)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ class CheckpointModel(Model):
 
     @classmethod
     def claims(cls, path: Path) -> bool:
-        return (path / NAME).is_file() or (path / CHECKPOINTS).is_dir() or path.is_file()
+        return (path / NAME).is_file() or (path / CHECKPOINTS).is_dir() or zipfile.is_zipfile(path)
 
     def places(self) -> Mapping[str, HashedFile]:
         if INDEX not in self.checkpoint.manifest.files:
