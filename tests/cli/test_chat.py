@@ -200,6 +200,7 @@ class Terminal:
         pid, self.handle = pty.fork()
         if pid == 0:
             program = "from synthe_cli.app import main; main()"
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background pass on that it is ignored
             os.environ.update(TERM="xterm", PYTHONPATH=str(ROOT), NO_COLOR="1")
             os.execv(sys.executable, [sys.executable, "-c", program, *map(str, arguments)])
         self.pid, self.seen = pid, ""
