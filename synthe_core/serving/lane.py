@@ -140,6 +140,9 @@ class Lane:
     def _next(self, budget: int) -> tuple[list[Live], int]:
         """Rows to read together, and the shape of their pass. Who asks what another asks waits for its snapshot."""
         shape, rows = 0, list[Live]()
+        alone = (
+            getattr(self.served.model, "router", None) is not None
+        )  # its short passes are as long as the longest row's
         for row in self.reading:
             if row.base == 0 and not row.request.told:  # several answers to one prompt: it is read once
                 row.follows = any(row.tokens == other.tokens for other in rows)
@@ -148,7 +151,7 @@ class Lane:
             own = next(size for size in SHAPES if size >= self._span(row))
             if not rows:
                 shape = own
-            elif own != shape or (len(rows) + 1) * shape > budget or _window(row) != _window(rows[0]):
+            elif alone or own != shape or (len(rows) + 1) * shape > budget or _window(row) != _window(rows[0]):
                 continue
             rows.append(row)
         return rows, shape

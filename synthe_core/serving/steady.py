@@ -66,23 +66,28 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, enable_gqa: bool = False
 ) -> Tensor:
     """Attention of a single query, q [B, H, 1, K], to keys of which the first may be masked out: however many of them,
-    nothing changes. The sums go over blocks counted from the last key, and then from block to block in that order."""
+    nothing changes. The sums go over blocks counted from the last key, and then over the blocks in that order."""
     if q.shape[2] > 1 or attn_mask is None:
         return _attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=enable_gqa)
-    front = -k.shape[2] % BLOCK
-    k, v = (F.pad(x, (0, 0, front, 0)).unflatten(2, (-1, BLOCK)) for x in (k, v))  # [B, G, N, BLOCK, K]
-    mask = F.pad(attn_mask.expand(q.shape[0], 1, 1, -1), (front, 0)).unflatten(3, (-1, BLOCK))  # [B, 1, 1, N, BLOCK]
-    queries = q.unflatten(1, (k.shape[1], -1)).transpose(2, 3) * q.shape[-1] ** -0.5  # [B, G, 1, H / G, K]
-    scores = (queries @ k.transpose(-1, -2)).masked_fill(~mask.transpose(2, 3), -torch.inf)  # [B, G, N, H / G, BLOCK]
-    most = scores.amax((2, 4), keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
-    weights = (scores - most).exp()
-    ones = v.new_ones(()).expand(*v.shape[:-1], 1)
-    sums = (weights @ torch.cat([v, ones], -1)).flip(2).cumsum(2)[:, :, -1]  # [B, G, H / G, K + 1]
-    return (sums[..., :-1] / sums[..., -1:].clamp_min(torch.finfo(sums.dtype).tiny)).flatten(1, 2)[:, :, None]
+    queries = q[:, :, 0].unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # [B, G, H / G, K]
+    heads = queries.shape[2]
+    if heads == 1:  # a product with a single row is another, whose sums do depend on how many columns there are
+        queries = queries.expand(-1, -1, 2, -1)
+    scores = (queries @ k.transpose(-1, -2)).masked_fill(~attn_mask, -torch.inf)  # [B, G, H / G, S]
+    most = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
+    weights, ones = (scores - most).exp(), scores.new_ones(BLOCK, 1)
+    total, whole = scores.new_zeros(()), scores.new_zeros(())
+    for last in range(k.shape[2], 0, -BLOCK):
+        first, front = max(0, last - BLOCK), max(0, BLOCK - last)
+        part = F.pad(weights[..., first:last], (front, 0))
+        total = total + part @ F.pad(v[:, :, first:last], (0, 0, front, 0))
+        whole = whole + part @ ones
+    answer = total / whole.clamp_min(torch.finfo(scores.dtype).tiny)
+    return answer[:, :, :heads].flatten(1, 2)[:, :, None]
 
 
 _attention = F.scaled_dot_product_attention
-BLOCK = 32  # keys
+BLOCK = 128  # keys
 
 INSTEAD: Sequence[tuple[Any, str, Callable[..., Any]]] = (
     (torch, "sigmoid", sigmoid),

@@ -26,6 +26,13 @@ GREEDY = Sampling(temperature=0)
 MEMORY: list[Any] = [{"type": "delta", "heads": 3, "key_size": 4}, {"type": "kalman"}, {"type": "mlp", "hidden": 32}]
 WINDOW: list[Any] = [{"type": "attention", "heads": 2, "window": 24}, {"type": "mlp", "hidden": 32}]
 
+WHOLE: list[Any] = [
+    {"type": "kalman"},
+    {"type": "hub", "tiers": [{"every": 1, "size": 8, "rule": "momentum"}, {"every": 16, "size": 8, "rule": "kalman"}]},
+    {"type": "mlp", "hidden": 32},
+    {"type": "attention", "heads": 2, "window": 24, "when": {"signal": "confidence", "below": 0.5, "target": 0.25}},
+]
+
 
 def written(path: Path, block: list[Any], **more: Any) -> Path:
     """A checkpoint of a model that is not sure of the same token for ever."""
@@ -37,6 +44,8 @@ def written(path: Path, block: list[Any], **more: Any) -> Path:
             for name, weight in model.named_parameters():
                 if weight.dim() > 1:
                     weight.normal_(0, 1.0 if name in ("head.weight", "embedding.weight") else 0.4)
+            if model.router is not None:
+                model.router.thresholds.zero_()
     tokenizer = ByteTokenizer()
     save(path, recipe=recipe, vocab=257, tensors=weights(model), manifest=Manifest(), tokenizer=tokenizer)
     return path
@@ -57,9 +66,15 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Served:
     return Served.load(written(tmp_path_factory.mktemp("serving") / "window", WINDOW))
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    depth = {"min": 1, "target": 0.5}
+    return Served.load(written(tmp_path_factory.mktemp("serving") / "whole", WHOLE, depth=depth))
+
+
 @pytest.fixture
-def engine(memory: Served, window: Served) -> Iterator[Engine]:
-    with Engine([memory, window], state_bytes=1 << 28, cache_bytes=1 << 24) as engine:
+def engine(memory: Served, window: Served, whole: Served) -> Iterator[Engine]:
+    with Engine([memory, window, whole], state_bytes=1 << 28, cache_bytes=1 << 24) as engine:
         yield engine
 
 

@@ -33,7 +33,7 @@ def test_a_long_prompt_is_read_in_chunks(engine, memory, ask):
     assert said(engine.submit(ask(prompt, 8))) == [int(generation.step()[0]) for _ in range(8)]
 
 
-@pytest.mark.parametrize("model", ["memory", "window"])
+@pytest.mark.parametrize("model", ["memory", "window", "whole"])
 def test_company_changes_nothing(engine, ask, model):
     """Rows that come and go, of all lengths, beside long prompts: every answer and every probability is the same."""
     drawn = torch.Generator().manual_seed(3)
