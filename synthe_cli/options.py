@@ -55,6 +55,17 @@ SetOption = Annotated[
         "--set", "-s", metavar="KEY=VALUE", help="Change one key of the recipe, as train.lr=1e-3. Repeatable."
     ),
 ]
+TemperatureOption = Annotated[float, typer.Option("--temperature", "-t", metavar="T", help="0 is greedy.")]
+TopKOption = Annotated[int, typer.Option("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 keeps all.")]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", metavar="P", help="Keep the likeliest tokens that together reach P.")
+]
+MinPOption = Annotated[
+    float, typer.Option("--min-p", metavar="P", help="Keep tokens at least P times as likely as the likeliest.")
+]
+RepetitionOption = Annotated[
+    float, typer.Option("--repetition-penalty", metavar="R", help="Above 1, tokens already seen become unlikelier.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of text.")]
 DeviceOption = Annotated[
     str | None,

@@ -9,7 +9,16 @@ from typing import Annotated
 import typer
 
 from synthe_cli.help import SETTINGS, Command
-from synthe_cli.options import DeviceOption, JsonOption, complete_run
+from synthe_cli.options import (
+    DeviceOption,
+    JsonOption,
+    MinPOption,
+    RepetitionOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    complete_run,
+)
 from synthe_core.errors import InputError
 
 app = typer.Typer(**SETTINGS)
@@ -54,17 +63,11 @@ def chat(
         typer.Option("--sessions", metavar="DIR", help="Where conversations are kept.  [default: in synthe's cache]"),
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, metavar="N", help="The longest answer.")] = 400,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", metavar="T", help="0 is greedy.")] = 0.8,
-    top_k: Annotated[int, typer.Option("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option("--top-p", metavar="P", help="Keep the likeliest tokens that together reach P.")
-    ] = 0.95,
-    min_p: Annotated[
-        float, typer.Option("--min-p", metavar="P", help="Keep tokens at least P times as likely as the likeliest.")
-    ] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", metavar="R", help="Above 1, tokens already seen become unlikelier.")
-    ] = 1.0,
+    temperature: TemperatureOption = 0.8,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 0.95,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionOption = 1.0,
     seed: Annotated[
         int | None,
         typer.Option("--seed", metavar="N", min=0, max=2**62, help="The same seed gives the same answers."),

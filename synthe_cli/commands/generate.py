@@ -11,7 +11,17 @@ import typer
 
 from synthe_cli.console import printable
 from synthe_cli.help import SETTINGS, Command
-from synthe_cli.options import CheckpointArgument, DeviceOption, JsonOption, find_checkpoint
+from synthe_cli.options import (
+    CheckpointArgument,
+    DeviceOption,
+    JsonOption,
+    MinPOption,
+    RepetitionOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    find_checkpoint,
+)
 from synthe_core.errors import InputError
 
 app = typer.Typer(**SETTINGS)
@@ -39,17 +49,11 @@ def generate(
         typer.Option("--prompt-file", "-f", metavar="FILE", help="A file whose text to continue. Repeat for a batch."),
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=0, metavar="N", help="Tokens to write.")] = 200,
-    temperature: Annotated[float, typer.Option("--temperature", "-t", metavar="T", help="0 is greedy.")] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 keeps all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option("--top-p", metavar="P", help="Keep the likeliest tokens that together reach P.")
-    ] = 1.0,
-    min_p: Annotated[
-        float, typer.Option("--min-p", metavar="P", help="Keep tokens at least P times as likely as the likeliest.")
-    ] = 0.0,
-    repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", metavar="R", help="Above 1, tokens already seen become unlikelier.")
-    ] = 1.0,
+    temperature: TemperatureOption = 1.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    min_p: MinPOption = 0.0,
+    repetition_penalty: RepetitionOption = 1.0,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text. Repeatable.")
     ] = None,
