@@ -63,13 +63,23 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, enable_gqa: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention of a single query, q [B, H, 1, K], to keys of which the first may be masked out: however many of them,
-    nothing changes. The sums go over blocks counted from the last key, and then over the blocks in that order."""
-    if q.shape[2] > 1 or attn_mask is None:
-        return _attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=enable_gqa)
-    queries = q[:, :, 0].unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # [B, G, H / G, K]
+    """Attention of a single query, q [B, H, 1, K], to keys of which the first may be masked out (bool [B, 1, 1, S]):
+    however many of them, nothing changes. The sums go over blocks counted from the last key, and then over the blocks
+    in that order. Whatever else is asked for is torch's."""
+    plain = attn_mask is not None and attn_mask.dtype == torch.bool and attn_mask.shape[1:3] == (1, 1)
+    if attn_mask is None or not plain or q.shape[2] > 1 or dropout_p:
+        return _attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    queries = q[:, :, 0].unflatten(1, (k.shape[1], -1)) * scale  # [B, G, H / G, K]
     heads = queries.shape[2]
     if heads == 1:  # a product with a single row is another, whose sums do depend on how many columns there are
         queries = queries.expand(-1, -1, 2, -1)

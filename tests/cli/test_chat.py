@@ -255,6 +255,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Callable[..., Ter
     assert "known" in at.until(r"4 tokens  .*\n")
     at.write("/hepl\n")
     at.until("did you mean '/help'")
+    at.until("> ")
     at.write("\x03")
     assert at.ends() == 0
 
