@@ -1,5 +1,3 @@
-import time
-
 import pytest
 
 from synthe_core.benchmarks import operators
@@ -18,10 +16,18 @@ def test_candidates_take_turns_and_the_first_is_one():
     assert result.ratios["a"] == 1.0 and result.ratios["b"] > 0
 
 
-def test_ratios_follow_the_work():
-    result = paired({"short": lambda: time.sleep(0.002), "long": lambda: time.sleep(0.02)}, turns=3)
-    assert result.ratios["long"] > 2
-    assert result.timings["long"].fastest <= result.timings["long"].median <= result.timings["long"].slowest
+def test_ratios_are_taken_turn_by_turn(monkeypatch):
+    """The clock is ours: a machine that slows down in its second turn slows both, and the ratio does not see it."""
+    now = [0.0]
+    monkeypatch.setattr("synthe_core.benchmarks.paired.time.perf_counter", lambda: now[0])
+    work = {"short": iter([9.0, 1.0, 5.0, 2.0]), "long": iter([9.0, 3.0, 15.0, 4.0])}
+
+    def spend(name):
+        now[0] += next(work[name])
+
+    result = paired({name: lambda name=name: spend(name) for name in work}, turns=3)
+    assert result.ratios == {"short": 1.0, "long": 3.0}
+    assert result.timings["long"] == (4.0, 3.0, 15.0) and result.timings["short"] == (2.0, 1.0, 5.0)
 
 
 def test_peak_memory_sees_what_is_gone_again():
