@@ -14,7 +14,9 @@ from synthe_core.learner import Spec
 class Sampling(Spec):
     """Temperature 0 is greedy. The filters apply in the order of the fields; 0, 1 and None switch each off."""
 
-    repetition_penalty: float = Field(1.0, gt=0, description="divides the logits of tokens already seen (Keskar 2019)")
+    repetition_penalty: float = Field(
+        1.0, ge=0.01, le=100, description="divides the logits of tokens already seen (Keskar 2019)"
+    )
     frequency_penalty: float = Field(0.0, description="is taken from a token's logit each time that it was written")
     presence_penalty: float = Field(0.0, description="is taken from the logit of a token that was written at all")
     logit_bias: Mapping[int, float] = Field({}, description="token -> what is added to its logit; -100 forbids it")
@@ -56,7 +58,7 @@ def choose(
     index = torch.tensor(drawn, device=logits.device) if some else None
     warm = logits if index is None else logits.index_select(0, index)
     given = [rows[row] for row in drawn]
-    probabilities = _filtered(warm / _column(warm, [one.temperature for one in given]), given).softmax(-1)
+    probabilities = _filtered(_warmed(warm, [one.temperature for one in given]), given).softmax(-1)
     picks = [torch.multinomial(p, 1, generator=generators[row]) for p, row in zip(probabilities, drawn, strict=True)]
     picked = torch.cat(picks)
     return picked if index is None else logits.argmax(-1).index_copy(0, index, picked)
@@ -82,6 +84,12 @@ def _penalised(logits: Tensor, rows: list[Sampling], seen: Tensor | None, writte
     return logits
 
 
+def _warmed(logits: Tensor, temperatures: list[float]) -> Tensor:
+    """Against the likeliest, so that a temperature next to nothing is greedy rather than infinite."""
+    divisor = _column(logits, temperatures).clamp(min=torch.finfo(logits.dtype).tiny)
+    return (logits - logits.amax(-1, keepdim=True)) / divisor
+
+
 def _filtered(logits: Tensor, rows: list[Sampling]) -> Tensor:
     vocab = logits.shape[-1]
     kept = [one.top_k if 0 < one.top_k < vocab else 0 for one in rows]
@@ -96,6 +104,7 @@ def _filtered(logits: Tensor, rows: list[Sampling]) -> Tensor:
         # a row that keeps all: what comes before any token is less than 2, whatever the rounding
         most = _column(logits, [one.top_p if one.top_p < 1 else 2.0 for one in rows])
         beyond = share.cumsum(-1) - share >= most
+        beyond[:, 0] = False  # also where top_p is less than float32 can say
         logits = logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
     if any(one.min_p > 0 for one in rows):
         probabilities = logits.softmax(-1)

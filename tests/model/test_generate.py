@@ -165,6 +165,19 @@ def test_filters_keep_what_they_say(sampling, allowed):
     assert set(choose(logits, sampling, None, generators).tolist()) == allowed
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(temperature=4e-259), Sampling(temperature=1e-40), Sampling(top_p=1e-300), Sampling(min_p=5e-324)],
+)
+def test_settings_too_small_for_float32_are_no_error(sampling):
+    logits = torch.tensor([[3.0, 2.0, -80.0, 1.0], [0.0, -1.0, -2.0, -torch.inf]])
+    generators = [torch.Generator().manual_seed(row) for row in range(2)]
+    picked = choose(logits, sampling, None, generators)
+    assert (logits.gather(1, picked[:, None]) > -torch.inf).all()
+    if sampling.min_p == 0:
+        assert picked.tolist() == [0, 0]
+
+
 def test_repetition_penalty_lowers_what_was_seen():
     logits = torch.tensor([[2.0, 1.9, -1.0]])
     seen = torch.tensor([[True, False, True]])

@@ -49,7 +49,7 @@ class Writing(Body):
     top_p: float | None = Field(None, gt=0, le=1, description="keep the likeliest tokens that together reach p")
     top_k: Int | None = Field(None, ge=-1, lt=2**31, description="keep the k likeliest tokens; 0 and -1 keep all")
     min_p: float | None = Field(None, ge=0, lt=1, description="keep those at least this share as likely as the first")
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: Biases | None = Field(None, description="what is added to the logits of tokens, by their ids")
