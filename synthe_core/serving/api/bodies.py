@@ -58,6 +58,7 @@ class Writing(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
         None, description="a text or up to 16 texts, none empty, before which the answer ends"
     )
+    ignore_eos: bool | None = Field(None, description="write on past the model's end of a document")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     session: SessionId | None = Field(None, description="go on from this conversation, and keep it")

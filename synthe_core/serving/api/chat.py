@@ -37,6 +37,7 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
             seed=seed,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             session=body.session,
+            to_the_end=bool(body.ignore_eos),
             schema=body.schema_asked,
         )
         for seed in seeds(body)

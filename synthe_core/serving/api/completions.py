@@ -35,6 +35,7 @@ async def completions(api: Api, call: Call, body: bodies.Completion) -> Response
             logprobs=body.logprobs,
             told=bool(body.echo) and body.logprobs is not None,
             session=body.session,
+            to_the_end=bool(body.ignore_eos),
         )
         for prompt in read
         for seed in seeds(body)

@@ -123,6 +123,14 @@ def test_stop_strings(client: openai.OpenAI) -> None:
     assert text_of(create(client, stream=True, **asked)) == whole[:at]
 
 
+def test_an_answer_may_go_on_past_the_end_of_a_document(client: openai.OpenAI, engine: Engine) -> None:
+    likes_to_end = {"logit_bias": {str(engine.models["plain"].tokenizer.end): 100}, "max_tokens": 5}
+    ended = create(client, **likes_to_end)
+    assert (ended.usage.completion_tokens, ended.choices[0].finish_reason) == (1, "stop")
+    went_on = create(client, **likes_to_end, extra_body={"ignore_eos": True})
+    assert (went_on.usage.completion_tokens, went_on.choices[0].finish_reason) == (5, "length")
+
+
 def test_reading_only(client: openai.OpenAI) -> None:
     read = create(client, max_tokens=0, echo=True, logprobs=0)
     assert read.choices[0].text == PROMPT
