@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from synthe_cli import figures
 from synthe_cli.console import printable
+from synthe_cli.options import sampled
 from synthe_core.errors import InputError, SyntheError, unknown
 from synthe_core.model.sampling import Sampling
 from synthe_core.serving.talk import Answer, Asked, Said, Talk
@@ -229,20 +227,10 @@ def changed(asked: Asked, key: str, value: str) -> Asked:
         if not value.isascii() or not value.isdigit() or int(value) > 2**62 or (key == COUNT and int(value) == 0):
             raise InputError(f"{key} is a whole number, not {value}", f"such as /set {key} {EXAMPLES[key]}")
         return replace(asked, count=int(value)) if key == COUNT else replace(asked, seed=int(value))
-    return replace(asked, sampling=sampled(asked.sampling.model_dump() | {key: value}))
+    return replace(asked, sampling=sampled(asked.sampling.model_dump() | {key: value}, spelled=str))
 
 
 EXAMPLES = {SEED: "7", COUNT: "200", "temperature": "0.7", "top_p": "0.9", "top_k": "40", "min_p": "0.05"}
-
-
-def sampled(values: dict[str, Any]) -> Sampling:
-    try:
-        return Sampling.model_validate(values)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        raise InputError(
-            f"{fault['loc'][0]}: {fault['msg'][:1].lower()}{fault['msg'][1:]}, not {fault['input']}"
-        ) from None
 
 
 def _one(rest: str, command: str) -> str:

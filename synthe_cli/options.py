@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import synthe_core
 from synthe_core.errors import InputError, closest
+
+if TYPE_CHECKING:
+    from synthe_core.model.sampling import Sampling
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -66,6 +70,10 @@ MinPOption = Annotated[
 RepetitionOption = Annotated[
     float, typer.Option("--repetition-penalty", metavar="R", help="Above 1, tokens already seen become unlikelier.")
 ]
+AdapterOption = Annotated[
+    Path | None,
+    typer.Option("--adapter", metavar="DIR", help="With this adapter of the model: a run, or a folder of PEFT's."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of text.")]
 DeviceOption = Annotated[
     str | None,
@@ -76,6 +84,25 @@ DeviceOption = Annotated[
         autocompletion=complete_device,
     ),
 ]
+
+
+def spelled_option(key: str) -> str:
+    """`top_k` as it is typed: `--top-k`."""
+    return f"--{key.replace('_', '-')}"
+
+
+def sampled(values: Mapping[str, Any], spelled: Callable[[str], str] = spelled_option) -> Sampling:
+    """How tokens are chosen, by the options above; InputError that spells the option at fault."""
+    from pydantic import ValidationError
+
+    from synthe_core.model.sampling import Sampling
+
+    try:
+        return Sampling.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        said = f"{fault['msg'][:1].lower()}{fault['msg'][1:]}, not {fault['input']}"
+        raise InputError(f"{spelled(str(fault['loc'][0]))}: {said}") from None
 
 
 def overrides(data: list[str] | None, assignments: list[str] | None) -> list[str]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthe_cli import console, figures
+from synthe_cli.api_key import keys_in
 from synthe_cli.options import JsonOption
 from synthe_cli.signals import stop_on_signal
-from synthe_core.errors import InputError, Interrupted, WorkError
+from synthe_core.errors import Interrupted, WorkError
 from synthe_core.events import Result
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def serve(
     ] = False,
     check_against: Annotated[
         str | None,
-        typer.Option("--check-against", metavar="URL", help="Ask another server for what --check compares with."),
+        typer.Option("--check-against", metavar="URL", help="--check, with the answers of another server."),
     ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0.1, metavar="S", help="Longest silence.")] = 600.0,
     api_key_file: Annotated[
@@ -83,8 +84,6 @@ def serve(
     """
     from synthe_core.serving.load import Load, load
 
-    if check_against and not check:
-        raise InputError("--check-against says what --check is to compare with", "add --check")
     asked = Load(
         url=url,
         requests=requests,
@@ -98,10 +97,10 @@ def serve(
         seed=seed,
         turns=multi_turn,
         ignore_eos=ignore_eos,
-        check=check,
+        check=check or check_against is not None,
         against=check_against,
         data=data,
-        api_key=None if api_key_file is None else _key(api_key_file),
+        api_key=None if api_key_file is None else keys_in(api_key_file)[0],
         timeout=timeout,
     )
     with console.choose(as_json) as shown, stop_on_signal("what was measured so far is shown") as stop:
@@ -118,16 +117,6 @@ def serve(
                 if plot:
                     print("\n" + spread(answers))
             _judge(event.values, stop.is_set())
-
-
-def _key(path: Path) -> str:
-    try:
-        key = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}", "a file with one API key") from None
-    if not key:
-        raise InputError(f"{path} holds no API key", "write one into it")
-    return key[0]
 
 
 def _judge(values: dict[str, Any], stopped: bool) -> None:

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from synthe_cli.api_key import keys_in
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import (
+    AdapterOption,
     DeviceOption,
     JsonOption,
     MinPOption,
@@ -18,10 +20,13 @@ from synthe_cli.options import (
     TopKOption,
     TopPOption,
     complete_run,
+    sampled,
 )
 from synthe_core.errors import InputError
 
 app = typer.Typer(**SETTINGS)
+WORN = "adapter"
+"""The name here of the adapter that the model wears."""
 
 
 @app.command(
@@ -58,6 +63,7 @@ def chat(
         str | None,
         typer.Option("--session", metavar="NAME", help="Go on with the conversation of this name, or begin it."),
     ] = None,
+    adapter: AdapterOption = None,
     sessions: Annotated[
         Path | None,
         typer.Option("--sessions", metavar="DIR", help="Where conversations are kept.  [default: in synthe's cache]"),
@@ -83,12 +89,15 @@ def chat(
     """
     if url is None and checkpoint is None:
         raise InputError("there is no model to talk with", "name a checkpoint, or a server with --url")
-    if url is not None and (device or sessions):
-        raise InputError("--device and --sessions are the server's to choose", "leave them out with --url")
+    if url is not None and (device or sessions or adapter):
+        raise InputError(
+            "--device, --sessions and --adapter are the server's to choose",
+            "leave them out with --url; a model with an adapter is asked for as MODEL:ADAPTER",
+        )
     if key_file is not None and url is None:
         raise InputError("--api-key-file is for a server", "add --url")
 
-    from synthe_cli.chat_loop import Loop, sampled
+    from synthe_cli.chat_loop import Loop
     from synthe_core.serving.talk import Asked, Talk
 
     values = {
@@ -106,7 +115,7 @@ def chat(
     if url is not None:
         from synthe_core.serving.talk_there import ServerTalk
 
-        key = _key(key_file) if key_file else os.environ.get("SYNTHE_API_KEY")
+        key = keys_in(key_file)[0] if key_file else os.environ.get("SYNTHE_API_KEY")
         converse(ServerTalk(url, checkpoint, key=key, system=system, session=session))
         return
 
@@ -118,16 +127,9 @@ def chat(
 
     assert checkpoint is not None
     served = Served.load(Path(checkpoint).expanduser(), device=choose_device(device or "auto", probe()).value)
+    if adapter is not None:
+        served.load_adapter(WORN, adapter)
     folder = sessions or Path(cache_dir()) / "chats" / served.digest[:16]
     with Engine([served], sessions=folder) as engine:
-        converse(EngineTalk(engine, served.name, system=system, session=session))
-
-
-def _key(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not text:
-        raise InputError(f"{path} holds no key", "its first word is sent")
-    return text[0]
+        name = served.name if adapter is None else f"{served.name}:{WORN}"
+        converse(EngineTalk(engine, name, system=system, session=session))

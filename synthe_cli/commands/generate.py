@@ -12,6 +12,7 @@ import typer
 from synthe_cli.console import printable
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import (
+    AdapterOption,
     CheckpointArgument,
     DeviceOption,
     JsonOption,
@@ -21,6 +22,7 @@ from synthe_cli.options import (
     TopKOption,
     TopPOption,
     find_checkpoint,
+    sampled,
 )
 from synthe_core.errors import InputError
 
@@ -67,10 +69,7 @@ def generate(
     state_out: Annotated[
         Path | None, typer.Option("--state-out", metavar="FILE", help="Save the session at the end.")
     ] = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option("--adapter", metavar="DIR", help="With this adapter of the model: a run, or a folder of PEFT's."),
-    ] = None,
+    adapter: AdapterOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,23 +81,16 @@ def generate(
     path = find_checkpoint(checkpoint)
     prompts = [*(prompt or []), *map(_read, prompt_file or [])] or [""]
 
-    from pydantic import ValidationError
-
     from synthe_core.checkpoint import Checkpoint
     from synthe_core.generation import write
     from synthe_core.hardware import probe
-    from synthe_core.model.sampling import Sampling
     from synthe_core.model.session import Session
     from synthe_core.placement import choose_device
 
-    try:
-        sampling = Sampling(
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
-        )
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        option = str(fault["loc"][0]).replace("_", "-")
-        raise InputError(f"--{option}: {fault['msg'][:1].lower()}{fault['msg'][1:]}, not {fault['input']}") from None
+    sampling = sampled({
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    })  # fmt: skip
     opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
     where = choose_device(device or "auto", probe()).value
     tokenizer, model = opened.tokenizer(), opened.model(where).eval()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from synthe_cli import figures
+from synthe_cli.api_key import keys_in
 from synthe_cli.console import printable
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError, WorkError
@@ -177,14 +178,8 @@ def settings_of(asked: Asked) -> Settings:
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
-    """One key a line; lines that begin with # are none."""
-    try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'is no text'}") from None
-    keys = tuple(dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")))
-    if not keys:
-        raise InputError(f"--api-key-file {path} holds no key", f"one a line: openssl rand -hex 32 > {path}")
+    """The keys to be asked for, none of which can be guessed."""
+    keys = keys_in(path)
     if short := [key for key in keys if len(key) < SHORTEST_KEY]:
         raise InputError(
             f"--api-key-file {path}: a key has {len(short[0])} characters, which can be guessed",

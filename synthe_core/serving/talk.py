@@ -75,6 +75,7 @@ class Talk(ABC):
         self.own = session is None  # nobody has named it: it goes when the conversation ends
         self.in_step, self.whole = False, True
         self.turns: list[Turn] = []
+        self.copies = set[str]()  # names that this conversation was saved under, and may be saved under again
         if system is not None and not taught:
             raise InputError(f"{model} has no chat template, and so no place for a system prompt", "leave it out")
 
@@ -178,9 +179,12 @@ class Talk(ABC):
         """Keeps a copy of the conversation as it stands under a name."""
         if new == self.session:
             raise InputError(f"this conversation is '{new}' already", "it is kept after every turn")
+        if new not in self.copies and new in self.kept():
+            raise InputError(f"another conversation is named '{new}' already", "choose another name")
         self._settle()
         self._forget(new)
         self._fork(self.session, new)
+        self.copies.add(new)
 
     def fork(self, new: str) -> None:
         """Goes on under another name; the old one stays as it is."""

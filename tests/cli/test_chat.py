@@ -19,6 +19,8 @@ import pytest
 
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.hardware import cache_dir
+from tests.adapters.conftest import base  # noqa: F401
+from tests.adapters.conftest import saved as adapter
 from tests.evaluation.models import saved
 
 Run = Callable[..., Any]
@@ -115,6 +117,24 @@ def test_a_conversation_outlasts_the_program(synthe: Run, talker: Path) -> None:
     assert [row["text"] for row in redone] == [whole[1]["text"], whole[2]["text"]]
     done = synthe("chat", talker, stdin="/sessions\n")
     assert done.stderr.split() == ["evening", "later"]
+
+
+def test_what_another_conversation_is_named_is_not_written_over(synthe: Run, talker: Path, tmp_path: Path) -> None:
+    asked = ["chat", talker, "-n", 4, "--sessions", tmp_path]
+    again = synthe(*asked, stdin="hello\n/save noon\nmore\n/save noon\n")  # its own copy may be renewed
+    assert again.exit_code == 0, again.stderr
+    done = synthe(*asked, stdin="hello\n/save noon\n")
+    assert done.exit_code == 2 and "another conversation is named 'noon' already" in done.stderr
+
+
+def test_an_adapter_is_worn(synthe: Run, tmp_path: Path, base: Path) -> None:  # noqa: F811
+    worn = adapter(tmp_path / "worn", base, {"rank": 4}, 3).path
+    asked = ["--tokens", 12, "--json", "-t", 0]
+    plain, own, path = (
+        rows(synthe("chat", *which, *asked, stdin="hello\n"))[0]["text"]
+        for which in ([base], [base, "--adapter", worn], [worn])
+    )
+    assert own == path != plain
 
 
 def test_reset_forgets(synthe: Run, talker: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_verb_before_that_failed(synthe: Run, stdin: str, message: str) -> Non
     [
         (["--temperature", "-1"], "--temperature: input should be greater than or equal to 0, not -1.0"),
         (["--top-p", "0"], "--top-p: input should be greater than 0, not 0.0"),
-        (["--repetition-penalty", "0"], "--repetition-penalty: input should be greater than 0, not 0.0"),
+        (["--repetition-penalty", "0"], "--repetition-penalty: input should be greater than or equal to 0.01, not 0.0"),
         (["--prompt-file", "no-such.txt"], "no such prompt file: no-such.txt"),
         (["--state-in", "no-such.state"], "no such session: no-such.state"),
         (["--device", "gpu"], "unknown device 'gpu'"),

@@ -290,9 +290,18 @@ def test_the_command_ends_with_1_where_something_was_wrong(standin: Standin, syn
     assert said.exit_code == 1 and "1 of 3 answers differ" in said.stderr
     last = json.loads(said.stdout.splitlines()[-1])
     assert last["event"] == "result" and last["values"]["different"] == 1 and "answers" not in last["values"]
-    for wrong in (["--model", "countr"], ["--rate", "2", "--clients", "3"], ["--check-against", standin.url]):
+    for wrong in (["--model", "countr"], ["--rate", "2", "--clients", "3"]):
         said = synthe("bench", "serve", "--url", standin.url, *wrong)
         assert said.exit_code == 2 and said.stderr.startswith("error: ")
+
+
+def test_another_server_is_asked_for_what_is_right(standin: Standin, synthe: Run) -> None:  # noqa: F811
+    with Standin() as other:
+        asked = ["bench", "serve", "--url", standin.url, "-n", 3, "-c", 1, "--check-against", other.url]
+        assert synthe(*asked).exit_code == 0 and len(other.bodies) == 3
+        other.faults = dict.fromkeys(range(6), "wrong")
+        said = synthe(*asked)
+    assert said.exit_code == 1 and "3 of 3 answers differ" in said.stderr
 
 
 def test_the_command_sends_its_key(standin: Standin, synthe: Run, tmp_path: Path) -> None:  # noqa: F811
