@@ -265,7 +265,7 @@ class Engine:
                 self._live[row] = lane
             except Exception as error:
                 self._waiting.popleft()
-                self._refuse(ticket, "failed", in_a_line(error))
+                self._refuse(ticket, "refused" if isinstance(error, InputError) else "failed", in_a_line(error))
                 continue
             try:
                 with lane.served.ready(lane.adapter):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from synthe_core.errors import InputError, SyntheError
 from synthe_core.model.sampling import Sampling
 
-Reason = Literal["stop", "length", "cancelled", "failed", "shutdown"]
+Reason = Literal["stop", "length", "cancelled", "refused", "failed", "shutdown"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Written:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of every request. text: what was held back. message: why, where it failed."""
+    """The last event of every request. text: what was held back. message: why, where it failed, or was refused for its
+    own fault."""
 
     reason: Reason
     text: str

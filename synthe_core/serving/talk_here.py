@@ -69,6 +69,8 @@ class EngineTalk(Talk):
                 ticket.cancel()
                 while not isinstance(next(iter(ticket)), Finished):
                     pass
+        if end.reason == "refused":
+            raise InputError(end.message)
         if end.reason == "failed":
             raise WorkError(f"the answer failed: {end.message}")
         if end.text and not ticket.cancelled:

@@ -176,7 +176,7 @@ def test_the_engine_serves_it(pair: Any, tmp_path: Path) -> None:
             engine.embed(served.name, [[1] * 65])
         assert engine.embed(served.name, texts[:2]).shape[0] == 2
         ((tokens, end),) = answers(engine, [Request(prompt=(3,), count=40, session="talk", **greedy)])
-        assert end.reason == "failed" and "64" in end.message, "a session too has its end"
+        assert end.reason == "refused" and "64" in end.message, "a session too has its end"
         assert engine.status()["state_bytes"] == 0
 
 

@@ -16,7 +16,6 @@ from starlette.types import Receive, Scope, Send
 
 from synthe_core.serving.api import bodies
 from synthe_core.serving.api.context import Call
-from synthe_core.serving.api.errors import Refusal
 from synthe_core.serving.api.writing import Delta, Work
 from synthe_core.serving.served import Served
 
@@ -64,7 +63,7 @@ class Answer(ABC):
             await work.begin()
             async for delta in work.deltas():
                 if delta.failure is not None:
-                    raise Refusal(500, delta.failure)
+                    raise delta.failure
                 found[delta.index].append(delta)
         self._end(call, work)
         choices = [self.whole(deltas) for deltas in found]
@@ -76,7 +75,7 @@ class Answer(ABC):
                 yield self._event(opening)
         async for delta in work.deltas():
             if delta.failure is not None:
-                yield {"data": json.dumps(Refusal(500, delta.failure).body)}
+                yield {"data": json.dumps(delta.failure.body)}
                 break
             yield self._event(self._extended(self.chunk(delta), delta))
         else:

@@ -26,6 +26,7 @@ from synthe_core.serving.request import Chance, Event, Finished, Started, Told, 
 LEAST = -9999.0
 """The logarithm that stands for a probability of nothing, which JSON cannot hold."""
 TAIL, MOST_TAILS = 64, 10_000  # tokens of a session's end that are known, and of how many sessions
+STATUS = {"refused": 400, "failed": 500}
 REASONS = {"stop": "stop", "length": "length", "cancelled": "length", "shutdown": "length"}
 
 
@@ -72,7 +73,7 @@ class Delta:
     text: str
     entries: list[Entry]
     reason: str | None = None
-    failure: str | None = None
+    failure: Refusal | None = None
 
     @property
     def confidence(self) -> float | None:
@@ -106,7 +107,8 @@ class Choice:
                 self.usage = event
                 delta = self._delta(self._echoed() + text, last=reason) or Delta(self.index, "", [])
                 delta.reason = REASONS.get(reason)
-                delta.failure = (event.message or "the request failed") if reason == "failed" else None
+                if status := STATUS.get(reason):
+                    delta.failure = Refusal(status, event.message or "the request failed")
                 return delta
         return None
 

@@ -78,6 +78,22 @@ def test_a_conversation_goes_on_where_it_was(ask: Any) -> None:
         assert refused.status_code == 404
 
 
+def test_a_conversation_longer_than_the_model_reads_is_refused(
+    ask: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the client's fault, not the server's; and what was said before is still there."""
+    client = ask()
+    body = {"model": "plain", "prompt": "the sea", "max_tokens": 6, "temperature": 0, "session": "long"}
+    said(client.post("/v1/completions", json=body))
+    monkeypatch.setattr(engine.models["plain"], "limit", 18)
+    refused = client.post("/v1/completions", json=body)
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["error"]["type"] == "invalid_request_error"
+    assert "more than the model's 18 tokens" in refused.json()["error"]["message"]
+    assert said(client.get("/api/sessions/long"))["tokens"] == len("the sea") + 6
+    said(client.delete("/api/sessions/long"))
+
+
 def _tokens(client: Any, text: str) -> list[int]:
     return said(client.post("/tokenize", json={"model": "plain", "prompt": text}))["tokens"]
 
