@@ -17,9 +17,9 @@ from synthe_core.model.language_model import LanguageModel, ModelState
 TOKENS = {"cpu": 4096}
 """Tokens a pass, padding included, where no batch size is asked for; on devices not named here:"""
 TOKENS_ELSEWHERE = 65_536
-LIKE = 0.5
+LIKE = 0.75
 """How long the shortest of a batch is at least, as a share of the longest, give or take a few tokens."""
-PASS = 64
+PASS = 16
 """Tokens of padding that a batch takes in for still shorter nodes, since another pass would cost more."""
 STATES = 1 << 30
 """Bytes of state that the rows of a batch may take."""
