@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from synthe_core.errors import InputError
+from synthe_core.json_file import read_json
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -33,7 +33,7 @@ class Config:
     def read(cls, path: Path) -> Config:
         if not path.is_file():
             raise InputError(f"{path.parent} has no {path.name}", "a model folder holds config.json and safetensors")
-        return cls(path, _read_json(path))
+        return cls(path, read_json(path))
 
     def inner(self, key: str) -> Config:
         """The mapping under a key, empty where the key is absent."""
@@ -105,7 +105,7 @@ class Published(Mapping[str, Tensor]):
     def places(self) -> dict[str, str]:
         """tensor -> the file that holds it. Opens every file, so that a damaged one is found before any work."""
         if (self.path / INDEX).is_file():
-            places = _read_json(self.path / INDEX).get("weight_map")
+            places = read_json(self.path / INDEX).get("weight_map")
             if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
                 raise InputError(f"{self.path / INDEX} has no weight_map", "the folder is damaged: copy it again")
             for name, file in places.items():
@@ -146,7 +146,7 @@ class Published(Mapping[str, Tensor]):
 
     def json(self, name: str) -> dict[str, Any]:
         """Another JSON file of the folder; empty where there is none."""
-        return _read_json(self.path / name) if (self.path / name).is_file() else {}
+        return read_json(self.path / name) if (self.path / name).is_file() else {}
 
     def _slice(self, name: str) -> Any:
         return self._reader(self.places[name]).get_slice(name)
@@ -163,13 +163,3 @@ class Published(Mapping[str, Tensor]):
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{path} is damaged: {error}", "copy it again") from None
         return self._open[file]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}", "copy it again") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is no JSON mapping", "copy it again")
-    return values

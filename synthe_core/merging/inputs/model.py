@@ -175,16 +175,5 @@ class View(Model):
         self.inner.describe(folder, changes, outcome)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping; InputError where the file holds none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}", "copy it again") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is no JSON mapping", "copy it again")
-    return values
-
-
 def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
