@@ -76,7 +76,7 @@ async def ask(http: httpx.AsyncClient, path: str, answer: Answer) -> None:
     except httpx.ConnectError as error:
         answer.error, answer.message = "not reached", str(error)
     except httpx.HTTPError as error:
-        answer.error, answer.message = "cut off", str(error)
+        answer.error, answer.message = "cut off", str(error) or type(error).__name__
     except asyncio.CancelledError:
         answer.error = GIVEN_UP
         raise
