@@ -92,7 +92,7 @@ class Firing(nn.Module):
         ctx.emit("fired", where)
         if self.training and self.when.target is not None:
             share = self.when.target if self.when.above is None else 1 - self.when.target
-            ctx.updates.append((self.threshold, self._followed(signal.detach(), ctx.mask, share)))
+            ctx.updates.append((self.threshold, followed(self.threshold, signal.detach(), ctx.mask, share, FOLLOW)))
         at = where.flatten().nonzero().squeeze(1)
         will = (margin.flatten().index_select(0, at) / self.when.temperature).sigmoid()
         return Fired(where, at, 1 + (will - will.detach()))
@@ -107,12 +107,15 @@ class Firing(nn.Module):
             )
         return ctx.signals[self.when.signal]
 
-    def _followed(self, signal: Tensor, mask: Tensor | None, share: float) -> Tensor:
-        """The threshold after a step of these signals, `share` of which are to lie below it."""
-        sample = signal if mask is None else signal.masked_fill(~mask, torch.nan)
-        sample = sample.flatten()[:: -(-sample.numel() // SAMPLE)]
-        wanted = sample.nanquantile(share).to(self.threshold.dtype)
-        return torch.where(wanted.isnan(), self.threshold, self.threshold.lerp(wanted, FOLLOW))
+
+def followed(threshold: Tensor, signal: Tensor, mask: Tensor | None, share: float, rate: float) -> Tensor:
+    """A threshold after a step of these signals: gone `rate` of the way to where `share` of the real tokens' would lie
+    below it, and all of the way from infinity."""
+    sample = signal if mask is None else signal.masked_fill(~mask, torch.nan)
+    sample = sample.flatten()[:: -(-sample.numel() // SAMPLE)]
+    wanted = sample.nanquantile(share).to(threshold.dtype)
+    near = torch.where(threshold.isinf(), wanted, threshold.lerp(wanted, rate))
+    return torch.where(wanted.isnan(), threshold, near)  # NaN: a step without a real token
 
 
 def uniform(positions: Tensor, seed: Tensor | int) -> Tensor:

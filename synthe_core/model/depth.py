@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from synthe_core import state as states
-from synthe_core.layers.firing import uniform
+from synthe_core.layers.firing import followed, uniform
 from synthe_core.layers.projection import project_in
 from synthe_core.learner import Pass, Spec
 from synthe_core.model.block import RMSNorm
@@ -27,7 +27,6 @@ from synthe_core.trace import Emission, Trace, schema
 TRIED = 1 << 40  # the seed that picks the tokens to learn from, by position
 FOLLOW = 0.3  # share of the way that a threshold goes, each step, to where this step's tokens would have had it
 SLOW = 8.0  # the router's weights are kept this much larger than they act, so that a step of Adam turns them less
-SAMPLE = 1 << 18  # scores that a quantile is taken of, at most
 TINY = 1e-12
 
 
@@ -301,17 +300,14 @@ class Router(nn.Module):
 
     def _followed(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         """The thresholds after a step of these scores."""
-        if mask is not None:
-            scores = scores.masked_fill(~mask[..., None], torch.nan)
-        sample = scores.flatten(0, 1)
-        sample = sample[:: -(-sample.shape[0] // SAMPLE)].expand(-1, self.routed)
-        shares = 1 - sample.new_tensor(self.spec.rates(self.routed))
-        wanted = torch.stack(
-            [column.nanquantile(share) for column, share in zip(sample.unbind(1), shares, strict=True)]
+        columns = scores.expand(*scores.shape[:-1], self.routed).unbind(-1)
+        rates = self.spec.rates(self.routed)
+        return torch.stack(
+            [
+                followed(threshold, column, mask, 1 - rate, FOLLOW)
+                for threshold, column, rate in zip(self.thresholds, columns, rates, strict=True)
+            ]
         )
-        now = self.thresholds.to(wanted.dtype)
-        wanted = torch.where(wanted.isnan(), now, wanted)  # a step without a real token
-        return torch.where(now.isinf(), wanted, now.lerp(wanted, FOLLOW))
 
     def _tell(
         self, wished: Tensor, keep: Tensor, counts: list[list[int]], ctx: Pass, cost: Callable[[int], float]
