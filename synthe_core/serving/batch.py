@@ -47,8 +47,9 @@ class Batch:
             self.slots[slot], row.state = row, None
 
     def taken(self, row: Live) -> Any:
-        """The state of a row, copied."""
-        return states.take(self.state, torch.tensor([self.slots.index(row)], device=self.device))
+        """The state of a row, copied, with the windows that it has alone."""
+        place = torch.tensor([self.slots.index(row)], device=self.device)
+        return self.trimmed(states.take(self.state, place), row.length)
 
     def leave(self, rows: Sequence[Live]) -> None:
         """Frees the slots of `rows`; where too many are free, the state shrinks to those that are not."""
@@ -70,14 +71,21 @@ class Batch:
         live = [slot for slot, row in enumerate(self.slots) if row is not None]
         return passed, torch.tensor(live, device=self.device)
 
-    def _trim(self) -> None:
-        """Windows hold no more than the longest live row has read: a long one may have left."""
+    def trimmed(self, state: Any, length: int) -> Any:
+        """A state whose windows hold no more than `length` tokens: longer rows beside it may have widened them."""
         if not any(self._grows):
-            return
-        longest = max((row.length for row in self.rows), default=0)
+            return state
         grows = iter(self._grows)
-        cut = lambda leaf: leaf[:, max(0, leaf.shape[1] - longest) :] if next(grows) else leaf  # noqa: E731
-        self.state = states.map_leaves(cut, self.state)
+
+        def cut(leaf: Tensor) -> Tensor:
+            spare = leaf.shape[1] - length if next(grows) else 0
+            return leaf if spare <= 0 else leaf[:, spare:].clone()  # the rest is not to be held
+
+        return states.map_leaves(cut, state)
+
+    def _trim(self) -> None:
+        """A long row may have left."""
+        self.state = self.trimmed(self.state, max((row.length for row in self.rows), default=0))
 
 
 def _placed(tree: Any, index: Tensor, part: Any) -> Any:

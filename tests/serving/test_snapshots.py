@@ -85,3 +85,17 @@ def test_a_snapshot_is_not_written_to(engine, ask):
     assert len({tuple(said(ticket)) for ticket in tickets}) == 1
     for (_, one), (_, other) in zip(states.named_leaves(before), states.named_leaves(snapshot.state), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_short_text_beside_a_long_one_is_kept_as_small(window, ask):
+    """Its window is as wide as it would be alone, whatever was beside it: in bytes, and so in what is read later."""
+
+    def kept(*company):
+        with Engine([window], state_bytes=1 << 28, cache_bytes=1 << 24) as engine:
+            for request in company:
+                next(iter(engine.submit(request)))
+            tokens = [*b"ab", *said(engine.submit(ask(b"ab", count=3, model="window")))]
+            found = engine.snapshots.longest(engine.catalogue.find("window").prints.weights, tokens)
+            return found.length, states.nbytes(found.state)
+
+    assert kept(ask(b"a longer text than that", count=40, model="window")) == kept()
