@@ -268,15 +268,18 @@ def test_nothing_is_wider_than_a_phone(page: Browser, server: Server) -> None:
 def test_the_keyboard_reaches_every_control(page: Browser) -> None:
     say(page, "hello")
     page.wait("document.querySelector('#sessions .dot:not([hidden])')")
-    page.do(
+    page.do(  # by what they are called: the list of conversations may be drawn anew at any time
+        "window.called = e => e.id || e.ariaLabel || (e.querySelector('b') ?? e).textContent.trim() || e.outerHTML;"
         "window.wanted = new Set([...document.querySelectorAll('button, select, input, textarea, a, [tabindex]')]"
-        ".filter(e => e.checkVisibility() && !e.disabled && e.tabIndex >= 0)); document.activeElement.blur()"
+        ".filter(e => e.checkVisibility() && !e.disabled && e.tabIndex >= 0).map(called));"
+        "document.activeElement.blur()"
     )
     assert page.do("wanted.size") > 20
-    for _ in range(page.do("wanted.size") + 12):
+    for _ in range(3 * page.do("wanted.size")):
         page.press("Tab")
-        page.do("wanted.delete(document.activeElement)")
-    assert page.do("[...wanted].map(e => e.outerHTML.slice(0, 120))") == []
+        if page.do("wanted.delete(called(document.activeElement)), wanted.size") == 0:
+            break
+    assert page.do("[...wanted]") == []
     page.do("document.querySelector('#new').focus()")
     page.press("Tab")
     assert page.do("getComputedStyle(document.activeElement).outlineStyle") == "solid"
