@@ -16,7 +16,7 @@ from synthe_core import state as states
 from synthe_core.errors import InputError
 from synthe_core.layers import LAYERS, build, parse
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.layers.slow_tiers import EPS, Items, Reading, SpanTier, SummaryTier
+from synthe_core.layers.slow_tiers import Items, Reading, SpanTier, SummaryTier
 from synthe_core.layers.spans import Spans, entries, last_seen
 from synthe_core.layers.test_time import AtTestTime
 from synthe_core.learner import Learner, Pass, Spec
@@ -67,7 +67,8 @@ class Hub(Learner[HubState]):
 
     A rule of the table runs as a sequence of summaries, see `SummaryTier`; one of type `test_time` instead takes a
     gradient step on the tokens of every finished span, and every token reads the memory with a query of its own, see
-    `SpanTier`. x [B, T, D]; state: what the tiers remember, and running sums of the spans that have begun.
+    `SpanTier`, whose norm leaves small readings small. x [B, T, D]; state: what the tiers remember, and running sums of
+    the spans that have begun.
 
     **Priors condition the readings, not what the tiers learn from.** A prior that entered tier 1's input would reach
     tier 2's next summary and so itself: a recurrence through all tiers, which nothing but a loop over spans can run. So
@@ -279,8 +280,8 @@ class Hub(Learner[HubState]):
         clock: Spans | None = None  # of `above`; None where it speaks at every token
         for place in reversed(range(len(readings))):
             value, own_clock = readings[place].value, readings[place].spans
-            norm: Tensor = self.slow[place].norm  # type: ignore[assignment]
-            own = rms_norm(value, norm.to(value.dtype), EPS, value.dtype)
+            tier: Any = self.slow[place]
+            own = rms_norm(value, tier.norm.to(value.dtype), tier.quiet, value.dtype)
             if above is not None:
                 prior = self.condition[place + 1](above.to(dtype))
                 if clock is not None and own_clock is not None:

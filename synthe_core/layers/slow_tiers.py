@@ -103,7 +103,7 @@ class SummaryTier(nn.Module):
         self.rule: Learner[Any] = build(rule, size)
         self.predict = project_in(size, size) if predicts else None
         self.persistence = Persistence(PERSISTENCE) if promotes else None
-        self.norm = nn.Parameter(torch.ones(size))
+        self.norm, self.quiet = nn.Parameter(torch.ones(size)), EPS
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> Held:
         def zeros(columns: int) -> Tensor:
@@ -191,6 +191,8 @@ class SpanTier(nn.Module):
     """A memory that takes a gradient step on every span of tokens (see `span_memory`), and is read by every token.
 
     Persistence of the tier below scales how fast a token is learned. This tier's own agreement is 1 / (1 + its error).
+    A reading r is heard as r / √(1 + mean r²): what the memory recalls has unit scale, and where it knows nothing r is
+    near zero and has to stay so. Brought to unit scale as summaries are, it would be noise at most tokens.
     """
 
     emits = SpanMemory.emits
@@ -200,7 +202,7 @@ class SpanTier(nn.Module):
         self.size, self.every = size, every
         self.rule = SpanMemory(rule, size, every, width)
         self.persistence = Persistence(PERSISTENCE * every) if promotes else None
-        self.norm = nn.Parameter(torch.ones(size))
+        self.norm, self.quiet = nn.Parameter(torch.ones(size)), 1.0
 
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> Taught:
         score = torch.zeros(batch, int(self.persistence is not None), dtype=dtype, device=device)

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from synthe_core import state as states
 from synthe_core.errors import InputError
 from synthe_core.layers import LAYERS, build, parse
-from synthe_core.layers.hub import EPS, Hub
+from synthe_core.layers.hub import Hub
+from synthe_core.layers.slow_tiers import EPS
 from synthe_core.learner import Pass
 from synthe_core.ops.dispatch import hear_calls
 from synthe_core.trace import Trace
@@ -301,6 +302,21 @@ def test_starts_at_half_the_scale_of_what_it_reads_or_less(width):
     learner, x = Hub(Hub.Config(), width), torch.randn(1, 1024, width)
     with torch.no_grad():
         assert 0.15 < learner(x, None, Pass.over(x))[0].std() < 0.6
+
+
+@torch.no_grad()
+def test_a_memory_that_hardly_knows_anything_is_hardly_heard():
+    learner, x = make(GRADIENTS[:2]), inputs(1, 3)
+    empty = learner.init_state(1)
+    memory = torch.randn_like(empty.slow[0].memory.memory)
+
+    def heard(scale):
+        taught = empty.slow[0]._replace(memory=empty.slow[0].memory._replace(memory=scale * memory))
+        spoken, silent = (learner(x, empty._replace(slow=slow), Pass.over(x))[0] for slow in ((taught,), empty.slow))
+        return float((spoken - silent).norm())
+
+    assert heard(0.1) == pytest.approx(10 * heard(0.01), rel=0.1)
+    assert heard(1e3) < 2 * heard(10)  # and one that knows much is not heard ever more loudly
 
 
 def test_what_cannot_be_is_refused():
