@@ -13,7 +13,7 @@ from synthe_core.learner import Spec
 from synthe_core.tasks.draw import integers, octave
 from synthe_core.tasks.groups import group
 from synthe_core.tasks.lengths import longer
-from synthe_core.tasks.task import Examples, Integers, Preset, PresetName, Task
+from synthe_core.tasks.task import UNSCORED, Examples, Integers, Preset, PresetName, Task
 
 
 class StateTracking(Task):
@@ -22,8 +22,9 @@ class StateTracking(Task):
     Tokens are the elements, each drawn alone; 0 is the identity. S3 and S4 are solvable groups, A5 and S5 are not:
     their word problem is complete for NC¹, which attention and diagonal recurrences of a fixed depth are thought not to
     reach. With `elements: swaps` only those are drawn that swap two points: they generate Sn, and each is one
-    reflection, for which one delta step a token suffices (Siems et al. 2025). Slice: `position`, how many elements are
-    in the product, by powers of two.
+    reflection, for which one delta step a token suffices (Siems et al. 2025). With `start` a token of its own stands
+    first, its answer not asked, as in the published trials: memories begin empty, and one that turns what it holds by
+    every element needs something to turn. Slice: `position`, how many elements are in the product, by powers of two.
 
     Sources: Liu et al. 2023, "Transformers learn shortcuts to automata"; Merrill et al. 2024, "The illusion of state in
     state-space models"; Grazzi et al. 2025; Siems et al. 2025.
@@ -34,6 +35,7 @@ class StateTracking(Task):
         group: str = Field("S3", description="Z2 ... Z120 (addition mod n), S3 ... S5, A3 ... A5 (permutations)")
         elements: Literal["all", "swaps"] = Field("all", description="which are drawn: swaps move two points only")
         length: int = Field(32, ge=1, description="elements of a sequence")
+        start: bool = Field(False, description="a token before the first element, which is not asked about")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -49,7 +51,7 @@ class StateTracking(Task):
 
     @property
     def vocab(self) -> int:
-        return self.group.order
+        return self.group.order + self.config.start
 
     @property
     def chance(self) -> float:
@@ -61,14 +63,18 @@ class StateTracking(Task):
         for t in range(1, self.config.length):
             targets[:, t] = self.group.table[targets[:, t - 1], inputs[:, t]]
         position = np.tile(octave(np.arange(1, self.config.length + 1)), (count, 1))
+        if self.config.start:
+            ahead = ((0, 0), (1, 0))
+            inputs = np.pad(inputs, ahead, constant_values=self.group.order)
+            targets, position = (np.pad(labels, ahead, constant_values=UNSCORED) for labels in (targets, position))
         return Examples(inputs, targets, {"position": position})
 
     def solve(self, inputs: Integers) -> Integers:
         """Moves points by permutations, without the group's table."""
-        targets = np.empty_like(inputs)
+        targets = np.full_like(inputs, UNSCORED)
         product = np.tile(self.group.permutations[0], (len(inputs), 1))
-        for t, elements in enumerate(inputs.T):
-            product = np.take_along_axis(product, self.group.permutations[elements], axis=1)
+        for t in range(int(self.config.start), inputs.shape[1]):
+            product = np.take_along_axis(product, self.group.permutations[inputs[:, t]], axis=1)
             targets[:, t] = self.group.number(product)
         return targets
 

@@ -19,7 +19,7 @@ from synthe_core.tasks.task import UNSCORED, Examples, Share, Task
 DIGESTS = {
     "compositional": "fa03925755e785cec4e977d827feb03e",
     "copying": "1275bf8339e6a5689546665bc81adb95",
-    "discourse": "9d694e665640f0f141ec8ee099bf60a8",
+    "discourse": "5561811fd38a726c65aa1054adf580a1",
     "forgetting": "30b95e6d6cb6f4a056ebe5efd65ea3a8",
     "induction": "04679d50b740efe110bde6060e0fc6fc",
     "listops": "49a13eeae771b867d234a1c70f41ff1a",

@@ -12,6 +12,7 @@ from synthe_core.errors import InputError
 from synthe_core.tasks.groups import group
 from synthe_core.tasks.parity import Parity
 from synthe_core.tasks.state_tracking import StateTracking
+from synthe_core.tasks.task import UNSCORED
 
 ORDERS = {"Z2": 2, "Z7": 7, "Z60": 60, "Z120": 120, "S3": 6, "S4": 24, "S5": 120, "A3": 3, "A4": 12, "A5": 60}
 
@@ -99,6 +100,15 @@ def test_solver_and_balance(name):
     expected = 2000 / task.vocab
     chi_squared = ((counts - expected) ** 2 / expected).sum()
     assert abs(chi_squared - (task.vocab - 1)) < 4.5 * (2 * (task.vocab - 1)) ** 0.5
+
+
+def test_a_start_token_stands_first_and_is_not_asked():
+    with_start, without = (make(group="A5", length=9, start=start).batch(30, RandomState(4)) for start in (True, False))
+    for found, plain, first in zip(with_start[:2], without[:2], (60, UNSCORED), strict=True):
+        assert np.array_equal(found[:, 1:], plain) and (found[:, 0] == first).all()
+    assert np.array_equal(with_start.slices["position"][:, 1:], without.slices["position"])
+    task = make(group="A5", length=9, start=True)
+    assert np.array_equal(task.solve(with_start.inputs), with_start.targets) and task.vocab == 61
 
 
 @pytest.mark.parametrize("name,count", [("S3", 3), ("S4", 6), ("S5", 10)])
