@@ -189,11 +189,11 @@ class Slots(Learner[Bank]):
 
     def flops(self, time: int) -> float:
         """The matrices; per token 2 K H J to find slots to read and as many to be judged by, what is read, what is
-        written; all of it for whole frames of `chunk` tokens, of which the last may be partly empty."""
+        written; all of it for whole frames of `chunk` tokens from the first, of which the last may be partly empty."""
         config = self.config
         linear = sum(m.weight.numel() for m in (self.project, self.out, self.predict) if m is not None)
         keys, record = config.heads * self.key, config.heads * (self.key + self.value)
-        frames = (config.chunk + time - 2) // config.chunk + 1
+        frames = (time - 1) // config.chunk + 1
         laid_out = 1 if time == 1 else frames * config.chunk / time
         find = 4 * keys * config.slots + 2 * keys * config.chunk
         write = 2 * config.chunk * (record + config.chunk)

@@ -198,6 +198,15 @@ def test_cost_is_linear_in_time_and_as_told():
     assert per_token[1] < 1.01 * per_token[0]
 
 
+def test_a_pass_that_begins_at_a_tick_runs_no_spare_frame():
+    learner, counted = make(), []
+    for start in (0, 1):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            run(learner, inputs(1, 24), start=start)
+        counted.append(counter.get_total_flops())
+    assert counted[0] <= 24 * learner.flops(24) < counted[1]
+
+
 def test_defaults_fit_usual_widths_and_need_no_storage_to_be_counted():
     for width in (192, 512):
         with torch.device("meta"):

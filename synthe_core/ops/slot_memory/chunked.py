@@ -80,7 +80,8 @@ def chunked(
         found = pick(records, source), pick(strengths, source)
         return found[0] * there[..., None, None], found[1] * there
 
-    count = (chunk + time - 2) // chunk + 1
+    latest = 0 if time == 1 else int(offset.max())  # a pass that begins at a tick has a frame less
+    count = (latest + time - 1) // chunk + 1
     place = torch.arange(count * chunk, device=query.device).expand(query.shape[0], -1)
     record, force = (x.unflatten(1, (count, chunk)) for x in tokens_at(place))
     ends = torch.arange(1, count + 1, device=query.device) * chunk
@@ -94,7 +95,7 @@ def chunked(
         read_at[:, : split[1]],
         (start[:, None] - offset + read_at).unflatten(1, split),
         end >= ends,
-        (chunk - 1 + time) // chunk,
+        1 if time == 1 else (latest + time) // chunk,
         time < chunk,
     )
     *told, final, aged = Ticking.apply(queries.unflatten(1, split), record, force, bank, ages, frames, policy, seed)
