@@ -199,12 +199,12 @@ def test_cost_is_linear_in_time_and_as_told():
 
 
 def test_a_pass_that_begins_at_a_tick_runs_no_spare_frame():
-    learner, counted = make(), []
+    learner, counted = make(slots=500), []
     for start in (0, 1):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             run(learner, inputs(1, 24), start=start)
         counted.append(counter.get_total_flops())
-    assert 1.1 * counted[0] < counted[1] < 24 * learner.flops(24)
+    assert 1.2 * counted[0] < counted[1]
 
 
 def test_defaults_fit_usual_widths_and_need_no_storage_to_be_counted():
