@@ -204,7 +204,7 @@ def test_a_pass_that_begins_at_a_tick_runs_no_spare_frame():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             run(learner, inputs(1, 24), start=start)
         counted.append(counter.get_total_flops())
-    assert 1.2 * counted[0] < counted[1]
+    assert counted[1] > 1.15 * counted[0]  # five frames instead of four
 
 
 def test_defaults_fit_usual_widths_and_need_no_storage_to_be_counted():
