@@ -27,7 +27,7 @@ DIGESTS = {
     "modular-arithmetic": "5a1899963fcde2aecb11bc0b18bd5353",
     "mqar": "276a8d025d3e8c3764ad08023b7e3748",
     "mqar-stacked": "5842bda511afdcee50a32861fb86c6f2",
-    "needle": "7065b005030a44cffe6df0cedf014446",
+    "needle": "1cd0b8ab393d6e3e7bd7d14e9f999ede",
     "palindrome": "dc39b13dab92edb1329c6b21fbcb5996",
     "parity": "2c80342620803f59fe44a22848e8d052",
     "passkey": "0a561af97fb60eef0b91addbe64703b6",
