@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,9 @@ from synthe_core.tasks.draw import integers, octave
 from synthe_core.tasks.groups import group
 from synthe_core.tasks.lengths import longer
 from synthe_core.tasks.task import UNSCORED, Examples, Integers, Preset, PresetName, Task
+
+ALONE, JOINING = 0.25, 0.5
+"""With `grow`: the share of training with the first elements alone, and that in which the others join."""
 
 
 class StateTracking(Task):
@@ -36,11 +40,15 @@ class StateTracking(Task):
         elements: Literal["all", "swaps"] = Field("all", description="which are drawn: swaps move two points only")
         length: int = Field(32, ge=1, description="elements of a sequence")
         start: bool = Field(False, description="a token before the first element, which is not asked about")
+        grow: bool = Field(False, description="training begins with a few elements, and the others join one by one")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.group = group(config.group)
         self.drawn = np.arange(self.group.order)
+        self.first = self.group.generators() if config.grow else self.drawn
+        if config.grow and config.elements != "all":
+            raise InputError("grow: true ends with all elements, not with swaps", "leave out one of the two")
         if config.elements == "swaps":
             moved = self.group.permutations != self.group.permutations[0]
             self.drawn = np.flatnonzero(moved.sum(1) == 2)
@@ -68,6 +76,15 @@ class StateTracking(Task):
             inputs = np.pad(inputs, ahead, constant_values=self.group.order)
             targets, position = (np.pad(labels, ahead, constant_values=UNSCORED) for labels in (targets, position))
         return Examples(inputs, targets, {"position": position})
+
+    def at(self, progress: float) -> StateTracking:
+        if not self.config.grow:
+            return self
+        others = RandomState(0).permutation(np.setdiff1d(self.drawn, self.first))  # always in this order
+        joined = int(np.ceil(np.clip((progress - ALONE) / JOINING, 0, 1) * len(others)))
+        task = copy(self)
+        task.drawn = np.sort(np.append(self.first, others[:joined]))
+        return task
 
     def solve(self, inputs: Integers) -> Integers:
         """Moves points by permutations, without the group's table."""

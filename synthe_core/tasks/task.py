@@ -74,6 +74,13 @@ class Task(ABC):
     def batch(self, count: int, rng: RandomState) -> Examples:
         """`count` sequences drawn from `rng`: the same seed gives the same bytes everywhere."""
 
+    def at(self, progress: float) -> Task:
+        """What is trained on when `progress` in [0, 1] of the training is over: an easier task, or this one.
+
+        Tests are of `at(1)`, the whole task.
+        """
+        return self
+
     @abstractmethod
     def solve(self, inputs: Integers) -> Integers:
         """The targets of `inputs` [N, T], worked out from the inputs alone and not as `batch` made them."""

@@ -195,6 +195,12 @@ def test_chance_is_the_accuracy_of_the_best_constant_guess(case):
 
 
 @each_share
+def test_training_ends_with_what_is_tested(case):
+    task = make(case)
+    assert raw(task.at(1.0).batch(3, RandomState(5))) == raw(task.batch(3, RandomState(5)))
+
+
+@each_share
 def test_settings_survive_a_file(case):
     config = case[1].config
     again = type(config).model_validate_json(config.model_dump_json())

@@ -126,6 +126,52 @@ def test_swaps_are_reflections_and_generate_the_group(name, count):
     assert task.chance == pytest.approx(2 / task.group.order)
 
 
+@pytest.mark.parametrize("name", ["Z12", "S3", "S4", "A4", "A5"])
+def test_conjugacy_classes_and_what_they_generate(name):
+    found = group(name)
+    inverse = [int(np.flatnonzero(row == 0)[0]) for row in found.table]
+    classes = {
+        frozenset(found.table[found.table[x, g], inverse[x]] for x in range(found.order)) for g in range(found.order)
+    }
+    assert sorted(map(sorted, classes)) == sorted(each.tolist() for each in found.classes())
+    whole = [each for each in classes if len(found.generated(np.array(sorted(each)))) == found.order]
+    assert frozenset(found.generators().tolist()) in whole
+    assert len(found.generators()) == min(map(len, whole))
+
+
+def test_what_known_classes_generate():
+    s4, s5, a5 = group("S4"), group("S5"), group("A5")
+    pairs = s4.classes()[1]  # (12)(34), (13)(24), (14)(23): with the identity they are Klein's four-group
+    assert len(pairs) == 3 and len(s4.generated(pairs)) == 4
+    assert s5.generators().tolist() == make(group="S5", elements="swaps").drawn.tolist()
+    assert [len(each) for each in a5.classes()] == [1, 12, 12, 15, 20]
+    fifth = a5.generators()
+    for _ in range(4):  # five-cycles: the fifth power is the identity, and none before it
+        assert fifth.all()
+        fifth = a5.table[fifth, a5.generators()]
+    assert not fifth.any()
+    assert group("Z60").generators().tolist() == [1]
+
+
+@pytest.mark.parametrize(("name", "first"), [("S5", 10), ("A5", 12), ("S3", 3)])
+def test_elements_join_one_by_one(name, first):
+    task = make(group=name, grow=True, length=12)
+    order, before = group(name).order, set()
+    for progress in np.linspace(0, 1, 101):
+        inputs, targets, _ = task.at(progress).batch(500, RandomState(1))
+        assert np.array_equal(task.solve(inputs), targets)
+        drawn = set(inputs.flat)
+        assert before <= drawn and (len(drawn) == first or progress > 0.25) and (len(drawn) == order or progress < 0.75)
+        before = drawn
+    assert set(task.batch(500, RandomState(1)).inputs.flat) == set(range(order)), "tests are of all"
+    assert len(set(make(group=name).at(0.0).batch(500, RandomState(1)).inputs.flat)) == order, "only when asked to"
+
+
+def test_growing_ends_with_all():
+    with pytest.raises(InputError, match="ends with all elements"):
+        make(group="S5", elements="swaps", grow=True)
+
+
 @pytest.mark.parametrize("name", ["A4", "A5", "Z2", "Z60"])
 def test_where_there_are_no_swaps_it_says_so(name):
     with pytest.raises(InputError, match="swaps two points"):

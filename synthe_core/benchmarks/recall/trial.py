@@ -112,7 +112,7 @@ def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[
     tokens, scores = 0, {"accuracy": 0.0}
     yield Progress(name, 0, len(order), "steps")
     for step, which in enumerate(order, start=1):
-        examples = tasks[which].batch(trial.batch, rng)
+        examples = tasks[which].at((step - 1) / len(order)).batch(trial.batch, rng)
         loss, _ = model.loss(_tensor(examples.inputs, device), _tensor(examples.targets, device))
         optimizer.zero_grad()
         loss.objective.backward()
