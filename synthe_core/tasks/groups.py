@@ -31,12 +31,6 @@ class Group(NamedTuple):
         """The numbers [N] of permutations [N, K]."""
         return np.array([self.numbers[p.tobytes()] for p in np.ascontiguousarray(permutations)], dtype=np.int64)
 
-    def classes(self) -> list[Integers]:
-        """The conjugacy classes {x·g·x⁻¹ for every x}, smallest first; of equal ones that with the least element."""
-        inverse = (self.table == 0).argmax(1)
-        least = self.table[self.table, inverse[:, None]].min(0)  # [x, g]: x·g·x⁻¹
-        return sorted((np.flatnonzero(least == g) for g in np.unique(least)), key=len)
-
     def generated(self, elements: Integers) -> Integers:
         """Every product of `elements`: the subgroup that they generate."""
         found = np.zeros(1, dtype=np.int64)
@@ -45,8 +39,10 @@ class Group(NamedTuple):
         return found
 
     def generators(self) -> Integers:
-        """The smallest conjugacy class that generates the group: the swaps of Sn, some 5-cycles of A5, 1 in Zn."""
-        return next(each for each in self.classes() if len(self.generated(each)) == self.order)
+        """The fewest elements that generate the group, of as few the first: one of Zn and A3, two of the others."""
+        every = range(self.order)
+        few = itertools.chain.from_iterable(itertools.combinations(every, count) for count in (1, 2))
+        return next(found for found in map(np.array, few) if len(self.generated(found)) == self.order)
 
 
 @lru_cache

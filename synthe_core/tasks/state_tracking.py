@@ -16,7 +16,7 @@ from synthe_core.tasks.groups import group
 from synthe_core.tasks.lengths import longer
 from synthe_core.tasks.task import UNSCORED, Examples, Integers, Preset, PresetName, Task
 
-ALONE, JOINING = 0.25, 0.5
+ALONE, JOINING = 0.1, 0.7
 """With `grow`: the share of training with the first elements alone, and that in which the others join."""
 
 
@@ -28,7 +28,10 @@ class StateTracking(Task):
     reach. With `elements: swaps` only those are drawn that swap two points: they generate Sn, and each is one
     reflection, for which one delta step a token suffices (Siems et al. 2025). With `start` a token of its own stands
     first, its answer not asked, as in the published trials: memories begin empty, and one that turns what it holds by
-    every element needs something to turn. Slice: `position`, how many elements are in the product, by powers of two.
+    every element needs something to turn. With `grow`, which is ours,
+    training begins with as few elements as generate the group, and the others join one by one: a model that holds the
+    product already has only to learn what one more element does to it. Tests are of all elements. Slice: `position`,
+    how many elements are in the product, by powers of two.
 
     Sources: Liu et al. 2023, "Transformers learn shortcuts to automata"; Merrill et al. 2024, "The illusion of state in
     state-space models"; Grazzi et al. 2025; Siems et al. 2025.
