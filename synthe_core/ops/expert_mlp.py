@@ -157,7 +157,7 @@ class _EachInTurn(torch.autograd.Function):
         ctx.groups = groups = _groups(ends)
         y = x.new_empty(len(x), weight.shape[1])
         for expert, rows in groups:
-            torch.mm(x[rows], weight[expert].t(), out=y[rows])
+            y[rows] = F.linear(x[rows], weight[expert])
         return y
 
     @staticmethod

@@ -2,9 +2,10 @@
 many others are served.
 
 Batching changes a row's numbers by rounding in two ways, and either may turn a near tie. MKL has products of its own
-for few rows: its strict mode has none, and costs a single row up to twice the time of its products. And torch's
-sigmoid, softplus, SiLU and GELU take other instructions for the last few numbers of a tensor: here they are made of exp
-and log1p, which do not.
+for few rows: its strict mode has none, and costs a single row up to twice the time of its products. It has that mode
+on Intel's processors only; on others rows go into a product in fours, which those products all treat alike. And
+torch's sigmoid, softplus, SiLU and GELU take other instructions for the last few numbers of a tensor: here they are
+made of exp and log1p, which do not.
 """
 
 from __future__ import annotations
@@ -32,11 +33,40 @@ def ask() -> None:
 
 @cache
 def holds() -> bool:
-    """Whether this process's products are the same for one row and for many."""
+    """Whether `linear` is the same for one row and for many in this process."""
+    return _alike(linear, torch.float32)
+
+
+@cache
+def strict(dtype: torch.dtype) -> bool:
+    """Whether torch's own products are."""
+    return _alike(_linear, dtype)
+
+
+def _alike(product: Callable[..., Tensor], dtype: torch.dtype) -> bool:
     drawn = torch.Generator().manual_seed(0)
-    x, w = (torch.randn(size, 512, generator=drawn) for size in (64, 192))
-    whole = F.linear(x, w)
-    return all(torch.equal(F.linear(x[:rows], w), whole[:rows]) for rows in (1, 2, 3, 5, 8, 13, 16, 33))
+    x, w = (torch.randn(size, 512, generator=drawn, dtype=dtype) for size in (64, 192))
+    whole = product(x, w)
+    return all(torch.equal(product(x[:rows], w), whole[:rows]) for rows in (1, 2, 3, 5, 8, 13, 16, 33))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b, x [..., I], with rows added up to a multiple of four where torch's product depends on how many."""
+    short = -(x.numel() // x.shape[-1]) % 4
+    if not short or x.device.type != "cpu" or strict(x.dtype):
+        return _linear(x, weight, bias)
+    y = _linear(F.pad(x.reshape(-1, x.shape[-1]), (0, 0, 0, short)), weight, bias)
+    return y[:-short].view(*x.shape[:-1], -1)
+
+
+def grouped_mm(x: Tensor, weight: Tensor, *, offs: Tensor, **options: Any) -> Tensor:
+    """x_i W_e for the rows i of each group e, which end at `offs`; x [M, I], W [N, I, O]: group by group, by `linear`
+    where torch's own products depend on how many rows a group has."""
+    assert _grouped is not None
+    if x.dim() == 3 or weight.dim() == 2 or x.device.type != "cpu" or strict(x.dtype):
+        return _grouped(x, weight, offs=offs, **options)
+    groups = x.tensor_split(offs[:-1].long().cpu())
+    return torch.cat([linear(rows, each.t()) for rows, each in zip(groups, weight, strict=True)])
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -96,6 +126,8 @@ def attend(
     return answer[:, :, :heads].flatten(1, 2)[:, :, None]
 
 
+_linear = F.linear
+_grouped = getattr(F, "grouped_mm", None)  # torch 2.10 is the first to have it
 _attention = F.scaled_dot_product_attention
 BLOCK = 128  # keys
 
@@ -105,6 +137,8 @@ INSTEAD: Sequence[tuple[Any, str, Callable[..., Any]]] = (
     (F, "softplus", softplus),
     (F, "silu", silu),
     (F, "gelu", gelu),
+    (F, "linear", linear),
+    *([] if _grouped is None else [(F, "grouped_mm", grouped_mm)]),
     (F, "scaled_dot_product_attention", attend),
 )
 _here = threading.local()
