@@ -27,12 +27,15 @@ PresetOption = Annotated[
 SweepOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--sweep", metavar="KEY=V1,V2", help="Try each of lr, width, batch, epochs, weight_decay. Repeatable."
+        "--sweep", metavar="KEY=V1,V2", help="Try each of lr, width, blocks, batch, epochs, weight_decay. Repeatable."
     ),
 ]
 SeedsOption = Annotated[int, typer.Option("--seeds", min=1, help="Repeat with this many seeds: mean and deviation.")]
 LrOption = Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")]
 WidthOption = Annotated[int | None, typer.Option("--width", min=1, help="Channels of the model that --layer makes.")]
+BlocksOption = Annotated[
+    int | None, typer.Option("--blocks", min=1, max=1000, help="Blocks of the model that --layer makes; two.")
+]
 EpochsOption = Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training examples.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="At most this many steps.")]
 JobsOption = Annotated[

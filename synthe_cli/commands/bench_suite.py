@@ -9,6 +9,7 @@ import typer
 
 from synthe_cli import console
 from synthe_cli.commands.bench_options import (
+    BlocksOption,
     CsvOption,
     EpochsOption,
     JobsOption,
@@ -50,6 +51,7 @@ def zoology(
     seeds: SeedsOption = 1,
     lr: LrOption = None,
     width: WidthOption = None,
+    blocks: BlocksOption = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
     jobs: JobsOption = None,
@@ -77,7 +79,7 @@ def zoology(
         preset=size,
         swept=plan.listed(sweep or []),
         seeds=seeds,
-        **given(lr=lr, width=width, epochs=epochs, steps=steps),
+        **given(lr=lr, width=width, blocks=blocks, epochs=epochs, steps=steps),
     )
     writable(csv_file)
     with console.choose(as_json) as shown, stop_on_signal("finished trials are kept") as stop:

@@ -9,6 +9,7 @@ import typer
 
 from synthe_cli import console
 from synthe_cli.commands.bench_options import (
+    BlocksOption,
     CsvOption,
     EpochsOption,
     JobsOption,
@@ -60,6 +61,7 @@ def bench_task(
     seeds: SeedsOption = 1,
     lr: LrOption = None,
     width: WidthOption = None,
+    blocks: BlocksOption = None,
     epochs: EpochsOption = None,
     steps: StepsOption = None,
     jobs: JobsOption = None,
@@ -97,7 +99,7 @@ def bench_task(
         learner=learner,
         swept=plan.listed(sweep or []),
         seeds=seeds,
-        **given(lr=lr, width=width, epochs=epochs, steps=steps),
+        **given(lr=lr, width=width, blocks=blocks, epochs=epochs, steps=steps),
     )
     folder = out or Path("runs") / "bench" / task
     writable(csv_file)

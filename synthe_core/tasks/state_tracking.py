@@ -16,8 +16,7 @@ from synthe_core.tasks.groups import group
 from synthe_core.tasks.lengths import longer
 from synthe_core.tasks.task import UNSCORED, Examples, Integers, Preset, PresetName, Task
 
-ALONE, JOINING = 0.1, 0.7
-"""With `grow`: the share of training with the first elements alone, and that in which the others join."""
+LEVELS = 10  # with `grow`, how many times elements join
 
 
 class StateTracking(Task):
@@ -29,9 +28,10 @@ class StateTracking(Task):
     reflection, for which one delta step a token suffices (Siems et al. 2025). With `start` a token of its own stands
     first, its answer not asked, as in the published trials: memories begin empty, and one that turns what it holds by
     every element needs something to turn. With `grow`, which is ours,
-    training begins with as few elements as generate the group, and the others join one by one: a model that holds the
-    product already has only to learn what one more element does to it. Tests are of all elements. Slice: `position`,
-    how many elements are in the product, by powers of two.
+    training begins with the smallest conjugacy class that generates the group (the swaps of S5, twelve 5-cycles of A5),
+    and once those are known a tenth of the others joins, and another, those first that fewer of the class make: a model
+    that holds the product has only to learn what one more element does to it. Tests are of all. Slice: `position`, how
+    many elements are in the product, by powers of two.
 
     Sources: Liu et al. 2023, "Transformers learn shortcuts to automata"; Merrill et al. 2024, "The illusion of state in
     state-space models"; Grazzi et al. 2025; Siems et al. 2025.
@@ -43,15 +43,17 @@ class StateTracking(Task):
         elements: Literal["all", "swaps"] = Field("all", description="which are drawn: swaps move two points only")
         length: int = Field(32, ge=1, description="elements of a sequence")
         start: bool = Field(False, description="a token before the first element, which is not asked about")
-        grow: bool = Field(False, description="training begins with a few elements, and the others join one by one")
+        grow: bool = Field(False, description="training begins with a few elements; others join as they are known")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.group = group(config.group)
         self.drawn = np.arange(self.group.order)
-        self.first = self.group.generators() if config.grow else self.drawn
         if config.grow and config.elements != "all":
             raise InputError("grow: true ends with all elements, not with swaps", "leave out one of the two")
+        self.first = self.group.generators() if config.grow else self.drawn
+        others = RandomState(0).permutation(np.setdiff1d(self.drawn, self.first))  # always in this order
+        self.others = others[np.argsort(self.group.steps(self.first)[others], kind="stable")]
         if config.elements == "swaps":
             moved = self.group.permutations != self.group.permutations[0]
             self.drawn = np.flatnonzero(moved.sum(1) == 2)
@@ -80,13 +82,15 @@ class StateTracking(Task):
             targets, position = (np.pad(labels, ahead, constant_values=UNSCORED) for labels in (targets, position))
         return Examples(inputs, targets, {"position": position})
 
-    def at(self, progress: float) -> StateTracking:
-        if not self.config.grow:
+    @property
+    def levels(self) -> int:
+        return LEVELS if self.config.grow else 0
+
+    def at(self, level: int) -> StateTracking:
+        if level == self.levels:
             return self
-        others = RandomState(0).permutation(np.setdiff1d(self.drawn, self.first))  # always in this order
-        joined = int(np.ceil(np.clip((progress - ALONE) / JOINING, 0, 1) * len(others)))
         task = copy(self)
-        task.drawn = np.sort(np.append(self.first, others[:joined]))
+        task.drawn = np.sort(np.append(self.first, self.others[: len(self.others) * level // self.levels]))
         return task
 
     def solve(self, inputs: Integers) -> Integers:

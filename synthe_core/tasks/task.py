@@ -74,11 +74,13 @@ class Task(ABC):
     def batch(self, count: int, rng: RandomState) -> Examples:
         """`count` sequences drawn from `rng`: the same seed gives the same bytes everywhere."""
 
-    def at(self, progress: float) -> Task:
-        """What is trained on when `progress` in [0, 1] of the training is over: an easier task, or this one.
+    @property
+    def levels(self) -> int:
+        """How many harder versions training goes through on its way to this task; 0: it begins with the task itself."""
+        return 0
 
-        Tests are of `at(1)`, the whole task.
-        """
+    def at(self, level: int) -> Task:
+        """What is trained on at that level, from 0 up to `levels`: the last is this task, and tests are of it."""
         return self
 
     @abstractmethod

@@ -88,6 +88,20 @@ def test_a_sweep_keeps_what_is_finished_and_goes_on(tmp_path):
     assert json.loads(kept[0].read_text())["accuracy"] == json.loads(before)["accuracy"]
 
 
+@pytest.mark.parametrize(("enough", "reached"), [(0.0, [1, 2, 3, 3]), (2.0, [0, 0, 0, 0])])
+def test_a_level_follows_once_the_one_before_is_known(monkeypatch, enough, reached):
+    """Over ten steps each, at the earliest; tests are of the last level, and who has not seen it is told so."""
+    monkeypatch.setattr("synthe_core.benchmarks.recall.trial.KNOWN", enough)
+    monkeypatch.setattr("synthe_core.tasks.state_tracking.LEVELS", 3)
+    model = layer_model("delta", 32, {}, blocks=1)
+    settings = {"group": "Z12", "grow": True, "length": 8}
+    trial = Trial(task="state-tracking", settings=settings, model=model, steps=40, tests=4, batch=4, stop_at=1)
+    events = list(run(trial))
+    assert [e.values["level"] for e in events if isinstance(e, Metric)] == reached
+    notices = [e.message for e in events if isinstance(e, Notice)]
+    assert [("level 0 of 3" in notice) for notice in notices] == ([] if reached[-1] == 3 else [True])
+
+
 def test_a_trial_that_diverges_is_left_out_and_said_so(tmp_path, monkeypatch):
     real = LanguageModel.loss
 
@@ -108,6 +122,9 @@ def test_every_combination_is_planned():
     hybrid = next(trial for trial in found if trial.label == "conv,attention")
     assert [entry.type for entry in hybrid.model.block] == ["conv", "attention"]
     assert {trial.model.block[0].heads for trial in found if trial.label == "delta"} == {1, 2}
+    assert {trial.model.blocks for trial in found} == {2}
+    deeper = trials("mqar", layers=["delta"], swept=listed(["blocks=1,3"]))
+    assert [trial.model.blocks for trial in deeper] == [1, 3]
 
 
 @pytest.mark.parametrize(

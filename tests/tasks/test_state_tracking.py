@@ -11,7 +11,7 @@ from numpy.random import RandomState
 from synthe_core.errors import InputError
 from synthe_core.tasks.groups import group
 from synthe_core.tasks.parity import Parity
-from synthe_core.tasks.state_tracking import ALONE, JOINING, StateTracking
+from synthe_core.tasks.state_tracking import StateTracking
 from synthe_core.tasks.task import UNSCORED
 
 ORDERS = {"Z2": 2, "Z7": 7, "Z60": 60, "Z120": 120, "S3": 6, "S4": 24, "S5": 120, "A3": 3, "A4": 12, "A5": 60}
@@ -126,39 +126,54 @@ def test_swaps_are_reflections_and_generate_the_group(name, count):
     assert task.chance == pytest.approx(2 / task.group.order)
 
 
-@pytest.mark.parametrize("name", ["Z12", "S3", "S4", "A3", "A4", "A5"])
-def test_generators_reach_every_element_and_fewer_do_not(name):
+@pytest.mark.parametrize(("name", "counts"), [("S5", [1, 10, 35, 50, 24]), ("A5", [1, 12, 32, 15]), ("Z12", [1] * 12)])
+def test_generators_are_a_class_and_steps_count_them(name, counts):
     found = group(name)
+    few = found.generators().tolist()
+    inverse = {i: next(j for j in range(found.order) if found.table[i, j] == 0) for i in range(found.order)}
+    assert {found.table[found.table[x, few[0]], inverse[x]] for x in range(found.order)} == set(few)
+    steps = found.steps(np.array(few))
+    assert np.bincount(steps).tolist() == counts
+    reached = {0}
+    for step in range(1, len(counts)):
+        reached = {found.table[i, j] for i in reached for j in few}
+        assert set(np.flatnonzero(steps == step)) <= reached
+    if name == "S5":  # as many swaps as points, less one for every cycle
+        assert {len(found.permutations[i]) - cycles(found.permutations[i]) - steps[i] for i in range(120)} == {0}
 
-    def reached(elements):
-        whole = {0}
-        while len(grown := whole | {found.table[i, j] for i in whole for j in elements}) > len(whole):
-            whole = grown
-        return whole
 
-    few = found.generators()
-    assert len(reached(few)) == found.order == len(found.generated(few))
-    assert len(few) == 1 or max(len(reached([each])) for each in range(found.order)) < found.order
-    for elements in itertools.combinations(range(min(found.order, 12)), 2):
-        assert found.generated(np.array(elements)).tolist() == sorted(reached(elements))
+def cycles(permutation):
+    """How many cycles a permutation has, fixed points counted."""
+    left, count = set(range(len(permutation))), 0
+    while left:
+        count, point = count + 1, min(left)
+        while point in left:
+            left.remove(point)
+            point = permutation[point]
+    return count
 
 
-@pytest.mark.parametrize(("name", "first"), [("S5", 2), ("A5", 2), ("Z60", 1)])
-def test_elements_join_one_by_one(name, first):
+def test_steps_tell_what_is_not_reached():
+    even = [i for i in range(6) if i not in group("S3").generators()]
+    assert group("S3").steps(np.array(even)).tolist() == [0 if i == 0 else 1 if i in even else -1 for i in range(6)]
+
+
+@pytest.mark.parametrize(("name", "first"), [("S5", 10), ("A5", 12), ("Z60", 1)])
+def test_elements_join_the_near_ones_first(name, first):
     task = make(group=name, grow=True, length=12)
-    order, before = group(name).order, set()
-    for progress in np.linspace(0, 1, 101):
-        inputs, targets, _ = task.at(progress).batch(500, RandomState(1))
+    order, steps, before = group(name).order, task.group.steps(task.first), set()
+    for level in range(task.levels + 1):
+        inputs, targets, _ = task.at(level).batch(500, RandomState(1))
         assert np.array_equal(task.solve(inputs), targets)
         drawn = set(inputs.flat)
-        assert (
-            before <= drawn
-            and (len(drawn) == first or progress > ALONE)
-            and (len(drawn) == order or progress < ALONE + JOINING)
-        )
+        assert len(drawn) == first + (order - first) * level // task.levels
+        assert before <= drawn
+        joined, waiting = steps[list(drawn - set(task.first))], steps[list(set(range(order)) - drawn)]
+        assert not len(joined) or not len(waiting) or joined.max() <= waiting.min()
         before = drawn
-    assert set(task.batch(500, RandomState(1)).inputs.flat) == set(range(order)), "tests are of all"
-    assert len(set(make(group=name).at(0.0).batch(500, RandomState(1)).inputs.flat)) == order, "only when asked to"
+    assert drawn == set(range(order))
+    plain = make(group=name, length=12)
+    assert plain.levels == 0 and set(plain.at(0).batch(500, RandomState(1)).inputs.flat) == set(range(order))
 
 
 def test_growing_ends_with_all():

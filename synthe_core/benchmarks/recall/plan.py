@@ -41,11 +41,11 @@ CORE = ("mqar", "recall-overwrite", "selective-copying", "induction", "parity", 
 """Recall, recall of the newest, copying by content, induction, and two kinds of state: each asks for another virtue."""
 
 REAL = ("lr", "weight_decay")
-SWEPT = ("lr", "width", "batch", "epochs", "weight_decay")
+SWEPT = ("lr", "width", "blocks", "batch", "epochs", "weight_decay")
 
 
-def layer_model(text: str, width: int, settings: Mapping[str, Any]) -> ModelSpec:
-    """Two blocks of the learners in `text` ("delta"; a hybrid is "conv,attention"), and nothing else: no MLP.
+def layer_model(text: str, width: int, settings: Mapping[str, Any], blocks: int = BLOCKS) -> ModelSpec:
+    """`blocks` of the learners in `text` ("delta"; a hybrid is "conv,attention"), and nothing else: no MLP.
 
     A learner that has no convolution of its own gets one before it, as recall needs one and each should have it.
     `settings` go to every learner that has such a key. InputError where none has.
@@ -73,7 +73,7 @@ def layer_model(text: str, width: int, settings: Mapping[str, Any]) -> ModelSpec
     if "conv" not in names and not any("conv" in LAYERS[name].Config.model_fields for name in names):
         block.insert(0, {"type": "conv"})
     try:
-        return ModelSpec.model_validate({"width": width, "blocks": BLOCKS, "block": block})
+        return ModelSpec.model_validate({"width": width, "blocks": blocks, "block": block})
     except ValidationError as error:
         raise _fault(f"--layer {text}", error) from None
 
@@ -111,8 +111,8 @@ def trials(
     found = []
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
-        width = int(chosen.pop("width", protocol.width))
-        models = {text: layer_model(text, width, learner or {}) for text in layers}
+        width, blocks = int(chosen.pop("width", protocol.width)), int(chosen.pop("blocks", BLOCKS))
+        models = {text: layer_model(text, width, learner or {}, blocks) for text in layers}
         stems = [path.stem for path in recipes]
         models |= {
             path.stem if stems.count(path.stem) == 1 else str(path.with_suffix("")): Recipe.load(path).model

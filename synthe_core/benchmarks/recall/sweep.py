@@ -91,7 +91,10 @@ def sweep(
 
 def names(trials: Sequence[Trial]) -> list[str]:
     """What to call each: its model, and what is not the same in all of them: `delta lr=0.001 seed=1`."""
-    told = [{**each.settings, "width": each.model.width, **each.model_dump(exclude=_ELSEWHERE)} for each in trials]
+    told = [
+        {**each.settings, "width": each.model.width, "blocks": each.model.blocks, **each.model_dump(exclude=_ELSEWHERE)}
+        for each in trials
+    ]
     varied = [key for key in dict.fromkeys(key for each in told for key in each) if _varies(told, key)]
     tasks = len({trial.task for trial in trials}) > 1
     found = []

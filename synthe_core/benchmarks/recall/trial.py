@@ -18,7 +18,7 @@ from torch import Tensor
 import synthe_core
 from synthe_core import state as states
 from synthe_core.errors import WorkError
-from synthe_core.events import Event, Metric, Progress, Result
+from synthe_core.events import Event, Metric, Notice, Progress, Result
 from synthe_core.hardware import probe
 from synthe_core.learner import Spec, settle
 from synthe_core.model.language_model import LanguageModel, ModelSpec
@@ -30,6 +30,7 @@ from synthe_core.training import schedule
 from synthe_core.training.optimizer import Optimizer
 
 TEST_TOKENS = 65_536  # a test pass
+KNOWN, RECENT = 0.8, 10  # a level is known when right answers got this probability over about so many steps
 FIRST_TEST_SEED = 1_000_003  # test sequences never share a stream with training's
 
 
@@ -90,7 +91,8 @@ def _overruled(task: Any, share: Share, settings: dict[str, Any]) -> Share:
 def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[Event]:
     """Trains and tests; yields Progress and Metric events of that `name`, and last a Result with the whole record.
 
-    Every batch is drawn anew: an epoch is as many examples as the preset names, never the same ones again.
+    Every batch is drawn anew: an epoch is as many examples as the preset names, never the same ones again. A task that
+    has levels is trained on the next once the one before is known (curricula by competence: Platanios et al. 2019).
     """
     began = time.monotonic()
     for op in OPS.values():
@@ -110,9 +112,10 @@ def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[
     )
     optimizer = Optimizer(model, spec)
     tokens, scores = 0, {"accuracy": 0.0}
+    level, levels, known, since = 0, max(task.levels for task in tasks), 0.0, 0
     yield Progress(name, 0, len(order), "steps")
     for step, which in enumerate(order, start=1):
-        examples = tasks[which].at((step - 1) / len(order)).batch(trial.batch, rng)
+        examples = tasks[which].at(level).batch(trial.batch, rng)
         loss, _ = model.loss(_tensor(examples.inputs, device), _tensor(examples.targets, device))
         optimizer.zero_grad()
         loss.objective.backward()
@@ -120,6 +123,11 @@ def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[
         optimizer.step(schedule.rate(spec, (step - 1) / len(order)))
         settle(loss.updates)
         tokens += examples.inputs.size
+        if level < levels:
+            known += (float((-loss.total.detach() / loss.scored).exp()) - known) / RECENT
+            since += 1
+            if known > KNOWN and since >= RECENT:
+                level, since = level + 1, 0
         if step % 10 == 0:
             spent = time.monotonic() - began
             yield Progress(name, step, len(order), "steps", spent / step * (len(order) - step))
@@ -128,9 +136,12 @@ def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[
             if not math.isfinite(nats):
                 raise WorkError(f"{name}: the loss is not finite at step {step}", "lower lr")
             scores = test(model, preset.test, held_out, device)
-            yield Metric(step, "validation", {"loss": nats, "accuracy": scores["accuracy"]}, name)
+            told = {"loss": nats, "accuracy": scores["accuracy"]} | ({"level": level} if levels else {})
+            yield Metric(step, "validation", told, name)
             if scores["accuracy"] >= trial.stop_at:
                 break
+    if level < levels:
+        yield Notice(f"{name}: training got to level {level} of {levels}, and tests are of the last", "warning")
     yield Result(_record(trial, model, preset, scores, step, tokens, time.monotonic() - began, device))
 
 
