@@ -98,6 +98,7 @@ def test_a_level_follows_once_the_one_before_is_known(monkeypatch, enough, reach
     trial = Trial(task="state-tracking", settings=settings, model=model, steps=40, tests=4, batch=4, stop_at=1)
     events = list(run(trial))
     assert [e.values["level"] for e in events if isinstance(e, Metric)] == reached
+    assert (events[-1].values["level"], events[-1].values["levels"]) == (reached[-1], 3)
     notices = [e.message for e in events if isinstance(e, Notice)]
     assert [("level 0 of 3" in notice) for notice in notices] == ([] if reached[-1] == 3 else [True])
 

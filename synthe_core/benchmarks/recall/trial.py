@@ -142,7 +142,8 @@ def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[
                 break
     if level < levels:
         yield Notice(f"{name}: training got to level {level} of {levels}, and tests are of the last", "warning")
-    yield Result(_record(trial, model, preset, scores, step, tokens, time.monotonic() - began, device))
+    record = _record(trial, model, preset, scores, step, tokens, time.monotonic() - began, device)
+    yield Result(record | ({"level": level, "levels": levels} if levels else {}))
 
 
 def _order(trial: Trial, preset: Preset, rng: RandomState) -> list[int]:

@@ -1,0 +1,54 @@
+"""Products that do not depend on how many rows stand in them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from synthe_core.serving import steady
+
+
+@pytest.fixture(params=[True, False], ids=["strict", "in fours"])
+def products(request, monkeypatch):
+    """As on a processor whose products do not depend on their rows, and on one whose products do."""
+    monkeypatch.setattr(steady, "strict", lambda dtype: request.param)
+
+
+def drawn(*size, dtype=torch.float64):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(len(size)), dtype=dtype)
+
+
+@pytest.mark.parametrize("size", [(1, 7), (3, 7), (4, 7), (2, 3, 7), (1, 1, 7), (5, 0, 7), (0, 7), (7,)])
+def test_a_product_is_torchs(products, size):
+    x, weight, bias = drawn(*size), drawn(5, 7), drawn(5)
+    for given in (None, bias):
+        torch.testing.assert_close(steady.linear(x, weight, given), F.linear(x, weight, given), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("ends", [[2, 2, 7, 8], [0, 0, 0, 8], [8, 8, 8, 8], [1, 3, 6, 8]])
+def test_a_product_of_groups_is_each_ones(products, ends):
+    x, weight = drawn(8, 12, dtype=torch.float32), drawn(4, 16, 12, dtype=torch.float32)
+    found = steady.grouped_mm(x, weight.transpose(1, 2), offs=torch.tensor(ends, dtype=torch.int32))
+    wanted = [x[start:end] @ weight[i].t() for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False))]
+    torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_are_the_same_in_any_company(dtype):
+    """On processors whose products round alike in full fours; where they do not, `exact` is false."""
+    if not steady._alike(steady.linear, dtype):
+        pytest.skip("products of this processor depend on their rows even so")
+    x, weight = drawn(23, 96, dtype=dtype), drawn(40, 96, dtype=dtype)
+    whole = steady.linear(x, weight)
+    for rows in range(1, 23):
+        assert torch.equal(steady.linear(x[:rows], weight), whole[:rows])
+
+
+def test_within_the_block_they_take_torchs_place_and_after_it_they_do_not():
+    before = F.linear, F.grouped_mm, torch.sigmoid
+    with steady.steady():
+        assert F.linear is not before[0] and F.grouped_mm is not before[1]
+        x, weight = drawn(3, 7), drawn(5, 7)
+        assert torch.equal(F.linear(x, weight), steady.linear(x, weight))
+    assert (F.linear, F.grouped_mm, torch.sigmoid) == before
