@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from synthe_core.errors import WorkError
 from synthe_core.events import Event, Metric, Notice, Progress, Result
 from synthe_core.hardware import probe
 from synthe_core.learner import Spec, settle
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel, Loss, ModelSpec
 from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe import TrainSpec
 from synthe_core.tasks import TASKS
@@ -30,7 +31,7 @@ from synthe_core.training import schedule
 from synthe_core.training.optimizer import Optimizer
 
 TEST_TOKENS = 65_536  # a test pass
-KNOWN, RECENT = 0.8, 10  # a level is known when right answers got this probability over about so many steps
+KNOWN, RECENT = 0.8, 10  # a level is known when right answers get this probability over about so many steps
 FIRST_TEST_SEED = 1_000_003  # test sequences never share a stream with training's
 
 
@@ -112,10 +113,10 @@ def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[
     )
     optimizer = Optimizer(model, spec)
     tokens, scores = 0, {"accuracy": 0.0}
-    level, levels, known, since = 0, max(task.levels for task in tasks), 0.0, 0
+    climb = Climb(max(task.levels for task in tasks))
     yield Progress(name, 0, len(order), "steps")
     for step, which in enumerate(order, start=1):
-        examples = tasks[which].at(level).batch(trial.batch, rng)
+        examples = tasks[which].at(climb.level).batch(trial.batch, rng)
         loss, _ = model.loss(_tensor(examples.inputs, device), _tensor(examples.targets, device))
         optimizer.zero_grad()
         loss.objective.backward()
@@ -123,11 +124,7 @@ def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[
         optimizer.step(schedule.rate(spec, (step - 1) / len(order)))
         settle(loss.updates)
         tokens += examples.inputs.size
-        if level < levels:
-            known += (float((-loss.total.detach() / loss.scored).exp()) - known) / RECENT
-            since += 1
-            if known > KNOWN and since >= RECENT:
-                level, since = level + 1, 0
+        climb.go_on(loss)
         if step % 10 == 0:
             spent = time.monotonic() - began
             yield Progress(name, step, len(order), "steps", spent / step * (len(order) - step))
@@ -136,14 +133,37 @@ def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[
             if not math.isfinite(nats):
                 raise WorkError(f"{name}: the loss is not finite at step {step}", "lower lr")
             scores = test(model, preset.test, held_out, device)
-            told = {"loss": nats, "accuracy": scores["accuracy"]} | ({"level": level} if levels else {})
+            told = {"loss": nats, "accuracy": scores["accuracy"]} | ({"level": climb.level} if climb.levels else {})
             yield Metric(step, "validation", told, name)
             if scores["accuracy"] >= trial.stop_at:
                 break
-    if level < levels:
-        yield Notice(f"{name}: training got to level {level} of {levels}, and tests are of the last", "warning")
+    if not climb.over:
+        yield Notice(f"{name}: training got to level {climb.level} of {climb.levels}; tests are of the last", "warning")
     record = _record(trial, model, preset, scores, step, tokens, time.monotonic() - began, device)
-    yield Result(record | ({"level": level, "levels": levels} if levels else {}))
+    yield Result(record | ({"level": climb.level, "levels": climb.levels} if climb.levels else {}))
+
+
+@dataclass
+class Climb:
+    """Through the levels of a task: the next follows once this one is known, and at the earliest after RECENT steps."""
+
+    levels: int
+    level: int = 0
+    known: float = 0.0  # the probability of right answers, geometric within a step, a running mean over steps
+    since: int = 0
+
+    @property
+    def over(self) -> bool:
+        return self.level == self.levels
+
+    def go_on(self, loss: Loss) -> None:
+        """After a training step of that loss."""
+        if self.over:
+            return
+        self.known += (float((-loss.total.detach() / loss.scored).exp()) - self.known) / RECENT
+        self.since += 1
+        if self.known > KNOWN and self.since >= RECENT:
+            self.level, self.since = self.level + 1, 0
 
 
 def _order(trial: Trial, preset: Preset, rng: RandomState) -> list[int]:
