@@ -98,6 +98,7 @@ def test_dense_recipes_state_what_runs(name):
 
 CASES: dict[str, dict[str, Any]] = {name: {"type": name} for name in LAYERS} | {
     "delta, signals": {"type": "delta", "signals": True},
+    "delta, several steps": {"type": "delta", "householder": 3},
     "delta, adding": {"type": "delta", "overwrite": False},
     "attention, window": {"type": "attention", "window": 7},
 }

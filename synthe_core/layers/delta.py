@@ -200,8 +200,8 @@ class Delta(Learner[Memory]):
         return beta, log_decay
 
     def flops(self, time: int) -> float:
-        """The matrices, and per head KV multiplications to decay, 2KV operations to read and, at each of the n steps,
-        2KV to write and, where the memory is overwritten, 2KV to recall."""
+        """The matrices, and per head KV multiplications to decay and, at each of the n steps, 2KV operations to write,
+        where the memory is overwritten 2KV to recall, and 2KV to read (of which the last step's reading is kept)."""
         config = self.config
-        passes = config.householder * (4 if config.overwrite else 2) + (3 if config.decay else 2)
+        passes = config.householder * (6 if config.overwrite else 4) + config.decay
         return super().flops(time) + float(passes * config.heads * self.key * self.value)

@@ -24,6 +24,8 @@ from torch import Tensor
 
 MODE = "MKL_CBWR"
 STRICT = "AUTO,STRICT"
+ROWS = 4  # a product's rows come in groups of so many where they are lengthened
+BLOCK = 128  # keys
 
 
 def ask() -> None:
@@ -52,7 +54,7 @@ def _alike(product: Callable[..., Tensor], dtype: torch.dtype) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b, x [..., I], with rows added up to a multiple of four where torch's product depends on how many."""
-    short = -(x.numel() // x.shape[-1]) % 4
+    short = -(x.numel() // x.shape[-1]) % ROWS
     if not short or x.device.type != "cpu" or strict(x.dtype):
         return _linear(x, weight, bias)
     y = _linear(F.pad(x.reshape(-1, x.shape[-1]), (0, 0, 0, short)), weight, bias)
@@ -111,25 +113,43 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     queries = q[:, :, 0].unflatten(1, (k.shape[1], -1)) * scale  # [B, G, H / G, K]
     heads = queries.shape[2]
-    if heads == 1:  # a product with a single row is another, whose sums do depend on how many columns there are
-        queries = queries.expand(-1, -1, 2, -1)
-    scores = (queries @ k.transpose(-1, -2)).masked_fill(~attn_mask, -torch.inf)  # [B, G, H / G, S]
-    most = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
-    weights, ones = (scores - most).exp(), scores.new_ones(BLOCK, 1)
-    total, whole = scores.new_zeros(()), scores.new_zeros(())
-    for last in range(k.shape[2], 0, -BLOCK):
-        first, front = max(0, last - BLOCK), max(0, BLOCK - last)
-        part = F.pad(weights[..., first:last], (front, 0))
-        total = total + part @ F.pad(v[:, :, first:last], (0, 0, front, 0))
-        whole = whole + part @ ones
-    answer = total / whole.clamp_min(torch.finfo(scores.dtype).tiny)
+    queries = F.pad(queries, (0, 0, 0, -heads % ROWS))  # products of other sizes than these depend on how many keys
+    blocks = [(max(0, last - BLOCK), last) for last in range(k.shape[2], 0, -BLOCK)]
+
+    def block(x: Tensor, first: int, last: int) -> Tensor:
+        """Some rows of x [B, G, S, ...], with zeros in front where they are fewer than BLOCK."""
+        return F.pad(x[:, :, first:last], (0, 0, BLOCK - (last - first), 0))
+
+    real = attn_mask.transpose(-1, -2)
+    scores = [
+        (queries @ block(k, *each).transpose(-1, -2)).masked_fill(~block(real, *each).transpose(-1, -2), -torch.inf)
+        for each in blocks
+    ]  # each [B, G, H / G, BLOCK]
+    most = torch.stack([part.amax(-1, keepdim=True) for part in scores]).amax(0)
+    most = most.clamp_min(torch.finfo(most.dtype).min)
+    ones = queries.new_ones(BLOCK, 1)
+    total, whole = queries.new_zeros(()), queries.new_zeros(())
+    for part, each in zip(scores, blocks, strict=True):
+        weights = (part - most).exp()
+        total = total + weights @ block(v, *each)
+        whole = whole + weights @ ones
+    answer = total / whole.clamp_min(torch.finfo(whole.dtype).tiny)
     return answer[:, :, :heads].flatten(1, 2)[:, :, None]
 
 
+def addmm(y: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """β y + α x W of matrices, with rows added to x and y as `linear` adds them."""
+    short = -len(x) % ROWS
+    if not short or x.device.type != "cpu" or strict(x.dtype) or len(y) != len(x):
+        return _addmm(y, x, weight, beta=beta, alpha=alpha)
+    y, x = (F.pad(each, (0, 0, 0, short)) for each in (y, x))
+    return _addmm(y, x, weight, beta=beta, alpha=alpha)[:-short]
+
+
 _linear = F.linear
+_addmm = torch.addmm
 _grouped = getattr(F, "grouped_mm", None)  # torch 2.10 is the first to have it
 _attention = F.scaled_dot_product_attention
-BLOCK = 128  # keys
 
 INSTEAD: Sequence[tuple[Any, str, Callable[..., Any]]] = (
     (torch, "sigmoid", sigmoid),
@@ -138,6 +158,7 @@ INSTEAD: Sequence[tuple[Any, str, Callable[..., Any]]] = (
     (F, "silu", silu),
     (F, "gelu", gelu),
     (F, "linear", linear),
+    (torch, "addmm", addmm),
     *([] if _grouped is None else [(F, "grouped_mm", grouped_mm)]),
     (F, "scaled_dot_product_attention", attend),
 )

@@ -117,7 +117,7 @@ def test_flops_count_matrices_and_memory():
     assert learner.flops(100) == matrices + 6 * 2 * 16 * 16
     learner = make(32, conv=0, householder=3)
     matrices = 2 * (32 * (4 * 32 + 3 * 32 + 32 + 3 * 2 + 2) + 32 * 32)
-    assert learner.flops(100) == matrices + (1 + 2 + 3 * 4) * 2 * 16 * 16
+    assert learner.flops(100) == matrices + (1 + 3 * 6) * 2 * 16 * 16
 
 
 # Several steps a token: DeltaProduct.

@@ -52,3 +52,27 @@ def test_within_the_block_they_take_torchs_place_and_after_it_they_do_not():
         x, weight = drawn(3, 7), drawn(5, 7)
         assert torch.equal(F.linear(x, weight), steady.linear(x, weight))
     assert (F.linear, F.grouped_mm, torch.sigmoid) == before
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(2, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize("keys", [1, 7, 128, 129, 200])
+def test_attention_of_one_query_is_the_same_beside_longer_windows(heads, groups, keys):
+    if not steady._alike(steady.linear, torch.float32):
+        pytest.skip("products of this processor depend on their rows even so")
+    q, k, v = (drawn(3, h, n, 16, dtype=torch.float32) for h, n in ((heads, 1), (groups, 300), (groups, 300)))
+    real = torch.zeros(3, 1, 1, 300, dtype=torch.bool)
+    real[:2, ..., 300 - keys :] = True
+    real[2] = True
+    together = steady.attend(q, k, v, real, enable_gqa=True)
+    torch.testing.assert_close(together, F.scaled_dot_product_attention(q, k, v, real, enable_gqa=True))
+    for row in range(2):
+        own = (x[row : row + 1, :, 300 - keys :].contiguous() for x in (k, v))
+        alone = steady.attend(q[row : row + 1], *own, real[row : row + 1, ..., 300 - keys :], enable_gqa=True)
+        assert torch.equal(alone[0], together[row])
+
+
+def test_a_sum_of_products_is_torchs(products):
+    for rows in (1, 3, 4, 6):
+        y, x, weight = drawn(rows, 5), drawn(rows, 7), drawn(7, 5)
+        found = steady.addmm(y, x, weight, alpha=0.5)
+        torch.testing.assert_close(found, torch.addmm(y, x, weight, alpha=0.5), rtol=1e-13, atol=1e-13)
