@@ -113,27 +113,19 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     queries = q[:, :, 0].unflatten(1, (k.shape[1], -1)) * scale  # [B, G, H / G, K]
     heads = queries.shape[2]
-    queries = F.pad(queries, (0, 0, 0, -heads % ROWS))  # products of other sizes than these depend on how many keys
-    blocks = [(max(0, last - BLOCK), last) for last in range(k.shape[2], 0, -BLOCK)]
-
-    def block(x: Tensor, first: int, last: int) -> Tensor:
-        """Some rows of x [B, G, S, ...], with zeros in front where they are fewer than BLOCK."""
-        return F.pad(x[:, :, first:last], (0, 0, BLOCK - (last - first), 0))
-
-    real = attn_mask.transpose(-1, -2)
-    scores = [
-        (queries @ block(k, *each).transpose(-1, -2)).masked_fill(~block(real, *each).transpose(-1, -2), -torch.inf)
-        for each in blocks
-    ]  # each [B, G, H / G, BLOCK]
-    most = torch.stack([part.amax(-1, keepdim=True) for part in scores]).amax(0)
-    most = most.clamp_min(torch.finfo(most.dtype).min)
-    ones = queries.new_ones(BLOCK, 1)
-    total, whole = queries.new_zeros(()), queries.new_zeros(())
-    for part, each in zip(scores, blocks, strict=True):
-        weights = (part - most).exp()
-        total = total + weights @ block(v, *each)
-        whole = whole + weights @ ones
-    answer = total / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+    queries = F.pad(queries, (0, 0, 0, -heads % ROWS))  # products of other sizes depend on how many keys there are
+    if front := -k.shape[2] % BLOCK:
+        k, v = (F.pad(x, (0, 0, front, 0)) for x in (k, v))
+        attn_mask = F.pad(attn_mask, (front, 0))
+    scores = (queries @ k.transpose(-1, -2)).masked_fill(~attn_mask, -torch.inf)  # [B, G, H / G, S]
+    most = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
+    weights, ones = (scores - most).exp(), scores.new_ones(BLOCK, 1)
+    total, whole = scores.new_zeros(()), scores.new_zeros(())
+    for first in range(k.shape[2] - BLOCK, -1, -BLOCK):
+        part = weights[..., first : first + BLOCK]
+        total = total + part @ v[:, :, first : first + BLOCK]
+        whole = whole + part @ ones
+    answer = total / whole.clamp_min(torch.finfo(scores.dtype).tiny)
     return answer[:, :, :heads].flatten(1, 2)[:, :, None]
 
 
