@@ -3,7 +3,7 @@ many others are served.
 
 Batching changes a row's numbers by rounding in two ways, and either may turn a near tie. MKL has products of its own
 for few rows: its strict mode has none, and costs a single row up to twice the time of its products. It has that mode
-on Intel's processors only; on others rows go into a product in fours, which those products all treat alike. And
+on Intel's processors only; on others rows and columns go into a product in fours, which it all treats alike. And
 torch's sigmoid, softplus, SiLU and GELU take other instructions for the last few numbers of a tensor: here they are
 made of exp and log1p, which do not.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 
 MODE = "MKL_CBWR"
 STRICT = "AUTO,STRICT"
-ROWS = 4  # a product's rows come in groups of so many where they are lengthened
+FOUR = 4  # what rows and columns of a product come in where it is lengthened
 BLOCK = 128  # keys
 
 
@@ -52,13 +52,22 @@ def _alike(product: Callable[..., Tensor], dtype: torch.dtype) -> bool:
     return all(torch.equal(product(x[:rows], w), whole[:rows]) for rows in (1, 2, 3, 5, 8, 13, 16, 33))
 
 
+def _lacking(x: Tensor) -> tuple[int, int]:
+    """How many rows and columns x [..., I] lacks to full fours, where torch's product depends on how many rows it has
+    and on where they begin; none elsewhere."""
+    if x.device.type != "cpu" or strict(x.dtype):
+        return 0, 0
+    return -x.shape[:-1].numel() % FOUR, -x.shape[-1] % FOUR
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b, x [..., I], with rows added up to a multiple of four where torch's product depends on how many."""
-    short = -(x.numel() // x.shape[-1]) % ROWS
-    if not short or x.device.type != "cpu" or strict(x.dtype):
+    """x Wᵀ + b, x [..., I], lengthened by zeros to full fours where torch's product depends on its rows."""
+    rows, columns = _lacking(x)
+    if not rows and not columns:
         return _linear(x, weight, bias)
-    y = _linear(F.pad(x.reshape(-1, x.shape[-1]), (0, 0, 0, short)), weight, bias)
-    return y[:-short].view(*x.shape[:-1], -1)
+    whole = F.pad(x.reshape(-1, x.shape[-1]), (0, columns, 0, rows))
+    y = _linear(whole, F.pad(weight, (0, columns)) if columns else weight, bias)
+    return y[: len(y) - rows].view(*x.shape[:-1], len(weight))
 
 
 def grouped_mm(x: Tensor, weight: Tensor, *, offs: Tensor, **options: Any) -> Tensor:
@@ -113,7 +122,7 @@ def attend(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     queries = q[:, :, 0].unflatten(1, (k.shape[1], -1)) * scale  # [B, G, H / G, K]
     heads = queries.shape[2]
-    queries = F.pad(queries, (0, 0, 0, -heads % ROWS))  # products of other sizes depend on how many keys there are
+    queries = F.pad(queries, (0, 0, 0, -heads % FOUR))  # products of other sizes depend on how many keys there are
     if front := -k.shape[2] % BLOCK:
         k, v = (F.pad(x, (0, 0, front, 0)) for x in (k, v))
         attn_mask = F.pad(attn_mask, (front, 0))
@@ -130,12 +139,13 @@ def attend(
 
 
 def addmm(y: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """β y + α x W of matrices, with rows added to x and y as `linear` adds them."""
-    short = -len(x) % ROWS
-    if not short or x.device.type != "cpu" or strict(x.dtype) or len(y) != len(x):
+    """β y + α x W of matrices, lengthened as in `linear`."""
+    rows, columns = _lacking(x)
+    if (not rows and not columns) or len(y) != len(x):
         return _addmm(y, x, weight, beta=beta, alpha=alpha)
-    y, x = (F.pad(each, (0, 0, 0, short)) for each in (y, x))
-    return _addmm(y, x, weight, beta=beta, alpha=alpha)[:-short]
+    y, x = F.pad(y, (0, 0, 0, rows)), F.pad(x, (0, columns, 0, rows))
+    weight = F.pad(weight, (0, 0, 0, columns)) if columns else weight
+    return _addmm(y, x, weight, beta=beta, alpha=alpha)[: len(y) - rows]
 
 
 _linear = F.linear

@@ -49,11 +49,12 @@ class StateTracking(Task):
         super().__init__(config)
         self.group = group(config.group)
         self.drawn = np.arange(self.group.order)
-        if config.grow and config.elements != "all":
-            raise InputError("grow: true ends with all elements, not with swaps", "leave out one of the two")
-        self.first = self.group.generators() if config.grow else self.drawn
-        others = RandomState(0).permutation(np.setdiff1d(self.drawn, self.first))  # always in this order
-        self.others = others[np.argsort(self.group.steps(self.first)[others], kind="stable")]
+        if config.grow:
+            if config.elements != "all":
+                raise InputError("grow: true ends with all elements, not with swaps", "leave out one of the two")
+            self.first = self.group.generators()
+            others = RandomState(0).permutation(np.setdiff1d(self.drawn, self.first))  # always in this order
+            self.others = others[np.argsort(self.group.steps(self.first)[others], kind="stable")]
         if config.elements == "swaps":
             moved = self.group.permutations != self.group.permutations[0]
             self.drawn = np.flatnonzero(moved.sum(1) == 2)
