@@ -7,7 +7,7 @@ import sys
 
 from synthe_cli import figures
 from synthe_cli.console import printable
-from synthe_core.benchmarks.recall.summary import (
+from synthe_core.benchmarks.synthetic.summary import (
     Bench,
     Summary,
     benches,

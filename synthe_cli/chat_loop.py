@@ -14,9 +14,9 @@ from pathlib import Path
 from synthe_cli import figures
 from synthe_cli.console import printable
 from synthe_cli.options import sampled
+from synthe_core.chat.conversation import Answer, Asked, Said, Talk
 from synthe_core.errors import InputError, SyntheError, unknown
-from synthe_core.model.sampling import Sampling
-from synthe_core.serving.talk import Answer, Asked, Said, Talk
+from synthe_core.inference.sampling import Sampling
 
 COUNT, SEED = "tokens", "seed"
 
@@ -247,7 +247,7 @@ def _editing(words: list[str]) -> bool:
         return False
     import atexit
 
-    from synthe_core.hardware import cache_dir
+    from synthe_core.hardware.probe import cache_dir
 
     history = Path(cache_dir()) / "chat_history"
     try:

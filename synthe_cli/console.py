@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 import warnings
@@ -147,17 +146,6 @@ class PlainRenderer(Renderer):
     def close(self) -> None:
         self._flush()
         self._progress = None
-
-
-def choose(as_json: bool) -> Renderer:
-    """JSON lines when asked for, the live display on a terminal that can move its cursor, plain lines elsewhere."""
-    if as_json:
-        return JsonRenderer()
-    if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown", None):
-        from synthe_cli.live import LiveRenderer  # rich is imported only where it is seen
-
-        return LiveRenderer()
-    return PlainRenderer()
 
 
 def describe(event: Event) -> list[str]:

@@ -14,7 +14,7 @@ import synthe_core
 from synthe_core.errors import InputError, closest
 
 if TYPE_CHECKING:
-    from synthe_core.model.sampling import Sampling
+    from synthe_core.inference.sampling import Sampling
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -95,7 +95,7 @@ def sampled(values: Mapping[str, Any], spelled: Callable[[str], str] = spelled_o
     """How tokens are chosen, by the options above; InputError that spells the option at fault."""
     from pydantic import ValidationError
 
-    from synthe_core.model.sampling import Sampling
+    from synthe_core.inference.sampling import Sampling
 
     try:
         return Sampling.model_validate(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 
 torch.set_num_threads(1)
 

@@ -5,40 +5,50 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 FILES = sorted(path for package in ("synthe_core", "synthe_cli") for path in (ROOT / package).rglob("*.py"))
 LONGEST = 400
+LOOSE = 6  # files of synthe_core itself
 
 LAYERS = [
-    ["__init__", "errors", "registry", "events", "budget", "yaml_text", "atomic", "tensor_file", "quantized"],
-    ["hardware", "hardware_rates", "state", "trace"],
-    ["ops"],
-    ["learner"],
-    ["layers"],
-    ["model"],
-    ["adapters"],
-    ["data", "tasks"],
-    ["recipe"],
-    ["manifest", "adapter_files", "source", "checkpoint"],
+    "__init__ errors registry events budget units state charts",
+    "storage storage.atomic storage.json_file storage.yaml_text storage.tensor_file storage.strict",
+    "quantization",
+    "hardware hardware.probe hardware.rates hardware.placement",
+    "ops",
+    "layers",
+    "model",
+    "adapters",
+    "data tasks",
+    "recipe hardware.kernel_survey hardware.kernel_tuning",
+    "storage.manifest storage.adapter_files storage.sources storage.checkpoint",
+    "inference",
+    "interop",
+    "training",
+    "introspection profiling evaluation packing merging benchmarks",
+    "serving",
+    "chat",
+    "synthe_cli",
 ]
-"""synthe_core from the bottom up; whatever is not named is a verb above them all, and synthe_cli is above that.
-
-A verb may import another verb, and neighbours on a line may import each other.
-"""
-RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-VERB, CLI = len(LAYERS), len(LAYERS) + 1
+"""Every module from the bottom up. A module has the rank of the longest name here that it begins with; neighbours on a
+line may import each other, as long as they make no circle."""
+RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 
 
 def rank(module: str) -> int:
-    """The height of `synthe_core.layers.delta`: that of `layers`."""
-    package, _, rest = module.partition(".")
-    if package == "synthe_cli":
-        return CLI
-    return RANKS.get(rest.partition(".")[0] or "__init__", VERB)
+    """The height of `synthe_core.layers.delta`: that of `layers`. KeyError for a module that nobody has ranked."""
+    name = module.removeprefix("synthe_core").removeprefix(".") or "__init__"
+    while name not in RANKS:
+        if "." not in name:
+            raise KeyError(f"{module} has no rank: name it in LAYERS")
+        name = name.rpartition(".")[0]
+    return RANKS[name]
 
 
 def module_of(path: Path) -> str:
@@ -53,11 +63,11 @@ def imports(source: str) -> list[tuple[int, str]]:
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module in ("synthe_core", "synthe_cli"):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module or "."]
-            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            assert node.level == 0 and node.module, f"line {node.lineno}: imports are absolute"
+            names = [
+                each if (each := f"{node.module}.{alias.name}") in MODULES else node.module for alias in node.names
+            ]
         found += [(node.lineno, name) for name in names if name.partition(".")[0] in ("synthe_core", "synthe_cli")]
     return found
 
@@ -71,6 +81,9 @@ def upward(path: Path, source: str) -> list[str]:
     ]
 
 
+MODULES = {module_of(path) for path in FILES}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_downward(path: Path) -> None:
     assert not upward(path, path.read_text(encoding="utf-8"))
@@ -78,10 +91,48 @@ def test_imports_point_downward(path: Path) -> None:
 
 def test_an_upward_import_is_found() -> None:
     learner = ROOT / "synthe_core" / "layers" / "delta.py"
-    assert upward(learner, "def f():\n    from synthe_core.recipe import Recipe\n")
+    assert upward(learner, "def f():\n    from synthe_core.recipe.schema import Recipe\n")
     assert upward(learner, "import synthe_cli.console")
-    assert upward(ROOT / "synthe_core" / "checkpoint.py", "from synthe_core import training")
+    assert upward(ROOT / "synthe_core" / "storage" / "checkpoint.py", "from synthe_core import training")
+    assert upward(ROOT / "synthe_core" / "storage" / "atomic.py", "from synthe_core.storage import manifest")
     assert not upward(learner, "from synthe_core.ops.delta_rule import delta_rule\nfrom synthe_core import state")
+
+
+def test_a_module_without_a_rank_is_found() -> None:
+    with pytest.raises(KeyError, match="has no rank"):
+        rank("synthe_core.somewhere.new")
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that import each other around, in whatever place the imports stand."""
+    order = TopologicalSorter(graph)
+    try:
+        order.prepare()
+    except CycleError as error:
+        return [error.args[1]]
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {
+        module_of(path): {name for _, name in imports(path.read_text(encoding="utf-8")) if name != module_of(path)}
+        for path in FILES
+    }
+    assert circles({"a": {"b"}, "b": {"a"}})
+    assert not circles(graph)
+
+
+def functions(path: Path) -> list[tuple[int, str]]:
+    """Every function of a file: (lines, name)."""
+    return [
+        (node.end_lineno - node.lineno + 1, node.name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None
+    ]
+
+
+def test_few_files_stand_loose() -> None:
+    assert len(list((ROOT / "synthe_core").glob("[a-z]*.py"))) <= LOOSE
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

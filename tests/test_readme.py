@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SYNTHE = Path(sys.executable).parent / "synthe"
 SHORTER = " --set " + " --set ".join(
@@ -45,7 +46,7 @@ def test_python_blocks_run(code):
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_yaml_blocks_are_recipes(text, tmp_path):
-    from synthe_core.recipe import Recipe
+    from synthe_core.recipe.schema import Recipe
 
     (tmp_path / "r.yaml").write_text(text)
     assert Recipe.load(tmp_path / "r.yaml").model.blocks == 8

@@ -13,9 +13,9 @@ from synthe_cli.commands.bench_serve import serve
 from synthe_cli.commands.bench_suite import EXAMPLES as SUITE_EXAMPLES
 from synthe_cli.commands.bench_suite import zoology
 from synthe_cli.commands.bench_task import EXAMPLES, bench_task
-from synthe_cli.console import choose
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import DeviceOption, JsonOption, find_recipe
+from synthe_cli.renderer import choose_renderer
 from synthe_core.errors import unknown
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def speed(
     A ratio is a candidate's time over the first one's, taken turn by turn, so that a machine whose speed drifts does
     not lie. Each case names its shapes; throughput is beside it so that the floor can be reckoned.
     """
-    with choose(as_json) as renderer:
+    with choose_renderer(as_json) as renderer:
         for event in _measure(
             part or list(PARTS), op, learner, recipe, tuple(against.split(",")), turns, device or "auto"
         ):
@@ -112,9 +112,9 @@ def _measure(
 ) -> Iterator[Event]:
     from synthe_core.benchmarks import learners, models, operators
     from synthe_core.errors import unknown
-    from synthe_core.hardware import probe
-    from synthe_core.placement import choose_device
-    from synthe_core.recipe import Recipe
+    from synthe_core.hardware.placement import choose_device
+    from synthe_core.hardware.probe import probe
+    from synthe_core.recipe.schema import Recipe
 
     for part in parts:
         if part not in PARTS:

@@ -48,10 +48,10 @@ CsvOption = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="A
 
 def placed(device: str | None, preset: str | None, launcher: str) -> tuple[str, Any]:
     """The device, and the preset: small where there is no GPU. On a cluster each trial looks for its own device."""
-    from synthe_core.benchmarks.recall.plan import PROTOCOLS
+    from synthe_core.benchmarks.synthetic.plan import PROTOCOLS
     from synthe_core.errors import unknown
-    from synthe_core.hardware import probe
-    from synthe_core.placement import choose_device
+    from synthe_core.hardware.placement import choose_device
+    from synthe_core.hardware.probe import probe
 
     place = choose_device(device or "auto", probe()).value
     size = preset or ("quick" if place == "cpu" else "standard")
@@ -62,7 +62,7 @@ def placed(device: str | None, preset: str | None, launcher: str) -> tuple[str, 
 
 def settings(assign: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """--set learner.KEY=V and task.KEY=V as the settings of the learner and of the task."""
-    from synthe_core.benchmarks.recall.plan import assigned
+    from synthe_core.benchmarks.synthetic.plan import assigned
 
     chosen = assigned(assign or [], "--set")
     if stray := [key for key in chosen if key.partition(".")[0] not in ("learner", "task")]:

@@ -11,8 +11,9 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from synthe_cli import console, figures
+from synthe_cli import figures
 from synthe_cli.options import JsonOption
+from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Result
 
 REPORT_EXAMPLES = """\
@@ -38,7 +39,7 @@ def report(
     The page has tables, accuracy along each task's axis, and accuracy against bytes of state. It needs no network.
     """
     from synthe_cli.bench_table import show
-    from synthe_core.benchmarks.recall import report as reports
+    from synthe_core.benchmarks.synthetic import report as reports
 
     records = reports.load(folders)
     found = reports.summaries(records)
@@ -48,7 +49,7 @@ def report(
         show(found)
         print()
     values: dict[str, object] = {"summaries": [asdict(each) for each in found]} if as_json else {}
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         shown.result(Result(values, page))
 
 

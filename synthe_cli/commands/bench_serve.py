@@ -15,12 +15,13 @@ import typer
 from synthe_cli import console, figures
 from synthe_cli.api_key import keys_in
 from synthe_cli.options import JsonOption
+from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import Interrupted, WorkError
 from synthe_core.events import Result
 
 if TYPE_CHECKING:
-    from synthe_core.serving.load_request import Answer
+    from synthe_core.benchmarks.load_test.request import Answer
 
 EXAMPLES = """\
 synthe bench serve --clients 64 --requests 500                     a server on this machine
@@ -82,7 +83,7 @@ def serve(
     Works with any OpenAI-compatible server. A request that is turned away (429) is sent again when the server said; the
     wait counts. Times of requests that fail are left out, and the exit code is 1. Ctrl-C shows what was measured.
     """
-    from synthe_core.serving.load import Load, load
+    from synthe_core.benchmarks.load_test.run import Load, load
 
     asked = Load(
         url=url,
@@ -103,7 +104,7 @@ def serve(
         api_key=None if api_key_file is None else keys_in(api_key_file)[0],
         timeout=timeout,
     )
-    with console.choose(as_json) as shown, stop_on_signal("what was measured so far is shown") as stop:
+    with choose_renderer(as_json) as shown, stop_on_signal("what was measured so far is shown") as stop:
         for event in load(asked, stop):
             if not isinstance(event, Result):
                 shown.show(event)
@@ -196,7 +197,7 @@ def latency(seconds: float) -> str:
 
 def spread(answers: Sequence[Answer]) -> str:
     """Bars of how often which time was seen."""
-    from synthe_core.serving.load_figures import first_tokens, gaps
+    from synthe_core.benchmarks.load_test.figures import first_tokens, gaps
 
     good = [answer for answer in answers if answer.error is None]
     parts = [(ROWS["first_token"], first_tokens(good)), (ROWS["between_tokens"], gaps(good))]

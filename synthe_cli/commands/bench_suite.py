@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from synthe_cli import console
 from synthe_cli.commands.bench_options import (
     BlocksOption,
     CsvOption,
@@ -27,10 +26,11 @@ from synthe_cli.commands.bench_options import (
     writable,
 )
 from synthe_cli.options import DeviceOption, JsonOption, find_recipe
+from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
-from synthe_core.atomic import write_file
 from synthe_core.errors import WorkError
 from synthe_core.events import Result
+from synthe_core.storage.atomic import write_file
 
 EXAMPLES = """\
 synthe bench zoology --core --jobs 2                       six tasks that tell learners apart, every learner
@@ -68,8 +68,8 @@ def zoology(
     Without --layer and --recipe it takes all causal learners. Each trial is kept as soon as it is finished: the same
     command goes on where it was stopped, and a wider one runs only what is new.
     """
-    from synthe_core.benchmarks.recall import plan, report
-    from synthe_core.benchmarks.recall.sweep import sweep as verb
+    from synthe_core.benchmarks.synthetic import plan, report
+    from synthe_core.benchmarks.synthetic.sweep import sweep as verb
 
     place, size = placed(device, preset, launcher)
     trials = plan.suite(
@@ -82,7 +82,7 @@ def zoology(
         **given(lr=lr, width=width, blocks=blocks, epochs=epochs, steps=steps),
     )
     writable(csv_file)
-    with console.choose(as_json) as shown, stop_on_signal("finished trials are kept") as stop:
+    with choose_renderer(as_json) as shown, stop_on_signal("finished trials are kept") as stop:
         for event in verb(trials, out=out, jobs=jobs, device=place, launcher=launcher, stop=stop):
             if not isinstance(event, Result):
                 shown.show(event)

@@ -28,13 +28,14 @@ from synthe_cli.commands.bench_options import (
     writable,
 )
 from synthe_cli.options import DeviceOption, JsonOption, find_recipe
+from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
-from synthe_core.atomic import write_file
 from synthe_core.errors import InputError, WorkError, unknown
 from synthe_core.events import Notice, Result
+from synthe_core.storage.atomic import write_file
 
 if TYPE_CHECKING:
-    from synthe_core.benchmarks.recall.trial import Trial
+    from synthe_core.benchmarks.synthetic.trial import Trial
 
 EXAMPLES = """\
 synthe bench mqar --layer delta                                    about a minute; accuracy by number of pairs
@@ -85,8 +86,8 @@ def bench_task(
     """
     task = str(ctx.info_name)
 
-    from synthe_core.benchmarks.recall import plan
-    from synthe_core.benchmarks.recall.sweep import sweep as verb
+    from synthe_core.benchmarks.synthetic import plan
+    from synthe_core.benchmarks.synthetic.sweep import sweep as verb
 
     learner, chosen = settings(assign)
     place, size = placed(device, preset, launcher)
@@ -103,7 +104,7 @@ def bench_task(
     )
     folder = out or Path("runs") / "bench" / task
     writable(csv_file)
-    with console.choose(as_json) as shown, stop_on_signal("finished trials are kept") as stop:
+    with choose_renderer(as_json) as shown, stop_on_signal("finished trials are kept") as stop:
         for event in verb(trials, out=folder, jobs=jobs, device=place, launcher=launcher, stop=stop):
             if isinstance(event, Result):
                 shown.close()
@@ -115,7 +116,7 @@ def bench_task(
 
 def _keys(ctx: typer.Context, task: str) -> dict[str, Any]:
     """`--pairs 8 --group=S3` as {"pairs": 8, "group": "S3"}; InputError where the task has no such key."""
-    from synthe_core.benchmarks.recall.plan import assigned
+    from synthe_core.benchmarks.synthetic.plan import assigned
     from synthe_core.tasks import TASKS
 
     options = [option for parameter in ctx.command.params for option in parameter.opts if option.startswith("--")]
@@ -147,7 +148,7 @@ def finish(
     plot: bool,
 ) -> None:
     """The table, and the files that were asked for."""
-    from synthe_core.benchmarks.recall import report
+    from synthe_core.benchmarks.synthetic import report
 
     records: Any = event.values["trials"]
     if csv_file is not None:
@@ -169,7 +170,7 @@ def check(event: Result, fail_under: float | None) -> None:
     """WorkError where a model's accuracy, at its best setting and mean over seeds, is below what was asked for."""
     if fail_under is None:
         return
-    from synthe_core.benchmarks.recall import report
+    from synthe_core.benchmarks.synthetic import report
 
     best = report.best(report.summaries(event.values["trials"]))  # type: ignore[arg-type]
     for each in best:

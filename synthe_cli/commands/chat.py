@@ -99,7 +99,7 @@ def chat(
         raise InputError("--api-key-file is for a server", "add --url")
 
     from synthe_cli.chat_loop import Loop
-    from synthe_core.serving.talk import Asked, Talk
+    from synthe_core.chat.conversation import Asked, Talk
 
     values = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
@@ -114,17 +114,17 @@ def chat(
             talk.close()
 
     if url is not None:
-        from synthe_core.serving.talk_there import ServerTalk
+        from synthe_core.chat.remote import ServerTalk
 
         key = keys_in(key_file)[0] if key_file else os.environ.get("SYNTHE_API_KEY")
         converse(ServerTalk(url, checkpoint, key=key, system=system, session=session))
         return
 
-    from synthe_core.hardware import cache_dir, probe
-    from synthe_core.placement import choose_device
-    from synthe_core.serving.engine import Engine
-    from synthe_core.serving.served import Served
-    from synthe_core.serving.talk_here import EngineTalk
+    from synthe_core.chat.local import EngineTalk
+    from synthe_core.hardware.placement import choose_device
+    from synthe_core.hardware.probe import cache_dir, probe
+    from synthe_core.inference.engine import Engine
+    from synthe_core.inference.served import Served
 
     assert checkpoint is not None
     served = Served.load(Path(checkpoint).expanduser(), device=choose_device(device or "auto", probe()).value)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthe_cli import console, figures
+from synthe_cli import figures
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption, SetOption, find_recipe, overrides, shipped_recipes
+from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Event, Result
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def stats(source: SourceArgument, assign: SetOption = None, as_json: JsonOption 
 
 def _data_of(text: str, assignments: list[str] | None) -> DataSpec:
     """The `data` of a recipe; or of no recipe, with `text` as its source and --set applied."""
-    from synthe_core.recipe import Recipe
-    from synthe_core.yaml_text import parse
+    from synthe_core.recipe.schema import Recipe
+    from synthe_core.storage.yaml_text import parse
 
     path = Path(text).expanduser()
     if (
@@ -74,7 +75,7 @@ def _data_of(text: str, assignments: list[str] | None) -> DataSpec:
 
 def _render(events: Iterable[Event], as_json: bool, path: bool) -> None:
     """Shows the events; the counts go to stdout as a table, and with `path` the place of the tokens after them."""
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in events:
             if not isinstance(event, Result):
                 shown.show(event)

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from synthe_cli import console, figures
+from synthe_cli import figures
 from synthe_cli.commands.eval_lm import LIST_EXAMPLES, LM_EXAMPLES, list_tasks, lm
 from synthe_cli.commands.eval_perplexity import EXAMPLES as PERPLEXITY_EXAMPLES
 from synthe_cli.commands.eval_perplexity import perplexity
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import CheckpointArgument, DataOption, DeviceOption, JsonOption, find_checkpoint
+from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Result
 
 ABOUT = "Evaluate trained models on tasks and on new text."
@@ -59,7 +60,7 @@ def confidence(
 
     from synthe_core.evaluation.confidence import evaluate
 
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in evaluate(path, sources=data or (), tokens=tokens, device=device or "auto", plot=plot):
             if not isinstance(event, Result):
                 shown.show(event)

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from synthe_cli import console, figures
+from synthe_cli import figures
 from synthe_cli.options import DeviceOption, JsonOption, complete_run, find_checkpoint
+from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError
 from synthe_core.events import Result
@@ -132,7 +133,7 @@ def lm(
         system=system,
         seed=seed,
     )
-    with console.choose(as_json) as shown, stop_on_signal("the answers made so far are kept") as stop:
+    with choose_renderer(as_json) as shown, stop_on_signal("the answers made so far are kept") as stop:
         for event in evaluate(paths, asked, stop):
             if not isinstance(event, Result):
                 shown.show(event)

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from synthe_cli import console, figures
+from synthe_cli import figures
 from synthe_cli.options import CheckpointArgument, DataOption, DeviceOption, JsonOption, find_checkpoint
+from synthe_cli.renderer import choose_renderer
 from synthe_core.errors import InputError
 from synthe_core.events import Result
 
@@ -39,7 +40,7 @@ def perplexity(
 
     from synthe_core.evaluation.perplexity import evaluate
 
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in evaluate(path, sources=data or (), contexts=contexts, tokens=tokens, device=device or "auto"):
             if isinstance(event, Result) and not as_json:
                 shown.close()

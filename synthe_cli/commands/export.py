@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from synthe_cli import console
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import CheckpointArgument, JsonOption, find_checkpoint
+from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Result
 
 ABOUT = "Write a checkpoint for another program."
@@ -44,9 +44,9 @@ def hf(
     """
     path = find_checkpoint(checkpoint)
 
-    from synthe_core.exporting import export_hf
+    from synthe_core.interop.huggingface import export_hf
 
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in export_hf(path, out=out):
             if isinstance(event, Result):
                 shown.result(event)

@@ -81,11 +81,11 @@ def generate(
     path = find_checkpoint(checkpoint)
     prompts = [*(prompt or []), *map(_read, prompt_file or [])] or [""]
 
-    from synthe_core.checkpoint import Checkpoint
-    from synthe_core.generation import write
-    from synthe_core.hardware import probe
+    from synthe_core.hardware.placement import choose_device
+    from synthe_core.hardware.probe import probe
+    from synthe_core.inference.generation import write
     from synthe_core.model.session import Session
-    from synthe_core.placement import choose_device
+    from synthe_core.storage.checkpoint import Checkpoint
 
     sampling = sampled({
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthe_cli import console, figures
+from synthe_cli import figures
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import DeviceOption, JsonOption, find_recipe
+from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Result
 
 if TYPE_CHECKING:
-    from synthe_core.hardware import Hardware
-    from synthe_core.kernel_survey import Served, Survey
+    from synthe_core.hardware.kernel_survey import Served, Survey
+    from synthe_core.hardware.probe import Hardware
 
 app = typer.Typer(**SETTINGS)
 
@@ -50,10 +51,10 @@ def hardware(
 
     import torch
 
-    from synthe_core.hardware import cache_dir, probe
-    from synthe_core.hardware_rates import measure_copy, measure_matmul
-    from synthe_core.kernel_survey import survey
-    from synthe_core.placement import choose_device, choose_precision
+    from synthe_core.hardware.kernel_survey import survey
+    from synthe_core.hardware.placement import choose_device, choose_precision
+    from synthe_core.hardware.probe import cache_dir, probe
+    from synthe_core.hardware.rates import measure_copy, measure_matmul
 
     found = probe()
     where = choose_device(device or "auto", found)
@@ -83,12 +84,12 @@ def hardware(
 
 def _tune(recipe: str, device: str | None, as_json: bool) -> None:
     """The kernels and micro-batch that are fastest for a recipe; what is kept is what `synthe train` looks for."""
-    from synthe_core.recipe import Recipe
+    from synthe_core.recipe.schema import Recipe
     from synthe_core.training.tuning import tune_all
 
     changes = [f"runtime.device={device}"] if device else []
     loaded = Recipe.load(find_recipe(recipe), changes)
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in tune_all(loaded):
             if isinstance(event, Result):
                 shown.result(event)

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from synthe_cli import console, figures
+from synthe_cli import figures
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import CheckpointArgument, JsonOption, find_checkpoint
+from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Event, Result
 
 ABOUT = "Share .synapse files on the Hugging Face hub, and fetch those of others."
@@ -49,7 +50,7 @@ def push(
 
     from synthe_core.packing.hub import push
 
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in push(path, repository, private=private, revision=revision, message=message):
             if isinstance(event, Result) and not as_json:
                 shown.close()
@@ -83,7 +84,7 @@ def pull(
     """
     from synthe_core.packing.hub import pull
 
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in pull(repository, out, revision=revision, name=file):
             shown.result(event) if isinstance(event, Result) else shown.show(event)
 
@@ -122,7 +123,7 @@ def list_files(
 
 
 def _print(events: Any, as_json: bool) -> None:
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         event: Event
         for event in events:
             if as_json or not isinstance(event, Result):

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from synthe_cli import console
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption
+from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Result
 
 app = typer.Typer(cls=Group, help="Make a checkpoint of a model that another program has written.", **SETTINGS)
@@ -52,9 +52,9 @@ def hf(
     Works offline, without transformers. Architectures, options and tensors that cannot be expressed are refused, by
     name; so are pickle files (.bin). Weights become float32.
     """
-    from synthe_core.importing import import_hf
+    from synthe_core.interop.huggingface import import_hf
 
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in import_hf(folder.expanduser(), out=out, name=name):
             if isinstance(event, Result):
                 shown.result(event)

@@ -74,11 +74,11 @@ def introspect(
     path = find_checkpoint(checkpoint)
     read = _text(text, file, checkpoint)
 
-    from synthe_core.atomic import write_file
+    from synthe_core.hardware.kernel_tuning import in_use
     from synthe_core.introspection import compare
     from synthe_core.introspection import report as reports
     from synthe_core.introspection.page import page
-    from synthe_core.kernel_tuning import in_use
+    from synthe_core.storage.atomic import write_file
 
     asked = {"layers": layers, "what": tuple(what or ()), "device": device or "auto"}
     if watch:

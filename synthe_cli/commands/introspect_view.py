@@ -18,9 +18,9 @@ from synthe_cli import figures
 from synthe_core.introspection.compare import differences
 from synthe_core.introspection.watch import watch as read_along
 from synthe_core.layers import LAYERS
+from synthe_core.layers.trace import Emission
 from synthe_core.model.block import Block
 from synthe_core.model.depth import Router
-from synthe_core.trace import Emission
 
 if TYPE_CHECKING:
     from synthe_core.introspection.report import Report

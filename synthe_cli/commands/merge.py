@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthe_cli import console
 from synthe_cli.commands.eval_lm import show
 from synthe_cli.commands.merge_show import differences, evaluation, methods, parameters
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption
+from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError, unknown
 from synthe_core.events import Event, Result
@@ -170,7 +170,7 @@ def run(
 )
 def list_methods(as_json: JsonOption = False) -> None:
     """List the methods with their parameters, defaults and papers."""
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         found = methods()
         if as_json:
             shown.result(Result({"methods": found}))
@@ -199,7 +199,7 @@ def diff(
     """Compare two models tensor by tensor: distance, cosine, and how often signs agree."""
     from synthe_core.merging.difference import diff as verb
 
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in verb(one, other, base=base, threads=threads):
             if isinstance(event, Result) and not as_json:
                 shown.close()
@@ -238,7 +238,7 @@ def extract_lora(
     """Write the LoRA adapter (PEFT's format) that is nearest to TUNED - BASE, and print its path."""
     from synthe_core.merging.extract import extract_lora as verb
 
-    with console.choose(as_json) as shown, stop_on_signal(KEPT) as stop:
+    with choose_renderer(as_json) as shown, stop_on_signal(KEPT) as stop:
         targets = tuple(_listed(target))
         events = verb(base, tuned, rank=rank, out=out, targets=targets, rest=rest, threads=threads, stop=stop)
         for event in events:
@@ -261,7 +261,7 @@ def _merge(
     from synthe_core.merging.merge import merge, merge_and_compare
 
     limit, names = _bytes(shard), _listed(asked)
-    with console.choose(as_json) as shown, stop_on_signal(KEPT) as stop:
+    with choose_renderer(as_json) as shown, stop_on_signal(KEPT) as stop:
         options: dict[str, Any] = {"out": out, "threads": threads, "shard_bytes": limit, "hashes": hashes, "stop": stop}
         events: Iterator[Event] = (
             merge_and_compare(spec, names, questions, **options) if names else merge(spec, **options)

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from synthe_cli import console, figures
+from synthe_cli import figures
 from synthe_cli.commands.pack_text import differences, overview
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import CheckpointArgument, DataOption, JsonOption, find_checkpoint
+from synthe_cli.renderer import choose_renderer
 from synthe_core.errors import closest, unknown
 from synthe_core.events import Result
 
@@ -120,7 +121,7 @@ def make(
         sources=data or (),
         tokens=tokens,
     )
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in pack(path, out, parts):
             if not isinstance(event, Result):
                 shown.show(event)
@@ -140,7 +141,7 @@ def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
     """Show what a file carries: model, quantisation, adapters, knowledge, scores, digests, and who signed it."""
     from synthe_core.packing.inspect import inspect
 
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in inspect(file.expanduser()):
             assert isinstance(event, Result)
             if as_json:
@@ -171,7 +172,7 @@ def verify(
     """
     from synthe_core.packing.verify import verify
 
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in verify(file.expanduser(), key):
             if not isinstance(event, Result) or as_json:
                 shown.result(event) if isinstance(event, Result) else shown.show(event)
@@ -201,7 +202,7 @@ def sign(
     """
     from synthe_core.packing.sign import sign
 
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in sign(file.expanduser(), key.expanduser()):
             shown.result(event) if isinstance(event, Result) else shown.show(event)
 
@@ -221,7 +222,7 @@ def diff(
     """Compare two models: recipes key by key, members by digest, weights tensor by tensor."""
     from synthe_core.packing.diff import diff
 
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in diff(one.expanduser(), other.expanduser()):
             if not isinstance(event, Result) or as_json:
                 shown.result(event) if isinstance(event, Result) else shown.show(event)

@@ -14,10 +14,10 @@ from synthe_cli.options import DeviceOption, JsonOption, RecipeArgument, SetOpti
 from synthe_core.errors import InputError
 
 if TYPE_CHECKING:
-    from synthe_core.hardware import Hardware
-    from synthe_core.memory.fit import Fit
-    from synthe_core.memory.footprint import Footprint
-    from synthe_core.recipe import Recipe
+    from synthe_core.hardware.probe import Hardware
+    from synthe_core.profiling.fit import Fit
+    from synthe_core.profiling.footprint import Footprint
+    from synthe_core.recipe.schema import Recipe
 
 app = typer.Typer(**SETTINGS)
 
@@ -64,9 +64,9 @@ def profile_vram(
     small passes on this machine (one block and two, one row and two) and are linear from there. Another device's
     kernels may keep a little more or less.
     """
-    from synthe_core.hardware import probe
-    from synthe_core.memory.footprint import Estimate
-    from synthe_core.recipe import Recipe
+    from synthe_core.hardware.probe import probe
+    from synthe_core.profiling.footprint import Estimate
+    from synthe_core.recipe.schema import Recipe
 
     if snapshot and not measure:
         raise InputError("--snapshot is of a measured step", "add --measure")
@@ -105,14 +105,14 @@ def profile_vram(
 
 
 def _room(gpu: str | None, machine: Hardware, recipe: Recipe) -> int:
-    from synthe_core.memory.cards import card_memory, room, usable
-    from synthe_core.placement import choose_device
+    from synthe_core.hardware.placement import choose_device
+    from synthe_core.profiling.cards import card_memory, room, usable
 
     return usable(card_memory(gpu)) if gpu else room(machine, choose_device(recipe.runtime.device, machine).value)
 
 
 def _measured(recipe: Recipe, found: Footprint, snapshot: Path | None = None) -> int | None:
-    from synthe_core.memory.measure import measured
+    from synthe_core.profiling.measure import measured
 
     train = found.purpose == "training"
     kind = {"rows": found.rows, "length": found.length, "precision": found.precision}
@@ -146,7 +146,7 @@ def _shown(recipe: Recipe, found: Footprint, truth: int | None, measure: bool) -
 
 def _cards(found: dict[str, Footprint], room: int, gpu: str | None) -> str:
     """Where it fits: the card that was asked about, or every card of the list and this machine."""
-    from synthe_core.memory.cards import CARDS, usable
+    from synthe_core.profiling.cards import CARDS, usable
 
     def verdicts(space: float) -> list[str]:
         return [_share(each.peak / space) if each.peak <= space else "no" for each in found.values()]
@@ -166,8 +166,8 @@ def _share(share: float) -> str:
 
 
 def _fit(recipe: Recipe, machine: Hardware, room: int, gpu: str | None, measure: bool, as_json: bool) -> None:
-    from synthe_core.memory.fit import fit
-    from synthe_core.memory.footprint import Estimate
+    from synthe_core.profiling.fit import fit
+    from synthe_core.profiling.footprint import Estimate
 
     known: dict[str, Estimate] = {}
 
@@ -199,7 +199,7 @@ def _fit(recipe: Recipe, machine: Hardware, room: int, gpu: str | None, measure:
 
 
 def _changed(recipe: Recipe, found: Fit) -> Recipe:
-    from synthe_core.recipe import Recipe
+    from synthe_core.recipe.schema import Recipe
 
     values = recipe.model_dump(mode="json")
     for key, value in found.given.items():
@@ -209,10 +209,10 @@ def _changed(recipe: Recipe, found: Fit) -> Recipe:
 
 
 def _draw(path: Path, recipe: Recipe, found: dict[str, Footprint], rows: int) -> None:
-    from synthe_core.atomic import write_file
-    from synthe_core.hardware import probe
-    from synthe_core.memory import chart
-    from synthe_core.memory.footprint import Estimate
+    from synthe_core.hardware.probe import probe
+    from synthe_core.profiling import chart
+    from synthe_core.profiling.footprint import Estimate
+    from synthe_core.storage.atomic import write_file
 
     if recipe.model.head is not None:
         raise InputError("an encoder keeps nothing of its text", "there is no memory against context to draw")

@@ -28,8 +28,8 @@ def show(recipe: RecipeArgument, assign: SetOption = None, as_json: JsonOption =
 
     State is what one sequence costs in memory while it is read or written; FLOPs are those of a forward pass.
     """
-    from synthe_core.accounting import account
-    from synthe_core.recipe import Recipe
+    from synthe_core.recipe.accounting import account
+    from synthe_core.recipe.schema import Recipe
 
     loaded = Recipe.load(find_recipe(recipe), overrides(None, assign))
     found = account(loaded)
@@ -64,9 +64,9 @@ def validate(recipe: RecipeArgument, assign: SetOption = None) -> None:
 
     Prints one line and exits with 0, or says what is wrong and where, and exits with 2.
     """
-    from synthe_core.accounting import account
     from synthe_core.data.corpora import open_source
-    from synthe_core.recipe import Recipe
+    from synthe_core.recipe.accounting import account
+    from synthe_core.recipe.schema import Recipe
 
     path = find_recipe(recipe)
     loaded = Recipe.load(path, overrides(None, assign))
@@ -87,7 +87,7 @@ def schema(
 ) -> None:
     """Print the JSON Schema of recipes: every key, its type, default and meaning."""
     from synthe_core.layers import LAYERS
-    from synthe_core.recipe import Recipe
+    from synthe_core.recipe.schema import Recipe
 
     described = LAYERS[learner].Config if learner else Recipe
     print(json.dumps(described.model_json_schema(), indent=2))

@@ -20,10 +20,10 @@ from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError, WorkError
 
 if TYPE_CHECKING:
+    from synthe_core.inference.engine import Engine
+    from synthe_core.inference.served import Served
     from synthe_core.serving.api.server import Server
     from synthe_core.serving.api.settings import Settings
-    from synthe_core.serving.engine import Engine
-    from synthe_core.serving.served import Served
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 SHORTEST_KEY = 16
@@ -64,17 +64,17 @@ class Asked:
 def run(asked: Asked) -> int | None:
     """Serves until a signal comes, and gives its number. What can be wrong is found before anything is loaded."""
     named = names(asked.models)
-    from synthe_core.serving import steady
+    from synthe_core.inference import steady
 
     steady.ask()  # before anything is computed
     settings = settings_of(asked)
     adapters = [adapter_of(text, named) for text in asked.adapter]
     cache = size(asked.cache, "--cache")
 
-    from synthe_core.hardware import probe
-    from synthe_core.placement import choose_device
+    from synthe_core.hardware.placement import choose_device
+    from synthe_core.hardware.probe import probe
+    from synthe_core.inference.engine import Engine
     from synthe_core.serving.api.server import Server, allow_connections
-    from synthe_core.serving.engine import Engine
 
     where = choose_device(asked.device or "auto", probe()).value
     allow_connections()
@@ -192,10 +192,10 @@ def read_keys(path: Path) -> tuple[str, ...]:
 
 def opened(path: Path, name: str, device: str) -> Served:
     """A model of ours, or of Hugging Face's transformers."""
-    from synthe_core.serving.served import Served
+    from synthe_core.inference.served import Served
 
     if (path / "config.json").is_file() and not (path / "manifest.json").is_file():
-        from synthe_core.serving import transformers_model
+        from synthe_core.interop.huggingface import transformers_model
 
         return transformers_model.load(path, name, device)
     return Served.load(path, name, device)

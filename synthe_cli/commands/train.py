@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from synthe_cli import console
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import (
     DataOption,
@@ -19,6 +18,7 @@ from synthe_cli.options import (
     lora,
     overrides,
 )
+from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError
 from synthe_core.events import Result
@@ -82,7 +82,7 @@ def train(
     path = find_recipe(recipe) if recipe else None
     first = find_checkpoint(init) if init else None
 
-    from synthe_core.recipe import Recipe
+    from synthe_core.recipe.schema import Recipe
     from synthe_core.training import recipe_of
     from synthe_core.training import train as verb
 
@@ -95,7 +95,7 @@ def train(
             "which recipe is to be trained?", "name one, as recipes/tiny.yaml, or --init RUN to go on from"
         )
     folder = out or (path if resume and path and path.is_dir() else None)
-    with console.choose(as_json) as shown, stop_on_signal() as stop:
+    with choose_renderer(as_json) as shown, stop_on_signal() as stop:
         for event in verb(loaded, out=folder, resume=resume, init=first, stop=stop):
             if isinstance(event, Result):
                 shown.result(event)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from synthe_cli import console
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import CheckpointArgument, JsonOption, find_checkpoint
+from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Result
 
 app = typer.Typer(**SETTINGS)
@@ -39,6 +39,6 @@ def unpack(
 
     from synthe_core.packing.unpack import unpack
 
-    with console.choose(as_json) as shown:
+    with choose_renderer(as_json) as shown:
         for event in unpack(path, out, only):
             shown.result(event) if isinstance(event, Result) else shown.show(event)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from synthe_core.adapters.low_rank import FACTORS, Adapter, LowRank
+from synthe_core.adapters.lora import FACTORS, Adapter, LowRank
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.errors import InputError
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from synthe_core.learner import Spec
+from synthe_core.layers.learner import Spec
 
 ALL = "all-linear"
 SCALE = 32.0

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from synthe_core.adapters.low_rank import Adapter, LowRank
+from synthe_core.adapters.lora import Adapter, LowRank
 from synthe_core.adapters.spec import ALL, LoraSpec
 from synthe_core.errors import InputError, unknown
 from synthe_core.model.classifier import Model

@@ -11,7 +11,7 @@ from synthe_core.benchmarks.paired import paired
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Measurement, Notice, Progress
 from synthe_core.layers import LAYERS, build, parse
-from synthe_core.learner import Learner, Pass
+from synthe_core.layers.learner import Learner, Pass
 from synthe_core.state import nbytes
 
 

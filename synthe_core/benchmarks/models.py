@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from synthe_core.accounting import vocabulary_of
 from synthe_core.benchmarks.paired import paired
-from synthe_core.benchmarks.peak_memory import peak_bytes
 from synthe_core.events import Event, Measurement, Progress
-from synthe_core.hardware import probe
-from synthe_core.kernel_tuning import preferred
+from synthe_core.hardware.kernel_tuning import preferred
+from synthe_core.hardware.placement import choose_precision
+from synthe_core.hardware.probe import probe
+from synthe_core.inference.generate import prefill
 from synthe_core.layers import build, parse
-from synthe_core.learner import Pass, settle
-from synthe_core.model.generate import prefill
+from synthe_core.layers.learner import Pass, settle
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.ops.dispatch import prefer_kernels
-from synthe_core.placement import choose_precision
-from synthe_core.recipe import Recipe
+from synthe_core.profiling.peak_memory import peak_bytes
+from synthe_core.recipe.accounting import vocabulary_of
+from synthe_core.recipe.schema import Recipe
 from synthe_core.training.optimizer import Optimizer
 
 

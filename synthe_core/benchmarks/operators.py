@@ -12,7 +12,7 @@ from torch import Tensor
 from synthe_core.benchmarks.paired import paired
 from synthe_core.errors import unknown
 from synthe_core.events import Event, Measurement, Notice, Progress
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.ops.delta_rule import delta_rule
 from synthe_core.ops.dispatch import Call, Op
 from synthe_core.ops.gated_average import gated_average

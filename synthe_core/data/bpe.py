@@ -18,7 +18,7 @@ from synthe_core.data.splitting import Plan
 from synthe_core.data.tokenizers import END, FileTokenizer, Tokenizer, load_tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice, Progress
-from synthe_core.hardware import cache_dir
+from synthe_core.hardware.probe import cache_dir
 
 SAMPLE = 20_000_000
 """Bytes of training text that merges are learnt from: more changes few merges and costs minutes."""

@@ -19,7 +19,7 @@ from synthe_core.data.splitting import Part, Plan, survey
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice, Progress
-from synthe_core.hardware import cache_dir
+from synthe_core.hardware.probe import cache_dir
 
 SHARD = 2**24
 """Tokens between two saves: what a killed preparation loses at most."""

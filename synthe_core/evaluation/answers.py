@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
-from synthe_core.atomic import failure
+from synthe_core.storage.atomic import failure
 
 
 def key_of(kind: str, arguments: Any, turn: int = 0) -> str:

@@ -5,6 +5,7 @@ Throughout `score` float [N] is higher where it is surer, and `right` bool [N] s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,27 @@ class Bin(NamedTuple):
     score: float
     right: float
     answers: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One score of confidence.
+
+    bins:  its reliability diagram, in bins of equal mass.
+    ece:   expected calibration error; None for a score that is no probability.
+    auroc: how well it tells right from wrong; 0.5 is chance.
+    aurc:  area under the risk-coverage curve; lower is better, and the share of wrong tokens is chance.
+    half:  the share that is wrong of the surer half of the tokens.
+    risk:  the curve: (coverage, share that is wrong), thinned to be drawn.
+    """
+
+    score: str
+    ece: float | None
+    auroc: float
+    aurc: float
+    half: float
+    bins: list[Bin]
+    risk: list[tuple[float, float]]
 
 
 def reliability(score: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[Bin]:

@@ -3,52 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from synthe_core.atomic import write_file
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.data.stream import Window, windows
 from synthe_core.errors import InputError
 from synthe_core.evaluation import confidence_chart
-from synthe_core.evaluation.calibration import Bin, area, auroc, calibration_error, reliability, risk_coverage
+from synthe_core.evaluation.calibration import Judged, area, auroc, calibration_error, reliability, risk_coverage
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.events import Event, Notice, Progress, Result
-from synthe_core.hardware import probe
-from synthe_core.kernel_tuning import in_use
+from synthe_core.hardware.kernel_tuning import in_use
+from synthe_core.hardware.placement import choose_device
+from synthe_core.hardware.probe import probe
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.parts import lacking
-from synthe_core.placement import choose_device
+from synthe_core.storage.atomic import write_file
+from synthe_core.storage.checkpoint import Checkpoint
 
 LOGITS = 1 << 24  # held at a time
 BASELINE, HEAD = "max-softmax", "calibrated head"
 DRAWN = 200  # points of a curve
 FORMS = (".html", ".svg")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One score of confidence.
-
-    bins:  its reliability diagram, in bins of equal mass.
-    ece:   expected calibration error; None for a score that is no probability.
-    auroc: how well it tells right from wrong; 0.5 is chance.
-    aurc:  area under the risk-coverage curve; lower is better, and the share of wrong tokens is chance.
-    half:  the share that is wrong of the surer half of the tokens.
-    risk:  the curve: (coverage, share that is wrong), thinned to be drawn.
-    """
-
-    score: str
-    ece: float | None
-    auroc: float
-    aurc: float
-    half: float
-    bins: list[Bin]
-    risk: list[tuple[float, float]]
 
 
 def judge(name: str, score: np.ndarray, right: np.ndarray) -> Judged:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
-from synthe_core.benchmarks.recall.report_html import STYLE
-from synthe_core.benchmarks.recall.report_svg import COLOURS, MARKS
-
-if TYPE_CHECKING:
-    from synthe_core.evaluation.confidence import Judged
+from synthe_core.charts.style import COLOURS, MARKS, STYLE
+from synthe_core.evaluation.calibration import Judged
 
 SIDE, LEFT, TOP, GAP, NAMES = 300, 46, 34, 70, 170
 WIDTH, HEIGHT = LEFT + 2 * SIDE + GAP + NAMES, TOP + SIDE + 54

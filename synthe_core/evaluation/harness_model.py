@@ -14,8 +14,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from synthe_core.checkpoint import Checkpoint
-from synthe_core.data import chat
+from synthe_core.data import chat_template as chat
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, unknown
 from synthe_core.evaluation.answers import Answers, key_of
@@ -23,10 +22,11 @@ from synthe_core.evaluation.lengths import trained_length
 from synthe_core.evaluation.reading import Reader
 from synthe_core.evaluation.scoring import Continuation, score
 from synthe_core.evaluation.writing import Prompt, write
-from synthe_core.hardware import probe
-from synthe_core.model.sampling import Sampling
+from synthe_core.hardware.placement import choose_device
+from synthe_core.hardware.probe import probe
+from synthe_core.inference.sampling import Sampling
 from synthe_core.ops.dispatch import use_kernels
-from synthe_core.placement import choose_device
+from synthe_core.storage.checkpoint import Checkpoint
 
 PREFIXES = ("auto", "begin", "end", "none")
 GENERATED = 256  # tokens, where a task does not say

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from synthe_core.atomic import failure
 from synthe_core.errors import InputError, WorkError
+from synthe_core.storage.atomic import failure
 
 JOINED = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 """The parts of the harness's results that are by task, and add up over calls."""

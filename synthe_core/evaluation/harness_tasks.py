@@ -10,8 +10,8 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import SyntheError
 from synthe_core.evaluation.suites import Entry
 from synthe_core.evaluation.task_index import manager, resolve
-from synthe_core.exporting.tokenizer import write_tokenizer
-from synthe_core.hardware import cache_dir
+from synthe_core.hardware.probe import cache_dir
+from synthe_core.interop.huggingface.export_tokenizer import write_tokenizer
 
 LENGTHS = "max_seq_lengths"
 """The key of metadata by which tasks make texts of given lengths, in tokens of a tokenizer that they must be told."""

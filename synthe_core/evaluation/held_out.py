@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.data.corpora import open_source
 from synthe_core.data.packing import Corpus, pack
 from synthe_core.data.prepare import corpora
 from synthe_core.data.shards import Split
 from synthe_core.errors import InputError
 from synthe_core.events import Event
+from synthe_core.storage.checkpoint import Checkpoint
 
 
 def held_out(checkpoint: Checkpoint, sources: Sequence[str] = ()) -> Generator[Event, None, Split]:

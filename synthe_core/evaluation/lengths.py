@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from synthe_core.checkpoint import Checkpoint
+from synthe_core.storage.checkpoint import Checkpoint
 
 
 def trained_length(checkpoint: Checkpoint) -> tuple[int, bool]:

@@ -23,8 +23,8 @@ from synthe_core.evaluation.hub_access import settled
 from synthe_core.evaluation.in_thread import in_thread
 from synthe_core.evaluation.suites import Entry, load_suite
 from synthe_core.events import Event, Notice, Progress, Result
-from synthe_core.hardware import cache_dir, probe
-from synthe_core.manifest import machine, versions
+from synthe_core.hardware.probe import cache_dir, probe
+from synthe_core.storage.manifest import machine, versions
 
 BOOTSTRAP = 1000  # resamples for the error of a metric that has no formula; the harness's 100,000 take minutes
 

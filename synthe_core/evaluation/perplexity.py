@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import InputError
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.evaluation.lengths import trained_length
 from synthe_core.evaluation.reading import STATES
 from synthe_core.events import Event, Notice, Progress, Result
-from synthe_core.hardware import probe
-from synthe_core.model.generate import PREFILL
+from synthe_core.hardware.placement import choose_device
+from synthe_core.hardware.probe import probe
+from synthe_core.inference.generate import PREFILL
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.ops.dispatch import use_kernels
-from synthe_core.placement import choose_device
+from synthe_core.storage.checkpoint import Checkpoint
 
 LOGITS = 1 << 24  # held at a time
 TOKENS = 4096  # a pass

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synthe_core import state as states
 from synthe_core.evaluation.prefix_tree import Node
-from synthe_core.model.generate import PREFILL
+from synthe_core.inference.generate import PREFILL
 from synthe_core.model.language_model import LanguageModel, ModelState
 
 TOKENS = {"cpu": 4096}

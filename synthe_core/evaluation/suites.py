@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from synthe_core.errors import InputError, unknown
-from synthe_core.learner import Spec
+from synthe_core.layers.learner import Spec
 
 FOLDERS = (Path(__file__).parent / "suites", Path("suites"))
 """Where suites are found by name; those of the working folder win."""

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from synthe_core.atomic import write_file
 from synthe_core.errors import InputError, SyntheError, closest
-from synthe_core.hardware import cache_dir
+from synthe_core.hardware.probe import cache_dir
+from synthe_core.storage.atomic import write_file
 
 OWN = Path(__file__).parent / "tasks"
 """Tasks that synthe ships."""

@@ -11,10 +11,10 @@ from synthe_core import state as states
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.evaluation.prefix_tree import grow
 from synthe_core.evaluation.reading import Reader
-from synthe_core.generation import Row
-from synthe_core.model.generate import Generation
+from synthe_core.inference.generate import Generation
+from synthe_core.inference.generation import Row
+from synthe_core.inference.sampling import Sampling
 from synthe_core.model.language_model import ModelState
-from synthe_core.model.sampling import Sampling
 
 WORTH_DROPPING = 0.5  # rows that have ended leave the batch when so large a share of it has
 

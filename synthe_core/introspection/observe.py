@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from synthe_core.introspection.linear_memory import RULES
-from synthe_core.learner import Learner, Pass
+from synthe_core.layers.learner import Learner, Pass
+from synthe_core.layers.trace import Record, Trace
 from synthe_core.model.language_model import LanguageModel, ModelState
 from synthe_core.ops.dispatch import Op, hear_calls
-from synthe_core.trace import Record, Trace
 
 HEARD = RULES | {"gated_average", "window_attention", "probed_attention"}
 """The operators whose readings can be followed back."""

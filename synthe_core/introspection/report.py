@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, unknown
-from synthe_core.hardware import probe
+from synthe_core.hardware.kernel_tuning import in_use
+from synthe_core.hardware.placement import choose_device
+from synthe_core.hardware.probe import probe
 from synthe_core.introspection.memories import Fate, fate, memory_series
 from synthe_core.introspection.observe import Observation, Predictions, observe
 from synthe_core.introspection.reads import Reads, follow
 from synthe_core.introspection.series import Figure, Series, collect
-from synthe_core.kernel_tuning import in_use
+from synthe_core.layers.trace import GROUPS
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.placement import choose_device
-from synthe_core.trace import GROUPS
+from synthe_core.storage.checkpoint import Checkpoint
 
 LONGEST = 32_768  # tokens that are looked at; every reading is followed to every token before it
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from synthe_core.introspection.observe import Observation, maker
+from synthe_core.layers.trace import Emission, Group, Record, declared
 from synthe_core.model.block import Block
-from synthe_core.trace import Emission, Group, Record, declared
 
 INTEGERS = (torch.int64, torch.int32, torch.bool)
 

@@ -12,8 +12,8 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.introspection.observe import maker
 from synthe_core.introspection.report import block_range, encode, groups, spelled
 from synthe_core.introspection.series import meaning_of, name_of, rows_of
+from synthe_core.layers.trace import Trace
 from synthe_core.model.language_model import LanguageModel, ModelState
-from synthe_core.trace import Trace
 
 
 class Moment(NamedTuple):

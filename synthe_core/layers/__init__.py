@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from pydantic_core import PydanticCustomError
 
 from synthe_core.errors import InputError
-from synthe_core.learner import Learner, Spec
+from synthe_core.layers.learner import Learner, Spec
 from synthe_core.registry import Table
 
 LAYERS = Table(
@@ -22,7 +22,7 @@ LAYERS = Table(
         "delta_memory": "synthe_core.layers.delta_memory:DeltaMemory",
         "experts": "synthe_core.layers.experts:Experts",
         "fast_weights": "synthe_core.layers.fast_weights:FastWeights",
-        "hub": "synthe_core.layers.hub:Hub",
+        "hub": "synthe_core.layers.multiscale_memory:Hub",
         "hyena": "synthe_core.layers.hyena:Hyena",
         "kalman": "synthe_core.layers.kalman:Kalman",
         "kda": "synthe_core.layers.kda:KDA",
@@ -35,7 +35,7 @@ LAYERS = Table(
         "slots": "synthe_core.layers.slots:Slots",
         "spectral": "synthe_core.layers.spectral:Spectral",
         "test_time": "synthe_core.layers.test_time:AtTestTime",
-        "thalamus": "synthe_core.layers.thalamus:Thalamus",
+        "thalamus": "synthe_core.layers.context_routed_moe:Thalamus",
         "tiers": "synthe_core.layers.tiers:Tiers",
     },
 )

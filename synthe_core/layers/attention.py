@@ -10,14 +10,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.firing import Fired, Firing, When
+from synthe_core.layers.conditional_gate import Fired, Firing, When
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.rope import Scaling, turns
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.attention import probed_attention, window_attention
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.rotary import rotary
-from synthe_core.trace import Emission, schema
 
 FULL_WINDOW = 1 << 17
 

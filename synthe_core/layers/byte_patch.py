@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.silu_gate import silu_gate
-from synthe_core.trace import Emission, schema
 
 
 class Window(NamedTuple):

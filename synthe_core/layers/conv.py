@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_out
-from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
 
 

@@ -11,15 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.delta_rule import delta_rule
 from synthe_core.ops.delta_rule_error import delta_rule_error
 from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
 from synthe_core.ops.silu_gate import silu_gate
-from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 QUIET = 1e-6  # the energy of a value, mean over its numbers, below which there is nothing to be surprised by

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.dispatch import compute_dtype
 from synthe_core.ops.expert_mlp import expert_mlp
-from synthe_core.trace import Emission, schema
 
 
 class PoolSpec(Spec):

@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from synthe_core.errors import InputError, nearest_divisor
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.rms_norm import rms_norm
-from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 

@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.long_conv import long_conv
 from synthe_core.ops.short_conv import preceded, short_conv
-from synthe_core.trace import Emission, schema
 
 TAPS = 3  # of the short convolution before the gates
 FADED = 0.01  # what is left of a filter's window where `decay` says that it has faded

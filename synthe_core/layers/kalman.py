@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.kalman_filter import Filtered, kalman_filter
 from synthe_core.ops.silu_gate import silu_gate
-from synthe_core.trace import Emission, schema
 
 OP_FLOPS = 14  # a channel and measurement, the two signals included
 LEAST_NOISE = 1e-6  # of the process: without any, a filter grows so sure that nothing can teach it

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.selective_scan import selective_scan
 from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
 from synthe_core.ops.silu_gate import silu_gate
-from synthe_core.trace import Emission, schema
 
 STEPS = (1e-3, 1e-1)  # Δ at first, from the one to the other
 

@@ -11,14 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.mamba import Scanned, convolve, first_steps
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import LONGEST
 from synthe_core.ops.silu_gate import silu_gate
-from synthe_core.trace import Emission, schema
 
 
 class Mamba2(Learner[Scanned]):

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.learner import Learner, Pass, Spec
 from synthe_core.ops.swiglu import swiglu
 
 

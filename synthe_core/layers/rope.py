@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from synthe_core.learner import Spec
+from synthe_core.layers.learner import Spec
 
 
 class LinearScaling(Spec):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.kda import of_length_1
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.generalized_delta_rule import generalized_delta_rule
 from synthe_core.ops.token_shift import token_shift
-from synthe_core.trace import Emission, schema
 
 FASTEST = math.exp(-0.5)  # no channel's decay is stronger than exp(-exp(-1/2)) = 0.545 a token
 NORM_EPS = 1e-5  # times the head's size

@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
 from synthe_core.ops.slot_memory import Policy, Recalled, slot_memory
-from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 STRONGEST = 1 - 1e-6  # a write's strength stays below 1, whose log(1 - s) is infinite

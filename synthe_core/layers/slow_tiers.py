@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from synthe_core.layers import build
+from synthe_core.layers.learner import Learner, Pass
 from synthe_core.layers.projection import project_in
 from synthe_core.layers.spans import Spans, entries
 from synthe_core.layers.test_time import SpanMemory, SpanSpec, told_surprise
-from synthe_core.learner import Learner, Pass
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.span_memory import SpanState
-from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 LEAST = 1e-6  # of a sum of gates that is divided by

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from synthe_core.learner import Pass
+from synthe_core.layers.learner import Pass
 
 WRAP = 2**23  # a position modulo this is exact in float32; no two tokens in a row are further apart
 

@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import project_out
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.two_sided_convolution import transform_size, two_sided_convolution
-from synthe_core.trace import Emission, schema
 
 QUIET = 1e-6  # the energy below which a channel counts as silent
 TRANSFORM = 2.5  # operations of a transform of n real numbers, times n log2 n

@@ -9,14 +9,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.spans import Spans, last_seen
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
 from synthe_core.ops.span_memory import Learned, SpanState, span_memory
-from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 MOST_MOMENTUM = 0.9

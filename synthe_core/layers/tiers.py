@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
+from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
-from synthe_core.trace import Emission, schema
 
 EPS = 1e-5
 OP_FLOPS = 15  # a channel and tick: seven for the average, five for the norm, three for what is above to condition it

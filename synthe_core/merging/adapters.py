@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.manifest import FileFacts
 from synthe_core.merging.config import Form, MergeSpec
 from synthe_core.merging.factors import factored, refactored
 from synthe_core.merging.hashed_file import Facts
@@ -32,6 +31,7 @@ from synthe_core.merging.method import Method
 from synthe_core.merging.parameters import values
 from synthe_core.merging.plan import generator
 from synthe_core.merging.stream import Job
+from synthe_core.storage.manifest import FileFacts
 
 SUMS = ("linear", "task_arithmetic")
 """Methods that are sums of differences with coefficients alone: no product needs to be made."""

@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from synthe_core import yaml_text
 from synthe_core.errors import InputError, closest, unknown
 from synthe_core.merging.inputs import is_adapter
 from synthe_core.merging.method import Method
 from synthe_core.merging.parameters import check
+from synthe_core.storage import yaml_text
 
 Form = Literal["model", "adapter", "factors"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]

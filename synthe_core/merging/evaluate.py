@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synthe_core.checkpoint import load_weights
 from synthe_core.data.corpora import open_source
 from synthe_core.data.stream import windows
 from synthe_core.errors import InputError
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.evaluation.task_index import names
 from synthe_core.events import Event, Progress, Result
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.merging.inputs.checkpoint import CheckpointModel
 from synthe_core.merging.inputs.model import Model, View
 from synthe_core.model.classifier import build_model
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.storage.checkpoint import load_weights
 from synthe_core.training.settings import settings
 from synthe_core.training.validation import Score
 

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthe_core.atomic import new_folder
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Progress, Result
-from synthe_core.manifest import FileFacts
 from synthe_core.merging import output, stream
 from synthe_core.merging.adapters import Both, describe
 from synthe_core.merging.factors import factored
@@ -24,7 +22,9 @@ from synthe_core.merging.inputs.adapter import PREFIX, Adapter
 from synthe_core.merging.inputs.model import Model
 from synthe_core.merging.plan import LISTED, compare, of_one_kind, read
 from synthe_core.merging.stream import Job
-from synthe_core.training.run_folder import new_run
+from synthe_core.storage.atomic import new_folder
+from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.run_folder import new_run
 
 EMBEDDING = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe)\.weight$")
 """Modules whose factors PEFT stores in an embedding's layout."""

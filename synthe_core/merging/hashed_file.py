@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.manifest import FileFacts
-from synthe_core.quantized import KEY
-from synthe_core.tensor_file import NAMES, TensorFile
+from synthe_core.quantization.formats import KEY
+from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.tensor_file import NAMES, TensorFile
 
 CHUNK = 1 << 22  # bytes hashed at a time
 MERGED = (

@@ -11,12 +11,9 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from synthe_core.atomic import new_folder
-from synthe_core.checkpoint import SHARD_BYTES
 from synthe_core.errors import InputError, SyntheError, WorkError
 from synthe_core.evaluation.lm import Asked, evaluate
 from synthe_core.events import Event, Notice, Progress, Result
-from synthe_core.manifest import FileFacts
 from synthe_core.merging import adapters, output, stream
 from synthe_core.merging.card import card, summary
 from synthe_core.merging.config import Form, MergeSpec
@@ -28,7 +25,10 @@ from synthe_core.merging.method import Method
 from synthe_core.merging.plan import merged, of_one_kind, plan
 from synthe_core.merging.stream import Job
 from synthe_core.merging.tokens import align
-from synthe_core.training.run_folder import new_run
+from synthe_core.storage.atomic import new_folder
+from synthe_core.storage.checkpoint import SHARD_BYTES
+from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.run_folder import new_run
 
 RECIPE, CARD = "merge.yaml", "README.md"
 SPARE = 64 * 2**20  # bytes of disk that must stay free

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synthe_core.checkpoint import SHARD_BYTES
-from synthe_core.manifest import FileFacts
 from synthe_core.merging.stream import Job
-from synthe_core.tensor_file import header
+from synthe_core.storage.checkpoint import SHARD_BYTES
+from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.tensor_file import header
 
 FLUSH = 128 * 2**20  # bytes after which the disk is set to work on what was written
 

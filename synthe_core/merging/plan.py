@@ -19,8 +19,8 @@ from synthe_core.merging.inputs.model import Model
 from synthe_core.merging.method import Method
 from synthe_core.merging.parameters import values
 from synthe_core.merging.stream import Job
-from synthe_core.tensor_file import NAMES
-from synthe_core.training.run_folder import differences
+from synthe_core.storage.run_folder import differences
+from synthe_core.storage.tensor_file import NAMES
 
 LAYER = re.compile(r"^(?P<before>(?:.*?\.)?)(?P<layer>\d+)\.(?P<after>.+)$")
 FIRST = re.compile(r"embed|wte|wpe", re.IGNORECASE)

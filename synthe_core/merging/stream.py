@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import Interrupted
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.merging.hashed_file import Facts
 
 BUDGET = 512 * 2**20

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from synthe_core.layers import build
-from synthe_core.learner import Pass, Spec
+from synthe_core.layers.learner import Pass, Spec
+from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.dispatch import compute_dtype
 from synthe_core.ops.rms_norm import rms_norm
-from synthe_core.trace import Emission, schema
 
 EPS = 1e-6
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError
 from synthe_core.layers.byte_patch import Stem
-from synthe_core.learner import Pass
+from synthe_core.layers.learner import Pass
+from synthe_core.layers.trace import Emission, Trace, schema
 from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelSpec, ModelState, auxiliary, measures
 from synthe_core.ops.cross_entropy import IGNORED
-from synthe_core.trace import Emission, Trace, schema
 
 
 class Pool(nn.Module):

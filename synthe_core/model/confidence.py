@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from synthe_core.learner import Spec
+from synthe_core.layers.learner import Spec
 from synthe_core.ops.cross_entropy import Judgement
 
 LEAST = 1e-6  # probability of being wrong that the likeliest token is credited with

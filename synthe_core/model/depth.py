@@ -17,12 +17,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from synthe_core import state as states
-from synthe_core.layers.firing import followed, uniform
+from synthe_core.layers.conditional_gate import followed, uniform
+from synthe_core.layers.learner import Pass, Spec
 from synthe_core.layers.projection import project_in
-from synthe_core.learner import Pass, Spec
+from synthe_core.layers.trace import Emission, Trace, schema
 from synthe_core.model.block import RMSNorm
 from synthe_core.ops.rms_norm import rms_norm
-from synthe_core.trace import Emission, Trace, schema
 
 TRIED = 1 << 40  # the seed that picks the tokens to learn from, by position
 FOLLOW = 0.3  # share of the way that a threshold goes, each step, to where this step's tokens would have had it

@@ -16,13 +16,13 @@ from torch.utils.checkpoint import checkpoint
 from synthe_core.errors import InputError, closest, unknown
 from synthe_core.layers import LAYERS, LearnerSpec
 from synthe_core.layers.byte_patch import BytePatch
-from synthe_core.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.trace import Trace
 from synthe_core.model.block import EPS, Block, RMSNorm
 from synthe_core.model.confidence import ConfidenceHead, ConfidenceSpec
 from synthe_core.model.depth import Choice, DepthSpec, Router, Trials
 from synthe_core.model.parts import parts
 from synthe_core.ops.cross_entropy import IGNORED, linear_cross_entropy
-from synthe_core.trace import Trace
 
 EMBEDDING_STD = 0.02
 

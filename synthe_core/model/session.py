@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from synthe_core import state as states
-from synthe_core.atomic import failure
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import Backbone, LanguageModel, ModelState
-from synthe_core.tensor_file import TensorFile
+from synthe_core.storage.atomic import failure
+from synthe_core.storage.tensor_file import TensorFile
 
 FORMAT = "synthe-session-1"
 

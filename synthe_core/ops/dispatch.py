@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError, unknown
-from synthe_core.hardware import Hardware, probe
+from synthe_core.hardware.probe import Hardware, probe
 
 NONE_FORCED: Mapping[str, str] = MappingProxyType({})
 _forced: ContextVar[Mapping[str, str]] = ContextVar("forced_kernels", default=NONE_FORCED)

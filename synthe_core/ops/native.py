@@ -18,7 +18,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from synthe_core.hardware import Hardware, cache_dir, probe
+from synthe_core.hardware.probe import Hardware, cache_dir, probe
 
 FLAGS = [
     "-O3",

@@ -18,7 +18,7 @@ from synthe_core.errors import InputError, closest
 from synthe_core.packing.contents import Content, Stretch
 from synthe_core.packing.manifest import Adapter
 from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NAME, shown
-from synthe_core.tensor_file import TensorFile
+from synthe_core.storage.tensor_file import TensorFile
 
 PREFIX = "base_model.model."
 PART = re.compile(

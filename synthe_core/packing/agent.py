@@ -6,11 +6,10 @@ from collections.abc import Collection
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from synthe_core import yaml_text
 from synthe_core.errors import InputError
-from synthe_core.packing import strict
 from synthe_core.packing.adapters import find_adapter
 from synthe_core.packing.manifest import Specialist
+from synthe_core.storage import strict, yaml_text
 
 
 class Agent(BaseModel):

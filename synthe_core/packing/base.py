@@ -9,9 +9,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthe_core.errors import InputError
-from synthe_core.manifest import NAME
-from synthe_core.packing.strict import HINT, json_object
-from synthe_core.source import checkpoints
+from synthe_core.storage.manifest import NAME
+from synthe_core.storage.sources import checkpoints
+from synthe_core.storage.strict import HINT, json_object
 
 HUB = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 REVISION = r"[\w./-]{1,200}"

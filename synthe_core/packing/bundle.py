@@ -9,15 +9,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from synthe_core.errors import InputError
-from synthe_core.manifest import Manifest
-from synthe_core.packing import strict
 from synthe_core.packing.archive import Archive, Tree
 from synthe_core.packing.base import BaseReference, nearby
 from synthe_core.packing.download import fetch_base
 from synthe_core.packing.manifest import PackManifest, TitanManifest, read_manifest
 from synthe_core.packing.members import BASE, MANIFEST, SIGNATURE, limit, place, shown, weights
-from synthe_core.source import Folder, Source, is_synapse
-from synthe_core.tensor_file import TensorFile
+from synthe_core.storage import strict
+from synthe_core.storage.manifest import Manifest
+from synthe_core.storage.sources import Folder, Source, is_synapse
+from synthe_core.storage.tensor_file import TensorFile
 
 LINKS = ("model.gguf",)  # titan-synapse links to the model that it packs
 

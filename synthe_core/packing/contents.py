@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from synthe_core.atomic import PARTIAL, failure
 from synthe_core.errors import InputError
-from synthe_core.manifest import FileFacts
 from synthe_core.packing.archive import Member, read_stretch, write
 from synthe_core.packing.members import limit, order
+from synthe_core.storage.atomic import PARTIAL, failure
+from synthe_core.storage.manifest import FileFacts
 
 
 class Bytes(NamedTuple):

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.events import Event, Progress, Result
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.members import weights
-from synthe_core.source import Source
-from synthe_core.training.run_folder import differences
+from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.run_folder import differences
+from synthe_core.storage.sources import Source
 
 SHOWN_APART = {"files", "checkpoint", "memory"}
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from synthe_core.atomic import failure
 from synthe_core.data.hub import TIMEOUT, explain, offline, unreachable
 from synthe_core.errors import InputError, WorkError, unknown
 from synthe_core.events import Event, Notice, Progress
-from synthe_core.hardware import cache_dir
+from synthe_core.hardware.probe import cache_dir
+from synthe_core.storage.atomic import failure
 
 BLOCK = 16 << 20
 SUFFIX = ".synapse"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from synthe_core.checkpoint import Checkpoint, load_weights
 from synthe_core.data.stream import windows
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.events import Event, Progress
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.packing.manifest import Loss
+from synthe_core.storage.checkpoint import Checkpoint, load_weights
 from synthe_core.training.settings import settings
 from synthe_core.training.validation import Score
 

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import synthe_core
 from synthe_core.errors import InputError
-from synthe_core.manifest import FileFacts
-from synthe_core.packing.strict import json_bytes, json_object
+from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.strict import json_bytes, json_object
 
 FORMAT = "synapse"
 VERSION = "1.0"

@@ -8,13 +8,10 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synthe_core.checkpoint import WEIGHTS, Checkpoint
 from synthe_core.data.tokenizers import CHAT, read_tokenizer
 from synthe_core.errors import InputError, unknown
 from synthe_core.events import Event, Notice, Progress, Result
-from synthe_core.manifest import FileFacts
 from synthe_core.model.session import fingerprint, is_session
-from synthe_core.packing import strict
 from synthe_core.packing.adapters import Shape, adapter_members, adapters_in, check_adapter, parse_named
 from synthe_core.packing.agent import read_agent
 from synthe_core.packing.base import BaseReference, parse_published
@@ -27,8 +24,11 @@ from synthe_core.packing.manifest import Base, Memory, PackManifest, Quantizatio
 from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AGENT, BASE, KNOWLEDGE, MANIFEST, NAME, README
 from synthe_core.packing.members import weights as holds_weights
 from synthe_core.packing.titan import is_titan, titan_members
-from synthe_core.quantized import KINDS, Dequantized, open_tensors, write_quantized
-from synthe_core.tensor_file import TensorFile
+from synthe_core.quantization.formats import KINDS, Dequantized, open_tensors, write_quantized
+from synthe_core.storage import strict
+from synthe_core.storage.checkpoint import WEIGHTS, Checkpoint
+from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.tensor_file import TensorFile
 
 SCORES = ("bits_per_byte", "loss", "perplexity", "accuracy")
 

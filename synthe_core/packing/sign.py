@@ -21,7 +21,7 @@ from synthe_core.events import Event, Result
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.contents import Bytes, Content, Stretch, write_archive
 from synthe_core.packing.members import MANIFEST, SIGNATURE
-from synthe_core.packing.strict import HINT, json_bytes, json_object
+from synthe_core.storage.strict import HINT, json_bytes, json_object
 
 ALGORITHM = "ed25519"
 TYPE = b"application/vnd.synthe.synapse.manifest+json"

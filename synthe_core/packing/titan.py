@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 
 from synthe_core.errors import InputError
-from synthe_core.packing import strict
 from synthe_core.packing.adapters import check_adapter
 from synthe_core.packing.agent import read_agent
 from synthe_core.packing.archive import Tree
@@ -29,8 +28,9 @@ from synthe_core.packing.manifest import (
     read_manifest,
 )
 from synthe_core.packing.members import AGENT, BASE, KNOWLEDGE, MANIFEST, MIB, NAME
-from synthe_core.source import is_synapse
-from synthe_core.tensor_file import TensorFile
+from synthe_core.storage import strict
+from synthe_core.storage.sources import is_synapse
+from synthe_core.storage.tensor_file import TensorFile
 
 GGUF = "model.gguf"
 MODELS = re.compile(r"model\.gguf|model(?:-\d{5}-of-\d{5})?\.safetensors")

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from synthe_core.atomic import new_folder
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.data.tokenizers import CHAT
 from synthe_core.errors import InputError, unknown
 from synthe_core.events import Event, Progress, Result
-from synthe_core.manifest import NAME
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.contents import read_stretch
 from synthe_core.packing.members import BASE, weights
 from synthe_core.packing.verify import check_contents
+from synthe_core.storage.atomic import new_folder
+from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.manifest import NAME
 
 MODEL = ("recipe.yaml", "config.json", "tokenizer.json", CHAT)
 ONLY: dict[str, Callable[[str], bool]] = {

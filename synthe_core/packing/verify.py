@@ -7,14 +7,14 @@ from pathlib import Path
 
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Progress, Result
-from synthe_core.packing import strict
 from synthe_core.packing.adapters import adapters_in, check_adapter
 from synthe_core.packing.agent import read_agent
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.knowledge import tables
 from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AGENT, BASE, KNOWLEDGE
 from synthe_core.packing.sign import fingerprint, read_public, signer
-from synthe_core.quantized import open_tensors
+from synthe_core.quantization.formats import open_tensors
+from synthe_core.storage import strict
 
 
 def verify(path: Path, key: Path | None = None) -> Iterator[Event]:

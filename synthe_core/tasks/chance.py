@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.random import RandomState
 
-from synthe_core.learner import Spec
+from synthe_core.layers.learner import Spec
 from synthe_core.tasks.task import UNSCORED, Task
 
 TOKENS = 200_000

@@ -9,7 +9,7 @@ from numpy.random import RandomState
 from pydantic import Field
 
 from synthe_core.errors import InputError
-from synthe_core.learner import Spec
+from synthe_core.layers.learner import Spec
 from synthe_core.tasks.draw import distinct, integers, marked, octave
 from synthe_core.tasks.task import UNSCORED, Examples, Integers, Preset, PresetName, Share, Task
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.random import RandomState
 from pydantic import Field
 
-from synthe_core.learner import Spec
+from synthe_core.layers.learner import Spec
 from synthe_core.tasks.draw import integers, marked, octave
 from synthe_core.tasks.task import UNSCORED, Examples, Integers, Preset, PresetName, Share, Task
 

@@ -11,7 +11,7 @@ from numpy.random import RandomState
 from pydantic import Field
 
 from synthe_core.errors import InputError
-from synthe_core.learner import Spec
+from synthe_core.layers.learner import Spec
 from synthe_core.tasks.chance import commonest
 from synthe_core.tasks.draw import integers
 from synthe_core.tasks.lengths import longer

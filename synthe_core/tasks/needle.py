@@ -10,7 +10,7 @@ from numpy.random import RandomState
 from pydantic import Field
 
 from synthe_core.errors import InputError
-from synthe_core.learner import Spec
+from synthe_core.layers.learner import Spec
 from synthe_core.tasks.draw import distinct, integers, marked
 from synthe_core.tasks.haystack import Haystack, encoded, hide
 from synthe_core.tasks.task import UNSCORED, Examples, Integers, Preset, PresetName, Share, Task

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.random import RandomState  # its streams are frozen by NumPy's promise: the same on every machine and version
 
-from synthe_core.learner import Spec
+from synthe_core.layers.learner import Spec
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 UNSCORED = -100

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from synthe_core.adapters.low_rank import put_on
+from synthe_core.adapters.lora import put_on
 from synthe_core.adapters.targets import find, fresh
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Model
-from synthe_core.recipe import Recipe
-from synthe_core.training.run_folder import differences
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.run_folder import differences
 
 
 def base_of(source: Checkpoint | None, recipe: Recipe) -> Checkpoint:

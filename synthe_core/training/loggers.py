@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from synthe_core.errors import InputError
-from synthe_core.recipe import Recipe
+from synthe_core.recipe.schema import Recipe
 
 
 class Logger(Protocol):

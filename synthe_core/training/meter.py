@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthe_core.hardware_rates import measure_matmul
+from synthe_core.hardware.rates import measure_matmul
 from synthe_core.training import memory
 from synthe_core.training.gradients import Means, Outcome
 from synthe_core.training.settings import Settings

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Model
-from synthe_core.recipe import TrainSpec
+from synthe_core.recipe.schema import TrainSpec
 
 MUON_MOMENTUM = 0.95
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from synthe_core.recipe import TrainSpec
+from synthe_core.recipe.schema import TrainSpec
 
 LEAST = 0.01  # so that the first step, at f = 0, is not wasted
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 
 from synthe_core.errors import InputError
-from synthe_core.hardware import Hardware
+from synthe_core.hardware.placement import choose_device
+from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import prefer_kernels, use_kernels
-from synthe_core.placement import choose_device
-from synthe_core.recipe import RuntimeSpec
+from synthe_core.recipe.schema import RuntimeSpec
 
 
 @dataclass

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthe_core.checkpoint import Checkpoint, load_weights, save, weights
 from synthe_core.data.labelled import Labelled, LabelledStream
 from synthe_core.data.prepare import Packed
 from synthe_core.data.stream import Stream
 from synthe_core.errors import InputError
-from synthe_core.hardware import Hardware
-from synthe_core.manifest import Manifest, kernels_used, machine, versions
+from synthe_core.hardware.probe import Hardware
 from synthe_core.model.classifier import Model
 from synthe_core.model.language_model import ModelState
-from synthe_core.recipe import Recipe
+from synthe_core.recipe.schema import Recipe
 from synthe_core.state import from_tensors, to_tensors
+from synthe_core.storage.checkpoint import Checkpoint, load_weights, save, weights
+from synthe_core.storage.manifest import Manifest, kernels_used, machine, versions
 from synthe_core.training.average import Average
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.position import Position

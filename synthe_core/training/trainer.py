@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synthe_core.checkpoint import weights
 from synthe_core.data.prepare import Packed
 from synthe_core.data.stream import Batch, Stream, windows
 from synthe_core.errors import Interrupted, WorkError
 from synthe_core.events import Event, Metric, Notice, Progress, Result, Sample, Saved
-from synthe_core.hardware import Hardware
-from synthe_core.learner import settle
+from synthe_core.hardware.probe import Hardware
+from synthe_core.layers.learner import settle
 from synthe_core.model.classifier import Classifier, Model
 from synthe_core.model.parts import parts
-from synthe_core.recipe import Recipe
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import weights
+from synthe_core.storage.run_folder import RunFolder
 from synthe_core.training import schedule
 from synthe_core.training.average import Average
 from synthe_core.training.gradients import Outcome, accumulate, out_of_memory
@@ -29,7 +30,6 @@ from synthe_core.training.meter import Meter
 from synthe_core.training.non_finite import first_bad
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.position import Position
-from synthe_core.training.run_folder import RunFolder
 from synthe_core.training.sample import write_sample
 from synthe_core.training.settings import Settings
 from synthe_core.training.snapshot import Snapshot

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import torch
 
-from synthe_core.accounting import vocabulary_of
-from synthe_core.atomic import write_file
 from synthe_core.data.stream import Batch
 from synthe_core.events import Event, Notice, Result
-from synthe_core.hardware import Hardware, cache_dir, probe
-from synthe_core.kernel_tuning import preferred, tune_kernels
-from synthe_core.manifest import machine, versions
+from synthe_core.hardware.kernel_tuning import preferred, tune_kernels
+from synthe_core.hardware.placement import choose_precision
+from synthe_core.hardware.probe import Hardware, cache_dir, probe
 from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.ops.cross_entropy import IGNORED
-from synthe_core.placement import choose_precision
-from synthe_core.recipe import Recipe
+from synthe_core.recipe.accounting import vocabulary_of
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.atomic import write_file
+from synthe_core.storage.manifest import machine, versions
 from synthe_core.training import memory
 from synthe_core.training.gradients import accumulate, out_of_memory
 from synthe_core.training.settings import Settings

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from synthe_core.adapters.low_rank import Adapter, LowRank
+from synthe_core.adapters.lora import Adapter, LowRank
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.adapters.targets import fresh
-from synthe_core.checkpoint import Checkpoint, save, weights
 from synthe_core.data.tokenizers import ByteTokenizer
-from synthe_core.manifest import Manifest
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.recipe import Recipe
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import Checkpoint, save, weights
+from synthe_core.storage.manifest import Manifest
 
 BLOCK: list[Any] = [{"type": "delta", "heads": 2}, {"type": "kalman"}, {"type": "mlp", "hidden": 32}]
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from synthe_core.adapters import peft as format
-from synthe_core.adapters.low_rank import put_on
+from synthe_core.adapters.lora import put_on
 from synthe_core.adapters.spec import LoraSpec
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.storage.checkpoint import Checkpoint
 from tests.adapters.conftest import drawn, saved
 
 TOKENS = torch.arange(24).view(2, 12) * 7 % 257
@@ -179,8 +179,8 @@ def test_a_base_whose_weights_changed_is_refused(base, tmp_path):
     saved(tmp_path / "a", tmp_path / "base", {"rank": 4})
     shutil.rmtree(tmp_path / "base")
     torch.manual_seed(5)
-    from synthe_core.checkpoint import save, weights
-    from synthe_core.manifest import Manifest
+    from synthe_core.storage.checkpoint import save, weights
+    from synthe_core.storage.manifest import Manifest
 
     recipe = Checkpoint.open(base).recipe
     model = LanguageModel(ModelSpec.model_validate(recipe.model.model_dump()), 257)

@@ -3,10 +3,10 @@ import pytest
 from synthe_core.benchmarks import operators
 from synthe_core.benchmarks.models import decoding, training
 from synthe_core.benchmarks.paired import paired
-from synthe_core.benchmarks.peak_memory import peak_bytes
 from synthe_core.errors import InputError
 from synthe_core.events import Measurement
-from synthe_core.recipe import Recipe
+from synthe_core.profiling.peak_memory import peak_bytes
+from synthe_core.recipe.schema import Recipe
 
 
 def test_candidates_take_turns_and_the_first_is_one():

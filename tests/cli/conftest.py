@@ -11,8 +11,6 @@ from typer.testing import CliRunner, Result
 
 from synthe_cli.app import app
 
-ROOT = Path(__file__).parent.parent.parent
-
 RECIPE = """\
 name: small
 model:
@@ -41,11 +39,11 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of untrained weights: enough to write nonsense with."""
-    from synthe_core import checkpoint as checkpoints
     from synthe_core.data.tokenizers import ByteTokenizer
-    from synthe_core.manifest import Manifest
     from synthe_core.model.language_model import LanguageModel
-    from synthe_core.recipe import Recipe
+    from synthe_core.recipe.schema import Recipe
+    from synthe_core.storage import checkpoint as checkpoints
+    from synthe_core.storage.manifest import Manifest
 
     folder = tmp_path_factory.mktemp("run")
     path = folder / "small.yaml"

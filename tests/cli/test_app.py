@@ -19,7 +19,7 @@ import synthe_core
 from synthe_cli import app as application
 from synthe_cli.app import COMMANDS, app
 from synthe_core.errors import InputError, Interrupted, WorkError
-from tests.cli.conftest import ROOT
+from tests.paths import ROOT
 
 Run = Callable[..., Any]
 

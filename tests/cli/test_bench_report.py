@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from synthe_cli import bench_table
-from synthe_core.benchmarks.recall import report
+from synthe_core.benchmarks.synthetic import report
 from synthe_core.tasks import TASKS
-from tests.benchmarks.trials import keep, record
+from tests.benchmarks.synthetic.trials import keep, record
 
 Run = Callable[..., Any]
 

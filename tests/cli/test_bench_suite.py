@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from synthe_core.benchmarks.recall import plan
+from synthe_core.benchmarks.synthetic import plan
 from synthe_core.layers import LAYERS
 from synthe_core.tasks import TASKS
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 import synthe_core
-from synthe_core.benchmarks.recall import sweep as sweeps
-from synthe_core.benchmarks.recall.trial import Trial
-from tests.cli.conftest import ROOT
+from synthe_core.benchmarks.synthetic import sweep as sweeps
+from synthe_core.benchmarks.synthetic.trial import Trial
+from tests.paths import ROOT
 
 Run = Callable[..., Any]
 SMALL = ("mqar", "--vocab", 16, "--pairs=2", "--length", 16, "--width", 32)
@@ -294,7 +294,7 @@ def test_what_cannot_be_asked(synthe: Run, arguments: list[str], message: str, h
 def test_a_launcher_that_is_not_installed(
     synthe: Run, monkeypatch: pytest.MonkeyPatch, launcher: str, module: str
 ) -> None:
-    monkeypatch.setattr("synthe_core.benchmarks.recall.launch.find_spec", lambda name: None)
+    monkeypatch.setattr("synthe_core.benchmarks.synthetic.launch.find_spec", lambda name: None)
     said = synthe("bench", *QUICK, "--launcher", launcher)
     assert (said.exit_code, said.stdout) == (2, "")
     assert said.stderr.splitlines() == [
@@ -315,7 +315,7 @@ def test_a_folder_that_cannot_be_written(synthe: Run, monkeypatch: pytest.Monkey
 
 
 def test_slurm_where_there_is_none(synthe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synthe_core.benchmarks.recall.launch.find_spec", lambda name: name)
+    monkeypatch.setattr("synthe_core.benchmarks.synthetic.launch.find_spec", lambda name: name)
     monkeypatch.setenv("PATH", "")
     said = synthe("bench", *QUICK, "--launcher", "slurm")
     assert (said.exit_code, said.stdout) == (2, "")

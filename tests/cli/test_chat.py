@@ -18,17 +18,17 @@ from typing import Any
 import pytest
 
 from synthe_core.data.tokenizers import ByteTokenizer
-from synthe_core.hardware import cache_dir
+from synthe_core.hardware.probe import cache_dir
 from tests.adapters.conftest import base  # noqa: F401
 from tests.adapters.conftest import saved as adapter
 from tests.evaluation.models import saved
+from tests.paths import ROOT
 
 Run = Callable[..., Any]
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,9 @@ def test_a_turn_costs_its_new_tokens_only(synthe: Run, talker: Path) -> None:
 
 
 def test_the_answer_is_that_of_the_whole_conversation_read_at_once(synthe: Run, talker: Path, tmp_path: Path) -> None:
-    from synthe_core.checkpoint import Checkpoint
-    from synthe_core.generation import write
-    from synthe_core.model.sampling import Sampling
+    from synthe_core.inference.generation import write
+    from synthe_core.inference.sampling import Sampling
+    from synthe_core.storage.checkpoint import Checkpoint
 
     asked = ["chat", talker, "-n", 8, "-t", 0, "--json", "--system", "be kind"]
     first, second = rows(synthe(*asked, stdin="hello\nand\n"))
@@ -191,10 +191,10 @@ def test_what_cannot_be_asked(synthe: Run, arguments: list[str], message: str) -
 
 
 def test_the_same_conversation_through_a_server(synthe: Run, talker: Path, tmp_path: Path) -> None:
+    from synthe_core.inference.engine import Engine
+    from synthe_core.inference.served import Served
     from synthe_core.serving.api.server import Server
     from synthe_core.serving.api.settings import Settings
-    from synthe_core.serving.engine import Engine
-    from synthe_core.serving.served import Served
 
     lines = "hello\nand then\n/save evening\n/regenerate\n/load evening\nat last\n"
     asked = ["-n", 8, "-t", 0, "--json"]

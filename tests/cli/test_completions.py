@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.completion import get_completion_script
 
-from tests.cli.conftest import ROOT
+from tests.paths import ROOT
 
 MADE_WITH = "0.29"
 FILES = {"bash": "synthe.bash", "zsh": "_synthe", "fish": "synthe.fish"}

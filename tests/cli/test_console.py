@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from synthe_cli import console, figures
-from synthe_cli.console import JsonRenderer, PlainRenderer, choose
+from synthe_cli.console import JsonRenderer, PlainRenderer
 from synthe_cli.live import LiveRenderer
+from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Event, Measurement, Metric, Notice, Progress, Result, Sample, Saved
 
 STORY: list[Event] = [
@@ -107,8 +108,8 @@ def test_the_renderer_follows_the_terminal(
 ) -> None:
     monkeypatch.setenv("TERM", term)
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
-    assert type(choose(False)) is expected
-    assert type(choose(True)) is JsonRenderer
+    assert type(choose_renderer(False)) is expected
+    assert type(choose_renderer(True)) is JsonRenderer
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.paths import ROOT
+
 Run = Callable[..., Any]
 
 
@@ -117,7 +119,7 @@ def test_a_checkpoint_of_a_newer_format(synthe: Run, checkpoint: Path, tmp_path:
 def test_text_comes_as_it_is_written(checkpoint: Path) -> None:
     """The prompt is there before the text that follows it: a reader need not wait for the end."""
     command = [sys.executable, "-m", "synthe_cli.app", "generate", str(checkpoint), "-p", "begin", "-n", "100000"]
-    surroundings = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings)
     assert running.stdout is not None and running.stderr is not None
     assert running.stdout.read(6).startswith(b"begin")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.ops.dispatch import OPS
 
 Run = Callable[..., Any]

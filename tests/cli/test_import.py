@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from synthe_core.checkpoint import Checkpoint
-from tests.cli.conftest import ROOT
-from tests.importing.models import add_tokenizer, transformer
+from synthe_core.storage.checkpoint import Checkpoint
+from tests.interop.huggingface.models import add_tokenizer, transformer
+from tests.paths import ROOT
 
 Run = Callable[..., Any]
 

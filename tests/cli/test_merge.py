@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from synthe_core.checkpoint import Checkpoint
+from synthe_core.storage.checkpoint import Checkpoint
 from tests.evaluation.models import choices
 from tests.merging.models import adapter, checkpoint, family, llama
 

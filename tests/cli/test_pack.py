@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.packing.conftest import write_adapter, write_keys
+from tests.paths import ROOT
 
 Run = Callable[..., Any]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

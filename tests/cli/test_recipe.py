@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.recipe import Recipe
+from synthe_core.recipe.schema import Recipe
 
 Run = Callable[..., Any]
 

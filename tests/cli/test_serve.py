@@ -21,7 +21,7 @@ import pytest
 from synthe_cli.commands import serve_run
 from synthe_cli.commands.serve_run import Asked, adapter_of, names, read_keys, settings_of, size
 from synthe_core.errors import InputError
-from tests.cli.conftest import ROOT
+from tests.paths import ROOT
 
 Run = Callable[..., Any]
 

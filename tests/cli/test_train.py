@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import ROOT
+from tests.paths import ROOT
 
 Run = Callable[..., Any]
 

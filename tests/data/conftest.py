@@ -9,8 +9,9 @@ import pytest
 
 from synthe_core.data.prepare import Packed, load
 from synthe_core.data.spec import DataSpec
+from tests import paths
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = paths.SHARED / "data"
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from synthe_core.data.spec import DataSpec
 from synthe_core.errors import InputError, WorkError
 from synthe_core.events import Notice, Progress, Result
 from tests.data.conftest import packed, prose, text_of, write_rows
+from tests.paths import ROOT
 
 BPE = {"type": "bpe", "vocab": 400}
 
@@ -144,7 +145,7 @@ def test_kill_minus_nine_loses_no_finished_shard(tmp_path: Path, monkeypatch: py
         "packing._save = slow\n"
         "for event in open_data(DataSpec(sources=sys.argv[1])): pass\n"
     )
-    root = Path(__file__).parents[2]
+    root = ROOT
     command = [sys.executable, "-c", code, str(tmp_path / "long.txt")]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)}) as p:
         assert p.stdout is not None

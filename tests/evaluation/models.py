@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import yaml
 
-from synthe_core import checkpoint as checkpoints
 from synthe_core.data.tokenizers import ByteTokenizer, Tokenizer
-from synthe_core.manifest import Manifest
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.recipe import Recipe
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage import checkpoint as checkpoints
+from synthe_core.storage.manifest import Manifest
 
 ATTENTION: list[Any] = [{"type": "attention", "heads": 2}, {"type": "mlp", "hidden": 48}]
 DELTA: list[Any] = [{"type": "delta", "heads": 2}, {"type": "mlp", "hidden": 32}]

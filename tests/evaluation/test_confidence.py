@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.data.prepare import load
 from synthe_core.data.stream import windows
 from synthe_core.errors import InputError
 from synthe_core.evaluation.calibration import auroc
 from synthe_core.evaluation.confidence import BASELINE, HEAD, evaluate, judge
 from synthe_core.events import Notice, Progress, Result
+from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training import train
 from tests.training.conftest import _own_folders, cache, of, recipe, text  # noqa: F401  (fixtures)
 

@@ -19,10 +19,9 @@ from synthe_core.evaluation import registration
 from synthe_core.evaluation.answers import Answers, key_of
 from synthe_core.evaluation.harness_model import Synthe
 from tests.evaluation.models import ATTENTION, DELTA, choices, saved
-from tests.importing.models import add_tokenizer
+from tests.interop.huggingface.models import add_tokenizer
+from tests.paths import ROOT
 from tests.training.conftest import _own_folders, cache  # noqa: F401  (fixtures)
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def asked(kind: str, *arguments: Any) -> list[Instance]:

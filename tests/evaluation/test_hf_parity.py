@@ -12,11 +12,12 @@ from synthe_core.evaluation.harness_model import Synthe
 from synthe_core.evaluation.harness_tasks import Loader
 from synthe_core.evaluation.suites import Entry
 from synthe_core.events import Result
-from synthe_core.exporting import export_hf
+from synthe_core.interop.huggingface import export_hf
 from tests.evaluation.models import saved
+from tests.paths import SHARED
 from tests.training.conftest import _own_folders, cache  # noqa: F401  (fixtures)
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = SHARED / "data"
 BLOCKS: dict[str, list[Any]] = {
     "transformer": [{"type": "attention", "heads": 4}, {"type": "mlp", "hidden": 64}],
     "mamba": ["mamba"],

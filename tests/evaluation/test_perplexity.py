@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import InputError
 from synthe_core.evaluation import perplexity
 from synthe_core.evaluation.perplexity import evaluate
 from synthe_core.events import Event, Notice, Progress, Result
+from synthe_core.storage.checkpoint import Checkpoint
 from tests.evaluation.models import ATTENTION, DELTA, saved
 from tests.training.conftest import _own_folders, cache, of  # noqa: F401  (fixtures)
 

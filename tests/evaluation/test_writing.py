@@ -8,9 +8,9 @@ import torch
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.evaluation.reading import Reader
 from synthe_core.evaluation.writing import Prompt, write
-from synthe_core.generation import write as generate
+from synthe_core.inference.generation import write as generate
+from synthe_core.inference.sampling import Sampling
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.model.sampling import Sampling
 
 GREEDY = Sampling(temperature=0.0)
 TEXT = ByteTokenizer()

@@ -11,9 +11,9 @@ import torch
 from synthe_core.introspection.observe import maker, observe
 from synthe_core.introspection.reads import follow
 from synthe_core.introspection.series import collect, meaning_of
+from synthe_core.layers.trace import Trace
 from synthe_core.model.classifier import Classifier, build_model
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.trace import Trace
 from tests.laws.entries import CASES, CAUSAL, WIDTH, case_name
 
 VOCAB, TIME = 61, 43

@@ -19,8 +19,8 @@ from synthe_core.introspection.compare import beside, differences
 from synthe_core.introspection.page import page
 from synthe_core.introspection.report import LONGEST, Report, block_range, examine, groups, lines, spelled
 from synthe_core.introspection.watch import watch
+from synthe_core.layers.trace import GROUPS
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.trace import GROUPS
 
 TEXT = "def fib(n):\n    return fib(n - 1) </script> é"
 TOKENIZER = ByteTokenizer()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from synthe_core.layers import LAYERS, build, parse
-from synthe_core.learner import Learner, Pass
+from synthe_core.layers.learner import Learner, Pass
 
 WIDTH = 32
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from synthe_core.adapters.low_rank import Adapter, Folded, LowRank, put_on, take_off, wearing, worn, worn_tensors
+from synthe_core.adapters.lora import Adapter, Folded, LowRank, put_on, take_off, wearing, worn, worn_tensors
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.adapters.targets import find, fresh
-from synthe_core.checkpoint import weights
 from synthe_core.layers import LAYERS
 from synthe_core.model.classifier import build_model
 from synthe_core.model.language_model import ModelSpec
 from synthe_core.state import named_leaves
+from synthe_core.storage.checkpoint import weights
 from tests.laws.entries import CASES, FIRST, WIDTH, block_of, case_name
 
 VOCAB, TIME = 31, 45

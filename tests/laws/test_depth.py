@@ -7,7 +7,7 @@ import torch
 
 from synthe_core import state as states
 from synthe_core.layers import LAYERS
-from synthe_core.learner import Pass, settle
+from synthe_core.layers.learner import Pass, settle
 from synthe_core.model.depth import depths
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from tests.laws.entries import FIRST, WIDTH, case_name

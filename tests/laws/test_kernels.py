@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.layers import LAYERS
 from synthe_core.ops.dispatch import OPS, Call, Op
 from tests.laws.entries import CASES, case_name, inputs, make, run

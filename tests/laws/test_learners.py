@@ -8,11 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from synthe_core import state as states
 from synthe_core.layers import LAYERS, build, parse
-from synthe_core.learner import Learner
+from synthe_core.layers.learner import Learner
+from synthe_core.layers.trace import Trace
 from synthe_core.model import block as block_module
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.model.undrawn import undrawn
-from synthe_core.trace import Trace
+from synthe_core.model.skip_init import undrawn
 from tests.laws.entries import CASES, CAUSAL, FIRST, WIDTH, as_built, block_of, case_name, inputs, make, run
 
 each_learner = pytest.mark.parametrize("case", CASES, ids=case_name)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from synthe_core.inference.steady import steady
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.serving.steady import steady
 from tests.laws.entries import CAUSAL, WIDTH, block_of, case_name
 
 VOCAB, TIME = 31, 45

@@ -11,7 +11,7 @@ import torch
 
 from synthe_core.layers import parse
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.recipe import TrainSpec
+from synthe_core.recipe.schema import TrainSpec
 from synthe_core.training import schedule
 from synthe_core.training.optimizer import Optimizer
 from tests.laws.entries import CAUSAL, FIRST, case_name

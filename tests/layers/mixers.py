@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthe_core.learner import Learner, Pass
+from synthe_core.layers.learner import Learner, Pass
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 

@@ -11,8 +11,8 @@ import torch
 from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
 from synthe_core.layers.attention import Attention
+from synthe_core.layers.learner import Pass
 from synthe_core.layers.rope import LinearScaling, Llama3Scaling, turns
-from synthe_core.learner import Pass
 
 
 def make(width: int = 24, **keys: Any) -> Attention:

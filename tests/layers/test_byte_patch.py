@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from synthe_core.layers import build, parse
 from synthe_core.layers.byte_patch import BytePatch, Stem
-from synthe_core.learner import Pass
+from synthe_core.layers.learner import Pass
 
 WIDTH = 6
 

@@ -8,10 +8,10 @@ from pydantic_core import PydanticCustomError
 
 from synthe_core.errors import InputError
 from synthe_core.layers import build, delta, parse
-from synthe_core.learner import Pass
+from synthe_core.layers.learner import Pass
+from synthe_core.layers.trace import Trace
 from synthe_core.ops.dispatch import use_kernels
 from synthe_core.state import nbytes
-from synthe_core.trace import Trace
 from tests.peers import fla_naive
 
 

@@ -8,8 +8,8 @@ import torch
 from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
 from synthe_core.layers.delta import Delta
-from synthe_core.learner import Pass
-from synthe_core.trace import Trace
+from synthe_core.layers.learner import Pass
+from synthe_core.layers.trace import Trace
 
 SETTINGS = {"beta_range": [0.01, 0.3], "clip": 10.0, "scale": 0.1}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from synthe_core.layers import build, delta, parse
-from synthe_core.learner import Pass
+from synthe_core.layers.learner import Pass
 from synthe_core.ops.dispatch import use_kernels
 
 qwen3_next = pytest.importorskip("transformers.models.qwen3_next")

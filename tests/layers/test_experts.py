@@ -5,10 +5,10 @@ from pydantic import ValidationError
 
 from synthe_core.errors import InputError
 from synthe_core.layers.experts import Experts
+from synthe_core.layers.learner import Pass
 from synthe_core.layers.mlp import MLP
-from synthe_core.learner import Pass
+from synthe_core.layers.trace import Trace
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.trace import Trace
 
 WIDTH = 12
 

@@ -7,9 +7,9 @@ import torch
 
 from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
-from synthe_core.learner import Pass
+from synthe_core.layers.learner import Pass
+from synthe_core.layers.trace import Trace
 from synthe_core.state import nbytes
-from synthe_core.trace import Trace
 
 
 def make(width=32, **config):

@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from synthe_core.errors import InputError
 from synthe_core.layers.hyena import FADED, Hyena, Past
-from synthe_core.learner import Pass
-from synthe_core.trace import Trace
+from synthe_core.layers.learner import Pass
+from synthe_core.layers.trace import Trace
 
 WIDTH = 12
 VARIANTS = [

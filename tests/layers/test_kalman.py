@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from synthe_core.layers.kalman import LEAST_NOISE, Belief, Kalman
-from synthe_core.learner import Pass
-from synthe_core.trace import Trace
+from synthe_core.layers.learner import Pass
+from synthe_core.layers.trace import Trace
 
 WIDTH = 12
 VARIANTS = [{}, {"rank": 5}, {"every": 3}, {"every": 3, "rank": 20}, {"every": 50}]

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from synthe_core.layers.learner import Pass
 from synthe_core.layers.mamba import Mamba, Scanned
-from synthe_core.learner import Pass
+from synthe_core.layers.trace import Trace
 from synthe_core.ops.dispatch import use_kernels
-from synthe_core.trace import Trace
 from tests.conftest import needs_compiler
 from tests.layers.mixers import assert_same_decoding, assert_same_layer, twins
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from synthe_core.errors import InputError
+from synthe_core.layers.learner import Pass
 from synthe_core.layers.mamba import Scanned
 from synthe_core.layers.mamba2 import Mamba2
-from synthe_core.learner import Pass
 from synthe_core.ops.dispatch import use_kernels
 from tests.conftest import needs_compiler
 from tests.layers.mixers import assert_same_decoding, assert_same_layer, twins

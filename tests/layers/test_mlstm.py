@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from synthe_core.errors import InputError
 from synthe_core.layers import build, mlstm, parse
-from synthe_core.learner import Pass
+from synthe_core.layers.learner import Pass
+from synthe_core.layers.trace import Trace
 from synthe_core.ops.mlstm import UNSTARTED
 from synthe_core.state import named_leaves, nbytes
-from synthe_core.trace import Trace
 
 
 def make(width=32, **config):

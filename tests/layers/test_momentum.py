@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from synthe_core.errors import InputError
+from synthe_core.layers.learner import Pass
 from synthe_core.layers.momentum import Average, Momentum
-from synthe_core.learner import Pass
-from synthe_core.trace import Trace
+from synthe_core.layers.trace import Trace
 
 WIDTH = 12
 VARIANTS = [{}, {"expand": 1.5, "gate": False}, {"expand": 0.25}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
 from synthe_core.layers.attention import Attention
-from synthe_core.layers.firing import Firing, When, uniform
-from synthe_core.learner import Pass, settle
+from synthe_core.layers.conditional_gate import Firing, When, uniform
+from synthe_core.layers.learner import Pass, settle
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.recipe import Recipe
+from synthe_core.recipe.schema import Recipe
+from tests.paths import RECIPES
 
 WIDTH = 24
 KEYS: list[dict[str, Any]] = [
@@ -252,10 +252,10 @@ def test_random_probes_differ_between_learners_and_not_between_runs():
 
 def refusal(block: list[Any]) -> InputError:
     """What a recipe whose block this is says."""
-    source = (Path(__file__).parents[2] / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+    source = (RECIPES / "tiny.yaml").read_text(encoding="utf-8")
     assert "\n  block:" in source
     with pytest.raises(InputError) as caught:
-        Recipe.load(Path(__file__).parents[2] / "recipes" / "tiny.yaml", [f"model.block={block}"])
+        Recipe.load(RECIPES / "tiny.yaml", [f"model.block={block}"])
     return caught.value
 
 

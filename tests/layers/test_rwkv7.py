@@ -11,11 +11,11 @@ from pydantic_core import PydanticCustomError
 
 from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
+from synthe_core.layers.learner import Pass
 from synthe_core.layers.rwkv7 import Memory
-from synthe_core.learner import Pass
+from synthe_core.layers.trace import Trace
 from synthe_core.ops.dispatch import use_kernels
 from synthe_core.state import nbytes
-from synthe_core.trace import Trace
 
 
 def make(width=32, head_size=8, awake=False):

@@ -8,10 +8,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from synthe_core.errors import InputError
+from synthe_core.layers.learner import Pass
 from synthe_core.layers.slots import STRONGEST, Slots
-from synthe_core.learner import Pass
+from synthe_core.layers.trace import Trace
 from synthe_core.state import named_leaves, nbytes
-from synthe_core.trace import Trace
 
 WIDTH = 48
 SMALL = {"slots": 20, "heads": 2, "key_size": 8, "value_size": 5, "reads": 3, "writes": 4, "chunk": 6}

@@ -7,8 +7,8 @@ import math
 import torch
 
 from synthe_core.layers import build, parse
-from synthe_core.learner import Pass
-from synthe_core.trace import Trace
+from synthe_core.layers.learner import Pass
+from synthe_core.layers.trace import Trace
 
 
 def learner(width: int = 6, **settings: object):

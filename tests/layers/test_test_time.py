@@ -3,9 +3,9 @@ import torch
 from pydantic import ValidationError
 
 from synthe_core.errors import InputError
+from synthe_core.layers.learner import Pass
 from synthe_core.layers.spans import WRAP, Spans, last_seen
 from synthe_core.layers.test_time import AtTestTime
-from synthe_core.learner import Pass
 from synthe_core.ops.dispatch import hear_calls
 
 WIDTH = 12

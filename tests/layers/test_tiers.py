@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from synthe_core.errors import InputError
+from synthe_core.layers.learner import Pass
 from synthe_core.layers.tiers import EPS, Levels, Tiers
-from synthe_core.learner import Pass
+from synthe_core.layers.trace import Trace
 from synthe_core.ops.dispatch import hear_calls
-from synthe_core.trace import Trace
 
 WIDTH = 12
 VARIANTS = [{}, {"tiers": 1}, {"tiers": 3, "size": 5, "ratio": 3}, {"tiers": 2, "ratio": 50}]

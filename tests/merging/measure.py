@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from synthe_core.benchmarks.paired import paired
-from synthe_core.benchmarks.peak_memory import peak_bytes
+from synthe_core.profiling.peak_memory import peak_bytes
 from tests.merging.models import CONFIG, folder, llama, moved, run
 
 CHUNK = 8 * 2**20

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from synthe_core import checkpoint as checkpoints
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.events import Event, Result
-from synthe_core.manifest import Manifest
 from synthe_core.merging.config import MergeSpec
 from synthe_core.merging.merge import merge
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.recipe import Recipe
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage import checkpoint as checkpoints
+from synthe_core.storage.manifest import Manifest
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import InputError, SyntheError
 from synthe_core.events import Result
 from synthe_core.merging.config import load
@@ -17,9 +16,9 @@ from synthe_core.merging.extract import extract_lora
 from synthe_core.merging.hashed_file import HashedFile
 from synthe_core.merging.inputs import open_input
 from synthe_core.packing.pack import Parts, pack
+from synthe_core.storage.checkpoint import Checkpoint
 from tests.merging.models import adapter, checkpoint, family, folder, llama, moved, result
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 
 def test_kinds_are_recognised(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import InputError, Interrupted, WorkError
 from synthe_core.events import Notice, Progress
 from synthe_core.merging.config import MergeSpec, load
 from synthe_core.merging.merge import merge
+from synthe_core.storage.checkpoint import Checkpoint
 from tests.merging.models import CONFIG, adapter, checkpoint, family, folder, llama, moved, result, run
 
 

@@ -10,8 +10,8 @@ import torch
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Classifier, build_model
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.recipe import Recipe
-from synthe_core.yaml_text import parse
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.yaml_text import parse
 
 SPEC = {"width": 16, "blocks": 2, "block": ["spectral", {"type": "mlp", "hidden": 24}], "head": {"classes": 5}}
 

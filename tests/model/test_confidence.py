@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.ops.cross_entropy import Judgement
-from synthe_core.recipe import Recipe
-from synthe_core.yaml_text import parse
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.yaml_text import parse
 
 VOCAB = 19
 
@@ -114,7 +114,7 @@ def test_an_encoder_has_none():
 def test_it_is_counted():
     plain, asked = model(), model({"hidden": 8})
     assert asked.flops(5) - plain.flops(5) == 2 * (8 * (16 + 3) + 8)
-    from synthe_core.accounting import account
+    from synthe_core.recipe.accounting import account
 
     recipe = Recipe.from_source(
         parse("{model: {width: 8, blocks: 1, block: [kalman], confidence: {hidden: 4}}}", "test")

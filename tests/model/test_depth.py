@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from synthe_core.accounting import account
-from synthe_core.checkpoint import load_weights, weights
 from synthe_core.errors import InputError
-from synthe_core.layers.firing import uniform
-from synthe_core.learner import Pass, settle
+from synthe_core.layers.conditional_gate import uniform
+from synthe_core.layers.learner import Pass, settle
+from synthe_core.layers.trace import Trace
 from synthe_core.model import depth as routing
 from synthe_core.model.depth import TRIED, DepthSpec, Places, Trials, alike, depths, padded
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.recipe import Recipe
-from synthe_core.trace import Trace
+from synthe_core.recipe.accounting import account
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import load_weights, weights
 from synthe_core.training.optimizer import Optimizer
 
 VOCAB = 23
@@ -378,7 +378,7 @@ def source(model):
 
     import yaml
 
-    from synthe_core import yaml_text
+    from synthe_core.storage import yaml_text
 
     path = Path("recipe.yaml").resolve()
     path.write_text(yaml.safe_dump({"model": model, "data": {"labels": "path"} if "head" in model else {}}))

@@ -7,7 +7,7 @@ import torch
 
 from synthe_core import state as states
 from synthe_core.errors import InputError
-from synthe_core.learner import settle
+from synthe_core.layers.learner import settle
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.model.parts import lacking, parts
 

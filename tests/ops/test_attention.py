@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.ops.attention import probed_attention, window_attention
 from synthe_core.ops.dispatch import Call
 

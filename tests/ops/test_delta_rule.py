@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.ops.delta_rule import chunked, delta_rule, native
 from synthe_core.ops.dispatch import Call
 from tests.ops.memory_rules import NAMES, arguments, assert_same, outcome

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.expert_mlp import expert_mlp
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.generalized_delta_rule import generalized_delta_rule
 from synthe_core.ops.kda import kda

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
-from synthe_core.hardware import Hardware, probe
+from synthe_core.hardware.probe import Hardware, probe
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.kalman_filter import kalman_filter
 

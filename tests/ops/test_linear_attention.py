@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.linear_attention import linear_attention
 from tests.ops.memory_rules import NAMES, arguments, assert_same, outcome

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
-from synthe_core.hardware import Hardware, probe
+from synthe_core.hardware.probe import Hardware, probe
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.linear_scan import linear_scan

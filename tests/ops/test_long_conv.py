@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.long_conv import long_conv
 from synthe_core.ops.long_conv.fft import CHUNK, FEW

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.selective_scan import selective_scan
 

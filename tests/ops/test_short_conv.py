@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.short_conv import LONGEST, compiled, short_conv
 

@@ -17,14 +17,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.torch import save_file
 
-from synthe_core.checkpoint import Checkpoint, save, weights
 from synthe_core.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
 from synthe_core.events import Event, Result
-from synthe_core.generation import write
-from synthe_core.manifest import Manifest
+from synthe_core.inference.generation import write
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.packing.pack import Parts, pack
-from synthe_core.recipe import Recipe
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import Checkpoint, save, weights
+from synthe_core.storage.manifest import Manifest
 
 BLOCK = [{"type": "attention", "heads": 2, "window": 16}, {"type": "delta", "heads": 2}, {"type": "mlp", "hidden": 160}]
 ADAPTED = "blocks.0.learners.2"

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import SyntheError
 from synthe_core.packing.archive import Archive, Member, layout
 from synthe_core.packing.contents import Bytes, measure
@@ -22,6 +21,7 @@ from synthe_core.packing.inspect import inspect
 from synthe_core.packing.members import MANIFEST, SIGNATURE
 from synthe_core.packing.unpack import unpack
 from synthe_core.packing.verify import verify
+from synthe_core.storage.checkpoint import Checkpoint
 
 BOMB = b"a0: &a0 x\n" + b"".join(b"a%d: &a%d [%s]\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 30))
 HOSTILE: list[Any] = [

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import psutil
 
-from synthe_core.benchmarks.peak_memory import peak_bytes
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.packing.pack import pack
 from synthe_core.packing.unpack import unpack
 from synthe_core.packing.verify import verify
+from synthe_core.profiling.peak_memory import peak_bytes
+from synthe_core.storage.checkpoint import Checkpoint
 
 TURNS = 7
 

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import InputError
 from synthe_core.packing.archive import CENTRAL, Archive, Member, layout
 from synthe_core.packing.bundle import Bundle
@@ -23,10 +22,10 @@ from synthe_core.packing.pack import Parts, pack
 from synthe_core.packing.sign import sign
 from synthe_core.packing.unpack import unpack
 from synthe_core.packing.verify import verify
+from synthe_core.storage.checkpoint import Checkpoint
 from tests.packing.conftest import Things, make_things, result
 from tests.packing.hostile import BOMB, case, exercise, members, rebuild, tree
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 
 def zipped(path: Path, entries: list[tuple[zipfile.ZipInfo | str, bytes]], method: int = zipfile.ZIP_STORED) -> Path:

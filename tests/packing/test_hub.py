@@ -13,16 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import InputError, SyntheError, WorkError
 from synthe_core.events import Notice, Progress
 from synthe_core.packing import download as module
 from synthe_core.packing.hub import listing, pull, push, search
 from synthe_core.packing.pack import Parts, pack
+from synthe_core.storage.checkpoint import Checkpoint
 from tests.packing.conftest import result
 from tests.packing.hub_standin import Hub
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 
 @pytest.fixture

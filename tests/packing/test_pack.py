@@ -16,10 +16,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from synthe_core.checkpoint import Checkpoint, weights
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.errors import InputError, WorkError
-from synthe_core.generation import write
+from synthe_core.inference.generation import write
 from synthe_core.model.session import Session
 from synthe_core.packing.archive import ALIGN, Archive
 from synthe_core.packing.bundle import Bundle
@@ -28,9 +27,9 @@ from synthe_core.packing.inspect import inspect
 from synthe_core.packing.pack import Parts, pack
 from synthe_core.packing.unpack import unpack
 from synthe_core.packing.verify import verify
+from synthe_core.storage.checkpoint import Checkpoint, weights
 from tests.packing.conftest import Things, result, write_adapter, write_checkpoint, write_graph
-
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
 
 
 def digest(path: Path) -> str:
@@ -206,10 +205,10 @@ def test_a_base_that_is_not_carried_is_found_by_its_digest(things, tmp_path):
 
 def test_an_encoder(tmp_path):
     """A model that classifies: packed, quantised without a loss in bits per byte, and read from the file."""
-    from synthe_core.checkpoint import save
-    from synthe_core.manifest import Manifest
     from synthe_core.model.classifier import build_model
-    from synthe_core.recipe import Recipe
+    from synthe_core.recipe.schema import Recipe
+    from synthe_core.storage.checkpoint import save
+    from synthe_core.storage.manifest import Manifest
 
     model = {"width": 64, "blocks": 1, "block": ["mlp"], "head": {"type": "classify", "classes": 3}}
     recipe = Recipe.model_validate({"name": "namer", "model": model, "data": {"sources": "x", "labels": "path"}})
@@ -235,7 +234,7 @@ def test_an_encoder(tmp_path):
 def test_what_peft_writes(tmp_path):
     """The names that PEFT gives to what it trains besides the usual pairs, as PEFT 0.21 writes them."""
     from synthe_core.packing.adapters import check_adapter
-    from synthe_core.tensor_file import TensorFile
+    from synthe_core.storage.tensor_file import TensorFile
 
     base = {"a.weight": (320, 64), "embedding.weight": (257, 64), "norm.weight": (64,)}
 

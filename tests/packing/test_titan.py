@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import InputError
 from synthe_core.events import Notice
 from synthe_core.packing.bundle import Bundle
@@ -19,6 +18,7 @@ from synthe_core.packing.inspect import inspect
 from synthe_core.packing.pack import Parts, pack
 from synthe_core.packing.unpack import unpack
 from synthe_core.packing.verify import verify
+from synthe_core.storage.checkpoint import Checkpoint
 from tests.packing.conftest import result, write_graph
 
 MANIFEST = {

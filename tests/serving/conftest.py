@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from synthe_core.checkpoint import save, weights
 from synthe_core.data.tokenizers import ByteTokenizer
-from synthe_core.manifest import Manifest
+from synthe_core.inference import steady
+from synthe_core.inference.engine import Engine
+from synthe_core.inference.request import Finished, Request, Written
+from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.served import Served
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.model.sampling import Sampling
-from synthe_core.recipe import Recipe
-from synthe_core.serving import steady
-from synthe_core.serving.engine import Engine
-from synthe_core.serving.request import Finished, Request, Written
-from synthe_core.serving.served import Served
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import save, weights
+from synthe_core.storage.manifest import Manifest
 
 steady.ask()
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from synthe_core.model.generate import prefill
-from synthe_core.model.sampling import Sampling
-from synthe_core.serving import transformers_model
-from synthe_core.serving.engine import Engine
-from synthe_core.serving.request import Finished, Request, Started, Written
-from synthe_core.serving.served import Served
+from synthe_core.inference.engine import Engine
+from synthe_core.inference.generate import prefill
+from synthe_core.inference.request import Finished, Request, Started, Written
+from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.served import Served
+from synthe_core.interop.huggingface import transformers_model
 
 GREEDY = Sampling(temperature=0)
 

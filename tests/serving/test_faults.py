@@ -19,11 +19,11 @@ from typing import Any
 import httpx
 import pytest
 
+from synthe_core.benchmarks.load_test.run import Load, load
+from synthe_core.inference.engine import Engine
+from synthe_core.inference.served import Served
 from synthe_core.serving.api.server import Server, allow_connections
 from synthe_core.serving.api.settings import Settings
-from synthe_core.serving.engine import Engine
-from synthe_core.serving.load import Load, load
-from synthe_core.serving.served import Served
 from tests.evaluation.models import saved
 
 JSON = {"Content-Type": "application/json"}

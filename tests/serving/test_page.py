@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 import tokenizers
 
 from synthe_core.data.tokenizers import FileTokenizer
+from synthe_core.inference.engine import Engine
+from synthe_core.inference.served import Served
 from synthe_core.serving.api.server import Server
 from synthe_core.serving.api.settings import Settings
-from synthe_core.serving.engine import Engine
-from synthe_core.serving.served import Served
 from tests.evaluation.models import saved
+from tests.paths import ROOT
 from tests.serving.browser import CONTROL, PROGRAM, Browser, browser
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine")
-PAGE = Path(__file__).parents[2] / "synthe_core" / "serving" / "page"
+PAGE = ROOT / "synthe_core" / "serving" / "page"
 
 HOSTILE = ["<img src=x onerror=window.hit=1> ", "<script>window.hit=1</script> ", "</div><b>", "&lt;", "\n", " é "]
 TEMPLATE = (

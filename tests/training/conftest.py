@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthe_core.checkpoint import Checkpoint, checkpoints
 from synthe_core.events import Event
-from synthe_core.recipe import Recipe
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import Checkpoint, checkpoints
 
 LINE = "the river runs to the sea and comes again as rain on hills that remember every stone"
 WORDS = LINE.split()

@@ -13,10 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 from synthe_cli.app import app
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Metric, Result
-from synthe_core.recipe import Recipe
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training import train
 from synthe_core.training.gradients import accumulate
 from synthe_core.training.non_finite import first_bad

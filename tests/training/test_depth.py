@@ -8,10 +8,10 @@ from threading import Event as Stop
 import pytest
 import torch
 
-from synthe_core.checkpoint import Checkpoint
 from synthe_core.errors import Interrupted
 from synthe_core.events import Metric
 from synthe_core.model.depth import depths
+from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training import train
 from tests.training.conftest import assert_same
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthe_core.adapters.low_rank import put_on
-from synthe_core.checkpoint import Checkpoint, checkpoints
+from synthe_core.adapters.lora import put_on
 from synthe_core.errors import InputError, Interrupted, WorkError
 from synthe_core.events import Metric, Notice
+from synthe_core.storage.checkpoint import Checkpoint, checkpoints
 from synthe_core.training import recipe_of, train
 from tests.training.conftest import assert_same, of
 

@@ -8,10 +8,10 @@ import re
 import pytest
 import torch
 
-from synthe_core.checkpoint import Checkpoint, checkpoints
 from synthe_core.errors import WorkError
 from synthe_core.events import Metric, Notice, Saved
 from synthe_core.layers.mlp import MLP
+from synthe_core.storage.checkpoint import Checkpoint, checkpoints
 from synthe_core.training import gradients, train, trainer
 from tests.training.conftest import of
 

@@ -7,7 +7,7 @@ import torch
 
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.recipe import TrainSpec
+from synthe_core.recipe.schema import TrainSpec
 from synthe_core.training.average import Average
 from synthe_core.training.optimizer import Optimizer
 

@@ -14,10 +14,11 @@ from threading import Event as Stop
 import pytest
 import torch
 
-from synthe_core.checkpoint import Checkpoint, checkpoints
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Metric, Notice, Result
+from synthe_core.storage.checkpoint import Checkpoint, checkpoints
 from synthe_core.training import train
+from tests.paths import ROOT
 from tests.training.conftest import assert_same, of
 
 VARIANTS = {
@@ -57,13 +58,13 @@ def test_kill_at_any_moment_loses_nothing(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(asked.to_yaml())
     list(train(asked, out=tmp_path / "whole"))
     program = (
-        "import sys, torch; from pathlib import Path; from synthe_core.recipe import Recipe\n"
+        "import sys, torch; from pathlib import Path; from synthe_core.recipe.schema import Recipe\n"
         "from synthe_core.training import train\n"
         "torch.set_num_threads(1)\n"
         "out = Path('parts')\n"
         "for event in train(Recipe.load('recipe.yaml'), out=out, resume=out.exists()): pass\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for kill_after in (2, 11, 24):
         process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment)
         while _last(tmp_path / "parts") < kill_after and process.poll() is None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from synthe_core.budget import Budget
-from synthe_core.recipe import TrainSpec
+from synthe_core.recipe.schema import TrainSpec
 from synthe_core.training.position import Position
 from synthe_core.training.schedule import phase, rate
 

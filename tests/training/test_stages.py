@@ -9,10 +9,10 @@ from threading import Event as Stop
 import pytest
 import torch
 
-from synthe_core.checkpoint import Checkpoint, checkpoints
 from synthe_core.errors import Interrupted
 from synthe_core.events import Metric, Notice
 from synthe_core.model.parts import lacking, parts
+from synthe_core.storage.checkpoint import Checkpoint, checkpoints
 from synthe_core.training import train
 from tests.training.conftest import assert_same, of
 

@@ -11,14 +11,14 @@ from threading import Event as Stop
 import pytest
 import torch
 
-from synthe_core import checkpoint
-from synthe_core.checkpoint import Checkpoint, checkpoints
 from synthe_core.data.prepare import load
 from synthe_core.data.stream import windows
 from synthe_core.errors import InputError, Interrupted, WorkError
 from synthe_core.events import Metric, Notice, Progress, Result, Sample, Saved
-from synthe_core.hardware import probe
+from synthe_core.hardware.probe import probe
 from synthe_core.layers.mlp import MLP
+from synthe_core.storage import checkpoint
+from synthe_core.storage.checkpoint import Checkpoint, checkpoints
 from synthe_core.training import gradients, train, trainer
 from tests.training.conftest import assert_same, files, of
 

@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 import torch
 
-from synthe_core import hardware_rates, placement
-from synthe_core.hardware import probe
+from synthe_core.hardware import placement
+from synthe_core.hardware import rates as hardware_rates
+from synthe_core.hardware.probe import probe
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.training import memory, tuning
 from synthe_core.training.settings import Settings

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.json_file import read_json
 from synthe_core.merging.hashed_file import Facts, HashedFile
 from synthe_core.merging.inputs.model import Model, View
+from synthe_core.storage.json_file import read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

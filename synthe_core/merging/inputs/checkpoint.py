@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from synthe_core.checkpoint import CHECKPOINTS, INDEX, WEIGHTS, Checkpoint, sizes
 from synthe_core.data.tokenizers import CHAT
-from synthe_core.hardware import probe
-from synthe_core.manifest import NAME, FileFacts, Manifest, machine, versions
+from synthe_core.hardware.probe import probe
 from synthe_core.merging.hashed_file import HashedFile
 from synthe_core.merging.inputs.model import Changes, Model, Outcome, write_json
-from synthe_core.source import Folder
+from synthe_core.storage.checkpoint import CHECKPOINTS, INDEX, WEIGHTS, Checkpoint, sizes
+from synthe_core.storage.manifest import NAME, FileFacts, Manifest, machine, versions
+from synthe_core.storage.sources import Folder
 
 
 class CheckpointModel(Model):

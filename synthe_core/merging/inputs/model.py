@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.manifest import FileFacts
 from synthe_core.merging.hashed_file import Facts, HashedFile
+from synthe_core.storage.manifest import FileFacts
 
 
 @dataclass(frozen=True)

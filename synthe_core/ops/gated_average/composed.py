@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from synthe_core.hardware import Hardware
+from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, require_float
 from synthe_core.ops.gated_average.reference import gated_average
 from synthe_core.ops.linear_scan import linear_scan

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from synthe_core.hardware import Hardware
+from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, require_float
 from synthe_core.ops.gated_average.reference import gated_average
 from synthe_core.ops.native import library, pointer, refusal

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.errors import WorkError
-from synthe_core.hardware import Hardware
+from synthe_core.hardware.probe import Hardware
 from synthe_core.ops import native
 from synthe_core.ops.delta_rule.native import memory_view, packed, view
 from synthe_core.ops.dispatch import Call

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from synthe_core.hardware import Hardware
+from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.kalman_filter.reference import Filtered, check, kalman_filter
 from synthe_core.ops.linear_scan.blocked import previous, scan, scan_back

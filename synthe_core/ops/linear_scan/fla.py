@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from synthe_core.hardware import Hardware
+from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.linear_scan.blocked import AdjointScan
 from synthe_core.ops.linear_scan.reference import linear_scan

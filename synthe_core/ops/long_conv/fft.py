@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from synthe_core.hardware import Hardware
+from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, require_float
 from synthe_core.ops.long_conv.reference import long_conv
 from synthe_core.ops.short_conv import following

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.errors import WorkError
-from synthe_core.hardware import Hardware
+from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.native import library, pointer, refusal
 from synthe_core.ops.selective_scan.reference import check, selective_scan

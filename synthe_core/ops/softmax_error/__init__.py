@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from synthe_core.hardware import Hardware
+from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, op
 from synthe_core.ops.native import library, pointer, refusal
 

@@ -14,10 +14,10 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from synthe_core.inference.served import Served
 from synthe_core.serving.api import bodies
 from synthe_core.serving.api.context import Call
 from synthe_core.serving.api.writing import Delta, Work
-from synthe_core.serving.served import Served
 
 DONE = "[DONE]"
 

@@ -15,13 +15,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from synthe_core.errors import SyntheError
+from synthe_core.inference.engine import Engine
 from synthe_core.serving.api.context import Api, Call, Gone, read_body
 from synthe_core.serving.api.endpoints import ENDPOINTS, Endpoint, document
 from synthe_core.serving.api.errors import Refusal, refusal
 from synthe_core.serving.api.guard import Door, Guard
 from synthe_core.serving.api.metrics import Metrics
 from synthe_core.serving.api.settings import Settings
-from synthe_core.serving.engine import Engine
 
 PAGE = Path(__file__).parent.parent / "page"
 PAGE_POLICY = (

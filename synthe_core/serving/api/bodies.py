@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
-from synthe_core.serving import session_store
+from synthe_core.inference import session_store
 
 
 def _whole(value: Any) -> Any:

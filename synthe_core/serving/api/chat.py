@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from synthe_core.serving import request as asked
+from synthe_core.inference import request as asked
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.answers import Answer, confidences
 from synthe_core.serving.api.completions import check_counts, note_prompts

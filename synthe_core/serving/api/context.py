@@ -13,12 +13,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from synthe_core.inference.engine import Engine
+from synthe_core.inference.request import NoSuch
+from synthe_core.inference.served import Served
 from synthe_core.serving.api.errors import Refusal, busy, invalid
 from synthe_core.serving.api.metrics import Metrics
 from synthe_core.serving.api.settings import Settings
-from synthe_core.serving.engine import Engine
-from synthe_core.serving.request import NoSuch
-from synthe_core.serving.served import Served
 
 T = TypeVar("T")
 B = TypeVar("B", bound=BaseModel)

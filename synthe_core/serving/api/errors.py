@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse
 
 from synthe_core.errors import InputError, SyntheError, closest
-from synthe_core.serving.request import Busy, NoSuch
+from synthe_core.inference.request import Busy, NoSuch
 
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 QUOTED = 200  # characters of what was asked that an answer repeats

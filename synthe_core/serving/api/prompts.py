@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from synthe_core.data import chat
+from synthe_core.data import chat_template as chat
 from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.inference.served import Served
 from synthe_core.serving.api.bodies import Message
 from synthe_core.serving.api.context import Api
 from synthe_core.serving.api.errors import Refusal
-from synthe_core.serving.served import Served
 
 AT_ONCE = 4096  # characters that are tokenised where they are; more in a thread
 

@@ -22,9 +22,9 @@ except ImportError:  # not everywhere
     resource = None  # type: ignore[assignment]
 
 from synthe_core.errors import InputError, WorkError
+from synthe_core.inference.engine import Engine
 from synthe_core.serving.api.app import App
 from synthe_core.serving.api.settings import Settings
-from synthe_core.serving.engine import Engine
 
 BACKLOG = 2048
 THREADS = 32  # for what must not hold up the others; most of them wait for the engine

@@ -10,7 +10,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
 from synthe_core.errors import InputError, closest
-from synthe_core.introspection.report import lines
+from synthe_core.inference.served import Served
+from synthe_core.introspection.report import Report, examine_tokens, lines
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.errors import Refusal
@@ -80,7 +81,13 @@ async def introspect(api: Api, call: Call, body: bodies.Introspect) -> Response:
         if not tokens:
             raise Refusal(404, f"nothing has been asked of {body.model} yet", code="not_found")
     read = tokens[:MOST_EXAMINED]
-    report = await call.while_connected(api.in_thread(lambda: api.engine.introspect(body.model, read)))
+
+    def examine(served: Served) -> Report:
+        return examine_tokens(served.model, served.tokenizer, list(read), name=body.model)
+
+    report = await call.while_connected(
+        api.in_thread(lambda: api.engine.with_model(body.model, read, examine).result())
+    )
     found: dict[str, Any] = {
         "left_out": len(tokens) - len(read),
         "tokens": [],

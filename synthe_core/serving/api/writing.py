@@ -16,12 +16,12 @@ from pydantic import ValidationError
 
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import SyntheError
-from synthe_core.model.sampling import Sampling
-from synthe_core.serving import request as asked
+from synthe_core.inference import request as asked
+from synthe_core.inference.request import Chance, Event, Finished, Started, Told, Written
+from synthe_core.inference.sampling import Sampling
 from synthe_core.serving.api import bodies
 from synthe_core.serving.api.context import Api
 from synthe_core.serving.api.errors import Refusal, invalid, refusal
-from synthe_core.serving.request import Chance, Event, Finished, Started, Told, Written
 
 LEAST = -9999.0
 """The logarithm that stands for a probability of nothing, which JSON cannot hold."""

@@ -10,11 +10,11 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
+from synthe_core.inference.engine import Engine
+from synthe_core.inference.served import Served
 from synthe_core.serving.api.app import App
 from synthe_core.serving.api.server import Server
 from synthe_core.serving.api.settings import Settings
-from synthe_core.serving.engine import Engine
-from synthe_core.serving.served import Served
 from tests.evaluation.models import saved
 
 CHATML = (

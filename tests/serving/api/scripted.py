@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from synthe_core.data.tokenizers import ByteTokenizer
-from synthe_core.serving.request import Chance, Event, Finished, NoSuch, Request, Started, Told, Written
+from synthe_core.inference.request import Chance, Event, Finished, NoSuch, Request, Started, Told, Written
 
 
 class Scripted:

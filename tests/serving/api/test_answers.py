@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from synthe_core.data.tokenizers import ByteTokenizer
+from synthe_core.inference.request import Busy, Chance, Event, Finished, Started, Written
 from synthe_core.serving.api.writing import LEAST, token_text
-from synthe_core.serving.request import Busy, Chance, Event, Finished, Started, Written
 from tests.serving.api.scripted import Scripted, answer, told, written
 
 END = 256

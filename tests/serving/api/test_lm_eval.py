@@ -10,14 +10,15 @@ from lm_eval.evaluator import evaluate
 from synthe_core.evaluation.harness_model import Synthe
 from synthe_core.evaluation.harness_tasks import Loader
 from synthe_core.evaluation.suites import Entry
+from synthe_core.inference.engine import Engine
+from synthe_core.inference.served import Served
 from synthe_core.serving.api.server import Server
 from synthe_core.serving.api.settings import Settings
-from synthe_core.serving.engine import Engine
-from synthe_core.serving.served import Served
 from tests.evaluation.models import choices, rolling, saved, written
+from tests.paths import SHARED
 from tests.training.conftest import _own_folders, cache  # noqa: F401  (fixtures)
 
-DATA = Path(__file__).parents[4] / "shared" / "data"
+DATA = SHARED / "data"
 REAL = {"copa_local": 8, "lambada_local": 6, "wikitext_local": 1}
 
 

@@ -14,8 +14,8 @@ import openai
 import pytest
 import torch
 
+from synthe_core.inference.engine import Engine
 from synthe_core.serving.api.server import Server
-from synthe_core.serving.engine import Engine
 
 PROMPT = "the river runs"
 

@@ -11,10 +11,10 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
+from synthe_core.inference.engine import Engine
 from synthe_core.serving.api.app import App
 from synthe_core.serving.api.endpoints import ENDPOINTS, document
 from synthe_core.serving.api.settings import Settings
-from synthe_core.serving.engine import Engine
 
 LIMITS = Settings(max_prompt=400, max_tokens=24, max_n=2, max_choices=4, max_body=100_000)
 HELD_TO = [

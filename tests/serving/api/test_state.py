@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from synthe_core.adapters import peft
-from synthe_core.adapters.low_rank import Adapter, LowRank
+from synthe_core.adapters.lora import Adapter, LowRank
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.adapters.targets import fresh
-from synthe_core.serving.engine import Engine
-from synthe_core.serving.served import Served
+from synthe_core.inference.engine import Engine
+from synthe_core.inference.served import Served
 from tests.serving.api.test_openai_client import chat, create
 
 

@@ -1,0 +1,1 @@
+"""A load test of an OpenAI-compatible server."""

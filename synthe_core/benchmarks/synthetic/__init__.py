@@ -1,0 +1,1 @@
+"""Synthetic tasks: recall, copying, state tracking."""

@@ -1,0 +1,1 @@
+"""What the charts and HTML reports of every verb share."""

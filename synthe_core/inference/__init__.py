@@ -1,0 +1,1 @@
+"""The decoder: sequences, scheduling, sampling and cached states."""

@@ -1,0 +1,1 @@
+"""Published models, in and out."""

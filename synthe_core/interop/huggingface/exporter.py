@@ -1,0 +1,127 @@
+"""The verb `export hf`: from a checkpoint to a Hugging Face model folder with the same logits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from synthe_core.errors import InputError
+from synthe_core.events import Event, Notice, Progress, Result
+from synthe_core.interop.huggingface.export_config import config_of
+from synthe_core.interop.huggingface.export_tokenizer import write_tokenizer
+from synthe_core.interop.huggingface.published import Config
+from synthe_core.interop.huggingface.weight_maps import Part, plan
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.storage.atomic import new_folder
+from synthe_core.storage.checkpoint import Checkpoint, write_tensors
+
+SHARD_BYTES = 5 * 10**9
+
+
+def export_hf(source: Path, *, out: Path | None = None) -> Iterator[Event]:
+    """Writes the checkpoint `source` as a folder that transformers loads, and yields events; the last is a Result.
+
+    out: the folder, which must be empty or new; exports/NAME by default. InputError for a model that no published
+    architecture computes.
+    """
+    checkpoint = Checkpoint.open(source)
+    recipe = checkpoint.recipe
+    if checkpoint.manifest.without:
+        raise InputError(
+            f"{source} is of an early stage of training: {', '.join(checkpoint.manifest.without)} takes no part yet",
+            "export a checkpoint of its end",
+        )
+    model: Any = recipe.meta_model(checkpoint.vocab)
+    if not isinstance(model, LanguageModel):
+        raise InputError(f"{source} is an encoder, which is no language model", "give a language model's checkpoint")
+    published = getattr(checkpoint.manifest, "source", None) or {}
+    values = config_of(model, int(published.get("context") or recipe.data.sequence))
+    tokenizer = checkpoint.tokenizer() if "tokenizer.json" in checkpoint.manifest.files else None
+    if tokenizer is not None:
+        values |= {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end}
+    path = out or Path("exports") / recipe.name
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} is there already", "name another folder with --out, or remove it")
+    architecture = values["architectures"][0]
+    yield Notice(f"{architecture}: {model.parameter_count():,} parameters")
+    if model.confidence is not None:
+        yield Notice("the confidence head is left out: no published architecture has one", "warning")
+    tensors = Published(checkpoint, model, values)
+    yield Progress("export", 0, len(tensors), "tensors")
+    with new_folder(path) as folder:
+        write_tensors(folder, tensors, SHARD_BYTES)
+        (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        if tokenizer is None:
+            yield Notice(f"{source} has no tokenizer, and so the folder has none", "warning")
+        else:
+            ends = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end}
+            (folder / "generation_config.json").write_text(json.dumps(ends) + "\n", encoding="utf-8")
+            write_tokenizer(folder, tokenizer)
+    yield Progress("export", len(tensors), len(tensors), "tensors")
+    yield Result({"architecture": architecture, "parameters": model.parameter_count()}, path)
+
+
+class Published(Mapping[str, Tensor]):
+    """The tensors under their published names, each made of ours when it is asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, model: LanguageModel, values: dict[str, Any]) -> None:
+        self._ours, self._model = checkpoint.tensors, model
+        self._places: dict[str, tuple[str, slice]] = {}  # theirs: ours, and which of its rows
+        layout = plan(Config(Path("config.json"), values))
+        self._head = layout.head
+        self._place("embedding.weight", (layout.embedding,), None)
+        self._place("norm.weight", (layout.norm,), None)
+        if not values["tie_word_embeddings"]:
+            self._place("embedding.weight" if model.spec.tie else "head.weight", (layout.head,), None)
+        parts = [part for layer in layout.layers for part in layer]
+        places = [(block, place) for block in range(model.spec.blocks) for place in range(len(model.spec.block))]
+        for (block, place), part in zip(places, parts, strict=True):
+            self._part(f"blocks.{block}", place, part)
+
+    def _part(self, block: str, place: int, part: Part) -> None:
+        learner = self._model.get_submodule(f"{block}.learners.{place}")
+        self._place(f"{block}.norms.{place}.weight", (part.norm,), None)
+        for name, theirs in part.tensors.items():
+            self._place(f"{block}.learners.{place}.{name}", theirs, learner)
+
+    def _place(self, ours: str, theirs: tuple[str, ...], learner: Any) -> None:
+        """`theirs` are the rows of our tensor, one after another."""
+        if len(theirs) == 3:  # queries, keys, values
+            sizes = [learner.heads * learner.size, *[learner.groups * learner.size] * 2]
+        else:
+            total = self._rows(ours, learner)
+            sizes = [total // len(theirs)] * len(theirs)
+        start = 0
+        for name, size in zip(theirs, sizes, strict=True):
+            self._places[name] = (ours, slice(start, start + size))
+            start += size
+
+    def _rows(self, ours: str, learner: Any) -> int:
+        own = dict(self._model.named_parameters())
+        if ours in own:
+            return own[ours].shape[0]
+        name = ours.rpartition(".learners.")[2].partition(".")[2]
+        return (
+            learner.size if name.endswith("_norm") else learner.get_submodule(name.removesuffix(".bias")).out_features
+        )
+
+    def __getitem__(self, name: str) -> Tensor:
+        ours, rows = self._places[name]
+        if ours not in self._ours:  # a norm without weights, a bias that is none
+            return (torch.ones if ours.endswith("_norm") else torch.zeros)(rows.stop - rows.start)
+        tensor = self._ours[ours].to(torch.float32)
+        if ours == "embedding.weight" and self._model.spec.embed_norm and name != self._head:
+            tensor = F.rms_norm(tensor, (tensor.shape[1],), eps=self._model.spec.norm_eps)
+        return tensor[rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

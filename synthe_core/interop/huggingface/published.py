@@ -1,0 +1,165 @@
+"""A model folder as Hugging Face publishes it: config.json and safetensors files, read piece by piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from synthe_core.errors import InputError
+from synthe_core.storage.json_file import read_json
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+"""The stored types that float32 holds exactly, and what they take."""
+
+
+class Config:
+    """The keys of a config.json, or of a mapping in it; what is asked and cannot be had is an InputError that names
+    the key."""
+
+    def __init__(self, path: Path, values: dict[str, Any], within: str = "") -> None:
+        self.path, self.values, self._within = path, values, within
+
+    @classmethod
+    def read(cls, path: Path) -> Config:
+        if not path.is_file():
+            raise InputError(f"{path.parent} has no {path.name}", "a model folder holds config.json and safetensors")
+        return cls(path, read_json(path))
+
+    def inner(self, key: str) -> Config:
+        """The mapping under a key, empty where the key is absent."""
+        value = self.get(key, {})
+        if not isinstance(value, dict):
+            raise self._wrong(key, value, "a mapping")
+        return Config(self.path, value, f"{self._within}{key}.")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or `default` where the key is absent or null."""
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def size(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number of at least `least`."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self._wrong(key, value, f"a whole number from {least} up")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number above 0."""
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self._wrong(key, value, "a number above 0")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def items(self, key: str, default: list[Any] | None = None, count: int | None = None) -> list[Any]:
+        """A list, of `count` items where that is given."""
+        value = self.get(key, default)
+        if not isinstance(value, list) or (count is not None and len(value) != count):
+            raise self._wrong(key, value, "a list" if count is None else f"a list of {count}")
+        return value
+
+    def only(self, key: str, *allowed: Any) -> None:
+        """Refuses any value but the `allowed`, of which the first is what an absent key means."""
+        if (value := self.get(key, allowed[0])) not in allowed:
+            raise self.unsupported(key, value, allowed)
+
+    def unsupported(self, key: str, value: Any, allowed: Iterable[Any]) -> InputError:
+        known = ", ".join(map(str, allowed))
+        place = f"{self.path}: {self._within}{key}"
+        return InputError(f"{place} is {value!r}, which synthe cannot express", f"it can be: {known}")
+
+    def _wrong(self, key: str, value: Any, wanted: str) -> InputError:
+        found = "is missing" if value is None else f"is {value!r}"
+        return InputError(f"{self.path}: {self._within}{key} {found}, and should be {wanted}", "copy the folder again")
+
+
+class Published(Mapping[str, Tensor]):
+    """The tensors of a folder by the names that they have there, each read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.exists():
+            raise InputError(f"no such folder: {folder}", "fetch the model first; synthe import reads it from disk")
+        if not folder.is_dir():
+            raise InputError(f"{folder} is a file", "name the folder that holds it and its config.json")
+        self.path = folder
+        self.config = Config.read(folder / CONFIG)
+        self._open: dict[str, Any] = {}
+
+    @cached_property
+    def places(self) -> dict[str, str]:
+        """tensor -> the file that holds it. Opens every file, so that a damaged one is found before any work."""
+        if (self.path / INDEX).is_file():
+            places = read_json(self.path / INDEX).get("weight_map")
+            if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+                raise InputError(f"{self.path / INDEX} has no weight_map", "the folder is damaged: copy it again")
+            for name, file in places.items():
+                if name not in self._reader(file).keys():  # noqa: SIM118 (not a mapping)
+                    raise InputError(f"{self.path / file} has no tensor {name}, which {INDEX} places there")
+            return places
+        if (self.path / WEIGHTS).is_file():
+            return dict.fromkeys(self._reader(WEIGHTS).keys(), WEIGHTS)
+        pickles = sorted(path.name for pattern in PICKLES for path in self.path.glob(pattern))
+        if pickles:
+            raise InputError(
+                f"{self.path} holds its weights as pickle ({pickles[0]}), which can run any code when it is read",
+                "save them as safetensors first: transformers' save_pretrained does",
+            )
+        raise InputError(f"{self.path} has neither {WEIGHTS} nor {INDEX}", "fetch the safetensors files as well")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._reader(self.places[name]).get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def shape(self, name: str) -> list[int]:
+        return list(self._slice(name).get_shape())
+
+    def stored_as(self, name: str) -> str:
+        """F32, BF16, F16; InputError for what float32 does not hold exactly."""
+        kind = str(self._slice(name).get_dtype())
+        if kind not in BYTES:
+            raise InputError(
+                f"{name} is stored as {kind}, and synthe imports {', '.join(BYTES)}",
+                "quantised weights cannot be imported: fetch the model as it was before",
+            )
+        return kind
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Another JSON file of the folder; empty where there is none."""
+        return read_json(self.path / name) if (self.path / name).is_file() else {}
+
+    def _slice(self, name: str) -> Any:
+        return self._reader(self.places[name]).get_slice(name)
+
+    def _reader(self, file: str) -> Any:
+        if file not in self._open:
+            path = self.path / file
+            if path.parent != self.path or path.suffix != ".safetensors":
+                raise InputError(f"{self.path / INDEX} names {file}, which is no safetensors file of its folder")
+            if not path.is_file():
+                raise InputError(f"{path} is missing, and {INDEX} names it", "fetch every file of the model")
+            try:
+                self._open[file] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"{path} is damaged: {error}", "copy it again") from None
+        return self._open[file]

@@ -1,0 +1,288 @@
+"""Model folders of Hugging Face, run by the library transformers (extra `hf`) and served like our own."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from synthe_core.errors import InputError
+from synthe_core.inference.served import Served
+from synthe_core.interop.huggingface.import_tokenizer import tokenizer_of
+from synthe_core.interop.huggingface.published import CONFIG, Published
+from synthe_core.layers.learner import Pass
+from synthe_core.layers.trace import Trace
+from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.storage.manifest import NAME as MANIFEST
+
+TRIAL = 11  # tokens by which a model shows, when it is loaded, that pieces and batches do not change what it says
+AGREES = {torch.float32: 0.01, torch.float64: 0.01}  # of the spread of its logits; 0.2 in narrower types
+
+
+class Seen(NamedTuple):
+    """The keys and values of every token so far, [B, n, H, K] each and the newest last. Of the n of a row as many are
+    real as it has read tokens; shorter rows have padding in front."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Spec(NamedTuple):
+    """What tells one model from another."""
+
+    config: dict[str, Any]
+    digest: str
+
+    def model_dump(self, mode: str = "json") -> dict[str, Any]:
+        return self._asdict()
+
+
+class TransformersModel:
+    """A causal language model of transformers, with the state outside: what the engine asks of a `LanguageModel`.
+
+    Its state grows by keys and values with every token, up to `limit` of them. The engine refuses longer texts; where
+    one is read all the same, its beginning is forgotten. Any architecture whose memory is keys and values is taken;
+    that it is, each model shows on a few tokens when it is loaded, and InputError says where it does not.
+    """
+
+    confidence = None
+    router = None
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.base: Any = getattr(inner, inner.base_model_prefix, None)
+        known = set() if self.base is None else set(inspect.signature(self.base.forward).parameters)
+        name = type(inner).__name__
+        if missing := {"position_ids", "attention_mask", "past_key_values", "use_cache"} - known:
+            raise InputError(f"{name} cannot be served: it takes no {min(missing)}", _OTHERS)
+        config = inner.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        if not isinstance(limit, int) or limit < 1:
+            raise InputError(
+                f"{name} cannot be served: its config.json does not tell how long a text may be",
+                "put in its max_position_embeddings, in tokens",
+            )
+        self.limit, self.vocab = limit, int(config.vocab_size)
+        self.embedding = inner.get_input_embeddings()
+        self.spec = Spec(json.loads(inner.config.to_json_string(use_diff=False)), _digest(inner))
+        try:
+            self._measure()
+            difference, spread = self._tried()
+        except Exception as error:  # whatever an architecture does that is handed keys and values
+            raise InputError(f"{name} cannot be served: {' '.join(str(error).split())[:200]}", _OTHERS) from error
+        if not difference <= AGREES.get(self._dtype, 0.2) * spread:
+            raise InputError(
+                f"{name} cannot be served: its logits differ by {difference:.2g} where texts are read in pieces",
+                _OTHERS,
+            )
+
+    def init_state(self, batch: int, *, device: torch.device | str | None = None) -> ModelState:
+        """The state of `batch` texts that have not begun."""
+        device = self.embedding.weight.device if device is None else device
+        made = [
+            Seen(*(torch.zeros(batch, 0, *shape, dtype=self._dtype, device=device) for shape in pair))
+            for pair in self._shapes
+        ]
+        return ModelState(torch.zeros(batch, dtype=torch.int64, device=device), [[seen] for seen in made])
+
+    def state_bytes(self, time: int = 1) -> int:
+        """Bytes of one text's state after `time` tokens."""
+        numbers = sum(heads * size for pair in self._shapes for heads, size in pair)
+        return 8 + min(time, self.limit) * numbers * self._dtype.itemsize
+
+    @torch.inference_mode()
+    def hidden(
+        self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
+    ) -> tuple[Tensor, ModelState, Pass]:
+        """The normalised output of the last block, [B, T, D], before the head. Nothing is told to a trace."""
+        state = state or self.init_state(tokens.shape[0])
+        ctx = Pass.over(tokens, lengths, state.position, trace)
+        position = (state.position + (tokens.shape[1] if lengths is None else lengths)).clamp_max(self.limit)
+        held = state.blocks[0][0].keys.shape[1]
+        past = min(held, int(state.position.max()))  # more is padding
+        seen = [Seen(*(t[:, held - past :] for t in layer[0])) for layer in state.blocks]
+        ages = torch.arange(past, 0, -1, device=tokens.device)
+        real = ages <= state.position[:, None]
+        now = torch.ones_like(tokens, dtype=torch.bool) if ctx.mask is None else ctx.mask
+        mask = torch.cat([real, now], 1)
+        cache = _cache(seen)
+        found = self.base(
+            input_ids=tokens,
+            attention_mask=None if bool(mask.all()) else mask.long(),
+            position_ids=ctx.positions.clamp_max(self.limit - 1),  # padding may lie past the end
+            past_key_values=cache,
+            use_cache=True,
+        )
+        kept = min(past + tokens.shape[1], int(position.max()))
+        after = [
+            [Seen(*(ctx.last(t.transpose(1, 2), kept) for t in (layer.keys, layer.values)))] for layer in cache.layers
+        ]
+        return found.last_hidden_state, ModelState(position, after), ctx
+
+    def __call__(
+        self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """Logits [B, T, V] of the token after each of `tokens` int64 [B, T], and the state after them."""
+        hidden, after, _ = self.hidden(tokens, state, lengths, trace)
+        return self.head(hidden), after
+
+    def next_logits(
+        self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]:
+        """Logits [B, V] after the last real token only."""
+        hidden, after, ctx = self.hidden(tokens, state, lengths)
+        return self.head(ctx.last(hidden, 1))[:, 0], after
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Its modules as transformers names them, which is what its adapters go by."""
+        return self.inner.named_modules(*args, **kwargs)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.inner.parameters()
+
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @torch.inference_mode()
+    def _measure(self) -> None:
+        """Learns from one token heads and size of each layer's keys and of its values, and their type."""
+        told = self.base(input_ids=_trial(self, 1), past_key_values=_cache([]), use_cache=True)
+        self.head = _head(self.inner, type(told))
+        pairs = [(layer.keys, layer.values) for layer in told.past_key_values.layers]
+        self._shapes = [tuple((t.shape[1], t.shape[3]) for t in pair) for pair in pairs]
+        self._dtype: torch.dtype = pairs[0][0].dtype
+
+    @torch.inference_mode()
+    def _tried(self) -> tuple[float, float]:
+        """By how much logits differ between a text alone and whole, and in two pieces beside a shorter one; their
+        standard deviation."""
+        text = _trial(self, TRIAL)
+        alone = self.inner(input_ids=text).logits[0].float()
+        both = torch.cat([text, text.flip(1)])
+        cut = TRIAL // 2
+        early, state = self(both[:, :cut], lengths=torch.tensor([cut, 1], device=text.device))
+        late, _ = self(both[:, cut:], state)
+        pieces = torch.cat([early[0], late[0]]).float()
+        return float((pieces - alone).abs().max()), float(alone.std())
+
+
+_OTHERS = "synthe import hf reads Mamba, Mamba-2, Llama, Mistral and Qwen; others with keys and values are served as is"
+
+
+class _Given(nn.Module):
+    """Stands where the blocks are: gives on what it is given, in the form in which they would."""
+
+    def __init__(self, form: type[Any]) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
+        return self.form(last_hidden_state=inputs_embeds)
+
+
+def _head(inner: Any, form: type[Any]) -> Any:
+    """[..., D] to logits [..., V], with whatever else the architecture does to them: its own code, of which only
+    the blocks are left out. Its matrices are the model's, an adapter's changes included."""
+    bare = copy.copy(inner)
+    bare._modules = dict(inner._modules) | {inner.base_model_prefix: _Given(form)}
+    return lambda hidden: bare(inputs_embeds=hidden.flatten(0, -2)[None], use_cache=False).logits.view(
+        *hidden.shape[:-1], -1
+    )
+
+
+def _cache(layers: list[Seen]) -> Any:
+    """transformers' cache of these keys and values, which are not copied."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache()
+    for seen in layers:
+        keys, values = (t.transpose(1, 2) for t in seen)
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
+def _trial(model: TransformersModel, length: int) -> Tensor:
+    tokens = torch.randint(model.vocab, (1, length), generator=torch.Generator().manual_seed(0))
+    return tokens.to(model.embedding.weight.device)
+
+
+def _digest(inner: Any) -> str:
+    """Stands for the weights: a digest of a corner of each of them."""
+    digest = hashlib.sha256()
+    for name, tensor in inner.state_dict().items():
+        corner = tensor[tuple(slice(8) for _ in range(tensor.dim()))]
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(corner.to(torch.float32).cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def is_published(path: Path) -> bool:
+    """Whether `path` is a model folder of transformers, and no checkpoint of ours."""
+    return (path / CONFIG).is_file() and not (path / MANIFEST).is_file()
+
+
+def load(path: Path, name: str | None = None, device: torch.device | str = "cpu") -> Served:
+    """The model folder at `path`, in the type that its weights are stored in. Nothing is fetched, no pickle is read and
+    no code of the folder is run."""
+    try:
+        import transformers
+    except ImportError:
+        raise InputError(
+            f"{path} is a model of transformers, which is not installed", "pip install 'synthe[hf]' brings it"
+        ) from None
+    published = Published(path)
+    published.places  # noqa: B018 (opens the files, and says in one line what is wrong with them)
+    inner = _from_pretrained(transformers, path)
+    model = TransformersModel(inner.to(device).eval().requires_grad_(False))
+    steps = tokenizer_of(published, model.vocab)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        tokenizer = end.value
+    if tokenizer is None:
+        raise InputError(f"{path} has no tokenizer.json", "fetch it as well")
+    return Served(
+        name or path.resolve().name,
+        cast(LanguageModel, model),  # it answers what the engine asks of one
+        tokenizer,
+        path,
+        model.spec.digest,
+        int((path / CONFIG).stat().st_mtime),
+        limit=model.limit,
+    )
+
+
+def _from_pretrained(transformers: Any, path: Path) -> Any:
+    """The model with every weight from its files."""
+    hushed = transformers.utils.logging
+    before, shown = hushed.get_verbosity(), hushed.is_progress_bar_enabled()
+    hushed.set_verbosity_error()
+    hushed.disable_progress_bar()
+    try:
+        inner, told = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # the library raises errors of many kinds
+        raise InputError(
+            f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}", "does transformers load it?"
+        ) from None
+    finally:
+        hushed.set_verbosity(before)
+        if shown:
+            hushed.enable_progress_bar()
+    if lacking := sorted(told["missing_keys"]):
+        raise InputError(f"{path} has no tensor {lacking[0]}, which its config.json asks for", "fetch every file")
+    if told.get("mismatched_keys"):
+        raise InputError(f"{path}: config.json and the weights are of two models", "copy the folder again")
+    return inner

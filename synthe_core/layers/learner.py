@@ -1,0 +1,178 @@
+"""The contract of everything inside a block.
+
+Shape letters, used throughout: B batch rows, T time, D width, H heads, K key size, V value size, C chunk.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from synthe_core.layers.trace import Emission, Trace
+from synthe_core.state import nbytes
+
+S = TypeVar("S")
+
+
+class Spec(BaseModel):
+    """Base of every configuration: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+@dataclass
+class Pass:
+    """One forward call: what learners may know besides their input, and what they say aside. Never kept on a module.
+
+    positions: int64 [B, T], the index of each token in its sequence: in a block that some tokens leave out (see
+               `synthe_core.model.depth`), among those that run it.
+    lengths:   int64 [B] or None; tokens at or after a row's length are padding and never touch state.
+    signals:   causal [B, T] values published by one learner and read by another (surprise, confidence).
+    losses:    auxiliary losses, added to the objective by the trainer.
+    measures:  figures of this pass that training logs, 0-dim and without gradient (how often a gate fired).
+    skipped:   floating-point operations that learners left out of this pass, of those that their `flops` state.
+    updates:   buffers of the model and what they are to become once the training step is taken (see `settle`).
+    trials:    tokens that ran every block, for a depth router to learn from (see `model.depth.Trials`); None: none did.
+    without:   paths of what takes no part in this pass: it adds nothing, and its state passes through unchanged.
+    tokens:    for a trace, int64 [B, T]: which tokens of the whole pass these are, where they are not all of them.
+    """
+
+    positions: Tensor
+    lengths: Tensor | None = None
+    signals: dict[str, Tensor] = field(default_factory=dict)
+    losses: list[tuple[str, Tensor]] = field(default_factory=list)
+    measures: list[tuple[str, Tensor]] = field(default_factory=list)
+    skipped: list[float | Tensor] = field(default_factory=list)
+    updates: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    trials: Any = None
+    without: frozenset[str] = frozenset()
+    trace: Trace | None = None
+    path: str = ""
+    tokens: Tensor | None = None
+    mask: Tensor | None = None  # bool [B, T], True where a token is real; None when all are
+
+    @classmethod
+    def over(
+        cls, x: Tensor, lengths: Tensor | None = None, start: Tensor | None = None, trace: Trace | None = None
+    ) -> Pass:
+        """The pass over `x` [B, T, ...] whose rows continue at position `start` (int64 [B]; None = 0)."""
+        steps = torch.arange(x.shape[1], device=x.device)
+        positions = steps.expand(x.shape[0], -1) if start is None else start[:, None] + steps
+        mask = None if lengths is None else steps < lengths[:, None]
+        return cls(positions=positions, lengths=lengths, trace=trace, mask=mask)
+
+    def emit(self, name: str, value: Tensor, at: Tensor | None = None) -> None:
+        """Shows `value` to a listening trace; does nothing otherwise. Names: see `synthe_core.layers.trace`.
+
+        at: int64 [B, N], the tokens of this pass that the value's N entries belong to; None where it has one for each.
+        """
+        if self.trace is not None:
+            self.trace.record(self.path, name, value, self.tokens if at is None else self.among(at))
+
+    def among(self, at: Tensor) -> Tensor:
+        """The tokens `at`, int64 [B, N] of this pass, as those of the whole one."""
+        return at if self.tokens is None else self.tokens.gather(1, at)
+
+    def spare(self, flops: float) -> None:
+        """Tells that every token of this pass is spared `flops` operations."""
+        self.skipped.append(flops * (self.positions.numel() if self.mask is None else self.mask.sum()))
+
+    def last(self, history: Tensor, count: int) -> Tensor:
+        """The last `count` real entries of each row of `history` [B, P + T, ...], whose first P precede this pass.
+
+        This is how a learner with a finite memory of inputs (a convolution, a window) cuts its next state. A row
+        with fewer real entries than `count` repeats its first one in front; positions tell that those are not real.
+        """
+        if self.lengths is None:
+            return history[:, history.shape[1] - count :]
+        prefix = history.shape[1] - self.positions.shape[1]
+        index = self.lengths[:, None] + prefix - count + torch.arange(count, device=history.device)
+        index = index.clamp_min(0).view(*index.shape, *[1] * (history.dim() - 2))
+        return history.gather(1, index.expand(-1, -1, *history.shape[2:]))
+
+
+@torch.no_grad()
+def settle(updates: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Ends a training step: every buffer takes the mean of the values that the step's passes have for it."""
+    wanted: dict[int, tuple[Tensor, list[Tensor]]] = {}
+    for buffer, value in updates:
+        wanted.setdefault(id(buffer), (buffer, []))[1].append(value)
+    for buffer, values in wanted.values():
+        buffer.copy_(torch.stack(values).mean(0))
+
+
+class Learner(nn.Module, ABC, Generic[S]):
+    """A layer that may learn while it runs: `forward(x, state, ctx) -> (y, state)`.
+
+    The block owns the norm before it and the residual around it. A learner sets its own initial values when it is
+    built and nothing overwrites them later. State is a tree of float32 tensors (see `synthe_core.state`), returned
+    anew and never stored on the module. Signals are causal: a value at token t depends on nothing after t.
+    """
+
+    Config: ClassVar[type[Spec]]
+    emits: ClassVar[Mapping[str, Emission]] = {}  # what it shows to a trace, and what that means
+    causal: ClassVar[bool] = True  # False: an encoder's learner, which sees the whole text and cannot be decoded
+
+    def __init__(self, config: Any, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.width = width
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """float32, also under autocast; float64 for a learner whose parameters are."""
+        return torch.float64 if next(self.parameters()).dtype == torch.float64 else torch.float32
+
+    @abstractmethod
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> S:
+        """The state of `batch` sequences that have not begun."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: S | None, ctx: Pass) -> tuple[Tensor, S]:
+        """x [B, T, D], any T >= 1; `state` None means a fresh one. Returns y [B, T, D] and the state after x."""
+
+    def state_bytes(self, time: int) -> int:
+        """Bytes of one sequence's state after `time` tokens: those of a fresh one, unless a learner's grows."""
+        return nbytes(self.init_state(1, device="meta"))
+
+    def flops(self, time: int) -> float:
+        """Floating-point operations per token of a forward pass over `time` tokens; the matrices' by default.
+
+        Counted: matrix products, two operations a multiplication with its addition, and the arithmetic on every number
+        of a state or window that is larger than a token; a recurrence as it is defined, whatever a kernel makes of it
+        (chunks cost more, an FFT less). Of a routed learner, what a token is sent to. Not counted: work of a few
+        operations a channel (norms, gates, activations, rotary positions, residuals, a softmax's exponentials) and
+        look-ups, at the shipped sizes about 1% together. What a pass leaves out goes into `Pass.skipped`.
+        """
+        return 2.0 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
+
+    @classmethod
+    def publishes(cls, config: Any) -> tuple[str, ...]:
+        """The signals that a learner of this configuration puts into `ctx.signals`."""
+        return ()
+
+    @classmethod
+    def reads(cls, config: Any) -> tuple[str, ...]:
+        """The signals that it needs of a learner before it; a model without one is refused when it is specified."""
+        return ()
+
+    @classmethod
+    def parts(cls, config: Any) -> dict[str, tuple[str, ...]]:
+        """What of it can be left out in a stage of training: names, each with its modules. The path of the first is the
+        one under which it runs; none does without those before it."""
+        return {}
+
+    @classmethod
+    def lacking(cls, config: Any, parts: Sequence[str]) -> Any:
+        """The configuration of what is left without these `parts`."""
+        return config
+
+    def active_parameters(self) -> int:
+        """Parameters that one token meets: all of them, unless a learner routes."""
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,113 @@
+"""How much memory training or serving a recipe takes, part by part; from the model on `meta` and from small passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from synthe_core.hardware.placement import choose_precision
+from synthe_core.hardware.probe import Hardware
+from synthe_core.model.classifier import Model
+from synthe_core.profiling.activations import Passes, passes, small_passes
+from synthe_core.recipe.accounting import vocabulary_of
+from synthe_core.recipe.schema import Recipe
+from synthe_core.training.optimizer import Optimizer
+from synthe_core.training.settings import Settings, settings
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes at the moment that takes most, by part; `peak` is their sum.
+
+    rows: sequences of a pass (training), or sequences served at once. length: tokens of each. by_learner: activations
+    of one row and block that are kept for the way back, by learner, for training.
+    """
+
+    purpose: str
+    rows: int
+    length: int
+    precision: str
+    parts: dict[str, float]
+    by_learner: dict[str, int]
+
+    @property
+    def peak(self) -> float:
+        return sum(self.parts.values())
+
+
+class Estimate:
+    """Footprints of one recipe on one kind of device. Lengths are measured once each.
+
+    `vocab` is the tokenizer's, or what it is to be.
+    """
+
+    def __init__(self, recipe: Recipe, hardware: Hardware) -> None:
+        self.recipe = recipe
+        self.vocab = vocabulary_of(recipe)
+        self.model: Model = recipe.meta_model(self.vocab)
+        self.settings: Settings = settings(recipe.runtime, hardware)
+        self.settings.precision = choose_precision(recipe.runtime.precision, self.settings.device.type, hardware).value
+        self._passes: dict[tuple[int, bool], Passes] = {}
+        self._runs: dict[tuple[int, bool], Passes] = {}
+
+    def passes(self, length: int, train: bool) -> Passes:
+        key = (length, train)
+        if key not in self._passes:
+            kind = self.settings if train else Settings(self.settings.device, self.settings.kernels)
+            self._passes[key] = passes(length, lambda short: self._run(short, kind, train))
+        return self._passes[key]
+
+    def _run(self, length: int, kind: Settings, train: bool) -> Passes:
+        """The small passes at a length, made once."""
+        key = (length, train)
+        if key not in self._runs:
+            self._runs[key] = small_passes(self.recipe, self.vocab, length, kind, train)
+        return self._runs[key]
+
+    @property
+    def parameters(self) -> int:
+        """Bytes of the weights and of buffers."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def optimizer(self) -> int:
+        """Bytes of the optimizer's state: two moments for AdamW's parameters, one momentum for Muon's."""
+        optimizer = Optimizer(self.model, self.recipe.train)
+        moments = {"adamw": 2, "muon": 1}
+        return sum(
+            moments[part] * p.numel() * p.element_size()
+            for part, each in optimizer.parts.items()
+            for group in each.param_groups
+            for p in group["params"]
+        )
+
+    def training(self, rows: int, length: int | None = None, batch: int | None = None) -> Footprint:
+        """A step of training whose passes take `rows` sequences of `length` tokens, of a batch of `batch`.
+
+        Where one pass makes the step there are no gradients yet when activations are most, and the other way round.
+        """
+        length = length or self.recipe.data.sequence
+        batch = max(rows, batch or self.recipe.train.batch)
+        found = self.passes(length, True)
+        weights = self.parameters
+        gradients = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        parts = {"parameters": float(weights), "optimizer": float(self.optimizer())}
+        if self.recipe.train.ema is not None:
+            parts["average"] = float(weights)
+        blocks = self.model.spec.blocks
+        active = found.training(blocks, rows)
+        if batch > rows:
+            parts |= {"gradients": float(gradients), "activations": max(active, found.step)}
+        elif active >= gradients + found.step:
+            parts |= {"gradients": 0.0, "activations": active}
+        else:
+            parts |= {"gradients": float(gradients), "activations": found.step}
+        parts["data"] = float(2 * 8 * batch * (length + 1) * 2)  # inputs and targets, of this step and the next
+        return Footprint("training", rows, length, self.settings.precision, parts, found.by_learner)
+
+    def serving(self, rows: int, length: int | None = None) -> Footprint:
+        """`rows` sequences, each of `length` tokens, taken in at once in float32 and then gone on with."""
+        length = length or self.recipe.data.sequence
+        state = float(rows * self.model.state_bytes(length)) if self.recipe.model.head is None else 0.0
+        working = self.passes(length, False).serving.at(self.model.spec.blocks, rows)
+        parts = {"parameters": float(self.parameters), "state": state, "activations": max(0.0, working - state)}
+        return Footprint("serving", rows, length, "float32", parts, {})

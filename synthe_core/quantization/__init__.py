@@ -1,0 +1,1 @@
+"""Quantised tensors: their formats and how they are read."""

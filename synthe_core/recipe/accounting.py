@@ -1,0 +1,86 @@
+"""What a recipe's model weighs and costs, counted on a model without storage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from synthe_core.data.tokenizers import open_tokenizer
+from synthe_core.model.classifier import Classifier, Model
+from synthe_core.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Account:
+    """`by_learner` adds up to `parameters`; a matrix that embedding and head share counts once, as the embedding.
+
+    active_parameters: those that one token meets, fewer than `parameters` where experts are chosen among.
+    state_bytes: bytes that one sequence's state takes after that many tokens. flops: floating-point operations per
+    token of a forward pass over `sequence` tokens; training takes three times as many (forward, and twice backward).
+    """
+
+    parameters: int
+    active_parameters: int
+    by_learner: dict[str, int]
+    state_bytes: dict[int, int]
+    flops: float
+    vocabulary: int
+    sequence: int
+
+    def as_dict(self) -> dict[str, Any]:
+        active = {} if self.active_parameters == self.parameters else {"active_parameters": self.active_parameters}
+        return {
+            "parameters": {"total": self.parameters, **self.by_learner},
+            **active,
+            "state_bytes": {str(tokens): size for tokens, size in self.state_bytes.items()},
+            "flops_per_token": {"forward": self.flops, "training": 3 * self.flops},
+            "vocabulary": self.vocabulary,
+            "sequence": self.sequence,
+        }
+
+
+def account(recipe: Recipe) -> Account:
+    """Counts a recipe's model; raises InputError where its sizes do not go together."""
+    vocabulary = vocabulary_of(recipe)
+    model = recipe.meta_model(vocabulary)
+    time = recipe.data.sequence
+    lengths = sorted({1, time, 8 * time})
+    return Account(
+        parameters=model.parameter_count(),
+        active_parameters=model.active_parameter_count(),
+        by_learner=_by_learner(model),
+        state_bytes={tokens: model.state_bytes(tokens) for tokens in lengths},
+        flops=model.flops(time),
+        vocabulary=vocabulary,
+        sequence=time,
+    )
+
+
+def vocabulary_of(recipe: Recipe) -> int:
+    """How many tokens the recipe's tokenizer knows; one that is still to be trained will know what was asked for."""
+    tokenizer = recipe.data.tokenizer
+    return tokenizer.vocab or open_tokenizer(tokenizer.type).vocab_size
+
+
+def _by_learner(model: Model) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    norms = 0
+    names = [entry["type"] for entry in model.spec.model_dump()["block"]]
+    blocks: Any = model.blocks  # torch types what a ModuleList holds as Module
+    for block in blocks:
+        for name, learner in zip(names, block.learners, strict=True):
+            counts[name] = counts.get(name, 0) + sum(p.numel() for p in learner.parameters())
+        norms += sum(p.numel() for p in block.norms.parameters())
+    counts["embedding"] = model.embedding.weight.numel()
+    if isinstance(model, Classifier):
+        for name, part in (("patch", model.patch), ("pool", model.pool)):
+            if part is not None and (size := sum(p.numel() for p in part.parameters())):
+                counts[name] = size
+    elif model.confidence is not None:
+        counts["confidence"] = sum(p.numel() for p in model.confidence.parameters())
+    if model.router is not None:
+        counts["router"] = sum(p.numel() for p in model.router.parameters())
+    if model.head.weight is not model.embedding.weight:
+        counts["head"] = sum(p.numel() for p in model.head.parameters())
+    counts["norms"] = norms + sum(p.numel() for p in model.norm.parameters())
+    return counts

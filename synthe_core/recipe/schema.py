@@ -1,0 +1,286 @@
+"""The recipe: one validated YAML file that is the whole experiment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from synthe_core.adapters.spec import LoraSpec
+from synthe_core.budget import Budget
+from synthe_core.data.spec import DataSpec
+from synthe_core.errors import InputError, closest, unknown
+from synthe_core.layers import LAYERS
+from synthe_core.layers.learner import Spec
+from synthe_core.model.classifier import Model, build_model
+from synthe_core.model.language_model import ModelSpec, misplaced
+from synthe_core.model.parts import lacking, orphan, parts
+from synthe_core.storage import yaml_text
+from synthe_core.storage.yaml_text import Key, Source
+
+
+class Stage(Spec):
+    """A stage of training. After the last one the whole model is trained, on sequences of the data's length."""
+
+    until: float = Field(..., gt=0, lt=1, description="the fraction of the budget at which it ends")
+    sequence: int | None = Field(None, ge=1, description="tokens a sequence; default the data's")
+    without: list[str] = Field(
+        [], description="parts that wait: learners by type, tiers such as hub.tier3, depth, confidence"
+    )
+    warm: float = Field(
+        0.02, ge=0, lt=1, description="fraction of the budget after it for which the parts that join are trained alone"
+    )
+
+
+class TrainSpec(Spec):
+    """How a model learns."""
+
+    budget: Budget = Field(Budget(180, "seconds"), description="tokens, steps or time: 20Mtokens, 500steps, 3m")
+    batch: int = Field(16, ge=1, description="sequences per optimizer step")
+    micro_batch: int | Literal["auto"] = Field("auto", description="sequences per forward pass; auto fits memory")
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="muon for matrices and AdamW for the rest, or AdamW"
+    )
+    lr: float = Field(3e-3, gt=0, description="peak learning rate, on AdamW's scale for both optimizers")
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays")
+    schedule: Literal["cosine", "wsd", "linear"] = Field("cosine", description="what follows the warmup")
+    warmup: float = Field(0.02, ge=0, lt=1, description="fraction of the budget over which lr rises from 0")
+    decay: float = Field(0.2, gt=0, le=1, description="fraction of the budget over which wsd falls at the end")
+    final: float = Field(0.0, ge=0, le=1, description="lr at the end, as a fraction of the peak")
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of averaged weights, which are then what is evaluated"
+    )
+    stages: list[Stage] = Field(
+        [], description="shorter sequences and smaller models first; all of both after the last stage"
+    )
+    lora: LoraSpec | None = Field(
+        None, description="train a low-rank adapter of the model that training begins with (--init), which stays frozen"
+    )
+    carry: bool = Field(False, description="rows go on where they stopped: truncated back-propagation through state")
+    validations: int = Field(8, ge=1, description="how often to validate, evenly over the budget, the end included")
+    validation_tokens: int = Field(131_072, ge=1, description="at most this many held-out tokens each time")
+    sample: str | None = Field(None, description="prompt for a piece of text at each validation")
+    sample_tokens: int = Field(120, ge=1)
+    log_every: int = Field(10, ge=1, description="steps between metrics; slow steps are told every 10 seconds anyway")
+    save_every: Budget = Field(Budget(300, "seconds"), description="how often to save between validations")
+    keep: int = Field(2, ge=1, description="checkpoints kept besides the best")
+    patience: int = Field(20, ge=1, description="non-finite steps in a row before stopping")
+
+    @model_validator(mode="after")
+    def _stages_rise(self) -> TrainSpec:
+        ends = [stage.until for stage in self.stages]
+        if ends != sorted(set(ends)):
+            raise ValueError("stages: each stage's `until` must be larger than the one before")
+        return self
+
+
+class RuntimeSpec(Spec):
+    """How the work is run; the results' meaning does not depend on it."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto measures which is faster here")
+    compile: bool = Field(False, description="torch.compile the blocks")
+    recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+    threads: int | None = Field(None, ge=1, description="CPU threads; all cores by default")
+    kernels: dict[str, str] = Field({}, description="operator: kernel, to overrule the choice")
+    log: list[Literal["tensorboard", "trackio", "wandb"]] = Field([], description="besides metrics.jsonl")
+
+
+class Recipe(Spec):
+    """model, data, train, runtime: the whole experiment."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the folder under runs/")
+    description: str = ""
+    seed: int = Field(0, ge=0, lt=2**62)
+    model: ModelSpec
+    data: DataSpec = DataSpec()
+    train: TrainSpec = TrainSpec()
+    runtime: RuntimeSpec = RuntimeSpec()
+
+    @model_validator(mode="after")
+    def _stages_divide(self) -> Recipe:
+        for place, stage in enumerate(self.train.stages):
+            if stage.sequence is not None and self.data.sequence % stage.sequence:
+                raise misplaced(
+                    ("train", "stages", place, "sequence"),
+                    f"{stage.sequence} does not divide data.sequence {self.data.sequence}",
+                    "rows are cut into whole sequences",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_leave_out_parts_of_the_model(self) -> Recipe:
+        known = parts(self.model)
+        for place, stage in enumerate(self.train.stages):
+            path: tuple[str | int, ...] = ("train", "stages", place, "without")
+            for index, name in enumerate(stage.without):
+                if name not in known:
+                    error = unknown("part of the model", name, known)
+                    raise misplaced((*path, index), error.message, error.hint or "")
+            if pair := orphan(self.model, stage.without):
+                raise misplaced(path, "{} builds on {}, which is left out".format(*pair), f"leave out {pair[0]} too")
+            rest = lacking(self.model, stage.without)
+            for reader, signal in rest.unheard():
+                name = rest.block[reader].type
+                message = f"{name} reads the signal '{signal}', and what publishes it is left out"
+                raise misplaced(path, message, f"leave out {name} too")
+            if rest.confidence is not None and (lost := set(self.model.published) - set(rest.published)):
+                message = f"the confidence head reads the signal '{min(lost)}', and what publishes it is left out"
+                raise misplaced(path, message, "leave out confidence too")
+        return self
+
+    @model_validator(mode="after")
+    def _an_encoder_classifies(self) -> Recipe:
+        if self.model.head is None:
+            if self.data.labels is not None:
+                raise misplaced(
+                    ("data", "labels"),
+                    "a language model reads no labels",
+                    "leave them out, or make an encoder: model.head={type: classify, classes: N}",
+                )
+            return self
+        if self.data.labels is None:
+            raise misplaced(
+                ("model", "head"), "an encoder needs labelled text", "set data.labels to `path` or `field:NAME`"
+            )
+        for key, given, reason in (
+            ("carry", self.train.carry, "an encoder keeps no state to carry on"),
+            ("sample", self.train.sample is not None, "an encoder does not write text"),
+        ):
+            if given:
+                raise misplaced(("train", key), reason, f"leave out train.{key}, or model.head")
+        for place, stage in enumerate(self.train.stages):
+            if stage.sequence is not None:
+                raise misplaced(
+                    ("train", "stages", place, "sequence"),
+                    "a text has one label, and its pieces have none",
+                    "leave it out, or model.head",
+                )
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Reads a recipe file, or the recipe of a checkpoint folder, and applies `key.path=value` overrides."""
+        path = Path(path)
+        return cls.from_source(yaml_text.read(path / "recipe.yaml" if path.is_dir() else path), overrides)
+
+    @classmethod
+    def from_source(cls, source: Source, overrides: Sequence[str] = ()) -> Recipe:
+        for assignment in overrides:
+            source = source.set_aside(_assign(source.values, assignment))
+        try:
+            return cls.model_validate(source.values)
+        except ValidationError as error:
+            raise _explain(error, source) from None
+
+    def to_yaml(self) -> str:
+        """The resolved recipe: every key with the value in force."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+    def digest(self) -> str:
+        """A short name for what was asked, the same on every machine."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def meta_model(self, vocab: int) -> Model:
+        """The model without storage: for counting, and for finding impossible sizes early."""
+        with torch.device("meta"):
+            return build_model(self.model, vocab)
+
+
+def _assign(values: dict[str, Any], assignment: str) -> tuple[Key, ...]:
+    """Applies `train.lr=1e-3` or `model.block.1.heads=4` to the plain values of a recipe; gives the key's path."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path.strip():
+        raise InputError(f"--set {assignment}: expected key=value", "for example --set train.lr=1e-3")
+    keys = path.strip().split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {assignment}: '{text}' is not a YAML value") from None
+    node: Any = values
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise InputError(f"--set {path}: '{key}' is no index of a list of {len(node)}", "counting starts at 0")
+            if last:
+                node[int(key)] = value
+            elif isinstance(node[int(key)], str):
+                node[int(key)] = {"type": node[int(key)]}
+            node = node[int(key)]
+        elif isinstance(node, dict):
+            if last:
+                if key == "type" and keys[:2] == ["model", "block"] and value in LAYERS:
+                    _keep_only(node, LAYERS[value].Config)
+                node[key] = value
+            node = node.setdefault(key, {})
+        else:
+            raise InputError(f"--set {path}: '{'.'.join(keys[:depth])}' is a single value, not a mapping")
+    return tuple(int(key) if key.isdigit() else key for key in keys)
+
+
+def _keep_only(entry: dict[str, Any], config: type[Spec]) -> None:
+    """Drops the keys that a learner put into another's place does not have, so that swapping one is one --set."""
+    for key in entry.keys() - config.model_fields.keys():
+        del entry[key]
+
+
+def _explain(error: ValidationError, source: Source) -> InputError:
+    """The first few faults of a recipe, each with its place, as one error."""
+    faults = list(_flatten(error.errors(include_url=False), ()))
+    lines, hints = [], []
+    for path, message, hint in faults[:5]:
+        lines.append(f"{source.where(path)}: {message}")
+        if hint:
+            hints.append(hint)
+    if len(faults) > 5:
+        lines.append(f"and {len(faults) - 5} more")
+    return InputError("\n".join(lines), hints[0] if hints else "`synthe recipe schema` lists every key")
+
+
+def _flatten(
+    errors: Iterable[Any], prefix: tuple[Key, ...], keys: list[str] | None = None
+) -> Iterable[tuple[tuple[Key, ...], str, str | None]]:
+    """Each fault as its path, its message and its hint; `keys` are those of the learner that the faults are in."""
+    for fault in errors:
+        path = (*prefix, *fault["loc"])
+        context = fault.get("ctx", {})
+        if fault["type"] == "nested":
+            yield from _flatten(context["nested"].errors(include_url=False), path, context["keys"])
+            continue
+        shown = ".".join(map(str, path)) or "recipe"
+        if fault["type"] == "extra_forbidden":
+            known = _keys_at(path[:-1]) if keys is None else keys
+            near = closest(str(path[-1]), known)
+            yield path, f"unknown key '{shown}'", f"did you mean '{near}'?" if near else f"known: {', '.join(known)}"
+        elif fault["type"] == "missing":
+            yield path, f"missing key '{shown}'", None
+        elif fault["type"] == "misplaced":
+            path = (*path, *context["path"])
+            yield path, f"{'.'.join(map(str, path))}: {fault['msg']}", context["hint"]
+        elif fault["type"] == "learner":
+            yield (*path, "type"), f"{shown}: {fault['msg']}", context.get("hint")
+        else:
+            message = str(context["error"]) if "error" in context else fault["msg"][:1].lower() + fault["msg"][1:]
+            yield path, f"{shown}: {message}", None
+
+
+def _keys_at(path: tuple[Key, ...]) -> list[str]:
+    """The known keys of the mapping at `path` of a recipe."""
+    spec: Any = Recipe
+    for key in path:
+        annotation = spec.model_fields[key].annotation if isinstance(key, str) and key in spec.model_fields else None
+        inner = next(
+            (a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, Spec)), None
+        )
+        spec = inner or spec
+    return list(spec.model_fields)

@@ -1,0 +1,128 @@
+"""A run on disk: runs/NAME with its recipe, its metrics and its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from synthe_core.errors import InputError
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.atomic import PARTIAL, failure, sweep, write_file
+from synthe_core.storage.checkpoint import CHECKPOINTS, best, checkpoints
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock
+    fcntl = None  # type: ignore[assignment]
+
+RUNS = Path("runs")
+
+
+class RunFolder:
+    """The folder of one run, held by one process at a time.
+
+    metrics.jsonl has a line for every metric: {"step", "phase", "seconds", ...}. It grows only, except that going on
+    from step n first drops the lines after n.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._metrics = (path / "metrics.jsonl").open("a+b")
+        except OSError as error:
+            raise failure(path, error) from error
+        self._lock()
+        sweep(path)
+        sweep(self.checkpoints)
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._metrics.close()
+            hint = "wait for it, or choose another --out"
+            raise InputError(f"another process is training in {self.path}", hint) from None
+        except OSError:
+            return  # a network file system without locks
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        write_file(self.path / "recipe.yaml", recipe.to_yaml())
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step goes."""
+        return self.checkpoints / f"step-{step:08}"
+
+    def record(self, step: int, phase: str, values: dict[str, float]) -> None:
+        """Adds a line to metrics.jsonl; what is no number becomes null."""
+        plain = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        try:
+            self._metrics.write(json.dumps({"step": step, "phase": phase, **plain}).encode() + b"\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise failure(self.path / "metrics.jsonl", error) from error
+
+    def rewind(self, step: int) -> None:
+        """Drops the metrics of steps after `step`, and a last line that was cut short."""
+        self._metrics.seek(0)
+        end = 0
+        for line in self._metrics:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            end += len(line)
+        self._metrics.truncate(end)
+
+    def prune(self, keep: int) -> None:
+        """Keeps the `keep` newest checkpoints and the best by validation."""
+        found = checkpoints(self.path)
+        kept = {*found[-keep:], best(found)}
+        for path in found:
+            if path not in kept:
+                doomed = path.with_name(f".{path.name}{PARTIAL}")
+                path.rename(doomed)  # a half deleted checkpoint must not look like one
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    def close(self) -> None:
+        self._metrics.close()
+
+
+def new_run(name: str, out: Path | None) -> Path:
+    """The folder for a new run: `out`, or runs/NAME, NAME-2, NAME-3 ..., whichever is free."""
+    if out is None:
+        number = 1
+        while taken(path := RUNS / (name if number == 1 else f"{name}-{number}")):
+            number += 1
+        return path
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file", "--out names a folder")
+    if taken(out):
+        held = checkpoints(out)
+        hint = f"go on with it: synthe train {out} --resume; or choose another --out"
+        raise InputError(f"{out} is not empty", hint if held else "choose another --out")
+    return out
+
+
+def taken(path: Path) -> bool:
+    """Whether something is there already."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """The keys in which two recipes' plain values differ: `train.lr: 0.003 -> 0.001`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in differences(*pair, f"{path}.{i}")]
+    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,192 @@
+"""Kernels that are preferred because they were timed: chosen, remembered by machine, and used where they serve."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synthe_core.events import Measurement, Notice
+from synthe_core.hardware import kernel_tuning
+from synthe_core.hardware.kernel_tuning import Timing, distinct, fastest, in_use, kept, preferred, rivals, tune_kernels
+from synthe_core.hardware.placement import choose_device, choose_precision
+from synthe_core.hardware.probe import Gpu, Hardware, fingerprint, probe
+from synthe_core.model.classifier import build_model
+from synthe_core.ops.delta_rule import delta_rule
+from synthe_core.ops.dispatch import Call, hear_calls, prefer_kernels, use_kernels
+from synthe_core.recipe.schema import Recipe
+from synthe_core.training import tuning
+from synthe_core.training.settings import settings
+from synthe_core.training.tuning import Trial, tune_all
+
+LIBRARIES = {"torch": "2.13", "triton": "3.2", "fla-core": "0.6"}
+CARD = Gpu("RTX 4060", 8188 << 20, (8, 9))
+H200 = Gpu("H200", 143771 << 20, (9, 0))
+MACHINES = {
+    "8 GB": Hardware("cuda", "p", 8, 1 << 35, gpu=CARD, gpus=(CARD,), libraries=LIBRARIES, compiler="cc"),
+    "H200": Hardware("cuda", "p", 64, 1 << 40, gpu=H200, gpus=(H200,), libraries=LIBRARIES, compiler="cc"),
+    "AMX": Hardware("cpu", "p", 64, 1 << 38, features=frozenset({"avx512f", "amx_bf16"}), compiler="cc"),
+    "plain": Hardware("cpu", "p", 4, 1 << 34, features=frozenset({"sse2"})),
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for module in (kernel_tuning, tuning):  # compiled kernels stay where they are
+        monkeypatch.setattr(module, "cache_dir", lambda: tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return Recipe.model_validate(
+        {
+            "model": {"width": 32, "blocks": 1, "block": [{"type": "delta", "heads": 2}, "mlp"]},
+            "data": {"sequence": 64, "tokenizer": {"type": "bytes"}},
+            "train": {"batch": 2, "budget": "2steps"},
+            "runtime": {"device": "cpu", "precision": "float32"},
+        }
+    )
+
+
+def call(device: str, time: int = 64) -> Call:
+    q = torch.zeros(1, time, 2, 16)
+    beta = torch.zeros(1, time, 2)
+    arguments = {"q": q, "k": q, "v": q, "beta": beta, "log_decay": beta, "state": None}
+    return dataclasses.replace(Call.of(arguments), device=device, grad=True)
+
+
+# What is chosen on machines that are not here
+
+
+def test_which_kernel_serves_on_which_machine() -> None:
+    def choice(machine: str, device: str) -> str:
+        return next(each.kernel for each in delta_rule.explain(call(device), MACHINES[machine]) if each.chosen)
+
+    assert choice("8 GB", "cuda") == choice("H200", "cuda") == "fla"
+    assert choice("plain", "cpu") == "chunked"
+    bare = dataclasses.replace(MACHINES["H200"], libraries={"torch": "2.13"})
+    told = {each.kernel: each for each in delta_rule.explain(call("cuda"), bare)}
+    assert told["chunked"].chosen
+    assert "fla-core and triton not installed" in str(told["fla"].reason)
+    plain = {each.kernel: each.reason for each in delta_rule.explain(call("cpu"), MACHINES["plain"])}
+    assert "CUDA" in str(plain["fla"])
+    assert "compiler" in str(plain["native"])
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "precision"),
+    [
+        ("8 GB", "cuda", "bfloat16"),
+        ("H200", "cuda", "bfloat16"),
+        ("AMX", "cpu", "bfloat16"),
+        ("plain", "cpu", "float32"),
+    ],
+)
+def test_device_and_precision_on_which_machine(machine: str, device: str, precision: str) -> None:
+    def rates(kind: str, dtype: torch.dtype) -> float:  # what tensor cores and tiles are for
+        return 4e12 if dtype == torch.bfloat16 else 1e12
+
+    found = MACHINES[machine]
+    assert choose_device("auto", found).value == device
+    assert choose_precision("auto", device, found, rates).value == precision
+
+
+def test_fingerprints_differ_where_speed_would() -> None:
+    names = {name: fingerprint(machine) for name, machine in MACHINES.items()}
+    assert len(set(names.values())) == len(names)
+    assert fingerprint(MACHINES["AMX"]) == names["AMX"]
+    later = dataclasses.replace(MACHINES["AMX"], libraries={"torch": "3.0"})
+    assert fingerprint(later) != names["AMX"]
+    fuller = dataclasses.replace(MACHINES["AMX"], available=5)
+    assert fingerprint(fuller) == names["AMX"]  # what is free now changes nothing
+
+
+# What is timed, and what is made of it
+
+
+def test_the_ranking_stays_unless_another_is_worth_it() -> None:
+    times = [Timing("native", 1.0), Timing("chunked", 0.97), Timing("fla", 4.0)]
+    assert fastest(times, "native") == "native"
+    assert fastest([Timing("native", 1.0), Timing("chunked", 0.9)], "native") == "chunked"
+
+
+def test_only_kernels_that_serve_every_call_are_rivals() -> None:
+    calls = [call("cpu"), call("cpu", 100)]
+    plain, default = rivals(delta_rule, calls, MACHINES["plain"])
+    assert default == "chunked"
+    assert plain == ["chunked"]
+    assert rivals(delta_rule, calls, MACHINES["AMX"])[1] in ("native", "chunked")
+
+
+def test_calls_of_one_shape_are_timed_once(recipe: Recipe) -> None:
+    model = build_model(recipe.model.model_copy(update={"blocks": 3}), 257)
+    tokens = torch.zeros(1, 16, dtype=torch.int64)
+    with hear_calls() as heard:
+        model.loss(tokens, tokens)
+    assert len([op for op, _ in heard if op is delta_rule]) == 3
+    assert len(distinct(heard)[delta_rule]) == 1
+
+
+def test_a_faster_kernel_is_kept_and_used(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With made-up times, by which the torch form is the fastest of the delta rule's."""
+    made_up = {"chunked": 1.0, "native": 2.0, "fla": 3.0}
+    monkeypatch.setattr(
+        kernel_tuning, "race", lambda op, calls, names: [Timing(name, made_up.get(name, 9.0)) for name in names]
+    )
+    chosen = settings(recipe.runtime, probe())
+    model = build_model(recipe.model, 257)
+    if len(rivals(delta_rule, [call("cpu")], probe())[0]) < 2:
+        pytest.skip("one kernel serves here")
+    events = list(tune_kernels(model, Trial(model, chosen, 64).batch(1), recipe, chosen, probe()))
+    assert preferred(recipe, "cpu", probe())["delta_rule"] == "chunked"
+    assert any(isinstance(event, Notice) and "2.00 times as fast here as native" in event.message for event in events)
+    assert any(isinstance(event, Measurement) and event.case == "delta_rule" for event in events)
+    assert preferred(recipe, "cpu", MACHINES["plain"]) == {}  # of another machine nothing is known
+    other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sequence": 32})})
+    assert preferred(other, "cpu", probe()) == {}
+
+    tokens = torch.zeros(1, 16, dtype=torch.int64)
+    with in_use(recipe, "cpu"):
+        delta_rule.used.clear()
+        model.loss(tokens, tokens)
+        assert delta_rule.used == {"chunked"}
+        with use_kernels(delta_rule="reference"):  # what a recipe says, it says
+            delta_rule.used.clear()
+            model.loss(tokens, tokens)
+            assert delta_rule.used == {"reference"}
+        delta_rule.used.clear()
+        with torch.no_grad():
+            model.next_logits(tokens[:, :1])
+        assert delta_rule.used != {"chunked"}
+
+
+def test_a_preference_that_refuses_is_passed_over() -> None:
+    q = torch.randn(1, 5, 1, 4)
+    beta = torch.ones(1, 5, 1)
+    with prefer_kernels(delta_rule="fla"):
+        delta_rule.used.clear()
+        delta_rule(q, q, q, beta, None, None)
+    assert delta_rule.used
+    assert "fla" not in delta_rule.used
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"kernels": 3}', '{"kernels": {"delta_rule": "gone", "nobody": "x"}}']
+)
+def test_a_damaged_file_is_no_preference(recipe: Recipe, text: str) -> None:
+    path = kept(recipe, "cpu", probe())
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert preferred(recipe, "cpu", probe()) == {}
+
+
+def test_tuning_all_ends_with_what_training_will_find(recipe: Recipe) -> None:
+    events = list(tune_all(recipe))
+    last: Any = events[-1]
+    assert last.values["precision"] == "float32"
+    assert last.values["micro_batch"] in (1, 2)
+    assert kept(recipe, "cpu", probe()).is_file()

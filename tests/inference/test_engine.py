@@ -1,0 +1,243 @@
+"""The engine answers each request as if it were alone, and keeps to what it promises whatever happens beside it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+
+from synthe_core.errors import InputError
+from synthe_core.inference.engine import Engine
+from synthe_core.inference.generate import Generation
+from synthe_core.inference.generation import write
+from synthe_core.inference.request import Busy, Finished, NoSuch, Request, Started, Told, Written
+from synthe_core.inference.sampling import Sampling
+from tests.serving.conftest import GREEDY, said, text
+
+
+def test_an_answer_is_what_generation_gives(engine, memory, ask):
+    events = list(engine.submit(ask(b"Once upon", 20)))
+    generation = Generation(memory.model, [list(b"Once upon")], sampling=GREEDY)
+    assert said(events) == [int(generation.step()[0]) for _ in range(20)]
+    assert events[0] == Started(9, 0) and events[-1].reason == "length"
+    assert (events[-1].prompt, events[-1].written) == (9, 20)
+    pieces = write(memory.model, memory.tokenizer, ["Once upon"], 20, sampling=GREEDY)
+    assert text(events) == "".join(piece.text for piece in pieces)
+
+
+def test_a_long_prompt_is_read_in_chunks(engine, memory, ask):
+    prompt = tuple(int(i) for i in torch.randint(0, 256, (777,)))
+    generation = Generation(memory.model, [prompt], sampling=GREEDY)
+    assert said(engine.submit(ask(prompt, 8))) == [int(generation.step()[0]) for _ in range(8)]
+
+
+@pytest.mark.parametrize("model", ["memory", "window", "whole"])
+def test_company_changes_nothing(engine, ask, model):
+    """Rows that come and go, of all lengths, beside long prompts: every answer and every probability is the same."""
+    drawn = torch.Generator().manual_seed(3)
+    requests = []
+    for number in range(14):
+        length = int(torch.randint(1, 60 if number % 6 else 400, (1,), generator=drawn))
+        prompt = tuple(torch.randint(0, 256, (length,), generator=drawn).tolist())
+        warm = Sampling(temperature=0.9, top_p=0.9) if number % 3 == 0 else GREEDY
+        requests.append(ask(prompt, 1 + number % 11 * 3, model=model, sampling=warm, seed=number))
+    together = [engine.submit(request) for request in requests]
+    together[5].cancel()
+    found = [[event for event in ticket if isinstance(event, Written)] for ticket in together]
+    with Engine(list(engine.models.values()), cache_bytes=0, state_bytes=1 << 28) as fresh:
+        exact = fresh.status()["exact"]
+        for number, request in enumerate(requests):
+            if number != 5:
+                alone = [event for event in fresh.submit(request) if isinstance(event, Written)]
+                assert said(alone) == said(found[number])
+                for one, other in zip(alone, found[number], strict=True):
+                    assert one.chance.logprob == (
+                        other.chance.logprob if exact else pytest.approx(other.chance.logprob, abs=1e-4)
+                    )
+                    assert one.confidence == (other.confidence if exact else pytest.approx(other.confidence, abs=1e-4))
+
+
+def test_answers_to_one_prompt_read_it_once(engine, ask):
+    tickets = [engine.submit(ask(b"x" * 100, 3, sampling=Sampling(), seed=seed)) for seed in range(6)]
+    assert len({tuple(said(ticket)) for ticket in tickets}) > 1
+    assert engine.status()["prompt_tokens"] == 100 and engine.status()["cached_tokens"] == 500
+
+
+def test_a_shared_beginning_changes_nothing(engine, ask):
+    """What another prompt has left in the cache is used only where the numbers stay the same, to the bit."""
+    shared = bytes(range(50, 150))
+    list(engine.submit(ask(shared + b"one", 3)))
+    events = list(engine.submit(ask(shared + b"other", 9, logprobs=0)))
+    assert events[0].cached == 96
+    with Engine([engine.models["memory"]], cache_bytes=0, state_bytes=1 << 28) as fresh:
+        alone = list(fresh.submit(ask(shared + b"other", 9, logprobs=0)))
+        assert alone[1:-1] == events[1:-1] or not fresh.status()["exact"]
+
+
+def test_a_seed_gives_the_same_text_and_another_another(engine, ask):
+    warm = Sampling(temperature=1.0)
+    one, again, other = (list(engine.submit(ask(count=20, sampling=warm, seed=seed))) for seed in (7, 7, 8))
+    assert said(one) == said(again) != said(other)
+
+
+def test_logprobs_are_of_the_model_before_sampling(engine, memory, ask):
+    events = list(engine.submit(ask(count=4, logprobs=3, sampling=Sampling(temperature=2.0, top_k=5), told=True)))
+    tokens = [*b"Once upon", *said(events)]
+    chances = memory.model(torch.tensor([tokens]))[0][0].log_softmax(-1)
+    told = [event for event in events if isinstance(event, Told)]
+    assert told[0] == Told(ord("O"), None) and len(told) == 9
+    for place, event in enumerate([*told[1:], *(e for e in events if isinstance(e, Written))]):
+        assert event.token == tokens[place + 1]
+        assert event.chance.logprob == pytest.approx(float(chances[place, event.token].detach()), abs=1e-4)
+        assert [one.token for one in event.top] == chances[place].topk(3).indices.tolist()
+
+
+def test_nothing_to_write_reads_only(engine, ask):
+    events = list(engine.submit(ask(count=0, told=True, logprobs=0)))
+    assert said(events) == [] and events[-1].reason == "length"
+    assert sum(isinstance(event, Told) for event in events) == 9
+
+
+def test_the_stop_is_not_shown(engine, ask):
+    whole = text(engine.submit(ask(count=30)))
+    stop = whole[10:13]
+    events = list(engine.submit(ask(count=30, stop=(stop,))))
+    assert text(events) == whole[: whole.index(stop)] and events[-1].reason == "stop"
+
+
+def test_the_end_of_the_document_ends_it(engine, memory, ask):
+    never = Sampling(temperature=0, logit_bias={256: 1000.0})
+    events = list(engine.submit(ask(count=5, sampling=never, to_the_end=False)))
+    assert said(events) == [256] and events[-1].reason == "stop" and text(events) == ""
+    assert said(engine.submit(ask(count=5, sampling=never))) == [256] * 5
+
+
+def test_penalties_and_bias(engine, ask):
+    banned = Sampling(temperature=0, logit_bias={token: -100.0 for token in range(100)})
+    assert min(said(engine.submit(ask(count=20, sampling=banned)))) >= 100
+    shy = Sampling(temperature=0, presence_penalty=1000.0)
+    written = said(engine.submit(ask(count=40, sampling=shy)))
+    assert len(set(written)) == 40
+
+
+def test_json_that_obeys_a_schema(engine, ask):
+    import json
+
+    pytest.importorskip("llguidance")
+    properties = {"a": {"enum": ["x", "yy"]}, "b": {"type": "boolean"}}
+    schema = {"type": "object", "properties": properties, "required": ["a", "b"], "additionalProperties": False}
+    events = list(engine.submit(ask(count=60, schema=schema, to_the_end=False)))
+    value = json.loads(text(events))
+    assert value["a"] in ("x", "yy") and isinstance(value["b"], bool) and events[-1].reason == "stop"
+    with pytest.raises(InputError, match="schema"):
+        engine.submit(ask(schema={"type": "no such type"}))
+
+
+def test_what_cannot_be_asked(engine, ask):
+    for wrong in (
+        ask(()),
+        ask((257,)),
+        ask((-1,)),
+        ask(count=-1),
+        ask(logprobs=999),
+        ask(sampling=Sampling(logit_bias={999: 1.0})),
+    ):
+        with pytest.raises(InputError):
+            engine.submit(wrong)
+    with pytest.raises(NoSuch, match="memry"):
+        engine.submit(ask(model="memry"))
+    with pytest.raises(NoSuch):
+        engine.submit(ask(model="memory:nothing"))
+
+
+def test_a_cancelled_row_makes_room(memory, ask):
+    with Engine([memory], max_batch=1, state_bytes=1 << 28) as engine:
+        long, short = engine.submit(ask(count=100_000)), engine.submit(ask(count=2))
+        next(iter(long))
+        long.cancel()
+        assert [event for event in short][-1].reason == "length"
+        assert list(long)[-1].reason == "cancelled"
+
+
+def test_no_room_is_said(memory, ask):
+    with Engine([memory], max_batch=1, max_waiting=2, state_bytes=1 << 28) as engine:
+        tickets = [engine.submit(ask(count=100_000))]
+        time.sleep(0.2)
+        with pytest.raises(Busy) as busy:
+            for _ in range(5):
+                tickets.append(engine.submit(ask(count=1)))
+        assert busy.value.retry >= 1 and len(tickets) >= 3
+        for ticket in tickets:
+            ticket.cancel()
+        assert [list(ticket)[-1].reason for ticket in tickets] == ["cancelled"] * len(tickets)
+        assert engine.status()["waiting"] == engine.status()["live"] == 0
+    with Engine([memory], state_bytes=10) as engine, pytest.raises(InputError, match="state"):
+        engine.submit(ask())
+
+
+def test_a_pass_that_fails_fails_its_rows_only(engine, memory, ask, monkeypatch):
+    other = engine.submit(ask(count=200, model="window"))
+    next(iter(other))
+    monkeypatch.setattr(memory, "read", lambda *_: 1 / 0)
+    last = list(engine.submit(ask()))[-1]
+    assert last.reason == "failed" and "division" in last.message and "\n" not in last.message
+    monkeypatch.undo()
+    assert list(engine.submit(ask()))[-1].reason == "length"
+    assert list(other)[-1].reason == "length"
+
+
+def test_a_caller_that_fails_is_dropped(engine, ask):
+    def deliver(event: object) -> None:
+        raise RuntimeError("gone")
+
+    engine.submit(ask(count=50), deliver)
+    assert list(engine.submit(ask()))[-1].reason == "length"
+
+
+def test_closing_lets_end_and_cuts_off(memory, ask):
+    engine = Engine([memory], state_bytes=1 << 28)
+    list(engine.submit(ask()))
+    short, endless = engine.submit(ask(count=4)), engine.submit(ask(count=100_000))
+    next(iter(endless))
+    engine.close(deadline=2.0)
+    assert list(short)[-1].reason == "length" and list(endless)[-1].reason == "shutdown"
+    with pytest.raises(Busy):
+        engine.submit(ask())
+    engine.close()
+
+
+def test_many_threads_ask(engine, ask):
+    answers: list[list[int]] = []
+
+    def one() -> None:
+        answers.append(said(engine.submit(ask(count=9))))
+
+    threads = [threading.Thread(target=one) for _ in range(16)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(answers) == 16 and all(answer == answers[0] for answer in answers)
+
+
+def test_embeddings_and_other_work_with_a_model(engine, memory, ask):
+    given = engine.embed("memory", [b"abc", b"defgh"])
+    expected = memory.model.hidden(torch.tensor([list(b"defgh")]))[0].mean(1)[0]
+    assert given.shape == (2, 24) and torch.allclose(given[1], expected, atol=1e-5)
+    looked = engine.with_model("memory", b"abcdefghijkl", lambda served: served.name)
+    assert looked.result() == "memory"
+    with pytest.raises(InputError):
+        engine.with_model("memory", [1 << 20], lambda served: served.name)
+
+
+def test_status_counts(engine, ask):
+    list(engine.submit(ask(count=5)))
+    list(engine.submit(ask(count=5)))
+    status = engine.status()
+    assert status["requests"] == 2 and status["written_tokens"] == 10 and status["failed"] == 0
+    assert status["cached_tokens"] == 9 and status["prompt_tokens"] == 9 and status["cache"]["hits"] == 1
+    assert status["state_bytes"] == 0 and status["state_bytes_per_sequence"]["memory"] > 0
+
+
+def test_requests_are_plain_values():
+    assert Request("m", (1,)) == Request("m", (1,)) and isinstance(Finished("stop", "", 0, 0, 0), Finished)

@@ -1,0 +1,296 @@
+"""Models of transformers behind the engine's interface: what they write is what transformers' own `generate` writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synthe_core import state as states
+from synthe_core.adapters.lora import Adapter, LowRank, wearing
+from synthe_core.errors import InputError
+from synthe_core.inference.engine import Engine
+from synthe_core.inference.generate import Generation
+from synthe_core.inference.request import Finished, Request, Written
+from synthe_core.inference.sampling import Sampling
+from tests.interop.huggingface.models import add_tokenizer, published
+
+transformers = pytest.importorskip("transformers")
+from synthe_core.interop.huggingface import transformers_model  # noqa: E402
+
+SIZES: dict[str, dict[str, Any]] = {
+    "Llama": {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64},
+    "Qwen2": {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64},
+    "Qwen3": {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64, "head_dim": 24},
+    "Mistral": {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64, "sliding_window": 7},
+    "Gemma2": {  # caps its logits, scales its embedding, and every other layer sees a window only
+        "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64, "head_dim": 16,
+        "sliding_window": 7, "final_logit_softcapping": 3.0,
+    },
+    "Cohere": {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64, "logit_scale": 0.25},
+    "GPTNeoX": {"intermediate_size": 96, "max_position_embeddings": 64},
+}  # fmt: skip
+
+
+def folder(path: Path, kind: str, **options: Any) -> Path:
+    """A tiny random model of a kind, and a tokenizer."""
+    inner = add_tokenizer(path)
+    vocab = {"vocab_size": inner.get_vocab_size(), "num_attention_heads": 4, "num_hidden_layers": 2}
+    published(path, kind, **{**vocab, **SIZES[kind], **options})
+    return path
+
+
+def gpt2(path: Path) -> Path:
+    inner = add_tokenizer(path)
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=inner.get_vocab_size(), n_embd=64, n_layer=2, n_head=4, n_positions=64)
+    model = transformers.GPT2LMHeadModel(config)
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module", params=[*SIZES, "GPT2"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A model as it is served, and transformers' own."""
+    path = tmp_path_factory.mktemp("models") / request.param
+    path = gpt2(path) if request.param == "GPT2" else folder(path, request.param)
+    return transformers_model.load(path), transformers.AutoModelForCausalLM.from_pretrained(path).eval()
+
+
+def prompts(served: Any, *lengths: int) -> list[list[int]]:
+    drawn = torch.Generator().manual_seed(3)
+    return [torch.randint(served.model.vocab, (n,), generator=drawn).tolist() for n in lengths]
+
+
+def own(model: Any, prompt: list[int], count: int) -> list[int]:
+    """What transformers writes."""
+    given = torch.tensor([prompt])
+    told = model.generate(
+        given,
+        attention_mask=torch.ones_like(given),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+        repetition_penalty=1.0,
+    )
+    return told[0, len(prompt) :].tolist()
+
+
+def written(served: Any, texts: list[list[int]], count: int) -> list[list[int]]:
+    generation = Generation(served.model, texts, sampling=Sampling(temperature=0))
+    return torch.stack([generation.step() for _ in range(count)], 1).tolist()
+
+
+def test_writes_what_transformers_writes(pair: Any) -> None:
+    served, peer = pair
+    texts = prompts(served, 9, 1, 17, 5)
+    expected = [own(peer, text, 20) for text in texts]
+    assert written(served, texts[:1], 20) == expected[:1]
+    assert written(served, texts, 20) == expected
+
+
+def test_logits_are_the_same_in_pieces_and_beside_others(pair: Any) -> None:
+    served, peer = pair
+    text, other = (torch.tensor([each]) for each in prompts(served, 30, 12))
+    with torch.inference_mode():
+        expected = peer(text).logits
+    state, told = None, []
+    for piece in text.split([1, 13, 2, 14], 1):
+        logits, state = served.model(piece, state)
+        told.append(logits)
+    torch.testing.assert_close(torch.cat(told, 1), expected, rtol=1e-4, atol=1e-4)
+    _, read = served.model(text[:, :25])
+    _, short = served.model(other)
+    joined = states.join([short, read])  # the shorter row is padded in front
+    late, after = served.model(torch.cat([other[:, :5], text[:, 25:]]), joined)
+    torch.testing.assert_close(late[1], expected[0, 25:], rtol=1e-4, atol=1e-4)
+    assert after.position.tolist() == [17, 30]
+
+
+def test_a_row_that_joins_leaves_and_is_put_back_goes_on(pair: Any) -> None:
+    """What batching, the state cache and sessions do with a state: take, put, join, save."""
+    served, peer = pair
+    text, other = prompts(served, 21, 8)
+    with torch.inference_mode():
+        expected = peer(torch.tensor([text])).logits[0, -1]
+    _, state = served.model.next_logits(torch.tensor([text[:19]]))
+    _, beside = served.model.next_logits(torch.tensor([other]))
+    kept = states.from_tensors(served.model.init_state(1), states.to_tensors(state))
+    batch = states.put(states.join([beside, beside, beside]), torch.tensor([1]), kept)
+    mixed, batch = served.model.next_logits(torch.tensor([[1, 2], text[19:], [3, 3]]), batch, torch.tensor([1, 2, 0]))
+    torch.testing.assert_close(mixed[1], expected, rtol=1e-4, atol=1e-4)
+    alone = states.take(batch, torch.tensor([0]))
+    told, last = served.model.next_logits(torch.tensor([[9]]), alone)
+    with torch.inference_mode():
+        torch.testing.assert_close(told[0], peer(torch.tensor([[*other, 1, 9]])).logits[0, -1], rtol=1e-4, atol=1e-4)
+    leaf = last.blocks[0][0].keys
+    assert leaf.shape[1] == last.position.item() == 10  # no padding of longer rows is carried on
+
+
+def test_memory_is_counted(pair: Any) -> None:
+    served, _ = pair
+    text = prompts(served, 30)[0]
+    _, state = served.model.next_logits(torch.tensor([text]))
+    assert states.nbytes(state) == served.model.state_bytes(30)
+    assert served.model.state_bytes(1 << 20) == served.model.state_bytes(64)
+    assert served.limit == 64
+    _, state = served.model.next_logits(torch.zeros(1, 65, dtype=torch.int64))
+    assert states.nbytes(state) == served.model.state_bytes(64), "a row that nobody waits for does not grow past it"
+
+
+def answers(engine: Engine, requests: list[Request]) -> list[tuple[list[int], Finished]]:
+    """What the engine writes to requests that are all there at once."""
+    tickets = [engine.submit(request) for request in requests]
+    told = [list(ticket) for ticket in tickets]
+    return [([event.token for event in events if isinstance(event, Written)], events[-1]) for events in told]
+
+
+def test_the_engine_serves_it(pair: Any, tmp_path: Path) -> None:
+    """Batches whose rows come and go, prompts in chunks, the state cache, sessions, the limit: as `generate` has it."""
+    served, peer = pair
+    texts = prompts(served, 5, 30, 1, 17, 9, 22)
+    greedy = {"model": served.name, "sampling": Sampling(temperature=0), "to_the_end": True}
+    with Engine([served], max_batch=3, sessions=tmp_path) as engine:
+        asked = [Request(prompt=tuple(text), count=4 + 5 * i, **greedy) for i, text in enumerate(texts)]
+        for (tokens, end), text, request in zip(answers(engine, asked), texts, asked, strict=True):
+            assert tokens == own(peer, text, request.count) and end.reason == "length"
+        again = Request(prompt=(*texts[1], *own(peer, texts[1], 9), 7), count=6, **greedy)
+        ((tokens, end),) = answers(engine, [again])
+        assert tokens == own(peer, list(again.prompt), 6) and end.cached >= 30
+        first = Request(prompt=tuple(texts[3]), count=5, session="talk", **greedy)
+        ((begun, _),) = answers(engine, [first])
+        ((tokens, end),) = answers(engine, [Request(prompt=(8, 9), count=5, session="talk", **greedy)])
+        assert tokens == own(peer, [*texts[3], *begun, 8, 9], 5) and end.cached > 17
+        with pytest.raises(InputError, match="64"):
+            engine.submit(Request(prompt=tuple(texts[1]), count=40, **greedy))
+        with pytest.raises(InputError, match="64"):
+            engine.embed(served.name, [[1] * 65])
+        assert engine.embed(served.name, texts[:2]).shape[0] == 2
+        ((tokens, end),) = answers(engine, [Request(prompt=(3,), count=40, session="talk", **greedy)])
+        assert end.reason == "refused" and "64" in end.message, "a session too has its end"
+        assert engine.status()["state_bytes"] == 0
+
+
+def test_an_answer_ends_at_every_end(tmp_path: Path) -> None:
+    path = folder(tmp_path / "chatty", "Llama")
+    served = transformers_model.load(path)
+    greedy = {"model": "chatty", "sampling": Sampling(temperature=0), "count": 12}
+    with Engine([served]) as engine:
+        ((tokens, _),) = answers(engine, [Request(prompt=(5, 6), **greedy)])
+        served.tokenizer.stops = frozenset({tokens[3]})
+        ((tokens, end),) = answers(engine, [Request(prompt=(5, 6), **greedy)])
+        assert end.reason == "stop" and len(tokens) <= 4 and tokens[-1] in served.tokenizer.stops
+
+
+def test_an_adapter_of_peft_is_worn(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    path = folder(tmp_path / "m", "Llama")
+    served = transformers_model.load(path)
+    peer = peft.get_peft_model(
+        transformers.AutoModelForCausalLM.from_pretrained(path),
+        peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj", "lm_head"]),
+    )
+    for name, parameter in peer.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    peer.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    from synthe_core.storage.checkpoint import Checkpoint
+
+    adapter = Checkpoint.open(tmp_path / "adapter").adapter
+    text = torch.tensor(prompts(served, 12))
+    before, _ = served.model(text)
+    with torch.inference_mode(), wearing(served.model, adapter):
+        worn, _ = served.model(text)
+        torch.testing.assert_close(worn, peer.eval()(text).logits, rtol=1e-4, atol=1e-4)
+    after, _ = served.model(text)
+    assert torch.equal(before, after) and not torch.allclose(before, worn, atol=0.1)
+    stranger = Adapter({"blocks.0.1.qkv": LowRank(torch.ones(1, 4), torch.ones(4, 1), 1.0)})
+    with pytest.raises(InputError, match="the model has not"), wearing(served.model, stranger):
+        pass
+
+
+def test_tokenizer_and_template_come_along(tmp_path: Path) -> None:
+    path = folder(tmp_path / "chatty", "Llama")
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
+    (path / "chat_template.jinja").write_text("{{ messages[0].content }}<|turn|>")
+    served = transformers_model.load(path)
+    assert served.name == "chatty"
+    assert (served.tokenizer.begin, served.tokenizer.end, served.tokenizer.stops) == (0, 1, {2})
+    assert served.tokenizer.chat_template == "{{ messages[0].content }}<|turn|>"
+
+
+def test_bfloat16_is_served_as_it_is_stored(tmp_path: Path) -> None:
+    served = transformers_model.load(folder(tmp_path / "half", "Llama", dtype=torch.bfloat16))
+    assert served.model.init_state(1).blocks[0][0].keys.dtype == torch.bfloat16
+    assert served.model.state_bytes(10) == 8 + 10 * 2 * 2 * 2 * 16 * 2
+
+
+def test_two_models_of_one_shape_have_two_digests(tmp_path: Path) -> None:
+    one, same, other = (
+        transformers_model.load(folder(tmp_path / name, "Llama", seed=seed)).digest
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert one == same != other
+
+
+@pytest.mark.parametrize(
+    "fault", ["mamba", "no tokenizer", "no limit", "missing tensor", "pickle", "kind", "truncated"]
+)
+def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, fault: str) -> None:
+    path = tmp_path / "m"
+    if fault == "mamba":
+        add_tokenizer(path)
+        published(path, "Mamba", state_size=4, num_hidden_layers=1, vocab_size=270)
+    else:
+        folder(path, "Llama")
+    config = json.loads((path / "config.json").read_text())
+    weights = path / "model.safetensors"
+    if fault == "no tokenizer":
+        (path / "tokenizer.json").unlink()
+    elif fault == "no limit":
+        config["max_position_embeddings"] = -1
+    elif fault == "missing tensor":
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(weights)
+        del tensors["model.norm.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+    elif fault == "pickle":
+        weights.rename(path / "pytorch_model.bin")
+    elif fault == "kind":
+        config["model_type"] = "unheard-of"
+    elif fault == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError) as caught:
+        transformers_model.load(path)
+    told = {
+        "mamba": "takes no", "no tokenizer": "tokenizer.json", "no limit": "how long", "missing tensor": "norm.weight",
+        "pickle": "pickle", "kind": "unheard-of", "truncated": "damaged",
+    }  # fmt: skip
+    assert told[fault] in caught.value.message and "\n" not in caught.value.message
+
+
+def test_without_transformers_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match="transformers, which is not installed") as caught:
+        transformers_model.load(tmp_path)
+    assert "synthe[hf]" in str(caught.value.hint)
+
+
+def test_our_own_checkpoints_are_not_taken_for_theirs(tmp_path: Path) -> None:
+    assert not transformers_model.is_published(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert transformers_model.is_published(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    assert not transformers_model.is_published(tmp_path)
