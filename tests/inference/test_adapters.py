@@ -9,7 +9,7 @@ from synthe_core.inference.engine import Engine
 from synthe_core.inference.request import NoSuch
 from synthe_core.inference.served import Served
 from tests.adapters.conftest import base, saved  # noqa: F401
-from tests.serving.conftest import said
+from tests.inference.conftest import said
 
 
 def test_adapters_are_loaded_worn_and_unloaded(base, ask, tmp_path):  # noqa: F811

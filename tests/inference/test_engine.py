@@ -14,7 +14,7 @@ from synthe_core.inference.generate import Generation
 from synthe_core.inference.generation import write
 from synthe_core.inference.request import Busy, Finished, NoSuch, Request, Started, Told, Written
 from synthe_core.inference.sampling import Sampling
-from tests.serving.conftest import GREEDY, said, text
+from tests.inference.conftest import GREEDY, said, text
 
 
 def test_an_answer_is_what_generation_gives(engine, memory, ask):

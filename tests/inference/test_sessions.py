@@ -12,7 +12,7 @@ from synthe_core.errors import InputError
 from synthe_core.inference.engine import Engine
 from synthe_core.inference.request import Busy, NoSuch
 from synthe_core.inference.served import Served
-from tests.serving.conftest import said
+from tests.inference.conftest import said
 
 
 def serve(served, folder=None):

@@ -8,7 +8,7 @@ import torch
 from synthe_core import state as states
 from synthe_core.inference.engine import Engine
 from synthe_core.inference.snapshots import Snapshot, Snapshots
-from tests.serving.conftest import said
+from tests.inference.conftest import said
 
 
 def kept(tokens, logits=None, size=1000):

@@ -1,0 +1,98 @@
+"""Small models with random weights, as they are served: a memory, a window, and everything at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synthe_core.data.tokenizers import ByteTokenizer
+from synthe_core.inference import steady
+from synthe_core.inference.engine import Engine
+from synthe_core.inference.request import Finished, Request, Written
+from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.served import Served
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import save, weights
+from synthe_core.storage.manifest import Manifest
+
+steady.ask()
+
+GREEDY = Sampling(temperature=0)
+MEMORY: list[Any] = [{"type": "delta", "heads": 3, "key_size": 4}, {"type": "kalman"}, {"type": "mlp", "hidden": 32}]
+WINDOW: list[Any] = [{"type": "attention", "heads": 2, "window": 24}, {"type": "mlp", "hidden": 32}]
+
+WHOLE: list[Any] = [
+    {"type": "kalman"},
+    {"type": "hub", "tiers": [{"every": 1, "size": 8, "rule": "momentum"}, {"every": 16, "size": 8, "rule": "kalman"}]},
+    {"type": "mlp", "hidden": 32},
+    {"type": "attention", "heads": 2, "window": 24, "when": {"signal": "confidence", "below": 0.5, "target": 0.25}},
+]
+
+
+def written(path: Path, block: list[Any], **more: Any) -> Path:
+    """A checkpoint of a model that is not sure of the same token for ever."""
+    recipe = Recipe.model_validate({"model": {"width": 24, "blocks": 2, "block": block, "tie": False, **more}})
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = LanguageModel(recipe.model, 257)
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.dim() > 1:
+                    weight.normal_(0, 1.0 if name in ("head.weight", "embedding.weight") else 0.4)
+            if model.router is not None:
+                model.router.thresholds.zero_()
+    tokenizer = ByteTokenizer()
+    save(path, recipe=recipe, vocab=257, tensors=weights(model), manifest=Manifest(), tokenizer=tokenizer)
+    return path
+
+
+@pytest.fixture(scope="session")
+def memory_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("serving") / "memory", MEMORY, confidence={})
+
+
+@pytest.fixture(scope="session")
+def memory(memory_path: Path) -> Served:
+    return Served.load(memory_path)
+
+
+@pytest.fixture(scope="session")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served.load(written(tmp_path_factory.mktemp("serving") / "window", WINDOW))
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    depth = {"min": 1, "target": 0.5}
+    return Served.load(written(tmp_path_factory.mktemp("serving") / "whole", WHOLE, depth=depth))
+
+
+@pytest.fixture
+def engine(memory: Served, window: Served, whole: Served) -> Iterator[Engine]:
+    with Engine([memory, window, whole], state_bytes=1 << 28, cache_bytes=1 << 24) as engine:
+        yield engine
+
+
+@pytest.fixture
+def ask() -> Callable[..., Request]:
+    """A request to `memory`, greedy, that nothing but its count ends."""
+
+    def build(prompt: bytes | tuple[int, ...] = b"Once upon", count: int = 12, **more: Any) -> Request:
+        return Request(
+            **{"model": "memory", "sampling": GREEDY, "to_the_end": True, **more}, prompt=tuple(prompt), count=count
+        )
+
+    return build
+
+
+def said(events: Any) -> list[int]:
+    return [event.token for event in events if isinstance(event, Written)]
+
+
+def text(events: Any) -> str:
+    return "".join(event.text for event in events if isinstance(event, (Written, Finished)))
