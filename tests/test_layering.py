@@ -27,7 +27,7 @@ LAYERS = [
     "adapters",
     "data tasks",
     "recipe hardware.kernel_survey hardware.kernel_tuning",
-    "storage.manifest storage.adapter_files storage.sources storage.checkpoint",
+    "storage.manifest storage.adapter_files storage.sources storage.checkpoint storage.run_folder",
     "inference",
     "interop",
     "training",

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.delta_rule import delta_rule
+from synthe_core.ops.delta_rule.reference import delta_rule
 from synthe_core.ops.dispatch import Call
 
 CHUNK = 64

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.delta_rule import delta_rule
+from synthe_core.ops.delta_rule.reference import delta_rule
 from synthe_core.ops.dispatch import Call
 
 LARGEST_KEY = 256

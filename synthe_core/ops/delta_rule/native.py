@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from synthe_core.errors import WorkError
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops import native
-from synthe_core.ops.delta_rule import delta_rule
+from synthe_core.ops.delta_rule.reference import delta_rule
 from synthe_core.ops.dispatch import Call
 
 SOURCE = "delta_rule/delta_rule.c"

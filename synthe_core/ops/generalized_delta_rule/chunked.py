@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.ops.delta_rule.chunked import refusal, solver
-from synthe_core.ops.generalized_delta_rule import generalized_delta_rule
+from synthe_core.ops.generalized_delta_rule.reference import generalized_delta_rule
 
 CHUNK = 16
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from synthe_core.ops.delta_rule.fla import arranged, halved, refusal, walks
-from synthe_core.ops.generalized_delta_rule import generalized_delta_rule
+from synthe_core.ops.generalized_delta_rule.reference import generalized_delta_rule
 
 
 @generalized_delta_rule.kernel("fla", rank=30, tolerance=2e-2)

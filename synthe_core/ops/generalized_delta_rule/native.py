@@ -14,7 +14,7 @@ from synthe_core.hardware.probe import Hardware
 from synthe_core.ops import native
 from synthe_core.ops.delta_rule.native import memory_view, packed, view
 from synthe_core.ops.dispatch import Call
-from synthe_core.ops.generalized_delta_rule import generalized_delta_rule
+from synthe_core.ops.generalized_delta_rule.reference import generalized_delta_rule
 
 SOURCE = "generalized_delta_rule/generalized_delta_rule.c"
 

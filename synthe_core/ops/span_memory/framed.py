@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthe_core.ops.delta_rule import delta_rule
-from synthe_core.ops.span_memory import FLOOR, Learned, SpanState, choose, means, rated, span_memory, step
+from synthe_core.ops.span_memory.reference import FLOOR, Learned, SpanState, choose, means, rated, span_memory, step
 
 
 @span_memory.kernel("framed", rank=10, tolerance=1e-5)

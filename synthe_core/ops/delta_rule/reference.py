@@ -1,0 +1,41 @@
+"""The (gated) delta rule: a matrix of memory that overwrites what it recalls at a key by what it should have been.
+
+Sources: Schlag et al. 2021 (fast weights), Yang et al. 2024 (parallel form), Yang et al. 2025 (Gated DeltaNet).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from synthe_core.ops.dispatch import op, require_float
+
+
+@op
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """S_t = α_t S_{t-1} (I - β_t k_t k_tᵀ) + β_t v_t k_tᵀ and o_t = S_t q_t, with α_t = exp(log_decay_t).
+
+    q, k       [B, T, H, K]: queries and keys as they are; the operator neither scales nor normalises them.
+    v          [B, T, H, V]
+    beta       [B, T, H]: how much of the old value at k_t is replaced; 0 leaves the memory, 1 overwrites, up to 2
+               reflects, for keys of length 1.
+    log_decay  [B, T, H], at most 0; None is no decay.
+    state      [B, H, K, V]: S_0 transposed, so that row i is what key component i recalls; None is zeros.
+
+    Returns o [B, T, H, V] and S_T [B, H, K, V]. float32 or float64, one dtype for all.
+    A token with beta = 0 and log_decay = 0 leaves the memory untouched, which is how padding is written.
+    """
+    require_float("q", q)
+    batch, time, heads, key = q.shape
+    memory = q.new_zeros(batch, heads, key, v.shape[-1]) if state is None else state
+    outputs = []
+    for t in range(time):
+        if log_decay is not None:
+            memory = memory * log_decay[:, t, :, None, None].exp()
+        recalled = torch.einsum("bhk,bhkv->bhv", k[:, t], memory)
+        written = beta[:, t, :, None] * (v[:, t] - recalled)
+        memory = memory + k[:, t, :, :, None] * written[:, :, None, :]
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], memory))
+    return torch.stack(outputs, 1), memory
