@@ -18,6 +18,7 @@ from synthe_core.benchmarks.synthetic.summary import (
     plain,
     scores,
 )
+from synthe_core.units import format_count, format_size
 
 COSTS = ["state", "parameters", "steps", "time", "ended"]
 LEFT_OUT = ["parameters", "steps", "seeds", "time", "ended", "state"]  # in this order, where a terminal is narrow
@@ -68,9 +69,9 @@ def _lines(bench: Bench) -> list[list[Cell]]:
             styles.append("dim" if not learned else "bold" if value == high else "")
         texts = scores(bench, row)
         costs = [
-            figures.size(row.state_bytes),
-            figures.count(row.parameters),
-            figures.count(row.steps),
+            format_size(row.state_bytes),
+            format_count(row.parameters),
+            format_count(row.steps),
             figures.duration(row.seconds),
             row.ended,
         ]

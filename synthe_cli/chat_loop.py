@@ -11,12 +11,12 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from synthe_cli import figures
 from synthe_cli.console import printable
 from synthe_cli.options import sampled
 from synthe_core.chat.conversation import Answer, Asked, Said, Talk
 from synthe_core.errors import InputError, SyntheError, unknown
 from synthe_core.inference.sampling import Sampling
+from synthe_core.units import format_count
 
 COUNT, SEED = "tokens", "seed"
 
@@ -203,7 +203,7 @@ def described(said: Said) -> str:
     """`84 tokens  41.2 tokens/s  96 of 120 read before`"""
     parts = [f"{said.tokens} token{'' if said.tokens == 1 else 's'}"]
     if said.rate:
-        parts.append(f"{figures.count(said.rate)} tokens/s")
+        parts.append(f"{format_count(said.rate)} tokens/s")
     if said.prompt:
         parts.append(f"read {said.prompt - said.cached}, {said.cached} known" if said.cached else f"read {said.prompt}")
     if said.reason not in ("stop", "length"):

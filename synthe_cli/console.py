@@ -15,6 +15,7 @@ from typing import Any, Self, TextIO
 
 from synthe_cli import figures
 from synthe_core.events import Event, Measurement, Metric, Notice, Progress, Result, Sample, Saved
+from synthe_core.units import format_count, format_size
 
 LINE_INTERVAL = 5.0  # seconds between plain progress lines
 JSON_INTERVAL = 0.25  # seconds between JSON progress lines of one task; every other event is written
@@ -27,15 +28,15 @@ SHOWN = {
     "chance": ("chance", "{:.1%}".format),
     "lr": ("lr", "{:.1e}".format),
     "grad_norm": ("grad", "{:.2g}".format),
-    "tokens_per_second": ("tokens/s", figures.count),
+    "tokens_per_second": ("tokens/s", format_count),
     "peak_fraction": ("of peak", "{:.0%}".format),
     "confidence": ("confidence loss", "{:.3f}".format),
     "flops_saved": ("skipped", "{:.0%}".format),
     "depth": ("depth", "{:.2f}".format),
     "firing_rate": ("firing", "{:.1%}".format),
-    "memory": ("memory", figures.size),
-    "steps": ("steps", figures.count),
-    "tokens": ("tokens", figures.count),
+    "memory": ("memory", format_size),
+    "steps": ("steps", format_count),
+    "tokens": ("tokens", format_count),
     "seconds": ("time", figures.duration),
 }
 """The figures that people are shown, in this order, with label and form. JSON lines and metrics.jsonl hold all."""
@@ -202,7 +203,7 @@ def progress_text(event: Progress) -> str:
 
 def amount(event: Progress) -> str:
     """How much of how much: `1.2M/3.5M bytes`, `1m20s/3m00s`."""
-    form = figures.duration if event.unit == "seconds" else figures.count
+    form = figures.duration if event.unit == "seconds" else format_count
     unit = "" if event.unit == "seconds" else f" {event.unit}" if event.unit else ""
     return form(event.done) + (f"/{form(event.total)}" if event.total else "") + unit
 

@@ -6,25 +6,6 @@ import itertools
 import math
 
 
-def count(number: float) -> str:
-    """1234567 -> 1.23M; three significant digits."""
-    if not math.isfinite(number):
-        return str(number)
-    size, scale = abs(number), 0
-    while size >= 999.5 and scale < 5:
-        size, scale = size / 1000, scale + 1
-    text = f"{size:.3g}" if scale or number % 1 else f"{size:.0f}"
-    return f"{'-' if number < 0 else ''}{text}{('', 'k', 'M', 'G', 'T', 'P')[scale]}"
-
-
-def size(number: float) -> str:
-    """Bytes in powers of 1024: 1536 -> 1.5 KiB."""
-    scale = 0
-    while number >= 999.5 and scale < 5:
-        number, scale = number / 1024, scale + 1
-    return f"{number:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[scale]}" if scale else f"{number:.0f} B"
-
-
 def duration(seconds: float | None) -> str:
     """93 -> 1m33s; an unknown time is a dash."""
     if seconds is None or not math.isfinite(seconds):

@@ -13,6 +13,7 @@ from rich.text import Text
 from synthe_cli import figures
 from synthe_cli.console import Renderer, amount, describe, labelled, of_step, printable
 from synthe_core.events import Event, Measurement, Metric, Notice, Progress, Result, Sample, Saved
+from synthe_core.units import format_count
 
 HISTORY = 4096  # losses that the sparkline is drawn from; older ones are thinned by half
 SPARKLINE = 24
@@ -94,7 +95,7 @@ class LiveRenderer(Renderer):
     def _view(self) -> RenderableType:
         rows: list[RenderableType] = [self._table()]
         if self._metric:
-            rows.append(f"[dim]step {figures.count(self._metric.step)}[/]  {_figures(self._metric)}")
+            rows.append(f"[dim]step {format_count(self._metric.step)}[/]  {_figures(self._metric)}")
             if line := figures.sparkline(self._losses, SPARKLINE):
                 first, last = self._losses[0], self._losses[-1]
                 rows.append(f"[dim]loss {first:.3f}[/] [cyan]{line}[/] [bold]{last:.3f}[/]")
@@ -134,7 +135,7 @@ def _ended(event: Measurement) -> list[RenderableType]:
     ended, steps, accuracy, seconds = (values.get(key) for key in ("ended", "steps", "accuracy", "seconds"))
     style = {"solved": "green", "failed": "red"}.get(str(ended), "")
     taken = figures.duration(seconds) if isinstance(seconds, (int, float)) else ""
-    many = f"{figures.count(steps)} steps" if isinstance(steps, (int, float)) else ""
+    many = f"{format_count(steps)} steps" if isinstance(steps, (int, float)) else ""
     return [
         Text(printable(event.case)),
         Text(str(ended or ""), style),

@@ -12,6 +12,7 @@ import typer
 
 import synthe_core
 from synthe_core.errors import InputError, closest
+from synthe_core.units import parse_size
 
 if TYPE_CHECKING:
     from synthe_core.inference.sampling import Sampling
@@ -179,3 +180,14 @@ def _path_of(line: str) -> str:
         return str(json.loads(line)["path"])
     except (ValueError, KeyError):
         raise InputError("- found JSON without a path on stdin", "the command before the pipe did not finish") from None
+
+
+def size_option(text: str, option: str, least: int = 0) -> int:
+    """Bytes of a size typed for `option`, such as 512MiB or 2GB."""
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise InputError(f"{option}: {error}", "kB, MB, GB are powers of 1000; KiB, MiB, GiB of 1024") from None
+    if size < least:
+        raise InputError(f"{option} {text}: at least {least} byte{'s' if least != 1 else ''}")
+    return size

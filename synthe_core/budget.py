@@ -8,12 +8,13 @@ from typing import Any, Literal, NamedTuple
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from synthe_core.units import COUNT_SUFFIXES, NUMBER, parse_count
+
 Unit = Literal["tokens", "steps", "seconds"]
 
 _PATTERN = re.compile(
-    r"^\s*([0-9][0-9_]*(?:\.[0-9]*)?)\s*([kKMGBT]?)\s*(tokens?|steps?|s|sec|m|min|h|hours?|d|days?)\s*$"
+    rf"^\s*({NUMBER})\s*([{''.join(COUNT_SUFFIXES)}]?)\s*(tokens?|steps?|s|sec|m|min|h|hours?|d|days?)\s*$"
 )
-_SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -28,17 +29,18 @@ class Budget(NamedTuple):
         """Reads the written form; raises ValueError with an example otherwise."""
         if isinstance(text, Budget):
             return text
-        found = _PATTERN.match(str(text))
-        if not found or float(found[1].replace("_", "")) <= 0:
-            raise ValueError(f"'{text}' is no budget; write tokens, steps or time, such as 20Mtokens, 500steps or 3m")
-        amount = float(found[1].replace("_", "")) * _SCALE[found[2]]
-        if found[3].startswith("token"):
+        match = _PATTERN.match(str(text))
+        amount = parse_count(match[1] + match[2]) if match else 0
+        if not match or amount <= 0:
+            raise ValueError(f"'{text}' is not a budget in tokens, steps or time, such as 20Mtokens, 500steps or 3m")
+        suffix, unit = match[2], match[3]
+        if unit.startswith("token"):
             return cls(amount, "tokens")
-        if found[3].startswith("step"):
+        if unit.startswith("step"):
             return cls(amount, "steps")
-        if found[2]:
-            raise ValueError(f"'{text}' is no budget; a time is a plain number and its unit, such as 90s, 3m or 2h")
-        return cls(amount * _SECONDS[found[3][0]], "seconds")
+        if suffix:
+            raise ValueError(f"'{text}' is not a budget: a time is a plain number and its unit, such as 90s, 3m or 2h")
+        return cls(amount * _SECONDS[unit[0]], "seconds")
 
     def __str__(self) -> str:
         if self.unit == "seconds":

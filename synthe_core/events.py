@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,3 +75,29 @@ class Measurement(Event):
 
     case: str
     values: dict[str, float | str | None]
+
+
+def results(events: Iterable[Event], report: Callable[[Event], object]) -> Iterator[Result]:
+    """Runs a verb: yields its Results and passes every other event to `report`."""
+    for event in events:
+        if isinstance(event, Result):
+            yield event
+        else:
+            report(event)
+
+
+def without_results(events: Iterable[Event], results: list[Result]) -> Iterator[Event]:
+    """Yields the events of a verb that another verb runs, without its Results, which are appended to `results`."""
+    for event in events:
+        if isinstance(event, Result):
+            results.append(event)
+        else:
+            yield event
+
+
+def drain(events: Iterable[Event], report: Callable[[Event], object] = lambda event: None) -> Result:
+    """Runs a verb to its end and returns its last Result. ValueError if it yields none."""
+    *_, result = [None, *results(events, report)]
+    if result is None:
+        raise ValueError("the verb ended without a Result")
+    return result

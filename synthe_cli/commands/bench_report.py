@@ -15,6 +15,7 @@ from synthe_cli import figures
 from synthe_cli.options import JsonOption
 from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Result
+from synthe_core.units import format_count
 
 REPORT_EXAMPLES = """\
 synthe bench report runs/bench/mqar                     the tables; report.html, .csv and .md beside the trials
@@ -113,4 +114,4 @@ def _preset(task: Any, name: str) -> str:
 
 def _sizes(axis: str, shares: list[Any]) -> str:
     values = list(dict.fromkeys(getattr(share.config, axis) for share in shares))
-    return f"{axis} {', '.join(map(str, values))} ({figures.count(sum(share.examples for share in shares))} sequences)"
+    return f"{axis} {', '.join(map(str, values))} ({format_count(sum(share.examples for share in shares))} sequences)"

@@ -18,7 +18,7 @@ from synthe_cli.options import JsonOption
 from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import Interrupted, WorkError
-from synthe_core.events import Result
+from synthe_core.events import results
 
 if TYPE_CHECKING:
     from synthe_core.benchmarks.load_test.request import Answer
@@ -105,19 +105,16 @@ def serve(
         timeout=timeout,
     )
     with choose_renderer(as_json) as shown, stop_on_signal("what was measured so far is shown") as stop:
-        for event in load(asked, stop):
-            if not isinstance(event, Result):
-                shown.show(event)
-                continue
-            answers: Any = event.values.pop("answers")
+        for result in results(load(asked, stop), shown.show):
+            answers: Any = result.values.pop("answers")
             shown.close()
             if as_json:
-                shown.show(event)
+                shown.show(result)
             else:
-                print(told(event.values))
+                print(told(result.values))
                 if plot:
                     print("\n" + spread(answers))
-            _judge(event.values, stop.is_set())
+            _judge(result.values, stop.is_set())
 
 
 def _judge(values: dict[str, Any], stopped: bool) -> None:

@@ -29,7 +29,7 @@ from synthe_cli.options import DeviceOption, JsonOption, find_recipe
 from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import WorkError
-from synthe_core.events import Result
+from synthe_core.events import Result, results
 from synthe_core.storage.atomic import write_file
 
 EXAMPLES = """\
@@ -83,12 +83,10 @@ def zoology(
     )
     writable(csv_file)
     with choose_renderer(as_json) as shown, stop_on_signal("finished trials are kept") as stop:
-        for event in verb(trials, out=out, jobs=jobs, device=place, launcher=launcher, stop=stop):
-            if not isinstance(event, Result):
-                shown.show(event)
-                continue
+        events = verb(trials, out=out, jobs=jobs, device=place, launcher=launcher, stop=stop)
+        for result in results(events, shown.show):
             shown.close()
-            records = list(event.values["trials"])  # type: ignore[call-overload]
+            records = list(result.values["trials"])  # type: ignore[call-overload]
             if csv_file is not None:
                 write_file(csv_file, report.csv_text(records))
             if records and not as_json:
@@ -96,7 +94,7 @@ def zoology(
 
                 show_overview(report.summaries(records))
             if records:
-                shown.result(Result(event.values if as_json else {}, report.write(records, out)[0]))
+                shown.result(Result(result.values if as_json else {}, report.write(records, out)[0]))
             if len(records) < len(trials):
                 raise WorkError(
                     f"{len(trials) - len(records)} of {len(trials)} trials failed", "the lines above say why"

@@ -31,7 +31,7 @@ from synthe_cli.options import DeviceOption, JsonOption, find_recipe
 from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError, WorkError, unknown
-from synthe_core.events import Notice, Result
+from synthe_core.events import Notice, Result, results
 from synthe_core.storage.atomic import write_file
 
 if TYPE_CHECKING:
@@ -105,13 +105,11 @@ def bench_task(
     folder = out or Path("runs") / "bench" / task
     writable(csv_file)
     with choose_renderer(as_json) as shown, stop_on_signal("finished trials are kept") as stop:
-        for event in verb(trials, out=folder, jobs=jobs, device=place, launcher=launcher, stop=stop):
-            if isinstance(event, Result):
-                shown.close()
-                finish(event, trials, folder, shown=shown, as_json=as_json, csv_file=csv_file, plot=plot)
-                check(event, fail_under)
-            else:
-                shown.show(event)
+        events = verb(trials, out=folder, jobs=jobs, device=place, launcher=launcher, stop=stop)
+        for result in results(events, shown.show):
+            shown.close()
+            finish(result, trials, folder, shown=shown, as_json=as_json, csv_file=csv_file, plot=plot)
+            check(result, fail_under)
 
 
 def _keys(ctx: typer.Context, task: str) -> dict[str, Any]:

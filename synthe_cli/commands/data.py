@@ -12,7 +12,7 @@ from synthe_cli import figures
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption, SetOption, find_recipe, overrides, shipped_recipes
 from synthe_cli.renderer import choose_renderer
-from synthe_core.events import Event, Result
+from synthe_core.events import Event, Result, results
 
 if TYPE_CHECKING:
     from synthe_core.data.spec import DataSpec
@@ -76,15 +76,12 @@ def _data_of(text: str, assignments: list[str] | None) -> DataSpec:
 def _render(events: Iterable[Event], as_json: bool, path: bool) -> None:
     """Shows the events; the counts go to stdout as a table, and with `path` the place of the tokens after them."""
     with choose_renderer(as_json) as shown:
-        for event in events:
-            if not isinstance(event, Result):
-                shown.show(event)
-                continue
+        for result in results(events, shown.show):
             if not as_json:
                 shown.close()
-                print(_table(event.values))
-                event = Result(path=event.path if path else None)
-            shown.result(event)
+                print(_table(result.values))
+                result = Result(path=result.path if path else None)
+            shown.result(result)
 
 
 def _table(values: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from synthe_cli.commands.eval_perplexity import perplexity
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import CheckpointArgument, DataOption, DeviceOption, JsonOption, find_checkpoint
 from synthe_cli.renderer import choose_renderer
-from synthe_core.events import Result
+from synthe_core.events import Result, results
 
 ABOUT = "Evaluate trained models on tasks and on new text."
 
@@ -61,15 +61,13 @@ def confidence(
     from synthe_core.evaluation.confidence import evaluate
 
     with choose_renderer(as_json) as shown:
-        for event in evaluate(path, sources=data or (), tokens=tokens, device=device or "auto", plot=plot):
-            if not isinstance(event, Result):
-                shown.show(event)
-                continue
+        events = evaluate(path, sources=data or (), tokens=tokens, device=device or "auto", plot=plot)
+        for result in results(events, shown.show):
             if not as_json:
                 shown.close()
-                print(_table(event.values))
-                event = Result(path=event.path)
-            shown.result(event)
+                print(_table(result.values))
+                result = Result(path=result.path)
+            shown.result(result)
 
 
 def _table(values: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ from synthe_cli.options import DeviceOption, JsonOption, complete_run, find_chec
 from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError
-from synthe_core.events import Result
+from synthe_core.events import Result, results
+from synthe_core.units import format_count
 
 LM_EXAMPLES = """\
 synthe eval lm runs/60m --tasks hellaswag,arc_easy,lambada_openai --limit 100
@@ -134,15 +135,12 @@ def lm(
         seed=seed,
     )
     with choose_renderer(as_json) as shown, stop_on_signal("the answers made so far are kept") as stop:
-        for event in evaluate(paths, asked, stop):
-            if not isinstance(event, Result):
-                shown.show(event)
-                continue
+        for result in results(evaluate(paths, asked, stop), shown.show):
             if not as_json:
                 shown.close()
-                show(event.values["models"])  # type: ignore[arg-type]
-                event = Result(path=event.path)
-            shown.result(event)
+                show(result.values["models"])  # type: ignore[arg-type]
+                result = Result(path=result.path)
+            shown.result(result)
 
 
 def list_tasks(
@@ -241,7 +239,7 @@ def basis(facts: dict[str, Any]) -> str:
     parts = [
         f"{facts['recipe']} {facts['recipe_digest']}",
         f"{before} before a context, {facts['empty_context']} for an empty one",
-        f"{figures.count(tokens['computed'])} tokens computed for {figures.count(tokens['asked'] + tokens['written'])}",
+        f"{format_count(tokens['computed'])} tokens computed for {format_count(tokens['asked'] + tokens['written'])}",
         f"{figures.duration(facts['seconds'])} on {facts['device']}",
     ]
     if length["longer"]:

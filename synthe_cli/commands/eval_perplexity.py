@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +10,8 @@ from synthe_cli import figures
 from synthe_cli.options import CheckpointArgument, DataOption, DeviceOption, JsonOption, find_checkpoint
 from synthe_cli.renderer import choose_renderer
 from synthe_core.errors import InputError
-from synthe_core.events import Result
+from synthe_core.events import results
+from synthe_core.units import format_size, parse_length
 
 EXAMPLES = """\
 synthe eval perplexity runs/60m                                        on the validation text of its own recipe
@@ -41,22 +41,20 @@ def perplexity(
     from synthe_core.evaluation.perplexity import evaluate
 
     with choose_renderer(as_json) as shown:
-        for event in evaluate(path, sources=data or (), contexts=contexts, tokens=tokens, device=device or "auto"):
-            if isinstance(event, Result) and not as_json:
-                shown.close()
-                print(_table(event.values))
-            elif isinstance(event, Result):
-                shown.result(event)
+        events = evaluate(path, sources=data or (), contexts=contexts, tokens=tokens, device=device or "auto")
+        for result in results(events, shown.show):
+            if as_json:
+                shown.result(result)
             else:
-                shown.show(event)
+                shown.close()
+                print(_table(result.values))
 
 
 def _length(text: str) -> int:
-    """512, 2k = 2048, 1M."""
-    found = re.fullmatch(r"(\d+)([kKmM]?)", text.strip())
-    if not found or not int(found[1]):
-        raise InputError(f"--context: '{text.strip()}' is no number of tokens", "for example 512,2k,8k")
-    return int(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found[2].lower()]
+    try:
+        return parse_length(text.strip())
+    except ValueError as error:
+        raise InputError(f"--context: {error}", "for example 512,2k,8k") from None
 
 
 def _table(values: dict[str, Any]) -> str:
@@ -71,7 +69,7 @@ def _table(values: dict[str, Any]) -> str:
         for each in values["contexts"]
     ]
     first = values["contexts"][0]
-    title = f"{first['tokens']:,} tokens ({figures.size(first['bytes'])}) in windows of "
+    title = f"{first['tokens']:,} tokens ({format_size(first['bytes'])}) in windows of "
     title += f"{values['contexts'][-1]['context']:,}, {values['windows']:,} of them; "
     title += f"trained on sequences of {values['trained']:,}"
     return f"{title}\n\n" + figures.table(["context", "bits/byte", "perplexity", "places", "there"], rows, left=0)

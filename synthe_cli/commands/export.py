@@ -10,7 +10,7 @@ import typer
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import CheckpointArgument, JsonOption, find_checkpoint
 from synthe_cli.renderer import choose_renderer
-from synthe_core.events import Result
+from synthe_core.events import results
 
 ABOUT = "Write a checkpoint for another program."
 
@@ -47,8 +47,5 @@ def hf(
     from synthe_core.interop.huggingface import export_hf
 
     with choose_renderer(as_json) as shown:
-        for event in export_hf(path, out=out):
-            if isinstance(event, Result):
-                shown.result(event)
-            else:
-                shown.show(event)
+        for result in results(export_hf(path, out=out), shown.show):
+            shown.result(result)

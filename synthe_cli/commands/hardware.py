@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthe_cli import figures
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import DeviceOption, JsonOption, find_recipe
 from synthe_cli.renderer import choose_renderer
-from synthe_core.events import Result
+from synthe_core.events import results
+from synthe_core.units import format_size
 
 if TYPE_CHECKING:
     from synthe_core.hardware.kernel_survey import Served, Survey
@@ -90,11 +90,8 @@ def _tune(recipe: str, device: str | None, as_json: bool) -> None:
     changes = [f"runtime.device={device}"] if device else []
     loaded = Recipe.load(find_recipe(recipe), changes)
     with choose_renderer(as_json) as shown:
-        for event in tune_all(loaded):
-            if isinstance(event, Result):
-                shown.result(event)
-            else:
-                shown.show(event)
+        for result in results(tune_all(loaded), shown.show):
+            shown.result(result)
 
 
 def _found(machine: Hardware, cache: str) -> str:
@@ -102,8 +99,8 @@ def _found(machine: Hardware, cache: str) -> str:
     rows = {
         "processor": f"{machine.processor}, {machine.cores} {'core' if machine.cores == 1 else 'cores'}",
         "instructions": ", ".join(telling) or "not told by this system",
-        "caches": ", ".join(f"{name} {figures.size(size)}" for name, size in machine.caches.items()) or "not told",
-        "memory": f"{figures.size(machine.memory)}, {figures.size(machine.available)} of it free",
+        "caches": ", ".join(f"{name} {format_size(size)}" for name, size in machine.caches.items()) or "not told",
+        "memory": f"{format_size(machine.memory)}, {format_size(machine.available)} of it free",
         "accelerator": "; ".join(map(_gpu, machine.gpus)) or "none that torch can use",
         "compiler": machine.compiler or "none (C kernels cannot be built; install gcc or clang)",
         "system": machine.system,
@@ -116,7 +113,7 @@ def _found(machine: Hardware, cache: str) -> str:
 def _gpu(gpu: Any) -> str:
     capability = f", compute capability {gpu.capability[0]}.{gpu.capability[1]}" if gpu.capability != (0, 0) else ""
     driver = f", driver {gpu.driver}" if gpu.driver else ""
-    return f"{gpu.name}, {figures.size(gpu.memory)}{capability}{driver}"
+    return f"{gpu.name}, {format_size(gpu.memory)}{capability}{driver}"
 
 
 def _operator(each: Survey) -> dict[str, Any]:

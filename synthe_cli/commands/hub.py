@@ -11,7 +11,8 @@ from synthe_cli import figures
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import CheckpointArgument, JsonOption, find_checkpoint
 from synthe_cli.renderer import choose_renderer
-from synthe_core.events import Event, Result
+from synthe_core.events import results
+from synthe_core.units import format_size
 
 ABOUT = "Share .synapse files on the Hugging Face hub, and fetch those of others."
 
@@ -51,12 +52,13 @@ def push(
     from synthe_core.packing.hub import push
 
     with choose_renderer(as_json) as shown:
-        for event in push(path, repository, private=private, revision=revision, message=message):
-            if isinstance(event, Result) and not as_json:
-                shown.close()
-                print(event.values["url"])
+        events = push(path, repository, private=private, revision=revision, message=message)
+        for result in results(events, shown.show):
+            if as_json:
+                shown.show(result)
             else:
-                shown.show(event)
+                shown.close()
+                print(result.values["url"])
 
 
 @app.command(
@@ -85,8 +87,8 @@ def pull(
     from synthe_core.packing.hub import pull
 
     with choose_renderer(as_json) as shown:
-        for event in pull(repository, out, revision=revision, name=file):
-            shown.result(event) if isinstance(event, Result) else shown.show(event)
+        for result in results(pull(repository, out, revision=revision, name=file), shown.show):
+            shown.result(result)
 
 
 @app.command(
@@ -124,17 +126,16 @@ def list_files(
 
 def _print(events: Any, as_json: bool) -> None:
     with choose_renderer(as_json) as shown:
-        event: Event
-        for event in events:
-            if as_json or not isinstance(event, Result):
-                shown.show(event)
-                continue
-            print(_table(event.values))
+        for result in results(events, shown.show):
+            if as_json:
+                shown.show(result)
+            else:
+                print(_table(result.values))
 
 
 def _table(values: dict[str, Any]) -> str:
     if "files" in values:
-        rows = [[f["file"], f["revision"], f["commit"][:12], figures.size(f["bytes"])] for f in values["files"]]
+        rows = [[f["file"], f["revision"], f["commit"][:12], format_size(f["bytes"])] for f in values["files"]]
         return figures.table(["file", "revision", "commit", "size"], rows, left=3) if rows else "no .synapse files"
     rows = [[each["repository"], str(each["downloads"])] for each in values["repositories"]]
     return figures.table(["repository", "downloads"], rows) if rows else "nothing found"

@@ -10,7 +10,7 @@ import typer
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption
 from synthe_cli.renderer import choose_renderer
-from synthe_core.events import Result
+from synthe_core.events import results
 
 app = typer.Typer(cls=Group, help="Make a checkpoint of a model that another program has written.", **SETTINGS)
 
@@ -55,8 +55,5 @@ def hf(
     from synthe_core.interop.huggingface import import_hf
 
     with choose_renderer(as_json) as shown:
-        for event in import_hf(folder.expanduser(), out=out, name=name):
-            if isinstance(event, Result):
-                shown.result(event)
-            else:
-                shown.show(event)
+        for result in results(import_hf(folder.expanduser(), out=out, name=name), shown.show):
+            shown.result(result)

@@ -21,6 +21,7 @@ from synthe_core.layers import LAYERS
 from synthe_core.layers.trace import Emission
 from synthe_core.model.block import Block
 from synthe_core.model.depth import Router
+from synthe_core.units import format_count, format_size
 
 if TYPE_CHECKING:
     from synthe_core.introspection.report import Report
@@ -58,11 +59,11 @@ def _heading(report: Report) -> Text:
     told = report.facts
     parts = [
         f"{told['blocks']} blocks of {', '.join(told['learners'])}",
-        f"{figures.count(told['parameters'])} parameters",
+        f"{format_count(told['parameters'])} parameters",
     ]
     if told["sparsity"]:
-        parts.append(f"{figures.count(told['active_parameters'])} met by a token ({told['sparsity']:.0%} sparse)")
-    parts += [f"state {figures.size(told['state_bytes'])}", f"{told['tokens']:,} tokens"]
+        parts.append(f"{format_count(told['active_parameters'])} met by a token ({told['sparsity']:.0%} sparse)")
+    parts += [f"state {format_size(told['state_bytes'])}", f"{told['tokens']:,} tokens"]
     if math.isfinite(report.bits):
         parts.append(f"{report.bits:.3f} bits a token")
     if report.reads:

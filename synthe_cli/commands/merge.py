@@ -11,11 +11,11 @@ import typer
 from synthe_cli.commands.eval_lm import show
 from synthe_cli.commands.merge_show import differences, evaluation, methods, parameters
 from synthe_cli.help import SETTINGS, Command, Group
-from synthe_cli.options import JsonOption
+from synthe_cli.options import JsonOption, size_option
 from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError, unknown
-from synthe_core.events import Event, Result
+from synthe_core.events import Event, Result, results
 
 if TYPE_CHECKING:
     from synthe_core.merging.config import MergeSpec
@@ -200,14 +200,12 @@ def diff(
     from synthe_core.merging.difference import diff as verb
 
     with choose_renderer(as_json) as shown:
-        for event in verb(one, other, base=base, threads=threads):
-            if isinstance(event, Result) and not as_json:
-                shown.close()
-                print(differences(event.values, every, base is not None))
-            elif isinstance(event, Result):
-                shown.result(event)
+        for result in results(verb(one, other, base=base, threads=threads), shown.show):
+            if as_json:
+                shown.result(result)
             else:
-                shown.show(event)
+                shown.close()
+                print(differences(result.values, every, base is not None))
 
 
 @app.command(
@@ -241,11 +239,8 @@ def extract_lora(
     with choose_renderer(as_json) as shown, stop_on_signal(KEPT) as stop:
         targets = tuple(_listed(target))
         events = verb(base, tuned, rank=rank, out=out, targets=targets, rest=rest, threads=threads, stop=stop)
-        for event in events:
-            if isinstance(event, Result):
-                shown.result(event)
-            else:
-                shown.show(event)
+        for result in results(events, shown.show):
+            shown.result(result)
 
 
 def _merge(
@@ -260,24 +255,21 @@ def _merge(
 ) -> None:
     from synthe_core.merging.merge import merge, merge_and_compare
 
-    limit, names = _bytes(shard), _listed(asked)
+    limit, names = size_option(shard, "--shard", least=1), _listed(asked)
     with choose_renderer(as_json) as shown, stop_on_signal(KEPT) as stop:
         options: dict[str, Any] = {"out": out, "threads": threads, "shard_bytes": limit, "hashes": hashes, "stop": stop}
         events: Iterator[Event] = (
             merge_and_compare(spec, names, questions, **options) if names else merge(spec, **options)
         )
-        for event in events:
-            if not isinstance(event, Result):
-                shown.show(event)
-                continue
+        for result in results(events, shown.show):
             if names and not as_json:
                 shown.close()
-                if "bits_per_byte" in event.values:
-                    print(evaluation(event.values))
-                if "models" in event.values:
-                    show(event.values["models"])  # type: ignore[arg-type]
-                event = Result(path=event.path)
-            shown.result(event)
+                if "bits_per_byte" in result.values:
+                    print(evaluation(result.values))
+                if "models" in result.values:
+                    show(result.values["models"])  # type: ignore[arg-type]
+                result = Result(path=result.path)
+            shown.result(result)
 
 
 def _split(ctx: typer.Context, chosen: Any, words: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -306,15 +298,3 @@ def _split(ctx: typer.Context, chosen: Any, words: list[str]) -> tuple[list[str]
 
 def _listed(values: list[str] | None) -> list[str]:
     return [part for value in values or [] for part in value.split(",") if part]
-
-
-def _bytes(text: str) -> int:
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-    number, unit = text[:-2], text[-2:].upper()
-    try:
-        size = int(float(number) * units[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size < 1:
-        raise InputError(f"--shard {text}: no size", "write a number and KB, MB or GB, as 5GB")
-    return size

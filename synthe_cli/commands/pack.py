@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from synthe_cli import figures
 from synthe_cli.commands.pack_text import differences, overview
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import CheckpointArgument, DataOption, JsonOption, find_checkpoint
 from synthe_cli.renderer import choose_renderer
 from synthe_core.errors import closest, unknown
-from synthe_core.events import Result
+from synthe_core.events import Result, results
+from synthe_core.units import format_size
 
 ABOUT = (
     "Pack a model, its adapters and its memory into one file (synthe pack CHECKPOINT -o FILE), and inspect such files."
@@ -122,11 +122,9 @@ def make(
         tokens=tokens,
     )
     with choose_renderer(as_json) as shown:
-        for event in pack(path, out, parts):
-            if not isinstance(event, Result):
-                shown.show(event)
-                continue
-            shown.result(event if as_json else Result({"size": figures.size(float(event.values["bytes"]))}, event.path))  # type: ignore[arg-type]
+        for result in results(pack(path, out, parts), shown.show):
+            size: Any = result.values["bytes"]
+            shown.result(result if as_json else Result({"size": format_size(size)}, result.path))
 
 
 @app.command(
@@ -142,12 +140,11 @@ def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
     from synthe_core.packing.inspect import inspect
 
     with choose_renderer(as_json) as shown:
-        for event in inspect(file.expanduser()):
-            assert isinstance(event, Result)
+        for result in results(inspect(file.expanduser()), shown.show):
             if as_json:
-                shown.result(event)
+                shown.result(result)
             else:
-                print(overview(event.values))
+                print(overview(result.values))
 
 
 @app.command(
@@ -173,12 +170,12 @@ def verify(
     from synthe_core.packing.verify import verify
 
     with choose_renderer(as_json) as shown:
-        for event in verify(file.expanduser(), key):
-            if not isinstance(event, Result) or as_json:
-                shown.result(event) if isinstance(event, Result) else shown.show(event)
+        for result in results(verify(file.expanduser(), key), shown.show):
+            if as_json:
+                shown.result(result)
                 continue
             shown.close()
-            values = event.values
+            values = result.values
             who = f"signed by {values['signed by']}" if values["signed by"] else "unsigned"
             trust = f", which is {key}" if key else ""
             print(f"{who}{trust}: {values['members']} members as they were packed")
@@ -203,8 +200,8 @@ def sign(
     from synthe_core.packing.sign import sign
 
     with choose_renderer(as_json) as shown:
-        for event in sign(file.expanduser(), key.expanduser()):
-            shown.result(event) if isinstance(event, Result) else shown.show(event)
+        for result in results(sign(file.expanduser(), key.expanduser()), shown.show):
+            shown.result(result)
 
 
 @app.command(
@@ -223,12 +220,12 @@ def diff(
     from synthe_core.packing.diff import diff
 
     with choose_renderer(as_json) as shown:
-        for event in diff(one.expanduser(), other.expanduser()):
-            if not isinstance(event, Result) or as_json:
-                shown.result(event) if isinstance(event, Result) else shown.show(event)
+        for result in results(diff(one.expanduser(), other.expanduser()), shown.show):
+            if as_json:
+                shown.result(result)
                 continue
             shown.close()
-            print(differences(event.values))
+            print(differences(result.values))
 
 
 @app.command(

@@ -6,6 +6,7 @@ from typing import Any
 
 from synthe_cli import figures
 from synthe_cli.console import printable
+from synthe_core.units import format_count, format_size
 
 SHOWN = 12  # tensors of a comparison
 
@@ -19,18 +20,18 @@ def overview(values: dict[str, Any]) -> str:
     carried = "" if base["carried"] else f"{base['model']}, whose weights are not in this file"
     rows.append(("model", ", ".join(filter(None, [_parameters(base["parameters"]), carried]))))
     if quantization := base["quantization"]:
-        before, after = (figures.size(quantization[f"bytes_{when}"]) for when in ("before", "after"))
+        before, after = (format_size(quantization[f"bytes_{when}"]) for when in ("before", "after"))
         rows.append(("quantised", f"{quantization['kind']}, groups of {quantization['group']}: {before} -> {after}"))
         if loss := quantization["loss"]:
             cost = f"{loss['before']:.4f} -> {loss['after']:.4f} bits per byte ({loss['after'] - loss['before']:+.4f})"
             rows.append(("its cost", f"{cost} on {loss['tokens']:,} tokens of {loss['text']}"))
     memory = values["memory"]
-    states = ", ".join(f"{figures.size(size)} after {tokens}" for tokens, size in memory["state"].items())
-    rows.append(("memory", f"{figures.size(memory['weights'])} of weights" + (f"; state {states}" if states else "")))
+    states = ", ".join(f"{format_size(size)} after {tokens}" for tokens, size in memory["state"].items())
+    rows.append(("memory", f"{format_size(memory['weights'])} of weights" + (f"; state {states}" if states else "")))
     rows += [(score["name"].replace("_", " "), f"{score['value']:.4f}, {score['how']}") for score in values["scores"]]
     if training["steps"]:
         took = figures.duration(training["seconds"])
-        rows.append(("trained", f"{training['steps']:,} steps, {figures.count(training['tokens'])} tokens, {took}"))
+        rows.append(("trained", f"{training['steps']:,} steps, {format_count(training['tokens'])} tokens, {took}"))
     for adapter in values["adapters"]:
         rank = f"rank {adapter['rank']}, " if adapter["rank"] else ""
         unchecked = "" if adapter["checked"] else ", not held against its base"
@@ -43,7 +44,7 @@ def overview(values: dict[str, Any]) -> str:
     rows.append(("licence", values["licence"] or ""))
     rows.append(("signed by", values["signed_by"] or "nobody"))
     title = f"{values['name']}  (.synapse {values['version']}, by {values['created_by']})"
-    files = [[name, figures.size(facts["bytes"]), facts["sha256"][:16]] for name, facts in values["files"].items()]
+    files = [[name, format_size(facts["bytes"]), facts["sha256"][:16]] for name, facts in values["files"].items()]
     return _text(title, rows) + "\n\n" + printable(figures.table(["member", "size", "sha256"], files))
 
 
@@ -53,7 +54,7 @@ def _parameters(count: int) -> str:
 
 def _titan(values: dict[str, Any]) -> str:
     rows = [("base model", f"{values['base_model']} {values['base_quantization']}".strip())]
-    rows += [("file", f"{name}, {figures.size(size)}") for name, size in values["models"].items()]
+    rows += [("file", f"{name}, {format_size(size)}") for name, size in values["models"].items()]
     rows += [("adapter", f"{name}: {count} tensors") for name, count in values["adapters"].items()]
     rows += _knowledge(values)
     rows.append(("capabilities", ", ".join(values["capabilities"])))

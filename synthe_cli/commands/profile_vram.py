@@ -12,6 +12,7 @@ from synthe_cli import figures
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import DeviceOption, JsonOption, RecipeArgument, SetOption, find_recipe, overrides
 from synthe_core.errors import InputError
+from synthe_core.units import format_size
 
 if TYPE_CHECKING:
     from synthe_core.hardware.probe import Hardware
@@ -26,7 +27,7 @@ app = typer.Typer(**SETTINGS)
     cls=Command,
     epilog="""\
 synthe profile-vram recipes/350m.yaml --batch 8 --context 2048        part by part, and on which cards it fits
-synthe profile-vram 60m --gpu 8GB --train                             does training fit a card of 8 GB?
+synthe profile-vram 60m --gpu 8GiB --train                            does training fit a card of 8 GiB?
 synthe profile-vram tiny --batch 8 --measure                          a real step, beside what was predicted
 synthe profile-vram --fit 60m --gpu "RTX 4090"                        the flags that make it fit
 synthe profile-vram 60m --serve --html memory.html                    against context, beside a transformer
@@ -42,7 +43,7 @@ def profile_vram(
         int | None, typer.Option("--context", "-c", min=2, metavar="N", help="Tokens of a sequence.")
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option("--gpu", metavar="CARD", help="Does it fit this card? 8GB, H200, 'RTX 4090'.")
+        str | None, typer.Option("--gpu", metavar="CARD", help="Does it fit this card? 8GiB, H200, 'RTX 4090'.")
     ] = None,
     train: Annotated[bool, typer.Option("--train", help="Training only.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Serving only.")] = False,
@@ -129,8 +130,8 @@ def _plain(found: Footprint, truth: int | None) -> dict[str, Any]:
 def _shown(recipe: Recipe, found: Footprint, truth: int | None, measure: bool) -> str:
     what = "sequences a pass" if found.purpose == "training" else "sequences"
     head = f"{recipe.name}, {found.purpose}: {found.rows} {what} of {found.length:,} tokens, {found.precision}"
-    rows = [[f"  {name}", figures.size(size), f"{size / found.peak:.0%}"] for name, size in found.parts.items() if size]
-    rows.append(["  peak", figures.size(found.peak), ""])
+    rows = [[f"  {name}", format_size(size), f"{size / found.peak:.0%}"] for name, size in found.parts.items() if size]
+    rows.append(["  peak", format_size(found.peak), ""])
     lines = [head, figures.table(["", "", ""], rows).partition("\n")[2]]
     kept = sum(found.by_learner.values())
     if kept:
@@ -140,7 +141,7 @@ def _shown(recipe: Recipe, found: Footprint, truth: int | None, measure: bool) -
         if truth is None:
             lines.append("  measured: this system does not tell a process's peak")
         else:
-            lines.append(f"  measured {figures.size(truth)}: predicted {found.peak / truth - 1:+.1%} of it")
+            lines.append(f"  measured {format_size(truth)}: predicted {found.peak / truth - 1:+.1%} of it")
     return "\n".join(lines) + "\n"
 
 
@@ -152,12 +153,10 @@ def _cards(found: dict[str, Footprint], room: int, gpu: str | None) -> str:
         return [_share(each.peak / space) if each.peak <= space else "no" for each in found.values()]
 
     if gpu:
-        rows = [[gpu, figures.size(room), *verdicts(room)]]
+        rows = [[gpu, format_size(room), *verdicts(room)]]
     else:
-        rows = [["this machine", figures.size(room), *verdicts(room)]]
-        rows += [
-            [name, figures.size(usable(size << 20)), *verdicts(usable(size << 20))] for name, size in CARDS.items()
-        ]
+        rows = [["this machine", format_size(room), *verdicts(room)]]
+        rows += [[name, format_size(usable(size << 20)), *verdicts(usable(size << 20))] for name, size in CARDS.items()]
     return figures.table(["takes of", "usable", *found], rows)
 
 
@@ -190,11 +189,11 @@ def _fit(recipe: Recipe, machine: Hardware, room: int, gpu: str | None, measure:
         return
     print(_shown(recipe, found.footprint, truth, measure))
     for what, peak in found.tried:
-        print(f"does not fit {figures.size(room)}: {what}, {figures.size(peak)}")
+        print(f"does not fit {format_size(room)}: {what}, {format_size(peak)}")
     if found.next_larger:
         rows, peak = found.next_larger
-        print(f"does not fit {figures.size(room)}: {rows} sequences a pass, {figures.size(peak)}")
-    print(f"fits {gpu or 'this machine'}, with {figures.size(room)} for tensors:")
+        print(f"does not fit {format_size(room)}: {rows} sequences a pass, {format_size(peak)}")
+    print(f"fits {gpu or 'this machine'}, with {format_size(room)} for tensors:")
     print(found.flags)
 
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from synthe_cli import figures
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption, RecipeArgument, SetOption, find_recipe, overrides
+from synthe_core.units import format_count, format_size
 
 app = typer.Typer(cls=Group, help="Show, check or describe recipes.", **SETTINGS)
 
@@ -37,14 +37,14 @@ def show(recipe: RecipeArgument, assign: SetOption = None, as_json: JsonOption =
         print(json.dumps({"recipe": loaded.model_dump(mode="json"), "digest": loaded.digest(), **found.as_dict()}))
         return
     total = found.parameters
-    lines = [f"{loaded.name}  {loaded.digest()}", f"parameters          {figures.count(total)} ({total:,})"]
+    lines = [f"{loaded.name}  {loaded.digest()}", f"parameters          {format_count(total)} ({total:,})"]
     if found.active_parameters != total:
         active = found.active_parameters
-        lines += [f"  met by one token  {figures.count(active):>6}  {active / total:5.1%}"]
-    lines += [f"  {name:<18}{figures.count(n):>6}  {n / total:5.1%}" for name, n in found.by_learner.items()]
+        lines += [f"  met by one token  {format_count(active):>6}  {active / total:5.1%}"]
+    lines += [f"  {name:<18}{format_count(n):>6}  {n / total:5.1%}" for name, n in found.by_learner.items()]
     lines += [
         f"state per sequence  {_growth(found.state_bytes)}",
-        f"FLOPs per token     {figures.count(found.flops)} forward, {figures.count(3 * found.flops)} in training, "
+        f"FLOPs per token     {format_count(found.flops)} forward, {format_count(3 * found.flops)} in training, "
         f"at {found.sequence} tokens",
         f"vocabulary          {found.vocabulary}",
     ]
@@ -72,7 +72,7 @@ def validate(recipe: RecipeArgument, assign: SetOption = None) -> None:
     loaded = Recipe.load(path, overrides(None, assign))
     for source in loaded.data.sources:
         open_source(source.source, source.field or loaded.data.field)  # is there such a one? the hub is not asked
-    print(f"{path}: valid, {figures.count(account(loaded).parameters)} parameters")
+    print(f"{path}: valid, {format_count(account(loaded).parameters)} parameters")
 
 
 @app.command(
@@ -97,5 +97,5 @@ def _growth(state_bytes: dict[int, int]) -> str:
     if not any(state_bytes.values()):
         return "none"
     if len(set(state_bytes.values())) == 1:
-        return f"{figures.size(next(iter(state_bytes.values())))}, however long the text"
-    return ", ".join(f"{figures.size(size)} after {tokens:,}" for tokens, size in state_bytes.items()) + " tokens"
+        return f"{format_size(next(iter(state_bytes.values())))}, however long the text"
+    return ", ".join(f"{format_size(size)} after {tokens:,}" for tokens, size in state_bytes.items()) + " tokens"

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from synthe_cli import figures
 from synthe_cli.api_key import keys_in
 from synthe_cli.console import printable
+from synthe_cli.options import size_option
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError, WorkError
+from synthe_core.units import format_count, format_size
 
 if TYPE_CHECKING:
     from synthe_core.inference.engine import Engine
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 SHORTEST_KEY = 16
 SHORT = 1024  # tokens
-UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def run(asked: Asked) -> int | None:
     steady.ask()  # before anything is computed
     settings = settings_of(asked)
     adapters = [adapter_of(text, named) for text in asked.adapter]
-    cache = size(asked.cache, "--cache")
+    cache = size_option(asked.cache, "--cache")
 
     from synthe_core.hardware.placement import choose_device
     from synthe_core.hardware.probe import probe
@@ -168,7 +168,7 @@ def settings_of(asked: Asked) -> Settings:
         hosts=LOOPBACK | {asked.host.lower(), *(name.lower() for name in asked.allow_host)} if at_home else None,
         origins=asked.cors_origin,
         adapters=asked.adapters,
-        max_body=size(asked.max_body, "--max-body"),
+        max_body=size_option(asked.max_body, "--max-body"),
         max_prompt=asked.max_prompt,
         max_tokens=asked.max_tokens,
         max_n=asked.max_n,
@@ -231,8 +231,8 @@ def state_of(served: Served, longest: int) -> str:
     longest = min(longest, served.limit or longest)
     short, most = served.bytes_at(SHORT), served.bytes_at(longest)
     if short == most:
-        return f"{figures.size(most)} of state a text"
-    return f"{figures.size(short)} of state a text at {SHORT:,} tokens, {figures.size(most)} at {longest:,}"
+        return f"{format_size(most)} of state a text"
+    return f"{format_size(short)} of state a text at {SHORT:,} tokens, {format_size(most)} at {longest:,}"
 
 
 def has_screen() -> bool:
@@ -243,27 +243,19 @@ def has_screen() -> bool:
 def described(asked: Asked, engine: Engine, status: dict[str, Any]) -> list[str]:
     lines = []
     for name, served in engine.models.items():
-        facts = [f"{figures.count(served.model.parameter_count())} parameters"]
+        facts = [f"{format_count(served.model.parameter_count())} parameters"]
         facts.append(state_of(served, asked.max_prompt + asked.max_tokens))
         if served.tokenizer.chat_template is None:
             facts.append("no chat template: asked in lines of `User:`, `Assistant:`")
         lines.append(f"{name}  {'  '.join(facts)}")
         lines += [f"{name}:{adapter}  an adapter" for adapter in sorted(served.adapters)]
     lines.append(
-        f"{status['max_batch']} texts at a time, in {figures.size(status['state_bytes_limit'])} of state at most; "
-        f"{status['max_waiting']} more may wait; {figures.size(status['cache']['limit'])} for earlier prompts"
+        f"{status['max_batch']} texts at a time, in {format_size(status['state_bytes_limit'])} of state at most; "
+        f"{status['max_waiting']} more may wait; {format_size(status['cache']['limit'])} for earlier prompts"
     )
     if not asked.api_key_file and asked.insecure:
         lines.append("warning: everybody who reaches this address may ask")
     return lines
-
-
-def size(text: str, option: str) -> int:
-    """`512MiB`, `2GB`, `0` in bytes; units are powers of 1024."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip(), flags=re.I)
-    if found is None:
-        raise InputError(f"{option} {text}: no size", "such as 512MiB or 2GiB")
-    return int(float(found[1]) * (1 << UNITS[found[2].lower()]))
 
 
 def log(line: str) -> None:

@@ -21,7 +21,7 @@ from synthe_cli.options import (
 from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError
-from synthe_core.events import Result
+from synthe_core.events import results
 
 app = typer.Typer(**SETTINGS)
 
@@ -96,8 +96,5 @@ def train(
         )
     folder = out or (path if resume and path and path.is_dir() else None)
     with choose_renderer(as_json) as shown, stop_on_signal() as stop:
-        for event in verb(loaded, out=folder, resume=resume, init=first, stop=stop):
-            if isinstance(event, Result):
-                shown.result(event)
-            else:
-                shown.show(event)
+        for result in results(verb(loaded, out=folder, resume=resume, init=first, stop=stop), shown.show):
+            shown.result(result)

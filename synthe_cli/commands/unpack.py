@@ -10,7 +10,7 @@ import typer
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import CheckpointArgument, JsonOption, find_checkpoint
 from synthe_cli.renderer import choose_renderer
-from synthe_core.events import Result
+from synthe_core.events import results
 
 app = typer.Typer(**SETTINGS)
 
@@ -40,5 +40,5 @@ def unpack(
     from synthe_core.packing.unpack import unpack
 
     with choose_renderer(as_json) as shown:
-        for event in unpack(path, out, only):
-            shown.result(event) if isinstance(event, Result) else shown.show(event)
+        for result in results(unpack(path, out, only), shown.show):
+            shown.result(result)

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from synthe_core.layers.learner import Spec
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-
-
-def parse_bytes(value: Any) -> Any:
-    """`"20MB"`, `"1.5 GiB"` or a plain number as a count of bytes."""
-    if not isinstance(value, str):
-        return value
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?|)b?\s*", value.lower())
-    if found is None:
-        raise PydanticCustomError("bytes", "'{value}' is no amount of bytes, such as 20MB or 1.5GiB", {"value": value})
-    return int(float(found[1]) * _UNITS[found[2]])
+from synthe_core.units import parse_size
 
 
-ByteCount = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+def _size(value: Any) -> Any:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+ByteCount = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 
 
 class SourceSpec(Spec):

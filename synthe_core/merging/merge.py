@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import shutil
 import threading
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from synthe_core.errors import InputError, SyntheError, WorkError
 from synthe_core.evaluation.lm import Asked, evaluate
-from synthe_core.events import Event, Notice, Progress, Result
+from synthe_core.events import Event, Notice, Progress, Result, without_results
 from synthe_core.merging import adapters, output, stream
 from synthe_core.merging.card import card, summary
 from synthe_core.merging.config import Form, MergeSpec
@@ -89,28 +88,21 @@ def merge_and_compare(
     models |= opened.inputs
     texts, tasks = told_apart(asked)
     checkable(list(models.values()), on_tasks=bool(tasks))
-    done = Result()
-    for event in merge(spec, **options):
-        if isinstance(event, Result):
-            done = event
-        else:
-            yield event
+    merges: list[Result] = []
+    yield from without_results(merge(spec, **options), merges)
+    done = merges[-1]
     assert done.path is not None
     models[str(done.path)] = open_input(str(done.path))
     paths = [model.path for model in models.values()]
-    values, failure = dict(done.values), None
+    failure = None
     try:
-        for event in itertools.chain(
-            compare(models, texts) if texts else (),
-            evaluate(paths, Asked(tasks=tasks, limit=limit), options.get("stop")) if tasks else (),
-        ):
-            if isinstance(event, Result):
-                values |= event.values
-            else:
-                yield event
-    except SyntheError as error:  # what was merged and found stands
+        if texts:
+            yield from without_results(compare(models, texts), merges)
+        if tasks:
+            yield from without_results(evaluate(paths, Asked(tasks=tasks, limit=limit), options.get("stop")), merges)
+    except SyntheError as error:  # the merged model and the results so far stay
         failure = error
-    yield Result(values, done.path)
+    yield Result({name: value for result in merges for name, value in result.values.items()}, done.path)
     if failure is not None:
         raise failure
 

@@ -17,6 +17,7 @@ from synthe_core.errors import InputError, WorkError, unknown
 from synthe_core.events import Event, Notice, Progress
 from synthe_core.hardware.probe import cache_dir
 from synthe_core.storage.atomic import failure
+from synthe_core.units import format_size
 
 BLOCK = 16 << 20
 SUFFIX = ".synapse"
@@ -77,7 +78,7 @@ def download(remote: Remote, target: Path) -> Iterator[Event]:
             if done > remote.size:
                 file.truncate(done := 0)
             if done:
-                yield Notice(f"going on at {done / 1e6:,.1f} MB of {remote.size / 1e6:,.1f} MB")
+                yield Notice(f"resuming at {format_size(done)} of {format_size(remote.size)}")
             url = hf_hub_url(remote.repo, remote.name, revision=remote.commit)
             while done < remote.size:
                 yield Progress(what, done, remote.size, "bytes")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 
 from synthe_core.errors import InputError, closest
 from synthe_core.hardware.probe import Hardware
+from synthe_core.units import parse_size
 
 CARDS = {
     "RTX 4060 8GB": 8188,
@@ -26,21 +27,19 @@ CARDS = {
 """MiB, as their drivers report them."""
 CONTEXT = 600 << 20  # what CUDA, its libraries and their workspaces take before the first tensor
 SPARE = 0.05  # of the rest: what the allocator cannot use of its blocks
-UNITS = {"": 30, "g": 30, "m": 20, "k": 10}
 
 
 def card_memory(text: str) -> int:
-    """Bytes of the card that `text` names: `8GB`, `16GiB`, `8192MiB`, `H200`, `rtx 4090`. Cards are sold by GiB."""
-    asked = text.strip()
-    if found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([gmk]?)(?:i?b)?", asked, flags=re.I):
-        size = int(float(found[1]) * (1 << UNITS[found[2].lower()]))
-        if size > 0:
+    """Bytes of the card that `text` names: `16GiB`, `8192MiB`, `8` (GiB), `H200`, `rtx 4090`."""
+    name = text.strip()
+    with contextlib.suppress(ValueError):
+        if (size := parse_size(name, unit="GiB")) > 0:
             return size
-    names = [name for name in CARDS if asked[:1].isalpha() and asked.lower() in name.lower()]
-    if names:
-        return min(CARDS[name] for name in names) << 20
-    near = closest(asked, CARDS)
-    hint = f"did you mean '{near}'?" if near else f"a size such as 8GB, or one of {', '.join(CARDS)}"
+    matches = [card for card in CARDS if name[:1].isalpha() and name.lower() in card.lower()]
+    if matches:
+        return min(CARDS[card] for card in matches) << 20
+    near = closest(name, CARDS)
+    hint = f"did you mean '{near}'?" if near else f"a size such as 8GiB, or one of {', '.join(CARDS)}"
     raise InputError(f"--gpu {text}: no such card", hint)
 
 

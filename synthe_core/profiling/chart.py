@@ -10,6 +10,7 @@ from typing import NamedTuple
 from synthe_core.charts.style import STYLE
 from synthe_core.recipe.accounting import vocabulary_of
 from synthe_core.recipe.schema import Recipe
+from synthe_core.units import format_length, format_size
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 760, 420, 70, 46, 16, 170
 CONTEXTS = tuple(2**n for n in range(8, 18))
@@ -25,7 +26,7 @@ class Curve(NamedTuple):
 def matched_transformer(recipe: Recipe) -> Recipe:
     """A transformer of the recipe's width and of about as many parameters: full attention and SwiGLU in every block."""
     vocab = vocabulary_of(recipe)
-    wanted = recipe.meta_model(vocab).parameter_count()
+    wanted = recipe.meta_model(vocab).parameterformat_length()
     width = recipe.model.width
     heads = max(1, width // 64)
     while width % heads or (width // heads) % 2:
@@ -42,14 +43,14 @@ def matched_transformer(recipe: Recipe) -> Recipe:
         spec = recipe.model.model_copy(update={"block": block, "blocks": blocks, **plain})
         return recipe.model_copy(update={"model": spec, "name": "transformer"})
 
-    one, two = (sized(blocks).meta_model(vocab).parameter_count() for blocks in (1, 2))
+    one, two = (sized(blocks).meta_model(vocab).parameterformat_length() for blocks in (1, 2))
     return sized(max(1, round((wanted - one) / (two - one)) + 1))
 
 
 def served(recipe: Recipe, name: str, sequences: int) -> Curve:
     """Weights, and the states of so many sequences, at every context."""
     model = recipe.meta_model(vocabulary_of(recipe))
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = sum(p.numel() * p.elementformat_size() for p in model.parameters())
     return Curve(name, [(n, float(weights + sequences * model.state_bytes(n))) for n in CONTEXTS])
 
 
@@ -82,10 +83,10 @@ def _chart(curves: Sequence[Curve]) -> str:
     step = max(1, (high - low) // 8)
     for power in range(low, high + 1, step):
         parts.append(f'<path class="grid" d="M{LEFT} {y(2**power):.1f}h{across}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y(2**power) + 4:.1f}" text-anchor="end">{_size(2**power)}</text>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y(2**power) + 4:.1f}" text-anchor="end">{format_size(2**power)}</text>')
     for n in sorted(set(contexts)):
         if round(math.log2(n) - left) % 2 == 0 or right - left < 6:
-            parts.append(f'<text x="{x(n):.1f}" y="{TOP + tall + 20}" text-anchor="middle">{_count(n)}</text>')
+            parts.append(f'<text x="{x(n):.1f}" y="{TOP + tall + 20}" text-anchor="middle">{format_length(n)}</text>')
     parts.append(f'<text x="{LEFT + across / 2}" y="{HEIGHT - 6}" text-anchor="middle">context, tokens</text>')
     ends: list[float] = []
     for number, curve in enumerate(curves):
@@ -97,7 +98,7 @@ def _chart(curves: Sequence[Curve]) -> str:
         ends.append(label)
         dots = "".join(
             f'<circle class="mark" cx="{x(n):.1f}" cy="{y(size):.1f}" r="3.5">'
-            f"<title>{escape(curve.name)}, {n:,} tokens: {_size(size)}</title></circle>"
+            f"<title>{escape(curve.name)}, {n:,} tokens: {format_size(size)}</title></circle>"
             for n, size in curve.points
         )
         parts.append(
@@ -108,22 +109,11 @@ def _chart(curves: Sequence[Curve]) -> str:
 
 
 def _table(curves: Sequence[Curve]) -> str:
-    head = "".join(f'<th scope="col">{_count(n)}</th>' for n, _ in curves[0].points)
+    head = "".join(f'<th scope="col">{format_length(n)}</th>' for n, _ in curves[0].points)
     rows = "".join(
         f'<tr><th scope="row">{escape(curve.name)}</th>'
-        + "".join(f"<td>{_size(size)}</td>" for _, size in curve.points)
+        + "".join(f"<td>{format_size(size)}</td>" for _, size in curve.points)
         + "</tr>"
         for curve in curves
     )
     return f'<div class="wide"><table><thead><tr><th>tokens</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _size(number: float) -> str:
-    scale = 0
-    while number >= 1000 and scale < 4:
-        number, scale = number / 1024, scale + 1
-    return f"{number:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[scale]}"
-
-
-def _count(number: int) -> str:
-    return f"{number // 1024}k" if number >= 1024 else str(number)

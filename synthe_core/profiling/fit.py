@@ -9,6 +9,7 @@ from synthe_core.errors import WorkError
 from synthe_core.profiling.footprint import Footprint
 from synthe_core.recipe.schema import Recipe
 from synthe_core.training.tuning import ladder
+from synthe_core.units import format_size
 
 SHORTEST = 64  # tokens of a sequence that are worth training on
 
@@ -58,7 +59,7 @@ def fit(recipe: Recipe, room: float, tell: Tell) -> Fit:
         return Fit(best, {"train.micro_batch": best.rows, **given}, tried, larger)
     least = min(peak for _, peak in tried)
     raise WorkError(
-        f"not even one sequence of {SHORTEST} tokens fits: it takes {least / 2**30:.2f} GiB of {room / 2**30:.2f}",
+        f"not even one sequence of {SHORTEST} tokens fits: it takes {format_size(least)} of {format_size(room)}",
         "make the model smaller: fewer blocks, or a smaller width",
     )
 

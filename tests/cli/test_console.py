@@ -16,6 +16,7 @@ from synthe_cli.console import JsonRenderer, PlainRenderer
 from synthe_cli.live import LiveRenderer
 from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Event, Measurement, Metric, Notice, Progress, Result, Sample, Saved
+from synthe_core.units import format_count, format_size
 
 STORY: list[Event] = [
     Notice("a model of 1.6M parameters"),
@@ -141,13 +142,13 @@ def test_a_library_warning_is_a_notice(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (figures.count(7), "7"),
-        (figures.count(999), "999"),
-        (figures.count(999_600), "1M"),
-        (figures.count(1_234_567), "1.23M"),
-        (figures.count(-2_500), "-2.5k"),
-        (figures.size(512), "512 B"),
-        (figures.size(1536), "1.5 KiB"),
+        (format_count(7), "7"),
+        (format_count(999), "999"),
+        (format_count(999_600), "1M"),
+        (format_count(1_234_567), "1.23M"),
+        (format_count(-2_500), "-2.5k"),
+        (format_size(512), "512 B"),
+        (format_size(1536), "1.5 KiB"),
         (figures.duration(59.6), "1m00s"),
         (figures.duration(3_700), "1h01m"),
         (figures.duration(200_000), "2d07h"),

@@ -81,7 +81,7 @@ def test_failures_exit_with_one_and_keep_the_rest(synthe, checkpoint, tasks):
         (["lm", "{path}", "--tasks", "rivers", "--prefix", "bos"], "unknown prefix 'bos'"),
         (["lm", "-", "-", "--tasks", "rivers"], "- can be read once"),
         (["lm", "{path}", "--taks", "rivers"], "did you mean '--tasks'?"),
-        (["perplexity", "{path}", "--context", "2x"], "'2x' is no number of tokens"),
+        (["perplexity", "{path}", "--context", "2x"], "'2x' is not a number of tokens"),
         (["list", "zzzz"], "unknown task 'zzzz'"),
     ],
 )

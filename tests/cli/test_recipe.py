@@ -111,7 +111,7 @@ GOOD = "model: {width: 32, blocks: 1, block: [mlp]}\n"
         (GOOD + "trian: {}\n", "bad.yaml:2:1: unknown key 'trian'", "did you mean 'train'?"),
         (GOOD + "train: {lrr: 1}\n", "bad.yaml:2:9: unknown key 'train.lrr'", "did you mean 'lr'?"),
         (GOOD + "train:\n  lr: fast\n", "bad.yaml:3:3: train.lr: ", "`synthe recipe schema` lists every key"),
-        (GOOD + "train: {budget: 3 moons}\n", "'3 moons' is no budget", "`synthe recipe schema` lists every key"),
+        (GOOD + "train: {budget: 3 moons}\n", "'3 moons' is not a budget", "`synthe recipe schema` lists every key"),
         ("model: {width: 32, blocks: 1, block: [mpl]}\n", "bad.yaml:1:39: ", "did you mean 'mlp'?"),
         (
             "model:\n  width: 32\n  blocks: 1\n  block:\n    - {type: attention, head: 2}\n",

@@ -19,7 +19,8 @@ import httpx
 import pytest
 
 from synthe_cli.commands import serve_run
-from synthe_cli.commands.serve_run import Asked, adapter_of, names, read_keys, settings_of, size
+from synthe_cli.commands.serve_run import Asked, adapter_of, names, read_keys, settings_of
+from synthe_cli.options import size_option
 from synthe_core.errors import InputError
 from tests.paths import ROOT
 
@@ -93,10 +94,11 @@ def test_a_key_file_that_others_read_is_warned_of(tmp_path: Path, capsys: pytest
 
 
 def test_sizes() -> None:
-    assert [size(text, "-x") for text in ("0", "10", "1k", "2MiB", "1.5GB")] == [0, 10, 1024, 2 << 20, 3 << 29]
+    sizes = [size_option(text, "-x") for text in ("0", "10", "1k", "2MiB", "1.5GB", "1.5GiB")]
+    assert sizes == [0, 10, 1000, 2 << 20, 15 * 10**8, 3 << 29]
     for bad in ("", "-1", "5x", "GB"):
         with pytest.raises(InputError):
-            size(bad, "-x")
+            size_option(bad, "-x")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_amounts_of_bytes(text: object, count: int) -> None:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"limit": "20 parsecs"}, "no amount of bytes"),
+        ({"limit": "20 parsecs"}, "is not a size"),
         ({"limit": 0}, "greater than 0"),
         ({"validation": 1.0}, r"fraction in \[0, 1\)"),
         ({"validation": -0.1}, r"fraction in \[0, 1\)"),

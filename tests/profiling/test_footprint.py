@@ -228,17 +228,20 @@ MACHINES = {"H200": H200, "8 GB": SMALL, "CPU": PLAIN}
 @pytest.mark.parametrize(
     ("text", "mib"),
     [
-        ("8GB", 8192),
         ("8 GiB", 8192),
         ("8", 8192),
         ("8192MiB", 8192),
-        ("0.5g", 512),
+        ("0.5gi", 512),
         ("h200", 143771),
         ("rtx 4090", 24564),
     ],
 )
 def test_cards_by_size_and_by_name(text: str, mib: int) -> None:
     assert card_memory(text) == mib << 20
+
+
+def test_a_gigabyte_of_a_card_is_a_power_of_ten() -> None:
+    assert [card_memory(text) for text in ("8GB", "0.5g")] == [8 * 10**9, 5 * 10**8]
 
 
 @pytest.mark.parametrize("text", ["", "0GB", "-8GB", "RTX 9999 Super Ultra", "8XB"])

@@ -50,7 +50,7 @@ def test_what_is_written_is_read_again_as_the_same(tmp_path):
         ("type: delta", "type: detla", "r.yaml:6:8: model.block.0: unknown learner 'detla'", "did you mean 'delta'?"),
         ("heads: 2", "heads: two", "r.yaml:6:21: model.block.0.heads: input should be a valid integer", ""),
         ("lr: 1e-3", "lr: -1", "r.yaml:9:3: train.lr: input should be greater than 0", ""),
-        ("lr: 1e-3", "budget: 3 moons", "r.yaml:9:3: train.budget: '3 moons' is no budget", ""),
+        ("lr: 1e-3", "budget: 3 moons", "r.yaml:9:3: train.budget: '3 moons' is not a budget", ""),
         ("train:", "  bloks: 1\ntrain:", "unknown key 'model.bloks'", "did you mean 'blocks'?"),
         ("name: t", "name: a/b", "r.yaml:1:1: name: string should match pattern", ""),
     ],

@@ -8,6 +8,7 @@ from html import escape
 
 from synthe_core.benchmarks.synthetic.summary import Bench, Summary, chance_text, percent, plain
 from synthe_core.charts.style import COLOURS, MARKS
+from synthe_core.units import format_size
 
 WIDTH, LEFT, TOP, PLOT, HEIGHT, LINE = 640, 46, 14, 390, 290, 17
 
@@ -59,7 +60,7 @@ def accuracy_by_state(bench: Bench, look: Mapping[str, int]) -> str:
     for power in range(first, last + 1, 1 + (last - first) // 7):
         x = LEFT + PLOT * (power - first) / (last - first)
         parts.append(f'<path class="grid" d="M{x:.1f} {TOP}v{height}"/>')
-        parts.append(_text(x, TOP + height + 18, _binary(power), "middle"))
+        parts.append(_text(x, TOP + height + 18, format_size(2**power), "middle"))
     ends = []
     for family, members in families.items():
         across = [LEFT + PLOT * (math.log2(row.state_bytes) - first) / (last - first) for row in members]
@@ -129,9 +130,3 @@ def _spaced(wanted: list[float], top: float, bottom: float) -> list[float]:
         placed[i] = max(top, min(placed[i], limit))
         limit = placed[i] - LINE
     return placed
-
-
-def _binary(power: int) -> str:
-    """2 ** 14 bytes -> 16 KiB."""
-    scale = max(0, min(power // 10, 5))
-    return f"{2 ** (power - 10 * scale):g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[scale]}"

@@ -20,7 +20,7 @@ from synthe_core.benchmarks.synthetic.launch import Launcher, Pending, check, op
 from synthe_core.benchmarks.synthetic.summary import plain
 from synthe_core.benchmarks.synthetic.trial import Trial, run
 from synthe_core.errors import InputError, Interrupted, SyntheError, WorkError
-from synthe_core.events import Event, Measurement, Notice, Progress, Result
+from synthe_core.events import Event, Measurement, Notice, Progress, Result, drain
 from synthe_core.hardware.placement import choose_device
 from synthe_core.hardware.probe import probe
 from synthe_core.storage.atomic import failure, write_file
@@ -142,13 +142,9 @@ def _inline(waiting: dict[str, Trial], device: str) -> Generator[Event, None, No
 def finish(trial: Trial, device: str, name: str) -> dict[str, Any]:
     """A whole trial, in a process of its own: its record, or {"failed": why}."""
     try:
-        for event in run(trial, _device(device), name):
-            if isinstance(event, Result):
-                return dict(event.values)
-            tell(event)
+        return dict(drain(run(trial, _device(device), name), tell).values)
     except Exception as error:  # in words, as each engine wraps errors in its own
         return {"failed": _why(name, error)}
-    raise AssertionError("a trial ends with a Result")
 
 
 def _device(name: str) -> str:
