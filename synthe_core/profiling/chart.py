@@ -26,7 +26,7 @@ class Curve(NamedTuple):
 def matched_transformer(recipe: Recipe) -> Recipe:
     """A transformer of the recipe's width and of about as many parameters: full attention and SwiGLU in every block."""
     vocab = vocabulary_of(recipe)
-    wanted = recipe.meta_model(vocab).parameterformat_length()
+    wanted = recipe.meta_model(vocab).parameter_count()
     width = recipe.model.width
     heads = max(1, width // 64)
     while width % heads or (width // heads) % 2:
@@ -43,14 +43,14 @@ def matched_transformer(recipe: Recipe) -> Recipe:
         spec = recipe.model.model_copy(update={"block": block, "blocks": blocks, **plain})
         return recipe.model_copy(update={"model": spec, "name": "transformer"})
 
-    one, two = (sized(blocks).meta_model(vocab).parameterformat_length() for blocks in (1, 2))
+    one, two = (sized(blocks).meta_model(vocab).parameter_count() for blocks in (1, 2))
     return sized(max(1, round((wanted - one) / (two - one)) + 1))
 
 
 def served(recipe: Recipe, name: str, sequences: int) -> Curve:
     """Weights, and the states of so many sequences, at every context."""
     model = recipe.meta_model(vocabulary_of(recipe))
-    weights = sum(p.numel() * p.elementformat_size() for p in model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return Curve(name, [(n, float(weights + sequences * model.state_bytes(n))) for n in CONTEXTS])
 
 
