@@ -14,13 +14,15 @@ from synthe_core.errors import unknown
 class Table:
     """A table of named things that are imported only when asked for.
 
-    `kind` is the word used in errors ("learner"), `group` the entry-point group that plugins extend it through.
+    `kind` is the word used in errors ("learner"), `group` the entry-point group that plugins extend it through;
+    `aliases` maps other names to the entries that they stand for. Iteration gives each entry once.
     """
 
-    def __init__(self, kind: str, group: str, entries: dict[str, str]) -> None:
+    def __init__(self, kind: str, group: str, entries: dict[str, str], aliases: dict[str, str] | None = None) -> None:
         self.kind = kind
         self.group = group
         self._own = entries
+        self._aliases = aliases or {}
 
     @cached_property
     def _entries(self) -> dict[str, str]:
@@ -31,9 +33,10 @@ class Table:
         return iter(sorted(self._entries))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self._entries or name in self._aliases
 
     def __getitem__(self, name: str) -> Any:
+        name = self._aliases.get(name, name)
         if name not in self._entries:
             raise unknown(self.kind, str(name), self._entries)
         module, _, attribute = self._entries[name].partition(":")

@@ -17,12 +17,12 @@ LAYERS = Table(
     {
         "attention": "synthe_core.layers.attention:Attention",
         "byte_patch": "synthe_core.layers.byte_patch:BytePatch",
+        "context_routed_moe": "synthe_core.layers.context_routed_moe:ContextRoutedMoE",
         "conv": "synthe_core.layers.conv:Conv",
         "delta": "synthe_core.layers.delta:Delta",
         "delta_memory": "synthe_core.layers.delta_memory:DeltaMemory",
         "experts": "synthe_core.layers.experts:Experts",
         "fast_weights": "synthe_core.layers.fast_weights:FastWeights",
-        "hub": "synthe_core.layers.multiscale_memory:Hub",
         "hyena": "synthe_core.layers.hyena:Hyena",
         "kalman": "synthe_core.layers.kalman:Kalman",
         "kda": "synthe_core.layers.kda:KDA",
@@ -31,13 +31,14 @@ LAYERS = Table(
         "mlp": "synthe_core.layers.mlp:MLP",
         "mlstm": "synthe_core.layers.mlstm:MLSTM",
         "momentum": "synthe_core.layers.momentum:Momentum",
+        "multiscale_memory": "synthe_core.layers.multiscale_memory:MultiscaleMemory",
         "rwkv7": "synthe_core.layers.rwkv7:RWKV7",
         "slots": "synthe_core.layers.slots:Slots",
         "spectral": "synthe_core.layers.spectral:Spectral",
         "test_time": "synthe_core.layers.test_time:AtTestTime",
-        "thalamus": "synthe_core.layers.context_routed_moe:Thalamus",
         "tiers": "synthe_core.layers.tiers:Tiers",
     },
+    aliases={"thalamus": "context_routed_moe"},
 )
 
 

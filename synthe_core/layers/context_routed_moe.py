@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
@@ -19,6 +19,11 @@ from synthe_core.ops.linear_scan import linear_scan
 SCAN_FLOPS = 2  # an expert and token: decay, and add
 
 
+def _canonical(name: Any) -> Any:
+    """`thalamus`, an alias in recipes, as the learner's own name."""
+    return "context_routed_moe" if name == "thalamus" else name
+
+
 class Pathways(NamedTuple):
     """strength [B, N] of the way to every expert, and whatever the context's learner remembers."""
 
@@ -26,7 +31,7 @@ class Pathways(NamedTuple):
     context: Any
 
 
-class Thalamus(Learner[Pathways]):
+class ContextRoutedMoE(Learner[Pathways]):
     """y_t = Σ_{e in top K} w_e E_e(x_t), routed by logits l_t = R (h_t + context(h)_t), h_t = W_down x_t.
 
     x [B, T, D]; h [B, T, C] with C = `channels`; `context` is a learner of the table at its default settings, C wide; R
@@ -47,7 +52,7 @@ class Thalamus(Learner[Pathways]):
     """
 
     class Config(PoolSpec):
-        type: Literal["thalamus"] = "thalamus"
+        type: Annotated[Literal["context_routed_moe"], BeforeValidator(_canonical)] = "context_routed_moe"
         channels: int = Field(64, ge=1, description="width of the router's context")
         context: str = Field("mamba", description="the learner that gathers the context, at its default settings")
         rate: float = Field(0.01, gt=0, description="what a pathway gains when it is used")
@@ -66,7 +71,8 @@ class Thalamus(Learner[Pathways]):
         learner = LAYERS[config.context]
         if not learner.causal:
             raise InputError(
-                f"thalamus: context {config.context} sees the whole text", "a causal learner routes, such as mamba"
+                f"context_routed_moe: context {config.context} sees the whole text",
+                "a causal learner routes, such as mamba",
             )
         self.down = project_in(width, config.channels)
         self.context: Learner[Any] = learner(learner.Config(), config.channels)

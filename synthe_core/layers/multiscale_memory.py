@@ -1,4 +1,4 @@
-"""The temporal memory hub: learners in tiers that tick ever more slowly, each on what has lasted of the one below."""
+"""A memory of several time scales: learners in tiers, each slower than the one below and fed by what lasted in it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Rule = Annotated[
     BeforeValidator(parse),
     WithJsonSchema({"type": "object", "properties": {"type": {"enum": list(LAYERS)}}, "required": ["type"]}),
 ]
-"""Any learner of the table. Its schema names it only, as a hub may stand in a hub."""
+"""Any learner of the table. Its schema names it only, as one multiscale memory may stand in another."""
 
 
 class TierSpec(Spec):
@@ -48,7 +48,7 @@ class TierSpec(Spec):
     rule: Rule = Field(..., description="the learner, such as {type: delta, heads: 4}, or test_time")
 
 
-class HubState(NamedTuple):
+class MultiscaleState(NamedTuple):
     """The fast learner's state, those of the slow tiers, and the last position seen [B] (see `last_seen`)."""
 
     fast: Any
@@ -56,7 +56,7 @@ class HubState(NamedTuple):
     seen: Tensor
 
 
-class Hub(Learner[HubState]):
+class MultiscaleMemory(Learner[MultiscaleState]):
     """Tier 1 runs on every token. Tier k > 1 learns once a span of K_k tokens, positions jK ... jK + K - 1, and what it
     has to say about span j is known from position (j + 1) K on: a token sees finished spans only.
 
@@ -89,7 +89,7 @@ class Hub(Learner[HubState]):
     """
 
     class Config(Spec):
-        type: Literal["hub"] = "hub"
+        type: Literal["multiscale_memory"] = "multiscale_memory"
         tiers: list[TierSpec] = Field(
             default_factory=lambda: [
                 TierSpec(every=1, rule=parse("momentum")),
@@ -107,7 +107,7 @@ class Hub(Learner[HubState]):
         reset_every: int | None = Field(None, ge=1, description="empty all tiers every so many tokens; null = never")
 
         @model_validator(mode="after")
-        def _spans_hold_spans(self) -> Hub.Config:
+        def _spans_hold_spans(self) -> MultiscaleMemory.Config:
             periods = [tier.every for tier in self.tiers]
             if periods[0] != 1:
                 raise ValueError(f"the first tier runs on every token: every: 1, not {periods[0]}")
@@ -166,7 +166,7 @@ class Hub(Learner[HubState]):
             for learner in self._learners():
                 if learner.state_bytes(1) != learner.state_bytes(1000):
                     raise InputError(
-                        f"hub: reset_every cannot empty {learner.config.type}, whose state grows",
+                        f"multiscale_memory: reset_every cannot empty {learner.config.type}, whose state grows",
                         "use a rule of constant state, or leave out reset_every",
                     )
 
@@ -190,17 +190,17 @@ class Hub(Learner[HubState]):
         fast = config.tiers[0].rule
         return LAYERS[fast.type].reads(fast)
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> HubState:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> MultiscaleState:
         dtype = self.state_dtype
         slow = tuple(tier.init_state(batch, dtype, device) for tier in self.slow)  # type: ignore[operator]
         seen = torch.full((batch,), -1, dtype=dtype, device=device)
-        return HubState(self.fast.init_state(batch, device=device), slow, seen)
+        return MultiscaleState(self.fast.init_state(batch, device=device), slow, seen)
 
-    def forward(self, x: Tensor, state: HubState | None, ctx: Pass) -> tuple[Tensor, HubState]:
+    def forward(self, x: Tensor, state: MultiscaleState | None, ctx: Pass) -> tuple[Tensor, MultiscaleState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         return self._run(x, state, ctx) if self.config.reset_every is None else self._resetting(x, state, ctx)
 
-    def _resetting(self, x: Tensor, state: HubState, ctx: Pass) -> tuple[Tensor, HubState]:
+    def _resetting(self, x: Tensor, state: MultiscaleState, ctx: Pass) -> tuple[Tensor, MultiscaleState]:
         """In pieces that end where some row is to forget."""
         finished = Spans.over(self.config.reset_every, ctx, state.seen).finished
         cuts = sorted({0, *finished.any(0).nonzero()[:, 0].tolist(), x.shape[1]})
@@ -226,7 +226,7 @@ class Hub(Learner[HubState]):
         ctx.signals.update({name: torch.cat([told[name] for told in signals], 1) for name in signals[0]})
         return torch.cat(outputs, 1), state
 
-    def _run(self, x: Tensor, state: HubState, ctx: Pass) -> tuple[Tensor, HubState]:
+    def _run(self, x: Tensor, state: MultiscaleState, ctx: Pass) -> tuple[Tensor, MultiscaleState]:
         path = ctx.path
         ctx.path = f"{path}.fast"
         fast, fast_state = self.fast(self.enter(x), state.fast, ctx)
@@ -245,7 +245,7 @@ class Hub(Learner[HubState]):
             readings.append(reading)
             after.append(remembered)
         ctx.path = path
-        new = HubState(fast_state, tuple(after), last_seen(ctx, state.seen))
+        new = MultiscaleState(fast_state, tuple(after), last_seen(ctx, state.seen))
         if not readings:
             return fast, new
         scale, shift = self._descend(readings, x.dtype)
@@ -351,16 +351,20 @@ def _check(rule: Any, place: int) -> None:
     """InputError for a rule that a tier cannot have."""
     learner: Any = LAYERS[rule.type]
     if not learner.causal:
-        raise InputError(f"hub: {rule.type} sees the whole text", "a tier's rule must be causal, such as delta")
+        raise InputError(
+            f"multiscale_memory: {rule.type} sees the whole text", "a tier's rule must be causal, such as delta"
+        )
     if place and (signals := learner.reads(rule)):
         raise InputError(
-            f"hub: {rule.type} reads the signal {signals[0]}, of which a slow tier has none", "give it to tier 1"
+            f"multiscale_memory: {rule.type} reads the signal {signals[0]}, of which a slow tier has none",
+            "give it to tier 1",
         )
     if place and isinstance(rule, AtTestTime.Config):
         for key in ("size", "span"):
             if getattr(rule, key) != AtTestTime.Config.model_fields[key].default:
                 raise InputError(
-                    f"hub: tier {place + 1} sets {key} in its rule", "the tier's own `size` and `every` decide there"
+                    f"multiscale_memory: tier {place + 1} sets {key} in its rule",
+                    "the tier's own `size` and `every` decide there",
                 )
 
 

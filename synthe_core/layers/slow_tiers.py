@@ -1,4 +1,4 @@
-"""The slow tiers of a hub: one that runs a learner on summaries of finished spans, and one that learns from tokens."""
+"""The slow tiers of a multiscale memory: one runs a learner on summaries of finished spans, one learns from tokens."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class SummaryTier(nn.Module):
         if self.training:
             error = (guess - z.detach()).square().mean(-1) / size.detach()
             real = torch.ones_like(error) if mask is None else mask.to(dtype)
-            ctx.losses.append(("hub_prediction", self.loss * (error * real).sum() / real.sum().clamp_min(1)))
+            ctx.losses.append(("multiscale_prediction", self.loss * (error * real).sum() / real.sum().clamp_min(1)))
         return (guess - z).square().mean(-1) / size
 
     def flops(self, time: int, every: int, source_every: int) -> float:

@@ -16,8 +16,11 @@ class Part(NamedTuple):
 
 
 def parts(spec: Any) -> dict[str, Part]:
-    """The parts of a model by name: `delta` is that learner in every block, norm included; `hub.tier3` what a learner
-    can do without (see `Learner.parts`); `depth` the router; `confidence` the head of that name."""
+    """The parts of a model by name.
+
+    `delta` is that learner in every block, norm included; `multiscale_memory.tier3` an optional part of a learner (see
+    `Learner.parts`); `depth` the router; `confidence` the head of that name.
+    """
     found: dict[str, Part] = {}
 
     def add(name: str, path: str, *prefixes: str) -> None:

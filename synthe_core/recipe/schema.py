@@ -31,7 +31,7 @@ class Stage(Spec):
     until: float = Field(..., gt=0, lt=1, description="the fraction of the budget at which it ends")
     sequence: int | None = Field(None, ge=1, description="tokens a sequence; default the data's")
     without: list[str] = Field(
-        [], description="parts that wait: learners by type, tiers such as hub.tier3, depth, confidence"
+        [], description="parts that wait: learners by type, tiers such as multiscale_memory.tier3, depth, confidence"
     )
     warm: float = Field(
         0.02, ge=0, lt=1, description="fraction of the budget after it for which the parts that join are trained alone"

@@ -12,7 +12,10 @@ from synthe_core.model.language_model import LanguageModel, ModelSpec
 
 BLOCK = [
     {"type": "conv"},
-    {"type": "hub", "tiers": [{"every": 1, "rule": "momentum"}, {"every": 4, "size": 8, "rule": "kalman"}]},
+    {
+        "type": "multiscale_memory",
+        "tiers": [{"every": 1, "rule": "momentum"}, {"every": 4, "size": 8, "rule": "kalman"}],
+    },
     {"type": "delta", "heads": 2},
     {"type": "mlp", "hidden": 32},
 ]
@@ -46,10 +49,10 @@ def test_what_a_target_means(target, expected):
     assert list(find(model(tie=False, confidence={}), [target])) == expected
 
 
-def test_a_tier_of_a_hub():
-    found = list(find(model(), ["hub.tier2"]))
+def test_a_tier_of_a_multiscale_memory():
+    found = list(find(model(), ["multiscale_memory.tier2"]))
     assert found and all(".slow.0." in name or ".condition.0" in name for name in found)
-    assert set(found) < set(find(model(), ["hub"])) < set(find(model(), ["all-linear"]))
+    assert set(found) < set(find(model(), ["multiscale_memory"])) < set(find(model(), ["all-linear"]))
 
 
 def test_targets_add_up_in_the_order_of_the_model():

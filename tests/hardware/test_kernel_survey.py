@@ -18,7 +18,7 @@ def surveyed() -> dict[str, Survey]:
 def test_every_operator_is_there(surveyed: dict[str, Survey]) -> None:
     assert surveyed.keys() == OPS.keys()
     assert {name for each in surveyed.values() for name in each.learners} == set(LAYERS)
-    assert surveyed["delta_rule"].learners == ["delta", "delta_memory", "hub"]
+    assert surveyed["delta_rule"].learners == ["delta", "delta_memory", "multiscale_memory"]
     assert {"fast_weights", "mamba2"} <= {*surveyed["linear_attention"].learners}
     assert surveyed["linear_cross_entropy"].decoding is None
 

@@ -28,7 +28,10 @@ WINDOW: list[Any] = [{"type": "attention", "heads": 2, "window": 24}, {"type": "
 
 WHOLE: list[Any] = [
     {"type": "kalman"},
-    {"type": "hub", "tiers": [{"every": 1, "size": 8, "rule": "momentum"}, {"every": 16, "size": 8, "rule": "kalman"}]},
+    {
+        "type": "multiscale_memory",
+        "tiers": [{"every": 1, "size": 8, "rule": "momentum"}, {"every": 16, "size": 8, "rule": "kalman"}],
+    },
     {"type": "mlp", "hidden": 32},
     {"type": "attention", "heads": 2, "window": 24, "when": {"signal": "confidence", "below": 0.5, "target": 0.25}},
 ]

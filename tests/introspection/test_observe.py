@@ -110,7 +110,7 @@ def test_readings_are_made_of_what_they_are_said_to_be(case: dict[str, Any]) -> 
 
 def test_slow_tiers_and_routed_blocks_say_where_they_stand() -> None:
     tiers = [{"every": 1, "rule": "momentum"}, {"every": 4, "size": 8, "rule": {"type": "delta", "heads": 2}}]
-    model = build([{"type": "hub", "tiers": tiers}], blocks=3, depth={"min": 1, "mode": "skip"})
+    model = build([{"type": "multiscale_memory", "tiers": tiers}], blocks=3, depth={"min": 1, "mode": "skip"})
     assert model.router is not None
     model.router.thresholds.fill_(0.0)
     seen = observe(model, text())
@@ -149,7 +149,7 @@ def test_predictions_are_of_the_token_that_follows() -> None:
 
 
 def test_a_text_of_one_token_is_a_text() -> None:
-    model = build([{"type": "delta", "heads": 2}, "experts", "slots", "hub"])
+    model = build([{"type": "delta", "heads": 2}, "experts", "slots", "multiscale_memory"])
     seen = observe(model, [3])
     assert np.isnan(seen.predictions.bits).tolist() == [True]
     assert collect(model, seen)[0]

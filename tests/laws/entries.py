@@ -43,7 +43,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2},
         {"heads": 2, "key_size": 5, "value_size": 7, "decay": 1.0, "strength": 0.5, "qk_norm": False},
     ],
-    "hub": [
+    "multiscale_memory": [
         {
             "tiers": [
                 {"every": 1, "rule": "momentum"},
@@ -102,7 +102,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "size": 12, "span": 4, "momentum": False, "surprise": False},
         {"heads": 1, "size": 5, "span": 3, "test_time": False},
     ],
-    "thalamus": [
+    "context_routed_moe": [
         {"experts": 5, "hidden": 12, "channels": 16},
         {"experts": 4, "top_k": 3, "hidden": 8, "channels": 8, "context": "momentum", "bias": True, "decay": 0.9},
     ],

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
-from synthe_core.layers.context_routed_moe import Thalamus
+from synthe_core.layers import LAYERS, parse
+from synthe_core.layers.context_routed_moe import ContextRoutedMoE
 from synthe_core.layers.experts import Experts
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.momentum import Momentum
@@ -17,7 +18,7 @@ WIDTH, EXPERTS, TOP = 12, 5, 2
 def make(**config):
     torch.manual_seed(0)
     config = {"experts": EXPERTS, "top_k": TOP, "hidden": 4, "channels": 6} | config
-    learner = Thalamus(Thalamus.Config(**config), WIDTH).double()
+    learner = ContextRoutedMoE(ContextRoutedMoE.Config(**config), WIDTH).double()
     if learner.config.bias:
         with torch.no_grad():
             learner.bias.normal_(std=20)  # strengths of a few tokens are about 0.05
@@ -81,7 +82,7 @@ def test_the_bias_begins_at_nothing_and_learns():
     x = inputs(2, 9)
     y = biased(x, None, Pass.over(x))[0]
     assert torch.equal(y, plain(x, None, Pass.over(x))[0])
-    assert (Thalamus(Thalamus.Config(bias=True), WIDTH).bias == 0).all()
+    assert (ContextRoutedMoE(ContextRoutedMoE.Config(bias=True), WIDTH).bias == 0).all()
     (slope,) = torch.autograd.grad(y.square().sum(), biased.bias)
     assert slope.abs().max() > 0
     # Counts have no gradient: past the choice, strengths are constants to everything that was chosen by.
@@ -110,7 +111,7 @@ def test_strengths_survive_a_session_to_the_last_bit(bias, tmp_path):
     spec = {
         "width": WIDTH,
         "blocks": 2,
-        "block": [{"type": "thalamus", "experts": 4, "hidden": 4, "channels": 6, "bias": bias}],
+        "block": [{"type": "context_routed_moe", "experts": 4, "hidden": 4, "channels": 6, "bias": bias}],
     }
     torch.manual_seed(0)
     model = LanguageModel(ModelSpec.model_validate(spec), 31)
@@ -162,8 +163,15 @@ def test_contexts_that_cannot_be_are_refused(monkeypatch):
     with pytest.raises(InputError, match="unknown learner 'mambo'") as unknown:
         make(context="mambo")
     assert unknown.value.hint == "did you mean 'mamba'?"
-    with pytest.raises(InputError, match="thalamus: top_k 6 of 5 experts"):
+    with pytest.raises(InputError, match="context_routed_moe: top_k 6 of 5 experts"):
         make(top_k=6)
     monkeypatch.setattr(Momentum, "causal", False)
     with pytest.raises(InputError, match="context momentum sees the whole text"):
         make(context="momentum")
+
+
+def test_thalamus_is_an_alias_in_recipes():
+    """Recipes may say `thalamus`; what is built, shown and saved has the learner's own name."""
+    assert parse("thalamus") == parse("context_routed_moe")
+    assert parse({"type": "thalamus", "experts": 4}).type == "context_routed_moe"
+    assert LAYERS["thalamus"] is ContextRoutedMoE and "thalamus" in LAYERS and "thalamus" not in list(LAYERS)

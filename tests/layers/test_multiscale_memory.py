@@ -8,7 +8,7 @@ from synthe_core import state as states
 from synthe_core.errors import InputError
 from synthe_core.layers import LAYERS, build, parse
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.multiscale_memory import Hub
+from synthe_core.layers.multiscale_memory import MultiscaleMemory
 from synthe_core.layers.slow_tiers import EPS
 from synthe_core.layers.trace import Trace
 from synthe_core.ops.dispatch import hear_calls
@@ -38,8 +38,8 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 def make(tiers, width=WIDTH, **config):
     torch.manual_seed(0)
-    learner = build(parse({"type": "hub", "tiers": tiers} | config), width).double()
-    assert isinstance(learner, Hub)
+    learner = build(parse({"type": "multiscale_memory", "tiers": tiers} | config), width).double()
+    assert isinstance(learner, MultiscaleMemory)
     with torch.no_grad():
         for parameter in learner.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -223,7 +223,7 @@ def test_the_loss_of_prediction_is_the_mean_over_real_spans_():
     learner(x, None, ctx)
     surprise = ctx.signals["surprise"].detach()
     spans = torch.cat([surprise[0, [4, 8, 12, 16, 20]], surprise[1, [4, 8]]])
-    of_tier_2 = next(loss.detach() for name, loss in ctx.losses if name == "hub_prediction")
+    of_tier_2 = next(loss.detach() for name, loss in ctx.losses if name == "multiscale_prediction")
     assert float(of_tier_2) == pytest.approx(0.01 * float(spans.mean()), rel=1e-3)  # EPS of a square
     learner.eval()
     quiet = Pass.over(x, lengths)
@@ -290,16 +290,19 @@ def test_conflict_is_one_where_slow_contradicts_fast():
 def test_the_slow_tiers_cost_less_than_a_third_of_the_fast_one(width, rules):
     tiers = [{"every": every, "rule": rule} for every, rule in zip((1, 16, 128), rules, strict=True)]
     with torch.device("meta"):
-        learner = build(parse({"type": "hub", "tiers": tiers}), width)
+        learner = build(parse({"type": "multiscale_memory", "tiers": tiers}), width)
         fast = LAYERS["momentum"](parse("momentum"), width)
     assert 1 < learner.flops(2048) / fast.flops(2048) < 1.32
-    assert Hub.Config().tiers == parse({"type": "hub", "tiers": tiers}).tiers or rules[1] == "test_time"
+    assert (
+        MultiscaleMemory.Config().tiers == parse({"type": "multiscale_memory", "tiers": tiers}).tiers
+        or rules[1] == "test_time"
+    )
 
 
 @pytest.mark.parametrize("width", [192, 512])
 def test_starts_at_half_the_scale_of_what_it_reads_or_less(width):
     torch.manual_seed(0)
-    learner, x = Hub(Hub.Config(), width), torch.randn(1, 1024, width)
+    learner, x = MultiscaleMemory(MultiscaleMemory.Config(), width), torch.randn(1, 1024, width)
     with torch.no_grad():
         assert 0.15 < learner(x, None, Pass.over(x))[0].std() < 0.6
 
@@ -332,7 +335,7 @@ def test_what_cannot_be_is_refused():
         ({"prediction": 0.0}, "greater than 0"),
     ):
         with pytest.raises(ValidationError, match=reason):
-            Hub.Config.model_validate(bad)
+            MultiscaleMemory.Config.model_validate(bad)
     for bad, reason in (
         ({"tiers": [*tiers(1), {"every": 4, "rule": {"type": "test_time", "span": 8}}]}, "tier 2 sets span"),
         ({"tiers": [*tiers(1), {"every": 4, "size": 6, "rule": "test_time"}]}, "not divisible by heads 4"),
@@ -340,12 +343,12 @@ def test_what_cannot_be_is_refused():
         ({"tiers": [*tiers(1), *tiers(4, rule={"type": "attention", "heads": 1})], "reset_every": 8}, "state grows"),
     ):
         with pytest.raises(InputError, match=reason):
-            build(parse({"type": "hub"} | bad), 32)
+            build(parse({"type": "multiscale_memory"} | bad), 32)
 
 
 def test_what_is_written_out_in_full_is_built_again():
     """A saved recipe names every key, those of a rule too that only its tier may set."""
-    asked = parse({"type": "hub", "tiers": GRADIENTS[:2]})
+    asked = parse({"type": "multiscale_memory", "tiers": GRADIENTS[:2]})
     again = build(parse(asked.model_dump(mode="json")), 32)
     assert again.config == asked
 

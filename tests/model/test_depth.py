@@ -144,7 +144,7 @@ def test_rows_are_grouped_by_how_much_of_them_stays():
         assert len(groups) <= 4 and all(len(group) >= min(4, len(everyone)) for group in groups)
 
 
-@pytest.mark.parametrize("case", ["delta", "hub", "attention", "experts"])
+@pytest.mark.parametrize("case", ["delta", "multiscale_memory", "attention", "experts"])
 def test_grouping_rows_changes_no_number(case, monkeypatch):
     """But auxiliary losses that compare the tokens of a pass, which are then each group's own."""
     block = [{"type": case, "heads": 2} if case in ("delta", "attention") else {"type": case}, "mlp"]

@@ -12,8 +12,8 @@ from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.model.parts import lacking, parts
 
 VOCAB, TIME, WIDTH = 31, 29, 16
-HUB = {
-    "type": "hub",
+MEMORY = {
+    "type": "multiscale_memory",
     "tiers": [
         {"every": 1, "rule": "momentum"},
         {"every": 2, "size": 8, "rule": {"type": "test_time", "heads": 2}},
@@ -25,20 +25,20 @@ SPEC = ModelSpec.model_validate(
     {
         "width": WIDTH,
         "blocks": 3,
-        "block": ["kalman", HUB, {"type": "mlp", "hidden": 16}, PROBE],
+        "block": ["kalman", MEMORY, {"type": "mlp", "hidden": 16}, PROBE],
         "depth": {"min": 1, "target": 0.5, "hidden": 8},
         "confidence": {"hidden": 4},
     }
 )
 CASES = [
-    ["hub.tier3"],
-    ["hub.tier2", "hub.tier3", "confidence"],
-    ["hub.tier2", "hub.tier3", "attention", "depth", "confidence"],
+    ["multiscale_memory.tier3"],
+    ["multiscale_memory.tier2", "multiscale_memory.tier3", "confidence"],
+    ["multiscale_memory.tier2", "multiscale_memory.tier3", "attention", "depth", "confidence"],
     ["depth"],
     ["attention"],
-    ["hub", "confidence"],
+    ["multiscale_memory", "confidence"],
     ["mlp", "depth"],
-    ["hub", "attention", "kalman", "depth", "confidence"],
+    ["multiscale_memory", "attention", "kalman", "depth", "confidence"],
 ]
 each_case = pytest.mark.parametrize("without", CASES, ids=",".join)
 
@@ -124,8 +124,8 @@ def test_text_in_pieces_is_the_whole_and_states_of_what_is_left_out_stay(without
         for before, after in zip(fresh.blocks, state.blocks, strict=True):
             for place, entry in enumerate(model.spec.block):
                 pairs = [(before[place], after[place])] if entry.type in without else []
-                if entry.type == "hub":
-                    names = [f"hub.tier{k}" for k in (2, 3)]
+                if entry.type == "multiscale_memory":
+                    names = [f"multiscale_memory.tier{k}" for k in (2, 3)]
                     slow = zip(names, before[place].slow, after[place].slow, strict=True)
                     pairs += [(old, new) for name, old, new in slow if name in without]
                 for old, new in pairs:
@@ -135,7 +135,7 @@ def test_text_in_pieces_is_the_whole_and_states_of_what_is_left_out_stay(without
 def test_what_has_joined_goes_on_from_the_state_that_it_was_left_with():
     """A text may be read in one stage and go on in the next: finite, and equal to itself in pieces."""
     model, text = model_of(), tokens()
-    model.leave_out(["hub.tier2", "hub.tier3", "attention", "depth"])
+    model.leave_out(["multiscale_memory.tier2", "multiscale_memory.tier3", "attention", "depth"])
     with torch.no_grad():
         _, state = model(text)
         model.leave_out([])
@@ -151,7 +151,7 @@ def test_recomputing_activations_changes_no_gradient():
     text, gradients = tokens(), []
     for recompute in (False, True):
         model = model_of(recompute=recompute)
-        model.leave_out(["hub.tier3", "attention"])
+        model.leave_out(["multiscale_memory.tier3", "attention"])
         model.loss(text[:, :-1], text[:, 1:])[0].objective.backward()
         gradients.append([p.grad for p in model.parameters()])
     for one, other in zip(*gradients, strict=True):
@@ -161,10 +161,19 @@ def test_recomputing_activations_changes_no_gradient():
 
 
 def test_all_parts_are_named_and_an_unknown_one_is_told():
-    names = ["kalman", "hub", "hub.tier2", "hub.tier3", "mlp", "attention", "depth", "confidence"]
+    names = [
+        "kalman",
+        "multiscale_memory",
+        "multiscale_memory.tier2",
+        "multiscale_memory.tier3",
+        "mlp",
+        "attention",
+        "depth",
+        "confidence",
+    ]
     assert list(parts(SPEC)) == names
     model = model_of()
-    with pytest.raises(InputError, match=r"unknown part of the model 'hub\.teir3'") as error:
-        model.leave_out(["hub.teir3"])
-    assert error.value.hint == "did you mean 'hub.tier3'?"
+    with pytest.raises(InputError, match=r"unknown part of the model 'multiscale_memory\.teir3'") as error:
+        model.leave_out(["multiscale_memory.teir3"])
+    assert error.value.hint == "did you mean 'multiscale_memory.tier3'?"
     assert not model.without

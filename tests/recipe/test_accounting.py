@@ -44,24 +44,25 @@ def test_parameters_are_those_of_the_real_model(learner: str) -> None:
 @each_causal_learner
 def test_only_learners_that_route_leave_parameters_idle(learner: str) -> None:
     counted = account(recipe(learner))
-    routes = learner in ("experts", "thalamus")
+    routes = learner in ("experts", "context_routed_moe")
     assert (counted.active_parameters < counted.parameters) == routes
     assert ("active_parameters" in counted.as_dict()) == routes
 
 
 def test_the_experts_a_token_does_not_meet_are_idle_in_every_block() -> None:
-    block = "{type: experts, experts: 8, top_k: 2, hidden: 10}, mlp, {type: thalamus, experts: 5, top_k: 1, hidden: 7}"
+    routed = "{type: context_routed_moe, experts: 5, top_k: 1, hidden: 7}"
+    block = "{type: experts, experts: 8, top_k: 2, hidden: 10}, mlp, " + routed
     counted = account(recipe(block))
     assert counted.parameters - counted.active_parameters == 2 * (6 * 3 * 10 * 64 + 4 * 3 * 7 * 64)
     assert counted.as_dict()["active_parameters"] == counted.active_parameters
 
 
 def test_a_learner_inside_another_is_counted_once() -> None:
-    model = LanguageModel(recipe("thalamus").model, 257)
-    thalamus = [block.learners[0] for block in model.blocks]
-    assert model.learners == thalamus
-    assert model.flops(9) == sum(each.flops(9) for each in thalamus) + 2 * 64 * 257
-    assert all(each.flops(9) > each.context.flops(9) > 0 for each in thalamus)
+    model = LanguageModel(recipe("context_routed_moe").model, 257)
+    learners = [block.learners[0] for block in model.blocks]
+    assert model.learners == learners
+    assert model.flops(9) == sum(each.flops(9) for each in learners) + 2 * 64 * 257
+    assert all(each.flops(9) > each.context.flops(9) > 0 for each in learners)
 
 
 def test_a_tokenizer_still_to_be_trained_counts_as_asked() -> None:

@@ -24,7 +24,7 @@ NAMES = [
     for path in sorted(FOLDER.rglob("*.yaml"))
     if path.parent.name != "merge"
 ]
-ROUTED = ("experts", "thalamus", "slots", "hub")
+ROUTED = ("experts", "context_routed_moe", "slots", "multiscale_memory")
 TIME = 32
 
 

@@ -165,25 +165,31 @@ model:
   depth: {min: 1}
   block:
     - kalman
-    - hub
+    - multiscale_memory
     - {type: attention, heads: 2, when: {signal: confidence, below: 0.5}}
 train:
   stages:
     - until: 0.5
-      without: [hub.tier3, depth]
+      without: [multiscale_memory.tier3, depth]
 """
+TIER = "multiscale_memory"
+ENTRY = "r.yaml:13:17: train.stages.0.without.0"
 
 
 @pytest.mark.parametrize(
     "without,message,hint",
     [
-        ("hub.teir3", "r.yaml:13:17: train.stages.0.without.0: unknown part of the model 'hub.teir3'", "'hub.tier3'"),
-        ("hub.tier4", "r.yaml:13:17: train.stages.0.without.0: unknown part of the model 'hub.tier4'", "hub.tier"),
-        ("delta", "r.yaml:13:17: train.stages.0.without.0: unknown part of the model 'delta'", ""),
-        ("hub.tier1", "r.yaml:13:17: train.stages.0.without.0: unknown part of the model 'hub.tier1'", "'hub.tier"),
-        ("hub.tier2", "r.yaml:13:7: train.stages.0.without: hub.tier3 builds on hub.tier2", "leave out hub.tier3 too"),
+        (f"{TIER}.teir3", f"{ENTRY}: unknown part of the model '{TIER}.teir3'", f"'{TIER}.tier3'"),
+        (f"{TIER}.tier4", f"{ENTRY}: unknown part of the model '{TIER}.tier4'", f"{TIER}.tier"),
+        ("delta", f"{ENTRY}: unknown part of the model 'delta'", ""),
+        (f"{TIER}.tier1", f"{ENTRY}: unknown part of the model '{TIER}.tier1'", f"'{TIER}.tier"),
         (
-            "hub, kalman",
+            f"{TIER}.tier2",
+            f"r.yaml:13:7: train.stages.0.without: {TIER}.tier3 builds on {TIER}.tier2",
+            f"leave out {TIER}.tier3 too",
+        ),
+        (
+            "multiscale_memory, kalman",
             "r.yaml:13:7: train.stages.0.without: attention reads the signal 'confidence', and what publishes it",
             "leave out attention too",
         ),
@@ -192,12 +198,12 @@ train:
 def test_a_stage_leaves_out_parts_that_there_are_and_nobody_needs(tmp_path, without, message, hint):
     load(tmp_path, PARTS)
     load(tmp_path, PARTS, "train.stages.0.without=[kalman]", "train.stages.0.sequence=256")
-    told, suggestion = fault(tmp_path, PARTS.replace("hub.tier3, depth", without))
+    told, suggestion = fault(tmp_path, PARTS.replace("multiscale_memory.tier3, depth", without))
     assert message in told and len(told.splitlines()) == 1
     assert hint in suggestion
 
 
 def test_a_confidence_head_needs_its_signals_in_every_stage(tmp_path):
-    asked = "model.confidence={}", "train.stages.0.without=[hub]"
+    asked = "model.confidence={}", "train.stages.0.without=[multiscale_memory]"
     assert "the confidence head reads the signal 'conflict'" in fault(tmp_path, PARTS, *asked)[0]
-    load(tmp_path, PARTS, asked[0], "train.stages.0.without=[hub, confidence]")
+    load(tmp_path, PARTS, asked[0], "train.stages.0.without=[multiscale_memory, confidence]")

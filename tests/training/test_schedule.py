@@ -60,16 +60,21 @@ def test_positions_against_budgets():
 
 def test_parts_wait_and_are_alone_when_they_join():
     stages = [
-        {"until": 0.2, "sequence": 64, "without": ["hub", "depth"]},
-        {"until": 0.5, "without": ["hub.tier3", "depth"], "warm": 0.1},
-        {"until": 0.6, "without": ["hub"], "warm": 0.1},
+        {"until": 0.2, "sequence": 64, "without": ["multiscale_memory", "depth"]},
+        {"until": 0.5, "without": ["multiscale_memory.tier3", "depth"], "warm": 0.1},
+        {"until": 0.6, "without": ["multiscale_memory"], "warm": 0.1},
     ]
     given = spec(stages=stages)
     told = {f: phase(given, f, 256) for f in (0, 0.19, 0.2, 0.219, 0.22, 0.5, 0.6, 0.69, 0.7, 1)}
     assert [p.stage for p in told.values()] == [1, 1, 2, 2, 2, 3, 4, 4, 4, 4]
-    assert told[0.19] == (1, 64, {"hub", "depth"}, set())
-    assert told[0.2] == told[0.219] == (2, 256, {"hub.tier3", "depth"}, {"hub"})
-    assert told[0.22] == (2, 256, {"hub.tier3", "depth"}, set())
-    assert told[0.5] == (3, 256, {"hub"}, {"depth"})  # hub.tier3 has not joined, as the hub has left
-    assert told[0.6] == told[0.69] == (4, 256, set(), {"hub"})
+    assert told[0.19] == (1, 64, {"multiscale_memory", "depth"}, set())
+    assert told[0.2] == told[0.219] == (2, 256, {"multiscale_memory.tier3", "depth"}, {"multiscale_memory"})
+    assert told[0.22] == (2, 256, {"multiscale_memory.tier3", "depth"}, set())
+    assert told[0.5] == (
+        3,
+        256,
+        {"multiscale_memory"},
+        {"depth"},
+    )  # tier3 has not joined: its learner is out
+    assert told[0.6] == told[0.69] == (4, 256, set(), {"multiscale_memory"})
     assert told[0.7] == told[1] == (4, 256, set(), set())

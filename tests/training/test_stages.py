@@ -16,8 +16,8 @@ from synthe_core.storage.checkpoint import Checkpoint, checkpoints
 from synthe_core.training import train
 from tests.training.conftest import assert_same, of
 
-HUB = {
-    "type": "hub",
+MEMORY = {
+    "type": "multiscale_memory",
     "tiers": [
         {"every": 1, "rule": "momentum"},
         {"every": 2, "size": 8, "rule": {"type": "test_time", "heads": 2}},
@@ -27,15 +27,20 @@ HUB = {
 PROBE = {"type": "attention", "heads": 2, "window": 6, "when": {"signal": "confidence", "below": 0.5}}
 MODEL = {
     "blocks": 3,
-    "block": ["kalman", HUB, {"type": "mlp", "hidden": 16}, PROBE],
+    "block": ["kalman", MEMORY, {"type": "mlp", "hidden": 16}, PROBE],
     "depth": {"min": 1, "target": 0.5, "hidden": 8},
 }
 STAGES = [
-    {"until": 0.25, "sequence": 8, "without": ["hub.tier2", "hub.tier3", "attention", "depth"], "warm": 0.1},
-    {"until": 0.5, "without": ["hub.tier3", "depth"], "warm": 0.1},
+    {
+        "until": 0.25,
+        "sequence": 8,
+        "without": ["multiscale_memory.tier2", "multiscale_memory.tier3", "attention", "depth"],
+        "warm": 0.1,
+    },
+    {"until": 0.5, "without": ["multiscale_memory.tier3", "depth"], "warm": 0.1},
     {"until": 0.75, "without": ["depth"], "warm": 0.1},
 ]
-WARM = {4: ("hub.tier2", "attention"), 7: ("hub.tier3",), 10: ("depth",)}
+WARM = {4: ("multiscale_memory.tier2", "attention"), 7: ("multiscale_memory.tier3",), 10: ("depth",)}
 WARM |= {step + 1: joined for step, joined in WARM.items()}  # 10% of 12 steps, begun ones included
 WITHOUT = {step: STAGES[(step - 1) // 3]["without"] if step < 10 else [] for step in range(1, 13)}
 
@@ -124,9 +129,10 @@ def test_metrics_and_notices_tell_the_stage_and_what_it_spares(staged, tmp_path)
     assert [metric.values["stage"] for metric in validated] == [1, 2, 3, 4]  # each at the end of a stage, and of it
     assert ["depth" in metric.values for metric in validated] == [False, False, False, True]
     notices = [notice.message for notice in of(events, Notice) if notice.message.startswith("stage")]
-    assert notices[0] == "stage 1 of 4: sequences of 8 tokens, without attention, depth, hub.tier2, hub.tier3"
-    second = "stage 2 of 4: sequences of 16 tokens, without depth, hub.tier3"
-    assert notices[1:3] == [f"{second}; first, attention, hub.tier2 alone", second]
+    tiers = "multiscale_memory.tier2, multiscale_memory.tier3"
+    assert notices[0] == f"stage 1 of 4: sequences of 8 tokens, without attention, depth, {tiers}"
+    second = "stage 2 of 4: sequences of 16 tokens, without depth, multiscale_memory.tier3"
+    assert notices[1:3] == [f"{second}; first, attention, multiscale_memory.tier2 alone", second]
     assert notices[-1] == "stage 4 of 4: sequences of 16 tokens"
 
 
@@ -164,11 +170,14 @@ def test_stages_may_be_taken_out_of_a_run_that_goes_on(staged, recipe, tmp_path)
 
 def test_a_part_that_joins_where_it_cannot_act_leaves_the_rest_alone(recipe, tmp_path):
     """A tier that speaks once in 64 tokens has nothing to say in sequences of 16: no gradient, no failure."""
-    hub = {"type": "hub", "tiers": [{"every": 1, "rule": "momentum"}, {"every": 64, "size": 4, "rule": "kalman"}]}
-    stages = [{"until": 0.5, "without": ["hub.tier2"], "warm": 0.2}]
-    asked = recipe(model={"block": [hub, "mlp"]}, stages=stages, save_every="1steps", keep=20)
+    memory = {
+        "type": "multiscale_memory",
+        "tiers": [{"every": 1, "rule": "momentum"}, {"every": 64, "size": 4, "rule": "kalman"}],
+    }
+    stages = [{"until": 0.5, "without": ["multiscale_memory.tier2"], "warm": 0.2}]
+    asked = recipe(model={"block": [memory, "mlp"]}, stages=stages, save_every="1steps", keep=20)
     list(train(asked, out=tmp_path / "run"))
     found = tensors(tmp_path / "run")
-    tier = tuple(prefix for prefix in parts(asked.model)["hub.tier2"].prefixes)
+    tier = tuple(prefix for prefix in parts(asked.model)["multiscale_memory.tier2"].prefixes)
     assert all(torch.equal(value, found[3][name]) or name.startswith(tier) for name, value in found[4].items())
     assert not torch.equal(found[6]["embedding.weight"], found[4]["embedding.weight"])
