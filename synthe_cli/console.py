@@ -33,7 +33,7 @@ SHOWN = {
     "confidence": ("confidence loss", "{:.3f}".format),
     "flops_saved": ("skipped", "{:.0%}".format),
     "depth": ("depth", "{:.2f}".format),
-    "firing_rate": ("firing", "{:.1%}".format),
+    "gate_rate": ("gated", "{:.1%}".format),
     "memory": ("memory", format_size),
     "steps": ("steps", format_count),
     "tokens": ("tokens", format_count),

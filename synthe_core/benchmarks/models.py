@@ -13,7 +13,7 @@ from synthe_core.hardware.placement import choose_precision
 from synthe_core.hardware.probe import probe
 from synthe_core.inference.generate import prefill
 from synthe_core.layers import build, parse
-from synthe_core.layers.learner import Pass, settle
+from synthe_core.layers.learner import Pass, apply_buffer_updates
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.ops.dispatch import prefer_kernels
 from synthe_core.profiling.peak_memory import peak_bytes
@@ -98,7 +98,7 @@ def _training_step(recipe: Recipe, batch: int, time: int, device: str) -> Callab
         loss.objective.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(1e-3)
-        settle(loss.updates)
+        apply_buffer_updates(loss.buffer_updates)
         optimizer.zero_grad()
 
     return step

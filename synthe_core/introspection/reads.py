@@ -55,7 +55,7 @@ def follow(asked: Asked, time: int) -> Reads | None:
     at = None if asked.at is None else asked.at[0]
     count = time if at is None else len(at)
     given = asked.arguments
-    first = given["fired"] if "fired" in given else next(v for v in given.values() if isinstance(v, Tensor))
+    first = given["selected"] if "selected" in given else next(v for v in given.values() if isinstance(v, Tensor))
     if not count or first.shape[1] % count:
         return None
     steps = first.shape[1] // count  # of a token: DeltaProduct takes several
@@ -145,9 +145,9 @@ def _answers(asked: Asked, out: Tensor) -> Tensor:
     """What attention answered, by heads, with zeros for tokens that did not ask."""
     if asked.op.name == "window_attention":
         return out[0].transpose(0, 1)
-    fired = asked.arguments["fired"][0]
-    everyone = out.new_zeros(len(fired), *out.shape[1:])
-    everyone[fired] = out[: int(fired.sum())]
+    selected = asked.arguments["selected"][0]
+    everyone = out.new_zeros(len(selected), *out.shape[1:])
+    everyone[selected] = out[: int(selected.sum())]
     return everyone.transpose(0, 1)
 
 
@@ -155,14 +155,14 @@ def _softmax(asked: Asked) -> Iterator[Block]:
     """softmax(q·k / √K) v over the window, grouped heads; what is read is zero where no key may be."""
     given = asked.arguments
     probed = asked.op.name == "probed_attention"
-    fired = given["fired"][0] if probed else None
+    selected = given["selected"][0] if probed else None
     k, v = (given[name][0].double().transpose(0, 1) for name in ("k", "v"))
     q = given["q"].double()
-    if fired is None:
+    if selected is None:
         q = q[0]
     else:
-        everyone = q.new_zeros(len(fired), *q.shape[1:])
-        everyone[fired] = q[: int(fired.sum())]
+        everyone = q.new_zeros(len(selected), *q.shape[1:])
+        everyone[selected] = q[: int(selected.sum())]
         q = everyone
     q = q.transpose(0, 1)
     group = q.shape[0] // k.shape[0]
@@ -177,8 +177,8 @@ def _softmax(asked: Asked) -> Iterator[Block]:
         seen = (column <= row) & (column > row - window)
         if valid is not None:
             seen = seen & valid[0, : stop + past]
-        if fired is not None:
-            seen = seen & fired[start:stop, None]
+        if selected is not None:
+            seen = seen & selected[start:stop, None]
         scores = q[:, start:stop] @ k[:, : stop + past].transpose(1, 2) / q.shape[-1] ** 0.5
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
         total = weights @ v[:, : stop + past]

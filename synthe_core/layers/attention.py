@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.conditional_gate import Fired, Firing, When
+from synthe_core.layers.conditional_gate import Condition, ConditionalGate, SelectedTokens
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.layers.rope import Scaling, turns
+from synthe_core.layers.rope import Scaling, rotary_angles
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.attention import probed_attention, window_attention
 from synthe_core.ops.rms_norm import rms_norm
@@ -39,8 +39,9 @@ class Attention(Learner[Window]):
     x [B, T, D]; H query heads of size K (D / H by default) read G = `kv_heads` key heads. The state grows with the
     sequence up to `window` tokens (`full` = 131,072), 2 n G K values a row.
 
-    With `when` it is a probe: tokens that do not ask (see `Firing`) get y = 0, and no query, score or output is
-    computed for them. Keys and values are made of every token, as later ones may look back at it.
+    With `when` it is a probe: it runs only at the tokens that a `ConditionalGate` selects. The others get y = 0, and no
+    query, score or output is computed for them. Keys and values are computed for every token, as later queries read
+    them.
 
     Sources: Vaswani et al. 2017; RoPE: Su et al. 2021; GQA: Ainslie et al. 2023; query-key norm: Henry et al. 2020.
     """
@@ -62,9 +63,11 @@ class Attention(Learner[Window]):
         bias: Literal["none", "qkv", "all"] = Field(
             "none", description="learned biases: of queries, keys and values, or of the output too"
         )
-        when: When | None = Field(None, description="run only at tokens that ask for it; null = at every token")
+        when: Condition | None = Field(
+            None, description="run only at the tokens that this selects; null = at every token"
+        )
 
-    emits = schema({"fired": Emission("B T", "routing", "whether the probe ran at the token")})
+    emits = schema({"gate_open": Emission("B T", "routing", "whether the probe ran at the token")})
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
@@ -81,8 +84,8 @@ class Attention(Learner[Window]):
         if config.rope is None and config.rope_scaling is not None:
             raise InputError("attention: rope_scaling stretches rotary positions, and rope is null", "leave one out")
         self.size = config.head_size or width // self.heads
-        self.turned = config.rope is not None or config.qk_norm is True  # the plain norm is a part of the turn
-        if self.turned and self.size % 2:
+        self.rotates = config.rope is not None or config.qk_norm is True  # `rotary` applies the plain norm
+        if self.rotates and self.size % 2:
             raise InputError(f"attention: rotary positions need an even head size, not {self.size}", "change heads")
         if isinstance(config.window, int) and config.window < 1:
             raise InputError(f"attention: window must be at least 1, not {config.window}", "or `full`")
@@ -91,7 +94,7 @@ class Attention(Learner[Window]):
         self.out = project_out(self.heads * self.size, width, config.bias == "all")
         if config.qk_norm == "weighted":
             self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.size)) for _ in range(2))
-        self.firing = None if config.when is None else Firing(config.when)
+        self.conditional_gate = None if config.when is None else ConditionalGate(config.when)
 
     @classmethod
     def reads(cls, config: Any) -> tuple[str, ...]:
@@ -103,53 +106,55 @@ class Attention(Learner[Window]):
 
     def forward(self, x: Tensor, state: Window | None, ctx: Pass) -> tuple[Tensor, Window]:
         state = state or self.init_state(x.shape[0], device=x.device)
-        fired = None if self.firing is None else self.firing(ctx, self.state_dtype)
-        if fired is None:
+        selected = None if self.conditional_gate is None else self.conditional_gate(ctx, self.state_dtype)
+        if selected is None:
             heads, v = self.qkv(x).unflatten(-1, (-1, self.size)).split((self.heads + self.groups, self.groups), dim=2)
-            q, k = self._placed(heads, (self.heads, self.groups), ctx.positions)
+            q, k = self._normalise_and_rotate(heads, (self.heads, self.groups), ctx.positions)
         else:
-            q = self._queries(x, fired, ctx.positions)
+            q = self._queries(x, selected, ctx.positions)
             k, v = self._project(x, slice(self.heads * self.size, None)).chunk(2, dim=2)
-            k = self._placed(k, (0, self.groups), ctx.positions)[1]
+            k = self._normalise_and_rotate(k, (0, self.groups), ctx.positions)[1]
         if state.keys.shape[1]:
             k = torch.cat([state.keys.to(k.dtype), k], dim=1)
             v = torch.cat([state.values.to(v.dtype), v], dim=1)
         valid = self._valid(state, ctx)
-        if fired is None:
+        if selected is None:
             y = self.out(window_attention(q, k, v, self.window, valid).flatten(2))
         else:
-            y = self._answered(probed_attention(q, k, v, fired.where, self.window, valid), fired, ctx)
-        kept = min(self.window, k.shape[1])
-        keys, values = (ctx.last(t, kept).to(state.keys.dtype) for t in (k, v))
+            y = self._scatter_outputs(probed_attention(q, k, v, selected.mask, self.window, valid), selected, ctx)
+        length = min(self.window, k.shape[1])
+        keys, values = (ctx.last(t, length).to(state.keys.dtype) for t in (k, v))
         new = x.shape[1] if ctx.mask is None else ctx.mask.sum(1)
-        return y, Window(keys, values, (state.filled + new).clamp_max(kept))
+        return y, Window(keys, values, (state.filled + new).clamp_max(length))
 
     def _project(self, x: Tensor, rows: slice) -> Tensor:
         """Some rows of the projection, as heads: [..., h, K]."""
         bias = None if self.qkv.bias is None else self.qkv.bias[rows]
         return F.linear(x, self.qkv.weight[rows], bias).unflatten(-1, (-1, self.size))
 
-    def _queries(self, x: Tensor, fired: Fired, positions: Tensor) -> Tensor:
-        """The queries of the tokens that ask, [N, H, K]."""
-        asking = x.flatten(0, 1).index_select(0, fired.at)
-        q = self._project(asking, slice(self.heads * self.size))[None]
-        return self._placed(q, (self.heads, 0), positions.flatten().index_select(0, fired.at)[None])[0][0]
+    def _queries(self, x: Tensor, selected: SelectedTokens, positions: Tensor) -> Tensor:
+        """The queries of the selected tokens, [N, H, K]."""
+        inputs = x.flatten(0, 1).index_select(0, selected.index)
+        q = self._project(inputs, slice(self.heads * self.size))[None]
+        return self._normalise_and_rotate(
+            q, (self.heads, 0), positions.flatten().index_select(0, selected.index)[None]
+        )[0][0]
 
-    def _answered(self, o: Tensor, fired: Fired, ctx: Pass) -> Tensor:
-        """y [B, T, D] of what the tokens that ask have read, o [N, H, K]; zeros for the others."""
-        ctx.skipped.append(self._spared(fired.where, ctx))
+    def _scatter_outputs(self, o: Tensor, selected: SelectedTokens, ctx: Pass) -> Tensor:
+        """y [B, T, D] from the selected tokens' attention outputs o [N, H, K]; zeros elsewhere."""
+        ctx.skipped.append(self._skipped_flops(selected.mask, ctx))
         y = self.out(o.flatten(1))
-        y = y * fired.gate[:, None].to(y.dtype)
-        everyone = y.new_zeros(fired.where.numel(), self.width).index_copy(0, fired.at, y)
-        return everyone.unflatten(0, fired.where.shape)
+        y = y * selected.scale[:, None].to(y.dtype)
+        outputs = y.new_zeros(selected.mask.numel(), self.width).index_copy(0, selected.index, y)
+        return outputs.unflatten(0, selected.mask.shape)
 
-    def _placed(self, heads: Tensor, counts: tuple[int, int], positions: Tensor) -> tuple[Tensor, ...]:
-        """Query and key heads [B, T, h, K], `counts` of each, normalised and turned to their positions."""
+    def _normalise_and_rotate(self, heads: Tensor, counts: tuple[int, int], positions: Tensor) -> tuple[Tensor, ...]:
+        """Query and key heads [B, T, h, K], `counts` of each, normalised and rotated by their positions."""
         if self.config.qk_norm == "weighted":
             parts = zip(heads.split(counts, dim=2), (self.q_norm, self.k_norm), counts, strict=True)
             heads = torch.cat([self._normed(part, weight) for part, weight, count in parts if count], dim=2)
-        if self.turned:
-            cos, sin = turns(positions, self.size, self.config.rope, self.config.rope_scaling, self.state_dtype)
+        if self.rotates:
+            cos, sin = rotary_angles(positions, self.size, self.config.rope, self.config.rope_scaling, self.state_dtype)
             heads = rotary(heads, cos, sin, self.config.norm_eps if self.config.qk_norm is True else None)
         return heads.split(counts, dim=2)
 
@@ -159,7 +164,7 @@ class Attention(Learner[Window]):
         return rms_norm(heads.to(wide), weight.to(wide), self.config.norm_eps, heads.dtype)
 
     def _valid(self, state: Window, ctx: Pass) -> Tensor | None:
-        """Which keys are real: padding is not, nor are places of the window that a shorter row has not filled."""
+        """Which keys are real: neither padding nor entries of the window that a shorter row has not filled."""
         past = state.keys.shape[1]
         if ctx.mask is None and not past:
             return None
@@ -172,15 +177,15 @@ class Attention(Learner[Window]):
         return (2 * min(self.window, time) * self.groups * self.size + 1) * self.state_dtype.itemsize
 
     def flops(self, time: int) -> float:
-        """The matrices', and 4 K per head for every key that a token sees on average; all tokens asking."""
+        """The matrices', and 4 K per head for every key that a token sees on average; all tokens inputs."""
         window = min(self.window, time)
         seen = window - window * (window - 1) / (2 * time)
         return super().flops(time) + 4.0 * self.heads * self.size * seen
 
-    def _spared(self, fired: Tensor, ctx: Pass) -> Tensor:
-        """Of `flops` times the tokens of this pass, what those that did not ask left out."""
-        silent = (~fired).to(torch.float64 if fired.device.type != "mps" else torch.float32)
+    def _skipped_flops(self, selected: Tensor, ctx: Pass) -> Tensor:
+        """The operations of `flops` that unselected tokens of this pass skip."""
+        unselected = (~selected).to(torch.float64 if selected.device.type != "mps" else torch.float32)
         if ctx.mask is not None:
-            silent = silent * ctx.mask
-        seen = torch.arange(1, fired.shape[1] + 1, device=fired.device).clamp_max(self.window)
-        return 4.0 * self.heads * self.size * (silent * (self.width + seen)).sum()
+            unselected = unselected * ctx.mask
+        seen = torch.arange(1, selected.shape[1] + 1, device=selected.device).clamp_max(self.window)
+        return 4.0 * self.heads * self.size * (unselected * (self.width + seen)).sum()

@@ -1,4 +1,4 @@
-"""When a learner runs: at the tokens whose signal says so. The share of them is held by moving the threshold."""
+"""Conditional computation: a learner runs only at tokens whose signal passes a threshold that tracks a target share."""
 
 from __future__ import annotations
 
@@ -10,118 +10,116 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Pass, Spec
+from synthe_core.ops.hashing import hash_uniform
 
 RANDOM = "random"
-FOLLOW = 0.1  # share of the way that the threshold goes, each step, to where that step's tokens would have had it
-SAMPLE = 1 << 18  # signals that a quantile is taken of, at most
+THRESHOLD_RATE = 0.1  # share of the distance to the step's quantile by which the threshold moves each step
+QUANTILE_SAMPLE = 1 << 18  # signals that a quantile is taken of, at most
 
 
-class When(Spec):
-    """Tokens ask by a signal that an earlier learner publishes: where it is below, or above, a threshold."""
+class Condition(Spec):
+    """Selects tokens by a signal that an earlier learner publishes: where it is below, or above, a threshold."""
 
-    signal: str = Field(..., description="the name of the signal; `random` asks by position alone, for comparison")
-    below: float | None = Field(None, description="ask where the signal is below this, which training may move")
-    above: float | None = Field(None, description="or where it is above this")
+    signal: str = Field(..., description="name of the signal; `random` selects by position alone, as a control")
+    below: float | None = Field(None, description="select where the signal is below this; training may move it")
+    above: float | None = Field(None, description="or where the signal is above this")
     target: float | None = Field(
-        0.25, gt=0, lt=1, description="share of the tokens that ask, held by moving the threshold; null = it stays"
+        0.25, gt=0, lt=1, description="share of tokens to select; training moves the threshold to it; null = fixed"
     )
     explore: float = Field(
-        0.1, ge=0, lt=1, description="in training, the share of the other tokens that try it nevertheless"
+        0.1, ge=0, lt=1, description="in training, the share of the other tokens that are selected as well"
     )
     temperature: float = Field(
-        0.1, gt=0, description="distance from the threshold, in the signal's units, over which it is taught"
+        0.1, gt=0, description="width of the straight-through sigmoid around the threshold, in the signal's units"
     )
 
     @model_validator(mode="after")
-    def _one_side(self) -> When:
+    def _one_side(self) -> Condition:
         if (self.below is None) == (self.above is None):
             raise ValueError("give one of `below` and `above`")
         return self
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The signal, where another learner has to publish it."""
+        """The signal, unless it is `random`, which no learner publishes."""
         return () if self.signal == RANDOM else (self.signal,)
 
 
-class Fired(NamedTuple):
-    """Which tokens ask, bool [B, T]; their places in the rows laid end to end, int64 [N]; and for each a factor [N]
-    of its answer: 1, with the gradient of how willingly it asked."""
+class SelectedTokens(NamedTuple):
+    """The tokens of a pass at which a learner runs.
 
-    where: Tensor
-    at: Tensor
-    gate: Tensor
+    mask: bool [B, T]. index: int64 [N], the selected tokens in the rows laid end to end. scale [N]: a factor of each
+    token's output, 1 in value, which carries the straight-through gradient to the signal.
+    """
+
+    mask: Tensor
+    index: Tensor
+    scale: Tensor
 
 
-class Firing(nn.Module):
-    """Token t asks where m_t > 0, m_t = θ - s_t (`below`) or s_t - θ (`above`); s [B, T] is the signal.
+class ConditionalGate(nn.Module):
+    """Selects token t where m_t > 0, m_t = θ - s_t (`below`) or s_t - θ (`above`); s [B, T] is the signal.
 
-    A decision depends on the token's own signal and on θ, which only moves between training steps: after each, it goes
-    a tenth of the way to the quantile of that step's signals at which `target` of the real tokens would have asked. So
-    it follows the signal, whatever its scale, and stays where training left it.
+    A decision depends on the token's own signal and on θ, which moves between training steps only: after each step, by
+    a tenth of the distance to the quantile of that step's signals at which `target` of the real tokens would have been
+    selected. θ therefore tracks the signal at any scale, and keeps its value after training.
 
-    Straight-through (Bengio et al. 2013): the answer y counts in full, and its gradient reaches the signal as if it had
-    been multiplied by σ(m_t / temperature). A token that did not ask has no answer, and teaches nothing. So that those
-    who would do well to ask can be found, a share `explore` of the others, chosen by position, runs in training too.
+    Straight-through (Bengio et al. 2013): the output y counts in full, and its gradient reaches the signal as if y were
+    multiplied by σ(m_t / temperature). A token that is not selected has no output and gives no gradient. So that such
+    tokens are tried too, training selects a share `explore` of the others by position.
 
-    `random` is for comparison: s_t is a hash of the token's position, uniform in [0, 1), so that as many ask as with a
-    signal that knows something.
+    `random` is a control: s_t is a hash of the token's position, uniform in [0, 1), which selects as many tokens as an
+    informative signal would.
     """
 
     threshold: Tensor
     seed: Tensor
 
-    def __init__(self, when: When) -> None:
+    def __init__(self, condition: Condition) -> None:
         super().__init__()
-        self.when = when
-        start = when.below if when.below is not None else when.above
+        self.condition = condition
+        start = condition.below if condition.below is not None else condition.above
         self.register_buffer("threshold", torch.tensor(start))
-        self.register_buffer("seed", torch.randint(1 << 40, ()))  # each learner has its own
+        self.register_buffer("seed", torch.randint(1 << 40, ()))  # one for each learner
 
-    def forward(self, ctx: Pass, dtype: torch.dtype) -> Fired:
-        """Who asks in this pass; decided in `dtype`."""
+    def forward(self, ctx: Pass, dtype: torch.dtype) -> SelectedTokens:
+        """The selected tokens of this pass; margins are computed in `dtype`."""
+        condition = self.condition
         signal = self._signal(ctx).to(dtype)
         margin = self.threshold.to(dtype) - signal
-        margin = margin if self.when.above is None else -margin
-        where = margin > 0 if ctx.mask is None else (margin > 0) & ctx.mask
-        tokens = where.numel() if ctx.mask is None else ctx.mask.sum().clamp_min(1)
-        ctx.measures.append(("firing_rate", where.sum() / tokens))  # of those that ask; explorers are not counted
-        if self.training and self.when.explore:
-            where = where | (uniform(ctx.positions, -self.seed) < self.when.explore)
-            where = where if ctx.mask is None else where & ctx.mask
-        ctx.emit("fired", where)
-        if self.training and self.when.target is not None:
-            share = self.when.target if self.when.above is None else 1 - self.when.target
-            ctx.updates.append((self.threshold, followed(self.threshold, signal.detach(), ctx.mask, share, FOLLOW)))
-        at = where.flatten().nonzero().squeeze(1)
-        will = (margin.flatten().index_select(0, at) / self.when.temperature).sigmoid()
-        return Fired(where, at, 1 + (will - will.detach()))
+        margin = margin if condition.above is None else -margin
+        mask = margin > 0 if ctx.mask is None else (margin > 0) & ctx.mask
+        tokens = mask.numel() if ctx.mask is None else ctx.mask.sum().clamp_min(1)
+        ctx.measures.append(("gate_rate", mask.sum() / tokens))  # without the tokens that explore
+        if self.training and condition.explore:
+            mask = mask | (hash_uniform(ctx.positions, -self.seed) < condition.explore)
+            mask = mask if ctx.mask is None else mask & ctx.mask
+        ctx.emit("gate_open", mask)
+        if self.training and condition.target is not None:
+            share = condition.target if condition.above is None else 1 - condition.target
+            moved = moved_threshold(self.threshold, signal.detach(), ctx.mask, share, THRESHOLD_RATE)
+            ctx.buffer_updates.append((self.threshold, moved))
+        index = mask.flatten().nonzero().squeeze(1)
+        soft = (margin.flatten().index_select(0, index) / condition.temperature).sigmoid()
+        return SelectedTokens(mask, index, 1 + (soft - soft.detach()))
 
     def _signal(self, ctx: Pass) -> Tensor:
-        if self.when.signal == RANDOM:
-            return uniform(ctx.positions, self.seed)
-        if self.when.signal not in ctx.signals:
+        name = self.condition.signal
+        if name == RANDOM:
+            return hash_uniform(ctx.positions, self.seed)
+        if name not in ctx.signals:
             raise InputError(
-                f"no learner before has published the signal '{self.when.signal}'",
+                f"no learner before has published the signal '{name}'",
                 f"published: {', '.join(sorted(ctx.signals)) or 'none'}",
             )
-        return ctx.signals[self.when.signal]
+        return ctx.signals[name]
 
 
-def followed(threshold: Tensor, signal: Tensor, mask: Tensor | None, share: float, rate: float) -> Tensor:
-    """A threshold after a step of these signals: gone `rate` of the way to where `share` of the real tokens' would lie
-    below it, and all of the way from infinity."""
+def moved_threshold(threshold: Tensor, signal: Tensor, mask: Tensor | None, share: float, rate: float) -> Tensor:
+    """The threshold after a training step: moved by `rate` of its distance to the quantile `share` of the signals of
+    real tokens, and all the way from infinity. Unchanged after a step without a real token."""
     sample = signal if mask is None else signal.masked_fill(~mask, torch.nan)
-    sample = sample.flatten()[:: -(-sample.numel() // SAMPLE)]
-    wanted = sample.nanquantile(share).to(threshold.dtype)
-    near = torch.where(threshold.isinf(), wanted, threshold.lerp(wanted, rate))
-    return torch.where(wanted.isnan(), threshold, near)  # NaN: a step without a real token
-
-
-def uniform(positions: Tensor, seed: Tensor | int) -> Tensor:
-    """Numbers in [0, 1), float32, that look drawn: a hash of int64 positions (SplitMix, Steele et al. 2014)."""
-    x = (positions + seed) * -0x61C8864680B583EB  # multiplication wraps around
-    x = (x ^ (x >> 30 & (1 << 34) - 1)) * -0x40A7B892E31B1A47
-    x = (x ^ (x >> 27 & (1 << 37) - 1)) * -0x6B2FB644ECCEEE15
-    x = x ^ (x >> 31 & (1 << 33) - 1)
-    return (x >> 40 & (1 << 24) - 1).float() * 2.0**-24
+    sample = sample.flatten()[:: -(-sample.numel() // QUANTILE_SAMPLE)]
+    quantile = sample.nanquantile(share).to(threshold.dtype)
+    moved = torch.where(threshold.isinf(), quantile, threshold.lerp(quantile, rate))
+    return torch.where(quantile.isnan(), threshold, moved)

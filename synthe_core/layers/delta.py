@@ -110,8 +110,8 @@ class Delta(Learner[Memory]):
             self.conv = nn.Parameter(torch.empty(sum(mixed), self.taps).uniform_(-1, 1) * self.taps**-0.5)
         if config.decay:
             step = torch.empty(heads).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-            self.log_rate = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
-            self.step_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus gives `step` back
+            self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+            self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus gives `step` back
 
     @classmethod
     def publishes(cls, config: Config) -> tuple[str, ...]:
@@ -190,7 +190,7 @@ class Delta(Learner[Memory]):
         """β [B, T, nH] and log α [B, T, H]; at padding they are 0, which leaves the memory as it is."""
         low, high = self.config.beta_range
         beta = low + (high - low) * beta.sigmoid()
-        log_decay = -self.log_rate.exp() * F.softplus(decay + self.step_bias) if self.config.decay else None
+        log_decay = -self.A_log.exp() * F.softplus(decay + self.dt_bias) if self.config.decay else None
         if ctx.mask is not None:
             beta = beta * ctx.mask[..., None]
             log_decay = None if log_decay is None else log_decay * ctx.mask[..., None]

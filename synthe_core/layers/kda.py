@@ -78,8 +78,8 @@ class KDA(Learner[Memory]):
         self.out = project_out(values, width)
         self.norm = nn.Parameter(torch.ones(self.value))
         self.gate_bias = nn.Parameter(torch.zeros(values))
-        self.log_rate = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
-        self.step_bias = nn.Parameter(first_steps(keys))
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+        self.dt_bias = nn.Parameter(first_steps(keys))
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Memory:
         memory = (batch, self.config.heads, self.key, self.value)
@@ -106,8 +106,8 @@ class KDA(Learner[Memory]):
     def _gates(self, beta: Tensor, decay: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
         """β [B, T, H] and log α [B, T, H, K]; at padding they are 0, which leaves the memory as it is."""
         beta = beta.sigmoid()
-        steps = F.softplus(decay + self.step_bias).unflatten(-1, (-1, self.key))
-        log_decay = -self.log_rate.exp()[:, None] * steps
+        steps = F.softplus(decay + self.dt_bias).unflatten(-1, (-1, self.key))
+        log_decay = -self.A_log.exp()[:, None] * steps
         if ctx.mask is not None:
             beta = beta * ctx.mask[..., None]
             log_decay = log_decay * ctx.mask[..., None, None]

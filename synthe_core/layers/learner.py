@@ -37,8 +37,8 @@ class Pass:
     losses:    auxiliary losses, added to the objective by the trainer.
     measures:  figures of this pass that training logs, 0-dim and without gradient (how often a gate fired).
     skipped:   floating-point operations that learners left out of this pass, of those that their `flops` state.
-    updates:   buffers of the model and what they are to become once the training step is taken (see `settle`).
-    trials:    tokens that ran every block, for a depth router to learn from (see `model.depth.Trials`); None: none did.
+    buffer_updates: buffers of the model with their values after the training step (see `apply_buffer_updates`).
+    exploration: the tokens that train a depth router (see `model.depth.ExplorationSample`); None without any.
     without:   paths of what takes no part in this pass: it adds nothing, and its state passes through unchanged.
     tokens:    for a trace, int64 [B, T]: which tokens of the whole pass these are, where they are not all of them.
     """
@@ -49,8 +49,8 @@ class Pass:
     losses: list[tuple[str, Tensor]] = field(default_factory=list)
     measures: list[tuple[str, Tensor]] = field(default_factory=list)
     skipped: list[float | Tensor] = field(default_factory=list)
-    updates: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    trials: Any = None
+    buffer_updates: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    exploration: Any = None
     without: frozenset[str] = frozenset()
     trace: Trace | None = None
     path: str = ""
@@ -98,7 +98,7 @@ class Pass:
 
 
 @torch.no_grad()
-def settle(updates: Iterable[tuple[Tensor, Tensor]]) -> None:
+def apply_buffer_updates(updates: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Ends a training step: every buffer takes the mean of the values that the step's passes have for it."""
     wanted: dict[int, tuple[Tensor, list[Tensor]]] = {}
     for buffer, value in updates:
@@ -169,7 +169,7 @@ class Learner(nn.Module, ABC, Generic[S]):
         return {}
 
     @classmethod
-    def lacking(cls, config: Any, parts: Sequence[str]) -> Any:
+    def without_parts(cls, config: Any, parts: Sequence[str]) -> Any:
         """The configuration of what is left without these `parts`."""
         return config
 

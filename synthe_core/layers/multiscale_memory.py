@@ -182,7 +182,7 @@ class MultiscaleMemory(Learner[MultiscaleState]):
         return {f"tier{k + 2}": (f"slow.{k}", f"condition.{k}") for k in range(len(config.tiers) - 1)}
 
     @classmethod
-    def lacking(cls, config: Any, parts: Sequence[str]) -> Any:
+    def without_parts(cls, config: Any, parts: Sequence[str]) -> Any:
         return config.model_copy(update={"tiers": config.tiers[: len(config.tiers) - len(parts)]})
 
     @classmethod

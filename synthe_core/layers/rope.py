@@ -1,4 +1,4 @@
-"""The frequencies of rotary positions, and the published ways to stretch them over longer texts."""
+"""Rotary position embeddings: the angles, and the published ways to scale them to longer contexts."""
 
 from __future__ import annotations
 
@@ -51,12 +51,13 @@ class Llama3Scaling(Spec):
 Scaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="type")]
 
 
-def turns(
+def rotary_angles(
     positions: Tensor, size: int, base: float | None, scaling: LinearScaling | Llama3Scaling | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """cos and sin [B, T, K/2] as `dtype` of each token's angles: `positions` int64 [B, T] times base^(-2i / K).
 
-    K is the head's `size`; without a base nothing turns. Angles are float64, so that they are exact far into a text.
+    K is the head's `size`. Without a base all angles are 0. Angles are float64, which keeps late positions
+    exact.
     """
     wide = torch.float32 if positions.device.type == "mps" else torch.float64  # mps has no float64
     steps = torch.arange(0, size, 2, device=positions.device, dtype=wide)

@@ -42,17 +42,17 @@ class ConfidenceHead(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, hidden: Tensor, signals: Mapping[str, Tensor], surest: Tensor) -> Tensor:
-        """The log-odds [B, T] of being right; `surest` is log π."""
+    def forward(self, hidden: Tensor, signals: Mapping[str, Tensor], max_logprob: Tensor) -> Tensor:
+        """The log-odds [B, T] of being right; `max_logprob` is log π."""
         told = [signals[name].detach().clamp_min(0).log1p() for name in self.names]
-        beside = torch.stack([*told, surest.detach()], -1).to(hidden.dtype)
+        beside = torch.stack([*told, max_logprob.detach()], -1).to(hidden.dtype)
         correction = self.out(F.silu(self.inner(torch.cat([hidden.detach(), beside], -1))))[..., 0]
-        known = surest.detach().clamp_max(-LEAST)
+        known = max_logprob.detach().clamp_max(-LEAST)
         return self.scale * (known - (-known.expm1()).log()) + correction
 
     def loss(self, hidden: Tensor, signals: Mapping[str, Tensor], verdict: Judgement, scored: Tensor) -> Tensor:
         """The mean binary cross-entropy over the tokens that are `scored` (bool [B, T]), times the weight."""
-        logit = self(hidden, signals, verdict.surest)
+        logit = self(hidden, signals, verdict.max_logprob)
         losses = F.binary_cross_entropy_with_logits(logit, verdict.right.to(logit.dtype), reduction="none")
         return self.weight * torch.where(scored, losses, 0.0).sum() / scored.sum().clamp_min(1)
 

@@ -17,14 +17,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from synthe_core import state as states
-from synthe_core.layers.conditional_gate import followed, uniform
+from synthe_core.layers.conditional_gate import moved_threshold
 from synthe_core.layers.learner import Pass, Spec
 from synthe_core.layers.projection import project_in
 from synthe_core.layers.trace import Emission, Trace, schema
 from synthe_core.model.block import RMSNorm
+from synthe_core.ops.hashing import hash_uniform
 from synthe_core.ops.rms_norm import rms_norm
 
-TRIED = 1 << 40  # the seed that picks the tokens to learn from, by position
+EXPLORATION_SEED = 1 << 40  # the seed that picks the tokens to learn from, by position
 FOLLOW = 0.3  # share of the way that a threshold goes, each step, to where this step's tokens would have had it
 SLOW = 8.0  # the router's weights are kept this much larger than they act, so that a step of Adam turns them less
 TINY = 1e-12
@@ -188,7 +189,7 @@ class Places:
 
 
 @dataclass
-class Trials:
+class ExplorationSample:
     """Tokens of a pass that run every block, for the router to learn from: N of them, at `at` int64 [N] in the rows
     laid end to end. `scores` [N, S] are theirs, with the router's gradient; `streams` what went in and out of each."""
 
@@ -200,16 +201,16 @@ class Trials:
         """Keeps the stream x [B, T, D] before or after a routed block, at these tokens."""
         self.streams.append(x.detach().flatten(0, 1).index_select(0, self.at))
 
-    def only(self, which: Tensor) -> Trials:
+    def only(self, which: Tensor) -> ExplorationSample:
         """Those that are True in bool [N]."""
-        return Trials(self.at[which], self.scores[which], [x[which] for x in self.streams])
+        return ExplorationSample(self.at[which], self.scores[which], [x[which] for x in self.streams])
 
     @property
     def ends(self) -> list[Tensor]:
         """The streams before and after what each score decides about, 2 S of [N, D]: one score decides about it all."""
         return [self.streams[0], self.streams[-1]] if self.scores.shape[1] == 1 else self.streams
 
-    def lesson(self, losses: Tensor) -> Tensor:
+    def router_loss(self, losses: Tensor) -> Tensor:
         """1 - the correlation of the scores with what the blocks gained: a scalar with the router's gradient.
 
         losses [2 S, N]: a token's cross-entropy if it were read off at each of the `ends`. A gain is the difference
@@ -237,7 +238,8 @@ class Router(nn.Module):
 
     **What it learns.** In training a few tokens, `explore` of them and chosen by position, run every block. For those
     it is known by how much the blocks lowered the loss: the stream before them, read by the model's own head, is what
-    the token would have said had it left there. The scores learn to correlate with that gain (see `Trials.lesson`).
+    the token would have predicted had it left there. The scores learn to correlate with that gain (see
+    `ExplorationSample.router_loss`).
     """
 
     thresholds: Tensor
@@ -275,7 +277,9 @@ class Router(nn.Module):
             x = F.rms_norm(x, (x.shape[-1],), eps=self.norm.eps)
             return F.linear(x, F.normalize(self.outer.weight.to(wide), dim=-1))
 
-    def forward(self, x: Tensor, ctx: Pass, cost: Callable[[int], float]) -> tuple[list[Choice], Trials | None]:
+    def forward(
+        self, x: Tensor, ctx: Pass, cost: Callable[[int], float]
+    ) -> tuple[list[Choice], ExplorationSample | None]:
         """What each of the later blocks runs of x, and the tokens to learn from, in training.
 
         `cost` is a block's FLOPs per token of a pass of that length.
@@ -286,17 +290,17 @@ class Router(nn.Module):
         scores = self.scores(x)
         keep = (scores.detach() > self.thresholds).movedim(-1, 0)  # [blocks, B, T]
         keep = keep if ctx.mask is None else keep & ctx.mask
-        wished, trials = keep, None
+        wished, sample = keep, None
         if self.training:
-            tried = uniform(ctx.positions, TRIED) < self.spec.explore
+            tried = hash_uniform(ctx.positions, EXPLORATION_SEED) < self.spec.explore
             tried = tried if ctx.mask is None else tried & ctx.mask
             keep = keep | tried
             at = tried.flatten().nonzero().squeeze(1)
-            trials = Trials(at, scores.flatten(0, 1).index_select(0, at), [])
-            ctx.updates.append((self.thresholds, self._followed(scores.detach(), ctx.mask)))
+            sample = ExplorationSample(at, scores.flatten(0, 1).index_select(0, at), [])
+            ctx.buffer_updates.append((self.thresholds, self._followed(scores.detach(), ctx.mask)))
         counts = keep.sum(-1).tolist()  # lengths decide shapes: here a device is waited for
         self._tell(wished, keep, counts, ctx, cost)
-        return [Choice(*each) for each in zip(keep.unbind(), counts, strict=True)], trials
+        return [Choice(*each) for each in zip(keep.unbind(), counts, strict=True)], sample
 
     def _followed(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         """The thresholds after a step of these scores."""
@@ -304,7 +308,7 @@ class Router(nn.Module):
         rates = self.spec.rates(self.routed)
         return torch.stack(
             [
-                followed(threshold, column, mask, 1 - rate, FOLLOW)
+                moved_threshold(threshold, column, mask, 1 - rate, FOLLOW)
                 for threshold, column, rate in zip(self.thresholds, columns, rates, strict=True)
             ]
         )

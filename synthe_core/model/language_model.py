@@ -20,7 +20,7 @@ from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.trace import Trace
 from synthe_core.model.block import EPS, Block, RMSNorm
 from synthe_core.model.confidence import ConfidenceHead, ConfidenceSpec
-from synthe_core.model.depth import Choice, DepthSpec, Router, Trials
+from synthe_core.model.depth import Choice, DepthSpec, ExplorationSample, Router
 from synthe_core.model.parts import parts
 from synthe_core.ops.cross_entropy import IGNORED, linear_cross_entropy
 
@@ -62,19 +62,19 @@ class ModelSpec(Spec):
         if self.depth is None:
             return self
         if self.depth.min >= self.blocks:
-            raise misplaced(
+            raise field_error(
                 ("depth", "min"),
                 f"{self.depth.min} of {self.blocks} blocks are run by every token, which leaves none to choose",
                 f"at most {self.blocks - 1}, or leave out model.depth" if self.blocks > 1 else "leave out model.depth",
             )
         if self.head is not None:
-            raise misplaced(("depth",), "an encoder runs every block", "leave out model.depth, or model.head")
+            raise field_error(("depth",), "an encoder runs every block", "leave out model.depth, or model.head")
         return self
 
     @model_validator(mode="after")
     def _an_encoder_predicts_no_token(self) -> ModelSpec:
         if self.confidence is not None and self.head is not None:
-            raise misplaced(
+            raise field_error(
                 ("confidence",), "an encoder predicts no next token", "leave out model.confidence, or model.head"
             )
         return self
@@ -85,13 +85,13 @@ class ModelSpec(Spec):
             return self
         for place, spec in enumerate(self.block):
             if not LAYERS[spec.type].causal:  # type: ignore[attr-defined]
-                raise misplaced(
+                raise field_error(
                     ("block", place),
                     f"{spec.type} sees the whole text, and a language model may not see what it is to predict",  # type: ignore[attr-defined]
                     "use it in an encoder: model.head={type: classify, classes: N}; `hyena` is its causal kin",
                 )
         if self.patch is not None:
-            raise misplaced(
+            raise field_error(
                 ("patch",),
                 "a stem shortens the text, and a language model predicts every token",
                 "use it in an encoder (model.head), or put the learner `byte_patch` into the block",
@@ -100,15 +100,15 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _signals_come_before_their_readers(self) -> ModelSpec:
-        for place, name in self.unheard():
-            raise misplaced(
+        for place, name in self.unresolved_signals():
+            raise field_error(
                 ("block", place),
                 f"no learner before it in the block publishes the signal '{name}'",
                 _who_publishes(name),
             )
         return self
 
-    def unheard(self) -> Iterator[tuple[int, str]]:
+    def unresolved_signals(self) -> Iterator[tuple[int, str]]:
         """Every signal that a learner reads and none before it in the block publishes: the reader's place, the name."""
         published: set[str] = set()
         for place, spec in enumerate(self.block):
@@ -129,9 +129,9 @@ def _who_publishes(name: str) -> str:
     return f"did you mean '{near}'?" if near else f"signals: {', '.join(sorted(by_signal))}"
 
 
-def misplaced(path: tuple[str | int, ...], message: str, hint: str) -> PydanticCustomError:
+def field_error(path: tuple[str | int, ...], message: str, hint: str) -> PydanticCustomError:
     """A fault of several keys together, to be shown at `path` below the mapping that is checked."""
-    return PydanticCustomError("misplaced", "{message}", {"message": message, "path": path, "hint": hint})
+    return PydanticCustomError("field", "{message}", {"message": message, "path": path, "hint": hint})
 
 
 class ModelState(NamedTuple):
@@ -146,7 +146,7 @@ class Loss(NamedTuple):
 
     measures: what learners told of the pass, the mean of each name over those that told it; 0-dim, no gradient.
     skipped: floating-point operations that learners left out of the pass, of those that `flops` states; 0-dim or 0.0.
-    updates: buffers and their values after the step, for `settle`.
+    buffer_updates: buffers and their values after the step, for `apply_buffer_updates`.
     """
 
     total: Tensor
@@ -155,7 +155,7 @@ class Loss(NamedTuple):
     each: Tensor
     measures: dict[str, Tensor]
     skipped: Tensor | float
-    updates: Sequence[tuple[Tensor, Tensor]] = ()
+    buffer_updates: Sequence[tuple[Tensor, Tensor]] = ()
 
     @property
     def objective(self) -> Tensor:
@@ -233,10 +233,10 @@ class Backbone(nn.Module):
         ctx.without = self._silent
         for index, (block, remembered) in enumerate(zip(self.blocks, states, strict=True)):
             if self.router is not None and index == self.routed[0]:
-                chosen, ctx.trials = self.router(x, ctx, self._block_flops)
+                chosen, ctx.exploration = self.router(x, ctx, self._block_flops)
                 choices = dict(zip(self.routed, chosen, strict=True))
             step = partial(choices[index].run, block) if index in choices else block
-            tried = ctx.trials if index in choices else None
+            tried = ctx.exploration if index in choices else None
             if tried is not None:
                 tried.watch(x)
             ctx.path = f"blocks.{index}"
@@ -331,20 +331,20 @@ class LanguageModel(Backbone):
             losses["confidence"] = confidence.loss(hidden, ctx.signals, verdict, targets != IGNORED)
         elif self.confidence is not None:
             ctx.spare(self.confidence.flops())
-        if ctx.trials is not None and torch.is_grad_enabled():
-            losses["depth"] = self._lesson(ctx.trials, targets)
-        return Loss(total, scored, losses, each, told, sum(ctx.skipped), tuple(ctx.updates)), after
+        if ctx.exploration is not None and torch.is_grad_enabled():
+            losses["depth"] = self._router_loss(ctx.exploration, targets)
+        return Loss(total, scored, losses, each, told, sum(ctx.skipped), tuple(ctx.buffer_updates)), after
 
-    def _lesson(self, trials: Trials, targets: Tensor) -> Tensor:
+    def _router_loss(self, sample: ExplorationSample, targets: Tensor) -> Tensor:
         """The router's loss: how well its scores tell what the blocks gained at the tokens that ran them all."""
-        answers = targets.flatten().index_select(0, trials.at)
-        trials = trials.only(answers != IGNORED)
-        answers = targets.flatten().index_select(0, trials.at)
-        wide = trials.scores.dtype
+        answers = targets.flatten().index_select(0, sample.at)
+        sample = sample.only(answers != IGNORED)
+        answers = targets.flatten().index_select(0, sample.at)
+        wide = sample.scores.dtype
         with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
-            logits = F.linear(self.norm(torch.stack(trials.ends).to(wide)), self.head.weight.to(wide))
+            logits = F.linear(self.norm(torch.stack(sample.ends).to(wide)), self.head.weight.to(wide))
             losses = F.cross_entropy(logits.flatten(0, 1), answers.repeat(len(logits)), reduction="none")
-        return trials.lesson(losses.view(len(logits), -1))
+        return sample.router_loss(losses.view(len(logits), -1))
 
     def flops(self, time: int) -> float:
         """Floating-point operations per token of a forward pass over `time` tokens, counted learner by learner."""

@@ -39,26 +39,26 @@ def parts(spec: Any) -> dict[str, Part]:
     return found
 
 
-def lacking(spec: Any, without: Collection[str]) -> Any:
+def without_parts(spec: Any, without: Collection[str]) -> Any:
     """The model that is left of `spec` without these parts."""
     block = []
     for entry in spec.block:
         if entry.type not in without:
             learner = LAYERS[entry.type]
-            block.append(learner.lacking(entry, missing(entry, without)))
+            block.append(learner.without_parts(entry, omitted(entry, without)))
     gone = {name: None for name in ("depth", "confidence") if name in without}
     return spec.model_copy(update={"block": block, **gone})
 
 
-def missing(entry: Any, without: Collection[str]) -> list[str]:
+def omitted(entry: Any, without: Collection[str]) -> list[str]:
     """Of what the learner `entry` can do without, what is left out."""
     return [name for name in LAYERS[entry.type].parts(entry) if f"{entry.type}.{name}" in without]
 
 
-def orphan(spec: Any, without: Collection[str]) -> tuple[str, str] | None:
+def missing_dependency(spec: Any, without: Collection[str]) -> tuple[str, str] | None:
     """A part that is to run, and one that it builds on and that is left out; None where there is no such pair."""
     for entry in spec.block:
-        left_out = missing(entry, without)
+        left_out = omitted(entry, without)
         names = list(LAYERS[entry.type].parts(entry))
         for name in names[names.index(left_out[0]) :] if left_out else ():
             if name not in left_out:

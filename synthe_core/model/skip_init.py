@@ -16,7 +16,7 @@ DRAWS = (
 )
 
 
-class _Undrawn(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     """Leaves a tensor as it is where it would be filled at random."""
 
     def __torch_function__(
@@ -28,8 +28,8 @@ class _Undrawn(TorchFunctionMode):
 
 
 @contextmanager
-def undrawn() -> Iterator[None]:
+def skip_init() -> Iterator[None]:
     """Within the block random initial values are left out, and the caller's random numbers stay what they are. Every
     tensor of what is built that was to be drawn means nothing until it is loaded."""
-    with torch.random.fork_rng(devices=[]), _Undrawn():
+    with torch.random.fork_rng(devices=[]), _SkipInit():
         yield

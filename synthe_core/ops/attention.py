@@ -109,32 +109,32 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) ->
 
 
 @op
-def probed_attention(q: Tensor, k: Tensor, v: Tensor, fired: Tensor, window: int, valid: Tensor | None) -> Tensor:
-    """`window_attention` of some tokens only: those where `fired`, bool [B, T], N in all.
+def probed_attention(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, valid: Tensor | None) -> Tensor:
+    """`window_attention` of some tokens only: those where `selected`, bool [B, T], N in all.
 
     q [N, H, K], their queries, row by row; k, v [B, P + T, G, K] and valid as there: everything may be looked back at.
     Returns o [N, H, K].
     """
-    everyone = q.new_zeros(*fired.shape, *q.shape[1:]).masked_scatter(fired[..., None, None], q)
-    return window_attention.reference(everyone, k, v, window, valid)[fired]
+    everyone = q.new_zeros(*selected.shape, *q.shape[1:]).masked_scatter(selected[..., None, None], q)
+    return window_attention.reference(everyone, k, v, window, valid)[selected]
 
 
 @probed_attention.kernel("packed-sdpa", rank=10, tolerance=1e-5)
-def packed_sdpa(q: Tensor, k: Tensor, v: Tensor, fired: Tensor, window: int, valid: Tensor | None) -> Tensor:
+def packed_sdpa(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, valid: Tensor | None) -> Tensor:
     """Tokens in blocks of `window`; the queries of each, packed, against its keys and those of the block before it.
 
     A pack holds m queries; a block where more asked has several packs, and one where nobody asked has none.
     """
     if not len(q):
         return q
-    time = fired.shape[1]
-    real = fired.new_ones(k.shape[:2]) if valid is None else valid
+    time = selected.shape[1]
+    real = selected.new_ones(k.shape[:2]) if valid is None else valid
     if (older := k.shape[1] - time - window) > 0:  # keys that no token of this pass looks back at
         k, v, real = (x[:, older:] for x in (k, v, real))
     block, back = (time, 0) if time <= window else (window, -time % window)
     if time > window:
         k, v, real = (_pairs(x, window + time - x.shape[1], back, window) for x in (k, v, real))
-    asked = F.pad(fired, (0, back)).reshape(-1, block)
+    asked = F.pad(selected, (0, back)).reshape(-1, block)
     rank = asked.cumsum(1)
     counts = rank[:, -1].tolist()  # waits for the device: sizes depend on it
     size = _pack_size(counts)

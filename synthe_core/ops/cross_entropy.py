@@ -17,10 +17,10 @@ CHUNK_BYTES = 32 << 20  # logits held at a time
 
 class Judgement(NamedTuple):
     """What the model's own choice is worth: `right` bool [B, T], whether the largest logit, of equals the first, is the
-    target's; `surest` [B, T], the log of its probability, 0 where nothing is scored. Neither has a gradient."""
+    target's; `max_logprob` [B, T], the log of its probability, 0 where nothing is scored. Neither has a gradient."""
 
     right: Tensor
-    surest: Tensor
+    max_logprob: Tensor
 
 
 @op
@@ -38,8 +38,8 @@ def linear_cross_entropy(
     losses = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none").view_as(targets)
     verdict = None
     if judge:
-        surest, likeliest = (x.view_as(targets) for x in logits.detach().log_softmax(-1).max(-1))
-        verdict = Judgement(likeliest == targets, torch.where(targets == IGNORED, 0.0, surest))
+        max_logprob, likeliest = (x.view_as(targets) for x in logits.detach().log_softmax(-1).max(-1))
+        verdict = Judgement(likeliest == targets, torch.where(targets == IGNORED, 0.0, max_logprob))
     return losses.sum(), losses.detach(), verdict
 
 

@@ -19,8 +19,8 @@ from synthe_core.errors import InputError, closest, unknown
 from synthe_core.layers import LAYERS
 from synthe_core.layers.learner import Spec
 from synthe_core.model.classifier import Model, build_model
-from synthe_core.model.language_model import ModelSpec, misplaced
-from synthe_core.model.parts import lacking, orphan, parts
+from synthe_core.model.language_model import ModelSpec, field_error
+from synthe_core.model.parts import missing_dependency, parts, without_parts
 from synthe_core.storage import yaml_text
 from synthe_core.storage.yaml_text import Key, Source
 
@@ -109,7 +109,7 @@ class Recipe(Spec):
     def _stages_divide(self) -> Recipe:
         for place, stage in enumerate(self.train.stages):
             if stage.sequence is not None and self.data.sequence % stage.sequence:
-                raise misplaced(
+                raise field_error(
                     ("train", "stages", place, "sequence"),
                     f"{stage.sequence} does not divide data.sequence {self.data.sequence}",
                     "rows are cut into whole sequences",
@@ -124,31 +124,31 @@ class Recipe(Spec):
             for index, name in enumerate(stage.without):
                 if name not in known:
                     error = unknown("part of the model", name, known)
-                    raise misplaced((*path, index), error.message, error.hint or "")
-            if pair := orphan(self.model, stage.without):
-                raise misplaced(path, "{} builds on {}, which is left out".format(*pair), f"leave out {pair[0]} too")
-            rest = lacking(self.model, stage.without)
-            for reader, signal in rest.unheard():
+                    raise field_error((*path, index), error.message, error.hint or "")
+            if pair := missing_dependency(self.model, stage.without):
+                raise field_error(path, "{} builds on {}, which is left out".format(*pair), f"leave out {pair[0]} too")
+            rest = without_parts(self.model, stage.without)
+            for reader, signal in rest.unresolved_signals():
                 name = rest.block[reader].type
                 message = f"{name} reads the signal '{signal}', and what publishes it is left out"
-                raise misplaced(path, message, f"leave out {name} too")
+                raise field_error(path, message, f"leave out {name} too")
             if rest.confidence is not None and (lost := set(self.model.published) - set(rest.published)):
                 message = f"the confidence head reads the signal '{min(lost)}', and what publishes it is left out"
-                raise misplaced(path, message, "leave out confidence too")
+                raise field_error(path, message, "leave out confidence too")
         return self
 
     @model_validator(mode="after")
     def _an_encoder_classifies(self) -> Recipe:
         if self.model.head is None:
             if self.data.labels is not None:
-                raise misplaced(
+                raise field_error(
                     ("data", "labels"),
                     "a language model reads no labels",
                     "leave them out, or make an encoder: model.head={type: classify, classes: N}",
                 )
             return self
         if self.data.labels is None:
-            raise misplaced(
+            raise field_error(
                 ("model", "head"), "an encoder needs labelled text", "set data.labels to `path` or `field:NAME`"
             )
         for key, given, reason in (
@@ -156,10 +156,10 @@ class Recipe(Spec):
             ("sample", self.train.sample is not None, "an encoder does not write text"),
         ):
             if given:
-                raise misplaced(("train", key), reason, f"leave out train.{key}, or model.head")
+                raise field_error(("train", key), reason, f"leave out train.{key}, or model.head")
         for place, stage in enumerate(self.train.stages):
             if stage.sequence is not None:
-                raise misplaced(
+                raise field_error(
                     ("train", "stages", place, "sequence"),
                     "a text has one label, and its pieces have none",
                     "leave it out, or model.head",
@@ -264,7 +264,7 @@ def _flatten(
             yield path, f"unknown key '{shown}'", f"did you mean '{near}'?" if near else f"known: {', '.join(known)}"
         elif fault["type"] == "missing":
             yield path, f"missing key '{shown}'", None
-        elif fault["type"] == "misplaced":
+        elif fault["type"] == "field":
             path = (*path, *context["path"])
             yield path, f"{'.'.join(map(str, path))}: {fault['msg']}", context["hint"]
         elif fault["type"] == "learner":

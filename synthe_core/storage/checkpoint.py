@@ -34,7 +34,7 @@ from synthe_core.errors import InputError, closest
 from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import Session
-from synthe_core.model.skip_init import undrawn
+from synthe_core.model.skip_init import skip_init
 from synthe_core.recipe.schema import Recipe
 from synthe_core.registry import Table
 from synthe_core.storage import adapter_files, yaml_text
@@ -191,7 +191,7 @@ class Checkpoint:
 
     def _built(self, device: torch.device | str, dtype: torch.dtype | None) -> Model:
         (self.base or self).check_sizes()
-        with undrawn():
+        with skip_init():
             model = build_model(self.recipe.model, self.vocab)
         load_weights(model, self.tensors, self.path)
         source = self if self.base is None or (self.path / NAME).is_file() else self.base

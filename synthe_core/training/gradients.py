@@ -19,7 +19,7 @@ from synthe_core.training.settings import Settings
 class Outcome(NamedTuple):
     """`nats` over `scored` targets, on the device; the tokens read; auxiliary losses, already weighted; the state to
     carry on; what learners measured, the mean over tokens; the operations of the forward pass that they skipped; and
-    updates for `settle`."""
+    buffer_updates for `apply_buffer_updates`."""
 
     nats: Tensor
     scored: int
@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
     carried: ModelState | None
     measures: dict[str, Tensor]
     skipped: Tensor | float
-    updates: list[tuple[Tensor, Tensor]]
+    buffer_updates: list[tuple[Tensor, Tensor]]
 
 
 def accumulate(
@@ -51,7 +51,7 @@ def accumulate(
     auxiliary: dict[str, Tensor] = {}
     measures = Means()
     skipped: Tensor | float = 0.0
-    updates: list[tuple[Tensor, Tensor]] = []
+    buffer_updates: list[tuple[Tensor, Tensor]] = []
     after: list[ModelState] = []
     for first in range(0, batch.inputs.shape[0], settings.micro_batch):
         rows = slice(first, first + settings.micro_batch)
@@ -69,12 +69,12 @@ def accumulate(
             nats += loss.total.detach()
             measures.add(loss.measures, piece.tokens)
             skipped = skipped + loss.skipped
-            updates += loss.updates
+            buffer_updates += loss.buffer_updates
             state = detach(state)
         if carry and state is not None:
             after.append(state)
     carried = None if not carry else after[0] if len(after) == 1 else join(after)
-    return Outcome(nats, total, batch.tokens, auxiliary, carried, measures.values(), skipped, updates)
+    return Outcome(nats, total, batch.tokens, auxiliary, carried, measures.values(), skipped, buffer_updates)
 
 
 class Means:

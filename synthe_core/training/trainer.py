@@ -16,7 +16,7 @@ from synthe_core.data.stream import Batch, Stream, windows
 from synthe_core.errors import Interrupted, WorkError
 from synthe_core.events import Event, Metric, Notice, Progress, Result, Sample, Saved
 from synthe_core.hardware.probe import Hardware
-from synthe_core.layers.learner import settle
+from synthe_core.layers.learner import apply_buffer_updates
 from synthe_core.model.classifier import Classifier, Model
 from synthe_core.model.parts import parts
 from synthe_core.recipe.schema import Recipe
@@ -104,7 +104,9 @@ class Trainer:
             rate = schedule.rate(self.spec, fraction)
             self._apply(size, rate)
             if self.snapshot.base is None:  # what an adapter is trained over stays as it is
-                settle((buffer, value) for buffer, value in outcome.updates if id(buffer) not in self.fixed)
+                apply_buffer_updates(
+                    (buffer, value) for buffer, value in outcome.buffer_updates if id(buffer) not in self.fixed
+                )
             self.snapshot.carried = outcome.carried
             self.position.step += 1
             self.position.tokens += outcome.tokens

@@ -166,5 +166,5 @@ def test_figures(shown: str, expected: str) -> None:
 def test_people_are_told_the_share_of_operations_that_was_skipped() -> None:
     dense = {"loss": 2.0, "flops": 3e6, "flops_dense": 3e6}
     assert console.labelled(dense) == [("loss", "2.000")]
-    routed = dense | {"flops": 2.1e6, "depth": 2.5, "firing_rate": 0.105}
-    assert console.labelled(routed)[1:] == [("skipped", "30%"), ("depth", "2.50"), ("firing", "10.5%")]
+    routed = dense | {"flops": 2.1e6, "depth": 2.5, "gate_rate": 0.105}
+    assert console.labelled(routed)[1:] == [("skipped", "30%"), ("depth", "2.50"), ("gated", "10.5%")]

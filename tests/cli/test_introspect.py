@@ -60,7 +60,7 @@ def test_watching_off_a_terminal_is_lines(synthe: Run, checkpoint: Path) -> None
 
 def test_every_name_is_documented(synthe: Run) -> None:
     shown = synthe("introspect", "--schema").stdout
-    for name in ("beta", "log_input", "chosen", "read_slots", "fired", "depth", "innovation", "persistence_*"):
+    for name in ("beta", "log_input", "chosen", "read_slots", "gate_open", "depth", "innovation", "persistence_*"):
         assert f" {name} " in shown
     told = [json.loads(line) for line in synthe("introspect", "--schema", "--json").stdout.splitlines()]
     assert {"learner", "name", "axes", "group", "meaning", "summary"} == set(told[0])

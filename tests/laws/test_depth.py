@@ -7,7 +7,7 @@ import torch
 
 from synthe_core import state as states
 from synthe_core.layers import LAYERS
-from synthe_core.layers.learner import Pass, settle
+from synthe_core.layers.learner import Pass, apply_buffer_updates
 from synthe_core.model.depth import depths
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from tests.laws.entries import FIRST, WIDTH, case_name
@@ -31,7 +31,7 @@ def model_of(case, mode="exit", recompute=False):
     spec = ModelSpec.model_validate({"width": WIDTH, "blocks": 3, "block": block, "depth": depth})
     model = LanguageModel(spec, VOCAB, recompute).double()
     for seed in (5, 6):
-        settle(model.loss(tokens(seed=seed), tokens(seed=seed))[0].updates)
+        apply_buffer_updates(model.loss(tokens(seed=seed), tokens(seed=seed))[0].buffer_updates)
     return model
 
 
@@ -120,8 +120,8 @@ def test_recomputing_activations_changes_no_gradient_and_no_threshold(case):
         loss, _ = model.loss(text[:, :-1], text[:, 1:])
         loss.objective.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
-        updates.append(loss.updates[0][1])
-        assert len(loss.updates) == 1
+        updates.append(loss.buffer_updates[0][1])
+        assert len(loss.buffer_updates) == 1
     assert torch.equal(*updates)
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-12, atol=1e-14, msg=name)

@@ -12,7 +12,7 @@ from synthe_core.layers.learner import Learner
 from synthe_core.layers.trace import Trace
 from synthe_core.model import block as block_module
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.model.skip_init import undrawn
+from synthe_core.model.skip_init import skip_init
 from tests.laws.entries import CASES, CAUSAL, FIRST, WIDTH, as_built, block_of, case_name, inputs, make, run
 
 each_learner = pytest.mark.parametrize("case", CASES, ids=case_name)
@@ -222,7 +222,7 @@ def test_what_is_drawn_is_in_its_tensors(case):
     """A checkpoint is loaded into a model whose initial values were never drawn."""
     drawn, x = make(case), inputs(1, 9)
     numbers = torch.get_rng_state()
-    with undrawn():
+    with skip_init():
         loaded = as_built(case).double()
     assert torch.equal(torch.get_rng_state(), numbers)
     loaded.load_state_dict(drawn.state_dict())

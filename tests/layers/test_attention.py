@@ -12,7 +12,7 @@ from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
 from synthe_core.layers.attention import Attention
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.rope import LinearScaling, Llama3Scaling, turns
+from synthe_core.layers.rope import LinearScaling, Llama3Scaling, rotary_angles
 
 
 def make(width: int = 24, **keys: Any) -> Attention:
@@ -115,7 +115,7 @@ def test_llama3_leaves_quick_pairs_alone_and_stretches_slow_ones() -> None:
 
 def test_angles_are_exact_far_into_a_text() -> None:
     position = 1_000_003
-    cos, sin = turns(torch.tensor([[position]]), 4, 100.0, None, torch.float32)
+    cos, sin = rotary_angles(torch.tensor([[position]]), 4, 100.0, None, torch.float32)
     expected = [position, position / 10]
     torch.testing.assert_close(cos[0, 0], torch.tensor([math.cos(a) for a in expected]), rtol=0, atol=1e-6)
     torch.testing.assert_close(sin[0, 0], torch.tensor([math.sin(a) for a in expected]), rtol=0, atol=1e-6)

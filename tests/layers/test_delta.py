@@ -79,9 +79,9 @@ def test_autocast_reaches_into_no_kernel(kernel):
 def test_initial_decays_follow_mamba_2():
     torch.manual_seed(0)
     learner = build(parse({"type": "delta", "heads": 64}), 64)
-    step = torch.nn.functional.softplus(learner.step_bias)
+    step = torch.nn.functional.softplus(learner.dt_bias)
     assert 1e-3 <= step.min() < 3e-3 and 3e-2 < step.max() <= 1e-1
-    assert learner.log_rate.exp().min() >= 1 and learner.log_rate.exp().max() <= 16
+    assert learner.A_log.exp().min() >= 1 and learner.A_log.exp().max() <= 16
 
 
 def test_the_strengths_that_are_traced_keep_to_their_range():
@@ -162,7 +162,7 @@ def test_several_steps_equal_a_plain_loop_over_them(steps, decay, monkeypatch):
     beta = [2 * torch.sigmoid(x @ next(rows).T) for _ in range(steps)]
     alpha = torch.ones(2, 9, heads, dtype=torch.float64)
     if decay:
-        rate, slack = learner.log_rate.exp(), torch.nn.functional.softplus(x @ next(rows).T + learner.step_bias)
+        rate, slack = learner.A_log.exp(), torch.nn.functional.softplus(x @ next(rows).T + learner.dt_bias)
         alpha = torch.exp(-rate * slack)
     expected = torch.empty_like(y)
     for row in range(2):

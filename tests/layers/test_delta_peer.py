@@ -50,8 +50,8 @@ def as_ours(theirs):
     return {
         "project.weight": torch.cat([*(x.flatten(0, 1) for x in (q, k, v, z)), b, a]),
         "conv": theirs["conv1d.weight"][:, 0],
-        "log_rate": theirs["A_log"],
-        "step_bias": theirs["dt_bias"],
+        "A_log": theirs["A_log"],
+        "dt_bias": theirs["dt_bias"],
         "norm": theirs["norm.weight"],
         "out.weight": theirs["out_proj.weight"],
     }

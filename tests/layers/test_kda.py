@@ -40,8 +40,8 @@ def test_is_the_equations_of_its_docstring_from_any_state():
             q, k, v = F.silu((taps * past[:, t : t + 4]).sum(1)).split([12, 12, 20], -1)
             q, k = (part.view(2, 2, 6) for part in (q, k))
             q, k = (part / (part.square().sum(-1, keepdim=True) + 1e-5).sqrt() for part in (q, k))
-            f = learner.decay(low_decay[:, t]) + learner.step_bias
-            alpha = torch.exp(-learner.log_rate.exp()[:, None] * F.softplus(f).view(2, 2, 6))
+            f = learner.decay(low_decay[:, t]) + learner.dt_bias
+            alpha = torch.exp(-learner.A_log.exp()[:, None] * F.softplus(f).view(2, 2, 6))
             strength = torch.sigmoid(beta[:, t])[..., None]
             memory = alpha[..., None] * memory
             wrong = v.view(2, 2, 10) - torch.einsum("bhkv,bhk->bhv", memory, k)
@@ -78,9 +78,9 @@ def test_the_defaults_serve_the_usual_widths(width):
 
 def test_initial_decays_follow_mamba_2_in_every_channel():
     learner = make(64, heads=64)
-    step = F.softplus(make(512, heads=8).step_bias)
+    step = F.softplus(make(512, heads=8).dt_bias)
     assert 1e-3 <= step.min() < 2e-3 and 7e-2 < step.max() <= 1e-1
-    assert 1 <= learner.log_rate.exp().min() < 2 and 14 < learner.log_rate.exp().max() <= 16
+    assert 1 <= learner.A_log.exp().min() < 2 and 14 < learner.A_log.exp().max() <= 16
 
 
 def test_the_gates_that_are_traced_keep_to_their_range():

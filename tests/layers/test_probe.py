@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
 from synthe_core.layers.attention import Attention
-from synthe_core.layers.conditional_gate import Firing, When, uniform
-from synthe_core.layers.learner import Pass, settle
+from synthe_core.layers.conditional_gate import Condition, ConditionalGate
+from synthe_core.layers.learner import Pass, apply_buffer_updates
 from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.ops.hashing import hash_uniform
 from synthe_core.recipe.schema import Recipe
 from tests.paths import RECIPES
 
@@ -37,7 +38,7 @@ def pair(keys: dict[str, Any], **when: Any) -> tuple[Attention, Attention]:
     with torch.no_grad():
         for parameter in probe.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    dense.load_state_dict({name: value for name, value in probe.state_dict().items() if "firing" not in name})
+    dense.load_state_dict({name: value for name, value in probe.state_dict().items() if "conditional_gate" not in name})
     return probe, dense
 
 
@@ -136,26 +137,26 @@ def test_what_is_skipped_is_what_is_not_computed(rate):
     silent = (ctx.signals["ask"] > 0.5) & ctx.mask
     seen = torch.arange(1, 41).clamp_max(5).expand(3, -1)
     matrices, scores = 4 * WIDTH * WIDTH * int(silent.sum()), 4 * WIDTH * int(seen[silent].sum())
-    (skipped,), (name, fired) = ctx.skipped, ctx.measures[0]
+    (skipped,), (name, rate_open) = ctx.skipped, ctx.measures[0]
     assert skipped.item() == matrices + scores
     padding = 4 * WIDTH * WIDTH * int((~ctx.mask).sum())  # not counted as skipped, as `flops` is of real tokens
     assert counted[0] - counted[1] == matrices + padding
-    assert name == "firing_rate"
-    assert fired.item() == pytest.approx(1 - int(silent.sum()) / 48)
+    assert name == "gate_rate"
+    assert rate_open.item() == pytest.approx(1 - int(silent.sum()) / 48)
 
 
 @pytest.mark.parametrize("side,sign", [("below", 1.0), ("above", -1.0)])
 def test_the_threshold_follows_the_signal_until_the_target_share_asks(side, sign):
-    firing = Firing(When.model_validate({"signal": "ask", side: 40.0, "target": 0.25, "explore": 0}))
+    gate = ConditionalGate(Condition.model_validate({"signal": "ask", side: 40.0, "target": 0.25, "explore": 0}))
     torch.manual_seed(0)
     rates = []
     for step in range(120):
         signal = sign * (5 + 0.001 * step + 0.3 * torch.randn(4, 256))  # far from where it began, and it drifts
         ctx = over(signal, signal)
-        before = firing.threshold.clone()
-        firing(ctx, torch.float32)
-        assert torch.equal(firing.threshold, before)  # a pass moves nothing: the end of the step does
-        settle(ctx.updates)
+        before = gate.threshold.clone()
+        gate(ctx, torch.float32)
+        assert torch.equal(gate.threshold, before)  # a pass moves nothing: the end of the step does
+        apply_buffer_updates(ctx.buffer_updates)
         rates.append(ctx.measures[0][1].item())
     assert rates[0] in (0.0, 1.0)
     assert sum(rates[-40:]) / 40 == pytest.approx(0.25, abs=0.03)
@@ -163,17 +164,17 @@ def test_the_threshold_follows_the_signal_until_the_target_share_asks(side, sign
 
 def test_the_threshold_stays_outside_of_training_without_a_target_and_without_tokens():
     signal = torch.rand(2, 9)
-    resting = Firing(When(signal="ask", below=0.3)).eval()
-    fixed = Firing(When(signal="ask", below=0.3, target=None))
-    for firing in (resting, fixed):
+    resting = ConditionalGate(Condition(signal="ask", below=0.3)).eval()
+    fixed = ConditionalGate(Condition(signal="ask", below=0.3, target=None))
+    for gate in (resting, fixed):
         ctx = over(signal, signal)
-        firing(ctx, torch.float32)
-        assert ctx.updates == []
-    firing = Firing(When(signal="ask", below=0.3))
+        gate(ctx, torch.float32)
+        assert ctx.buffer_updates == []
+    gate = ConditionalGate(Condition(signal="ask", below=0.3))
     ctx = over(signal, signal, lengths=torch.tensor([0, 0]))
-    firing(ctx, torch.float32)
-    settle(ctx.updates)
-    assert firing.threshold == torch.tensor(0.3)
+    gate(ctx, torch.float32)
+    apply_buffer_updates(ctx.buffer_updates)
+    assert gate.threshold == torch.tensor(0.3)
 
 
 def test_padding_moves_no_threshold():
@@ -181,12 +182,12 @@ def test_padding_moves_no_threshold():
     signal, lengths = torch.rand(2, 9), torch.tensor([9, 4])
     moved = []
     for filling in (-5.0, 7.0):
-        firing = Firing(When(signal="ask", below=0.3))
+        gate = ConditionalGate(Condition(signal="ask", below=0.3))
         filled = signal.masked_fill(torch.arange(9) >= lengths[:, None], filling)
         ctx = over(signal, filled, lengths)
-        firing(ctx, torch.float32)
-        settle(ctx.updates)
-        moved.append(firing.threshold)
+        gate(ctx, torch.float32)
+        apply_buffer_updates(ctx.buffer_updates)
+        moved.append(gate.threshold)
     assert torch.equal(*moved) and moved[0] != 0.3
 
 
@@ -206,8 +207,8 @@ def test_training_holds_the_rate_of_a_model_that_learns():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        settle(ctx.updates)
-        rates.append([rate.item() for name, rate in ctx.measures if name == "firing_rate"])
+        apply_buffer_updates(ctx.buffer_updates)
+        rates.append([rate.item() for name, rate in ctx.measures if name == "gate_rate"])
     assert rates[0] == [0.0, 0.0]  # confidence begins above 0.35
     late = torch.tensor(rates[-30:]).mean(0)
     torch.testing.assert_close(late, torch.full((2,), 0.25), rtol=0, atol=0.04)
@@ -228,13 +229,13 @@ def test_some_try_in_training_who_would_not_have_asked_and_teach_the_signal():
 
 def test_random_asks_by_position_alone_at_the_wanted_rate():
     positions = torch.arange(1 << 16)
-    drawn = uniform(positions, torch.tensor(12345))
+    drawn = hash_uniform(positions, torch.tensor(12345))
     assert drawn.min() >= 0 and drawn.max() < 1
     counts = torch.histc(drawn, 64, 0, 1) / len(drawn) * 64
     assert (counts - 1).abs().max() < 0.15  # 5 standard deviations of 1,024 draws
     bits = (drawn[:, None] * 2.0 ** torch.arange(1, 9)).floor() % 2 - 0.5
     assert (bits[1:].T @ bits[:-1]).abs().max() / len(bits) * 4 < 0.03  # neighbours do not agree, bit by bit
-    assert not torch.equal(drawn, uniform(positions, torch.tensor(12346)))
+    assert not torch.equal(drawn, hash_uniform(positions, torch.tensor(12346)))
 
 
 def test_random_probes_differ_between_learners_and_not_between_runs():
@@ -243,8 +244,8 @@ def test_random_probes_differ_between_learners_and_not_between_runs():
     torch.manual_seed(3)
     one, other = (build(parse(spec), WIDTH).double() for _ in range(2))
     x = noise(1, 64)
-    fired = [learner.firing(Pass.over(x), torch.float64).where for learner in (one, other)]
-    assert not torch.equal(*fired)
+    masks = [learner.conditional_gate(Pass.over(x), torch.float64).mask for learner in (one, other)]
+    assert not torch.equal(*masks)
     again = build(parse(spec), WIDTH).double()
     again.load_state_dict(one.state_dict())
     torch.testing.assert_close(again(x, None, Pass.over(x))[0], one(x, None, Pass.over(x))[0], rtol=0, atol=0)
@@ -280,4 +281,4 @@ def test_a_signal_that_is_missing_from_a_pass_is_told():
 @pytest.mark.parametrize("sides", [{}, {"below": 0.1, "above": 0.2}], ids=str)
 def test_one_side_of_the_threshold_is_to_be_given(sides):
     with pytest.raises(ValidationError, match="give one of `below` and `above`"):
-        When.model_validate({"signal": "confidence", **sides})
+        Condition.model_validate({"signal": "confidence", **sides})

@@ -36,8 +36,8 @@ def test_its_loss_is_the_cross_entropy_of_being_right():
     loss, _ = net.loss(tokens, targets)
     logits, _ = net(tokens)
     hidden, _, ctx = net.hidden(tokens)
-    surest, likeliest = logits.log_softmax(-1).max(-1)
-    said, right = net.confidence(hidden, ctx.signals, surest).sigmoid(), (likeliest == targets).double()
+    max_logprob, likeliest = logits.log_softmax(-1).max(-1)
+    said, right = net.confidence(hidden, ctx.signals, max_logprob).sigmoid(), (likeliest == targets).double()
     each = F.binary_cross_entropy(said, right, reduction="none")[targets != -100]
     torch.testing.assert_close(loss.auxiliary["confidence"], 0.5 * each.mean())
     assert net.spec.published == net.confidence.names == ("surprise", "confidence")
@@ -63,9 +63,9 @@ def test_it_moves_nothing_but_itself():
 def test_it_begins_as_the_probability_that_it_corrects():
     net, (tokens, _) = model({"hidden": 8}), text()
     hidden, _, ctx = net.hidden(tokens)
-    surest = net.head(hidden).log_softmax(-1).amax(-1)
-    torch.testing.assert_close(net.confidence(hidden, ctx.signals, surest).sigmoid(), surest.exp())
-    certain = net.confidence(hidden, ctx.signals, torch.zeros_like(surest))
+    max_logprob = net.head(hidden).log_softmax(-1).amax(-1)
+    torch.testing.assert_close(net.confidence(hidden, ctx.signals, max_logprob).sigmoid(), max_logprob.exp())
+    certain = net.confidence(hidden, ctx.signals, torch.zeros_like(max_logprob))
     assert certain.isfinite().all() and (certain.sigmoid() > 0.99).all()
 
 
@@ -75,15 +75,15 @@ def test_it_learns_the_frequency():
     head = net.confidence
     hidden, signals = torch.ones(4, 50, 16).double(), {name: torch.ones(4, 50).double() for name in head.names}
     right = torch.arange(200).view(4, 50) % 10 < 3
-    surest = torch.full((4, 50), 0.5).double().log()
+    max_logprob = torch.full((4, 50), 0.5).double().log()
     scored = torch.ones_like(right)
     scored[0] = False  # its shares are as the others'
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()
-        head.loss(hidden, signals, Judgement(right, surest), scored).backward()
+        head.loss(hidden, signals, Judgement(right, max_logprob), scored).backward()
         optimizer.step()
-    torch.testing.assert_close(head(hidden, signals, surest).sigmoid().mean().item(), 0.3, atol=1e-3, rtol=0)
+    torch.testing.assert_close(head(hidden, signals, max_logprob).sigmoid().mean().item(), 0.3, atol=1e-3, rtol=0)
 
 
 def test_a_model_without_signals_has_a_head_too():

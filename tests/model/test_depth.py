@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
-from synthe_core.layers.conditional_gate import uniform
-from synthe_core.layers.learner import Pass, settle
+from synthe_core.layers.learner import Pass, apply_buffer_updates
 from synthe_core.layers.trace import Trace
 from synthe_core.model import depth as routing
-from synthe_core.model.depth import TRIED, DepthSpec, Places, Trials, alike, depths, padded
+from synthe_core.model.depth import EXPLORATION_SEED, DepthSpec, ExplorationSample, Places, alike, depths, padded
 from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.ops.hashing import hash_uniform
 from synthe_core.recipe.accounting import account
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import load_weights, weights
@@ -48,7 +48,7 @@ def test_thresholds_meet_the_rates_of_the_step_they_were_taken_of(mode):
     model, text = model_of(SETTLED | {"mode": mode}), tokens(8, 64)
     loss, _ = model.loss(text, text)
     assert float(loss.measures["depth"]) == 1.0  # at first every token runs every block
-    settle(loss.updates)
+    apply_buffer_updates(loss.buffer_updates)
     trace = Trace()
     model.eval().hidden(text, trace=trace)
     keep = next(record.value for record in trace.records if record.name == "keep")
@@ -58,7 +58,7 @@ def test_thresholds_meet_the_rates_of_the_step_they_were_taken_of(mode):
 
 def test_in_mode_exit_a_token_that_left_does_not_come_back():
     model, text = model_of(SETTLED | {"mode": "exit"}), tokens()
-    settle(model.loss(text, text)[0].updates)
+    apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
     trace = Trace()
     model.hidden(text, trace=trace)
     keep = next(record.value for record in trace.records if record.name == "keep").int()
@@ -106,7 +106,7 @@ def count_calls(model):
 
 def test_a_decoded_token_runs_only_the_rows_and_blocks_that_it_needs():
     model, text = model_of(SETTLED), tokens(batch=6)
-    settle(model.loss(text, text)[0].updates)
+    apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
     with torch.no_grad():
         _, state = model(text[:, :-1])
         deep = depths(model, text)[:, -1]
@@ -121,7 +121,7 @@ def test_a_decoded_token_runs_only_the_rows_and_blocks_that_it_needs():
 
 def test_blocks_run_on_no_more_than_the_longest_row_of_those_that_stay():
     model, text = model_of(SETTLED), tokens()
-    settle(model.loss(text, text)[0].updates)
+    apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
     deep, calls = depths(model, text), count_calls(model)
     model(text)
     for index in range(2, 6):
@@ -150,7 +150,7 @@ def test_grouping_rows_changes_no_number(case, monkeypatch):
     block = [{"type": case, "heads": 2} if case in ("delta", "attention") else {"type": case}, "mlp"]
     model, text = model_of(SETTLED, block=block), tokens(14, 40)
     text[::3] = text[::3, :1]
-    settle(model.loss(text, text)[0].updates)
+    apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
     calls, found = count_calls(model), []
     for together in (False, True):
         calls.clear()
@@ -169,7 +169,7 @@ def test_grouping_rows_changes_no_number(case, monkeypatch):
 def test_a_block_lives_in_its_own_time():
     """A memory that only smooths its inputs gives what it would give for the kept tokens alone."""
     model, text = model_of(SETTLED | {"min": 1}, blocks=2), tokens(batch=1)
-    settle(model.loss(text, text)[0].updates)
+    apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
     keep = depths(model, text)[0] == 2
     assert 0 < int(keep.sum()) < 40
     x, states = model.embed(text), model.init_state(1).blocks
@@ -201,15 +201,17 @@ def test_scores_learn_to_rank_tokens_by_what_the_blocks_gained():
     losses = torch.randn(6, 50, dtype=torch.float64)
     gains = (losses[::2] - losses[1::2]).T
 
-    def lesson(scores):
-        return float(Trials(torch.arange(50), scores, []).lesson(losses))
+    def router_loss(scores):
+        return float(ExplorationSample(torch.arange(50), scores, []).router_loss(losses))
 
-    assert lesson(3 * gains + 7) < 0.02 and lesson(-gains) > 1.98  # not quite 0 and 2: gains are clipped
-    assert lesson(torch.ones(50, 3, dtype=torch.float64)) == pytest.approx(1)
-    one = Trials(torch.arange(50), gains[:, :1], []).lesson(losses[:2])
+    assert router_loss(3 * gains + 7) < 0.02 and router_loss(-gains) > 1.98  # not quite 0 and 2: gains are clipped
+    assert router_loss(torch.ones(50, 3, dtype=torch.float64)) == pytest.approx(1)
+    one = ExplorationSample(torch.arange(50), gains[:, :1], []).router_loss(losses[:2])
     assert float(one) < 0.02
     scores = torch.ones(0, 1, requires_grad=True)
-    (gradient,) = torch.autograd.grad(Trials(torch.arange(0), scores, []).lesson(torch.ones(2, 0)), scores)
+    (gradient,) = torch.autograd.grad(
+        ExplorationSample(torch.arange(0), scores, []).router_loss(torch.ones(2, 0)), scores
+    )
     assert gradient.numel() == 0
 
 
@@ -217,7 +219,9 @@ def test_scores_learn_to_rank_tokens_by_what_the_blocks_gained():
 def test_it_is_taught_by_what_the_model_would_have_said_without_the_blocks(mode, monkeypatch):
     model, text = model_of({"min": 1, "hidden": 8, "mode": mode, "explore": 0.2}, blocks=3), tokens()
     seen = {}
-    monkeypatch.setattr(Trials, "lesson", lambda self, losses: seen.update(losses=losses, at=self.at) or losses.sum())
+    monkeypatch.setattr(
+        ExplorationSample, "router_loss", lambda self, losses: seen.update(losses=losses, at=self.at) or losses.sum()
+    )
     inputs, targets = text[:, :-1], text[:, 1:].clone()
     targets[1, 5:20] = -100
     model.loss(inputs, targets)  # thresholds at minus infinity: all tokens run every block
@@ -233,14 +237,14 @@ def test_it_is_taught_by_what_the_model_would_have_said_without_the_blocks(mode,
 
 def test_what_it_learns_from_runs_every_block_in_training_only():
     model, text = model_of(SETTLED | {"explore": 0.3}), tokens()
-    settle(model.loss(text, text)[0].updates)
+    apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
     trained = depths(model, text)
-    chosen = uniform(torch.arange(40), TRIED) < 0.3
+    chosen = hash_uniform(torch.arange(40), EXPLORATION_SEED) < 0.3
     assert (trained[:, chosen] == 6).all() and 0 < int(chosen.sum()) < 20
     asked = float(model.loss(text, text)[0].measures["depth"])  # of those that wished to
     deep = float((depths(model.eval(), text) - 2).double().mean()) / 4
     assert asked == pytest.approx(deep, abs=0.1) and deep < float((trained - 2).double().mean()) / 4
-    assert model.hidden(text)[2].trials is None
+    assert model.hidden(text)[2].exploration is None
 
 
 @pytest.mark.parametrize("mode", ["exit", "skip"])
@@ -257,14 +261,14 @@ def test_training_holds_the_mean_depth_at_its_target(mode):
         optimizer.zero_grad()
         loss.objective.backward()
         optimizer.step(min(1.0, (step + 1) / 10))
-        settle(loss.updates)
+        apply_buffer_updates(loss.buffer_updates)
         told.append(float(loss.measures["depth"]))
         losses.append(float(loss.objective.detach()))
     assert sum(told[40:]) / 40 == pytest.approx(0.4, abs=0.03)
     assert losses[-1] < losses[0] - 0.5
     model.eval()
     loss, _ = model.loss(text[:, :-1], text[:, 1:])
-    assert loss.updates == ()
+    assert loss.buffer_updates == ()
     assert float(loss.measures["depth"]) == pytest.approx(0.4, abs=0.08)
 
 
@@ -273,8 +277,8 @@ def test_thresholds_move_only_after_the_step_and_are_a_part_of_the_weights():
     before = model.router.thresholds.clone()
     one, two = (model.loss(tokens(seed=seed), text)[0] for seed in (1, 2))
     assert torch.equal(model.router.thresholds, before)
-    settle([*one.updates, *two.updates])
-    mean = (one.updates[0][1] + two.updates[0][1]) / 2
+    apply_buffer_updates([*one.buffer_updates, *two.buffer_updates])
+    mean = (one.buffer_updates[0][1] + two.buffer_updates[0][1]) / 2
     torch.testing.assert_close(model.router.thresholds, mean)
     assert "router.thresholds" in weights(model)
 
@@ -282,7 +286,7 @@ def test_thresholds_move_only_after_the_step_and_are_a_part_of_the_weights():
 def test_every_second_block_may_be_run_by_all():
     model, text = model_of({"min": 1, "target": 0.3, "mode": "skip", "every": 2, "hidden": 8}), tokens(14, 40)
     assert list(model.routed) == [1, 3, 5] and [len(block) for block in model.init_state(1).blocks] == [2, 3] * 3
-    settle(model.loss(text, text)[0].updates)
+    apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
     calls = count_calls(model.eval())
     with torch.no_grad():
         whole, _ = model(text)
@@ -299,16 +303,16 @@ def test_every_second_block_may_be_run_by_all():
 def test_padding_does_not_count():
     model, text = model_of(SETTLED), tokens(4)
     lengths = torch.tensor([40, 7, 1, 0])
-    alone = model.loss(text[:1], text[:1])[0].updates[0][1]
-    padded = model.loss(text, text, lengths=torch.tensor([40, 0, 0, 0]))[0].updates[0][1]
+    alone = model.loss(text[:1], text[:1])[0].buffer_updates[0][1]
+    padded = model.loss(text, text, lengths=torch.tensor([40, 0, 0, 0]))[0].buffer_updates[0][1]
     torch.testing.assert_close(alone, padded)
-    settle(model.loss(text, text, lengths=lengths)[0].updates)
+    apply_buffer_updates(model.loss(text, text, lengths=lengths)[0].buffer_updates)
     model.eval()
     depth = float(model.loss(text, text, lengths=lengths)[0].measures["depth"])
     real = torch.arange(40) < lengths[:, None]
     assert depth == pytest.approx(float((depths_of(model, text, lengths)[real] - 2).double().mean()) / 4)
     nothing = model_of(SETTLED)
-    settle(nothing.loss(text, text, lengths=torch.zeros(4, dtype=torch.int64))[0].updates)
+    apply_buffer_updates(nothing.loss(text, text, lengths=torch.zeros(4, dtype=torch.int64))[0].buffer_updates)
     assert (nothing.router.thresholds == -torch.inf).all()
 
 
@@ -346,7 +350,7 @@ def test_what_is_counted():
 
 def test_executed_operations_are_those_of_the_passes_that_ran():
     model, text = model_of(SETTLED), tokens()
-    settle(model.loss(text, text)[0].updates)
+    apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
     calls = count_calls(model)
     loss, _ = model.loss(text, text)
 
@@ -390,7 +394,7 @@ def source(model):
 
 def test_bfloat16_routes_in_float32():
     model, text = model_of(SETTLED).float(), tokens()
-    settle(model.loss(text, text)[0].updates)
+    apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _ = model.loss(text[:, :-1], text[:, 1:])
         scores = model.router.scores(model.embed(text))

@@ -7,9 +7,9 @@ import torch
 
 from synthe_core import state as states
 from synthe_core.errors import InputError
-from synthe_core.layers.learner import settle
+from synthe_core.layers.learner import apply_buffer_updates
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.model.parts import lacking, parts
+from synthe_core.model.parts import parts, without_parts
 
 VOCAB, TIME, WIDTH = 31, 29, 16
 MEMORY = {
@@ -52,13 +52,13 @@ def model_of(spec=SPEC, recompute=False):
     torch.manual_seed(0)
     model = LanguageModel(spec, VOCAB, recompute).double()
     for seed in (5, 6):  # thresholds as they are after two steps
-        settle(model.loss(tokens(seed=seed), tokens(seed=seed))[0].updates)
+        apply_buffer_updates(model.loss(tokens(seed=seed), tokens(seed=seed))[0].buffer_updates)
     return model
 
 
 def left(model, without):
     """The smaller model with the same weights."""
-    smaller = LanguageModel(lacking(model.spec, without), VOCAB).double()
+    smaller = LanguageModel(without_parts(model.spec, without), VOCAB).double()
     own, kept = model.state_dict(), [i for i, entry in enumerate(model.spec.block) if entry.type not in without]
 
     def original(name):

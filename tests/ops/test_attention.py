@@ -84,15 +84,17 @@ def test_refusals_say_why():
 def test_probes_are_rows_of_the_whole_and_the_rest_has_no_part(time, past, window, rate, padded):
     """Against attention of everyone, masked afterwards: values, and the gradients of queries, keys and values."""
     everyone, k, v, window, valid = problem(time, past, window, padded)
-    fired = torch.rand(2, time) < rate
+    selected = torch.rand(2, time) < rate
     upstream = torch.randn_like(everyone)
     expected = window_attention.reference(everyone, k, v, window, valid)
-    slopes = torch.autograd.grad((expected * upstream)[fired].sum(), (everyone, k, v))
-    assert (slopes[0][~fired] == 0).all()
-    q = everyone.detach()[fired].requires_grad_()
+    slopes = torch.autograd.grad((expected * upstream)[selected].sum(), (everyone, k, v))
+    assert (slopes[0][~selected] == 0).all()
+    q = everyone.detach()[selected].requires_grad_()
     for kernel in ("reference", "packed-sdpa"):
-        found = probed_attention.named(kernel)(q, k, v, fired, window, valid)
-        torch.testing.assert_close(found, expected[fired], rtol=1e-10, atol=1e-10, msg=kernel)
-        got = torch.autograd.grad((found * upstream[fired]).sum(), (q, k, v), allow_unused=True, materialize_grads=True)
-        for a, b in zip(got, (slopes[0][fired], *slopes[1:]), strict=True):
+        found = probed_attention.named(kernel)(q, k, v, selected, window, valid)
+        torch.testing.assert_close(found, expected[selected], rtol=1e-10, atol=1e-10, msg=kernel)
+        got = torch.autograd.grad(
+            (found * upstream[selected]).sum(), (q, k, v), allow_unused=True, materialize_grads=True
+        )
+        for a, b in zip(got, (slopes[0][selected], *slopes[1:]), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=kernel)

@@ -121,7 +121,7 @@ def test_measures_are_means_over_tokens_and_what_was_skipped_adds_up(monkeypatch
 
     def telling(self, x, states, ctx):
         calls.append(x.shape[0])
-        ctx.measures.append(("firing_rate", torch.tensor(float(len(calls)))))
+        ctx.measures.append(("gate_rate", torch.tensor(float(len(calls)))))
         ctx.skipped.append(torch.tensor(10.0 * x.shape[0] * x.shape[1]))
         ctx.skipped.append(1.0)
         return real(self, x, states, ctx)
@@ -129,5 +129,5 @@ def test_measures_are_means_over_tokens_and_what_was_skipped_adds_up(monkeypatch
     monkeypatch.setattr(type(net.blocks[0]), "forward", telling)
     outcome, _ = gradient(net, given, 2)
     assert calls == [2, 2, 2, 2, 1, 1]  # two blocks in each of three passes
-    assert float(outcome.measures["firing_rate"]) == pytest.approx((2 * 1.5 + 2 * 3.5 + 1 * 5.5) / 5)
+    assert float(outcome.measures["gate_rate"]) == pytest.approx((2 * 1.5 + 2 * 3.5 + 1 * 5.5) / 5)
     assert float(outcome.skipped) == 2 * 10 * ROWS * LENGTH + 6

@@ -11,7 +11,7 @@ import torch
 
 from synthe_core.errors import Interrupted
 from synthe_core.events import Metric, Notice
-from synthe_core.model.parts import lacking, parts
+from synthe_core.model.parts import parts, without_parts
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints
 from synthe_core.training import train
 from tests.training.conftest import assert_same, of
@@ -117,10 +117,10 @@ def test_metrics_and_notices_tell_the_stage_and_what_it_spares(staged, tmp_path)
     told = {metric.step: metric.values for metric in of(events, Metric) if metric.phase == "train"}
     assert [told[step]["stage"] for step in range(1, 13)] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
     assert ["depth" in told[step] for step in (9, 10)] == [False, True]
-    assert ["firing_rate" in told[step] for step in (3, 4)] == [False, True]
+    assert ["gate_rate" in told[step] for step in (3, 4)] == [False, True]
     vocab = Checkpoint.open(tmp_path / "run").vocab
     for step, length in ((1, 8), (9, 16)):
-        smaller = asked.model_copy(update={"model": lacking(asked.model, WITHOUT[step])}).meta_model(vocab)
+        smaller = asked.model_copy(update={"model": without_parts(asked.model, WITHOUT[step])}).meta_model(vocab)
         whole = asked.meta_model(vocab)
         assert told[step]["flops_dense"] == pytest.approx(whole.flops(length))
         if step == 1:  # nothing in it skips tokens

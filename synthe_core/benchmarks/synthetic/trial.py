@@ -21,7 +21,7 @@ from synthe_core import state as states
 from synthe_core.errors import WorkError
 from synthe_core.events import Event, Metric, Notice, Progress, Result
 from synthe_core.hardware.probe import probe
-from synthe_core.layers.learner import Spec, settle
+from synthe_core.layers.learner import Spec, apply_buffer_updates
 from synthe_core.model.language_model import LanguageModel, Loss, ModelSpec
 from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe.schema import TrainSpec
@@ -122,7 +122,7 @@ def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[
         loss.objective.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(schedule.rate(spec, (step - 1) / len(order)))
-        settle(loss.updates)
+        apply_buffer_updates(loss.buffer_updates)
         tokens += examples.inputs.size
         climb.go_on(loss)
         if step % 10 == 0:

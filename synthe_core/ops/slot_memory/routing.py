@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from synthe_core.ops.hashing import GOLDEN_GAMMA, splitmix64
+
 SINCE_READ, SINCE_WRITE, READ_USE, WRITE_USE = range(4)  # the columns of `ages`
-GOLDEN, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # SplitMix64's, as int64
 
 
 class Policy(NamedTuple):
@@ -49,13 +50,6 @@ def usefulness(ages: Tensor, policy: Policy) -> Tensor:
     return ages[..., 2:].sum(-1) - policy.staleness / policy.horizon * idle
 
 
-def mixed(x: Tensor) -> Tensor:
-    """SplitMix64's hash of each int64. Source: Steele, Lea & Flood 2014."""
-    for shift, factor in ((30, FIRST), (27, SECOND)):
-        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * factor
-    return x ^ (x >> 31 & (1 << 33) - 1)
-
-
 def gumbel(seed: int, position: Tensor, choice: Tensor, dtype: torch.dtype) -> Tensor:
     """-log(-log u) for position int64 [B, T] and choice int64 [B, T, ...] (head and slot), u uniform in (0, 1).
 
@@ -63,7 +57,7 @@ def gumbel(seed: int, position: Tensor, choice: Tensor, dtype: torch.dtype) -> T
     in any split of the sequence and in every kernel, and the backward pass makes it again instead of keeping it.
     """
     row = torch.arange(1, position.shape[0] + 1, device=position.device)[:, None]
-    token = mixed(mixed(seed + GOLDEN * row) + GOLDEN * position)
-    bits = mixed(token.reshape(*token.shape, *[1] * (choice.dim() - 2)) + GOLDEN * choice)
+    token = splitmix64(splitmix64(seed + GOLDEN_GAMMA * row) + GOLDEN_GAMMA * position)
+    bits = splitmix64(token.reshape(*token.shape, *[1] * (choice.dim() - 2)) + GOLDEN_GAMMA * choice)
     uniform = ((bits >> 41 & (1 << 23) - 1).to(dtype) + 0.5) / (1 << 23)
     return -(-uniform.log()).log()
