@@ -20,7 +20,7 @@ from synthe_core.hardware.kernel_tuning import in_use
 from synthe_core.hardware.placement import choose_device
 from synthe_core.hardware.probe import probe
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.model.parts import lacking
+from synthe_core.model.parts import without_parts
 from synthe_core.storage.atomic import write_file
 from synthe_core.storage.checkpoint import Checkpoint
 
@@ -103,5 +103,5 @@ def read(model: LanguageModel, window: Window) -> tuple[dict[str, Tensor], Tenso
     scores = {BASELINE: said.exp()}
     if model.confidence is not None and "confidence" not in model.without:
         scores[HEAD] = model.confidence(hidden, ctx.signals, said).sigmoid()
-    published = lacking(model.spec, model.without).published
+    published = without_parts(model.spec, model.without).published
     return scores | {name: ctx.signals[name] for name in published}, torch.cat(right, 1)

@@ -134,10 +134,10 @@ class Attention(Learner[Window]):
 
     def _queries(self, x: Tensor, selected: SelectedTokens, positions: Tensor) -> Tensor:
         """The queries of the selected tokens, [N, H, K]."""
-        inputs = x.flatten(0, 1).index_select(0, selected.index)
+        inputs = x.flatten(0, 1).index_select(0, selected.indices)
         q = self._project(inputs, slice(self.heads * self.size))[None]
         return self._normalise_and_rotate(
-            q, (self.heads, 0), positions.flatten().index_select(0, selected.index)[None]
+            q, (self.heads, 0), positions.flatten().index_select(0, selected.indices)[None]
         )[0][0]
 
     def _scatter_outputs(self, o: Tensor, selected: SelectedTokens, ctx: Pass) -> Tensor:
@@ -145,7 +145,7 @@ class Attention(Learner[Window]):
         ctx.skipped.append(self._skipped_flops(selected.mask, ctx))
         y = self.out(o.flatten(1))
         y = y * selected.scale[:, None].to(y.dtype)
-        outputs = y.new_zeros(selected.mask.numel(), self.width).index_copy(0, selected.index, y)
+        outputs = y.new_zeros(selected.mask.numel(), self.width).index_copy(0, selected.indices, y)
         return outputs.unflatten(0, selected.mask.shape)
 
     def _normalise_and_rotate(self, heads: Tensor, counts: tuple[int, int], positions: Tensor) -> tuple[Tensor, ...]:

@@ -48,12 +48,12 @@ class Condition(Spec):
 class SelectedTokens(NamedTuple):
     """The tokens of a pass at which a learner runs.
 
-    mask: bool [B, T]. index: int64 [N], the selected tokens in the rows laid end to end. scale [N]: a factor of each
+    mask: bool [B, T]. indices: int64 [N], the selected tokens in the rows laid end to end. scale [N]: a factor of each
     token's output, 1 in value, which carries the straight-through gradient to the signal.
     """
 
     mask: Tensor
-    index: Tensor
+    indices: Tensor
     scale: Tensor
 
 
