@@ -74,7 +74,6 @@ def introspect(
     path = find_checkpoint(checkpoint)
     read = _text(text, file, checkpoint)
 
-    from synthe_core.hardware.kernel_tuning import in_use
     from synthe_core.introspection import compare
     from synthe_core.introspection import report as reports
     from synthe_core.introspection.page import page
@@ -82,8 +81,8 @@ def introspect(
 
     asked = {"layers": layers, "what": tuple(what or ()), "device": device or "auto"}
     if watch:
-        opened, model = reports.opened(path, asked.pop("device"))  # type: ignore[arg-type]
-        with in_use(opened.recipe, model.embedding.weight.device.type):
+        opened, model, context = reports.opened(path, asked.pop("device"))  # type: ignore[arg-type]
+        with context.activate():
             introspect_view.watch(model, opened.tokenizer(), read, **asked)
         return
     if html is not None and not html.absolute().parent.is_dir():

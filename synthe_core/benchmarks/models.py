@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
 from synthe_core.benchmarks.paired import paired
 from synthe_core.events import Event, Measurement, Progress
-from synthe_core.hardware.kernel_tuning import preferred
 from synthe_core.hardware.placement import choose_precision
 from synthe_core.hardware.probe import probe
+from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.inference.generate import prefill
 from synthe_core.layers import build, parse
 from synthe_core.layers.learner import Pass, apply_buffer_updates
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.ops.dispatch import prefer_kernels
 from synthe_core.profiling.peak_memory import peak_bytes
 from synthe_core.recipe.accounting import vocabulary_of
 from synthe_core.recipe.schema import Recipe
@@ -88,12 +88,12 @@ def _training_step(recipe: Recipe, batch: int, time: int, device: str) -> Callab
     torch.manual_seed(0)
     model = _model(recipe, device)
     optimizer = Optimizer(model, recipe.train)
-    narrow = choose_precision(recipe.runtime.precision, device, probe()).value == "bfloat16"
+    precision = choose_precision(recipe.runtime.precision, device, probe()).value
+    context = replace(context_for_recipe(recipe, torch.device(device)), precision=precision)
     tokens = torch.randint(0, model.vocab, (batch, time + 1), device=device)
-    kernels = preferred(recipe, device, probe())
 
     def step() -> None:
-        with prefer_kernels(**kernels), torch.autocast(device, torch.bfloat16, enabled=narrow):
+        with context.activate():
             loss, _ = model.loss(tokens[:, :-1], tokens[:, 1:])
         loss.objective.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

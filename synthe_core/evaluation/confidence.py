@@ -16,9 +16,7 @@ from synthe_core.evaluation import confidence_chart
 from synthe_core.evaluation.calibration import Judged, area, auroc, calibration_error, reliability, risk_coverage
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.events import Event, Notice, Progress, Result
-from synthe_core.hardware.kernel_tuning import in_use
-from synthe_core.hardware.placement import choose_device
-from synthe_core.hardware.probe import probe
+from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.parts import without_parts
 from synthe_core.storage.atomic import write_file
@@ -60,7 +58,8 @@ def evaluate(
     if plot is not None and not plot.absolute().parent.is_dir():
         raise InputError(f"no such folder: {plot.parent}", "make it first")
     checkpoint = Checkpoint.open(path)
-    model = checkpoint.model(choose_device(device, probe()).value).eval()
+    context = context_for_recipe(checkpoint.recipe, device)
+    model = checkpoint.model(context.device).eval()
     if model.confidence is None:
         yield Notice("the model has no calibrated head; a recipe asks for one with model.confidence={}")
     split = yield from held_out(checkpoint, sources)
@@ -68,14 +67,14 @@ def evaluate(
     count = min(max(1, tokens // length), (split.tokens - 1) // length)
     scores: dict[str, list[np.ndarray]] = {}
     rights, done = [], 0
-    with in_use(checkpoint.recipe, model.embedding.weight.device.type):
-        for window in windows(split, length, count, max(1, LOGITS // (length * model.vocab))):
+    for window in windows(split, length, count, max(1, LOGITS // (length * model.vocab))):
+        with context.activate():
             said, right = read(model, window)
-            for name, value in said.items():
-                scores.setdefault(name, []).append(value.flatten().double().cpu().numpy())
-            rights.append(right.flatten().cpu().numpy())
-            done += window.inputs.numel()
-            yield Progress("reading", done, count * length, "tokens")
+        for name, value in said.items():
+            scores.setdefault(name, []).append(value.flatten().double().cpu().numpy())
+        rights.append(right.flatten().cpu().numpy())
+        done += window.inputs.numel()
+        yield Progress("reading", done, count * length, "tokens")
     truth = np.concatenate(rights)
     judged = [judge(name, np.concatenate(parts), truth) for name, parts in scores.items()]
     ideal = area(risk_coverage(truth.astype(float), truth))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -24,8 +25,8 @@ from synthe_core.evaluation.scoring import Continuation, score
 from synthe_core.evaluation.writing import Prompt, write
 from synthe_core.hardware.placement import choose_device
 from synthe_core.hardware.probe import probe
+from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.inference.sampling import Sampling
-from synthe_core.ops.dispatch import use_kernels
 from synthe_core.storage.checkpoint import Checkpoint
 
 PREFIXES = ("auto", "begin", "end", "none")
@@ -83,6 +84,7 @@ class Synthe(TemplateLM):
         self.checkpoint = Checkpoint.open(path)
         self.text = self.checkpoint.tokenizer()
         self._device = _placed(device or "auto")
+        self.context = context_for_recipe(self.checkpoint.recipe, torch.device(self._device))
         self.model = self.checkpoint.model(self._device).eval()
         if self.text.vocab_size > self.model.vocab:
             raise InputError(
@@ -174,7 +176,7 @@ class Synthe(TemplateLM):
         todo = [index for index, key in enumerate(keys) if key not in self.answers]
         done, self._left = len(asked) - len(todo), None
         self.tell(kind, done, len(asked), None)
-        with use_kernels(**self.checkpoint.recipe.runtime.kernels):
+        with self.context.activate():
             for at, answer in compute([asked[index] for index in todo], [keys[index] for index in todo]):
                 self.answers[keys[todo[at]]] = answer
                 self.cache_hook.add_partial(kind, asked[todo[at]], answer)

@@ -17,11 +17,10 @@ from synthe_core.evaluation.held_out import held_out
 from synthe_core.evaluation.lengths import trained_length
 from synthe_core.evaluation.reading import STATES
 from synthe_core.events import Event, Notice, Progress, Result
-from synthe_core.hardware.placement import choose_device
-from synthe_core.hardware.probe import probe
+from synthe_core.hardware.execution import ExecutionContext
+from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.inference.generate import PREFILL
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.ops.dispatch import use_kernels
 from synthe_core.storage.checkpoint import Checkpoint
 
 LOGITS = 1 << 24  # held at a time
@@ -66,7 +65,8 @@ def evaluate(
     contexts: tokens; by default powers of two from an eighth of the training length to four times it.
     """
     checkpoint = Checkpoint.open(path)
-    model = checkpoint.model(choose_device(device, probe()).value).eval()
+    context = context_for_recipe(checkpoint.recipe, device)
+    model = checkpoint.model(context.device).eval()
     trained, grows = trained_length(checkpoint)
     split = yield from held_out(checkpoint, sources)
     asked = sorted(set(contexts)) or [max(1, trained // 8) * n for n in (1, 2, 4, 8, 16, 32)]
@@ -98,19 +98,18 @@ def evaluate(
     found: list[Reading] = []
     nats: dict[int, Tensor] = {}
     began, done, total = time.monotonic(), 0, len(lengths) * text[:, 1:].numel()
-    with use_kernels(**checkpoint.recipe.runtime.kernels):
-        for length in lengths:
-            parts = []
-            inputs = text[:, :-1].reshape(-1, length)
-            targets = text[:, 1:].reshape(-1, length)
-            batch = _rows(model, length)
-            for first in range(0, len(inputs), batch):
-                for part in _losses(model, inputs[first : first + batch], targets[first : first + batch]):
-                    parts.append(part)
-                    done += part.numel()
-                    elapsed = time.monotonic() - began
-                    yield Progress("reading", done, total, "tokens", elapsed * (total - done) / done)
-            nats[length] = _rejoined(parts, length).reshape(len(text), longest)
+    for length in lengths:
+        parts = []
+        inputs = text[:, :-1].reshape(-1, length)
+        targets = text[:, 1:].reshape(-1, length)
+        batch = _rows(model, length)
+        for first in range(0, len(inputs), batch):
+            for part in _losses(model, context, inputs[first : first + batch], targets[first : first + batch]):
+                parts.append(part)
+                done += part.numel()
+                elapsed = time.monotonic() - began
+                yield Progress("reading", done, total, "tokens", elapsed * (total - done) / done)
+        nats[length] = _rejoined(parts, length).reshape(len(text), longest)
     volume = float(widths.sum())
     if not volume:
         raise InputError("the text has no bytes: every token of it is special", "give other text with --data")
@@ -132,17 +131,18 @@ def _rows(model: LanguageModel, length: int) -> int:
 
 
 @torch.no_grad()
-def _losses(model: LanguageModel, inputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
+def _losses(model: LanguageModel, context: ExecutionContext, inputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
     """Nats of each target, float64 [B, t], piece by piece along time."""
     device, state = model.embedding.weight.device, None
     for first in range(0, inputs.shape[1], PREFILL):
-        hidden, state, _ = model.hidden(inputs[:, first : first + PREFILL].to(device), state)
-        wanted = targets[:, first : first + PREFILL].to(device)
-        step = max(1, LOGITS // (hidden.shape[0] * model.vocab))
         parts = []
-        for part, answers in zip(hidden.split(step, 1), wanted.split(step, 1), strict=True):
-            logits = model.head(part).float()
-            parts.append((logits.logsumexp(-1) - logits.gather(-1, answers[..., None])[..., 0]).double().cpu())
+        with context.activate():
+            hidden, state, _ = model.hidden(inputs[:, first : first + PREFILL].to(device), state)
+            wanted = targets[:, first : first + PREFILL].to(device)
+            step = max(1, LOGITS // (hidden.shape[0] * model.vocab))
+            for part, answers in zip(hidden.split(step, 1), wanted.split(step, 1), strict=True):
+                logits = model.head(part).float()
+                parts.append((logits.logsumexp(-1) - logits.gather(-1, answers[..., None])[..., 0]).double().cpu())
         yield torch.cat(parts, 1)
 
 

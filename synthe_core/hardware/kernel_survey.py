@@ -13,7 +13,7 @@ from synthe_core.layers import LAYERS
 from synthe_core.layers.learner import Spec
 from synthe_core.model.classifier import build_model
 from synthe_core.model.language_model import ClassifySpec, LanguageModel, ModelSpec
-from synthe_core.ops.dispatch import OPS, Call, Choice, Op, hear_calls
+from synthe_core.ops.dispatch import OPS, Call, Choice, Op, record_ops
 
 WIDTH, TIME, VOCAB = 512, 512, 256
 
@@ -102,15 +102,15 @@ def _calls(spec: Spec, device: str, precision: str) -> Iterator[tuple[str, Op, C
         model = build_model(ModelSpec(width=WIDTH, blocks=1, block=[spec], tie=True, head=head), VOCAB).to(device)
         tokens = torch.zeros(1, TIME, dtype=torch.int64, device=device)
         narrow = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
-        with narrow, hear_calls() as training:
+        with narrow, record_ops() as training:
             _, state = model.loss(tokens, tokens)
-        with torch.no_grad(), hear_calls() as decoding:
+        with torch.no_grad(), record_ops() as decoding:
             if isinstance(model, LanguageModel):
                 model.next_logits(tokens[:, :1], state)
     except SyntheError:  # settings that do not go together
         return
-    yield from (("training", op, call) for op, call in training)
-    yield from (("decoding", op, call) for op, call in decoding)
+    yield from (("training", op, call) for op, call, _ in training.calls)
+    yield from (("decoding", op, call) for op, call, _ in decoding.calls)
 
 
 def _served(op: Op, call: Call) -> Served:

@@ -94,11 +94,12 @@ def probe() -> Hardware:
     )
 
 
-def fingerprint(hardware: Hardware) -> str:
-    """A short name for what makes the speed of work: processor, cores, instructions, GPU, compiler, libraries."""
+def fingerprint(hardware: Hardware, threads: int | None = None) -> str:
+    """A short name for what makes the speed of work: processor, cores, instructions, GPU, compiler, libraries, and the
+    CPU threads (torch's setting by default)."""
     facts = [hardware.processor, hardware.cores, sorted(hardware.features), hardware.compiler, hardware.device]
     facts += [[gpu.name, gpu.memory, gpu.capability] for gpu in hardware.gpus or filter(None, [hardware.gpu])]
-    facts += [sorted(hardware.libraries.items()), torch.get_num_threads()]
+    facts += [sorted(hardware.libraries.items()), threads or torch.get_num_threads()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 

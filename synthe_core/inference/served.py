@@ -15,12 +15,11 @@ from torch import Tensor
 from synthe_core.adapters.lora import Adapter, put_on, take_off
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
-from synthe_core.hardware.kernel_tuning import preferred
-from synthe_core.hardware.probe import probe
+from synthe_core.hardware.execution import ExecutionContext
+from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.inference.steady import steady
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
-from synthe_core.ops.dispatch import prefer_kernels, use_kernels
 from synthe_core.storage.checkpoint import Checkpoint
 
 
@@ -43,9 +42,7 @@ class Prints(NamedTuple):
 @dataclass
 class Served:
     """name: what requests call it. limit: the longest text that it can read, None for one of any length.
-
-    kernels, preferred: the operators' kernels, as `kernel_tuning.in_use` sets them.
-    """
+    context: how its passes run."""
 
     name: str
     model: LanguageModel
@@ -55,23 +52,20 @@ class Served:
     created: int
     adapters: dict[str, Adapter] = field(default_factory=dict)
     limit: int | None = None
-    kernels: Mapping[str, str] = field(default_factory=dict)
-    preferred: Mapping[str, str] = field(default_factory=dict)
+    context: ExecutionContext = field(default_factory=ExecutionContext)
     _worn: Adapter | None = field(default=None, repr=False)
 
     @classmethod
     def load(cls, path: Path, name: str | None = None, device: torch.device | str = "cpu") -> Served:
         """The checkpoint, run folder or .synapse file at `path`."""
         checkpoint = Checkpoint.open(path)
-        model = checkpoint.model(device).eval()
+        context = context_for_recipe(checkpoint.recipe, torch.device(device))
+        model = checkpoint.model(context.device).eval()
         model.requires_grad_(False)
         named = name or path.resolve().name.removesuffix(".synapse")
         created = int(checkpoint.path.stat().st_mtime)
-        recipe, where = checkpoint.recipe, model.embedding.weight.device.type
-        return cls(
-            named, model, checkpoint.tokenizer(), checkpoint.path, checkpoint.digest, created,
-            kernels=recipe.runtime.kernels, preferred=preferred(recipe, where, probe()),
-        )  # fmt: skip
+        tokenizer = checkpoint.tokenizer()
+        return cls(named, model, tokenizer, checkpoint.path, checkpoint.digest, created, context=context)
 
     @property
     def vocab(self) -> int:
@@ -98,7 +92,7 @@ class Served:
             if adapter is not None:
                 put_on(self.model, adapter)
                 self._worn = adapter
-        with use_kernels(**self.kernels), prefer_kernels(**self.preferred), steady():
+        with self.context.activate(), steady():
             yield
 
     def prints(self, adapter: Adapter | None) -> Prints:

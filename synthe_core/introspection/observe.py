@@ -15,9 +15,9 @@ from synthe_core.introspection.linear_memory import RULES
 from synthe_core.layers.learner import Learner, Pass
 from synthe_core.layers.trace import Record, Trace
 from synthe_core.model.language_model import LanguageModel, ModelState
-from synthe_core.ops.dispatch import Op, hear_calls
+from synthe_core.ops.dispatch import Op, OpRecorder, record_ops
 
-HEARD = RULES | {"gated_average", "window_attention", "probed_attention"}
+FOLLOWED = RULES | {"gated_average", "window_attention", "probed_attention"}
 """The operators whose readings can be followed back."""
 LIKELIEST = 5
 LOGITS = 1 << 24  # held at a time
@@ -65,27 +65,27 @@ def observe(model: LanguageModel, tokens: list[int], *, memories: bool = True) -
     device = model.embedding.weight.device
     text = torch.tensor([tokens], dtype=torch.int64, device=device)
     trace = Trace()
-    with hear_calls(HEARD if memories else ()) as heard, _noting(model, heard) as asked:
+    with record_ops(FOLLOWED if memories else ()) as recorder, _noting(model, recorder) as asked:
         hidden, state, _ = model.hidden(text, trace=trace)
     return Observation(tokens, trace.records, asked, _predictions(model, hidden[0], text[0]), state)
 
 
 @contextmanager
-def _noting(model: LanguageModel, heard: list[Any]) -> Iterator[list[Asked]]:
+def _noting(model: LanguageModel, recorder: OpRecorder) -> Iterator[list[Asked]]:
     """Says of each call of an operator which learner made it, and where in the model and the text."""
     asked: list[Asked] = []
     begun: list[int] = []
     taken: set[int] = set()
 
     def before(learner: nn.Module, arguments: tuple[Any, ...]) -> None:
-        begun.append(len(heard))
+        begun.append(len(recorder.calls))
 
     def after(learner: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
         ctx = next(value for value in arguments if isinstance(value, Pass))
-        for index in range(begun.pop(), len(heard)):
+        for index in range(begun.pop(), len(recorder.calls)):
             if index not in taken:
                 taken.add(index)
-                op, call = heard[index]
+                op, call, _ = recorder.calls[index]
                 asked.append(Asked(ctx.path, learner, op, call.arguments, ctx.tokens))  # type: ignore[arg-type]
 
     learners = [module for module in model.modules() if isinstance(module, Learner)]

@@ -12,9 +12,8 @@ import numpy as np
 
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, unknown
-from synthe_core.hardware.kernel_tuning import in_use
-from synthe_core.hardware.placement import choose_device
-from synthe_core.hardware.probe import probe
+from synthe_core.hardware.execution import ExecutionContext
+from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.introspection.memories import Fate, fate, memory_series
 from synthe_core.introspection.observe import Observation, Predictions, observe
 from synthe_core.introspection.reads import Reads, follow
@@ -57,8 +56,8 @@ def introspect(
     device: str = "auto",
 ) -> Report:
     """Reads `text` with the model of a checkpoint and tells what was seen. See `examine`."""
-    checkpoint, model = opened(path, device)
-    with in_use(checkpoint.recipe, model.embedding.weight.device.type):
+    checkpoint, model, context = opened(path, device)
+    with context.activate():
         return examine(
             model,
             checkpoint.tokenizer(),
@@ -70,12 +69,13 @@ def introspect(
         )
 
 
-def opened(path: Path, device: str = "auto") -> tuple[Checkpoint, LanguageModel]:
-    """A checkpoint and its model, ready to be looked at; InputError for an encoder, which predicts no token."""
+def opened(path: Path, device: str = "auto") -> tuple[Checkpoint, LanguageModel, ExecutionContext]:
+    """A checkpoint, its model and the context of its passes; InputError for an encoder, which predicts no token."""
     checkpoint = Checkpoint.open(path)
     if checkpoint.recipe.model.head is not None:
         raise InputError(f"{path} is an encoder", "introspect looks at language models, which read token by token")
-    return checkpoint, checkpoint.model(choose_device(device, probe()).value).eval()
+    context = context_for_recipe(checkpoint.recipe, device)
+    return checkpoint, checkpoint.model(context.device).eval(), context
 
 
 def examine(

@@ -15,13 +15,12 @@ from synthe_core.errors import InputError
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.evaluation.task_index import names
 from synthe_core.events import Event, Progress, Result
-from synthe_core.hardware.probe import probe
+from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.merging.inputs.checkpoint import CheckpointModel
 from synthe_core.merging.inputs.model import Model, View
 from synthe_core.model.classifier import build_model
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.storage.checkpoint import load_weights
-from synthe_core.training.settings import settings
 from synthe_core.training.validation import Score
 
 TOKENS = 65_536
@@ -94,21 +93,21 @@ def compare(models: Mapping[str, Model], texts: Sequence[str], tokens: int = TOK
     for done, (name, model) in enumerate(models.items()):
         checkpoint = _origin(model).checkpoint
         recipe = checkpoint.recipe
-        how = settings(recipe.runtime, probe())
+        context = context_for_recipe(recipe, recipe.runtime.device)
         with torch.random.fork_rng(devices=[]):
             built = build_model(recipe.model, checkpoint.vocab)
         if not isinstance(built, LanguageModel):
             raise InputError(f"{name} is an encoder: it predicts no text", "evaluate language models")
         load_weights(built, Weights(model), model.path)
         built.leave_out(checkpoint.manifest.without)
-        built = built.to(how.device).eval()
+        built = built.to(context.device).eval()
         figures: dict[str, float] = {}
         for text in texts:
             yield Progress("evaluate", done * len(texts) + len(figures), len(models) * len(texts), "texts")
             split = yield from held_out(checkpoint, [text])
             score = Score()
             for window in windows(split, recipe.data.sequence, max(1, tokens // recipe.data.sequence), ROWS):
-                score.add(built, window, how)
+                score.add(built, window, context)
             figures[text] = score.values()["bits_per_byte"]
         found[name] = figures | {"mean": sum(figures.values()) / len(figures)}
     yield Progress("evaluate", len(models) * len(texts), len(models) * len(texts), "texts")

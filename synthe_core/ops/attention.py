@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.dispatch import Call, op
+from synthe_core.ops.dispatch import Call, Slower, op
 
 MOST_PACKS = 8  # of a block's queries
 COPY = 16  # queries whose scores cost what copying their keys does
@@ -75,9 +75,11 @@ def banded_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | No
 @banded_sdpa.refuses
 def _(hardware: Hardware, call: Call) -> str | None:
     window, keys = call.arguments["window"], call.arguments["k"].shape[1]
+    if keys - call.time > window:
+        return "the past is longer than the window"
     if call.time < 2 * window:
-        return "fewer than two windows of queries: one masked product is cheaper"
-    return "the past is longer than the window" if keys - call.time > window else None
+        return Slower("fewer than two windows of queries: one masked product is cheaper")
+    return None
 
 
 @window_attention.kernel("masked-sdpa", rank=10, tolerance=1e-5)

@@ -7,9 +7,11 @@
     def blocked(decay, value, state): ...
 
     @blocked.refuses
-    def _(hardware, call): return None if call.time > 1 else "a single step: the reference is as fast"
+    def _(hardware, call): return None if call.time > 1 else Slower("a single step: the reference is as fast")
 
 A call runs the highest-ranked kernel that does not refuse. `explain` says which, and why the others did not serve.
+The active `ExecutionContext` (hardware/execution.py) changes the choice: a forced kernel runs, or is an error where it
+cannot; a tuned kernel is tried first.
 """
 
 from __future__ import annotations
@@ -18,20 +20,15 @@ import inspect
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError, unknown
+from synthe_core.hardware.execution import ExecutionContext, active_context
 from synthe_core.hardware.probe import Hardware, probe
-
-NONE_FORCED: Mapping[str, str] = MappingProxyType({})
-_forced: ContextVar[Mapping[str, str]] = ContextVar("forced_kernels", default=NONE_FORCED)
-_preferred: ContextVar[Mapping[str, str]] = ContextVar("preferred_kernels", default=NONE_FORCED)
-_heard: ContextVar[Ear | None] = ContextVar("heard_calls", default=None)
 
 OPS: dict[str, Op] = {}
 
@@ -52,6 +49,10 @@ class Call:
         first = tensors[0]
         grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         return cls(first.device.type, first.dtype, first.shape[1], grad, arguments)
+
+
+class Slower(str):
+    """A refusal for speed alone: the kernel could serve the call, and does so where it is forced."""
 
 
 class Choice(NamedTuple):
@@ -106,36 +107,49 @@ class Op:
         return add
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if (ear := _heard.get()) is None:
-            return self._serve(*args, **kwargs)
-        if ear.only is None or self.name in ear.only:
-            ear.calls.append((self, Call.of(dict(zip(self._parameters, args, strict=False)) | kwargs)))
-        token = _heard.set(None)  # which operators a kernel calls in its turn is its own affair
-        try:
-            return self._serve(*args, **kwargs)
-        finally:
-            _heard.reset(token)
-
-    def _serve(self, *args: Any, **kwargs: Any) -> Any:
-        forced = _forced.get().get(self.name)
-        if forced is not None:
-            self.used.add(forced)
-            return self.named(forced)(*args, **kwargs)
+        recorder = _recorder.get()
         call = Call.of(dict(zip(self._parameters, args, strict=False)) | kwargs)
-        hardware = probe()
-        for kernel in self._tried(call):
-            if kernel.refusal(hardware, call) is None:
-                self.used.add(kernel.name)
-                return kernel.fn(*args, **kwargs)
-        self.used.add("reference")
-        return self.reference(*args, **kwargs)
+        name, run = self._select(call, active_context())
+        self.used.add(name)
+        if recorder is None:
+            return run(*args, **kwargs)
+        if recorder.only is None or self.name in recorder.only:
+            recorder.calls.append(RecordedCall(self, call, name))
+        token = _recorder.set(None)  # the operators that a kernel calls itself are not recorded
+        try:
+            return run(*args, **kwargs)
+        finally:
+            _recorder.reset(token)
 
-    def _tried(self, call: Call) -> list[Kernel]:
-        """The kernels in order of rank, one that is preferred for whole passes first."""
-        first = _preferred.get().get(self.name)
-        if first is None or call.time == 1:
+    def _select(self, call: Call, context: ExecutionContext) -> tuple[str, Callable[..., Any]]:
+        """The kernel that serves a call in a context, with its name."""
+        hardware = probe()
+        if (forced := context.kernels.get(self.name)) is not None:
+            return forced, self._forced(forced, call, hardware)
+        for kernel in self._ordered(call, context):
+            if kernel.refusal(hardware, call) is None:
+                return kernel.name, kernel.fn
+        return "reference", self.reference
+
+    def _forced(self, name: str, call: Call, hardware: Hardware) -> Callable[..., Any]:
+        """The kernel of that name; InputError where it cannot serve the call."""
+        implementation = self.named(name)
+        if not isinstance(implementation, Kernel):
+            return implementation
+        reason = implementation.refusal(hardware, call)
+        if reason is not None and not isinstance(reason, Slower):
+            raise InputError(
+                f"kernel {name} of {self.name} cannot serve a call: {reason}",
+                f"choose another in runtime.kernels, or leave {self.name} out of it",
+            )
+        return implementation.fn
+
+    def _ordered(self, call: Call, context: ExecutionContext) -> list[Kernel]:
+        """The kernels by rank; for calls of more than one token a tuned one comes first."""
+        tuned = context.tuned_kernels.get(self.name)
+        if tuned is None or call.time == 1:
             return self.kernels
-        return sorted(self.kernels, key=lambda kernel: kernel.name != first)
+        return sorted(self.kernels, key=lambda kernel: kernel.name != tuned)
 
     def named(self, name: str) -> Callable[..., Any]:
         """The kernel of that name, or the reference."""
@@ -151,7 +165,7 @@ class Op:
         hardware = hardware or probe()
         choices: list[Choice] = []
         taken = False
-        for kernel in self._tried(call):
+        for kernel in self._ordered(call, active_context()):
             reason = kernel.refusal(hardware, call)
             choices.append(Choice(kernel.name, reason, reason is None and not taken))
             taken = taken or reason is None
@@ -164,47 +178,51 @@ def op(reference: Callable[..., Any]) -> Op:
     return Op(reference)
 
 
-@contextmanager
-def use_kernels(**choices: str) -> Iterator[None]:
-    """Within the block, operator `name` runs the kernel given for it: `use_kernels(delta_rule="reference")`."""
+def check_kernels(choices: Mapping[str, str]) -> None:
+    """InputError for an operator or a kernel of `choices` (operator -> kernel) that does not exist."""
     for name, kernel in choices.items():
         if name not in OPS:
             raise unknown("operator", name, OPS)
         OPS[name].named(kernel)
-    token = _forced.set({**_forced.get(), **choices})
-    try:
-        yield
-    finally:
-        _forced.reset(token)
 
 
 @contextmanager
-def prefer_kernels(**choices: str) -> Iterator[None]:
-    """Within the block, operator `name` tries the kernel given for it first, where a call is of more than one token."""
-    token = _preferred.set({**_preferred.get(), **choices})
-    try:
+def use_kernels(**choices: str) -> Iterator[None]:
+    """Within the block, the active context with these kernels forced too: `use_kernels(delta_rule="reference")`."""
+    check_kernels(choices)
+    context = active_context()
+    with replace(context, kernels={**context.kernels, **choices}).activate():
         yield
-    finally:
-        _preferred.reset(token)
 
 
-class Ear(NamedTuple):
-    """The calls heard so far, and the names of the operators that are listened to; None for all."""
+class RecordedCall(NamedTuple):
+    """A call of an operator and the name of the kernel that served it."""
 
-    calls: list[tuple[Op, Call]]
-    only: Container[str] | None
+    op: Op
+    call: Call
+    kernel: str
+
+
+@dataclass
+class OpRecorder:
+    """`calls` of the operators named in `only` (None: of all), in order."""
+
+    only: Container[str] | None = None
+    calls: list[RecordedCall] = field(default_factory=list)
+
+
+_recorder: ContextVar[OpRecorder | None] = ContextVar("op_recorder", default=None)
 
 
 @contextmanager
-def hear_calls(only: Container[str] | None = None) -> Iterator[list[tuple[Op, Call]]]:
-    """Within the block, calls of operators (of the names `only`) from outside of one are noted, with their arguments:
-    what `synthe hardware` explains, and `synthe introspect` follows back."""
-    heard = Ear([], only)
-    token = _heard.set(heard)
+def record_ops(only: Container[str] | None = None) -> Iterator[OpRecorder]:
+    """Within the block this thread's calls of operators are recorded, except those that kernels make themselves."""
+    recorder = OpRecorder(only)
+    token = _recorder.set(recorder)
     try:
-        yield heard.calls
+        yield recorder
     finally:
-        _heard.reset(token)
+        _recorder.reset(token)
 
 
 def require_float(name: str, tensor: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops import native
-from synthe_core.ops.dispatch import Call, op, require_float
+from synthe_core.ops.dispatch import Call, Slower, op, require_float
 
 SOURCE = "short_conv.c"
 LONGEST = 16  # TAPS in short_conv.c
@@ -118,4 +118,4 @@ def grouped(
 
 @grouped.refuses
 def _(hardware: Hardware, call: Call) -> str | None:
-    return "slower than the sum of shifted inputs on a CPU" if call.device == "cpu" else None
+    return Slower("slower than the sum of shifted inputs on a CPU") if call.device == "cpu" else None

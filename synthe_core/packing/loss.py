@@ -10,10 +10,9 @@ from torch import Tensor
 from synthe_core.data.stream import windows
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.events import Event, Progress
-from synthe_core.hardware.probe import probe
+from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.packing.manifest import Loss
 from synthe_core.storage.checkpoint import Checkpoint, load_weights
-from synthe_core.training.settings import settings
 from synthe_core.training.validation import Score
 
 LOGITS = 1 << 24  # held at a time
@@ -28,18 +27,18 @@ def measure_loss(
     recipe's length, each from a fresh state, spread evenly over the text: about `tokens` of it.
     """
     recipe = checkpoint.recipe
-    chosen = settings(recipe.runtime.model_copy(update={"precision": "float32", "compile": False}), probe())
+    context = context_for_recipe(recipe, recipe.runtime.device)
     split = yield from held_out(checkpoint, sources)
     length = min(recipe.data.sequence, split.tokens - 1)
     count = min(max(1, tokens // length), (split.tokens - 1) // length)
-    model = checkpoint.model(chosen.device).eval()
+    model = checkpoint.model(context.device).eval()
     found: list[float] = []
     for what in ("as it was", "quantised"):
         if found:
             load_weights(model, quantized, Path("the quantised weights"))
         score, done = Score(), 0
         for window in windows(split, length, count, max(1, LOGITS // (length * model.vocab))):
-            score.add(model, window, chosen)
+            score.add(model, window, context)
             done += window.targets.numel()
             yield Progress(f"measure {what}", done, count * length, "tokens")
         found.append(score.values()["bits_per_byte"])

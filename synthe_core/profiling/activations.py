@@ -143,7 +143,7 @@ def _training(model: Model, batch: Batch, settings: Settings) -> dict[str, float
         parameter.grad = torch.zeros_like(parameter)
     kind = settings.device.type
     kept: list[Any] = []
-    with settings.in_force():
+    with settings.context.activate():
         model.loss(inputs, targets)[0].objective.backward()  # loads and compiles what is not there yet
         if isinstance(model, LanguageModel):
             forward = held(lambda: kept.append(model.hidden(inputs)), kind)
@@ -168,7 +168,7 @@ def _serving(model: Model, batch: Batch, settings: Settings) -> float:
     """The most that a pass without gradients holds: a prompt that is taken in, or a text that is classified."""
     inputs = batch.inputs.to(settings.device)
     run = model.next_logits if isinstance(model, LanguageModel) else model
-    with settings.in_force():
+    with settings.context.activate():
         run(inputs[:, :8])
         return held(lambda: run(inputs), settings.device.type).most
 
@@ -204,7 +204,7 @@ def saved_by_learner(model: Model, batch: Batch, settings: Settings) -> dict[str
     recompute, model.recompute = model.recompute, False
     try:
         with _named(model, names), torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):  # noqa: SIM117
-            with settings.in_force():
+            with settings.context.activate():
                 loss, _ = model.loss(batch.inputs.to(settings.device), batch.targets.to(settings.device))
     finally:
         model.recompute = recompute

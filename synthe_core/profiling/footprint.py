@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from synthe_core.hardware.placement import choose_precision
 from synthe_core.hardware.probe import Hardware
@@ -44,7 +44,7 @@ class Estimate:
         self.recipe = recipe
         self.vocab = vocabulary_of(recipe)
         self.model: Model = recipe.meta_model(self.vocab)
-        self.settings: Settings = settings(recipe.runtime, hardware)
+        self.settings: Settings = settings(recipe, hardware)
         self.settings.precision = choose_precision(recipe.runtime.precision, self.settings.device.type, hardware).value
         self._passes: dict[tuple[int, bool], Passes] = {}
         self._runs: dict[tuple[int, bool], Passes] = {}
@@ -52,7 +52,7 @@ class Estimate:
     def passes(self, length: int, train: bool) -> Passes:
         key = (length, train)
         if key not in self._passes:
-            kind = self.settings if train else Settings(self.settings.device, self.settings.kernels)
+            kind = self.settings if train else Settings(replace(self.settings.context, precision="float32"))
             self._passes[key] = passes(length, lambda short: self._run(short, kind, train))
         return self._passes[key]
 

@@ -88,7 +88,7 @@ def _root() -> Path:
 def run(order: dict[str, Any]) -> int | None:
     """The work of the child process."""
     recipe = Recipe.model_validate(order["recipe"])
-    chosen = settings(recipe.runtime, probe())
+    chosen = settings(recipe, probe())
     chosen.precision, chosen.micro_batch = order["precision"], order["rows"]
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
@@ -117,7 +117,7 @@ def _work(recipe: Recipe, vocab: int, batch: int, order: dict[str, Any], chosen:
     data = Trial(model, chosen, order["length"]).batch(batch)
     if not order["train"]:
         model.eval()
-        with torch.no_grad(), chosen.in_force():
+        with torch.no_grad(), chosen.context.activate():
             inputs = data.inputs.to(chosen.device)
             state = model.next_logits(inputs)[1] if isinstance(model, LanguageModel) else model(inputs)
             if isinstance(model, LanguageModel):

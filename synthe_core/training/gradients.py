@@ -58,7 +58,7 @@ def accumulate(
         state = None if carried is None else map_leaves(lambda leaf, rows=rows: leaf[rows], carried)
         for piece in pieces(batch, rows, sequence, carry):
             inputs, targets, lengths = moved(piece, settings.device)
-            with settings.in_force():
+            with settings.context.activate():
                 loss, state = model.loss(inputs, targets, state if carry else None, lengths)
                 objective = loss.total / max(total, 1)
                 for name, value in loss.auxiliary.items():

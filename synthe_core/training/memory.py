@@ -51,7 +51,7 @@ def row_bytes(model: Model, batch: Batch, settings: Settings) -> float:
 
     recompute, model.recompute = model.recompute, False
     try:
-        with torch.autograd.graph.saved_tensors_hooks(note, _same), settings.in_force():
+        with torch.autograd.graph.saved_tensors_hooks(note, _same), settings.context.activate():
             loss, _ = model.loss(batch.inputs.to(settings.device), batch.targets.to(settings.device))
     finally:
         model.recompute = recompute

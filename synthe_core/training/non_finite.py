@@ -57,7 +57,7 @@ def _first_of_pass(model: Model, batch: Batch, state: ModelState | None, setting
     devices = [settings.device] if settings.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):
-            with settings.in_force():
+            with settings.context.activate():
                 loss, _ = model.loss(batch.inputs, batch.targets, state, batch.lengths)
             if not bad and not _finite(loss.total):
                 bad.append("the cross-entropy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Event as Stop
 
@@ -12,7 +13,7 @@ import torch
 from synthe_core.data.prepare import Packed, open_data
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Result
-from synthe_core.hardware.kernel_tuning import known, preferred
+from synthe_core.hardware.kernel_tuning import kernel_exists
 from synthe_core.hardware.probe import Hardware, probe
 from synthe_core.model.classifier import build_model
 from synthe_core.ops.dispatch import OPS
@@ -52,7 +53,7 @@ def train(
     stop = stop or Stop()
     hardware = hardware or probe()
     recipe.meta_model(PROBE_VOCAB)  # impossible sizes, before any work
-    chosen = settings(recipe.runtime, hardware)
+    chosen = settings(recipe, hardware)
     require(recipe.runtime.log)
     path, checkpoint = _open(recipe, out, resume, init)
     changes = [] if checkpoint is None else _changes(checkpoint, recipe)
@@ -63,7 +64,6 @@ def train(
     run: RunFolder | None = None
     try:
         torch.set_num_threads(recipe.runtime.threads or threads)
-        chosen.preferred = preferred(recipe, chosen.device.type, hardware)
         packed = yield from _prepared(recipe, stop)
         run = RunFolder(path)
         snapshot = _begin(recipe, packed, chosen, source, base, begins=checkpoint is None)
@@ -203,7 +203,8 @@ def _resume(
     before = checkpoint.recipe
     snapshot.restore(checkpoint)
     state = checkpoint.training_state()
-    chosen.preferred = {op: kernel for op, kernel in state.get("preferred", {}).items() if known(op, kernel)}
+    tuned = {op: kernel for op, kernel in state.get("tuned_kernels", {}).items() if kernel_exists(op, kernel)}
+    chosen.context = replace(chosen.context, tuned_kernels=tuned)
     kept = recipe.runtime.precision in ("auto", before.runtime.precision)
     chosen.precision = state["precision"] if kept else recipe.runtime.precision
     kept = recipe.train.micro_batch in ("auto", before.train.micro_batch)

@@ -15,5 +15,5 @@ def write_sample(
     model: LanguageModel, tokenizer: Tokenizer, prompt: str, tokens: int, settings: Settings, seed: int
 ) -> str:
     """`prompt` and up to `tokens` tokens that the model puts after it; an empty prompt begins a document."""
-    with settings.in_force():
+    with settings.context.activate():
         return prompt + "".join(p.text for p in write(model, tokenizer, [prompt], tokens, sampling=SAMPLING, seed=seed))

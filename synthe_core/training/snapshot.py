@@ -88,7 +88,7 @@ class Snapshot:
             "device": self.settings.device.type,
             "precision": self.settings.precision,
             "micro_batch": self.settings.micro_batch,
-            "preferred": self.settings.preferred,
+            "tuned_kernels": dict(self.settings.context.tuned_kernels),
             "windows": self.windows,
             "stage": self.stage,
             "text": self._text(),

@@ -269,7 +269,7 @@ class Trainer:
             score, text = ClassScore(), self.snapshot.labelled.windows(self.snapshot.windows, rows)
         with self.snapshot.evaluated():
             for window in text:
-                score.add(self.model, window, self.settings)
+                score.add(self.model, window, self.settings.context)
                 done += window.targets.shape[0]
                 yield Progress("validate", done, self.snapshot.windows, "windows")
                 if self.stop.is_set():

@@ -13,7 +13,7 @@ import torch
 
 from synthe_core.data.stream import Batch
 from synthe_core.events import Event, Notice, Result
-from synthe_core.hardware.kernel_tuning import preferred, tune_kernels
+from synthe_core.hardware.kernel_tuning import tune_kernels, tuned_kernels
 from synthe_core.hardware.placement import choose_precision
 from synthe_core.hardware.probe import Hardware, cache_dir, probe
 from synthe_core.model.classifier import Classifier, Model, build_model
@@ -73,8 +73,8 @@ def _kept(model: Model, recipe: Recipe, settings: Settings, hardware: Hardware) 
     }
     if recipe.train.lora is not None:
         facts["lora"] = recipe.train.lora.model_dump(mode="json")
-    if settings.preferred:
-        facts["preferred"] = settings.preferred
+    if settings.context.tuned_kernels:
+        facts["tuned_kernels"] = dict(settings.context.tuned_kernels)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return cache_dir() / "tuning" / f"{digest}.json"
 
@@ -86,7 +86,7 @@ def tune_all(recipe: Recipe, hardware: Hardware | None = None) -> Iterator[Event
     training will find.
     """
     hardware = hardware or probe()
-    chosen = settings_of(recipe.runtime, hardware)
+    chosen = settings_of(recipe, hardware)
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.runtime.threads or threads)
     try:
@@ -94,13 +94,15 @@ def tune_all(recipe: Recipe, hardware: Hardware | None = None) -> Iterator[Event
             torch.manual_seed(recipe.seed)
             model = build_model(recipe.model, vocabulary_of(recipe), recipe.runtime.recompute).to(chosen.device)
         batch = Trial(model, chosen, recipe.data.sequence).batch(smallest(recipe))
-        yield from tune_kernels(model, batch, recipe, chosen, hardware)
-        chosen.preferred = preferred(recipe, chosen.device.type, hardware)
+        chosen.context = replace(chosen.context, tuned_kernels={})
+        yield from tune_kernels(model, batch, recipe, chosen.context, hardware)
+        tuned = tuned_kernels(recipe, chosen.device.type, hardware)
+        chosen.context = replace(chosen.context, tuned_kernels=tuned)
         _kept(model, recipe, chosen, hardware).unlink(missing_ok=True)
         yield from tune(model, recipe, chosen, hardware)
     finally:
         torch.set_num_threads(threads)
-    values = {"precision": chosen.precision, "micro_batch": chosen.micro_batch, **chosen.preferred}
+    values = {"precision": chosen.precision, "micro_batch": chosen.micro_batch, **chosen.context.tuned_kernels}
     yield Result(dict(values))
 
 
@@ -121,14 +123,14 @@ class Trial:
 
     def seconds(self, rows: int, precision: str) -> float:
         """Of one pass over `rows` sequences."""
-        settings = replace(self.settings, precision=precision, micro_batch=rows)
+        settings = Settings(replace(self.settings.context, precision=precision), rows)
         batch = self.batch(rows)
         devices = [settings.device] if settings.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices):
                 start = time.perf_counter()
                 accumulate(self.model, batch, settings, sequence=self.sequence)
-                settings.wait()
+                settings.context.synchronize()
                 return time.perf_counter() - start
         finally:
             for parameter in self.model.parameters():

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthe_core.data.stream import Batch, Window
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.classifier import Classifier
 from synthe_core.model.language_model import LanguageModel, measures
 from synthe_core.training.gradients import Means
 from synthe_core.training.meter import Cost
-from synthe_core.training.settings import Settings
 
 
 class Score:
@@ -25,9 +25,9 @@ class Score:
         self._measures, self._cost = Means(), Cost()
 
     @torch.no_grad()
-    def add(self, model: LanguageModel, window: Window, settings: Settings) -> None:
-        with settings.in_force():
-            loss, _ = model.loss(window.inputs.to(settings.device), window.targets.to(settings.device))
+    def add(self, model: LanguageModel, window: Window, context: ExecutionContext) -> None:
+        with context.activate():
+            loss, _ = model.loss(window.inputs.to(context.device), window.targets.to(context.device))
         self._nats.append(loss.each.sum())
         tokens = window.targets.numel()
         self._tokens += tokens
@@ -62,11 +62,11 @@ class ClassScore:
         self._measures, self._cost = Means(), Cost()
 
     @torch.no_grad()
-    def add(self, model: Classifier, batch: Batch, settings: Settings) -> None:
-        labels = batch.targets.amax(1).to(settings.device)
-        with settings.in_force():
-            lengths = None if batch.lengths is None else batch.lengths.to(settings.device)
-            logits, ctx = model.read(batch.inputs.to(settings.device), lengths)
+    def add(self, model: Classifier, batch: Batch, context: ExecutionContext) -> None:
+        labels = batch.targets.amax(1).to(context.device)
+        with context.activate():
+            lengths = None if batch.lengths is None else batch.lengths.to(context.device)
+            logits, ctx = model.read(batch.inputs.to(context.device), lengths)
         logits = logits.float()
         self._measures.add(measures(ctx), batch.tokens)
         self._cost.add(batch.tokens, model.flops(batch.inputs.shape[1]), sum(ctx.skipped))

@@ -7,7 +7,7 @@ import torch
 
 from synthe_core.hardware.kernel_survey import TIME, Survey, survey
 from synthe_core.layers import LAYERS
-from synthe_core.ops.dispatch import OPS, hear_calls, use_kernels
+from synthe_core.ops.dispatch import OPS, record_ops, use_kernels
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,12 @@ def test_the_survey_leaves_random_numbers_alone() -> None:
     assert torch.rand(1) == expected
 
 
-def test_calls_are_heard_only_within() -> None:
+def test_calls_are_recorded_only_within_the_block() -> None:
     x = torch.ones(1, 2, 4)
     weight, targets = torch.ones(8, 4), torch.zeros(1, 2, dtype=torch.int64)
     op = OPS["linear_cross_entropy"]
-    with hear_calls() as heard, use_kernels(linear_cross_entropy="reference"):
+    with record_ops() as recorder, use_kernels(linear_cross_entropy="reference"):
         op(x, weight, targets)
     op(x, weight, targets)
-    assert [(found.name, call.time, call.grad) for found, call in heard] == [("linear_cross_entropy", 2, False)]
+    recorded = [(each.op.name, each.call.time, each.call.grad, each.kernel) for each in recorder.calls]
+    assert recorded == [("linear_cross_entropy", 2, False, "reference")]

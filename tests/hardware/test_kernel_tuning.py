@@ -11,15 +11,25 @@ import torch
 
 from synthe_core.events import Measurement, Notice
 from synthe_core.hardware import kernel_tuning
-from synthe_core.hardware.kernel_tuning import Timing, distinct, fastest, in_use, kept, preferred, rivals, tune_kernels
+from synthe_core.hardware.execution import ExecutionContext
+from synthe_core.hardware.kernel_tuning import (
+    Timing,
+    candidate_kernels,
+    select_kernel,
+    tune_kernels,
+    tuned_kernels,
+    tuned_kernels_path,
+    unique_calls,
+)
 from synthe_core.hardware.placement import choose_device, choose_precision
 from synthe_core.hardware.probe import Gpu, Hardware, fingerprint, probe
+from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.model.classifier import build_model
 from synthe_core.ops.delta_rule import delta_rule
-from synthe_core.ops.dispatch import Call, hear_calls, prefer_kernels, use_kernels
+from synthe_core.ops.dispatch import Call, record_ops, use_kernels
 from synthe_core.recipe.schema import Recipe
 from synthe_core.training import tuning
-from synthe_core.training.settings import settings
+from synthe_core.training.settings import Settings
 from synthe_core.training.tuning import Trial, tune_all
 
 LIBRARIES = {"torch": "2.13", "triton": "3.2", "fla-core": "0.6"}
@@ -110,47 +120,47 @@ def test_fingerprints_differ_where_speed_would() -> None:
 
 def test_the_ranking_stays_unless_another_is_worth_it() -> None:
     times = [Timing("native", 1.0), Timing("chunked", 0.97), Timing("fla", 4.0)]
-    assert fastest(times, "native") == "native"
-    assert fastest([Timing("native", 1.0), Timing("chunked", 0.9)], "native") == "chunked"
+    assert select_kernel(times, "native") == "native"
+    assert select_kernel([Timing("native", 1.0), Timing("chunked", 0.9)], "native") == "chunked"
 
 
-def test_only_kernels_that_serve_every_call_are_rivals() -> None:
+def test_only_kernels_that_serve_every_call_are_candidates() -> None:
     calls = [call("cpu"), call("cpu", 100)]
-    plain, default = rivals(delta_rule, calls, MACHINES["plain"])
+    plain, default = candidate_kernels(delta_rule, calls, MACHINES["plain"])
     assert default == "chunked"
     assert plain == ["chunked"]
-    assert rivals(delta_rule, calls, MACHINES["AMX"])[1] in ("native", "chunked")
+    assert candidate_kernels(delta_rule, calls, MACHINES["AMX"])[1] in ("native", "chunked")
 
 
 def test_calls_of_one_shape_are_timed_once(recipe: Recipe) -> None:
     model = build_model(recipe.model.model_copy(update={"blocks": 3}), 257)
     tokens = torch.zeros(1, 16, dtype=torch.int64)
-    with hear_calls() as heard:
+    with record_ops() as recorder:
         model.loss(tokens, tokens)
-    assert len([op for op, _ in heard if op is delta_rule]) == 3
-    assert len(distinct(heard)[delta_rule]) == 1
+    assert len([op for op, *_ in recorder.calls if op is delta_rule]) == 3
+    assert len(unique_calls(recorder.calls)[delta_rule]) == 1
 
 
-def test_a_faster_kernel_is_kept_and_used(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faster_kernel_is_stored_and_used(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """With made-up times, by which the torch form is the fastest of the delta rule's."""
     made_up = {"chunked": 1.0, "native": 2.0, "fla": 3.0}
     monkeypatch.setattr(
-        kernel_tuning, "race", lambda op, calls, names: [Timing(name, made_up.get(name, 9.0)) for name in names]
+        kernel_tuning, "time_kernels", lambda op, calls, names: [Timing(name, made_up.get(name, 9.0)) for name in names]
     )
-    chosen = settings(recipe.runtime, probe())
+    context = context_for_recipe(recipe, "cpu")
     model = build_model(recipe.model, 257)
-    if len(rivals(delta_rule, [call("cpu")], probe())[0]) < 2:
+    if len(candidate_kernels(delta_rule, [call("cpu")], probe())[0]) < 2:
         pytest.skip("one kernel serves here")
-    events = list(tune_kernels(model, Trial(model, chosen, 64).batch(1), recipe, chosen, probe()))
-    assert preferred(recipe, "cpu", probe())["delta_rule"] == "chunked"
+    events = list(tune_kernels(model, Trial(model, Settings(context), 64).batch(1), recipe, context, probe()))
+    assert tuned_kernels(recipe, "cpu", probe())["delta_rule"] == "chunked"
     assert any(isinstance(event, Notice) and "2.00 times as fast here as native" in event.message for event in events)
     assert any(isinstance(event, Measurement) and event.case == "delta_rule" for event in events)
-    assert preferred(recipe, "cpu", MACHINES["plain"]) == {}  # of another machine nothing is known
+    assert tuned_kernels(recipe, "cpu", MACHINES["plain"]) == {}  # of another machine nothing is known
     other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sequence": 32})})
-    assert preferred(other, "cpu", probe()) == {}
+    assert tuned_kernels(other, "cpu", probe()) == {}
 
     tokens = torch.zeros(1, 16, dtype=torch.int64)
-    with in_use(recipe, "cpu"):
+    with context_for_recipe(recipe, "cpu").activate():
         delta_rule.used.clear()
         model.loss(tokens, tokens)
         assert delta_rule.used == {"chunked"}
@@ -164,10 +174,10 @@ def test_a_faster_kernel_is_kept_and_used(recipe: Recipe, monkeypatch: pytest.Mo
         assert delta_rule.used != {"chunked"}
 
 
-def test_a_preference_that_refuses_is_passed_over() -> None:
+def test_a_tuned_kernel_that_refuses_is_passed_over() -> None:
     q = torch.randn(1, 5, 1, 4)
     beta = torch.ones(1, 5, 1)
-    with prefer_kernels(delta_rule="fla"):
+    with ExecutionContext(tuned_kernels={"delta_rule": "fla"}).activate():
         delta_rule.used.clear()
         delta_rule(q, q, q, beta, None, None)
     assert delta_rule.used
@@ -177,11 +187,11 @@ def test_a_preference_that_refuses_is_passed_over() -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"kernels": 3}', '{"kernels": {"delta_rule": "gone", "nobody": "x"}}']
 )
-def test_a_damaged_file_is_no_preference(recipe: Recipe, text: str) -> None:
-    path = kept(recipe, "cpu", probe())
+def test_a_damaged_file_is_no_choice(recipe: Recipe, text: str) -> None:
+    path = tuned_kernels_path(recipe, "cpu", probe())
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    assert preferred(recipe, "cpu", probe()) == {}
+    assert tuned_kernels(recipe, "cpu", probe()) == {}
 
 
 def test_tuning_all_ends_with_what_training_will_find(recipe: Recipe) -> None:
@@ -189,4 +199,4 @@ def test_tuning_all_ends_with_what_training_will_find(recipe: Recipe) -> None:
     last: Any = events[-1]
     assert last.values["precision"] == "float32"
     assert last.values["micro_batch"] in (1, 2)
-    assert kept(recipe, "cpu", probe()).is_file()
+    assert tuned_kernels_path(recipe, "cpu", probe()).is_file()

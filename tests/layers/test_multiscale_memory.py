@@ -11,7 +11,7 @@ from synthe_core.layers.learner import Pass
 from synthe_core.layers.multiscale_memory import MultiscaleMemory
 from synthe_core.layers.slow_tiers import EPS
 from synthe_core.layers.trace import Trace
-from synthe_core.ops.dispatch import hear_calls
+from synthe_core.ops.dispatch import record_ops
 
 WIDTH = 12
 SUMMARIES = [
@@ -239,9 +239,9 @@ def test_the_switches_reach_every_memory_that_learns_at_test_time():
         ({"test_time": False}, lambda a: a["online"] and a["momentum"] is None),
         ({}, lambda a: not a["online"] and a["momentum"] is not None and a["sharpness"] is not None),
     ):
-        with hear_calls() as heard:
+        with record_ops() as recorder:
             make(GRADIENTS, **config)(x, None, Pass.over(x))
-        calls = [call.arguments for op, call in heard if op.name == "span_memory"]
+        calls = [call.arguments for op, call, _ in recorder.calls if op.name == "span_memory"]
         assert len(calls) == 2 and all(map(check, calls))
 
 
@@ -250,9 +250,9 @@ def test_what_has_not_persisted_is_not_promoted():
     x = inputs(1, 8).repeat(1, 12, 1)
     weights = {}
     for consolidate in (True, False):
-        with hear_calls() as heard:
+        with record_ops() as recorder:
             make(GRADIENTS, consolidate=consolidate)(x, None, Pass.over(x))
-        weights[consolidate] = [call.arguments["weight"] for op, call in heard if op.name == "span_memory"]
+        weights[consolidate] = [call.arguments["weight"] for op, call, _ in recorder.calls if op.name == "span_memory"]
     assert (weights[True][0] == 1).all() and (weights[False][1] == 1).all()
     promoted = weights[True][1][0]
     assert promoted[0] < 0.05 and promoted[-1] > 5 * promoted[0] and promoted.max() <= 1
@@ -262,9 +262,9 @@ def test_between_ticks_no_slow_rule_runs():
     learner, x = make(SUMMARIES[:3]), inputs(1, 1)
     _, state = learner(inputs(1, 3), None, Pass.over(inputs(1, 3)))
     for position, expected in ((3, []), (4, ["delta_rule"])):
-        with hear_calls() as heard:
+        with record_ops() as recorder:
             _, state = learner(x, state, at([[position]]))
-        assert [op.name for op, _ in heard if op.name in ("delta_rule", "kalman_filter")] == expected
+        assert [op.name for op, *_ in recorder.calls if op.name in ("delta_rule", "kalman_filter")] == expected
 
 
 def test_conflict_is_one_where_slow_contradicts_fast():

@@ -6,7 +6,7 @@ from synthe_core.errors import InputError
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.spans import WRAP, Spans, last_seen
 from synthe_core.layers.test_time import AtTestTime
-from synthe_core.ops.dispatch import hear_calls
+from synthe_core.ops.dispatch import record_ops
 
 WIDTH = 12
 
@@ -103,18 +103,18 @@ def test_switches_do_what_they_say():
     assert make(momentum=False).memory.init_state(1, torch.float32, "cpu").velocity.numel() == 0
     assert make(test_time=False).memory.init_state(1, torch.float32, "cpu").velocity.numel() == 0
     x = inputs(1, 9)
-    heard = {}
+    recorded = {}
     for name, config in {
         "all": {},
         "plain": {"surprise": False, "momentum": False},
         "delta": {"test_time": False},
     }.items():
-        with hear_calls() as calls:
+        with record_ops() as recorder:
             make(**config)(x, None, Pass.over(x))
-        heard[name] = next(call.arguments for op, call in calls if op.name == "span_memory")
-    assert heard["all"]["sharpness"] is not None and heard["all"]["momentum"].max() < 0.9
-    assert heard["plain"]["sharpness"] is None and heard["plain"]["momentum"] is None
-    assert [heard[name]["online"] for name in heard] == [False, False, True]
+        recorded[name] = next(call.arguments for op, call, _ in recorder.calls if op.name == "span_memory")
+    assert recorded["all"]["sharpness"] is not None and recorded["all"]["momentum"].max() < 0.9
+    assert recorded["plain"]["sharpness"] is None and recorded["plain"]["momentum"] is None
+    assert [recorded[name]["online"] for name in recorded] == [False, False, True]
 
 
 def test_sizes_that_cannot_be_are_refused():

@@ -7,7 +7,7 @@ from synthe_core.errors import InputError
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.tiers import EPS, Levels, Tiers
 from synthe_core.layers.trace import Trace
-from synthe_core.ops.dispatch import hear_calls
+from synthe_core.ops.dispatch import record_ops
 
 WIDTH = 12
 VARIANTS = [{}, {"tiers": 1}, {"tiers": 3, "size": 5, "ratio": 3}, {"tiers": 2, "ratio": 50}]
@@ -82,11 +82,11 @@ def test_any_split_of_rows_at_different_positions_gives_the_same(variant, cuts):
 
 def test_a_tier_costs_its_ticks_only():
     learner, x = make(tiers=4), inputs(2, 64)
-    with hear_calls() as heard:
+    with record_ops() as recorder:
         learner(x, None, Pass.over(x))
-    ticks = [call.time for op, call in heard if op.name == "gated_average"]
+    ticks = [call.time for op, call, _ in recorder.calls if op.name == "gated_average"]
     assert ticks == [64, 32, 16, 8]
-    entries = [call.time for op, call in heard if op.name == "rms_norm"]
+    entries = [call.time for op, call, _ in recorder.calls if op.name == "rms_norm"]
     assert entries == [65, 33, 17, 9]
 
 

@@ -77,7 +77,7 @@ def test_a_step_holds_what_was_predicted_of_it(case: dict[str, Any], rows: int) 
     asked = recipe(**case)
     estimate = Estimate(asked, probe())
     predicted = estimate.training(rows)
-    chosen = settings(asked.runtime, probe())
+    chosen = settings(asked, probe())
     chosen.precision, chosen.micro_batch = predicted.precision, rows
     torch.manual_seed(0)
     model = build_model(asked.model, estimate.vocab, asked.runtime.recompute)
@@ -120,7 +120,7 @@ def test_an_encoder_has_a_footprint_too() -> None:
 def test_activations_are_told_by_learner() -> None:
     asked = recipe()
     model = build_model(asked.model, 257)
-    chosen = settings(asked.runtime, probe())
+    chosen = settings(asked, probe())
     found = saved_by_learner(model, Trial(model, chosen, 64).batch(1), chosen)
     assert found.keys() == {"momentum", "delta", "mlp", "rest"}
     assert all(size > 0 for size in found.values())

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from synthe_cli.app import app
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Metric, Result
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training import train
@@ -154,7 +155,7 @@ def test_passes_of_any_size_give_the_same_gradient_and_name_what_is_bad(encoder)
     gradients = []
     for rows in (1, 4, 6):
         model.zero_grad()
-        outcome = accumulate(model, batch, Settings(torch.device("cpu"), {}, micro_batch=rows), sequence=32)
+        outcome = accumulate(model, batch, Settings(ExecutionContext(), rows), sequence=32)
         assert (outcome.scored, outcome.tokens) == (6, int(batch.lengths.sum()))
         gradients.append([p.grad.clone() for p in model.parameters()])
     for other in gradients[1:]:
@@ -162,7 +163,7 @@ def test_passes_of_any_size_give_the_same_gradient_and_name_what_is_bad(encoder)
             torch.testing.assert_close(a, b)
     with torch.no_grad():
         model.head.bias[1] = torch.nan
-    settings = Settings(torch.device("cpu"), {}, micro_batch=4)
+    settings = Settings(ExecutionContext(), 4)
     assert first_bad(model, batch, settings, 32, None) == "the weight head.bias"
     with torch.no_grad():
         model.head.bias[1] = 0

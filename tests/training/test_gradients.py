@@ -7,6 +7,7 @@ import torch
 from pydantic import TypeAdapter
 
 from synthe_core.data.stream import Batch
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.state import named_leaves
 from synthe_core.training.gradients import accumulate
@@ -32,7 +33,7 @@ def batch(unscored: bool = True) -> Batch:
 
 
 def settings(micro: int) -> Settings:
-    return Settings(torch.device("cpu"), {}, "float32", micro)
+    return Settings(ExecutionContext(), micro)
 
 
 def gradient(net, given, micro, **rest):

@@ -10,6 +10,7 @@ import torch
 
 from synthe_core.hardware import placement
 from synthe_core.hardware import rates as hardware_rates
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.probe import probe
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.training import memory, tuning
@@ -33,7 +34,7 @@ def decide(recipe, monkeypatch, seconds, room=1e12, matmul=2.0, **train):
     monkeypatch.setattr(Trial, "seconds", lambda self, rows, precision: seconds(rows, precision))
     monkeypatch.setattr(memory, "planned", lambda model, device: room)
     monkeypatch.setattr(memory, "row_bytes", lambda *a: 1e6)
-    settings = Settings(torch.device("cpu"), {})
+    settings = Settings(ExecutionContext())
     hardware = replace(probe(), features=frozenset({"amx_bf16"}))
     notices = [event.message for event in tune(LanguageModel(asked.model, 31), asked, settings, hardware)]
     return settings, notices
@@ -99,7 +100,7 @@ def test_the_ladder():
 def test_the_memory_of_a_pass_is_counted(recipe, recompute):
     asked = recipe(model={"blocks": 4})
     model = LanguageModel(asked.model, 257, recompute)
-    settings = Settings(torch.device("cpu"), {})
+    settings = Settings(ExecutionContext())
 
     def measured(rows, length):
         trial = Trial(model, settings, length)
@@ -114,7 +115,7 @@ def test_the_memory_of_a_pass_is_counted(recipe, recompute):
 
 def test_recomputing_takes_less(recipe):
     asked = recipe(model={"blocks": 4})
-    settings = Settings(torch.device("cpu"), {})
+    settings = Settings(ExecutionContext())
     sizes = []
     for recompute in (False, True):
         model = LanguageModel(asked.model, 257, recompute)
@@ -124,7 +125,7 @@ def test_recomputing_takes_less(recipe):
 
 def test_trials_leave_no_trace(recipe):
     model = LanguageModel(recipe().model, 257)
-    settings = Settings(torch.device("cpu"), {})
+    settings = Settings(ExecutionContext())
     random, weights = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
     assert Trial(model, settings, 16).seconds(2, "bfloat16") > 0
     assert torch.equal(random, torch.get_rng_state())

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.delta_rule.reference import delta_rule
-from synthe_core.ops.dispatch import Call
+from synthe_core.ops.dispatch import Call, Slower
 
 CHUNK = 64
 
@@ -187,7 +187,7 @@ def chunked_memory(
 
 def refusal(hardware: Hardware, call: Call) -> str | None:
     """Why chunks do not serve a call, or None."""
-    return "a few tokens are cheaper one by one" if call.time < 8 else None
+    return Slower("a few tokens are cheaper one by one") if call.time < 8 else None
 
 
 @delta_rule.kernel("chunked", rank=10, tolerance=1e-5)

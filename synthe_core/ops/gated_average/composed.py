@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.dispatch import Call, require_float
+from synthe_core.ops.dispatch import Call, Slower, require_float
 from synthe_core.ops.gated_average.reference import gated_average
 from synthe_core.ops.linear_scan import linear_scan
 
@@ -20,4 +20,4 @@ def composed(gate: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[
 
 @composed.refuses
 def _(hardware: Hardware, call: Call) -> str | None:
-    return None if call.time > 1 else "a single step: the recurrence itself is a few operations"
+    return None if call.time > 1 else Slower("a single step: the recurrence itself is a few operations")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.dispatch import Call
+from synthe_core.ops.dispatch import Call, Slower
 from synthe_core.ops.kalman_filter.reference import Filtered, check, kalman_filter
 from synthe_core.ops.linear_scan.blocked import previous, scan, scan_back
 
@@ -42,7 +42,7 @@ def parallel(
 
 @parallel.refuses
 def _(hardware: Hardware, call: Call) -> str | None:
-    return None if call.time > 1 else "a single step: the recurrence itself is a few operations"
+    return None if call.time > 1 else Slower("a single step: the recurrence itself is a few operations")
 
 
 def variances(squared: Tensor, process_noise: Tensor, precision: Tensor, first: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.dispatch import Call, require_float
+from synthe_core.ops.dispatch import Call, Slower, require_float
 from synthe_core.ops.linear_scan.reference import linear_scan
 
 Scan = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -27,7 +27,7 @@ def blocked(decay: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[
 
 @blocked.refuses
 def _(hardware: Hardware, call: Call) -> str | None:
-    return None if call.time > 1 else "a single step: the recurrence itself is one operation"
+    return None if call.time > 1 else Slower("a single step: the recurrence itself is one operation")
 
 
 def scan(decay: Tensor, value: Tensor, state: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.dispatch import Call
+from synthe_core.ops.dispatch import Call, Slower
 from synthe_core.ops.linear_scan.blocked import AdjointScan
 from synthe_core.ops.linear_scan.reference import linear_scan
 
@@ -29,7 +29,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
         return f"{' and '.join(missing)} not installed (pip install 'synthe[gpu]')"
     if call.dtype != torch.float32:
         return f"computes in float32, not {call.dtype}"
-    return None if call.time > 1 else "a single step: the recurrence itself is one operation"
+    return None if call.time > 1 else Slower("a single step: the recurrence itself is one operation")
 
 
 def _scan(decay: Tensor, value: Tensor, state: Tensor | None) -> Tensor:

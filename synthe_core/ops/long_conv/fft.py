@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.dispatch import Call, require_float
+from synthe_core.ops.dispatch import Call, Slower, require_float
 from synthe_core.ops.long_conv.reference import long_conv
 from synthe_core.ops.short_conv import following
 
@@ -33,7 +33,7 @@ def fft(u: Tensor, taps: Tensor, state: Tensor | None = None) -> tuple[Tensor, T
 
 @fft.refuses
 def _(hardware: Hardware, call: Call) -> str | None:
-    return None if call.time > FEW else f"at most {FEW} tokens: the sum itself is quicker"
+    return None if call.time > FEW else Slower(f"at most {FEW} tokens: the sum itself is quicker")
 
 
 class FFTConv(torch.autograd.Function):

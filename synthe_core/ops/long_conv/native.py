@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.dispatch import Call, require_float
+from synthe_core.ops.dispatch import Call, Slower, require_float
 from synthe_core.ops.long_conv.reference import long_conv
 from synthe_core.ops.native import library, pointer, refusal
 from synthe_core.ops.short_conv import preceded
@@ -31,10 +31,12 @@ def native(u: Tensor, taps: Tensor, state: Tensor | None = None) -> tuple[Tensor
 
 @native.refuses
 def _(hardware: Hardware, call: Call) -> str | None:
+    if (reason := refusal(hardware, call.device, SOURCE)) is not None:
+        return reason
     taps = call.arguments["taps"].shape[1]
     if min(taps, call.time) > LONGEST:
-        return f"{taps} taps over {call.time} tokens: beyond {LONGEST} FFTs are quicker"
-    return refusal(hardware, call.device, SOURCE)
+        return Slower(f"{taps} taps over {call.time} tokens: beyond {LONGEST} FFTs are quicker")
+    return None
 
 
 class _Native(torch.autograd.Function):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.dispatch import Call
+from synthe_core.ops.dispatch import Call, Slower
 from synthe_core.ops.linear_scan.blocked import previous, scan, scan_back
 from synthe_core.ops.selective_scan.reference import check, selective_scan
 
@@ -35,7 +35,7 @@ def segmented(
 
 @segmented.refuses
 def _(hardware: Hardware, call: Call) -> str | None:
-    return None if call.time > 1 else "a single step: the recurrence itself is a few operations"
+    return None if call.time > 1 else Slower("a single step: the recurrence itself is a few operations")
 
 
 class _Segmented(torch.autograd.Function):
