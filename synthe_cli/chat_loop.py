@@ -13,6 +13,7 @@ from pathlib import Path
 
 from synthe_cli.console import printable
 from synthe_cli.options import sampled
+from synthe_cli.signals import interruptible_input
 from synthe_core.chat.conversation import Answer, Asked, Said, Talk
 from synthe_core.errors import InputError, SyntheError, unknown
 from synthe_core.inference.sampling import Sampling
@@ -68,23 +69,23 @@ class Loop:
     def lines(self) -> Iterator[str]:
         """What is typed; a line that ends in a backslash goes on in the next."""
         if not self.terminal:
-            yield from (line.rstrip("\n").removesuffix("\r") for line in sys.stdin)
+            yield from _piped_lines()
             return
         edit = _editing([f"/{name}" for name in self.commands])
         prompt = "\001\x1b[1;36m\002> \001\x1b[0m\002" if self.painted and edit else "> "
-        held = ""
+        message = ""
         while True:
             try:
-                line = input(". " if held else prompt)
+                with interruptible_input():
+                    message += input(". " if message else prompt)
             except (EOFError, KeyboardInterrupt):
                 print()
                 return
-            held += line
-            if held.endswith("\\"):
-                held = held[:-1] + "\n"
+            if message.endswith("\\"):
+                message = message[:-1] + "\n"
                 continue
-            yield held
-            held = ""
+            yield message
+            message = ""
 
     # Answers
 
@@ -102,23 +103,24 @@ class Loop:
             self.tell(described(said))
 
     def _streamed(self, answer: Answer) -> Said:
-        shown = not self.as_json
+        """Prints the pieces of an answer, and passes Ctrl-C on to it; the second ends the program."""
         interrupted = False
         with closing(answer):
             while True:
                 try:
                     piece = answer.throw(KeyboardInterrupt) if interrupted else next(answer)
+                    interrupted = False
+                    if not self.as_json:
+                        sys.stdout.write(printable(piece) if self.terminal else piece)
+                        sys.stdout.flush()
                 except StopIteration as end:
                     said: Said = end.value
                     break
-                interrupted = False
-                try:
-                    if shown:
-                        sys.stdout.write(printable(piece) if self.terminal else piece)
-                        sys.stdout.flush()
                 except KeyboardInterrupt:
+                    if answer.gi_frame is None:  # the answer itself has ended with it
+                        raise
                     interrupted = True
-        if shown:
+        if not self.as_json:
             print(flush=True)
         return said
 
@@ -231,6 +233,16 @@ def changed(asked: Asked, key: str, value: str) -> Asked:
 
 
 EXAMPLES = {SEED: "7", COUNT: "200", "temperature": "0.7", "top_p": "0.9", "top_k": "40", "min_p": "0.05"}
+
+
+def _piped_lines() -> Iterator[str]:
+    """The lines of stdin, without their ends."""
+    while True:
+        with interruptible_input():
+            line = sys.stdin.readline()
+        if not line:
+            return
+        yield line.rstrip("\n").removesuffix("\r")
 
 
 def _one(rest: str, command: str) -> str:

@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM during long work: the first asks it to save and end, the second ends it at once."""
+"""Ctrl-C and SIGTERM: work is saved and ends at the first, and at once at the second; a prompt ends at the first."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -9,33 +10,81 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ASKING = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REPEAT_INTERVAL = 0.05  # seconds, until the handler has run
+HANDLED_INTERVAL = 1.0  # seconds, after that
 
 
-class Asked(threading.Event):
-    """Set once a signal has asked for the end; `number` is which."""
+class StopEvent(threading.Event):
+    """Set by the first stop signal, whose number it holds."""
 
     number: int | None = None
 
 
 @contextmanager
-def stop_on_signal(kept: str = "saving first") -> Iterator[Asked]:
+def stop_on_signal(consequence: str = "saving first") -> Iterator[StopEvent]:
     """Within the block, the event is set by the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
 
-    kept: what becomes of the work, told at the first.
+    consequence: what happens to the work; printed at the first signal.
     """
-    asked = Asked()
+    stop = StopEvent()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        if stop.is_set():
             raise KeyboardInterrupt
-        asked.number = number
-        asked.set()
-        print(f"\nstopping: {kept} (once more to stop at once)", file=sys.stderr, flush=True)
+        stop.number = number
+        stop.set()
+        print(f"\nstopping: {consequence} (press Ctrl-C again to stop at once)", file=sys.stderr, flush=True)
 
-    before = {number: signal.signal(number, handle) for number in ASKING}
+    previous = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
     try:
-        yield asked
+        yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interruptible_input() -> Iterator[None]:
+    """Within the block, SIGINT or SIGTERM raises KeyboardInterrupt in `input()`, whenever it arrives.
+
+    CPython's `input()` checks for signals and then waits for a key. A signal that arrives between the two has no effect
+    until the next key. A thread here reads every signal from the wake-up descriptor and sends it to the main thread
+    again until its handler has run: one of them interrupts the wait. readline drops an exception that is raised while
+    it completes a word, so the signal is sent again as long as the block has not been left.
+    """
+    handled, left = threading.Event(), threading.Event()
+    active = True
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        handled.set()
+        if active:
+            raise KeyboardInterrupt
+
+    def repeat() -> None:
+        while received := os.read(reader, 1):
+            while received[0] in previous and not left.wait(HANDLED_INTERVAL if handled.is_set() else REPEAT_INTERVAL):
+                signal.pthread_kill(main, received[0])
+
+    main = threading.get_ident()
+    previous = {number: handler for number in STOP_SIGNALS if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous_descriptor = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=repeat, name="repeat-signals", daemon=True)
+    thread.start()
+    try:
+        for number in previous:
+            signal.signal(number, handle)
+        yield
+    finally:
+        active = False  # from here on a signal is only noted
+        left.set()
+        signal.set_wakeup_fd(previous_descriptor)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if handled.is_set():  # a signal after the last key
+        raise KeyboardInterrupt

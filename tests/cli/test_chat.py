@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import re
-import select
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +18,7 @@ from tests.adapters.conftest import base  # noqa: F401
 from tests.adapters.conftest import saved as adapter
 from tests.evaluation.models import saved
 from tests.paths import ROOT
+from tests.processes import PROGRAM, Terminal, start
 
 Run = Callable[..., Any]
 TEMPLATE = (
@@ -213,78 +209,52 @@ def test_the_same_conversation_through_a_server(synthe: Run, talker: Path, tmp_p
     assert [row["cached_tokens"] > 0 for row in there] == [False, True, True, True]
 
 
-class Terminal:
-    """A program on a terminal of its own."""
-
-    def __init__(self, *arguments: object) -> None:
-        pid, self.handle = pty.fork()
-        if pid == 0:
-            program = "from synthe_cli.app import main; main()"
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background pass on that it is ignored
-            os.environ.update(TERM="xterm", PYTHONPATH=str(ROOT), NO_COLOR="1")
-            os.execv(sys.executable, [sys.executable, "-c", program, *map(str, arguments)])
-        self.pid, self.seen = pid, ""
-
-    def write(self, text: str) -> None:
-        os.write(self.handle, text.encode())
-
-    def until(self, pattern: str, seconds: float = 300) -> str:
-        """What has come since the last call, up to a pattern."""
-        end = time.monotonic() + seconds
-        while not (found := re.search(pattern, self.seen)):
-            assert time.monotonic() < end, self.seen
-            if select.select([self.handle], [], [], 0.1)[0]:
-                try:
-                    self.seen += os.read(self.handle, 65536).decode("utf-8", "replace")
-                except OSError:  # it has ended
-                    assert re.search(pattern, self.seen), self.seen
-        before, self.seen = self.seen[: found.end()], self.seen[found.end() :]
-        return before
-
-    def ends(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
 @pytest.fixture
 def terminal() -> Iterator[Callable[..., Terminal]]:
+    """Starts `synthe ARGUMENTS...` on a terminal; ended with the test."""
     opened: list[Terminal] = []
 
     def open_one(*arguments: object) -> Terminal:
-        opened.append(Terminal(*arguments))
+        opened.append(Terminal("-c", PROGRAM, *arguments))
         return opened[-1]
 
     yield open_one
     for each in opened:
-        try:
-            os.kill(each.pid, signal.SIGKILL)
-            os.waitpid(each.pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
+        each.close()
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Callable[..., Terminal], talker: Path) -> None:
-    at = terminal("chat", talker, "-n", 1_000_000, "--seed", 4)
-    at.until("> ")
-    at.write("hello\n")
-    at.until("hello\r\n.")  # the answer has begun
-    at.write("\x03")
-    at.until("tokens/s.*stopped")
-    at.write("/set tokens 4\n")
-    at.until("tokens 4")
-    at.write("go on\n")
-    assert "known" in at.until(r"4 tokens  .*\n")
-    at.write("/hepl\n")
-    at.until("did you mean '/help'")
-    at.until("> ")
-    at.write("\x03")
-    assert at.ends() == 0
+    chat = terminal("chat", talker, "-n", 1_000_000, "--seed", 4)
+    chat.until("> ")
+    chat.write("hello\n")
+    chat.until("hello\r\n.")  # the answer has begun
+    chat.write("\x03")
+    chat.until("tokens/s.*stopped")
+    chat.write("/set tokens 4\n")
+    chat.until("tokens 4")
+    chat.write("go on\n")
+    assert "known" in chat.until(r"4 tokens  .*\n")
+    chat.write("/hepl\n")
+    chat.until("did you mean '/help'")
+    chat.until("> ")
+    chat.write("\x03")
+    assert chat.exit_code() == 0
+
+
+def test_ctrl_c_leaves_a_line_that_is_half_typed(terminal: Callable[..., Terminal], talker: Path) -> None:
+    chat = terminal("chat", talker)
+    chat.until("> ")
+    chat.write("half a line")
+    chat.until("half a line")
+    chat.write("\x03")
+    assert chat.exit_code() == 0
 
 
 @pytest.mark.slow  # loads a second Python
 def test_a_closed_pipe_ends_it_quietly(talker: Path) -> None:
-    program = [sys.executable, "-c", "from synthe_cli.app import main; main()", "chat", str(talker), "-n", "200000"]
+    program = [sys.executable, "-c", PROGRAM, "chat", str(talker), "-n", "200000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
+    with start(
         program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     ) as process:
         assert process.stdin and process.stdout and process.stderr
