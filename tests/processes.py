@@ -15,11 +15,11 @@ from typing import Any
 
 from tests.paths import ROOT
 
-LIMIT = 120.0  # seconds
+LIMIT = 300.0  # seconds
 PROGRAM = "from synthe_cli.app import main; main()"
 
 
-def run(command: list[Any], *, timeout: float = LIMIT, **options: Any) -> subprocess.CompletedProcess[Any]:
+def run_program(command: list[Any], *, timeout: float = LIMIT, **options: Any) -> subprocess.CompletedProcess[Any]:
     """`subprocess.run` with a limit. Raises TimeoutExpired when it is over."""
     return subprocess.run(command, timeout=timeout, **options)
 

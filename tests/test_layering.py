@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
+from tests.processes import run_program
 
 FILES = sorted(path for package in ("synthe_core", "synthe_cli") for path in (ROOT / package).rglob("*.py"))
 LONGEST = 400
@@ -150,7 +150,7 @@ def test_help_comes_without_torch(arguments: list[str]) -> None:
         "except SystemExit as end: assert not end.code, end.code\n"
         "print('heavy:', [m for m in ('torch', 'numpy', 'pydantic', 'rich', 'datasets') if m in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    done = run_program([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     heavy = ast.literal_eval(done.stdout.splitlines()[-1].removeprefix("heavy: "))
     assert "torch" not in heavy

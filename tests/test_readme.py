@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.paths import ROOT
+from tests.processes import run_program
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SYNTHE = Path(sys.executable).parent / "synthe"
@@ -65,9 +65,8 @@ def test_commands_run_in_order(tmp_path):
     for command in commands:
         shorter = re.sub(r"synthe train \S+\.yaml", lambda found: found[0] + SHORTER, command)
         shorter = re.sub(r"synthe bench (mqar|parity|zoology)", lambda found: found[0] + " --steps 2", shorter)
-        done = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", shorter], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        arguments = ["bash", "-o", "pipefail", "-c", shorter]
+        done = run_program(arguments, timeout=600, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{shorter}\n{done.stderr}"
         assert done.stdout.strip(), shorter
         assert "Traceback" not in done.stderr

@@ -20,6 +20,7 @@ from synthe_cli import app as application
 from synthe_cli.app import COMMANDS, app
 from synthe_core.errors import InputError, Interrupted, WorkError
 from tests.paths import ROOT
+from tests.processes import run_program, start
 
 Run = Callable[..., Any]
 
@@ -147,7 +148,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     """As `head` does: quiet, and the code of a process that SIGPIPE ended."""
     command = [sys.executable, "-m", "synthe_cli.app", "--help"]
     surroundings = {**os.environ, "PYTHONPATH": str(Path(synthe_core.__file__).parent.parent)}
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings)
+    running = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=surroundings)
     assert running.stdout is not None and running.stderr is not None
     running.stdout.close()
     assert running.stderr.read() == ""
@@ -173,7 +174,7 @@ def test_only_the_command_line_prints() -> None:
 
 def _closed(command: str) -> subprocess.CompletedProcess[str]:
     text = f"{sys.executable} -m synthe_cli.app {command}"
-    return subprocess.run(["bash", "-c", text], capture_output=True, text=True, cwd=ROOT)
+    return run_program(["bash", "-c", text], capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("stream", [">&-", "2>&-", ">&- 2>&-"])
@@ -184,5 +185,5 @@ def test_a_closed_stream_is_no_defect(stream: str) -> None:
 
 def test_sigterm_ends_as_ctrl_c_does() -> None:
     code = "import os, signal, synthe_cli.app as a; a.app = lambda: os.kill(os.getpid(), signal.SIGTERM); a.main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = run_program([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "KeyboardInterrupt" in done.stderr

@@ -19,6 +19,7 @@ import synthe_core
 from synthe_core.benchmarks.synthetic import sweep as sweeps
 from synthe_core.benchmarks.synthetic.trial import Trial
 from tests.paths import ROOT
+from tests.processes import start
 
 Run = Callable[..., Any]
 SMALL = ("mqar", "--vocab", 16, "--pairs=2", "--length", 16, "--width", 32)
@@ -192,7 +193,7 @@ def test_the_same_command_again_runs_what_is_missing(synthe: Run, monkeypatch: p
 def begun(*arguments: object) -> subprocess.Popen[str]:
     """A long sweep in a process of its own, whose first trial is finished when this returns."""
     command = [sys.executable, "-m", "synthe_cli.app", "bench", *map(str, SMALL), *map(str, arguments), "--json"]
-    running = subprocess.Popen(
+    running = start(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from typer.completion import get_completion_script
 
 from tests.paths import ROOT
+from tests.processes import run_program
 
 MADE_WITH = "0.29"
 FILES = {"bash": "synthe.bash", "zsh": "_synthe", "fish": "synthe.fish"}
@@ -35,7 +35,7 @@ def test_scripts_are_current(shell: str) -> None:
 def test_scripts_are_sound(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
-    subprocess.run([shell, "-n", str(ROOT / "completions" / FILES[shell])], check=True)
+    run_program([shell, "-n", str(ROOT / "completions" / FILES[shell])], check=True)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_shell_is_offered(tmp_path: Path, line: str, offered: list[str]) -> 
     words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")), "_SYNTHE_COMPLETE": "complete_bash"}
     command = [sys.executable, "-c", "from synthe_cli.app import main; main()"]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), **words}
-    done = subprocess.run(command, capture_output=True, text=True, env=surroundings, cwd=tmp_path)
+    done = run_program(command, capture_output=True, text=True, env=surroundings, cwd=tmp_path)
     assert done.stdout.split() == offered, done.stderr
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.paths import ROOT
+from tests.processes import start
 
 Run = Callable[..., Any]
 
@@ -120,7 +121,7 @@ def test_text_comes_as_it_is_written(checkpoint: Path) -> None:
     """The prompt is there before the text that follows it: a reader need not wait for the end."""
     command = [sys.executable, "-m", "synthe_cli.app", "generate", str(checkpoint), "-p", "begin", "-n", "100000"]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings)
+    running = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings)
     assert running.stdout is not None and running.stderr is not None
     assert running.stdout.read(6).startswith(b"begin")
     assert running.poll() is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.interop.huggingface.models import add_tokenizer, transformer
 from tests.paths import ROOT
+from tests.processes import run_program
 
 Run = Callable[..., Any]
 
@@ -122,5 +122,5 @@ def test_it_needs_neither_transformers_nor_the_network(folder: Path) -> None:
         "app(['import', 'hf', 'models/Little-1'])\n"
     )
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_program(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "runs/Little-1\n"), done.stderr

@@ -23,6 +23,7 @@ from synthe_cli.commands.serve_run import Asked, adapter_of, names, read_keys, s
 from synthe_cli.options import size_option
 from synthe_core.errors import InputError
 from tests.paths import ROOT
+from tests.processes import start
 
 Run = Callable[..., Any]
 
@@ -128,7 +129,7 @@ def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], dict[st
     """The command in a process of its own, and what it says when it is ready."""
     command = [sys.executable, "-c", "from synthe_cli.app import main; main()", "serve", *map(str, arguments)]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
+    process = start(
         [*command, "--port", "0", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
-from tests.processes import Terminal, run, start
+from tests.processes import Terminal, run_program, start
 
 HOOK = """
 #include <signal.h>
@@ -46,7 +46,7 @@ def hook(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C compiler on this machine")
     folder = tmp_path_factory.mktemp("hook")
     (folder / "hook.c").write_text(HOOK)
-    run([compiler, "-shared", "-fPIC", "-o", folder / "hook.so", folder / "hook.c"], check=True)
+    run_program([compiler, "-shared", "-fPIC", "-o", folder / "hook.so", folder / "hook.c"], check=True)
     return folder / "hook.so"
 
 

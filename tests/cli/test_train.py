@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.paths import ROOT
+from tests.processes import run_program, start
 
 Run = Callable[..., Any]
 
@@ -65,7 +66,7 @@ def test_overrides_reach_the_run(synthe: Run, recipe: Path) -> None:
 def begun(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
     """A long training in a process of its own, which has made its first step when this returns."""
     command = [sys.executable, "-m", "synthe_cli.app", "train", str(recipe), *QUICK, "--json", *arguments]
-    running = subprocess.Popen(
+    running = start(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -110,7 +111,7 @@ def test_the_second_signal_ends_it_at_once() -> None:
         "application.Group.invoke = work\n"
         "application.app(['train', 'x'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    done = run_program([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1] == "interrupted"
     assert "Traceback" not in done.stderr
@@ -119,13 +120,13 @@ def test_the_second_signal_ends_it_at_once() -> None:
 def test_verbs_chain_in_a_shell(recipe: Path) -> None:
     synthe = f"{sys.executable} -m synthe_cli.app"
     command = f"{synthe} train {recipe} {' '.join(QUICK)} | {synthe} generate - --prompt 7 --tokens 5"
-    done = subprocess.run(
+    done = run_program(
         ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("7")
     command = f"{synthe} train no-such.yaml | {synthe} generate - --prompt 7"
-    done = subprocess.run(
+    done = run_program(
         ["bash", "-c", command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert (done.returncode, done.stdout) == (2, "")

@@ -20,6 +20,7 @@ from synthe_core.errors import InputError, WorkError
 from synthe_core.events import Notice, Progress, Result
 from tests.data.conftest import packed, prose, text_of, write_rows
 from tests.paths import ROOT
+from tests.processes import start
 
 BPE = {"type": "bpe", "vocab": 400}
 
@@ -147,7 +148,7 @@ def test_kill_minus_nine_loses_no_finished_shard(tmp_path: Path, monkeypatch: py
     )
     root = ROOT
     command = [sys.executable, "-c", code, str(tmp_path / "long.txt")]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)}) as p:
+    with start(command, cwd=root, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)}) as p:
         assert p.stdout is not None
         assert p.stdout.readline() == b"saved\n"
         assert p.stdout.readline() == b"saved\n"

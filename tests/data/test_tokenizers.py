@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from synthe_core.errors import InputError, WorkError
 from synthe_core.events import Notice
 from tests.data.conftest import prose, write_rows
 from tests.paths import ROOT
+from tests.processes import run_program
 
 TEXT = "naïve café — 雨 🙂🙂 <|endoftext|> tabs\t\tand  spaces\n\n\nδρόμος\r\n"
 
@@ -136,7 +136,7 @@ def test_no_warning_when_a_process_forks_after_encoding() -> None:
         "    inner.encode('a'); os._exit(0)\n"
         "os.waitpid(pid, 0)\n"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    done = run_program([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -21,6 +20,7 @@ from synthe_core.evaluation.harness_model import Synthe
 from tests.evaluation.models import ATTENTION, DELTA, choices, saved
 from tests.interop.huggingface.models import add_tokenizer
 from tests.paths import ROOT
+from tests.processes import run_program
 from tests.training.conftest import _own_folders, cache  # noqa: F401  (fixtures)
 
 
@@ -194,7 +194,7 @@ def test_the_harness_own_command(tmp_path: Path) -> None:
     choices(tmp_path / "tasks")
     path = saved(tmp_path / "model")
     options = ["--tasks", "rivers", "--include_path", tmp_path / "tasks", "--batch_size", "auto"]
-    done = subprocess.run(
+    done = run_program(
         [
             sys.executable,
             "-m",

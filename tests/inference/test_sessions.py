@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 
@@ -13,6 +12,7 @@ from synthe_core.inference.engine import Engine
 from synthe_core.inference.request import Busy, NoSuch
 from synthe_core.inference.served import Served
 from tests.inference.conftest import said
+from tests.processes import run_program
 
 
 def serve(served, folder=None):
@@ -104,7 +104,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_kill_9_keeps_what_was_saved(memory_path, memory: Served, ask, tmp_path):
     run = [sys.executable, "-c", KILLED, str(memory_path), str(tmp_path)]
-    first = eval(subprocess.run(run, capture_output=True, text=True).stdout)
+    first = eval(run_program(run, capture_output=True, text=True).stdout)
     with serve(memory, tmp_path) as engine:
         assert [info.id for info in engine.sessions.list()] == ["kept"]
         assert said(engine.submit(ask(count=12))) == first + said(engine.submit(ask((), 6, session="kept")))

@@ -22,6 +22,7 @@ from synthe_core.storage.checkpoint import Checkpoint
 from tests.packing.conftest import result
 from tests.packing.hub_standin import Hub
 from tests.paths import ROOT
+from tests.processes import run_program, start
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_a_pull_that_is_killed_half_way_resumes(hub, packed, tmp_path):
         "from synthe_core.packing import download; download.BLOCK = 60_000\nfrom synthe_cli.app import main; main()"
     )
     command = [sys.executable, "-c", program, "hub", "pull", "acme/small"]
-    first = subprocess.Popen(command, cwd=tmp_path, env=surroundings, stderr=subprocess.DEVNULL)
+    first = start(command, cwd=tmp_path, env=surroundings, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (parts := [p for p in tmp_path.glob(".*.part") if p.stat().st_size >= 120_000]):
         assert first.poll() is None and time.monotonic() < deadline
@@ -120,7 +121,7 @@ def test_a_pull_that_is_killed_half_way_resumes(hub, packed, tmp_path):
     assert 0 < came < packed.stat().st_size
     hub.ranges.clear()
     hub.slow = 0
-    done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
+    done = run_program(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "full.synapse\n", done.stderr
     assert (tmp_path / "full.synapse").read_bytes() == packed.read_bytes()
     asked = [int(re.findall(r"\d+", each)[0]) for each in hub.ranges]

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -30,6 +29,7 @@ from synthe_core.packing.verify import verify
 from synthe_core.storage.checkpoint import Checkpoint, weights
 from tests.packing.conftest import Things, result, write_adapter, write_checkpoint, write_graph
 from tests.paths import ROOT
+from tests.processes import run_program
 
 
 def digest(path: Path) -> str:
@@ -89,7 +89,7 @@ def test_packing_twice_in_two_processes_gives_the_same_bytes(things, tmp_path):
     )
     command = [sys.executable, "-c", program, str(things.folder), str(tmp_path / "1.synapse")]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=surroundings, cwd=tmp_path)
+    run_program(command, check=True, env=surroundings, cwd=tmp_path)
     result(pack(things.checkpoint, tmp_path / "2.synapse", things.parts))
     assert digest(tmp_path / "1.synapse") == digest(tmp_path / "2.synapse")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from synthe_core.packing.pack import pack
 from synthe_core.packing.sign import sign
 from synthe_core.packing.verify import verify
 from tests.packing.conftest import result, write_keys
+from tests.processes import run_program
 
 
 def flip(path: Path, offset: int, bit: int = 0) -> None:
@@ -50,9 +50,9 @@ def test_openssh_keys(copy, tmp_path):
     if shutil.which("ssh-keygen") is None:
         pytest.skip("no ssh-keygen here")
     for name, more in (("k", ["-N", ""]), ("locked", ["-N", "secret"])):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", *more, "-f", tmp_path / name], check=True)
+        run_program(["ssh-keygen", "-q", "-t", "ed25519", *more, "-f", tmp_path / name], check=True)
     signed = result(sign(copy, tmp_path / "k")).values["signed by"]
-    shown = subprocess.run(["ssh-keygen", "-lf", tmp_path / "k.pub"], capture_output=True, text=True, check=True).stdout
+    shown = run_program(["ssh-keygen", "-lf", tmp_path / "k.pub"], capture_output=True, text=True, check=True).stdout
     assert signed in shown  # the same short name as ssh-keygen's
     assert result(verify(copy, tmp_path / "k.pub")).values["status"] == "signed"
     with pytest.raises(InputError, match="is locked with a password"):

@@ -15,6 +15,8 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
+from tests.processes import start
+
 PROGRAM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -118,8 +120,8 @@ def browser(folder: Path) -> Iterator[Browser]:
     switches = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
     quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-proxy-server"]
     where = [f"--user-data-dir={folder}", "--remote-debugging-port=0", "about:blank"]
-    process = subprocess.Popen(
-        [PROGRAM, *switches, *quiet, *where], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    process = start(
+        [PROGRAM, *switches, *quiet, *where], limit=1800, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         note, until = folder / "DevToolsActivePort", time.monotonic() + 60

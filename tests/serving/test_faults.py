@@ -25,6 +25,7 @@ from synthe_core.inference.served import Served
 from synthe_core.serving.api.server import Server, allow_connections
 from synthe_core.serving.api.settings import Settings
 from tests.evaluation.models import saved
+from tests.processes import start
 
 JSON = {"Content-Type": "application/json"}
 TYPE = "Content-Type: application/json"
@@ -280,7 +281,7 @@ class Process:
 
     def __init__(self, *arguments: object) -> None:
         program = f"from synthe_cli.app import app; app({['serve', *map(str, arguments), '--port', '0', '--json']!r})"
-        self.running = subprocess.Popen(
+        self.running = start(
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
         )
         assert self.running.stdout is not None

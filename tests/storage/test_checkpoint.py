@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from synthe_core.storage import checkpoint as module
 from synthe_core.storage.checkpoint import Checkpoint, best, checkpoints, load_weights, save, weights
 from synthe_core.storage.manifest import FORMAT, Manifest
 from tests.paths import ROOT
+from tests.processes import run_program
 
 BLOCK = [{"type": "attention", "heads": 2}, {"type": "mlp", "hidden": 32}]
 
@@ -194,7 +194,7 @@ def test_a_write_that_the_system_refuses(tmp_path):
         "except WorkError as error: sys.exit(f'refused: {error.message}')\n"
     )
     root = ROOT
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    done = run_program([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
     assert done.returncode == 1 and "refused:" in done.stderr and "could not be written" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
     assert Checkpoint.open(tmp_path / "c").manifest.step == 1

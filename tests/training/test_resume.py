@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from synthe_core.events import Metric, Notice, Result
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints
 from synthe_core.training import train
 from tests.paths import ROOT
+from tests.processes import run_program, start
 from tests.training.conftest import assert_same, of
 
 VARIANTS = {
@@ -66,13 +66,13 @@ def test_kill_at_any_moment_loses_nothing(recipe, tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for kill_after in (2, 11, 24):
-        process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment)
+        process = start([sys.executable, "-c", program], cwd=tmp_path, env=environment)
         while _last(tmp_path / "parts") < kill_after and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         Checkpoint.open(tmp_path / "parts", latest=True).training_state()
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
+    run_program([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True)
     assert_same(tmp_path / "whole", tmp_path / "parts")
     assert _losses(tmp_path / "whole") == _losses(tmp_path / "parts")
     assert not list((tmp_path / "parts" / "checkpoints").glob(".*"))

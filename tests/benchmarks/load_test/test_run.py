@@ -35,6 +35,7 @@ from synthe_core.serving.api.server import Server
 from synthe_core.serving.api.settings import Settings
 from tests.cli.conftest import synthe  # noqa: F401 (a fixture)
 from tests.evaluation.models import saved
+from tests.processes import start
 
 Run = Callable[..., Any]
 
@@ -316,7 +317,7 @@ def test_ctrl_c_shows_what_was_measured(standin: Standin) -> None:
     standin.pace = 0.02
     command = ["bench", "serve", "--url", standin.url, "-n", "5000", "-c", "2"]
     program = f"from synthe_cli.app import app; app({command!r})"
-    running = subprocess.Popen(
+    running = start(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     )
     while len(standin.bodies) < 6:
