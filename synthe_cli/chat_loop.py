@@ -117,7 +117,7 @@ class Loop:
                     said: Said = end.value
                     break
                 except KeyboardInterrupt:
-                    if answer.gi_frame is None:  # the answer itself has ended with it
+                    if inspect.getgeneratorstate(answer) == inspect.GEN_CLOSED:  # the answer has ended with it
                         raise
                     interrupted = True
         if not self.as_json:
