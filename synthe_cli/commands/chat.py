@@ -26,7 +26,7 @@ from synthe_core.errors import InputError
 
 app = typer.Typer(**SETTINGS)
 WORN = "adapter"
-"""The name here of the adapter that the model wears."""
+"""The name here of the model's adapter."""
 
 
 @app.command(
@@ -34,7 +34,7 @@ WORN = "adapter"
     epilog="""\
 synthe chat runs/60m                                    a conversation; /help lists its commands
 synthe chat story.synapse --system "You tell stories."
-synthe chat runs/60m --adapter runs/letters             the model wearing an adapter
+synthe chat runs/60m --adapter runs/letters             the model with an adapter
 synthe chat runs/60m --session evening                  goes on with it, today or tomorrow
 synthe chat --url http://127.0.0.1:6900                 with the model of a running `synthe serve`
 synthe chat 60m --url http://127.0.0.1:6900             with that one of its models

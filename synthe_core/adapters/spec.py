@@ -35,7 +35,7 @@ class LoraSpec(Spec):
         allow_inf_nan=False,
         description="the change is scaled by alpha / rank; by default by 32 / sqrt(rank)",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="of what A is given, in training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the input of A, in training")
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead")
     targets: Annotated[list[str], BeforeValidator(_listed)] = Field(
         [ALL],
@@ -45,10 +45,10 @@ class LoraSpec(Spec):
     )
 
     @property
-    def scale(self) -> float:
+    def scaling(self) -> float:
         """s."""
-        return SCALE / math.sqrt(self.rank) if self.alpha is None else self.alpha / self.share(self.rank)
+        return SCALE / math.sqrt(self.rank) if self.alpha is None else self.alpha / self.divisor(self.rank)
 
-    def share(self, rank: int) -> float:
+    def divisor(self, rank: int) -> float:
         """What alpha is divided by at a rank."""
         return math.sqrt(rank) if self.rslora else rank

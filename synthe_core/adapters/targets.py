@@ -10,38 +10,39 @@ import torch
 from torch import nn
 
 from synthe_core.adapters.lora import Adapter, LowRank
+from synthe_core.adapters.lora_linear import base_weight, linear_maps
 from synthe_core.adapters.spec import ALL, LoraSpec
 from synthe_core.errors import InputError, unknown
 from synthe_core.model.classifier import Model
 from synthe_core.model.parts import parts
 
 
-def fresh(model: Model, spec: LoraSpec) -> Adapter:
+def new_adapter(model: Model, spec: LoraSpec) -> Adapter:
     """An adapter that changes nothing yet: A uniform in ±1/√in, drawn on the CPU, and B zero."""
     maps = {}
-    for name, module in find(model, spec.targets).items():
+    for name, module in find_targets(model, spec.targets).items():
         rank = min(spec.rank, module.in_features, module.out_features)
         a = torch.empty(rank, module.in_features).uniform_(-1, 1) / math.sqrt(module.in_features)
-        maps[name] = LowRank(a, torch.zeros(module.out_features, rank), spec.scale)
+        maps[name] = LowRank(a, torch.zeros(module.out_features, rank), spec.scaling)
     return Adapter(maps, spec.dropout)
 
 
-def find(model: Model, targets: list[str]) -> dict[str, nn.Linear]:
+def find_targets(model: Model, targets: list[str]) -> dict[str, nn.Linear]:
     """The linear maps that `targets` name (see `LoraSpec`), in the model's order; InputError for a target of none."""
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = linear_maps(model)
     times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     chosen: set[str] = set()
     for target in targets:
-        found = _matching(model, list(linear), target)
-        if not found:
+        matches = _matching(model, list(linear), target)
+        if not matches:
             raise _no_such(model, list(linear), target)
-        for name in found:
-            if times[id(linear[name].weight)] > 1:
+        for name in matches:
+            if times[id(base_weight(linear[name]))] > 1:
                 raise InputError(
                     f"train.lora.targets: {name} shares its matrix with another part of the model",
                     "an adapter of it would change both: leave it out",
                 )
-        chosen.update(found)
+        chosen.update(matches)
     return {name: module for name, module in linear.items() if name in chosen}
 
 

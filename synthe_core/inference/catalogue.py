@@ -14,7 +14,7 @@ from synthe_core.inference.served import Prints, Served
 
 
 class Found(NamedTuple):
-    """A model, the adapter that it is to wear with its name, and the fingerprints of the two together."""
+    """A model, its adapter with the name of that, and the fingerprints of the two together."""
 
     served: Served
     name: str | None

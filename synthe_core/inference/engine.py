@@ -86,7 +86,7 @@ class Engine:
         self.close()
 
     def find(self, name: str) -> tuple[Served, str | None]:
-        """The model of that name, and the adapter that it is to wear; raises NoSuch."""
+        """The model of that name, and the name of its adapter; raises NoSuch."""
         found = self.catalogue.find(name)
         return found.served, found.name
 
@@ -173,6 +173,7 @@ class Engine:
 
         def unload() -> None:
             self.snapshots.forget(self.catalogue.remove(served, name).prints.weights)
+            self._detach_unused(served)
 
         self.call(unload).result()
 
@@ -304,6 +305,12 @@ class Engine:
                 self._fail([row for row in rows if row in self._live or row in gone], error)
         if not lane.rows:
             self._lanes = {key: other for key, other in self._lanes.items() if other is not lane}
+            self._detach_unused(lane.served)
+
+    def _detach_unused(self, served: Served) -> None:
+        """The adapters of a model that were unloaded, as soon as no row uses them."""
+        lanes = (lane for lane in self._lanes.values() if lane.served is served)
+        served.detach_unused([lane.adapter for lane in lanes if lane.adapter is not None])
 
     def _finish(self, row: Live, reason: Reason, state: Any) -> None:
         """A row's end: its session is saved first, by another thread, and then its caller is told."""

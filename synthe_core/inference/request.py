@@ -16,7 +16,7 @@ Reason = Literal["stop", "length", "cancelled", "refused", "failed", "shutdown"]
 class Request:
     """One text to be continued.
 
-    model:    the name that it is served under; `base:adapter` for the base wearing an adapter.
+    model:    the name that it is served under; `base:adapter` for the base with an adapter.
     prompt:   tokens to read before writing. With a `session`, those that come after what the session has read.
     count:    the most tokens to write; 0 reads only.
     stop:     the text ends before the first of these.

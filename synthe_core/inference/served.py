@@ -1,23 +1,26 @@
-"""A model as it is served: its weights once, its tokenizer, and the adapters that it can wear."""
+"""A model as it is served: its weights once, its tokenizer, and the adapters that it serves."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from synthe_core.adapters.lora import Adapter, put_on, take_off
+from synthe_core.adapters.lora import Adapter
+from synthe_core.adapters.lora_linear import DEFAULT, attach, base_weight, detach, linear_maps
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.inference.steady import steady
+from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
 from synthe_core.storage.checkpoint import Checkpoint
@@ -53,7 +56,7 @@ class Served:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     limit: int | None = None
     context: ExecutionContext = field(default_factory=ExecutionContext)
-    _worn: Adapter | None = field(default=None, repr=False)
+    _slots: dict[int, Adapter] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, path: Path, name: str | None = None, device: torch.device | str = "cpu") -> Served:
@@ -82,21 +85,30 @@ class Served:
 
     @contextmanager
     def ready(self, adapter: Adapter | None) -> Iterator[None]:
-        """Within the block passes run as they should: with the adapter on, and the kernels of the recipe.
-
-        The model wears it until another is asked for, as most steps need the same as the step before.
-        """
-        if adapter is not self._worn:
-            take_off(self.model)
-            self._worn = None
-            if adapter is not None:
-                put_on(self.model, adapter)
-                self._worn = adapter
-        with self.context.activate(), steady():
+        """Within the block passes run with the adapter for every row, and with the kernels of the recipe."""
+        batch = AdapterBatch((NONE if adapter is None else self.slot(adapter),))
+        with use_adapters(batch), self.context.activate(), steady():
             yield
 
+    def slot(self, adapter: Adapter) -> int:
+        """The slot of an adapter, which is attached to the model if it is not yet; between two passes only."""
+        for slot, each in self._slots.items():
+            if each is adapter:
+                return slot
+        slot = next(slot for slot in count(DEFAULT + 1) if slot not in self._slots)
+        attach(self.model, adapter, slot=slot)
+        self._slots[slot] = adapter
+        return slot
+
+    def detach_unused(self, used: Iterable[Adapter]) -> None:
+        """Detaches the adapters that are neither served nor `used`; between two passes only."""
+        needed = {id(adapter) for adapter in (*self.adapters.values(), *used)}
+        for slot in [slot for slot, each in self._slots.items() if id(each) not in needed]:
+            detach(self.model, slot)
+            del self._slots[slot]
+
     def prints(self, adapter: Adapter | None) -> Prints:
-        """What states belong to: to be asked between two passes, as the adapter is put on for it."""
+        """What states belong to: to be called between two passes, as it attaches the adapter."""
         with self.ready(adapter):
             shape = fingerprint(self.model)
         digest = hashlib.sha256(f"{shape} {self.digest}".encode())
@@ -125,8 +137,7 @@ class Served:
             raise InputError(f"{self.name} has an adapter '{name}' already", "unload it first, or choose another name")
         adapter = Checkpoint.open(path, base=self.path).adapter
         assert adapter is not None
-        maps = dict(self.model.named_modules())
+        maps = linear_maps(self.model)
         for each in adapter.maps:
-            weight = getattr(maps.get(each), "weight", None)
-            adapter.fit(each, None if weight is None else weight.shape, path)
+            adapter.check(each, base_weight(maps[each]).shape if each in maps else None, path)
         self.adapters[name] = adapter

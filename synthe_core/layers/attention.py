@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
+from synthe_core.layers.adapter_batch import select_rows
 from synthe_core.layers.conditional_gate import Condition, ConditionalGate, SelectedTokens
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
@@ -129,13 +129,13 @@ class Attention(Learner[Window]):
 
     def _project(self, x: Tensor, rows: slice) -> Tensor:
         """Some rows of the projection, as heads: [..., h, K]."""
-        bias = None if self.qkv.bias is None else self.qkv.bias[rows]
-        return F.linear(x, self.qkv.weight[rows], bias).unflatten(-1, (-1, self.size))
+        return self.qkv.project(x, rows).unflatten(-1, (-1, self.size))
 
     def _queries(self, x: Tensor, selected: SelectedTokens, positions: Tensor) -> Tensor:
         """The queries of the selected tokens, [N, H, K]."""
         inputs = x.flatten(0, 1).index_select(0, selected.indices)
-        q = self._project(inputs, slice(self.heads * self.size))[None]
+        with select_rows(selected.indices // x.shape[1]):
+            q = self._project(inputs, slice(self.heads * self.size))[None]
         return self._normalise_and_rotate(
             q, (self.heads, 0), positions.flatten().index_select(0, selected.indices)[None]
         )[0][0]
@@ -143,7 +143,8 @@ class Attention(Learner[Window]):
     def _scatter_outputs(self, o: Tensor, selected: SelectedTokens, ctx: Pass) -> Tensor:
         """y [B, T, D] from the selected tokens' attention outputs o [N, H, K]; zeros elsewhere."""
         ctx.skipped.append(self._skipped_flops(selected.mask, ctx))
-        y = self.out(o.flatten(1))
+        with select_rows(selected.indices // selected.mask.shape[1]):
+            y = self.out(o.flatten(1))
         y = y * selected.scale[:, None].to(y.dtype)
         outputs = y.new_zeros(selected.mask.numel(), self.width).index_copy(0, selected.indices, y)
         return outputs.unflatten(0, selected.mask.shape)

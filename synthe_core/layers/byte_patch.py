@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from synthe_core.layers.learner import Learner, Pass, Spec
-from synthe_core.layers.projection import project_in
+from synthe_core.layers.projection import matrix_size, project_in
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.silu_gate import silu_gate
 
@@ -84,7 +84,7 @@ class BytePatch(Learner[Window]):
 
     def flops(self, time: int) -> float:
         patches = -(-time // self.config.stride)  # at most: it depends on where the first one ends
-        return 2.0 * self.gate.weight.numel() + 2.0 * self.conv.weight.numel() * patches / time
+        return 2.0 * matrix_size(self.gate) + 2.0 * matrix_size(self.conv) * patches / time
 
 
 class Stem(nn.Module):
@@ -113,4 +113,4 @@ class Stem(nn.Module):
 
     def flops(self, time: int) -> float:
         """Floating-point operations per token of a text of `time` tokens."""
-        return 2.0 * self.conv.weight.numel() * -(-time // self.config.stride) / time
+        return 2.0 * matrix_size(self.conv) * -(-time // self.config.stride) / time

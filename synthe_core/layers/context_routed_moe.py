@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError
 from synthe_core.layers import LAYERS
-from synthe_core.layers.experts import ExpertPool, PoolSpec, exactly, hot
+from synthe_core.layers.experts import ExpertPool, PoolSpec, hot
 from synthe_core.layers.learner import Learner, Pass
-from synthe_core.layers.projection import project_in
+from synthe_core.layers.projection import matrix_size, project_in
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.linear_scan import linear_scan
 
@@ -101,7 +101,7 @@ class ContextRoutedMoE(Learner[Pathways]):
         path, ctx.path = ctx.path, f"{ctx.path}.context"
         found, state = self.context(h, state, ctx)
         ctx.path = path
-        return exactly(self.router, h + found, self.state_dtype), state
+        return self.router.project(h + found, dtype=self.state_dtype), state
 
     def _strengthen(self, logits: Tensor, strength: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
         """s_t at every token [B, T, N] and after the last [B, N]; padding uses no pathway and lets none fade."""
@@ -122,5 +122,5 @@ class ContextRoutedMoE(Learner[Pathways]):
         return own - inner + self.pool.active_parameters()
 
     def flops(self, time: int) -> float:
-        matrices = self.down.weight.numel() + self.router.weight.numel() + self.pool.active_parameters()
+        matrices = matrix_size(self.down) + matrix_size(self.router) + self.pool.active_parameters()
         return 2.0 * matrices + self.context.flops(time) + SCAN_FLOPS * self.config.experts

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
+from synthe_core.layers.adapter_batch import per_adapter
 from synthe_core.layers.learner import Learner, Pass, Spec
-from synthe_core.layers.projection import project_in, project_out
+from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.dispatch import compute_dtype
 from synthe_core.ops.expert_mlp import expert_mlp
@@ -93,10 +93,14 @@ class ExpertPool(nn.Module):
         return y
 
     def _run(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
+        """Σ_k w_k E_k(x) [B, T, D]. The op reads the matrices: of rows with different adapters, apart for each."""
         dtype = compute_dtype(x)
-        gate_up = self.gate_up.weight.to(dtype).unflatten(0, (self.config.experts, -1))
-        out = self.out.weight.to(dtype).unflatten(1, (self.config.experts, -1)).transpose(0, 1)
-        return expert_mlp(x.to(dtype), chosen, weight.to(dtype), gate_up, out)
+        return per_adapter((self.gate_up, self.out), self._experts, x.to(dtype), chosen, weight.to(dtype))
+
+    def _experts(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
+        gate_up = self.gate_up.weight.to(x.dtype).unflatten(0, (self.config.experts, -1))
+        out = self.out.weight.to(x.dtype).unflatten(1, (self.config.experts, -1)).transpose(0, 1)
+        return expert_mlp(x, chosen, weight, gate_up, out)
 
     def _add_losses(self, logits: Tensor, chosen: Tensor, ctx: Pass) -> None:
         real = torch.ones_like(logits[..., :1]) if ctx.mask is None else ctx.mask[..., None].to(logits.dtype)
@@ -133,7 +137,7 @@ class ExpertPool(nn.Module):
 
     def active_parameters(self) -> int:
         """The weights that one token meets: those of K experts."""
-        total = self.gate_up.weight.numel() + self.out.weight.numel()
+        total = matrix_size(self.gate_up) + matrix_size(self.out)
         return total // self.config.experts * self.config.top_k
 
 
@@ -160,19 +164,13 @@ class Experts(Learner[tuple[()]]):
         return ()
 
     def forward(self, x: Tensor, state: tuple[()] | None, ctx: Pass) -> tuple[Tensor, tuple[()]]:
-        return self.pool(x, exactly(self.router, x, self.state_dtype), ctx), ()
+        return self.pool(x, self.router.project(x, dtype=self.state_dtype), ctx), ()
 
     def active_parameters(self) -> int:
-        return self.router.weight.numel() + self.pool.active_parameters()
+        return matrix_size(self.router) + self.pool.active_parameters()
 
     def flops(self, time: int) -> float:
         return 2.0 * self.active_parameters()
-
-
-def exactly(linear: nn.Linear, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`linear` of x computed in `dtype`, also under autocast."""
-    with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.to(dtype), linear.weight.to(dtype))
 
 
 def hot(chosen: Tensor, like: Tensor) -> Tensor:

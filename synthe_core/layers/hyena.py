@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -12,8 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
+from synthe_core.layers.adapter_batch import per_adapter
 from synthe_core.layers.learner import Learner, Pass, Spec
-from synthe_core.layers.projection import project_in, project_out
+from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.long_conv import long_conv
 from synthe_core.ops.short_conv import preceded, short_conv
@@ -105,15 +107,20 @@ class Hyena(Learner[Past]):
             projected = projected.to(self.state_dtype)
             mixed, short = short_conv(projected, self.conv.to(self.state_dtype), state.short, silu=False)
             v, before, after = mixed.chunk(3, dim=-1)
-            u, taps = before * v, self.filter()
-            ctx.emit("filter", taps)
+            u = before * v
             ctx.emit("read", u)
-            read, long = long_conv(u, taps, state.long)
+            read, long = per_adapter(self.filter_hidden, partial(self._convolve, ctx), u, state.long)
             if ctx.lengths is not None:
                 short = ctx.last(preceded(projected, state.short, TAPS), TAPS - 1)
                 long = ctx.last(preceded(u, state.long, self.config.length), self.config.length - 1)
             y = (after * read).to(x.dtype)
         return self.out(y), Past(short, long)
+
+    def _convolve(self, ctx: Pass, u: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """The long convolution, by the filter that all rows of u share."""
+        taps = self.filter()
+        ctx.emit("filter", taps)
+        return long_conv(u, taps, before)
 
     def filter(self) -> Tensor:
         """Every channel's taps [D, L] in the state's type, tap 0 being the present."""
@@ -140,5 +147,5 @@ class Hyena(Learner[Past]):
         reached = min(length, time)
         taps = reached - reached * (reached - 1) / (2 * time)
         network = sum(p.numel() for p in self.filter_hidden.parameters()) + self.filter_out.numel()
-        mixing = self.project.weight.numel() + self.out.weight.numel() + self.conv.numel()
+        mixing = matrix_size(self.project) + matrix_size(self.out) + self.conv.numel()
         return 2 * mixing + 2 * network * length / time + (2.0 * taps + 2) * self.width

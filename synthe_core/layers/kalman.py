@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
-from synthe_core.layers.projection import project_in, project_out
+from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.kalman_filter import Filtered, kalman_filter
 from synthe_core.ops.silu_gate import silu_gate
@@ -134,8 +134,8 @@ class Kalman(Learner[Belief]):
         return Filtered(means.index_select(1, held), variances.index_select(1, held), surprise, confidence), state
 
     def flops(self, time: int) -> float:
-        measured = 2 * self.observe.weight.numel() + OP_FLOPS * self.rank
-        return 2 * (self.gate.weight.numel() + self.out.weight.numel()) + measured / self.config.every
+        measured = 2 * matrix_size(self.observe) + OP_FLOPS * self.rank
+        return 2 * (matrix_size(self.gate) + matrix_size(self.out)) + measured / self.config.every
 
 
 def _softplus_inverse(y: Tensor) -> Tensor:

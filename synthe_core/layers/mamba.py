@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.layers.learner import Learner, Pass, Spec
-from synthe_core.layers.projection import project_in, project_out
+from synthe_core.layers.projection import Linear, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.selective_scan import selective_scan
 from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
@@ -59,7 +59,7 @@ class Mamba(Learner[Scanned]):
         self.in_proj = project_in(width, 2 * channels)
         self.conv1d = nn.Conv1d(channels, channels, config.conv, groups=channels, bias=config.conv_bias)
         self.x_proj = project_in(channels, self.rank + 2 * size)
-        self.dt_proj = nn.Linear(self.rank, channels)
+        self.dt_proj = Linear(self.rank, channels)
         nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
         self.dt_proj.bias = nn.Parameter(first_steps(channels))
         self.A_log = nn.Parameter(torch.arange(1, size + 1).float().log().repeat(channels, 1))
@@ -79,7 +79,7 @@ class Mamba(Learner[Scanned]):
         u, conv = convolve(self.conv1d, u.to(self.state_dtype), state.conv, ctx)
         size = self.config.state_size
         dt, B, C = self.x_proj(u.to(z.dtype)).split([self.rank, size, size], dim=-1)
-        logits = F.linear(dt, self.dt_proj.weight)
+        logits = self.dt_proj.project(dt, bias=False)
         with torch.autocast(x.device.type, enabled=False):
             delta = F.softplus(logits.to(u.dtype) + self.dt_proj.bias.to(u.dtype))
             if ctx.mask is not None:

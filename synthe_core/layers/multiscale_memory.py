@@ -16,7 +16,7 @@ from synthe_core import state as states
 from synthe_core.errors import InputError
 from synthe_core.layers import LAYERS, build, parse
 from synthe_core.layers.learner import Learner, Pass, Spec
-from synthe_core.layers.projection import project_in, project_out
+from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.slow_tiers import Items, Reading, SpanTier, SummaryTier
 from synthe_core.layers.spans import Spans, entries, last_seen
 from synthe_core.layers.test_time import AtTestTime
@@ -328,7 +328,7 @@ class MultiscaleMemory(Learner[MultiscaleState]):
     def _flops(self, time: int, count: int) -> float:
         """With the first `count` slow tiers only."""
         narrow = [m for m in (self.enter, self.leave) if isinstance(m, nn.Linear)]
-        total = self.fast.flops(time) + 2.0 * sum(m.weight.numel() for m in narrow)
+        total = self.fast.flops(time) + 2.0 * sum(matrix_size(m) for m in narrow)
         total += FAST_FLOPS * self.width if count else 0
         source = 1
         made = []  # how many priors of each tier a token takes
@@ -343,7 +343,7 @@ class MultiscaleMemory(Learner[MultiscaleState]):
         for place in reversed(range(len(made))):
             above = made[place + 1] if place + 1 < len(made) else 0.0
             made[place] = 1.0 if above == 1.0 else made[place]  # one that is conditioned at every token is seen there
-            total += 2.0 * made[place] * self.condition[place].weight.numel()  # type: ignore[operator]
+            total += 2.0 * made[place] * matrix_size(self.condition[place])
         return total
 
 

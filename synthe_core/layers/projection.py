@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 OUTPUT_GAIN = 0.5  # what a learner adds to the residual stream starts at half the scale of what it reads
 
 
-def project_in(width: int, features: int, bias: bool = False) -> nn.Linear:
+class Linear(nn.Linear):
+    """y = W x + b, of which a learner may call a part instead of reading `weight`: adapters reach every such call."""
+
+    def project(
+        self, x: Tensor, outputs: slice | None = None, *, bias: bool = True, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """y [..., O] of x [..., I]: only some `outputs`, without the bias, or computed in `dtype` whatever autocast
+        says."""
+        return product(x, self.weight, self.bias if bias else None, outputs, dtype)
+
+
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, outputs: slice | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """W x + b, or the `outputs` of it; in `dtype` without autocast where one is given."""
+    if outputs is not None:
+        weight, bias = weight[outputs], None if bias is None else bias[outputs]
+    if dtype is None:
+        return F.linear(x, weight, bias)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def matrix_size(linear: nn.Module) -> int:
+    """The numbers of a linear map's matrix; `weight` of one with an adapter would be computed for that."""
+    assert isinstance(linear, nn.Linear)
+    return linear.in_features * linear.out_features
+
+
+def project_in(width: int, features: int, bias: bool = False) -> Linear:
     """A map from the block's width, initial weights normal with standard deviation width^-1/2, a bias of zeros."""
     return _linear(width, features, gain=1.0, bias=bias)
 
 
-def project_out(features: int, width: int, bias: bool = False) -> nn.Linear:
+def project_out(features: int, width: int, bias: bool = False) -> Linear:
     """A map back into the residual stream, initial weights normal with standard deviation features^-1/2 / 2."""
     return _linear(features, width, gain=OUTPUT_GAIN, bias=bias)
 
 
-def _linear(inputs: int, outputs: int, gain: float, bias: bool) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs, bias=bias)
+def _linear(inputs: int, outputs: int, gain: float, bias: bool) -> Linear:
+    linear = Linear(inputs, outputs, bias=bias)
     nn.init.normal_(linear.weight, std=gain * inputs**-0.5)
     if bias:
         nn.init.zeros_(linear.bias)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Learner, Pass, Spec
-from synthe_core.layers.projection import project_in, project_out
+from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
@@ -191,7 +191,7 @@ class Slots(Learner[Bank]):
         """The matrices; per token 2 K H J to find slots to read and as many to be judged by, what is read, what is
         written; all of it for whole frames of `chunk` tokens from the first, of which the last may be partly empty."""
         config = self.config
-        linear = sum(m.weight.numel() for m in (self.project, self.out, self.predict) if m is not None)
+        linear = sum(matrix_size(m) for m in (self.project, self.out, self.predict) if m is not None)
         keys, record = config.heads * self.key, config.heads * (self.key + self.value)
         frames = (time - 1) // config.chunk + 1
         laid_out = 1 if time == 1 else frames * config.chunk / time

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from synthe_core.layers import build
 from synthe_core.layers.learner import Learner, Pass
-from synthe_core.layers.projection import project_in
+from synthe_core.layers.projection import matrix_size, project_in
 from synthe_core.layers.spans import Spans, entries
 from synthe_core.layers.test_time import SpanMemory, SpanSpec, told_surprise
 from synthe_core.layers.trace import Emission, schema
@@ -175,7 +175,7 @@ class SummaryTier(nn.Module):
         """Per token: what is summarised, at its own rate; the matrices and the rule once a span."""
         spans = (time - 1) // every
         square = 0 if self.predict is None else self.size * self.size
-        once = 2.0 * (self.compress.weight.numel() + square) + (self.rule.flops(spans) if spans else 0.0)
+        once = 2.0 * (matrix_size(self.compress) + square) + (self.rule.flops(spans) if spans else 0.0)
         items = time if source_every == 1 else (time - 1) // source_every
         return (once * spans + ITEM_FLOPS * self.source * items) / time
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
-from synthe_core.layers.projection import project_out
+from synthe_core.layers.projection import matrix_size, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.two_sided_convolution import transform_size, two_sided_convolution
 
@@ -96,4 +96,4 @@ class Spectral(Learner[tuple[()]]):
     def flops(self, time: int) -> float:
         size = transform_size(2 * time - 1)
         transforms = 2 * TRANSFORM * size * math.log2(size)  # there and back; the filter's own is once a batch
-        return 2.0 * self.out.weight.numel() + self.width * (transforms + 3 * size) / time
+        return 2.0 * matrix_size(self.out) + self.width * (transforms + 3 * size) / time

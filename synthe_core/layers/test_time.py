@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
-from synthe_core.layers.projection import project_in, project_out
+from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.spans import Spans, last_seen
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.rms_norm import rms_norm
@@ -116,7 +116,7 @@ class SpanMemory(nn.Module):
         laid_out = frames * min(self.every, time) / time
         tokens = laid_out * heads * (8 * size * size + GATE_FLOPS)
         steps = (frames - 1) / time * heads * (2 * size**3 + 10 * size * size)
-        return 2.0 * (self.query.weight.numel() + self.write.weight.numel()) + tokens + steps
+        return 2.0 * (matrix_size(self.query) + matrix_size(self.write)) + tokens + steps
 
 
 def told_surprise(error: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,4 +179,4 @@ class AtTestTime(Learner[Spanned]):
         return y, Spanned(learned.state, last_seen(ctx, state.seen))
 
     def flops(self, time: int) -> float:
-        return 2.0 * (self.gate.weight.numel() + self.out.weight.numel()) + self.memory.flops(time)
+        return 2.0 * (matrix_size(self.gate) + matrix_size(self.out)) + self.memory.flops(time)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
-from synthe_core.layers.projection import project_in, project_out
+from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.rms_norm import rms_norm
@@ -146,5 +146,5 @@ class Tiers(Learner[Levels]):
         matrix = 4 * self.size * self.size  # two operations an entry, [E, 2E]
         climbing = 4 * self.size * self.width + matrix * sum(ticks[1:])
         conditioning = matrix * sum(tick + 1 / time for tick in ticks[1:])  # and once for what was held before
-        reading = 2 * (self.gate.weight.numel() + self.out.weight.numel())
+        reading = 2 * (matrix_size(self.gate) + matrix_size(self.out))
         return reading + climbing + conditioning + OP_FLOPS * self.size * sum(ticks)

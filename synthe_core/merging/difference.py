@@ -13,7 +13,7 @@ from synthe_core.events import Event, Progress, Result
 from synthe_core.merging import stream
 from synthe_core.merging.hashed_file import Facts
 from synthe_core.merging.inputs import open_input
-from synthe_core.merging.inputs.adapter import Adapted, Adapter
+from synthe_core.merging.inputs.adapter import Adapter, MergedView
 from synthe_core.merging.inputs.model import Model
 from synthe_core.merging.plan import LISTED, read
 from synthe_core.merging.stream import Job
@@ -75,7 +75,7 @@ def _opened(text: str, base: str | None) -> Model:
         return found
     if base is None and found.base is None:
         raise InputError(f"{text} does not name the model it is for", "name it with --base MODEL")
-    return Adapted(open_input(base or found.base or ""), found)
+    return MergedView(open_input(base or found.base or ""), found)
 
 
 def _job(name: str, a: Model, b: Model, base: Model | None) -> Job:

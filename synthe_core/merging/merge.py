@@ -18,7 +18,7 @@ from synthe_core.merging.card import card, summary
 from synthe_core.merging.config import Form, MergeSpec
 from synthe_core.merging.evaluate import checkable, compare, told_apart
 from synthe_core.merging.inputs import open_input
-from synthe_core.merging.inputs.adapter import Adapted, Adapter
+from synthe_core.merging.inputs.adapter import Adapter, MergedView
 from synthe_core.merging.inputs.model import Changes, Model, Outcome
 from synthe_core.merging.method import Method
 from synthe_core.merging.plan import merged, of_one_kind, plan
@@ -135,14 +135,14 @@ def open_all(spec: MergeSpec, method: Method) -> Opened:
         base = at(_base_of(given))
     if base is None and method.needs_base:
         raise InputError(f"{method.name} needs a base", "name one: --base MODEL, or base_model in YAML")
-    models = {name: Adapted(base, each) if isinstance(each, Adapter) else each for name, each in inputs.items()}
+    models = {name: MergedView(base, each) if isinstance(each, Adapter) else each for name, each in inputs.items()}
     return Opened(form, models, base)
 
 
 def _joined(base: Any, adapter: Any) -> Model:
     if isinstance(base, Adapter) or not isinstance(adapter, Adapter):
         raise InputError(f"{base.named}+{adapter.named} is no model with an adapter", "write MODEL+ADAPTER")
-    return Adapted(base, adapter)
+    return MergedView(base, adapter)
 
 
 def _base_of(found: Sequence[Adapter]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from synthe_core.errors import InputError
 from synthe_core.layers.byte_patch import Stem
 from synthe_core.layers.learner import Pass
+from synthe_core.layers.projection import matrix_size
 from synthe_core.layers.trace import Emission, Trace, schema
 from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelSpec, ModelState, auxiliary, measures
 from synthe_core.ops.cross_entropy import IGNORED
@@ -98,7 +99,7 @@ class Classifier(Backbone):
         inner = sum(learner.flops(short) for learner in self.learners)
         pooling = 4.0 * self.spec.width
         stem = 0.0 if self.patch is None else self.patch.flops(time)
-        return stem + (inner + pooling) * short / time + 2.0 * self.head.weight.numel() / time
+        return stem + (inner + pooling) * short / time + 2.0 * matrix_size(self.head) / time
 
     def state_bytes(self, time: int = 1) -> int:
         """None: a text is read at once, and nothing of it is kept."""

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.layers.learner import Spec
+from synthe_core.layers.projection import matrix_size
 from synthe_core.ops.cross_entropy import Judgement
 
 LEAST = 1e-6  # probability of being wrong that the likeliest token is credited with
@@ -58,4 +59,4 @@ class ConfidenceHead(nn.Module):
 
     def flops(self) -> float:
         """Floating-point operations per token of its matrices."""
-        return 2.0 * (self.inner.weight.numel() + self.out.weight.numel())
+        return 2.0 * (matrix_size(self.inner) + matrix_size(self.out))

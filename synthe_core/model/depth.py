@@ -17,9 +17,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from synthe_core import state as states
+from synthe_core.layers.adapter_batch import per_adapter, select_rows
 from synthe_core.layers.conditional_gate import moved_threshold
 from synthe_core.layers.learner import Pass, Spec
-from synthe_core.layers.projection import project_in
+from synthe_core.layers.projection import matrix_size, project_in
 from synthe_core.layers.trace import Emission, Trace, schema
 from synthe_core.model.block import RMSNorm
 from synthe_core.ops.hashing import hash_uniform
@@ -125,7 +126,8 @@ class Choice(NamedTuple):
             losses=[],
         )
         given = dict(inner.signals)
-        new, after = block(places.gather(x), before if rows is None else states.take(before, rows), inner)
+        with select_rows(chosen):
+            new, after = block(places.gather(x), before if rows is None else states.take(before, rows), inner)
         for name, value in inner.signals.items():
             if value is not given.get(name):  # the blocks that every token runs have published the same names before
                 ctx.signals[name] = places.scatter(value, ctx.signals[name])
@@ -287,7 +289,7 @@ class Router(nn.Module):
         if "router" in ctx.without:
             ctx.spare(self.flops())
             return [Choice.everyone(ctx)] * self.routed, None
-        scores = self.scores(x)
+        scores = per_adapter((self.inner, self.outer), self.scores, x)
         keep = (scores.detach() > self.thresholds).movedim(-1, 0)  # [blocks, B, T]
         keep = keep if ctx.mask is None else keep & ctx.mask
         wished, sample = keep, None
@@ -334,7 +336,7 @@ class Router(nn.Module):
 
     def flops(self) -> float:
         """Floating-point operations per token."""
-        return 2.0 * (self.inner.weight.numel() + self.outer.weight.numel())
+        return 2.0 * (matrix_size(self.inner) + matrix_size(self.outer))
 
 
 def _rows(x: Tensor, rows: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from synthe_core.errors import InputError, closest, unknown
 from synthe_core.layers import LAYERS, LearnerSpec
+from synthe_core.layers.adapter_batch import AdapterBatch, current_adapters, use_adapters
 from synthe_core.layers.byte_patch import BytePatch
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.trace import Trace
@@ -241,7 +242,8 @@ class Backbone(nn.Module):
                 tried.watch(x)
             ctx.path = f"blocks.{index}"
             if self.recompute and torch.is_grad_enabled():
-                x, remembered = checkpoint(_again, step, x, remembered, ctx, dict(ctx.signals), use_reentrant=False)
+                again = partial(_again, dict(ctx.signals), current_adapters(), step)
+                x, remembered = checkpoint(again, x, remembered, ctx, use_reentrant=False)
             else:
                 x, remembered = step(x, remembered, ctx)
             if tried is not None:
@@ -273,10 +275,19 @@ class Backbone(nn.Module):
         return self.parameter_count() - idle
 
 
-def _again(block: Callable[..., Any], x: Tensor, states: list[Any], ctx: Pass, signals: dict[str, Tensor]) -> Any:
-    """A block that may run twice: the second time too it reads the signals of earlier blocks, not of later ones."""
+def _again(
+    signals: dict[str, Tensor],
+    adapters: AdapterBatch | None,
+    block: Callable[..., Any],
+    x: Tensor,
+    states: list[Any],
+    ctx: Pass,
+) -> Any:
+    """A block that may run twice: the second time too it reads the signals of earlier blocks, not of later ones, and
+    has the adapters of its pass."""
     ctx.signals = dict(signals)
-    return block(x, states, ctx)
+    with use_adapters(adapters):
+        return block(x, states, ctx)
 
 
 class LanguageModel(Backbone):

@@ -28,7 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from synthe_core.adapters import peft
-from synthe_core.adapters.lora import Adapter, Folded, worn_tensors
+from synthe_core.adapters.lora import Adapter, MergedTensors
+from synthe_core.adapters.lora_linear import adapter_parameters
 from synthe_core.data.tokenizers import CHAT, Tokenizer, read_tokenizer
 from synthe_core.errors import InputError, closest
 from synthe_core.model.classifier import Classifier, Model, build_model
@@ -152,10 +153,10 @@ class Checkpoint:
         return read_tokenizer(self.source.read("tokenizer.json"), str(self.path / "tokenizer.json"), chat)
 
     @cached_property
-    def tensors(self) -> Tensors | Folded:
-        """The weights by name, each read when it is asked for; those of an adapter are its base's with it added."""
+    def tensors(self) -> Tensors | MergedTensors:
+        """The weights by name, each read when it is asked for; of an adapter, its base's with the adapter merged."""
         if self.base is not None and self.adapter is not None:
-            return Folded(self.base.tensors, self.adapter, self.path)
+            return MergedTensors(self.base.tensors, self.adapter, self.path)
         return self._stored
 
     @cached_property
@@ -165,8 +166,7 @@ class Checkpoint:
     def model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
         """The language model with its weights, in float32 unless told otherwise; InputError for an encoder.
 
-        Of an adapter, the base with the adapter added into its weights: as fast as the base, and as large. To go from
-        one adapter to another, load `base.model()` once and see `adapters.low_rank.wearing`.
+        Of an adapter, the base with the adapter merged. For several over one base see `adapters.lora_linear.attach`.
         """
         model = self._built(device, dtype)
         if not isinstance(model, LanguageModel):
@@ -258,9 +258,9 @@ def best(found: list[Path]) -> Path | None:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; what is shared appears once, under its first name. Of a model that wears an
-    adapter, the adapter's: the others are its base's, and stay there."""
-    if factors := worn_tensors(model):
+    """Parameters and buffers by name; what is shared appears once, under its first name. Of a model with an
+    adapter attached, the adapter's: the others are its base's, and stay there."""
+    if factors := adapter_parameters(model):
         return {name: tensor.detach() for name, tensor in factors.items()}
     seen: set[int] = set()
     found: dict[str, Tensor] = {}

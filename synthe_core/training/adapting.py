@@ -1,9 +1,9 @@
-"""The start of training an adapter: a model that is frozen, and what it wears."""
+"""The start of training an adapter: a frozen model and the adapter attached to it."""
 
 from __future__ import annotations
 
-from synthe_core.adapters.lora import put_on
-from synthe_core.adapters.targets import find, fresh
+from synthe_core.adapters.lora_linear import attach
+from synthe_core.adapters.targets import find_targets, new_adapter
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Model
 from synthe_core.recipe.schema import Recipe
@@ -22,21 +22,21 @@ def base_of(source: Checkpoint | None, recipe: Recipe) -> Checkpoint:
             "leave out the recipe to use that model's own: synthe train --init CHECKPOINT --lora ...",
         )
     assert recipe.train.lora is not None
-    find(recipe.meta_model(base.vocab), recipe.train.lora.targets)  # so that a wrong name is told before any work
+    find_targets(recipe.meta_model(base.vocab), recipe.train.lora.targets)  # a wrong name is an error before any work
     return base
 
 
 def adapt(model: Model, recipe: Recipe, source: Checkpoint) -> None:
-    """Freezes the model, which has its base's weights, and makes it wear what is to be trained: the adapter `source`,
-    or a fresh one over it."""
+    """Freezes the model, which has its base's weights, and attaches the adapter to be trained: that of `source`, or a
+    new one."""
     assert recipe.train.lora is not None
-    adapter = fresh(model, recipe.train.lora)
+    adapter = new_adapter(model, recipe.train.lora)
     if source.adapter is not None:
-        asked, found = ({name: t.shape for name, t in each.tensors.items()} for each in (adapter, source.adapter))
-        if asked != found or any(c.scale != recipe.train.lora.scale for c in source.adapter.maps.values()):
+        wanted, given = ({name: t.shape for name, t in each.tensors.items()} for each in (adapter, source.adapter))
+        if wanted != given or any(c.scaling != recipe.train.lora.scaling for c in source.adapter.maps.values()):
             raise InputError(
                 f"{source.path} is an adapter of other rank, scale or targets than train.lora asks for",
                 "leave out --lora to train it as it is, or begin with its model",
             )
         adapter = source.adapter
-    put_on(model, adapter, learns=True, source=source.path)
+    attach(model, adapter, trainable=True, source=source.path)

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from synthe_core.adapters.lora_linear import trainable_parameters
+
 
 class Average:
     """m = d m + (1 - d) w after every step, with d = min(decay, (1 + n) / (10 + n)) so that the start is forgotten."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = trainable_parameters(model)
         self.tensors = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()

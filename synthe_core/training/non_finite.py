@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synthe_core.adapters.lora_linear import trainable_parameters
 from synthe_core.data.stream import Batch
 from synthe_core.model.classifier import Model
 from synthe_core.model.language_model import ModelState
@@ -52,8 +53,7 @@ def _first_of_pass(model: Model, batch: Batch, state: ModelState | None, setting
         return hook
 
     hooks = [module.register_forward_hook(listen(name)) for name, module in model.named_modules() if name]
-    learning = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
-    hooks += [parameter.register_hook(listen_back(name)) for name, parameter in learning]
+    hooks += [each.register_hook(listen_back(name)) for name, each in trainable_parameters(model).items()]
     devices = [settings.device] if settings.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices), torch.compiler.set_stance("force_eager"):

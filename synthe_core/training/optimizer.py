@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synthe_core.adapters.lora_linear import trainable_parameters
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Model
 from synthe_core.recipe.schema import TrainSpec
@@ -25,7 +26,7 @@ class Optimizer:
 
     def __init__(self, model: Model, spec: TrainSpec) -> None:
         self.spec = spec
-        self._names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._names = {parameter: name for name, parameter in trainable_parameters(model).items()}
         matrices = _matrices(model, nn.Linear, nn.Embedding)
         hidden = _matrices(model.blocks, nn.Linear)
         orthogonal = hidden if spec.optimizer == "muon" else set()

@@ -10,7 +10,7 @@ import torch
 
 from synthe_core.adapters.lora import Adapter, LowRank
 from synthe_core.adapters.spec import LoraSpec
-from synthe_core.adapters.targets import fresh
+from synthe_core.adapters.targets import new_adapter
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.recipe.schema import Recipe
@@ -38,8 +38,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn(path: Path, spec: LoraSpec, seed: int = 1) -> Adapter:
     """An adapter of the model at `path` that changes every matrix it is of."""
     torch.manual_seed(seed)
-    plain = fresh(Checkpoint.open(path).model(), spec)
-    return Adapter({n: LowRank(c.a, torch.randn_like(c.b) / 3, c.scale) for n, c in plain.maps.items()}, spec.dropout)
+    plain = new_adapter(Checkpoint.open(path).model(), spec)
+    return Adapter(
+        {n: LowRank(c.lora_A, torch.randn_like(c.lora_B) / 3, c.scaling) for n, c in plain.maps.items()}, spec.dropout
+    )
 
 
 def saved(folder: Path, base: Path, lora: dict[str, Any], seed: int = 1) -> Checkpoint:

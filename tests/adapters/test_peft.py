@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from synthe_core.adapters import peft as format
-from synthe_core.adapters.lora import put_on
+from synthe_core.adapters.lora_linear import attach
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel, ModelSpec
@@ -37,8 +37,8 @@ def test_what_is_written_is_read(base, lora, tmp_path):
     assert opened.adapter.maps.keys() == written.maps.keys()
     for name, change in written.maps.items():
         found = opened.adapter.maps[name]
-        assert torch.equal(found.a, change.a) and torch.equal(found.b, change.b)
-        assert found.scale == pytest.approx(change.scale, rel=1e-12)
+        assert torch.equal(found.lora_A, change.lora_A) and torch.equal(found.lora_B, change.lora_B)
+        assert found.scaling == pytest.approx(change.scaling, rel=1e-12)
 
 
 @pytest.mark.parametrize("lora", SPECS, ids=str)
@@ -53,7 +53,7 @@ def test_peft_loads_it_and_computes_the_same(base, lora, tmp_path):
     ours = Checkpoint.open(base).model().eval()
     with torch.no_grad():
         plain = ours(TOKENS)[0]
-        put_on(ours, opened.adapter)
+        attach(ours, opened.adapter)
         expected = theirs.base_model.model(TOKENS)[0]
         assert (expected - plain).abs().max() > 0.01
         torch.testing.assert_close(ours(TOKENS)[0], expected, rtol=1e-5, atol=1e-5)
@@ -75,7 +75,7 @@ def test_what_peft_writes_is_read(base, tmp_path):
     with pytest.raises(InputError, match="does not say which model"):
         _ = Checkpoint.open(tmp_path / "theirs").tensors
     opened = Checkpoint.open(tmp_path / "theirs", base=base)
-    assert {change.a.shape[0] for change in opened.adapter.maps.values()} == {2, 3}
+    assert {change.lora_A.shape[0] for change in opened.adapter.maps.values()} == {2, 3}
     with torch.no_grad():
         torch.testing.assert_close(opened.model().eval()(TOKENS)[0], expected, rtol=1e-4, atol=1e-4)
     assert opened.recipe.model.width == 16 and opened.vocab == 257

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from synthe_core.adapters.spec import LoraSpec
-from synthe_core.adapters.targets import find, fresh
+from synthe_core.adapters.targets import find_targets, new_adapter
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 
@@ -46,17 +46,17 @@ def places(*names):
     ],
 )
 def test_what_a_target_means(target, expected):
-    assert list(find(model(tie=False, confidence={}), [target])) == expected
+    assert list(find_targets(model(tie=False, confidence={}), [target])) == expected
 
 
 def test_a_tier_of_a_multiscale_memory():
-    found = list(find(model(), ["multiscale_memory.tier2"]))
+    found = list(find_targets(model(), ["multiscale_memory.tier2"]))
     assert found and all(".slow.0." in name or ".condition.0" in name for name in found)
-    assert set(found) < set(find(model(), ["multiscale_memory"])) < set(find(model(), ["all-linear"]))
+    assert set(found) < set(find_targets(model(), ["multiscale_memory"])) < set(find_targets(model(), ["all-linear"]))
 
 
 def test_targets_add_up_in_the_order_of_the_model():
-    found = list(find(model(), ["mlp", "delta.out", "gate_up"]))
+    found = list(find_targets(model(), ["mlp", "delta.out", "gate_up"]))
     assert found == [f"blocks.{block}.learners.{name}" for block in (0, 1) for name in ("2.out", "3.gate_up", "3.out")]
 
 
@@ -74,19 +74,23 @@ def test_targets_add_up_in_the_order_of_the_model():
 )
 def test_a_target_of_nothing(target, message, hint):
     with pytest.raises(InputError, match=r"train\.lora\.targets: ") as refused:
-        find(model(), ["mlp", target])
+        find_targets(model(), ["mlp", target])
     assert message in refused.value.message and hint in refused.value.hint
 
 
 def test_a_matrix_gets_no_more_rank_than_it_can_have():
     built = LanguageModel(ModelSpec.model_validate({"width": 16, "blocks": 2, "block": BLOCK}), 257)
-    adapter = fresh(built, LoraSpec(rank=12, alpha=6))
-    sizes = {name: module.weight.shape for name, module in find(built, ["all-linear"]).items()}
+    adapter = new_adapter(built, LoraSpec(rank=12, alpha=6))
+    sizes = {name: module.weight.shape for name, module in find_targets(built, ["all-linear"]).items()}
     assert {min(12, *shape) for shape in sizes.values()} > {12}
     for name, change in adapter.maps.items():
         rank = min(12, *sizes[name])
-        assert change.a.shape == (rank, sizes[name][1]) and change.b.shape == (sizes[name][0], rank)
-        assert change.scale == 0.5 and not change.b.any() and float(change.a.abs().max()) <= sizes[name][1] ** -0.5
+        assert change.lora_A.shape == (rank, sizes[name][1]) and change.lora_B.shape == (sizes[name][0], rank)
+        assert (
+            change.scaling == 0.5
+            and not change.lora_B.any()
+            and float(change.lora_A.abs().max()) <= sizes[name][1] ** -0.5
+        )
 
 
 @pytest.mark.parametrize(
@@ -100,4 +104,4 @@ def test_a_matrix_gets_no_more_rank_than_it_can_have():
     ],
 )
 def test_the_scale_of_a_change(asked, scale):
-    assert LoraSpec(**asked).scale == scale
+    assert LoraSpec(**asked).scaling == scale

@@ -123,12 +123,12 @@ def test_what_another_conversation_is_named_is_not_written_over(synthe: Run, tal
     assert done.exit_code == 2 and "another conversation is named 'noon' already" in done.stderr
 
 
-def test_an_adapter_is_worn(synthe: Run, tmp_path: Path, base: Path) -> None:  # noqa: F811
-    worn = adapter(tmp_path / "worn", base, {"rank": 4}, 3).path
+def test_an_adapter_is_applied(synthe: Run, tmp_path: Path, base: Path) -> None:  # noqa: F811
+    adapted = adapter(tmp_path / "adapted", base, {"rank": 4}, 3).path
     asked = ["--tokens", 12, "--json", "-t", 0]
     plain, own, path = (
         rows(synthe("chat", *which, *asked, stdin="hello\n"))[0]["text"]
-        for which in ([base], [base, "--adapter", worn], [worn])
+        for which in ([base], [base, "--adapter", adapted], [adapted])
     )
     assert own == path != plain
 

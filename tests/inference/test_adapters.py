@@ -12,7 +12,7 @@ from tests.adapters.conftest import base, saved  # noqa: F401
 from tests.inference.conftest import said
 
 
-def test_adapters_are_loaded_worn_and_unloaded(base, ask, tmp_path):  # noqa: F811
+def test_adapters_are_loaded_used_and_unloaded(base, ask, tmp_path):  # noqa: F811
     paths = [saved(tmp_path / name, base, {"rank": 4}, seed).path for seed, name in enumerate("ab")]
     with Engine([Served.load(base)], state_bytes=1 << 28) as engine:
         plain = said(engine.submit(ask(model="base")))
@@ -23,8 +23,8 @@ def test_adapters_are_loaded_worn_and_unloaded(base, ask, tmp_path):  # noqa: F8
         assert found[:3] == found[3:] and found[0] != found[1] != found[2] != found[0]
         for name, path, got in zip("ab", paths, found[1:], strict=False):
             with Engine([Served.load(path, name)], state_bytes=1 << 28) as other:
-                folded = [event.chance.logprob for event in list(other.submit(ask(count=12, model=name)))[1:-1]]
-                assert got == pytest.approx(folded, abs=1e-3)
+                merged = [event.chance.logprob for event in list(other.submit(ask(count=12, model=name)))[1:-1]]
+                assert got == pytest.approx(merged, abs=1e-3)
         running = engine.submit(ask(count=60, model="base:a"))
         next(iter(running))
         engine.unload_adapter("base", "a")

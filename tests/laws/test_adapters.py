@@ -1,6 +1,6 @@
 """What must hold of a low-rank adapter on every learner: the adapted matrix reaches all that it computes.
 
-A model that wears an adapter is compared with one whose matrices are W + s B A, in float64: what is called, what is
+A model with an adapter attached is compared with one whose matrices are W + s B A, in float64: what is called, what is
 read by a fused kernel and what is read a few rows at a time must all be adapted.
 """
 
@@ -12,10 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from synthe_core.adapters.lora import Adapter, Folded, LowRank, put_on, take_off, wearing, worn, worn_tensors
+from synthe_core.adapters.lora import FACTORS, Adapter, LowRank, MergedTensors
+from synthe_core.adapters.lora_linear import (
+    DEFAULT,
+    adapter_parameters,
+    attach,
+    detach,
+    lora_linears,
+    with_adapter,
+)
 from synthe_core.adapters.spec import LoraSpec
-from synthe_core.adapters.targets import find, fresh
+from synthe_core.adapters.targets import find_targets, new_adapter
 from synthe_core.layers import LAYERS
+from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.model.classifier import build_model
 from synthe_core.model.language_model import ModelSpec
 from synthe_core.state import named_leaves
@@ -42,26 +51,26 @@ def model_of(case):
 def drawn(model, seed=1, size=0.3):
     """An adapter of every matrix, no factor of which is zero."""
     torch.manual_seed(seed)
-    adapter = fresh(model, LoraSpec(rank=3, alpha=1.5))
+    adapter = new_adapter(model, LoraSpec(rank=3, alpha=1.5))
     maps = {
-        name: LowRank(change.a.double(), size * torch.randn_like(change.b).double(), change.scale)
+        name: LowRank(change.lora_A.double(), size * torch.randn_like(change.lora_B).double(), change.scaling)
         for name, change in adapter.maps.items()
     }
     return Adapter(maps)
 
 
-def folded(model, adapter):
+def merged(model, adapter):
     other = copy.deepcopy(model)
-    tensors = Folded(weights(model), adapter)
+    tensors = MergedTensors(weights(model), adapter)
     with torch.no_grad():
         for name, own in weights(other).items():
             own.copy_(tensors[name])
     return other
 
 
-def tokens(seed=2):
+def tokens(seed=2, rows=2):
     torch.manual_seed(seed)
-    return torch.randint(0, VOCAB, (2, TIME + 1))
+    return torch.randint(0, VOCAB, (rows, TIME + 1))
 
 
 def loss_of(model, text):
@@ -77,9 +86,9 @@ def loss_of(model, text):
 def test_an_adapted_model_is_the_model_of_the_adapted_matrices(case):
     model, text = model_of(case), tokens()
     adapter = drawn(model)
-    other = folded(model, adapter)
+    other = merged(model, adapter)
     plain, _ = loss_of(model, text)
-    put_on(model, adapter, learns=True)
+    attach(model, adapter, trainable=True)
     ours, state = loss_of(model, text)
     theirs, expected = loss_of(other, text)
     assert abs(float((plain - ours).detach())) > 1e-4
@@ -90,17 +99,61 @@ def test_an_adapted_model_is_the_model_of_the_adapted_matrices(case):
     ours.backward()
     theirs.backward()
     matrices = dict(other.named_parameters())
-    for name, module in worn(model).items():
+    for name, module in lora_linears(model).items():
         change, gradient = adapter.maps[name], matrices[f"{name}.weight"].grad
+        a, b = (getattr(module, factor)[str(DEFAULT)].weight for factor in FACTORS)
         if gradient is None:  # it took no part in this pass
-            assert module.lora_B.weight.grad is None
+            assert b.grad is None
             continue
         for factor, wanted in (
-            (module.lora_A.weight, change.scale * change.b.T @ gradient),
-            (module.lora_B.weight, change.scale * gradient @ change.a.T),
+            (a, change.scaling * change.lora_B.T @ gradient),
+            (b, change.scaling * gradient @ change.lora_A.T),
         ):
             torch.testing.assert_close(factor.grad, wanted, rtol=1e-7, atol=1e-10, msg=name)
-        assert module._parameters["weight"].grad is None
+        assert module.base_weight.grad is None
+
+
+def outputs_of(model, text, lengths):
+    """What each row [B, T] gives: a language model's last norm at its real tokens of a padded pass and at three tokens
+    after it, one by one; an encoder's logits."""
+    if model.spec.head is not None:
+        return [[logits] for logits in model.read(text, lengths)[0]]
+    hidden, state, _ = model.hidden(text[:, :-3], None, lengths)
+    outputs = [[row[:length]] for row, length in zip(hidden, lengths, strict=True)]
+    for step in range(-3, 0):
+        hidden, state, _ = model.hidden(text[:, step][:, None], state)
+        for row, each in zip(outputs, hidden, strict=True):
+            row.append(each)
+    return outputs
+
+
+INDICES = (2, NONE, 1, 2, 1, NONE)
+
+
+def compare_with_each_alone(model, check):
+    """A batch of rows with two adapters, the second of which leaves some maps alone, or none; and each row alone."""
+    adapters = [drawn(model, seed) for seed in (1, 5)]
+    adapters[1] = Adapter(dict(list(adapters[1].maps.items())[1:]))
+    for slot, adapter in enumerate(adapters, start=1):
+        attach(model, adapter, slot=slot)
+    text, lengths = tokens(rows=len(INDICES)), torch.tensor([TIME - 2, 7, 31, 1, TIME - 2, 20])
+    with torch.no_grad(), use_adapters(AdapterBatch(INDICES)):
+        together = outputs_of(model, text, lengths)
+    detach(model)
+    assert not lora_linears(model)
+    for row, index in enumerate(INDICES):
+        with torch.no_grad(), with_adapter(model, None if index == NONE else adapters[index - 1]):
+            alone = outputs_of(model, text[row : row + 1], lengths[row : row + 1])
+            for many, one in zip(together[row], alone[0], strict=True):
+                check(many, one)
+
+
+@each_setting
+def test_rows_with_different_adapters_equal_each_alone(case):
+    def check(many, one):
+        torch.testing.assert_close(many, one, rtol=1e-9, atol=1e-10)
+
+    compare_with_each_alone(model_of(case).eval(), check)
 
 
 @each_learner
@@ -111,14 +164,14 @@ def test_an_adapter_comes_off_to_the_last_bit(case):
     kinds = {name: type(module) for name, module in model.named_modules()}
     with torch.no_grad():
         plain, state = loss_of(model, text)
-        put_on(model, fresh(model, LoraSpec(rank=2)))
-        assert torch.equal(loss_of(model, text)[0], plain)  # a fresh one changes nothing
-        put_on(model, drawn(model))
+        attach(model, new_adapter(model, LoraSpec(rank=2)))
+        assert torch.equal(loss_of(model, text)[0], plain)  # a new one changes nothing
+        attach(model, drawn(model))
         assert not torch.equal(loss_of(model, text)[0], plain)
-        with wearing(model, None):
+        with with_adapter(model, None):
             assert torch.equal(loss_of(model, text)[0], plain)
         assert not torch.equal(loss_of(model, text)[0], plain)
-        take_off(model)
+        detach(model)
         again, after = loss_of(model, text)
     assert torch.equal(again, plain)
     assert all(torch.equal(a[1], b[1]) for a, b in zip(named_leaves(after), named_leaves(state), strict=True))
@@ -133,7 +186,7 @@ def test_recomputing_activations_changes_no_gradient_of_an_adapter(case):
     for recompute in (False, True):
         model = model_of(case)
         model.recompute = recompute
-        put_on(model, drawn(model), learns=True)
+        attach(model, drawn(model), trainable=True)
         loss_of(model, tokens())[0].backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and gradients[0]
@@ -144,7 +197,8 @@ def test_recomputing_activations_changes_no_gradient_of_an_adapter(case):
 @each_learner
 def test_every_matrix_of_the_blocks_is_a_target(case):
     model = model_of(case)
-    found = find(model, ["all-linear"])
+    found = find_targets(model, ["all-linear"])
     assert set(found) == {n for n, m in model.blocks.named_modules(prefix="blocks") if isinstance(m, nn.Linear)}
-    put_on(model, fresh(model, LoraSpec(rank=2)), learns=True)
-    assert set(worn_tensors(model)) == {name for name, p in model.named_parameters() if p.requires_grad}
+    attach(model, new_adapter(model, LoraSpec(rank=2)), trainable=True)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert set(map(id, adapter_parameters(model).values())) == set(map(id, learning))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthe_core.adapters.lora import put_on
+from synthe_core.adapters.lora_linear import attach
 from synthe_core.errors import InputError, Interrupted, WorkError
 from synthe_core.events import Metric, Notice
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints
@@ -76,7 +76,7 @@ def test_a_checkpoint_holds_the_adapter_and_nothing_of_its_base(recipe, base, tm
     assert any(f"of which {count:,}" in notice.message for notice in of(events, Notice))
     assert opened.manifest.base.path == "../../../" + str(checkpoints(base)[-1].relative_to(tmp_path))
     assert opened.tokenizer().digest == Checkpoint.open(base).tokenizer().digest
-    put_on(model, opened.adapter)
+    attach(model, opened.adapter)
     tokens = torch.randint(257, (2, 30))
     with torch.no_grad():
         assert not torch.equal(model(tokens)[0], Checkpoint.open(base).model()(tokens)[0])

@@ -55,8 +55,8 @@ def _begin(inner: tokenizers.Tokenizer, options: dict[str, Any]) -> str | None:
         return None
     if wanted is True and stated is not None and inner.token_to_id(stated) is not None:
         return stated
-    bare, dressed = (inner.encode("a", add_special_tokens=special).tokens for special in (False, True))
-    return dressed[0] if len(dressed) > len(bare) and dressed[1 : 1 + len(bare)] == bare else None
+    bare, marked = (inner.encode("a", add_special_tokens=special).tokens for special in (False, True))
+    return marked[0] if len(marked) > len(bare) and marked[1 : 1 + len(bare)] == bare else None
 
 
 def _chat_template(published: Published, options: dict[str, Any]) -> str | None:

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from synthe_core.adapters.lora_linear import lora_linears
 from synthe_core.errors import InputError
 from synthe_core.inference.served import Served
 from synthe_core.interop.huggingface.import_tokenizer import tokenizer_of
 from synthe_core.interop.huggingface.published import CONFIG, Published
+from synthe_core.layers.adapter_batch import current_adapters, per_adapter
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
 from synthe_core.model.language_model import LanguageModel, ModelState
@@ -101,9 +103,21 @@ class TransformersModel:
     def hidden(
         self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
     ) -> tuple[Tensor, ModelState, Pass]:
-        """The normalised output of the last block, [B, T, D], before the head. Nothing is told to a trace."""
+        """The normalised output of the last block, [B, T, D], before the head. A trace gets nothing.
+
+        An architecture may call its maps with any shape: rows with different adapters are computed apart.
+        """
         state = state or self.init_state(tokens.shape[0])
         ctx = Pass.over(tokens, lengths, state.position, trace)
+        inputs = (tokens, state) if lengths is None else (tokens, state, lengths)
+        batch = current_adapters()
+        apart = batch is not None and len(set(batch.indices)) > 1
+        hidden, after = per_adapter(lora_linears(self.inner).values() if apart else (), self._hidden, *inputs)
+        return hidden, after, ctx
+
+    def _hidden(self, tokens: Tensor, state: ModelState, lengths: Tensor | None = None) -> tuple[Tensor, ModelState]:
+        """The pass of rows with one adapter."""
+        ctx = Pass.over(tokens, lengths, state.position)
         position = (state.position + (tokens.shape[1] if lengths is None else lengths)).clamp_max(self.limit)
         held = state.blocks[0][0].keys.shape[1]
         past = min(held, int(state.position.max()))  # more is padding
@@ -124,7 +138,7 @@ class TransformersModel:
         after = [
             [Seen(*(ctx.last(t.transpose(1, 2), kept) for t in (layer.keys, layer.values)))] for layer in cache.layers
         ]
-        return found.last_hidden_state, ModelState(position, after), ctx
+        return found.last_hidden_state, ModelState(position, after)
 
     def __call__(
         self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
@@ -188,13 +202,16 @@ class _Given(nn.Module):
 
 
 def _head(inner: Any, form: type[Any]) -> Any:
-    """[..., D] to logits [..., V], with whatever else the architecture does to them: its own code, of which only
-    the blocks are left out. Its matrices are the model's, an adapter's changes included."""
-    bare = copy.copy(inner)
-    bare._modules = dict(inner._modules) | {inner.base_model_prefix: _Given(form)}
-    return lambda hidden: bare(inputs_embeds=hidden.flatten(0, -2)[None], use_cache=False).logits.view(
-        *hidden.shape[:-1], -1
-    )
+    """[B, ..., D] to logits [B, ..., V], with whatever else the architecture does to them: its own code, of which only
+    the blocks are left out. Its matrices are the model's, with the adapters that they have by then."""
+    bare, given = copy.copy(inner), _Given(form)
+
+    def head(hidden: Tensor) -> Tensor:
+        bare._modules = dict(inner._modules) | {inner.base_model_prefix: given}
+        rows = hidden.reshape(len(hidden), -1, hidden.shape[-1])
+        return bare(inputs_embeds=rows, use_cache=False).logits.view(*hidden.shape[:-1], -1)
+
+    return head
 
 
 def _cache(layers: list[Seen]) -> Any:

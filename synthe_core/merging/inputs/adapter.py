@@ -164,7 +164,7 @@ class Adapter:
         return {"model": self.named, "path": str(self.path), "kind": self.kind, "files": files}
 
 
-class Adapted(View):
+class MergedView(View):
     """A base with an adapter merged into it, tensor by tensor as it is read."""
 
     def __init__(self, base: Model, adapter: Adapter) -> None:

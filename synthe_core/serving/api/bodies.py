@@ -44,7 +44,7 @@ class StreamOptions(Body):
 class Writing(Body):
     """What completions and chats have in common. A field that is null is one that was not given."""
 
-    model: Name = Field(description="a name of /v1/models, `base:adapter` for a base wearing an adapter")
+    model: Name = Field(description="a name of /v1/models, `base:adapter` for a base with an adapter")
     temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy; 1 by default")
     top_p: float | None = Field(None, gt=0, le=1, description="keep the likeliest tokens that together reach p")
     top_k: Int | None = Field(None, ge=-1, lt=2**31, description="keep the k likeliest tokens; 0 and -1 keep all")

@@ -45,7 +45,7 @@ class Api:
 
     @property
     def names(self) -> list[str]:
-        """Every name that requests may ask for: models, and models wearing an adapter."""
+        """Every name that requests may ask for: models, and models with an adapter."""
         return [
             name
             for base, served in self.engine.models.items()

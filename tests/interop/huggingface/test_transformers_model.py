@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from synthe_core import state as states
-from synthe_core.adapters.lora import Adapter, LowRank, wearing
+from synthe_core.adapters.lora import Adapter, LowRank
+from synthe_core.adapters.lora_linear import with_adapter
 from synthe_core.errors import InputError
 from synthe_core.inference.engine import Engine
 from synthe_core.inference.generate import Generation
@@ -191,7 +192,7 @@ def test_an_answer_ends_at_every_end(tmp_path: Path) -> None:
         assert end.reason == "stop" and len(tokens) <= 4 and tokens[-1] in served.tokenizer.stops
 
 
-def test_an_adapter_of_peft_is_worn(tmp_path: Path) -> None:
+def test_an_adapter_of_peft_is_applied(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     path = folder(tmp_path / "m", "Llama")
     served = transformers_model.load(path)
@@ -208,13 +209,13 @@ def test_an_adapter_of_peft_is_worn(tmp_path: Path) -> None:
     adapter = Checkpoint.open(tmp_path / "adapter").adapter
     text = torch.tensor(prompts(served, 12))
     before, _ = served.model(text)
-    with torch.inference_mode(), wearing(served.model, adapter):
-        worn, _ = served.model(text)
-        torch.testing.assert_close(worn, peer.eval()(text).logits, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode(), with_adapter(served.model, adapter):
+        adapted, _ = served.model(text)
+        torch.testing.assert_close(adapted, peer.eval()(text).logits, rtol=1e-4, atol=1e-4)
     after, _ = served.model(text)
-    assert torch.equal(before, after) and not torch.allclose(before, worn, atol=0.1)
+    assert torch.equal(before, after) and not torch.allclose(before, adapted, atol=0.1)
     stranger = Adapter({"blocks.0.1.qkv": LowRank(torch.ones(1, 4), torch.ones(4, 1), 1.0)})
-    with pytest.raises(InputError, match="the model has not"), wearing(served.model, stranger):
+    with pytest.raises(InputError, match="the model has not"), with_adapter(served.model, stranger):
         pass
 
 

@@ -13,7 +13,7 @@ import torch
 from synthe_core.adapters import peft
 from synthe_core.adapters.lora import Adapter, LowRank
 from synthe_core.adapters.spec import LoraSpec
-from synthe_core.adapters.targets import fresh
+from synthe_core.adapters.targets import new_adapter
 from synthe_core.inference.engine import Engine
 from synthe_core.inference.served import Served
 from tests.serving.api.test_openai_client import chat, create
@@ -152,8 +152,8 @@ def adapters(tmp_path: Path, engine: Engine) -> Path:
 
 def adapter_folder(folder: Path, served: Served) -> Path:
     spec = LoraSpec(rank=2, alpha=6)
-    plain = fresh(served.model, spec)
-    changed = Adapter({name: LowRank(c.a, torch.ones_like(c.b), c.scale) for name, c in plain.maps.items()})
+    plain = new_adapter(served.model, spec)
+    changed = Adapter({name: LowRank(c.lora_A, torch.ones_like(c.lora_B), c.scaling) for name, c in plain.maps.items()})
     (folder / "shifted").mkdir()
     peft.write(folder / "shifted", changed.tensors, spec, "elsewhere")
     return folder

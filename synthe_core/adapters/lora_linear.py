@@ -1,0 +1,242 @@
+"""Adapters on a built model: its linear maps become `LoRALinear`, which holds adapters in numbered slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synthe_core.adapters.lora import FACTORS, Adapter, LowRank
+from synthe_core.layers.adapter_batch import current_adapters
+from synthe_core.layers.projection import Linear, product
+
+DEFAULT = 0
+"""The slot of passes that name no adapters (see `use_adapters`): that of `attach` unless told otherwise."""
+
+
+class Factor(nn.Linear):
+    """A or B as a linear map with the given values: none are drawn first, so that adapters are attached in no time."""
+
+    def __init__(self, weight: Tensor, trainable: bool) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.weight = nn.Parameter(weight, requires_grad=trainable)
+        self.bias = None  # type: ignore[assignment]
+
+
+class LoRALinear(Linear):
+    """y = W x + b + s B A x with the low-rank change of each row's own adapter; `attach` puts it in a map's place.
+
+    x [B, ..., in], y [B, ..., out]. `lora_A`, `lora_B` and `scaling` hold an adapter in each of `slots`. Which one a
+    row uses is a value of the pass (`use_adapters`): one slot for all rows, or one for each. `weight` and `bias` are
+    the base's own parameters, by their own names.
+
+    Rows with different adapters go through W together. Then A and B of each adapter multiply its own rows, brought
+    together in one copy: a row gets the numbers that it would get alone wherever products do not depend on the number
+    of rows. Where no row has an adapter here, the cost is that of the plain map.
+
+    Read, `weight` is W + s B A: of learners that pass the matrix to an op (routed experts, a filter's network). A pass
+    whose rows have different adapters cannot read it, and ValueError says so; `per_adapter` computes such rows apart.
+
+    Cost of N rows of rank r: called, 2 N r (in + out) operations more than without, and training never makes the
+    gradient of W, 2 N in out. Read, 2 r in out for making the matrix, and its gradient is made. Dropout applies to the
+    input of A, and so only where the map is called.
+    """
+
+    def __init__(self, base: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self._parameters["weight"], self._parameters["bias"] = base._parameters["weight"], base._parameters["bias"]
+        self.training = base.training
+        self.__dict__["base"] = base  # no child: it shares its parameters with this map, and comes back with `detach`
+        self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
+        self.scaling: dict[int, float] = {}
+        self.dropout: dict[int, float] = {}
+        self.slots: frozenset[int] = frozenset()
+
+    @property
+    def base_weight(self) -> nn.Parameter:
+        """W, without an adapter."""
+        return base_weight(self)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        batch = current_adapters()
+        slot = DEFAULT if batch is None else batch.groups(self.slots).only
+        if slot is None:
+            raise ValueError("rows of one pass have different adapters of a matrix that is read: see `per_adapter`")
+        return self.low_rank(slot).merge(self.base_weight) if slot in self.slots else self.base_weight
+
+    def low_rank(self, slot: int) -> LowRank:
+        """The change that the adapter in `slot` makes here."""
+        a, b = (cast(Factor, factors[str(slot)]).weight for factors in (self.lora_A, self.lora_B))
+        return LowRank(a, b, self.scaling[slot])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x)
+
+    def project(
+        self, x: Tensor, outputs: slice | None = None, *, bias: bool = True, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        base = self.base_weight, self.bias if bias else None, outputs, dtype
+        batch = current_adapters()
+        groups = None if batch is None else batch.groups(self.slots)
+        if groups is None or groups.only is not None:
+            return self._add(DEFAULT if groups is None else groups.only, product(x, *base), x, outputs, dtype)
+        x = groups.gather(x)
+        y = product(x, *base)
+        parts = [self._add(s.slot, y[s.start : s.end], x[s.start : s.end], outputs, dtype) for s in groups.spans]
+        return groups.scatter(torch.cat(parts))
+
+    def _add(self, slot: int | None, y: Tensor, x: Tensor, outputs: slice | None, dtype: torch.dtype | None) -> Tensor:
+        """y + s B A x of the adapter in `slot`; y itself where the map has none there."""
+        if slot not in self.slots:
+            return y
+        change, dropout = self.low_rank(slot), self.dropout[slot]
+        b = change.lora_B if outputs is None else change.lora_B[outputs]
+        if dropout:
+            x = F.dropout(x, dropout, self.training)
+        narrow = product(x, change.lora_A, None, None, dtype)
+        with torch.autocast(x.device.type, enabled=False) if dtype is not None else nullcontext():
+            flat = torch.addmm(y.flatten(0, -2), narrow.flatten(0, -2), b.T.to(dtype or b.dtype), alpha=change.scaling)
+        return flat.view(y.shape)
+
+    def add(self, slot: int, factors: SlotFactors) -> None:
+        """Holds an adapter's factors in `slot`."""
+        self.lora_A[str(slot)], self.lora_B[str(slot)] = factors.lora_A, factors.lora_B
+        self.scaling[slot], self.dropout[slot] = factors.scaling, factors.dropout
+        self.slots = self.slots | {slot}
+
+    def remove(self, slot: int) -> SlotFactors:
+        """Empties `slot`, and returns what it held."""
+        self.slots = self.slots - {slot}
+        a, b = (cast(Factor, factors.pop(str(slot))) for factors in (self.lora_A, self.lora_B))
+        return SlotFactors(a, b, self.scaling.pop(slot), self.dropout.pop(slot))
+
+    def plain(self) -> nn.Linear:
+        """The map in whose place this one is, with the parameters as they are now."""
+        base: nn.Linear = self.__dict__["base"]
+        base._parameters.update(self._parameters)
+        return base.train(self.training)
+
+
+class SlotFactors(NamedTuple):
+    """What a map holds in one slot; `dropout` of the input of A, in training."""
+
+    lora_A: Factor
+    lora_B: Factor
+    scaling: float
+    dropout: float
+
+
+def attach(
+    model: nn.Module,
+    adapter: Adapter,
+    *,
+    slot: int = DEFAULT,
+    trainable: bool = False,
+    source: Path | str = "the adapter",
+) -> None:
+    """Puts `adapter` into `slot` of the model's maps, instead of what the slot holds; no weight of the model is copied.
+
+    trainable: the factors are trained, and nothing else of the model.
+    Raises InputError where the adapter is of another model; the model is then as it was.
+    """
+    maps = linear_maps(model)
+    for name in adapter.maps:
+        adapter.check(name, base_weight(maps[name]).shape if name in maps else None, source)
+    detach(model, slot)
+    if trainable:
+        model.requires_grad_(False)
+    factors = {}
+    for name, change in adapter.maps.items():
+        like = base_weight(maps[name])
+        a, b = (f.to(like.device, like.dtype, copy=trainable) for f in (change.lora_A, change.lora_B))
+        factors[name] = SlotFactors(Factor(a, trainable), Factor(b, trainable), change.scaling, adapter.dropout)
+    _fill(model, slot, factors)
+
+
+def detach(model: nn.Module, slot: int | None = None) -> None:
+    """Empties `slot`, or all of them. Maps without an adapter are the plain ones again, to the last bit."""
+    maps = lora_linears(model)
+    for each in {slot} if slot is not None else set().union(*(module.slots for module in maps.values())):
+        _empty(model, each)
+
+
+@contextmanager
+def with_adapter(model: nn.Module, adapter: Adapter | None) -> Iterator[None]:
+    """Within the block `adapter` is what is attached (None: nothing), and afterwards what was attached before.
+
+    That holds for every thread that uses the model. Nothing is copied or read from disk.
+    """
+    before = _empty(model, DEFAULT)
+    try:
+        if adapter is not None:
+            attach(model, adapter)
+        yield
+    finally:
+        _empty(model, DEFAULT)
+        _fill(model, DEFAULT, before)
+
+
+def linear_maps(model: nn.Module) -> dict[str, nn.Linear]:
+    """The model's linear maps by name, without the factors of adapters."""
+    found = ((name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear))
+    return {name: each for name, each in found if not isinstance(each, Factor)}
+
+
+def lora_linears(model: nn.Module) -> dict[str, LoRALinear]:
+    """The maps that hold adapters, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def adapter_parameters(model: nn.Module, slot: int = DEFAULT) -> dict[str, nn.Parameter]:
+    """The factors in a slot, by the names of `Adapter.tensors`; empty where it holds no adapter."""
+    held = {name: module for name, module in lora_linears(model).items() if slot in module.slots}
+    return {
+        f"{name}.{factor}.weight": getattr(module, factor)[str(slot)].weight
+        for name, module in held.items()
+        for factor in FACTORS
+    }
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by the names that checkpoints give them."""
+    factors = adapter_parameters(model)
+    named = factors.items() if factors else model.named_parameters()
+    return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+
+def base_weight(linear: nn.Linear) -> nn.Parameter:
+    """The matrix of a map without an adapter."""
+    return cast(nn.Parameter, linear._parameters["weight"])
+
+
+def _fill(model: nn.Module, slot: int, factors: Mapping[str, SlotFactors]) -> None:
+    """Puts factors into the slot of the maps that they are named for."""
+    maps = linear_maps(model)
+    _replace(model, {maps[name]: LoRALinear(maps[name]) for name in factors if not isinstance(maps[name], LoRALinear)})
+    maps = linear_maps(model)
+    for name, each in factors.items():
+        cast(LoRALinear, maps[name]).add(slot, each)
+
+
+def _empty(model: nn.Module, slot: int) -> dict[str, SlotFactors]:
+    """Empties a slot, and returns what it held by the maps' names."""
+    maps = {name: module for name, module in lora_linears(model).items() if slot in module.slots}
+    factors = {name: module.remove(slot) for name, module in maps.items()}
+    _replace(model, {module: module.plain() for module in maps.values() if not module.slots})
+    return factors
+
+
+def _replace(model: nn.Module, modules: Mapping[nn.Linear, nn.Linear]) -> None:
+    """Puts modules in the places of others, wherever these are children."""
+    for _, parent in list(model.named_modules()) if modules else ():
+        for name, child in parent._modules.items():
+            if child in modules:
+                parent._modules[name] = modules[cast(nn.Linear, child)]
