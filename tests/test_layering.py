@@ -30,7 +30,7 @@ LAYERS = [
     "storage.manifest storage.adapter_files storage.sources storage.checkpoint storage.run_folder",
     "inference",
     "interop",
-    "training",
+    "training evaluation.accumulators evaluation.bits_per_byte evaluation.classification profiling.device_memory",
     "introspection profiling evaluation packing merging benchmarks",
     "serving",
     "chat",

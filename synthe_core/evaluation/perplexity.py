@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from synthe_core.data.shards import Split
+from synthe_core.data.stream import Window
 from synthe_core.errors import InputError
+from synthe_core.evaluation.bits_per_byte import evaluate_bits_per_byte
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.evaluation.lengths import trained_length
 from synthe_core.evaluation.reading import STATES
@@ -23,19 +26,18 @@ from synthe_core.inference.generate import PREFILL
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.storage.checkpoint import Checkpoint
 
-LOGITS = 1 << 24  # held at a time
-TOKENS = 4096  # a pass
+TOKENS = 4096  # of a pass
 
 
 @dataclass(frozen=True)
-class Reading:
+class ContextScore:
     """One length of context, over the same text as every other length.
 
-    context:       tokens after which the model begins afresh.
+    context:       tokens after which the model begins from a fresh state.
     tokens, bytes: that were predicted, in windows of that length.
     bits_per_byte: over all of them.
-    first, last:   the places from which on, and up to which, tokens were predicted for the next figure.
-    here:          bits per byte at these places only, in windows of the longest context.
+    first, last:   the positions between which tokens were predicted for the next figure.
+    here:          bits per byte at these positions only, in windows of the longest context.
     """
 
     context: int
@@ -58,9 +60,9 @@ def evaluate(
 ) -> Iterator[Event]:
     """Bits per byte of a text with each length of context, and by position; the last event is a Result.
 
-    The text is cut into windows of the longest context, spread evenly over it where there are more than `tokens` hold;
-    shorter contexts are read over the very same tokens, cut again. By position: the windows of the longest context are
-    looked at between one length and the next, so a model that uses far text gets better down the table.
+    The text is cut into windows of the longest context, at most `tokens` in all, spread evenly over the text. Shorter
+    contexts read the same tokens, cut again. By position: in windows of the longest context, the tokens between one
+    length and the next, so that a model that uses distant text scores better with each length.
 
     contexts: tokens; by default powers of two from an eighth of the training length to four times it.
     """
@@ -69,84 +71,107 @@ def evaluate(
     model = checkpoint.model(context.device).eval()
     trained, grows = trained_length(checkpoint)
     split = yield from held_out(checkpoint, sources)
-    asked = sorted(set(contexts)) or [max(1, trained // 8) * n for n in (1, 2, 4, 8, 16, 32)]
-    fitting = [each for each in asked if each < split.tokens]
-    if not fitting:
-        raise InputError(
-            f"the text has {split.tokens:,} tokens, which is no window of {asked[0]:,}",
-            "give more text, or a shorter --context",
-        )
-    if len(fitting) < len(asked):
+    requested = sorted(set(contexts)) or [max(1, trained // 8) * n for n in (1, 2, 4, 8, 16, 32)]
+    lengths = _lengths(requested, split.tokens)
+    if len(lengths) < len(requested):
         yield Notice(f"the text has {split.tokens:,} tokens: longer contexts are left out", "warning")
-    longest = fitting[-1]
-    if longest > trained:
+    if lengths[-1] > trained:
         how = "its window grows with them" if grows else "its state does not grow"
         yield Notice(f"the model was trained on {trained:,} tokens; longer contexts run as they are: {how}")
-    lengths = [each for each in fitting if longest % each == 0]
-    if lengths != fitting:
-        wrong = next(each for each in fitting if longest % each)
-        raise InputError(f"context {wrong} does not divide {longest}", "so the same text cannot be cut into both")
-    count = (split.tokens - 1) // longest
-    chosen = np.arange(count)
-    if count * longest > tokens:
-        keep = max(1, tokens // longest)
-        chosen = np.arange(keep) * count // keep
-    rows = split.gather(chosen * longest, longest + 1)
-    scale = split.bytes_in(rows[:, 1:]) / max(1, int(checkpoint.tokenizer().widths[rows[:, 1:]].sum()))
-    widths = torch.from_numpy(checkpoint.tokenizer().widths[rows[:, 1:]] * scale)
-    text = torch.from_numpy(rows)
-    found: list[Reading] = []
-    nats: dict[int, Tensor] = {}
-    began, done, total = time.monotonic(), 0, len(lengths) * text[:, 1:].numel()
-    for length in lengths:
-        parts = []
-        inputs = text[:, :-1].reshape(-1, length)
-        targets = text[:, 1:].reshape(-1, length)
-        batch = _rows(model, length)
-        for first in range(0, len(inputs), batch):
-            for part in _losses(model, context, inputs[first : first + batch], targets[first : first + batch]):
-                parts.append(part)
-                done += part.numel()
-                elapsed = time.monotonic() - began
-                yield Progress("reading", done, total, "tokens", elapsed * (total - done) / done)
-        nats[length] = _rejoined(parts, length).reshape(len(text), longest)
-    volume = float(widths.sum())
-    if not volume:
-        raise InputError("the text has no bytes: every token of it is special", "give other text with --data")
-    before = 0
-    for length in lengths:
-        loss = float(nats[length].sum())
-        here = slice(before, length)
-        bits = float(nats[longest][:, here].sum()) / math.log(2) / max(1e-9, float(widths[:, here].sum()))
-        size = nats[length].numel()
-        found.append(
-            Reading(length, size, volume, loss / math.log(2) / volume, math.exp(loss / size), before, length, bits)
+    text = _read_text(split, lengths[-1], tokens, checkpoint.tokenizer().widths)
+    losses = yield from _token_losses(model, text, lengths, context)
+    scores = _scores(losses, text.widths, lengths)
+    yield Result({"trained": trained, "windows": len(text.tokens), "contexts": [asdict(each) for each in scores]})
+
+
+def _lengths(requested: Sequence[int], available: int) -> list[int]:
+    """The requested contexts of which the text has a window; InputError if there is none, or if they do not divide the
+    longest."""
+    lengths = [length for length in requested if length < available]
+    if not lengths:
+        raise InputError(
+            f"the text has {available:,} tokens, which is no window of {requested[0]:,}",
+            "give more text, or a shorter --context",
         )
-        before = length
-    yield Result({"trained": trained, "windows": len(text), "contexts": [asdict(each) for each in found]})
+    for length in lengths:
+        if lengths[-1] % length:
+            raise InputError(
+                f"context {length} does not divide {lengths[-1]}", "so the same text cannot be cut into both"
+            )
+    return lengths
 
 
-def _rows(model: LanguageModel, length: int) -> int:
-    return max(1, min(TOKENS // min(length, PREFILL), STATES // max(1, model.state_bytes(length))))
+@dataclass(frozen=True)
+class Text:
+    """Windows of the longest context: tokens int64 [N, T + 1], and the bytes of each target [N, T]."""
+
+    tokens: Tensor
+    widths: Tensor
 
 
-@torch.no_grad()
-def _losses(model: LanguageModel, context: ExecutionContext, inputs: Tensor, targets: Tensor) -> Iterator[Tensor]:
-    """Nats of each target, float64 [B, t], piece by piece along time."""
-    device, state = model.embedding.weight.device, None
-    for first in range(0, inputs.shape[1], PREFILL):
+def _read_text(split: Split, longest: int, tokens: int, widths: np.ndarray) -> Text:
+    """At most about `tokens`, spread evenly over the split; InputError if they stand for no bytes."""
+    count = (split.tokens - 1) // longest
+    windows = np.arange(count)
+    if count * longest > tokens:
+        limit = max(1, tokens // longest)
+        windows = np.arange(limit) * count // limit
+    rows = split.gather(windows * longest, longest + 1)
+    scale = split.bytes_in(rows[:, 1:]) / max(1, int(widths[rows[:, 1:]].sum()))
+    text = Text(torch.from_numpy(rows), torch.from_numpy(widths[rows[:, 1:]] * scale))
+    if not float(text.widths.sum()):
+        raise InputError("the text has no bytes: every token of it is special", "give other text with --data")
+    return text
+
+
+def _token_losses(
+    model: LanguageModel, text: Text, lengths: Sequence[int], context: ExecutionContext
+) -> Generator[Event, None, dict[int, Tensor]]:
+    """Nats of each target, float64 [N, T], in windows of each length."""
+    losses: dict[int, Tensor] = {}
+    started, done, total = time.monotonic(), 0, len(lengths) * text.widths.numel()
+    for length in lengths:
         parts = []
-        with context.activate():
-            hidden, state, _ = model.hidden(inputs[:, first : first + PREFILL].to(device), state)
-            wanted = targets[:, first : first + PREFILL].to(device)
-            step = max(1, LOGITS // (hidden.shape[0] * model.vocab))
-            for part, answers in zip(hidden.split(step, 1), wanted.split(step, 1), strict=True):
-                logits = model.head(part).float()
-                parts.append((logits.logsumexp(-1) - logits.gather(-1, answers[..., None])[..., 0]).double().cpu())
-        yield torch.cat(parts, 1)
+        for score in evaluate_bits_per_byte(model, _windows(model, text, length), context, chunk=PREFILL):
+            parts.append(score.token_losses.double().cpu())
+            done += parts[-1].numel()
+            elapsed = time.monotonic() - started
+            yield Progress("reading", done, total, "tokens", elapsed * (total - done) / done)
+        losses[length] = _rejoined(parts, length).reshape(text.widths.shape)
+    return losses
+
+
+def _windows(model: LanguageModel, text: Text, length: int) -> Iterator[Window]:
+    """The text in windows of `length`, as many at a time as fit into a pass and into the memory for states."""
+    rows = max(1, min(TOKENS // min(length, PREFILL), STATES // max(1, model.state_bytes(length))))
+    parts = (text.tokens[:, :-1], text.tokens[:, 1:], text.widths)
+    for inputs, targets, widths in zip(*(each.reshape(-1, length).split(rows) for each in parts), strict=True):
+        yield Window(inputs, targets, float(widths.sum()))
 
 
 def _rejoined(parts: list[Tensor], length: int) -> Tensor:
-    """[rows, length] of the pieces of each batch, one batch after another."""
-    pieces = -(-length // PREFILL)
-    return torch.cat([torch.cat(parts[i : i + pieces], 1) for i in range(0, len(parts), pieces)])
+    """[rows, length] of the chunks of each batch, one batch after another."""
+    chunks = -(-length // PREFILL)
+    return torch.cat([torch.cat(parts[i : i + chunks], 1) for i in range(0, len(parts), chunks)])
+
+
+def _scores(losses: dict[int, Tensor], widths: Tensor, lengths: Sequence[int]) -> list[ContextScore]:
+    scores, first, volume = [], 0, float(widths.sum())
+    for length in lengths:
+        nats, count = float(losses[length].sum()), losses[length].numel()
+        positions = slice(first, length)
+        here = float(losses[lengths[-1]][:, positions].sum()) / math.log(2)
+        scores.append(
+            ContextScore(
+                length,
+                count,
+                volume,
+                nats / math.log(2) / volume,
+                math.exp(nats / count),
+                first,
+                length,
+                here / max(1e-9, float(widths[:, positions].sum())),
+            )
+        )
+        first = length
+    return scores

@@ -12,6 +12,7 @@ from torch import Tensor
 from synthe_core.data.corpora import open_source
 from synthe_core.data.stream import windows
 from synthe_core.errors import InputError
+from synthe_core.evaluation.bits_per_byte import evaluate_bits_per_byte
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.evaluation.task_index import names
 from synthe_core.events import Event, Progress, Result
@@ -21,7 +22,6 @@ from synthe_core.merging.inputs.model import Model, View
 from synthe_core.model.classifier import build_model
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.storage.checkpoint import load_weights
-from synthe_core.training.validation import Score
 
 TOKENS = 65_536
 ROWS = 8  # windows a pass
@@ -105,10 +105,9 @@ def compare(models: Mapping[str, Model], texts: Sequence[str], tokens: int = TOK
         for text in texts:
             yield Progress("evaluate", done * len(texts) + len(figures), len(models) * len(texts), "texts")
             split = yield from held_out(checkpoint, [text])
-            score = Score()
-            for window in windows(split, recipe.data.sequence, max(1, tokens // recipe.data.sequence), ROWS):
-                score.add(built, window, context)
-            figures[text] = score.values()["bits_per_byte"]
+            length = recipe.data.sequence
+            *_, score = evaluate_bits_per_byte(built, windows(split, length, max(1, tokens // length), ROWS), context)
+            figures[text] = score.bits_per_byte
         found[name] = figures | {"mean": sum(figures.values()) / len(figures)}
     yield Progress("evaluate", len(models) * len(texts), len(models) * len(texts), "texts")
     yield Result({"bits_per_byte": found})

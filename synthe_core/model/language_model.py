@@ -148,6 +148,7 @@ class Loss(NamedTuple):
     measures: what learners told of the pass, the mean of each name over those that told it; 0-dim, no gradient.
     skipped: floating-point operations that learners left out of the pass, of those that `flops` states; 0-dim or 0.0.
     buffer_updates: buffers and their values after the step, for `apply_buffer_updates`.
+    state: the recurrent state after the batch, where an objective carries it.
     """
 
     total: Tensor
@@ -157,6 +158,7 @@ class Loss(NamedTuple):
     measures: dict[str, Tensor]
     skipped: Tensor | float
     buffer_updates: Sequence[tuple[Tensor, Tensor]] = ()
+    state: ModelState | None = None
 
     @property
     def objective(self) -> Tensor:

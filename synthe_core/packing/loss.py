@@ -8,12 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from synthe_core.data.stream import windows
+from synthe_core.evaluation.bits_per_byte import TextScore, evaluate_bits_per_byte
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.events import Event, Progress
 from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.packing.manifest import Loss
 from synthe_core.storage.checkpoint import Checkpoint, load_weights
-from synthe_core.training.validation import Score
 
 LOGITS = 1 << 24  # held at a time
 
@@ -32,15 +32,13 @@ def measure_loss(
     length = min(recipe.data.sequence, split.tokens - 1)
     count = min(max(1, tokens // length), (split.tokens - 1) // length)
     model = checkpoint.model(context.device).eval()
-    found: list[float] = []
+    bits: list[float] = []
     for what in ("as it was", "quantised"):
-        if found:
+        if bits:
             load_weights(model, quantized, Path("the quantised weights"))
-        score, done = Score(), 0
-        for window in windows(split, length, count, max(1, LOGITS // (length * model.vocab))):
-            score.add(model, window, context)
-            done += window.targets.numel()
-            yield Progress(f"measure {what}", done, count * length, "tokens")
-        found.append(score.values()["bits_per_byte"])
-    text = ", ".join(sources) if sources else ", ".join(each.source for each in recipe.data.sources) + " (validation)"
-    return Loss(before=found[0], after=found[1], tokens=count * length, text=text)
+        score, text = TextScore(), windows(split, length, count, max(1, LOGITS // (length * model.vocab)))
+        for score in evaluate_bits_per_byte(model, text, context):
+            yield Progress(f"measure {what}", score.tokens, count * length, "tokens")
+        bits.append(score.bits_per_byte)
+    named = ", ".join(sources) if sources else ", ".join(each.source for each in recipe.data.sources) + " (validation)"
+    return Loss(before=bits[0], after=bits[1], tokens=count * length, text=named)

@@ -23,7 +23,7 @@ from synthe_core.profiling.allocations import held
 from synthe_core.recipe.schema import Recipe
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import Settings
-from synthe_core.training.tuning import Trial
+from synthe_core.training.tuning import PassTimer
 
 LONGEST = 1024  # tokens of a small run at most; what is longer is extrapolated from here and from half of it
 
@@ -107,7 +107,7 @@ def small_passes(recipe: Recipe, vocab: int, length: int, settings: Settings, tr
             spec = recipe.model.model_copy(update={"blocks": least - 1 + blocks})
             torch.manual_seed(recipe.seed)
             model = build_model(spec, vocab, recipe.runtime.recompute).to(settings.device)
-            trial = Trial(model, settings, length)
+            trial = PassTimer(model, settings, length)
             for rows in (1, 2):
                 told[blocks, rows] = {"serving": _serving(model, trial.batch(rows), settings)}
                 if train:

@@ -20,7 +20,6 @@ from typing import Any
 import psutil
 import torch
 
-from synthe_core.data.stream import Batch
 from synthe_core.errors import InputError, WorkError
 from synthe_core.hardware.probe import probe
 from synthe_core.model.classifier import build_model
@@ -28,10 +27,11 @@ from synthe_core.model.language_model import LanguageModel
 from synthe_core.profiling.peak_memory import peak_bytes
 from synthe_core.recipe.accounting import vocabulary_of
 from synthe_core.recipe.schema import Recipe
-from synthe_core.training.gradients import accumulate, out_of_memory
+from synthe_core.training.gradients import accumulate_gradients, is_out_of_memory
+from synthe_core.training.objectives import default_objective
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import settings
-from synthe_core.training.tuning import Trial
+from synthe_core.training.tuning import PassTimer
 
 FRANK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 STEPS = 2  # the optimizer's state is made in the first
@@ -114,7 +114,7 @@ def run(order: dict[str, Any]) -> int | None:
 
 def _work(recipe: Recipe, vocab: int, batch: int, order: dict[str, Any], chosen: Any) -> None:
     model = build_model(recipe.model, vocab, recipe.runtime.recompute).to(chosen.device)
-    data = Trial(model, chosen, order["length"]).batch(batch)
+    data = PassTimer(model, chosen, order["length"]).batch(batch)
     if not order["train"]:
         model.eval()
         with torch.no_grad(), chosen.context.activate():
@@ -123,10 +123,10 @@ def _work(recipe: Recipe, vocab: int, batch: int, order: dict[str, Any], chosen:
             if isinstance(model, LanguageModel):
                 model.next_logits(inputs[:, :1], state)
         return
-    optimizer = Optimizer(model, recipe.train)
+    optimizer, objective = Optimizer(model, recipe.train), default_objective(model)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        accumulate(model, Batch(data.inputs, data.targets), chosen, sequence=order["length"])
+        accumulate_gradients(objective, model, data, chosen, sequence=order["length"])
         torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         optimizer.step(1e-3)
 
@@ -135,8 +135,8 @@ def _warm(recipe: Recipe, vocab: int, chosen: Any, train: bool) -> None:
     """Loads libraries, compiles kernels and starts threads, none of which is the recipe's own; gives back the rest."""
     spec = recipe.model.model_copy(update={"blocks": 1 + (recipe.model.depth.min if recipe.model.depth else 0)})
     model = build_model(spec, min(vocab, 512), recipe.runtime.recompute).to(chosen.device)
-    data = Trial(model, chosen, 16).batch(1)
-    accumulate(model, data, chosen, sequence=16)
+    data = PassTimer(model, chosen, 16).batch(1)
+    accumulate_gradients(default_objective(model), model, data, chosen, sequence=16)
     Optimizer(model, recipe.train).step(0.0)
     del model, data
     gc.collect()
@@ -150,4 +150,4 @@ if __name__ == "__main__":
     try:
         sys.stdout.write(json.dumps({"bytes": run(json.loads(sys.stdin.read()))}) + "\n")
     except Exception as error:
-        sys.exit("out of memory" if out_of_memory(error) else f"{type(error).__name__}: {error}")
+        sys.exit("out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}")

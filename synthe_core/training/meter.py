@@ -1,4 +1,4 @@
-"""What a step achieved: loss, speed, share of the machine's peak, memory."""
+"""Metrics of training steps: loss, speed, share of the machine's peak, memory."""
 
 from __future__ import annotations
 
@@ -6,38 +6,18 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from synthe_core.evaluation.accumulators import FlopCounter, WeightedMeans
 from synthe_core.hardware.rates import measure_matmul
-from synthe_core.training import memory
-from synthe_core.training.gradients import Means, Outcome
+from synthe_core.profiling import device_memory
+from synthe_core.training.gradients import BatchLoss
 from synthe_core.training.settings import Settings
 
 BACKWARD = 3.0  # forward and backward together cost three times the forward pass
 
 
-class Cost:
-    """Floating-point operations of forward passes: `flops` as executed and `flops_dense` as if nothing had been
-    skipped, each per token."""
-
-    def __init__(self) -> None:
-        self._tokens, self._dense = 0, 0.0
-        self._skipped: list[Tensor | float] = []
-
-    def add(self, tokens: int, flops: float, skipped: Tensor | float) -> None:
-        """A pass over `tokens` that states `flops` a token and left out `skipped` of all of them."""
-        self._tokens += tokens
-        self._dense += flops * tokens
-        self._skipped.append(skipped)
-
-    def values(self) -> dict[str, float]:
-        tokens = max(self._tokens, 1)
-        executed = self._dense - math.fsum(map(float, self._skipped))
-        return {"flops": executed / tokens, "flops_dense": self._dense / tokens}
-
-
 class Meter:
-    """Gathers steps and gives their means. Losses stay on the device until they are read.
+    """Means over steps. Losses stay on the device until they are read.
 
     bytes_per_token: of the text that is predicted; None where a class is.
     """
@@ -45,39 +25,38 @@ class Meter:
     def __init__(self, settings: Settings, bytes_per_token: float | None) -> None:
         self._settings, self._bytes_per_token = settings, bytes_per_token
         self.tokens_per_second: float | None = None
-        self.busy = 0.0
         self._clear()
 
     def _clear(self) -> None:
         self._nats: list[Any] = []
         self._auxiliary: dict[str, list[Any]] = {}
-        self._measures, self._cost = Means(), Cost()
-        self._scored, self._tokens, self.busy = 0, 0, 0.0
+        self._measures, self._flops = WeightedMeans(), FlopCounter()
+        self._targets, self._tokens, self._seconds = 0, 0, 0.0
 
-    def add(self, outcome: Outcome, seconds: float, flops: float) -> None:
-        """A step of `seconds` whose forward pass takes `flops` a token, less what was skipped."""
-        self._nats.append(outcome.nats)
-        for name, value in outcome.auxiliary.items():
+    def add(self, batch: BatchLoss, seconds: float, flops: float) -> None:
+        """Adds a step of `seconds` whose forward pass takes `flops` per token if nothing is skipped."""
+        self._nats.append(batch.total)
+        for name, value in batch.auxiliary.items():
             self._auxiliary.setdefault(name, []).append(value)
-        self._scored += outcome.scored
-        self._tokens += outcome.tokens
-        self._measures.add(outcome.measures, outcome.tokens)
-        self._cost.add(outcome.tokens, flops, outcome.skipped)
-        self.busy += seconds
+        self._targets += batch.num_targets
+        self._tokens += batch.num_tokens
+        self._measures.add(batch.measures, batch.num_tokens)
+        self._flops.add(batch.num_tokens, flops, batch.skipped_flops)
+        self._seconds += seconds
 
     def read(self) -> dict[str, float]:
         """The means since the last reading, in nats per target, bits per byte, tokens per second, fractions, bytes."""
-        loss = sum(float(nats) for nats in self._nats) / max(self._scored, 1)
-        rate = self._tokens / max(self.busy, 1e-9)
+        loss = sum(float(nats) for nats in self._nats) / max(self._targets, 1)
+        rate = self._tokens / max(self._seconds, 1e-9)
         peak = measure_matmul(self._settings.device.type, getattr(torch, self._settings.precision))
         values = {"loss": loss}
         if self._bytes_per_token is not None:
             values["bits_per_byte"] = loss / math.log(2) / self._bytes_per_token
-        flops = self._cost.values()
+        flops = self._flops.values()
         values |= {
             "tokens_per_second": rate,
             "peak_fraction": BACKWARD * flops["flops"] * rate / peak,
-            "memory": float(memory.in_use(self._settings.device)),
+            "memory": float(device_memory.in_use(self._settings.device)),
         }
         for name, parts in self._auxiliary.items():
             values[name] = sum(map(float, parts)) / len(parts)

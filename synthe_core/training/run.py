@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Stop
@@ -15,17 +16,22 @@ from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Result
 from synthe_core.hardware.kernel_tuning import kernel_exists
 from synthe_core.hardware.probe import Hardware, probe
-from synthe_core.model.classifier import build_model
+from synthe_core.model.classifier import Model, build_model
 from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints, load_weights
 from synthe_core.storage.run_folder import RunFolder, differences, new_run, taken
 from synthe_core.training.adapting import adapt, base_of
+from synthe_core.training.checkpointing import restore
+from synthe_core.training.data import TrainingData
 from synthe_core.training.loggers import require
+from synthe_core.training.objectives import default_objective
+from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import Settings, settings
-from synthe_core.training.snapshot import Snapshot
+from synthe_core.training.state import TrainState
 from synthe_core.training.trainer import Trainer
 from synthe_core.training.tuning import tune
+from synthe_core.training.weight_average import WeightAverage
 
 FIXED = ("model", "data", "seed", "train.batch", "train.optimizer", "train.carry", "train.ema", "train.lora")
 """What a run cannot change while it goes on: the state that it has would not fit."""
@@ -60,45 +66,49 @@ def train(
     source = Checkpoint.open(init) if init is not None else checkpoint
     base = None if recipe.train.lora is None else base_of(source, recipe)
     threads = torch.get_num_threads()
-    trainer: Trainer | None = None
-    run: RunFolder | None = None
-    try:
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(recipe.runtime.threads or threads)
-        packed = yield from _prepared(recipe, stop)
+        data = TrainingData(recipe, (yield from _prepare(recipe, stop)))
         run = RunFolder(path)
-        snapshot = _begin(recipe, packed, chosen, source, base, begins=checkpoint is None)
+        stack.callback(run.close)
+        state = _initial_state(recipe, data, chosen, source, base, begins=checkpoint is None)
         if checkpoint is not None:
-            finished = yield from _resume(snapshot, checkpoint, recipe, chosen, changes)
-            run.rewind(snapshot.position.step)
+            finished = yield from _resume(state, checkpoint, recipe, data, changes)
+            run.rewind(state.step)
             if finished:
-                yield Result({"steps": snapshot.position.step, **snapshot.metrics}, path)
+                yield Result({"steps": state.step, **state.metrics}, path)
                 return
         elif resume:
             yield Notice(f"{path} has no checkpoint yet: training begins at its start")
             run.rewind(-1)
         run.write_recipe(recipe)
-        every, learning = snapshot.model.parameter_count(), sum(p.numel() for p in snapshot.optimizer.parameters)
-        adapter = "" if base is None else f", of which {learning:,}, the adapter's, learn,"
-        yield Notice(
-            f"{every:,} parameters{adapter} on {chosen.device.type}"
-            f" ({hardware.gpu.name if hardware.gpu and chosen.device.type == 'cuda' else hardware.processor})"
-        )
+        yield _summary(state, hardware)
         if checkpoint is None or checkpoint.training_state()["device"] != chosen.device.type:
-            without = snapshot.model.without
-            snapshot.model.leave_out(())  # all of it must fit, whichever stage this is
-            yield from tune(snapshot.model, recipe, chosen, hardware)
-            snapshot.model.leave_out(without)
+            yield from _tune(state, recipe, hardware)
         if recipe.runtime.compile:
-            for block in snapshot.model.blocks:
+            for block in state.model.blocks:
                 block.compile()
-        trainer = Trainer(recipe, packed, snapshot, run, hardware, stop)
-        yield from trainer.run_to_the_end()
-    finally:
-        torch.set_num_threads(threads)
-        if trainer is not None:
-            trainer.close()
-        if run is not None:
-            run.close()
+        trainer = Trainer(recipe, data, state, run, hardware, stop)
+        stack.callback(trainer.close)
+        yield from trainer.train()
+
+
+def _summary(state: TrainState, hardware: Hardware) -> Notice:
+    """How many parameters are trained, and on what."""
+    total, trained = state.model.parameter_count(), sum(p.numel() for p in state.optimizer.parameters)
+    adapter = "" if state.base is None else f", of which {trained:,}, the adapter's, learn,"
+    kind = state.settings.device.type
+    processor = hardware.gpu.name if hardware.gpu and kind == "cuda" else hardware.processor
+    return Notice(f"{total:,} parameters{adapter} on {kind} ({processor})")
+
+
+def _tune(state: TrainState, recipe: Recipe, hardware: Hardware) -> Iterator[Event]:
+    """Decides precision and micro-batch for the whole model, whichever parts the first stage leaves out."""
+    without = state.model.without
+    state.model.leave_out(())
+    yield from tune(state.model, recipe, state.settings, hardware)
+    state.model.leave_out(without)
 
 
 def recipe_of(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -131,7 +141,7 @@ def _open(recipe: Recipe, out: Path | None, resume: bool, init: Path | None) -> 
     return out, Checkpoint.open(out, latest=True)
 
 
-def _prepared(recipe: Recipe, stop: Stop) -> Generator[Event, None, Packed]:
+def _prepare(recipe: Recipe, stop: Stop) -> Generator[Event, None, Packed]:
     work = open_data(recipe.data)
     while True:
         try:
@@ -145,22 +155,53 @@ def _prepared(recipe: Recipe, stop: Stop) -> Generator[Event, None, Packed]:
             raise Interrupted("stopped while preparing the data", "the same command goes on where it stopped")
 
 
-def _begin(
-    recipe: Recipe, packed: Packed, chosen: Settings, source: Checkpoint | None, base: Checkpoint | None, begins: bool
-) -> Snapshot:
-    """The start of a run. Initial values are drawn on the CPU, so that a seed means the same on every device.
+def _initial_state(
+    recipe: Recipe,
+    data: TrainingData,
+    chosen: Settings,
+    source: Checkpoint | None,
+    base: Checkpoint | None,
+    *,
+    begins: bool,
+) -> TrainState:
+    """The state at the start of a run. Initial values are drawn on the CPU, so that a seed means the same on every
+    device.
 
-    source: has the first weights where the run `begins`, or is to be gone on from (which the caller does).
+    source: has the first weights of a run that `begins`; of a run that is resumed, only the size of its vocabulary
+            and whether it is an adapter are used here.
     base:   the model that an adapter is trained over.
-
-    A model that has weights already may know more tokens than its tokenizer: published models pad their vocabulary.
     """
     for op in OPS.values():
         op.used.clear()
     torch.manual_seed(recipe.seed)
-    vocab = max(packed.tokenizer.vocab_size, source.vocab if source else 0)
+    model = _initial_model(recipe, data, source, base, begins).to(chosen.device)
+    spec = recipe.train
+    state = TrainState(
+        model,
+        default_objective(model),
+        Optimizer(model, spec),
+        spec,
+        chosen,
+        average=WeightAverage(model, spec.ema) if spec.ema is not None else None,
+        cursor=data.stream.cursor(),
+        parents=[str(source.path)] if begins and source is not None else [],
+        base=base,
+    )
+    if base is not None and data.classes and list(data.classes) != base.classes:
+        raise InputError(
+            f"the text has other classes than {base.path}: {', '.join(data.classes)}",
+            "an adapter keeps the head: use text with the same labels, or leave out train.lora",
+        )
+    return state
+
+
+def _initial_model(
+    recipe: Recipe, data: TrainingData, source: Checkpoint | None, base: Checkpoint | None, begins: bool
+) -> Model:
+    """The model with its first weights. Its vocabulary may be larger than its tokenizer's: published models pad it."""
+    vocab = max(data.tokenizer.vocab_size, source.vocab if source else 0)
     model = build_model(recipe.model, vocab, recipe.runtime.recompute)
-    if begins and source is not None and source.tokenizer().digest != packed.tokenizer.digest:
+    if begins and source is not None and source.tokenizer().digest != data.tokenizer.digest:
         owner = (source.base or source).path
         theirs = owner / "tokenizer.json" if owner.is_dir() else "DIR, after synthe unpack -o DIR"
         raise InputError(
@@ -171,16 +212,8 @@ def _begin(
         load_weights(model, base.tensors, base.path)
         adapt(model, recipe, source)
     elif begins and source is not None:
-        load_weights(model, source.tensors, source.path, fresh=("router.", "confidence."))  # may be learned afterwards
-    snapshot = Snapshot(recipe, packed, model.to(chosen.device), chosen)
-    snapshot.parents = [str(source.path)] if begins and source is not None else []
-    snapshot.base = base
-    if base is not None and snapshot.labelled is not None and list(snapshot.labelled.classes) != base.classes:
-        raise InputError(
-            f"the text has other classes than {base.path}: {', '.join(snapshot.labelled.classes)}",
-            "an adapter keeps the head: use text with the same labels, or leave out train.lora",
-        )
-    return snapshot
+        load_weights(model, source.tensors, source.path, fresh=("router.", "confidence."))  # may be trained afterwards
+    return model
 
 
 def _changes(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
@@ -197,29 +230,34 @@ def _changes(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
 
 
 def _resume(
-    snapshot: Snapshot, checkpoint: Checkpoint, recipe: Recipe, chosen: Settings, changes: list[str]
+    state: TrainState, checkpoint: Checkpoint, recipe: Recipe, data: TrainingData, changes: list[str]
 ) -> Generator[Event, None, bool]:
-    """Brings the snapshot to where the checkpoint stood; True where the run is finished already."""
-    before = checkpoint.recipe
-    snapshot.restore(checkpoint)
-    state = checkpoint.training_state()
-    tuned = {op: kernel for op, kernel in state.get("tuned_kernels", {}).items() if kernel_exists(op, kernel)}
-    chosen.context = replace(chosen.context, tuned_kernels=tuned)
-    kept = recipe.runtime.precision in ("auto", before.runtime.precision)
-    chosen.precision = state["precision"] if kept else recipe.runtime.precision
-    kept = recipe.train.micro_batch in ("auto", before.train.micro_batch)
-    chosen.micro_batch = state["micro_batch"] if kept else min(int(recipe.train.micro_batch), recipe.train.batch)
+    """Brings the state to where the checkpoint stood; True if the run is finished already."""
+    restore(state, checkpoint, data)
+    _restore_settings(state.settings, checkpoint, recipe)
     if changes:
         yield Notice(f"changed since the last session: {', '.join(changes)}")
-    position, spec = snapshot.position, recipe.train
-    same = (before.train.budget, before.train.validations) == (spec.budget, spec.validations)
+    before, spec = checkpoint.recipe.train, recipe.train
+    fraction = state.counters.fraction(spec.budget)
+    same = (before.budget, before.validations) == (spec.budget, spec.validations)
     if not same:
-        position.validated = math.floor(position.fraction(spec.budget) * spec.validations)
-    if position.validated >= spec.validations or (not same and position.fraction(spec.budget) >= 1):
+        state.validations = math.floor(fraction * spec.validations)
+    if state.validations >= spec.validations or (not same and fraction >= 1):
         yield Notice(
-            f"this run is finished: {spec.budget} are used up, at step {position.step}; "
+            f"this run is finished: {spec.budget} are used up, at step {state.step}; "
             "to train longer, raise it: --set train.budget=..."
         )
         return True
-    yield Notice(f"going on from step {position.step}, {position.fraction(spec.budget):.0%} of {spec.budget}")
+    yield Notice(f"going on from step {state.step}, {fraction:.0%} of {spec.budget}")
     return False
+
+
+def _restore_settings(chosen: Settings, checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Precision, micro-batch and kernels as they were, unless the recipe names others now."""
+    before, facts = checkpoint.recipe, checkpoint.training_state()
+    tuned = {op: kernel for op, kernel in facts["tuned_kernels"].items() if kernel_exists(op, kernel)}
+    chosen.context = replace(chosen.context, tuned_kernels=tuned)
+    same = recipe.runtime.precision in ("auto", before.runtime.precision)
+    chosen.precision = facts["precision"] if same else recipe.runtime.precision
+    same = recipe.train.micro_batch in ("auto", before.train.micro_batch)
+    chosen.micro_batch = facts["micro_batch"] if same else min(int(recipe.train.micro_batch), recipe.train.batch)

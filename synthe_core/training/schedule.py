@@ -1,9 +1,8 @@
-"""The learning rate and what is trained, as functions of the fraction of the budget spent, whatever its unit."""
+"""The learning rate as a function of the fraction of the budget that is spent, whatever its unit."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 from synthe_core.recipe.schema import TrainSpec
 
@@ -30,24 +29,3 @@ def rate(spec: TrainSpec, fraction: float) -> float:
     if spec.schedule == "linear":
         return 1 - (1 - spec.final) * progress
     return spec.final + (1 - spec.final) * (1 + math.cos(math.pi * progress)) / 2
-
-
-class Phase(NamedTuple):
-    """What is trained: the stage, counted from 1; tokens a sequence; the parts that are left out; and those that are
-    trained alone as they have just joined, none where all are trained."""
-
-    stage: int
-    sequence: int
-    without: frozenset[str]
-    alone: frozenset[str]
-
-
-def phase(spec: TrainSpec, fraction: float, longest: int) -> Phase:
-    """The phase of training at `fraction` of the budget, of data with sequences of `longest` tokens."""
-    place = next((place for place, stage in enumerate(spec.stages) if fraction < stage.until), len(spec.stages))
-    now = spec.stages[place] if place < len(spec.stages) else None
-    without = frozenset(now.without if now else ())
-    before = spec.stages[place - 1] if place else None
-    waited = before.without if before and fraction < before.until + before.warm else ()
-    alone = frozenset(name for name in waited if not without & {name, name.partition(".")[0]})
-    return Phase(place + 1, (now and now.sequence) or longest, without, alone)

@@ -18,12 +18,13 @@ from synthe_core.hardware.placement import choose_precision
 from synthe_core.hardware.probe import Hardware, cache_dir, probe
 from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.ops.cross_entropy import IGNORED
+from synthe_core.profiling import device_memory
 from synthe_core.recipe.accounting import vocabulary_of
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.atomic import write_file
 from synthe_core.storage.manifest import machine, versions
-from synthe_core.training import memory
-from synthe_core.training.gradients import accumulate, out_of_memory
+from synthe_core.training.gradients import accumulate_gradients, is_out_of_memory
+from synthe_core.training.objectives import default_objective
 from synthe_core.training.settings import Settings
 from synthe_core.training.settings import settings as settings_of
 
@@ -48,8 +49,8 @@ def tune(model: Model, recipe: Recipe, settings: Settings, hardware: Hardware) -
         return
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing kept
-    trial = Trial(model, settings, recipe.data.sequence)
-    reasons = [_precision(trial, recipe, settings, hardware), _micro_batch(trial, recipe, settings)]
+    timer = PassTimer(model, settings, recipe.data.sequence)
+    reasons = [_precision(timer, recipe, settings, hardware), _micro_batch(timer, recipe, settings)]
     yield from map(Notice, reasons)
     if "auto" in (recipe.runtime.precision, recipe.train.micro_batch):
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ def tune_all(recipe: Recipe, hardware: Hardware | None = None) -> Iterator[Event
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             model = build_model(recipe.model, vocabulary_of(recipe), recipe.runtime.recompute).to(chosen.device)
-        batch = Trial(model, chosen, recipe.data.sequence).batch(smallest(recipe))
+        batch = PassTimer(model, chosen, recipe.data.sequence).batch(smallest(recipe))
         chosen.context = replace(chosen.context, tuned_kernels={})
         yield from tune_kernels(model, batch, recipe, chosen.context, hardware)
         tuned = tuned_kernels(recipe, chosen.device.type, hardware)
@@ -106,7 +107,7 @@ def tune_all(recipe: Recipe, hardware: Hardware | None = None) -> Iterator[Event
     yield Result(dict(values))
 
 
-class Trial:
+class PassTimer:
     """Timed passes over made-up tokens: forward and backward."""
 
     def __init__(self, model: Model, settings: Settings, sequence: int) -> None:
@@ -129,7 +130,7 @@ class Trial:
         try:
             with torch.random.fork_rng(devices=devices):
                 start = time.perf_counter()
-                accumulate(self.model, batch, settings, sequence=self.sequence)
+                accumulate_gradients(default_objective(self.model), self.model, batch, settings, sequence=self.sequence)
                 settings.context.synchronize()
                 return time.perf_counter() - start
         finally:
@@ -137,7 +138,7 @@ class Trial:
                 parameter.grad = None
 
 
-def _precision(trial: Trial, recipe: Recipe, settings: Settings, hardware: Hardware) -> str:
+def _precision(timer: PassTimer, recipe: Recipe, settings: Settings, hardware: Hardware) -> str:
     asked, kind = recipe.runtime.precision, settings.device.type
     chosen = choose_precision(asked, kind, hardware)
     settings.precision = chosen.value
@@ -145,28 +146,28 @@ def _precision(trial: Trial, recipe: Recipe, settings: Settings, hardware: Hardw
         return f"precision {chosen.value}: {chosen.reason}"
     rows = smallest(recipe)
     seconds = {"float32": float("inf"), "bfloat16": float("inf")}
-    first = max(trial.seconds(rows, precision) for precision in seconds)  # loads kernels too, and so is not counted
+    first = max(timer.seconds(rows, precision) for precision in seconds)  # loads kernels too, and so is not counted
     for _ in range(3 if first < 1 else 1):
         for precision in seconds:
-            seconds[precision] = min(seconds[precision], trial.seconds(rows, precision))
+            seconds[precision] = min(seconds[precision], timer.seconds(rows, precision))
     ratio = seconds["float32"] / seconds["bfloat16"]
     settings.precision = "bfloat16" if ratio > WORTH else "float32"
     return f"precision {settings.precision}: a pass in bfloat16 runs at {ratio:.2f} times the speed of float32 here"
 
 
-def _micro_batch(trial: Trial, recipe: Recipe, settings: Settings) -> str:
+def _micro_batch(timer: PassTimer, recipe: Recipe, settings: Settings) -> str:
     batch, length = recipe.train.batch, recipe.data.sequence
     wanted = recipe.train.micro_batch
     if wanted != "auto":
         settings.micro_batch = min(wanted, batch)
         return f"micro-batch {settings.micro_batch} of {batch}: the recipe says so"
     try:
-        row = memory.row_bytes(trial.model, trial.batch(1), settings)
+        row = device_memory.row_bytes(timer.model, timer.batch(1), settings)
     except Exception as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         row = float("inf")
-    room = memory.planned(trial.model, settings.device)
+    room = device_memory.planned(timer.model, settings.device)
     fitting = [rows for rows in ladder(batch) if rows * row <= room] or [1]
     if settings.device.type != "cpu":
         settings.micro_batch = fitting[-1]
@@ -182,10 +183,10 @@ def _micro_batch(trial: Trial, recipe: Recipe, settings: Settings) -> str:
     start = time.perf_counter()
     for rows in candidates:
         try:
-            trial.seconds(rows, settings.precision)
-            found = rows * length / min(trial.seconds(rows, settings.precision) for _ in range(2))
+            timer.seconds(rows, settings.precision)
+            found = rows * length / min(timer.seconds(rows, settings.precision) for _ in range(2))
         except Exception as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             break
         if found < rate * BETTER:

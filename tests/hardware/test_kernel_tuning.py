@@ -30,7 +30,7 @@ from synthe_core.ops.dispatch import Call, record_ops, use_kernels
 from synthe_core.recipe.schema import Recipe
 from synthe_core.training import tuning
 from synthe_core.training.settings import Settings
-from synthe_core.training.tuning import Trial, tune_all
+from synthe_core.training.tuning import PassTimer, tune_all
 
 LIBRARIES = {"torch": "2.13", "triton": "3.2", "fla-core": "0.6"}
 CARD = Gpu("RTX 4060", 8188 << 20, (8, 9))
@@ -151,7 +151,7 @@ def test_a_faster_kernel_is_stored_and_used(recipe: Recipe, monkeypatch: pytest.
     model = build_model(recipe.model, 257)
     if len(candidate_kernels(delta_rule, [call("cpu")], probe())[0]) < 2:
         pytest.skip("one kernel serves here")
-    events = list(tune_kernels(model, Trial(model, Settings(context), 64).batch(1), recipe, context, probe()))
+    events = list(tune_kernels(model, PassTimer(model, Settings(context), 64).batch(1), recipe, context, probe()))
     assert tuned_kernels(recipe, "cpu", probe())["delta_rule"] == "chunked"
     assert any(isinstance(event, Notice) and "2.00 times as fast here as native" in event.message for event in events)
     assert any(isinstance(event, Measurement) and event.case == "delta_rule" for event in events)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from synthe_core.data.stream import Batch
 from synthe_core.errors import InputError, WorkError
 from synthe_core.hardware.probe import Gpu, Hardware, probe
 from synthe_core.model.classifier import build_model
@@ -19,10 +18,11 @@ from synthe_core.profiling.fit import Fit, fit
 from synthe_core.profiling.footprint import Estimate, Footprint
 from synthe_core.profiling.measure import measured
 from synthe_core.recipe.schema import Recipe
-from synthe_core.training.gradients import accumulate
+from synthe_core.training.gradients import accumulate_gradients
+from synthe_core.training.objectives import default_objective
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import settings
-from synthe_core.training.tuning import Trial
+from synthe_core.training.tuning import PassTimer
 from tests.paths import RECIPES
 
 MIB = 1 << 20
@@ -82,11 +82,11 @@ def test_a_step_holds_what_was_predicted_of_it(case: dict[str, Any], rows: int) 
     torch.manual_seed(0)
     model = build_model(asked.model, estimate.vocab, asked.runtime.recompute)
     optimizer = Optimizer(model, asked.train)
-    batch = Trial(model, chosen, asked.data.sequence).batch(8)
+    batch = PassTimer(model, chosen, asked.data.sequence).batch(8)
 
     def step() -> None:
         optimizer.zero_grad()
-        accumulate(model, Batch(batch.inputs, batch.targets), chosen, sequence=asked.data.sequence)
+        accumulate_gradients(default_objective(model), model, batch, chosen, sequence=asked.data.sequence)
         optimizer.step(1e-3)
 
     step()
@@ -121,10 +121,10 @@ def test_activations_are_told_by_learner() -> None:
     asked = recipe()
     model = build_model(asked.model, 257)
     chosen = settings(asked, probe())
-    found = saved_by_learner(model, Trial(model, chosen, 64).batch(1), chosen)
+    found = saved_by_learner(model, PassTimer(model, chosen, 64).batch(1), chosen)
     assert found.keys() == {"momentum", "delta", "mlp", "rest"}
     assert all(size > 0 for size in found.values())
-    twice = saved_by_learner(model, Trial(model, chosen, 64).batch(2), chosen)
+    twice = saved_by_learner(model, PassTimer(model, chosen, 64).batch(2), chosen)
     assert twice["mlp"] == 2 * found["mlp"]
 
 

@@ -19,8 +19,9 @@ from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training import train
-from synthe_core.training.gradients import accumulate
-from synthe_core.training.non_finite import first_bad
+from synthe_core.training.gradients import accumulate_gradients
+from synthe_core.training.non_finite import first_non_finite
+from synthe_core.training.objectives import default_objective
 from synthe_core.training.settings import Settings
 from tests.training.conftest import assert_same, of
 
@@ -152,11 +153,11 @@ def test_passes_of_any_size_give_the_same_gradient_and_name_what_is_bad(encoder)
     torch.manual_seed(0)
     model = build_model(asked.model, 257).double()
     torch.nn.init.normal_(model.head.weight)
-    gradients = []
+    objective, gradients = default_objective(model), []
     for rows in (1, 4, 6):
         model.zero_grad()
-        outcome = accumulate(model, batch, Settings(ExecutionContext(), rows), sequence=32)
-        assert (outcome.scored, outcome.tokens) == (6, int(batch.lengths.sum()))
+        outcome = accumulate_gradients(objective, model, batch, Settings(ExecutionContext(), rows), sequence=32)
+        assert (outcome.num_targets, outcome.num_tokens) == (6, int(batch.lengths.sum()))
         gradients.append([p.grad.clone() for p in model.parameters()])
     for other in gradients[1:]:
         for a, b in zip(gradients[0], other, strict=True):
@@ -164,8 +165,8 @@ def test_passes_of_any_size_give_the_same_gradient_and_name_what_is_bad(encoder)
     with torch.no_grad():
         model.head.bias[1] = torch.nan
     settings = Settings(ExecutionContext(), 4)
-    assert first_bad(model, batch, settings, 32, None) == "the weight head.bias"
+    assert first_non_finite(objective, model, batch, settings, 32, None) == "the weight head.bias"
     with torch.no_grad():
         model.head.bias[1] = 0
         model.head.weight.fill_(1e308)
-    assert first_bad(model, batch, settings, 32, None) == "the output of head"
+    assert first_non_finite(objective, model, batch, settings, 32, None) == "the output of head"

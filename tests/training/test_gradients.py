@@ -10,7 +10,8 @@ from synthe_core.data.stream import Batch
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.state import named_leaves
-from synthe_core.training.gradients import accumulate
+from synthe_core.training.gradients import accumulate_gradients
+from synthe_core.training.objectives import default_objective
 from synthe_core.training.settings import Settings
 
 VOCAB, LENGTH, ROWS = 23, 12, 5
@@ -38,7 +39,7 @@ def settings(micro: int) -> Settings:
 
 def gradient(net, given, micro, **rest):
     net.zero_grad()
-    outcome = accumulate(net, given, settings(micro), **{"sequence": LENGTH} | rest)
+    outcome = accumulate_gradients(default_objective(net), net, given, settings(micro), **{"sequence": LENGTH} | rest)
     return outcome, {name: p.grad.clone() for name, p in net.named_parameters()}
 
 
@@ -47,9 +48,9 @@ def test_micro_batches_do_not_change_the_gradient(micro):
     net, given = model(), batch()
     whole, expected = gradient(net, given, ROWS)
     parts, got = gradient(net, given, micro)
-    assert parts.scored == whole.scored == int((given.targets != -100).sum())
-    assert parts.tokens == whole.tokens == given.inputs.numel()
-    assert float(parts.nats) == pytest.approx(float(whole.nats), rel=1e-6)  # a float32 sum, for display
+    assert parts.num_targets == whole.num_targets == int((given.targets != -100).sum())
+    assert parts.num_tokens == whole.num_tokens == given.inputs.numel()
+    assert float(parts.total) == pytest.approx(float(whole.total), rel=1e-6)  # a float32 sum, for display
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-10, atol=1e-14)
 
@@ -78,18 +79,18 @@ def test_carried_state_goes_on_and_the_gradient_does_not(micro):
     net, given = model(("momentum", "attention", "mlp")), batch(unscored=False)
     first, _ = gradient(net, given, micro, carry=True, sequence=4)
     whole, _ = gradient(net, given, micro, carry=True)
-    for (name, a), (_, b) in zip(named_leaves(first.carried), named_leaves(whole.carried), strict=True):
+    for (name, a), (_, b) in zip(named_leaves(first.state), named_leaves(whole.state), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, msg=name)
         assert not a.requires_grad
     # Pieces lose no value, only the gradient through the cut: the loss is the same, the gradient is not.
-    assert float(first.nats) == pytest.approx(float(whole.nats), rel=1e-6)
-    second, got = gradient(net, given, micro, carry=True, carried=whole.carried)
+    assert float(first.total) == pytest.approx(float(whole.total), rel=1e-6)
+    second, got = gradient(net, given, micro, carry=True, state=whole.state)
     net.zero_grad()
-    loss, after = net.loss(given.inputs, given.targets, whole.carried)
+    loss, after = net.loss(given.inputs, given.targets, whole.state)
     loss.objective.backward()
     for name, p in net.named_parameters():
         torch.testing.assert_close(got[name], p.grad, rtol=1e-9, atol=1e-13)
-    for (_, a), (_, b) in zip(named_leaves(second.carried), named_leaves(after), strict=True):
+    for (_, a), (_, b) in zip(named_leaves(second.state), named_leaves(after), strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=1e-9, atol=1e-12)
 
 
@@ -131,4 +132,4 @@ def test_measures_are_means_over_tokens_and_what_was_skipped_adds_up(monkeypatch
     outcome, _ = gradient(net, given, 2)
     assert calls == [2, 2, 2, 2, 1, 1]  # two blocks in each of three passes
     assert float(outcome.measures["gate_rate"]) == pytest.approx((2 * 1.5 + 2 * 3.5 + 1 * 5.5) / 5)
-    assert float(outcome.skipped) == 2 * 10 * ROWS * LENGTH + 6
+    assert float(outcome.skipped_flops) == 2 * 10 * ROWS * LENGTH + 6

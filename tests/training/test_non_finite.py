@@ -12,7 +12,7 @@ from synthe_core.errors import WorkError
 from synthe_core.events import Metric, Notice, Saved
 from synthe_core.layers.mlp import MLP
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints
-from synthe_core.training import gradients, train, trainer
+from synthe_core.training import gradients, step, train
 from tests.training.conftest import of
 
 REAL = MLP.forward
@@ -37,7 +37,7 @@ def poison(monkeypatch, bad_batches, how):
     def count(*args, **rest):
         nonlocal number
         number += 1
-        return gradients.accumulate(*args, **rest)
+        return gradients.accumulate_gradients(*args, **rest)
 
     def forward(self, x, state, ctx):
         y, state = REAL(self, x, state, ctx)
@@ -45,7 +45,7 @@ def poison(monkeypatch, bad_batches, how):
             y = y * math.inf if how == "output" else Poison.apply(y)
         return y, state
 
-    monkeypatch.setattr(trainer, "accumulate", count)
+    monkeypatch.setattr(step, "accumulate_gradients", count)
     monkeypatch.setattr(MLP, "forward", forward)
 
 
@@ -82,7 +82,7 @@ def test_a_bad_weight_is_named(recipe, tmp_path):
     model = None
     for event in run:
         if isinstance(event, Metric):
-            model = run.gi_frame.f_locals["snapshot"].model
+            model = run.gi_frame.f_locals["state"].model
             with torch.no_grad():
                 model.blocks[0].learners[1].out.weight[0, 0] = math.nan
             break

@@ -8,8 +8,8 @@ import torch
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.recipe.schema import TrainSpec
-from synthe_core.training.average import Average
 from synthe_core.training.optimizer import Optimizer
+from synthe_core.training.weight_average import WeightAverage
 
 BLOCK = [{"type": "attention", "heads": 2}, {"type": "delta", "heads": 2, "conv": 3}, {"type": "mlp", "hidden": 16}]
 
@@ -88,7 +88,7 @@ def test_the_state_of_others_is_refused():
 
 def test_the_average_follows_and_is_swapped_in_and_out():
     model, optimizer = make()
-    average = Average(model, decay=0.9)
+    average = WeightAverage(model, decay=0.9)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
     for step in range(1, 30):
         learn(model, optimizer, 1, seed=step)
@@ -97,7 +97,7 @@ def test_the_average_follows_and_is_swapped_in_and_out():
         for name, p in model.named_parameters():
             expected[name] = decay * expected[name] + (1 - decay) * p.detach()
     now = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with average.in_force():
+    with average.applied():
         for name, p in model.named_parameters():
             torch.testing.assert_close(p.detach(), expected[name], rtol=1e-4, atol=1e-6)
     for name, p in model.named_parameters():

@@ -8,8 +8,9 @@ import pytest
 
 from synthe_core.budget import Budget
 from synthe_core.recipe.schema import TrainSpec
-from synthe_core.training.position import Position
-from synthe_core.training.schedule import phase, rate
+from synthe_core.training.schedule import rate
+from synthe_core.training.stages import phase_at
+from synthe_core.training.state import Clock, Counters
 
 
 def spec(**train) -> TrainSpec:
@@ -40,22 +41,27 @@ def test_their_shapes():
 
 def test_short_sequences_come_first_and_the_longest_last():
     given = spec(stages=[{"until": 0.2, "sequence": 64}, {"until": 0.5, "sequence": 128}])
-    assert [phase(given, f, 256).sequence for f in (0, 0.19, 0.2, 0.49, 0.5, 1)] == [64, 64, 128, 128, 256, 256]
+    assert [phase_at(given, f, 256).sequence for f in (0, 0.19, 0.2, 0.49, 0.5, 1)] == [64, 64, 128, 128, 256, 256]
 
 
-def test_positions_against_budgets():
-    position = Position(step=30, tokens=600, _before=45.0)
-    assert position.fraction(Budget.parse("60steps")) == 0.5
-    assert position.fraction(Budget.parse("2400tokens")) == 0.25
-    assert position.fraction(Budget.parse("90s")) == pytest.approx(0.5, abs=0.01)
-    assert position.fraction(Budget.parse("90s"), reserve=30.0) == pytest.approx(0.75, abs=0.01)
-    assert position.fraction(Budget.parse("90s"), reserve=500.0) == 1.0
-    assert position.fraction(Budget.parse("60steps"), reserve=30.0) == 0.5
-    earlier = Position(step=20, tokens=500, _before=40.0).mark()
-    assert position.since(earlier, Budget.parse("10steps")) and not position.since(earlier, Budget.parse("11steps"))
-    assert position.since(earlier, Budget.parse("4s")) and not position.since(earlier, Budget.parse("1m"))
-    again = Position.from_json(position.to_json())
-    assert (again.step, again.tokens) == (30, 600) and again.seconds == pytest.approx(45, abs=0.5)
+def test_counters_against_budgets():
+    counters = Counters(steps=30, tokens=600, seconds=45.0)
+    assert counters.fraction(Budget.parse("60steps")) == 0.5
+    assert counters.fraction(Budget.parse("2400tokens")) == 0.25
+    assert counters.fraction(Budget.parse("90s")) == pytest.approx(0.5, abs=0.01)
+    assert counters.fraction(Budget.parse("90s"), reserve=30.0) == pytest.approx(0.75, abs=0.01)
+    assert counters.fraction(Budget.parse("90s"), reserve=500.0) == 1.0
+    assert counters.fraction(Budget.parse("60steps"), reserve=30.0) == 0.5
+    earlier = Counters(steps=20, tokens=500, seconds=40.0)
+    assert counters.reached(Budget.parse("10steps"), earlier) and not counters.reached(Budget.parse("11steps"), earlier)
+    assert counters.reached(Budget.parse("4s"), earlier) and not counters.reached(Budget.parse("1m"), earlier)
+
+
+def test_the_clock_adds_up_over_processes_and_runs_from_its_start():
+    clock = Clock(before=45.0)
+    assert clock.seconds == 45.0
+    clock.start()
+    assert clock.seconds == pytest.approx(45, abs=0.5) and clock.seconds > 45.0
 
 
 def test_parts_wait_and_are_alone_when_they_join():
@@ -65,7 +71,7 @@ def test_parts_wait_and_are_alone_when_they_join():
         {"until": 0.6, "without": ["multiscale_memory"], "warm": 0.1},
     ]
     given = spec(stages=stages)
-    told = {f: phase(given, f, 256) for f in (0, 0.19, 0.2, 0.219, 0.22, 0.5, 0.6, 0.69, 0.7, 1)}
+    told = {f: phase_at(given, f, 256) for f in (0, 0.19, 0.2, 0.219, 0.22, 0.5, 0.6, 0.69, 0.7, 1)}
     assert [p.stage for p in told.values()] == [1, 1, 2, 2, 2, 3, 4, 4, 4, 4]
     assert told[0.19] == (1, 64, {"multiscale_memory", "depth"}, set())
     assert told[0.2] == told[0.219] == (2, 256, {"multiscale_memory.tier3", "depth"}, {"multiscale_memory"})

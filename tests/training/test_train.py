@@ -19,7 +19,7 @@ from synthe_core.hardware.probe import probe
 from synthe_core.layers.mlp import MLP
 from synthe_core.storage import checkpoint
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints
-from synthe_core.training import gradients, train, trainer
+from synthe_core.training import gradients, step, train
 from tests.training.conftest import assert_same, files, of
 
 
@@ -214,15 +214,15 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(recipe, tmp_pat
 def test_out_of_memory_lowers_the_micro_batch_and_changes_nothing_else(recipe, tmp_path, monkeypatch):
     asked = recipe(micro_batch=4)
     list(train(recipe(micro_batch=1), out=tmp_path / "whole"))
-    real = gradients.accumulate
+    real = gradients.accumulate_gradients
 
-    def small(model, batch, settings, **rest):
-        outcome = real(model, batch, settings, **rest)
+    def small(objective, model, batch, settings, **rest):
+        outcome = real(objective, model, batch, settings, **rest)
         if settings.micro_batch > 1:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
         return outcome
 
-    monkeypatch.setattr(trainer, "accumulate", small)
+    monkeypatch.setattr(step, "accumulate_gradients", small)
     events = list(train(asked, out=tmp_path / "run"))
     warnings = [notice.message for notice in of(events, Notice) if notice.level == "warning"]
     assert warnings == ["out of memory: micro-batch 4 -> 2", "out of memory: micro-batch 2 -> 1"]
@@ -233,7 +233,7 @@ def test_out_of_memory_lowers_the_micro_batch_and_changes_nothing_else(recipe, t
     def never(*args, **rest):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "accumulate", never)
+    monkeypatch.setattr(step, "accumulate_gradients", never)
     with pytest.raises(WorkError, match="out of memory with one sequence") as failed:
         list(train(asked, out=tmp_path / "none"))
     assert "recompute" in failed.value.hint

@@ -13,9 +13,10 @@ from synthe_core.hardware import rates as hardware_rates
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.probe import probe
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.training import memory, tuning
+from synthe_core.profiling import device_memory
+from synthe_core.training import tuning
 from synthe_core.training.settings import Settings
-from synthe_core.training.tuning import Trial, ladder, tune
+from synthe_core.training.tuning import PassTimer, ladder, tune
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +32,9 @@ def decide(recipe, monkeypatch, seconds, room=1e12, matmul=2.0, **train):
     rates = {torch.float32: 1.0, torch.bfloat16: matmul}
     chosen = partial(placement.choose_precision, rates=lambda device, dtype: rates[dtype])
     monkeypatch.setattr(tuning, "choose_precision", chosen)
-    monkeypatch.setattr(Trial, "seconds", lambda self, rows, precision: seconds(rows, precision))
-    monkeypatch.setattr(memory, "planned", lambda model, device: room)
-    monkeypatch.setattr(memory, "row_bytes", lambda *a: 1e6)
+    monkeypatch.setattr(PassTimer, "seconds", lambda self, rows, precision: seconds(rows, precision))
+    monkeypatch.setattr(device_memory, "planned", lambda model, device: room)
+    monkeypatch.setattr(device_memory, "row_bytes", lambda *a: 1e6)
     settings = Settings(ExecutionContext())
     hardware = replace(probe(), features=frozenset({"amx_bf16"}))
     notices = [event.message for event in tune(LanguageModel(asked.model, 31), asked, settings, hardware)]
@@ -103,8 +104,8 @@ def test_the_memory_of_a_pass_is_counted(recipe, recompute):
     settings = Settings(ExecutionContext())
 
     def measured(rows, length):
-        trial = Trial(model, settings, length)
-        return memory.row_bytes(model, trial.batch(rows), settings)
+        trial = PassTimer(model, settings, length)
+        return device_memory.row_bytes(model, trial.batch(rows), settings)
 
     assert measured(2, 64) == pytest.approx(measured(1, 64), rel=0.1)
     assert measured(1, 128) == pytest.approx(2 * measured(1, 64), rel=0.35)
@@ -119,7 +120,7 @@ def test_recomputing_takes_less(recipe):
     sizes = []
     for recompute in (False, True):
         model = LanguageModel(asked.model, 257, recompute)
-        sizes.append(memory.row_bytes(model, Trial(model, settings, 64).batch(2), settings))
+        sizes.append(device_memory.row_bytes(model, PassTimer(model, settings, 64).batch(2), settings))
     assert sizes[1] < sizes[0] / 2
 
 
@@ -127,7 +128,7 @@ def test_trials_leave_no_trace(recipe):
     model = LanguageModel(recipe().model, 257)
     settings = Settings(ExecutionContext())
     random, weights = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
-    assert Trial(model, settings, 16).seconds(2, "bfloat16") > 0
+    assert PassTimer(model, settings, 16).seconds(2, "bfloat16") > 0
     assert torch.equal(random, torch.get_rng_state())
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
@@ -140,11 +141,11 @@ def test_measuring_draws_no_random_numbers():
 
 
 def test_a_container_limits_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    free = memory.available(torch.device("cpu"))
+    monkeypatch.setattr(device_memory, "CGROUP", tmp_path)
+    free = device_memory.available(torch.device("cpu"))
     assert free > 2000
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("3000\n")
-    assert memory.available(torch.device("cpu")) == 2000
+    assert device_memory.available(torch.device("cpu")) == 2000
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.available(torch.device("cpu")) > 2000
+    assert device_memory.available(torch.device("cpu")) > 2000

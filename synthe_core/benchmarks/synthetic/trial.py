@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,20 +17,25 @@ from torch import Tensor
 
 import synthe_core
 from synthe_core import state as states
+from synthe_core.data.stream import Batch
 from synthe_core.errors import WorkError
 from synthe_core.events import Event, Metric, Notice, Progress, Result
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.probe import probe
-from synthe_core.layers.learner import Spec, apply_buffer_updates
-from synthe_core.model.language_model import LanguageModel, Loss, ModelSpec
+from synthe_core.layers.learner import Spec
+from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe.schema import TrainSpec
 from synthe_core.tasks import TASKS
-from synthe_core.tasks.task import UNSCORED, Preset, PresetName, Share
-from synthe_core.training import schedule
+from synthe_core.tasks.task import UNSCORED, Examples, Preset, PresetName, Share
+from synthe_core.training.objectives import default_objective
 from synthe_core.training.optimizer import Optimizer
+from synthe_core.training.settings import Settings
+from synthe_core.training.state import TrainState
+from synthe_core.training.step import StepResult, train_step
 
 TEST_TOKENS = 65_536  # a test pass
-KNOWN, RECENT = 0.8, 10  # a level is known when right answers get this probability over about so many steps
+LEARNED, WINDOW = 0.8, 10  # a level is learned when right answers get this probability over about so many steps
 FIRST_TEST_SEED = 1_000_003  # test sequences never share a stream with training's
 
 
@@ -92,78 +96,95 @@ def _overruled(task: Any, share: Share, settings: dict[str, Any]) -> Share:
 def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[Event]:
     """Trains and tests; yields Progress and Metric events of that `name`, and last a Result with the whole record.
 
-    Every batch is drawn anew: an epoch is as many examples as the preset names, never the same ones again. A task that
-    has levels is trained on the next once the one before is known (curricula by competence: Platanios et al. 2019).
+    Every batch is drawn anew: an epoch is as many examples as the preset names, never the same ones again. A task with
+    levels is trained on the next once the one before is learned (curricula by competence: Platanios et al. 2019).
+    Raises WorkError if a loss or gradient is not finite.
     """
-    began = time.monotonic()
+    started = time.monotonic()
     for op in OPS.values():
         op.used.clear()  # by an earlier trial of this process
     name, preset = name or trial.label or trial.task, trial.shares()
-    tasks, tests = ([TASKS[trial.task](share.config) for share in group] for group in (preset.train, preset.test))
     rng = RandomState(trial.seed)
     order = _order(trial, preset, rng)
-    held_out = [
-        task.batch(share.examples, RandomState(FIRST_TEST_SEED + trial.seed))
-        for task, share in zip(tests, preset.test, strict=True)
-    ]
+    tests = _test_sets(trial, preset)
     torch.manual_seed(trial.seed)
     model = LanguageModel(trial.model, _vocab(trial.task, preset)).to(device)
+    state = _initial_state(trial, model)
+    tasks = [TASKS[trial.task](share.config) for share in preset.train]
+    curriculum = Curriculum(max(task.levels for task in tasks))
+    scores: dict[str, Any] = {"accuracy": 0.0}
+    yield Progress(name, 0, len(order), "steps")
+    for step, which in enumerate(order, start=1):
+        state.fraction = (step - 1) / len(order)
+        result = train_step(state, _batch(tasks[which].at(curriculum.level).batch(trial.batch, rng)))
+        if result.skipped:
+            raise WorkError(f"{name}: {result.non_finite} is not finite at step {step}", "lower lr")
+        curriculum.update(result)
+        if step % 10 == 0:
+            spent = time.monotonic() - started
+            yield Progress(name, step, len(order), "steps", spent / step * (len(order) - step))
+        if step * trial.tests // len(order) > (step - 1) * trial.tests // len(order):
+            scores = test(model, preset.test, tests, device)
+            figures = {"loss": float(result.loss), "accuracy": scores["accuracy"]} | curriculum.figures()
+            yield Metric(step, "validation", figures, name)
+            if scores["accuracy"] >= trial.stop_at:
+                break
+    if not curriculum.finished:
+        reached = f"level {curriculum.level} of {curriculum.levels}"
+        yield Notice(f"{name}: training got to {reached}; tests are of the last", "warning")
+    yield Result(_record(trial, preset, model, state, scores, time.monotonic() - started) | curriculum.record())
+
+
+def _initial_state(trial: Trial, model: LanguageModel) -> TrainState:
     spec = TrainSpec(
         optimizer=trial.optimizer, lr=trial.lr, weight_decay=trial.weight_decay, warmup=trial.warmup, schedule="cosine"
     )
-    optimizer = Optimizer(model, spec)
-    tokens, scores = 0, {"accuracy": 0.0}
-    climb = Climb(max(task.levels for task in tasks))
-    yield Progress(name, 0, len(order), "steps")
-    for step, which in enumerate(order, start=1):
-        examples = tasks[which].at(climb.level).batch(trial.batch, rng)
-        loss, _ = model.loss(_tensor(examples.inputs, device), _tensor(examples.targets, device))
-        optimizer.zero_grad()
-        loss.objective.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(schedule.rate(spec, (step - 1) / len(order)))
-        apply_buffer_updates(loss.buffer_updates)
-        tokens += examples.inputs.size
-        climb.go_on(loss)
-        if step % 10 == 0:
-            spent = time.monotonic() - began
-            yield Progress(name, step, len(order), "steps", spent / step * (len(order) - step))
-        if step * trial.tests // len(order) > (step - 1) * trial.tests // len(order):
-            nats = float(loss.total.detach() / loss.scored)
-            if not math.isfinite(nats):
-                raise WorkError(f"{name}: the loss is not finite at step {step}", "lower lr")
-            scores = test(model, preset.test, held_out, device)
-            told = {"loss": nats, "accuracy": scores["accuracy"]} | ({"level": climb.level} if climb.levels else {})
-            yield Metric(step, "validation", told, name)
-            if scores["accuracy"] >= trial.stop_at:
-                break
-    if not climb.over:
-        yield Notice(f"{name}: training got to level {climb.level} of {climb.levels}; tests are of the last", "warning")
-    record = _record(trial, model, preset, scores, step, tokens, time.monotonic() - began, device)
-    yield Result(record | ({"level": climb.level, "levels": climb.levels} if climb.levels else {}))
+    settings = Settings(ExecutionContext(model.embedding.weight.device), trial.batch)
+    return TrainState(model, default_objective(model), Optimizer(model, spec), spec, settings)
+
+
+def _test_sets(trial: Trial, preset: Preset) -> list[Examples]:
+    return [
+        TASKS[trial.task](share.config).batch(share.examples, RandomState(FIRST_TEST_SEED + trial.seed))
+        for share in preset.test
+    ]
+
+
+def _batch(examples: Examples) -> Batch:
+    return Batch(torch.from_numpy(examples.inputs), torch.from_numpy(examples.targets))
 
 
 @dataclass
-class Climb:
-    """Through the levels of a task: the next follows once this one is known, and at the earliest after RECENT steps."""
+class Curriculum:
+    """The levels of a task, one after another: the next follows once this one is learned, at the earliest after WINDOW
+    steps.
+
+    probability: of the right answers: the geometric mean within a step, a running mean over steps.
+    """
 
     levels: int
     level: int = 0
-    known: float = 0.0  # the probability of right answers, geometric within a step, a running mean over steps
-    since: int = 0
+    probability: float = 0.0
+    steps_at_level: int = 0
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         return self.level == self.levels
 
-    def go_on(self, loss: Loss) -> None:
-        """After a training step of that loss."""
-        if self.over:
+    def update(self, result: StepResult) -> None:
+        """Counts a training step; goes on to the next level if this one is learned."""
+        if self.finished:
             return
-        self.known += (float((-loss.total.detach() / loss.scored).exp()) - self.known) / RECENT
-        self.since += 1
-        if self.known > KNOWN and self.since >= RECENT:
-            self.level, self.since = self.level + 1, 0
+        self.probability += (float((-result.loss).exp()) - self.probability) / WINDOW
+        self.steps_at_level += 1
+        if self.probability > LEARNED and self.steps_at_level >= WINDOW:
+            self.level, self.steps_at_level = self.level + 1, 0
+
+    def figures(self) -> dict[str, float]:
+        return {"level": self.level} if self.levels else {}
+
+    def record(self) -> dict[str, int]:
+        return {"level": self.level, "levels": self.levels} if self.levels else {}
 
 
 def _order(trial: Trial, preset: Preset, rng: RandomState) -> list[int]:
@@ -175,25 +196,21 @@ def _order(trial: Trial, preset: Preset, rng: RandomState) -> list[int]:
     return order[: trial.steps]
 
 
-def _tensor(values: np.ndarray[Any, Any], device: str) -> Tensor:
-    return torch.from_numpy(values).to(device)
-
-
 @torch.no_grad()
-def test(model: LanguageModel, shares: list[Share], held_out: list[Any], device: str) -> dict[str, Any]:
+def test(model: LanguageModel, shares: Sequence[Share], test_sets: Sequence[Examples], device: str) -> dict[str, Any]:
     """Accuracy over all scored tokens, of each share by its settings, and of each value of the examples' own slices."""
     model.eval()
-    rows: list[tuple[dict[str, Any], int, int]] = []
+    by_share: list[tuple[dict[str, Any], int, int]] = []
     by_slice: dict[tuple[str, int], tuple[int, int]] = {}
-    for share, examples in zip(shares, held_out, strict=True):
-        right, scored = [], examples.targets != UNSCORED
-        many = max(1, TEST_TOKENS // examples.inputs.shape[1])
-        for start in range(0, len(examples.inputs), many):
-            piece = slice(start, start + many)
-            guesses = _guesses(model, _tensor(examples.inputs[piece], device), scored[piece])
-            right.append(guesses == examples.targets[piece][scored[piece]])
-        correct = np.concatenate(right)
-        rows.append((share.config.model_dump(mode="json"), int(correct.sum()), int(scored.sum())))
+    for share, examples in zip(shares, test_sets, strict=True):
+        parts, scored = [], examples.targets != UNSCORED
+        batch = max(1, TEST_TOKENS // examples.inputs.shape[1])
+        for start in range(0, len(examples.inputs), batch):
+            rows = slice(start, start + batch)
+            predictions = _predictions(model, torch.from_numpy(examples.inputs[rows]).to(device), scored[rows])
+            parts.append(predictions == examples.targets[rows][scored[rows]])
+        correct = np.concatenate(parts)
+        by_share.append((share.config.model_dump(mode="json"), int(correct.sum()), int(scored.sum())))
         for name, values in examples.slices.items():
             for value in np.unique(values[scored]):
                 chosen = correct[values[scored] == value]
@@ -201,32 +218,25 @@ def test(model: LanguageModel, shares: list[Share], held_out: list[Any], device:
                 by_slice[name, int(value)] = (hits + int(chosen.sum()), count + len(chosen))
     model.train()
     return {
-        "accuracy": sum(hits for _, hits, _ in rows) / sum(count for _, _, count in rows),
-        "shares": [{"settings": settings, "accuracy": hits / count} for settings, hits, count in rows],
+        "accuracy": sum(hits for _, hits, _ in by_share) / sum(count for _, _, count in by_share),
+        "shares": [{"settings": settings, "accuracy": hits / count} for settings, hits, count in by_share],
         "slices": [{name: value, "accuracy": hits / count} for (name, value), (hits, count) in by_slice.items()],
     }
 
 
-def _guesses(model: LanguageModel, inputs: Tensor, scored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The likeliest token at each scored place: the head reads those only."""
+def _predictions(model: LanguageModel, inputs: Tensor, scored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The most likely token at each scored position. The head runs at those only."""
     hidden, _, _ = model.hidden(inputs)
-    places = torch.from_numpy(scored).to(hidden.device)
-    return model.head(hidden[places]).argmax(-1).cpu().numpy()
+    positions = torch.from_numpy(scored).to(hidden.device)
+    return model.head(hidden[positions]).argmax(-1).cpu().numpy()
 
 
 def _record(
-    trial: Trial,
-    model: LanguageModel,
-    preset: Preset,
-    scores: dict[str, Any],
-    steps: int,
-    tokens: int,
-    seconds: float,
-    device: str,
+    trial: Trial, preset: Preset, model: LanguageModel, state: TrainState, scores: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     """Everything that says what was measured, and on what."""
     task = TASKS[trial.task]
-    hardware = probe()
+    hardware, device = probe(), state.settings.device.type
     return {
         "trial": trial.model_dump(mode="json"),
         "digest": trial.digest(),
@@ -237,11 +247,11 @@ def _record(
         "shares": scores["shares"],
         "slices": scores["slices"],
         "ended": "solved" if scores["accuracy"] >= trial.stop_at else "budget",
-        "steps": steps,
-        "tokens": tokens,
+        "steps": state.step,
+        "tokens": state.tokens,
         "seconds": round(seconds, 1),
         "parameters": model.parameter_count(),
-        "state_bytes": _state_bytes(model, max(share.config.length for share in preset.test), device),
+        "state_bytes": _state_bytes(model, max(share.config.length for share in preset.test)),
         "kernels": {name: sorted(op.used) for name, op in OPS.items() if op.used},
         "hardware": hardware.gpu.name if hardware.gpu and device == "cuda" else hardware.processor,
         "device": device,
@@ -251,7 +261,7 @@ def _record(
 
 
 @torch.no_grad()
-def _state_bytes(model: LanguageModel, length: int, device: str) -> int:
-    """Bytes of what the learners remember of one sequence of `length` tokens, counted on a real state."""
-    _, state = model(torch.zeros(1, length, dtype=torch.int64, device=device))
+def _state_bytes(model: LanguageModel, length: int) -> int:
+    """Bytes of the learners' state after one sequence of `length` tokens, counted on a real state."""
+    _, state = model(torch.zeros(1, length, dtype=torch.int64, device=model.embedding.weight.device))
     return states.nbytes(state.blocks)

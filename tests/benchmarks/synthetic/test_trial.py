@@ -91,7 +91,7 @@ def test_a_sweep_keeps_what_is_finished_and_goes_on(tmp_path):
 @pytest.mark.parametrize(("enough", "reached"), [(0.0, [1, 2, 3, 3]), (2.0, [0, 0, 0, 0])])
 def test_a_level_follows_once_the_one_before_is_known(monkeypatch, enough, reached):
     """Over ten steps each, at the earliest; tests are of the last level, and who has not seen it is told so."""
-    monkeypatch.setattr("synthe_core.benchmarks.synthetic.trial.KNOWN", enough)
+    monkeypatch.setattr("synthe_core.benchmarks.synthetic.trial.LEARNED", enough)
     monkeypatch.setattr("synthe_core.tasks.state_tracking.LEVELS", 3)
     model = layer_model("delta", 32, {}, blocks=1)
     settings = {"group": "Z12", "grow": True, "length": 8}

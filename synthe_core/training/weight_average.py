@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from synthe_core.adapters.lora_linear import trainable_parameters
 
 
-class Average:
+class WeightAverage:
     """m = d m + (1 - d) w after every step, with d = min(decay, (1 + n) / (10 + n)) so that the start is forgotten."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -31,7 +31,7 @@ class Average:
             tensor.copy_(tensors[name])
 
     @contextmanager
-    def in_force(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Within the block the model has the average as its weights; nothing is copied."""
         self._swap()
         try:

@@ -1,0 +1,44 @@
+"""Running sums of what forward passes report. Values stay on the device until they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+
+class WeightedMeans:
+    """Weighted means of named values."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, Tensor], weight: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * weight
+            self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: total / max(self._weights[name], 1e-9) for name, total in self._sums.items()}
+
+
+class FlopCounter:
+    """Floating-point operations of forward passes: `flops` as executed and `flops_dense` as if nothing had been
+    skipped, each per token."""
+
+    def __init__(self) -> None:
+        self._tokens, self._dense = 0, 0.0
+        self._skipped: list[Tensor | float] = []
+
+    def add(self, tokens: int, flops: float, skipped: Tensor | float) -> None:
+        """Adds a pass over `tokens` at `flops` per token, of which `skipped` in all were not executed."""
+        self._tokens += tokens
+        self._dense += flops * tokens
+        self._skipped.append(skipped)
+
+    def values(self) -> dict[str, float]:
+        tokens = max(self._tokens, 1)
+        executed = self._dense - math.fsum(map(float, self._skipped))
+        return {"flops": executed / tokens, "flops_dense": self._dense / tokens}

@@ -1,0 +1,80 @@
+"""Bits per byte of a language model on text: the one reading loop of validation, perplexity, merging and packing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from synthe_core.data.stream import Window
+from synthe_core.evaluation.accumulators import FlopCounter, WeightedMeans
+from synthe_core.hardware.execution import ExecutionContext
+from synthe_core.model.language_model import LanguageModel, Loss
+
+
+class TextScore:
+    """Sums over windows of text.
+
+    rows, tokens:  windows and targets read so far.
+    token_losses:  nats of each target that was read last, [B, t].
+    """
+
+    def __init__(self) -> None:
+        self.rows, self.tokens = 0, 0
+        self.token_losses = torch.empty(0, 0)
+        self._bytes = 0.0
+        self._nats: list[Tensor] = []
+        self._measures, self._flops = WeightedMeans(), FlopCounter()
+
+    def begin(self, window: Window) -> None:
+        """Counts windows [B, T] that are read next."""
+        self.rows += window.targets.shape[0]
+        self._bytes += window.bytes
+
+    def add(self, loss: Loss, flops: float) -> None:
+        """Adds a pass over some of their tokens, at `flops` per token if nothing is skipped."""
+        self.token_losses = loss.each
+        self._nats.append(loss.each.sum())
+        tokens = loss.each.numel()
+        self.tokens += tokens
+        self._measures.add(loss.measures, tokens)
+        self._flops.add(tokens, flops, loss.skipped)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """nats / (ln 2 x bytes of text that the targets stand for), which compares across tokenizers; NaN without
+        bytes."""
+        return math.fsum(map(float, self._nats)) / math.log(2) / self._bytes if self._bytes else math.nan
+
+    def values(self) -> dict[str, float]:
+        """Loss in nats per token, bits per byte, perplexity = exp(loss), the learners' measures, and the floating-point
+        operations per token, as executed and as if none had been skipped."""
+        loss = math.fsum(map(float, self._nats)) / self.tokens
+        return {
+            "loss": loss,
+            "bits_per_byte": self.bits_per_byte,
+            "perplexity": math.exp(min(loss, 700.0)),
+            **{name: float(value) for name, value in self._measures.values().items()},
+            **self._flops.values(),
+        }
+
+
+def evaluate_bits_per_byte(
+    model: LanguageModel, windows: Iterable[Window], context: ExecutionContext, chunk: int | None = None
+) -> Iterator[TextScore]:
+    """Reads each batch of windows, int64 [B, T], from a fresh state; yields the running score after each pass.
+
+    chunk: tokens of a pass; the state carries over to the next pass of the same windows. By default a pass reads whole
+    windows.
+    """
+    score = TextScore()
+    for window in windows:
+        score.begin(window)
+        state, size = None, chunk or window.inputs.shape[1]
+        for inputs, targets in zip(window.inputs.split(size, 1), window.targets.split(size, 1), strict=True):
+            with torch.no_grad(), context.activate():
+                loss, state = model.loss(inputs.to(context.device), targets.to(context.device), state)
+            score.add(loss, model.flops(inputs.shape[1]))
+            yield score

@@ -1,0 +1,142 @@
+"""Checkpoints of a run: after `save_checkpoint` and `restore` training continues as if it had never stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthe_core.errors import InputError
+from synthe_core.hardware.probe import Hardware
+from synthe_core.recipe.schema import Recipe
+from synthe_core.state import from_tensors, to_tensors
+from synthe_core.storage.checkpoint import Checkpoint, load_weights, save, weights
+from synthe_core.storage.manifest import Manifest, kernels_used, machine, versions
+from synthe_core.training.data import TrainingData
+from synthe_core.training.state import Clock, TrainState
+
+
+@contextmanager
+def evaluation_weights(state: TrainState) -> Iterator[None]:
+    """Within the block the model has the weights that are evaluated and saved: the average, if there is one."""
+    if state.average is None:
+        yield
+        return
+    with state.average.applied():
+        yield
+
+
+def weights_are_finite(state: TrainState) -> bool:
+    return all(bool(torch.isfinite(parameter).all()) for parameter in state.model.parameters())
+
+
+def save_checkpoint(path: Path, state: TrainState, recipe: Recipe, data: TrainingData, hardware: Hardware) -> None:
+    """Writes the state: as a model that other verbs read, and beside it what only resuming needs."""
+    with evaluation_weights(state):
+        tensors = weights(state.model)
+    save(
+        path,
+        recipe=recipe,
+        vocab=state.model.vocab,
+        tensors=tensors,
+        manifest=_manifest(state, hardware),
+        tokenizer=data.tokenizer,
+        classes=data.classes,
+        base=state.base,
+        training=_training_tensors(state),
+        state=_facts(state, data),
+    )
+
+
+def _manifest(state: TrainState, hardware: Hardware) -> Manifest:
+    return Manifest(
+        step=state.step,
+        tokens=state.tokens,
+        seconds=round(state.clock.seconds, 3),
+        parameters=sum(p.numel() for p in state.optimizer.parameters),
+        metrics={name: value for name, value in state.metrics.items() if math.isfinite(value)},
+        parents=state.parents,
+        without=sorted(state.model.without),
+        kernels=kernels_used(),
+        versions=versions(),
+        hardware=machine(hardware),
+    )
+
+
+def _training_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
+    tensors = {"optimizer": state.optimizer.tensors(), "random": _random_state(state.settings.device)}
+    if state.average is not None:
+        tensors["weights"] = weights(state.model)
+    if state.recurrent_state is not None:
+        tensors["carried"] = to_tensors(state.recurrent_state)
+    return tensors
+
+
+def _facts(state: TrainState, data: TrainingData) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "tokens": state.tokens,
+        "validated": state.validations,
+        "seconds": state.clock.seconds,
+        "cursor": state.cursor,
+        "device": state.settings.device.type,
+        "precision": state.settings.precision,
+        "micro_batch": state.settings.micro_batch,
+        "tuned_kernels": dict(state.settings.context.tuned_kernels),
+        "windows": state.validation_windows,
+        "stage": state.stage,
+        "text": data.fingerprint(),
+    }
+
+
+def restore(state: TrainState, checkpoint: Checkpoint, data: TrainingData) -> None:
+    """Brings `state` and the stream of `data` to a checkpoint of the same run; InputError where text or sizes are
+    others by now."""
+    facts = checkpoint.training_state()
+    if facts["text"] != data.fingerprint():
+        raise InputError(
+            "the training text is not what it was when the run began",
+            "bring the old text back, or begin a new run from these weights",
+        )
+    _restore_tensors(state, checkpoint)
+    state.step, state.tokens, state.validations = facts["step"], facts["tokens"], facts["validated"]
+    state.clock = Clock(facts["seconds"])
+    state.cursor = facts["cursor"]
+    data.stream.seek(state.cursor)
+    state.validation_windows = facts["windows"]
+    state.stage = facts["stage"]
+    state.model.leave_out(checkpoint.manifest.without)
+    state.metrics = checkpoint.manifest.metrics
+    state.parents = checkpoint.manifest.parents
+    _set_random_state(checkpoint.training_tensors("random"), state.settings.device)
+
+
+def _restore_tensors(state: TrainState, checkpoint: Checkpoint) -> None:
+    saved = checkpoint.tensors if checkpoint.adapter is None else checkpoint.adapter.tensors
+    raw = checkpoint.training_tensors("weights") if state.average is not None else saved
+    load_weights(state.model, raw, checkpoint.path)
+    if state.average is not None:
+        state.average.load(saved)
+    state.optimizer.load(checkpoint.training_tensors("optimizer"))
+    carried = checkpoint.training_tensors("carried")
+    if carried:
+        template = state.model.init_state(state.config.batch)
+        state.recurrent_state = from_tensors(template, {name: carried[name].clone() for name in carried})
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_state(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(tensors["cpu"].clone())
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"].clone(), device)

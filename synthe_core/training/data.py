@@ -1,0 +1,71 @@
+"""The text that a run trains and validates on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from synthe_core.data.labelled import Labelled, LabelledStream
+from synthe_core.data.prepare import Packed
+from synthe_core.data.stream import Batch, Stream, Window, windows
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.recipe.schema import Recipe
+
+
+class TrainingData:
+    """The stream of training batches, and the validation windows: of text, or of labelled passages for an encoder."""
+
+    def __init__(self, recipe: Recipe, packed: Packed) -> None:
+        self.sequence = recipe.data.sequence
+        self._packed = packed
+        spec, head = recipe.train, recipe.model.head
+        self._labelled = None if head is None else Labelled.of(packed, head.classes)
+        self.stream = (
+            Stream(packed, spec.batch, recipe.data.sequence, recipe.seed, spec.carry)
+            if self._labelled is None
+            else LabelledStream(packed, self._labelled, spec.batch, recipe.seed)
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._packed.tokenizer
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes; none for a language model."""
+        return () if self._labelled is None else self._labelled.classes
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Of the training text; None where classes are predicted."""
+        if self._labelled is not None:
+            return None
+        splits = [source.train for source in self._packed.train]
+        return sum(split.bytes for split in splits) / sum(split.tokens for split in splits)
+
+    @property
+    def validation_length(self) -> int:
+        """Tokens of a validation window."""
+        return min(self.sequence, self._packed.validation.tokens - 1)
+
+    @property
+    def num_validation_windows(self) -> int:
+        """How many windows or passages there are to validate on."""
+        if self._labelled is not None:
+            return len(self._labelled.validation.starts)
+        return max(0, self._packed.validation.tokens - 1) // max(1, self.validation_length)
+
+    def validation_windows(self, limit: int, rows: int) -> Iterator[Window] | Iterator[Batch]:
+        """`limit` of them, `rows` at a time, spread evenly over the validation text."""
+        if self._labelled is not None:
+            return self._labelled.windows(limit, rows)
+        return windows(self._packed.validation, self.sequence, limit, rows)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the order of the stream depends on: the tokenizer and the size of each source; of an encoder, its
+        classes too."""
+        facts = {
+            "tokenizer": self.tokenizer.digest,
+            "tokens": [source.train.tokens for source in self._packed.train],
+        }
+        return facts if self._labelled is None else facts | {"classes": list(self.classes)}

@@ -1,0 +1,24 @@
+"""Language modeling: cross-entropy of the next token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from synthe_core.data.stream import Batch, Window
+from synthe_core.evaluation.bits_per_byte import TextScore, evaluate_bits_per_byte
+from synthe_core.hardware.execution import ExecutionContext
+from synthe_core.model.language_model import LanguageModel, Loss
+from synthe_core.training.objectives.objective import Objective, ObjectiveContext
+
+
+class LanguageModeling(Objective):
+    """-log p(target | the tokens up to it), summed over the targets that are not -100."""
+
+    def __call__(self, model: LanguageModel, batch: Batch, ctx: ObjectiveContext) -> Loss:
+        loss, state = model.loss(batch.inputs, batch.targets, ctx.state, batch.lengths)
+        return loss._replace(state=state)
+
+    def evaluate(
+        self, model: LanguageModel, batches: Iterable[Window], context: ExecutionContext
+    ) -> Iterator[TextScore]:
+        return evaluate_bits_per_byte(model, batches, context)
