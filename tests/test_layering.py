@@ -18,7 +18,7 @@ LOOSE = 6  # files of synthe_core itself
 
 LAYERS = [
     "__init__ errors registry events budget units state charts",
-    "storage storage.atomic storage.json_file storage.yaml_text storage.tensor_file storage.strict",
+    "storage storage.atomic storage.json_reader storage.yaml_reader storage.tensor_file",
     "quantization",
     "hardware hardware.probe hardware.rates hardware.placement hardware.execution",
     "ops",
@@ -27,7 +27,7 @@ LAYERS = [
     "adapters",
     "data tasks",
     "recipe hardware.kernel_survey hardware.kernel_tuning hardware.recipe_context",
-    "storage.manifest storage.adapter_files storage.sources storage.checkpoint storage.run_folder",
+    "storage.manifest storage.adapter_files storage.checkpoint storage.run_folder",
     "inference",
     "interop",
     "training evaluation.accumulators evaluation.bits_per_byte evaluation.classification profiling.device_memory",
@@ -93,7 +93,7 @@ def test_an_upward_import_is_found() -> None:
     learner = ROOT / "synthe_core" / "layers" / "delta.py"
     assert upward(learner, "def f():\n    from synthe_core.recipe.schema import Recipe\n")
     assert upward(learner, "import synthe_cli.console")
-    assert upward(ROOT / "synthe_core" / "storage" / "checkpoint.py", "from synthe_core import training")
+    assert upward(ROOT / "synthe_core" / "storage" / "checkpoint" / "read.py", "from synthe_core import training")
     assert upward(ROOT / "synthe_core" / "storage" / "atomic.py", "from synthe_core.storage import manifest")
     assert not upward(learner, "from synthe_core.ops.delta_rule import delta_rule\nfrom synthe_core import state")
 

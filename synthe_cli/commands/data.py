@@ -60,7 +60,7 @@ def stats(source: SourceArgument, assign: SetOption = None, as_json: JsonOption 
 def _data_of(text: str, assignments: list[str] | None) -> DataSpec:
     """The `data` of a recipe; or of no recipe, with `text` as its source and --set applied."""
     from synthe_core.recipe.schema import Recipe
-    from synthe_core.storage.yaml_text import parse
+    from synthe_core.storage.yaml_reader import parse_yaml
 
     path = Path(text).expanduser()
     if (
@@ -69,7 +69,7 @@ def _data_of(text: str, assignments: list[str] | None) -> DataSpec:
         or (text in shipped_recipes() and text != "stdlib")
     ):
         return Recipe.load(find_recipe(text), overrides(None, assignments)).data
-    recipe = parse("{model: {width: 1, blocks: 1, block: [mlp]}}", "--set")  # only its data is looked at
+    recipe = parse_yaml("{model: {width: 1, blocks: 1, block: [mlp]}}", "--set")  # only its data is looked at
     return Recipe.from_source(recipe, overrides([text], assignments)).data
 
 

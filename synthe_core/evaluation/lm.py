@@ -24,7 +24,7 @@ from synthe_core.evaluation.in_thread import in_thread
 from synthe_core.evaluation.suites import Entry, load_suite
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.hardware.probe import cache_dir, probe
-from synthe_core.storage.manifest import machine, versions
+from synthe_core.storage.manifest import describe_hardware, package_versions
 
 BOOTSTRAP = 1000  # resamples for the error of a metric that has no formula; the harness's 100,000 take minutes
 
@@ -234,9 +234,9 @@ def _facts(model: Any, seconds: float, failed: dict[str, str]) -> dict[str, Any]
         "step": checkpoint.manifest.step,
         "recipe": checkpoint.recipe.name,
         "recipe_digest": checkpoint.recipe.digest(),
-        "hardware": machine(probe()),
+        "hardware": describe_hardware(probe()),
         "device": model.device,
-        "versions": versions(),
+        "versions": package_versions(),
         "seconds": seconds,
         "tokens": asdict(model.reader.effort),
         "context_prefix": "".join(text.spelling(token) for token in model.prefix) or None,

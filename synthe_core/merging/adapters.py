@@ -31,7 +31,7 @@ from synthe_core.merging.method import Method
 from synthe_core.merging.parameters import values
 from synthe_core.merging.plan import generator
 from synthe_core.merging.stream import Job
-from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.manifest import FileDigest
 
 SUMS = ("linear", "task_arithmetic")
 """Methods that are sums of differences with coefficients alone: no product needs to be made."""
@@ -215,7 +215,7 @@ def describe(
     config: Mapping[str, Any],
     parents: Sequence[Mapping[str, Any]],
     merge: Mapping[str, Any],
-    known: Mapping[str, FileFacts],
+    known: Mapping[str, FileDigest],
 ) -> None:
     """Writes what belongs beside an adapter's factors."""
     write_json(folder / CONFIG, config)

@@ -13,7 +13,7 @@ from synthe_core.errors import InputError, closest, unknown
 from synthe_core.merging.inputs import is_adapter
 from synthe_core.merging.method import Method
 from synthe_core.merging.parameters import check
-from synthe_core.storage import yaml_text
+from synthe_core.storage.yaml_reader import YamlSource, read_yaml
 
 Form = Literal["model", "adapter", "factors"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
@@ -187,7 +187,7 @@ def _value(text: str) -> Any:
 
 def load(path: Path) -> MergeSpec:
     """Reads a merge recipe; InputError with file, line and column. Relative paths are those of the working folder."""
-    source = yaml_text.read(path)
+    source = read_yaml(path)
     try:
         spec = MergeSpec.model_validate(source.values)
     except ValidationError as error:
@@ -195,7 +195,7 @@ def load(path: Path) -> MergeSpec:
     return spec.checked(f"{path}: ")
 
 
-def _explain(error: ValidationError, source: yaml_text.Source) -> InputError:
+def _explain(error: ValidationError, source: YamlSource) -> InputError:
     lines, hint = [], None
     for fault in error.errors(include_url=False)[:5]:
         path = [key for key in fault["loc"] if not (isinstance(key, str) and key[:1].isupper())]
@@ -209,7 +209,7 @@ def _explain(error: ValidationError, source: yaml_text.Source) -> InputError:
             message = f"missing key '{shown}'"
         elif shown:
             message = f"{shown}: {message[:1].lower()}{message[1:]}"
-        lines.append(f"{source.where(path)}: {message}")
+        lines.append(f"{source.locate(path)}: {message}")
     return InputError("\n".join(lines), hint or "recipes/merge/ has examples of every key")
 
 

@@ -23,7 +23,7 @@ from synthe_core.merging.inputs.model import Model
 from synthe_core.merging.plan import LISTED, compare, of_one_kind, read
 from synthe_core.merging.stream import Job
 from synthe_core.storage.atomic import new_folder
-from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.manifest import FileDigest
 from synthe_core.storage.run_folder import new_run
 
 EMBEDDING = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe)\.weight$")
@@ -102,7 +102,7 @@ def extract_lora(
     if rest and outside:
         config["modules_to_save"] = sorted({name.rpartition(".")[0] or name for name in outside})
     with new_folder(path) as folder:
-        known: dict[str, FileFacts] = {}
+        known: dict[str, FileDigest] = {}
         size = sum(job.facts.nbytes for job in jobs)
         results = stream.run(jobs, threads, stop)
         for written in output.write(folder, "adapter_model", [jobs], results, known):

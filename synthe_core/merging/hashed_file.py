@@ -17,7 +17,7 @@ from torch import Tensor
 
 from synthe_core.errors import InputError
 from synthe_core.quantization.formats import KEY
-from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.manifest import FileDigest
 from synthe_core.storage.tensor_file import NAMES, TensorFile
 
 CHUNK = 1 << 22  # bytes hashed at a time
@@ -81,13 +81,13 @@ class HashedFile:
             self._follow(self._at[name] + facts.nbytes)
         return data.view(facts.dtype).reshape(facts.shape)
 
-    def facts(self) -> FileFacts | None:
+    def facts(self) -> FileDigest | None:
         """Size and SHA-256 of the whole file; None where hashing was not wanted."""
         if not self.hashed:
             return None
         with self._hashing:
             self._hash_to(self._start + self.size)
-            return FileFacts(bytes=self.size, sha256=self._hash.hexdigest())
+            return FileDigest(bytes=self.size, sha256=self._hash.hexdigest())
 
     def place(self, name: str) -> int:
         """Where in the file the tensor begins, for reading in the file's order."""

@@ -25,8 +25,8 @@ from synthe_core.merging.plan import merged, of_one_kind, plan
 from synthe_core.merging.stream import Job
 from synthe_core.merging.tokens import align
 from synthe_core.storage.atomic import new_folder
-from synthe_core.storage.checkpoint import SHARD_BYTES
-from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.checkpoint.write import SHARD_BYTES
+from synthe_core.storage.manifest import FileDigest
 from synthe_core.storage.run_folder import new_run
 
 RECIPE, CARD = "merge.yaml", "README.md"
@@ -216,7 +216,7 @@ def _written(
     threads: int | None,
     stop: threading.Event | None,
     read: int,
-) -> Generator[Event, None, dict[str, FileFacts]]:
+) -> Generator[Event, None, dict[str, FileDigest]]:
     """Runs the jobs and writes what they make, telling the bytes; size and SHA-256 of what was written."""
     jobs = [job for each in files for job in each]
     total = sum(job.facts.nbytes for job in jobs)
@@ -226,7 +226,7 @@ def _written(
             f"the disk is full: the result has {total:,} bytes, and {free:,} are free",
             "free some space, or choose --out",
         )
-    known: dict[str, FileFacts] = {}
+    known: dict[str, FileDigest] = {}
     begun = time.monotonic()
     results = stream.run(jobs, threads, stop)
     for done in output.write(folder, stem, files, results, known):
@@ -252,7 +252,7 @@ def _said(spec: MergeSpec, method: Method) -> dict[str, Any]:
 
 
 def _figures(
-    method: Method, parents: Sequence[dict[str, Any]], jobs: Iterable[Job], known: dict[str, FileFacts]
+    method: Method, parents: Sequence[dict[str, Any]], jobs: Iterable[Job], known: dict[str, FileDigest]
 ) -> dict[str, object]:
     return {
         "method": method.name,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from synthe_core.merging.stream import Job
-from synthe_core.storage.checkpoint import SHARD_BYTES
-from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.checkpoint.write import SHARD_BYTES
+from synthe_core.storage.manifest import FileDigest
 from synthe_core.storage.tensor_file import header
 
 FLUSH = 128 * 2**20  # bytes after which the disk is set to work on what was written
@@ -38,7 +38,7 @@ def shards(jobs: list[Job], limit: int = SHARD_BYTES) -> list[list[Job]]:
 
 
 def write(
-    folder: Path, stem: str, files: list[list[Job]], results: Iterable[tuple[Job, Tensor]], known: dict[str, FileFacts]
+    folder: Path, stem: str, files: list[list[Job]], results: Iterable[tuple[Job, Tensor]], known: dict[str, FileDigest]
 ) -> Iterator[int]:
     """Writes the results, which come in the order of `files`, and yields the bytes written so far.
 
@@ -66,7 +66,7 @@ def write(
                 if flushed is not None:
                     flushed.result()
             total += size - len(head)
-            known[name] = FileFacts(bytes=size, sha256=digest.hexdigest())
+            known[name] = FileDigest(bytes=size, sha256=digest.hexdigest())
     if len(files) > 1:
         places = {job.name: name for name, jobs in zip(names, files, strict=True) for job in jobs}
         index = {"metadata": {"total_size": total}, "weight_map": places}

@@ -19,7 +19,7 @@ from synthe_core.merging.inputs.model import Model
 from synthe_core.merging.method import Method
 from synthe_core.merging.parameters import values
 from synthe_core.merging.stream import Job
-from synthe_core.storage.run_folder import differences
+from synthe_core.recipe.differences import differences
 from synthe_core.storage.tensor_file import NAMES
 
 LAYER = re.compile(r"^(?P<before>(?:.*?\.)?)(?P<layer>\d+)\.(?P<after>.+)$")

@@ -19,7 +19,7 @@ from synthe_core.merging.config import TokenizerSpec
 from synthe_core.merging.hashed_file import Facts
 from synthe_core.merging.inputs import open_input
 from synthe_core.merging.inputs.model import Model, View
-from synthe_core.storage.json_file import read_json
+from synthe_core.storage.json_reader import read_json
 
 ROWS = re.compile(r"(^|[._])(embed|wte|word|lm_head|head|output)", re.IGNORECASE)
 """Names of tensors that may have a row for every token."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from synthe_core.errors import InputError
 from synthe_core.packing.adapters import find_adapter
 from synthe_core.packing.manifest import Specialist
-from synthe_core.storage import strict, yaml_text
+from synthe_core.storage.yaml_reader import decode_untrusted_yaml, parse_yaml
 
 
 class Agent(BaseModel):
@@ -36,7 +36,7 @@ class Agent(BaseModel):
 
 def read_agent(content: bytes, name: str, adapters: Collection[str]) -> Agent:
     """The specialists in `content`; InputError with line and column for what they may not be."""
-    source = yaml_text.parse(strict.yaml_text(content, name), name)
+    source = parse_yaml(decode_untrusted_yaml(content, name), name)
     try:
         agent = Agent.model_validate(source.values)
     except ValidationError as error:
@@ -44,7 +44,7 @@ def read_agent(content: bytes, name: str, adapters: Collection[str]) -> Agent:
         message = str(fault.get("ctx", {}).get("error", fault["msg"]))
         path = ".".join(map(str, fault["loc"]))
         raise InputError(
-            f"{source.where(fault['loc'])}: {path}: {message[:1].lower()}{message[1:]}",
+            f"{source.locate(fault['loc'])}: {path}: {message[:1].lower()}{message[1:]}",
             "a specialist has name, capabilities, system_prompt, priority and adapter",
         ) from None
     for each in agent.specialists:

@@ -123,7 +123,7 @@ class Archive:
     def size(self, name: str) -> int:
         return self.members[name].size
 
-    def where(self, name: str) -> tuple[Path, int, int]:
+    def locate(self, name: str) -> tuple[Path, int, int]:
         """The file that holds a member, and from where to where: offset and size."""
         return self.path, self.members[name].offset, self.members[name].size
 
@@ -259,11 +259,11 @@ class Tree:
     def size(self, name: str) -> int:
         return self._sizes[name]
 
-    def where(self, name: str) -> tuple[Path, int, int]:
+    def locate(self, name: str) -> tuple[Path, int, int]:
         return self.path / name, 0, self._sizes[name]
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        return read_stretch(*self.where(name))
+        return read_stretch(*self.locate(name))
 
 
 def read_stretch(path: Path, offset: int, size: int) -> Iterator[bytes]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from synthe_core.errors import InputError
-from synthe_core.storage.manifest import NAME
-from synthe_core.storage.sources import checkpoints
-from synthe_core.storage.strict import HINT, json_object
+from synthe_core.storage.checkpoint.locate import checkpoints
+from synthe_core.storage.json_reader import UNTRUSTED, parse_untrusted_json
+from synthe_core.storage.manifest import MANIFEST
 
 HUB = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 REVISION = r"[\w./-]{1,200}"
@@ -31,19 +31,21 @@ class BaseReference(BaseModel):
     @classmethod
     def read(cls, content: bytes, name: str) -> BaseReference:
         try:
-            return cls.model_validate(json_object(content, name))
+            return cls.model_validate(parse_untrusted_json(content, name))
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
-            raise InputError(f"{name}: {'.'.join(map(str, fault['loc']))[:80]}: {fault['msg'][:120]}", HINT) from None
+            raise InputError(
+                f"{name}: {'.'.join(map(str, fault['loc']))[:80]}: {fault['msg'][:120]}", UNTRUSTED
+            ) from None
 
 
 def parse_published(text: str | None) -> tuple[str | None, str | None]:
-    """`ORG/NAME[@REVISION]`: where weights were published."""
+    """`ORG/MANIFEST[@REVISION]`: where weights were published."""
     if text is None:
         return None, None
     hub, _, revision = text.partition("@")
     if not re.fullmatch(HUB, hub) or (revision and not re.fullmatch(REVISION, revision)):
-        raise InputError(f"'{text}' names no model of the hub", "write ORG/NAME@REVISION")
+        raise InputError(f"'{text}' names no model of the hub", "write ORG/MANIFEST@REVISION")
     return hub, revision or None
 
 
@@ -52,7 +54,7 @@ def nearby(asking: Path) -> Iterator[Path]:
     seen = 0
     for root in (asking.absolute().parent, Path("runs").absolute()):
         for path in sorted(root.glob("*")):
-            found = [path] if path.suffix == ".synapse" or (path / NAME).is_file() else checkpoints(path)
+            found = [path] if path.suffix == ".synapse" or (path / MANIFEST).is_file() else checkpoints(path)
             for place in found:
                 seen += 1
                 if seen > SEEN:

@@ -14,15 +14,17 @@ from synthe_core.packing.base import BaseReference, nearby
 from synthe_core.packing.download import fetch_base
 from synthe_core.packing.manifest import PackManifest, TitanManifest, read_manifest
 from synthe_core.packing.members import BASE, MANIFEST, SIGNATURE, limit, place, shown, weights
-from synthe_core.storage import strict
-from synthe_core.storage.manifest import Manifest
-from synthe_core.storage.sources import Folder, Source, is_synapse
+from synthe_core.storage.checkpoint.locate import is_synapse
+from synthe_core.storage.checkpoint.sources import CheckpointSource, FolderSource
+from synthe_core.storage.json_reader import UNTRUSTED
+from synthe_core.storage.manifest import Manifest, check_format
 from synthe_core.storage.tensor_file import TensorFile
+from synthe_core.storage.yaml_reader import decode_untrusted_yaml
 
 LINKS = ("model.gguf",)  # titan-synapse links to the model that it packs
 
 
-class Bundle(Source):
+class Bundle(CheckpointSource):
     """What a .synapse file (or such a file unpacked) carries.
 
     Opening it reads the directory and the manifest and holds one against the other. Every other member is checked by
@@ -35,7 +37,7 @@ class Bundle(Source):
         if MANIFEST not in self.container:
             raise InputError(f"{path} has no {MANIFEST}", "it is no .synapse file")
         if self.container.size(MANIFEST) > limit(MANIFEST):
-            raise InputError(f"{path / MANIFEST} has {self.container.size(MANIFEST)} bytes", strict.HINT)
+            raise InputError(f"{path / MANIFEST} has {self.container.size(MANIFEST)} bytes", UNTRUSTED)
         self.manifest_bytes = b"".join(self.container.pieces(MANIFEST))
         found = read_manifest(self.manifest_bytes, str(path / MANIFEST))
         if isinstance(found, TitanManifest):
@@ -52,16 +54,17 @@ class Bundle(Source):
         for name in self.container:
             place(name)
             if name not in listed and name not in (MANIFEST, SIGNATURE):
-                raise InputError(f"{self.path} has a member {shown(name)} that its manifest does not list", strict.HINT)
+                raise InputError(f"{self.path} has a member {shown(name)} that its manifest does not list", UNTRUSTED)
         for name, facts in listed.items():
             if name in (MANIFEST, SIGNATURE) or name not in self.container:
-                raise InputError(f"{self.path} has no member {shown(name)}, which its manifest lists", strict.HINT)
+                raise InputError(f"{self.path} has no member {shown(name)}, which its manifest lists", UNTRUSTED)
             if (size := self.container.size(name)) != facts.bytes:
                 raise self.damaged(name, f"it has {size} bytes and should have {facts.bytes}")
 
     @cached_property
     def manifest(self) -> Manifest:  # type: ignore[override]
-        """The checkpoint's manifest: the files that verbs may ask for, the base's weights among them."""
+        """The checkpoint's manifest. Its files include the base's weights."""
+        check_format(self.about.checkpoint, str(self.path))
         files = dict(self.about.files)
         if self.base is not None:
             files |= {name: facts for name, facts in self.base.manifest.files.items() if weights(name)}
@@ -70,10 +73,10 @@ class Bundle(Source):
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
             where = ".".join(map(str, fault["loc"]))[:80]
-            raise InputError(f"{self.path / MANIFEST}: checkpoint.{where}: {fault['msg'][:120]}", strict.HINT) from None
+            raise InputError(f"{self.path / MANIFEST}: checkpoint.{where}: {fault['msg'][:120]}", UNTRUSTED) from None
 
     @cached_property
-    def base(self) -> Source | None:
+    def base(self) -> CheckpointSource | None:
         """Where the weights are, if not in this file; InputError where that cannot be found."""
         if BASE not in self.about.files:
             return None
@@ -89,17 +92,17 @@ class Bundle(Source):
         """What base.json says of the weights that are not in this file."""
         return BaseReference.read(self.read(BASE), str(self.path / BASE))
 
-    def where(self, name: str) -> tuple[Path, int, int]:
+    def locate(self, name: str) -> tuple[Path, int, int]:
         if name not in self.about.files and weights(name) and self.base is not None:
-            return self.base.where(name)
+            return self.base.locate(name)
         self.check(name)
         if name.endswith(".yaml"):  # before anybody composes it
-            strict.yaml_text(b"".join(self.container.pieces(name)), str(self.path / name))
-        return self.container.where(name)
+            decode_untrusted_yaml(b"".join(self.container.pieces(name)), str(self.path / name))
+        return self.container.locate(name)
 
     def open(self, name: str) -> TensorFile:
         """A safetensors member as it is, with what it says of itself."""
-        return TensorFile(*self.where(name), str(self.path / name))
+        return TensorFile(*self.locate(name), str(self.path / name))
 
     def check(self, name: str) -> None:
         """InputError where a member is not what was packed."""
@@ -114,11 +117,11 @@ class Bundle(Source):
             self._checked.add(name)
 
 
-def find_base(reference: BaseReference, asking: Path) -> Source:
+def find_base(reference: BaseReference, asking: Path) -> CheckpointSource:
     """The source that holds the weights: beside the file that asks, under runs/, or on the hub. Known by digest."""
     for near in nearby(asking):
         try:
-            source: Source = Bundle(near) if near.is_file() or is_synapse(near) else Folder(near)
+            source: CheckpointSource = Bundle(near) if near.is_file() or is_synapse(near) else FolderSource(near)
         except InputError:  # a damaged neighbour is not the base
             continue
         if _holds(source, reference):
@@ -136,7 +139,7 @@ def find_base(reference: BaseReference, asking: Path) -> Source:
     )
 
 
-def _holds(source: Source, reference: BaseReference) -> bool:
+def _holds(source: CheckpointSource, reference: BaseReference) -> bool:
     """Whether a source carries exactly the weights that are looked for. It is not asked for a base of its own."""
     files = source.about.files if isinstance(source, Bundle) else source.manifest.files
     return {name: facts.sha256 for name, facts in files.items() if weights(name)} == reference.files

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import NamedTuple
 from synthe_core.errors import InputError
 from synthe_core.packing.archive import Member, read_stretch, write
 from synthe_core.packing.members import limit, order
-from synthe_core.storage.atomic import PARTIAL, failure
-from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.atomic import new_file
+from synthe_core.storage.manifest import FileDigest
 
 
 class Bytes(NamedTuple):
@@ -45,13 +44,13 @@ class Stretch(NamedTuple):
 Content = Bytes | Stretch
 
 
-def measure(content: Content) -> tuple[FileFacts, int]:
+def measure(content: Content) -> tuple[FileDigest, int]:
     """SHA-256 and size for the manifest, and the CRC-32 for the archive, in one pass."""
     digest, crc = hashlib.sha256(), 0
     for piece in content.pieces():
         digest.update(piece)
         crc = zlib.crc32(piece, crc)
-    return FileFacts(bytes=content.size, sha256=digest.hexdigest()), crc
+    return FileDigest(bytes=content.size, sha256=digest.hexdigest()), crc
 
 
 def write_archive(path: Path, contents: Mapping[str, Content], sums: Mapping[str, int] | None = None) -> None:
@@ -66,13 +65,5 @@ def write_archive(path: Path, contents: Mapping[str, Content], sums: Mapping[str
             raise InputError(f"{name} has {content.size} bytes, and may have {limit(name)}", "make it smaller")
         crc = (sums or {}).get(name)
         members.append((Member(name, content.size, measure(content)[1] if crc is None else crc), content.pieces()))
-    partial = path.with_name(f".{path.name}{PARTIAL}")
-    try:
+    with new_file(path) as partial:
         write(partial, members)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise failure(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -12,9 +12,9 @@ import torch
 from synthe_core.events import Event, Progress, Result
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.members import weights
+from synthe_core.recipe.differences import differences
 from synthe_core.storage.checkpoint import Checkpoint
-from synthe_core.storage.run_folder import differences
-from synthe_core.storage.sources import Source
+from synthe_core.storage.checkpoint.sources import CheckpointSource
 
 SHOWN_APART = {"files", "checkpoint", "memory"}
 
@@ -59,7 +59,7 @@ def diff(one: Path, other: Path) -> Iterator[Event]:
     )
 
 
-def _manifests(one: Source, other: Source) -> list[str]:
+def _manifests(one: CheckpointSource, other: CheckpointSource) -> list[str]:
     """In what two files' manifests differ; a checkpoint's folder has none of that kind to compare."""
     if not (isinstance(one, Bundle) and isinstance(other, Bundle)):
         return []

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import synthe_core
 from synthe_core.errors import InputError
-from synthe_core.storage.manifest import FileFacts
-from synthe_core.storage.strict import json_bytes, json_object
+from synthe_core.storage.json_reader import canonical_json, parse_untrusted_json
+from synthe_core.storage.manifest import FileDigest
 
 FORMAT = "synapse"
 VERSION = "1.0"
@@ -110,10 +110,10 @@ class PackManifest(Part):
     parents: list[str] = []
     licence: str | None = None
     checkpoint: dict[str, Any] = Field({}, description="the manifest of the checkpoint, less its files")
-    files: dict[str, FileFacts]
+    files: dict[str, FileDigest]
 
     def to_bytes(self) -> bytes:
-        return json_bytes(self.model_dump(mode="json"))
+        return canonical_json(self.model_dump(mode="json"))
 
 
 class TitanManifest(Part):
@@ -135,7 +135,7 @@ class TitanManifest(Part):
 
 def read_manifest(content: bytes, name: str) -> PackManifest | TitanManifest:
     """The manifest in `content`; InputError for a damaged one, and for a newer format."""
-    values = json_object(content, name)
+    values = parse_untrusted_json(content, name)
     version = values.get("version")
     if values.get("format") != FORMAT or not isinstance(version, str):
         raise InputError(f"{name} is not the manifest of a .synapse file", "its format is to be 'synapse'")

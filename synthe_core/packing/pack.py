@@ -25,9 +25,10 @@ from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AGENT, 
 from synthe_core.packing.members import weights as holds_weights
 from synthe_core.packing.titan import is_titan, titan_members
 from synthe_core.quantization.formats import KINDS, Dequantized, open_tensors, write_quantized
-from synthe_core.storage import strict
-from synthe_core.storage.checkpoint import WEIGHTS, Checkpoint
-from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.checkpoint.read import WEIGHTS
+from synthe_core.storage.json_reader import canonical_json, parse_untrusted_json
+from synthe_core.storage.manifest import FileDigest
 from synthe_core.storage.tensor_file import TensorFile
 
 SCORES = ("bits_per_byte", "loss", "perplexity", "accuracy")
@@ -110,7 +111,7 @@ def _given(checkpoint: Checkpoint, parts: Parts, scratch: Path) -> dict[str, Con
     found: dict[str, Content] = {name: Bytes(checkpoint.source.read(name)) for name in small}
     if isinstance(checkpoint.source, Bundle):
         kept = [name for name in checkpoint.source.about.files if "/" in name or name == AGENT]
-        found |= {name: Stretch(*checkpoint.source.where(name)) for name in kept}
+        found |= {name: Stretch(*checkpoint.source.locate(name)) for name in kept}
     if parts.agent is not None:
         found[AGENT] = Bytes(_file(parts.agent, "agent file").read_bytes())
     for text in parts.adapters:
@@ -143,10 +144,10 @@ def _weights(checkpoint: Checkpoint, parts: Parts, packing: Packing, scratch: Pa
         hub, revision = parse_published(parts.base)
         digests = {name: facts.sha256 for name, facts in files.items()}
         reference = BaseReference(name=hub or _name(checkpoint), files=digests, hub=hub, revision=revision)
-        packing.contents[BASE] = Bytes(strict.json_bytes(reference.model_dump(mode="json")))
+        packing.contents[BASE] = Bytes(canonical_json(reference.model_dump(mode="json")))
         return
     if parts.quantize is None:
-        packing.contents |= {name: Stretch(*checkpoint.source.where(name)) for name in files}
+        packing.contents |= {name: Stretch(*checkpoint.source.locate(name)) for name in files}
         return
     if any(isinstance(checkpoint.source.tensors(n), Dequantized) for n in files if n.endswith(".safetensors")):
         raise InputError(f"{checkpoint.path} is quantised already", "quantise the checkpoint that it was made from")
@@ -180,7 +181,7 @@ def _about(checkpoint: Checkpoint, parts: Parts, packing: Packing, name: str) ->
     adapters = []
     for each in adapters_in(contents):
         config, file = (contents[f"adapters/{each}/{part}"] for part in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
-        values = strict.json_object(b"".join(config.pieces()), f"{ADAPTER_CONFIG} of {each}")
+        values = parse_untrusted_json(b"".join(config.pieces()), f"{ADAPTER_CONFIG} of {each}")
         assert isinstance(file, Stretch)
         opened = TensorFile(*file, name=f"{ADAPTER_WEIGHTS} of {each}")
         adapters.append(check_adapter(each, values, opened, _shape_of(checkpoint)))
@@ -269,7 +270,7 @@ def _finish(out: Path, contents: dict[str, Content], about: PackManifest, classi
     """Model card, digests, manifest, file."""
     contents = {README: Bytes(card(about, classifies).encode()), **contents}
     total, done = sum(content.size for content in contents.values()), 0
-    facts: dict[str, FileFacts] = {}
+    facts: dict[str, FileDigest] = {}
     sums: dict[str, int] = {}
     for name, content in contents.items():
         facts[name], sums[name] = measure(content)

@@ -21,7 +21,7 @@ from synthe_core.events import Event, Result
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.contents import Bytes, Content, Stretch, write_archive
 from synthe_core.packing.members import MANIFEST, SIGNATURE
-from synthe_core.storage.strict import HINT, json_bytes, json_object
+from synthe_core.storage.json_reader import UNTRUSTED, canonical_json, parse_untrusted_json
 
 ALGORITHM = "ed25519"
 TYPE = b"application/vnd.synthe.synapse.manifest+json"
@@ -36,7 +36,7 @@ def sign(path: Path, key: Path) -> Iterator[Event]:
         raise InputError(f"{path} is a folder", "sign the .synapse file")
     for name in bundle.about.files:
         bundle.check(name)  # nobody should sign what is damaged
-    contents: dict[str, Content] = {name: Stretch(*bundle.container.where(name)) for name in bundle.container}
+    contents: dict[str, Content] = {name: Stretch(*bundle.container.locate(name)) for name in bundle.container}
     contents[SIGNATURE] = Bytes(signature(bundle.manifest_bytes, private))
     write_archive(path, contents)
     yield Result({"signed by": fingerprint(private.public_key())}, path)
@@ -46,7 +46,7 @@ def signature(manifest: bytes, private: Ed25519PrivateKey) -> bytes:
     """What signature.json holds."""
     public = private.public_key().public_bytes_raw()
     made = {"algorithm": ALGORITHM, "signed": MANIFEST, "public_key": _text(public)}
-    return json_bytes({**made, "signature": _text(private.sign(_message(manifest)))})
+    return canonical_json({**made, "signature": _text(private.sign(_message(manifest)))})
 
 
 def signer(bundle: Bundle) -> Ed25519PublicKey | None:
@@ -54,19 +54,19 @@ def signer(bundle: Bundle) -> Ed25519PublicKey | None:
     if SIGNATURE not in bundle.container:
         return None
     where = str(bundle.path / SIGNATURE)
-    values = json_object(b"".join(bundle.container.pieces(SIGNATURE)), where)
+    values = parse_untrusted_json(b"".join(bundle.container.pieces(SIGNATURE)), where)
     try:
         if values["algorithm"] != ALGORITHM or values["signed"] != MANIFEST:
             raise ValueError
         public = Ed25519PublicKey.from_public_bytes(base64.b64decode(values["public_key"], validate=True))
         given = base64.b64decode(values["signature"], validate=True)
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{where} is no signature that is known here", HINT) from None
+        raise InputError(f"{where} is no signature that is known here", UNTRUSTED) from None
     try:
         public.verify(given, _message(bundle.manifest_bytes))
     except InvalidSignature:
         raise InputError(
-            f"{bundle.path} has been tampered with: {MANIFEST} is not what {fingerprint(public)} signed", HINT
+            f"{bundle.path} has been tampered with: {MANIFEST} is not what {fingerprint(public)} signed", UNTRUSTED
         ) from None
     return public
 

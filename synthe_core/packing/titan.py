@@ -28,8 +28,8 @@ from synthe_core.packing.manifest import (
     read_manifest,
 )
 from synthe_core.packing.members import AGENT, BASE, KNOWLEDGE, MANIFEST, MIB, NAME
-from synthe_core.storage import strict
-from synthe_core.storage.sources import is_synapse
+from synthe_core.storage.checkpoint.locate import is_synapse
+from synthe_core.storage.json_reader import UNTRUSTED, canonical_json
 from synthe_core.storage.tensor_file import TensorFile
 
 GGUF = "model.gguf"
@@ -44,7 +44,7 @@ def is_titan(path: Path) -> bool:
 def _manifest(path: Path) -> PackManifest | TitanManifest:
     file = path / MANIFEST
     if file.stat().st_size > 16 * MIB:
-        raise InputError(f"{file} has {file.stat().st_size} bytes", strict.HINT)
+        raise InputError(f"{file} has {file.stat().st_size} bytes", UNTRUSTED)
     return read_manifest(file.read_bytes(), str(file))
 
 
@@ -78,14 +78,14 @@ def titan_members(path: Path, name: str | None, licence: str | None) -> tuple[di
     old = folder.about
     contents: dict[str, Content] = {}
     digests = {each: measure(Stretch.of(path / each))[0].sha256 for each in folder.models}
-    contents[BASE] = Bytes(strict.json_bytes(BaseReference(name=old.base_model, files=digests).model_dump(mode="json")))
+    contents[BASE] = Bytes(canonical_json(BaseReference(name=old.base_model, files=digests).model_dump(mode="json")))
     adapters = []
     for each, file in folder.adapters.items():
         tensors = folder.adapter(each)
         about = check_adapter(each, {}, tensors, None)
         about = about.model_copy(update={"alpha": float(about.rank) if about.rank else None})
         adapters.append(about)
-        contents[f"adapters/{each}/adapter_config.json"] = Bytes(strict.json_bytes(_config(old.base_model, about)))
+        contents[f"adapters/{each}/adapter_config.json"] = Bytes(canonical_json(_config(old.base_model, about)))
         contents[f"adapters/{each}/adapter_model.safetensors"] = Stretch.of(path / file)
     if KNOWLEDGE in folder.tree:
         check_database(path / KNOWLEDGE)

@@ -14,7 +14,7 @@ from synthe_core.packing.members import BASE, weights
 from synthe_core.packing.verify import check_contents
 from synthe_core.storage.atomic import new_folder
 from synthe_core.storage.checkpoint import Checkpoint
-from synthe_core.storage.manifest import NAME
+from synthe_core.storage.manifest import MANIFEST
 
 MODEL = ("recipe.yaml", "config.json", "tokenizer.json", CHAT)
 ONLY: dict[str, Callable[[str], bool]] = {
@@ -42,7 +42,7 @@ def unpack(path: Path, out: Path | None = None, only: str | None = None) -> Iter
     if not chosen:
         raise InputError(f"{path} carries no {only}", "`synthe pack inspect` shows what it carries")
     for name in chosen:  # before a byte is written
-        bundle.where(name)
+        bundle.locate(name)
     check_contents(bundle)
     total, done = sum(files[name].bytes for name in chosen), 0
     with new_folder(out) as folder:
@@ -51,13 +51,13 @@ def unpack(path: Path, out: Path | None = None, only: str | None = None) -> Iter
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("wb") as file:
-                for piece in read_stretch(*(bundle.container.where(name) if name in extra else bundle.where(name))):
+                for piece in read_stretch(*(bundle.container.locate(name) if name in extra else bundle.locate(name))):
                     file.write(piece)
                     done += len(piece)
                     yield Progress("unpack", done, total, "bytes")
         if only == "model":
             about = bundle.manifest.with_files(folder)
-            (folder / NAME).write_text(about.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            (folder / MANIFEST).write_text(about.model_dump_json(indent=1) + "\n", encoding="utf-8")
     if only == "model":
         Checkpoint.open(out)
     yield Result({"members": len(chosen), "bytes": total}, out)

@@ -14,7 +14,7 @@ from synthe_core.packing.knowledge import tables
 from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AGENT, BASE, KNOWLEDGE
 from synthe_core.packing.sign import fingerprint, read_public, signer
 from synthe_core.quantization.formats import open_tensors
-from synthe_core.storage import strict
+from synthe_core.storage.json_reader import UNTRUSTED, parse_untrusted_json
 
 
 def verify(path: Path, key: Path | None = None) -> Iterator[Event]:
@@ -34,7 +34,7 @@ def verify(path: Path, key: Path | None = None) -> Iterator[Event]:
         done += facts.bytes
         yield Progress("verify", done, total, "bytes")
     if bad:
-        raise InputError(f"{path} has been tampered with or damaged, in {', '.join(bad)}", strict.HINT)
+        raise InputError(f"{path} has been tampered with or damaged, in {', '.join(bad)}", UNTRUSTED)
     check_contents(bundle)
     public = signer(bundle)
     who = None if public is None else fingerprint(public)
@@ -60,14 +60,14 @@ def check_contents(bundle: Bundle) -> None:
     names = bundle.about.files
     for name in names:
         if name.endswith(".safetensors"):
-            open_tensors(*bundle.where(name), f"{bundle.path / name}")
+            open_tensors(*bundle.locate(name), f"{bundle.path / name}")
         elif name.endswith(".json") and name != "tokenizer.json":
-            strict.json_object(bundle.read(name), str(bundle.path / name))
+            parse_untrusted_json(bundle.read(name), str(bundle.path / name))
     for adapter in adapters_in(names):
         for part in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             if f"adapters/{adapter}/{part}" not in names:
-                raise InputError(f"{bundle.path}: the adapter {adapter} has no {part}", strict.HINT)
-        config = strict.json_object(bundle.read(f"adapters/{adapter}/{ADAPTER_CONFIG}"), ADAPTER_CONFIG)
+                raise InputError(f"{bundle.path}: the adapter {adapter} has no {part}", UNTRUSTED)
+        config = parse_untrusted_json(bundle.read(f"adapters/{adapter}/{ADAPTER_CONFIG}"), ADAPTER_CONFIG)
         weights = bundle.open(f"adapters/{adapter}/{ADAPTER_WEIGHTS}")
         check_adapter(adapter, config, weights, None)
     if AGENT in names:

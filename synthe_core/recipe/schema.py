@@ -21,8 +21,7 @@ from synthe_core.layers.learner import Spec
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.language_model import ModelSpec, field_error
 from synthe_core.model.parts import missing_dependency, parts, without_parts
-from synthe_core.storage import yaml_text
-from synthe_core.storage.yaml_text import Key, Source
+from synthe_core.storage.yaml_reader import Key, YamlSource, read_yaml
 
 
 class Stage(Spec):
@@ -170,12 +169,12 @@ class Recipe(Spec):
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         """Reads a recipe file, or the recipe of a checkpoint folder, and applies `key.path=value` overrides."""
         path = Path(path)
-        return cls.from_source(yaml_text.read(path / "recipe.yaml" if path.is_dir() else path), overrides)
+        return cls.from_source(read_yaml(path / "recipe.yaml" if path.is_dir() else path), overrides)
 
     @classmethod
-    def from_source(cls, source: Source, overrides: Sequence[str] = ()) -> Recipe:
+    def from_source(cls, source: YamlSource, overrides: Sequence[str] = ()) -> Recipe:
         for assignment in overrides:
-            source = source.set_aside(_assign(source.values, assignment))
+            source = source.with_override(_assign(source.values, assignment))
         try:
             return cls.model_validate(source.values)
         except ValidationError as error:
@@ -234,12 +233,12 @@ def _keep_only(entry: dict[str, Any], config: type[Spec]) -> None:
         del entry[key]
 
 
-def _explain(error: ValidationError, source: Source) -> InputError:
+def _explain(error: ValidationError, source: YamlSource) -> InputError:
     """The first few faults of a recipe, each with its place, as one error."""
     faults = list(_flatten(error.errors(include_url=False), ()))
     lines, hints = [], []
     for path, message, hint in faults[:5]:
-        lines.append(f"{source.where(path)}: {message}")
+        lines.append(f"{source.locate(path)}: {message}")
         if hint:
             hints.append(hint)
     if len(faults) > 5:

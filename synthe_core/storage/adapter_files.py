@@ -11,7 +11,7 @@ from torch import Tensor
 from synthe_core.adapters import peft
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.errors import InputError
-from synthe_core.storage.manifest import NAME, Base, FileFacts, Manifest
+from synthe_core.storage.manifest import MANIFEST, Base, FileDigest, Manifest
 
 OTHER = "say which it is: synthe generate MODEL --adapter ADAPTER"
 
@@ -26,18 +26,18 @@ def manifest_of(path: Path) -> Manifest:
     return Manifest(
         kind="adapter",
         base=Base(path=base) if isinstance(base, str) else None,
-        files={file.name: FileFacts.of(file) for file in files},
+        files={file.name: FileDigest.of(file) for file in files},
     )
 
 
-def where_base(path: Path, manifest: Manifest) -> Path:
+def locate_base(path: Path, manifest: Manifest) -> Path:
     """Where the model of the adapter at `path` is; InputError where it is not."""
     if manifest.base is None:
         raise InputError(f"{path} does not say which model it is an adapter of", OTHER)
     where = Path(os.path.normpath(path / manifest.base.path))
     if not where.exists():
-        mend = f"bring it back, write its new place into {path / NAME} (base.path), or "
-        hint = mend + OTHER if (path / NAME).is_file() else OTHER
+        mend = f"bring it back, write its new place into {path / MANIFEST} (base.path), or "
+        hint = mend + OTHER if (path / MANIFEST).is_file() else OTHER
         raise InputError(f"the model that {path} is an adapter of is not there: {where}", hint)
     return where
 

@@ -1,4 +1,4 @@
-"""Folders and files that are on disk whole or not at all, whenever the process or the machine stops."""
+"""Writing folders and files atomically: after a crash the old content or the new one is on disk, never a part."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PARTIAL = ".partial"
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` to write into; left without an error it is synced and becomes `path`.
+    """Yields a temporary folder beside `path`; after the block it is synced and replaces `path`.
 
-    What was at `path` stays until the new one is whole. Raises WorkError where the disk is full or cannot be written.
+    After an error in the block, `path` is unchanged. WorkError if the disk is full or cannot be written.
     """
-    partial = path.with_name(f".{path.name}{PARTIAL}")
+    partial = _partial(path)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
         _sync_tree(partial)
         if path.exists():
-            old = path.with_name(f".{path.name}.old{PARTIAL}")
+            old = _partial(path.with_name(f"{path.name}.old"))
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
             partial.rename(path)
@@ -43,43 +43,58 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_file(path: Path, content: str) -> None:
-    """Replaces a text file so that it is the old one or the new one, never a part."""
-    partial = path.with_name(f".{path.name}{PARTIAL}")
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; after the block the file written there is synced and replaces `path`.
+
+    The folder is synced too. After an error in the block, `path` is unchanged. WorkError if the disk is full or cannot
+    be written.
+    """
+    partial = _partial(path)
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        _sync(partial)
         partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
         raise failure(path, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replaces a file by `content` (text as UTF-8), as `new_file` does."""
+    with new_file(path) as partial:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def sweep(folder: Path) -> None:
     """Removes what an interrupted process left half written in `folder`.
 
     A process that died between the two renames of `new_folder` has left the old folder under its hidden name: it is
-    put back.
+    renamed back.
     """
-    for left in folder.glob(f".*{PARTIAL}"):
-        name = left.name[1 : -len(PARTIAL)]
+    for partial in folder.glob(f".*{PARTIAL}"):
+        name = partial.name[1 : -len(PARTIAL)]
         if name.endswith(".old") and not (folder / name.removesuffix(".old")).exists():
-            left.rename(folder / name.removesuffix(".old"))
-        elif left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+            partial.rename(folder / name.removesuffix(".old"))
+        elif partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def failure(path: Path, error: Exception) -> SyntheError:
-    """A failed write as one line."""
+    """The WorkError for a failed write of `path`."""
     text = str(error)
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in text or "os error 122" in text:
         return WorkError(f"the disk is full: {path} could not be written", "free some space; what was saved is whole")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(text.split())
     return WorkError(f"{path} could not be written: {reason}", "what was saved before is whole")
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}{PARTIAL}")
 
 
 def _sync_tree(folder: Path) -> None:

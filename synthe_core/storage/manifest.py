@@ -18,39 +18,40 @@ from synthe_core.errors import InputError
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import OPS
 
-FORMAT = 1
-NAME = "manifest.json"
+FORMAT = 2
+MANIFEST = "manifest.json"
 
 
-class FileFacts(BaseModel):
-    """Size and SHA-256 of a file of the checkpoint."""
+class FileDigest(BaseModel):
+    """Size and SHA-256 of a file."""
 
     bytes: int
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> FileFacts:
+    def of(cls, path: Path) -> FileDigest:
         with path.open("rb") as file:
             return cls(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
 class Base(BaseModel):
-    """The model that an adapter changes: where it is, seen from the adapter's folder, and `Checkpoint.digest` of it."""
+    """The base of an adapter: its path, relative to the adapter's folder, and its `Checkpoint.digest`."""
 
     path: str
     sha256: str | None = None
 
 
 class Manifest(BaseModel):
-    """`step`, `tokens` and `seconds` say how far training was; `parents` are the checkpoints it was made from.
+    """What a checkpoint is. It is written last, after the files that it lists.
 
-    Written last, after the files it names. `kernels` are the implementations of each operator that have run;
-    `metrics` the validation figures of exactly these weights, where they were measured. `without` are the parts of the
-    model that have taken no part yet, in an early stage of training: they take none when it is used either. `kind` is
-    "model" or "adapter"; an adapter has a `base`.
+    kind: "model" or "adapter"; an adapter has a `base`.
+    step, tokens, seconds: how far training was. parents: the checkpoints that it was made from.
+    metrics: validation metrics of exactly these weights, if they were measured.
+    without: parts of the model that training has not used yet; inference does not use them either.
+    kernels: the implementations of each operator that have run.
     """
 
-    model_config = ConfigDict(extra="allow")  # a later minor version may say more
+    model_config = ConfigDict(extra="allow")  # a later minor version may add keys
 
     format: int = FORMAT
     kind: str = "model"
@@ -66,54 +67,61 @@ class Manifest(BaseModel):
     kernels: dict[str, list[str]] = {}
     versions: dict[str, str] = {}
     hardware: dict[str, Any] = {}
-    files: dict[str, FileFacts] = {}
+    files: dict[str, FileDigest] = {}
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest of a checkpoint folder; InputError where it is damaged or of a newer format."""
-        path = folder / NAME
+        """The manifest of a checkpoint folder. InputError if it is damaged or of another format."""
+        path = folder / MANIFEST
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}", "the checkpoint is damaged: use another") from None
         try:
-            facts = json.loads(text)
-            found = facts.get("format", FORMAT) if isinstance(facts, dict) else FORMAT
-            if isinstance(found, int) and found > FORMAT:
-                raise InputError(
-                    f"{folder} has checkpoint format {found}, and this synthe reads up to {FORMAT}",
-                    "a newer synthe wrote it: upgrade with pip install -U synthe",
-                )
-            return cls.model_validate(facts)
-        except ValueError:
+            values = json.loads(text)
+            if isinstance(values, dict):
+                check_format(values, str(folder))
+            return cls.model_validate(values)
+        except (ValueError, RecursionError):
             raise InputError(f"{path} is damaged: it is no manifest", "use another checkpoint of the run") from None
 
-    def with_files(self, folder: Path, known: Mapping[str, FileFacts] | None = None) -> Manifest:
-        """The same with the facts of every file that is in `folder` now; `known` are those that need no reading."""
-        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    def with_files(self, folder: Path, known: Mapping[str, FileDigest] | None = None) -> Manifest:
+        """The manifest with the digests of all files in `folder`; those in `known` are not computed again."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
         names = [path.relative_to(folder).as_posix() for path in paths]
-        files = {name: (known or {}).get(name) or FileFacts.of(folder / name) for name in names}
+        files = {name: (known or {}).get(name) or FileDigest.of(folder / name) for name in names}
         return self.model_copy(update={"files": files})
 
 
+def check_format(values: dict[str, Any], name: str) -> None:
+    """InputError if a manifest's values are of a checkpoint format that this version does not read."""
+    version = values.get("format", FORMAT)
+    if not isinstance(version, int) or version == FORMAT:
+        return
+    hint = "train it again, or use the version of synthe that wrote it"
+    if version > FORMAT:
+        hint = "a newer synthe wrote it: upgrade with pip install -U synthe"
+    raise InputError(f"{name} has checkpoint format {version}, and this synthe reads format {FORMAT}", hint)
+
+
 def kernels_used() -> dict[str, list[str]]:
-    """Every operator that has run in this process and the implementations that did."""
+    """The operators that have run in this process, and the implementations of each."""
     return {name: sorted(op.used) for name, op in sorted(OPS.items()) if op.used}
 
 
-def versions() -> dict[str, str]:
-    """Of synthe and what numbers depend on."""
-    found = {"synthe": synthe_core.__version__, "python": platform.python_version()}
+def package_versions() -> dict[str, str]:
+    """The versions of synthe and of the packages that results depend on."""
+    versions = {"synthe": synthe_core.__version__, "python": platform.python_version()}
     for name in ("torch", "safetensors", "numpy", "triton", "fla-core"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def machine(hardware: Hardware) -> dict[str, Any]:
-    """What of the hardware is worth writing down."""
+def describe_hardware(hardware: Hardware) -> dict[str, Any]:
+    """The hardware as a manifest records it."""
     facts: dict[str, Any] = {"processor": hardware.processor, "cores": hardware.cores, "memory": hardware.memory}
     if hardware.gpu is not None:
         facts["gpu"] = hardware.gpu.name

@@ -6,12 +6,11 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 from synthe_core.errors import InputError
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.atomic import PARTIAL, failure, sweep, write_file
-from synthe_core.storage.checkpoint import CHECKPOINTS, best, checkpoints
+from synthe_core.storage.checkpoint import CHECKPOINTS, best_checkpoint, checkpoints
 
 try:
     import fcntl
@@ -80,13 +79,13 @@ class RunFolder:
 
     def prune(self, keep: int) -> None:
         """Keeps the `keep` newest checkpoints and the best by validation."""
-        found = checkpoints(self.path)
-        kept = {*found[-keep:], best(found)}
-        for path in found:
-            if path not in kept:
-                doomed = path.with_name(f".{path.name}{PARTIAL}")
-                path.rename(doomed)  # a half deleted checkpoint must not look like one
-                shutil.rmtree(doomed, ignore_errors=True)
+        paths = checkpoints(self.path)
+        retained = {*paths[-keep:], best_checkpoint(paths)}
+        for path in paths:
+            if path not in retained:
+                partial = path.with_name(f".{path.name}{PARTIAL}")
+                path.rename(partial)  # a half deleted checkpoint must not look like one
+                shutil.rmtree(partial, ignore_errors=True)
 
     def close(self) -> None:
         self._metrics.close()
@@ -111,18 +110,3 @@ def new_run(name: str, out: Path | None) -> Path:
 def taken(path: Path) -> bool:
     """Whether something is there already."""
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """The keys in which two recipes' plain values differ: `train.lr: 0.003 -> 0.001`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [d for key in keys for d in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in differences(*pair, f"{path}.{i}")]
-    return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -6,9 +6,9 @@ from synthe_core.adapters.lora_linear import attach
 from synthe_core.adapters.targets import find_targets, new_adapter
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Model
+from synthe_core.recipe.differences import differences
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint
-from synthe_core.storage.run_folder import differences
 
 
 def base_of(source: Checkpoint | None, recipe: Recipe) -> Checkpoint:

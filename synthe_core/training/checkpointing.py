@@ -16,7 +16,7 @@ from synthe_core.hardware.probe import Hardware
 from synthe_core.recipe.schema import Recipe
 from synthe_core.state import from_tensors, to_tensors
 from synthe_core.storage.checkpoint import Checkpoint, load_weights, save, weights
-from synthe_core.storage.manifest import Manifest, kernels_used, machine, versions
+from synthe_core.storage.manifest import Manifest, describe_hardware, kernels_used, package_versions
 from synthe_core.training.data import TrainingData
 from synthe_core.training.state import Clock, TrainState
 
@@ -63,8 +63,8 @@ def _manifest(state: TrainState, hardware: Hardware) -> Manifest:
         parents=state.parents,
         without=sorted(state.model.without),
         kernels=kernels_used(),
-        versions=versions(),
-        hardware=machine(hardware),
+        versions=package_versions(),
+        hardware=describe_hardware(hardware),
     )
 
 

@@ -18,9 +18,10 @@ from synthe_core.hardware.kernel_tuning import kernel_exists
 from synthe_core.hardware.probe import Hardware, probe
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.ops.dispatch import OPS
+from synthe_core.recipe.differences import differences
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints, load_weights
-from synthe_core.storage.run_folder import RunFolder, differences, new_run, taken
+from synthe_core.storage.run_folder import RunFolder, new_run, taken
 from synthe_core.training.adapting import adapt, base_of
 from synthe_core.training.checkpointing import restore
 from synthe_core.training.data import TrainingData

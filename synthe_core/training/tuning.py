@@ -22,7 +22,7 @@ from synthe_core.profiling import device_memory
 from synthe_core.recipe.accounting import vocabulary_of
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.atomic import write_file
-from synthe_core.storage.manifest import machine, versions
+from synthe_core.storage.manifest import describe_hardware, package_versions
 from synthe_core.training.gradients import accumulate_gradients, is_out_of_memory
 from synthe_core.training.objectives import default_objective
 from synthe_core.training.settings import Settings
@@ -69,8 +69,8 @@ def _kept(model: Model, recipe: Recipe, settings: Settings, hardware: Hardware) 
         "runtime": recipe.runtime.model_dump(mode="json", exclude={"log", "compile"}),
         "threads": torch.get_num_threads(),
         "device": settings.device.type,
-        "machine": machine(hardware),
-        "versions": versions(),
+        "machine": describe_hardware(hardware),
+        "versions": package_versions(),
     }
     if recipe.train.lora is not None:
         facts["lora"] = recipe.train.lora.model_dump(mode="json")

@@ -11,7 +11,7 @@ from synthe_core.errors import InputError
 from synthe_core.model.classifier import Classifier, build_model
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.recipe.schema import Recipe
-from synthe_core.storage.yaml_text import parse
+from synthe_core.storage.yaml_reader import parse_yaml
 
 SPEC = {"width": 16, "blocks": 2, "block": ["spectral", {"type": "mlp", "hidden": 24}], "head": {"classes": 5}}
 
@@ -148,7 +148,7 @@ model:
 )
 def test_a_recipe_that_makes_no_sense_is_told_where(learner, head, rest, message, hint):
     with pytest.raises(InputError) as refused:
-        Recipe.from_source(parse(RECIPE.format(learner=learner, head=head, rest=rest), "r.yaml"))
+        Recipe.from_source(parse_yaml(RECIPE.format(learner=learner, head=head, rest=rest), "r.yaml"))
     assert message in refused.value.message
     assert hint in refused.value.hint
     assert "\n" not in refused.value.message or "klasses" in refused.value.message

@@ -10,7 +10,7 @@ from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.ops.cross_entropy import Judgement
 from synthe_core.recipe.schema import Recipe
-from synthe_core.storage.yaml_text import parse
+from synthe_core.storage.yaml_reader import parse_yaml
 
 VOCAB = 19
 
@@ -108,7 +108,7 @@ def test_recomputing_changes_no_gradient_of_it():
 def test_an_encoder_has_none():
     source = "{model: {width: 8, blocks: 1, block: [mlp], confidence: {}, head: {type: classify, classes: 2}}}"
     with pytest.raises(InputError, match="an encoder predicts no next token"):
-        Recipe.from_source(parse(source, "test"))
+        Recipe.from_source(parse_yaml(source, "test"))
 
 
 def test_it_is_counted():
@@ -117,7 +117,7 @@ def test_it_is_counted():
     from synthe_core.recipe.accounting import account
 
     recipe = Recipe.from_source(
-        parse("{model: {width: 8, blocks: 1, block: [kalman], confidence: {hidden: 4}}}", "test")
+        parse_yaml("{model: {width: 8, blocks: 1, block: [kalman], confidence: {hidden: 4}}}", "test")
     )
     counted = account(recipe)
     assert counted.by_learner["confidence"] == 4 * 11 + 4 + 4 + 1 + 1

@@ -15,6 +15,7 @@ from synthe_core.ops.hashing import hash_uniform
 from synthe_core.recipe.accounting import account
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import load_weights, weights
+from synthe_core.storage.yaml_reader import read_yaml
 from synthe_core.training.optimizer import Optimizer
 
 VOCAB = 23
@@ -382,12 +383,10 @@ def source(model):
 
     import yaml
 
-    from synthe_core.storage import yaml_text
-
     path = Path("recipe.yaml").resolve()
     path.write_text(yaml.safe_dump({"model": model, "data": {"labels": "path"} if "head" in model else {}}))
     try:
-        return yaml_text.read(path)
+        return read_yaml(path)
     finally:
         path.unlink()
 

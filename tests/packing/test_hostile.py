@@ -210,7 +210,7 @@ def test_files_past_four_gigabytes_are_laid_out_as_zip64(tmp_path):
         (lambda m: m | {"config.json": b'{"vocab_size": 257, "vocab_size": 3}'}, "a key is given twice"),
         (lambda m: m | {"config.json": b'{"vocab_size": 1000000000000000}'}, "embedding.weight"),
         (lambda m: m | {"tokenizer.json": b"[]"}, "is no tokenizer.json"),
-        (lambda m: m | {"manifest.json": b"[" * 100_000}, "is no JSON"),
+        (lambda m: m | {"manifest.json": b"[" * 100_000}, "is not JSON"),
         (lambda m: m | {"manifest.json": b'{"format": "synapse", "version": "2.0"}'}, "a newer synthe wrote it"),
         (lambda m: m | {"manifest.json": b'{"format": "synapse", "version": "1.0"}'}, "field required"),
         (lambda m: m | {"adapters/x/adapter_config.json": b"{}"}, "the adapter x has no adapter_model.safetensors"),

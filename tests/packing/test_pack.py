@@ -27,6 +27,7 @@ from synthe_core.packing.pack import Parts, pack
 from synthe_core.packing.unpack import unpack
 from synthe_core.packing.verify import verify
 from synthe_core.storage.checkpoint import Checkpoint, weights
+from synthe_core.storage.manifest import FORMAT
 from tests.packing.conftest import Things, result, write_adapter, write_checkpoint, write_graph
 from tests.paths import ROOT
 from tests.processes import run_program
@@ -99,7 +100,7 @@ def test_members_are_stored_and_aligned(packed):
     with zipfile.ZipFile(packed) as other:
         for info in other.infolist():
             assert info.compress_type == zipfile.ZIP_STORED and info.date_time == (1980, 1, 1, 0, 0, 0)
-            path, offset, size = archive.where(info.filename)
+            path, offset, size = archive.locate(info.filename)
             assert offset % ALIGN == 0
             with path.open("rb") as file:
                 file.seek(offset)
@@ -133,7 +134,7 @@ def test_shards_stay_shards(tmp_path):
 
 def test_one_of_each_only(things, packed, tmp_path):
     model = result(unpack(packed, tmp_path / "m", "model")).path
-    assert Checkpoint.open(model).manifest.format == 1  # an ordinary checkpoint
+    assert Checkpoint.open(model).manifest.format == FORMAT  # an ordinary checkpoint
     assert text(Checkpoint.open(model)) == text(Checkpoint.open(things.checkpoint))
     adapters = result(unpack(packed, tmp_path / "a", "adapters")).path
     for name in ("adapter_config.json", "adapter_model.safetensors"):

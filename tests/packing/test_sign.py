@@ -105,7 +105,7 @@ def test_a_manifest_that_was_written_anew_is_told_by_the_signature(things, packe
     from synthe_core.packing.contents import Bytes, Stretch, write_archive
 
     archive = Archive(packed)
-    contents = {name: Stretch(*archive.where(name)) for name in archive}
+    contents = {name: Stretch(*archive.locate(name)) for name in archive}
     text = b"".join(archive.pieces("manifest.json"))
     contents["manifest.json"] = Bytes(text.replace(b'"licence": "mit"', b'"licence": "gpl"'))
     write_archive(tmp_path / "x.synapse", contents)

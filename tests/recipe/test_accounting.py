@@ -10,14 +10,14 @@ from synthe_core.model.language_model import LanguageModel
 from synthe_core.recipe.accounting import account
 from synthe_core.recipe.schema import Recipe
 from synthe_core.state import nbytes
-from synthe_core.storage.yaml_text import parse
+from synthe_core.storage.yaml_reader import parse_yaml
 
 each_causal_learner = pytest.mark.parametrize("learner", [name for name in LAYERS if LAYERS[name].causal])
 
 
 def recipe(learner: str) -> Recipe:
     return Recipe.from_source(
-        parse(f"{{model: {{width: 64, blocks: 2, block: [{learner}]}}, data: {{sequence: 9}}}}", "test")
+        parse_yaml(f"{{model: {{width: 64, blocks: 2, block: [{learner}]}}, data: {{sequence: 9}}}}", "test")
     )
 
 
@@ -66,5 +66,7 @@ def test_a_learner_inside_another_is_counted_once() -> None:
 
 
 def test_a_tokenizer_still_to_be_trained_counts_as_asked() -> None:
-    source = parse("{model: {width: 64, blocks: 1, block: [mlp]}, data: {tokenizer: {type: bpe, vocab: 1000}}}", "test")
+    source = parse_yaml(
+        "{model: {width: 64, blocks: 1, block: [mlp]}, data: {tokenizer: {type: bpe, vocab: 1000}}}", "test"
+    )
     assert account(Recipe.from_source(source)).vocabulary == 1000

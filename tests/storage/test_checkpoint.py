@@ -16,8 +16,8 @@ from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.errors import InputError, WorkError
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.recipe.schema import Recipe
-from synthe_core.storage import checkpoint as module
-from synthe_core.storage.checkpoint import Checkpoint, best, checkpoints, load_weights, save, weights
+from synthe_core.storage.checkpoint import Checkpoint, best_checkpoint, checkpoints, load_weights, save, weights
+from synthe_core.storage.checkpoint import write as module
 from synthe_core.storage.manifest import FORMAT, Manifest
 from tests.paths import ROOT
 from tests.processes import run_program
@@ -119,6 +119,14 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
         Checkpoint.open(tmp_path / "c")
 
 
+def test_an_older_format_is_refused(tmp_path):
+    write(tmp_path / "c")
+    (tmp_path / "c" / "manifest.json").write_text(json.dumps({"format": 1, "files": {}}))
+    with pytest.raises(InputError, match=f"has checkpoint format 1, and this synthe reads format {FORMAT}") as refused:
+        Checkpoint.open(tmp_path / "c")
+    assert "\n" not in refused.value.message and "train it again" in refused.value.hint
+
+
 def test_a_newer_format_is_refused(tmp_path):
     write(tmp_path / "c")
     (tmp_path / "c" / "manifest.json").write_text(json.dumps({"format": FORMAT + 1, "files": "another thing by then"}))
@@ -143,7 +151,7 @@ def test_a_run_opens_at_its_best_and_goes_on_from_its_newest(tmp_path):
     assert [Manifest.read(path).step for path in checkpoints(run)] == [5, 10, 15, 20]
     assert Checkpoint.open(run).manifest.step == 10
     assert Checkpoint.open(run, latest=True).manifest.step == 20
-    assert best(checkpoints(run)[3:]) is None
+    assert best_checkpoint(checkpoints(run)[3:]) is None
     flip(run / "checkpoints" / "step-00000020" / "model.safetensors")
     with pytest.raises(InputError, match=r"step-00000020/model\.safetensors is damaged") as refused:
         Checkpoint.open(run, latest=True).model()

@@ -9,10 +9,11 @@ from importlib.util import find_spec
 import pytest
 
 from synthe_core.errors import InputError, WorkError
+from synthe_core.recipe.differences import differences
 from synthe_core.storage import atomic
 from synthe_core.storage.checkpoint import checkpoints
 from synthe_core.storage.manifest import Manifest
-from synthe_core.storage.run_folder import RunFolder, differences
+from synthe_core.storage.run_folder import RunFolder
 from synthe_core.training import loggers
 
 

@@ -17,8 +17,7 @@ from synthe_core.errors import InputError, Interrupted, WorkError
 from synthe_core.events import Metric, Notice, Progress, Result, Sample, Saved
 from synthe_core.hardware.probe import probe
 from synthe_core.layers.mlp import MLP
-from synthe_core.storage import checkpoint
-from synthe_core.storage.checkpoint import Checkpoint, checkpoints
+from synthe_core.storage.checkpoint import Checkpoint, checkpoints, write
 from synthe_core.training import gradients, step, train
 from tests.training.conftest import assert_same, files, of
 
@@ -193,7 +192,7 @@ def test_one_process_a_run(recipe, tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(recipe, tmp_path, monkeypatch):
-    real, calls = checkpoint.save_file, []
+    real, calls = write.save_file, []
 
     def full(*args, **kwargs):
         calls.append(args)
@@ -202,7 +201,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(recipe, tmp_pat
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(WorkError, match="the disk is full"):
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(write, "save_file", full)
         list(train(recipe(), out=tmp_path / "run"))
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000003"]
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))

@@ -19,7 +19,8 @@ from synthe_core.interop.huggingface.published import Config
 from synthe_core.interop.huggingface.weight_maps import Part, plan
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.storage.atomic import new_folder
-from synthe_core.storage.checkpoint import Checkpoint, write_tensors
+from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.checkpoint.write import write_tensors
 
 SHARD_BYTES = 5 * 10**9
 

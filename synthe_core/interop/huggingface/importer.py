@@ -17,9 +17,9 @@ from synthe_core.interop.huggingface.published import BYTES, Published
 from synthe_core.interop.huggingface.weight_maps import Plan, plan, tied_by_default
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import save, weights
-from synthe_core.storage.manifest import Manifest, machine, versions
+from synthe_core.storage.manifest import Manifest, describe_hardware, package_versions
 from synthe_core.storage.run_folder import new_run
-from synthe_core.storage.yaml_text import Source
+from synthe_core.storage.yaml_reader import YamlSource
 
 SHARD_BYTES = 10**9  # so that about twice this is in memory at a time
 IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")  # older versions saved what follows from config.json
@@ -52,7 +52,7 @@ def import_hf(source: Path, *, out: Path | None = None, name: str | None = None)
         "data": {} if tokenizer is None else {"tokenizer": str(path / "tokenizer.json")},
         "train": FINE_TUNING,
     }
-    recipe = Recipe.from_source(Source(str(source), values, {}))
+    recipe = Recipe.from_source(YamlSource(str(source), values, {}))
     model = recipe.meta_model(vocab)
     tensors = Renamed(published, layout.sources(tie), weights(model))
     leftover = tensors.leftover() - ({layout.head} if tie else set())
@@ -72,8 +72,8 @@ def import_hf(source: Path, *, out: Path | None = None, name: str | None = None)
             "parameters": parameters,
             "parents": [str(source)],
             "source": facts,
-            "versions": versions(),
-            "hardware": machine(probe()),
+            "versions": package_versions(),
+            "hardware": describe_hardware(probe()),
         }
     )
     save(

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.storage.json_file import read_json
+from synthe_core.storage.json_reader import read_json
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

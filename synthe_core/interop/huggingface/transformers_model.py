@@ -22,7 +22,7 @@ from synthe_core.layers.adapter_batch import current_adapters, per_adapter
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
 from synthe_core.model.language_model import LanguageModel, ModelState
-from synthe_core.storage.manifest import NAME as MANIFEST
+from synthe_core.storage.manifest import MANIFEST
 
 TRIAL = 11  # tokens by which a model shows, when it is loaded, that pieces and batches do not change what it says
 AGREES = {torch.float32: 0.01, torch.float64: 0.01}  # of the spread of its logits; 0.2 in narrower types

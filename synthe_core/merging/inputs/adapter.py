@@ -17,7 +17,7 @@ from torch import Tensor
 from synthe_core.errors import InputError
 from synthe_core.merging.hashed_file import Facts, HashedFile
 from synthe_core.merging.inputs.model import Model, View
-from synthe_core.storage.json_file import read_json
+from synthe_core.storage.json_reader import read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -13,9 +13,11 @@ from synthe_core.data.tokenizers import CHAT
 from synthe_core.hardware.probe import probe
 from synthe_core.merging.hashed_file import HashedFile
 from synthe_core.merging.inputs.model import Changes, Model, Outcome, write_json
-from synthe_core.storage.checkpoint import CHECKPOINTS, INDEX, WEIGHTS, Checkpoint, sizes
-from synthe_core.storage.manifest import NAME, FileFacts, Manifest, machine, versions
-from synthe_core.storage.sources import Folder
+from synthe_core.storage.checkpoint import CHECKPOINTS, Checkpoint
+from synthe_core.storage.checkpoint.read import WEIGHTS
+from synthe_core.storage.checkpoint.sources import FolderSource
+from synthe_core.storage.checkpoint.write import INDEX, model_config
+from synthe_core.storage.manifest import MANIFEST, FileDigest, Manifest, describe_hardware, package_versions
 
 
 class CheckpointModel(Model):
@@ -30,7 +32,7 @@ class CheckpointModel(Model):
 
     @classmethod
     def claims(cls, path: Path) -> bool:
-        return (path / NAME).is_file() or (path / CHECKPOINTS).is_dir() or zipfile.is_zipfile(path)
+        return (path / MANIFEST).is_file() or (path / CHECKPOINTS).is_dir() or zipfile.is_zipfile(path)
 
     def places(self) -> Mapping[str, HashedFile]:
         if INDEX not in self.checkpoint.manifest.files:
@@ -42,11 +44,11 @@ class CheckpointModel(Model):
 
     def _file(self, name: str) -> HashedFile:
         source = self.checkpoint.source
-        if isinstance(source, Folder):  # hashed while it is read, and held against the manifest at the end
+        if isinstance(source, FolderSource):  # hashed while it is read, and held against the manifest at the end
             return HashedFile(source.path / name)
-        return HashedFile(*source.where(name), name)
+        return HashedFile(*source.locate(name), name)
 
-    def expected(self) -> Mapping[str, FileFacts]:
+    def expected(self) -> Mapping[str, FileDigest]:
         return self.checkpoint.manifest.files
 
     @property
@@ -75,7 +77,7 @@ class CheckpointModel(Model):
         vocab = changes.vocab or self.checkpoint.vocab
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         labels = self.checkpoint.classes
-        write_json(folder / "config.json", sizes(recipe, vocab, labels) | {"torch_dtype": changes.dtype})
+        write_json(folder / "config.json", model_config(recipe, vocab, labels) | {"torch_dtype": changes.dtype})
         content = changes.tokenizer or self.tokenizer
         if content is not None:
             write_json(folder / "tokenizer.json", content)
@@ -86,10 +88,10 @@ class CheckpointModel(Model):
                 "parameters": outcome.parameters,
                 "parents": [parent["path"] for parent in outcome.parents],
                 "without": self.checkpoint.manifest.without,
-                "versions": versions(),
-                "hardware": machine(probe()),
+                "versions": package_versions(),
+                "hardware": describe_hardware(probe()),
                 "merge": {"parents": outcome.parents, **outcome.merge},
             }
         )
         manifest = manifest.with_files(folder, outcome.files)
-        (folder / NAME).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")

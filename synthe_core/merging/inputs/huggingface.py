@@ -11,7 +11,7 @@ from typing import Any
 from synthe_core.interop.huggingface.published import CONFIG, INDEX, PICKLES, WEIGHTS, Published
 from synthe_core.merging.hashed_file import HashedFile
 from synthe_core.merging.inputs.model import Changes, Model, Outcome, write_json
-from synthe_core.storage.json_file import read_json
+from synthe_core.storage.json_reader import read_json
 
 MERGE = "merge.json"
 BESIDE = ("generation_config.json", "chat_template.jinja", "chat_template.json", "preprocessor_config.json")

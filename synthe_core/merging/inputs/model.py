@@ -15,7 +15,7 @@ from torch import Tensor
 
 from synthe_core.errors import InputError
 from synthe_core.merging.hashed_file import Facts, HashedFile
-from synthe_core.storage.manifest import FileFacts
+from synthe_core.storage.manifest import FileDigest
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Outcome:
     parameters: int
     parents: list[dict[str, Any]]
     merge: dict[str, Any]
-    files: dict[str, FileFacts] = field(default_factory=dict)
+    files: dict[str, FileDigest] = field(default_factory=dict)
 
 
 class Model(ABC):
@@ -80,7 +80,7 @@ class Model(ABC):
     def describe(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
         """Writes what belongs beside the weights of a model like this one into `folder`; the manifest last."""
 
-    def expected(self) -> Mapping[str, FileFacts]:
+    def expected(self) -> Mapping[str, FileDigest]:
         """By path, what a file must be, where that is known."""
         return {}
 
@@ -112,7 +112,7 @@ class Model(ABC):
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of a parent: its path, and size and SHA-256 of each file of weights."""
-        expected: Mapping[str, FileFacts] = self.expected()
+        expected: Mapping[str, FileDigest] = self.expected()
         found: dict[str, Any] = {}
         for file in self.files:
             facts, wanted = file.facts(), expected.get(file.name)

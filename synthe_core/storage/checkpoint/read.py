@@ -1,0 +1,231 @@
+"""Reading a checkpoint: its recipe, tokenizer, tensors and model, each when it is first used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthe_core.adapters import peft
+from synthe_core.adapters.lora import Adapter, MergedTensors
+from synthe_core.data.tokenizers import CHAT, Tokenizer, read_tokenizer
+from synthe_core.errors import InputError
+from synthe_core.model.classifier import Classifier, Model, build_model
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.session import Session
+from synthe_core.model.skip_init import skip_init
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage import adapter_files
+from synthe_core.storage.checkpoint.locate import best_checkpoint, checkpoints, is_synapse, missing_checkpoint
+from synthe_core.storage.checkpoint.sources import FORMATS, CheckpointSource, FolderSource, StoredTensors
+from synthe_core.storage.checkpoint.weights import check_names, check_shape, load_weights, weights
+from synthe_core.storage.manifest import MANIFEST
+from synthe_core.storage.tensor_file import TensorFile
+from synthe_core.storage.yaml_reader import parse_yaml
+
+EMBEDDING = "embedding.weight"
+WEIGHTS = "model.safetensors"
+
+
+class Checkpoint:
+    """A checkpoint on disk. Each file is read when it is first used, after its SHA-256 has been checked.
+
+    source: where its files are; base: the path of an adapter's base, if not the one that the adapter names.
+    """
+
+    def __init__(self, source: CheckpointSource | Path, base: str | Path | None = None) -> None:
+        self.source = FolderSource(source) if isinstance(source, Path) else source
+        self.path = self.source.path
+        self.manifest = self.source.manifest
+        self._base = base
+
+    @classmethod
+    def open(cls, path: str | Path, *, latest: bool = False, base: str | Path | None = None) -> Checkpoint:
+        """Opens a checkpoint folder, the best checkpoint of a run folder by validation (with `latest` the newest), or a
+        file or folder in the .synapse format.
+
+        With `base`, opens an adapter over that checkpoint. InputError if `path` is not a checkpoint or not an adapter.
+        """
+        path = Path(path)
+        if base is not None:
+            adapter = cls(cls.open(path, latest=latest).path, base)
+            if adapter.adapter is None:
+                raise InputError(f"{path} is a model of its own, no adapter", "leave out --adapter")
+            return adapter
+        if path.is_file() or is_synapse(path):
+            return cls(FORMATS["synapse"](path))
+        if (path / MANIFEST).is_file() or (path / peft.CONFIG).is_file():
+            return cls(path)
+        if not path.exists():
+            raise missing_checkpoint(path)
+        paths = checkpoints(path)
+        if not paths:
+            raise InputError(f"{path} holds no checkpoint", "give a run folder, or a checkpoint's own folder")
+        return cls(paths[-1] if latest else best_checkpoint(paths) or paths[-1])
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """The adapter; None for a whole model."""
+        if peft.CONFIG not in self.manifest.files:
+            return None
+        return peft.read(*(self.source.locate(name)[0] for name in (peft.CONFIG, peft.WEIGHTS)))
+
+    @cached_property
+    def base(self) -> Checkpoint | None:
+        """The base of an adapter, None for a whole model. InputError if it is missing or its weights are others."""
+        if self.adapter is None:
+            return None
+        reference = self.manifest.base
+        path = self._base or adapter_files.locate_base(self.path, self.manifest)
+        base = Checkpoint.open(path)
+        if base.adapter is not None:
+            raise InputError(
+                f"{path} is an adapter itself, and not the model that {self.path} changes", adapter_files.OTHER
+            )
+        if reference is not None and reference.sha256 not in (None, base.digest):
+            raise InputError(
+                f"{base.path} is not the model that {self.path} is an adapter of: its weights are others",
+                adapter_files.OTHER,
+            )
+        return base
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the digests of the files with the weights, or with the adapter."""
+        files = {
+            name: digest.sha256
+            for name, digest in self.manifest.files.items()
+            if "/" not in name and name.endswith(".safetensors")
+        }
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        if "recipe.yaml" not in self.manifest.files and self.base is not None:
+            return self.base.recipe
+        return Recipe.from_source(parse_yaml(self._text("recipe.yaml"), str(self.path / "recipe.yaml")))
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json: the sizes."""
+        if self.base is not None:
+            return self.base.config
+        try:
+            values = json.loads(self._text("config.json"))
+        except (ValueError, RecursionError):
+            values = None
+        if not (isinstance(values, dict) and type(values.get("vocab_size")) is int):
+            raise self.source.damaged("config.json", "it has no vocab_size")
+        return values
+
+    @property
+    def vocab(self) -> int:
+        return self.config["vocab_size"]
+
+    def tokenizer(self) -> Tokenizer:
+        """InputError for a model that has none."""
+        if self.base is not None:
+            return self.base.tokenizer()
+        if "tokenizer.json" not in self.manifest.files:
+            raise InputError(f"{self.path} has no tokenizer", "its model does not work on text")
+        chat = self._text(CHAT) if CHAT in self.manifest.files else None
+        return read_tokenizer(self.source.read("tokenizer.json"), str(self.path / "tokenizer.json"), chat)
+
+    @cached_property
+    def tensors(self) -> StoredTensors | MergedTensors:
+        """The weights by name, each read when it is used; of an adapter, its base's with the adapter merged."""
+        if self.base is not None and self.adapter is not None:
+            return MergedTensors(self.base.tensors, self.adapter, self.path)
+        return self._stored
+
+    @cached_property
+    def _stored(self) -> StoredTensors:
+        return StoredTensors(self.source, "", WEIGHTS)
+
+    def model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
+        """The language model with its weights, in float32 by default. InputError for an encoder.
+
+        Of an adapter, the base with the adapter merged. For several over one base see `adapters.lora_linear.attach`.
+        """
+        model = self._built(device, dtype)
+        if not isinstance(model, LanguageModel):
+            raise InputError(
+                f"{self.path} is an encoder: an encoder does not write text", "give the checkpoint of a language model"
+            )
+        return model
+
+    def classifier(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Classifier:
+        """The encoder with its weights, in float32 by default. InputError for a language model."""
+        model = self._built(device, dtype)
+        if not isinstance(model, Classifier):
+            raise InputError(f"{self.path} is a language model, which has no classes", "give an encoder's checkpoint")
+        return model
+
+    def session(self, named: Path, model: LanguageModel) -> Session:
+        """The session in the file `named`, or of that name among those that the checkpoint carries."""
+        member = f"sessions/{named}.safetensors"
+        if named.exists() or member not in self.manifest.files:
+            return Session.load(named, model)
+        return Session.of(TensorFile(*self.source.locate(member), str(self.path / member)), model)
+
+    def _built(self, device: torch.device | str, dtype: torch.dtype | None) -> Model:
+        (self.base or self).check_sizes()
+        with skip_init():
+            model = build_model(self.recipe.model, self.vocab)
+        load_weights(model, self.tensors, self.path)
+        source = self if self.base is None or (self.path / MANIFEST).is_file() else self.base
+        model.leave_out(source.manifest.without)
+        return model.to(device=device, dtype=dtype or torch.float32)
+
+    def check_sizes(self) -> None:
+        """InputError if recipe and weights belong to different models.
+
+        A recipe may be hostile: memory for a model is allocated only if weights of its size are present.
+        """
+        spec, stored = self.recipe.model, self._stored
+        width = stored.shape(EMBEDDING)[-1:] if EMBEDDING in stored else ()
+        if spec.blocks > len(stored) or (width and width[0] != spec.width):
+            raise InputError(f"{self.path} holds no weights of the model in its recipe.yaml", "they are of two models")
+        try:
+            own = weights(self.recipe.meta_model(self.vocab))
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"the recipe of {self.path} makes no model: {' '.join(str(error).split())[:200]}"
+            ) from None
+        check_names(own, stored, self.path)
+        for name, tensor in own.items():
+            check_shape(name, tensor, stored.shape(name), self.path)
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of an encoder's classes, in the order of its logits; none for a language model."""
+        names = self.config.get("id2label", {})
+        return [str(name) for name in names.values()] if isinstance(names, dict) else []
+
+    @property
+    def resumable(self) -> bool:
+        return "training/state.json" in self.manifest.files
+
+    def training_state(self) -> dict[str, Any]:
+        """training/state.json. InputError for a checkpoint with weights only."""
+        if not self.resumable:
+            raise InputError(f"{self.path} holds weights only", "training cannot go on from it; begin a run from them")
+        return json.loads(self._text("training/state.json"))
+
+    def training_tensors(self, name: str) -> Mapping[str, Tensor]:
+        """training/`name`.safetensors; empty if there is none."""
+        if f"training/{name}.safetensors" not in self.manifest.files:
+            return {}
+        return StoredTensors(self.source, "training/", f"{name}.safetensors")
+
+    def _text(self, name: str) -> str:
+        try:
+            return self.source.read(name).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.source.damaged(name, f"it is not UTF-8 text (byte {error.start})") from None

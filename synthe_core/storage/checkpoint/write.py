@@ -1,0 +1,116 @@
+"""Writing a checkpoint: beside its place, synced, then renamed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage import adapter_files
+from synthe_core.storage.atomic import new_folder
+from synthe_core.storage.checkpoint.read import WEIGHTS, Checkpoint
+from synthe_core.storage.manifest import MANIFEST, Base, Manifest
+
+SHARD_BYTES = 5 * 10**9
+INDEX = f"{WEIGHTS}.index.json"
+
+
+def save(
+    path: Path,
+    *,
+    recipe: Recipe,
+    vocab: int,
+    tensors: Mapping[str, Tensor],
+    manifest: Manifest,
+    tokenizer: Tokenizer | None = None,
+    classes: Sequence[str] = (),
+    base: Checkpoint | None = None,
+    training: Mapping[str, Mapping[str, Tensor]] | None = None,
+    state: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Checkpoint:
+    """Writes a checkpoint atomically and fills in `manifest.files`.
+
+    classes: the names of an encoder's classes, in the order of its logits.
+    base: writes an adapter of that model, whose factors are the `tensors`.
+    training: name -> tensors, written as training/`name`.safetensors; state: JSON for training/state.json.
+    Raises WorkError if the disk is full; an earlier checkpoint at `path` is then unchanged.
+    """
+    with new_folder(path) as folder:
+        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        if base is not None and recipe.train.lora is not None:
+            base_path = adapter_files.write(folder, tensors, recipe.train.lora, path, base.path)
+            reference = Base(path=base_path, sha256=base.digest)
+            manifest = manifest.model_copy(update={"kind": "adapter", "base": reference})
+        else:
+            write_tensors(folder, tensors, shard_bytes)
+            (folder / "config.json").write_text(_json(model_config(recipe, vocab, classes)), encoding="utf-8")
+            if tokenizer is not None:
+                tokenizer.save(folder)
+        if state is not None:
+            _write_training(folder / "training", training or {}, state)
+        for file in folder.rglob("*.safetensors"):
+            shutil.copymode(folder / "recipe.yaml", file)  # safetensors writes files that only their owner may read
+        (folder / MANIFEST).write_text(manifest.with_files(folder).model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return Checkpoint(path)
+
+
+def _write_training(folder: Path, training: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    folder.mkdir()
+    (folder / "state.json").write_text(_json(state), encoding="utf-8")
+    for name, group in training.items():
+        if group:
+            save_file(_on_cpu(group), folder / f"{name}.safetensors")
+
+
+def model_config(recipe: Recipe, vocab: int, classes: Sequence[str]) -> dict[str, Any]:
+    """The content of config.json."""
+    labels = {"id2label": {str(index): name for index, name in enumerate(classes)}} if classes else {}
+    return labels | {
+        "model_type": "synthe",
+        "vocab_size": vocab,
+        "hidden_size": recipe.model.width,
+        "num_hidden_layers": recipe.model.blocks,
+        "tie_word_embeddings": recipe.model.tie,
+        "torch_dtype": "float32",
+        "model": recipe.model.model_dump(mode="json"),
+    }
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
+    """Writes one file, or shards of at most `shard_bytes` (a larger tensor has its own shard) with an index."""
+    shards: list[list[str]] = [[]]
+    shard_size = total = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        total += size
+        if shards[-1] and shard_size + size > shard_bytes:
+            shards.append([])
+            shard_size = 0
+        shards[-1].append(name)
+        shard_size += size
+    if len(shards) == 1:
+        save_file(_on_cpu(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(_on_cpu({name: tensors[name] for name in names}), folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(_json(index), encoding="utf-8")
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
