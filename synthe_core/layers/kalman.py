@@ -13,6 +13,7 @@ from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.frames import Ticks
 from synthe_core.ops.kalman_filter import Filtered, kalman_filter
 from synthe_core.ops.silu_gate import silu_gate
 
@@ -116,22 +117,17 @@ class Kalman(Learner[Belief]):
 
     def _filter_ticks(self, x: Tensor, state: Belief, ctx: Pass) -> tuple[Filtered, Belief]:
         """The filter over the columns of `x` where some row's clock ticks, held in between."""
-        due = ctx.positions % self.config.every == 0
-        if ctx.mask is not None:
-            due = due & ctx.mask
-        ticks = due.any(dim=0)
-        columns = ticks.nonzero().squeeze(1)
+        ticks = Ticks.of(self.config.every, ctx.positions, ctx.mask)
         surprise = torch.zeros(x.shape[:2], dtype=self.state_dtype, device=x.device)
         confidence = torch.ones_like(surprise)
         means, variances = (leaf[:, None] for leaf in state)
-        if len(columns):
-            due, at = due.index_select(1, columns), columns.expand(len(x), -1)
-            filtered, state = self._filter(x.index_select(1, columns), state, due, ctx, at)
+        if len(ticks.columns):
+            at = ticks.columns.expand(len(x), -1)
+            filtered, state = self._filter(x.index_select(1, ticks.columns), state, ticks.due, ctx, at)
             means, variances = torch.cat([means, filtered.mean], 1), torch.cat([variances, filtered.variance], 1)
-            surprise = surprise.index_copy(1, columns, filtered.surprise)
-            confidence = confidence.index_copy(1, columns, filtered.confidence)
-        held = ticks.cumsum(0)
-        return Filtered(means.index_select(1, held), variances.index_select(1, held), surprise, confidence), state
+            surprise = surprise.index_copy(1, ticks.columns, filtered.surprise)
+            confidence = confidence.index_copy(1, ticks.columns, filtered.confidence)
+        return Filtered(ticks.hold(means), ticks.hold(variances), surprise, confidence), state
 
     def flops(self, time: int) -> float:
         measured = 2 * matrix_size(self.observe) + OP_FLOPS * self.rank

@@ -18,9 +18,9 @@ from synthe_core.layers import LAYERS, build, parse
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.slow_tiers import Items, Reading, SpanTier, SummaryTier
-from synthe_core.layers.spans import Spans, entries, last_seen
 from synthe_core.layers.test_time import AtTestTime
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.frames import Spans, gather_rows, last_position
 from synthe_core.ops.rms_norm import rms_norm
 
 PRIOR_GAIN = 0.5  # of a context prior at first, over that of a learner's output
@@ -49,11 +49,11 @@ class TierSpec(Spec):
 
 
 class MultiscaleState(NamedTuple):
-    """The fast learner's state, those of the slow tiers, and the last position seen [B] (see `last_seen`)."""
+    """The fast learner's state, those of the slow tiers, and the last position seen [B] (see `last_position`)."""
 
     fast: Any
     slow: tuple[Any, ...]
-    seen: Tensor
+    last_position: Tensor
 
 
 class MultiscaleMemory(Learner[MultiscaleState]):
@@ -202,7 +202,7 @@ class MultiscaleMemory(Learner[MultiscaleState]):
 
     def _resetting(self, x: Tensor, state: MultiscaleState, ctx: Pass) -> tuple[Tensor, MultiscaleState]:
         """In pieces that end where some row is to forget."""
-        finished = Spans.over(self.config.reset_every, ctx, state.seen).finished
+        finished = Spans.of(self.config.reset_every, ctx.positions, ctx.mask, state.last_position).finished
         cuts = sorted({0, *finished.any(0).nonzero()[:, 0].tolist(), x.shape[1]})
         fresh = self.init_state(x.shape[0], device=x.device)
         signals, outputs = [], []
@@ -239,13 +239,14 @@ class MultiscaleMemory(Learner[MultiscaleState]):
                 ctx.spare(self.flops(x.shape[1]) - self._flops(x.shape[1], place))
                 after.extend(state.slow[place:])
                 break
-            spans = Spans.over(self.periods[place + 1], ctx, state.seen)
+            spans = Spans.of(self.periods[place + 1], ctx.positions, ctx.mask, state.last_position)
             below = readings[-1] if readings else None
             reading, remembered = self._climb(tier, x, x + fast, below, spans, before, ctx)
             readings.append(reading)
             after.append(remembered)
         ctx.path = path
-        new = MultiscaleState(fast_state, tuple(after), last_seen(ctx, state.seen))
+        last = last_position(ctx.positions, ctx.lengths, state.last_position)
+        new = MultiscaleState(fast_state, tuple(after), last)
         if not readings:
             return fast, new
         scale, shift = self._descend(readings, x.dtype)
@@ -266,11 +267,11 @@ class MultiscaleMemory(Learner[MultiscaleState]):
             weight = None if below is None or score is None else below.at_tokens(score)
             return tier(x, stream, weight, state, spans, ctx)
         if below is None or below.spans is None:
-            items = Items(stream if below is None else below.value, score, spans.passed, ctx.mask)
+            items = Items(stream if below is None else below.value, score, spans.num_finished, ctx.mask)
         else:  # the n-th span below was finished at a token, and belongs to the span that was pending before it
-            which = entries(spans.passed - spans.finished.long(), below.spans.at)
+            which = gather_rows(spans.num_finished - spans.finished.long(), below.spans.token)
             items = Items(
-                below.value[:, 1:], None if score is None else score[:, 1:], which, below.spans.mask, below.spans.at
+                below.value[:, 1:], None if score is None else score[:, 1:], which, below.spans.mask, below.spans.token
             )
         return tier(items._replace(value=items.value.to(x.dtype)), state, spans, ctx)
 
@@ -285,17 +286,17 @@ class MultiscaleMemory(Learner[MultiscaleState]):
             if above is not None:
                 prior = self.condition[place + 1](above.to(dtype))
                 if clock is not None and own_clock is not None:
-                    known = entries(clock.passed, own_clock.at)
-                    prior = entries(prior, F.pad(known, (1, 0)))  # what was held before sees the like
+                    known = gather_rows(clock.num_finished, own_clock.token)
+                    prior = gather_rows(prior, F.pad(known, (1, 0)))  # what was held before sees the like
                 else:
-                    prior = prior if clock is None else entries(prior, clock.passed)
+                    prior = prior if clock is None else clock.hold(prior)
                     own, own_clock = readings[place].at_tokens(own), None
                 scale, shift = prior.chunk(2, -1)
                 own = own * (1 + scale) + shift
             above, clock = own, own_clock
         assert above is not None
         prior = self.condition[0](above.to(dtype))
-        scale, shift = (prior if clock is None else entries(prior, clock.passed)).chunk(2, -1)
+        scale, shift = (prior if clock is None else clock.hold(prior)).chunk(2, -1)
         return scale, shift
 
     def _show(self, fast: Tensor, readings: list[Reading], ctx: Pass) -> None:

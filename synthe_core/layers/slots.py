@@ -16,7 +16,7 @@ from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
-from synthe_core.ops.slot_memory import Policy, Recalled, slot_memory
+from synthe_core.ops.slot_memory import Policy, SlotOutput, slot_memory
 
 EPS = 1e-5
 STRONGEST = 1 - 1e-6  # a write's strength stays below 1, whose log(1 - s) is infinite
@@ -152,7 +152,7 @@ class Slots(Learner[Bank]):
         """x / ‖x‖ over the last axis, as a root-mean-square norm with every weight K^-1/2."""
         return rms_norm(x, self.unit.to(x.dtype), EPS / self.key, x.dtype)
 
-    def _shares(self, recalled: Recalled, ctx: Pass) -> Tensor:
+    def _shares(self, recalled: SlotOutput, ctx: Pass) -> Tensor:
         """Each slot's share [B, J] of the reads that a row's real tokens made in this pass."""
         weights = recalled.weights
         if ctx.mask is not None:
@@ -162,7 +162,7 @@ class Slots(Learner[Bank]):
         shares = weights.new_zeros(weights.shape[0], self.config.slots)
         return shares.scatter_add(1, recalled.slots.flatten(1), weights.flatten(1) / self.config.heads)
 
-    def _learn_aside(self, recalled: Recalled, value: Tensor, ctx: Pass) -> None:
+    def _learn_aside(self, recalled: SlotOutput, value: Tensor, ctx: Pass) -> None:
         """The auxiliary losses."""
         if self.config.balance:
             excess = self._shares(recalled, ctx) - 1 / self.config.slots
@@ -175,7 +175,7 @@ class Slots(Learner[Bank]):
             counted = error.numel() if ctx.mask is None else ctx.mask[:, 1:].sum().clamp_min(1)
             ctx.losses.append(("prediction", self.config.prediction * error.sum() / counted))
 
-    def _emit(self, recalled: Recalled, strength: Tensor, ctx: Pass) -> None:
+    def _emit(self, recalled: SlotOutput, strength: Tensor, ctx: Pass) -> None:
         if ctx.trace is None:
             return
         ctx.emit("read_weights", recalled.weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from synthe_core.layers import build
 from synthe_core.layers.learner import Learner, Pass
 from synthe_core.layers.projection import matrix_size, project_in
-from synthe_core.layers.spans import Spans, entries
 from synthe_core.layers.test_time import SpanMemory, SpanSpec, told_surprise
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.frames import Spans
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.span_memory import SpanState
@@ -38,7 +39,7 @@ class Reading(NamedTuple):
 
     def at_tokens(self, x: Tensor) -> Tensor:
         """Entries [B, N, ...] as each token sees them, [B, T, ...]."""
-        return x if self.spans is None else entries(x, self.spans.passed)
+        return x if self.spans is None else self.spans.hold(x)
 
 
 class Items(NamedTuple):
@@ -115,23 +116,23 @@ class SummaryTier(nn.Module):
 
     def forward(self, items: Items, state: Held, spans: Spans, ctx: Pass) -> tuple[Reading, Held]:
         sums = self._sums(items, state, spans, ctx)
-        ended, pending = sums[:, :-1], entries(sums, spans.lengths[:, None])[:, 0]
+        ended, pending = sums[:, :-1], spans.last(sums)
         state = state._replace(sums=pending)
         values, surprises, scores = (x[:, None] for x in (state.reading, state.surprise, state.persistence))
         if ended.shape[1]:
             z, m = self._summary(ended, items.value.dtype)
-            said, rule = self.rule(m, state.rule, spans.within(ctx))
+            said, rule = self.rule(m, state.rule, span_pass(spans, ctx))
             values = torch.cat([values, (m + said).to(values.dtype)], 1)
-            state = state._replace(rule=rule, reading=entries(values, spans.lengths[:, None])[:, 0])
+            state = state._replace(rule=rule, reading=spans.last(values))
             if self.predict is not None:
                 error = self._error(values[:, :-1].to(z.dtype), z, spans.mask, ctx)
                 surprises = torch.cat([surprises, error[..., None]], 1)
-                state = state._replace(surprise=entries(surprises, spans.lengths[:, None])[:, 0])
+                state = state._replace(surprise=spans.last(surprises))
                 if self.persistence is not None:
                     score, last = self.persistence(1 / (1 + error), state.persistence, spans.mask)
                     scores = torch.cat([scores, score[..., None]], 1)
                     state = state._replace(persistence=last)
-        surprise = None if self.predict is None else entries(surprises, spans.passed)[..., 0]
+        surprise = None if self.predict is None else spans.hold(surprises)[..., 0]
         return Reading(values, spans, surprise, None if self.persistence is None else scores[..., 0]), state
 
     def _sums(self, items: Items, state: Held, spans: Spans, ctx: Pass) -> Tensor:
@@ -146,7 +147,7 @@ class SummaryTier(nn.Module):
         if items.mask is not None:
             value = value.masked_fill(~items.mask[..., None], 0.0)
         told = torch.cat([amount * value, amount, gate], -1)
-        count = spans.at.shape[1] + 1
+        count = spans.token.shape[1] + 1
         row = torch.arange(len(told), device=told.device)[:, None] * count
         sums = told.new_zeros(len(told) * count, told.shape[-1])
         sums = sums.index_add(0, (row + items.span).flatten(), told.flatten(0, 1)).unflatten(0, (-1, count))
@@ -225,3 +226,16 @@ class SpanTier(nn.Module):
 def ctx_dtype(parameter: Tensor) -> torch.dtype:
     """What sums and errors are computed in: float32, or float64 where the parameters are."""
     return torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
+def span_pass(spans: Spans, ctx: Pass) -> Pass:
+    """The pass of a learner with one token a span, whose position is the span's index."""
+    return replace(
+        ctx,
+        positions=spans.span,
+        lengths=None if spans.mask is None else spans.lengths,
+        mask=spans.mask,
+        signals={},
+        tokens=ctx.among(spans.token),
+        path=f"{ctx.path}.rule",
+    )

@@ -12,11 +12,11 @@ from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import matrix_size, project_in, project_out
-from synthe_core.layers.spans import Spans, last_seen
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.frames import Spans, last_position
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
-from synthe_core.ops.span_memory import Learned, SpanState, span_memory
+from synthe_core.ops.span_memory import SpanOutput, SpanState, span_memory
 
 EPS = 1e-5
 MOST_MOMENTUM = 0.9
@@ -78,7 +78,7 @@ class SpanMemory(nn.Module):
 
     def forward(
         self, x: Tensor, written: Tensor, weight: Tensor | None, state: SpanState, spans: Spans, ctx: Pass
-    ) -> Learned:
+    ) -> SpanOutput:
         """Reads for `x` and learns from `written`, both [B, T, D]; `weight` [B, T] says how much from each token."""
         dtype = state.memory.dtype
         q, told = self.query(x), self.write(written)
@@ -126,10 +126,10 @@ def told_surprise(error: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Spanned(NamedTuple):
-    """The memory's state, and the last position seen [B] (see `last_seen`)."""
+    """The memory's state, and the last position seen [B] (see `last_position`)."""
 
     memory: SpanState
-    seen: Tensor
+    last_position: Tensor
 
 
 class AtTestTime(Learner[Spanned]):
@@ -172,11 +172,12 @@ class AtTestTime(Learner[Spanned]):
 
     def forward(self, x: Tensor, state: Spanned | None, ctx: Pass) -> tuple[Tensor, Spanned]:
         state = state or self.init_state(x.shape[0], device=x.device)
-        spans = Spans.over(self.config.span, ctx, state.seen)
+        spans = Spans.of(self.config.span, ctx.positions, ctx.mask, state.last_position)
         learned = self.memory(x, x, None, state.memory, spans, ctx)
         ctx.signals["surprise"], ctx.signals["confidence"] = told_surprise(learned.error)
         y = self.out(silu_gate(learned.read, self.gate(x)))
-        return y, Spanned(learned.state, last_seen(ctx, state.seen))
+        last = last_position(ctx.positions, ctx.lengths, state.last_position)
+        return y, Spanned(learned.state, last)
 
     def flops(self, time: int) -> float:
         return 2.0 * (matrix_size(self.gate) + matrix_size(self.out)) + self.memory.flops(time)

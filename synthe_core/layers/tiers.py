@@ -15,6 +15,7 @@ from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.frames import Ticks
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
@@ -27,18 +28,6 @@ class Levels(NamedTuple):
     """Every tier's average [B, N, E]."""
 
     levels: Tensor
-
-
-class Tick(NamedTuple):
-    """One tier's clock over a pass of T tokens.
-
-    columns: int64 [n], where it ticks for some row; due: bool [B, n], for which rows; held: int64 [T], how many of its
-    columns have come by each token, so that entry held[t] of (the state before, one entry a column) is what t sees.
-    """
-
-    columns: Tensor
-    due: Tensor
-    held: Tensor
 
 
 class Tiers(Learner[Levels]):
@@ -94,23 +83,12 @@ class Tiers(Learner[Levels]):
 
     def forward(self, x: Tensor, state: Levels | None, ctx: Pass) -> tuple[Tensor, Levels]:
         state = state or self.init_state(x.shape[0], device=x.device)
-        ticks = [self._tick(period, ctx) for period in self.periods]
+        ticks = [Ticks.of(period, ctx.positions, ctx.mask) for period in self.periods]
         normed, after = self._climb(x, state, ticks, ctx)
         read = self._descend(normed, ticks, x.dtype)
         return self.out(silu_gate(read, self.gate(x))), after
 
-    def _tick(self, period: int, ctx: Pass) -> Tick:
-        due = ctx.positions % period == 0
-        if ctx.mask is not None:
-            due = due & ctx.mask
-        ticks = due.any(dim=0)
-        if period == 1:
-            ticks = torch.ones_like(ticks)  # at every token, known without asking the device
-            return Tick(torch.arange(len(ticks), device=due.device), due, ticks.cumsum(0))
-        columns = ticks.nonzero().squeeze(1)
-        return Tick(columns, due.index_select(1, columns), ticks.cumsum(0))
-
-    def _climb(self, x: Tensor, state: Levels, ticks: list[Tick], ctx: Pass) -> tuple[list[Tensor], Levels]:
+    def _climb(self, x: Tensor, state: Levels, ticks: list[Ticks], ctx: Pass) -> tuple[list[Tensor], Levels]:
         """Fast feeds slow: each tier's normed states [B, 1 + n, E], the one before the pass first; and those after."""
         normed: list[Tensor] = []
         after = []
@@ -124,20 +102,20 @@ class Tiers(Learner[Levels]):
                 levels, last = gated_average(logits, value.to(self.state_dtype), before)
                 levels = torch.cat([before[:, None], levels], dim=1)
             if ctx.trace is not None:
-                ctx.emit(f"tier_{k}", levels.index_select(1, tick.held))
+                ctx.emit(f"tier_{k}", tick.hold(levels))
             normed.append(rms_norm(levels, self.norm[k].to(self.state_dtype), EPS, self.state_dtype))
             after.append(last)
         return normed, Levels(torch.stack(after, dim=1))
 
-    def _descend(self, normed: list[Tensor], ticks: list[Tick], dtype: torch.dtype) -> Tensor:
+    def _descend(self, normed: list[Tensor], ticks: list[Ticks], dtype: torch.dtype) -> Tensor:
         """Slow conditions fast. All tiers side by side as each token sees them [B, T, N E], the fastest first."""
         above = normed[-1]
-        seen = [above.index_select(1, ticks[-1].held)]
+        seen = [ticks[-1].hold(above)]
         for k in reversed(range(len(normed) - 1)):
             slow = F.pad(ticks[k + 1].held[ticks[k].columns], (1, 0))  # the entry before sees the entry before
             scale, shift = self.condition[k](above.to(dtype)).index_select(1, slow).chunk(2, dim=-1)
             above = normed[k] * (1 + scale) + shift
-            seen.append(above.index_select(1, ticks[k].held))
+            seen.append(ticks[k].hold(above))
         return torch.cat(seen[::-1], dim=-1)
 
     def flops(self, time: int) -> float:

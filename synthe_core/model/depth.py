@@ -23,6 +23,7 @@ from synthe_core.layers.learner import Pass, Spec
 from synthe_core.layers.projection import matrix_size, project_in
 from synthe_core.layers.trace import Emission, Trace, schema
 from synthe_core.model.block import RMSNorm
+from synthe_core.ops.frames import indices_of_true
 from synthe_core.ops.hashing import hash_uniform
 from synthe_core.ops.rms_norm import rms_norm
 
@@ -173,9 +174,7 @@ class Places:
         base = torch.arange(keep.shape[0], device=keep.device) * time
         keep, base = _rows(keep, rows), _rows(base, rows)
         rank = keep.cumsum(1)
-        to = torch.where(keep, rank - 1, longest)  # one place too many, for all that are not kept
-        steps = torch.arange(time, device=keep.device).expand_as(to)
-        index = steps.new_zeros(keep.shape[0], longest + 1).scatter(1, to, steps)[:, :longest]
+        index = indices_of_true(keep, rank, longest)
         return cls(base[:, None] + index, torch.arange(longest, device=keep.device) < rank[:, -1:])
 
     def gather(self, x: Tensor) -> Tensor:

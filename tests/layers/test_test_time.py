@@ -4,9 +4,9 @@ from pydantic import ValidationError
 
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.spans import WRAP, Spans, last_seen
 from synthe_core.layers.test_time import AtTestTime
 from synthe_core.ops.dispatch import record_ops
+from synthe_core.ops.frames import POSITION_RANGE, Spans, last_position
 
 WIDTH = 12
 
@@ -24,30 +24,30 @@ def inputs(batch, time, seed=1):
     return torch.randn(batch, time, WIDTH, dtype=torch.float64)
 
 
-def at(position):
-    return Pass(positions=torch.as_tensor(position))
-
-
 def test_a_span_is_finished_by_the_first_token_of_a_later_one_even_over_gaps():
     position = torch.tensor([[2, 3, 4, 9, 10, 20], [0, 1, 2, 3, 4, 5]])
-    spans = Spans.over(4, at(position), torch.tensor([-1.0, 0.0]))
+    spans = Spans.of(4, position, None, torch.tensor([-1.0, 0.0]))
     assert spans.finished.int().tolist() == [[0, 0, 1, 1, 0, 1], [0, 0, 0, 0, 1, 0]]
-    assert spans.passed.tolist() == [[0, 0, 1, 2, 2, 3], [0, 0, 0, 0, 1, 1]]
-    assert spans.at[0].tolist() == [2, 3, 5] and spans.at[1, 0] == 4
-    assert spans.which[0].tolist() == [0, 1, 2] and spans.which[1, 0] == 0
+    assert spans.num_finished.tolist() == [[0, 0, 1, 2, 2, 3], [0, 0, 0, 0, 1, 1]]
+    assert spans.token[0].tolist() == [2, 3, 5] and spans.token[1, 0] == 4
+    assert spans.span[0].tolist() == [0, 1, 2] and spans.span[1, 0] == 0
     assert spans.lengths.tolist() == [3, 1] and spans.mask.int().tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 def test_the_last_position_is_remembered_over_passes_and_the_wrap():
     far = 2**31
-    for seen, position, finished in ((far + 3, far + 4, True), (far + 2, far + 3, False), (WRAP - 1, WRAP, True)):
-        stored = last_seen(at([[seen]]), torch.tensor([-1.0]))
-        assert stored.dtype == torch.float32 and stored < WRAP
-        spans = Spans.over(4, at([[position]]), stored)
+    for seen, position, finished in (
+        (far + 3, far + 4, True),
+        (far + 2, far + 3, False),
+        (POSITION_RANGE - 1, POSITION_RANGE, True),
+    ):
+        stored = last_position(torch.tensor([[seen]]), None, torch.tensor([-1.0]))
+        assert stored.dtype == torch.float32 and stored < POSITION_RANGE
+        spans = Spans.of(4, torch.tensor([[position]]), None, stored)
         assert bool(spans.finished) == finished
-        assert spans.which.tolist() == ([[seen // 4]] if finished else [[]])
+        assert spans.span.tolist() == ([[seen // 4]] if finished else [[]])
     padded = Pass.over(torch.zeros(2, 3), torch.tensor([0, 2]), torch.tensor([7, 7]))
-    assert last_seen(padded, torch.tensor([5.0, 5.0])).tolist() == [5, 8]
+    assert last_position(padded.positions, padded.lengths, torch.tensor([5.0, 5.0])).tolist() == [5, 8]
 
 
 @pytest.mark.parametrize("config", [{}, {"test_time": False}], ids=str)
@@ -79,13 +79,13 @@ def test_any_split_of_rows_at_different_positions_with_gaps_gives_the_same(cuts)
     position = torch.tensor([0, 1, 6])[:, None] + torch.arange(21)
     position[1] += 9 * (torch.arange(21) > 12)
     position[2] *= 2
-    whole, final = learner(x, None, at(position))
+    whole, final = learner(x, None, Pass(positions=position))
     state, pieces = None, []
     for start, end in zip((0, *cuts), (*cuts, 21), strict=True):
-        y, state = learner(x[:, start:end], state, at(position[:, start:end]))
+        y, state = learner(x[:, start:end], state, Pass(positions=position[:, start:end]))
         pieces.append(y)
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-11)
-    for one, other in zip((*state.memory, state.seen), (*final.memory, final.seen), strict=True):
+    for one, other in zip((*state.memory, state.last_position), (*final.memory, final.last_position), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
 

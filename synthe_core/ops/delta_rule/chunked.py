@@ -14,29 +14,20 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.delta_rule.reference import delta_rule
 from synthe_core.ops.dispatch import Call, Slower
+from synthe_core.ops.frames import join_chunks, split_chunks
 
 CHUNK = 64
 
 
 def chunks(x: Tensor) -> Tensor:
     """x [B, T, H, ...] as [B H, N, C, ...], zeros after the end of time."""
-    missing = -x.shape[1] % CHUNK
-    if missing:
-        x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
-    return x.unflatten(1, (-1, CHUNK)).movedim(3, 1).flatten(0, 1).contiguous()
-
-
-def whole(x: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `chunks`, for a tensor of the batch, time and heads of `like`."""
-    batch, time, heads = like.shape[:3]
-    return x.unflatten(0, (batch, heads)).flatten(2, 3).movedim(1, 2)[:, :time]
+    return split_chunks(x, CHUNK)
 
 
 class Decays(NamedTuple):
@@ -105,8 +96,8 @@ class ChunkedMemory(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*inputs, before, memory, error if overwrite else None, inverse)
             ctx.overwrite, ctx.has_state = overwrite, state is not None
-        told = (whole(error, q).contiguous(),) if tell else ()
-        return whole(out, q).contiguous(), final.clone(), *told
+        told = (join_chunks(error, q).contiguous(),) if tell else ()
+        return join_chunks(out, q).contiguous(), final.clone(), *told
 
     @staticmethod
     @once_differentiable
@@ -162,9 +153,18 @@ class ChunkedMemory(torch.autograd.Function):
             flux = (qs * dq).sum(-1) - (vs * dR).sum(-1)
             if dE is not None:
                 flux = flux + (error * dE).sum(-1)
-            dlog = whole(along + flux.flip(-1).cumsum(-1).flip(-1), q)
+            dlog = join_chunks(along + flux.flip(-1).cumsum(-1).flip(-1), q)
         dstate = dS.unflatten(0, (q.shape[0], q.shape[2])) if ctx.has_state else None
-        return whole(dq, q), whole(dk, q), whole(dR, q), whole(dbeta, q), dlog, dstate, None, None
+        return (
+            join_chunks(dq, q),
+            join_chunks(dk, q),
+            join_chunks(dR, q),
+            join_chunks(dbeta, q),
+            dlog,
+            dstate,
+            None,
+            None,
+        )
 
 
 def chunked_memory(

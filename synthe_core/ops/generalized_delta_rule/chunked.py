@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.ops.delta_rule.chunked import refusal, solver
+from synthe_core.ops.frames import join_chunks, split_chunks
 from synthe_core.ops.generalized_delta_rule.reference import generalized_delta_rule
 
 CHUNK = 16
@@ -33,16 +34,7 @@ CHUNK = 16
 
 def chunks(x: Tensor) -> Tensor:
     """x [B, T, H, ...] as [G, N, C, ...], G = B H heads of N chunks; zeros after the end of time."""
-    missing = -x.shape[1] % CHUNK
-    if missing:
-        x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
-    return x.unflatten(1, (-1, CHUNK)).movedim(3, 1).flatten(0, 1).contiguous()
-
-
-def whole(x: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `chunks`, for a tensor of the batch, time and heads of `like`."""
-    batch, time, heads = like.shape[:3]
-    return x.unflatten(0, (batch, heads)).flatten(2, 3).movedim(1, 2)[:, :time].contiguous()
+    return split_chunks(x, CHUNK)
 
 
 class Chunks:
@@ -104,7 +96,7 @@ class ChunkedRule(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(q, k, v, a, b, log_decay, before, memory, recalled, inverse)
             ctx.has_state = state is not None
-        return whole(out, q), memory.unflatten(0, (q.shape[0], q.shape[2])).clone()
+        return join_chunks(out, q).contiguous(), memory.unflatten(0, (q.shape[0], q.shape[2])).clone()
 
     @staticmethod
     @once_differentiable
@@ -156,7 +148,7 @@ class ChunkedRule(torch.autograd.Function):
         passed = F.pad((flux + at.a * da)[:, :, 1:], (0, 0, 0, 1))
         dw = along + flux + passed.flip(2).cumsum(2).flip(2)
         dstate = dS.unflatten(0, (q.shape[0], q.shape[2])) if ctx.has_state else None
-        return *(whole(x, q) for x in (dq, dk, dv, da, db, dw)), dstate
+        return *(join_chunks(x, q).contiguous() for x in (dq, dk, dv, da, db, dw)), dstate
 
 
 @generalized_delta_rule.kernel("chunked", rank=10, tolerance=1e-5)

@@ -1,9 +1,9 @@
-"""The slot memory by chunks of its clock, in torch, for any device.
+"""The slot memory by frames of its clock, in torch, for any device.
 
-Tokens are laid out in frames of C, aligned with the clock of their own row, the pending ones in front. Between two
-ticks the bank holds still, so a frame's reads and affinities are matrix products and its writes one scatter. Slots that
-are not chosen cost no gradient: the bank is written in place, each tick's old records are kept, and the backward pass
-puts them back, tick by tick, while it carries one gradient of the bank.
+Tokens are laid out in frames of C places, aligned with the clock of their own row, the pending ones in front. The bank
+changes at ticks only, so a frame's reads and affinities are matrix products and its writes one scatter. Slots that are
+not selected cost no gradient: the bank is written in place, each tick's old records are saved, and the backward pass
+restores them, tick by tick, while it carries one gradient of the bank.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from synthe_core.ops.slot_memory.reference import Recalled, check, slot_memory
+from synthe_core.ops.frames import FrameLayout, entry_at, gather_padded, gather_rows
+from synthe_core.ops.slot_memory.reference import SlotOutput, check, slot_memory
 from synthe_core.ops.slot_memory.routing import (
     READ_USE,
     SINCE_READ,
@@ -27,27 +28,20 @@ from synthe_core.ops.slot_memory.routing import (
 )
 
 
-class Frames(NamedTuple):
-    """What a pass knows of its G frames of C places; c = C reads a frame, or 1 when decoding.
+class Reads(NamedTuple):
+    """The reads of a pass in its G frames of C places; c = C reads a frame, or 1 when decoding.
 
-    fresh [B, G, c]: which reads are of this pass's real tokens. phase [B, c]: their places in the frame. position
-    [B, G, c]: where in the sequence. full [B, G]: which frames end with a tick. ticks: how many can. checked: whether
-    to look if any does.
+    real [B, G, c]: which reads are of this pass's real tokens. place [B, c]: their places in the frame. position
+    [B, G, c]: their positions in the sequence. full [B, G]: which frames end with a tick. ticks: how many can. partial:
+    whether a frame that can end with a tick may do so in no row.
     """
 
-    fresh: Tensor
-    phase: Tensor
+    real: Tensor
+    place: Tensor
     position: Tensor
     full: Tensor
     ticks: int
-    checked: bool
-
-
-def pick(x: Tensor, index: Tensor) -> Tensor:
-    """Entries `index` int64 [B, M] of each row of x [B, N, ...]: [B, M, ...]."""
-    batch, count = x.shape[:2]
-    rows = torch.arange(batch, device=x.device)[:, None] * count
-    return x.flatten(0, 1).index_select(0, (rows + index).flatten()).unflatten(0, index.shape)
+    partial: bool
 
 
 @slot_memory.kernel("chunked", rank=10, tolerance=1e-5)
@@ -64,51 +58,42 @@ def chunked(
     lengths: Tensor | None,
     policy: Policy,
     seed: int | None = None,
-) -> Recalled:
-    """Torch: matrix products from tick to tick, the bank written in place and taken back by a hand-written backward."""
+) -> SlotOutput:
+    """Torch: matrix products from tick to tick, the bank written in place and restored by a hand-written backward."""
     check(query, bank, pending, policy)
-    time, chunk = query.shape[1], pending.shape[1]
-    offset = (start % chunk)[:, None]
+    time, size = query.shape[1], pending.shape[1]
+    offset = (start % size)[:, None]
     end = offset + (time if lengths is None else lengths[:, None])
+    latest = 0 if time == 1 else int(offset.max())  # a pass that begins at a tick has a frame less
+    frames = (latest + time - 1) // size + 1
+    layout = FrameLayout.aligned(offset, end, time, size, frames)
+    if time == 1:
+        queries, place = query, offset
+    else:
+        place = torch.arange(frames * size, device=query.device).expand(query.shape[0], -1)
+        queries = gather_rows(query, (place - offset).clamp(0, time - 1))
+    split = (frames, place.shape[1] // frames)
+    reads = Reads(
+        ((place >= offset) & (place < end)).unflatten(1, split),
+        place[:, : split[1]],
+        (start[:, None] - offset + place).unflatten(1, split),
+        end >= torch.arange(1, frames + 1, device=query.device) * size,
+        1 if time == 1 else (latest + time) // size,
+        time < size,
+    )
     records = torch.cat([pending, torch.cat([key, value], -1)], 1)
     strengths = torch.cat([pending_strength, strength], 1)
-
-    def tokens_at(place: Tensor) -> tuple[Tensor, Tensor]:
-        """Records and strengths at places counted from the start of the first frame; zeros where no token is."""
-        source = torch.where(place < offset, place, place + chunk - offset).clamp_max(chunk + time - 1)
-        there = place < end
-        found = pick(records, source), pick(strengths, source)
-        return found[0] * there[..., None, None], found[1] * there
-
-    latest = 0 if time == 1 else int(offset.max())  # a pass that begins at a tick has a frame less
-    count = (latest + time - 1) // chunk + 1
-    place = torch.arange(count * chunk, device=query.device).expand(query.shape[0], -1)
-    record, force = (x.unflatten(1, (count, chunk)) for x in tokens_at(place))
-    ends = torch.arange(1, count + 1, device=query.device) * chunk
-    if time == 1:
-        queries, read_at = query, offset
-    else:
-        queries, read_at = pick(query, (place - offset).clamp(0, time - 1)), place
-    split = (count, read_at.shape[1] // count)
-    frames = Frames(
-        ((read_at >= offset) & (read_at < end)).unflatten(1, split),
-        read_at[:, : split[1]],
-        (start[:, None] - offset + read_at).unflatten(1, split),
-        end >= ends,
-        1 if time == 1 else (latest + time) // chunk,
-        time < chunk,
-    )
-    *told, final, aged = Ticking.apply(queries.unflatten(1, split), record, force, bank, ages, frames, policy, seed)
-    if time > 1:
-        back = offset + place[:, :time]
-        told = [pick(x, back) for x in told]
-    left = torch.div(end, chunk, rounding_mode="floor") * chunk
-    read, weights, slots, affinity, novelty = told
-    return Recalled(read, weights, slots, affinity, novelty, final, aged, *tokens_at(left + place[:, :chunk]))
+    framed = queries.unflatten(1, split), layout.split(records), layout.split(strengths)
+    *outputs, final, aged = ChunkedSlotMemory.apply(*framed, bank, ages, reads, policy, seed)
+    read, weights, slots, affinity, novelty = (x.flatten(1, 2) if time == 1 else layout.join(x) for x in outputs)
+    last = torch.div(end, size, rounding_mode="floor") * size + torch.arange(size, device=end.device)
+    left = entry_at(last, offset, end, time, size)
+    rest = gather_padded(records, left), gather_padded(strengths, left)
+    return SlotOutput(read, weights, slots, affinity, novelty, final, aged, *rest)
 
 
-class Ticking(torch.autograd.Function):
-    """Keeps its inputs, the slots read, and of each tick the records that it replaced."""
+class ChunkedSlotMemory(torch.autograd.Function):
+    """Saves its inputs, the slots read, and of each tick the records that it replaced."""
 
     @staticmethod
     def forward(
@@ -118,42 +103,44 @@ class Ticking(torch.autograd.Function):
         strength: Tensor,
         bank: Tensor,
         ages: Tensor,
-        frames: Frames,
+        reads: Reads,
         policy: Policy,
         seed: int | None,
     ) -> tuple[Tensor, ...]:
-        """query [B, G, c, H, K], record [B, G, C, H, K + V], strength [B, G, C]; the rest as in `slot_memory`."""
+        """query [B, G, c, H, K], record [B, G, C, H, K + V], strength [B, G, C]; the rest as in `slot_memory`.
+
+        Returns read, weight, slot, affinity and novelty [B, G, c, ...], then bank and ages.
+        """
         slots, size = bank.shape[1], query.shape[-1]
-        mine = False  # once True, the bank is a copy with a slot more: there go the records that nobody wrote
-        told, writes = [], {}
+        copied = False  # once True, `bank` is a copy with one slot more, which takes the records that are not written
+        outputs, writes = [], {}
         for n in range(query.shape[1]):
-            position = frames.position[:, n]
-            slot = chosen(query[:, n], bank[:, :slots, :, :size], position, policy, seed)
-            noise = noise_of(slot, slots, position, seed, query.dtype)
-            read, weight = recall(query[:, n], gathered(bank, slot), noise, policy)
-            ages = read_ages(ages, slot, weight, frames.fresh[:, n], policy)
+            position = reads.position[:, n]
+            slot = select_slots(query[:, n], bank[:, :slots, :, :size], position, policy, seed)
+            noise = slot_noise(slot, slots, position, seed, query.dtype)
+            read, weight = read_slots(query[:, n], gather_records(bank, slot), noise, policy)
+            ages = ages_after_reads(ages, slot, weight, reads.real[:, n], policy)
             keys, whole = record[:, n, ..., :size], query.shape[2] == record.shape[2]
-            new = keys if whole else pick(keys, frames.phase)
-            judged = Judged.of(new, keys, frames.phase, bank[:, :slots, :, :size])
-            told.append((read, weight, slot, judged.affinity, judged.novelty))
-            due = frames.full[:, n, None]
-            if n < frames.ticks and not (frames.checked and not bool(due.any())):
+            new = keys if whole else gather_rows(keys, reads.place)
+            match = KeyMatch.of(new, keys, reads.place, bank[:, :slots, :, :size])
+            outputs.append((read, weight, slot, match.affinity, match.novelty))
+            due = reads.full[:, n, None]
+            if n < reads.ticks and not (reads.partial and not bool(due.any())):
                 if not whole:
-                    everywhere = torch.arange(record.shape[2], device=keys.device)[None]
-                    judged = Judged.of(keys, keys, everywhere, bank[:, :slots, :, :size])
-                write, ages = Write.decided(judged, due, strength[:, n], ages, policy)
-                if not mine:
-                    bank, mine = torch.cat([bank, torch.zeros_like(bank[:, :1])], 1), True
-                before = pick(bank, write.target)
-                after = written(before, record[:, n], strength[:, n], write, size)
-                bank.flatten(0, 1).index_copy_(0, flat(write.target, slots + 1), after.flatten(0, 1))
+                    places = torch.arange(record.shape[2], device=keys.device)[None]
+                    match = KeyMatch.of(keys, keys, places, bank[:, :slots, :, :size])
+                write, ages = Write.plan(match, due, strength[:, n], ages, policy)
+                if not copied:
+                    bank, copied = torch.cat([bank, torch.zeros_like(bank[:, :1])], 1), True
+                before = gather_rows(bank, write.target)
+                after = updated_records(before, record[:, n], strength[:, n], write, size)
+                bank.flatten(0, 1).index_copy_(0, slot_rows(write.target, slots + 1), after.flatten(0, 1))
                 writes[n] = (before, *write)
-        read, weight, slot, affinity, novelty = (torch.stack(each, 1) for each in zip(*told, strict=True))
-        final = bank[:, :slots].contiguous() if mine else bank
-        kept = [tensor for n in writes for tensor in writes[n]]
-        ctx.save_for_backward(query, record, strength, slot, final, frames.position, *kept)
+        read, weight, slot, affinity, novelty = (torch.stack(each, 1) for each in zip(*outputs, strict=True))
+        final = bank[:, :slots].contiguous() if copied else bank
+        saved = [tensor for n in writes for tensor in writes[n]]
+        ctx.save_for_backward(query, record, strength, slot, final, reads.position, *saved)
         ctx.ticks, ctx.policy, ctx.seed = list(writes), policy, seed
-        read, weight, slot, affinity, novelty = (x.flatten(1, 2) for x in (read, weight, slot, affinity, novelty))
         ctx.mark_non_differentiable(slot, affinity, novelty, ages)
         return read, weight, slot, affinity, novelty, final, ages
 
@@ -161,132 +148,132 @@ class Ticking(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(grads[0].device.type, enabled=False):
-            return Ticking.gradients(ctx, grads[0], grads[1], grads[-2])
+            return ChunkedSlotMemory.gradients(ctx, grads[0], grads[1], grads[-2])
 
     @staticmethod
     def gradients(ctx: Any, read_grad: Tensor, weight_grad: Tensor, final_grad: Tensor) -> tuple[Tensor | None, ...]:
-        """From the last frame to the first: its tick is undone, then its reads give what they owe to the bank."""
-        query, record, strength, slot, final, position, *kept = ctx.saved_tensors
+        """From the last frame to the first: its tick is undone, then its reads add to the gradient of the bank."""
+        query, record, strength, slot, final, position, *saved = ctx.saved_tensors
         slots, size = final.shape[1], query.shape[-1]
-        trash = torch.zeros_like(final[:, :1])
-        bank, bank_grad = torch.cat([final, trash], 1), torch.cat([final_grad, trash], 1)
+        spare = torch.zeros_like(final[:, :1])
+        bank, bank_grad = torch.cat([final, spare], 1), torch.cat([final_grad, spare], 1)
         query_grad, record_grad = torch.empty_like(query), torch.zeros_like(record)
         strength_grad = torch.zeros_like(strength)
-        read_grad, weight_grad = (x.unflatten(1, query.shape[1:3]) for x in (read_grad, weight_grad))
         width = len(Write._fields) + 1
-        ticks = {n: kept[i * width : (i + 1) * width] for i, n in enumerate(ctx.ticks)}
+        ticks = {n: saved[i * width : (i + 1) * width] for i, n in enumerate(ctx.ticks)}
         for n in reversed(range(query.shape[1])):
             if n in ticks:
-                before, *decided = ticks[n]
-                write = Write(*decided)
-                index = flat(write.target, slots + 1)
-                leaves = leaf(before, record[:, n], strength[:, n])
+                before, *fields = ticks[n]
+                write = Write(*fields)
+                index = slot_rows(write.target, slots + 1)
+                leaves = detached_leaves(before, record[:, n], strength[:, n])
                 with torch.enable_grad():
-                    after = written(leaves[0], leaves[1], leaves[2], write, size)
+                    after = updated_records(leaves[0], leaves[1], leaves[2], write, size)
                 old_grad, record_grad[:, n], strength_grad[:, n] = torch.autograd.grad(
-                    after, leaves, pick(bank_grad, write.target)
+                    after, leaves, gather_rows(bank_grad, write.target)
                 )
-                for rows, put in ((bank, before), (bank_grad, old_grad)):
-                    rows.flatten(0, 1).index_copy_(0, index, put.flatten(0, 1))
-                bank_grad[:, slots] = 0  # where the rows went that nobody wrote
-            noise = noise_of(slot[:, n], slots, position[:, n], ctx.seed, query.dtype)
-            asked, records = leaf(query[:, n], gathered(bank, slot[:, n]))
+                for rows, values in ((bank, before), (bank_grad, old_grad)):
+                    rows.flatten(0, 1).index_copy_(0, index, values.flatten(0, 1))
+                bank_grad[:, slots] = 0  # of the records that were not written
+            noise = slot_noise(slot[:, n], slots, position[:, n], ctx.seed, query.dtype)
+            queries, records = detached_leaves(query[:, n], gather_records(bank, slot[:, n]))
             with torch.enable_grad():
-                outputs = recall(asked, records, noise, ctx.policy)
-            slopes = (read_grad[:, n], weight_grad[:, n])
-            query_grad[:, n], records_grad = torch.autograd.grad(outputs, (asked, records), slopes)
-            index = headed(slot[:, n], slots + 1)
+                outputs = read_slots(queries, records, noise, ctx.policy)
+            output_grads = (read_grad[:, n], weight_grad[:, n])
+            query_grad[:, n], records_grad = torch.autograd.grad(outputs, (queries, records), output_grads)
+            index = head_rows(slot[:, n], slots + 1)
             bank_grad.flatten(0, 2).index_add_(0, index, records_grad.flatten(0, 3))
         return query_grad, record_grad, strength_grad, bank_grad[:, :slots], None, None, None, None
 
 
-def leaf(*tensors: Tensor) -> tuple[Tensor, ...]:
+def detached_leaves(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as leaves of a graph of their own."""
     return tuple(x.detach().requires_grad_() for x in tensors)
 
 
-def flat(slot: Tensor, slots: int) -> Tensor:
+def slot_rows(slot: Tensor, slots: int) -> Tensor:
     """Slots int64 [B, ...] as rows of a flattened bank of `slots`."""
     rows = torch.arange(slot.shape[0], device=slot.device) * slots
     return (rows.view(-1, *[1] * (slot.dim() - 1)) + slot).flatten()
 
 
-def headed(slot: Tensor, slots: int) -> Tensor:
+def head_rows(slot: Tensor, slots: int) -> Tensor:
     """Slots int64 [B, c, H, N] as rows of a bank flattened over slots and heads: head h reads its own part."""
     heads = torch.arange(slot.shape[2], device=slot.device)[:, None]
-    return (flat(slot, slots).view_as(slot) * slot.shape[2] + heads).flatten()
+    return (slot_rows(slot, slots).view_as(slot) * slot.shape[2] + heads).flatten()
 
 
-def gathered(bank: Tensor, slot: Tensor) -> Tensor:
+def gather_records(bank: Tensor, slot: Tensor) -> Tensor:
     """The records [B, c, H, N, K + V] of the slots int64 [B, c, H, N]."""
-    return bank.flatten(0, 2).index_select(0, headed(slot, bank.shape[1])).unflatten(0, slot.shape)
+    return bank.flatten(0, 2).index_select(0, head_rows(slot, bank.shape[1])).unflatten(0, slot.shape)
 
 
-def chosen(query: Tensor, keys: Tensor, position: Tensor, policy: Policy, seed: int | None) -> Tensor:
-    """The slots [B, c, H, N] that each query [B, c, H, K] reads of a bank with keys [B, J, H, K]."""
-    found, slots = [], keys.shape[1]
+def select_slots(query: Tensor, keys: Tensor, position: Tensor, policy: Policy, seed: int | None) -> Tensor:
+    """The slots int64 [B, c, H, N] of largest logit for each query [B, c, H, K], in a bank with keys [B, J, H, K]."""
+    selected, slots = [], keys.shape[1]
     for head in range(query.shape[2]):
         logits = query[:, :, head] @ keys[:, :, head].mT
         if seed is not None:
             choice = torch.arange(head * slots, (head + 1) * slots, device=query.device).expand_as(logits)
             logits += gumbel(seed, position, choice, logits.dtype)
-        found.append(logits.topk(policy.reads).indices)
-    return torch.stack(found, 2)
+        selected.append(logits.topk(policy.reads).indices)
+    return torch.stack(selected, 2)
 
 
-def noise_of(slot: Tensor, slots: int, position: Tensor, seed: int | None, dtype: torch.dtype) -> Tensor | None:
-    """The Gumbel noise of the slots that were chosen."""
+def slot_noise(slot: Tensor, slots: int, position: Tensor, seed: int | None, dtype: torch.dtype) -> Tensor | None:
+    """The Gumbel noise of the selected slots; None without a seed."""
     if seed is None:
         return None
     heads = torch.arange(slot.shape[2], device=slot.device)[:, None]
     return gumbel(seed, position, heads * slots + slot, dtype)
 
 
-def recall(query: Tensor, records: Tensor, noise: Tensor | None, policy: Policy) -> tuple[Tensor, Tensor]:
-    """What queries [B, c, H, K] read of the records [B, c, H, N, K + V] that they chose, and with what weights."""
+def read_slots(query: Tensor, records: Tensor, noise: Tensor | None, policy: Policy) -> tuple[Tensor, Tensor]:
+    """The readings and weights of queries [B, c, H, K] over their selected records [B, c, H, N, K + V]."""
     keys, contents = records.split((query.shape[-1], records.shape[-1] - query.shape[-1]), -1)
     logits = (keys * query[..., None, :]).sum(-1)
     weight = route(logits if noise is None else logits + noise, policy.router)
     return (weight[..., None] * contents).sum(-2), weight
 
 
-def read_ages(ages: Tensor, slot: Tensor, weight: Tensor, fresh: Tensor, policy: Policy) -> Tensor:
-    """Ages [B, J, 4] after the reads of a frame's fresh tokens [B, c]."""
+def ages_after_reads(ages: Tensor, slot: Tensor, weight: Tensor, real: Tensor, policy: Policy) -> Tensor:
+    """Ages [B, J, 4] after the reads of a frame's real tokens, bool [B, c]."""
     slots, heads = ages.shape[1], slot.shape[2]
-    passed = fresh.sum(1, keepdim=True)
-    ahead = (passed - fresh.cumsum(1)).to(ages.dtype)  # tokens that come after each
-    rate = policy.decay**ahead * ((1 - policy.decay) * slots / heads) * fresh
+    count = real.sum(1, keepdim=True)
+    later = (count - real.cumsum(1)).to(ages.dtype)  # tokens that come after each
+    rate = policy.decay**later * ((1 - policy.decay) * slots / heads) * real
     share = torch.zeros_like(ages[..., 0]).scatter_add_(1, slot.flatten(1), (weight * rate[..., None, None]).flatten(1))
-    seen = torch.where((weight > 0) & fresh[..., None, None], ahead[..., None, None], torch.inf)
-    since = torch.full_like(share, torch.inf).scatter_reduce_(1, slot.flatten(1), seen.flatten(1), "amin")
+    elapsed = torch.where((weight > 0) & real[..., None, None], later[..., None, None], torch.inf)
+    since = torch.full_like(share, torch.inf).scatter_reduce_(1, slot.flatten(1), elapsed.flatten(1), "amin")
     since_read, since_write, read_use, write_use = ages.unbind(-1)
-    fade = policy.decay ** passed.to(ages.dtype)
+    fade = policy.decay ** count.to(ages.dtype)
     columns = (
-        torch.minimum(since, since_read + passed),
-        since_write + passed,
+        torch.minimum(since, since_read + count),
+        since_write + count,
         fade * read_use + share,
         fade * write_use,
     )
     return torch.stack(columns, -1)
 
 
-class Judged(NamedTuple):
-    """Each token's best affinity to a slot, that slot, and its best to an earlier token of its frame (-2 = none)."""
+class KeyMatch(NamedTuple):
+    """Each token's largest affinity to a slot, that slot, and the largest to an earlier token of its frame, or -2."""
 
     affinity: Tensor
     slot: Tensor
     nearest: Tensor
 
     @classmethod
-    def of(cls, keys: Tensor, frame: Tensor, phase: Tensor, slots: Tensor) -> Judged:
-        """keys [B, c, H, K] at places `phase` of a frame's keys [B, C, H, K], against those of slots [B, J, H, K]."""
+    def of(cls, keys: Tensor, frame: Tensor, place: Tensor, slots: Tensor) -> KeyMatch:
+        """keys [B, c, H, K] at places `place` of a frame's keys [B, C, H, K], against those of slots [B, J, H, K]."""
         heads = keys.shape[2]
         to_slots = keys[:, :, 0] @ slots[:, :, 0].mT
         for head in range(1, heads):
             to_slots.baddbmm_(keys[:, :, head], slots[:, :, head].mT)
         affinity, slot = to_slots.max(-1)
-        among = keys.flatten(2) @ frame.flatten(2).mT / heads
+        to_tokens = keys.flatten(2) @ frame.flatten(2).mT / heads
         places = torch.arange(frame.shape[1], device=keys.device)
-        nearest = among.masked_fill_(places >= phase[..., None], -2).amax(-1)
+        nearest = to_tokens.masked_fill_(places >= place[..., None], -2).amax(-1)
         return cls(affinity / heads, slot, nearest)
 
     @property
@@ -295,43 +282,44 @@ class Judged(NamedTuple):
 
 
 class Write(NamedTuple):
-    """A tick's decisions for the C tokens of a frame. target int64 [B, C]: the slot whose new record stands at the
-    token's place, J for none; of several tokens that refine a slot, the last has it. refines: the slot that the token
-    refines, -1 for none. overwrites: whether it takes its target for itself."""
+    """A tick's writes, for the C tokens of a frame.
+
+    target int64 [B, C]: the slot whose new record is computed at the token's place, J for none; where several tokens
+    refine a slot, at the last of them. refines int64 [B, C]: the slot that the token refines, -1 for none. overwrites
+    bool [B, C]: whether the token replaces its target's record.
+    """
 
     target: Tensor
     refines: Tensor
     overwrites: Tensor
 
     @classmethod
-    def decided(
-        cls, judged: Judged, due: Tensor, strength: Tensor, ages: Tensor, policy: Policy
-    ) -> tuple[Write, Tensor]:
-        """What a tick writes in the rows that are `due` [B, 1], and the ages after it."""
+    def plan(cls, match: KeyMatch, due: Tensor, strength: Tensor, ages: Tensor, policy: Policy) -> tuple[Write, Tensor]:
+        """The writes of a tick in the rows that are `due`, bool [B, 1], and the ages after it."""
         slots = ages.shape[1]
-        refine = due & (judged.affinity >= policy.match)
-        novel = due & ~refine & (judged.nearest < policy.match)
-        refines = torch.where(refine, judged.slot, -1)
-        order = judged.novelty.masked_fill(~novel, -torch.inf).sort(descending=True, stable=True).indices
+        refine = due & (match.affinity >= policy.match)
+        novel = due & ~refine & (match.nearest < policy.match)
+        refines = torch.where(refine, match.slot, -1)
+        order = match.novelty.masked_fill(~novel, -torch.inf).sort(descending=True, stable=True).indices
         order = order[:, : policy.writes]
-        refined = torch.zeros_like(ages[..., 0]).scatter_add_(1, judged.slot, refine.to(ages.dtype)) > 0
-        worth, least = usefulness(ages, policy).masked_fill(refined, torch.inf).sort(stable=True)
-        may = novel.gather(1, order) & worth[:, : policy.writes].isfinite()
-        taken = torch.where(may, least[:, : policy.writes], slots)
+        refined = torch.zeros_like(ages[..., 0]).scatter_add_(1, match.slot, refine.to(ages.dtype)) > 0
+        worth, least_useful = usefulness(ages, policy).masked_fill(refined, torch.inf).sort(stable=True)
+        allowed = novel.gather(1, order) & worth[:, : policy.writes].isfinite()
+        taken = torch.where(allowed, least_useful[:, : policy.writes], slots)
 
         last = refine & ~same_slot(refines).triu(1).any(-1)
         target = torch.where(last, refines, torch.full_like(refines, slots).scatter_(1, order, taken))
-        overwrites = torch.zeros_like(novel).scatter_(1, order, may)
+        overwrites = torch.zeros_like(novel).scatter_(1, order, allowed)
 
-        where = torch.where(refine, refines, target)
+        touched = torch.where(refine, refines, target)
         amount = strength * (refine | overwrites)
-        mass = ages.new_zeros(ages.shape[0], slots + 1).scatter_add_(1, where, amount)[:, :slots]
-        fresh = refined.new_zeros(ages.shape[0], slots + 1).scatter_(1, taken, True)[:, :slots]
+        mass = ages.new_zeros(ages.shape[0], slots + 1).scatter_add_(1, touched, amount)[:, :slots]
+        replaced = refined.new_zeros(ages.shape[0], slots + 1).scatter_(1, taken, True)[:, :slots]
         since_read, since_write, read_use, write_use = ages.unbind(-1)
         columns = {
-            SINCE_READ: since_read.masked_fill(fresh, 0),
-            SINCE_WRITE: since_write.masked_fill(fresh | refined, 0),
-            READ_USE: read_use.masked_fill(fresh, 1),
+            SINCE_READ: since_read.masked_fill(replaced, 0),
+            SINCE_WRITE: since_write.masked_fill(replaced | refined, 0),
+            READ_USE: read_use.masked_fill(replaced, 1),
             WRITE_USE: write_use + (1 - policy.decay) * slots * mass,
         }
         return cls(target, refines, overwrites), torch.stack([columns[i] for i in range(4)], -1)
@@ -342,11 +330,11 @@ def same_slot(refines: Tensor) -> Tensor:
     return (refines[:, :, None] == refines[:, None]) & (refines >= 0)[..., None]
 
 
-def written(before: Tensor, record: Tensor, strength: Tensor, write: Write, size: int) -> Tensor:
+def updated_records(before: Tensor, record: Tensor, strength: Tensor, write: Write, size: int) -> Tensor:
     """The new records [B, C, H, K + V] of the targets, whose old ones are `before`.
 
-    Refined by the tokens t1 < t2 < ... in turn, a record ends as Π(1 - s) of itself and of token t its share
-    s_t Π_{later u} (1 - s_u).
+    A record refined by the tokens t1 < t2 < ... in turn is the sum of Π(1 - s) of itself and of s_t Π_{later u} (1 -
+    s_u) of each token t.
     """
     same = same_slot(write.refines).to(strength.dtype)
     log_keep = same * torch.log1p(-strength)[:, None]
@@ -355,5 +343,5 @@ def written(before: Tensor, record: Tensor, strength: Tensor, write: Write, size
     keep = log_keep.sum(-1).exp()[..., None, None]
     refined = keep * before + (share @ record.flatten(2)).view_as(before)
     key, value = record.split((size, record.shape[-1] - size), -1)
-    over = torch.cat([key, strength[..., None, None] * value], -1)
-    return torch.where(write.overwrites[..., None, None], over, refined)
+    overwritten = torch.cat([key, strength[..., None, None] * value], -1)
+    return torch.where(write.overwrites[..., None, None], overwritten, refined)

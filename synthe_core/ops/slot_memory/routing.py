@@ -1,4 +1,4 @@
-"""How a slot memory weighs the slots that it reads, and which one it can best do without."""
+"""How a slot memory weights the slots that it reads, and how it ranks them by use."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ SINCE_READ, SINCE_WRITE, READ_USE, WRITE_USE = range(4)  # the columns of `ages`
 
 
 class Policy(NamedTuple):
-    """What `slot_memory` is told once. reads: slots that a head reads for a token. writes: slots overwritten in a
-    tick at most. match: affinity, in [-1, 1], from which a token refines a slot. horizon: tokens that the averages of
-    use reach back. staleness: fair shares of use that a slot loses for every `horizon` tokens in which nothing touched
-    it. router: the weights of the slots read."""
+    """The settings of `slot_memory`.
+
+    reads: slots that a head reads for a token. writes: slots overwritten in a tick, at most. match: affinity, in
+    [-1, 1], from which a token refines a slot. horizon: tokens that the averages of use reach back. staleness: fair
+    shares of use that a slot loses for every `horizon` tokens without a read or write. router: weights of the slots
+    read.
+    """
 
     reads: int
     writes: int
@@ -27,7 +30,7 @@ class Policy(NamedTuple):
 
     @property
     def decay(self) -> float:
-        """What is left of an average of use after a token."""
+        """Decay of an average of use per token."""
         return 1 - 1 / self.horizon
 
 
@@ -45,7 +48,7 @@ def route(logits: Tensor, router: str) -> Tensor:
 
 
 def usefulness(ages: Tensor, policy: Policy) -> Tensor:
-    """[B, J] of ages [B, J, 4]: the averages of reads and writes in fair shares, less what idleness costs."""
+    """[B, J] of ages [B, J, 4]: the averages of reads and writes in fair shares, less a penalty for idle tokens."""
     idle = ages[..., :2].amin(-1)
     return ages[..., 2:].sum(-1) - policy.staleness / policy.horizon * idle
 
@@ -54,7 +57,7 @@ def gumbel(seed: int, position: Tensor, choice: Tensor, dtype: torch.dtype) -> T
     """-log(-log u) for position int64 [B, T] and choice int64 [B, T, ...] (head and slot), u uniform in (0, 1).
 
     u is a hash of the seed, the row, the position and the choice. So the same seed gives the same noise on any device,
-    in any split of the sequence and in every kernel, and the backward pass makes it again instead of keeping it.
+    in any split of the sequence and in every kernel, and the backward pass computes it again instead of saving it.
     """
     row = torch.arange(1, position.shape[0] + 1, device=position.device)[:, None]
     token = splitmix64(splitmix64(seed + GOLDEN_GAMMA * row) + GOLDEN_GAMMA * position)
