@@ -107,17 +107,19 @@ def profile_vram(
 
 def _room(gpu: str | None, machine: Hardware, recipe: Recipe) -> int:
     from synthe_core.hardware.placement import choose_device
-    from synthe_core.profiling.cards import card_memory, room, usable
+    from synthe_core.profiling.cards import card_memory, usable_bytes, usable_on
 
-    return usable(card_memory(gpu)) if gpu else room(machine, choose_device(recipe.runtime.device, machine).value)
+    if gpu:
+        return usable_bytes(card_memory(gpu))
+    return usable_on(machine, choose_device(recipe.runtime.device, machine).value)
 
 
 def _measured(recipe: Recipe, found: Footprint, snapshot: Path | None = None) -> int | None:
-    from synthe_core.profiling.measure import measured
+    from synthe_core.profiling.measure import measure_step
 
     train = found.purpose == "training"
     kind = {"rows": found.rows, "length": found.length, "precision": found.precision}
-    return measured(recipe, train=train, snapshot=snapshot if train else None, **kind)  # type: ignore[arg-type]
+    return measure_step(recipe, train=train, snapshot=snapshot if train else None, **kind)  # type: ignore[arg-type]
 
 
 def _plain(found: Footprint, truth: int | None) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def _shown(recipe: Recipe, found: Footprint, truth: int | None, measure: bool) -
 
 def _cards(found: dict[str, Footprint], room: int, gpu: str | None) -> str:
     """Where it fits: the card that was asked about, or every card of the list and this machine."""
-    from synthe_core.profiling.cards import CARDS, usable
+    from synthe_core.profiling.cards import CARDS, usable_bytes
 
     def verdicts(space: float) -> list[str]:
         return [_share(each.peak / space) if each.peak <= space else "no" for each in found.values()]
@@ -156,7 +158,8 @@ def _cards(found: dict[str, Footprint], room: int, gpu: str | None) -> str:
         rows = [[gpu, format_size(room), *verdicts(room)]]
     else:
         rows = [["this machine", format_size(room), *verdicts(room)]]
-        rows += [[name, format_size(usable(size << 20)), *verdicts(usable(size << 20))] for name, size in CARDS.items()]
+        sizes = {name: usable_bytes(size << 20) for name, size in CARDS.items()}
+        rows += [[name, format_size(size), *verdicts(size)] for name, size in sizes.items()]
     return figures.table(["takes of", "usable", *found], rows)
 
 
@@ -182,13 +185,13 @@ def _fit(recipe: Recipe, machine: Hardware, room: int, gpu: str | None, measure:
         larger = None if found.next_larger is None else dict(zip(("rows", "peak"), found.next_larger, strict=True))
         print(
             json.dumps(
-                {"set": found.given, "room": room, "next_larger": larger, "tried": found.tried}
+                {"set": found.changes, "room": room, "next_larger": larger, "tried": found.rejected}
                 | _plain(found.footprint, truth)
             )
         )
         return
     print(_shown(recipe, found.footprint, truth, measure))
-    for what, peak in found.tried:
+    for what, peak in found.rejected:
         print(f"does not fit {format_size(room)}: {what}, {format_size(peak)}")
     if found.next_larger:
         rows, peak = found.next_larger
@@ -201,7 +204,7 @@ def _changed(recipe: Recipe, found: Fit) -> Recipe:
     from synthe_core.recipe.schema import Recipe
 
     values = recipe.model_dump(mode="json")
-    for key, value in found.given.items():
+    for key, value in found.changes.items():
         part, _, name = key.partition(".")
         values[part][name] = value
     return Recipe.model_validate(values)
@@ -219,7 +222,7 @@ def _draw(path: Path, recipe: Recipe, found: dict[str, Footprint], rows: int) ->
     charts = []
     if "serving" in found:
         many = "one sequence" if rows == 1 else f"{rows} sequences"
-        curves = [chart.served(recipe, recipe.name, rows), chart.served(other, "transformer", rows)]
+        curves = [chart.serving_curve(recipe, recipe.name, rows), chart.serving_curve(other, "transformer", rows)]
         charts.append((f"To serve {many}: weights and state", curves))
     if "training" in found:
         lengths = [n for n in chart.CONTEXTS if n <= 16_384]

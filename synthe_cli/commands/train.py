@@ -83,13 +83,13 @@ def train(
     first = find_checkpoint(init) if init else None
 
     from synthe_core.recipe.schema import Recipe
-    from synthe_core.training import recipe_of
+    from synthe_core.training import recipe_from_checkpoint
     from synthe_core.training import train as verb
 
     if path is not None:
         loaded = Recipe.load(path, changes)
     elif first is not None:
-        loaded = recipe_of(first, changes)
+        loaded = recipe_from_checkpoint(first, changes)
     else:
         raise InputError(
             "which recipe is to be trained?", "name one, as recipes/tiny.yaml, or --init RUN to go on from"

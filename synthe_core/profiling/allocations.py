@@ -1,4 +1,4 @@
-"""The tensors that a piece of work holds at once, as torch's own allocator saw them."""
+"""The bytes of tensors that a function allocates, as torch's own allocator counts them."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler tells its own life on stderr; read at its first use
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler logs to stderr; read at its first use
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 
-class Held(NamedTuple):
-    """Bytes beyond those before the work: the most that were held at once, and those still held after it."""
+class Allocations(NamedTuple):
+    """Bytes beyond those before the call: the peak during it, and what is still allocated after it."""
 
-    most: int
-    after: int
+    peak: int
+    retained: int
 
 
-def held(work: Callable[[], object], device: str = "cpu") -> Held:
-    """What `work` allocates; its result is dropped only after it was counted."""
+def measure_allocations(work: Callable[[], object], device: str = "cpu") -> Allocations:
+    """What `work` allocates. Its result counts as retained."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         result = work()
         torch.cuda.synchronize()
-        most, after = torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
+        peak, retained = torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
         del result
-        return Held(most, after)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        return Allocations(peak, retained)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = work()
-    events = told.profiler.kineto_results.events()
+    events = profiler.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    now = most = 0
+    current = peak = 0
     for _, size in changes:
-        now += size
-        most = max(most, now)
+        current += size
+        peak = max(peak, current)
     del result
-    return Held(most, now)
+    return Allocations(peak, current)

@@ -1,4 +1,4 @@
-"""Graphics cards and how much of their memory is a model's to take."""
+"""Graphics cards, and how much of their memory tensors can use."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CARDS = {
     "H200 141GB": 143771,
 }
 """MiB, as their drivers report them."""
-CONTEXT = 600 << 20  # what CUDA, its libraries and their workspaces take before the first tensor
-SPARE = 0.05  # of the rest: what the allocator cannot use of its blocks
+CUDA_CONTEXT = 600 << 20  # what CUDA, its libraries and their workspaces take before the first tensor
+FRAGMENTATION = 0.05  # of the rest: what the allocator cannot use of its blocks
 
 
 def card_memory(text: str) -> int:
@@ -43,14 +43,14 @@ def card_memory(text: str) -> int:
     raise InputError(f"--gpu {text}: no such card", hint)
 
 
-def usable(memory: int) -> int:
-    """Bytes of a card's memory that tensors may take."""
-    return max(0, int((memory - CONTEXT) * (1 - SPARE)))
+def usable_bytes(memory: int) -> int:
+    """Bytes of a card's memory that tensors can use."""
+    return max(0, int((memory - CUDA_CONTEXT) * (1 - FRAGMENTATION)))
 
 
-def room(hardware: Hardware, device: str) -> int:
-    """Bytes that tensors may take on this machine's `device`: of a CPU what is free, less a fifth that other processes
-    and the C library's allocator may want."""
+def usable_on(hardware: Hardware, device: str) -> int:
+    """Bytes that tensors can use on this machine's `device`: of a CPU's memory what is free, less a fifth for other
+    processes and the C library's allocator."""
     if device == "cuda" and hardware.gpu is not None:
-        return usable(hardware.gpu.memory)
+        return usable_bytes(hardware.gpu.memory)
     return int(0.8 * hardware.available)

@@ -1,4 +1,4 @@
-"""Memory against context as a page: this recipe beside a transformer of as many parameters."""
+"""An HTML page of memory against context: a recipe beside a transformer with as many parameters."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Curve(NamedTuple):
 
 
 def matched_transformer(recipe: Recipe) -> Recipe:
-    """A transformer of the recipe's width and of about as many parameters: full attention and SwiGLU in every block."""
+    """A transformer of the recipe's width with about as many parameters: full attention and SwiGLU in every block."""
     vocab = vocabulary_of(recipe)
-    wanted = recipe.meta_model(vocab).parameter_count()
+    target = recipe.meta_model(vocab).parameter_count()
     width = recipe.model.width
     heads = max(1, width // 64)
     while width % heads or (width // heads) % 2:
@@ -39,23 +39,23 @@ def matched_transformer(recipe: Recipe) -> Recipe:
         {"model": {"width": width, "blocks": 1, "block": [{"type": "attention", "heads": heads}, "mlp"]}}
     ).model.block
 
-    def sized(blocks: int) -> Recipe:
+    def with_blocks(blocks: int) -> Recipe:
         spec = recipe.model.model_copy(update={"block": block, "blocks": blocks, **plain})
         return recipe.model_copy(update={"model": spec, "name": "transformer"})
 
-    one, two = (sized(blocks).meta_model(vocab).parameter_count() for blocks in (1, 2))
-    return sized(max(1, round((wanted - one) / (two - one)) + 1))
+    one, two = (with_blocks(blocks).meta_model(vocab).parameter_count() for blocks in (1, 2))
+    return with_blocks(max(1, round((target - one) / (two - one)) + 1))
 
 
-def served(recipe: Recipe, name: str, sequences: int) -> Curve:
-    """Weights, and the states of so many sequences, at every context."""
+def serving_curve(recipe: Recipe, name: str, sequences: int) -> Curve:
+    """Bytes of the weights and of the states of that many sequences, at every context."""
     model = recipe.meta_model(vocabulary_of(recipe))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return Curve(name, [(n, float(weights + sequences * model.state_bytes(n))) for n in CONTEXTS])
 
 
 def page(title: str, charts: Sequence[tuple[str, Sequence[Curve]]]) -> str:
-    """A page with one chart after the other; nothing to load and nothing to run."""
+    """A page with one chart after the other, without scripts or external resources."""
     drawn = "".join(f"<h2>{escape(head)}</h2>{_chart(curves)}{_table(curves)}" for head, curves in charts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -1,4 +1,4 @@
-"""Memory: how much there is, and how much a pass will take."""
+"""Memory of a device: how much is available, and how much a training pass takes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from synthe_core.data.stream import Batch
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.classifier import Model
-from synthe_core.training.settings import Settings
 
 CGROUP = Path("/sys/fs/cgroup")
-HEADROOM = 0.8  # of what is free is planned for
-TRANSIENT = 1.5  # a pass holds this much more than what it saves for its backward pass: temporaries, gradients
+USABLE = 0.8  # of what is available
+TRANSIENT = 1.5  # a pass takes this much more than what it saves for its backward pass: temporaries, gradients
 
 
-def available(device: torch.device) -> int:
-    """Bytes that can still be had on `device`; a container's limit counts."""
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on `device`, within a container's limit."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -31,42 +31,42 @@ def available(device: torch.device) -> int:
         return free
 
 
-def in_use(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, else what the process has resident."""
+def used_bytes(device: torch.device) -> int:
+    """The peak of the allocated bytes on a GPU; elsewhere the resident bytes of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss
 
 
-def row_bytes(model: Model, batch: Batch, settings: Settings) -> float:
-    """Bytes that a pass keeps for its backward pass for each of its rows, measured on the rows given."""
-    kept: dict[int, int] = {}
+def row_bytes(model: Model, batch: Batch, context: ExecutionContext) -> float:
+    """Bytes per row that a pass saves for its backward pass, measured on `batch`."""
+    saved: dict[int, int] = {}
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
-    def note(tensor: Tensor) -> Tensor:
+    def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     recompute, model.recompute = model.recompute, False
     try:
-        with torch.autograd.graph.saved_tensors_hooks(note, _same), settings.context.activate():
-            loss, _ = model.loss(batch.inputs.to(settings.device), batch.targets.to(settings.device))
+        with torch.autograd.graph.saved_tensors_hooks(count, _identity), context.activate():
+            loss, _ = model.loss(batch.inputs.to(context.device), batch.targets.to(context.device))
     finally:
         model.recompute = recompute
     del loss
-    total = float(sum(kept.values()))
-    if recompute:  # a block at a time, and what goes into each
+    total = float(sum(saved.values()))
+    if recompute:  # one block at a time, and the input of each
         total = total / model.spec.blocks + 4.0 * model.spec.blocks * model.spec.width * batch.inputs.numel()
     return TRANSIENT * total / batch.inputs.shape[0]
 
 
-def planned(model: Model, device: torch.device) -> float:
-    """Bytes for the rows of a pass: what is free, less gradients and the optimizer's state that are still to come."""
+def available_for_rows(model: Model, device: torch.device) -> float:
+    """Bytes for the rows of a pass: what is usable, less the gradients and the optimizer's state to come."""
     size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return HEADROOM * available(device) - 3.0 * size
+    return USABLE * available_bytes(device) - 3.0 * size
 
 
-def _same(saved: Any) -> Any:
+def _identity(saved: Any) -> Any:
     return saved

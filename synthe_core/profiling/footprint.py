@@ -1,4 +1,4 @@
-"""How much memory training or serving a recipe takes, part by part; from the model on `meta` and from small passes."""
+"""The memory that training or serving a recipe takes, by part: from the model on `meta` and from small passes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from synthe_core.profiling.activations import Passes, passes, small_passes
 from synthe_core.recipe.accounting import vocabulary_of
 from synthe_core.recipe.schema import Recipe
 from synthe_core.training.optimizer import Optimizer
-from synthe_core.training.settings import Settings, settings
+from synthe_core.training.settings import Settings, settings_for
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes at the moment that takes most, by part; `peak` is their sum.
+    """Bytes at the peak, by part; `peak` is their sum.
 
-    rows: sequences of a pass (training), or sequences served at once. length: tokens of each. by_learner: activations
-    of one row and block that are kept for the way back, by learner, for training.
+    rows:       sequences of a pass (training), or concurrent sequences (serving).
+    length:     tokens of each.
+    by_learner: activations of one row and block that are saved for the backward pass, by learner (training).
     """
 
     purpose: str
@@ -35,16 +36,16 @@ class Footprint:
 
 
 class Estimate:
-    """Footprints of one recipe on one kind of device. Lengths are measured once each.
+    """Footprints of one recipe on one kind of device. Each length is measured once.
 
-    `vocab` is the tokenizer's, or what it is to be.
+    vocab: of the tokenizer, which need not exist yet.
     """
 
     def __init__(self, recipe: Recipe, hardware: Hardware) -> None:
         self.recipe = recipe
         self.vocab = vocabulary_of(recipe)
         self.model: Model = recipe.meta_model(self.vocab)
-        self.settings: Settings = settings(recipe, hardware)
+        self.settings: Settings = settings_for(recipe, hardware)
         self.settings.precision = choose_precision(recipe.runtime.precision, self.settings.device.type, hardware).value
         self._passes: dict[tuple[int, bool], Passes] = {}
         self._runs: dict[tuple[int, bool], Passes] = {}
@@ -57,7 +58,7 @@ class Estimate:
         return self._passes[key]
 
     def _run(self, length: int, kind: Settings, train: bool) -> Passes:
-        """The small passes at a length, made once."""
+        """The small passes of a length, measured once."""
         key = (length, train)
         if key not in self._runs:
             self._runs[key] = small_passes(self.recipe, self.vocab, length, kind, train)
@@ -81,31 +82,31 @@ class Estimate:
         )
 
     def training(self, rows: int, length: int | None = None, batch: int | None = None) -> Footprint:
-        """A step of training whose passes take `rows` sequences of `length` tokens, of a batch of `batch`.
+        """A step of training whose passes take `rows` sequences of `length` tokens, of a batch of `batch` rows.
 
-        Where one pass makes the step there are no gradients yet when activations are most, and the other way round.
+        If one pass makes the step, gradients and activations do not peak together: the larger peak counts.
         """
         length = length or self.recipe.data.sequence
         batch = max(rows, batch or self.recipe.train.batch)
-        found = self.passes(length, True)
+        passes = self.passes(length, True)
         weights = self.parameters
         gradients = sum(p.numel() * p.element_size() for p in self.model.parameters())
         parts = {"parameters": float(weights), "optimizer": float(self.optimizer())}
         if self.recipe.train.ema is not None:
             parts["average"] = float(weights)
         blocks = self.model.spec.blocks
-        active = found.training(blocks, rows)
+        active = passes.training(blocks, rows)
         if batch > rows:
-            parts |= {"gradients": float(gradients), "activations": max(active, found.step)}
-        elif active >= gradients + found.step:
+            parts |= {"gradients": float(gradients), "activations": max(active, passes.step)}
+        elif active >= gradients + passes.step:
             parts |= {"gradients": 0.0, "activations": active}
         else:
-            parts |= {"gradients": float(gradients), "activations": found.step}
+            parts |= {"gradients": float(gradients), "activations": passes.step}
         parts["data"] = float(2 * 8 * batch * (length + 1) * 2)  # inputs and targets, of this step and the next
-        return Footprint("training", rows, length, self.settings.precision, parts, found.by_learner)
+        return Footprint("training", rows, length, self.settings.precision, parts, passes.by_learner)
 
     def serving(self, rows: int, length: int | None = None) -> Footprint:
-        """`rows` sequences, each of `length` tokens, taken in at once in float32 and then gone on with."""
+        """`rows` sequences of `length` tokens each: their prefill in one pass, in float32, and decoding."""
         length = length or self.recipe.data.sequence
         state = float(rows * self.model.state_bytes(length)) if self.recipe.model.head is None else 0.0
         working = self.passes(length, False).serving.at(self.model.spec.blocks, rows)

@@ -1,8 +1,8 @@
-"""What a real step takes: run in a process of its own, whose memory the system or the CUDA allocator counts.
+"""The memory of a real step: run in a process of its own, counted by the system or by the CUDA allocator.
 
-On a CPU that is the process's resident memory beyond an idle one's. glibc's allocator keeps much of what was freed for
-later; in the measured process it gives large blocks back at once (`FRANK`), so that what is counted is what the work
-holds, as CUDA's counter has it. A process with glibc's own settings was seen to be up to 15% larger.
+On a CPU that is the process's resident memory beyond that of an idle process. glibc's allocator caches freed blocks; in
+the measured process it returns large blocks at once (`MALLOC_SETTINGS`), so that only allocated memory counts, as with
+CUDA's counter. A process with glibc's default settings takes up to 15% more.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from synthe_core.recipe.schema import Recipe
 from synthe_core.training.gradients import accumulate_gradients, is_out_of_memory
 from synthe_core.training.objectives import default_objective
 from synthe_core.training.optimizer import Optimizer
-from synthe_core.training.settings import settings
+from synthe_core.training.settings import settings_for
 from synthe_core.training.tuning import PassTimer
 
-FRANK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-STEPS = 2  # the optimizer's state is made in the first
+MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+STEPS = 2  # the first one allocates the optimizer's state
 
 
-def measured(
+def measure_step(
     recipe: Recipe,
     *,
     rows: int,
@@ -47,14 +47,14 @@ def measured(
     snapshot: Path | None = None,
     limit: int | None = None,
 ) -> int | None:
-    """Bytes that a real step (or, without `train`, a prompt taken in) holds beyond an idle process; None where the
-    system does not tell.
+    """Peak bytes of a real step (or, without `train`, of the prefill of a prompt) beyond an idle process; None if the
+    system does not report them.
 
-    snapshot: where torch writes its memory history on CUDA, for https://pytorch.org/memory_viz.
-    limit:    bytes of address space that the process may take, on a CPU; None for any.
-    Raises WorkError where memory runs out.
+    snapshot: the file for torch's memory history on CUDA, for https://pytorch.org/memory_viz.
+    limit:    bytes of address space for the process, on a CPU; None for no limit.
+    Raises WorkError if memory runs out.
     """
-    order = {
+    job = {
         "recipe": recipe.model_dump(mode="json"),
         "rows": rows,
         "length": length,
@@ -65,17 +65,17 @@ def measured(
     }
     done = subprocess.run(
         [sys.executable, "-m", "synthe_core.profiling.measure"],
-        input=json.dumps(order),
+        input=json.dumps(job),
         capture_output=True,
         text=True,
-        env=FRANK
+        env=MALLOC_SETTINGS
         | os.environ
         | {"PYTHONPATH": os.pathsep.join(filter(None, [str(_root()), os.environ.get("PYTHONPATH")]))},
     )
-    told = done.stdout.strip().splitlines()
-    if done.returncode == 0 and told:
-        return json.loads(told[-1])["bytes"]
-    last = (done.stderr.strip().splitlines() or ["it was ended by the system, for want of memory perhaps"])[-1]
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines:
+        return json.loads(lines[-1])["bytes"]
+    last = (done.stderr.strip().splitlines() or ["the system ended it, perhaps because memory ran out"])[-1]
     if done.returncode < 0 or "out of memory" in last:
         raise WorkError(f"out of memory with {rows} rows of {length} tokens", "fewer rows need less")
     raise WorkError(f"the measured step failed: {last}")
@@ -85,40 +85,40 @@ def _root() -> Path:
     return Path(__file__).parents[2]
 
 
-def run(order: dict[str, Any]) -> int | None:
+def run(job: dict[str, Any]) -> int | None:
     """The work of the child process."""
-    recipe = Recipe.model_validate(order["recipe"])
-    chosen = settings(recipe, probe())
-    chosen.precision, chosen.micro_batch = order["precision"], order["rows"]
+    recipe = Recipe.model_validate(job["recipe"])
+    settings = settings_for(recipe, probe())
+    settings.precision, settings.micro_batch = job["precision"], job["rows"]
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
-    kind = chosen.device.type
-    if order["snapshot"] and kind != "cuda":
+    kind = settings.device.type
+    if job["snapshot"] and kind != "cuda":
         raise InputError("only CUDA has memory snapshots", "leave out --snapshot")
     torch.manual_seed(recipe.seed)
-    vocab, batch = vocabulary_of(recipe), max(order["rows"], recipe.train.batch) if order["train"] else order["rows"]
-    _warm(recipe, vocab, chosen, order["train"])
+    vocab, batch = vocabulary_of(recipe), max(job["rows"], recipe.train.batch) if job["train"] else job["rows"]
+    _warm_up(recipe, vocab, settings, job["train"])
     idle = psutil.Process().memory_info().rss
-    if order["limit"] is not None:
+    if job["limit"] is not None:
         import resource
 
         taken = psutil.Process().memory_info().vms
-        resource.setrlimit(resource.RLIMIT_AS, (taken + order["limit"], resource.RLIM_INFINITY))
-    if order["snapshot"]:
+        resource.setrlimit(resource.RLIMIT_AS, (taken + job["limit"], resource.RLIM_INFINITY))
+    if job["snapshot"]:
         torch.cuda.memory._record_memory_history()
-    most = peak_bytes(lambda: _work(recipe, vocab, batch, order, chosen), kind)
-    if order["snapshot"]:
-        torch.cuda.memory._dump_snapshot(order["snapshot"])
-    return None if most is None else most - (0 if kind == "cuda" else idle)
+    peak = peak_bytes(lambda: _work(recipe, vocab, batch, job, settings), kind)
+    if job["snapshot"]:
+        torch.cuda.memory._dump_snapshot(job["snapshot"])
+    return None if peak is None else peak - (0 if kind == "cuda" else idle)
 
 
-def _work(recipe: Recipe, vocab: int, batch: int, order: dict[str, Any], chosen: Any) -> None:
-    model = build_model(recipe.model, vocab, recipe.runtime.recompute).to(chosen.device)
-    data = PassTimer(model, chosen, order["length"]).batch(batch)
-    if not order["train"]:
+def _work(recipe: Recipe, vocab: int, batch: int, job: dict[str, Any], settings: Any) -> None:
+    model = build_model(recipe.model, vocab, recipe.runtime.recompute).to(settings.device)
+    data = PassTimer(model, settings, job["length"]).batch(batch)
+    if not job["train"]:
         model.eval()
-        with torch.no_grad(), chosen.context.activate():
-            inputs = data.inputs.to(chosen.device)
+        with torch.no_grad(), settings.context.activate():
+            inputs = data.inputs.to(settings.device)
             state = model.next_logits(inputs)[1] if isinstance(model, LanguageModel) else model(inputs)
             if isinstance(model, LanguageModel):
                 model.next_logits(inputs[:, :1], state)
@@ -126,23 +126,23 @@ def _work(recipe: Recipe, vocab: int, batch: int, order: dict[str, Any], chosen:
     optimizer, objective = Optimizer(model, recipe.train), default_objective(model)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        accumulate_gradients(objective, model, data, chosen, sequence=order["length"])
+        accumulate_gradients(objective, model, data, settings, sequence=job["length"])
         torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         optimizer.step(1e-3)
 
 
-def _warm(recipe: Recipe, vocab: int, chosen: Any, train: bool) -> None:
-    """Loads libraries, compiles kernels and starts threads, none of which is the recipe's own; gives back the rest."""
+def _warm_up(recipe: Recipe, vocab: int, settings: Any, train: bool) -> None:
+    """Loads libraries, compiles kernels and starts threads, which do not count; frees everything else."""
     spec = recipe.model.model_copy(update={"blocks": 1 + (recipe.model.depth.min if recipe.model.depth else 0)})
-    model = build_model(spec, min(vocab, 512), recipe.runtime.recompute).to(chosen.device)
-    data = PassTimer(model, chosen, 16).batch(1)
-    accumulate_gradients(default_objective(model), model, data, chosen, sequence=16)
+    model = build_model(spec, min(vocab, 512), recipe.runtime.recompute).to(settings.device)
+    data = PassTimer(model, settings, 16).batch(1)
+    accumulate_gradients(default_objective(model), model, data, settings, sequence=16)
     Optimizer(model, recipe.train).step(0.0)
     del model, data
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another system's C library
         ctypes.CDLL(None).malloc_trim(0)
-    if chosen.device.type == "cuda":
+    if settings.device.type == "cuda":
         torch.cuda.empty_cache()
 
 

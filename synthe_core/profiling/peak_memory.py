@@ -1,4 +1,4 @@
-"""The largest memory that a piece of work held, as the operating system or the CUDA allocator saw it."""
+"""Peak memory of a function, as the operating system or the CUDA allocator counts it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_bytes(work: Callable[[], object], device: str = "cpu") -> int | None:
-    """Peak resident bytes of this process (all of it, libraries included) while `work` runs; None where unknowable."""
+    """Peak resident bytes of this process, libraries included, while `work` runs; None if the system does not report
+    them."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         work()
@@ -25,5 +26,5 @@ def peak_bytes(work: Callable[[], object], device: str = "cpu") -> int | None:
         return None
     before = psutil.Process().memory_info().rss
     work()
-    marks = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
-    return max(before, int(marks[0].split()[1]) * 1024)
+    peaks = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
+    return max(before, int(peaks[0].split()[1]) * 1024)

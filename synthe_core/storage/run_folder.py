@@ -102,7 +102,7 @@ def new_run(name: str, out: Path | None) -> Path:
         raise InputError(f"{out} is a file", "--out names a folder")
     if taken(out):
         held = checkpoints(out)
-        hint = f"go on with it: synthe train {out} --resume; or choose another --out"
+        hint = f"resume it: synthe train {out} --resume; or choose another --out"
         raise InputError(f"{out} is not empty", hint if held else "choose another --out")
     return out
 

@@ -95,13 +95,13 @@ def _facts(state: TrainState, data: TrainingData) -> dict[str, Any]:
 
 
 def restore(state: TrainState, checkpoint: Checkpoint, data: TrainingData) -> None:
-    """Brings `state` and the stream of `data` to a checkpoint of the same run; InputError where text or sizes are
-    others by now."""
+    """Brings `state` and the stream of `data` to a checkpoint of the same run; InputError if the text or the sizes have
+    changed."""
     facts = checkpoint.training_state()
     if facts["text"] != data.fingerprint():
         raise InputError(
-            "the training text is not what it was when the run began",
-            "bring the old text back, or begin a new run from these weights",
+            "the training text has changed since the run began",
+            "restore the old text, or start a new run from these weights",
         )
     _restore_tensors(state, checkpoint)
     state.step, state.tokens, state.validations = facts["step"], facts["tokens"], facts["validated"]

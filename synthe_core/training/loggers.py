@@ -37,15 +37,15 @@ class TensorBoard:
         self._writer.close()
 
 
-class Tracked:
-    """trackio and wandb, which have one interface: init, log, finish."""
+class Tracker:
+    """trackio or wandb, which have the same interface: init, log, finish."""
 
     def __init__(self, package: str, recipe: Recipe, run: Path, step: int) -> None:
         extra: dict[str, Any] = {"resume": "allow"}
         if package == "trackio":
             os.environ.setdefault("TRACKIO_DIR", str(run / "trackio"))
         else:
-            extra |= {"dir": str(run), "id": _identity(run)}
+            extra |= {"dir": str(run), "id": _wandb_id(run)}
         self._package = import_module(package)
         with redirect_stdout(sys.stderr):  # stdout is for results
             self._package.init(project="synthe", name=run.name, config=recipe.model_dump(mode="json"), **extra)
@@ -58,8 +58,8 @@ class Tracked:
             self._package.finish()
 
 
-def _identity(run: Path) -> str:
-    """The run's name in the world: drawn once and kept in RUN/wandb-id, so that going on continues its curves."""
+def _wandb_id(run: Path) -> str:
+    """The run's id: random, stored in RUN/wandb-id, so that a resumed run continues its curves."""
     path = run / "wandb-id"
     if not path.exists():
         path.write_text(f"{run.name}-{secrets.token_hex(4)}")
@@ -74,12 +74,14 @@ def require(names: Sequence[str]) -> None:
 
 
 def open_loggers(recipe: Recipe, run: Path, step: int) -> list[Logger]:
-    """The loggers that the recipe names, for a run that stands at `step`."""
-    opened: list[Logger] = []
+    """The loggers that the recipe names, for a run at `step`."""
+    loggers: list[Logger] = []
     for name in recipe.runtime.log:
         try:
-            opened.append(TensorBoard(recipe, run, step) if name == "tensorboard" else Tracked(name, recipe, run, step))
-        except Exception as error:  # libraries of others, which may need a login or a network
+            loggers.append(
+                TensorBoard(recipe, run, step) if name == "tensorboard" else Tracker(name, recipe, run, step)
+            )
+        except Exception as error:  # their libraries may need a login or a network
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{name} could not be started: {reason}", "or take it out of runtime.log") from error
-    return opened
+    return loggers

@@ -56,7 +56,7 @@ class Meter:
         values |= {
             "tokens_per_second": rate,
             "peak_fraction": BACKWARD * flops["flops"] * rate / peak,
-            "memory": float(device_memory.in_use(self._settings.device)),
+            "memory": float(device_memory.used_bytes(self._settings.device)),
         }
         for name, parts in self._auxiliary.items():
             values[name] = sum(map(float, parts)) / len(parts)

@@ -17,7 +17,7 @@ MUON_MOMENTUM = 0.95
 
 
 class Optimizer:
-    """One or two torch optimizers that step together, for the parameters that learn.
+    """One or two torch optimizers that step together, for the trainable parameters.
 
     Muon (Jordan et al. 2024) takes the weights of the linear maps inside blocks, with its updates scaled to AdamW's
     size (Liu et al. 2025), so that one learning rate serves both. AdamW takes embedding, head, convolutions, gains and
@@ -70,16 +70,16 @@ class Optimizer:
             parameter.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of its state, flat: `adamw.exp_avg.blocks.0...` -> tensor."""
-        found: dict[str, Tensor] = {}
+        """The optimizers' state: `adamw.exp_avg.blocks.0...` -> tensor."""
+        tensors: dict[str, Tensor] = {}
         for part, optimizer in self.parts.items():
             for parameter, name in self._names.items():
                 for key, value in optimizer.state.get(parameter, {}).items():
-                    found[f"{part}.{key}.{name}"] = value
-        return found
+                    tensors[f"{part}.{key}.{name}"] = value
+        return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `tensors`; InputError where the state is of other parameters."""
+        """The inverse of `tensors`; InputError if the state is of other parameters."""
         states: dict[str, dict[str, dict[str, Tensor]]] = {part: {} for part in self.parts}
         for path in tensors:
             part, key, name = path.split(".", 2)
@@ -89,7 +89,7 @@ class Optimizer:
         for part, optimizer in self.parts.items():
             names = self.names(part)
             if unknown := set(states[part]) - set(names):
-                raise InputError(f"the saved optimizer state has {min(unknown)}, which the model has not")
+                raise InputError(f"the saved optimizer state has {min(unknown)}, which the model does not have")
             template: dict[str, Any] = optimizer.state_dict()
             template["state"] = {i: states[part][name] for i, name in enumerate(names) if name in states[part]}
             optimizer.load_state_dict(template)

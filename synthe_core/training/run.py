@@ -1,4 +1,4 @@
-"""The verb `train`: from a recipe, or a run that was interrupted, to a trained model."""
+"""The verb `train`: from a recipe, or an interrupted run, to a trained model."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from synthe_core.training.data import TrainingData
 from synthe_core.training.loggers import require
 from synthe_core.training.objectives import default_objective
 from synthe_core.training.optimizer import Optimizer
-from synthe_core.training.settings import Settings, settings
+from synthe_core.training.settings import Settings, settings_for
 from synthe_core.training.state import TrainState
 from synthe_core.training.trainer import Trainer
 from synthe_core.training.tuning import tune
 from synthe_core.training.weight_average import WeightAverage
 
-FIXED = ("model", "data", "seed", "train.batch", "train.optimizer", "train.carry", "train.ema", "train.lora")
-"""What a run cannot change while it goes on: the state that it has would not fit."""
+IMMUTABLE_KEYS = ("model", "data", "seed", "train.batch", "train.optimizer", "train.carry", "train.ema", "train.lora")
+"""What a resumed run cannot change: its state would not fit."""
 PROBE_VOCAB = 257
 
 
@@ -51,18 +51,18 @@ def train(
     """Trains what `recipe` describes and yields events; the last is a Result with the run folder.
 
     out:    the run folder; runs/NAME, or the next free number after it, by default.
-    resume: go on with the run in `out` from its newest checkpoint. Budget, learning rate and the like may change.
+    resume: continue the run in `out` from its newest checkpoint. Budget, learning rate and the like may change.
     init:   a checkpoint whose weights a new run begins with; with `train.lora`, the model whose adapter is trained.
     stop:   once set, the trainer saves at the next step and raises Interrupted.
 
-    Raises InputError for what cannot be done, WorkError for what failed on the way: a full disk, divergence.
+    Raises InputError for a bad recipe or argument, WorkError for what fails while training: a full disk, divergence.
     """
     stop = stop or Stop()
     hardware = hardware or probe()
-    recipe.meta_model(PROBE_VOCAB)  # impossible sizes, before any work
-    chosen = settings(recipe, hardware)
+    recipe.meta_model(PROBE_VOCAB)  # an error for impossible sizes, before any work
+    settings = settings_for(recipe, hardware)
     require(recipe.runtime.log)
-    path, checkpoint = _open(recipe, out, resume, init)
+    path, checkpoint = _open_run(recipe, out, resume, init)
     changes = [] if checkpoint is None else _changes(checkpoint, recipe)
     source = Checkpoint.open(init) if init is not None else checkpoint
     base = None if recipe.train.lora is None else base_of(source, recipe)
@@ -73,7 +73,7 @@ def train(
         data = TrainingData(recipe, (yield from _prepare(recipe, stop)))
         run = RunFolder(path)
         stack.callback(run.close)
-        state = _initial_state(recipe, data, chosen, source, base, begins=checkpoint is None)
+        state = _initial_state(recipe, data, settings, source, base, begins=checkpoint is None)
         if checkpoint is not None:
             finished = yield from _resume(state, checkpoint, recipe, data, changes)
             run.rewind(state.step)
@@ -81,11 +81,11 @@ def train(
                 yield Result({"steps": state.step, **state.metrics}, path)
                 return
         elif resume:
-            yield Notice(f"{path} has no checkpoint yet: training begins at its start")
+            yield Notice(f"{path} has no checkpoint yet: training starts from the beginning")
             run.rewind(-1)
         run.write_recipe(recipe)
         yield _summary(state, hardware)
-        if checkpoint is None or checkpoint.training_state()["device"] != chosen.device.type:
+        if checkpoint is None or checkpoint.training_state()["device"] != settings.device.type:
             yield from _tune(state, recipe, hardware)
         if recipe.runtime.compile:
             for block in state.model.blocks:
@@ -98,46 +98,48 @@ def train(
 def _summary(state: TrainState, hardware: Hardware) -> Notice:
     """How many parameters are trained, and on what."""
     total, trained = state.model.parameter_count(), sum(p.numel() for p in state.optimizer.parameters)
-    adapter = "" if state.base is None else f", of which {trained:,}, the adapter's, learn,"
+    adapter = "" if state.base is None else f", of which {trained:,}, the adapter's, are trained,"
     kind = state.settings.device.type
     processor = hardware.gpu.name if hardware.gpu and kind == "cuda" else hardware.processor
     return Notice(f"{total:,} parameters{adapter} on {kind} ({processor})")
 
 
 def _tune(state: TrainState, recipe: Recipe, hardware: Hardware) -> Iterator[Event]:
-    """Decides precision and micro-batch for the whole model, whichever parts the first stage leaves out."""
+    """Decides precision and micro-batch for the model model, whichever parts the first stage leaves out."""
     without = state.model.without
     state.model.leave_out(())
     yield from tune(state.model, recipe, state.settings, hardware)
     state.model.leave_out(without)
 
 
-def recipe_of(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that goes on from a checkpoint: its own with `overrides`, reading text with its tokenizer, and without
-    the stages in which the model grew unless the overrides have some."""
+def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe to continue training from a checkpoint: its own with `overrides` and its tokenizer, without its stages
+    unless the overrides have some."""
     checkpoint = Checkpoint.open(path)
-    whole = checkpoint.base or checkpoint
-    tokens = [] if whole.recipe.data.tokenizer.type == "bytes" else [f"data.tokenizer={whole.path / 'tokenizer.json'}"]
-    own = checkpoint if "recipe.yaml" in checkpoint.manifest.files else whole
+    model = checkpoint.base or checkpoint
+    tokens = [] if model.recipe.data.tokenizer.type == "bytes" else [f"data.tokenizer={model.path / 'tokenizer.json'}"]
+    own = checkpoint if "recipe.yaml" in checkpoint.manifest.files else model
     recipe = Recipe.load(own.path, [*tokens, *overrides])
     if any(each.startswith("train.stages") for each in overrides):
         return recipe
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": []})})
 
 
-def _open(recipe: Recipe, out: Path | None, resume: bool, init: Path | None) -> tuple[Path, Checkpoint | None]:
-    """The run folder, and the checkpoint to go on from."""
+def _open_run(recipe: Recipe, out: Path | None, resume: bool, init: Path | None) -> tuple[Path, Checkpoint | None]:
+    """The run folder, and the checkpoint to resume from."""
     if not resume:
         return new_run(recipe.name, out), None
     if out is None:
-        raise InputError("which run is to go on?", "name its folder: synthe train runs/NAME --resume")
+        raise InputError("--resume needs the folder of a run", "synthe train runs/NAME --resume")
     if init is not None:
-        raise InputError("a run that goes on has weights already", "leave out either --resume or the first weights")
+        raise InputError("a resumed run has weights already", "leave out --resume or --init")
     if not taken(out):
-        raise InputError(f"no such run: {out}", "leave out --resume to begin one")
+        raise InputError(f"no such run: {out}", "leave out --resume to start one")
     if not checkpoints(out):
         if not (out / "recipe.yaml").is_file():
-            raise InputError(f"{out} is no run: it has neither checkpoints nor a recipe", "name a folder under runs/")
+            raise InputError(
+                f"{out} is not a run: it has neither checkpoints nor a recipe", "name a folder under runs/"
+            )
         return out, None
     return out, Checkpoint.open(out, latest=True)
 
@@ -153,13 +155,13 @@ def _prepare(recipe: Recipe, stop: Stop) -> Generator[Event, None, Packed]:
         yield event
         if stop.is_set():
             work.close()
-            raise Interrupted("stopped while preparing the data", "the same command goes on where it stopped")
+            raise Interrupted("stopped while preparing the data", "the same command continues where it stopped")
 
 
 def _initial_state(
     recipe: Recipe,
     data: TrainingData,
-    chosen: Settings,
+    settings: Settings,
     source: Checkpoint | None,
     base: Checkpoint | None,
     *,
@@ -168,21 +170,21 @@ def _initial_state(
     """The state at the start of a run. Initial values are drawn on the CPU, so that a seed means the same on every
     device.
 
-    source: has the first weights of a run that `begins`; of a run that is resumed, only the size of its vocabulary
+    source: has the first weights of a run that `begins`; of a resumed run, only the size of its vocabulary
             and whether it is an adapter are used here.
     base:   the model that an adapter is trained over.
     """
     for op in OPS.values():
         op.used.clear()
     torch.manual_seed(recipe.seed)
-    model = _initial_model(recipe, data, source, base, begins).to(chosen.device)
+    model = _initial_model(recipe, data, source, base, begins).to(settings.device)
     spec = recipe.train
     state = TrainState(
         model,
         default_objective(model),
         Optimizer(model, spec),
         spec,
-        chosen,
+        settings,
         average=WeightAverage(model, spec.ema) if spec.ema is not None else None,
         cursor=data.stream.cursor(),
         parents=[str(source.path)] if begins and source is not None else [],
@@ -218,14 +220,14 @@ def _initial_model(
 
 
 def _changes(checkpoint: Checkpoint, recipe: Recipe) -> list[str]:
-    """What the recipe changes of a run that goes on; InputError for what cannot change."""
+    """What the recipe changes of a resumed run; InputError for what cannot change."""
     changes = differences(checkpoint.recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
     for change in changes:
         key = change.partition(":")[0]
-        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED):
+        if any(key == fixed or key.startswith(f"{fixed}.") for fixed in IMMUTABLE_KEYS):
             raise InputError(
-                f"the run cannot go on with another {key.split('.')[0]}: {change}",
-                "put it back in the recipe, or begin a new run",
+                f"the run cannot be resumed with another {key.split('.')[0]}: {change}",
+                "restore it in the recipe, or start a new run",
             )
     return changes
 
@@ -237,7 +239,7 @@ def _resume(
     restore(state, checkpoint, data)
     _restore_settings(state.settings, checkpoint, recipe)
     if changes:
-        yield Notice(f"changed since the last session: {', '.join(changes)}")
+        yield Notice(f"changed since the run was interrupted: {', '.join(changes)}")
     before, spec = checkpoint.recipe.train, recipe.train
     fraction = state.counters.fraction(spec.budget)
     same = (before.budget, before.validations) == (spec.budget, spec.validations)
@@ -245,20 +247,20 @@ def _resume(
         state.validations = math.floor(fraction * spec.validations)
     if state.validations >= spec.validations or (not same and fraction >= 1):
         yield Notice(
-            f"this run is finished: {spec.budget} are used up, at step {state.step}; "
+            f"this run is finished: {spec.budget} are spent, at step {state.step}; "
             "to train longer, raise it: --set train.budget=..."
         )
         return True
-    yield Notice(f"going on from step {state.step}, {fraction:.0%} of {spec.budget}")
+    yield Notice(f"resuming from step {state.step}, {fraction:.0%} of {spec.budget}")
     return False
 
 
-def _restore_settings(chosen: Settings, checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Precision, micro-batch and kernels as they were, unless the recipe names others now."""
+def _restore_settings(settings: Settings, checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Restores precision, micro-batch and tuned kernels, unless the recipe sets others."""
     before, facts = checkpoint.recipe, checkpoint.training_state()
     tuned = {op: kernel for op, kernel in facts["tuned_kernels"].items() if kernel_exists(op, kernel)}
-    chosen.context = replace(chosen.context, tuned_kernels=tuned)
+    settings.context = replace(settings.context, tuned_kernels=tuned)
     same = recipe.runtime.precision in ("auto", before.runtime.precision)
-    chosen.precision = facts["precision"] if same else recipe.runtime.precision
+    settings.precision = facts["precision"] if same else recipe.runtime.precision
     same = recipe.train.micro_batch in ("auto", before.train.micro_batch)
-    chosen.micro_batch = facts["micro_batch"] if same else min(int(recipe.train.micro_batch), recipe.train.batch)
+    settings.micro_batch = facts["micro_batch"] if same else min(int(recipe.train.micro_batch), recipe.train.batch)

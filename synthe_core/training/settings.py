@@ -35,7 +35,7 @@ class Settings:
         self.context = replace(self.context, precision=precision)
 
 
-def settings(recipe: Recipe, hardware: Hardware) -> Settings:
+def settings_for(recipe: Recipe, hardware: Hardware) -> Settings:
     """The device and kernels of a recipe; InputError for what this machine has not, or a kernel that is in no table."""
     context = context_for_recipe(recipe, recipe.runtime.device, hardware=hardware)
     on_cpu = context.device.type == "cpu"

@@ -223,7 +223,7 @@ class Trainer:
         if step > self.saved.steps:
             yield from self._save()
         saved = "; saved" if step and step == self.saved.steps else ""
-        raise Interrupted(f"stopped at step {step}{saved}", f"go on with: synthe train {self.run.path} --resume")
+        raise Interrupted(f"stopped at step {step}{saved}", f"resume with: synthe train {self.run.path} --resume")
 
     # Events
 

@@ -1,4 +1,4 @@
-"""What `auto` means on this machine: precision and micro-batch, by measuring real passes of the model."""
+"""What `auto` means on this machine: precision and micro-batch, from timed passes of the model."""
 
 from __future__ import annotations
 
@@ -25,41 +25,40 @@ from synthe_core.storage.atomic import write_file
 from synthe_core.storage.manifest import describe_hardware, package_versions
 from synthe_core.training.gradients import accumulate_gradients, is_out_of_memory
 from synthe_core.training.objectives import default_objective
-from synthe_core.training.settings import Settings
-from synthe_core.training.settings import settings as settings_of
+from synthe_core.training.settings import Settings, settings_for
 
-WORTH = 1.1  # bfloat16 must be this much faster to be worth its rounding
-BETTER = 1.04  # a larger micro-batch must be this much faster per token on a CPU
-FEWEST, MOST = 1024, 16384  # tokens of a pass between which a CPU's best lies
-PATIENCE = 12.0  # seconds after which the search on a CPU settles for the best so far
-SHARE = 0.03  # of a budget of time at most
+MIN_BFLOAT16_SPEEDUP = 1.1  # bfloat16 must be this much faster to be worth its rounding
+MIN_MICRO_BATCH_SPEEDUP = 1.04  # a larger micro-batch must be this much faster per token on a CPU
+MIN_TOKENS, MAX_TOKENS = 1024, 16384  # of a pass, between which a CPU is fastest
+TIME_LIMIT = 12.0  # seconds after which the search on a CPU takes the best so far
+TIME_SHARE = 0.03  # of a budget of time, at most
 
 
 def tune(model: Model, recipe: Recipe, settings: Settings, hardware: Hardware) -> Iterator[Event]:
-    """Decides `settings.precision` and `settings.micro_batch`, and says why. The model is left as it was.
+    """Decides `settings.precision` and `settings.micro_batch`, and says why. The model does not change.
 
-    What was measured is kept in the cache, so that the same recipe gives the same weights on the same machine: the
-    order of additions depends on both, and two measurements need not agree.
+    The choice is cached, so that the same recipe gives the same weights on the same machine: the order of additions
+    depends on both, and two measurements need not agree.
     """
-    kept = _kept(model, recipe, settings, hardware)
+    path = _cached_choice(model, recipe, settings, hardware)
     try:
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        settings.precision, settings.micro_batch = str(found["precision"]), int(found["micro_batch"])
-        yield Notice(f"{found['why']} (measured before: {kept})")
+        cached = json.loads(path.read_text(encoding="utf-8"))
+        settings.precision, settings.micro_batch = str(cached["precision"]), int(cached["micro_batch"])
+        yield Notice(f"{cached['why']} (measured before: {path})")
         return
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # nothing kept
+        pass  # not cached
     timer = PassTimer(model, settings, recipe.data.sequence)
     reasons = [_precision(timer, recipe, settings, hardware), _micro_batch(timer, recipe, settings)]
     yield from map(Notice, reasons)
     if "auto" in (recipe.runtime.precision, recipe.train.micro_batch):
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         choice = {"precision": settings.precision, "micro_batch": settings.micro_batch, "why": "; ".join(reasons)}
-        write_file(kept, json.dumps(choice) + "\n")
+        write_file(path, json.dumps(choice) + "\n")
 
 
-def _kept(model: Model, recipe: Recipe, settings: Settings, hardware: Hardware) -> Path:
-    """Where the choice for this model on this machine is kept: a name made of all that it depends on."""
+def _cached_choice(model: Model, recipe: Recipe, settings: Settings, hardware: Hardware) -> Path:
+    """The file of the choice for this model on this machine. Its name is a hash of all that the choice depends on."""
     facts = {
         "model": recipe.model.model_dump(mode="json"),
         "vocab": model.vocab,
@@ -81,34 +80,34 @@ def _kept(model: Model, recipe: Recipe, settings: Settings, hardware: Hardware) 
 
 
 def tune_all(recipe: Recipe, hardware: Hardware | None = None) -> Iterator[Event]:
-    """Times kernels, then precision and micro-batch, for a recipe that is to be trained here; all of it anew.
+    """Times kernels, then precision and micro-batch, of a recipe that is to be trained here, whatever is cached.
 
-    The model has its initial weights, and made-up tokens: neither changes how long work takes. The Result is what
-    training will find.
+    The model has its initial weights and reads random tokens: neither changes how long a pass takes. The Result is the
+    choice that training will use.
     """
     hardware = hardware or probe()
-    chosen = settings_of(recipe, hardware)
+    settings = settings_for(recipe, hardware)
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.runtime.threads or threads)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            model = build_model(recipe.model, vocabulary_of(recipe), recipe.runtime.recompute).to(chosen.device)
-        batch = PassTimer(model, chosen, recipe.data.sequence).batch(smallest(recipe))
-        chosen.context = replace(chosen.context, tuned_kernels={})
-        yield from tune_kernels(model, batch, recipe, chosen.context, hardware)
-        tuned = tuned_kernels(recipe, chosen.device.type, hardware)
-        chosen.context = replace(chosen.context, tuned_kernels=tuned)
-        _kept(model, recipe, chosen, hardware).unlink(missing_ok=True)
-        yield from tune(model, recipe, chosen, hardware)
+            model = build_model(recipe.model, vocabulary_of(recipe), recipe.runtime.recompute).to(settings.device)
+        batch = PassTimer(model, settings, recipe.data.sequence).batch(smallest_efficient_rows(recipe))
+        settings.context = replace(settings.context, tuned_kernels={})
+        yield from tune_kernels(model, batch, recipe, settings.context, hardware)
+        tuned = tuned_kernels(recipe, settings.device.type, hardware)
+        settings.context = replace(settings.context, tuned_kernels=tuned)
+        _cached_choice(model, recipe, settings, hardware).unlink(missing_ok=True)
+        yield from tune(model, recipe, settings, hardware)
     finally:
         torch.set_num_threads(threads)
-    values = {"precision": chosen.precision, "micro_batch": chosen.micro_batch, **chosen.context.tuned_kernels}
+    values = {"precision": settings.precision, "micro_batch": settings.micro_batch, **settings.context.tuned_kernels}
     yield Result(dict(values))
 
 
 class PassTimer:
-    """Timed passes over made-up tokens: forward and backward."""
+    """Times passes over random tokens, forward and backward."""
 
     def __init__(self, model: Model, settings: Settings, sequence: int) -> None:
         self.model, self.settings, self.sequence = model, settings, sequence
@@ -125,12 +124,12 @@ class PassTimer:
     def seconds(self, rows: int, precision: str) -> float:
         """Of one pass over `rows` sequences."""
         settings = Settings(replace(self.settings.context, precision=precision), rows)
-        batch = self.batch(rows)
+        objective, batch = default_objective(self.model), self.batch(rows)
         devices = [settings.device] if settings.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices):
                 start = time.perf_counter()
-                accumulate_gradients(default_objective(self.model), self.model, batch, settings, sequence=self.sequence)
+                accumulate_gradients(objective, self.model, batch, settings, sequence=self.sequence)
                 settings.context.synchronize()
                 return time.perf_counter() - start
         finally:
@@ -139,65 +138,79 @@ class PassTimer:
 
 
 def _precision(timer: PassTimer, recipe: Recipe, settings: Settings, hardware: Hardware) -> str:
-    asked, kind = recipe.runtime.precision, settings.device.type
-    chosen = choose_precision(asked, kind, hardware)
-    settings.precision = chosen.value
-    if asked != "auto" or kind != "cpu" or chosen.value == "float32":
-        return f"precision {chosen.value}: {chosen.reason}"
-    rows = smallest(recipe)
+    """Decides the precision; returns the reason."""
+    setting, device = recipe.runtime.precision, settings.device.type
+    choice = choose_precision(setting, device, hardware)
+    settings.precision = choice.value
+    if setting != "auto" or device != "cpu" or choice.value == "float32":
+        return f"precision {choice.value}: {choice.reason}"
+    rows = smallest_efficient_rows(recipe)
     seconds = {"float32": float("inf"), "bfloat16": float("inf")}
-    first = max(timer.seconds(rows, precision) for precision in seconds)  # loads kernels too, and so is not counted
+    first = max(timer.seconds(rows, precision) for precision in seconds)  # loads kernels too, and so does not count
     for _ in range(3 if first < 1 else 1):
         for precision in seconds:
             seconds[precision] = min(seconds[precision], timer.seconds(rows, precision))
-    ratio = seconds["float32"] / seconds["bfloat16"]
-    settings.precision = "bfloat16" if ratio > WORTH else "float32"
-    return f"precision {settings.precision}: a pass in bfloat16 runs at {ratio:.2f} times the speed of float32 here"
+    speedup = seconds["float32"] / seconds["bfloat16"]
+    settings.precision = "bfloat16" if speedup > MIN_BFLOAT16_SPEEDUP else "float32"
+    return f"precision {settings.precision}: a pass in bfloat16 runs at {speedup:.2f} times the speed of float32 here"
 
 
 def _micro_batch(timer: PassTimer, recipe: Recipe, settings: Settings) -> str:
+    """Decides the micro-batch; returns the reason."""
     batch, length = recipe.train.batch, recipe.data.sequence
-    wanted = recipe.train.micro_batch
-    if wanted != "auto":
-        settings.micro_batch = min(wanted, batch)
+    if recipe.train.micro_batch != "auto":
+        settings.micro_batch = min(recipe.train.micro_batch, batch)
         return f"micro-batch {settings.micro_batch} of {batch}: the recipe says so"
+    fitting = _fitting_rows(timer, batch, settings)
+    if settings.device.type != "cpu":
+        settings.micro_batch = fitting[-1]
+        return f"micro-batch {settings.micro_batch} of {batch}: the largest that fits"
+    candidates = [rows for rows in fitting if MIN_TOKENS <= rows * length <= MAX_TOKENS] or [
+        min(fitting, key=lambda rows: abs(rows * length - MIN_TOKENS))
+    ]
+    settings.micro_batch = candidates[0]
+    if len(candidates) == 1:
+        return f"micro-batch {settings.micro_batch} of {batch}: about the fastest size for a CPU that fits"
+    budget = recipe.train.budget
+    limit = min(TIME_LIMIT, TIME_SHARE * budget.amount) if budget.unit == "seconds" else TIME_LIMIT
+    settings.micro_batch, speed = _fastest(timer, candidates, settings.precision, limit)
+    return f"micro-batch {settings.micro_batch} of {batch}: the fastest measured, {speed:.0f} tokens/s"
+
+
+def _fitting_rows(timer: PassTimer, batch: int, settings: Settings) -> list[int]:
+    """The micro-batch sizes that fit into memory; the smallest size if none does."""
     try:
-        row = device_memory.row_bytes(timer.model, timer.batch(1), settings)
+        row = device_memory.row_bytes(timer.model, timer.batch(1), settings.context)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         row = float("inf")
-    room = device_memory.planned(timer.model, settings.device)
-    fitting = [rows for rows in ladder(batch) if rows * row <= room] or [1]
-    if settings.device.type != "cpu":
-        settings.micro_batch = fitting[-1]
-        return f"micro-batch {settings.micro_batch} of {batch}: the largest that fits"
-    candidates = [rows for rows in fitting if FEWEST <= rows * length <= MOST] or [
-        min(fitting, key=lambda rows: abs(rows * length - FEWEST))
-    ]
-    settings.micro_batch, rate = candidates[0], 0.0
-    if len(candidates) == 1:
-        return f"micro-batch {settings.micro_batch} of {batch}: about the fastest size for a CPU that fits"
-    budget = recipe.train.budget
-    patience = min(PATIENCE, SHARE * budget.amount) if budget.unit == "seconds" else PATIENCE
+    available = device_memory.available_for_rows(timer.model, settings.device)
+    return [rows for rows in micro_batch_sizes(batch) if rows * row <= available] or [1]
+
+
+def _fastest(timer: PassTimer, candidates: list[int], precision: str, limit: float) -> tuple[int, float]:
+    """The rows of the fastest pass per token, and its tokens per second. The search ends at the first size that is not
+    faster, that runs out of memory, or that the next one would take past `limit` seconds."""
+    best, speed = candidates[0], 0.0
     start = time.perf_counter()
     for rows in candidates:
         try:
-            timer.seconds(rows, settings.precision)
-            found = rows * length / min(timer.seconds(rows, settings.precision) for _ in range(2))
+            timer.seconds(rows, precision)
+            measured = rows * timer.sequence / min(timer.seconds(rows, precision) for _ in range(2))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             break
-        if found < rate * BETTER:
+        if measured < speed * MIN_MICRO_BATCH_SPEEDUP:
             break
-        settings.micro_batch, rate = rows, found
-        if 3 * (time.perf_counter() - start) > patience:  # the next one takes twice as long
+        best, speed = rows, measured
+        if 3 * (time.perf_counter() - start) > limit:  # the next one takes twice as long
             break
-    return f"micro-batch {settings.micro_batch} of {batch}: the fastest measured, {rate:.0f} tokens/s"
+    return best, speed
 
 
-def ladder(batch: int) -> list[int]:
+def micro_batch_sizes(batch: int) -> list[int]:
     """Rows of a pass that cut `batch` into 1, 2, 4, ... about equal parts, smallest first."""
     sizes = [batch]
     while sizes[-1] > 1:
@@ -205,6 +218,7 @@ def ladder(batch: int) -> list[int]:
     return sizes[::-1]
 
 
-def smallest(recipe: Recipe) -> int:
-    """The fewest rows of the ladder that give a CPU enough to do."""
-    return next((n for n in ladder(recipe.train.batch) if n * recipe.data.sequence >= FEWEST), recipe.train.batch)
+def smallest_efficient_rows(recipe: Recipe) -> int:
+    """The smallest micro-batch that keeps a CPU busy."""
+    sizes = micro_batch_sizes(recipe.train.batch)
+    return next((rows for rows in sizes if rows * recipe.data.sequence >= MIN_TOKENS), recipe.train.batch)

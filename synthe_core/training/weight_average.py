@@ -1,4 +1,4 @@
-"""A running average of the weights, which is evaluated and kept in place of them (Polyak & Juditsky 1992)."""
+"""A running average of the weights, which is evaluated and saved in place of them (Polyak & Juditsky 1992)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """After step number `steps`."""
+        """Adds the weights after step number `steps`."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
-        now = [p.detach() for p in self._parameters.values()]
-        torch._foreach_lerp_(list(self.tensors.values()), now, 1 - decay)
+        current = [p.detach() for p in self._parameters.values()]
+        torch._foreach_lerp_(list(self.tensors.values()), current, 1 - decay)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in self.tensors.items():

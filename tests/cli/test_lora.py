@@ -45,7 +45,7 @@ def test_what_lora_means(text: str, keys: dict[str, Any]) -> None:
 def test_an_adapter_is_trained_and_written_with(synthe: Run) -> None:
     done = synthe(*BEGIN, "--lora", "rank=4,targets=attention,mlp,dropout=0.1", "--out", "runs/code")
     assert (done.exit_code, done.stdout) == (0, "runs/code\n"), done.stderr
-    assert "the adapter's, learn" in done.stderr and "None" not in done.stderr
+    assert "the adapter's, are trained" in done.stderr and "None" not in done.stderr
     kept = json.loads(synthe("recipe", "show", "runs/code", "--json").stdout)["recipe"]["train"]["lora"]
     assert kept == {"rank": 4, "alpha": None, "dropout": 0.1, "rslora": False, "targets": ["attention", "mlp"]}
     written = synthe("generate", "runs/code", "-p", "1", "-n", 8, "--seed", 1)

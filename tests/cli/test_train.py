@@ -87,13 +87,13 @@ def test_the_first_signal_saves_and_says_how_to_go_on(synthe: Run, recipe: Path,
     out, err = running.communicate(timeout=120)
     assert running.returncode == 130, err
     assert "stopping: saving first" in err
-    assert err.splitlines()[-1] == "hint: go on with: synthe train runs/small --resume"
+    assert err.splitlines()[-1] == "hint: resume with: synthe train runs/small --resume"
     assert "Traceback" not in err
     step = [json.loads(line) for line in out.splitlines()][-1]["step"]
     assert f"stopped at step {step}; saved\n" in err
     again = synthe("train", "runs/small", "--resume", "--set", f"train.budget={step + 2}steps")
     assert (again.exit_code, again.stdout) == (0, "runs/small\n"), again.stderr
-    assert f"going on from step {step}" in again.stderr
+    assert f"resuming from step {step}" in again.stderr
 
 
 def test_the_second_signal_ends_it_at_once() -> None:
@@ -142,7 +142,7 @@ def test_verbs_chain_in_a_shell(recipe: Path) -> None:
         (["--data", "no-such.txt"], "no such file or source: 'no-such.txt'"),
         (["--data", "empty.txt"], "empty.txt is empty"),
         (["--data", "short.txt"], "'short.txt' is shorter than one sequence"),
-        (["--resume"], "which run is to go on?"),
+        (["--resume"], "--resume needs the folder of a run"),
         (["--resume", "--out", "runs/none"], "no such run: runs/none"),
         (["--out", "texts"], "texts is not empty"),
         (["--out", "short.txt"], "short.txt is a file"),

@@ -11,17 +11,17 @@ from synthe_core.errors import InputError, WorkError
 from synthe_core.hardware.probe import Gpu, Hardware, probe
 from synthe_core.model.classifier import build_model
 from synthe_core.profiling.activations import Plane, saved_by_learner
-from synthe_core.profiling.allocations import held
-from synthe_core.profiling.cards import CARDS, card_memory, room, usable
-from synthe_core.profiling.chart import matched_transformer, page, served
+from synthe_core.profiling.allocations import measure_allocations
+from synthe_core.profiling.cards import CARDS, card_memory, usable_bytes, usable_on
+from synthe_core.profiling.chart import matched_transformer, page, serving_curve
 from synthe_core.profiling.fit import Fit, fit
 from synthe_core.profiling.footprint import Estimate, Footprint
-from synthe_core.profiling.measure import measured
+from synthe_core.profiling.measure import measure_step
 from synthe_core.recipe.schema import Recipe
 from synthe_core.training.gradients import accumulate_gradients
 from synthe_core.training.objectives import default_objective
 from synthe_core.training.optimizer import Optimizer
-from synthe_core.training.settings import settings
+from synthe_core.training.settings import settings_for
 from synthe_core.training.tuning import PassTimer
 from tests.paths import RECIPES
 
@@ -48,16 +48,16 @@ def test_allocations_are_counted_to_the_byte() -> None:
         del big
         return other
 
-    found = held(work)
-    assert found.most == 5 * MIB
-    assert found.after == 4 * MIB
+    found = measure_allocations(work)
+    assert found.peak == 5 * MIB
+    assert found.retained == 4 * MIB
 
 
 def test_a_plane_goes_through_its_points_and_on() -> None:
-    plane = Plane.through(lambda blocks, rows: 7 + 3 * blocks + 11 * rows + 5 * blocks * rows)
+    plane = Plane.fit(lambda blocks, rows: 7 + 3 * blocks + 11 * rows + 5 * blocks * rows)
     assert plane.at(6, 9) == 7 + 18 + 99 + 270
-    twice = Plane.through(lambda blocks, rows: 2 * (4 * blocks * rows))
-    assert twice.beyond(Plane.through(lambda blocks, rows: 4 * blocks * rows), 3.0).at(2, 3) == 3 * 2 * 4 * 6
+    twice = Plane.fit(lambda blocks, rows: 2 * (4 * blocks * rows))
+    assert twice.extrapolate(Plane.fit(lambda blocks, rows: 4 * blocks * rows), 3.0).at(2, 3) == 3 * 2 * 4 * 6
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_step_holds_what_was_predicted_of_it(case: dict[str, Any], rows: int) 
     asked = recipe(**case)
     estimate = Estimate(asked, probe())
     predicted = estimate.training(rows)
-    chosen = settings(asked, probe())
+    chosen = settings_for(asked, probe())
     chosen.precision, chosen.micro_batch = predicted.precision, rows
     torch.manual_seed(0)
     model = build_model(asked.model, estimate.vocab, asked.runtime.recompute)
@@ -91,7 +91,7 @@ def test_a_step_holds_what_was_predicted_of_it(case: dict[str, Any], rows: int) 
 
     step()
     optimizer.zero_grad()
-    most = held(step).most
+    most = measure_allocations(step).peak
     there = predicted.parts["parameters"] + predicted.parts["optimizer"] + predicted.parts["data"]
     assert predicted.peak - there == pytest.approx(most, rel=0.1)
     state = sum(x.numel() * x.element_size() for x in optimizer.tensors().values() if x.dim())
@@ -120,7 +120,7 @@ def test_an_encoder_has_a_footprint_too() -> None:
 def test_activations_are_told_by_learner() -> None:
     asked = recipe()
     model = build_model(asked.model, 257)
-    chosen = settings(asked, probe())
+    chosen = settings_for(asked, probe())
     found = saved_by_learner(model, PassTimer(model, chosen, 64).batch(1), chosen)
     assert found.keys() == {"momentum", "delta", "mlp", "rest"}
     assert all(size > 0 for size in found.values())
@@ -131,7 +131,7 @@ def test_activations_are_told_by_learner() -> None:
 def test_a_long_context_is_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = recipe()
     real = Estimate(asked, probe()).training(2, 512, 2).peak
-    monkeypatch.setattr("synthe_core.profiling.activations.LONGEST", 128)
+    monkeypatch.setattr("synthe_core.profiling.activations.MAX_MEASURED_LENGTH", 128)
     assert Estimate(asked, probe()).training(2, 512, 2).peak == pytest.approx(real, rel=0.05)
 
 
@@ -143,7 +143,7 @@ def test_shipped_recipes_take_what_is_predicted(name: str, rows: int, length: in
     path = RECIPES / f"{name}.yaml"
     asked = Recipe.load(path, ["runtime.precision=float32", "runtime.threads=1", f"train.batch={rows}"])
     predicted = Estimate(asked, probe()).training(rows, length, rows)
-    truth = measured(asked, rows=rows, length=length, precision="float32")
+    truth = measure_step(asked, rows=rows, length=length, precision="float32")
     if truth is None:
         pytest.skip("this system does not tell a process's peak")
     assert predicted.peak == pytest.approx(truth, rel=0.1)
@@ -152,7 +152,7 @@ def test_shipped_recipes_take_what_is_predicted(name: str, rows: int, length: in
 @pytest.mark.slow
 def test_a_measured_step_that_fails_says_so() -> None:
     with pytest.raises(WorkError, match="out of memory with 8 rows of 128 tokens"):
-        measured(recipe(), rows=8, length=128, precision="float32", limit=1 << 20)
+        measure_step(recipe(), rows=8, length=128, precision="float32", limit=1 << 20)
 
 
 # What fits
@@ -178,23 +178,23 @@ def tried(room: float, **train: Any) -> Fit:
 
 
 def test_fit_takes_the_largest_pass_that_fits() -> None:
-    assert tried(10_000).given == {"train.micro_batch": 8}
+    assert tried(10_000).changes == {"train.micro_batch": 8}
     assert tried(10_000).next_larger is None
     found = tried(80 + 250)
-    assert found.given == {"train.micro_batch": 2}
+    assert found.changes == {"train.micro_batch": 2}
     assert found.next_larger == (4, 80 + 400)
     assert found.flags == "--set train.micro_batch=2"
 
 
 def test_and_gives_way_step_by_step() -> None:
     again = tried(80 + 90)
-    assert again.given == {"train.micro_batch": 4, "runtime.recompute": True}
+    assert again.changes == {"train.micro_batch": 4, "runtime.recompute": True}
     assert again.flags == "--set train.micro_batch=4 --set runtime.recompute=true"
-    assert [what for what, _ in again.tried] == ["as it is, one sequence a pass"]
+    assert [what for what, _ in again.rejected] == ["as it is, one sequence per pass"]
     other = tried(80 + 25, optimizer="adamw")
-    assert other.given == {"train.micro_batch": 1, "runtime.recompute": True, "train.optimizer": "muon"}
+    assert other.changes == {"train.micro_batch": 1, "runtime.recompute": True, "train.optimizer": "muon"}
     short = tried(80 + 15)
-    assert short.given == {"train.micro_batch": 1, "runtime.recompute": True, "data.sequence": 64}
+    assert short.changes == {"train.micro_batch": 1, "runtime.recompute": True, "data.sequence": 64}
     with pytest.raises(WorkError, match="not even one sequence of 64 tokens fits"):
         tried(85)
 
@@ -205,17 +205,19 @@ H200 = Hardware("cuda", "a processor", 64, 1 << 40, gpu=Gpu("H200", 143771 << 20
 
 
 def test_room_is_that_of_the_machine() -> None:
-    assert room(PLAIN, "cpu") == 4 << 30
-    assert 7.0 * (1 << 30) < room(SMALL, "cuda") < 7.2 * (1 << 30)
-    assert room(H200, "cuda") > 18 * room(SMALL, "cuda")
-    assert usable(100) == 0
+    assert usable_on(PLAIN, "cpu") == 4 << 30
+    assert 7.0 * (1 << 30) < usable_on(SMALL, "cuda") < 7.2 * (1 << 30)
+    assert usable_on(H200, "cuda") > 18 * usable_on(SMALL, "cuda")
+    assert usable_bytes(100) == 0
 
 
 def test_the_same_recipe_fits_a_large_card_whole_and_a_small_one_in_parts() -> None:
     """A footprint of a gigabyte a sequence: all eight on the H200, four on a card of 8 GB, after room for the rest."""
     gigabyte = {"kept": 1e9, "again": 1e8, "adamw": 2e9, "muon": 1.5e9}
-    on = {name: fit(recipe(), room(machine, machine.device), counted(gigabyte)) for name, machine in MACHINES.items()}
-    assert {name: found.given for name, found in on.items()} == {
+    on = {
+        name: fit(recipe(), usable_on(machine, machine.device), counted(gigabyte)) for name, machine in MACHINES.items()
+    }
+    assert {name: found.changes for name, found in on.items()} == {
         "H200": {"train.micro_batch": 8},
         "8 GB": {"train.micro_batch": 4},
         "CPU": {"train.micro_batch": 2},
@@ -269,7 +271,7 @@ def test_the_transformer_beside_it_has_as_many_parameters() -> None:
 
 def test_a_recurrent_model_is_flat_and_a_transformer_is_not() -> None:
     asked = recipe()
-    flat, steep = served(asked, "own", 4), served(matched_transformer(asked), "other", 4)
+    flat, steep = serving_curve(asked, "own", 4), serving_curve(matched_transformer(asked), "other", 4)
     assert flat.points[0][1] == flat.points[-1][1]
     assert steep.points[-1][1] > 20 * steep.points[0][1]
     drawn = page("memory <of> it", [("serving", [flat, steep])])

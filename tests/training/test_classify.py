@@ -138,7 +138,7 @@ def test_other_labels_are_another_text(encoder, labelled, tmp_path):
             if isinstance(event, Metric) and event.phase == "train":
                 stop.set()
     labelled.write_text(labelled.read_text().replace('"kind": "mild"', '"kind": "soft"'))
-    with pytest.raises(InputError, match="not what it was when the run began"):
+    with pytest.raises(InputError, match="has changed since the run began"):
         list(train(asked, out=tmp_path / "run", resume=True))
 
 

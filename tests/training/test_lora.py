@@ -15,7 +15,7 @@ from synthe_core.adapters.lora_linear import attach
 from synthe_core.errors import InputError, Interrupted, WorkError
 from synthe_core.events import Metric, Notice
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints
-from synthe_core.training import recipe_of, train
+from synthe_core.training import recipe_from_checkpoint, train
 from tests.training.conftest import assert_same, of
 
 LORA = {"rank": 4, "targets": ["attention", "mlp"]}
@@ -190,7 +190,7 @@ def test_an_adapter_needs_a_model(recipe, tmp_path):
 
 def test_another_rank_is_another_run(recipe, base, tmp_path):
     list(train(recipe(lora=LORA), out=tmp_path / "run", init=base))
-    with pytest.raises(InputError, match=r"cannot go on with another train: train.lora.rank: 4 -> 8"):
+    with pytest.raises(InputError, match=r"cannot be resumed with another train: train.lora.rank: 4 -> 8"):
         list(train(recipe(lora={**LORA, "rank": 8}), out=tmp_path / "run", resume=True))
 
 
@@ -227,9 +227,9 @@ def test_another_model_is_no_base(recipe, base, tmp_path):
 
 
 def test_the_recipe_of_a_checkpoint_reads_text_as_it_did(recipe, base, tmp_path):
-    own = recipe_of(base, ["train.lr=5e-3"])
+    own = recipe_from_checkpoint(base, ["train.lr=5e-3"])
     assert own.train.lr == 5e-3 and own.model == recipe().model and own.data.tokenizer.type == "bytes"
     list(train(recipe(lora=LORA, stages=[{"until": 0.5, "sequence": 8}]), out=tmp_path / "run", init=base))
-    again = recipe_of(tmp_path / "run").train
+    again = recipe_from_checkpoint(tmp_path / "run").train
     assert again.lora.rank == 4 and again.stages == []
-    assert recipe_of(tmp_path / "run", ["train.stages=[{until: 0.2}]"]).train.stages[0].until == 0.2
+    assert recipe_from_checkpoint(tmp_path / "run", ["train.stages=[{until: 0.2}]"]).train.stages[0].until == 0.2

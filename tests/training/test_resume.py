@@ -41,7 +41,7 @@ def test_going_on_is_never_having_stopped(recipe, name, tmp_path):
             for event in train(asked, out=tmp_path / "parts", resume=step > 1, stop=stop):
                 if isinstance(event, Metric) and event.phase == "train" and event.step == step:
                     stop.set()
-        assert stopped.value.hint == f"go on with: synthe train {tmp_path / 'parts'} --resume"
+        assert stopped.value.hint == f"resume with: synthe train {tmp_path / 'parts'} --resume"
         torch.manual_seed(step)  # another process would have other random numbers
     list(train(asked, out=tmp_path / "parts", resume=True))
     assert_same(tmp_path / "whole", tmp_path / "parts")
@@ -107,7 +107,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(recipe, tmp_path)
 def test_a_changed_model_is_refused_by_name(recipe, change, named, tmp_path):
     list(train(recipe(), out=tmp_path / "run"))
     before = (tmp_path / "run" / "recipe.yaml").read_text()
-    with pytest.raises(InputError, match="cannot go on with another") as refused:
+    with pytest.raises(InputError, match="cannot be resumed with another") as refused:
         list(train(recipe(**change), out=tmp_path / "run", resume=True))
     assert named in refused.value.message
     assert (tmp_path / "run" / "recipe.yaml").read_text() == before
@@ -116,7 +116,7 @@ def test_a_changed_model_is_refused_by_name(recipe, change, named, tmp_path):
 def test_changed_text_is_refused(recipe, text, tmp_path):
     list(train(recipe(), out=tmp_path / "run"))
     (text / "more.txt").write_text("words " * 500)
-    with pytest.raises(InputError, match="training text is not what it was"):
+    with pytest.raises(InputError, match="training text has changed"):
         list(train(recipe(), out=tmp_path / "run", resume=True))
 
 
@@ -154,7 +154,7 @@ def test_seconds_of_earlier_sessions_count(recipe, tmp_path):
     [
         (lambda path: None, "no such run"),
         (lambda path: path.mkdir(), "no such run"),
-        (lambda path: (path.mkdir(), (path / "x").write_text("x")), "is no run"),
+        (lambda path: (path.mkdir(), (path / "x").write_text("x")), "is not a run"),
     ],
 )
 def test_nothing_to_go_on_with(recipe, make, message, tmp_path):

@@ -16,7 +16,7 @@ from synthe_core.model.language_model import LanguageModel
 from synthe_core.profiling import device_memory
 from synthe_core.training import tuning
 from synthe_core.training.settings import Settings
-from synthe_core.training.tuning import PassTimer, ladder, tune
+from synthe_core.training.tuning import PassTimer, micro_batch_sizes, tune
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def decide(recipe, monkeypatch, seconds, room=1e12, matmul=2.0, **train):
     chosen = partial(placement.choose_precision, rates=lambda device, dtype: rates[dtype])
     monkeypatch.setattr(tuning, "choose_precision", chosen)
     monkeypatch.setattr(PassTimer, "seconds", lambda self, rows, precision: seconds(rows, precision))
-    monkeypatch.setattr(device_memory, "planned", lambda model, device: room)
+    monkeypatch.setattr(device_memory, "available_for_rows", lambda model, device: room)
     monkeypatch.setattr(device_memory, "row_bytes", lambda *a: 1e6)
     settings = Settings(ExecutionContext())
     hardware = replace(probe(), features=frozenset({"amx_bf16"}))
@@ -91,10 +91,10 @@ def test_a_size_that_runs_out_of_memory_ends_the_search(recipe, monkeypatch):
 
 
 def test_the_ladder():
-    assert ladder(16) == [1, 2, 4, 8, 16]
-    assert ladder(12) == [1, 2, 3, 6, 12]
-    assert ladder(5) == [1, 2, 3, 5]
-    assert ladder(1) == [1]
+    assert micro_batch_sizes(16) == [1, 2, 4, 8, 16]
+    assert micro_batch_sizes(12) == [1, 2, 3, 6, 12]
+    assert micro_batch_sizes(5) == [1, 2, 3, 5]
+    assert micro_batch_sizes(1) == [1]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -104,8 +104,8 @@ def test_the_memory_of_a_pass_is_counted(recipe, recompute):
     settings = Settings(ExecutionContext())
 
     def measured(rows, length):
-        trial = PassTimer(model, settings, length)
-        return device_memory.row_bytes(model, trial.batch(rows), settings)
+        timer = PassTimer(model, settings, length)
+        return device_memory.row_bytes(model, timer.batch(rows), settings.context)
 
     assert measured(2, 64) == pytest.approx(measured(1, 64), rel=0.1)
     assert measured(1, 128) == pytest.approx(2 * measured(1, 64), rel=0.35)
@@ -120,7 +120,7 @@ def test_recomputing_takes_less(recipe):
     sizes = []
     for recompute in (False, True):
         model = LanguageModel(asked.model, 257, recompute)
-        sizes.append(device_memory.row_bytes(model, PassTimer(model, settings, 64).batch(2), settings))
+        sizes.append(device_memory.row_bytes(model, PassTimer(model, settings, 64).batch(2), settings.context))
     assert sizes[1] < sizes[0] / 2
 
 
@@ -142,10 +142,10 @@ def test_measuring_draws_no_random_numbers():
 
 def test_a_container_limits_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(device_memory, "CGROUP", tmp_path)
-    free = device_memory.available(torch.device("cpu"))
+    free = device_memory.available_bytes(torch.device("cpu"))
     assert free > 2000
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("3000\n")
-    assert device_memory.available(torch.device("cpu")) == 2000
+    assert device_memory.available_bytes(torch.device("cpu")) == 2000
     (tmp_path / "memory.max").write_text("max\n")
-    assert device_memory.available(torch.device("cpu")) > 2000
+    assert device_memory.available_bytes(torch.device("cpu")) > 2000
