@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import synthe_core
 from synthe_core.errors import InputError, closest
 from synthe_core.units import parse_size
 
@@ -148,14 +147,23 @@ def find_recipe(text: str) -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes in ./recipes and beside the installed packages, by name; those of the working folder win.
+    """The recipes that came with synthe and those in ./recipes, by name; those of the working folder win.
 
-    Those of merges are of another kind, and left out.
+    Recipes of merges have another schema, and are left out.
     """
-    found: dict[str, Path] = {}
-    for root in (Path(synthe_core.__file__).parent.parent / "recipes", Path("recipes")):
-        found |= {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
-    return {name: path for name, path in found.items() if not name.startswith("merge/")}
+    recipes: dict[str, Path] = {}
+    for root in (recipes_folder(), Path("recipes")):
+        recipes |= {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+    return {name: path for name, path in recipes.items() if not name.startswith("merge/")}
+
+
+def recipes_folder() -> Path:
+    """The recipes inside the installed package, see build_recipes.py; in a checkout, the folder beside it."""
+    from importlib.resources import files
+
+    package = Path(str(files("synthe_cli")))
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def find_checkpoint(text: str) -> Path:
