@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 
 import typer
 
-from synthe_cli.commands import serve_options as options
-from synthe_cli.commands.serve_run import Asked, run
+from synthe_cli.commands.serve_options import ServeOptions
+from synthe_cli.commands.serve_run import run
+from synthe_cli.dataclass_command import takes
 from synthe_cli.help import SETTINGS, Command
-from synthe_cli.options import DeviceOption
 
 app = typer.Typer(**SETTINGS)
 
@@ -17,29 +18,15 @@ app = typer.Typer(**SETTINGS)
 @app.command(
     cls=Command,
     epilog="""\
-synthe up                              the newest run here
-synthe up runs/60m --port 0            this one, at a free port
-synthe up runs/60m --sessions chats    with conversations that are there again tomorrow""",
+synthe up                              the newest run in runs/
+synthe up runs/60m --port 0            this run, at a free port
+synthe up runs/60m --sessions chats    conversations survive a restart""",
 )
-def up(
-    models: options.Models = None,
-    port: options.Port = Asked.port,
-    sessions: options.Sessions = None,
-    adapters: options.Adapters = None,
-    device: DeviceOption = None,
-) -> None:
+@takes(ServeOptions, "models", "port", "sessions", "adapters", "device")
+def up(options: ServeOptions) -> None:
     """Serve models to this machine and open the dashboard in the browser.
 
-    It is `synthe serve`, which has more options.
+    This is `synthe serve` with the options that you need most.
     """
-    asked = Asked(
-        tuple(models or ()),
-        port=port,
-        sessions=sessions,
-        adapters=tuple(adapters or ()),
-        device=device,
-        quiet=True,
-        browser=True,
-    )
-    if run(asked) == signal.SIGINT:
+    if run(replace(options, quiet=True, browser=True)) == signal.SIGINT:
         raise typer.Exit(130)

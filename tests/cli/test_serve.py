@@ -19,7 +19,8 @@ import httpx
 import pytest
 
 from synthe_cli.commands import serve_run
-from synthe_cli.commands.serve_run import Asked, adapter_of, names, read_keys, settings_of
+from synthe_cli.commands.serve_options import ServeOptions
+from synthe_cli.commands.serve_run import model_paths, parse_adapter, read_keys, settings_of
 from synthe_cli.options import size_option
 from synthe_core.errors import InputError
 from tests.paths import ROOT
@@ -31,7 +32,7 @@ Run = Callable[..., Any]
 def test_names(tmp_path: Path) -> None:
     (tmp_path / "my run").mkdir()
     (tmp_path / "model.synapse").touch()
-    found = names((str(tmp_path / "my run"), f"{tmp_path}/model.synapse", f"b.1={tmp_path}"))
+    found = model_paths([str(tmp_path / "my run"), f"{tmp_path}/model.synapse", f"b.1={tmp_path}"])
     assert list(found) == ["my-run", "model", "b.1"]
     for bad in (
         [f"a={tmp_path}", f"a={tmp_path}"],
@@ -41,38 +42,38 @@ def test_names(tmp_path: Path) -> None:
         ["/no/such"],
     ):
         with pytest.raises(InputError):
-            names(tuple(bad))
+            model_paths(bad)
 
 
 def test_the_newest_run_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="no runs here"):
-        names(())
+    with pytest.raises(InputError, match="no runs"):
+        model_paths([])
     for age, name in enumerate(("new", "old")):
         (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
         os.utime(tmp_path / "runs" / name, (1000 - age, 1000 - age))
-    assert list(names(())) == ["new"]
+    assert list(model_paths([])) == ["new"]
 
 
 def test_adapters_to_load(tmp_path: Path) -> None:
     one, two = {"m": tmp_path}, {"m": tmp_path, "n": tmp_path}
-    assert adapter_of(f"a={tmp_path}", one) == ("m", "a", tmp_path)
-    assert adapter_of(f"n:a={tmp_path}", two) == ("n", "a", tmp_path)
+    assert parse_adapter(f"a={tmp_path}", one) == ("m", "a", tmp_path)
+    assert parse_adapter(f"n:a={tmp_path}", two) == ("n", "a", tmp_path)
     for text, known in ((f"a={tmp_path}", two), ("m:a", one), (f"o:a={tmp_path}", two), ("m:a=/no/such", one)):
         with pytest.raises(InputError):
-            adapter_of(text, known)
+            parse_adapter(text, known)
 
 
 def test_strangers_need_a_key(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no key is asked for"):
-        settings_of(Asked(host="0.0.0.0"))
-    assert settings_of(Asked(host="0.0.0.0", insecure=True)).hosts is None
+    with pytest.raises(InputError, match="no API key is set"):
+        settings_of(ServeOptions(host="0.0.0.0"))
+    assert settings_of(ServeOptions(host="0.0.0.0", insecure=True)).hosts is None
     keys = tmp_path / "keys"
     keys.write_text(f"# ours\n{'a' * 32}\n\n{'b' * 32}\n{'a' * 32}\n")
     keys.chmod(0o600)
-    assert settings_of(Asked(host="0.0.0.0", api_key_file=keys)).keys == ("a" * 32, "b" * 32)
-    at_home = settings_of(Asked(allow_host=("My.Example",)))
-    assert at_home.hosts is not None and at_home.hosts >= {"localhost", "127.0.0.1", "::1", "my.example"}
+    assert settings_of(ServeOptions(host="0.0.0.0", api_key_file=keys)).keys == ("a" * 32, "b" * 32)
+    local = settings_of(ServeOptions(allow_host=["My.Example"]))
+    assert local.hosts is not None and local.hosts >= {"localhost", "127.0.0.1", "::1", "my.example"}
 
 
 @pytest.mark.parametrize("content", [b"", b"# none\n", b"abc12\n", b"\xff\xfe"])
