@@ -85,4 +85,4 @@ def _table(values: dict[str, Any]) -> str:
     right = values["accuracy"]
     title = f"{values['tokens']:,} held-out tokens, {right:.1%} right; AURC is {1 - right:.4f} for a score that knows "
     title += f"nothing, {values['ideal_aurc']:.4f} for one that knows all"
-    return f"{title}\n\n" + figures.table(["score", "ECE", "AUROC", "AURC", "wrong in surer half"], rows)
+    return f"{title}\n\n" + figures.table(["score", "ECE", "AUROC", "AURC", "wrong in top half"], rows)

@@ -113,9 +113,9 @@ def lm(
         raise InputError("- can be read once", "name the other checkpoints")
     paths = [find_checkpoint(each) for each in checkpoints]
 
-    from synthe_core.evaluation.lm import Asked, evaluate
+    from synthe_core.evaluation.lm import EvalConfig, evaluate
 
-    asked = Asked(
+    config = EvalConfig(
         tasks=_names(tasks),
         suites=_names(suite),
         include=include_path or (),
@@ -135,7 +135,7 @@ def lm(
         seed=seed,
     )
     with choose_renderer(as_json) as shown, stop_on_signal("the answers made so far are kept") as stop:
-        for result in results(evaluate(paths, asked, stop), shown.show):
+        for result in results(evaluate(paths, config, stop), shown.show):
             if not as_json:
                 shown.close()
                 show(result.values["models"])  # type: ignore[arg-type]
@@ -235,11 +235,12 @@ def _number(value: float) -> str:
 def basis(facts: dict[str, Any]) -> str:
     """One line on what the figures of a model rest on."""
     tokens, length = facts["tokens"], facts["length"]
+    requested = tokens["requested"] + tokens["generated"]
     before = facts["context_prefix"] or "nothing"
     parts = [
         f"{facts['recipe']} {facts['recipe_digest']}",
         f"{before} before a context, {facts['empty_context']} for an empty one",
-        f"{format_count(tokens['computed'])} tokens computed for {format_count(tokens['asked'] + tokens['written'])}",
+        f"{format_count(tokens['computed'])} tokens computed for {format_count(requested)}",
         f"{figures.duration(facts['seconds'])} on {facts['device']}",
     ]
     if length["longer"]:
@@ -266,9 +267,9 @@ def _metadata(text: str | None) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(text)
+        metadata = yaml.safe_load(text)
     except yaml.YAMLError:
-        found = None
-    if not isinstance(found, dict):
+        metadata = None
+    if not isinstance(metadata, dict):
         raise InputError(f"--metadata {text}: expected a mapping", 'for example {"max_seq_lengths": [1024, 4096]}')
-    return found
+    return metadata

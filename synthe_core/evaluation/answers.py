@@ -1,4 +1,4 @@
-"""Answers of a model to requests, in a file that an interrupted run leaves whole."""
+"""A file of a model's answers to requests, which stays readable after an interruption."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any, TextIO
 from synthe_core.storage.atomic import failure
 
 
-def key_of(kind: str, arguments: Any, turn: int = 0) -> str:
-    """A short name for a request. turn: how often the same one has been asked before, where that matters."""
-    text = json.dumps([kind, arguments, turn], sort_keys=True, default=str)
+def request_key(kind: str, arguments: Any, repeat: int = 0) -> str:
+    """A digest of a request. repeat: how many equal requests came before it, if each is to have its own answer."""
+    text = json.dumps([kind, arguments, repeat], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 class Answers:
-    """Lines of {"key", "answer"}, appended as they are found. A line that was cut off is left out, and the next begins
-    after it. With no path, nothing is kept."""
+    """Lines of {"key", "answer"}, appended as they are computed. A line that was cut short is skipped. Without a path,
+    answers are in memory only."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._known: dict[str, Any] = {}
+        self._answers: dict[str, Any] = {}
         self._file: TextIO | None = None
         if path is None:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            whole = self._load(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else True
-            self._file = path.open("a", encoding="utf-8", buffering=1)  # a line is out when it is written
-            if not whole:
+            complete = self._load(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else True
+            self._file = path.open("a", encoding="utf-8", buffering=1)  # line-buffered
+            if not complete:
                 self._file.write("\n")
         except OSError as error:
             raise failure(path, error) from error
@@ -39,22 +39,22 @@ class Answers:
         for line in text.splitlines():
             try:
                 entry = json.loads(line)
-                self._known[entry["key"]] = entry["answer"]
+                self._answers[entry["key"]] = entry["answer"]
             except (ValueError, KeyError, TypeError):
                 continue
         return not text or text.endswith("\n")
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._answers)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._known
+        return key in self._answers
 
     def __getitem__(self, key: str) -> Any:
-        return self._known[key]
+        return self._answers[key]
 
     def __setitem__(self, key: str, answer: Any) -> None:
-        self._known[key] = answer
+        self._answers[key] = answer
         if self._file is not None:
             try:
                 self._file.write(json.dumps({"key": key, "answer": answer}, ensure_ascii=False) + "\n")
@@ -62,7 +62,7 @@ class Answers:
                 raise failure(self.path or Path(), error) from error
 
     def close(self, keep: bool = True) -> None:
-        """Writes what is left; without `keep` the file is removed."""
+        """Closes the file; without `keep` it is deleted."""
         if self._file is None or self.path is None:
             return
         try:

@@ -1,6 +1,6 @@
-"""How good a score is at saying whether an answer is right: calibration, discrimination, risk against coverage.
+"""How well a confidence score predicts whether an answer is right: calibration, discrimination, risk and coverage.
 
-Throughout `score` float [N] is higher where it is surer, and `right` bool [N] says whether the answer was right.
+Throughout, a higher `score` float [N] means more confidence, and `right` bool [N] says whether the answer was right.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ BINS = 15
 
 
 class Bin(NamedTuple):
-    """`answers` many, their mean score, and the share of them that is right."""
+    """Mean score, share that is right, and number of the answers in a bin."""
 
     score: float
     right: float
@@ -22,15 +22,15 @@ class Bin(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One score of confidence.
+class ScoreQuality:
+    """The quality of one confidence score.
 
     bins:  its reliability diagram, in bins of equal mass.
-    ece:   expected calibration error; None for a score that is no probability.
-    auroc: how well it tells right from wrong; 0.5 is chance.
+    ece:   expected calibration error; None for a score that is not a probability.
+    auroc: area under the ROC curve of right against wrong; 0.5 is chance.
     aurc:  area under the risk-coverage curve; lower is better, and the share of wrong tokens is chance.
-    half:  the share that is wrong of the surer half of the tokens.
-    risk:  the curve: (coverage, share that is wrong), thinned to be drawn.
+    half:  the share of wrong tokens in the more confident half.
+    risk:  the curve as points (coverage, share of wrong tokens), thinned for a chart.
     """
 
     score: str
@@ -48,14 +48,14 @@ def reliability(score: np.ndarray, right: np.ndarray, bins: int = BINS) -> list[
     return [Bin(float(score[p].mean()), float(right[p].mean()), len(p)) for p in parts if len(p)]
 
 
-def calibration_error(found: list[Bin]) -> float:
+def calibration_error(bins: list[Bin]) -> float:
     """Expected calibration error: |mean score - share right|, weighted by the bins' sizes. 0 is calibrated."""
-    total = sum(each.answers for each in found)
-    return sum(each.answers * abs(each.score - each.right) for each in found) / total if total else float("nan")
+    total = sum(each.answers for each in bins)
+    return sum(each.answers * abs(each.score - each.right) for each in bins) / total if total else float("nan")
 
 
 def auroc(score: np.ndarray, right: np.ndarray) -> float:
-    """The chance that a right answer has a higher score than a wrong one, a tie counting half; NaN without both."""
+    """The probability that a right answer has a higher score than a wrong one, ties counting half; NaN without both."""
     hits, misses = int(right.sum()), int((~right).sum())
     if not hits or not misses:
         return float("nan")
@@ -65,9 +65,9 @@ def auroc(score: np.ndarray, right: np.ndarray) -> float:
 
 
 def risk_coverage(score: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The share that is wrong of the n surest answers, for n = 1 ... N (El-Yaniv & Wiener 2010).
+    """The share of wrong answers among the n most confident, for n = 1 ... N (El-Yaniv & Wiener 2010).
 
-    Answers of equal score count as in random order: each for the mean of them all.
+    Answers of equal score count as in random order: each as the mean of them.
     """
     values, place, counts = np.unique(-score, return_inverse=True, return_counts=True)
     wrong = np.bincount(place, weights=~right, minlength=len(values)) / counts
@@ -75,6 +75,5 @@ def risk_coverage(score: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def area(risk: np.ndarray) -> float:
-    """The area under a risk-coverage curve: its mean over all coverages. A score that knows nothing has the share that
-    is wrong of all."""
+    """The area under a risk-coverage curve: its mean over all coverages. Chance is the share of wrong answers."""
     return float(risk.mean()) if len(risk) else float("nan")

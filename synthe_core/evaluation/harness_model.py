@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from synthe_core.data import chat_template as chat
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, unknown
-from synthe_core.evaluation.answers import Answers, key_of
+from synthe_core.evaluation.answers import Answers, request_key
 from synthe_core.evaluation.lengths import trained_length
 from synthe_core.evaluation.reading import Reader
 from synthe_core.evaluation.scoring import Continuation, score
@@ -30,15 +30,15 @@ from synthe_core.inference.sampling import Sampling
 from synthe_core.storage.checkpoint import Checkpoint
 
 PREFIXES = ("auto", "begin", "end", "none")
-GENERATED = 256  # tokens, where a task does not say
+GENERATED = 256  # tokens, if a task names no limit
 IGNORED = ("num_beams", "use_cache", "pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 Pair = tuple[str, str]
-Tell = Callable[[str, int, int, float | None], None]
+ReportProgress = Callable[[str, int, int, float | None], None]
 
 
-class Marks(NamedTuple):
-    """What the harness writes down of a tokenizer, and reads a chat template from."""
+class SpecialTokens(NamedTuple):
+    """The special tokens and the chat template, as the harness records them."""
 
     pad_token: str | None
     pad_token_id: int | None
@@ -50,21 +50,21 @@ class Marks(NamedTuple):
     default_chat_template: str | None = None
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Marks:
+    def of(cls, tokenizer: Tokenizer) -> SpecialTokens:
         begin = None if tokenizer.begin is None else tokenizer.spelling(tokenizer.begin)
         end = tokenizer.spelling(tokenizer.end)
         return cls(None, None, end, tokenizer.end, begin, tokenizer.begin, tokenizer.chat_template)
 
 
 class Synthe(TemplateLM):
-    """Answers the harness's requests; contexts that requests share are read once (see `reading`).
+    """Answers the harness's requests. A context that several requests share is read once (see `reading`).
 
     path:       a checkpoint or run folder. device: cpu, cuda, mps or auto. batch_size: rows, or auto.
-    prefix:     what stands before every context: `begin` the tokenizer's begin of text, `end` its end of document,
-                `none`, or `auto`: begin where there is one. An empty context is always one token: begin, or else end.
-    max_length: tokens that a request may have; what is longer is cut into windows. By default none for a model whose
-                state does not grow, and for others what they were trained on.
-    seed:       of what is drawn where a task asks for sampling.
+    prefix:     the token before every context: `begin` (of text), `end` (of document), `none`, or `auto`: begin if the
+                tokenizer has one. An empty context is always one token: begin, or else end.
+    max_length: tokens of a request; a longer one is cut into windows. By default unlimited for a model whose state does
+                not grow, and for others the length that they were trained on.
+    seed:       of sampling, for tasks that sample.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Synthe(TemplateLM):
             raise unknown("prefix", prefix, PREFIXES)
         self.checkpoint = Checkpoint.open(path)
         self.text = self.checkpoint.tokenizer()
-        self._device = _placed(device or "auto")
+        self._device = _device(device or "auto")
         self.context = context_for_recipe(self.checkpoint.recipe, torch.device(self._device))
         self.model = self.checkpoint.model(self._device).eval()
         if self.text.vocab_size > self.model.vocab:
@@ -91,19 +91,19 @@ class Synthe(TemplateLM):
                 f"the tokenizer has {self.text.vocab_size} tokens, and the model knows {self.model.vocab}",
                 f"{self.checkpoint.path}/tokenizer.json is not the one that it was trained with",
             )
-        self.tokenizer = Marks.of(self.text)
+        self.tokenizer = SpecialTokens.of(self.text)
         self.prefix = _prefix(prefix, self.text)
         self.reader = Reader(self.model, _rows(batch_size, max_batch_size))
         self.trained, grows = trained_length(self.checkpoint)
         self.limit = max_length or (self.trained if grows else None)
         self.max_gen_toks, self.seed = int(max_gen_toks), int(seed)
-        self.longer = 0  # requests of more tokens than the model was trained on
+        self.longer = 0  # requests longer than the training sequences
         self.answers = Answers(None)
-        self.tell: Tell = lambda kind, done, total, eta: None
-        self._marked = False
-        self._left: float | None = None  # seconds, of the requests under way
+        self.report: ReportProgress = lambda kind, done, total, eta: None
+        self._chat = False
+        self._eta: float | None = None  # seconds
 
-    # What the harness asks of any model.
+    # The harness's interface of a model.
 
     @property
     def eot_token_id(self) -> int:
@@ -122,16 +122,16 @@ class Synthe(TemplateLM):
         return self.text.digest
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        (found,) = self._encode([string])
-        return found if add_special_tokens is False else self._headed(found)
+        (tokens,) = self._encode([string])
+        return tokens if add_special_tokens is False else self._with_prefix(tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        self._marked = True
+        self._chat = True
         text = chat.render(self.text, chat_history, answer=add_generation_prompt)
-        return text if add_generation_prompt else text.rstrip("\n")  # it is to be gone on with
+        return text if add_generation_prompt else text.rstrip("\n")  # the last message is to be continued
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes down of a model."""
+        """What the harness records of a model."""
         return {
             "model_num_parameters": self.model.parameter_count(),
             "model_dtype": str(self.model.embedding.weight.dtype),
@@ -140,8 +140,8 @@ class Synthe(TemplateLM):
         }
 
     def digest(self) -> str:
-        """Of everything that answers depend on."""
-        parts = [f"{name} {facts.sha256}" for name, facts in sorted(self.checkpoint.manifest.files.items())]
+        """A digest of everything that answers depend on."""
+        parts = [f"{name} {digest.sha256}" for name, digest in sorted(self.checkpoint.manifest.files.items())]
         parts = [part for part in parts if not part.startswith("training/")]
         settings = [self.prefix, self.limit, self.max_gen_toks, self.seed]
         return hashlib.sha256("\n".join([*parts, repr(settings)]).encode()).hexdigest()[:16]
@@ -149,8 +149,8 @@ class Synthe(TemplateLM):
     # Requests.
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        found = self._answered("loglikelihood", [request.args for request in requests], self._score_pairs)
-        return [(loglikelihood, bool(greedy)) for loglikelihood, greedy in found]
+        scores = self._answered("loglikelihood", [request.args for request in requests], self._score_pairs)
+        return [(loglikelihood, bool(greedy)) for loglikelihood, greedy in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         return self._answered("loglikelihood_rolling", [request.args for request in requests], self._score_texts)
@@ -159,38 +159,38 @@ class Synthe(TemplateLM):
         return self._answered("generate_until", [request.args for request in requests], self._write)
 
     def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-        found = dict(self._score([[Continuation(context, rest)] for _, context, rest in requests]))
-        return [found[index] for index in range(len(requests))]
+        scores = dict(self._score([[Continuation(context, rest)] for _, context, rest in requests]))
+        return [scores[index] for index in range(len(requests))]
 
-    def _answered(self, kind: str, asked: list[Any], compute: Callable[..., Iterator[tuple[int, Any]]]) -> list[Any]:
-        """An answer to each of `asked`, from those kept or from `compute`, which gets the others and their keys."""
-        turns: Counter[str] = Counter()
+    def _answered(self, kind: str, requests: list[Any], compute: Callable[..., Iterator[tuple[int, Any]]]) -> list[Any]:
+        """The answer to each request: a stored one, or one from `compute(requests, keys)` of those without."""
+        repeats: Counter[str] = Counter()
         keys = []
-        for arguments in asked:
-            key = key_of(kind, arguments)
-            if kind == "generate_until" and turns[key]:  # asked for several samples
-                keys.append(key_of(kind, arguments, turns[key]))
+        for arguments in requests:
+            key = request_key(kind, arguments)
+            if kind == "generate_until" and repeats[key]:  # several samples of one request
+                keys.append(request_key(kind, arguments, repeats[key]))
             else:
                 keys.append(key)
-            turns[key] += 1
+            repeats[key] += 1
         todo = [index for index, key in enumerate(keys) if key not in self.answers]
-        done, self._left = len(asked) - len(todo), None
-        self.tell(kind, done, len(asked), None)
+        done, self._eta = len(requests) - len(todo), None
+        self.report(kind, done, len(requests), None)
         with self.context.activate():
-            for at, answer in compute([asked[index] for index in todo], [keys[index] for index in todo]):
-                self.answers[keys[todo[at]]] = answer
-                self.cache_hook.add_partial(kind, asked[todo[at]], answer)
+            for position, answer in compute([requests[index] for index in todo], [keys[index] for index in todo]):
+                self.answers[keys[todo[position]]] = answer
+                self.cache_hook.add_partial(kind, requests[todo[position]], answer)
                 done += 1
-                self.tell(kind, done, len(asked), self._left)
+                self.report(kind, done, len(requests), self._eta)
         return [self.answers[key] for key in keys]
 
     def _timed(self, parts: Iterator[tuple[int, Any]], work: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        """`parts` as they come; how long the others will take is reckoned by the work in each, in tokens."""
+        """Passes `parts` on and estimates the remaining time from `work`, the tokens of each."""
         began, done, total = time.monotonic(), 0, sum(work)
         for index, answer in parts:
             done += work[index]
             elapsed = time.monotonic() - began
-            self._left = elapsed * (total - done) / done if done and elapsed > 1 else None
+            self._eta = elapsed * (total - done) / done if done and elapsed > 1 else None
             yield index, answer
 
     def _score_pairs(self, pairs: list[Pair], keys: list[str]) -> Iterator[tuple[int, tuple[float, bool]]]:
@@ -198,28 +198,28 @@ class Synthe(TemplateLM):
 
     def _score_texts(self, texts: list[tuple[str]], keys: list[str]) -> Iterator[tuple[int, float]]:
         first = [self.prefix_token_id]
-        found = [[Continuation(first, tokens)] for tokens in self._encode([text for (text,) in texts])]
-        for index, (loglikelihood, _) in self._score(found):
+        requests = [[Continuation(first, tokens)] for tokens in self._encode([text for (text,) in texts])]
+        for index, (loglikelihood, _) in self._score(requests):
             yield index, loglikelihood
 
-    def _score(self, asked: list[list[Continuation]]) -> Iterator[tuple[int, tuple[float, bool]]]:
-        """Each request's sum over its windows."""
-        windows = [[part for each in request for part in self._windows(each)] for request in asked]
-        left = [len(parts) for parts in windows]
-        totals, greedy = [0.0] * len(asked), [True] * len(asked)
+    def _score(self, requests: list[list[Continuation]]) -> Iterator[tuple[int, tuple[float, bool]]]:
+        """Each request's score, summed over its windows."""
+        windows = [[part for each in request for part in self._windows(each)] for request in requests]
+        remaining = [len(parts) for parts in windows]
+        totals, greedy = [0.0] * len(requests), [True] * len(requests)
         owner = [index for index, parts in enumerate(windows) for _ in parts]
         flat = [part for parts in windows for part in parts]
         work = [len(part.context) + len(part.continuation) for part in flat]
-        for at, found in self._timed(score(self.reader, flat), work):
-            index = owner[at]
-            totals[index] += found.loglikelihood
-            greedy[index] = greedy[index] and found.greedy
-            left[index] -= 1
-            if not left[index]:
+        for position, part in self._timed(score(self.reader, flat), work):
+            index = owner[position]
+            totals[index] += part.loglikelihood
+            greedy[index] = greedy[index] and part.greedy
+            remaining[index] -= 1
+            if not remaining[index]:
                 yield index, (totals[index], greedy[index])
 
     def _windows(self, request: Continuation) -> list[Continuation]:
-        """The request as it is, or in pieces of at most `limit` tokens read, as the harness cuts them."""
+        """The request, or windows of it that read at most `limit` tokens, as the harness cuts them."""
         context, rest = request
         read = len(context) + len(rest) - 1
         self.longer += read > self.trained
@@ -231,8 +231,10 @@ class Synthe(TemplateLM):
         return [Continuation(*window) for window in map(make_disjoint_window, rolling)]
 
     def _split(self, pairs: list[Pair]) -> list[Continuation]:
-        """Context and continuation in tokens: those of both together, parted where those of the context end, with the
-        spaces at the context's end in the continuation, as the harness does it."""
+        """The tokens of context and continuation: those of both together, split at the number of the context's tokens.
+
+        As in the harness, spaces at the context's end belong to the continuation.
+        """
         texts: dict[str, int] = {}
         places = []
         for context, rest in pairs:
@@ -242,78 +244,78 @@ class Synthe(TemplateLM):
             whole = texts.setdefault(context + rest, len(texts))
             places.append((texts.setdefault(context, len(texts)) if context else None, whole))
         tokens = self._encode(list(texts))
-        found = []
-        for before, whole in places:
-            if before is None:
+        continuations = []
+        for context_index, whole in places:
+            if context_index is None:
                 head, rest_tokens = [self.prefix_token_id], tokens[whole]
             else:
-                head = self._headed(tokens[before])
-                rest_tokens = self._headed(tokens[whole])[len(head) :]
+                head = self._with_prefix(tokens[context_index])
+                rest_tokens = self._with_prefix(tokens[whole])[len(head) :]
                 head = head or [self.prefix_token_id]
-            found.append(Continuation(head, rest_tokens))
-        return found
+            continuations.append(Continuation(head, rest_tokens))
+        return continuations
 
-    def _write(self, asked: list[tuple[str, dict[str, Any]]], keys: list[str]) -> Iterator[tuple[int, str]]:
-        """Requests of like settings together, for a batch has one limit and one way to choose."""
+    def _write(self, requests: list[tuple[str, dict[str, Any]]], keys: list[str]) -> Iterator[tuple[int, str]]:
+        """Generates the texts; requests with equal settings form batches."""
         groups: dict[str, list[int]] = {}
-        for index, (_, settings) in enumerate(asked):
+        for index, (_, settings) in enumerate(requests):
             groups.setdefault(repr(sorted(settings.items(), key=str)), []).append(index)
-        contexts = self._encode([context for context, _ in asked])
+        contexts = self._encode([context for context, _ in requests])
 
         def parts() -> Iterator[tuple[int, str]]:
             for indices in groups.values():
-                limit, stop, sampling = self._settings(asked[indices[0]][1])
+                limit, stop, sampling = self._settings(requests[indices[0]][1])
                 prompts = []
                 for index in indices:
-                    tokens = self._headed(contexts[index]) or [self.prefix_token_id]
+                    tokens = self._with_prefix(contexts[index]) or [self.prefix_token_id]
                     self.longer += len(tokens) + limit > self.trained
                     if self.limit is not None:
                         tokens = tokens[-max(1, self.limit - limit) :]
                     prompts.append(Prompt(tokens, int(keys[index][:12], 16) + self.seed))
-                for at, text in write(self.reader, self.text, prompts, limit, stop, sampling):
-                    yield indices[at], text
+                for position, text in write(self.reader, self.text, prompts, limit, stop, sampling):
+                    yield indices[position], text
 
-        return self._timed(parts(), [1] * len(asked))
+        return self._timed(parts(), [1] * len(requests))
 
     def _settings(self, settings: dict[str, Any]) -> tuple[int, list[str], Sampling]:
-        """(most tokens, stop strings, how to choose) of a task's generation_kwargs."""
-        given: dict[str, Any] = dict(normalize_gen_kwargs(settings, self.max_gen_toks))
-        until = given.pop("until", None) or []
+        """The token limit, stop strings and sampling parameters of a task's generation_kwargs."""
+        values: dict[str, Any] = dict(normalize_gen_kwargs(settings, self.max_gen_toks))
+        until = values.pop("until", None) or []
         stop = [until] if isinstance(until, str) else [text for text in until if text]
-        limit, drawn = int(given.pop("max_gen_toks")), bool(given.pop("do_sample", False))
+        limit, sampled = int(values.pop("max_gen_toks")), bool(values.pop("do_sample", False))
         keys = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        chosen = {key: given.pop(key) for key in keys if given.get(key) is not None}
-        if not drawn:
+        chosen = {key: values.pop(key) for key in keys if values.get(key) is not None}
+        if not sampled:
             chosen = {"temperature": 0.0} | {key: chosen[key] for key in chosen if key == "repetition_penalty"}
-        for key in given:
+        for key in values:
             if key not in IGNORED:
                 raise unknown("generation setting", key, [*keys, "until", "max_gen_toks", "do_sample"])
         return limit, [*stop, self.tokenizer.eos_token], Sampling(**chosen)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        if self._marked:
+        if self._chat:
             return [self.text.encode_marked(text) for text in texts]
         return [tokens.tolist() for tokens in self.text.encode_batch(texts)]
 
-    def _headed(self, tokens: list[int]) -> list[int]:
-        """The tokens after the prefix, unless a chat template has written it."""
+    def _with_prefix(self, tokens: list[int]) -> list[int]:
+        """The prefix and the tokens, which may begin with it already (from a chat template)."""
         return [*self.prefix, *tokens] if tokens[: len(self.prefix)] != self.prefix else tokens
 
 
-def _placed(asked: str) -> str:
-    """The device; `cuda:1` where there is one, and the best there is where the harness's own `cuda:0` is not."""
-    kind, colon, number = asked.partition(":")
+def _device(name: str) -> str:
+    """The device called `name`, such as `cuda:1`; the best one if the harness's default `cuda:0` does not exist."""
+    kind, colon, number = name.partition(":")
     if colon and kind != probe().device:
         kind, colon, number = "auto", "", ""
     return choose_device(kind, probe()).value + colon + number
 
 
-def _prefix(asked: str, tokenizer: Tokenizer) -> list[int]:
-    if asked == "begin" and tokenizer.begin is None:
+def _prefix(kind: str, tokenizer: Tokenizer) -> list[int]:
+    if kind == "begin" and tokenizer.begin is None:
         raise InputError("the tokenizer has no token that begins a text", "choose the prefix end, none or auto")
-    if asked == "end":
+    if kind == "end":
         return [tokenizer.end]
-    return [] if asked == "none" or tokenizer.begin is None else [tokenizer.begin]
+    return [] if kind == "none" or tokenizer.begin is None else [tokenizer.begin]
 
 
 def _rows(batch_size: int | str | None, largest: int | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Results as the harness writes them, with what synthe knows besides."""
+"""Results in the harness's format, with synthe's own information."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from synthe_core.errors import InputError, WorkError
 from synthe_core.storage.atomic import failure
 
 JOINED = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
-"""The parts of the harness's results that are by task, and add up over calls."""
+"""The parts of the harness's results that are keyed by task and merge over calls."""
 
 
 class Results:
-    """The results of one model, which grow task by task."""
+    """The results of one model, collected task by task."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         from lm_eval.loggers import EvaluationTracker
@@ -25,26 +25,26 @@ class Results:
         self._tracker: Any = EvaluationTracker()
 
     def add(self, part: dict[str, Any]) -> None:
-        """What the harness's `evaluate` gave for some tasks."""
+        """Merges in the harness's `evaluate` of some tasks."""
         for name in JOINED:
             self.values[name] |= part.get(name, {})
         self.samples |= part.get("samples", {})
 
-    def finish(self, model: Any, facts: dict[str, Any]) -> dict[str, Any]:
-        """The whole, as the harness's `simple_evaluate` would give it, and `facts` under the key `synthe`."""
+    def finish(self, model: Any, info: dict[str, Any]) -> dict[str, Any]:
+        """All results, as the harness's `simple_evaluate` returns them, with `info` under the key `synthe`."""
         from lm_eval.loggers.utils import add_tokenizer_info
 
-        found = {name: part for name, part in self.values.items() if part or name != "groups"}
+        results = {name: part for name, part in self.values.items() if part or name != "groups"}
         arguments = {"path": str(self.path)}
-        found["config"] = {"model": "synthe", "model_args": arguments} | model.get_model_info() | self.settings
-        found["git_hash"] = None
-        found["date"] = self.began
-        add_tokenizer_info(found, model)
-        found["synthe"] = facts
-        return found
+        results["config"] = {"model": "synthe", "model_args": arguments} | model.get_model_info() | self.settings
+        results["git_hash"] = None
+        results["date"] = self.began
+        add_tokenizer_info(results, model)
+        results["synthe"] = info
+        return results
 
-    def save(self, output: Path, found: dict[str, Any], chat_template: str | None, system: str | None) -> Path:
-        """Writes results_*.json, and samples_*.jsonl where samples were kept; gives the former's path."""
+    def save(self, output: Path, results: dict[str, Any], chat_template: str | None, system: str | None) -> Path:
+        """Writes results_*.json, and samples_*.jsonl if there are samples; returns the path of the results."""
         from lm_eval.loggers.utils import add_env_info
 
         tracker = self._tracker
@@ -56,8 +56,8 @@ class Results:
             chat_template=chat_template,
             fewshot_as_multiturn=chat_template is not None,
         )
-        add_env_info(found)
-        tracker.save_results_aggregated(results=found, samples=self.samples or None)
+        add_env_info(results)
+        tracker.save_results_aggregated(results=results, samples=self.samples or None)
         folder = output / str(tracker.general_config_tracker.model_name_sanitized)
         path = folder / f"results_{getattr(tracker, 'date_id', '')}.json"
         if not path.is_file():
@@ -67,7 +67,7 @@ class Results:
         return path
 
 
-def folder_of(output: Path, path: Path) -> Path:
+def results_folder(output: Path, path: Path) -> Path:
     """Where the results of the model at `path` go."""
     from lm_eval.utils import sanitize_model_name
 
@@ -75,11 +75,11 @@ def folder_of(output: Path, path: Path) -> Path:
 
 
 def check_output(output: Path | None) -> None:
-    """InputError where no results can be written: asked before the work, so that it is not in vain."""
+    """InputError if no results can be written: called before the evaluation."""
     if output is None:
         return
     if output.is_file() or output.suffix == ".json":
-        raise InputError(f"--output {output} is to be a folder", "a folder for each model is made in it")
+        raise InputError(f"--output {output} is not a folder", "a folder for each model is made in it")
     try:
         output.mkdir(parents=True, exist_ok=True)
         probe = output / ".synthe"

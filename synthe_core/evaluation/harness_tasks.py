@@ -1,4 +1,4 @@
-"""The harness's task objects for what was asked, and its failures in one line."""
+"""Loading the harness's tasks, and explaining their failures in one line."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import SyntheError
 from synthe_core.evaluation.suites import Entry
-from synthe_core.evaluation.task_index import manager, resolve
+from synthe_core.evaluation.task_index import resolve, task_manager
 from synthe_core.hardware.probe import cache_dir
 from synthe_core.interop.huggingface.export_tokenizer import write_tokenizer
 
 LENGTHS = "max_seq_lengths"
-"""The key of metadata by which tasks make texts of given lengths, in tokens of a tokenizer that they must be told."""
+"""The metadata key of tasks that generate texts of given lengths in tokens; they need the tokenizer too."""
 FEWSHOT_SEED = 1234  # the harness's own
 
 
-class Wanted(NamedTuple):
-    """A task or group to be evaluated: `spec` for the harness, `name` for people."""
+class TaskRequest(NamedTuple):
+    """A task or group to evaluate: `spec` for the harness, `name` for people."""
 
     spec: str
     name: str
@@ -27,41 +27,41 @@ class Wanted(NamedTuple):
 
 
 class Loader:
-    """Loads each task once for every model that can share it."""
+    """Loads each task once for all models that can share it."""
 
     def __init__(self, entries: Sequence[Entry], include: Sequence[Path], metadata: Mapping[str, Any]) -> None:
         self._include, self._metadata = include, metadata
-        self._asked = [entry.task for entry in entries]
+        self._names = [entry.task for entry in entries]
         self._managers: dict[str, Any] = {}
         self._loaded: dict[tuple[str, str], Any] = {}
         known = self._manager(None).task_index
-        found = (
-            Wanted(spec, spec if spec in known else Path(spec).stem, entry.num_fewshot)
+        requests = (
+            TaskRequest(spec, spec if spec in known else Path(spec).stem, entry.num_fewshot)
             for entry in entries
             for spec in resolve([entry.task], known)
         )
-        self.wanted = list(dict.fromkeys(found))
+        self.tasks = list(dict.fromkeys(requests))
 
-    def load(self, wanted: Wanted, tokenizer: Tokenizer, num_fewshot: int | None) -> dict[str, Any]:
-        """The harness's task objects, ready to be evaluated. Raises whatever the harness or the data raises."""
-        measured = tokenizer if LENGTHS in self._metadata and "tokenizer" not in self._metadata else None
-        key = (wanted.spec, "" if measured is None else measured.digest)
+    def load(self, request: TaskRequest, tokenizer: Tokenizer, num_fewshot: int | None) -> dict[str, Any]:
+        """The harness's task objects, ready to evaluate. Raises whatever the harness or the data raises."""
+        length_tokenizer = tokenizer if LENGTHS in self._metadata and "tokenizer" not in self._metadata else None
+        key = (request.spec, "" if length_tokenizer is None else length_tokenizer.digest)
         if key not in self._loaded:
             try:
-                self._loaded[key] = self._manager(measured).load([wanted.spec])
+                self._loaded[key] = self._manager(length_tokenizer).load([request.spec])
             except Exception as error:  # of the harness, of the data, of a task's own code
                 self._loaded[key] = error
-        found = self._loaded[key]
-        if isinstance(found, Exception):
-            raise found
-        shots = wanted.num_fewshot if num_fewshot is None else num_fewshot
-        for task in found["tasks"].values():
+        loaded = self._loaded[key]
+        if isinstance(loaded, Exception):
+            raise loaded
+        shots = request.num_fewshot if num_fewshot is None else num_fewshot
+        for task in loaded["tasks"].values():
             if shots is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=shots)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        return found
+        return loaded
 
     def _manager(self, tokenizer: Tokenizer | None) -> Any:
         digest = "" if tokenizer is None else tokenizer.digest
@@ -72,7 +72,7 @@ class Loader:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_tokenizer(folder, tokenizer)
                 metadata["tokenizer"] = str(folder)
-            self._managers[digest] = manager(self._include, metadata, self._asked)
+            self._managers[digest] = task_manager(self._include, metadata, self._names)
         return self._managers[digest]
 
 

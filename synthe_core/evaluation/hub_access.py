@@ -1,4 +1,4 @@
-"""Whether data sets may be fetched, found out once instead of by every library's own retries."""
+"""Whether the hub is reachable, checked once instead of by every library's own retries."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ TIMEOUT = 5.0  # seconds to wait for the hub's answer
 
 
 @contextmanager
-def settled() -> Iterator[bool]:
-    """Within the block the libraries use what is on disk alone where the hub does not answer; gives whether it does."""
+def offline_if_unreachable() -> Iterator[bool]:
+    """Yields whether the hub answers. If not, libraries use only files on disk within the block."""
     import datasets
     import huggingface_hub.constants
     import requests
 
-    asked_for = offline()
+    offline_requested = offline()
     try:
-        if not asked_for:
+        if not offline_requested:
             requests.head(huggingface_hub.constants.ENDPOINT, timeout=TIMEOUT)
-        reached = not asked_for
+        reachable = not offline_requested
     except requests.RequestException:
-        reached = False
-    places = (
+        reachable = False
+    switches = (
         (huggingface_hub.constants, "HF_HUB_OFFLINE"),
         (datasets.config, "HF_HUB_OFFLINE"),
         (datasets.config, "HF_DATASETS_OFFLINE"),
     )
-    before = [(place, name, getattr(place, name)) for place, name in places if hasattr(place, name)]
+    before = [(module, name, getattr(module, name)) for module, name in switches if hasattr(module, name)]
     datasets.disable_progress_bars()
     try:
-        if not reached:
-            for place, name, _ in before:
-                setattr(place, name, True)
-        yield reached
+        if not reachable:
+            for module, name, _ in before:
+                setattr(module, name, True)
+        yield reachable
     finally:
-        for place, name, value in before:
-            setattr(place, name, value)
+        for module, name, value in before:
+            setattr(module, name, value)

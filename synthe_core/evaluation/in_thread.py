@@ -1,4 +1,4 @@
-"""A call that tells of its progress, as a generator of events: it runs in a thread beside."""
+"""Turning a blocking call that reports progress into a generator of events, by running it in a thread."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ class _Ended(Generic[T]):
 
 
 def in_thread(work: Callable[[Callable[[Event], None]], T], stop: threading.Event) -> Generator[Event, None, T]:
-    """Runs `work(tell)` and yields the events that it tells; its result, or its error, is the generator's.
+    """Runs `work(report)` and yields the events that it reports. Its return value or error is the generator's.
 
-    What it prints is dropped. Left early, `stop` is set, and the thread is waited for: `work` is to look at it.
+    Its output to stdout and stderr is dropped. If the generator is closed early, `stop` is set, which `work` must
+    check, and the thread is joined.
     """
-    told: queue.Queue[Event | _Ended[T]] = queue.Queue()
+    reports: queue.Queue[Event | _Ended[T]] = queue.Queue()
 
     def run() -> None:
         with _silent():
             try:
-                told.put(_Ended(work(told.put)))
+                reports.put(_Ended(work(reports.put)))
             except BaseException as error:
-                told.put(_Ended(error=error))
+                reports.put(_Ended(error=error))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     ended = False
     try:
         while True:
-            item = told.get()
+            item = reports.get()
             if isinstance(item, _Ended):
                 ended = True
                 if item.error is not None:
@@ -52,7 +53,7 @@ def in_thread(work: Callable[[Callable[[Event], None]], T], stop: threading.Even
 
 
 class _Filter:
-    """A stream without what the thread that made it writes."""
+    """A stream that drops what the thread that created it writes."""
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._thread = stream, threading.get_ident()
@@ -66,7 +67,7 @@ class _Filter:
 
 @contextmanager
 def _silent() -> Generator[None]:
-    """Drops what this thread prints: libraries show bars and lines of their own, and the core never prints."""
+    """Drops the output of this thread: libraries print progress bars, and the core never prints."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Filter(before[0]), _Filter(before[1])
     try:

@@ -1,4 +1,4 @@
-"""How long the sequences were that a model was trained on."""
+"""The sequence length that a model was trained on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from synthe_core.storage.checkpoint import Checkpoint
 
 
 def trained_length(checkpoint: Checkpoint) -> tuple[int, bool]:
-    """The tokens of a sequence that the model was trained on, and whether its state grows with longer ones."""
+    """The tokens of a training sequence, and whether the state grows with longer sequences."""
     source = getattr(checkpoint.manifest, "source", None) or {}
     trained = int(source.get("context") or checkpoint.recipe.data.sequence)
     model: Any = checkpoint.recipe.meta_model(checkpoint.vocab)

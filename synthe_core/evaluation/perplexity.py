@@ -18,7 +18,7 @@ from synthe_core.errors import InputError
 from synthe_core.evaluation.bits_per_byte import evaluate_bits_per_byte
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.evaluation.lengths import trained_length
-from synthe_core.evaluation.reading import STATES
+from synthe_core.evaluation.reading import MAX_STATE_BYTES
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.recipe_context import context_for_recipe
@@ -143,7 +143,7 @@ def _token_losses(
 
 def _windows(model: LanguageModel, text: Text, length: int) -> Iterator[Window]:
     """The text in windows of `length`, as many at a time as fit into a pass and into the memory for states."""
-    rows = max(1, min(TOKENS // min(length, PREFILL), STATES // max(1, model.state_bytes(length))))
+    rows = max(1, min(TOKENS // min(length, PREFILL), MAX_STATE_BYTES // max(1, model.state_bytes(length))))
     parts = (text.tokens[:, :-1], text.tokens[:, 1:], text.widths)
     for inputs, targets, widths in zip(*(each.reshape(-1, length).split(rows) for each in parts), strict=True):
         yield Window(inputs, targets, float(widths.sum()))

@@ -14,7 +14,7 @@ TARGET = "synthe_core.evaluation.harness_model:Synthe"
 
 
 def register() -> None:
-    """Adds the name, with where the model class is to be found when it is asked for."""
+    """Adds the name to the harness's table of models."""
     import lm_eval.models  # noqa: F401 (its own names, which it adds only to an empty table)
     from lm_eval.api.registry import model_registry
 
@@ -23,6 +23,6 @@ def register() -> None:
 
 
 def autoload() -> None:
-    """What torch calls when it is imported, by whomever."""
+    """The entry point that torch calls when it is imported."""
     if "lm_eval" in sys.modules:
         register()

@@ -1,4 +1,4 @@
-"""How likely a model finds continuations of contexts, token by token."""
+"""Log-likelihoods of continuations under a model."""
 
 from __future__ import annotations
 
@@ -8,72 +8,71 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from synthe_core.evaluation.prefix_tree import Node, grow
+from synthe_core.evaluation.prefix_tree import Node, build_tree
 from synthe_core.evaluation.reading import Reader
-
-LOGITS = 1 << 24  # held at a time
+from synthe_core.model.head_chunks import places_per_chunk
+from synthe_core.ops.logprobs import token_logprobs
 
 
 class Continuation(NamedTuple):
-    """Tokens after others; `context` has one at least, and only the tokens of `continuation` are scored."""
+    """Tokens to be scored after a context of one token or more."""
 
     context: Sequence[int]
     continuation: Sequence[int]
 
 
 class Score(NamedTuple):
-    """log p(continuation | context) in nats, and whether the model would have written it with temperature 0."""
+    """log p(continuation | context) in nats, and whether greedy decoding gives the continuation."""
 
     loglikelihood: float
     greedy: bool
 
 
-class _Open:
-    """A request while its score adds up along its path through the tree."""
+class _PartialScore:
+    """The score of a request, summed along its path through the prefix tree."""
 
     def __init__(self, request: Continuation) -> None:
         self.sequence = [*request.context, *request.continuation]
-        self.first = len(request.context) - 1  # the place from which the first scored token is predicted
-        self.total, self.greedy, self.left = 0.0, True, len(request.continuation)
+        self.first = len(request.context) - 1  # the place that predicts the first scored token
+        self.total, self.greedy, self.remaining = 0.0, True, len(request.continuation)
 
 
 def score(reader: Reader, requests: Sequence[Continuation]) -> Iterator[tuple[int, Score]]:
-    """Each request's number and score, as soon as it is known: in the order in which they are read."""
-    todo = [_Open(request) for request in requests]
-    reader.effort.asked += sum(len(each.sequence) - 1 for each in todo if each.left)
-    for index, each in enumerate(todo):
-        if not each.left:
+    """Yields each request's index and score as soon as it is complete, in the order of reading."""
+    scores = [_PartialScore(request) for request in requests]
+    unscored = [index for index, each in enumerate(scores) if each.remaining]
+    reader.counts.requested += sum(len(scores[index].sequence) - 1 for index in unscored)
+    for index, each in enumerate(scores):
+        if not each.remaining:
             yield index, Score(0.0, True)
-    wanted = [index for index, each in enumerate(todo) if each.left]
-    for read in reader.read(grow([todo[index].sequence[:-1] for index in wanted])):
-        asked = [
-            (row, place - node.start - read.first, wanted[member], todo[wanted[member]].sequence[place + 1])
+    for read in reader.read(build_tree([scores[index].sequence[:-1] for index in unscored])):
+        targets = [
+            (row, place - node.start - read.first, unscored[member], scores[unscored[member]].sequence[place + 1])
             for row, node in enumerate(read.nodes)
             for member in node.members
-            for place in _places(node, todo[wanted[member]], read.first, read.hidden.shape[1])
+            for place in _places(node, scores[unscored[member]], read.first, read.hidden.shape[1])
         ]
-        for part in range(0, len(asked), step := max(1, LOGITS // reader.model.vocab)):
-            rows, times, indices, targets = zip(*asked[part : part + step], strict=True)
-            told = _judged(reader, read.hidden[list(rows), list(times)], list(targets))
-            for index, loglikelihood, likeliest in zip(indices, *told, strict=True):
-                each = todo[index]
-                each.total += loglikelihood
-                each.greedy = each.greedy and likeliest
-                each.left -= 1
-                if not each.left:
+        for start in range(0, len(targets), step := places_per_chunk(reader.model)):
+            rows, times, indices, tokens = zip(*targets[start : start + step], strict=True)
+            logprobs, greedy = _logprobs(reader, read.hidden[list(rows), list(times)], list(tokens))
+            for index, logprob, is_greedy in zip(indices, logprobs, greedy, strict=True):
+                each = scores[index]
+                each.total += logprob
+                each.greedy = each.greedy and is_greedy
+                each.remaining -= 1
+                if not each.remaining:
                     yield index, Score(each.total, each.greedy)
 
 
 @torch.no_grad()
-def _judged(reader: Reader, hidden: Tensor, targets: list[int]) -> tuple[list[float], list[bool]]:
-    """Of each row of hidden [N, D], the target's log-probability in nats and whether it is the likeliest token."""
+def _logprobs(reader: Reader, hidden: Tensor, tokens: list[int]) -> tuple[list[float], list[bool]]:
+    """The log-probability in nats of each token after hidden [N, D], and whether it is the most likely one."""
     logits = reader.model.head(hidden).float()
-    wanted = torch.tensor(targets, device=logits.device)
-    found = logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1)
-    return found.tolist(), (logits.argmax(-1) == wanted).tolist()
+    targets = torch.tensor(tokens, device=logits.device)
+    return token_logprobs(logits, targets).tolist(), (logits.argmax(-1) == targets).tolist()
 
 
-def _places(node: Node, each: _Open, first: int, length: int) -> range:
-    """The places of the sequence, in this piece of the node, from which a scored token is predicted."""
+def _places(node: Node, each: _PartialScore, first: int, length: int) -> range:
+    """The places of the sequence, in this piece of the node, that predict a scored token."""
     begin = node.start + first
     return range(max(begin, each.first), min(begin + length, node.end))

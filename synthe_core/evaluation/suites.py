@@ -12,22 +12,22 @@ from synthe_core.errors import InputError, unknown
 from synthe_core.layers.learner import Spec
 
 FOLDERS = (Path(__file__).parent / "suites", Path("suites"))
-"""Where suites are found by name; those of the working folder win."""
+"""The folders of suites; those in the working folder take precedence."""
 
 
 class Entry(Spec):
-    """A task, a group or a pattern of names, as `--tasks` takes them."""
+    """A task, a group or a pattern of names, as in `--tasks`."""
 
     task: str
     num_fewshot: int | None = Field(None, ge=0, description="examples before the question; default the task's own")
 
 
 class Suite(Spec):
-    """What a suite's file holds."""
+    """The content of a suite's file."""
 
     description: str = ""
     tasks: list[Entry | str] = Field(..., min_length=1)
-    metadata: dict[str, Any] = Field({}, description="for tasks that make their data by it")
+    metadata: dict[str, Any] = Field({}, description="for tasks that generate their data from it")
 
     @property
     def entries(self) -> list[Entry]:
@@ -40,7 +40,7 @@ def suites() -> dict[str, Path]:
 
 
 def load_suite(name: str) -> Suite:
-    """A suite by its name, or the path of its file."""
+    """The suite with that name, or in the file with that path."""
     known = suites()
     path = known.get(name) or Path(name).expanduser()
     if name not in known and path.suffix not in (".yaml", ".yml"):

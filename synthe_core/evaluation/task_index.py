@@ -1,4 +1,4 @@
-"""The harness's tasks by name. Finding them means parsing some ten thousand files, so what was found is remembered."""
+"""The harness's tasks by name. Listing them parses some ten thousand files, so the list is cached."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ def index() -> dict[str, dict[str, Any]]:
     """Every task, group and tag of the installed harness: {"kind", "path" below its tasks folder, "tags"}."""
     file = cache_dir() / "evaluation" / f"tasks-{version('lm-eval')}.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
+        tasks = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(tasks, dict):
+            return tasks
     except (OSError, ValueError):
         pass
     from lm_eval.tasks import TaskManager
 
     root = _tasks_folder()
-    found = {}
+    tasks = {}
     for name, entry in TaskManager().task_index.items():
         path = None if entry.yaml_path is None else Path(entry.yaml_path).relative_to(root).as_posix()
-        found[name] = {"kind": entry.kind.name, "path": path, "tags": sorted(entry.tags)}
+        tasks[name] = {"kind": entry.kind.name, "path": path, "tags": sorted(entry.tags)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, json.dumps(found))
+        write_file(file, json.dumps(tasks))
     except (OSError, SyntheError):
-        pass  # it is only slower without
-    return found
+        pass  # without a cache it is only slower
+    return tasks
 
 
 def names(pattern: str | None) -> dict[str, dict[str, Any]]:
-    """The tasks of the harness and of synthe whose name a pattern fits, or has `pattern` in it; None: all."""
+    """The tasks of the harness and of synthe whose name matches a pattern or contains `pattern`; None: all."""
     own = {path.stem: {"kind": "TASK", "path": path.name, "tags": []} for path in OWN.glob("*.yaml")}
     known = index() | own
     if pattern is None:
@@ -54,10 +54,10 @@ def names(pattern: str | None) -> dict[str, dict[str, Any]]:
     return {name: {**known[name], "kind": known[name]["kind"].lower().removeprefix("py_")} for name in chosen}
 
 
-def manager(include: Sequence[Path], metadata: Mapping[str, Any], wanted: Sequence[str] = ("*",)) -> Any:
-    """The harness's TaskManager over its own tasks, ours and those below the folders of `include`, which win.
+def task_manager(include: Sequence[Path], metadata: Mapping[str, Any], names: Sequence[str] = ("*",)) -> Any:
+    """The harness's TaskManager of its own tasks, ours, and those in the folders of `include`, which take precedence.
 
-    The harness's are left out where all `wanted` are tasks of the others, or files of tasks.
+    The harness's own are left out if all `names` are tasks of the others, or task files.
     """
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._index import Entry, Kind, TaskIndex
@@ -65,37 +65,37 @@ def manager(include: Sequence[Path], metadata: Mapping[str, Any], wanted: Sequen
     for folder in include:
         if not folder.is_dir():
             raise InputError(f"no such folder of tasks: {folder}", "--include-path names a folder with task YAML files")
-    made = TaskManager(include_path=[OWN, *include], include_defaults=False, metadata=dict(metadata))
-    known = made.task_index
+    manager = TaskManager(include_path=[OWN, *include], include_defaults=False, metadata=dict(metadata))
+    tasks = manager.task_index
 
-    def alone(name: str) -> bool:
-        entry = known.get(name) or (TaskIndex.entry_from_path(_task_file(name)) if _is_file(name) else None)
+    def is_single_task(name: str) -> bool:
+        entry = tasks.get(name) or (TaskIndex.entry_from_path(_task_file(name)) if _is_file(name) else None)
         return entry is not None and entry.kind in (Kind.TASK, Kind.PY_TASK)
 
-    if not all(alone(name) for name in wanted):
+    if not all(is_single_task(name) for name in names):
         root = _tasks_folder()
         for name, entry in index().items():
             path = None if entry["path"] is None else root / entry["path"]
-            known.setdefault(name, Entry(name, Kind[entry["kind"]], path, tags=set(entry["tags"])))
-    return made
+            tasks.setdefault(name, Entry(name, Kind[entry["kind"]], path, tags=set(entry["tags"])))
+    return manager
 
 
 def resolve(names: Iterable[str], known: Mapping[str, Any]) -> list[str]:
-    """Each of `names` as the harness knows it: a name, the path of a YAML file, or all that a pattern fits."""
-    found: list[str] = []
+    """The harness's names for `names`: a task, the path of a YAML file, or all tasks that match a pattern."""
+    specs: list[str] = []
     for name in names:
         if name in known:
-            found.append(name)
+            specs.append(name)
         elif _is_file(name):
-            found.append(str(_task_file(name)))
-        elif fitting := sorted(fnmatch.filter(known, name)):
-            found += [each for each in fitting if known[each].kind.name != "TAG"]
+            specs.append(str(_task_file(name)))
+        elif matches := sorted(fnmatch.filter(known, name)):
+            specs += [each for each in matches if known[each].kind.name != "TAG"]
         else:
             near = closest(name, known)
             raise InputError(
                 f"unknown task '{name}'", f"did you mean '{near}'?" if near else "`synthe eval list` shows the tasks"
             )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(specs))
 
 
 def _is_file(name: str) -> bool:
@@ -103,7 +103,7 @@ def _is_file(name: str) -> bool:
 
 
 def _task_file(name: str) -> Path:
-    """The path of a task's file; InputError where there is no such file, or it is no task."""
+    """The path of a task's file. InputError if it does not exist or is not a task."""
     import yaml
 
     path = Path(name).expanduser()

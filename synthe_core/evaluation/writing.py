@@ -9,7 +9,7 @@ import torch
 
 from synthe_core import state as states
 from synthe_core.data.tokenizers import Tokenizer
-from synthe_core.evaluation.prefix_tree import grow
+from synthe_core.evaluation.prefix_tree import build_tree
 from synthe_core.evaluation.reading import Reader
 from synthe_core.inference.generate import Generation
 from synthe_core.inference.generation import Row
@@ -36,12 +36,12 @@ def write(
     if limit < 1:
         yield from ((index, "") for index in range(len(prompts)))
         return
-    reader.effort.asked += sum(len(prompt.tokens) for prompt in prompts)
+    reader.counts.requested += sum(len(prompt.tokens) for prompt in prompts)
     single = [index for index, prompt in enumerate(prompts) if len(prompt.tokens) == 1]
     longer = [index for index, prompt in enumerate(prompts) if len(prompt.tokens) > 1]
     for first in range(0, len(single), rows := reader.rows(1, limit)):
         yield from _continue(reader, tokenizer, prompts, single[first : first + rows], None, limit, stop, sampling)
-    for read in reader.read(grow([prompts[index].tokens[:-1] for index in longer]), ends=True):
+    for read in reader.read(build_tree([prompts[index].tokens[:-1] for index in longer]), ends=True):
         if read.state is None:
             continue
         ending = [(row, longer[member]) for row, node in enumerate(read.nodes) for member in node.ends]
@@ -80,13 +80,13 @@ def _continue(
         reader.check()
         tokens = generation.step().tolist()
         written += 1
-        reader.effort.computed += len(indices)
+        reader.counts.computed += len(indices)
         live = generation.live.tolist()
         for place, index in enumerate(indices):
             row = rows.get(index)
             if row is None:
                 continue
-            reader.effort.written += 1
+            reader.counts.generated += 1
             texts[index] += row.push(tokens[place])
             if row.ended or not live[place] or written == limit:
                 generation.stop(place)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from synthe_core.errors import InputError, SyntheError, WorkError
-from synthe_core.evaluation.lm import Asked, evaluate
+from synthe_core.evaluation.lm import EvalConfig, evaluate
 from synthe_core.events import Event, Notice, Progress, Result, without_results
 from synthe_core.merging import adapters, output, stream
 from synthe_core.merging.card import card, summary
@@ -99,7 +99,9 @@ def merge_and_compare(
         if texts:
             yield from without_results(compare(models, texts), merges)
         if tasks:
-            yield from without_results(evaluate(paths, Asked(tasks=tasks, limit=limit), options.get("stop")), merges)
+            yield from without_results(
+                evaluate(paths, EvalConfig(tasks=tasks, limit=limit), options.get("stop")), merges
+            )
     except SyntheError as error:  # the merged model and the results so far stay
         failure = error
     yield Result({name: value for result in merges for name, value in result.values.items()}, done.path)

@@ -15,7 +15,7 @@ from synthe_core.data.prepare import load
 from synthe_core.data.stream import windows
 from synthe_core.errors import InputError
 from synthe_core.evaluation.calibration import auroc
-from synthe_core.evaluation.confidence import BASELINE, HEAD, evaluate, judge
+from synthe_core.evaluation.confidence import BASELINE, HEAD, evaluate, score_quality
 from synthe_core.events import Notice, Progress, Result
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training import train
@@ -113,8 +113,8 @@ def test_pictures(run, tmp_path):
         assert result(events).path == tmp_path / name
     root = ElementTree.fromstring((tmp_path / "a.svg").read_text())
     told = [each.text for each in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert "calibrated" in told and sum(f"{HEAD}: says" in each for each in told) == 15
-    assert not any("surprise: says" in each for each in told)  # no probability, so no diagram
+    assert "calibrated" in told and sum(f"{HEAD}: confidence" in each for each in told) == 15
+    assert not any("surprise: confidence" in each for each in told)  # no probability, so no diagram
     html = (tmp_path / "a.html").read_text()
     assert "<svg" in html and "AURC" in html and "<script" not in html
     assert html.count("http") == 1  # the name of SVG; nothing is loaded
@@ -126,9 +126,9 @@ def test_pictures(run, tmp_path):
 
 def test_signals_that_are_not_sure_rank_the_other_way():
     right = np.array([True, True, False, False])
-    surprise = judge("surprise", np.array([0.1, 0.2, 3.0, 4.0]), right)
+    surprise = score_quality("surprise", np.array([0.1, 0.2, 3.0, 4.0]), right)
     assert surprise.auroc == 1 and surprise.ece is None and surprise.half == 0
-    sure = judge("confidence", np.array([0.9, 0.8, 0.2, 0.1]), right)
+    sure = score_quality("confidence", np.array([0.9, 0.8, 0.2, 0.1]), right)
     assert (sure.auroc, sure.aurc) == (surprise.auroc, surprise.aurc)
     assert sure.aurc == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
     assert [sure.risk[0], sure.risk[-1]] == [(0.25, 0.0), (1.0, 0.5)]

@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 from synthe_core.data.tokenizers import CHAT, ByteTokenizer, FileTokenizer, load_tokenizer
 from synthe_core.errors import InputError
 from synthe_core.evaluation import registration
-from synthe_core.evaluation.answers import Answers, key_of
+from synthe_core.evaluation.answers import Answers, request_key
 from synthe_core.evaluation.harness_model import Synthe
 from tests.evaluation.models import ATTENTION, DELTA, choices, saved
 from tests.interop.huggingface.models import add_tokenizer
@@ -151,10 +151,10 @@ def test_answers_at_hand_are_not_computed(model: Synthe, tmp_path: Path) -> None
     other = Synthe(model.checkpoint.path, device="cpu")
     other.answers = Answers(file)
     assert other.loglikelihood(asked("loglikelihood", *pairs, ("more", " text")))[:2] == first
-    assert other.reader.effort.asked == len("more text") - 1
+    assert other.reader.counts.requested == len("more text") - 1
     other.answers.close()
     kept = Answers(file)
-    assert len(kept) == 3 and key_of("loglikelihood", ("more", " text")) in kept
+    assert len(kept) == 3 and request_key("loglikelihood", ("more", " text")) in kept
     kept.close(keep=False)
     assert not file.exists()
     assert other.digest() == model.digest() != Synthe(model.checkpoint.path, device="cpu", max_length=9).digest()

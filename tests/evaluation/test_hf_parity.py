@@ -51,7 +51,7 @@ def test_every_answer_is_the_same(
     theirs = HFLM(pretrained=str(last.path), device="cpu", dtype="float32", batch_size=4, max_length=256)
     ours = Synthe(path, device="cpu", max_length=256)
     loader = Loader([Entry(task=name) for name in tasks], [DATA / "lm_eval_tasks"], {})
-    for wanted in loader.wanted:
+    for wanted in loader.tasks:
         limit, shots = tasks[wanted.name]
         found = []
         for model in (theirs, ours):

@@ -12,7 +12,7 @@ import yaml
 
 from synthe_core.errors import InputError, Interrupted, WorkError
 from synthe_core.evaluation import lm, suites, task_index
-from synthe_core.evaluation.lm import Asked, evaluate
+from synthe_core.evaluation.lm import EvalConfig, evaluate
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.training import train
 from tests.evaluation.models import ATTENTION, choices, rolling, saved, task, written
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def run(paths: list[Path], folder: Path, **options: Any) -> list[Event]:
-    return list(evaluate(paths, Asked(**{"tasks": TASKS, "include": [folder], "device": "cpu"} | options)))
+    return list(evaluate(paths, EvalConfig(**{"tasks": TASKS, "include": [folder], "device": "cpu"} | options)))
 
 
 def results(events: list[Event]) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def test_a_trained_model(recipe, tasks, tmp_path):  # noqa: F811
     ours = kept["synthe"]
     assert ours["recipe_digest"] and ours["hardware"]["cores"] and ours["seconds"] > 0 and ours["step"] == 30
     assert (ours["context_prefix"], ours["empty_context"]) == (None, "<|endoftext|>")
-    assert ours["tokens"]["computed"] > 0 and 0 < ours["tokens"]["written"] <= 16
+    assert ours["tokens"]["computed"] > 0 and 0 < ours["tokens"]["generated"] <= 16
     assert ours["length"] == {"trained": 32, "limit": None, "longer": 9, "longer_are": "run as they are"}
     assert {each.name.split("_20")[0] for each in file.parent.iterdir()} == {
         "results",
@@ -92,7 +92,7 @@ def test_a_failing_task_names_itself_and_the_others_run(path, tasks, tmp_path):
     task(tasks, "afar", [], output_type="loglikelihood", doc_to_text="a", doc_to_target="b", **afar)
     events: list[Event] = []
     with pytest.raises(WorkError, match=r"3 of 4 tasks failed: lost, crooked, afar") as caught:
-        asked = Asked(
+        asked = EvalConfig(
             tasks=["lost", "crooked", "rivers", "afar"], include=[tasks], output=tmp_path / "out", device="cpu"
         )
         for event in evaluate([path], asked):
@@ -111,9 +111,9 @@ def test_a_failing_task_names_itself_and_the_others_run(path, tasks, tmp_path):
 def test_an_interrupted_run_goes_on(path, tasks, tmp_path, monkeypatch):
     stop, asked = (
         threading.Event(),
-        Asked(tasks=TASKS, include=[tasks], output=tmp_path / "out", device="cpu", batch_size=2),
+        EvalConfig(tasks=TASKS, include=[tasks], output=tmp_path / "out", device="cpu", batch_size=2),
     )
-    with pytest.raises(Interrupted, match="answers are kept") as caught:
+    with pytest.raises(Interrupted, match="answers are saved") as caught:
         for event in evaluate([path], asked, stop):
             if isinstance(event, Progress) and event.done:
                 stop.set()
@@ -124,13 +124,13 @@ def test_an_interrupted_run_goes_on(path, tasks, tmp_path, monkeypatch):
     (whole,) = results(run([path], tasks))
     events = run([path], tasks, output=tmp_path / "out", resume=True)
     (found,) = results(events)
-    assert f"{before} answers of before are at hand" in [event.message for event in of(events, Notice)]
+    assert f"reusing {before} answers of an earlier run" in [event.message for event in of(events, Notice)]
     for name in TASKS:
         assert found["results"][name] == {
             key: value if isinstance(value, str) else pytest.approx(value, abs=1e-5)
             for key, value in whole["results"][name].items()
         }
-    assert found["synthe"]["tokens"]["asked"] < whole["synthe"]["tokens"]["asked"]
+    assert found["synthe"]["tokens"]["requested"] < whole["synthe"]["tokens"]["requested"]
     assert not file.exists()  # the run is done
 
 
@@ -194,7 +194,7 @@ def test_a_pass_key_is_hidden_at_a_length(path, tasks):
         ({"tasks": ()}, "nothing to evaluate", "synthe eval list"),
         ({"include": [Path("none")]}, "no such folder of tasks: none", "--include-path"),
         ({"log_samples": True}, "--log-samples writes files", "--output"),
-        ({"output": Path("results.json")}, "is to be a folder", "a folder for each model"),
+        ({"output": Path("results.json")}, "is not a folder", "a folder for each model"),
     ],
 )
 def test_bad_input(path, tasks, options, message, hint, monkeypatch):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from synthe_core.evaluation.prefix_tree import Node, grow
+from synthe_core.evaluation.prefix_tree import Node, build_tree
 
 
 def spelled(roots: list[Node]) -> dict[int, list[int]]:
@@ -34,14 +34,14 @@ def tokens(roots: list[Node]) -> int:
 
 
 @pytest.mark.parametrize("seed", range(30))
-@pytest.mark.parametrize("worthwhile", [1, 8])
-def test_every_sequence_is_spelled(seed: int, worthwhile: int) -> None:
+@pytest.mark.parametrize("min_saved", [1, 8])
+def test_every_sequence_is_spelled(seed: int, min_saved: int) -> None:
     draw = random.Random(seed)
     heads = [[draw.randrange(3) for _ in range(draw.randrange(12))] for _ in range(3)]
     sequences = [
         draw.choice(heads) + [draw.randrange(3) for _ in range(draw.randrange(1, 6))] for _ in range(draw.randrange(40))
     ]
-    roots = grow(sequences, worthwhile)
+    roots = build_tree(sequences, min_saved)
     assert spelled(roots) == dict(enumerate(sequences))
     assert tokens(roots) <= sum(len(each) for each in sequences)
 
@@ -49,24 +49,24 @@ def test_every_sequence_is_spelled(seed: int, worthwhile: int) -> None:
 def test_what_is_shared_stands_once() -> None:
     head, first, second = list(range(50)), [60] * 9, [70] * 9
     sequences = [head + first + [1], head + first + [2], head + second + [3], head + second + [3]]
-    (root,) = grow(sequences)
+    (root,) = build_tree(sequences)
     assert list(root.tokens) == head and len(root.children) == 2
     assert tokens([root]) == 50 + 9 + 2 + 10
     assert spelled([root]) == dict(enumerate(sequences))
 
 
 def test_a_little_that_is_shared_is_repeated() -> None:
-    assert len(grow([[1, 2, 3], [1, 2, 4]])) == 2
-    assert len(grow([[1, 2, 3], [1, 2, 4]], worthwhile=2)) == 1
+    assert len(build_tree([[1, 2, 3], [1, 2, 4]])) == 2
+    assert len(build_tree([[1, 2, 3], [1, 2, 4]], min_saved=2)) == 1
 
 
 def test_a_long_chain_of_beginnings() -> None:
     sequences = [list(range(n)) for n in range(1, 1200)]
-    roots = grow(sequences)
+    roots = build_tree(sequences)
     seen, todo = 0, [(root, 0) for root in roots]
     while todo:
         node, depth = todo.pop()
         seen += len(node.ends)
         todo += [(child, depth + 1) for child in node.children]
     assert seen == len(sequences)
-    assert grow([]) == []
+    assert build_tree([]) == []

@@ -65,8 +65,8 @@ def test_scores_are_those_of_each_request_alone(name: str) -> None:
         for index, (loglikelihood, greedy) in enumerate(expected):
             assert found[index].loglikelihood == pytest.approx(loglikelihood, abs=1e-4)
             assert found[index].greedy == greedy
-        assert reader.effort.asked == sum(len(r.context) + len(r.continuation) - 1 for r in asked)
-        assert reader.effort.computed < 0.5 * reader.effort.asked
+        assert reader.counts.requested == sum(len(r.context) + len(r.continuation) - 1 for r in asked)
+        assert reader.counts.computed < 0.5 * reader.counts.requested
 
 
 def test_some_answers_are_what_the_model_would_write() -> None:
@@ -82,7 +82,7 @@ def test_some_answers_are_what_the_model_would_write() -> None:
 def test_answers_of_one_token_take_one_pass() -> None:
     reader = Reader(model_of("mamba"))
     list(score(reader, [Continuation([1, 2, 3, 4], [n]) for n in range(4)]))
-    assert reader.effort.computed == 4
+    assert reader.counts.computed == 4
 
 
 @pytest.mark.parametrize("name", ["delta", "attention"])
@@ -97,13 +97,13 @@ def test_long_texts_go_piece_by_piece(name: str, monkeypatch: pytest.MonkeyPatch
 def test_nothing_to_score() -> None:
     reader = Reader(model_of("mamba"))
     assert dict(score(reader, [Continuation([1], [])])) == {0: (0.0, True)}
-    assert dict(score(reader, [])) == {} and reader.effort.computed == 0
+    assert dict(score(reader, [])) == {} and reader.counts.computed == 0
 
 
 def test_states_are_held_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("attention")
     assert Reader(model, 32).rows(10, 50) == 32
-    monkeypatch.setattr(reading, "STATES", 5 * model.state_bytes(50))
+    monkeypatch.setattr(reading, "MAX_STATE_BYTES", 5 * model.state_bytes(50))
     assert Reader(model, 32).rows(10, 50) == 5 and Reader(model).rows(10, 10**6) == 1
 
 

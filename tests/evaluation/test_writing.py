@@ -46,9 +46,9 @@ def test_greedy_texts_are_those_of_each_prompt_alone(model: LanguageModel, batch
     reader = Reader(model, batch)
     found = dict(write(reader, TEXT, prompts(), 12, [], GREEDY))
     assert found == {index: alone(model, prompt, 12, []) for index, prompt in enumerate(prompts())}
-    assert len(set(found.values())) > 2 and reader.effort.written == 12 * len(found)
+    assert len(set(found.values())) > 2 and reader.counts.generated == 12 * len(found)
     if batch is None:
-        assert reader.effort.computed - reader.effort.written < sum(len(prompt.tokens) for prompt in prompts())
+        assert reader.counts.computed - reader.counts.generated < sum(len(prompt.tokens) for prompt in prompts())
 
 
 def test_a_stop_string_ends_a_text_at_once(model: LanguageModel) -> None:
@@ -57,7 +57,7 @@ def test_a_stop_string_ends_a_text_at_once(model: LanguageModel) -> None:
     reader = Reader(model)
     found = dict(write(reader, TEXT, prompts(), 12, [stop], GREEDY))
     assert found == {index: text.split(stop)[0] for index, text in whole.items()}
-    assert reader.effort.written == sum(
+    assert reader.counts.generated == sum(
         12 if stop not in text else len(text.split(stop)[0].encode()) + len(stop.encode()) for text in whole.values()
     )
 

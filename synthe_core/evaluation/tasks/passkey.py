@@ -20,19 +20,19 @@ QUESTIONS = 50  # of each length
 def documents(
     max_seq_lengths: tuple[int, ...] = (1024,), tokenizer: str | None = None, **_: Any
 ) -> dict[str, datasets.Dataset]:
-    """Texts of at most so many tokens of the tokenizer in that folder; without one, a token counts as four bytes."""
-    counted = None if tokenizer is None else load_tokenizer(Path(tokenizer))
+    """Texts of at most these lengths, in tokens of the tokenizer in that folder; without one, a token is four bytes."""
+    loaded = None if tokenizer is None else load_tokenizer(Path(tokenizer))
     rows = []
     for length in max_seq_lengths:
         draw = random.Random(length)
         for number in range(QUESTIONS):
             key = str(draw.randrange(10_000, 100_000))
-            rows.append({"text": text(key, length, number / (QUESTIONS - 1), counted), "key": key, "length": length})
+            rows.append({"text": text(key, length, number / (QUESTIONS - 1), loaded), "key": key, "length": length})
     return {"test": datasets.Dataset.from_list(rows)}
 
 
 def text(key: str, length: int, depth: float, tokenizer: Tokenizer | None) -> str:
-    """A text of at most `length` tokens whose key stands at `depth`, 0 the beginning and 1 the end."""
+    """A text of at most `length` tokens with the key at `depth`, from 0 (the beginning) to 1 (the end)."""
 
     def count(piece: str) -> float:
         return len(piece.encode()) / 4 if tokenizer is None else len(tokenizer.encode(piece))
@@ -45,6 +45,6 @@ def text(key: str, length: int, depth: float, tokenizer: Tokenizer | None) -> st
 
 
 def judge(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Whether the key was written, overall and under the length of the text."""
+    """Whether the key is in the answer, overall and by the length of the text."""
     right = float(doc["key"] in results[0])
     return {"acc": right, str(doc["length"]): right}

@@ -33,7 +33,7 @@ def compared(checkpoint: Path, tasks: dict[str, int], include: list[Path]) -> No
         theirs = LocalCompletionsAPI(model="m", base_url=url, tokenizer_backend="auto", batch_size=3, max_retries=1)
         assert theirs.tokenizer_backend == "remote"
         loader = Loader([Entry(task=name) for name in tasks], include, {})
-        for wanted in loader.wanted:
+        for wanted in loader.tasks:
             found = []
             for model in (theirs, ours):
                 loaded = loader.load(wanted, ours.text, None)
