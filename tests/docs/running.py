@@ -1,0 +1,55 @@
+"""Runs the `console` blocks of a page: what follows `$ `, in order, shortened, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.docs.command_lines import lines
+from tests.docs.markdown import blocks
+from tests.paths import RECIPES
+
+SYNTHE = Path(sys.executable).parent / "synthe"
+SHORTER = " --set " + " --set ".join(
+    [
+        "train.budget=3steps",
+        "train.micro_batch=8",
+        "train.validation_tokens=2048",
+        "runtime.precision=float32",
+        "data.limit=300KB",
+        "data.tokenizer.vocab=300",
+    ]
+)
+
+
+def shortened(command: str) -> str:
+    """The command with a small budget, a small tokenizer and few steps, where it trains."""
+    command = re.sub(r"synthe train (recipes/\S+\.yaml)", lambda match: match[0] + SHORTER, command)
+    return re.sub(r"synthe bench (mqar|parity|zoology)", lambda match: match[0] + " --steps 2", command)
+
+
+def run(command: str, folder: Path, cache: Path) -> None:
+    """Runs a command line with bash; AssertionError where it fails, prints nothing or shows a traceback."""
+    environment = os.environ | {
+        "PATH": f"{SYNTHE.parent}{os.pathsep}{os.environ['PATH']}",
+        "SYNTHE_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+    }
+    shell = ["bash", "-o", "pipefail", "-c", command]
+    done = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert done.stdout.strip(), command
+    assert "Traceback" not in done.stderr, f"{command}\n{done.stderr}"
+
+
+def run_page(page: Path, folder: Path, cache: Path) -> int:
+    """Runs all commands of a page's `console` blocks in `folder`; returns how many."""
+    shutil.copytree(RECIPES, folder / "recipes", dirs_exist_ok=True)
+    commands = [line for block in blocks(page, "console") for line in lines(block)]
+    for command in commands:
+        run(shortened(command), folder, cache)
+    return len(commands)
