@@ -14,7 +14,7 @@ from tests.docs.markdown import Block
 
 SHELL_WORDS = {"do", "then", "else", "time", "if", "!"}
 OTHER_PROGRAMS = {
-    *("cat", "cp", "curl", "echo", "git", "jq", "openssl", "ssh-keygen", "unzip"),
+    *("cat", "cp", "curl", "echo", "git", "jq", "ls", "openssl", "ssh-keygen", "unzip"),
     *("for", "done", "fi"),
     *("lm-eval", "mkdocs", "mypy", "pip", "pytest", "python", "ruff", "transformers", "uv"),
 }

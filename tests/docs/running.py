@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from tests.docs.command_lines import lines
 from tests.docs.markdown import blocks
 from tests.paths import RECIPES
+from tests.processes import run_program
 
 SYNTHE = Path(sys.executable).parent / "synthe"
 SHORTER = " --set " + " --set ".join(
@@ -40,7 +40,7 @@ def run(command: str, folder: Path, cache: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }
     shell = ["bash", "-o", "pipefail", "-c", command]
-    done = subprocess.run(shell, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    done = run_program(shell, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert done.stdout.strip(), command
     assert "Traceback" not in done.stderr, f"{command}\n{done.stderr}"
