@@ -16,7 +16,7 @@ from synthe_cli.options import sampled
 from synthe_cli.signals import interruptible_input
 from synthe_core.chat.conversation import Answer, Asked, Said, Talk
 from synthe_core.errors import InputError, SyntheError, unknown
-from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.units import format_count
 
 COUNT, SEED = "tokens", "seed"
@@ -218,7 +218,7 @@ def described(said: Said) -> str:
 def changed(asked: Asked, key: str, value: str) -> Asked:
     """`asked` with one setting changed; InputError for one that is not there or cannot be so."""
     key = key.strip().replace("-", "_")
-    known = [name for name in Sampling.model_fields if name != "logit_bias"]
+    known = [name for name in SamplingParams.model_fields if name != "logit_bias"]
     if key not in (*known, SEED, COUNT):
         raise unknown("setting", key, [*known, SEED, COUNT])
     if not value:

@@ -14,7 +14,7 @@ from synthe_core.errors import InputError, closest
 from synthe_core.units import parse_size
 
 if TYPE_CHECKING:
-    from synthe_core.inference.sampling import Sampling
+    from synthe_core.inference.sampling_params import SamplingParams
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -91,14 +91,14 @@ def spelled_option(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
-def sampled(values: Mapping[str, Any], spelled: Callable[[str], str] = spelled_option) -> Sampling:
+def sampled(values: Mapping[str, Any], spelled: Callable[[str], str] = spelled_option) -> SamplingParams:
     """How tokens are chosen, by the options above; InputError that spells the option at fault."""
     from pydantic import ValidationError
 
-    from synthe_core.inference.sampling import Sampling
+    from synthe_core.inference.sampling_params import SamplingParams
 
     try:
-        return Sampling.model_validate(values)
+        return SamplingParams.model_validate(values)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         said = f"{fault['msg'][:1].lower()}{fault['msg'][1:]}, not {fault['input']}"

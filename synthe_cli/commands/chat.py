@@ -123,14 +123,14 @@ def chat(
     from synthe_core.chat.local import EngineTalk
     from synthe_core.hardware.placement import choose_device
     from synthe_core.hardware.probe import cache_dir, probe
-    from synthe_core.inference.engine import Engine
-    from synthe_core.inference.served import Served
+    from synthe_core.inference.async_engine import AsyncEngine
+    from synthe_core.inference.loaded_model import LoadedModel
 
     assert checkpoint is not None
-    served = Served.load(Path(checkpoint).expanduser(), device=choose_device(device or "auto", probe()).value)
+    served = LoadedModel.load(Path(checkpoint).expanduser(), device=choose_device(device or "auto", probe()).value)
     if adapter is not None:
         served.load_adapter(WORN, adapter)
     folder = sessions or Path(cache_dir()) / "chats" / served.digest[:16]
-    with Engine([served], sessions=folder) as engine:
+    with AsyncEngine([served], sessions=folder) as engine:
         name = served.name if adapter is None else f"{served.name}:{WORN}"
         converse(EngineTalk(engine, name, system=system, session=session))

@@ -21,8 +21,8 @@ from synthe_core.errors import InputError, WorkError
 from synthe_core.units import format_count, format_size
 
 if TYPE_CHECKING:
-    from synthe_core.inference.engine import Engine
-    from synthe_core.inference.served import Served
+    from synthe_core.inference.async_engine import AsyncEngine
+    from synthe_core.inference.loaded_model import LoadedModel
     from synthe_core.serving.api.server import Server
     from synthe_core.serving.api.settings import Settings
 
@@ -43,16 +43,16 @@ def run(options: ServeOptions) -> int | None:
 
     from synthe_core.hardware.placement import choose_device
     from synthe_core.hardware.probe import probe
-    from synthe_core.inference.engine import Engine
+    from synthe_core.inference.async_engine import AsyncEngine
     from synthe_core.serving.api.server import Server, allow_connections
 
     device = choose_device(options.device or "auto", probe()).value
     allow_connections()
     models = [load_model(path, name, device) for name, path in paths.items()]
     with (
-        Engine(
+        AsyncEngine(
             models,
-            max_batch=options.max_batch,
+            max_num_seqs=options.max_batch,
             max_waiting=options.max_waiting,
             cache_bytes=cache,
             cache_dir=options.cache_dir,
@@ -161,25 +161,25 @@ def read_keys(path: Path) -> tuple[str, ...]:
     return keys
 
 
-def load_model(path: Path, name: str, device: str) -> Served:
+def load_model(path: Path, name: str, device: str) -> LoadedModel:
     """A checkpoint of synthe, or a Hugging Face folder through transformers."""
-    from synthe_core.inference.served import Served
+    from synthe_core.inference.loaded_model import LoadedModel
 
     if (path / "config.json").is_file() and not (path / "manifest.json").is_file():
         from synthe_core.interop.huggingface import transformers_model
 
         return transformers_model.load(path, name, device)
-    return Served.load(path, name, device)
+    return LoadedModel.load(path, name, device)
 
 
-def report_ready(options: ServeOptions, server: Server, engine: Engine) -> None:
+def report_ready(options: ServeOptions, server: Server, engine: AsyncEngine) -> None:
     """Prints the address, the models and the limits, and opens the browser for `synthe up`."""
     models = [
         {
             "name": name,
             "path": str(model.path),
             "parameters": model.model.parameter_count(),
-            "state_bytes_per_sequence": model.bytes_at(options.max_prompt + options.max_tokens),
+            "state_bytes_per_sequence": model.state_bytes(options.max_prompt + options.max_tokens),
             "adapters": sorted(model.adapters),
         }
         for name, model in engine.models.items()
@@ -194,10 +194,10 @@ def report_ready(options: ServeOptions, server: Server, engine: Engine) -> None:
         say("no browser available: open the address yourself")
 
 
-def state_size(model: Served, longest: int) -> str:
+def state_size(model: LoadedModel, longest: int) -> str:
     """The memory that one sequence needs beside the weights."""
-    longest = min(longest, model.limit or longest)
-    short, most = model.bytes_at(SHORT_SEQUENCE), model.bytes_at(longest)
+    longest = min(longest, model.max_length or longest)
+    short, most = model.state_bytes(SHORT_SEQUENCE), model.state_bytes(longest)
     if short == most:
         return f"{format_size(most)} of state per sequence"
     return (
@@ -210,7 +210,7 @@ def has_screen() -> bool:
     return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def summary(options: ServeOptions, engine: Engine) -> list[str]:
+def summary(options: ServeOptions, engine: AsyncEngine) -> list[str]:
     """A line for every model and adapter, and one for the limits."""
     lines = []
     for name, model in engine.models.items():

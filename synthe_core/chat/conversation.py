@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from synthe_core.errors import InputError, SyntheError, unknown
-from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.sampling_params import SamplingParams
 
 SYSTEM, USER, MODEL = "system", "user", "assistant"
 
@@ -19,7 +19,7 @@ class Asked:
     """How an answer is to be written: at most `count` tokens, drawn with `seed`, or by chance where it is None."""
 
     count: int = 400
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     seed: int | None = None
 
     @property

@@ -13,8 +13,9 @@ from synthe_core.chat.conversation import MODEL, SYSTEM, USER, Answer, Asked, Sa
 from synthe_core.data import chat_template as chat
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, WorkError
-from synthe_core.inference.engine import Engine
-from synthe_core.inference.request import Finished, NoSuch, Request, Started, Written
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.outputs import Finished, PrefillFinished, TokenOutput
+from synthe_core.inference.request import NotFound, Request
 from synthe_core.storage.atomic import write_file
 
 MARK = "\N{RUNIC LETTER OTHALAN ETHEL O}" * 8
@@ -24,7 +25,9 @@ MARK = "\N{RUNIC LETTER OTHALAN ETHEL O}" * 8
 class EngineTalk(Talk):
     """`tokens` are those that the model has read and written, None where another process knows them."""
 
-    def __init__(self, engine: Engine, model: str, *, system: str | None = None, session: str | None = None) -> None:
+    def __init__(
+        self, engine: AsyncEngine, model: str, *, system: str | None = None, session: str | None = None
+    ) -> None:
         self.engine = engine
         self.tokenizer: Tokenizer = engine.find(model)[0].tokenizer
         super().__init__(model, self.tokenizer.chat_template is not None, system, session)
@@ -38,7 +41,12 @@ class EngineTalk(Talk):
         prompt = (*(self.tokens or ()), *news) if fresh else tuple(news)
         self.begun.append(len(self.tokens or []))
         request = Request(
-            self.model, prompt, count=asked.count, sampling=asked.sampling, seed=asked.drawn, session=self.session
+            self.model,
+            prompt,
+            max_tokens=asked.count,
+            sampling=asked.sampling,
+            seed=asked.drawn,
+            session_id=self.session,
         )
         ticket = self.engine.submit(request)
         self._reads(news)
@@ -49,9 +57,9 @@ class EngineTalk(Talk):
             while end is None:
                 try:
                     match next(events):
-                        case Started(cached=known):
+                        case PrefillFinished(num_cached_tokens=known):
                             cached = known
-                        case Written(token=token, text=piece):
+                        case TokenOutput(token_id=token, text=piece):
                             first = first or time.monotonic()
                             self._reads([token])
                             text += piece
@@ -71,13 +79,21 @@ class EngineTalk(Talk):
                     pass
         if end.reason == "refused":
             raise InputError(end.message)
-        if end.reason == "failed":
+        if end.reason == "error":
             raise WorkError(f"the answer failed: {end.message}")
         if end.text and not ticket.cancelled:
             yield end.text
         seconds = time.monotonic() - first if first else 0.0
-        kept = end.written > 0 or not fresh if end.reason == "cancelled" else end.reason != "shutdown"
-        return Said(text + end.text, end.reason, end.written, end.prompt, max(cached, end.cached), seconds, kept)
+        kept = end.num_output_tokens > 0 or not fresh if end.reason == "cancelled" else end.reason != "shutdown"
+        return Said(
+            text + end.text,
+            end.reason,
+            end.num_output_tokens,
+            end.num_prompt_tokens,
+            max(cached, end.num_cached_tokens),
+            seconds,
+            kept,
+        )
 
     def _reads(self, tokens: list[int]) -> None:
         if self.tokens is not None:
@@ -126,7 +142,7 @@ class EngineTalk(Talk):
             write_file(copy, text.read_text(encoding="utf-8"))
 
     def _forget(self, session: str) -> None:
-        with suppress(NoSuch):
+        with suppress(NotFound):
             self.engine.sessions.delete(session)
         if (text := self._text(session)) is not None:
             text.unlink(missing_ok=True)

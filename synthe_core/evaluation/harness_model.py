@@ -26,7 +26,7 @@ from synthe_core.evaluation.writing import Prompt, write
 from synthe_core.hardware.placement import choose_device
 from synthe_core.hardware.probe import probe
 from synthe_core.hardware.recipe_context import context_for_recipe
-from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.storage.checkpoint import Checkpoint
 
 PREFIXES = ("auto", "begin", "end", "none")
@@ -277,7 +277,7 @@ class Synthe(TemplateLM):
 
         return self._timed(parts(), [1] * len(requests))
 
-    def _settings(self, settings: dict[str, Any]) -> tuple[int, list[str], Sampling]:
+    def _settings(self, settings: dict[str, Any]) -> tuple[int, list[str], SamplingParams]:
         """The token limit, stop strings and sampling parameters of a task's generation_kwargs."""
         values: dict[str, Any] = dict(normalize_gen_kwargs(settings, self.max_gen_toks))
         until = values.pop("until", None) or []
@@ -290,7 +290,7 @@ class Synthe(TemplateLM):
         for key in values:
             if key not in IGNORED:
                 raise unknown("generation setting", key, [*keys, "until", "max_gen_toks", "do_sample"])
-        return limit, [*stop, self.tokenizer.eos_token], Sampling(**chosen)
+        return limit, [*stop, self.tokenizer.eos_token], SamplingParams(**chosen)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         if self._chat:

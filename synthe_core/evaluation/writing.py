@@ -11,9 +11,9 @@ from synthe_core import state as states
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.evaluation.prefix_tree import build_tree
 from synthe_core.evaluation.reading import Reader
+from synthe_core.inference.detokenizer import Detokenizer
 from synthe_core.inference.generate import Generation
-from synthe_core.inference.generation import Row
-from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.model.language_model import ModelState
 
 WORTH_DROPPING = 0.5  # rows that have ended leave the batch when so large a share of it has
@@ -27,7 +27,12 @@ class Prompt(NamedTuple):
 
 
 def write(
-    reader: Reader, tokenizer: Tokenizer, prompts: Sequence[Prompt], limit: int, stop: Sequence[str], sampling: Sampling
+    reader: Reader,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    limit: int,
+    stop: Sequence[str],
+    sampling: SamplingParams,
 ) -> Iterator[tuple[int, str]]:
     """Each prompt's number and the text of at most `limit` tokens after it, cut before the first of `stop`.
 
@@ -62,7 +67,7 @@ def _continue(
     state: ModelState | None,
     limit: int,
     stop: Sequence[str],
-    sampling: Sampling,
+    sampling: SamplingParams,
 ) -> Iterator[tuple[int, str]]:
     """The texts of a batch of prompts of which all but the last token are in `state`."""
     generation = Generation(
@@ -73,7 +78,7 @@ def _continue(
         end=tokenizer.end,
         state=state,
     )
-    rows = {index: Row(tokenizer.decoder(), stop) for index in indices}
+    rows = {index: Detokenizer(tokenizer.decoder(), stop) for index in indices}
     texts = dict.fromkeys(indices, "")
     written = 0
     while indices:
@@ -88,10 +93,10 @@ def _continue(
                 continue
             reader.counts.generated += 1
             texts[index] += row.push(tokens[place])
-            if row.ended or not live[place] or written == limit:
+            if row.stopped or not live[place] or written == limit:
                 generation.stop(place)
                 del rows[index]
-                yield index, texts[index] if row.ended else texts[index] + row.finish()
+                yield index, texts[index] if row.stopped else texts[index] + row.flush()
         if len(rows) <= (1 - WORTH_DROPPING) * len(indices):
             kept = [place for place, index in enumerate(indices) if index in rows]
             indices = [indices[place] for place in kept]

@@ -1,16 +1,17 @@
-"""Who is let in: how many rows and how many bytes of state there is room for, and when there may be again."""
+"""Which requests start: how many sequences and bytes of state there is room for, and when there may be room again."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from pathlib import Path
 
 from synthe_core.errors import InputError
 from synthe_core.inference.request import Busy
 
-SHARE = 0.5
-"""Of the memory that is free when the server starts, what states may take."""
-LEAST, MOST = 1.0, 120.0  # seconds that a caller is told to wait
+MEMORY_SHARE = 0.5
+"""The part of the memory that is free at the start which states may take."""
+MIN_RETRY, MAX_RETRY = 1.0, 120.0  # seconds
 
 
 def free_memory() -> int:
@@ -22,35 +23,59 @@ def free_memory() -> int:
         return 8 << 30
 
 
-class Admission:
-    """At most `rows` at a time, of at most `memory` bytes together; at most `waiting` requests wait their turn."""
+class AdmissionControl:
+    """At most `max_num_seqs` sequences at a time, of at most `max_state_bytes` together; at most `max_waiting` wait.
 
-    def __init__(self, rows: int, waiting: int, memory: int) -> None:
-        self.rows, self.waiting, self.memory = rows, waiting, memory
-        self.taken = 0  # bytes
-        self._seconds: deque[float] = deque(maxlen=64)
+    `num_running` and `num_waiting` may be read by any thread.
+    """
 
-    def check(self, bytes: int, ahead: int) -> None:
-        """Raises InputError for what never fits, and Busy where `ahead` requests wait already."""
-        if bytes > self.memory:
+    def __init__(self, max_num_seqs: int, max_waiting: int, max_state_bytes: int | None = None) -> None:
+        self.max_num_seqs, self.max_waiting = max_num_seqs, max_waiting
+        self.max_state_bytes = int(MEMORY_SHARE * free_memory()) if max_state_bytes is None else max_state_bytes
+        self.num_running = self.num_waiting = self.state_bytes = 0
+        self._lock = threading.Lock()
+        self._seconds: deque[float] = deque(maxlen=64)  # how long recent sequences took
+
+    def check(self, state_bytes: int) -> None:
+        """Raises InputError for a sequence that never fits, and Busy if too many wait already."""
+        if state_bytes > self.max_state_bytes:
             raise InputError(
-                f"a text of this length takes {bytes / 1e6:,.0f} MB of state, and there are {self.memory / 1e6:,.0f}",
+                f"a text of this length takes {state_bytes / 1e6:,.0f} MB of state, "
+                f"and there are {self.max_state_bytes / 1e6:,.0f}",
                 "ask for less, or give the server more memory",
             )
-        if ahead >= self.waiting:
-            raise Busy(f"{ahead} requests are waiting already", self.wait(ahead))
+        ahead = self.num_waiting - max(0, self.max_num_seqs - self.num_running)
+        if ahead >= self.max_waiting:
+            raise Busy(f"{ahead} requests are waiting already", self.retry_after(ahead))
 
-    def wait(self, ahead: int) -> float:
-        """Seconds until one more than `ahead` requests may have been let in, from what recent ones took."""
-        each = sum(self._seconds) / len(self._seconds) if self._seconds else LEAST
-        return min(MOST, max(LEAST, each * (ahead + 1) / self.rows))
+    def retry_after(self, ahead: int) -> float:
+        """Seconds until one more than `ahead` requests may have started, from what recent ones took."""
+        each = sum(self._seconds) / len(self._seconds) if self._seconds else MIN_RETRY
+        return min(MAX_RETRY, max(MIN_RETRY, each * (ahead + 1) / self.max_num_seqs))
 
-    def fits(self, bytes: int, live: int) -> bool:
-        return live < self.rows and (live == 0 or self.taken + bytes <= self.memory)
+    def enqueue(self) -> None:
+        """Counts a request that waits from now on."""
+        with self._lock:
+            self.num_waiting += 1
 
-    def enter(self, bytes: int) -> None:
-        self.taken += bytes
+    def dequeue(self) -> None:
+        """Counts a request that waits no more."""
+        with self._lock:
+            self.num_waiting -= 1
 
-    def leave(self, bytes: int, seconds: float) -> None:
-        self.taken -= bytes
+    def has_room(self, state_bytes: int) -> bool:
+        """Whether another sequence may start. One alone always may."""
+        fits = self.num_running == 0 or self.state_bytes + state_bytes <= self.max_state_bytes
+        return self.num_running < self.max_num_seqs and fits
+
+    def acquire(self, state_bytes: int) -> None:
+        """A waiting sequence starts."""
+        self.dequeue()
+        self.num_running += 1
+        self.state_bytes += state_bytes
+
+    def release(self, state_bytes: int, seconds: float) -> None:
+        """A sequence that ran for `seconds` has ended."""
+        self.num_running -= 1
+        self.state_bytes -= state_bytes
         self._seconds.append(seconds)

@@ -1,399 +1,296 @@
-"""The engine: one thread that owns the models, and takes every request a little further in turn."""
+"""The engine: one decoder for every text that a model generates. It works in steps, on the thread that calls it."""
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from synthe_core.errors import InputError
 from synthe_core.inference import steady
-from synthe_core.inference.admission import SHARE, Admission, free_memory
-from synthe_core.inference.catalogue import Catalogue, Found
-from synthe_core.inference.checks import check, check_tokens, in_a_line
-from synthe_core.inference.constraint import Constraint
-from synthe_core.inference.figures import Figures
-from synthe_core.inference.generation import Row
-from synthe_core.inference.lane import Lane
-from synthe_core.inference.live import Live, Ticket
-from synthe_core.inference.request import Busy, Event, Finished, Reason, Request
-from synthe_core.inference.served import Served
+from synthe_core.inference.admission import AdmissionControl
+from synthe_core.inference.constraints import Constraint, compile_json_schema
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.metrics import Metrics
+from synthe_core.inference.model_registry import ModelRegistry, ResolvedModel
+from synthe_core.inference.outputs import Finished, FinishReason, OutputCallback
+from synthe_core.inference.prefix_cache import PrefixCache
+from synthe_core.inference.request import Request
+from synthe_core.inference.sampler import SamplingState
+from synthe_core.inference.scheduler import ModelScheduler
+from synthe_core.inference.scheduler_config import SchedulerConfig
+from synthe_core.inference.sequence import Sequence, SequenceStatus
 from synthe_core.inference.session_store import SessionStore
-from synthe_core.inference.snapshots import Snapshots
+from synthe_core.inference.validation import check_request, empty_prompt, one_line
 from synthe_core.model.session import Session
 
-__all__ = ["Engine", "Ticket"]
-
-T = TypeVar("T")
-BUDGET = 512
-"""Tokens of prompts that are read between two steps, padding included: what a long prompt makes the others wait for."""
-CACHE = 1 << 30  # bytes of snapshots
-LONGEST = 1 << 20  # tokens of one text whose state may grow
-WAITING = 256
+CACHE_BYTES = 1 << 30
+MAX_COUNTED_TOKENS = 1 << 20
+"""The state of a longer text is reckoned as that of so many tokens."""
+MAX_WAITING = 256
 
 
 class Engine:
-    """Serves `models`; use it as a context manager, or `close` it.
+    """Runs requests to `models`. `add_request`, then `step` while `has_unfinished`.
 
-    max_batch: texts that are answered at once; max_waiting: more that wait; state_bytes: what the states of all of them
-    may take, half of the free memory where it is not given. cache_bytes: of snapshots in memory, and in files of
-    `cache_dir` eight times as many. sessions: the folder of saved conversations; in memory only without it.
+    max_num_seqs:    sequences that run at once; max_waiting: requests that may wait for room.
+    max_state_bytes: what the states of all running sequences may take; by default half of the free memory.
+    cache_bytes:     cached prefixes in memory, and in files of `cache_dir` eight times as many.
+    sessions:        the folder of saved conversations; without it they are kept in memory.
+    saver, post:     where sessions are saved, and how work comes back to the engine's thread; by default both happen
+                     within the step.
     """
 
     def __init__(
         self,
-        models: Sequence[Served],
+        models: Many[LoadedModel],
         *,
-        max_batch: int = 64,
-        max_waiting: int = WAITING,
-        state_bytes: int | None = None,
-        cache_bytes: int = CACHE,
+        max_num_seqs: int = 64,
+        max_waiting: int = MAX_WAITING,
+        max_state_bytes: int | None = None,
+        cache_bytes: int = CACHE_BYTES,
         cache_dir: Path | None = None,
         sessions: Path | None = None,
+        config: SchedulerConfig | None = None,
+        saver: Executor | None = None,
+        post: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
-        steady.ask()
-        self.catalogue = Catalogue(models)
-        self.models: Mapping[str, Served] = self.catalogue.models
-        self.max_batch = max_batch
+        self.config = config or SchedulerConfig()
+        if self.config.batch_invariant:
+            steady.ask()
+        self.registry = ModelRegistry(models)
         self.sessions = SessionStore(sessions, cache_bytes)
-        self.figures = Figures()
-        self.snapshots = Snapshots(cache_bytes, cache_dir)
-        memory = state_bytes if state_bytes is not None else int(SHARE * free_memory())
-        self.admission = Admission(max_batch, max_waiting, memory)
-        self._arriving: queue.SimpleQueue[Ticket | Callable[[], None] | None] = queue.SimpleQueue()
-        self._count_lock = threading.Lock()
-        self._unstarted, self._waiting = 0, deque[Ticket]()  # submitted and not let in; of those, taken in
-        self._live: dict[Live, Lane] = {}
-        self._saving: set[Live] = set()
-        self._lanes: dict[str, Lane] = {}
-        self._closing: float | None = None
-        self._saver = ThreadPoolExecutor(1, "sessions")
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        self._thread.start()
+        self.metrics = Metrics()
+        self.prefix_cache = PrefixCache(cache_bytes, cache_dir)
+        self.admission = AdmissionControl(max_num_seqs, max_waiting, max_state_bytes)
+        self.waiting: deque[Sequence] = deque()
+        self.running: dict[Sequence, ModelScheduler] = {}
+        self._schedulers: dict[tuple[str, str], ModelScheduler] = {}
+        self._num_saving = 0
+        self._saver, self._post = saver, post
 
-    def __enter__(self) -> Engine:
-        return self
+    def make_sequence(
+        self,
+        request: Request,
+        on_output: OutputCallback,
+        *,
+        constraint: Constraint | None = None,
+        session: Session | None = None,
+        keep_state: bool = False,
+    ) -> Sequence:
+        """A sequence for `add_sequence`; it counts as waiting from now on. May be called by any thread.
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def find(self, name: str) -> tuple[Served, str | None]:
-        """The model of that name, and the name of its adapter; raises NoSuch."""
-        found = self.catalogue.find(name)
-        return found.served, found.name
-
-    def submit(self, request: Request, deliver: Callable[[Event], None] | None = None) -> Ticket:
-        """Begins a request. Raises NoSuch, InputError for what cannot be asked, Busy where there is no room."""
-        served, _, _, prints = self.catalogue.find(request.model)
-        check(request, served)
-        if self._closing is not None:
-            raise Busy("the server is stopping", 5.0)
-        length = len(request.prompt) + request.count
-        ahead = self._unstarted - max(0, self.max_batch - len(self._live))
-        self.admission.check(served.bytes_at(min(length, LONGEST)), ahead)
-        if request.schema is not None:
-            Constraint(served.tokenizer, served.vocab, request.schema)  # says what is wrong with it, here
-        if request.session is not None:
-            self.sessions.claim(request.session, prints.weights)
-        ticket = Ticket(request, deliver)
-        ticket.wake = lambda: self._arriving.put(_nothing)
-        with self._count_lock:
-            self._unstarted += 1
-        self.figures.requests += 1
-        self._arriving.put(ticket)
-        return ticket
-
-    def call(self, work: Callable[[], T]) -> Future[T]:
-        """`work` on the engine's thread, between two steps: for whatever else needs the models."""
-        future: Future[T] = Future()
-
-        def run() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                for served in self.models.values():
-                    with served.ready(None):
-                        pass  # without an adapter, as `work` expects it
-                future.set_result(work())
-            except BaseException as error:  # it belongs to whoever waits
-                future.set_exception(error)
-
-        if not self._thread.is_alive():
-            future.set_exception(Busy("the server is stopping", 5.0))
-        self._arriving.put(run)
-        return future
-
-    def embed(self, model: str, texts: Sequence[Sequence[int]]) -> Tensor:
-        """float32 [N, D]: the mean over each text's tokens of the last block's output, after the norm."""
-        served, _, adapter, _ = self.catalogue.find(model)
-        for text in texts:
-            check_tokens(text, served)
-
-        def read(text: Sequence[int]) -> Tensor:
-            tokens = torch.tensor([list(text)], device=served.model.embedding.weight.device)
-            with served.ready(adapter):
-                return served.read(tokens, None).hidden.float().mean(1)
-
-        return torch.cat([self.call(lambda text=text: read(text)).result() for text in texts])  # type: ignore[misc]
-
-    def with_model(self, model: str, tokens: Sequence[int], work: Callable[[Served], T]) -> Future[T]:
-        """`work` on the engine's thread with that model and its adapter, which are to read `tokens`."""
-        served, _, adapter, _ = self.catalogue.find(model)
-        check_tokens(tokens, served)
-
-        def run() -> T:
-            with served.ready(adapter):
-                return work(served)
-
-        return self.call(run)
-
-    def load_adapter(self, model: str, name: str, path: Path) -> None:
-        """Serves the adapter at `path` as `model:name` from now on."""
-        served, adapter = self.find(model)
-        if adapter is not None or ":" in name or not name:
-            raise InputError("an adapter has a name of its own, on a model without one")
-
-        def load() -> None:
-            served.load_adapter(name, path)
-            self.catalogue.identify(served, name)
-
-        self.call(load).result()
-
-    def unload_adapter(self, model: str, name: str) -> None:
-        """Serves it no more; what is being written with it is written to its end."""
-        served, _ = self.find(f"{model}:{name}")
-
-        def unload() -> None:
-            self.snapshots.forget(self.catalogue.remove(served, name).prints.weights)
-            self._detach_unused(served)
-
-        self.call(unload).result()
-
-    def status(self) -> dict[str, Any]:
-        """What is going on, for people and for Prometheus."""
-        return {
-            "live": len(self._live),
-            "waiting": self._unstarted,
-            "max_batch": self.max_batch,
-            "max_waiting": self.admission.waiting,
-            **self.figures.told(),
-            "exact": steady.holds(),
-            "state_bytes_per_sequence": {name: served.bytes_at(LONGEST) for name, served in self.models.items()},
-            "state_bytes": self.admission.taken,
-            "state_bytes_limit": self.admission.memory,
-            "sessions": len(self.sessions.list()),
-            "cache": self.snapshots.told(),
-        }
-
-    def close(self, deadline: float = 10.0) -> None:
-        """Lets what is being written end within `deadline` seconds, cuts off the rest, saves sessions, and stops.
-
-        Called again it may shorten the time.
+        constraint: what the sequence may generate, where the request has no JSON schema. session: of one row, to
+        continue. keep_state: `sequence.state` is wanted at the end.
+        Raises NotFound, InputError for what the model cannot do, Busy if there is no room.
         """
-        end = time.monotonic() + deadline
-        if self._closing is None or end < self._closing:
-            self._closing = end
-            self._arriving.put(None)
-        self._thread.join()
-        self._saver.shutdown(wait=True)
+        resolved = self.registry.resolve(request.model)
+        check_request(request, resolved.model, session is not None or request.session_id is not None)
+        self.admission.check(_state_bytes(resolved.model, len(request.prompt_token_ids) + request.max_tokens))
+        if request.json_schema is not None:
+            constraint = compile_json_schema(resolved.model.tokenizer, resolved.model.vocab, request.json_schema)
+        if request.session_id is not None:
+            self.sessions.claim(request.session_id, resolved.fingerprints.weights)
+        self.admission.enqueue()
+        self.metrics.requests += 1
+        return Sequence(request, on_output, resolved, constraint, session=session, keep_state=keep_state)
 
-    # ---- the engine's thread
+    def add_sequence(self, sequence: Sequence) -> None:
+        """Queues a sequence; it starts with one of the next steps."""
+        self.waiting.append(sequence)
+
+    def add_request(self, request: Request, on_output: OutputCallback, **options: Any) -> Sequence:
+        """`make_sequence` and `add_sequence`."""
+        sequence = self.make_sequence(request, on_output, **options)
+        self.add_sequence(sequence)
+        return sequence
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.waiting or self.running)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether any sequence has not ended, one whose session is being saved included."""
+        return self.has_work or self._num_saving > 0
 
     @torch.inference_mode()
-    def _work(self) -> None:
-        while True:
-            self._take_in()
-            if self._closing is not None and self._close_down():
-                break
-            self._admit()
-            for row in [row for row in self._live if row.ticket.cancelled]:
-                self._cut(row, "cancelled")
-            for lane in list(self._lanes.values()):
-                self._turn(lane)
-        self._drain()
-        self.snapshots.close()
-
-    def _take_in(self) -> None:
-        """What has arrived; waits for something where there is nothing to do."""
-        idle = not self._lanes and not self._waiting and self._closing is None
-        while True:
+    def step(self) -> None:
+        """Starts waiting sequences for which there is room, and takes every model's sequences one step further."""
+        self._admit()
+        for key, scheduler in list(self._schedulers.items()):
             try:
-                timeout = 0.05 if self._closing is not None and not self._lanes else None
-                arrived = self._arriving.get(block=idle or timeout is not None, timeout=timeout)
-            except queue.Empty:
-                return
-            idle = False
-            if isinstance(arrived, Ticket):
-                self._waiting.append(arrived)
-            elif arrived is not None:
-                arrived()
-            elif self._closing is None:
-                return
-            if self._arriving.empty():
-                return
+                scheduler.step()
+            except Exception as error:
+                for sequence in [each for each, owner in self.running.items() if owner is scheduler]:
+                    self.finish(sequence, "error", one_line(error))
+            if not scheduler.sequences:
+                del self._schedulers[key]
+                self.detach_unused(scheduler.model)
+
+    def finish(self, sequence: Sequence, reason: FinishReason, message: str = "") -> None:
+        """Ends a sequence, whatever it is doing. Every sequence ends here, and once.
+
+        Its session is saved with what was generated; after an error, or if nothing was generated yet, the session
+        stays as it was. `Finished` is emitted after that.
+        """
+        if sequence.finished:
+            return
+        if sequence.status is SequenceStatus.WAITING:
+            self.waiting.remove(sequence)
+            self.admission.dequeue()
+            sequence.state = None  # it is as its session's file has it
+        else:
+            error = self._remove(sequence, reason)
+            reason, message = ("error", error) if error else (reason, message)
+        sequence.finish_reason = reason
+        if reason != "error" and sequence.request.session_id is not None and sequence.state is not None:
+            self._save_session(sequence)
+        else:
+            self._emit_finished(sequence, message)
+
+    def abort(self, sequence: Sequence) -> None:
+        """Ends a sequence that nobody waits for any more."""
+        self.finish(sequence, "cancelled")
+
+    def detach_unused(self, model: LoadedModel) -> None:
+        """Detaches the adapters of a model that were unloaded and that no sequence uses."""
+        used = [scheduler.adapter for scheduler in self._schedulers.values() if scheduler.model is model]
+        model.detach_unused([adapter for adapter in used if adapter is not None])
+
+    def status(self) -> dict[str, Any]:
+        """Figures by name, for people and for Prometheus."""
+        models = self.registry.models.items()
+        return {
+            "live": self.admission.num_running,
+            "waiting": self.admission.num_waiting,
+            "max_batch": self.admission.max_num_seqs,
+            "max_waiting": self.admission.max_waiting,
+            **self.metrics.snapshot(),
+            "exact": steady.holds(),
+            "state_bytes_per_sequence": {name: model.state_bytes(MAX_COUNTED_TOKENS) for name, model in models},
+            "state_bytes": self.admission.state_bytes,
+            "state_bytes_limit": self.admission.max_state_bytes,
+            "sessions": len(self.sessions.list()),
+            "cache": self.prefix_cache.stats(),
+        }
 
     def _admit(self) -> None:
-        """Lets in those who wait, in their order, as long as there is room."""
-        for ticket in [ticket for ticket in self._waiting if ticket.cancelled]:
-            self._waiting.remove(ticket)
-            self._refuse(ticket, "cancelled")
-        while self._waiting:
-            ticket = self._waiting[0]
+        """Starts waiting sequences in their order, as long as there is room."""
+        while self.waiting:
+            sequence = self.waiting[0]
             try:
-                found = self.catalogue.find(ticket.request.model)
-                row = self._row(ticket, found)
-                if not self.admission.fits(row.bytes, len(self._live)):
+                if not sequence.token_ids:
+                    self._prepare(sequence)
+                if not self.admission.has_room(sequence.state_bytes):
                     return
-                self._waiting.popleft()
-                lane = self._lane(found)
-                with self._count_lock:
-                    self._unstarted -= 1
-                self.admission.enter(row.bytes)
-                self._live[row] = lane
             except Exception as error:
-                self._waiting.popleft()
-                self._refuse(ticket, "refused" if isinstance(error, InputError) else "failed", in_a_line(error))
+                self.finish(sequence, "refused" if isinstance(error, InputError) else "error", one_line(error))
                 continue
-            try:
-                with lane.served.ready(lane.adapter):
-                    lane.begin(row)
-            except Exception as error:
-                self._fail([row], error)
+            self.waiting.popleft()
+            self.admission.acquire(sequence.state_bytes)
+            sequence.admitted_at = time.monotonic()
+            self.running[sequence] = scheduler = self._scheduler(sequence.resolved)
+            scheduler.add(sequence)
 
-    def _row(self, ticket: Ticket, found: Found) -> Live:
-        request, served, session = ticket.request, found.served, None
-        if request.session is not None:
-            with served.ready(found.adapter):
-                session = self.sessions.open(request.session, served.model)
-        tokens = list(request.prompt)
-        row = Live(ticket, tokens, Row(served.tokenizer.decoder(), request.stop), began=time.monotonic())
+    def _prepare(self, sequence: Sequence) -> None:
+        """Loads the sequence's session, and sets up what it reads and how it samples."""
+        request, model, session = sequence.request, sequence.resolved.model, sequence.session
+        if request.session_id is not None:
+            with model.activate(sequence.resolved.adapter):
+                session = self.sessions.open(request.session_id, model.model)
+        tokens = list(request.prompt_token_ids)
         if session is not None:
-            row.state, row.base = session.state, int(session.state.position[0])
+            sequence.state, sequence.num_past_tokens = session.state, int(session.state.position[0])
             tokens.insert(0, int(session.pending[0]))
         if not tokens:
-            raise InputError("nothing to read: the prompt is empty", "give at least one token, or a saved session")
-        if served.limit is not None and row.base + len(tokens) + request.count > served.limit:
-            raise InputError(f"with what the session has read that is more than the model's {served.limit} tokens")
-        if request.schema is not None:
-            row.constraint = Constraint(served.tokenizer, served.vocab, request.schema)
-        row.bytes = served.bytes_at(min(LONGEST, row.base + len(tokens) + request.count))
-        return row
+            raise empty_prompt()
+        length = sequence.num_past_tokens + len(tokens) + request.max_tokens
+        if model.max_length is not None and length > model.max_length:
+            raise InputError(f"with what the session has read that is more than the model's {model.max_length} tokens")
+        sequence.sampling = SamplingState.create(
+            request.sampling, request.seed, model.vocab, tokens, model.device, sequence.constraint
+        )
+        sequence.state_bytes = _state_bytes(model, length)
+        sequence.token_ids = tokens
 
-    def _lane(self, found: Found) -> Lane:
-        key, told = f"{found.served.name} {found.prints.weights}", (self.figures, _emit, self._finish)
-        if key not in self._lanes:
-            self._lanes[key] = Lane(found.served, found.adapter, found.prints, self.snapshots, *told)
-        return self._lanes[key]
+    def _scheduler(self, resolved: ResolvedModel) -> ModelScheduler:
+        key = (resolved.model.name, resolved.fingerprints.weights)
+        if key not in self._schedulers:
+            self._schedulers[key] = ModelScheduler(resolved, self.config, self.prefix_cache, self.metrics, self.finish)
+        return self._schedulers[key]
 
-    def _turn(self, lane: Lane) -> None:
-        """One lane's share of a step: a chunk of prompts, and a token of every row that writes."""
-        for work in (lambda: lane.read(BUDGET), lane.write):
-            rows = lane.rows
-            try:
-                with lane.served.ready(lane.adapter):
-                    work()
-            except Exception as error:
-                gone = lane.abandon()
-                self._fail([row for row in rows if row in self._live or row in gone], error)
-        if not lane.rows:
-            self._lanes = {key: other for key, other in self._lanes.items() if other is not lane}
-            self._detach_unused(lane.served)
-
-    def _detach_unused(self, served: Served) -> None:
-        """The adapters of a model that were unloaded, as soon as no row uses them."""
-        lanes = (lane for lane in self._lanes.values() if lane.served is served)
-        served.detach_unused([lane.adapter for lane in lanes if lane.adapter is not None])
-
-    def _finish(self, row: Live, reason: Reason, state: Any) -> None:
-        """A row's end: its session is saved first, by another thread, and then its caller is told."""
-        lane = self._live.pop(row, None)
-        if lane is None:
-            return
-        self.admission.leave(row.bytes, time.monotonic() - row.began)
-        self.figures.cached_tokens += row.cached
-        session = row.request.session
-        if session is None or state is None:
-            self._end(row, reason)
-            return
-        kept = Session(state, torch.tensor([row.pending]))
-        self._saving.add(row)
-
-        def save() -> None:
-            message = ""
-            try:
-                with torch.inference_mode():
-                    self.sessions.save(session, row.request.model, lane.prints.weights, lane.prints.shape, kept)
-            except Exception as error:
-                message = in_a_line(error)
-            self._arriving.put(lambda: self._end(row, "failed" if message else reason, message))
-
-        self._saver.submit(save)
-
-    def _end(self, row: Live, reason: Reason, message: str = "") -> None:
-        self._saving.discard(row)
-        if row.request.session is not None:
-            self.sessions.release(row.request.session)
-        self.figures.failed += reason == "failed"
-        prompt = row.base + len(row.tokens)
-        row.ticket.deliver(Finished(reason, row.row.finish(), prompt, row.cached, len(row.written), message))
-
-    def _cut(self, row: Live, reason: Reason) -> None:
-        """Ends a row before its end. Its session keeps what was written; where nothing was, it stays as it was."""
-        lane = self._live[row]
+    def _remove(self, sequence: Sequence, reason: FinishReason) -> str:
+        """Takes a running sequence out of its scheduler; returns what went wrong, if anything."""
+        scheduler, message = self.running.pop(sequence), ""
+        keep_state = reason != "error" and (sequence.keep_state or sequence.request.session_id is not None)
         try:
-            state = lane.drop(row)
+            scheduler.remove(sequence, keep_state)
         except Exception as error:
-            self._fail([row, *lane.abandon()], error)
-            return
-        self._finish(row, reason, state if row.written else None)
+            message = one_line(error)
+        if not keep_state or message:
+            sequence.state = None
+        self.admission.release(sequence.state_bytes, time.monotonic() - sequence.admitted_at)
+        self.metrics.cached_tokens += sequence.num_cached_tokens
+        return message
 
-    def _fail(self, rows: Sequence[Live], error: Exception) -> None:
-        message = in_a_line(error)
-        for row in rows:
-            if self._live.pop(row, None) is not None:
-                self.admission.leave(row.bytes, time.monotonic() - row.began)
-                self._end(row, "failed", message)
+    def _save_session(self, sequence: Sequence) -> None:
+        """Saves the session, and then emits `Finished`."""
+        session = Session(sequence.state, torch.tensor([sequence.last_token_id]))
+        sequence.status = SequenceStatus.SAVING
+        self._num_saving += 1
+        save = partial(self._write_session, sequence, session)
+        if self._saver is None or self._post is None:
+            self._after_saving(sequence, save())
+        else:
+            post = self._post
+            self._saver.submit(lambda: post(partial(self._after_saving, sequence, save())))
 
-    def _refuse(self, ticket: Ticket, reason: Reason, message: str = "") -> None:
-        """A request that was never let in."""
-        with self._count_lock:
-            self._unstarted -= 1
-        if ticket.request.session is not None:
-            self.sessions.release(ticket.request.session)
-        self.figures.failed += reason == "failed"
-        ticket.deliver(Finished(reason, "", len(ticket.request.prompt), 0, 0, message))
+    def _write_session(self, sequence: Sequence, session: Session) -> str:
+        """Returns what went wrong, if anything."""
+        request, fingerprints = sequence.request, sequence.resolved.fingerprints
+        assert request.session_id is not None
+        try:
+            with torch.inference_mode():
+                self.sessions.save(request.session_id, request.model, fingerprints.weights, fingerprints.shape, session)
+        except Exception as error:
+            return one_line(error)
+        return ""
 
-    def _close_down(self) -> bool:
-        """Whether everything is at its end; those who wait are sent away, and past the deadline those who write."""
-        assert self._closing is not None
-        while self._waiting:
-            self._refuse(self._waiting.popleft(), "shutdown")
-        if time.monotonic() >= self._closing:
-            for row in list(self._live):
-                self._cut(row, "shutdown")
-        return not self._live and not self._saving
+    def _after_saving(self, sequence: Sequence, message: str) -> None:
+        self._num_saving -= 1
+        if message:
+            sequence.finish_reason = "error"
+        self._emit_finished(sequence, message)
 
-    def _drain(self) -> None:
-        """Answers what arrived too late."""
-        while not self._arriving.empty():
-            arrived = self._arriving.get()
-            if isinstance(arrived, Ticket):
-                self._refuse(arrived, "shutdown")
-            elif arrived is not None:
-                arrived()
+    def _emit_finished(self, sequence: Sequence, message: str) -> None:
+        sequence.status = SequenceStatus.FINISHED
+        assert sequence.finish_reason is not None
+        if sequence.request.session_id is not None:
+            self.sessions.release(sequence.request.session_id)
+        self.metrics.failed += sequence.finish_reason == "error"
+        num_prompt_tokens = sequence.num_prompt_tokens or len(sequence.request.prompt_token_ids)
+        finished = Finished(
+            sequence.finish_reason,
+            "",
+            num_prompt_tokens,
+            sequence.num_cached_tokens,
+            len(sequence.output_token_ids),
+            message,
+        )
+        try:
+            sequence.emit(finished)
+        except Exception:  # nobody is left to be told
+            self.metrics.failed += sequence.finish_reason != "error"
 
 
-def _emit(row: Live, event: Event) -> None:
-    row.ticket.deliver(event)
-
-
-def _nothing() -> None:
-    """Wakes the engine."""
+def _state_bytes(model: LoadedModel, length: int) -> int:
+    return model.state_bytes(min(length, MAX_COUNTED_TOKENS))

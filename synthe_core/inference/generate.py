@@ -9,7 +9,8 @@ from torch import Tensor
 
 from synthe_core import state as states
 from synthe_core.errors import InputError
-from synthe_core.inference.sampling import Sampling, choose
+from synthe_core.inference.sampler import SamplingState, sample
+from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.model.language_model import LanguageModel, ModelState
 
 PREFILL = 2048  # prompt tokens a pass: bounds memory for prompts of any length
@@ -47,13 +48,13 @@ class Generation:
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         *,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         seed: int | Sequence[int] = 0,
         end: int | None = None,
         state: ModelState | None = None,
         first: Tensor | None = None,
     ) -> None:
-        self.model, self.sampling, self.end = model, sampling or Sampling(), end
+        self.model, self.sampling, self.end = model, sampling or SamplingParams(), end
         device = model.embedding.weight.device
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         if int(lengths.min()) == 0:
@@ -94,7 +95,11 @@ class Generation:
         if not self._read:
             lengths = None if bool(self.live.all()) else self.live.long()
             self._logits, self.state = self.model.next_logits(self.pending[:, None], self.state, lengths)
-        chosen = choose(self._logits, self.sampling, self._seen, self._generators)
+        rows = [
+            SamplingState(self.sampling, generator, None if self._seen is None else self._seen[row])
+            for row, generator in enumerate(self._generators)
+        ]
+        chosen = torch.tensor(sample(self._logits.float(), rows), device=self.pending.device)
         self.pending = torch.where(self.live, chosen, self.pending)
         self._read = False
         if self._seen is not None:

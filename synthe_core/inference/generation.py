@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from synthe_core.data.tokenizers import Decoder, Tokenizer
+from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
+from synthe_core.inference.detokenizer import Detokenizer
 from synthe_core.inference.generate import Generation
-from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import Session
 
@@ -23,41 +24,13 @@ class Piece(NamedTuple):
     text: str
 
 
-class Row:
-    """One row's text: holds back what may still become a stop string, and cuts at the first one that does."""
-
-    def __init__(self, decoder: Decoder, stop: Sequence[str]) -> None:
-        self.decoder, self.stop, self.held, self.ended = decoder, [s for s in stop if s], "", False
-        self.shown = ""  # the beginning of the text that its reader has seen already
-
-    def push(self, token: int) -> str:
-        return self._release(self.decoder.push(token))
-
-    def finish(self) -> str:
-        text = self._release(self.decoder.flush()) + ("" if self.ended else self.held)
-        self.held = ""
-        return text
-
-    def _release(self, text: str) -> str:
-        if self.shown and text:
-            self.shown, text = "", text.removeprefix(self.shown)
-        self.held += text
-        found = [at for s in self.stop if (at := self.held.find(s)) >= 0]
-        if found:
-            self.ended, text, self.held = True, self.held[: min(found)], ""
-            return text
-        keep = max((n for s in self.stop for n in range(1, len(s)) if self.held.endswith(s[:n])), default=0)
-        text, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return text
-
-
 def write(
     model: LanguageModel,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     count: int,
     *,
-    sampling: Sampling | None = None,
+    sampling: SamplingParams | None = None,
     seed: int = 0,
     stop: Sequence[str] = (),
     session: Session | None = None,
@@ -81,7 +54,7 @@ def write(
             f"the tokenizer gave token {foreign[0]}, and the model knows {model.vocab}",
             "the checkpoint's tokenizer.json is not the one it was trained with",
         )
-    rows = [Row(tokenizer.decoder(), stop) for _ in prompts]
+    rows = [Detokenizer(tokenizer.decoder(), stop) for _ in prompts]
     first = _heal(tokenizer, encoded, rows, model.vocab)
     generation = Generation(model, encoded, sampling=sampling, seed=seed, end=tokenizer.end, state=state, first=first)
     for _ in range(count):
@@ -94,15 +67,15 @@ def write(
                 continue
             if text := row.push(tokens[index]):
                 yield Piece(index, text)
-            if row.ended:
+            if row.stopped:
                 generation.stop(index)
     for index, row in enumerate(rows):
-        if text := row.finish():
+        if text := row.flush():
             yield Piece(index, text)
     return Session(generation.state, generation.pending)
 
 
-def _heal(tokenizer: Tokenizer, encoded: list[list[int]], rows: list[Row], vocab: int) -> Tensor | None:
+def _heal(tokenizer: Tokenizer, encoded: list[list[int]], rows: list[Detokenizer], vocab: int) -> Tensor | None:
     """Lets a prompt that ends in a space go on with a word, where the tokenizer writes a word and the space before it
     as one token: the space is taken back, and the first token must begin with it. Gives the tokens allowed first.
     """
@@ -114,5 +87,5 @@ def _heal(tokenizer: Tokenizer, encoded: list[list[int]], rows: list[Row], vocab
     for tokens, row, is_broken in zip(encoded, rows, broken, strict=True):
         if is_broken:
             tokens.pop()
-            row.shown = " "
+            row._prefix = " "
     return torch.stack([opens if is_broken else torch.ones_like(opens) for is_broken in broken])

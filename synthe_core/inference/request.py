@@ -1,109 +1,57 @@
-"""What is asked of the engine, and what it tells while it answers. No network here."""
+"""What a caller asks the engine for, and the errors that a request meets before it starts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from synthe_core.errors import InputError, SyntheError
-from synthe_core.inference.sampling import Sampling
-
-Reason = Literal["stop", "length", "cancelled", "refused", "failed", "shutdown"]
+from synthe_core.inference.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
 class Request:
-    """One text to be continued.
+    """One text to continue.
 
-    model:    the name that it is served under; `base:adapter` for the base with an adapter.
-    prompt:   tokens to read before writing. With a `session`, those that come after what the session has read.
-    count:    the most tokens to write; 0 reads only.
-    stop:     the text ends before the first of these.
-    seed:     the same seed gives the same text, whatever else is being served.
-    logprobs: how many of the likeliest tokens to tell of beside each one that is written; None tells no probability.
-    told:     the prompt's own tokens are told too (`Told`), with their probabilities where `logprobs` is given.
-    session:  the name of a saved conversation to go on from; kept again under that name at the end.
-    schema:   a JSON schema that the text is to obey, `{}` for any JSON.
-    to_the_end: writes on past the tokenizer's end of document.
+    model:             the name it is served under; `base:adapter` for the base with an adapter.
+    prompt_token_ids:  tokens to read. With a `session_id`, the tokens after those that the session has read.
+    max_tokens:        the largest number of tokens to generate; 0 reads the prompt only.
+    stop:              the text ends before the first of these strings. The engine itself never sees text: the
+                       caller's detokenizer looks for them.
+    seed:              the same seed gives the same text, whatever else is running.
+    logprobs:          how many of the likeliest tokens each output token reports; None reports none.
+    return_logprob:    each output token carries its log-probability and the model's confidence.
+    prompt_logprobs:   the prompt's own tokens are reported too, with their log-probabilities where `logprobs` is given.
+    session_id:        a saved conversation to continue; it is saved again at the end.
+    json_schema:       the text is JSON that obeys this schema; `{}` allows any JSON.
+    ignore_eos:        generation goes on after an end-of-text token.
+    cache_breakpoints: lengths of prefixes of the prompt that other requests share. The state at each is cached, and
+                       requests with an equal prefix wait for it.
     """
 
     model: str
-    prompt: tuple[int, ...]
-    count: int = 16
-    sampling: Sampling = field(default_factory=Sampling)
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int = 16
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     seed: int = 0
     logprobs: int | None = None
-    told: bool = False
-    session: str | None = None
-    schema: Mapping[str, Any] | None = None
-    to_the_end: bool = False
-
-
-@dataclass(frozen=True)
-class Chance:
-    """A token and the natural logarithm of the probability that the model gave it, before sampling's filters."""
-
-    token: int
-    logprob: float
-
-
-@dataclass(frozen=True)
-class Started:
-    """The prompt is read: `cached` of its `prompt` tokens (a session's past counts) were known and cost nothing."""
-
-    prompt: int
-    cached: int
-
-
-@dataclass(frozen=True)
-class Told:
-    """A token of the prompt. chance: None for the first, which nothing foretells, and where no logprobs are asked."""
-
-    token: int
-    chance: Chance | None
-    top: tuple[Chance, ...] = ()
-
-
-@dataclass(frozen=True)
-class Written:
-    """A new token, and the text that is sure to stand by now ("" while a character or a stop string may be unfinished).
-
-    confidence: the model's own estimate that its likeliest token is right, or that token's probability where the model
-    has no head for it.
-    """
-
-    token: int
-    text: str
-    chance: Chance
-    top: tuple[Chance, ...] = ()
-    confidence: float = 0.0
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The last event of every request. text: what was held back. message: why, where it failed, or was refused for its
-    own fault."""
-
-    reason: Reason
-    text: str
-    prompt: int
-    cached: int
-    written: int
-    message: str = ""
-
-
-Event = Started | Told | Written | Finished
+    return_logprob: bool = True
+    prompt_logprobs: bool = False
+    session_id: str | None = None
+    json_schema: Mapping[str, Any] | None = None
+    ignore_eos: bool = False
+    cache_breakpoints: tuple[int, ...] = ()
 
 
 class Busy(SyntheError):
-    """There is no room for another request just now; `retry` in seconds is when there may be."""
+    """There is no room for another request now; there may be in `retry` seconds."""
 
     def __init__(self, message: str, retry: float) -> None:
         super().__init__(message, f"try again in {retry:.0f} s")
         self.retry = retry
 
 
-class NoSuch(InputError):
-    """There is no model, adapter or session of that name."""
+class NotFound(InputError):
+    """No model, adapter or session has that name."""

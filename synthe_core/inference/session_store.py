@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from synthe_core import state as states
 from synthe_core.errors import InputError
-from synthe_core.inference.request import Busy, NoSuch
+from synthe_core.inference.request import Busy, NotFound
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import FORMAT, Session, is_session
 from synthe_core.storage.atomic import PARTIAL, failure, sweep
@@ -153,7 +153,7 @@ class SessionStore:
     def _get(self, id: str) -> _Kept:
         with self._lock:
             if id not in self._kept:
-                raise NoSuch(f"no such session: {id if NAME.fullmatch(id) else 'of that name'}", HINT)
+                raise NotFound(f"no such session: {id if NAME.fullmatch(id) else 'of that name'}", HINT)
             return self._kept[id]
 
     def _reserve(self, id: str) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.inference.generation import write
-from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.training.settings import Settings
 
-SAMPLING = Sampling(temperature=0.8, top_p=0.95)
+SAMPLING = SamplingParams(temperature=0.8, top_p=0.95)
 
 
 def write_sample(

@@ -77,7 +77,7 @@ def test_a_turn_costs_its_new_tokens_only(synthe: Run, talker: Path) -> None:
 
 def test_the_answer_is_that_of_the_whole_conversation_read_at_once(synthe: Run, talker: Path, tmp_path: Path) -> None:
     from synthe_core.inference.generation import write
-    from synthe_core.inference.sampling import Sampling
+    from synthe_core.inference.sampling_params import SamplingParams
     from synthe_core.storage.checkpoint import Checkpoint
 
     asked = ["chat", talker, "-n", 8, "-t", 0, "--json", "--system", "be kind"]
@@ -86,7 +86,9 @@ def test_the_answer_is_that_of_the_whole_conversation_read_at_once(synthe: Run, 
     opened = Checkpoint.open(talker)
     past = f"[system]be kind[user]hello[assistant]{first['text']}<|endoftext|>[user]and[assistant]"
     if "\ufffd" not in first["text"]:  # else the text is not what was written
-        pieces = write(opened.model("cpu").eval(), opened.tokenizer(), [past], 8, sampling=Sampling(temperature=0))
+        pieces = write(
+            opened.model("cpu").eval(), opened.tokenizer(), [past], 8, sampling=SamplingParams(temperature=0)
+        )
         assert "".join(piece.text for piece in pieces) == second["text"]
 
 
@@ -187,8 +189,8 @@ def test_what_cannot_be_asked(synthe: Run, arguments: list[str], message: str) -
 
 
 def test_the_same_conversation_through_a_server(synthe: Run, talker: Path, tmp_path: Path) -> None:
-    from synthe_core.inference.engine import Engine
-    from synthe_core.inference.served import Served
+    from synthe_core.inference.async_engine import AsyncEngine
+    from synthe_core.inference.loaded_model import LoadedModel
     from synthe_core.serving.api.server import Server
     from synthe_core.serving.api.settings import Settings
 
@@ -197,7 +199,7 @@ def test_the_same_conversation_through_a_server(synthe: Run, talker: Path, tmp_p
     here = rows(synthe("chat", talker, *asked, stdin=lines))
     key = tmp_path / "key"
     key.write_text("secret\n")
-    with Server(Engine([Served.load(talker)]), Settings(keys=("secret",))) as server:
+    with Server(AsyncEngine([LoadedModel.load(talker)]), Settings(keys=("secret",))) as server:
         there = rows(synthe("chat", "--url", server.url, "--api-key-file", key, *asked, stdin=lines))
         refused = synthe("chat", "--url", server.url, stdin="hello\n")
         assert refused.exit_code == 2 and "SYNTHE_API_KEY" in refused.stderr

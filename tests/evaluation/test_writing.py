@@ -9,10 +9,10 @@ from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.evaluation.reading import Reader
 from synthe_core.evaluation.writing import Prompt, write
 from synthe_core.inference.generation import write as generate
-from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 
-GREEDY = Sampling(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 TEXT = ByteTokenizer()
 HEAD = b"a heading that all of them begin with: "
 
@@ -63,7 +63,7 @@ def test_a_stop_string_ends_a_text_at_once(model: LanguageModel) -> None:
 
 
 def test_what_is_drawn_does_not_depend_on_the_batch(model: LanguageModel) -> None:
-    sampling = Sampling(temperature=1.0, top_k=20)
+    sampling = SamplingParams(temperature=1.0, top_k=20)
     one, many = (dict(write(Reader(model, n), TEXT, prompts(), 8, ["e"], sampling)) for n in (1, 32))
     assert one == many and one[0] != one[2]  # the same prompt with another seed
 

@@ -11,10 +11,11 @@ import torch
 
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.inference import steady
-from synthe_core.inference.engine import Engine
-from synthe_core.inference.request import Finished, Request, Written
-from synthe_core.inference.sampling import Sampling
-from synthe_core.inference.served import Served
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.outputs import Finished, TokenOutput
+from synthe_core.inference.request import Request
+from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import save, weights
@@ -22,7 +23,7 @@ from synthe_core.storage.manifest import Manifest
 
 steady.ask()
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 MEMORY: list[Any] = [{"type": "delta", "heads": 3, "key_size": 4}, {"type": "kalman"}, {"type": "mlp", "hidden": 32}]
 WINDOW: list[Any] = [{"type": "attention", "heads": 2, "window": 24}, {"type": "mlp", "hidden": 32}]
 
@@ -60,24 +61,24 @@ def memory_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def memory(memory_path: Path) -> Served:
-    return Served.load(memory_path)
+def memory(memory_path: Path) -> LoadedModel:
+    return LoadedModel.load(memory_path)
 
 
 @pytest.fixture(scope="session")
-def window(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served.load(written(tmp_path_factory.mktemp("serving") / "window", WINDOW))
+def window(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return LoadedModel.load(written(tmp_path_factory.mktemp("serving") / "window", WINDOW))
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Served:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     depth = {"min": 1, "target": 0.5}
-    return Served.load(written(tmp_path_factory.mktemp("serving") / "whole", WHOLE, depth=depth))
+    return LoadedModel.load(written(tmp_path_factory.mktemp("serving") / "whole", WHOLE, depth=depth))
 
 
 @pytest.fixture
-def engine(memory: Served, window: Served, whole: Served) -> Iterator[Engine]:
-    with Engine([memory, window, whole], state_bytes=1 << 28, cache_bytes=1 << 24) as engine:
+def engine(memory: LoadedModel, window: LoadedModel, whole: LoadedModel) -> Iterator[AsyncEngine]:
+    with AsyncEngine([memory, window, whole], max_state_bytes=1 << 28, cache_bytes=1 << 24) as engine:
         yield engine
 
 
@@ -87,15 +88,17 @@ def ask() -> Callable[..., Request]:
 
     def build(prompt: bytes | tuple[int, ...] = b"Once upon", count: int = 12, **more: Any) -> Request:
         return Request(
-            **{"model": "memory", "sampling": GREEDY, "to_the_end": True, **more}, prompt=tuple(prompt), count=count
+            **{"model": "memory", "sampling": GREEDY, "ignore_eos": True, **more},
+            prompt_token_ids=tuple(prompt),
+            max_tokens=count,
         )
 
     return build
 
 
 def said(events: Any) -> list[int]:
-    return [event.token for event in events if isinstance(event, Written)]
+    return [event.token_id for event in events if isinstance(event, TokenOutput)]
 
 
 def text(events: Any) -> str:
-    return "".join(event.text for event in events if isinstance(event, (Written, Finished)))
+    return "".join(event.text for event in events if isinstance(event, (TokenOutput, Finished)))

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
-from synthe_core.inference.engine import Engine
+from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.generate import Generation
 from synthe_core.inference.generation import write
-from synthe_core.inference.request import Busy, Finished, NoSuch, Request, Started, Told, Written
-from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.outputs import Finished, PrefillFinished, PromptLogprob, TokenOutput
+from synthe_core.inference.request import Busy, NotFound, Request
+from synthe_core.inference.sampling_params import SamplingParams
 from tests.inference.conftest import GREEDY, said, text
 
 
@@ -21,8 +22,8 @@ def test_an_answer_is_what_generation_gives(engine, memory, ask):
     events = list(engine.submit(ask(b"Once upon", 20)))
     generation = Generation(memory.model, [list(b"Once upon")], sampling=GREEDY)
     assert said(events) == [int(generation.step()[0]) for _ in range(20)]
-    assert events[0] == Started(9, 0) and events[-1].reason == "length"
-    assert (events[-1].prompt, events[-1].written) == (9, 20)
+    assert events[0] == PrefillFinished(9, 0) and events[-1].reason == "length"
+    assert (events[-1].num_prompt_tokens, events[-1].num_output_tokens) == (9, 20)
     pieces = write(memory.model, memory.tokenizer, ["Once upon"], 20, sampling=GREEDY)
     assert text(events) == "".join(piece.text for piece in pieces)
 
@@ -41,26 +42,26 @@ def test_company_changes_nothing(engine, ask, model):
     for number in range(14):
         length = int(torch.randint(1, 60 if number % 6 else 400, (1,), generator=drawn))
         prompt = tuple(torch.randint(0, 256, (length,), generator=drawn).tolist())
-        warm = Sampling(temperature=0.9, top_p=0.9) if number % 3 == 0 else GREEDY
+        warm = SamplingParams(temperature=0.9, top_p=0.9) if number % 3 == 0 else GREEDY
         requests.append(ask(prompt, 1 + number % 11 * 3, model=model, sampling=warm, seed=number))
     together = [engine.submit(request) for request in requests]
     together[5].cancel()
-    found = [[event for event in ticket if isinstance(event, Written)] for ticket in together]
-    with Engine(list(engine.models.values()), cache_bytes=0, state_bytes=1 << 28) as fresh:
+    found = [[event for event in ticket if isinstance(event, TokenOutput)] for ticket in together]
+    with AsyncEngine(list(engine.models.values()), cache_bytes=0, max_state_bytes=1 << 28) as fresh:
         exact = fresh.status()["exact"]
         for number, request in enumerate(requests):
             if number != 5:
-                alone = [event for event in fresh.submit(request) if isinstance(event, Written)]
+                alone = [event for event in fresh.submit(request) if isinstance(event, TokenOutput)]
                 assert said(alone) == said(found[number])
                 for one, other in zip(alone, found[number], strict=True):
-                    assert one.chance.logprob == (
-                        other.chance.logprob if exact else pytest.approx(other.chance.logprob, abs=1e-4)
+                    assert one.logprob.logprob == (
+                        other.logprob.logprob if exact else pytest.approx(other.logprob.logprob, abs=1e-4)
                     )
                     assert one.confidence == (other.confidence if exact else pytest.approx(other.confidence, abs=1e-4))
 
 
 def test_answers_to_one_prompt_read_it_once(engine, ask):
-    tickets = [engine.submit(ask(b"x" * 100, 3, sampling=Sampling(), seed=seed)) for seed in range(6)]
+    tickets = [engine.submit(ask(b"x" * 100, 3, sampling=SamplingParams(), seed=seed)) for seed in range(6)]
     assert len({tuple(said(ticket)) for ticket in tickets}) > 1
     assert engine.status()["prompt_tokens"] == 100 and engine.status()["cached_tokens"] == 500
 
@@ -70,34 +71,36 @@ def test_a_shared_beginning_changes_nothing(engine, ask):
     shared = bytes(range(50, 150))
     list(engine.submit(ask(shared + b"one", 3)))
     events = list(engine.submit(ask(shared + b"other", 9, logprobs=0)))
-    assert events[0].cached == 96
-    with Engine([engine.models["memory"]], cache_bytes=0, state_bytes=1 << 28) as fresh:
+    assert events[0].num_cached_tokens == 96
+    with AsyncEngine([engine.models["memory"]], cache_bytes=0, max_state_bytes=1 << 28) as fresh:
         alone = list(fresh.submit(ask(shared + b"other", 9, logprobs=0)))
         assert alone[1:-1] == events[1:-1] or not fresh.status()["exact"]
 
 
 def test_a_seed_gives_the_same_text_and_another_another(engine, ask):
-    warm = Sampling(temperature=1.0)
+    warm = SamplingParams(temperature=1.0)
     one, again, other = (list(engine.submit(ask(count=20, sampling=warm, seed=seed))) for seed in (7, 7, 8))
     assert said(one) == said(again) != said(other)
 
 
 def test_logprobs_are_of_the_model_before_sampling(engine, memory, ask):
-    events = list(engine.submit(ask(count=4, logprobs=3, sampling=Sampling(temperature=2.0, top_k=5), told=True)))
+    events = list(
+        engine.submit(ask(count=4, logprobs=3, sampling=SamplingParams(temperature=2.0, top_k=5), prompt_logprobs=True))
+    )
     tokens = [*b"Once upon", *said(events)]
     chances = memory.model(torch.tensor([tokens]))[0][0].log_softmax(-1)
-    told = [event for event in events if isinstance(event, Told)]
-    assert told[0] == Told(ord("O"), None) and len(told) == 9
-    for place, event in enumerate([*told[1:], *(e for e in events if isinstance(e, Written))]):
-        assert event.token == tokens[place + 1]
-        assert event.chance.logprob == pytest.approx(float(chances[place, event.token].detach()), abs=1e-4)
-        assert [one.token for one in event.top] == chances[place].topk(3).indices.tolist()
+    told = [event for event in events if isinstance(event, PromptLogprob)]
+    assert told[0] == PromptLogprob(ord("O"), None) and len(told) == 9
+    for place, event in enumerate([*told[1:], *(e for e in events if isinstance(e, TokenOutput))]):
+        assert event.token_id == tokens[place + 1]
+        assert event.logprob.logprob == pytest.approx(float(chances[place, event.token_id].detach()), abs=1e-4)
+        assert [one.token_id for one in event.top_logprobs] == chances[place].topk(3).indices.tolist()
 
 
 def test_nothing_to_write_reads_only(engine, ask):
-    events = list(engine.submit(ask(count=0, told=True, logprobs=0)))
+    events = list(engine.submit(ask(count=0, prompt_logprobs=True, logprobs=0)))
     assert said(events) == [] and events[-1].reason == "length"
-    assert sum(isinstance(event, Told) for event in events) == 9
+    assert sum(isinstance(event, PromptLogprob) for event in events) == 9
 
 
 def test_the_stop_is_not_shown(engine, ask):
@@ -108,16 +111,16 @@ def test_the_stop_is_not_shown(engine, ask):
 
 
 def test_the_end_of_the_document_ends_it(engine, memory, ask):
-    never = Sampling(temperature=0, logit_bias={256: 1000.0})
-    events = list(engine.submit(ask(count=5, sampling=never, to_the_end=False)))
+    never = SamplingParams(temperature=0, logit_bias={256: 1000.0})
+    events = list(engine.submit(ask(count=5, sampling=never, ignore_eos=False)))
     assert said(events) == [256] and events[-1].reason == "stop" and text(events) == ""
     assert said(engine.submit(ask(count=5, sampling=never))) == [256] * 5
 
 
 def test_penalties_and_bias(engine, ask):
-    banned = Sampling(temperature=0, logit_bias={token: -100.0 for token in range(100)})
+    banned = SamplingParams(temperature=0, logit_bias={token: -100.0 for token in range(100)})
     assert min(said(engine.submit(ask(count=20, sampling=banned)))) >= 100
-    shy = Sampling(temperature=0, presence_penalty=1000.0)
+    shy = SamplingParams(temperature=0, presence_penalty=1000.0)
     written = said(engine.submit(ask(count=40, sampling=shy)))
     assert len(set(written)) == 40
 
@@ -128,11 +131,11 @@ def test_json_that_obeys_a_schema(engine, ask):
     pytest.importorskip("llguidance")
     properties = {"a": {"enum": ["x", "yy"]}, "b": {"type": "boolean"}}
     schema = {"type": "object", "properties": properties, "required": ["a", "b"], "additionalProperties": False}
-    events = list(engine.submit(ask(count=60, schema=schema, to_the_end=False)))
+    events = list(engine.submit(ask(count=60, json_schema=schema, ignore_eos=False)))
     value = json.loads(text(events))
     assert value["a"] in ("x", "yy") and isinstance(value["b"], bool) and events[-1].reason == "stop"
     with pytest.raises(InputError, match="schema"):
-        engine.submit(ask(schema={"type": "no such type"}))
+        engine.submit(ask(json_schema={"type": "no such type"}))
 
 
 def test_what_cannot_be_asked(engine, ask):
@@ -142,18 +145,18 @@ def test_what_cannot_be_asked(engine, ask):
         ask((-1,)),
         ask(count=-1),
         ask(logprobs=999),
-        ask(sampling=Sampling(logit_bias={999: 1.0})),
+        ask(sampling=SamplingParams(logit_bias={999: 1.0})),
     ):
         with pytest.raises(InputError):
             engine.submit(wrong)
-    with pytest.raises(NoSuch, match="memry"):
+    with pytest.raises(NotFound, match="memry"):
         engine.submit(ask(model="memry"))
-    with pytest.raises(NoSuch):
+    with pytest.raises(NotFound):
         engine.submit(ask(model="memory:nothing"))
 
 
 def test_a_cancelled_row_makes_room(memory, ask):
-    with Engine([memory], max_batch=1, state_bytes=1 << 28) as engine:
+    with AsyncEngine([memory], max_num_seqs=1, max_state_bytes=1 << 28) as engine:
         long, short = engine.submit(ask(count=100_000)), engine.submit(ask(count=2))
         next(iter(long))
         long.cancel()
@@ -162,7 +165,7 @@ def test_a_cancelled_row_makes_room(memory, ask):
 
 
 def test_no_room_is_said(memory, ask):
-    with Engine([memory], max_batch=1, max_waiting=2, state_bytes=1 << 28) as engine:
+    with AsyncEngine([memory], max_num_seqs=1, max_waiting=2, max_state_bytes=1 << 28) as engine:
         tickets = [engine.submit(ask(count=100_000))]
         time.sleep(0.2)
         with pytest.raises(Busy) as busy:
@@ -173,16 +176,16 @@ def test_no_room_is_said(memory, ask):
             ticket.cancel()
         assert [list(ticket)[-1].reason for ticket in tickets] == ["cancelled"] * len(tickets)
         assert engine.status()["waiting"] == engine.status()["live"] == 0
-    with Engine([memory], state_bytes=10) as engine, pytest.raises(InputError, match="state"):
+    with AsyncEngine([memory], max_state_bytes=10) as engine, pytest.raises(InputError, match="state"):
         engine.submit(ask())
 
 
 def test_a_pass_that_fails_fails_its_rows_only(engine, memory, ask, monkeypatch):
     other = engine.submit(ask(count=200, model="window"))
     next(iter(other))
-    monkeypatch.setattr(memory, "read", lambda *_: 1 / 0)
+    monkeypatch.setattr(memory, "forward", lambda *_: 1 / 0)
     last = list(engine.submit(ask()))[-1]
-    assert last.reason == "failed" and "division" in last.message and "\n" not in last.message
+    assert last.reason == "error" and "division" in last.message and "\n" not in last.message
     monkeypatch.undo()
     assert list(engine.submit(ask()))[-1].reason == "length"
     assert list(other)[-1].reason == "length"
@@ -197,7 +200,7 @@ def test_a_caller_that_fails_is_dropped(engine, ask):
 
 
 def test_closing_lets_end_and_cuts_off(memory, ask):
-    engine = Engine([memory], state_bytes=1 << 28)
+    engine = AsyncEngine([memory], max_state_bytes=1 << 28)
     list(engine.submit(ask()))
     short, endless = engine.submit(ask(count=4)), engine.submit(ask(count=100_000))
     next(iter(endless))

@@ -4,9 +4,11 @@ import torch
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.errors import InputError
 from synthe_core.inference import generate as generate_module
+from synthe_core.inference.detokenizer import Detokenizer
 from synthe_core.inference.generate import Generation
-from synthe_core.inference.generation import Row, write
-from synthe_core.inference.sampling import Sampling, choose
+from synthe_core.inference.generation import write
+from synthe_core.inference.sampler import SamplingState, sample
+from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.model.session import Session
 
@@ -41,7 +43,7 @@ def run(generator):
 
 
 def test_greedy_equals_reading_everything_again(model):
-    generation = Generation(model, [[1, 2, 3]], sampling=Sampling(temperature=0))
+    generation = Generation(model, [[1, 2, 3]], sampling=SamplingParams(temperature=0))
     tokens = [1, 2, 3]
     for _ in range(12):
         expected = model(torch.tensor([tokens]))[0][0, -1].argmax().item()
@@ -61,16 +63,16 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(model):
 
 def test_long_prompts_are_read_in_pieces(model, monkeypatch):
     prompt = torch.randint(0, 256, (50,)).tolist()
-    whole = Generation(model, [prompt, prompt[:7]], sampling=Sampling(temperature=0))
+    whole = Generation(model, [prompt, prompt[:7]], sampling=SamplingParams(temperature=0))
     monkeypatch.setattr(generate_module, "PREFILL", 16)
-    pieces = Generation(model, [prompt, prompt[:7]], sampling=Sampling(temperature=0))
+    pieces = Generation(model, [prompt, prompt[:7]], sampling=SamplingParams(temperature=0))
     for _ in range(5):
         assert whole.step().tolist() == pieces.step().tolist()
 
 
 def test_a_saved_session_goes_on_exactly(model, tmp_path):
     tokenizer = ByteTokenizer()
-    greedy = Sampling(temperature=0)
+    greedy = SamplingParams(temperature=0)
     whole, _ = run(write(model, tokenizer, ["hello wor"], 20, sampling=greedy))
     first, session = run(write(model, tokenizer, ["hello wor"], 8, sampling=greedy))
     session.save(tmp_path / "s.safetensors", model)
@@ -103,7 +105,7 @@ def test_a_place_where_no_session_can_be_written_is_refused(model, tmp_path):
 
 
 def test_every_row_goes_on_from_a_session_of_one(model):
-    greedy = Sampling(temperature=0)
+    greedy = SamplingParams(temperature=0)
     _, session = run(write(model, ByteTokenizer(), ["hello wor"], 4, sampling=greedy))
     alone = [
         text_of(run(write(model, ByteTokenizer(), [p], 9, sampling=greedy, session=session))[0]) for p in ("x", "yz")
@@ -116,7 +118,7 @@ def test_every_row_goes_on_from_a_session_of_one(model):
 
 
 def test_ended_rows_are_frozen_in_the_session(model):
-    generation = Generation(model, [[1, 2], [3, 4]], sampling=Sampling(temperature=0))
+    generation = Generation(model, [[1, 2], [3, 4]], sampling=SamplingParams(temperature=0))
     generation.step()
     generation.stop(1)
     frozen = generation.pending[1].item()
@@ -135,44 +137,49 @@ def test_an_empty_prompt_is_refused_by_tokens_and_begins_a_document_in_text(mode
 
 def test_stop_strings_are_cut_and_never_shown():
     tokenizer = ByteTokenizer()
-    row = Row(tokenizer.decoder(), ["END", "\n\n"])
+    row = Detokenizer(tokenizer.decoder(), ["END", "\n\n"])
     shown = "".join(row.push(b) for b in b"one EN two E")
     assert shown == "one EN two "
-    assert "".join(row.push(b) for b in b"ND three"[:2]) == "" and row.ended
-    partial = Row(tokenizer.decoder(), ["END"])
-    assert "".join(partial.push(b) for b in b"xEN") + partial.finish() == "xEN"
+    assert "".join(row.push(b) for b in b"ND three"[:2]) == "" and row.stopped
+    partial = Detokenizer(tokenizer.decoder(), ["END"])
+    assert "".join(partial.push(b) for b in b"xEN") + partial.flush() == "xEN"
 
 
 def test_characters_of_several_bytes_come_whole():
-    row = Row(ByteTokenizer().decoder(), [])
+    row = Detokenizer(ByteTokenizer().decoder(), [])
     assert [row.push(b) for b in "é€".encode()] == ["", "é", "", "", "€"]
 
 
 @pytest.mark.parametrize(
     "sampling,allowed",
     [
-        (Sampling(temperature=0), {3}),
-        (Sampling(top_k=2), {3, 2}),
-        (Sampling(top_p=0.6), {3}),
-        (Sampling(top_p=0.7), {3, 2}),
-        (Sampling(min_p=0.3), {3, 2}),
-        (Sampling(), {0, 1, 2, 3}),
+        (SamplingParams(temperature=0), {3}),
+        (SamplingParams(top_k=2), {3, 2}),
+        (SamplingParams(top_p=0.6), {3}),
+        (SamplingParams(top_p=0.7), {3, 2}),
+        (SamplingParams(min_p=0.3), {3, 2}),
+        (SamplingParams(), {0, 1, 2, 3}),
     ],
 )
 def test_filters_keep_what_they_say(sampling, allowed):
     logits = torch.log(torch.tensor([[0.04, 0.08, 0.24, 0.64]])).expand(400, -1)
-    generators = [torch.Generator().manual_seed(i) for i in range(400)]
-    assert set(choose(logits, sampling, None, generators).tolist()) == allowed
+    rows = [SamplingState.create(sampling, seed, 4, [], logits.device) for seed in range(400)]
+    assert set(sample(logits, rows)) == allowed
 
 
 @pytest.mark.parametrize(
     "sampling",
-    [Sampling(temperature=4e-259), Sampling(temperature=1e-40), Sampling(top_p=1e-300), Sampling(min_p=5e-324)],
+    [
+        SamplingParams(temperature=4e-259),
+        SamplingParams(temperature=1e-40),
+        SamplingParams(top_p=1e-300),
+        SamplingParams(min_p=5e-324),
+    ],
 )
 def test_settings_too_small_for_float32_are_no_error(sampling):
     logits = torch.tensor([[3.0, 2.0, -80.0, 1.0], [0.0, -1.0, -2.0, -torch.inf]])
-    generators = [torch.Generator().manual_seed(row) for row in range(2)]
-    picked = choose(logits, sampling, None, generators)
+    rows = [SamplingState.create(sampling, seed, 4, [], logits.device) for seed in range(2)]
+    picked = torch.tensor(sample(logits, rows))
     assert (logits.gather(1, picked[:, None]) > -torch.inf).all()
     if sampling.min_p == 0:
         assert picked.tolist() == [0, 0]
@@ -180,10 +187,9 @@ def test_settings_too_small_for_float32_are_no_error(sampling):
 
 def test_repetition_penalty_lowers_what_was_seen():
     logits = torch.tensor([[2.0, 1.9, -1.0]])
-    seen = torch.tensor([[True, False, True]])
-    greedy = Sampling(temperature=0, repetition_penalty=1.5)
-    assert choose(logits, greedy, seen, []).item() == 1
-    assert choose(logits, Sampling(temperature=0), seen, []).item() == 0
+    greedy = SamplingParams(temperature=0, repetition_penalty=1.5)
+    assert sample(logits, [SamplingState.create(greedy, 0, 3, [0, 2], logits.device)]) == [1]
+    assert sample(logits, [SamplingState.create(SamplingParams(temperature=0), 0, 3, [0, 2], logits.device)]) == [0]
 
 
 def test_a_prompt_that_ends_in_a_space_goes_on_with_a_word():

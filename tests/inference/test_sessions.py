@@ -8,80 +8,80 @@ import time
 import pytest
 
 from synthe_core.errors import InputError
-from synthe_core.inference.engine import Engine
-from synthe_core.inference.request import Busy, NoSuch
-from synthe_core.inference.served import Served
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.request import Busy, NotFound
 from tests.inference.conftest import said
 from tests.processes import run_program
 
 
 def serve(served, folder=None):
-    return Engine([served], sessions=folder, state_bytes=1 << 28)
+    return AsyncEngine([served], sessions=folder, max_state_bytes=1 << 28)
 
 
 @pytest.mark.parametrize("saved", [True, False])
 def test_a_conversation_goes_on(memory, ask, tmp_path, saved):
     with serve(memory, tmp_path if saved else None) as engine:
         whole = said(engine.submit(ask(count=20)))
-        first = list(engine.submit(ask(count=8, session="talk")))
+        first = list(engine.submit(ask(count=8, session_id="talk")))
         info = engine.sessions.get("talk")
         assert info.tokens == 17 and info.saved == saved and info.model == "memory"
         assert engine.sessions.fork("talk", "other").tokens == 17
-        second = list(engine.submit(ask((), 12, session="talk")))
+        second = list(engine.submit(ask((), 12, session_id="talk")))
         assert said(first) + said(second) == whole
-        assert (second[-1].prompt, second[-1].cached) == (17, 16)
-        assert said(engine.submit(ask((), 12, session="other"))) == whole[8:]
+        assert (second[-1].num_prompt_tokens, second[-1].num_cached_tokens) == (17, 16)
+        assert said(engine.submit(ask((), 12, session_id="other"))) == whole[8:]
         assert {info.id for info in engine.sessions.list()} == {"talk", "other"}
         engine.sessions.delete("other")
-        with pytest.raises(NoSuch):
+        with pytest.raises(NotFound):
             engine.sessions.get("other")
 
 
 def test_reading_only_keeps_the_last_token_for_later(memory, ask, tmp_path):
     with serve(memory, tmp_path) as engine:
         whole = said(engine.submit(ask(count=6)))
-        assert said(engine.submit(ask(count=0, session="read"))) == []
+        assert said(engine.submit(ask(count=0, session_id="read"))) == []
         assert engine.sessions.get("read").tokens == 9
-        assert said(engine.submit(ask((), 6, session="read"))) == whole
+        assert said(engine.submit(ask((), 6, session_id="read"))) == whole
 
 
 def test_it_is_there_after_a_restart_and_belongs_to_its_model(memory, window, ask, tmp_path):
     with serve(memory, tmp_path) as engine:
         whole = said(engine.submit(ask(count=10)))
-        list(engine.submit(ask(count=4, session="talk")))
+        list(engine.submit(ask(count=4, session_id="talk")))
     (tmp_path / "garbage.safetensors").write_bytes(b"no session")
     with serve(memory, tmp_path) as engine:
         assert [info.id for info in engine.sessions.list()] == ["talk"]
-        assert said(engine.submit(ask((), 6, session="talk"))) == whole[4:]
+        assert said(engine.submit(ask((), 6, session_id="talk"))) == whole[4:]
     with serve(window, tmp_path) as engine, pytest.raises(InputError, match="belongs to memory"):
-        engine.submit(ask(model="window", session="talk"))
+        engine.submit(ask(model="window", session_id="talk"))
 
 
 def test_names_are_no_paths(engine, ask):
     for name in ("../x", "a/b", "", ".", "a b", "x" * 65, "-x", "a\0", "é"):
         with pytest.raises(InputError):
-            engine.submit(ask(session=name))
+            engine.submit(ask(session_id=name))
     assert engine.sessions.list() == []
 
 
 def test_one_request_at_a_time(memory, ask, tmp_path):
     with serve(memory, tmp_path) as engine:
-        long = engine.submit(ask(count=100_000, session="talk"))
+        long = engine.submit(ask(count=100_000, session_id="talk"))
         next(iter(long))
         with pytest.raises(Busy, match="another request"):
-            engine.submit(ask(session="talk"))
+            engine.submit(ask(session_id="talk"))
         long.cancel()
         assert list(long)[-1].reason == "cancelled"
-        assert list(engine.submit(ask(session="talk")))[-1].reason == "length"
+        assert list(engine.submit(ask(session_id="talk")))[-1].reason == "length"
 
 
 def test_shutdown_saves(memory, ask, tmp_path):
     engine = serve(memory, tmp_path)
-    endless = engine.submit(ask(count=100_000, session="talk"))
+    endless = engine.submit(ask(count=100_000, session_id="talk"))
     next(iter(endless))
     time.sleep(0.2)
     engine.close(deadline=0.1)
-    written = list(endless)[-1].written
+    written = list(endless)[-1].num_output_tokens
     with serve(memory, tmp_path) as engine:
         assert engine.sessions.get("talk").tokens == 9 + written > 9
 
@@ -89,22 +89,23 @@ def test_shutdown_saves(memory, ask, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from synthe_core.inference.engine import Engine
-from synthe_core.inference.served import Served
-from synthe_core.inference.request import Request, Finished, Written
-from synthe_core.inference.sampling import Sampling
-engine = Engine([Served.load(Path(sys.argv[1]))], sessions=Path(sys.argv[2]), state_bytes=1 << 28)
-greedy = Sampling(temperature=0)
-def ask(count, session): return Request("memory", tuple(b"Once upon"), count, greedy, session=session, to_the_end=True)
-print([e.token for e in engine.submit(ask(6, "kept")) if isinstance(e, Written)], flush=True)
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.outputs import Finished, TokenOutput
+from synthe_core.inference.request import Request
+from synthe_core.inference.sampling_params import SamplingParams
+engine = AsyncEngine([LoadedModel.load(Path(sys.argv[1]))], sessions=Path(sys.argv[2]), max_state_bytes=1 << 28)
+greedy = SamplingParams(temperature=0)
+def ask(count, id): return Request("memory", tuple(b"Once upon"), count, greedy, session_id=id, ignore_eos=True)
+print([e.token_id for e in engine.submit(ask(6, "kept")) if isinstance(e, TokenOutput)], flush=True)
 next(iter(engine.submit(ask(100000, "lost"))))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_kill_9_keeps_what_was_saved(memory_path, memory: Served, ask, tmp_path):
+def test_kill_9_keeps_what_was_saved(memory_path, memory: LoadedModel, ask, tmp_path):
     run = [sys.executable, "-c", KILLED, str(memory_path), str(tmp_path)]
     first = eval(run_program(run, capture_output=True, text=True).stdout)
     with serve(memory, tmp_path) as engine:
         assert [info.id for info in engine.sessions.list()] == ["kept"]
-        assert said(engine.submit(ask(count=12))) == first + said(engine.submit(ask((), 6, session="kept")))
+        assert said(engine.submit(ask(count=12))) == first + said(engine.submit(ask((), 6, session_id="kept")))

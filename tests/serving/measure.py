@@ -16,19 +16,20 @@ from pathlib import Path
 
 import torch
 
-from synthe_core.inference.engine import Engine
+from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.generate import prefill
-from synthe_core.inference.request import Finished, Request, Started, Written
-from synthe_core.inference.sampling import Sampling
-from synthe_core.inference.served import Served
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.outputs import Finished, PrefillFinished, TokenOutput
+from synthe_core.inference.request import Request
+from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.interop.huggingface import transformers_model
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
-def opened(path: str) -> Served:
+def opened(path: str) -> LoadedModel:
     folder = Path(path)
-    return transformers_model.load(folder) if transformers_model.is_published(folder) else Served.load(folder)
+    return transformers_model.load(folder) if transformers_model.is_published(folder) else LoadedModel.load(folder)
 
 
 def paired(candidates: dict[str, Callable[[], float]], turns: int) -> None:
@@ -57,14 +58,14 @@ def throughput(ours: str, theirs: str, rows: int = 32, read: int = 64, write: in
         return [[drawn.randrange(8000) for _ in range(read)] for _ in range(rows)]
 
     def engine(path: str) -> Callable[[], float]:
-        running = Engine([served[path]], cache_bytes=0)
+        running = AsyncEngine([served[path]], cache_bytes=0)
         name = served[path].name
 
         def run() -> float:
-            asked = [Request(name, tuple(text), write, GREEDY, to_the_end=True) for text in texts()]
+            asked = [Request(name, tuple(text), write, GREEDY, ignore_eos=True) for text in texts()]
             begun = time.perf_counter()
             tickets = [running.submit(request) for request in asked]
-            written = sum(isinstance(event, Written) for ticket in tickets for event in ticket)
+            written = sum(isinstance(event, TokenOutput) for ticket in tickets for event in ticket)
             assert written == rows * write, written
             return time.perf_counter() - begun
 
@@ -102,27 +103,27 @@ def decode(ours: str, turns: int = 7, tokens: int = 16) -> None:
 
         return run
 
-    with served.ready(None):
+    with served.activate(None):
         paired({f"{tokens} tokens after {length:,}": after(length) for length in states}, turns)
 
 
 def turns(ours: str, count: int = 20, read: int = 64, write: int = 32) -> None:
     served = opened(ours)
     drawn = random.Random(0)
-    cached, plain = (Engine([served], cache_bytes=size) for size in (1 << 30, 0))
+    cached, plain = (AsyncEngine([served], cache_bytes=size) for size in (1 << 30, 0))
     past: list[int] = []
     for turn in range(1, count + 1):
         past += [drawn.randrange(8000) for _ in range(read)]
-        request = Request(served.name, tuple(past), write, GREEDY, to_the_end=True)
+        request = Request(served.name, tuple(past), write, GREEDY, ignore_eos=True)
         told: list[list[int]] = []
         for engine in (cached, plain):
             begun, first, tokens, known = time.perf_counter(), 0.0, [], 0
             for event in engine.submit(request):
-                if isinstance(event, Started):
-                    known = event.cached
-                elif isinstance(event, Written):
+                if isinstance(event, PrefillFinished):
+                    known = event.num_cached_tokens
+                elif isinstance(event, TokenOutput):
                     first = first or time.perf_counter() - begun
-                    tokens.append(event.token)
+                    tokens.append(event.token_id)
                 elif isinstance(event, Finished):
                     assert event.reason == "length", event
             told.append(tokens)

@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 from synthe_core.benchmarks.load_test.run import Load, load
-from synthe_core.inference.engine import Engine
-from synthe_core.inference.served import Served
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api.server import Server, allow_connections
 from synthe_core.serving.api.settings import Settings
 from tests.evaluation.models import saved
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(checkpoint: Path) -> Iterator[Server]:
     allow_connections()
     settings = Settings(max_body=1 << 20, header_timeout=2.0, body_timeout=1.0)
-    with Engine([Served.load(checkpoint)]) as engine, Server(engine, settings) as running:
+    with AsyncEngine([LoadedModel.load(checkpoint)]) as engine, Server(engine, settings) as running:
         yield running
 
 

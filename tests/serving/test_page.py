@@ -11,8 +11,8 @@ import pytest
 import tokenizers
 
 from synthe_core.data.tokenizers import FileTokenizer
-from synthe_core.inference.engine import Engine
-from synthe_core.inference.served import Served
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api.server import Server
 from synthe_core.serving.api.settings import Settings
 from tests.evaluation.models import saved
@@ -46,17 +46,17 @@ def markup() -> FileTokenizer:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[Served]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[LoadedModel]:
     folder = tmp_path_factory.mktemp("models")
     plain = markup()
     plain.chat_template = None
     paths = [saved(folder / "talker", BLOCK, markup(), confidence={}), saved(folder / "writer", tokenizer=plain)]
-    return [Served.load(path) for path in paths]
+    return [LoadedModel.load(path) for path in paths]
 
 
 @pytest.fixture(scope="module")
-def engine(models: list[Served]) -> Iterator[Engine]:
-    with Engine(models) as made:
+def engine(models: list[LoadedModel]) -> Iterator[AsyncEngine]:
+    with AsyncEngine(models) as made:
         yield made
 
 
@@ -67,7 +67,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def server(engine: Engine, chromium: Browser) -> Iterator[Server]:
+def server(engine: AsyncEngine, chromium: Browser) -> Iterator[Server]:
     with Server(engine, Settings()) as made:
         yield made
         chromium.call("Page.navigate", url="about:blank")  # or the server waits for its connections
@@ -110,7 +110,7 @@ def choose(page: Browser, model: str) -> None:
     page.do(f"m = document.querySelector('#model'); m.value = '{model}'; m.dispatchEvent(new Event('change'))")
 
 
-def test_an_answer_streams_in_and_is_what_the_server_says(page: Browser, server: Server, engine: Engine) -> None:
+def test_an_answer_streams_in_and_is_what_the_server_says(page: Browser, server: Server, engine: AsyncEngine) -> None:
     say(page, "hello", wait=False)
     page.wait("document.querySelectorAll('.turn.assistant .t').length > 1")
     page.wait(IDLE)
@@ -140,7 +140,9 @@ def test_html_from_a_model_is_text(page: Browser) -> None:
     page.do("document.querySelector('#sessions .open').innerHTML.includes('<img') && (window.hit = 3)")
 
 
-def test_escape_stops_an_answer_and_the_conversation_goes_on(page: Browser, server: Server, engine: Engine) -> None:
+def test_escape_stops_an_answer_and_the_conversation_goes_on(
+    page: Browser, server: Server, engine: AsyncEngine
+) -> None:
     begin(page, server.url, max_tokens=4000, seed=2)
     page.wait(READY)
     say(page, "hello", wait=False)
@@ -159,7 +161,7 @@ def test_escape_stops_an_answer_and_the_conversation_goes_on(page: Browser, serv
     assert len(page.do(TEXT)) == 2
 
 
-def test_a_fork_is_a_second_session_and_delete_asks_first(page: Browser, engine: Engine) -> None:
+def test_a_fork_is_a_second_session_and_delete_asks_first(page: Browser, engine: AsyncEngine) -> None:
     for info in engine.sessions.list():
         engine.sessions.delete(info.id)
     say(page, "hello")
@@ -180,7 +182,7 @@ def test_a_fork_is_a_second_session_and_delete_asks_first(page: Browser, engine:
     assert len(engine.sessions.list()) == 1
 
 
-def test_a_conversation_is_there_after_a_reload(page: Browser, server: Server, engine: Engine) -> None:
+def test_a_conversation_is_there_after_a_reload(page: Browser, server: Server, engine: AsyncEngine) -> None:
     say(page, "hello")
     said = page.do(TEXT)
     page.open(server.url)
@@ -235,7 +237,7 @@ def test_the_layers_of_the_last_answer(page: Browser) -> None:
     assert page.do("document.querySelector('.says').textContent") != ""
 
 
-def test_a_model_without_a_template_continues_a_text(page: Browser, engine: Engine) -> None:
+def test_a_model_without_a_template_continues_a_text(page: Browser, engine: AsyncEngine) -> None:
     choose(page, "writer")
     assert page.do("document.querySelector('[data-mode=text]').getAttribute('aria-pressed')") == "true"
     say(page, "&lt; &lt;")
@@ -313,8 +315,8 @@ def test_a_server_that_does_not_answer(page: Browser) -> None:
     page.faults[:] = [fault for fault in page.faults if "ERR_BLOCKED" not in fault]
 
 
-def test_a_key_is_asked_for_and_kept_for_the_tab(chromium: Browser, models: list[Served]) -> None:
-    with Server(Engine(models), Settings(keys=("secret",))) as server:
+def test_a_key_is_asked_for_and_kept_for_the_tab(chromium: Browser, models: list[LoadedModel]) -> None:
+    with Server(AsyncEngine(models), Settings(keys=("secret",))) as server:
         begin(chromium, server.url)
         chromium.wait("document.querySelector('#lock').open")
         for key, after in (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from synthe_core.adapters.lora_linear import lora_linears
 from synthe_core.errors import InputError
-from synthe_core.inference.served import Served
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.interop.huggingface.import_tokenizer import tokenizer_of
 from synthe_core.interop.huggingface.published import CONFIG, Published
 from synthe_core.layers.adapter_batch import current_adapters, per_adapter
@@ -248,7 +248,7 @@ def is_published(path: Path) -> bool:
     return (path / CONFIG).is_file() and not (path / MANIFEST).is_file()
 
 
-def load(path: Path, name: str | None = None, device: torch.device | str = "cpu") -> Served:
+def load(path: Path, name: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
     """The model folder at `path`, in the type that its weights are stored in. Nothing is fetched, no pickle is read and
     no code of the folder is run."""
     try:
@@ -269,14 +269,14 @@ def load(path: Path, name: str | None = None, device: torch.device | str = "cpu"
         tokenizer = end.value
     if tokenizer is None:
         raise InputError(f"{path} has no tokenizer.json", "fetch it as well")
-    return Served(
+    return LoadedModel(
         name or path.resolve().name,
         cast(LanguageModel, model),  # it answers what the engine asks of one
         tokenizer,
         path,
         model.spec.digest,
         int((path / CONFIG).stat().st_mtime),
-        limit=model.limit,
+        max_length=model.limit,
     )
 
 

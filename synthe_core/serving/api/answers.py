@@ -14,7 +14,7 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from synthe_core.inference.served import Served
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api import bodies
 from synthe_core.serving.api.context import Call
 from synthe_core.serving.api.writing import Delta, Work
@@ -29,7 +29,7 @@ class Answer(ABC):
     whole_kind: str
     chunk_kind: str
 
-    def __init__(self, body: bodies.Writing, served: Served) -> None:
+    def __init__(self, body: bodies.Writing, served: LoadedModel) -> None:
         self.body, self.served = body, served
         self.head = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",

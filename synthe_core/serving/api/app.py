@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from synthe_core.errors import SyntheError
-from synthe_core.inference.engine import Engine
+from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.serving.api.context import Api, Call, Gone, read_body
 from synthe_core.serving.api.endpoints import ENDPOINTS, Endpoint, document
 from synthe_core.serving.api.errors import Refusal, refusal
@@ -40,7 +40,7 @@ HUNG_UP = 499
 class App:
     """Call it as ASGI. `api.closing` makes it refuse what is new."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
         self.api = Api(engine, settings, Metrics(engine.status))
         methods: dict[str, list[Route]] = {}
         for endpoint in ENDPOINTS:

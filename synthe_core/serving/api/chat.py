@@ -6,7 +6,8 @@ from typing import Any
 
 from starlette.responses import Response
 
-from synthe_core.inference import request as asked
+from synthe_core.inference.outputs import Logprob
+from synthe_core.inference.request import Request
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.answers import Answer, confidences
 from synthe_core.serving.api.completions import check_counts, note_prompts
@@ -28,17 +29,17 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
         count = max(1, min(api.settings.max_tokens, api.longest(served) - len(prompt.tokens)))
     note_prompts(api, [prompt.text])
     requests = [
-        asked.Request(
+        Request(
             body.model,
             prompt.tokens,
-            count=count,
+            max_tokens=count,
             sampling=sampling(body),
             stop=(*body.stops, *prompt.stop),
             seed=seed,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            session=body.session,
-            to_the_end=bool(body.ignore_eos),
-            schema=body.schema_asked,
+            session_id=body.session,
+            ignore_eos=bool(body.ignore_eos),
+            json_schema=body.schema_asked,
         )
         for seed in seeds(body)
     ]
@@ -89,11 +90,11 @@ class MessageAnswer(Answer):
         ]
         return {"content": content, "refusal": None}
 
-    def _told(self, chance: asked.Chance) -> dict[str, Any]:
+    def _told(self, chance: Logprob) -> dict[str, Any]:
         tokenizer = self.served.tokenizer
-        piece = tokenizer.pieces[chance.token] if chance.token < len(tokenizer.pieces) else b""
+        piece = tokenizer.pieces[chance.token_id] if chance.token_id < len(tokenizer.pieces) else b""
         return {
-            "token": token_text(tokenizer, chance.token),
+            "token": token_text(tokenizer, chance.token_id),
             "logprob": finite(chance.logprob),
             "bytes": list(piece) or None,
         }

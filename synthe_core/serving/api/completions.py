@@ -6,7 +6,8 @@ from typing import Any
 
 from starlette.responses import Response
 
-from synthe_core.inference import request as asked
+from synthe_core.inference.outputs import Logprob
+from synthe_core.inference.request import Request
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.answers import Answer, confidences
 from synthe_core.serving.api.context import Api, Call
@@ -25,17 +26,17 @@ async def completions(api: Api, call: Call, body: bodies.Completion) -> Response
     read = [await prompts.completion(api, served, text, goes_on=goes_on) for text in texts]
     note_prompts(api, [prompt.text for prompt in read])
     requests = [
-        asked.Request(
+        Request(
             body.model,
             prompt.tokens,
-            count=DEFAULT_COUNT if body.max_tokens is None else body.max_tokens,
+            max_tokens=DEFAULT_COUNT if body.max_tokens is None else body.max_tokens,
             sampling=sampling(body),
             stop=body.stops,
             seed=seed,
             logprobs=body.logprobs,
-            told=bool(body.echo) and body.logprobs is not None,
-            session=body.session,
-            to_the_end=bool(body.ignore_eos),
+            prompt_logprobs=bool(body.echo) and body.logprobs is not None,
+            session_id=body.session,
+            ignore_eos=bool(body.ignore_eos),
         )
         for prompt in read
         for seed in seeds(body)
@@ -117,11 +118,11 @@ class TextAnswer(Answer):
             "text_offset": [entry.at for entry in entries],
         }
 
-    def _top(self, own: asked.Chance, top: tuple[asked.Chance, ...]) -> dict[str, float]:
+    def _top(self, own: Logprob, top: tuple[Logprob, ...]) -> dict[str, float]:
         """The likeliest tokens and the one that stands there; of two that are spelled alike, the likelier."""
         found: dict[str, float] = {}
         for chance in (*top, own):
-            found.setdefault(self._spelled(chance.token), finite(chance.logprob))
+            found.setdefault(self._spelled(chance.token_id), finite(chance.logprob))
         return found
 
     def _spelled(self, token: int) -> str:

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from synthe_core.inference.engine import Engine
-from synthe_core.inference.request import NoSuch
-from synthe_core.inference.served import Served
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.request import NotFound
 from synthe_core.serving.api.errors import Refusal, busy, invalid
 from synthe_core.serving.api.metrics import Metrics
 from synthe_core.serving.api.settings import Settings
@@ -33,7 +33,7 @@ class Api:
     """One server. `closing` is set when it begins to end; `last` holds the tokens of each model's last request, by who
     asked, for reports on them; `tails` how the text of each session ends that went on here."""
 
-    engine: Engine
+    engine: AsyncEngine
     settings: Settings
     metrics: Metrics
     started: float = field(default_factory=time.time)
@@ -52,14 +52,14 @@ class Api:
             for name in (base, *(f"{base}:{adapter}" for adapter in list(served.adapters)))
         ]
 
-    def served(self, name: str | None) -> Served:
-        """The model of that name, the first for None; raises NoSuch."""
+    def served(self, name: str | None) -> LoadedModel:
+        """The model of that name, the first for None; raises NotFound."""
         return self.engine.find(name)[0] if name is not None else next(iter(self.engine.models.values()))
 
-    def longest(self, served: Served) -> int:
+    def longest(self, served: LoadedModel) -> int:
         """The most tokens of a prompt and its answer together."""
         allowed = self.settings.max_prompt + self.settings.max_tokens
-        return allowed if served.limit is None else min(allowed, served.limit)
+        return allowed if served.max_length is None else min(allowed, served.max_length)
 
     def has_session(self, name: str | None) -> bool:
         """Whether there is such a conversation to go on from."""
@@ -67,7 +67,7 @@ class Api:
             return False
         try:
             self.engine.sessions.get(name)
-        except NoSuch:
+        except NotFound:
             return False
         return True
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse
 
 from synthe_core.errors import InputError, SyntheError, closest
-from synthe_core.inference.request import Busy, NoSuch
+from synthe_core.inference.request import Busy, NotFound
 
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 QUOTED = 200  # characters of what was asked that an answer repeats
@@ -52,7 +52,7 @@ def refusal(error: SyntheError) -> Refusal:
     message = f"{error.message} ({error.hint})" if error.hint else error.message
     if isinstance(error, Busy):
         return busy(message, error.retry)
-    if isinstance(error, NoSuch):
+    if isinstance(error, NotFound):
         return Refusal(404, message, code="not_found")
     return Refusal(400 if isinstance(error, InputError) else 500, message)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from synthe_core.data import chat_template as chat
 from synthe_core.data.tokenizers import Tokenizer
-from synthe_core.inference.served import Served
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api.bodies import Message
 from synthe_core.serving.api.context import Api
 from synthe_core.serving.api.errors import Refusal
@@ -46,7 +46,7 @@ def marked(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode_marked(text)
 
 
-async def encoded(api: Api, served: Served, text: str, *, plain: bool = False) -> list[int]:
+async def encoded(api: Api, served: LoadedModel, text: str, *, plain: bool = False) -> list[int]:
     """The tokens of a text; `plain` reads special tokens in it as text."""
     tokenizer = served.tokenizer
     if len(text) > api.settings.max_prompt * max(1, int(tokenizer.widths.max())):
@@ -56,7 +56,7 @@ async def encoded(api: Api, served: Served, text: str, *, plain: bool = False) -
     return list(tokens)
 
 
-async def completion(api: Api, served: Served, prompt: str | Sequence[int], *, goes_on: bool = False) -> Prompt:
+async def completion(api: Api, served: LoadedModel, prompt: str | Sequence[int], *, goes_on: bool = False) -> Prompt:
     """The prompt of a completion: a text begins a document, unless it goes on from a session."""
     if not isinstance(prompt, str):
         return Prompt(_fitting(api, prompt))
@@ -68,7 +68,7 @@ async def completion(api: Api, served: Served, prompt: str | Sequence[int], *, g
 
 
 async def conversation(
-    api: Api, served: Served, messages: Sequence[Message], *, session: str | None = None, answer: bool = True
+    api: Api, served: LoadedModel, messages: Sequence[Message], *, session: str | None = None, answer: bool = True
 ) -> Prompt:
     """The messages by the model's own template, or as `PLAIN` for a model that has none.
 

@@ -22,7 +22,7 @@ except ImportError:  # not everywhere
     resource = None  # type: ignore[assignment]
 
 from synthe_core.errors import InputError, WorkError
-from synthe_core.inference.engine import Engine
+from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.serving.api.app import App
 from synthe_core.serving.api.settings import Settings
 
@@ -38,7 +38,7 @@ class Server:
     Raises InputError where the address cannot be had.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, engine: AsyncEngine, settings: Settings, host: str = "127.0.0.1", port: int = 0) -> None:
         self.engine = engine
         self.app = App(engine, settings)
         self._socket = listening(host, port)

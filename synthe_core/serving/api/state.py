@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
 from synthe_core.errors import InputError, closest
-from synthe_core.inference.served import Served
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.introspection.report import Report, examine_tokens, lines
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.context import Api, Call
@@ -42,7 +42,7 @@ def _model(api: Api, name: str) -> dict[str, Any]:
         "max_model_len": api.longest(served),
         "synthe": {
             "parameters": served.model.parameter_count(),
-            "state_bytes_per_sequence": served.bytes_at(api.longest(served)),
+            "state_bytes_per_sequence": served.state_bytes(api.longest(served)),
             "vocab": served.model.vocab,
             "digest": served.digest,
             "chat_template": served.tokenizer.chat_template is not None,
@@ -82,7 +82,7 @@ async def introspect(api: Api, call: Call, body: bodies.Introspect) -> Response:
             raise Refusal(404, f"nothing has been asked of {body.model} yet", code="not_found")
     read = tokens[:MOST_EXAMINED]
 
-    def examine(served: Served) -> Report:
+    def examine(served: LoadedModel) -> Report:
         return examine_tokens(served.model, served.tokenizer, list(read), name=body.model)
 
     report = await call.while_connected(

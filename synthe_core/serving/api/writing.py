@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import SyntheError
-from synthe_core.inference import request as asked
-from synthe_core.inference.request import Chance, Event, Finished, Started, Told, Written
-from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.outputs import Finished, Logprob, Output, PrefillFinished, PromptLogprob, TokenOutput
+from synthe_core.inference.request import Request
+from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.serving.api import bodies
 from synthe_core.serving.api.context import Api
 from synthe_core.serving.api.errors import Refusal, invalid, refusal
@@ -26,11 +26,11 @@ from synthe_core.serving.api.errors import Refusal, invalid, refusal
 LEAST = -9999.0
 """The logarithm that stands for a probability of nothing, which JSON cannot hold."""
 TAIL, MOST_TAILS = 64, 10_000  # tokens of a session's end that are known, and of how many sessions
-STATUS = {"refused": 400, "failed": 500}
+STATUS = {"refused": 400, "error": 500}
 REASONS = {"stop": "stop", "length": "length", "cancelled": "length", "shutdown": "length"}
 
 
-def sampling(body: bodies.Writing) -> Sampling:
+def sampling(body: bodies.Writing) -> SamplingParams:
     """How tokens are to be chosen."""
     values: dict[str, Any] = {
         "temperature": body.temperature,
@@ -43,7 +43,7 @@ def sampling(body: bodies.Writing) -> Sampling:
         "logit_bias": {int(token): bias for token, bias in body.logit_bias.items()} if body.logit_bias else None,
     }
     try:
-        return Sampling.model_validate({key: value for key, value in values.items() if value is not None})
+        return SamplingParams.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
         raise invalid(error, type(body)) from None
 
@@ -60,8 +60,8 @@ class Entry:
 
     token: int
     at: int
-    chance: Chance | None
-    top: tuple[Chance, ...]
+    chance: Logprob | None
+    top: tuple[Logprob, ...]
     confidence: float | None = None
 
 
@@ -92,13 +92,13 @@ class Choice:
         self.waiting: deque[Entry] = deque()
         self.usage: Finished | None = None
 
-    def push(self, event: Event) -> Delta | None:
+    def push(self, event: Output) -> Delta | None:
         """What may be told after `event`; None for nothing."""
         match event:
-            case Told(token, chance, top):
+            case PromptLogprob(token, chance, top):
                 self.waiting.append(Entry(token, self.read, chance, top))
                 self.read += len(self.decoder.push(token))
-            case Written(token, text, chance, top, confidence):
+            case TokenOutput(token, text, chance, top, confidence):
                 before = self._echoed()
                 self.waiting.append(Entry(token, self.read, chance, top, confidence))
                 self.read += len(self.decoder.push(token))
@@ -159,7 +159,7 @@ class Work:
     """
 
     api: Api
-    requests: Sequence[asked.Request]
+    requests: Sequence[Request]
     tokenizer: Tokenizer
     per_prompt: int = 1
     echoes: Sequence[str | None] | None = None
@@ -167,7 +167,7 @@ class Work:
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, Output]] = asyncio.Queue()
         echoes = self.echoes or [None] * len(self.requests)
         self.choices = [Choice(i, self.tokenizer, echo) for i, echo in enumerate(echoes)]
         self.tokens: list[list[int]] = [[] for _ in self.requests]
@@ -182,7 +182,7 @@ class Work:
         try:
             for index, request in enumerate(self.requests):
                 submit = partial(self._submit, index)
-                if request.schema is None:
+                if request.json_schema is None:
                     submit()
                 else:
                     await self.api.in_thread(submit)  # which compiles it
@@ -198,7 +198,7 @@ class Work:
         if self._given_up:
             ticket.cancel()
 
-    def _deliver(self, index: int, event: Event) -> None:
+    def _deliver(self, index: int, event: Output) -> None:
         """Takes an event from the engine's thread into the queue."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
@@ -227,40 +227,40 @@ class Work:
                 left -= isinstance(event, Finished)
                 yield delta
 
-    def _measure(self, index: int, event: Event) -> None:
+    def _measure(self, index: int, event: Output) -> None:
         metrics, model = self.api.metrics, self.requests[index].model
         now = time.monotonic()
-        if isinstance(event, Written):
-            self.tokens[index].append(event.token)
+        if isinstance(event, TokenOutput):
+            self.tokens[index].append(event.token_id)
             last, self._last[index] = self._last[index], now
             if last:
                 metrics.between.labels(model).observe(now - last)
             else:
                 metrics.first.labels(model).observe(now - self._begun)
-        elif isinstance(event, Started):
-            metrics.prompt.labels(model).inc(event.prompt)
-            metrics.cached.labels(model).inc(event.cached)
+        elif isinstance(event, PrefillFinished):
+            metrics.prompt.labels(model).inc(event.num_prompt_tokens)
+            metrics.cached.labels(model).inc(event.num_cached_tokens)
         elif isinstance(event, Finished):
-            metrics.written.labels(model).inc(event.written)
+            metrics.written.labels(model).inc(event.num_output_tokens)
             metrics.finished.labels(model, event.reason).inc()
 
     def usage(self) -> Usage:
         usage = Usage()
         for index, choice in enumerate(self.choices):
             if choice.usage is not None:
-                usage.written += choice.usage.written
+                usage.written += choice.usage.num_output_tokens
                 if index % self.per_prompt == 0:
-                    usage.prompt += choice.usage.prompt
-                    usage.cached += choice.usage.cached
+                    usage.prompt += choice.usage.num_prompt_tokens
+                    usage.cached += choice.usage.num_cached_tokens
         return usage
 
     def remember(self, who: str) -> None:
         """Keeps the tokens of the last text, for a report on it, and how it ended, for what comes after it."""
         request, tokens = self.requests[-1], self.tokens[-1]
-        self.api.last[who, request.model] = (*request.prompt, *tokens)
-        if request.session is not None:
-            self.api.tails.pop(request.session, None)
-            self.api.tails[request.session] = tail(self.tokenizer, tokens)
+        self.api.last[who, request.model] = (*request.prompt_token_ids, *tokens)
+        if request.session_id is not None:
+            self.api.tails.pop(request.session_id, None)
+            self.api.tails[request.session_id] = tail(self.tokenizer, tokens)
             while len(self.api.tails) > MOST_TAILS:
                 del self.api.tails[next(iter(self.api.tails))]
 

@@ -29,8 +29,8 @@ from synthe_core.benchmarks.load_test.request import Answer
 from synthe_core.benchmarks.load_test.run import Load, load
 from synthe_core.errors import InputError, WorkError
 from synthe_core.events import Notice, Progress, Result
-from synthe_core.inference.engine import Engine
-from synthe_core.inference.served import Served
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api.server import Server
 from synthe_core.serving.api.settings import Settings
 from tests.cli.conftest import synthe  # noqa: F401 (a fixture)
@@ -44,7 +44,7 @@ Run = Callable[..., Any]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The real one, with a small model of random weights."""
     path = saved(tmp_path_factory.mktemp("models") / "small")
-    with Engine([Served.load(path)]) as engine, Server(engine, Settings()) as running:
+    with AsyncEngine([LoadedModel.load(path)]) as engine, Server(engine, Settings()) as running:
         yield running
 
 

@@ -14,10 +14,11 @@ from synthe_core import state as states
 from synthe_core.adapters.lora import Adapter, LowRank
 from synthe_core.adapters.lora_linear import with_adapter
 from synthe_core.errors import InputError
-from synthe_core.inference.engine import Engine
+from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.generate import Generation
-from synthe_core.inference.request import Finished, Request, Written
-from synthe_core.inference.sampling import Sampling
+from synthe_core.inference.outputs import Finished, TokenOutput
+from synthe_core.inference.request import Request
+from synthe_core.inference.sampling_params import SamplingParams
 from tests.interop.huggingface.models import add_tokenizer, published
 
 transformers = pytest.importorskip("transformers")
@@ -87,7 +88,7 @@ def own(model: Any, prompt: list[int], count: int) -> list[int]:
 
 
 def written(served: Any, texts: list[list[int]], count: int) -> list[list[int]]:
-    generation = Generation(served.model, texts, sampling=Sampling(temperature=0))
+    generation = Generation(served.model, texts, sampling=SamplingParams(temperature=0))
     return torch.stack([generation.step() for _ in range(count)], 1).tolist()
 
 
@@ -143,40 +144,42 @@ def test_memory_is_counted(pair: Any) -> None:
     _, state = served.model.next_logits(torch.tensor([text]))
     assert states.nbytes(state) == served.model.state_bytes(30)
     assert served.model.state_bytes(1 << 20) == served.model.state_bytes(64)
-    assert served.limit == 64
+    assert served.max_length == 64
     _, state = served.model.next_logits(torch.zeros(1, 65, dtype=torch.int64))
     assert states.nbytes(state) == served.model.state_bytes(64), "a row that nobody waits for does not grow past it"
 
 
-def answers(engine: Engine, requests: list[Request]) -> list[tuple[list[int], Finished]]:
+def answers(engine: AsyncEngine, requests: list[Request]) -> list[tuple[list[int], Finished]]:
     """What the engine writes to requests that are all there at once."""
     tickets = [engine.submit(request) for request in requests]
     told = [list(ticket) for ticket in tickets]
-    return [([event.token for event in events if isinstance(event, Written)], events[-1]) for events in told]
+    return [([event.token_id for event in events if isinstance(event, TokenOutput)], events[-1]) for events in told]
 
 
 def test_the_engine_serves_it(pair: Any, tmp_path: Path) -> None:
     """Batches whose rows come and go, prompts in chunks, the state cache, sessions, the limit: as `generate` has it."""
     served, peer = pair
     texts = prompts(served, 5, 30, 1, 17, 9, 22)
-    greedy = {"model": served.name, "sampling": Sampling(temperature=0), "to_the_end": True}
-    with Engine([served], max_batch=3, sessions=tmp_path) as engine:
-        asked = [Request(prompt=tuple(text), count=4 + 5 * i, **greedy) for i, text in enumerate(texts)]
+    greedy = {"model": served.name, "sampling": SamplingParams(temperature=0), "ignore_eos": True}
+    with AsyncEngine([served], max_num_seqs=3, sessions=tmp_path) as engine:
+        asked = [Request(prompt_token_ids=tuple(text), max_tokens=4 + 5 * i, **greedy) for i, text in enumerate(texts)]
         for (tokens, end), text, request in zip(answers(engine, asked), texts, asked, strict=True):
-            assert tokens == own(peer, text, request.count) and end.reason == "length"
-        again = Request(prompt=(*texts[1], *own(peer, texts[1], 9), 7), count=6, **greedy)
+            assert tokens == own(peer, text, request.max_tokens) and end.reason == "length"
+        again = Request(prompt_token_ids=(*texts[1], *own(peer, texts[1], 9), 7), max_tokens=6, **greedy)
         ((tokens, end),) = answers(engine, [again])
-        assert tokens == own(peer, list(again.prompt), 6) and end.cached >= 30
-        first = Request(prompt=tuple(texts[3]), count=5, session="talk", **greedy)
+        assert tokens == own(peer, list(again.prompt_token_ids), 6) and end.num_cached_tokens >= 30
+        first = Request(prompt_token_ids=tuple(texts[3]), max_tokens=5, session_id="talk", **greedy)
         ((begun, _),) = answers(engine, [first])
-        ((tokens, end),) = answers(engine, [Request(prompt=(8, 9), count=5, session="talk", **greedy)])
-        assert tokens == own(peer, [*texts[3], *begun, 8, 9], 5) and end.cached > 17
+        ((tokens, end),) = answers(
+            engine, [Request(prompt_token_ids=(8, 9), max_tokens=5, session_id="talk", **greedy)]
+        )
+        assert tokens == own(peer, [*texts[3], *begun, 8, 9], 5) and end.num_cached_tokens > 17
         with pytest.raises(InputError, match="64"):
-            engine.submit(Request(prompt=tuple(texts[1]), count=40, **greedy))
+            engine.submit(Request(prompt_token_ids=tuple(texts[1]), max_tokens=40, **greedy))
         with pytest.raises(InputError, match="64"):
             engine.embed(served.name, [[1] * 65])
         assert engine.embed(served.name, texts[:2]).shape[0] == 2
-        ((tokens, end),) = answers(engine, [Request(prompt=(3,), count=40, session="talk", **greedy)])
+        ((tokens, end),) = answers(engine, [Request(prompt_token_ids=(3,), max_tokens=40, session_id="talk", **greedy)])
         assert end.reason == "refused" and "64" in end.message, "a session too has its end"
         assert engine.status()["state_bytes"] == 0
 
@@ -184,11 +187,11 @@ def test_the_engine_serves_it(pair: Any, tmp_path: Path) -> None:
 def test_an_answer_ends_at_every_end(tmp_path: Path) -> None:
     path = folder(tmp_path / "chatty", "Llama")
     served = transformers_model.load(path)
-    greedy = {"model": "chatty", "sampling": Sampling(temperature=0), "count": 12}
-    with Engine([served]) as engine:
-        ((tokens, _),) = answers(engine, [Request(prompt=(5, 6), **greedy)])
+    greedy = {"model": "chatty", "sampling": SamplingParams(temperature=0), "max_tokens": 12}
+    with AsyncEngine([served]) as engine:
+        ((tokens, _),) = answers(engine, [Request(prompt_token_ids=(5, 6), **greedy)])
         served.tokenizer.stops = frozenset({tokens[3]})
-        ((tokens, end),) = answers(engine, [Request(prompt=(5, 6), **greedy)])
+        ((tokens, end),) = answers(engine, [Request(prompt_token_ids=(5, 6), **greedy)])
         assert end.reason == "stop" and len(tokens) <= 4 and tokens[-1] in served.tokenizer.stops
 
 

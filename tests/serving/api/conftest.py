@@ -10,8 +10,8 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from synthe_core.inference.engine import Engine
-from synthe_core.inference.served import Served
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api.app import App
 from synthe_core.serving.api.server import Server
 from synthe_core.serving.api.settings import Settings
@@ -34,15 +34,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine(checkpoints: Path) -> Iterator[Engine]:
-    models = [Served.load(checkpoints / name) for name in ("plain", "chatty")]
+def engine(checkpoints: Path) -> Iterator[AsyncEngine]:
+    models = [LoadedModel.load(checkpoints / name) for name in ("plain", "chatty")]
     models[1].tokenizer.chat_template = CHATML
-    with Engine(models, max_batch=16) as engine:
+    with AsyncEngine(models, max_num_seqs=16) as engine:
         yield engine
 
 
 @pytest.fixture(scope="session")
-def server(engine: Engine) -> Iterator[Server]:
+def server(engine: AsyncEngine) -> Iterator[Server]:
     with Server(engine, LIMITS) as server:
         yield server
 
@@ -54,7 +54,7 @@ def client(server: Server) -> openai.OpenAI:
 
 
 @pytest.fixture
-def ask(engine: Engine) -> Callable[..., TestClient]:
+def ask(engine: AsyncEngine) -> Callable[..., TestClient]:
     """A client of an application with these settings over the same engine, without a network."""
 
     def make(engine: Any = engine, base_url: str = "http://127.0.0.1", **settings: Any) -> TestClient:

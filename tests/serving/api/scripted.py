@@ -8,14 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from synthe_core.data.tokenizers import ByteTokenizer
-from synthe_core.inference.request import Chance, Event, Finished, NoSuch, Request, Started, Told, Written
+from synthe_core.inference.outputs import Finished, Logprob, Output, PrefillFinished, PromptLogprob, TokenOutput
+from synthe_core.inference.request import NotFound, Request
 
 
 class Scripted:
     """Every request gets the events of `script(request)`, from another thread; after the last, `hold` keeps it open
     until it is cancelled."""
 
-    def __init__(self, script: Callable[[Request], Sequence[Event]], hold: bool = False) -> None:
+    def __init__(self, script: Callable[[Request], Sequence[Output]], hold: bool = False) -> None:
         self.script, self.hold = script, hold
         model = SimpleNamespace(vocab=257, parameter_count=lambda: 1)
         self.models = {
@@ -26,8 +27,8 @@ class Scripted:
                 digest="d" * 64,
                 adapters={},
                 created=0,
-                bytes_at=lambda length: 8,
-                limit=None,
+                state_bytes=lambda length: 8,
+                max_length=None,
             )
         }
         self.sessions = SimpleNamespace(get=self._no_session)
@@ -36,14 +37,14 @@ class Scripted:
         self.closed: list[float] = []
 
     def _no_session(self, name: str) -> None:
-        raise NoSuch(f"no such session: {name}")
+        raise NotFound(f"no such session: {name}")
 
     def find(self, name: str) -> tuple[Any, None]:
         if name not in self.models:
-            raise NoSuch(f"no such model: {name}")
+            raise NotFound(f"no such model: {name}")
         return self.models[name], None
 
-    def submit(self, request: Request, deliver: Callable[[Event], None]) -> Any:
+    def submit(self, request: Request, deliver: Callable[[Output], None]) -> Any:
         self.asked.append(request)
         events = self.script(request)
         threading.Thread(target=lambda: [deliver(event) for event in events]).start()
@@ -56,20 +57,25 @@ class Scripted:
         self.closed.append(deadline)
 
 
-def written(text: bytes, releases: Sequence[str], logprob: float = -1.0) -> list[Written]:
+def written(text: bytes, releases: Sequence[str], logprob: float = -1.0) -> list[TokenOutput]:
     """A token for each byte of `text`, each with the text that is sure by then."""
     return [
-        Written(byte, release, Chance(byte, logprob), (Chance(byte, logprob),), 0.5)
+        TokenOutput(byte, release, Logprob(byte, logprob), (Logprob(byte, logprob),), 0.5)
         for byte, release in zip(text, releases, strict=True)
     ]
 
 
-def told(text: bytes) -> list[Told]:
-    return [Told(byte, Chance(byte, -2.0) if i else None, (Chance(65, -0.5),)) for i, byte in enumerate(text)]
+def told(text: bytes) -> list[PromptLogprob]:
+    return [
+        PromptLogprob(byte, Logprob(byte, -2.0) if i else None, (Logprob(65, -0.5),)) for i, byte in enumerate(text)
+    ]
 
 
-def answer(request: Request, text: str = "abc", reason: Any = "length") -> list[Event]:
+def answer(request: Request, text: str = "abc", reason: Any = "length") -> list[Output]:
     """A plain answer."""
-    events: list[Event] = [Started(len(request.prompt), 0), *(told(bytes(request.prompt)) if request.told else ())]
+    events: list[Output] = [
+        PrefillFinished(len(request.prompt_token_ids), 0),
+        *(told(bytes(request.prompt_token_ids)) if request.prompt_logprobs else ()),
+    ]
     events += written(text.encode(), list(text))
-    return [*events, Finished(reason, "", len(request.prompt), 0, len(text))]
+    return [*events, Finished(reason, "", len(request.prompt_token_ids), 0, len(text))]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from synthe_core.data.tokenizers import ByteTokenizer
-from synthe_core.inference.request import Busy, Chance, Event, Finished, Started, Written
+from synthe_core.inference.outputs import Finished, Logprob, Output, PrefillFinished, TokenOutput
+from synthe_core.inference.request import Busy
 from synthe_core.serving.api.writing import LEAST, token_text
 from tests.serving.api.scripted import Scripted, answer, told, written
 
@@ -26,8 +27,8 @@ def chunks(answered: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def script(*events: Event) -> Any:
-    return lambda request: [Started(len(request.prompt), 0), *events]
+def script(*events: Output) -> Any:
+    return lambda request: [PrefillFinished(len(request.prompt_token_ids), 0), *events]
 
 
 def test_tokens_whose_text_a_stop_string_cuts_off_are_not_told(ask: Any) -> None:
@@ -47,7 +48,7 @@ def test_what_was_held_back_comes_with_its_tokens(ask: Any) -> None:
 
 def test_the_end_of_the_document_is_a_token_without_text(ask: Any) -> None:
     """As harnesses count on, which drop the last token and keep the prompt's."""
-    end = Written(END, "", Chance(END, -0.1), (Chance(END, -0.1),), 0.9)
+    end = TokenOutput(END, "", Logprob(END, -0.1), (Logprob(END, -0.1),), 0.9)
     engine = Scripted(script(*told(b"xy"), end, Finished("stop", "", 2, 0, 1)))
     logprobs = post(ask, engine, logprobs=1, echo=True, max_tokens=1).json()["choices"][0]["logprobs"]
     assert logprobs["tokens"] == ["x", "y", "<|endoftext|>"]
@@ -61,7 +62,7 @@ def test_the_end_of_the_document_is_a_token_without_text(ask: Any) -> None:
 @pytest.mark.parametrize("reason", ["length", "stop"])
 def test_an_unfinished_character(ask: Any, reason: str) -> None:
     """A text cut off within a character: all of its tokens are told. Where the text stops after it, too."""
-    end = [Written(END, "", Chance(END, -1.0), (), 0.5)] if reason == "stop" else []
+    end = [TokenOutput(END, "", Logprob(END, -1.0), (), 0.5)] if reason == "stop" else []
     engine = Scripted(
         script(*written("é".encode()[:1], [""]), *end, Finished(reason, "\N{REPLACEMENT CHARACTER}", 2, 0, 1))
     )  # type: ignore[arg-type]
@@ -104,7 +105,7 @@ def test_seeds_differ_by_answer_and_not_by_prompt(ask: Any) -> None:
 
 
 def test_a_failure_is_a_500_that_says_why(ask: Any) -> None:
-    failing = script(*written(b"a", ["a"]), Finished("failed", "", 2, 0, 1, "the disk\nis full"))
+    failing = script(*written(b"a", ["a"]), Finished("error", "", 2, 0, 1, "the disk\nis full"))
     answered = post(ask, Scripted(failing))
     assert answered.status_code == 500
     assert answered.json()["error"] == {
@@ -130,7 +131,7 @@ def test_a_full_engine_is_429(ask: Any) -> None:
                 raise Busy("64 texts are waiting", 2.4)
             return super().submit(request, deliver)
 
-    engine = Full(lambda request: [Started(1, 0)])
+    engine = Full(lambda request: [PrefillFinished(1, 0)])
     answered = post(ask, engine, n=4)
     assert answered.status_code == 429
     assert answered.headers["retry-after"] == "3"

@@ -10,8 +10,8 @@ from lm_eval.evaluator import evaluate
 from synthe_core.evaluation.harness_model import Synthe
 from synthe_core.evaluation.harness_tasks import Loader
 from synthe_core.evaluation.suites import Entry
-from synthe_core.inference.engine import Engine
-from synthe_core.inference.served import Served
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api.server import Server
 from synthe_core.serving.api.settings import Settings
 from tests.evaluation.models import choices, rolling, saved, written
@@ -28,7 +28,7 @@ def compared(checkpoint: Path, tasks: dict[str, int], include: list[Path]) -> No
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     ours = Synthe(checkpoint, device="cpu", max_length=2047)
-    with Engine([Served.load(checkpoint, "m")]) as engine, Server(engine, Settings()) as server:
+    with AsyncEngine([LoadedModel.load(checkpoint, "m")]) as engine, Server(engine, Settings()) as server:
         url = f"{server.url}/v1/completions"
         theirs = LocalCompletionsAPI(model="m", base_url=url, tokenizer_backend="auto", batch_size=3, max_retries=1)
         assert theirs.tokenizer_backend == "remote"

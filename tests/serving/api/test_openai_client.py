@@ -14,7 +14,7 @@ import openai
 import pytest
 import torch
 
-from synthe_core.inference.engine import Engine
+from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.serving.api.server import Server
 
 PROMPT = "the river runs"
@@ -35,7 +35,7 @@ def text_of(stream: Any) -> str:
     return "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
 
 
-def test_a_completion_is_what_the_model_says(client: openai.OpenAI, engine: Engine) -> None:
+def test_a_completion_is_what_the_model_says(client: openai.OpenAI, engine: AsyncEngine) -> None:
     model = engine.models["plain"].model
     tokens = list(PROMPT.encode())
     with torch.inference_mode():
@@ -50,7 +50,7 @@ def test_a_completion_is_what_the_model_says(client: openai.OpenAI, engine: Engi
     assert answer.choices[0].finish_reason == "length"
 
 
-def test_logprobs_are_the_models(client: openai.OpenAI, engine: Engine) -> None:
+def test_logprobs_are_the_models(client: openai.OpenAI, engine: AsyncEngine) -> None:
     """Of the prompt and of what is written, beside the likeliest; the first token has none."""
     choice = create(client, echo=True, logprobs=3).choices[0]
     served = engine.models["plain"]
@@ -123,7 +123,7 @@ def test_stop_strings(client: openai.OpenAI) -> None:
     assert text_of(create(client, stream=True, **asked)) == whole[:at]
 
 
-def test_an_answer_may_go_on_past_the_end_of_a_document(client: openai.OpenAI, engine: Engine) -> None:
+def test_an_answer_may_go_on_past_the_end_of_a_document(client: openai.OpenAI, engine: AsyncEngine) -> None:
     likes_to_end = {"logit_bias": {str(engine.models["plain"].tokenizer.end): 100}, "max_tokens": 5}
     ended = create(client, **likes_to_end)
     assert (ended.usage.completion_tokens, ended.choices[0].finish_reason) == (1, "stop")
@@ -216,7 +216,7 @@ def test_errors(client: openai.OpenAI, asked: dict[str, Any], kind: type[openai.
         assert "did you mean 'temperature'?" in str(caught.value)
 
 
-def test_models(client: openai.OpenAI, engine: Engine) -> None:
+def test_models(client: openai.OpenAI, engine: AsyncEngine) -> None:
     assert [model.id for model in client.models.list()] == ["plain", "chatty"]
     model = client.models.retrieve("plain")
     assert model.owned_by == "synthe"
@@ -225,7 +225,7 @@ def test_models(client: openai.OpenAI, engine: Engine) -> None:
         client.models.retrieve("none")
 
 
-def test_embeddings(client: openai.OpenAI, engine: Engine) -> None:
+def test_embeddings(client: openai.OpenAI, engine: AsyncEngine) -> None:
     texts = ["the sea", "rain on the hills"]
     found = client.embeddings.create(model="plain", input=texts, encoding_format="float")  # (base64 is its default)
     rows = np.array([each.embedding for each in found.data])
@@ -240,7 +240,7 @@ def test_embeddings(client: openai.OpenAI, engine: Engine) -> None:
     assert len(base64.b64decode(raw.http_response.json()["data"][0]["embedding"])) == 4 * 32
 
 
-def test_who_hangs_up_frees_a_row(client: openai.OpenAI, engine: Engine) -> None:
+def test_who_hangs_up_frees_a_row(client: openai.OpenAI, engine: AsyncEngine) -> None:
     stream = create(client, max_tokens=600, stream=True)
     next(iter(stream))
     stream.close()
@@ -251,7 +251,7 @@ def test_who_hangs_up_frees_a_row(client: openai.OpenAI, engine: Engine) -> None
     assert create(client).choices[0].text
 
 
-def _idle(engine: Engine, within: float = 5.0) -> None:
+def _idle(engine: AsyncEngine, within: float = 5.0) -> None:
     end = time.monotonic() + within
     while engine.status()["live"]:
         assert time.monotonic() < end, "a row is still being written for nobody"
@@ -294,7 +294,7 @@ def test_metrics_count(server: Server, client: openai.OpenAI) -> None:
     assert all(math.isfinite(value) for value in after.values())
 
 
-def test_tokens_and_back(server: Server, engine: Engine) -> None:
+def test_tokens_and_back(server: Server, engine: AsyncEngine) -> None:
     def post(path: str, **body: Any) -> Any:
         return httpx.post(server.url + path, json=body).json()
 

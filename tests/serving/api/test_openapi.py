@@ -11,7 +11,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from synthe_core.inference.engine import Engine
+from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.serving.api.app import App
 from synthe_core.serving.api.endpoints import ENDPOINTS, document
 from synthe_core.serving.api.settings import Settings
@@ -34,7 +34,7 @@ def operations() -> list[Any]:
     ]
 
 
-def attacked(engine: Engine, path: str, method: str, examples: int) -> set[int]:
+def attacked(engine: AsyncEngine, path: str, method: str, examples: int) -> set[int]:
     """Asks what the document allows and what it does not, mostly of a model that there is; gives the statuses."""
     schema = schemathesis.openapi.from_dict(document())
     schema.app = App(engine, LIMITS)
@@ -69,11 +69,11 @@ def attacked(engine: Engine, path: str, method: str, examples: int) -> set[int]:
 
 
 @pytest.mark.parametrize("path,method,examples", operations())
-def test_whatever_is_asked_is_answered(engine: Engine, path: str, method: str, examples: int) -> None:
+def test_whatever_is_asked_is_answered(engine: AsyncEngine, path: str, method: str, examples: int) -> None:
     assert not {status for status in attacked(engine, path, method, examples) if status >= 500}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path,method,examples", operations())
-def test_whatever_is_asked_is_answered_at_length(engine: Engine, path: str, method: str, examples: int) -> None:
+def test_whatever_is_asked_is_answered_at_length(engine: AsyncEngine, path: str, method: str, examples: int) -> None:
     assert not {status for status in attacked(engine, path, method, 50 * examples) if status >= 500}

@@ -14,8 +14,8 @@ from synthe_core.adapters import peft
 from synthe_core.adapters.lora import Adapter, LowRank
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.adapters.targets import new_adapter
-from synthe_core.inference.engine import Engine
-from synthe_core.inference.served import Served
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.loaded_model import LoadedModel
 from tests.serving.api.test_openai_client import chat, create
 
 
@@ -79,13 +79,13 @@ def test_a_conversation_goes_on_where_it_was(ask: Any) -> None:
 
 
 def test_a_conversation_longer_than_the_model_reads_is_refused(
-    ask: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ask: Any, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is the client's fault, not the server's; and what was said before is still there."""
     client = ask()
     body = {"model": "plain", "prompt": "the sea", "max_tokens": 6, "temperature": 0, "session": "long"}
     said(client.post("/v1/completions", json=body))
-    monkeypatch.setattr(engine.models["plain"], "limit", 18)
+    monkeypatch.setattr(engine.models["plain"], "max_length", 18)
     refused = client.post("/v1/completions", json=body)
     assert refused.status_code == 400, refused.text
     assert refused.json()["error"]["type"] == "invalid_request_error"
@@ -145,12 +145,12 @@ def test_schemas_that_are_none(client: openai.OpenAI) -> None:
 
 
 @pytest.fixture
-def adapters(tmp_path: Path, engine: Engine) -> Path:
+def adapters(tmp_path: Path, engine: AsyncEngine) -> Path:
     """A folder with `shifted`, an adapter of `plain`."""
     return adapter_folder(tmp_path, engine.models["plain"])
 
 
-def adapter_folder(folder: Path, served: Served) -> Path:
+def adapter_folder(folder: Path, served: LoadedModel) -> Path:
     spec = LoraSpec(rank=2, alpha=6)
     plain = new_adapter(served.model, spec)
     changed = Adapter({name: LowRank(c.lora_A, torch.ones_like(c.lora_B), c.scaling) for name, c in plain.maps.items()})

@@ -1,10 +1,10 @@
-"""A model as it is served: its weights once, its tokenizer, and the adapters that it serves."""
+"""A model that is ready to run: weights, tokenizer, adapters, context limit, and how its passes are computed."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -26,68 +26,86 @@ from synthe_core.model.session import fingerprint
 from synthe_core.storage.checkpoint import Checkpoint
 
 
-class Passed(NamedTuple):
-    """One pass of a model: `hidden` [B, T, D], what the head reads, the state after it, and `signals` [B, T] that the
-    confidence head reads beside it."""
+class ForwardOutput(NamedTuple):
+    """One pass of a model: `hidden` [B, T, D], the head's input, the state after it, and `signals` [B, T], which the
+    confidence head reads too."""
 
     hidden: Tensor
     state: Any
     signals: Mapping[str, Tensor]
 
 
-class Prints(NamedTuple):
-    """shape: `model.session.fingerprint`, which a session's file carries. weights: a digest of all of them."""
+class Fingerprints(NamedTuple):
+    """What identifies a model with an adapter, or without. shape: `model.session.fingerprint`, written into a session's
+    file. weights: a digest of all weights."""
 
     shape: str
     weights: str
 
 
 @dataclass
-class Served:
-    """name: what requests call it. limit: the longest text that it can read, None for one of any length.
-    context: how its passes run."""
+class LoadedModel:
+    """name: what requests call it. max_length: the largest number of tokens it can read, None for no limit.
+
+    context: how its passes run. batch_invariant: a row's numbers do not depend on the rows beside it.
+    """
 
     name: str
     model: LanguageModel
     tokenizer: Tokenizer
-    path: Path
-    digest: str
-    created: int
+    path: Path = Path()
+    digest: str = ""
+    created: int = 0
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    limit: int | None = None
+    max_length: int | None = None
     context: ExecutionContext = field(default_factory=ExecutionContext)
+    batch_invariant: bool = True
     _slots: dict[int, Adapter] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, path: Path, name: str | None = None, device: torch.device | str = "cpu") -> Served:
+    def load(cls, path: Path, name: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
         """The checkpoint, run folder or .synapse file at `path`."""
         checkpoint = Checkpoint.open(path)
         context = context_for_recipe(checkpoint.recipe, torch.device(device))
         model = checkpoint.model(context.device).eval()
         model.requires_grad_(False)
-        named = name or path.resolve().name.removesuffix(".synapse")
-        created = int(checkpoint.path.stat().st_mtime)
-        tokenizer = checkpoint.tokenizer()
-        return cls(named, model, tokenizer, checkpoint.path, checkpoint.digest, created, context=context)
+        return cls(
+            name or path.resolve().name.removesuffix(".synapse"),
+            model,
+            checkpoint.tokenizer(),
+            checkpoint.path,
+            checkpoint.digest,
+            int(checkpoint.path.stat().st_mtime),
+            context=context,
+        )
 
     @property
     def vocab(self) -> int:
         return self.model.vocab
 
     @property
-    def state_bytes(self) -> int:
-        """The most bytes that one text's state takes, however long the text."""
-        return self.bytes_at(1 << 20)
+    def device(self) -> torch.device:
+        return self.model.embedding.weight.device
 
-    def bytes_at(self, length: int) -> int:
-        """The bytes of one text's state after `length` tokens."""
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        return self.tokenizer.ends
+
+    @property
+    def has_router(self) -> bool:
+        """Whether each token decides how many blocks it runs."""
+        return getattr(self.model, "router", None) is not None
+
+    def state_bytes(self, length: int) -> int:
+        """Bytes of one sequence's state after `length` tokens."""
         return self.model.state_bytes(max(1, length))
 
     @contextmanager
-    def ready(self, adapter: Adapter | None) -> Iterator[None]:
-        """Within the block passes run with the adapter for every row, and with the kernels of the recipe."""
+    def activate(self, adapter: Adapter | None) -> Iterator[None]:
+        """Within the block passes run in the model's context, with `adapter` for every row (None: without one)."""
         batch = AdapterBatch((NONE if adapter is None else self.slot(adapter),))
-        with use_adapters(batch), self.context.activate(), steady():
+        with use_adapters(batch), self.context.activate(), steady() if self.batch_invariant else nullcontext():
             yield
 
     def slot(self, adapter: Adapter) -> int:
@@ -101,38 +119,38 @@ class Served:
         return slot
 
     def detach_unused(self, used: Iterable[Adapter]) -> None:
-        """Detaches the adapters that are neither served nor `used`; between two passes only."""
+        """Detaches the adapters that are neither available nor `used`; between two passes only."""
         needed = {id(adapter) for adapter in (*self.adapters.values(), *used)}
         for slot in [slot for slot, each in self._slots.items() if id(each) not in needed]:
             detach(self.model, slot)
             del self._slots[slot]
 
-    def prints(self, adapter: Adapter | None) -> Prints:
-        """What states belong to: to be called between two passes, as it attaches the adapter."""
-        with self.ready(adapter):
+    def fingerprints(self, adapter: Adapter | None) -> Fingerprints:
+        """What identifies states of the model with `adapter`. Attaches it: not to be called during a pass."""
+        with self.activate(adapter):
             shape = fingerprint(self.model)
         digest = hashlib.sha256(f"{shape} {self.digest}".encode())
         for name, factor in sorted(adapter.tensors.items()) if adapter is not None else ():
             digest.update(name.encode() + factor.detach().cpu().float().contiguous().numpy().tobytes())
-        return Prints(shape, digest.hexdigest()[:16])
+        return Fingerprints(shape, digest.hexdigest()[:16])
 
-    def read(self, tokens: Tensor, state: Any, lengths: Tensor | None = None) -> Passed:
+    def forward(self, tokens: Tensor, state: Any, lengths: Tensor | None = None) -> ForwardOutput:
         """Reads `tokens` int64 [B, T], right-padded where `lengths` [B] is given, from `state` (None: a fresh one)."""
         hidden, after, ctx = self.model.hidden(tokens, state, lengths)
-        return Passed(hidden, after, ctx.signals)
+        return ForwardOutput(hidden, after, ctx.signals)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """float32 logits [..., V] of what the head reads, [..., D]."""
+        """float32 logits [..., V] from the head's input [..., D]."""
         return self.model.head(hidden).float()
 
-    def confidence(self, hidden: Tensor, signals: Mapping[str, Tensor], surest: Tensor) -> Tensor:
-        """The probability [B, T] that the likeliest token is right, given log of the model's own, `surest` [B, T]."""
+    def confidence(self, hidden: Tensor, signals: Mapping[str, Tensor], max_logprob: Tensor) -> Tensor:
+        """The probability [B, T] that the likeliest token is right, given its log-probability `max_logprob` [B, T]."""
         if self.model.confidence is None or "confidence" in self.model.without:
-            return surest.exp()
-        return self.model.confidence(hidden, signals, surest).sigmoid()
+            return max_logprob.exp()
+        return self.model.confidence(hidden, signals, max_logprob).sigmoid()
 
     def load_adapter(self, name: str, path: Path) -> None:
-        """Opens the adapter at `path`, a checkpoint or a folder of PEFT's; InputError where it is not of this model."""
+        """Loads the adapter at `path`, a checkpoint or a folder of PEFT's; InputError if it is of another model."""
         if name in self.adapters:
             raise InputError(f"{self.name} has an adapter '{name}' already", "unload it first, or choose another name")
         adapter = Checkpoint.open(path, base=self.path).adapter

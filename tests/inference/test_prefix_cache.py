@@ -6,42 +6,42 @@ import pytest
 import torch
 
 from synthe_core import state as states
-from synthe_core.inference.engine import Engine
-from synthe_core.inference.snapshots import Snapshot, Snapshots
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.prefix_cache import CachedState, PrefixCache
 from tests.inference.conftest import said
 
 
 def kept(tokens, logits=None, size=1000):
     value = torch.full((1, size), float(len(tokens)))
-    return Snapshot("m", tokens, [value], logits, None if logits is None else torch.ones(1), turn=True)
+    return CachedState("m", tokens, [value], logits, None if logits is None else torch.ones(1), resumable=True)
 
 
 def test_the_longest_beginning_is_found():
-    store = Snapshots(1 << 20)
+    store = PrefixCache(1 << 20)
     for length in (2, 4, 6):
-        store.keep(kept(list(range(length))))
+        store.put(kept(list(range(length))))
     assert store.longest("m", range(5)).length == 4
     assert store.longest("m", range(6)).length == 4  # of all six, what comes next is not known
-    store.keep(kept(list(range(6)), torch.zeros(1, 9)))
+    store.put(kept(list(range(6)), torch.zeros(1, 9)))
     assert store.longest("m", range(6)).length == 6
     assert store.longest("m", [0, 1, 9, 9]).length == 2
     assert store.longest("m", [5, 1]) is None and store.longest("other", range(6)) is None
     assert (store.hits, store.misses) == (4, 2)
-    store.forget("m")
+    store.drop_model("m")
     assert store.longest("m", range(6)) is None and store.bytes == 0
 
 
 def test_the_least_used_goes_first_and_comes_back_from_disk(tmp_path):
-    store = Snapshots(25_000, tmp_path / "spill")
+    store = PrefixCache(25_000, tmp_path / "spill")
     for first in range(10):
-        store.keep(kept([first, 1, 2]))
+        store.put(kept([first, 1, 2]))
         store.longest("m", [0, 1, 2, 3])
-    told = store.told()
+    told = store.stats()
     assert told["bytes"] <= 25_000 and told["spilled"] >= 4
     assert store.longest("m", [0, 1, 2, 3]).length == 3  # it was used all the time
     back = store.longest("m", [1, 1, 2, 3])
     assert back is not None and torch.equal(back.state[0], torch.full((1, 1000), 3.0))
-    next(iter(store._spilled.values())).file.write_bytes(b"rubbish")
+    next(iter(store._on_disk.values())).file.write_bytes(b"rubbish")
     for first in range(10):
         store.longest("m", [first, 1, 2, 3])  # what is damaged is not there, and no error
     store.close()
@@ -49,10 +49,10 @@ def test_the_least_used_goes_first_and_comes_back_from_disk(tmp_path):
 
 
 def test_disk_is_bounded(tmp_path):
-    store = Snapshots(9_000, tmp_path)
+    store = PrefixCache(9_000, tmp_path)
     for first in range(40):
-        store.keep(kept([first, 1, 2]))
-    assert store.told()["spilled_bytes"] <= 8 * 9_000
+        store.put(kept([first, 1, 2]))
+    assert store.stats()["spilled_bytes"] <= 8 * 9_000
     store.close()
 
 
@@ -61,25 +61,25 @@ def test_a_conversation_costs_its_new_tokens(engine, ask, model):
     text, answers = list(b"Hello there, "), []
     for turn in range(6):
         events = list(engine.submit(ask(tuple(text), 5, model=model)))
-        assert events[-1].cached == (0 if turn == 0 else len(text) - 4)
+        assert events[-1].num_cached_tokens == (0 if turn == 0 else len(text) - 4)
         answers.append(said(events))
         text += [*said(events), *b"abc"]
-    with Engine(list(engine.models.values()), cache_bytes=0, state_bytes=1 << 28) as fresh:
+    with AsyncEngine(list(engine.models.values()), cache_bytes=0, max_state_bytes=1 << 28) as fresh:
         text = list(b"Hello there, ")
         for answer in answers:
             events = list(fresh.submit(ask(tuple(text), 5, model=model)))
-            assert said(events) == answer and events[-1].cached == 0
+            assert said(events) == answer and events[-1].num_cached_tokens == 0
             text += [*answer, *b"abc"]
 
 
 def test_the_same_prompt_costs_nothing(engine, ask):
     first, again = (list(engine.submit(ask(count=7, logprobs=2))) for _ in range(2))
-    assert again[0].cached == 9 and first[1:-1] == again[1:-1]
+    assert again[0].num_cached_tokens == 9 and first[1:-1] == again[1:-1]
 
 
 def test_a_snapshot_is_not_written_to(engine, ask):
     list(engine.submit(ask(count=3)))
-    snapshot = engine.snapshots.longest(engine.catalogue.find("memory").prints.weights, list(b"Once upon"))
+    snapshot = engine.prefix_cache.longest(engine.registry.resolve("memory").fingerprints.weights, list(b"Once upon"))
     before = states.map_leaves(torch.clone, snapshot.state)
     tickets = [engine.submit(ask(count=9)) for _ in range(4)]
     assert len({tuple(said(ticket)) for ticket in tickets}) == 1
@@ -91,11 +91,11 @@ def test_a_short_text_beside_a_long_one_is_kept_as_small(window, ask):
     """Its window is as wide as it would be alone, whatever was beside it: in bytes, and so in what is read later."""
 
     def kept(*company):
-        with Engine([window], state_bytes=1 << 28, cache_bytes=1 << 24) as engine:
+        with AsyncEngine([window], max_state_bytes=1 << 28, cache_bytes=1 << 24) as engine:
             for request in company:
                 next(iter(engine.submit(request)))
             tokens = [*b"ab", *said(engine.submit(ask(b"ab", count=3, model="window")))]
-            found = engine.snapshots.longest(engine.catalogue.find("window").prints.weights, tokens)
+            found = engine.prefix_cache.longest(engine.registry.resolve("window").fingerprints.weights, tokens)
             return found.length, states.nbytes(found.state)
 
     assert kept(ask(b"a longer text than that", count=40, model="window")) == kept()

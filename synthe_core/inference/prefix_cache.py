@@ -1,0 +1,231 @@
+"""A cache of model states after prefixes of prompts: a request with an equal prefix continues from there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from synthe_core import state as states
+
+DISK_FACTOR = 8
+"""Files may take so many times the bytes that are cached in memory."""
+SUFFIX = ".state"
+ALIGNMENT = 16
+"""A text may be cut at multiples of this for two passes, and gives the same numbers as in one."""
+_FACTOR = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)  # no text from outside can be made to collide
+
+
+@dataclass
+class CachedState:
+    """The state of one row after `tokens`, read by the model with that fingerprint. After a whole prompt also the
+    `logits` [1, V] and the `confidence` [1] of the next token. resumable: any text may continue from here, wherever it
+    is cut."""
+
+    fingerprint: str
+    tokens: Sequence[int] | np.ndarray
+    state: Any
+    logits: Tensor | None = None
+    confidence: Any = None
+    resumable: bool = False
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    def serves(self, length: int) -> bool:
+        """Whether a prompt of `length` tokens may continue from here. A whole prompt needs the logits that follow it. A
+        longer one must be cut where its own prefill would pause, so that it gets the numbers it would get without the
+        cache; or at the end of an answer, where the conversation itself was cut."""
+        return self.logits is not None if length == self.length else self.resumable or self.length % ALIGNMENT == 0
+
+
+@dataclass
+class _Entry:
+    """A cached state in memory, or in a file: then `template` holds meta tensors, the shape of the state's tree."""
+
+    tokens: np.ndarray
+    cached: CachedState | None
+    bytes: int
+    file: Path | None = None
+    written: Future[None] | None = None
+    template: Any = None
+    resumable: bool = False
+
+
+Key = tuple[str, int, int]  # fingerprint, length, hash of the tokens
+
+
+def prefix_hashes(tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+    """uint64 [N + 1]: a hash of every prefix of `tokens`."""
+    with np.errstate(over="ignore"):
+        numbers = np.asarray(tokens, dtype=np.uint64) + np.uint64(1)
+        powers = np.cumprod(np.full(len(numbers), _FACTOR, dtype=np.uint64), dtype=np.uint64)
+        return np.concatenate([np.zeros(1, np.uint64), np.cumsum(numbers * powers, dtype=np.uint64)])
+
+
+class PrefixCache:
+    """At most `limit` bytes in memory. The least recently used states are moved to files in `folder`, at most
+    `DISK_FACTOR` times as many bytes, or dropped if there is no folder. Used by one thread."""
+
+    def __init__(self, limit: int, folder: Path | None = None) -> None:
+        self.limit, self.folder = limit, folder
+        self.bytes = self.spilled_bytes = self.hits = self.misses = self.tokens_saved = 0
+        self._in_memory: OrderedDict[Key, _Entry] = OrderedDict()
+        self._on_disk: OrderedDict[Key, _Entry] = OrderedDict()
+        self._lengths: dict[str, dict[int, int]] = {}  # fingerprint -> length -> number of states
+        self._names = itertools.count()
+        self._writer = ThreadPoolExecutor(1, "prefix-cache") if folder is not None else None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob(f"*{SUFFIX}*"):
+                path.unlink(missing_ok=True)
+
+    def stats(self) -> dict[str, int]:
+        """Sizes and counters by name."""
+        return {
+            "entries": len(self._in_memory),
+            "bytes": self.bytes,
+            "limit": self.limit,
+            "spilled": len(self._on_disk),
+            "spilled_bytes": self.spilled_bytes,
+            "hits": self.hits,
+            "misses": self.misses,
+            "tokens_saved": self.tokens_saved,
+        }
+
+    def put(self, cached: CachedState) -> None:
+        """Adds a state, which nobody may write to from now on."""
+        size = states.nbytes(cached.state) + 8 * cached.length + 1024
+        size += 0 if cached.logits is None else states.nbytes(cached.logits)
+        if size > self.limit or not cached.length:
+            return
+        tokens = np.asarray(cached.tokens, dtype=np.int64)
+        key = (cached.fingerprint, len(tokens), int(prefix_hashes(tokens)[-1]))
+        if (old := self._in_memory.get(key)) is not None:
+            if cached.logits is None and old.cached is not None and old.cached.logits is not None:
+                self._in_memory.move_to_end(key)
+                return
+            self._drop(key)
+        elif key in self._on_disk:
+            self._drop(key)
+        self._insert(key, _Entry(tokens, cached, size, resumable=cached.resumable))
+
+    def longest(self, fingerprint: str, tokens: Sequence[int]) -> CachedState | None:
+        """The state of the longest prefix of `tokens` that a prompt of these tokens may continue from."""
+        lengths = self._lengths.get(fingerprint)
+        cached = self._lookup(fingerprint, np.asarray(tokens, dtype=np.int64), lengths) if lengths else None
+        self.hits += cached is not None
+        self.misses += cached is None
+        self.tokens_saved += 0 if cached is None else cached.length
+        return cached
+
+    def _lookup(self, fingerprint: str, tokens: np.ndarray, lengths: dict[int, int]) -> CachedState | None:
+        known = prefix_hashes(tokens)
+        for length in sorted((n for n in lengths if n <= len(tokens)), reverse=True):
+            key = (fingerprint, length, int(known[length]))
+            entry = self._in_memory.get(key) or self._on_disk.get(key)
+            if entry is None or not np.array_equal(entry.tokens, tokens[:length]):
+                continue
+            cached = entry.cached or self._load(key, entry)
+            if cached is None or not cached.serves(len(tokens)):
+                continue
+            if key in self._in_memory:
+                self._in_memory.move_to_end(key)
+            return cached
+        return None
+
+    def drop_model(self, fingerprint: str) -> None:
+        """Drops every state of a model."""
+        for key in [key for key in [*self._in_memory, *self._on_disk] if key[0] == fingerprint]:
+            self._drop(key)
+
+    def close(self) -> None:
+        """Removes everything, the files included: they are of this process's requests."""
+        if self._writer is not None:
+            self._writer.shutdown(wait=True, cancel_futures=True)
+        for path in self.folder.glob(f"*{SUFFIX}") if self.folder is not None else ():
+            path.unlink(missing_ok=True)
+        self._in_memory.clear()
+        self._on_disk.clear()
+        self._lengths.clear()
+
+    def _insert(self, key: Key, entry: _Entry) -> None:
+        self._in_memory[key] = entry
+        self.bytes += entry.bytes
+        self._count(key, 1)
+        while self.bytes > self.limit:
+            oldest = next(iter(self._in_memory))
+            entry = self._in_memory[oldest]
+            self._drop(oldest)
+            if self.folder is not None:
+                self._spill(oldest, entry)
+
+    def _drop(self, key: Key) -> None:
+        if (entry := self._in_memory.pop(key, None)) is not None:
+            self.bytes -= entry.bytes
+            self._count(key, -1)
+        if (entry := self._on_disk.pop(key, None)) is not None:
+            self.spilled_bytes -= entry.bytes
+            self._count(key, -1)
+            assert self._writer is not None and entry.file is not None
+            self._writer.submit(entry.file.unlink, missing_ok=True)
+
+    def _count(self, key: Key, change: int) -> None:
+        lengths = self._lengths.setdefault(key[0], {})
+        lengths[key[1]] = lengths.get(key[1], 0) + change
+        if not lengths[key[1]]:
+            del lengths[key[1]]
+
+    def _spill(self, key: Key, entry: _Entry) -> None:
+        assert self.folder is not None and self._writer is not None and entry.cached is not None
+        if entry.bytes > DISK_FACTOR * self.limit:
+            return
+        cached = entry.cached
+        entry.template = states.map_leaves(lambda leaf: leaf.to("meta"), cached.state)
+        entry.file = self.folder / f"{next(self._names)}{SUFFIX}"
+        entry.written = self._writer.submit(_write, entry.file, cached)
+        entry.written.add_done_callback(lambda _: setattr(entry, "cached", None))
+        self._on_disk[key] = entry
+        self.spilled_bytes += entry.bytes
+        self._count(key, 1)
+        while self.spilled_bytes > DISK_FACTOR * self.limit:
+            self._drop(next(iter(self._on_disk)))
+
+    def _load(self, key: Key, entry: _Entry) -> CachedState | None:
+        """A state from its file; None if the file is not what was written."""
+        assert entry.file is not None and entry.written is not None
+        try:
+            entry.written.result()
+            tensors = load_file(entry.file)
+            values = iter([tensors[name] for name, _ in states.named_leaves(entry.template, "state")])
+            state = states.map_leaves(lambda _: next(values), entry.template)
+        except (OSError, SafetensorError, KeyError):
+            self._drop(key)
+            return None
+        cached = CachedState(
+            key[0], entry.tokens, state, tensors.get("logits"), tensors.get("confidence"), entry.resumable
+        )
+        size = entry.bytes
+        self._drop(key)
+        self._insert(key, _Entry(entry.tokens, cached, size, resumable=entry.resumable))
+        return cached
+
+
+def _write(path: Path, cached: CachedState) -> None:
+    tensors = states.to_tensors(cached.state, "state")
+    if cached.logits is not None and cached.confidence is not None:
+        tensors |= {"logits": cached.logits, "confidence": cached.confidence}
+    with torch.inference_mode():
+        save_file({name: tensor.cpu().clone() for name, tensor in tensors.items()}, path)

@@ -1,0 +1,223 @@
+"""The next token of many rows at once. A row whose settings cannot be computed fails alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthe_core.errors import WorkError
+from synthe_core.inference.constraints import Constraint
+from synthe_core.inference.outputs import Logprob
+from synthe_core.inference.sampling_params import SamplingParams
+
+
+@dataclass(eq=False)
+class SamplingState:
+    """What sampling remembers of one sequence.
+
+    generator:    every row draws from its own, so that it does not depend on the rows beside it; None if greedy.
+    seen_tokens:  bool [V], tokens that the repetition penalty applies to; None without one.
+    token_counts: float32 [V], how often each token was generated; None where no penalty needs it.
+    """
+
+    params: SamplingParams
+    generator: torch.Generator | None = None
+    seen_tokens: Tensor | None = None
+    token_counts: Tensor | None = None
+    constraint: Constraint | None = None
+
+    @classmethod
+    def create(
+        cls,
+        params: SamplingParams,
+        seed: int,
+        vocab: int,
+        prompt: Sequence[int],
+        device: torch.device,
+        constraint: Constraint | None = None,
+    ) -> SamplingState:
+        """The state of a sequence that has generated nothing."""
+        state = cls(params, constraint=constraint)
+        if params.temperature > 0:
+            state.generator = torch.Generator(device).manual_seed(seed % (1 << 63))
+        if params.repetition_penalty != 1.0:
+            state.seen_tokens = torch.zeros(vocab, dtype=torch.bool, device=device)
+            state.seen_tokens[torch.tensor(prompt, dtype=torch.int64, device=device)] = True
+        if params.uses_token_counts:
+            state.token_counts = torch.zeros(vocab, device=device)
+        return state
+
+    def accept(self, token_id: int) -> None:
+        """Records a generated token."""
+        if self.seen_tokens is not None:
+            self.seen_tokens[token_id] = True
+        if self.token_counts is not None:
+            self.token_counts[token_id] += 1
+
+
+@torch.inference_mode()
+def sample(logits: Tensor, rows: Sequence[SamplingState]) -> list[int | Exception]:
+    """One token a row from float32 logits [N, V]; in place of a token, the error that a row's settings led to.
+
+    No row draws before all that can fail for several rows at once is computed: if that raises, the rows are computed
+    one by one, and those without a fault draw what they would have drawn.
+    """
+    try:
+        scores = _apply_penalties(_apply_constraints(logits, rows), rows)
+        drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
+        if not drawn:
+            return list(scores.argmax(-1).tolist())
+        probabilities = _probabilities(_select(scores, drawn, len(rows)), [rows[index].params for index in drawn])
+    except Exception as error:
+        if len(rows) == 1:
+            return [error]
+        return [token for index, row in enumerate(rows) for token in sample(logits[index : index + 1], [row])]
+    tokens: list[int | Exception] = list(scores.argmax(-1).tolist()) if len(drawn) < len(rows) else [-1] * len(rows)
+    for index, token in zip(drawn, _draw(probabilities, [rows[index].generator for index in drawn]), strict=True):
+        tokens[index] = token
+    return tokens
+
+
+def _draw(probabilities: Tensor, generators: Sequence[torch.Generator | None]) -> list[int | Exception]:
+    """A token from each row of probabilities [N, V], by the row's own generator."""
+    finite = [True] * len(generators)
+    if probabilities.device.type != "cpu":  # a device cannot report what it drew from
+        finite = probabilities.isfinite().all(-1).tolist()
+    picks: list[Tensor] = []
+    errors: dict[int, Exception] = {}
+    for index, generator in enumerate(generators):
+        try:
+            if not finite[index]:
+                raise WorkError("the probabilities of the next token are not finite")
+            picks.append(torch.multinomial(probabilities[index], 1, generator=generator))
+        except Exception as error:
+            errors[index] = error
+    tokens = iter(torch.cat(picks).tolist() if picks else [])
+    return [errors[index] if index in errors else next(tokens) for index in range(len(generators))]
+
+
+TokenLogprobs = tuple[Logprob, tuple[Logprob, ...]]
+"""A token with its log-probability, and the likeliest tokens with theirs."""
+
+
+def token_logprobs(logits: Tensor, tokens: Sequence[int], top: Sequence[int]) -> list[TokenLogprobs | Exception]:
+    """Log-probabilities of each row's token under float32 logits [N, V], and of the `top` likeliest of each row; in
+    their place, the error that a row led to."""
+    try:
+        return list(_token_logprobs(logits, tokens, top))
+    except Exception as error:
+        if len(tokens) == 1:
+            return [error]
+        rows = range(len(tokens))
+        return [token_logprobs(logits[i : i + 1], tokens[i : i + 1], top[i : i + 1])[0] for i in rows]
+
+
+def _token_logprobs(logits: Tensor, tokens: Sequence[int], top: Sequence[int]) -> list[TokenLogprobs]:
+    total = logits.logsumexp(-1, keepdim=True)
+    index = torch.tensor(tokens, device=logits.device)[:, None]
+    own = (logits.gather(1, index) - total)[:, 0].tolist()
+    largest = max(top, default=0)
+    values: list[list[float]] = [[] for _ in tokens]
+    ids: list[list[int]] = [[] for _ in tokens]
+    if largest:
+        best = logits.topk(min(largest, logits.shape[1]))
+        values, ids = (best.values - total).tolist(), best.indices.tolist()
+    return [
+        (Logprob(token, logprob), tuple(map(Logprob, ids[row][:count], values[row][:count])) if count else ())
+        for row, (token, logprob, count) in enumerate(zip(tokens, own, top, strict=True))
+    ]
+
+
+def _apply_constraints(logits: Tensor, rows: Sequence[SamplingState]) -> Tensor:
+    """-inf for tokens that a row's constraint does not allow."""
+    copied = False
+    for index, row in enumerate(rows):
+        if row.constraint is None or (allowed := row.constraint.allowed_tokens()) is None:
+            continue
+        if not copied:
+            logits, copied = logits.clone(), True
+        logits[index].masked_fill_(~allowed.to(logits.device), -torch.inf)
+    return logits
+
+
+def _apply_penalties(logits: Tensor, rows: Sequence[SamplingState]) -> Tensor:
+    """Penalties and biases. The logits of rows without any stay what they are, to the bit."""
+    params = [row.params for row in rows]
+    if all(one.keeps_logits for one in params):
+        return logits
+    seen = _stacked([row.seen_tokens for row in rows])
+    if seen is not None:
+        penalty = _column(logits, [one.repetition_penalty for one in params])
+        logits = torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    counts = _stacked([row.token_counts for row in rows])
+    if counts is not None:
+        frequency = _column(logits, [one.frequency_penalty for one in params])
+        presence = _column(logits, [one.presence_penalty for one in params])
+        logits = logits - frequency * counts - presence * (counts > 0)
+    if any(one.logit_bias for one in params):
+        logits = logits.clone()
+        for index, one in enumerate(params):
+            if one.logit_bias:
+                ids = torch.tensor(list(one.logit_bias), device=logits.device)
+                logits[index, ids] += torch.tensor(list(one.logit_bias.values()), device=logits.device)
+    return logits
+
+
+def _select(scores: Tensor, indices: Sequence[int], rows: int) -> Tensor:
+    if len(indices) == rows:
+        return scores
+    return scores.index_select(0, torch.tensor(indices, device=scores.device))
+
+
+def _probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """What the next token is drawn from [N, V], after temperature and filters."""
+    divisor = _column(logits, [one.temperature for one in params]).clamp(min=torch.finfo(logits.dtype).tiny)
+    # Relative to the largest, so that a temperature of almost nothing is greedy rather than infinite.
+    logits = (logits - logits.amax(-1, keepdim=True)) / divisor
+    logits = _keep_top_k(logits, params)
+    logits = _keep_top_p(logits, params)
+    if any(one.min_p > 0 for one in params):
+        probabilities = logits.softmax(-1)
+        floor = _column(logits, [one.min_p for one in params]) * probabilities.amax(-1, keepdim=True)
+        logits = logits.masked_fill(probabilities < floor, -torch.inf)
+    return logits.softmax(-1)
+
+
+def _keep_top_k(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    vocab = logits.shape[-1]
+    sizes = [one.top_k if 0 < one.top_k < vocab else 0 for one in params]
+    if not any(sizes):
+        return logits
+    values = logits.topk(max(sizes), dim=-1).values
+    last = torch.tensor([max(size, 1) - 1 for size in sizes], device=logits.device)[:, None]
+    threshold = values.gather(1, last).masked_fill(_column(logits, sizes) == 0, -torch.inf)
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def _keep_top_p(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    if all(one.top_p >= 1 for one in params):
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True)
+    probabilities = ordered.softmax(-1)
+    # For a row without a limit: the sum before any token is below 2, whatever the rounding.
+    limit = _column(logits, [one.top_p if one.top_p < 1 else 2.0 for one in params])
+    beyond = probabilities.cumsum(-1) - probabilities >= limit
+    beyond[:, 0] = False  # also where top_p is smaller than float32 can hold
+    return logits.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), -torch.inf)
+
+
+def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The parts as rows, zeros for those that are None; None if all are."""
+    like = next((part for part in parts if part is not None), None)
+    if like is None:
+        return None
+    zeros = torch.zeros_like(like)
+    return torch.stack([zeros if part is None else part for part in parts])
+
+
+def _column(like: Tensor, values: Sequence[Any]) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]

@@ -1,0 +1,41 @@
+"""How a scheduler cuts prompts into passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+from synthe_core.inference.prefix_cache import ALIGNMENT
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """chunk_size:         prompts are cut at multiples of this, counted from the beginning of the text.
+    alignment:          the last pass over a prompt begins at a multiple of this.
+    padded_lengths:     chunks are padded to the next of these, and read with others of the same; empty: to the longest.
+    max_prefill_tokens: prompt tokens of one pass, padding included: how long a long prompt delays the others.
+    cache_outputs:      the state at the end of each output is cached, for the next turn of the conversation.
+    prefill_first:      all prompts are read before the next token is generated.
+    batch_invariant:    a sequence's numbers do not depend on what else runs: cuts and padding follow from its own text.
+    """
+
+    chunk_size: int = 256
+    alignment: int = ALIGNMENT
+    padded_lengths: Many[int] = (16, 32, 48, 64, 96, 128, 192, 256)
+    max_prefill_tokens: int = 512
+    cache_outputs: bool = True
+    prefill_first: bool = False
+    batch_invariant: bool = True
+
+
+def offline(device: str) -> SchedulerConfig:
+    """For texts that nobody waits for one by one: large passes, with as little padding as possible."""
+    return SchedulerConfig(
+        chunk_size=2048,
+        alignment=1,
+        padded_lengths=(),
+        max_prefill_tokens=4096 if device == "cpu" else 65_536,
+        cache_outputs=False,
+        prefill_first=True,
+        batch_invariant=False,
+    )

@@ -1,0 +1,99 @@
+"""A sequence: one request inside the engine, and how far it has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+from torch import Tensor
+
+from synthe_core.inference.constraints import Constraint
+from synthe_core.inference.model_registry import ResolvedModel
+from synthe_core.inference.outputs import FinishReason, Output, OutputCallback, PromptLogprob
+from synthe_core.inference.request import Request
+from synthe_core.inference.sampler import SamplingState
+from synthe_core.model.session import Session
+
+
+class SequenceStatus(Enum):
+    WAITING = auto()  # for room
+    PREFILLING = auto()  # its prompt is being read
+    RUNNING = auto()  # it has a slot in the batch and generates
+    SAVING = auto()  # it has ended, and its session is being saved
+    FINISHED = auto()
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One text that is read and continued.
+
+    resolved:            the model, the adapter and their fingerprints.
+    sampling:            set when the sequence is admitted, with `constraint` in it.
+    token_ids:           tokens to read; with a session, the token that it left unread comes first.
+    num_past_tokens:     tokens that the session had read before those.
+    num_computed_tokens: how many of `token_ids` the model has read.
+    num_cached_tokens:   prompt tokens, the session's past included, that need not be computed.
+    state:               the model's state of one row after `num_computed_tokens`; None at the beginning, and while the
+                         batch holds it. At the end it is the state after all but the last token, if one is to be kept.
+    state_bytes:         what the state may take at the end of the sequence.
+    keep_state:          the state is wanted at the end.
+    session:             where the sequence continues, if not from a session of the store.
+    prefix_keys:         prefixes that other sequences may share; see `prefill`.
+    prompt_logprobs:     those not reported yet. last_prompt_logits [V]: of the next prompt token to report.
+    """
+
+    request: Request
+    on_output: OutputCallback
+    resolved: ResolvedModel
+    constraint: Constraint | None = None
+    token_ids: list[int] = field(default_factory=list)
+    sampling: SamplingState = field(init=False)
+    status: SequenceStatus = SequenceStatus.WAITING
+    num_past_tokens: int = 0
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    output_token_ids: list[int] = field(default_factory=list)
+    state: Any = None
+    state_bytes: int = 0
+    keep_state: bool = False
+    session: Session | None = None
+    prefix_keys: list[tuple[int, int]] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
+    last_prompt_logits: Tensor | None = None
+    admitted_at: float = 0.0
+    finish_reason: FinishReason | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended; its session may still be on its way to the disk."""
+        return self.status in (SequenceStatus.SAVING, SequenceStatus.FINISHED)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens before the first generated one, the session's past included."""
+        return self.num_past_tokens + len(self.token_ids)
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        """How many of `token_ids` are read. With nothing to generate, a session's last token stays unread."""
+        return len(self.token_ids) - (self.request.max_tokens == 0 and self.request.session_id is not None)
+
+    @property
+    def num_state_tokens(self) -> int:
+        """How many tokens the state has read while the sequence generates."""
+        return self.num_prompt_tokens + max(0, len(self.output_token_ids) - 1)
+
+    @property
+    def last_token_id(self) -> int:
+        """The newest token, which the state has not read."""
+        return self.output_token_ids[-1] if self.output_token_ids else self.token_ids[-1]
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether all that its state has read is in `token_ids`: what a session read before them is not known."""
+        return self.num_past_tokens == 0
+
+    def emit(self, output: Output) -> bool:
+        """Passes an output on; returns whether the receiver stops the sequence."""
+        return self.on_output(output)
