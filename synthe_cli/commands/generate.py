@@ -83,7 +83,8 @@ def generate(
 
     from synthe_core.hardware.placement import choose_device
     from synthe_core.hardware.probe import probe
-    from synthe_core.inference.generation import write
+    from synthe_core.inference import offline
+    from synthe_core.inference.loaded_model import LoadedModel
     from synthe_core.model.session import Session
     from synthe_core.storage.checkpoint import Checkpoint
 
@@ -93,18 +94,18 @@ def generate(
     })  # fmt: skip
     opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
     where = choose_device(device or "auto", probe()).value
-    tokenizer, model = opened.tokenizer(), opened.model(where).eval()
-    session = opened.session(state_in, model) if state_in else None
+    model = LoadedModel.from_checkpoint(opened, path.name, where, batch_invariant=False)
+    session = opened.session(state_in, model.model) if state_in else None
     if state_out:
         Session.check_target(state_out)
-    pieces = write(model, tokenizer, prompts, tokens, sampling=sampling, seed=seed, stop=stop or (), session=session)
+    deltas = offline.generate(model, prompts, tokens, sampling=sampling, seed=seed, stop=stop or (), session=session)
     texts = [""] * len(prompts)
     streamed = len(prompts) == 1 and not as_json
     if streamed:
         _print(prompts[0])
     while True:
         try:
-            row, text = next(pieces)
+            row, text = next(deltas)
         except StopIteration as end:
             after: Session = end.value
             break
@@ -114,14 +115,12 @@ def generate(
     if streamed:
         print()
     else:
-        for index, (asked, text) in enumerate(zip(prompts, texts, strict=True)):
+        for index, (each, text) in enumerate(zip(prompts, texts, strict=True)):
             print(
-                json.dumps({"prompt": asked, "text": text}, ensure_ascii=False)
-                if as_json
-                else _entry(index, asked, text)
+                json.dumps({"prompt": each, "text": text}, ensure_ascii=False) if as_json else _entry(index, each, text)
             )
     if state_out:
-        after.save(state_out, model)
+        after.save(state_out, model.model)
 
 
 def _read(path: Path) -> str:

@@ -12,10 +12,10 @@ from synthe_core.events import Event, Measurement, Progress
 from synthe_core.hardware.placement import choose_precision
 from synthe_core.hardware.probe import probe
 from synthe_core.hardware.recipe_context import context_for_recipe
-from synthe_core.inference.generate import prefill
 from synthe_core.layers import build, parse
 from synthe_core.layers.learner import Pass, apply_buffer_updates
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.prefill import prefill
 from synthe_core.profiling.peak_memory import peak_bytes
 from synthe_core.recipe.accounting import vocabulary_of
 from synthe_core.recipe.schema import Recipe

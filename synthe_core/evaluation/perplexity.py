@@ -22,8 +22,8 @@ from synthe_core.evaluation.reading import MAX_STATE_BYTES
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.recipe_context import context_for_recipe
-from synthe_core.inference.generate import PREFILL
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.prefill import PREFILL
 from synthe_core.storage.checkpoint import Checkpoint
 
 TOKENS = 4096  # of a pass

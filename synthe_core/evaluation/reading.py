@@ -11,8 +11,8 @@ from torch import Tensor
 
 from synthe_core import state as states
 from synthe_core.evaluation.prefix_tree import Node
-from synthe_core.inference.generate import PREFILL
 from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.model.prefill import PREFILL
 
 TOKENS = {"cpu": 4096}
 """Tokens of a forward pass by device, padding included, if no batch size is given; for other devices:"""

@@ -131,12 +131,12 @@ class Engine:
                 scheduler.step()
             except Exception as error:
                 for sequence in [each for each, owner in self.running.items() if owner is scheduler]:
-                    self.finish(sequence, "error", one_line(error))
+                    self.finish(sequence, "error", error)
             if not scheduler.sequences:
                 del self._schedulers[key]
                 self.detach_unused(scheduler.model)
 
-    def finish(self, sequence: Sequence, reason: FinishReason, message: str = "") -> None:
+    def finish(self, sequence: Sequence, reason: FinishReason, error: Exception | None = None) -> None:
         """Ends a sequence, whatever it is doing. Every sequence ends here, and once.
 
         Its session is saved with what was generated; after an error, or if nothing was generated yet, the session
@@ -148,14 +148,13 @@ class Engine:
             self.waiting.remove(sequence)
             self.admission.dequeue()
             sequence.state = None  # it is as its session's file has it
-        else:
-            error = self._remove(sequence, reason)
-            reason, message = ("error", error) if error else (reason, message)
-        sequence.finish_reason = reason
+        elif failure := self._remove(sequence, reason):
+            reason, error = "error", failure
+        sequence.finish_reason, sequence.error = reason, error
         if reason != "error" and sequence.request.session_id is not None and sequence.state is not None:
             self._save_session(sequence)
         else:
-            self._emit_finished(sequence, message)
+            self._emit_finished(sequence)
 
     def abort(self, sequence: Sequence) -> None:
         """Ends a sequence that nobody waits for any more."""
@@ -193,7 +192,7 @@ class Engine:
                 if not self.admission.has_room(sequence.state_bytes):
                     return
             except Exception as error:
-                self.finish(sequence, "refused" if isinstance(error, InputError) else "error", one_line(error))
+                self.finish(sequence, "refused" if isinstance(error, InputError) else "error", error)
                 continue
             self.waiting.popleft()
             self.admission.acquire(sequence.state_bytes)
@@ -228,19 +227,19 @@ class Engine:
             self._schedulers[key] = ModelScheduler(resolved, self.config, self.prefix_cache, self.metrics, self.finish)
         return self._schedulers[key]
 
-    def _remove(self, sequence: Sequence, reason: FinishReason) -> str:
+    def _remove(self, sequence: Sequence, reason: FinishReason) -> Exception | None:
         """Takes a running sequence out of its scheduler; returns what went wrong, if anything."""
-        scheduler, message = self.running.pop(sequence), ""
+        scheduler, failure = self.running.pop(sequence), None
         keep_state = reason != "error" and (sequence.keep_state or sequence.request.session_id is not None)
         try:
             scheduler.remove(sequence, keep_state)
         except Exception as error:
-            message = one_line(error)
-        if not keep_state or message:
+            failure = error
+        if not keep_state or failure:
             sequence.state = None
         self.admission.release(sequence.state_bytes, time.monotonic() - sequence.admitted_at)
         self.metrics.cached_tokens += sequence.num_cached_tokens
-        return message
+        return failure
 
     def _save_session(self, sequence: Sequence) -> None:
         """Saves the session, and then emits `Finished`."""
@@ -254,7 +253,7 @@ class Engine:
             post = self._post
             self._saver.submit(lambda: post(partial(self._after_saving, sequence, save())))
 
-    def _write_session(self, sequence: Sequence, session: Session) -> str:
+    def _write_session(self, sequence: Sequence, session: Session) -> Exception | None:
         """Returns what went wrong, if anything."""
         request, fingerprints = sequence.request, sequence.resolved.fingerprints
         assert request.session_id is not None
@@ -262,16 +261,16 @@ class Engine:
             with torch.inference_mode():
                 self.sessions.save(request.session_id, request.model, fingerprints.weights, fingerprints.shape, session)
         except Exception as error:
-            return one_line(error)
-        return ""
+            return error
+        return None
 
-    def _after_saving(self, sequence: Sequence, message: str) -> None:
+    def _after_saving(self, sequence: Sequence, failure: Exception | None) -> None:
         self._num_saving -= 1
-        if message:
-            sequence.finish_reason = "error"
-        self._emit_finished(sequence, message)
+        if failure is not None:
+            sequence.finish_reason, sequence.error = "error", failure
+        self._emit_finished(sequence)
 
-    def _emit_finished(self, sequence: Sequence, message: str) -> None:
+    def _emit_finished(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.FINISHED
         assert sequence.finish_reason is not None
         if sequence.request.session_id is not None:
@@ -284,7 +283,7 @@ class Engine:
             num_prompt_tokens,
             sequence.num_cached_tokens,
             len(sequence.output_token_ids),
-            message,
+            "" if sequence.error is None else one_line(sequence.error),
         )
         try:
             sequence.emit(finished)

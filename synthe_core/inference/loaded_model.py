@@ -64,19 +64,24 @@ class LoadedModel:
 
     @classmethod
     def load(cls, path: Path, name: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
-        """The checkpoint, run folder or .synapse file at `path`."""
-        checkpoint = Checkpoint.open(path)
+        """The checkpoint, run folder or .synapse file at `path`, for a server."""
+        return cls.from_checkpoint(Checkpoint.open(path), name or path.resolve().name.removesuffix(".synapse"), device)
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, name: str, device: torch.device | str = "cpu", *, batch_invariant: bool = True
+    ) -> LoadedModel:
+        """The model of an open checkpoint."""
         context = context_for_recipe(checkpoint.recipe, torch.device(device))
-        model = checkpoint.model(context.device).eval()
-        model.requires_grad_(False)
         return cls(
-            name or path.resolve().name.removesuffix(".synapse"),
-            model,
+            name,
+            checkpoint.model(context.device).eval().requires_grad_(False),
             checkpoint.tokenizer(),
             checkpoint.path,
             checkpoint.digest,
             int(checkpoint.path.stat().st_mtime),
             context=context,
+            batch_invariant=batch_invariant,
         )
 
     @property

@@ -84,11 +84,17 @@ def _state_bytes(sequence: Sequence) -> int:
     return 0 if sequence.state is None else states.nbytes(sequence.state)
 
 
-def prefix_keys(sequence: Sequence) -> list[PrefixKey]:
-    """The prefixes that other sequences may share with this one: to each cache breakpoint, and its whole prompt."""
+def prefix_keys(sequence: Sequence, config: SchedulerConfig) -> list[PrefixKey]:
+    """The prefixes that other sequences may share with this one: to each cache breakpoint, and in batch-invariant mode
+    its whole prompt."""
+    length = len(sequence.token_ids)
+    lengths = {each for each in sequence.request.cache_breakpoints if each <= length}
+    if config.batch_invariant:
+        lengths.add(length)
+    if not lengths:
+        return []
     hashes = prefix_hashes(sequence.token_ids)
-    lengths = sorted({*sequence.request.cache_breakpoints, len(sequence.token_ids)})
-    return [(length, int(hashes[length])) for length in lengths]
+    return [(each, int(hashes[each])) for each in sorted(lengths)]
 
 
 def caches_state(sequence: Sequence, config: SchedulerConfig) -> bool:

@@ -29,7 +29,6 @@ from synthe_core.inference.sampler import sample, token_logprobs
 from synthe_core.inference.scheduler_config import SchedulerConfig
 from synthe_core.inference.sequence import Sequence, SequenceStatus
 from synthe_core.inference.state_batch import StateBatch
-from synthe_core.inference.validation import one_line
 
 LOGITS = 1 << 24
 """Logits that are held at a time for the logprobs of a prompt."""
@@ -38,7 +37,7 @@ LOGITS = 1 << 24
 class Finish(Protocol):
     """Ends a sequence; see `Engine.finish`."""
 
-    def __call__(self, sequence: Sequence, reason: FinishReason, message: str = "") -> None: ...
+    def __call__(self, sequence: Sequence, reason: FinishReason, error: Exception | None = None) -> None: ...
 
 
 class Heads(NamedTuple):
@@ -90,7 +89,7 @@ class ModelScheduler:
         sequence.status = SequenceStatus.PREFILLING
         sequence.num_cached_tokens = sequence.num_past_tokens
         if sequence.is_cacheable and not sequence.request.prompt_logprobs and self.prefix_cache.limit:
-            sequence.prefix_keys = prefix_keys(sequence)
+            sequence.prefix_keys = prefix_keys(sequence, self.config)
         self.prefilling.append(sequence)
         with self.model.activate(self.adapter):
             self._continue_from_cache(sequence)
@@ -127,7 +126,7 @@ class ModelScheduler:
             output, heads = self._prefill_pass(batch)
         except Exception as error:
             if len(batch.sequences) == 1:
-                self.finish(batch.sequences[0], "error", one_line(error))
+                self.finish(batch.sequences[0], "error", error)
             else:
                 for sequence, count in zip(batch.sequences, batch.num_tokens, strict=True):
                     self._prefill(PrefillBatch([sequence], [count], batch.padded_length))
@@ -142,7 +141,7 @@ class ModelScheduler:
                     self._complete(sequence, heads.rows(torch.tensor([row], device=self.model.device)))
                     complete.append(row)
             except Exception as error:
-                self.finish(sequence, "error", one_line(error))
+                self.finish(sequence, "error", error)
         going = [row for row in complete if not batch.sequences[row].finished]
         if going:
             index = torch.tensor(going, device=self.model.device)
@@ -178,8 +177,10 @@ class ModelScheduler:
                 self._cache(sequence, sequence.token_ids[: sequence.num_computed_tokens], resumable=resumable)
 
     def _complete(self, sequence: Sequence, heads: Heads) -> None:
-        """The prompt is read: caches its end, and ends a sequence that generates nothing."""
-        if sequence.num_prefill_tokens == len(sequence.token_ids):
+        """The prompt is read: caches its end if it may be shared, and ends a sequence that generates nothing."""
+        length = len(sequence.token_ids)
+        is_shared = self.config.batch_invariant or length in sequence.request.cache_breakpoints
+        if is_shared and sequence.num_prefill_tokens == length:
             resumable = not self.config.batch_invariant
             self._cache(sequence, sequence.token_ids, heads, resumable=resumable)
         if not sequence.request.max_tokens:
@@ -195,7 +196,7 @@ class ModelScheduler:
             if heads is None:
                 self._finish_without_output(sequence)
         except Exception as error:
-            self.finish(sequence, "error", one_line(error))
+            self.finish(sequence, "error", error)
             return
         if heads is not None:
             self._append_tokens([sequence], heads)
@@ -232,6 +233,8 @@ class ModelScheduler:
         last, end = sequence.last_prompt_logits, sequence.num_prefill_tokens
         if sequence.request.prompt_logprobs and end < len(sequence.token_ids):
             add_prompt_logprobs(sequence, None if last is None else last[None], end, len(sequence.token_ids))
+        if sequence.state is None:  # nothing is read but what comes next
+            sequence.state = self.model.model.init_state(1)
         self._report_prefill(sequence)
         self.finish(sequence, "length")
 
@@ -257,7 +260,7 @@ class ModelScheduler:
     def _decode_alone(self, sequences: Many[Sequence], error: Exception) -> None:
         """One more token of each sequence by itself, after a pass over all of them has failed with `error`."""
         if len(sequences) == 1:
-            self.finish(sequences[0], "error", one_line(error))
+            self.finish(sequences[0], "error", error)
             return
         for sequence in sequences:
             try:
@@ -267,7 +270,7 @@ class ModelScheduler:
                 heads = self._heads(output.hidden[:, 0], signals, sequence.request.return_logprob)
                 self.batch.replace_state(sequence, output.state)
             except Exception as own:
-                self.finish(sequence, "error", one_line(own))
+                self.finish(sequence, "error", own)
             else:
                 self._append_tokens([sequence], heads)
 
@@ -299,7 +302,7 @@ class ModelScheduler:
                 elif sequence.status is SequenceStatus.PREFILLING:
                     starting.append(sequence)
             except Exception as error:
-                self.finish(sequence, "error", one_line(error))
+                self.finish(sequence, "error", error)
         if starting:
             self._start(starting)
 
@@ -341,7 +344,7 @@ class ModelScheduler:
             self.batch.add(sequences)
         except Exception as error:
             if len(sequences) == 1:
-                self.finish(sequences[0], "error", one_line(error))
+                self.finish(sequences[0], "error", error)
             else:
                 for sequence in sequences:
                     self._start([sequence])

@@ -40,6 +40,7 @@ class Sequence:
     keep_state:          the state is wanted at the end.
     session:             where the sequence continues, if not from a session of the store.
     prefix_keys:         prefixes that other sequences may share; see `prefill`.
+    error:               what ended the sequence, with the finish reasons "error" and "refused".
     prompt_logprobs:     those not reported yet. last_prompt_logits [V]: of the next prompt token to report.
     """
 
@@ -63,6 +64,7 @@ class Sequence:
     last_prompt_logits: Tensor | None = None
     admitted_at: float = 0.0
     finish_reason: FinishReason | None = None
+    error: Exception | None = None
 
     @property
     def finished(self) -> bool:
@@ -76,8 +78,10 @@ class Sequence:
 
     @property
     def num_prefill_tokens(self) -> int:
-        """How many of `token_ids` are read. With nothing to generate, a session's last token stays unread."""
-        return len(self.token_ids) - (self.request.max_tokens == 0 and self.request.session_id is not None)
+        """How many of `token_ids` are read. The last one stays unread if nothing is generated and the state is kept: a
+        session continues with it."""
+        keeps_state = self.keep_state or self.request.session_id is not None
+        return len(self.token_ids) - (self.request.max_tokens == 0 and keeps_state)
 
     @property
     def num_state_tokens(self) -> int:

@@ -1,23 +1,21 @@
-"""A session: what a model remembers of a text, in a file, so that it can go on exactly where it stopped."""
+"""A session: the state of a model after a text, in a file, so that generation continues exactly where it stopped."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from synthe_core import state as states
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import Backbone, LanguageModel, ModelState
-from synthe_core.storage.atomic import failure
+from synthe_core.storage.atomic import new_file
 from synthe_core.storage.tensor_file import TensorFile
 
 FORMAT = "synthe-session-1"
@@ -40,20 +38,14 @@ class Session(NamedTuple):
         return Session(states.take(self.state, index), self.pending.expand(count))
 
     def save(self, path: Path, model: LanguageModel) -> None:
-        """Writes the session to one safetensors file, whole or not at all."""
-        tensors = states.to_tensors(self.state, "state") | {"pending": self.pending.contiguous()}
+        """Writes the session to one safetensors file, atomically and synced."""
         self.check_target(path)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            save_file(tensors, partial, metadata={"format": FORMAT, "model": fingerprint(model)})
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
-            raise failure(path, error) from None
+        tensors = states.to_tensors(self.state, "state") | {"pending": self.pending.contiguous()}
+        write_session(path, tensors, {"model": fingerprint(model)})
 
     @staticmethod
     def check_target(path: Path) -> None:
-        """InputError where no file can be made at `path`: asked before the work, so that it is not in vain."""
+        """InputError if no file can be written at `path`, to be raised before the work."""
         if not path.parent.is_dir():
             raise InputError(f"no such folder: {path.parent}", "make it first; a session is one file in it")
         if path.is_dir():
@@ -72,7 +64,7 @@ class Session(NamedTuple):
 
     @classmethod
     def of(cls, file: TensorFile, model: LanguageModel) -> Session:
-        """The session in a file, which is held against the model that is to go on from it."""
+        """The session in a file. InputError if it belongs to another model, or is damaged."""
         if not is_session(file):
             raise InputError(f"{file.name} is a safetensors file, but no session", "--state-out writes one")
         if file.metadata.get("model") != fingerprint(model):
@@ -95,18 +87,23 @@ class Session(NamedTuple):
         return cls(states.from_tensors(template, dict(file), "state"), pending)
 
 
+def write_session(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a session's file; it is on disk, whole, when this returns."""
+    with new_file(path) as partial:
+        on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(on_cpu, partial, {"format": FORMAT, **metadata})
+
+
 def is_session(file: TensorFile) -> bool:
     """Whether a safetensors file is a session, of whatever model."""
     pending = file.entries.get("pending")
-    told = file.metadata.get("format") == FORMAT
-    return told and pending is not None and (pending.dtype, len(pending.shape)) == (torch.int64, 1)
+    is_format = file.metadata.get("format") == FORMAT
+    return is_format and pending is not None and (pending.dtype, len(pending.shape)) == (torch.int64, 1)
 
 
 def fingerprint(model: Backbone, tensors: Mapping[str, Tensor] | None = None) -> str:
-    """A digest of the model's shape and of a corner of each of its maps: sessions of another model are refused.
-
-    With an adapter on it, it is another model. `tensors`: the weights by name, where the model itself has none (on
-    `meta`).
+    """A digest of the model's shape and of a corner of each of its matrices, by which sessions of another model are
+    refused. With an adapter it is another model. tensors: the weights by name, if the model is on `meta`.
     """
     text = json.dumps([model.spec.model_dump(mode="json"), model.vocab], sort_keys=True)
     digest = hashlib.sha256(text.encode())

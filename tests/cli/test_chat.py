@@ -76,7 +76,8 @@ def test_a_turn_costs_its_new_tokens_only(synthe: Run, talker: Path) -> None:
 
 
 def test_the_answer_is_that_of_the_whole_conversation_read_at_once(synthe: Run, talker: Path, tmp_path: Path) -> None:
-    from synthe_core.inference.generation import write
+    from synthe_core.inference.loaded_model import LoadedModel
+    from synthe_core.inference.offline import generate
     from synthe_core.inference.sampling_params import SamplingParams
     from synthe_core.storage.checkpoint import Checkpoint
 
@@ -86,9 +87,8 @@ def test_the_answer_is_that_of_the_whole_conversation_read_at_once(synthe: Run, 
     opened = Checkpoint.open(talker)
     past = f"[system]be kind[user]hello[assistant]{first['text']}<|endoftext|>[user]and[assistant]"
     if "\ufffd" not in first["text"]:  # else the text is not what was written
-        pieces = write(
-            opened.model("cpu").eval(), opened.tokenizer(), [past], 8, sampling=SamplingParams(temperature=0)
-        )
+        model = LoadedModel.from_checkpoint(opened, "model")
+        pieces = generate(model, [past], 8, sampling=SamplingParams(temperature=0))
         assert "".join(piece.text for piece in pieces) == second["text"]
 
 
@@ -163,7 +163,7 @@ def test_a_model_without_a_template_goes_on_with_the_text(synthe: Run, writer: P
         ("/save", "/save wants one name", None),
         ("/save evening", "there is nothing to keep yet", None),
         ("/load evening", "no conversation is kept here yet", None),
-        ("hello\n/save ../../etc", "cannot be the name of a session", None),
+        ("hello\n/save ../../etc", "invalid session name", None),
         ("/regenerate", "there is no answer to write again", None),
     ],
 )

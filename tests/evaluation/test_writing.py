@@ -8,7 +8,8 @@ import torch
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.evaluation.reading import Reader
 from synthe_core.evaluation.writing import Prompt, write
-from synthe_core.inference.generation import write as generate
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.offline import generate
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 
@@ -37,7 +38,9 @@ def prompts() -> list[Prompt]:
 
 
 def alone(model: LanguageModel, prompt: Prompt, limit: int, stop: list[str]) -> str:
-    pieces = generate(model, TEXT, [bytes(prompt.tokens).decode()], limit, sampling=GREEDY, stop=stop)
+    pieces = generate(
+        LoadedModel("model", model, TEXT), [bytes(prompt.tokens).decode()], limit, sampling=GREEDY, stop=stop
+    )
     return "".join(piece.text for piece in pieces)
 
 

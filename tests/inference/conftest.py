@@ -12,10 +12,12 @@ import torch
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.inference import steady
 from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.engine import Engine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.outputs import Finished, TokenOutput
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
+from synthe_core.inference.scheduler_config import SchedulerConfig, offline
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import save, weights
@@ -102,3 +104,38 @@ def said(events: Any) -> list[int]:
 
 def text(events: Any) -> str:
     return "".join(event.text for event in events if isinstance(event, (TokenOutput, Finished)))
+
+
+def reference_tokens(model: LanguageModel, prompt: Any, count: int) -> list[int]:
+    """What a plain greedy loop over `next_logits` generates."""
+    with torch.no_grad():
+        logits, state = model.next_logits(torch.tensor([list(prompt)]))
+        tokens = [int(logits.argmax())]
+        while len(tokens) < count:
+            logits, state = model.next_logits(torch.tensor([tokens[-1:]]), state)
+            tokens.append(int(logits.argmax()))
+    return tokens
+
+
+def offline_tokens(
+    model: LanguageModel,
+    prompts: Any,
+    count: int,
+    sampling: SamplingParams = GREEDY,
+    seed: int = 0,
+    config: SchedulerConfig | None = None,
+) -> list[list[int]]:
+    """What the offline engine generates after prompts of tokens, all of them at once; row i with `seed` + i."""
+    loaded = LoadedModel("model", model, ByteTokenizer(), batch_invariant=False)
+    engine = Engine([loaded], cache_bytes=0, max_state_bytes=1 << 30, config=config or offline("cpu"))
+    sequences = [
+        engine.add_request(
+            Request("model", tuple(prompt), count, sampling, seed=seed + row, ignore_eos=True), lambda output: False
+        )
+        for row, prompt in enumerate(prompts)
+    ]
+    while engine.has_unfinished:
+        engine.step()
+    for sequence in sequences:
+        assert sequence.error is None, sequence.error
+    return [sequence.output_token_ids for sequence in sequences]

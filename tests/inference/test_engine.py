@@ -10,28 +10,26 @@ import torch
 
 from synthe_core.errors import InputError
 from synthe_core.inference.async_engine import AsyncEngine
-from synthe_core.inference.generate import Generation
-from synthe_core.inference.generation import write
+from synthe_core.inference.offline import generate
 from synthe_core.inference.outputs import Finished, PrefillFinished, PromptLogprob, TokenOutput
 from synthe_core.inference.request import Busy, NotFound, Request
 from synthe_core.inference.sampling_params import SamplingParams
-from tests.inference.conftest import GREEDY, said, text
+from tests.inference.conftest import GREEDY, offline_tokens, reference_tokens, said, text
 
 
 def test_an_answer_is_what_generation_gives(engine, memory, ask):
     events = list(engine.submit(ask(b"Once upon", 20)))
-    generation = Generation(memory.model, [list(b"Once upon")], sampling=GREEDY)
-    assert said(events) == [int(generation.step()[0]) for _ in range(20)]
+    assert said(events) == reference_tokens(memory.model, b"Once upon", 20)
+    assert said(events) == offline_tokens(memory.model, [b"Once upon"], 20)[0]
     assert events[0] == PrefillFinished(9, 0) and events[-1].reason == "length"
     assert (events[-1].num_prompt_tokens, events[-1].num_output_tokens) == (9, 20)
-    pieces = write(memory.model, memory.tokenizer, ["Once upon"], 20, sampling=GREEDY)
-    assert text(events) == "".join(piece.text for piece in pieces)
+    deltas = generate(memory, ["Once upon"], 20, sampling=GREEDY)
+    assert text(events) == "".join(delta.text for delta in deltas)
 
 
 def test_a_long_prompt_is_read_in_chunks(engine, memory, ask):
     prompt = tuple(int(i) for i in torch.randint(0, 256, (777,)))
-    generation = Generation(memory.model, [prompt], sampling=GREEDY)
-    assert said(engine.submit(ask(prompt, 8))) == [int(generation.step()[0]) for _ in range(8)]
+    assert said(engine.submit(ask(prompt, 8))) == reference_tokens(memory.model, prompt, 8)
 
 
 @pytest.mark.parametrize("model", ["memory", "window", "whole"])

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 from synthe_core.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
 from synthe_core.events import Event, Result
-from synthe_core.inference.generation import write
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.offline import generate
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.packing.pack import Parts, pack
 from synthe_core.recipe.schema import Recipe
@@ -141,7 +142,7 @@ def make_things(folder: Path, width: int = 64, blocks: int = 2, subwords: bool =
     sizes = {"width": width, "blocks": blocks}
     checkpoint = write_checkpoint(folder / "small", **sizes, tokenizer=tokenizer, step=10, tokens=640, metrics=metrics)
     model = Checkpoint.open(checkpoint).model().eval()
-    writing = write(model, tokenizer, ["once upon a time"], 3)
+    writing = generate(LoadedModel("model", model, tokenizer), ["once upon a time"], 3)
     while True:
         try:
             next(writing)

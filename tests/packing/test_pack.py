@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.errors import InputError, WorkError
-from synthe_core.inference.generation import write
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.offline import generate
 from synthe_core.model.session import Session
 from synthe_core.packing.archive import ALIGN, Archive
 from synthe_core.packing.bundle import Bundle
@@ -39,7 +40,9 @@ def digest(path: Path) -> str:
 
 def text(checkpoint: Checkpoint, count: int = 24) -> str:
     model = checkpoint.model().eval()
-    return "".join(piece.text for piece in write(model, checkpoint.tokenizer(), ["def "], count, seed=3))
+    return "".join(
+        piece.text for piece in generate(LoadedModel("model", model, checkpoint.tokenizer()), ["def "], count, seed=3)
+    )
 
 
 def test_generate_from_the_file_is_generate_from_the_folder(things, packed):
@@ -155,7 +158,9 @@ def test_a_packed_session_goes_on(things, packed):
     by_name, by_file = opened.session(Path("chat"), model), Session.load(things.session, model)
 
     def go_on(session: Session) -> str:
-        return "".join(p.text for p in write(model, ByteTokenizer(), [" and"], 12, session=session))
+        return "".join(
+            p.text for p in generate(LoadedModel("model", model, ByteTokenizer()), [" and"], 12, session=session)
+        )
 
     assert go_on(by_name) == go_on(by_file)
     with pytest.raises(InputError, match="no such session: other"):

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from synthe_core.inference.async_engine import AsyncEngine
-from synthe_core.inference.generate import prefill
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.outputs import Finished, PrefillFinished, TokenOutput
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.interop.huggingface import transformers_model
+from synthe_core.model.prefill import prefill
 
 GREEDY = SamplingParams(temperature=0)
 

@@ -12,7 +12,8 @@ import torch
 
 from synthe_core.data.tokenizers import END, load_tokenizer
 from synthe_core.events import Notice, Result
-from synthe_core.inference.generation import write
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.offline import generate
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.interop.huggingface import import_hf
 from synthe_core.storage.checkpoint import Checkpoint
@@ -91,7 +92,7 @@ def test_a_prompt_begins_as_the_model_expects(tmp_path: Path) -> None:
         return tokenizer.bytes_of(written)
 
     def ours(prompt: str) -> bytes:
-        pieces = write(model, tokenizer, [prompt], 8, sampling=SamplingParams(temperature=0))
+        pieces = generate(LoadedModel("model", model, tokenizer), [prompt], 8, sampling=SamplingParams(temperature=0))
         return "".join(piece.text for piece in pieces).encode()
 
     bare = inner.encode("the sea", add_special_tokens=False).ids

@@ -15,10 +15,10 @@ from synthe_core.adapters.lora import Adapter, LowRank
 from synthe_core.adapters.lora_linear import with_adapter
 from synthe_core.errors import InputError
 from synthe_core.inference.async_engine import AsyncEngine
-from synthe_core.inference.generate import Generation
 from synthe_core.inference.outputs import Finished, TokenOutput
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
+from tests.inference.conftest import offline_tokens
 from tests.interop.huggingface.models import add_tokenizer, published
 
 transformers = pytest.importorskip("transformers")
@@ -88,8 +88,7 @@ def own(model: Any, prompt: list[int], count: int) -> list[int]:
 
 
 def written(served: Any, texts: list[list[int]], count: int) -> list[list[int]]:
-    generation = Generation(served.model, texts, sampling=SamplingParams(temperature=0))
-    return torch.stack([generation.step() for _ in range(count)], 1).tolist()
+    return offline_tokens(served.model, texts, count)
 
 
 def test_writes_what_transformers_writes(pair: Any) -> None:

@@ -1,0 +1,51 @@
+"""What the filters and penalties of sampling keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from synthe_core.inference.sampler import SamplingState, sample
+from synthe_core.inference.sampling_params import SamplingParams
+
+
+@pytest.mark.parametrize(
+    "sampling,allowed",
+    [
+        (SamplingParams(temperature=0), {3}),
+        (SamplingParams(top_k=2), {3, 2}),
+        (SamplingParams(top_p=0.6), {3}),
+        (SamplingParams(top_p=0.7), {3, 2}),
+        (SamplingParams(min_p=0.3), {3, 2}),
+        (SamplingParams(), {0, 1, 2, 3}),
+    ],
+)
+def test_filters_keep_what_they_say(sampling, allowed):
+    logits = torch.log(torch.tensor([[0.04, 0.08, 0.24, 0.64]])).expand(400, -1)
+    rows = [SamplingState.create(sampling, seed, 4, [], logits.device) for seed in range(400)]
+    assert set(sample(logits, rows)) == allowed
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=4e-259),
+        SamplingParams(temperature=1e-40),
+        SamplingParams(top_p=1e-300),
+        SamplingParams(min_p=5e-324),
+    ],
+)
+def test_settings_too_small_for_float32_are_no_error(sampling):
+    logits = torch.tensor([[3.0, 2.0, -80.0, 1.0], [0.0, -1.0, -2.0, -torch.inf]])
+    rows = [SamplingState.create(sampling, seed, 4, [], logits.device) for seed in range(2)]
+    picked = torch.tensor(sample(logits, rows))
+    assert (logits.gather(1, picked[:, None]) > -torch.inf).all()
+    if sampling.min_p == 0:
+        assert picked.tolist() == [0, 0]
+
+
+def test_repetition_penalty_lowers_what_was_seen():
+    logits = torch.tensor([[2.0, 1.9, -1.0]])
+    greedy = SamplingParams(temperature=0, repetition_penalty=1.5)
+    assert sample(logits, [SamplingState.create(greedy, 0, 3, [0, 2], logits.device)]) == [1]
+    assert sample(logits, [SamplingState.create(SamplingParams(temperature=0), 0, 3, [0, 2], logits.device)]) == [0]
