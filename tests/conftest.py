@@ -25,6 +25,7 @@ def two_threads():
     torch.set_num_threads(1)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """No workers for a single file, which one of them would run alone; else what xdist decides."""
     files = {argument.partition("::")[0] for argument in config.args}
