@@ -1,4 +1,4 @@
-"""The model card of a merge: what it is made of, how, and how to make it again."""
+"""The model card of a merge: its parents, method and configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def card(name: str, spec: MergeSpec, method: Method, parents: Sequence[dict[str,
     lines += [f"Method: {method.paper}.", "", "| parent | file | SHA-256 |", "|---|---|---|"]
     for parent in parents:
         for owner in (parent, parent.get("base") or {}):
-            for file, facts in owner.get("files", {}).items():
-                lines.append(f"| {owner['model']} | {file} | {facts['sha256'] if facts else 'not taken'} |")
-    lines += ["", "`synthe merge run merge.yaml` makes it again:", "", "```yaml", spec.to_yaml().strip(), "```", ""]
+            for file, digest in owner.get("files", {}).items():
+                lines.append(f"| {owner['model']} | {file} | {digest['sha256'] if digest else 'not computed'} |")
+    lines += ["", "`synthe merge run merge.yaml` repeats it:", "", "```yaml", spec.to_yaml().strip(), "```", ""]
     return "\n".join(lines)

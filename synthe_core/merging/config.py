@@ -1,4 +1,4 @@
-"""What is asked of a merge: mergekit's YAML, with a few keys more. The command line makes the same."""
+"""The configuration of a merge: mergekit's YAML with a few more keys. The command line makes the same."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ class InputSpec(_Keys):
 
 
 class SourceSpec(InputSpec):
-    """Layers of a model, the first of `layer_range` included and the last not."""
+    """Layers of a model: `layer_range` is [first, end)."""
 
     layer_range: tuple[int, int]
 
     @model_validator(mode="after")
     def _rises(self) -> SourceSpec:
         if not 0 <= self.layer_range[0] < self.layer_range[1]:
-            raise ValueError(f"layer_range {list(self.layer_range)} holds no layer")
+            raise ValueError(f"layer_range {list(self.layer_range)} is empty")
         return self
 
 
 class SliceSpec(_Keys):
-    """Layers of the result: merged from the layers of each source, which must be equally many."""
+    """Layers of the result, merged from an equal number of layers of each source."""
 
     sources: list[SourceSpec] = Field(min_length=1)
     parameters: Parameters = {}
@@ -57,14 +57,14 @@ class SliceSpec(_Keys):
 
 
 class TokenizerSpec(_Keys):
-    """`source` is base, union, or a model or tokenizer.json whose vocabulary the result gets."""
+    """`source` is base, union, or the path of a model or tokenizer.json whose vocabulary the result gets."""
 
     source: str = "union"
     pad_to_multiple_of: int | None = Field(None, ge=1)
 
 
 class MergeSpec(_Keys):
-    """A merge as asked for. `seed`, `as`, `rank` and `name` are ours; the rest is mergekit's."""
+    """A merge. `seed`, `as`, `rank` and `name` are ours; the other keys are mergekit's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -92,38 +92,38 @@ class MergeSpec(_Keys):
 
     @property
     def vocabulary(self) -> TokenizerSpec | None:
-        """What is asked of the tokenizer."""
-        asked = self.tokenizer if self.tokenizer is not None else self.tokenizer_source
-        return TokenizerSpec(source=asked) if isinstance(asked, str) else asked
+        """What is source of the tokenizer."""
+        source = self.tokenizer if self.tokenizer is not None else self.tokenizer_source
+        return TokenizerSpec(source=source) if isinstance(source, str) else source
 
     @property
     def inputs(self) -> list[InputSpec]:
-        """Every model that is named as one to merge, in order, each once."""
+        """Every model to merge, in order, each once."""
         listed = self.models or [source for piece in self.slices or [] for source in piece.sources]
         return list({each.model: each for each in listed}.values())
 
     def to_yaml(self) -> str:
-        """What `synthe merge run` does again."""
+        """The configuration for `synthe merge run`."""
         plain = self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
         return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
 
-    def checked(self, where: str = "") -> MergeSpec:
-        """Itself, every parameter known to its method and in its range; else InputError."""
+    def checked(self, prefix: str = "") -> MergeSpec:
+        """Returns itself. InputError for a parameter that the method does not have, or that is out of range."""
         method = Method(self.merge_method)
-        check(method, self.parameters, where)
+        check(method, self.parameters, prefix)
         for each in self.models or []:
-            check(method, each.parameters, f"{where}{each.model}: ")
+            check(method, each.parameters, f"{prefix}{each.model}: ")
         for number, piece in enumerate(self.slices or [], start=1):
-            check(method, piece.parameters, f"{where}slice {number}: ")
+            check(method, piece.parameters, f"{prefix}slice {number}: ")
             for source in piece.sources:
-                check(method, source.parameters, f"{where}slice {number}, {source.model}: ")
+                check(method, source.parameters, f"{prefix}slice {number}, {source.model}: ")
         return self
 
 
 def spec_of(
     method: Method,
     models: Sequence[str],
-    given: Mapping[str, Any],
+    options: Mapping[str, Any],
     *,
     base: str | None = None,
     dtype: str | None = None,
@@ -132,38 +132,22 @@ def spec_of(
     tokenizer: str | None = None,
     seed: int = 0,
 ) -> MergeSpec:
-    """A merge as the command line asks for it: `given` parameters are text, with commas for a value each.
+    """A merge from command-line arguments. Parameters in `options` are text: one value, or one for each model.
 
-    Without `base`, a method that needs one takes the first model, unless it is an adapter, which brings its own.
+    Without `base`, a method that needs one takes the first model, unless that is an adapter, which names its own base.
     """
     names = list(models)
     if not names:
         raise InputError("no models are named", f"synthe merge {method.name} MODEL MODEL ...")
-    if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise InputError(f"{doubled} is named twice", "give it a weight of 2 instead")
+    if duplicate := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{duplicate} is named twice", "give it a weight of 2 instead")
     if method.needs_base and base is None and not is_adapter(names[0]):
         base = names.pop(0)
-    shared: Parameters = {}
-    own: list[Parameters] = [{} for _ in names]
-    for name, text in given.items():
-        found = [_value(part) for part in str(text).split(",")]
-        if len(found) == 1:
-            shared[name] = found[0]
-        elif not method.parameter(name).each:
-            raise InputError(
-                f"--{name} {text}: one value is for all models", f"{name}: {method.parameter(name).description}"
-            )
-        elif len(found) != len(names):
-            raise InputError(
-                f"--{name} has {len(found)} values for {len(names)} models", f"they are {', '.join(names)}"
-            )
-        else:
-            for place, value in zip(own, found, strict=True):
-                place[name] = value
+    shared, own = _parameters(method, names, options)
     values: dict[str, Any] = {
         "merge_method": method.name,
         "base_model": base,
-        "models": [{"model": name, "parameters": place} for name, place in zip(names, own, strict=True)],
+        "models": [{"model": name, "parameters": parameters} for name, parameters in zip(names, own, strict=True)],
         "parameters": shared,
         "dtype": dtype,
         "as": form,
@@ -177,6 +161,30 @@ def spec_of(
     return MergeSpec.model_validate(values).checked()
 
 
+def _parameters(
+    method: Method, names: Sequence[str], options: Mapping[str, Any]
+) -> tuple[Parameters, list[Parameters]]:
+    """The parameters for all models, and those of each model."""
+    shared: Parameters = {}
+    own: list[Parameters] = [{} for _ in names]
+    for name, text in options.items():
+        parsed = [_value(part) for part in str(text).split(",")]
+        if len(parsed) == 1:
+            shared[name] = parsed[0]
+        elif not method.parameter(name).each:
+            raise InputError(
+                f"--{name} {text}: one value is for all models", f"{name}: {method.parameter(name).description}"
+            )
+        elif len(parsed) != len(names):
+            raise InputError(
+                f"--{name} has {len(parsed)} values for {len(names)} models", f"they are {', '.join(names)}"
+            )
+        else:
+            for parameters, value in zip(own, parsed, strict=True):
+                parameters[name] = value
+    return shared, own
+
+
 def _value(text: str) -> Any:
     """A number, true or false, or a word."""
     try:
@@ -186,7 +194,7 @@ def _value(text: str) -> Any:
 
 
 def load(path: Path) -> MergeSpec:
-    """Reads a merge recipe; InputError with file, line and column. Relative paths are those of the working folder."""
+    """Reads a merge recipe. InputError with file, line and column. Paths are relative to the working folder."""
     source = read_yaml(path)
     try:
         spec = MergeSpec.model_validate(source.values)
@@ -225,4 +233,4 @@ def _keys_at(path: Sequence[str | int]) -> list[str]:
 def _specs(annotation: Any) -> list[Any]:
     if isinstance(annotation, type) and issubclass(annotation, _Keys):
         return [annotation]
-    return [found for part in get_args(annotation) for found in _specs(part)]
+    return [spec for part in get_args(annotation) for spec in _specs(part)]

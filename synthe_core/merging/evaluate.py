@@ -1,4 +1,4 @@
-"""A merged model beside those it is made of: bits per byte on texts, and tasks of lm-evaluation-harness."""
+"""Evaluating a merged model beside its parents: bits per byte on texts, and tasks of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Weights(Mapping[str, Tensor]):
         return len(self._model.tensors)
 
 
-def told_apart(asked: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Of what is to be evaluated on, the texts and the tasks (their YAML files too); InputError for what is neither."""
+def split_targets(targets: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The texts and the tasks (or their YAML files) among `targets`. InputError for a name that is neither."""
     texts: list[str] = []
     tasks: list[str] = []
-    for name in asked:
+    for name in targets:
         if is_task_file(Path(name)):
             tasks.append(name)
             continue
@@ -62,36 +62,36 @@ def told_apart(asked: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def is_task_file(path: Path) -> bool:
-    """Whether a file describes a task of the harness, and is not itself the text."""
+    """Whether a YAML file describes a task of the harness (otherwise it is read as text)."""
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         return False
     return re.search(r"^(task|group):", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) is not None
 
 
-def checkable(models: Sequence[Model], on_tasks: bool = False) -> None:
-    """InputError where one of them cannot be run here."""
+def require_runnable(models: Sequence[Model], on_tasks: bool = False) -> None:
+    """InputError if one of the models cannot be run here."""
     for model in models:
-        if not isinstance(_origin(model), CheckpointModel):
+        if not isinstance(_checkpoint_model(model), CheckpointModel):
             raise InputError(
                 f"{model.named} is no checkpoint of synthe, and cannot be evaluated", "make one: synthe import hf"
             )
         if on_tasks and isinstance(model, View):
             raise InputError(
-                f"{model.named} is no checkpoint on disk, and cannot be given tasks",
-                "write it down first: synthe merge linear BASE ADAPTER --as model",
+                f"{model.named} is no checkpoint on disk, and tasks need one",
+                "write it first: synthe merge linear BASE ADAPTER --as model",
             )
 
 
 def compare(models: Mapping[str, Model], texts: Sequence[str], tokens: int = TOKENS) -> Iterator[Event]:
-    """Bits per byte of each model (by the name to show) on each of `texts`, named as a recipe names sources.
+    """Bits per byte of each model (by its displayed name) on each of `texts`, named as sources in a recipe.
 
-    At most `tokens` of a text are read, in windows of the recipe's length that are spread over it. The last event is a
+    At most `tokens` of a text are read, in windows of the recipe's length spread over it. The last event is a
     Result with "bits_per_byte": {model: {text: figure}}, and the mean over the texts under "mean".
     """
-    checkable(list(models.values()))
-    found: dict[str, dict[str, float]] = {}
+    require_runnable(list(models.values()))
+    scores: dict[str, dict[str, float]] = {}
     for done, (name, model) in enumerate(models.items()):
-        checkpoint = _origin(model).checkpoint
+        checkpoint = _checkpoint_model(model).checkpoint
         recipe = checkpoint.recipe
         context = context_for_recipe(recipe, recipe.runtime.device)
         with torch.random.fork_rng(devices=[]):
@@ -108,12 +108,12 @@ def compare(models: Mapping[str, Model], texts: Sequence[str], tokens: int = TOK
             length = recipe.data.sequence
             *_, score = evaluate_bits_per_byte(built, windows(split, length, max(1, tokens // length), ROWS), context)
             figures[text] = score.bits_per_byte
-        found[name] = figures | {"mean": sum(figures.values()) / len(figures)}
+        scores[name] = figures | {"mean": sum(figures.values()) / len(figures)}
     yield Progress("evaluate", len(models) * len(texts), len(models) * len(texts), "texts")
-    yield Result({"bits_per_byte": found})
+    yield Result({"bits_per_byte": scores})
 
 
-def _origin(model: Model) -> CheckpointModel:
+def _checkpoint_model(model: Model) -> CheckpointModel:
     while isinstance(model, View):
         model = model.inner
-    return model  # type: ignore[return-value]  # `checkable` has seen to it
+    return model  # type: ignore[return-value]  # `require_runnable` checks it

@@ -1,4 +1,4 @@
-"""Matrices as products of two thin ones: the best of a given rank."""
+"""Low-rank factors of matrices: the best approximation of a given rank."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from torch import Tensor
 
 
 def factored(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(down [rank, in], up [out, rank]) whose product is the nearest to `matrix` [out, in] of that rank (Eckart-Young).
+    """The best rank-`rank` approximation up @ down of `matrix` [out, in] (Eckart-Young): down [rank, in], up [out,
+    rank].
 
-    up holds the singular values; beyond the matrix's own rank both are zeros.
+    up contains the singular values; beyond the matrix's own rank both are zeros.
     """
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     return _padded(right[:rank], left[:, :rank] * values[:rank], rank)
 
 
 def refactored(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """`factored(up @ down, rank)` without the product: both sides get orthogonal bases, and only the middle is cut."""
+    """`factored(up @ down, rank)` without forming the product: by QR of both factors and an SVD of the small middle."""
     if down.shape[0] >= min(up.shape[0], down.shape[1]):
         return factored(up @ down, rank)
     columns, upper = torch.linalg.qr(up)
@@ -26,7 +27,9 @@ def refactored(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _padded(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    more = rank - down.shape[0]
-    if more <= 0:
+    missing = rank - down.shape[0]
+    if missing <= 0:
         return down, up
-    return torch.cat([down, down.new_zeros(more, down.shape[1])]), torch.cat([up, up.new_zeros(up.shape[0], more)], 1)
+    return torch.cat([down, down.new_zeros(missing, down.shape[1])]), torch.cat(
+        [up, up.new_zeros(up.shape[0], missing)], 1
+    )

@@ -1,7 +1,7 @@
-"""Safetensors files, read a tensor at a time with plain reads, and hashed on the way.
+"""Safetensors files that are read a tensor at a time and hashed while they are read.
 
-Plain reads rather than a memory map: what was mapped counts as resident until the system takes it back, and a merge is
-to stay small whatever the size of its inputs.
+They are read with `pread` and not memory-mapped: mapped pages count as resident memory until the system reclaims them,
+and the memory of a merge must not depend on the size of its inputs.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from synthe_core.storage.manifest import FileDigest
 from synthe_core.storage.tensor_file import NAMES, TensorFile
 
 CHUNK = 1 << 22  # bytes hashed at a time
-MERGED = (
+MERGEABLE = (
     *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
 
 
-class Facts(NamedTuple):
-    """What a tensor is, without its values."""
+class TensorInfo(NamedTuple):
+    """Shape and type of a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -47,23 +47,25 @@ class Facts(NamedTuple):
 
 
 class HashedFile:
-    """One safetensors file, or the stretch of `size` bytes from `start` that is one. May be read from several threads
-    at once. `name`: what the file is called where the stretch lies in another, as in a .synapse file."""
+    """A safetensors file, or `size` bytes from `start` of a larger file, such as a .synapse file, that are one.
+
+    name: the file's name within the larger file. Several threads may read at once.
+    """
 
     def __init__(self, path: Path, start: int = 0, size: int | None = None, name: str | None = None) -> None:
         self.path, self.name, self._start = path, name or path.name, start
         file = TensorFile(path, start, size, None if name is None else str(path / name))
         if KEY in file.metadata:
-            raise InputError(f"{file.name} holds quantised weights, which cannot be merged", "take the model as it was")
+            raise InputError(f"{file.name} holds quantised weights, which cannot be merged", "use the original model")
         for tensor, entry in file.entries.items():
-            if entry.dtype not in MERGED:
+            if entry.dtype not in MERGEABLE:
                 raise InputError(
                     f"{file.name}: {tensor[:80]} is stored as {NAMES[entry.dtype]}, which cannot be merged",
-                    "quantised weights cannot be merged: take the model as it was before",
+                    "quantised weights cannot be merged: use the original model",
                 )
-        self.tensors = {name: Facts(entry.shape, entry.dtype) for name, entry in file.entries.items()}
+        self.tensors = {name: TensorInfo(entry.shape, entry.dtype) for name, entry in file.entries.items()}
         self.size = file.data + max((entry.end for entry in file.entries.values()), default=0) - start
-        self._at = {name: file.data + entry.begin for name, entry in file.entries.items()}
+        self._offsets = {name: file.data + entry.begin for name, entry in file.entries.items()}
         self._handle = os.open(path, os.O_RDONLY)
         self.hashed = True  # whether reading also hashes
         self._hash, self._done, self._hashing = hashlib.sha256(), start, threading.Lock()
@@ -73,30 +75,30 @@ class HashedFile:
             os.close(self._handle)
 
     def read(self, name: str) -> Tensor:
-        """The tensor as it is stored."""
-        facts = self.tensors[name]
-        data = torch.empty(facts.nbytes, dtype=torch.uint8)
-        self._fill(data.numpy().data, self._at[name])
+        """A tensor as it is stored."""
+        info = self.tensors[name]
+        data = torch.empty(info.nbytes, dtype=torch.uint8)
+        self._fill(data.numpy().data, self._offsets[name])
         if self.hashed:
-            self._follow(self._at[name] + facts.nbytes)
-        return data.view(facts.dtype).reshape(facts.shape)
+            self._hash_after_read(self._offsets[name] + info.nbytes)
+        return data.view(info.dtype).reshape(info.shape)
 
-    def facts(self) -> FileDigest | None:
-        """Size and SHA-256 of the whole file; None where hashing was not wanted."""
+    def digest(self) -> FileDigest | None:
+        """Size and SHA-256 of the whole file; None without hashing."""
         if not self.hashed:
             return None
         with self._hashing:
             self._hash_to(self._start + self.size)
             return FileDigest(bytes=self.size, sha256=self._hash.hexdigest())
 
-    def place(self, name: str) -> int:
-        """Where in the file the tensor begins, for reading in the file's order."""
-        return self._at[name]
+    def offset(self, name: str) -> int:
+        """The offset of a tensor in the file, for reading in the file's order."""
+        return self._offsets[name]
 
-    def _follow(self, end: int) -> None:
-        """Hashes the file as far as what was just read and is still in the system's memory.
+    def _hash_after_read(self, end: int) -> None:
+        """Hashes the file up to `end`, which was just read and is still in the page cache.
 
-        Left to whoever is hashing the file, if another thread is.
+        Does nothing if another thread is hashing the file.
         """
         if self._hashing.acquire(blocking=False):
             try:
@@ -108,16 +110,16 @@ class HashedFile:
         while self._done < end:
             part = os.pread(self._handle, min(CHUNK, end - self._done), self._done)
             if not part:
-                raise self._shorter()
+                raise self._truncated()
             self._hash.update(part)
             self._done += len(part)
 
-    def _fill(self, view: memoryview, at: int) -> None:
+    def _fill(self, view: memoryview, offset: int) -> None:
         while view:
-            count = os.preadv(self._handle, [view], at)
+            count = os.preadv(self._handle, [view], offset)
             if not count:
-                raise self._shorter()
-            view, at = view[count:], at + count
+                raise self._truncated()
+            view, offset = view[count:], offset + count
 
-    def _shorter(self) -> InputError:
+    def _truncated(self) -> InputError:
         return InputError(f"{self.path} is damaged: it became shorter while it was read", "copy it again")

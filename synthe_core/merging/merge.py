@@ -16,12 +16,12 @@ from synthe_core.events import Event, Notice, Progress, Result, without_results
 from synthe_core.merging import adapters, output, stream
 from synthe_core.merging.card import card, summary
 from synthe_core.merging.config import Form, MergeSpec
-from synthe_core.merging.evaluate import checkable, compare, told_apart
+from synthe_core.merging.evaluate import compare, require_runnable, split_targets
 from synthe_core.merging.inputs import open_input
 from synthe_core.merging.inputs.adapter import Adapter, MergedView
 from synthe_core.merging.inputs.model import Changes, Model, Outcome
 from synthe_core.merging.method import Method
-from synthe_core.merging.plan import merged, of_one_kind, plan
+from synthe_core.merging.plan import merged_models, plan, require_one_kind
 from synthe_core.merging.stream import Job
 from synthe_core.merging.tokens import align
 from synthe_core.storage.atomic import new_folder
@@ -34,7 +34,7 @@ SPARE = 64 * 2**20  # bytes of disk that must stay free
 
 
 class Opened(NamedTuple):
-    """What a merge is made of; `base` is a Model, of adapters merged as adapters None."""
+    """The inputs of a merge by name; `base` is a Model, or None if adapters are merged as adapters."""
 
     form: Form
     inputs: dict[str, Any]
@@ -52,12 +52,12 @@ def merge(
 ) -> Iterator[Event]:
     """Merges as `spec` says and yields events; the last is a Result with the path of what was written.
 
-    out:     the result's folder; by default runs/NAME, or the next number that is free.
-    threads: tensors merged at a time; all cores by default. The result is the same, byte for byte, for any number.
-    hashes:  whether the SHA-256 of the parents' files is taken on the way. Checkpoints are then checked by it.
+    out:     the result's folder; by default runs/NAME, or the first free runs/NAME-N.
+    threads: tensors merged at a time; by default all cores. Any number gives the same bytes.
+    hashes:  computes the SHA-256 of the parents' files while they are read, and checks checkpoints by it.
 
-    Inputs are read a tensor at a time, and results written as they come: memory holds a few tensors. The result is
-    whole or absent. Raises InputError for what cannot be merged, before any work where that can be known.
+    Only a few tensors are in memory at a time. The result is written atomically. InputError for models that cannot be
+    merged, as far as possible before any work.
     """
     method = Method(spec.merge_method)
     spec.checked()
@@ -74,11 +74,11 @@ def merge(
 
 
 def merge_and_compare(
-    spec: MergeSpec, asked: Sequence[str], limit: float | None = None, **options: Any
+    spec: MergeSpec, targets: Sequence[str], limit: float | None = None, **options: Any
 ) -> Iterator[Event]:
-    """`merge`, and then the result beside its parents; one Result has the figures of all.
+    """Merges, then evaluates the result beside its parents; one Result has all scores.
 
-    asked: texts (see `compare`) and tasks of lm-evaluation-harness, at most `limit` questions of each.
+    targets: texts (see `compare`) and tasks of lm-evaluation-harness, at most `limit` questions of each.
     """
     method = Method(spec.merge_method)
     opened = open_all(spec, method)
@@ -86,8 +86,8 @@ def merge_and_compare(
         raise InputError("an adapter alone cannot be evaluated", "merge it into the base: --as model")
     models: dict[str, Model] = {opened.base.named: opened.base} if opened.base is not None else {}
     models |= opened.inputs
-    texts, tasks = told_apart(asked)
-    checkable(list(models.values()), on_tasks=bool(tasks))
+    texts, tasks = split_targets(targets)
+    require_runnable(list(models.values()), on_tasks=bool(tasks))
     merges: list[Result] = []
     yield from without_results(merge(spec, **options), merges)
     done = merges[-1]
@@ -110,21 +110,21 @@ def merge_and_compare(
 
 
 def open_all(spec: MergeSpec, method: Method) -> Opened:
-    """Every model and adapter that is named, each opened once, and how they are to be merged."""
-    found: dict[str, Any] = {}
+    """Opens every model and adapter of `spec` once, and decides the form of the result."""
+    opened: dict[str, Any] = {}
 
-    def at(name: str) -> Any:
-        if name not in found:
+    def resolve(name: str) -> Any:
+        if name not in opened:
             model, plus, adapter = name.partition("+") if not Path(name).exists() else (name, "", "")
-            found[name] = _joined(at(model), at(adapter)) if plus else open_input(name)
-        return found[name]
+            opened[name] = _joined(resolve(model), resolve(adapter)) if plus else open_input(name)
+        return opened[name]
 
-    inputs = {each.model: at(each.model) for each in spec.inputs}
-    base: Any = at(spec.base_model) if spec.base_model is not None else None
+    inputs = {each.model: resolve(each.model) for each in spec.inputs}
+    base: Any = resolve(spec.base_model) if spec.base_model is not None else None
     if isinstance(base, Adapter):
         raise InputError(f"{base.named} is an adapter", "the base is a model")
-    given = [each for each in inputs.values() if isinstance(each, Adapter)]
-    form: Form = spec.form or ("adapter" if len(given) == len(inputs) and base is None else "model")
+    adapters = [each for each in inputs.values() if isinstance(each, Adapter)]
+    form: Form = spec.form or ("adapter" if len(adapters) == len(inputs) and base is None else "model")
     if form != "model":
         if other := next((name for name, each in inputs.items() if not isinstance(each, Adapter)), None):
             raise InputError(f"{other} is no adapter", f"as {form} only adapters can be merged: --as model")
@@ -133,8 +133,8 @@ def open_all(spec: MergeSpec, method: Method) -> Opened:
         return Opened(form, inputs, None)
     if spec.rank is not None:
         raise InputError("a rank is for adapters, and models are merged here", "leave it out, or say --as adapter")
-    if given and base is None:
-        base = at(_base_of(given))
+    if adapters and base is None:
+        base = resolve(_base_of(adapters))
     if base is None and method.needs_base:
         raise InputError(f"{method.name} needs a base", "name one: --base MODEL, or base_model in YAML")
     models = {name: MergedView(base, each) if isinstance(each, Adapter) else each for name, each in inputs.items()}
@@ -147,16 +147,16 @@ def _joined(base: Any, adapter: Any) -> Model:
     return MergedView(base, adapter)
 
 
-def _base_of(found: Sequence[Adapter]) -> str:
-    """The one base that adapters name."""
-    named = {each.base for each in found}
-    if len(named) > 1:
+def _base_of(adapters: Sequence[Adapter]) -> str:
+    """The base that all adapters name."""
+    bases = {each.base for each in adapters}
+    if len(bases) > 1:
         raise InputError(
-            f"the adapters are for different bases: {', '.join(sorted(map(str, named)))}", "name one with --base MODEL"
+            f"the adapters are for different bases: {', '.join(sorted(map(str, bases)))}", "name one with --base MODEL"
         )
-    base = named.pop()
+    base = bases.pop()
     if base is None:
-        raise InputError(f"{found[0].named} does not name the model it is for", "name it with --base MODEL")
+        raise InputError(f"{adapters[0].named} does not name the model it is for", "name it with --base MODEL")
     return base
 
 
@@ -170,105 +170,113 @@ def _models(
     stop: threading.Event | None,
 ) -> Iterator[Event]:
     names = list(opened.inputs)
-    of_one_kind([*([opened.base] if opened.base else []), *opened.inputs.values()])
+    require_one_kind([*([opened.base] if opened.base else []), *opened.inputs.values()])
     aligned = align([opened.inputs[name] for name in names], opened.base, spec.vocabulary)
-    made = plan(spec, method, dict(zip(names, aligned.models, strict=True)), aligned.base)
-    for text in [*aligned.notices, *made.notices]:
+    merge_plan = plan(spec, method, dict(zip(names, aligned.models, strict=True)), aligned.base)
+    for text in [*aligned.notices, *merge_plan.notices]:
         yield Notice(text, "warning")
     reference = aligned.base if aligned.base is not None else aligned.models[0]
     parents = list(dict.fromkeys([*([opened.base] if opened.base else []), *opened.inputs.values()]))
-    count = sum(job.facts.numel for job in made.jobs)
-    first = next(job.facts.dtype for job in made.jobs if job.facts.floats)
-    changes = Changes(str(first).removeprefix("torch."), made.layers, aligned.vocab, aligned.tokenizer)
-    names_merged = ", ".join(merged(spec, method, spec.base_model))
-    on = f" on {reference.named}" if method.takes_base and opened.base else ""
-    yield Notice(f"{method.name} of {names_merged}{on}: {len(made.jobs)} tensors, {count:,} numbers as {changes.dtype}")
+    count = sum(job.info.numel for job in merge_plan.jobs)
+    dtype = next(job.info.dtype for job in merge_plan.jobs if job.info.floats)
+    changes = Changes(str(dtype).removeprefix("torch."), merge_plan.layers, aligned.vocab, aligned.tokenizer)
+    names_merged = ", ".join(merged_models(spec, method, spec.base_model))
+    base_text = f" on {reference.named}" if method.takes_base and opened.base else ""
+    size = f"{len(merge_plan.jobs)} tensors, {count:,} numbers as {changes.dtype}"
+    yield Notice(f"{method.name} of {names_merged}{base_text}: {size}")
 
     with new_folder(path) as folder:
-        files = output.shards(made.jobs, shard_bytes)
-        known = yield from _written(folder, "model", files, threads, stop, read=_size(parents))
-        facts = [model.facts() for model in parents]
-        _beside(folder, path.name, spec, method, facts)
-        reference.describe(folder, changes, Outcome(_name(path), count, facts, _said(spec, method), known))
-    yield Result(_figures(method, facts, made.jobs, known), path)
+        files = output.shards(merge_plan.jobs, shard_bytes)
+        digests = yield from _write_tensors(folder, "model", files, threads, stop, read_bytes=_size(parents))
+        provenance = [model.provenance() for model in parents]
+        _write_card(folder, path.name, spec, method, provenance)
+        reference.write_files(
+            folder, changes, Outcome(_name(path), count, provenance, _description(spec, method), digests)
+        )
+    yield Result(_summary(method, provenance, merge_plan.jobs, digests), path)
 
 
 def _adapters(
     spec: MergeSpec, method: Method, opened: Opened, path: Path, threads: int | None, stop: threading.Event | None
 ) -> Iterator[Event]:
-    made = adapters.plan(spec, method, opened.inputs, opened.form)
-    for text in made.notices:
+    merge_plan = adapters.plan(spec, method, opened.inputs, opened.form)
+    for text in merge_plan.notices:
         yield Notice(text, "warning")
     parents = list(opened.inputs.values())
-    yield Notice(f"{method.name} of {len(parents)} adapters, as {opened.form}s: rank {made.config['r']}")
+    yield Notice(f"{method.name} of {len(parents)} adapters, as {opened.form}s: rank {merge_plan.config['r']}")
     with new_folder(path) as folder:
-        known = yield from _written(
-            folder, "adapter_model", [made.jobs], threads, stop, read=sum(each.file.size for each in parents)
+        digests = yield from _write_tensors(
+            folder,
+            "adapter_model",
+            [merge_plan.jobs],
+            threads,
+            stop,
+            read_bytes=sum(each.file.size for each in parents),
         )
-        facts = [each.facts() for each in parents]
-        _beside(folder, path.name, spec, method, facts, adapter=True)
-        adapters.describe(folder, made.config, facts, _said(spec, method), known)
-    yield Result(_figures(method, facts, made.jobs, known), path)
+        provenance = [each.provenance() for each in parents]
+        _write_card(folder, path.name, spec, method, provenance, adapter=True)
+        adapters.write_adapter_files(folder, merge_plan.config, provenance, _description(spec, method), digests)
+    yield Result(_summary(method, provenance, merge_plan.jobs, digests), path)
 
 
-def _written(
+def _write_tensors(
     folder: Path,
     stem: str,
     files: list[list[Job]],
     threads: int | None,
     stop: threading.Event | None,
-    read: int,
+    read_bytes: int,
 ) -> Generator[Event, None, dict[str, FileDigest]]:
-    """Runs the jobs and writes what they make, telling the bytes; size and SHA-256 of what was written."""
+    """Runs the jobs, writes their results and yields progress; returns size and SHA-256 of the files."""
     jobs = [job for each in files for job in each]
-    total = sum(job.facts.nbytes for job in jobs)
+    total = sum(job.info.nbytes for job in jobs)
     free = shutil.disk_usage(folder).free
     if total + SPARE > free:
         raise WorkError(
             f"the disk is full: the result has {total:,} bytes, and {free:,} are free",
             "free some space, or choose --out",
         )
-    known: dict[str, FileDigest] = {}
-    begun = time.monotonic()
+    digests: dict[str, FileDigest] = {}
+    began = time.monotonic()
     results = stream.run(jobs, threads, stop)
-    for done in output.write(folder, stem, files, results, known):
+    for done in output.write(folder, stem, files, results, digests):
         share = done / total if total else 1.0
-        spent = time.monotonic() - begun
-        through = round(share * (total + read))
-        yield Progress("merge", through, total + read, "bytes", spent / share - spent if share else None)
-    return known
+        elapsed = time.monotonic() - began
+        processed = round(share * (total + read_bytes))
+        yield Progress("merge", processed, total + read_bytes, "bytes", elapsed / share - elapsed if share else None)
+    return digests
 
 
-def _beside(
+def _write_card(
     folder: Path, name: str, spec: MergeSpec, method: Method, parents: list[dict[str, Any]], adapter: bool = False
 ) -> None:
     (folder / RECIPE).write_text(spec.to_yaml(), encoding="utf-8")
     (folder / CARD).write_text(card(name, spec, method, parents, adapter), encoding="utf-8")
 
 
-def _said(spec: MergeSpec, method: Method) -> dict[str, Any]:
-    """What the manifest says of the merge, beside its parents."""
-    asked = spec.model_dump(mode="json", exclude_defaults=True, by_alias=True)
+def _description(spec: MergeSpec, method: Method) -> dict[str, Any]:
+    """The manifest's description of the merge, apart from its parents."""
+    config = spec.model_dump(mode="json", exclude_defaults=True, by_alias=True)
     defaults = {name: each.default for name, each in method.parameters.items() if not each.required}
-    return {"summary": summary(spec), "method": method.name, "asked": asked, "defaults": defaults}
+    return {"summary": summary(spec), "method": method.name, "config": config, "defaults": defaults}
 
 
-def _figures(
-    method: Method, parents: Sequence[dict[str, Any]], jobs: Iterable[Job], known: dict[str, FileDigest]
+def _summary(
+    method: Method, parents: Sequence[dict[str, Any]], jobs: Iterable[Job], digests: dict[str, FileDigest]
 ) -> dict[str, object]:
     return {
         "method": method.name,
         "parents": len(parents),
-        "parameters": sum(job.facts.numel for job in jobs),
-        "bytes": sum(facts.bytes for facts in known.values()),
+        "parameters": sum(job.info.numel for job in jobs),
+        "bytes": sum(digest.bytes for digest in digests.values()),
     }
 
 
 def _size(parents: Iterable[Model]) -> int:
-    """Bytes that are read."""
+    """Bytes to read."""
     return sum(file.size for file in dict.fromkeys(file for model in parents for file in model.files))
 
 
 def _name(path: Path) -> str:
-    """A recipe's name of the result's folder."""
+    """A valid recipe name, made from the result's folder."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).lstrip("._-") or "merged"

@@ -1,8 +1,8 @@
-"""A merge method as its function's signature tells it: how many models, whether a base, which parameters.
+"""A merge method, described by its function's signature: how many models, whether a base, which parameters.
 
 A method is one pure function on tensors. Its positional parameters are `models` (a sequence of tensors, read one at a
-time from disk: iterate once) and, where it needs one, `base`. Keyword-only parameters are what a person may set; their
-annotations hold the range and the line of help. `generator` asks for a seeded source of random numbers.
+time from disk: iterate once) and, if it needs one, `base`. Keyword-only parameters are the user's options; their
+annotations have the range and the help text. A parameter `generator` receives a seeded random generator.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ One = Annotated[Sequence[Tensor], Count(1, 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
-Weight = Annotated[Sequence[Number], Field(description="how much each model counts")]
-Density = Annotated[Sequence[Share], Field(description="share of each difference that is kept, in (0, 1]")]
+Weight = Annotated[Sequence[Number], Field(description="weight of each model")]
+Density = Annotated[Sequence[Share], Field(description="share of each difference that is retained, in (0, 1]")]
 Lambda = Annotated[Number, Field(description="scale of the merged difference")]
 Normalize = Annotated[bool, Field(description="divide by the sum of the weights")]
-Rescale = Annotated[bool, Field(description="make up for what was dropped")]
+Rescale = Annotated[bool, Field(description="scale up to compensate for dropped entries")]
 RescaleBy = Annotated[
     Literal["chance", "l1"],
-    Field(description="divide by the chance to be kept, as published; or keep the sum of magnitudes, as mergekit does"),
+    Field(description="divide by the probability of retention, as published; or preserve the L1 norm, as in mergekit"),
 ]
 
 
 class Parameter:
-    """One keyword of a method: `each` where every model has a value of its own."""
+    """A keyword parameter of a method. `each`: every model has its own value."""
 
     def __init__(self, name: str, annotation: Any, default: Any) -> None:
         self.keyword, self.name = name, name.rstrip("_")
@@ -66,7 +66,7 @@ class Parameter:
         self._adapter: TypeAdapter[Any] = TypeAdapter(plain)
 
     def check(self, value: Any, place: str = "") -> Any:
-        """`value` as the parameter's type; InputError with the range where it is outside."""
+        """`value` converted to the parameter's type. InputError with the range if it is outside."""
         if isinstance(value, bool) and self.type is not bool:
             reason = "Input should be a number"
         else:
@@ -96,7 +96,7 @@ class Method:
 
     @cached_property
     def paper(self) -> str:
-        """Where it was published: what follows `Source:` in its description."""
+        """The publication: what follows `Source:` in its description."""
         text = " ".join((inspect.getdoc(self.function) or "").split())
         return text.partition("Source: ")[2].rstrip(".")
 
@@ -118,13 +118,13 @@ class Method:
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
-        """By name as it is written in YAML (`lambda`, where Python must say `lambda_`)."""
-        found = [
+        """The parameters by their names in YAML (`lambda`; in Python `lambda_`)."""
+        parameters = [
             Parameter(each.name, self._hints[each.name], each.default)
             for each in self._signature.parameters.values()
             if each.kind is inspect.Parameter.KEYWORD_ONLY and each.name != "generator"
         ]
-        return {each.name: each for each in found}
+        return {each.name: each for each in parameters}
 
     def parameter(self, name: str) -> Parameter:
         if name not in self.parameters:

@@ -1,4 +1,4 @@
-"""Tensors as they come, into safetensors files whose layout is known before the first is made."""
+"""Writing tensors one by one into safetensors files whose layout is computed beforehand."""
 
 from __future__ import annotations
 
@@ -18,31 +18,35 @@ from synthe_core.storage.checkpoint.write import SHARD_BYTES
 from synthe_core.storage.manifest import FileDigest
 from synthe_core.storage.tensor_file import header
 
-FLUSH = 128 * 2**20  # bytes after which the disk is set to work on what was written
+FLUSH = 128 * 2**20  # bytes after which the written data are synced in the background
 
 
 def shards(jobs: list[Job], limit: int = SHARD_BYTES) -> list[list[Job]]:
-    """The jobs of each file: at most `limit` bytes (a larger tensor has a file of its own), wide numbers first.
+    """The jobs of each file: at most `limit` bytes (a larger tensor has its own file).
 
-    Wide numbers first keeps every tensor aligned.
+    Within a file, wide dtypes come first, which aligns every tensor.
     """
-    found: list[list[Job]] = [[]]
-    used = 0
+    files: list[list[Job]] = [[]]
+    size = 0
     for job in jobs:
-        if found[-1] and used + job.facts.nbytes > limit:
-            found.append([])
-            used = 0
-        found[-1].append(job)
-        used += job.facts.nbytes
-    return [sorted(each, key=lambda job: -job.facts.dtype.itemsize) for each in found]
+        if files[-1] and size + job.info.nbytes > limit:
+            files.append([])
+            size = 0
+        files[-1].append(job)
+        size += job.info.nbytes
+    return [sorted(each, key=lambda job: -job.info.dtype.itemsize) for each in files]
 
 
 def write(
-    folder: Path, stem: str, files: list[list[Job]], results: Iterable[tuple[Job, Tensor]], known: dict[str, FileDigest]
+    folder: Path,
+    stem: str,
+    files: list[list[Job]],
+    results: Iterable[tuple[Job, Tensor]],
+    digests: dict[str, FileDigest],
 ) -> Iterator[int]:
     """Writes the results, which come in the order of `files`, and yields the bytes written so far.
 
-    One file is STEM.safetensors; several have numbers, and an index. `known` receives size and SHA-256 of each.
+    One file is STEM.safetensors; several have numbers, and an index. `digests` receives size and SHA-256 of each.
     """
     names = [f"{stem}.safetensors"]
     if len(files) > 1:
@@ -53,7 +57,7 @@ def write(
             digest, size, unflushed = hashlib.sha256(), 0, 0
             flushed: Future[None] | None = None
             with (folder / name).open("wb", buffering=0) as file:
-                described = {job.name: (job.facts.dtype, job.facts.shape) for job in jobs}
+                described = {job.name: (job.info.dtype, job.info.shape) for job in jobs}
                 head = memoryview(header(described, {"format": "pt"}))
                 for piece in itertools.chain([head], (_bytes(next(stream), job) for job in jobs)):
                     _put(file.fileno(), piece)
@@ -66,16 +70,16 @@ def write(
                 if flushed is not None:
                     flushed.result()
             total += size - len(head)
-            known[name] = FileDigest(bytes=size, sha256=digest.hexdigest())
+            digests[name] = FileDigest(bytes=size, sha256=digest.hexdigest())
     if len(files) > 1:
-        places = {job.name: name for name, jobs in zip(names, files, strict=True) for job in jobs}
-        index = {"metadata": {"total_size": total}, "weight_map": places}
+        weight_map = {job.name: name for name, jobs in zip(names, files, strict=True) for job in jobs}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
-def _bytes(made: tuple[Job, Tensor], job: Job) -> memoryview:
-    assert made[0] is job, (made[0].name, job.name)
-    tensor = made[1]
+def _bytes(result: tuple[Job, Tensor], job: Job) -> memoryview:
+    assert result[0] is job, (result[0].name, job.name)
+    tensor = result[1]
     return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 

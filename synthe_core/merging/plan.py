@@ -1,4 +1,4 @@
-"""What a merge will do, checked whole before any of it is done: one job for each tensor of the result."""
+"""Planning a merge: one job for each tensor of the result, all checked before any of them runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from synthe_core.errors import InputError
 from synthe_core.merging.config import MergeSpec, SliceSpec
-from synthe_core.merging.hashed_file import Facts
+from synthe_core.merging.hashed_file import TensorInfo
 from synthe_core.merging.inputs.model import Model
 from synthe_core.merging.method import Method
 from synthe_core.merging.parameters import values
@@ -30,19 +30,23 @@ Places = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor of the result: `sources` are (model, its tensor's name), `own` where each finds its parameters."""
+    """One tensor of the result.
+
+    sources, base: (model, name of its tensor). shared, own: settings of parameters for all models and for each source,
+    by precedence. depth: of the layer, from 0 to 1.
+    """
 
     name: str
     sources: list[tuple[Model, str]]
     base: tuple[Model, str] | None
     shared: Places
     own: Sequence[Places]
-    at: float
+    depth: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """jobs in the order in which they read best; layers: the base's layers that the result has, where it was sliced."""
+    """jobs: in the order of reading. layers: with slices, the base's layers that the result has."""
 
     jobs: list[Job]
     layers: list[int] | None = None
@@ -50,7 +54,7 @@ class Plan:
 
 
 class Tensors(Sequence[Tensor]):
-    """Tensors of several models, read when they are asked for, as numbers to reckon with."""
+    """Tensors of several models in one dtype, each read when it is accessed."""
 
     def __init__(self, sources: Sequence[tuple[Model, str]], dtype: torch.dtype) -> None:
         self._sources, self._dtype = sources, dtype
@@ -67,16 +71,18 @@ class Tensors(Sequence[Tensor]):
 
 
 def read(model: Model, name: str, dtype: torch.dtype) -> Tensor:
-    """A tensor in `dtype`; InputError where it holds NaN or infinity."""
+    """A tensor in `dtype`. InputError if it contains NaN or infinity."""
     tensor = model.read(name).to(dtype)
     if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
-        what = "NaN" if tensor.isnan().any() else "infinity"
-        raise InputError(f"{name} of {model.named} holds {what}", "that training went wrong: use an earlier checkpoint")
+        value = "NaN" if tensor.isnan().any() else "infinity"
+        raise InputError(
+            f"{name} of {model.named} contains {value}", "its training diverged: use an earlier checkpoint"
+        )
     return tensor
 
 
 def plan(spec: MergeSpec, method: Method, models: Mapping[str, Model], base: Model | None) -> Plan:
-    """The jobs of a merge of `models` (by the names that `spec` has for them); InputError for what cannot be merged."""
+    """The jobs of a merge of `models`, by their names in `spec`. InputError for models that cannot be merged."""
     reference = base if base is not None else models[spec.inputs[0].model]
     notices = compare(reference, list(models.values()), whole=spec.slices is None)
     if spec.slices is not None:
@@ -87,25 +93,25 @@ def plan(spec: MergeSpec, method: Method, models: Mapping[str, Model], base: Mod
     return Plan([_job(piece, method, dtype, spec.seed) for piece in pieces], layers, notices)
 
 
-def merged(spec: MergeSpec, method: Method, base: str | None) -> list[str]:
-    """Of the models named in `spec`, those that are merged: the base is not one of them where the method takes one."""
+def merged_models(spec: MergeSpec, method: Method, base: str | None) -> list[str]:
+    """The models of `spec` that are merged: all but the base, if the method takes one."""
     if not method.takes_base or base is None:
         return [each.model for each in spec.inputs]
     return [each.model for each in spec.inputs if not _same(each.model, base)]
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two names mean one folder."""
+    """Whether two names are of the same folder."""
     return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())
 
 
 def _whole(
     spec: MergeSpec, method: Method, models: Mapping[str, Model], base: Model | None, reference: Model
 ) -> list[Piece]:
-    names = merged(spec, method, spec.base_model)
+    names = merged_models(spec, method, spec.base_model)
     method.check_count(len(names))
-    given = {each.model: each.parameters for each in spec.models or []}
-    own = [[given[name], spec.parameters] for name in names]
+    parameters = {each.model: each.parameters for each in spec.models or []}
+    own = [[parameters[name], spec.parameters] for name in names]
     depth = 1 + max((layer for name in reference.tensors if (layer := layer_of(name)) is not None), default=0)
     return [
         Piece(
@@ -114,7 +120,7 @@ def _whole(
             (base, tensor) if base is not None and method.takes_base else None,
             [spec.parameters],
             own,
-            _at(layer_of(tensor), depth),
+            _depth(layer_of(tensor), depth),
         )
         for tensor in reference.tensors
     ]
@@ -129,15 +135,15 @@ def _sliced(
         for offset in range(piece.sources[0].layer_range[1] - piece.sources[0].layer_range[0]):
             origin = {each.model: each.layer_range[0] + offset for each in piece.sources}
             first = next(iter(origin))
-            found = [name for name in models[first].tensors if layer_of(name) == origin[first]]
-            if not found:
+            tensors = [name for name in models[first].tensors if layer_of(name) == origin[first]]
+            if not tensors:
                 raise InputError(
                     f"{first} has no layer {origin[first]}",
                     f"layer_range {list(piece.sources[0].layer_range)} is beyond it",
                 )
             length = piece.sources[0].layer_range[1] - piece.sources[0].layer_range[0]
-            at = _at(offset, length)
-            pieces += [_part(name, origin, len(layers), piece, spec, method, models, base, at) for name in found]
+            depth = _depth(offset, length)
+            pieces += [_part(name, origin, len(layers), piece, spec, method, models, base, depth) for name in tensors]
             layers.append(origin[spec.base_model] if spec.base_model in origin else origin[first])
     head, tail = slices[0], slices[-1]
     for name in models[head.sources[0].model].tensors:
@@ -157,77 +163,79 @@ def _part(
     method: Method,
     models: Mapping[str, Model],
     base: Model | None,
-    at: float,
+    depth: float,
 ) -> Piece:
-    """One tensor of a slice: `name` as the first source has it, taken from layer `origin[model]` of each."""
+    """One tensor of a slice: `name` in the first source, and its counterpart in layer `origin[model]` of each model."""
     names = [model for model in origin if not (method.takes_base and model == spec.base_model)]
     method.check_count(len(names))
-    given = {each.model: each.parameters for each in piece.sources}
-    under = [(models[model], _in_layer(name, origin[model])) for model in names]
-    wanted = next(iter(origin.values()))
-    below = (base, _in_layer(name, origin.get(spec.base_model or "", wanted))) if base and method.takes_base else None
-    for model, tensor in [*under, *([below] if below else [])]:
+    parameters = {each.model: each.parameters for each in piece.sources}
+    sources = [(models[model], _in_layer(name, origin[model])) for model in names]
+    layer = next(iter(origin.values()))
+    base_source = (
+        (base, _in_layer(name, origin.get(spec.base_model or "", layer))) if base and method.takes_base else None
+    )
+    for model, tensor in [*sources, *([base_source] if base_source else [])]:
         if tensor not in model.tensors:
             raise InputError(f"{model.named} has no tensor {tensor}", "the models of a slice must have the same layers")
     shared = [piece.parameters, spec.parameters]
     return Piece(
         _in_layer(name, number),
-        under,
-        below,
+        sources,
+        base_source,
         shared,
-        [[given[m], piece.parameters, spec.parameters] for m in names],
-        at,
+        [[parameters[m], piece.parameters, spec.parameters] for m in names],
+        depth,
     )
 
 
 def _job(piece: Piece, method: Method, dtype: str | None, seed: int) -> Job:
-    chosen = values(method, piece.shared, piece.own, piece.name, piece.at)
+    chosen = values(method, piece.shared, piece.own, piece.name, piece.depth)
     sources = [*([piece.base] if piece.base else []), *piece.sources]
-    facts = [model.tensors[name] for model, name in sources]
-    if len({each.shape for each in facts}) > 1:
-        shapes = ", ".join(f"{list(each.shape)} in {m.named}" for each, (m, _) in zip(facts, sources, strict=True))
+    infos = [model.tensors[name] for model, name in sources]
+    if len({each.shape for each in infos}) > 1:
+        shapes = ", ".join(f"{list(each.shape)} in {m.named}" for each, (m, _) in zip(infos, sources, strict=True))
         raise InputError(f"{piece.name} is {shapes}", "tensors of different shapes cannot be merged")
-    kinds = {each.floats for each in facts}
+    kinds = {each.floats for each in infos}
     if len(kinds) > 1:
-        types = ", ".join(f"{NAMES[each.dtype]} in {m.named}" for each, (m, _) in zip(facts, sources, strict=True))
-        raise InputError(f"{piece.name} is {types}", "whole numbers and fractions cannot be merged")
+        types = ", ".join(f"{NAMES[each.dtype]} in {m.named}" for each, (m, _) in zip(infos, sources, strict=True))
+        raise InputError(f"{piece.name} is {types}", "integers and floats cannot be merged")
     model, name = sources[0]
-    if not facts[0].floats:  # counters, seeds: there is no mean of them
-        return Job(piece.name, facts[0], lambda: model.read(name), facts[0].nbytes)
-    work = torch.float64 if any(each.dtype == torch.float64 for each in facts) else torch.float32
-    out = Facts(facts[0].shape, getattr(torch, dtype) if dtype else model.stored(name))
+    if not infos[0].floats:  # counters and seeds have no mean
+        return Job(piece.name, infos[0], lambda: model.read(name), infos[0].nbytes)
+    work = torch.float64 if any(each.dtype == torch.float64 for each in infos) else torch.float32
+    out = TensorInfo(infos[0].shape, getattr(torch, dtype) if dtype else model.result_dtype(name))
 
-    def make() -> Tensor:
+    def compute() -> Tensor:
         random = {"generator": generator(seed, piece.name)} if method.random else {}
         base = read(*piece.base, work) if piece.base else None
         return method(Tensors(piece.sources, work), base, chosen, **random)
 
-    return Job(piece.name, out, make, facts[0].numel * work.itemsize * (len(sources) + 3))
+    return Job(piece.name, out, compute, infos[0].numel * work.itemsize * (len(sources) + 3))
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """Random numbers of a tensor's own, so that they do not hang on the order in which tensors are made."""
+    """A random generator of a tensor's own, so that results do not depend on the order of tensors."""
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def layer_of(name: str) -> int | None:
-    """The number of the layer that a tensor is in; None for what is before or behind all layers."""
-    found = LAYER.match(name)
-    return int(found["layer"]) if found else None
+    """The number of a tensor's layer; None for tensors before or after all layers."""
+    match = LAYER.match(name)
+    return int(match["layer"]) if match else None
 
 
 def _in_layer(name: str, number: int) -> str:
     return LAYER.sub(rf"\g<before>{number}.\g<after>", name, count=1)
 
 
-def _at(layer: int | None, depth: int) -> float:
-    """How deep a layer lies; what is in none has a gradient's first value, as mergekit has it."""
+def _depth(layer: int | None, depth: int) -> float:
+    """The depth of a layer, from 0 to 1; tensors outside layers have depth 0, as in mergekit."""
     return layer / (depth - 1) if layer is not None and depth > 1 else 0.0
 
 
-def of_one_kind(models: Sequence[Model]) -> None:
-    """InputError where models are stored in different ways."""
+def require_one_kind(models: Sequence[Model]) -> None:
+    """InputError if models are of different kinds."""
     for model in models:
         if model.kind != models[0].kind:
             raise InputError(
@@ -237,7 +245,7 @@ def of_one_kind(models: Sequence[Model]) -> None:
 
 
 def compare(reference: Model, models: Sequence[Model], whole: bool) -> list[str]:
-    """InputError where models that are merged `whole` differ in tensors; notices where they do in config."""
+    """InputError if models that are merged as a `whole` differ in tensors; notices if they differ in config."""
     notices = []
     for model in models:
         if model is reference:
@@ -247,24 +255,23 @@ def compare(reference: Model, models: Sequence[Model], whole: bool) -> list[str]
         if whole:
             _same_tensors(reference, model, hint)
             if changed:
-                notices.append(
-                    f"{model.named} has another config, and {reference.named}'s is kept: {'; '.join(changed)}"
-                )
+                notices.append(f"{model.named} has another config; {reference.named}'s is used: {'; '.join(changed)}")
     return notices
 
 
 def _same_tensors(one: Model, other: Model, hint: str) -> None:
     here, there = one.tensors, other.tensors
-    if lacking := [name for name in here if name not in there]:
-        raise InputError(f"{other.named} has no tensor {_listed(lacking)}, which {one.named} has", hint)
+    if missing := [name for name in here if name not in there]:
+        raise InputError(f"{other.named} has no tensor {listed(missing)}, which {one.named} has", hint)
     if extra := [name for name in there if name not in here]:
-        raise InputError(f"{other.named} has a tensor {_listed(extra)}, which {one.named} has not", hint)
+        raise InputError(f"{other.named} has a tensor {listed(extra)}, which {one.named} has not", hint)
     if shapes := [name for name in here if here[name].shape != there[name].shape]:
         first = shapes[0]
         sizes = f"{list(here[first].shape)} in {one.named} and {list(there[first].shape)} in {other.named}"
-        raise InputError(f"{_listed(shapes)}: {sizes}", hint)
+        raise InputError(f"{listed(shapes)}: {sizes}", hint)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more

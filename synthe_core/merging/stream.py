@@ -1,4 +1,4 @@
-"""Jobs run on threads, their results in order, never more in memory than a budget allows."""
+"""Running jobs on threads within a memory budget, with their results in order."""
 
 from __future__ import annotations
 
@@ -13,59 +13,61 @@ from torch import Tensor
 
 from synthe_core.errors import Interrupted
 from synthe_core.hardware.probe import probe
-from synthe_core.merging.hashed_file import Facts
+from synthe_core.merging.hashed_file import TensorInfo
 
 BUDGET = 512 * 2**20
-"""Bytes that jobs under way may hold together; a job that is larger runs alone."""
+"""Bytes of all running jobs together; a larger job runs alone."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One tensor of the result: what it will be, how it is made, and about how many bytes making it takes."""
+    """One tensor of the result: its shape and type, the function that computes it, and about how many bytes that
+    takes.
+    """
 
     name: str
-    facts: Facts
-    make: Callable[[], Tensor]
+    info: TensorInfo
+    compute: Callable[[], Tensor]
     bytes: int
 
 
 def run(
     jobs: Iterable[Job], threads: int | None = None, stop: threading.Event | None = None, budget: int = BUDGET
 ) -> Iterator[tuple[Job, Tensor]]:
-    """Every job with its result, in the order given, so that what is written does not hang on the threads.
+    """Yields every job with its result in the order of `jobs`, whatever the number of threads (all cores by default).
 
-    torch works on one thread within each: its sums depend on how many it uses. threads: all cores by default.
+    Each job uses one thread of torch, because sums depend on the number of threads.
     """
-    before = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(1)
-    waiting: deque[tuple[Job, Future[Tensor]]] = deque()
-    held = 0
+    running: deque[tuple[Job, Future[Tensor]]] = deque()
+    memory = 0
     queue = iter(jobs)
-    following = next(queue, None)
+    next_job = next(queue, None)
     pool = ThreadPoolExecutor(
         threads or probe().cores, thread_name_prefix="merge", initializer=torch.set_num_threads, initargs=(1,)
     )
     try:
-        while following is not None or waiting:
-            while following is not None and (not waiting or held + following.bytes <= budget):
-                waiting.append((following, pool.submit(_one, following)))
-                held += following.bytes
-                following = next(queue, None)
-            job, future = waiting.popleft()
+        while next_job is not None or running:
+            while next_job is not None and (not running or memory + next_job.bytes <= budget):
+                running.append((next_job, pool.submit(_compute, next_job)))
+                memory += next_job.bytes
+                next_job = next(queue, None)
+            job, future = running.popleft()
             result = future.result()
             if stop is not None and stop.is_set():
                 raise Interrupted("interrupted: nothing was written")
             yield job, result
-            held -= job.bytes
+            memory -= job.bytes
             del result, future
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
 
 
-def _one(job: Job) -> Tensor:
+def _compute(job: Job) -> Tensor:
     with torch.no_grad():
-        result = job.make()
-    if result.shape != job.facts.shape:
-        raise AssertionError(f"{job.name} became {list(result.shape)}, planned {list(job.facts.shape)}")
-    return result.to(job.facts.dtype).contiguous()
+        result = job.compute()
+    if result.shape != job.info.shape:
+        raise AssertionError(f"{job.name} has shape {list(result.shape)}, planned {list(job.info.shape)}")
+    return result.to(job.info.dtype).contiguous()

@@ -1,4 +1,4 @@
-"""What the methods that add up differences from a base share: thin them out, agree on signs, add them up."""
+"""Task vectors: differences from a base, made sparse, merged by sign, and added to the base."""
 
 from __future__ import annotations
 
@@ -8,133 +8,133 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 15
-"""Numbers worked on at a time: a few such stretches fit a processor's second cache."""
+"""Numbers processed at a time: a few such blocks fit into a processor's L2 cache."""
 
 
-def each(values: Sequence[float], count: int) -> list[float]:
+def per_model(values: Sequence[float], count: int) -> list[float]:
     """A value for each of `count` models; one value is for all of them."""
     if len(values) not in (1, count):
         raise ValueError(f"{len(values)} values for {count} models")
     return list(values) * (count if len(values) == 1 else 1)
 
 
-def total(weights: Sequence[float]) -> float:
-    """The sum of weights, or 1 where they cancel, so that dividing by it is safe."""
-    found = sum(weights)
-    return found if abs(found) > 1e-8 else 1.0
+def weight_sum(weights: Sequence[float]) -> float:
+    """The sum of weights, or 1 if they cancel, so that division is safe."""
+    weight_sum = sum(weights)
+    return weight_sum if abs(weight_sum) > 1e-8 else 1.0
 
 
 def differences(models: Iterable[Tensor], base: Tensor) -> list[Tensor]:
-    """What each model has learnt beyond the base."""
+    """model - base for each model."""
     return [torch.sub(model, base).contiguous() for model in models]
 
 
-def thinned(found: list[Tensor], keep: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
-    """`keep(i, difference)` in the place of each difference, which is let go of as soon as that is known."""
-    for index in range(len(found)):
-        found[index] = keep(index, found[index])
-    return found
+def sparsified(vectors: list[Tensor], sparsify: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
+    """Replaces each difference by `sparsify(i, difference)`, in place, so that only one exists twice at a time."""
+    for index in range(len(vectors)):
+        vectors[index] = sparsify(index, vectors[index])
+    return vectors
 
 
-def threshold(size: Tensor, kept: int) -> float:
-    """The `kept`-th largest entry of `size`, whose entries are put into another order."""
+def threshold(size: Tensor, count: int) -> float:
+    """The `count`-th largest entry of `size`, whose entries are reordered."""
     flat = size.reshape(-1).numpy()
-    place = flat.size - kept
+    place = flat.size - count
     flat.partition(place)
     return float(flat[place])
 
 
 def largest(size: Tensor, density: float) -> Tensor:
-    """Bool: the `density` share of largest entries. Entries equal to the smallest kept one are kept too."""
-    kept = int(density * size.numel())
-    if kept >= size.numel():
+    """Bool: the `density` share of largest entries, and those equal to the smallest of them."""
+    count = int(density * size.numel())
+    if count >= size.numel():
         return torch.ones_like(size, dtype=torch.bool)
-    if kept == 0:
+    if count == 0:
         return torch.zeros_like(size, dtype=torch.bool)
-    return size >= threshold(size.clone(), kept)
+    return size >= threshold(size.clone(), count)
 
 
 def trim(difference: Tensor, density: float) -> Tensor:
-    """The `density` share of largest magnitude, zeros elsewhere; as in `largest`, equals stay together."""
-    kept = int(density * difference.numel())
-    if kept >= difference.numel():
+    """The `density` share of entries of largest magnitude, zeros elsewhere; ties as in `largest`."""
+    count = int(density * difference.numel())
+    if count >= difference.numel():
         return difference
-    if kept == 0:
+    if count == 0:
         return difference.zero_()
-    least = threshold(difference.abs(), kept)
+    least = threshold(difference.abs(), count)
     for (block,) in blocks(difference):
         block.mul_(block.abs().ge_(least))
     return difference
 
 
 def blocks(*tensors: Tensor) -> Iterator[list[Tensor]]:
-    """The same stretch of each tensor, one after another, small enough that what is done to it stays in the cache.
+    """Views of the same BLOCK entries of each tensor, one block after another, so that work on them stays in the cache.
 
-    The tensors are contiguous and of one size; stretches are views.
+    The tensors are contiguous and of one size.
     """
     flat = [tensor.view(-1) for tensor in tensors]
-    for at in range(0, len(flat[0]), BLOCK):
-        yield [each[at : at + BLOCK] for each in flat]
+    for start in range(0, len(flat[0]), BLOCK):
+        yield [each[start : start + BLOCK] for each in flat]
 
 
-def rescaled(difference: Tensor, kept: Tensor, chance: Tensor | float, by: str | None) -> Tensor:
-    """The entries that are `kept` (1, else 0), made up for the others.
+def rescaled(difference: Tensor, mask: Tensor, probability: Tensor | float, by: str | None) -> Tensor:
+    """The entries in `mask` (1, else 0), scaled to compensate for the others.
 
-    by: "chance" divides each by its chance to be kept, so that the expectation stays; "l1" gives the tensor the sum of
-    magnitudes that it had; None leaves the entries as they are.
+    by: "chance" divides each by its probability of retention, which preserves the expectation; "l1" preserves the L1
+    norm of the tensor; None does not scale.
     """
     before = float(difference.abs().sum(dtype=torch.float64)) if by == "l1" else 0.0
-    difference = difference.mul_(kept)
+    difference = difference.mul_(mask)
     if by == "chance":
-        return difference.div_(chance)
+        return difference.div_(probability)
     if by == "l1" and (after := float(difference.abs().sum(dtype=torch.float64))):
         return difference.mul_(before / after)
     return difference
 
 
-def added(base: Tensor, found: list[Tensor], weights: Sequence[float], normalize: bool, scale: float) -> Tensor:
-    """base + scale x the weighted sum of differences, over the sum of the weights where `normalize`."""
-    divisor = total(weights) if normalize else 1.0
+def add_differences(
+    base: Tensor, vectors: list[Tensor], weights: Sequence[float], normalize: bool, scale: float
+) -> Tensor:
+    """base + scale x the weighted sum of vectors, divided by the sum of the weights with `normalize`."""
+    divisor = weight_sum(weights) if normalize else 1.0
     merged = torch.empty_like(base, memory_format=torch.contiguous_format)
-    for result, ground, *parts in blocks(merged, base.contiguous(), *found):
+    for result, base_block, *parts in blocks(merged, base.contiguous(), *vectors):
         torch.mul(parts[0], weights[0] * scale / divisor, out=result)
         for part, weight in zip(parts[1:], weights[1:], strict=True):
             result.add_(part, alpha=weight * scale / divisor)
-        result.add_(ground)
+        result.add_(base_block)
     return merged
 
 
-def agreed(
+def merge_by_sign(
     base: Tensor,
-    found: list[Tensor],
+    vectors: list[Tensor],
     weights: Sequence[float],
     normalize: bool,
     scale: float,
     sign: str = "sum",
 ) -> Tensor:
-    """base + scale x the disjoint mean: at each entry, of those differences alone whose sign the majority has.
+    """base + scale x the disjoint mean: at each entry, over the vectors that have the majority's sign.
 
     The majority's sign is that of the weighted sum; with sign="count" that of the sum of signs, with sign="plain" that
     of the sum without weights. An exact tie is positive.
-    normalize: divide at each entry by the weights that took part there, so that it is a mean and no sum.
+    normalize: divide each entry by the sum of the weights that take part there, which gives a mean instead of a sum.
     """
     merged = torch.empty_like(base, memory_format=torch.contiguous_format)
-    for result, ground, *parts in blocks(merged, base.contiguous(), *found):
+    for result, base_block, *parts in blocks(merged, base.contiguous(), *vectors):
         weighted = [part * weight for part, weight in zip(parts, weights, strict=True)]
         voters = parts if sign == "plain" else [each.sign() for each in weighted] if sign == "count" else weighted
         votes = voters[0].clone()
         for voter in voters[1:]:
             votes.add_(voter)
-        side = (
-            votes.ge_(0).mul_(2).sub_(1)
-        )  # +1 or -1: truth as numbers, for what handles bools is several times slower
+        majority = votes.ge_(0).mul_(2).sub_(1)  # +1 or -1 as floats: operations on bools are several times slower
         result.zero_()
-        shares = torch.zeros_like(votes)
+        weight_total = torch.zeros_like(votes)
         for part, weight in zip(weighted, weights, strict=True):
-            joins = (part * side).gt_(0)
-            result.addcmul_(part, joins)
-            shares.add_(joins, alpha=weight)
+            agrees = (part * majority).gt_(0)
+            result.addcmul_(part, agrees)
+            weight_total.add_(agrees, alpha=weight)
         if normalize:
-            result.div_(shares.add_(shares.abs().lt_(1e-8)))  # 1 where nobody took part
-        result.mul_(scale).add_(ground)
+            result.div_(weight_total.add_(weight_total.abs().lt_(1e-8)))  # divide by 1 where no difference takes part
+        result.mul_(scale).add_(base_block)
     return merged

@@ -40,12 +40,12 @@ class BaseReference(BaseModel):
 
 
 def parse_published(text: str | None) -> tuple[str | None, str | None]:
-    """`ORG/MANIFEST[@REVISION]`: where weights were published."""
+    """`ORG/NAME[@REVISION]`: where weights were published."""
     if text is None:
         return None, None
     hub, _, revision = text.partition("@")
     if not re.fullmatch(HUB, hub) or (revision and not re.fullmatch(REVISION, revision)):
-        raise InputError(f"'{text}' names no model of the hub", "write ORG/MANIFEST@REVISION")
+        raise InputError(f"'{text}' names no model of the hub", "write ORG/NAME@REVISION")
     return hub, revision or None
 
 

@@ -31,9 +31,9 @@ def test_it_prints_the_path_and_nothing_else(synthe: Run) -> None:
     )
     assert (done.exit_code, done.stdout) == (0, "runs/merge-ties\n"), done.stderr
     assert "ties of runs/a, runs/b on runs/base: " in done.stderr and "bytes" in done.stderr
-    asked = json.loads(Path("runs/merge-ties/manifest.json").read_text())["merge"]["asked"]
-    assert asked["parameters"] == {"density": 0.2, "lambda": 0.8} and asked["base_model"] == "runs/base"
-    assert [each.get("parameters") for each in asked["models"]] == [{"weight": 1.0}, {"weight": 0.5}]
+    config = json.loads(Path("runs/merge-ties/manifest.json").read_text())["merge"]["config"]
+    assert config["parameters"] == {"density": 0.2, "lambda": 0.8} and config["base_model"] == "runs/base"
+    assert [each.get("parameters") for each in config["models"]] == [{"weight": 1.0}, {"weight": 0.5}]
     assert synthe("merge", "linear", "runs/a", "runs/b", "--normalize=false").stdout == "runs/merge-linear\n"
     assert synthe("merge", "linear", "runs/a", "runs/b").stdout == "runs/merge-linear-2\n"
     assert synthe("generate", "runs/merge-ties", "-p", "a", "-n", 3, "--device", "cpu").exit_code == 0
@@ -87,7 +87,7 @@ def test_adapters(synthe: Run) -> None:
     for name, tuned in (("la", "runs/a"), ("lb", "runs/b")):
         done = synthe("merge", "extract-lora", "runs/base", tuned, "--rank", 4, "-o", name)
         assert (done.exit_code, done.stdout) == (0, f"{name}\n"), done.stderr
-        assert "--with-rest keeps them" in done.stderr
+        assert "--with-rest includes them" in done.stderr
     kept = synthe("merge", "ties", "la", "lb", "--rank", 3, "-o", "kept")
     assert kept.exit_code == 0 and json.loads(Path("kept/adapter_config.json").read_text())["r"] == 3
     into = synthe("merge", "ties", "--base", "runs/base", "la", "lb", "-o", "into")

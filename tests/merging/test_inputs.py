@@ -61,7 +61,7 @@ def test_tensors_are_read_in_the_order_of_the_file(tmp_path: Path) -> None:
     path = folder(tmp_path / "hf", llama())
     file = HashedFile(path / "model.safetensors")
     found = open_input(str(path))
-    places = [file.place(name) for name in found.tensors]
+    places = [file.offset(name) for name in found.tensors]
     assert places == sorted(places) and len(places) == len(llama())
     for name, tensor in llama().items():
         assert torch.equal(file.read(name), tensor)
@@ -99,10 +99,13 @@ def test_quantised_weights_are_not_merged(tmp_path: Path) -> None:
         ("merge_method: tise\nmodels: [{model: a}]\n", "unknown merge method 'tise'"),
         ("merge_method: ties\nmodels: [{model: a, parameters: {density: 2}}]\n", "a: density 2: input should be less"),
         ("merge_method: ties\nmodels: [{model: a}]\nparameters: {densty: 1}\n", "unknown parameter of ties 'densty'"),
-        ("merge_method: ties\nmodels: [{model: a}]\nparameters: {density: [{filter: x}]}\n", "is not understood"),
+        (
+            "merge_method: ties\nmodels: [{model: a}]\nparameters: {density: [{filter: x}]}\n",
+            "is not a filter with",
+        ),
         ("merge_method: ties\nmodels: [{model: a}]\nparameters: {density: []}\n", "density is an empty list"),
         ("merge_method: linear\nmodels: [{model: a}]\ndtype: int8\n", "m.yaml:3:1: dtype: input should be 'float32'"),
-        ("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [2, 2]}]}]\n", "holds no layer"),
+        ("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [2, 2]}]}]\n", "] is empty"),
         ("merge_method: linear\nmodels: [{model: a, weight: 2}]\n", "unknown key 'models.0.weight'"),
         ("merge_method: linear\nmodels: [{model: a}]\ntokenizer: {sauce: base}\n", "sauce"),
         ("- a\n", "is not a mapping"),
@@ -165,7 +168,7 @@ def test_extract_lora_of_ours(tmp_path: Path) -> None:
         error = (ours[name].double() - after.read(name).double()).square().sum()
         bound = torch.linalg.svdvals(difference)[2:].square().sum() if difference.ndim == 2 else torch.tensor(0.0)
         assert float(error) == pytest.approx(float(bound), rel=1e-3, abs=1e-9), name
-    assert done.values["kept"] == pytest.approx(1 - lost / whole, rel=1e-4)
+    assert done.values["retained"] == pytest.approx(1 - lost / whole, rel=1e-4)
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base) and "blocks.0.learners.0.out" in config["target_modules"]
 
@@ -176,7 +179,7 @@ def test_extract_lora_refuses(tmp_path: Path) -> None:
     for arguments, options, told in (
         ((a, a), {}, "is the same as"),
         ((a, b), {"rank": 0}, "rank 0 is below 1"),
-        ((a, b), {"targets": ("nowhere",)}, "no matrix's name holds nowhere"),
+        ((a, b), {"targets": ("nowhere",)}, "no matrix's name contains nowhere"),
         ((a, checkpoint(tmp_path / "c", 1)), {}, "is a checkpoint folder"),
     ):
         with pytest.raises(InputError) as caught:

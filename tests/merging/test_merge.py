@@ -235,7 +235,7 @@ def pickled(b: Path) -> None:
         (longer, "b has a tensor extra.weight, which"),
         (another_shape, "model.norm.weight: [16] in"),
         (holding(float("nan")), "model.layers.2.mlp.down_proj.weight of"),
-        (holding(float("inf")), "b holds infinity"),
+        (holding(float("inf")), "b contains infinity"),
         (whole_numbers, "model.norm.weight is F32 in"),
         (quantised, "model.norm.weight is stored as F8_E4M3"),
         (cut, "model.safetensors is damaged"),

@@ -126,7 +126,7 @@ def test_what_is_extracted_is_read_by_peft(tmp_path: Path, base: Path) -> None:
     folder(tmp_path / "tuned", tuned)
     events = list(extract_lora(str(base), str(tmp_path / "tuned"), rank=16, out=tmp_path / "adapter", rest=True))
     (done,) = [event for event in events if isinstance(event, Result)]
-    assert done.values["kept"] == pytest.approx(1.0, abs=1e-6)
+    assert done.values["retained"] == pytest.approx(1.0, abs=1e-6)
     read = peft.PeftModel.from_pretrained(load(base), tmp_path / "adapter").merge_and_unload().state_dict()
     ours = result(tmp_path / "ours", "linear", [f"{base}+{tmp_path / 'adapter'}"])
     for name, tensor in tuned.items():

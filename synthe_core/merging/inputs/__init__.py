@@ -1,4 +1,6 @@
-"""What can be merged. Each kind recognises its own folders; a new kind is a class and a line of `KINDS`."""
+"""The kinds of models that can be merged. Each recognises its own folders; a new kind is a class and a line of
+KINDS.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from synthe_core.errors import InputError, closest
-from synthe_core.merging.inputs.hub import from_hub, names_the_hub
+from synthe_core.merging.inputs.hub import from_hub, is_hub_id
 from synthe_core.registry import Table
 
 _HERE = "synthe_core.merging.inputs"
@@ -20,15 +22,15 @@ KINDS = Table(
         "huggingface": f"{_HERE}.huggingface:HuggingFaceModel",
     },
 )
-"""Each entry is a class with `claims(path) -> bool`, and is made of a path. All but adapters are `Model`s."""
+"""Each entry is a class with `claims(path) -> bool`, constructed from a path. All but adapters are `Model`s."""
 
 
 def open_input(text: str) -> Any:
-    """The model or the adapter that was typed: a path, or an id of the hub. InputError where it is neither."""
+    """The model or adapter at a path or of an id of the hub. InputError if there is none."""
     path = Path(text).expanduser()
     if not path.exists():
-        if not names_the_hub(text):
-            raise InputError(f"no such model: {text}", _nearby(path))
+        if not is_hub_id(text):
+            raise InputError(f"no such model: {text}", _suggestion(path))
         path = from_hub(text)
     for kind in KINDS:
         if KINDS[kind].claims(path):
@@ -41,11 +43,11 @@ def open_input(text: str) -> Any:
 
 
 def is_adapter(text: str) -> bool:
-    """Whether what was typed is an adapter's folder here."""
+    """Whether `text` is the path of an adapter's folder."""
     return bool(KINDS["adapter"].claims(Path(text).expanduser()))
 
 
-def _nearby(path: Path) -> str:
+def _suggestion(path: Path) -> str:
     names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     near = closest(path.name, names)
     return f"did you mean {path.parent / near}?" if near else "name a folder, or ORG/NAME of the hub"

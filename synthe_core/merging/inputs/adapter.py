@@ -1,7 +1,7 @@
 """A LoRA adapter in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-Every module `path` that it adapts has A [r, in] and B [out, r]; the weight of the base becomes W + scale B A. Tensors
-that training replaced as a whole (`modules_to_save`, biases) are in the same file under their own names.
+Every adapted module has A [r, in] and B [out, r]; the weight of the base becomes W + scale B A. Tensors that training
+replaced as a whole (`modules_to_save`, biases) are in the same file under their own names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.merging.hashed_file import Facts, HashedFile
+from synthe_core.merging.hashed_file import HashedFile, TensorInfo
 from synthe_core.merging.inputs.model import Model, View
 from synthe_core.storage.json_reader import read_json
 
@@ -26,9 +26,9 @@ PART = re.compile(r"^(?P<module>.+?)\.lora_(?P<part>A|B|embedding_A|embedding_B|
 
 
 class Factors(NamedTuple):
-    """W + scale up down, float32: down [r, in], up [out, r]; transposed where the base stores W as [in, out].
+    """W + scale up down, float32: down [r, in], up [out, r]; transposed if the base stores W as [in, out].
 
-    magnitude [out]: the norms that the rows of the sum then get (DoRA), None where they are left as they are.
+    magnitude [out]: with DoRA, the norms to which the rows of the sum are scaled.
     """
 
     down: Tensor
@@ -42,7 +42,7 @@ class Factors(NamedTuple):
         return self.down.shape[0]
 
     def product(self) -> Tensor:
-        """The difference that it makes, in the base's layout."""
+        """The difference from the base's weight, in its layout."""
         product = (self.up @ self.down).mul_(self.scale)
         return product.T if self.transposed else product
 
@@ -57,7 +57,7 @@ class Factors(NamedTuple):
 
 
 class Adapter:
-    """An adapter's folder. What it changes goes by the names of the base's tensors."""
+    """An adapter's folder. Its tensors are addressed by the names of the base's tensors."""
 
     kind = "adapter"
 
@@ -78,7 +78,7 @@ class Adapter:
             if part := PART.match(name):
                 self._parts.setdefault(f"{part['module']}.weight", {})[part["part"]] = stored
             else:
-                self.whole[name.replace(".base_layer.", ".")] = stored  # an embedding that is saved beside its factors
+                self.whole[name.replace(".base_layer.", ".")] = stored  # an embedding saved beside its factors
         for name, parts in self._parts.items():
             kinds = parts.keys() - {"magnitude_vector"}
             if kinds not in ({"A", "B"}, {"embedding_A", "embedding_B"}):
@@ -91,31 +91,31 @@ class Adapter:
 
     @property
     def base(self) -> str | None:
-        """What the adapter was trained on, as its config names it."""
+        """The base that the adapter's config names."""
         return self.config.get("base_model_name_or_path") or None
 
     @property
     def adapted(self) -> Collection[str]:
-        """The base's tensors that it adds to."""
+        """The base's tensors that have factors."""
         return self._parts.keys()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of what the base must have: every tensor that the adapter adds to or replaces."""
+        """The shapes that the base's tensors must have, of all that the adapter adapts or replaces."""
         added = {name: self._shape(name) for name in self._parts}
         return added | {name: self.file.tensors[stored].shape for name, stored in self.whole.items()}
 
     def rank(self, name: str) -> int:
-        """Of the factors for a tensor of the base."""
+        """The rank of a tensor's factors."""
         parts = self._parts[name]
         return self.file.tensors[parts.get("A") or parts["embedding_A"]].shape[0]
 
     def embeds(self, name: str) -> bool:
-        """Whether the module is an embedding, whose factors have names and a layout of their own."""
+        """Whether the module is an embedding, whose factors have other names and another layout."""
         return "embedding_A" in self._parts[name]
 
     def factors(self, name: str) -> Factors:
-        """The factors for a tensor of the base."""
+        """The factors of a tensor of the base."""
         parts = {part: self.file.read(stored).to(torch.float32) for part, stored in self._parts[name].items()}
         magnitude = parts.get("magnitude_vector")
         if "embedding_A" in parts:  # A [r, vocabulary], B [width, r]; the base is [vocabulary, width]
@@ -123,11 +123,11 @@ class Adapter:
         return Factors(parts["A"], parts["B"], self.scale(name), self._transposed, magnitude)
 
     def replaced(self, name: str) -> Tensor:
-        """A tensor that the adapter has as a whole."""
+        """A tensor that the adapter stores as a whole."""
         return self.file.read(self.whole[name])
 
     def scale(self, name: str) -> float:
-        """alpha / r, or alpha / sqrt(r) with use_rslora; alpha_pattern overrules alpha for modules that it names."""
+        """alpha / r, or alpha / sqrt(r) with use_rslora; alpha_pattern overrides alpha by module."""
         rank = self.rank(name)
         alpha = self._pattern("alpha_pattern", name, self.config.get("lora_alpha", rank))
         try:
@@ -157,15 +157,15 @@ class Adapter:
         shape = (up.shape[0], down.shape[1])
         return shape[::-1] if embedding or self._transposed else shape
 
-    def facts(self) -> dict[str, Any]:
-        """What the manifest says of it."""
-        facts = self.file.facts()
-        files = {WEIGHTS: facts and facts.model_dump()}
+    def provenance(self) -> dict[str, Any]:
+        """The manifest's entry of this parent."""
+        digest = self.file.digest()
+        files = {WEIGHTS: digest and digest.model_dump()}
         return {"model": self.named, "path": str(self.path), "kind": self.kind, "files": files}
 
 
 class MergedView(View):
-    """A base with an adapter merged into it, tensor by tensor as it is read."""
+    """A base with an adapter merged into each tensor while it is read."""
 
     def __init__(self, base: Model, adapter: Adapter) -> None:
         super().__init__(base)
@@ -187,12 +187,12 @@ class MergedView(View):
         return [*self.inner.files, self.adapter.file]
 
     @property
-    def tensors(self) -> dict[str, Facts]:
-        """As the base's, in float32 where the adapter adds to them, so that nothing of it is rounded away."""
-        added = self.adapter.adapted
+    def tensors(self) -> dict[str, TensorInfo]:
+        """The base's, with adapted ones in float32, so that the adapter's difference is not rounded away."""
+        adapted = self.adapter.adapted
         return {
-            name: facts._replace(dtype=torch.float32) if name in added else facts
-            for name, facts in self.inner.tensors.items()
+            name: info._replace(dtype=torch.float32) if name in adapted else info
+            for name, info in self.inner.tensors.items()
         }
 
     def read(self, name: str) -> Tensor:
@@ -201,5 +201,5 @@ class MergedView(View):
             return self.adapter.factors(name).applied(own.to(torch.float32))
         return own
 
-    def facts(self) -> dict[str, Any]:
-        return self.adapter.facts() | {"base": self.inner.facts()}
+    def provenance(self) -> dict[str, Any]:
+        return self.adapter.provenance() | {"base": self.inner.provenance()}

@@ -21,7 +21,7 @@ from synthe_core.storage.manifest import MANIFEST, FileDigest, Manifest, describ
 
 
 class CheckpointModel(Model):
-    """Its recipe's model must be the same as the others'; the result is a checkpoint like it."""
+    """A checkpoint of synthe. All must have the same model in their recipes; the result is a checkpoint too."""
 
     kind = "checkpoint"
 
@@ -34,7 +34,7 @@ class CheckpointModel(Model):
     def claims(cls, path: Path) -> bool:
         return (path / MANIFEST).is_file() or (path / CHECKPOINTS).is_dir() or zipfile.is_zipfile(path)
 
-    def places(self) -> Mapping[str, HashedFile]:
+    def locate_tensors(self) -> Mapping[str, HashedFile]:
         if INDEX not in self.checkpoint.manifest.files:
             file = self._file(WEIGHTS)
             return dict.fromkeys(file.tensors, file)
@@ -44,7 +44,7 @@ class CheckpointModel(Model):
 
     def _file(self, name: str) -> HashedFile:
         source = self.checkpoint.source
-        if isinstance(source, FolderSource):  # hashed while it is read, and held against the manifest at the end
+        if isinstance(source, FolderSource):  # hashed while it is read, and compared with the manifest at the end
             return HashedFile(source.path / name)
         return HashedFile(*source.locate(name), name)
 
@@ -53,7 +53,7 @@ class CheckpointModel(Model):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The recipe's model, and the parts that take no part yet."""
+        """The recipe's model, and the parts that it does not use yet."""
         return {
             "model": self.checkpoint.recipe.model.model_dump(mode="json"),
             "without": self.checkpoint.manifest.without,
@@ -65,10 +65,10 @@ class CheckpointModel(Model):
 
     @cached_property
     def tokenizer(self) -> dict[str, Any] | None:
-        known = "tokenizer.json" in self.checkpoint.manifest.files
-        return json.loads(self.checkpoint.source.read("tokenizer.json")) if known else None
+        exists = "tokenizer.json" in self.checkpoint.manifest.files
+        return json.loads(self.checkpoint.source.read("tokenizer.json")) if exists else None
 
-    def describe(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
+    def write_files(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
         recipe = self.checkpoint.recipe
         if changes.layers is not None:
             model = recipe.model.model_copy(update={"blocks": len(changes.layers)})

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: only what a merge needs is fetched, and never a pickle."""
+"""Models of the Hugging Face hub. Only the files that a merge needs are downloaded, never pickles."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from synthe_core.data.hub import TIMEOUT, explain, offline, unreachable
 from synthe_core.errors import SyntheError
 
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt"]
 
 
-def names_the_hub(text: str) -> bool:
-    """Whether `text` is ORG/NAME, or hub:NAME, with or without @REVISION. A folder ORG here makes it a path."""
+def is_hub_id(text: str) -> bool:
+    """Whether `text` is ORG/NAME or hub:NAME, with or without @REVISION. If a folder ORG exists, it is a path."""
     if text.startswith("hub:"):
         return True
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", text)) and not Path(text).parent.is_dir()
 
 
 def from_hub(text: str) -> Path:
-    """The folder of a model in the hub's cache, fetched where it is not there yet."""
+    """The folder of a model in the hub's cache, downloaded if it is not there yet."""
     from huggingface_hub import HfApi, snapshot_download, utils  # slow to import, and only needed here
 
     name, _, revision = text.removeprefix("hub:").partition("@")
@@ -29,9 +29,9 @@ def from_hub(text: str) -> Path:
         if not offline():
             HfApi().model_info(
                 name, revision=revision or None, timeout=TIMEOUT
-            )  # answers at once where fetching retries
+            )  # fails at once where a download would retry
         return Path(
-            snapshot_download(name, revision=revision or None, allow_patterns=WANTED, local_files_only=offline())
+            snapshot_download(name, revision=revision or None, allow_patterns=PATTERNS, local_files_only=offline())
         )
     except SyntheError:
         raise

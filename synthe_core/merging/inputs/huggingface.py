@@ -1,4 +1,4 @@
-"""A model folder as Hugging Face publishes it: config.json, safetensors in one file or several with an index."""
+"""A model folder of Hugging Face: config.json, and safetensors in one file or in shards with an index."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from synthe_core.merging.inputs.model import Changes, Model, Outcome, write_json
 from synthe_core.storage.json_reader import read_json
 
 MERGE = "merge.json"
-BESIDE = ("generation_config.json", "chat_template.jinja", "chat_template.json", "preprocessor_config.json")
+COPIED = ("generation_config.json", "chat_template.jinja", "chat_template.json", "preprocessor_config.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 OLD_TOKENIZER = ("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
-PASSING = (
+IGNORED = (
     "_name_or_path",
     "transformers_version",
     "torch_dtype",
@@ -28,7 +28,7 @@ PASSING = (
     "eos_token_id",
     "pad_token_id",
 )
-"""Keys of config.json that may differ between models that compute the same."""
+"""Keys of config.json that do not change what a model computes."""
 
 
 class HuggingFaceModel(Model):
@@ -44,16 +44,16 @@ class HuggingFaceModel(Model):
 
     @classmethod
     def claims(cls, path: Path) -> bool:
-        found = (INDEX, WEIGHTS, *PICKLES)
-        return (path / CONFIG).is_file() and any(next(path.glob(name), None) for name in found)
+        weights = (INDEX, WEIGHTS, *PICKLES)
+        return (path / CONFIG).is_file() and any(next(path.glob(name), None) for name in weights)
 
-    def places(self) -> Mapping[str, HashedFile]:
+    def locate_tensors(self) -> Mapping[str, HashedFile]:
         files = {name: HashedFile(self.path / name) for name in sorted(set(self._published.places.values()))}
         return {tensor: files[file] for tensor, file in self._published.places.items()}
 
     @property
     def config(self) -> dict[str, Any]:
-        return {key: value for key, value in self._config.items() if key not in PASSING}
+        return {key: value for key, value in self._config.items() if key not in IGNORED}
 
     @property
     def vocab(self) -> int | None:
@@ -64,7 +64,7 @@ class HuggingFaceModel(Model):
         path = self.path / "tokenizer.json"
         return read_json(path) if path.is_file() else None
 
-    def describe(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
+    def write_files(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
         config = {key: value for key, value in self._config.items() if key not in ("_name_or_path", "torch_dtype")}
         config["dtype"] = changes.dtype
         if changes.vocab is not None:
@@ -73,14 +73,14 @@ class HuggingFaceModel(Model):
             depth = config.get("num_hidden_layers")
             config["num_hidden_layers"] = len(changes.layers)
             for key, value in config.items():
-                if isinstance(value, list) and len(value) == depth:  # one entry a layer, as layer_types
+                if isinstance(value, list) and len(value) == depth:  # one entry for each layer, as layer_types
                     config[key] = [value[layer] for layer in changes.layers]
         write_json(folder / CONFIG, config)
-        kept = (*BESIDE, *TOKENIZER, *(OLD_TOKENIZER if changes.tokenizer is None else ()))
-        for name in kept:
+        copied = (*COPIED, *TOKENIZER, *(OLD_TOKENIZER if changes.tokenizer is None else ()))
+        for name in copied:
             if (self.path / name).is_file():
                 shutil.copyfile(self.path / name, folder / name)
         if changes.tokenizer is not None:
             write_json(folder / "tokenizer.json", changes.tokenizer)
-        facts = {name: facts.model_dump() for name, facts in outcome.files.items()}
-        write_json(folder / MERGE, {"parents": outcome.parents, **outcome.merge, "files": facts})
+        digests = {name: digest.model_dump() for name, digest in outcome.files.items()}
+        write_json(folder / MERGE, {"parents": outcome.parents, **outcome.merge, "files": digests})

@@ -1,4 +1,4 @@
-"""A model as a merge sees it: tensors by name, read one at a time, and the files around them."""
+"""A model for merging: tensors by name, read one at a time, and the other files of its folder."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.merging.hashed_file import Facts, HashedFile
+from synthe_core.merging.hashed_file import HashedFile, TensorInfo
 from synthe_core.storage.manifest import FileDigest
 
 
 @dataclass(frozen=True)
 class Changes:
-    """In what the result differs from the base, beside its values.
+    """How the result differs from the base, apart from its values.
 
-    dtype: how its numbers are stored. layers: the base's layers that it has, where layers were picked. vocab: rows of
-    its embedding, and tokenizer: the content of its tokenizer.json, where the vocabulary changed.
+    dtype: of its numbers. layers: with slices, the base's layers that it has. vocab, tokenizer: the rows of its
+    embedding and the content of its tokenizer.json, if the vocabulary changed.
     """
 
     dtype: str = "float32"
@@ -34,7 +34,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the merge was, for the manifest and the card."""
+    """A finished merge, for the manifest and the model card."""
 
     name: str
     parameters: int
@@ -44,7 +44,7 @@ class Outcome:
 
 
 class Model(ABC):
-    """A folder (or a file) of tensors. `named` is what the person called it."""
+    """A folder (or a file) of tensors. `named` is what the user called it."""
 
     kind: str
     name: str
@@ -55,16 +55,16 @@ class Model(ABC):
     @classmethod
     @abstractmethod
     def claims(cls, path: Path) -> bool:
-        """Whether what is at `path` is of this kind."""
+        """Whether `path` is a model of this kind."""
 
     @abstractmethod
-    def places(self) -> Mapping[str, HashedFile]:
-        """The file that holds each tensor."""
+    def locate_tensors(self) -> Mapping[str, HashedFile]:
+        """The file of each tensor."""
 
     @property
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """What tensors alone do not tell: two models that differ here compute different things."""
+        """The configuration beside the tensors: models that differ in it compute different functions."""
 
     @property
     @abstractmethod
@@ -74,62 +74,62 @@ class Model(ABC):
     @property
     @abstractmethod
     def tokenizer(self) -> dict[str, Any] | None:
-        """The content of tokenizer.json, where there is one."""
+        """The content of tokenizer.json; None without one."""
 
     @abstractmethod
-    def describe(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
-        """Writes what belongs beside the weights of a model like this one into `folder`; the manifest last."""
+    def write_files(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
+        """Writes the files beside the weights of a model of this kind into `folder`, the manifest last."""
 
     def expected(self) -> Mapping[str, FileDigest]:
-        """By path, what a file must be, where that is known."""
+        """The digests that files must have, by name, as far as they are known."""
         return {}
 
     @cached_property
-    def _places(self) -> Mapping[str, HashedFile]:
-        return self.places()
+    def _files(self) -> Mapping[str, HashedFile]:
+        return self.locate_tensors()
 
     @cached_property
-    def tensors(self) -> dict[str, Facts]:
-        """In the order of the files, so that reading in this order never goes back."""
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Shape and type of each tensor, in the order of the files, so that reading is sequential."""
         order: dict[HashedFile, int] = {}
-        for file in self._places.values():
+        for file in self._files.values():
             order.setdefault(file, len(order))
-        names = sorted(self._places, key=lambda name: (order[self._places[name]], self._places[name].place(name)))
-        return {name: self._places[name].tensors[name] for name in names}
+        names = sorted(self._files, key=lambda name: (order[self._files[name]], self._files[name].offset(name)))
+        return {name: self._files[name].tensors[name] for name in names}
 
     def read(self, name: str) -> Tensor:
         """A tensor as it is stored."""
-        return self._places[name].read(name)
+        return self._files[name].read(name)
 
-    def stored(self, name: str) -> torch.dtype:
-        """The type in which a result keeps a tensor, where none is asked for."""
+    def result_dtype(self, name: str) -> torch.dtype:
+        """The dtype of a tensor in a result without a configured dtype."""
         return self.tensors[name].dtype
 
     @property
     def files(self) -> list[HashedFile]:
         """The files of weights."""
-        return list(dict.fromkeys(self._places.values()))
+        return list(dict.fromkeys(self._files.values()))
 
-    def facts(self) -> dict[str, Any]:
-        """What the manifest says of a parent: its path, and size and SHA-256 of each file of weights."""
+    def provenance(self) -> dict[str, Any]:
+        """The manifest's entry of a parent: its path, and size and SHA-256 of each file of weights."""
         expected: Mapping[str, FileDigest] = self.expected()
-        found: dict[str, Any] = {}
+        files: dict[str, Any] = {}
         for file in self.files:
-            facts, wanted = file.facts(), expected.get(file.name)
-            if facts is not None and wanted is not None and wanted != facts:
-                where = self.path / file.name
-                raise InputError(f"{where} is damaged: it is not what was written", "use another checkpoint")
-            found[file.name] = facts and facts.model_dump()
+            digest, expected_digest = file.digest(), expected.get(file.name)
+            if digest is not None and expected_digest is not None and expected_digest != digest:
+                path = self.path / file.name
+                raise InputError(f"{path} is damaged: it is not what was written", "use another checkpoint")
+            files[file.name] = digest and digest.model_dump()
         return {
             "model": self.named,
             "path": str(self.path),
             "kind": self.kind,
-            "files": found,
+            "files": files,
         }
 
 
 class View(Model):
-    """A model seen through something that changes tensors on the way; all else is as it is."""
+    """A model whose tensors are changed while they are read; subclasses say how."""
 
     def __init__(self, inner: Model) -> None:
         super().__init__(inner.path, inner.named)
@@ -139,8 +139,8 @@ class View(Model):
     def claims(cls, path: Path) -> bool:
         return False
 
-    def places(self) -> Mapping[str, HashedFile]:
-        return self.inner.places()
+    def locate_tensors(self) -> Mapping[str, HashedFile]:
+        return self.inner.locate_tensors()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -155,24 +155,24 @@ class View(Model):
         return self.inner.tokenizer
 
     @property
-    def tensors(self) -> dict[str, Facts]:
+    def tensors(self) -> dict[str, TensorInfo]:
         return self.inner.tensors
 
     @property
     def files(self) -> list[HashedFile]:
         return self.inner.files
 
-    def stored(self, name: str) -> torch.dtype:
-        return self.inner.stored(name)
+    def result_dtype(self, name: str) -> torch.dtype:
+        return self.inner.result_dtype(name)
 
     def read(self, name: str) -> Tensor:
         return self.inner.read(name)
 
-    def facts(self) -> dict[str, Any]:
-        return self.inner.facts()
+    def provenance(self) -> dict[str, Any]:
+        return self.inner.provenance()
 
-    def describe(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
-        self.inner.describe(folder, changes, outcome)
+    def write_files(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
+        self.inner.write_files(folder, changes, outcome)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,4 +1,4 @@
-"""The merge methods by name, each in a file of its own; imported when asked for."""
+"""The merge methods by name, each in a file of its own; imported on first use."""
 
 from __future__ import annotations
 

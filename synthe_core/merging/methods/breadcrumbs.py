@@ -1,4 +1,4 @@
-"""Differences without their largest and their smallest entries, added up."""
+"""Weighted sum of differences without their largest and smallest entries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from synthe_core.merging.method import Density, Lambda, Models, Normalize, Weight
-from synthe_core.merging.task_vectors import added, differences, each, largest, thinned
+from synthe_core.merging.task_vectors import add_differences, differences, largest, per_model, sparsified
 
 Gamma = Annotated[
     Sequence[Annotated[float, Field(ge=0, lt=1)]], Field(description="share of largest entries that is dropped")
@@ -17,15 +17,15 @@ Gamma = Annotated[
 
 
 def middle(difference: Tensor, density: float, gamma: float) -> Tensor:
-    """Without the `gamma` share of largest magnitude, and of the smallest as many as leave a share `density`.
+    """Drops the `gamma` share of largest magnitude, and as many of the smallest as leave a share `density`.
 
-    Where less than gamma may be dropped, fewer of the largest are.
+    If that drops less than gamma in all, fewer of the largest are dropped.
     """
     count = difference.numel()
-    kept = int(density * count)
-    top = min(int(gamma * count), count - kept)
+    retained = int(density * count)
+    top = min(int(gamma * count), count - retained)
     size = difference.abs()
-    outside = ~largest(size, (kept + top) / count) if kept + top < count else size < 0
+    outside = ~largest(size, (retained + top) / count) if retained + top < count else size < 0
     if top:
         outside |= largest(size, (top + 0.5) / count)
     return difference.masked_fill_(outside, 0.0)
@@ -45,6 +45,6 @@ def breadcrumbs(
 
     Source: Davari and Belilovsky, Model Breadcrumbs, arXiv:2312.06795.
     """
-    weights, densities, gammas = (each(values, len(models)) for values in (weight, density, gamma))
-    found = thinned(differences(models, base), lambda i, found: middle(found, densities[i], gammas[i]))
-    return added(base, found, weights, normalize, lambda_)
+    weights, densities, gammas = (per_model(values, len(models)) for values in (weight, density, gamma))
+    vectors = sparsified(differences(models, base), lambda i, vector: middle(vector, densities[i], gammas[i]))
+    return add_differences(base, vectors, weights, normalize, lambda_)

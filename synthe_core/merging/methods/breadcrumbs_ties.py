@@ -1,4 +1,4 @@
-"""Differences without their largest and their smallest entries, merged by the majority's sign."""
+"""Differences without their largest and smallest entries, merged by the majority's sign."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from synthe_core.merging.method import Density, Lambda, Models, Normalize, Weight
 from synthe_core.merging.methods.breadcrumbs import Gamma, middle
 from synthe_core.merging.methods.ties import Sign
-from synthe_core.merging.task_vectors import agreed, differences, each, thinned
+from synthe_core.merging.task_vectors import differences, merge_by_sign, per_model, sparsified
 
 
 def breadcrumbs_ties(
@@ -21,10 +21,10 @@ def breadcrumbs_ties(
     lambda_: Lambda = 1.0,
     sign: Sign = "sum",
 ) -> Tensor:
-    """TIES, with the entries of middling magnitude where TIES keeps the largest.
+    """TIES with entries of middle magnitude instead of the largest.
 
     Source: Davari and Belilovsky, Model Breadcrumbs, arXiv:2312.06795; Yadav et al., arXiv:2306.01708.
     """
-    weights, densities, gammas = (each(values, len(models)) for values in (weight, density, gamma))
-    found = thinned(differences(models, base), lambda i, found: middle(found, densities[i], gammas[i]))
-    return agreed(base, found, weights, normalize, lambda_, sign)
+    weights, densities, gammas = (per_model(values, len(models)) for values in (weight, density, gamma))
+    vectors = sparsified(differences(models, base), lambda i, vector: middle(vector, densities[i], gammas[i]))
+    return merge_by_sign(base, vectors, weights, normalize, lambda_, sign)

@@ -1,4 +1,4 @@
-"""Differences dropped at random, the rest scaled up, added up."""
+"""Weighted sum of differences with entries dropped at random and the rest scaled up."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from synthe_core.merging.method import Density, Lambda, Models, Normalize, Rescale, RescaleBy, Weight
-from synthe_core.merging.task_vectors import added, differences, each, rescaled, thinned
+from synthe_core.merging.task_vectors import add_differences, differences, per_model, rescaled, sparsified
 
 
 def drop(difference: Tensor, density: float, rescale: str | None, generator: torch.Generator) -> Tensor:
-    """Keeps each entry with probability `density`, and scales what is left by `rescale`."""
+    """Retains each entry with probability `density` and scales the retained ones by `rescale`."""
     if density >= 1:
         return difference
-    kept = torch.bernoulli(torch.full_like(difference, density), generator=generator)
-    return rescaled(difference, kept, density, rescale)
+    mask = torch.bernoulli(torch.full_like(difference, density), generator=generator)
+    return rescaled(difference, mask, density, rescale)
 
 
 def dare_linear(
@@ -29,11 +29,11 @@ def dare_linear(
     lambda_: Lambda = 1.0,
     generator: torch.Generator,
 ) -> Tensor:
-    """The base plus the weighted sum of differences of which entries were dropped at random and the rest scaled up.
+    """The base plus the weighted sum of differences with entries dropped at random and the rest scaled up.
 
     Source: Yu et al., Language Models are Super Mario (DARE), arXiv:2311.03099.
     """
-    weights, densities = each(weight, len(models)), each(density, len(models))
+    weights, densities = per_model(weight, len(models)), per_model(density, len(models))
     by = rescale_by if rescale else None
-    found = thinned(differences(models, base), lambda i, found: drop(found, densities[i], by, generator))
-    return added(base, found, weights, normalize, lambda_)
+    vectors = sparsified(differences(models, base), lambda i, vector: drop(vector, densities[i], by, generator))
+    return add_differences(base, vectors, weights, normalize, lambda_)

@@ -1,4 +1,4 @@
-"""Differences dropped at random, small ones likelier, the rest merged by the majority's sign."""
+"""Differences with entries dropped at random, small ones more often, merged by the majority's sign."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from synthe_core.merging.method import Density, Lambda, Models, Normalize, Rescale, RescaleBy, Weight
 from synthe_core.merging.methods.della_linear import Epsilon, sample
 from synthe_core.merging.methods.ties import Sign
-from synthe_core.merging.task_vectors import agreed, differences, each, thinned
+from synthe_core.merging.task_vectors import differences, merge_by_sign, per_model, sparsified
 
 
 def della(
@@ -25,11 +25,13 @@ def della(
     sign: Sign = "sum",
     generator: torch.Generator,
 ) -> Tensor:
-    """TIES, with entries dropped at random, small ones likelier, where TIES keeps the largest.
+    """TIES with entries dropped at random, small ones more often, instead of the largest entries.
 
     Source: Deep et al., DELLA-Merging, arXiv:2406.11617.
     """
-    weights, densities, epsilons = (each(values, len(models)) for values in (weight, density, epsilon))
+    weights, densities, epsilons = (per_model(values, len(models)) for values in (weight, density, epsilon))
     by = rescale_by if rescale else None
-    found = thinned(differences(models, base), lambda i, found: sample(found, densities[i], epsilons[i], by, generator))
-    return agreed(base, found, weights, normalize, lambda_, sign)
+    vectors = sparsified(
+        differences(models, base), lambda i, vector: sample(vector, densities[i], epsilons[i], by, generator)
+    )
+    return merge_by_sign(base, vectors, weights, normalize, lambda_, sign)

@@ -1,4 +1,4 @@
-"""Differences dropped at random, small ones likelier, the rest scaled up, added up."""
+"""Weighted sum of differences with entries dropped at random, small ones more often, and the rest scaled up."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pydantic import Field
 from torch import Tensor
 
 from synthe_core.merging.method import Density, Lambda, Models, Normalize, Rescale, RescaleBy, Weight
-from synthe_core.merging.task_vectors import added, differences, each, rescaled, thinned
+from synthe_core.merging.task_vectors import add_differences, differences, per_model, rescaled, sparsified
 
 Epsilon = Annotated[
     Sequence[Annotated[float, Field(ge=0, lt=1)]],
-    Field(description="the chance to be kept runs from density - epsilon to density + epsilon, by rank of magnitude"),
+    Field(description="the chance to be mask runs from density - epsilon to density + epsilon, by rank of magnitude"),
 ]
 
 
 def sample(
     difference: Tensor, density: float, epsilon: float, rescale: str | None, generator: torch.Generator
 ) -> Tensor:
-    """Keeps each entry with a chance that rises evenly with its rank in its row, from density -/+ epsilon.
+    """Retains each entry with a probability that rises linearly with its rank in its row, density -/+ epsilon.
 
-    What is left is scaled by `rescale`. Chances end at 0 and 1.
+    Retained entries are scaled by `rescale`. Probabilities are clamped to [0, 1].
     """
     if density >= 1:
         return difference
@@ -34,8 +34,8 @@ def sample(
         chances.fill_(density)
     order = rows.abs().argsort(dim=1, stable=True)
     chance = torch.empty_like(rows).scatter_(1, order, chances.expand_as(rows))
-    kept = torch.bernoulli(chance, generator=generator)
-    return rescaled(rows, kept, chance.masked_fill_(chance == 0, 1.0), rescale).reshape(difference.shape)
+    mask = torch.bernoulli(chance, generator=generator)
+    return rescaled(rows, mask, chance.masked_fill_(chance == 0, 1.0), rescale).reshape(difference.shape)
 
 
 def della_linear(
@@ -51,11 +51,13 @@ def della_linear(
     lambda_: Lambda = 1.0,
     generator: torch.Generator,
 ) -> Tensor:
-    """The base plus the weighted sum of differences of which small entries are likelier to be dropped.
+    """The base plus the weighted sum of differences with entries dropped at random, small ones more often.
 
     Source: Deep et al., DELLA-Merging, arXiv:2406.11617.
     """
-    weights, densities, epsilons = (each(values, len(models)) for values in (weight, density, epsilon))
+    weights, densities, epsilons = (per_model(values, len(models)) for values in (weight, density, epsilon))
     by = rescale_by if rescale else None
-    found = thinned(differences(models, base), lambda i, found: sample(found, densities[i], epsilons[i], by, generator))
-    return added(base, found, weights, normalize, lambda_)
+    vectors = sparsified(
+        differences(models, base), lambda i, vector: sample(vector, densities[i], epsilons[i], by, generator)
+    )
+    return add_differences(base, vectors, weights, normalize, lambda_)

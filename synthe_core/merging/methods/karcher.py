@@ -1,4 +1,4 @@
-"""The mean on the sphere."""
+"""The Karcher mean on the sphere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synthe_core.merging.method import Several
 
-Iterations = Annotated[int, Field(ge=1, description="steps at most")]
+Iterations = Annotated[int, Field(ge=1, description="maximum number of steps")]
 Tolerance = Annotated[float, Field(gt=0, description="a step shorter than this ends the search")]
 
 
@@ -21,11 +21,11 @@ def karcher(models: Several, *, max_iter: Iterations = 10, tol: Tolerance = 1e-5
     Each step goes to the mean of the models as seen from the point (log map), along the sphere (exp map).
     Source: Karcher, Riemannian center of mass and mollifier smoothing, Comm. Pure Appl. Math. 30, 1977.
     """
-    found = list(models)
-    shape, norms = found[0].shape, [float(model.norm()) for model in found]
-    units = [model.reshape(-1) / norm for model, norm in zip(found, norms, strict=True) if norm > 0]
+    vectors = list(models)
+    shape, norms = vectors[0].shape, [float(model.norm()) for model in vectors]
+    units = [model.reshape(-1) / norm for model, norm in zip(vectors, norms, strict=True) if norm > 0]
     if not units:
-        return torch.zeros_like(found[0])
+        return torch.zeros_like(vectors[0])
     point = torch.stack(units).mean(0) if len(units) < 3 else sum(units[1:], units[0].clone()) / len(units)
     length = float(point.norm())
     point = units[0].clone() if length < 1e-12 else point / length

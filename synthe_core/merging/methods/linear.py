@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from synthe_core.merging.method import Models, Normalize, Weight
-from synthe_core.merging.task_vectors import each, total
+from synthe_core.merging.task_vectors import per_model, weight_sum
 
 
 def linear(models: Models, *, weight: Weight = (1.0,), normalize: Normalize = True) -> Tensor:
@@ -13,8 +13,8 @@ def linear(models: Models, *, weight: Weight = (1.0,), normalize: Normalize = Tr
 
     Source: Wortsman et al., Model soups, arXiv:2203.05482.
     """
-    weights = each(weight, len(models))
-    divisor = total(weights) if normalize else 1.0
+    weights = per_model(weight, len(models))
+    divisor = weight_sum(weights) if normalize else 1.0
     merged: Tensor | None = None
     for model, share in zip(models, weights, strict=True):
         merged = model * (share / divisor) if merged is None else merged.add_(model, alpha=share / divisor)

@@ -1,11 +1,11 @@
-"""The largest differences from the base, added up."""
+"""Weighted sum of the largest entries of differences from the base."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from synthe_core.merging.method import Density, Lambda, Models, Normalize, Weight
-from synthe_core.merging.task_vectors import added, differences, each, thinned, trim
+from synthe_core.merging.task_vectors import add_differences, differences, per_model, sparsified, trim
 
 
 def magnitude_prune(
@@ -21,6 +21,6 @@ def magnitude_prune(
 
     Source: Yadav et al., TIES-Merging (its trim step alone), arXiv:2306.01708; Ilharco et al., arXiv:2212.04089.
     """
-    weights, densities = each(weight, len(models)), each(density, len(models))
-    found = thinned(differences(models, base), lambda i, difference: trim(difference, densities[i]))
-    return added(base, found, weights, normalize, lambda_)
+    weights, densities = per_model(weight, len(models)), per_model(density, len(models))
+    vectors = sparsified(differences(models, base), lambda i, vector: trim(vector, densities[i]))
+    return add_differences(base, vectors, weights, normalize, lambda_)

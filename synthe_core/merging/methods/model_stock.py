@@ -1,4 +1,4 @@
-"""How far to go from the base to the average of the models, told by the angle between them."""
+"""Interpolation from the base to the average of the models, by the angle between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synthe_core.merging.method import Several
 
-FilterWise = Annotated[bool, Field(description="an angle for each row, and not one for the tensor")]
+FilterWise = Annotated[bool, Field(description="one angle for each row instead of one for the tensor")]
 
 
 def model_stock(models: Several, base: Tensor, *, filter_wise: FilterWise = False) -> Tensor:
@@ -19,17 +19,17 @@ def model_stock(models: Several, base: Tensor, *, filter_wise: FilterWise = Fals
 
     Source: Jang et al., Model Stock: All we need is just a few fine-tuned models, arXiv:2403.19522.
     """
-    found = [model - base for model in models]
-    rows = found[0].shape[0] if filter_wise and base.ndim > 1 else 1
-    flat = [difference.reshape(rows, -1) for difference in found]
+    vectors = [model - base for model in models]
+    rows = vectors[0].shape[0] if filter_wise and base.ndim > 1 else 1
+    flat = [difference.reshape(rows, -1) for difference in vectors]
     norms = [each.norm(dim=1) for each in flat]
     cosines = [
         (flat[i] * flat[j]).sum(1) / (norms[i] * norms[j]).clamp_min(1e-12)
         for i, j in itertools.combinations(range(len(flat)), 2)
     ]
     cosine = torch.stack(cosines).mean(0).clamp(-1, 1)
-    count = len(found)
+    count = len(vectors)
     t = (count * cosine / (1 + (count - 1) * cosine)).reshape(-1, *([1] * max(0, base.ndim - 1)))
     t = t.reshape(()) if base.ndim == 0 or rows == 1 else t
-    average = sum(found[1:], found[0].clone()) / count
+    average = sum(vectors[1:], vectors[0].clone()) / count
     return average.mul_(t).add_(base)

@@ -1,4 +1,4 @@
-"""The direction of the average direction, at the average length."""
+"""The average direction at the average length."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from synthe_core.merging.method import Several, Weight
-from synthe_core.merging.task_vectors import each, total
+from synthe_core.merging.task_vectors import per_model, weight_sum
 
 NormalizeWeights = Annotated[bool, Field(description="divide the weights by their sum")]
-Eps = Annotated[float, Field(gt=0, description="an average shorter than this has no direction: it is taken as it is")]
+Eps = Annotated[float, Field(gt=0, description="a shorter average has no direction and is used as it is")]
 
 
 def multislerp(
@@ -25,12 +25,12 @@ def multislerp(
 ) -> Tensor:
     """Models' directions averaged on the sphere, at their average length; with a base, of the differences from it.
 
-    Directions are projected onto the plane that touches the sphere at their weighted mean. Such projections average to
-    the very point of touch, so that the mean, at length 1, is the answer.
+    Directions are projected onto the tangent plane of the sphere at their weighted mean. The average of the projections
+    is the point of tangency, so the result is that mean, normalized.
     Source: mergekit's method of that name.
     """
-    weights = each(weight, len(models))
-    divisor = total(weights) if normalize_weights else 1.0
+    weights = per_model(weight, len(models))
+    divisor = weight_sum(weights) if normalize_weights else 1.0
     point, plain, length = None, None, 0.0
     for model, share in zip(models, weights, strict=True):
         tensor = model if base is None else model - base

@@ -1,4 +1,4 @@
-"""Towards another model where it is near."""
+"""Interpolation towards another model where it is close to the base."""
 
 from __future__ import annotations
 

@@ -9,15 +9,15 @@ from pydantic import Field
 from torch import Tensor
 
 from synthe_core.merging.method import Two, Weight
-from synthe_core.merging.task_vectors import each, total
+from synthe_core.merging.task_vectors import per_model, weight_sum
 
 Flatten = Annotated[bool, Field(description="a tensor is one vector; false: each column, or row, is one")]
 RowWise = Annotated[bool, Field(description="with nuslerp_flatten false: rows, and not columns")]
-STRAIGHT = 1e-7  # a sine of the angle below which the arc is a line
+STRAIGHT = 1e-7  # below this sine of the angle the arc is a line
 
 
 def arcs(one: Tensor, other: Tensor, t: float, axis: int) -> Tensor:
-    """Along the arc between vectors that lie along `axis`, each pair by its own angle."""
+    """Spherical interpolation of the vectors along `axis`, each pair by its own angle."""
     norms = one.norm(dim=axis, keepdim=True) * other.norm(dim=axis, keepdim=True)
     cosine = ((one * other).sum(dim=axis, keepdim=True) / norms.clamp_min(1e-30)).clamp_(-1, 1)
     angle = cosine.acos()
@@ -42,8 +42,8 @@ def nuslerp(
     Source: mergekit's method of that name; Shoemake, SIGGRAPH 1985.
     """
     one, other = models
-    weights = each(weight, 2)
-    t = weights[1] / total(weights)
+    weights = per_model(weight, 2)
+    t = weights[1] / weight_sum(weights)
     if base is not None:
         one, other = one - base, other - base
     shape = one.shape

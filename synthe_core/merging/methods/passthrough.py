@@ -1,4 +1,4 @@
-"""One model as it is: for layers stacked from several."""
+"""One model unchanged: for stacking layers of several."""
 
 from __future__ import annotations
 

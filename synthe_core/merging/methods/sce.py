@@ -1,4 +1,4 @@
-"""Select what varies, calculate weights, erase what disagrees."""
+"""Select, calculate and erase: entries with high variance, weighted by mean square, by majority sign."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from synthe_core.merging.method import Several, Share
-from synthe_core.merging.task_vectors import agreed, differences, largest
+from synthe_core.merging.task_vectors import differences, largest, merge_by_sign
 
-SelectTopk = Annotated[Share, Field(description="share of entries kept: those that vary most between the models")]
+SelectTopk = Annotated[Share, Field(description="share of entries retained: those of highest variance over the models")]
 
 
 def sce(models: Several, base: Tensor, *, select_topk: SelectTopk = 1.0) -> Tensor:
@@ -19,16 +19,16 @@ def sce(models: Several, base: Tensor, *, select_topk: SelectTopk = 1.0) -> Tens
 
     Source: Wan et al., FuseChat (its SCE method), arXiv:2408.07990.
     """
-    found = differences(models, base)
+    vectors = differences(models, base)
     if select_topk < 1:
-        mean = sum(found[1:], found[0].clone()) / len(found)
+        mean = sum(vectors[1:], vectors[0].clone()) / len(vectors)
         spread = torch.zeros_like(mean)
-        for difference in found:
+        for difference in vectors:
             spread.add_((difference - mean).square_())
-        kept = largest(spread, select_topk)
-        for difference in found:
-            difference.mul_(kept)
-    squares = [float(difference.square().mean()) for difference in found]
+        mask = largest(spread, select_topk)
+        for difference in vectors:
+            difference.mul_(mask)
+    squares = [float(difference.square().mean()) for difference in vectors]
     whole = sum(squares)
-    weights = [square / whole for square in squares] if whole > 1e-6 else [1 / len(found)] * len(found)
-    return agreed(base, found, weights, normalize=True, scale=1.0, sign="plain")
+    weights = [square / whole for square in squares] if whole > 1e-6 else [1 / len(vectors)] * len(vectors)
+    return merge_by_sign(base, vectors, weights, normalize=True, scale=1.0, sign="plain")

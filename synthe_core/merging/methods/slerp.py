@@ -1,4 +1,4 @@
-"""Along the great circle from one model to another."""
+"""Spherical interpolation between two models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from synthe_core.merging.method import One
 
-PARALLEL = 0.9995  # a cosine above which the arc is a straight line for all that floats can tell
+PARALLEL = 0.9995  # above this cosine the arc is a straight line within float precision
 At = Annotated[float, Field(ge=0, le=1, description="0 is the base, 1 the other model")]
 
 

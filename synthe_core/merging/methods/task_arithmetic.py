@@ -1,11 +1,11 @@
-"""Differences from the base, added up."""
+"""Weighted sum of differences from the base."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from synthe_core.merging.method import Lambda, Models, Normalize, Weight
-from synthe_core.merging.task_vectors import added, differences, each
+from synthe_core.merging.task_vectors import add_differences, differences, per_model
 
 
 def task_arithmetic(
@@ -15,4 +15,4 @@ def task_arithmetic(
 
     Source: Ilharco et al., Editing Models with Task Arithmetic, arXiv:2212.04089.
     """
-    return added(base, differences(models, base), each(weight, len(models)), normalize, lambda_)
+    return add_differences(base, differences(models, base), per_model(weight, len(models)), normalize, lambda_)

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from synthe_core.merging.method import Density, Lambda, Models, Normalize, Weight
-from synthe_core.merging.task_vectors import agreed, differences, each, thinned, trim
+from synthe_core.merging.task_vectors import differences, merge_by_sign, per_model, sparsified, trim
 
 Sign = Annotated[Literal["sum", "count"], Field(description="the majority: by weighted sum, or by number of models")]
 
@@ -28,6 +28,6 @@ def ties(
     Trimmed tensor by tensor. An entry without a majority (an exact tie) counts as positive.
     Source: Yadav et al., TIES-Merging, arXiv:2306.01708.
     """
-    weights, densities = each(weight, len(models)), each(density, len(models))
-    found = thinned(differences(models, base), lambda i, difference: trim(difference, densities[i]))
-    return agreed(base, found, weights, normalize, lambda_, sign)
+    weights, densities = per_model(weight, len(models)), per_model(density, len(models))
+    vectors = sparsified(differences(models, base), lambda i, vector: trim(vector, densities[i]))
+    return merge_by_sign(base, vectors, weights, normalize, lambda_, sign)
