@@ -106,9 +106,9 @@ def make(
     """
     path = find_checkpoint(checkpoint)
 
-    from synthe_core.packing.pack import Parts, pack
+    from synthe_core.packing.pack import PackOptions, pack
 
-    parts = Parts(
+    parts = PackOptions(
         adapters=adapter or (),
         knowledge=knowledge,
         sessions=session or (),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.quantization.formats import KEY
+from synthe_core.quantization.tensor_file import METADATA_KEY
 from synthe_core.storage.manifest import FileDigest
 from synthe_core.storage.tensor_file import NAMES, TensorFile
 
@@ -55,7 +55,7 @@ class HashedFile:
     def __init__(self, path: Path, start: int = 0, size: int | None = None, name: str | None = None) -> None:
         self.path, self.name, self._start = path, name or path.name, start
         file = TensorFile(path, start, size, None if name is None else str(path / name))
-        if KEY in file.metadata:
+        if METADATA_KEY in file.metadata:
             raise InputError(f"{file.name} holds quantised weights, which cannot be merged", "use the original model")
         for tensor, entry in file.entries.items():
             if entry.dtype not in MERGEABLE:

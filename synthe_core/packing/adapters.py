@@ -1,9 +1,9 @@
-"""Adapters in PEFT's layout: adapter_config.json and adapter_model.safetensors, held against the base's tensors.
+"""Adapters in PEFT's layout: adapter_config.json and adapter_model.safetensors, checked against the base's tensors.
 
     base_model.model.MODULE.lora_A.weight [r, in]      base_model.model.MODULE.lora_B.weight [out, r]
 
-PEFT's other parts are known by their names (embeddings, DoRA's magnitudes, modules that were trained whole). What made
-the folder does not matter. Format: huggingface/peft, "PEFT checkpoint format".
+PEFT's other tensors are known by name (embeddings, DoRA's magnitudes, modules that were trained as a whole). Format:
+huggingface/peft, "PEFT checkpoint format".
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from synthe_core.errors import InputError, closest
-from synthe_core.packing.contents import Content, Stretch
+from synthe_core.packing.contents import Content, FileRange
 from synthe_core.packing.manifest import Adapter
-from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NAME, shown
+from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NAME, quoted
 from synthe_core.storage.tensor_file import TensorFile
 
 PREFIX = "base_model.model."
@@ -28,26 +28,26 @@ Shape = Callable[[str], tuple[int, ...] | None]
 
 
 def parse_named(text: str) -> tuple[str, Path]:
-    """`NAME=FOLDER` of --adapter, or a folder whose own name serves."""
+    """NAME and FOLDER of `--adapter NAME=FOLDER`; the name defaults to the folder's."""
     name, equals, folder = text.partition("=")
     path = Path(folder if equals else text).expanduser()
     name = name if equals else path.resolve().name
     if not re.fullmatch(NAME, name):
-        raise InputError(f"'{name}' is no name for an adapter", "as in --adapter code=runs/lora-code")
+        raise InputError(f"'{name}' is not a valid name for an adapter", "as in --adapter code=runs/lora-code")
     return name, path
 
 
 def adapter_members(name: str, folder: Path) -> dict[str, Content]:
-    """The members that an adapter's folder becomes; InputError for a folder that is none."""
-    found: dict[str, Content] = {}
+    """The members of a .synapse file for an adapter's folder. InputError if it is not an adapter."""
+    members: dict[str, Content] = {}
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / file).is_file():
             pickled = file == ADAPTER_WEIGHTS and (folder / "adapter_model.bin").is_file()
-            usual = f"an adapter is a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
-            hint = "its weights are a pickle, and none is read: save them as safetensors" if pickled else usual
-            raise InputError(f"{folder} is no adapter: it has no {file}", hint)
-        found[f"adapters/{name}/{file}"] = Stretch.of(folder / file)
-    return found
+            layout = f"an adapter is a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
+            hint = "its weights are a pickle, which is not read: save them as safetensors" if pickled else layout
+            raise InputError(f"{folder} is not an adapter: it has no {file}", hint)
+        members[f"adapters/{name}/{file}"] = FileRange.of(folder / file)
+    return members
 
 
 def adapters_in(names: Iterable[str]) -> list[str]:
@@ -58,13 +58,13 @@ def adapters_in(names: Iterable[str]) -> list[str]:
 def check_adapter(name: str, config: Mapping[str, Any], file: TensorFile, shape: Shape | None) -> Adapter:
     """What the manifest says of an adapter; InputError where its tensors do not fit the base or each other.
 
-    shape: gives the shape of a tensor of the base, None for one that it has not; None where there is no base at hand.
+    shape: returns the shape of a tensor of the base, None if it has no such tensor. None without the base.
     """
     modules: dict[str, dict[str, tuple[int, ...]]] = {}
     for key in file:
         module, part = _split(key)
         if shape is not None:
-            _check_place(file, key, module, part, shape)
+            _check_target(file, key, module, part, shape)
         modules.setdefault(module, {})[part] = file.shape(key)
     if not modules:
         raise InputError(f"{file.name} holds no tensors", "it is no adapter")
@@ -82,14 +82,14 @@ def check_adapter(name: str, config: Mapping[str, Any], file: TensorFile, shape:
 
 def _split(key: str) -> tuple[str, str]:
     bare = key.removeprefix(PREFIX)
-    found = PART.fullmatch(bare)
-    if found:
-        return found["module"], found["part"]
-    return bare.rpartition(".")[0], "whole"  # a module that was trained itself
+    match = PART.fullmatch(bare)
+    if match:
+        return match["module"], match["part"]
+    return bare.rpartition(".")[0], "whole"  # a module that was trained as a whole
 
 
-def _check_place(file: TensorFile, key: str, module: str, part: str, shape: Shape) -> None:
-    """The base must have what a tensor of the adapter changes, in its size."""
+def _check_target(file: TensorFile, key: str, module: str, part: str, shape: Shape) -> None:
+    """InputError unless the base has the tensor that the adapter changes, in a matching shape."""
     own = file.shape(key)
     target = key.removeprefix(PREFIX) if part == "whole" else f"{module}.weight"
     base = shape(target)
@@ -110,7 +110,7 @@ def _check_place(file: TensorFile, key: str, module: str, part: str, shape: Shap
 def _rank(file: TensorFile, module: str, parts: Mapping[str, tuple[int, ...]]) -> int | None:
     for down, up in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
         if (down in parts) != (up in parts):
-            raise InputError(f"{file.name} has only one half of the pair of {module}", "the adapter is not whole")
+            raise InputError(f"{file.name} has only one half of the pair of {module}", "the adapter is incomplete")
         if down in parts:
             if len(parts[down]) != 2 or len(parts[up]) != 2 or parts[down][0] != parts[up][1]:
                 raise InputError(f"the pair of {module} in {file.name} has two ranks", "the adapter is damaged")
@@ -119,8 +119,8 @@ def _rank(file: TensorFile, module: str, parts: Mapping[str, tuple[int, ...]]) -
 
 
 def find_adapter(name: str, adapters: Mapping[str, Any]) -> None:
-    """InputError for an adapter that is not packed, with the nearest that is."""
+    """InputError if agent.yaml names an adapter that is not in the file, with the nearest name as the hint."""
     if name not in adapters:
         near = closest(name, adapters)
         hint = f"did you mean '{near}'?" if near else "pack it too, with --adapter NAME=FOLDER"
-        raise InputError(f"agent.yaml names the adapter {shown(name)}, which is not in the file", hint)
+        raise InputError(f"agent.yaml names the adapter {quoted(name)}, which is not in the file", hint)

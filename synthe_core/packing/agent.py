@@ -1,4 +1,4 @@
-"""agent.yaml: the specialists that a file offers. Each has a name, what it can do, and how it is asked."""
+"""agent.yaml: the specialists of a file, each with a name, capabilities and a system prompt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from synthe_core.storage.yaml_reader import decode_untrusted_yaml, parse_yaml
 
 
 class Agent(BaseModel):
-    """The file: a list of specialists, no two of one name."""
+    """The content of agent.yaml: specialists with distinct names."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -21,21 +21,21 @@ class Agent(BaseModel):
 
     @field_validator("specialists")
     @classmethod
-    def _differ(cls, given: list[Specialist]) -> list[Specialist]:
-        names = [each.name for each in given]
+    def _names_differ(cls, specialists: list[Specialist]) -> list[Specialist]:
+        names = [each.name for each in specialists]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two specialists are named '{name}'")
-        return given
+        return specialists
 
     @property
     def capabilities(self) -> list[str]:
-        """What any of them can do, in the order first named."""
+        """All capabilities, in the order of first mention."""
         return list(dict.fromkeys(word for each in self.specialists for word in each.capabilities))
 
 
 def read_agent(content: bytes, name: str, adapters: Collection[str]) -> Agent:
-    """The specialists in `content`; InputError with line and column for what they may not be."""
+    """The specialists in `content`. InputError with line and column if it is malformed."""
     source = parse_yaml(decode_untrusted_yaml(content, name), name)
     try:
         agent = Agent.model_validate(source.values)

@@ -1,7 +1,7 @@
-"""The container: a ZIP file of stored members, each aligned to 64 bytes, that can be laid out in one way only.
+"""The container: a ZIP file of stored members, each aligned to 64 bytes, with one possible layout.
 
-Any ZIP program opens it. What is read is held against what the writer would have written for the same names, sizes
-and checksums, byte for byte, so that nothing can hide: no compression, no second name, no gap, no overlap.
+Any ZIP program opens it. The reader compares the layout byte for byte with what the writer gives for the same names,
+sizes and checksums, so that nothing can be hidden: no compression, no second name, no gap, no overlap.
 
 Source of the layout: PKWARE's APPNOTE 6.3.10; the padding is the field 0xD935 that Android's zipalign uses.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from synthe_core.errors import InputError, closest
-from synthe_core.packing.members import COUNT, limit, order, place, shown
+from synthe_core.packing.members import COUNT, member_index, member_order, quoted, size_limit
 
 ALIGN = 64
 CHUNK = 1 << 20
@@ -25,7 +25,7 @@ CENTRAL = struct.Struct("<4s6H3I5H2I")
 END = struct.Struct("<4s4H2IH")
 END64 = struct.Struct("<4sQ2H2I4Q")
 LOCATOR = struct.Struct("<4sIQI")
-DATE = 0x21  # 1 January 1980: the first that ZIP knows
+DATE = 0x21  # 1 January 1980, ZIP's epoch
 REGULAR = 0o100644 << 16
 UNIX = 3 << 8
 WIDE = 0xFFFFFFFF
@@ -42,7 +42,7 @@ class Member(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What stands before each member's content, where the contents are, and what follows them all."""
+    """The header before each member's content, the members with their offsets, and the directory at the end."""
 
     heads: list[bytes]
     members: list[Member]
@@ -55,7 +55,7 @@ class Layout(NamedTuple):
 
 
 def layout(members: Iterable[Member]) -> Layout:
-    """The one way to lay these members out."""
+    """The layout of these members."""
     heads, placed, directory, position = [], [], b"", 0
     for name, size, crc, _ in members:
         text = name.encode("ascii")
@@ -87,7 +87,7 @@ def _end(count: int, size: int, start: int) -> bytes:
 
 
 def write(path: Path, contents: Iterable[tuple[Member, Iterable[bytes]]]) -> None:
-    """Writes members (name, size and checksum known) with their contents, which are taken a piece at a time."""
+    """Writes members of known size and checksum with their contents, piece by piece."""
     contents = list(contents)
     plan = layout(member for member, _ in contents)
     with path.open("wb") as file:
@@ -103,7 +103,7 @@ def write(path: Path, contents: Iterable[tuple[Member, Iterable[bytes]]]) -> Non
 
 
 class Archive:
-    """The members of a .synapse file, by name. InputError, before anything of it is used, for one that is not sound."""
+    """The members of a .synapse file by name. InputError for an invalid file, before any of it is used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,13 +124,13 @@ class Archive:
         return self.members[name].size
 
     def locate(self, name: str) -> tuple[Path, int, int]:
-        """The file that holds a member, and from where to where: offset and size."""
+        """The file that contains a member, its offset there and its size."""
         return self.path, self.members[name].offset, self.members[name].size
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """A member's content, a piece at a time; InputError at its end where it is not what the checksum says."""
+        """A member's content in pieces; InputError at its end if the checksum differs."""
         member, crc = self.members[name], 0
-        for piece in read_stretch(self.path, member.offset, member.size):
+        for piece in read_range(self.path, member.offset, member.size):
             crc = zlib.crc32(piece, crc)
             yield piece
         if crc != member.crc:
@@ -140,7 +140,7 @@ class Archive:
         size = file.seek(0, 2)
         file.seek(0)
         if file.read(4) != b"PK\3\4":
-            raise InputError(f"{self.path} is no .synapse file", "`synthe pack CHECKPOINT -o FILE` makes one")
+            raise InputError(f"{self.path} is not a .synapse file", "`synthe pack CHECKPOINT -o FILE` makes one")
         count, length, start = self._directory(file, size)
         if count > COUNT or length > DIRECTORY_LIMIT:
             raise self._refuse(f"it claims {count} members in a directory of {length} bytes")
@@ -159,7 +159,7 @@ class Archive:
         return members
 
     def _directory(self, file: BinaryIO, size: int) -> tuple[int, int, int]:
-        """Number of members, and length and place of their directory."""
+        """The number of members, and the length and offset of their directory."""
         if size < END.size:
             raise self._refuse("it is cut short")
         file.seek(size - END.size)
@@ -178,42 +178,63 @@ class Archive:
         return count, length, start
 
     def _entries(self, directory: bytes, count: int, end: int) -> list[Member]:
-        """What the directory says, each fault by its name; `end` is where the members must have ended."""
-        members, at, names = [], 0, set()
+        """The members in the directory, which must end before offset `end`."""
+        members, position, names = [], 0, set()
         for _ in range(count):
-            if len(directory) - at < CENTRAL.size:
+            if len(directory) - position < CENTRAL.size:
                 raise self._refuse("its directory is cut short")
-            fields = CENTRAL.unpack_from(directory, at)
-            mark, made, _, flags, method, _, _, crc, packed, size, length, more, note, _, _, mode, start = fields
-            at += CENTRAL.size
-            text, extra = directory[at : at + length], directory[at + length : at + length + more]
-            at += length + more + note
-            if mark != b"PK\1\2" or at > len(directory):
+            fields = CENTRAL.unpack_from(directory, position)
+            (
+                magic,
+                version_made_by,
+                _,
+                flags,
+                method,
+                _,
+                _,
+                crc,
+                packed,
+                size,
+                length,
+                extra_length,
+                comment,
+                _,
+                _,
+                mode,
+                start,
+            ) = fields
+            position += CENTRAL.size
+            name_bytes, extra = (
+                directory[position : position + length],
+                directory[position + length : position + length + extra_length],
+            )
+            position += length + extra_length + comment
+            if magic != b"PK\1\2" or position > len(directory):
                 raise self._refuse("its directory is damaged")
-            name = text.decode("ascii", "backslashreplace")
+            name = name_bytes.decode("ascii", "backslashreplace")
             size, packed, start = self._widen(extra, size, packed, start, name)
             if name.lower() in names:
-                raise self._refuse(f"it has two members named {shown(name)}")
+                raise self._refuse(f"it has two members named {quoted(name)}")
             names.add(name.lower())
-            self._check(name, made, flags, method, packed, size, mode)
+            self._check(name, version_made_by, flags, method, packed, size, mode)
             members.append((name, size, crc, start))
-        stretches = sorted((start, start + LOCAL.size + len(name) + size, name) for name, size, _, start in members)
-        for (_, before, first), (after, _, second) in itertools.pairwise(stretches):
+        ranges = sorted((start, start + LOCAL.size + len(name) + size, name) for name, size, _, start in members)
+        for (_, before, first), (after, _, second) in itertools.pairwise(ranges):
             if after < before:
                 raise self._refuse(f"the members {min(first, second)} and {max(first, second)} overlap")
-        if stretches[-1][1] > end:
-            raise self._refuse(f"the member {stretches[-1][2]} is longer than the file")
-        if [m[0] for m in members] != sorted((m[0] for m in members), key=order):
+        if ranges[-1][1] > end:
+            raise self._refuse(f"the member {ranges[-1][2]} is longer than the file")
+        if [m[0] for m in members] != sorted((m[0] for m in members), key=member_order):
             raise self._refuse("its members are not in their order")
         return layout(Member(name, size, crc) for name, size, crc, _ in members).members
 
     def _widen(self, extra: bytes, size: int, packed: int, start: int, name: str) -> tuple[int, int, int]:
-        """Sizes and place, from the field for large files where they do not fit."""
+        """Sizes and offset, from the ZIP64 field if they do not fit."""
         values = [size, packed, start]
         missing = [i for i, value in enumerate(values) if value == WIDE]
         form = struct.Struct(f"<2H{len(missing)}Q")
         if len(extra) != (form.size if missing else 0):
-            raise self._refuse(f"the member {shown(name)} has fields that a .synapse file has not")
+            raise self._refuse(f"the member {quoted(name)} has fields that a .synapse file must not have")
         if missing:
             for i, value in zip(missing, form.unpack(extra)[2:], strict=True):
                 values[i] = value
@@ -221,7 +242,7 @@ class Archive:
 
     def _check(self, name: str, made: int, flags: int, method: int, packed: int, size: int, mode: int) -> None:
         try:
-            place(name)
+            member_index(name)
         except InputError as error:
             raise self._refuse(error.message) from None
         kind = mode >> 28
@@ -231,17 +252,17 @@ class Archive:
             raise self._refuse(f"the member {name} is encrypted")
         if method or packed != size:
             raise self._refuse(f"the member {name} is compressed: {packed} bytes that claim to be {size}")
-        if size > limit(name):
-            raise self._refuse(f"the member {name} has {size} bytes, and may have {limit(name)}")
+        if size > size_limit(name):
+            raise self._refuse(f"the member {name} has {size} bytes, and may have {size_limit(name)}")
         if mode != REGULAR:
-            raise self._refuse(f"the member {name} is no plain file")
+            raise self._refuse(f"the member {name} is not a regular file")
 
-    def _refuse(self, how: str) -> InputError:
-        return InputError(f"{self.path} is refused: {how}", "it is damaged or not to be trusted: get another copy")
+    def _refuse(self, reason: str) -> InputError:
+        return InputError(f"{self.path} is refused: {reason}", "it is damaged or not to be trusted: get another copy")
 
 
 class Tree:
-    """The members of a folder that is laid out as a .synapse file is: an unpacked one, or one of titan-synapse 0.2."""
+    """The members of a folder with the layout of a .synapse file: an unpacked one, or a bundle of titan-synapse 0.2."""
 
     def __init__(self, path: Path, links: tuple[str, ...] = ()) -> None:
         self.path = path
@@ -249,7 +270,7 @@ class Tree:
         for file in sorted(path.rglob("*")):
             name = file.relative_to(path).as_posix()
             if file.is_symlink() and name not in links:
-                raise InputError(f"{path} is refused: {shown(name)} is a symbolic link", "put the file itself there")
+                raise InputError(f"{path} is refused: {quoted(name)} is a symbolic link", "put the file itself there")
             if file.is_file():
                 self._sizes[name] = file.stat().st_size
 
@@ -263,11 +284,11 @@ class Tree:
         return self.path / name, 0, self._sizes[name]
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        return read_stretch(*self.locate(name))
+        return read_range(*self.locate(name))
 
 
-def read_stretch(path: Path, offset: int, size: int) -> Iterator[bytes]:
-    """`size` bytes of a file from `offset`, a piece at a time; ends early where the file does."""
+def read_range(path: Path, offset: int, size: int) -> Iterator[bytes]:
+    """`size` bytes of a file from `offset` in pieces; fewer if the file ends."""
     with path.open("rb") as file:
         file.seek(offset)
         while size > 0 and (piece := file.read(min(CHUNK, size))):

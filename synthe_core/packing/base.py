@@ -1,4 +1,4 @@
-"""The base of a file that carries none: which weights it needs, by their digests, and where they may be found."""
+"""The base of a file without weights: their digests, and where to look for them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from synthe_core.storage.manifest import MANIFEST
 
 HUB = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 REVISION = r"[\w./-]{1,200}"
-SEEN = 1000  # places that are looked at
+MAX_CANDIDATES = 1000
 
 
 class BaseReference(BaseModel):
-    """base.json. `files` are the digests of the weights; `hub` and `revision` name where they were published."""
+    """base.json. files: the digests of the weights. hub, revision: where they were published."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,23 +40,23 @@ class BaseReference(BaseModel):
 
 
 def parse_published(text: str | None) -> tuple[str | None, str | None]:
-    """`ORG/NAME[@REVISION]`: where weights were published."""
+    """`ORG/NAME[@REVISION]`: the repository with the weights."""
     if text is None:
         return None, None
     hub, _, revision = text.partition("@")
     if not re.fullmatch(HUB, hub) or (revision and not re.fullmatch(REVISION, revision)):
-        raise InputError(f"'{text}' names no model of the hub", "write ORG/NAME@REVISION")
+        raise InputError(f"'{text}' is not a model of the hub", "write ORG/NAME@REVISION")
     return hub, revision or None
 
 
-def nearby(asking: Path) -> Iterator[Path]:
-    """Files and folders near by that may be a checkpoint, a bounded number of them."""
-    seen = 0
-    for root in (asking.absolute().parent, Path("runs").absolute()):
+def candidate_bases(file: Path) -> Iterator[Path]:
+    """Paths beside a file and under runs/ that may be a checkpoint, at most MAX_CANDIDATES."""
+    count = 0
+    for root in (file.absolute().parent, Path("runs").absolute()):
         for path in sorted(root.glob("*")):
-            found = [path] if path.suffix == ".synapse" or (path / MANIFEST).is_file() else checkpoints(path)
-            for place in found:
-                seen += 1
-                if seen > SEEN:
+            paths = [path] if path.suffix == ".synapse" or (path / MANIFEST).is_file() else checkpoints(path)
+            for candidate in paths:
+                count += 1
+                if count > MAX_CANDIDATES:
                     return
-                yield place
+                yield candidate

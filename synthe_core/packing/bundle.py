@@ -1,4 +1,4 @@
-"""A .synapse file as a source of checkpoints: opened where it lies, checked before use, its weights mapped in place."""
+"""A .synapse file as a checkpoint source: checked before use, its weights memory-mapped."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from synthe_core.errors import InputError
 from synthe_core.packing.archive import Archive, Tree
-from synthe_core.packing.base import BaseReference, nearby
+from synthe_core.packing.base import BaseReference, candidate_bases
 from synthe_core.packing.download import fetch_base
 from synthe_core.packing.manifest import PackManifest, TitanManifest, read_manifest
-from synthe_core.packing.members import BASE, MANIFEST, SIGNATURE, limit, place, shown, weights
+from synthe_core.packing.members import BASE, MANIFEST, SIGNATURE, is_weights, member_index, quoted, size_limit
 from synthe_core.storage.checkpoint.locate import is_synapse
 from synthe_core.storage.checkpoint.sources import CheckpointSource, FolderSource
 from synthe_core.storage.json_reader import UNTRUSTED
@@ -21,125 +21,127 @@ from synthe_core.storage.manifest import Manifest, check_format
 from synthe_core.storage.tensor_file import TensorFile
 from synthe_core.storage.yaml_reader import decode_untrusted_yaml
 
-LINKS = ("model.gguf",)  # titan-synapse links to the model that it packs
+LINKS = ("model.gguf",)  # bundles of titan-synapse have a link to their model
 
 
 class Bundle(CheckpointSource):
-    """What a .synapse file (or such a file unpacked) carries.
+    """A .synapse file, or the folder that one was unpacked into.
 
-    Opening it reads the directory and the manifest and holds one against the other. Every other member is checked by
-    its SHA-256 when it is first used; `verify` checks them all. InputError for what is damaged, hostile, or not here.
+    Opening compares the directory with the manifest. Every other member is checked by its SHA-256 when it is first
+    used; `verify` checks them all. InputError for a file that is damaged, hostile or incomplete.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.container = Tree(path, LINKS) if path.is_dir() else Archive(path)
         if MANIFEST not in self.container:
-            raise InputError(f"{path} has no {MANIFEST}", "it is no .synapse file")
-        if self.container.size(MANIFEST) > limit(MANIFEST):
+            raise InputError(f"{path} has no {MANIFEST}", "it is not a .synapse file")
+        if self.container.size(MANIFEST) > size_limit(MANIFEST):
             raise InputError(f"{path / MANIFEST} has {self.container.size(MANIFEST)} bytes", UNTRUSTED)
         self.manifest_bytes = b"".join(self.container.pieces(MANIFEST))
-        found = read_manifest(self.manifest_bytes, str(path / MANIFEST))
-        if isinstance(found, TitanManifest):
+        manifest = read_manifest(self.manifest_bytes, str(path / MANIFEST))
+        if isinstance(manifest, TitanManifest):
             raise InputError(
-                f"{path} is a bundle of titan-synapse {found.version[:20]}, whose model no verb here runs",
-                "`synthe pack inspect` shows what is in it; `synthe pack FOLDER -o FILE` carries it over",
+                f"{path} is a bundle of titan-synapse {manifest.version[:20]}, whose model cannot be run",
+                "`synthe pack inspect` shows what is in it; `synthe pack FOLDER -o FILE` converts it",
             )
-        self.about: PackManifest = found
+        self.pack_manifest: PackManifest = manifest
         self._check_members()
-        self._checked: set[str] = set()
+        self._verified: set[str] = set()
 
     def _check_members(self) -> None:
-        listed = self.about.files
+        listed = self.pack_manifest.files
         for name in self.container:
-            place(name)
+            member_index(name)
             if name not in listed and name not in (MANIFEST, SIGNATURE):
-                raise InputError(f"{self.path} has a member {shown(name)} that its manifest does not list", UNTRUSTED)
+                raise InputError(f"{self.path} has a member {quoted(name)} that its manifest does not list", UNTRUSTED)
         for name, facts in listed.items():
             if name in (MANIFEST, SIGNATURE) or name not in self.container:
-                raise InputError(f"{self.path} has no member {shown(name)}, which its manifest lists", UNTRUSTED)
+                raise InputError(f"{self.path} has no member {quoted(name)}, which its manifest lists", UNTRUSTED)
             if (size := self.container.size(name)) != facts.bytes:
                 raise self.damaged(name, f"it has {size} bytes and should have {facts.bytes}")
 
     @cached_property
     def manifest(self) -> Manifest:  # type: ignore[override]
         """The checkpoint's manifest. Its files include the base's weights."""
-        check_format(self.about.checkpoint, str(self.path))
-        files = dict(self.about.files)
+        check_format(self.pack_manifest.checkpoint, str(self.path))
+        files = dict(self.pack_manifest.files)
         if self.base is not None:
-            files |= {name: facts for name, facts in self.base.manifest.files.items() if weights(name)}
+            files |= {name: facts for name, facts in self.base.manifest.files.items() if is_weights(name)}
         try:
-            return Manifest.model_validate({**self.about.checkpoint, "files": files})
+            return Manifest.model_validate({**self.pack_manifest.checkpoint, "files": files})
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]
-            where = ".".join(map(str, fault["loc"]))[:80]
-            raise InputError(f"{self.path / MANIFEST}: checkpoint.{where}: {fault['msg'][:120]}", UNTRUSTED) from None
+            key = ".".join(map(str, fault["loc"]))[:80]
+            raise InputError(f"{self.path / MANIFEST}: checkpoint.{key}: {fault['msg'][:120]}", UNTRUSTED) from None
 
     @cached_property
     def base(self) -> CheckpointSource | None:
-        """Where the weights are, if not in this file; InputError where that cannot be found."""
-        if BASE not in self.about.files:
+        """The source of the weights, if they are not in this file. InputError if it cannot be found."""
+        if BASE not in self.pack_manifest.files:
             return None
-        if "recipe.yaml" not in self.about.files:
+        if "recipe.yaml" not in self.pack_manifest.files:
             raise InputError(
-                f"{self.path} carries no model that a verb here runs, only what belongs to {self.about.base.model}",
+                f"{self.path} contains no model that can be run, only what belongs to {self.pack_manifest.base.model}",
                 "`synthe unpack FILE --only adapters` takes it out for a program that runs that model",
             )
         return find_base(self.reference, self.path)
 
     @property
     def reference(self) -> BaseReference:
-        """What base.json says of the weights that are not in this file."""
+        """The reference in base.json to weights that are not in this file."""
         return BaseReference.read(self.read(BASE), str(self.path / BASE))
 
     def locate(self, name: str) -> tuple[Path, int, int]:
-        if name not in self.about.files and weights(name) and self.base is not None:
+        if name not in self.pack_manifest.files and is_weights(name) and self.base is not None:
             return self.base.locate(name)
         self.check(name)
-        if name.endswith(".yaml"):  # before anybody composes it
+        if name.endswith(".yaml"):  # before it is parsed
             decode_untrusted_yaml(b"".join(self.container.pieces(name)), str(self.path / name))
         return self.container.locate(name)
 
     def open(self, name: str) -> TensorFile:
-        """A safetensors member as it is, with what it says of itself."""
+        """A safetensors member with its metadata."""
         return TensorFile(*self.locate(name), str(self.path / name))
 
     def check(self, name: str) -> None:
-        """InputError where a member is not what was packed."""
-        if name not in self.about.files:
-            raise InputError(f"{self.path} has no {shown(name)}", "`synthe pack inspect` shows what it has")
-        if name not in self._checked:
+        """InputError if a member is not what was packed."""
+        if name not in self.pack_manifest.files:
+            raise InputError(f"{self.path} has no {quoted(name)}", "`synthe pack inspect` shows what it has")
+        if name not in self._verified:
             digest = hashlib.sha256()
             for piece in self.container.pieces(name):
                 digest.update(piece)
-            if digest.hexdigest() != self.about.files[name].sha256:
+            if digest.hexdigest() != self.pack_manifest.files[name].sha256:
                 raise self.damaged(name, "it is not what was packed")
-            self._checked.add(name)
+            self._verified.add(name)
 
 
-def find_base(reference: BaseReference, asking: Path) -> CheckpointSource:
-    """The source that holds the weights: beside the file that asks, under runs/, or on the hub. Known by digest."""
-    for near in nearby(asking):
+def find_base(reference: BaseReference, file: Path) -> CheckpointSource:
+    """The source of the weights, identified by digest: beside the file, under runs/, or on the hub."""
+    for candidate in candidate_bases(file):
         try:
-            source: CheckpointSource = Bundle(near) if near.is_file() or is_synapse(near) else FolderSource(near)
+            source: CheckpointSource = (
+                Bundle(candidate) if candidate.is_file() or is_synapse(candidate) else FolderSource(candidate)
+            )
         except InputError:  # a damaged neighbour is not the base
             continue
-        if _holds(source, reference):
+        if _has_weights(source, reference):
             return source
     if reference.hub is not None:
         source = Bundle(fetch_base(reference.hub, reference.revision))
-        if _holds(source, reference):
+        if _has_weights(source, reference):
             return source
         raise InputError(
-            f"{reference.hub} holds other weights than those {asking} was packed for", "name the right revision"
+            f"{reference.hub} holds other weights than those {file} was packed for", "name the right revision"
         )
     raise InputError(
-        f"{asking} does not carry its base model {reference.name}, and its weights are not here",
+        f"{file} does not contain its base model {reference.name}, and its weights were not found",
         f"put {reference.name} beside it, as a checkpoint folder or a .synapse file",
     )
 
 
-def _holds(source: CheckpointSource, reference: BaseReference) -> bool:
-    """Whether a source carries exactly the weights that are looked for. It is not asked for a base of its own."""
-    files = source.about.files if isinstance(source, Bundle) else source.manifest.files
-    return {name: facts.sha256 for name, facts in files.items() if weights(name)} == reference.files
+def _has_weights(source: CheckpointSource, reference: BaseReference) -> bool:
+    """Whether a source itself contains exactly the referenced weights."""
+    files = source.pack_manifest.files if isinstance(source, Bundle) else source.manifest.files
+    return {name: facts.sha256 for name, facts in files.items() if is_weights(name)} == reference.files

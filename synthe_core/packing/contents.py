@@ -1,4 +1,4 @@
-"""What goes into a file: bytes at hand, or a stretch of a file on disk that is copied a piece at a time."""
+"""The contents of members: bytes in memory, or a range of a file that is copied piece by piece."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from synthe_core.errors import InputError
-from synthe_core.packing.archive import Member, read_stretch, write
-from synthe_core.packing.members import limit, order
+from synthe_core.packing.archive import Member, read_range, write
+from synthe_core.packing.members import member_order, size_limit
 from synthe_core.storage.atomic import new_file
 from synthe_core.storage.manifest import FileDigest
 
@@ -26,7 +26,7 @@ class Bytes(NamedTuple):
         yield self.content
 
 
-class Stretch(NamedTuple):
+class FileRange(NamedTuple):
     """`size` bytes of the file `path` from `offset`."""
 
     path: Path
@@ -34,18 +34,18 @@ class Stretch(NamedTuple):
     size: int
 
     @classmethod
-    def of(cls, path: Path) -> Stretch:
+    def of(cls, path: Path) -> FileRange:
         return cls(path, 0, path.stat().st_size)
 
     def pieces(self) -> Iterator[bytes]:
-        return read_stretch(*self)
+        return read_range(*self)
 
 
-Content = Bytes | Stretch
+Content = Bytes | FileRange
 
 
-def measure(content: Content) -> tuple[FileDigest, int]:
-    """SHA-256 and size for the manifest, and the CRC-32 for the archive, in one pass."""
+def digest_and_crc(content: Content) -> tuple[FileDigest, int]:
+    """Size and SHA-256 for the manifest and the CRC-32 for the archive, in one pass."""
     digest, crc = hashlib.sha256(), 0
     for piece in content.pieces():
         digest.update(piece)
@@ -54,16 +54,18 @@ def measure(content: Content) -> tuple[FileDigest, int]:
 
 
 def write_archive(path: Path, contents: Mapping[str, Content], sums: Mapping[str, int] | None = None) -> None:
-    """Writes a .synapse file whole or not at all; memory does not grow with what is in it.
+    """Writes a .synapse file atomically, in constant memory.
 
-    sums: CRC-32 of contents that have been measured already.
+    sums: CRC-32 of contents, as far as it is known.
     """
     members = []
-    for name in sorted(contents, key=order):
+    for name in sorted(contents, key=member_order):
         content = contents[name]
-        if content.size > limit(name):
-            raise InputError(f"{name} has {content.size} bytes, and may have {limit(name)}", "make it smaller")
+        if content.size > size_limit(name):
+            raise InputError(f"{name} has {content.size} bytes, and may have {size_limit(name)}", "make it smaller")
         crc = (sums or {}).get(name)
-        members.append((Member(name, content.size, measure(content)[1] if crc is None else crc), content.pieces()))
+        members.append(
+            (Member(name, content.size, digest_and_crc(content)[1] if crc is None else crc), content.pieces())
+        )
     with new_file(path) as partial:
         write(partial, members)

@@ -1,4 +1,4 @@
-"""The verb `pack diff`: in what two models differ, key by key and tensor by tensor."""
+"""The verb `pack diff`: the differences of two models, key by key and tensor by tensor."""
 
 from __future__ import annotations
 
@@ -11,60 +11,61 @@ import torch
 
 from synthe_core.events import Event, Progress, Result
 from synthe_core.packing.bundle import Bundle
-from synthe_core.packing.members import weights
+from synthe_core.packing.members import is_weights
 from synthe_core.recipe.differences import differences
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.checkpoint.sources import CheckpointSource
 
-SHOWN_APART = {"files", "checkpoint", "memory"}
+SHOWN_ELSEWHERE = {"files", "checkpoint", "memory"}
 
 
 def diff(one: Path, other: Path) -> Iterator[Event]:
     """A Result with the differences of two files (or checkpoints): recipe, manifest, members and weights.
 
-    Of each tensor that differs: the largest difference, and the root of the mean square of the difference over that of
-    the first.
+    For each tensor that differs: the largest difference, and the RMS of the difference over the RMS of the first.
     """
-    both = [Checkpoint.open(path) for path in (one, other)]
-    recipe = differences(both[0].recipe.model_dump(mode="json"), both[1].recipe.model_dump(mode="json"))
-    facts = [each.manifest.files for each in both]
-    about = _manifests(both[0].source, both[1].source)
+    checkpoints = [Checkpoint.open(path) for path in (one, other)]
+    recipe = differences(checkpoints[0].recipe.model_dump(mode="json"), checkpoints[1].recipe.model_dump(mode="json"))
+    digests = [each.manifest.files for each in checkpoints]
+    manifest = _manifests(checkpoints[0].source, checkpoints[1].source)
     members = {
-        "only in the first": sorted(facts[0].keys() - facts[1].keys()),
-        "only in the second": sorted(facts[1].keys() - facts[0].keys()),
-        "changed": sorted(name for name in facts[0].keys() & facts[1].keys() if facts[0][name] != facts[1][name]),
+        "only in the first": sorted(digests[0].keys() - digests[1].keys()),
+        "only in the second": sorted(digests[1].keys() - digests[0].keys()),
+        "changed": sorted(
+            name for name in digests[0].keys() & digests[1].keys() if digests[0][name] != digests[1][name]
+        ),
     }
-    same = [{n: f.sha256 for n, f in each.items() if weights(n)} for each in facts]
+    same = [{n: f.sha256 for n, f in each.items() if is_weights(n)} for each in digests]
     tensors: list[dict[str, Any]] = []
-    absent: dict[str, list[str]] = {"only in the first": [], "only in the second": []}
+    missing: dict[str, list[str]] = {"only in the first": [], "only in the second": []}
     if same[0] != same[1]:
-        names = list(dict.fromkeys([*both[0].tensors, *both[1].tensors]))
+        names = list(dict.fromkeys([*checkpoints[0].tensors, *checkpoints[1].tensors]))
         for count, name in enumerate(names, start=1):
-            if name not in both[1].tensors:
-                absent["only in the first"].append(name)
-            elif name not in both[0].tensors:
-                absent["only in the second"].append(name)
-            elif (found := _difference(both[0], both[1], name)) is not None:
-                tensors.append(found)
+            if name not in checkpoints[1].tensors:
+                missing["only in the first"].append(name)
+            elif name not in checkpoints[0].tensors:
+                missing["only in the second"].append(name)
+            elif (difference := _difference(checkpoints[0], checkpoints[1], name)) is not None:
+                tensors.append(difference)
             yield Progress("compare", count, len(names), "tensors")
     yield Result(
         {
-            "same": not (recipe or any(members.values()) or about),
-            "manifest": about,
+            "same": not (recipe or any(members.values()) or manifest),
+            "manifest": manifest,
             "recipe": recipe,
             "members": members,
             "tensors": sorted(tensors, key=lambda each: -(each["relative"] or math.inf)),
-            "tensors_absent": absent,
+            "tensors_absent": missing,
         }
     )
 
 
 def _manifests(one: CheckpointSource, other: CheckpointSource) -> list[str]:
-    """In what two files' manifests differ; a checkpoint's folder has none of that kind to compare."""
+    """The differences of two files' manifests; none if one is a checkpoint folder."""
     if not (isinstance(one, Bundle) and isinstance(other, Bundle)):
         return []
-    told = [each.about.model_dump(mode="json", exclude=SHOWN_APART) for each in (one, other)]
-    return differences(told[0], told[1])
+    manifests = [each.pack_manifest.model_dump(mode="json", exclude=SHOWN_ELSEWHERE) for each in (one, other)]
+    return differences(manifests[0], manifests[1])
 
 
 def _difference(one: Checkpoint, other: Checkpoint, name: str) -> dict[str, Any] | None:

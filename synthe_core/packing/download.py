@@ -1,7 +1,7 @@
-"""A file of the hub, a block at a time, so that a download that was cut off goes on where it stopped.
+"""Downloading a file of the hub in blocks, so that an interrupted download is resumed.
 
-huggingface_hub's own download starts over in a new process: since its version 1 every process writes to a file of its
-own, which it removes when it fails. Its client, addresses, token and retries are used here all the same.
+huggingface_hub's own download starts over in a new process: since version 1 every process writes to its own file, which
+it removes on failure. Its client, addresses, token and retries are used here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SUFFIX = ".synapse"
 
 
 class Remote(NamedTuple):
-    """A file of a repository at a revision, which is a commit. sha256: None where the hub does not say."""
+    """A file of a repository at a revision, which is a commit. sha256: None if the hub does not give it."""
 
     repo: str
     commit: str
@@ -34,7 +34,7 @@ class Remote(NamedTuple):
 
 
 def find(repo: str, revision: str | None = None, name: str | None = None) -> Remote:
-    """The .synapse file of a repository of the hub, `name` where it has several."""
+    """The .synapse file of a repository of the hub, `name` if it has several."""
     from huggingface_hub import HfApi  # slow to import, and only needed here
 
     check_name(repo)
@@ -47,25 +47,23 @@ def find(repo: str, revision: str | None = None, name: str | None = None) -> Rem
         raise explain(what, error) from error
     files = {each.rfilename: each for each in info.siblings or [] if each.rfilename.endswith(SUFFIX)}
     if not files:
-        raise InputError(f"{repo} holds no {SUFFIX} file", "`synthe hub search` finds repositories that do")
+        raise InputError(f"{repo} has no {SUFFIX} file", "`synthe hub search` finds repositories that do")
     if name is None and len(files) > 1:
-        raise InputError(
-            f"{repo} holds {len(files)} {SUFFIX} files", f"name one with --file: {', '.join(sorted(files))}"
-        )
+        raise InputError(f"{repo} has {len(files)} {SUFFIX} files", f"name one with --file: {', '.join(sorted(files))}")
     name = name or next(iter(files))
     if name not in files:
         raise unknown(f"{SUFFIX} file of {repo}", name, files)
-    found = files[name]
-    return Remote(repo, info.sha or "main", name, found.size or 0, found.lfs.sha256 if found.lfs else None)
+    file = files[name]
+    return Remote(repo, info.sha or "main", name, file.size or 0, file.lfs.sha256 if file.lfs else None)
 
 
 def check_name(repo: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
-        raise InputError(f"'{repo}' is no name of the hub", "a name is ORG/NAME")
+        raise InputError(f"'{repo}' is not a repository name of the hub", "a name is ORG/NAME")
 
 
 def download(remote: Remote, target: Path) -> Iterator[Event]:
-    """Fetches a file to `target`, whole or not at all. What an interrupted download left beside it is gone on from."""
+    """Downloads a file to `target` atomically, resuming an interrupted download."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
@@ -89,9 +87,11 @@ def download(remote: Remote, target: Path) -> Iterator[Event]:
                     hf_raise_for_status(answer)
                 except Exception as error:  # the hub's library raises errors of many packages
                     stopped = explain(f"'{remote.repo}'", error)
-                    raise type(stopped)(stopped.message, "what came is kept: the same command goes on") from error
+                    raise type(stopped)(
+                        stopped.message, "the part that was downloaded is kept: repeat the command to resume"
+                    ) from error
                 block = answer.content
-                if answer.status_code != 206:  # it sent all of it, from the start
+                if answer.status_code != 206:  # it sent the whole file
                     block = block[done:]
                 if not block:
                     raise WorkError(f"{remote.repo} sent nothing from byte {done} on", "try again later")
@@ -105,14 +105,16 @@ def download(remote: Remote, target: Path) -> Iterator[Event]:
         digest = hashlib.file_digest(whole, "sha256").hexdigest()
     if done != remote.size or digest != (remote.sha256 or digest):
         part.unlink()
-        raise WorkError(f"{remote.name} came damaged: its SHA-256 is not the hub's", "what came was removed: try again")
+        raise WorkError(
+            f"{remote.name} is damaged: its SHA-256 is not the hub's", "the download was removed: try again"
+        )
     part.replace(target)
 
 
 def fetch_base(repo: str, revision: str | None) -> Path:
-    """The base model of a file that does not carry it, kept in the cache."""
-    known = cache_dir() / "bases" / re.sub(r"[^\w.-]+", "--", f"{repo}@{revision}{SUFFIX}")
-    if revision is None or not known.is_file():
-        for _ in download(find(repo, revision), known):
+    """The base model of a file that does not contain it, in the cache."""
+    cached = cache_dir() / "bases" / re.sub(r"[^\w.-]+", "--", f"{repo}@{revision}{SUFFIX}")
+    if revision is None or not cached.is_file():
+        for _ in download(find(repo, revision), cached):
             pass
-    return known
+    return cached

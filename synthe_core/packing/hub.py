@@ -1,4 +1,4 @@
-"""The verbs of `hub`: files to and from the Hugging Face hub, with its own client, token and addresses."""
+"""The verbs of `hub`: .synapse files on the Hugging Face hub, through its own client."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LISTED = 30
 def push(
     path: Path, repo: str, *, private: bool = False, revision: str | None = None, message: str | None = None
 ) -> Iterator[Event]:
-    """Uploads a file and its model card, making the repository where there is none; a Result with its address."""
+    """Uploads a file and its model card, creating the repository if needed; a Result with its URL."""
     check_name(repo)
     bundle = Bundle(path)
     if not path.is_file():
         raise InputError(f"{path} is a folder", "pack it first: synthe pack FOLDER -o FILE")
-    for name in bundle.about.files:
+    for name in bundle.pack_manifest.files:
         bundle.check(name)
     what = f"'{repo}'"
     _online(what)
@@ -41,20 +41,20 @@ def push(
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         files: list[Any] = [CommitOperationAdd(name, path)]
-        if README in bundle.about.files:
+        if README in bundle.pack_manifest.files:
             files.append(CommitOperationAdd(README, bundle.read(README)))
-        said = message or f"{bundle.about.name} by {bundle.about.created_by}"
-        made = api.create_commit(repo, files, commit_message=said, revision=revision)
+        commit_message = message or f"{bundle.pack_manifest.name} by {bundle.pack_manifest.created_by}"
+        commit = api.create_commit(repo, files, commit_message=commit_message, revision=revision)
     except Exception as error:  # the hub's library raises errors of many packages
-        raise _refused(what, error) from error
+        raise _explain(what, error) from error
     yield Progress(f"push {name}", size, size, "bytes")
-    yield Result({"repository": repo, "file": name, "commit": made.oid, "url": made.commit_url})
+    yield Result({"repository": repo, "file": name, "commit": commit.oid, "url": commit.commit_url})
 
 
 def pull(
     repo: str, out: Path | None = None, *, revision: str | None = None, name: str | None = None
 ) -> Iterator[Event]:
-    """Downloads a file and checks it; the last event is a Result with its path. What was interrupted goes on."""
+    """Downloads a file and checks it; the last event is a Result with its path. Resumes an interrupted download."""
     remote = find(repo, revision, name)
     out = Path(Path(remote.name).name) if out is None else out
     if out.is_dir():
@@ -65,9 +65,9 @@ def pull(
     try:
         yield from download(remote, out)
     except KeyboardInterrupt:
-        raise Interrupted("stopped; what came is kept", "the same command goes on where it stopped") from None
+        raise Interrupted("stopped; the part that was downloaded is kept", "repeat the command to resume") from None
     try:
-        about = Bundle(out).about
+        about = Bundle(out).pack_manifest
     except SyntheError:
         out.unlink()
         raise
@@ -75,7 +75,7 @@ def pull(
 
 
 def search(words: str) -> Iterator[Event]:
-    """A Result with the repositories that hold .synapse files and match."""
+    """A Result with the matching repositories that have .synapse files."""
     yield Result({"repositories": _models(words, search=words)})
 
 
@@ -92,25 +92,25 @@ def listing(name: str) -> Iterator[Event]:
     try:
         api = HfApi()
         refs = api.list_repo_refs(name)
-        found = []
+        listed = []
         for ref in [*refs.branches, *refs.tags]:
             info = api.model_info(name, revision=ref.name, files_metadata=True)
             files = {f.rfilename: f.size or 0 for f in info.siblings or [] if f.rfilename.endswith(SUFFIX)}
-            found += [{"revision": ref.name, "commit": info.sha, "file": file, "bytes": files[file]} for file in files]
+            listed += [{"revision": ref.name, "commit": info.sha, "file": file, "bytes": files[file]} for file in files]
     except Exception as error:  # the hub's library raises errors of many packages
-        raise _refused(what, error) from error
-    yield Result({"files": found})
+        raise _explain(what, error) from error
+    yield Result({"files": listed})
 
 
-def _models(what: str, **asked: Any) -> list[dict[str, Any]]:
+def _models(what: str, **filters: Any) -> list[dict[str, Any]]:
     _online(f"'{what}'")
     from huggingface_hub import HfApi
 
     try:
-        found = list(islice(HfApi().list_models(filter=TAG, limit=LISTED, **asked), LISTED))
+        models = list(islice(HfApi().list_models(filter=TAG, limit=LISTED, **filters), LISTED))
     except Exception as error:  # the hub's library raises errors of many packages
-        raise _refused(f"'{what}'", error) from error
-    return [{"repository": each.id, "downloads": each.downloads or 0, "tags": list(each.tags or [])} for each in found]
+        raise _explain(f"'{what}'", error) from error
+    return [{"repository": each.id, "downloads": each.downloads or 0, "tags": list(each.tags or [])} for each in models]
 
 
 def _online(what: str) -> None:
@@ -118,8 +118,8 @@ def _online(what: str) -> None:
         raise unreachable(what)
 
 
-def _refused(what: str, error: Exception) -> SyntheError:
-    """The hub's refusal in words: most often nobody has logged in."""
+def _explain(what: str, error: Exception) -> SyntheError:
+    """The hub's error in words: most often the user is not logged in."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return InputError(f"the hub refuses {what}: you may not", "log in with a token that may write: hf auth login")

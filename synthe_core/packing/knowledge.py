@@ -1,4 +1,4 @@
-"""knowledge/graph.sqlite: copied whole out of a database that may be in use, and opened for reading only."""
+"""knowledge/graph.sqlite: copied from a database that may be in use, and opened read-only."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.members import KNOWLEDGE
 
 STEP = 1000
-WORK = 50_000_000  # steps of SQLite's machine that looking into a stranger's database may take
+MAX_STEPS = 50_000_000  # of SQLite's virtual machine, for an untrusted database
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """A consistent copy, by SQLite's backup, of a database that others may be writing to.
+    """Makes a consistent copy, by SQLite's backup, of a database that others may be writing to.
 
-    Nothing is written to the source, but it is opened as one that may: a reader of a database with a write-ahead log
-    would leave the log's files behind. The copy keeps no such log, which a file that is only read could not have.
+    Nothing is written to the source, but it is opened for writing: a read-only reader of a database with a write-ahead
+    log would leave the log's files behind. The copy has no write-ahead log, because it is only read.
     """
     if not source.is_file():
         raise InputError(f"no such database: {source}", "--knowledge names an SQLite file")
@@ -37,8 +37,8 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def opened(bundle: Bundle) -> Iterator[sqlite3.Connection]:
-    """A file's knowledge, read-only: from a temporary copy, because SQLite opens no stretch of a file."""
+def open_database(bundle: Bundle) -> Iterator[sqlite3.Connection]:
+    """A file's knowledge, read-only, in a temporary copy, because SQLite cannot open a range of a file."""
     bundle.check(KNOWLEDGE)
     with tempfile.TemporaryDirectory(prefix="synthe-") as folder:
         copy = Path(folder) / "graph.sqlite"
@@ -50,7 +50,7 @@ def opened(bundle: Bundle) -> Iterator[sqlite3.Connection]:
 
 
 def check_database(path: Path) -> dict[str, int]:
-    """Name and number of rows of every table; InputError where it is damaged, or made to keep one busy."""
+    """The number of rows of every table. InputError if the database is damaged, or takes too many steps."""
     try:
         with closing(_guarded(path)) as connection:
             return _count(connection)
@@ -59,9 +59,9 @@ def check_database(path: Path) -> dict[str, int]:
 
 
 def tables(bundle: Bundle) -> dict[str, int]:
-    """The same of the database in a file."""
+    """The number of rows of every table of the database in a file."""
     try:
-        with opened(bundle) as connection:
+        with open_database(bundle) as connection:
             return _count(connection)
     except (sqlite3.Error, UnicodeError, ValueError, OverflowError) as error:
         raise bundle.damaged(KNOWLEDGE, f"SQLite says: {str(error)[:100]}") from None
@@ -69,24 +69,24 @@ def tables(bundle: Bundle) -> dict[str, int]:
 
 def _count(connection: sqlite3.Connection) -> dict[str, int]:
     rows = connection.execute("SELECT name FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite_%'")
-    found = {}
+    counts = {}
     for (name,) in sorted(rows.fetchall()):
         quoted = '"' + str(name).replace('"', '""') + '"'
-        found[str(name)] = int(connection.execute(f"SELECT count(*) FROM {quoted}").fetchone()[0])
-    return found
+        counts[str(name)] = int(connection.execute(f"SELECT count(*) FROM {quoted}").fetchone()[0])
+    return counts
 
 
 def _guarded(path: Path) -> sqlite3.Connection:
-    """A stranger's database: nothing in its schema is run, and it has only so much of our time."""
+    """Opens an untrusted database: no code of its schema runs, and the number of steps is limited."""
     connection = _open(path, "ro&immutable=1")
-    left = WORK
+    remaining = MAX_STEPS
 
-    def tired() -> int:
-        nonlocal left
-        left -= STEP
-        return int(left < 0)
+    def abort() -> int:
+        nonlocal remaining
+        remaining -= STEP
+        return int(remaining < 0)
 
-    connection.set_progress_handler(tired, STEP)
+    connection.set_progress_handler(abort, STEP)
     connection.execute("PRAGMA trusted_schema=OFF")
     connection.execute("PRAGMA cell_size_check=ON")
     return connection

@@ -1,4 +1,4 @@
-"""What quantisation costs: bits per byte before and after, on the same held-out tokens."""
+"""The loss from quantisation: bits per byte before and after, on the same held-out tokens."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from synthe_core.evaluation.bits_per_byte import TextScore, evaluate_bits_per_by
 from synthe_core.evaluation.held_out import held_out
 from synthe_core.events import Event, Progress
 from synthe_core.hardware.recipe_context import context_for_recipe
+from synthe_core.model.head_chunks import places_per_chunk
 from synthe_core.packing.manifest import Loss
 from synthe_core.storage.checkpoint import Checkpoint, load_weights
-
-LOGITS = 1 << 24  # held at a time
 
 
 def measure_loss(
@@ -23,8 +22,8 @@ def measure_loss(
 ) -> Generator[Event, None, Loss]:
     """Reads held-out text with the checkpoint's weights and with those of `quantized`.
 
-    sources: as a recipe names text; by default what the checkpoint's own recipe keeps for validation. In windows of the
-    recipe's length, each from a fresh state, spread evenly over the text: about `tokens` of it.
+    sources: as in a recipe; by default the validation text of the checkpoint's own recipe. About `tokens` tokens are
+    read, in windows of the recipe's length, each from a fresh state, spread evenly over the text.
     """
     recipe = checkpoint.recipe
     context = context_for_recipe(recipe, recipe.runtime.device)
@@ -33,12 +32,14 @@ def measure_loss(
     count = min(max(1, tokens // length), (split.tokens - 1) // length)
     model = checkpoint.model(context.device).eval()
     bits: list[float] = []
-    for what in ("as it was", "quantised"):
+    for weights in ("original", "quantised"):
         if bits:
             load_weights(model, quantized, Path("the quantised weights"))
-        score, text = TextScore(), windows(split, length, count, max(1, LOGITS // (length * model.vocab)))
+        score, text = TextScore(), windows(split, length, count, places_per_chunk(model, length))
         for score in evaluate_bits_per_byte(model, text, context):
-            yield Progress(f"measure {what}", score.tokens, count * length, "tokens")
+            yield Progress(f"measure {weights}", score.tokens, count * length, "tokens")
         bits.append(score.bits_per_byte)
-    named = ", ".join(sources) if sources else ", ".join(each.source for each in recipe.data.sources) + " (validation)"
-    return Loss(before=bits[0], after=bits[1], tokens=count * length, text=named)
+    text_name = (
+        ", ".join(sources) if sources else ", ".join(each.source for each in recipe.data.sources) + " (validation)"
+    )
+    return Loss(before=bits[0], after=bits[1], tokens=count * length, text=text_name)

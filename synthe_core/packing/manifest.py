@@ -1,4 +1,4 @@
-"""The manifest of a .synapse file: what it carries, how good that is by which measure, and every digest."""
+"""The manifest of a .synapse file: its contents, their scores, and the digest of every member."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ VERSION = "1.0"
 
 
 class Part(BaseModel):
-    """Part of the manifest; a later minor version may say more."""
+    """Part of the manifest; a later minor version may add keys."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class Loss(Part):
-    """What quantisation costs, measured when the file was packed."""
+    """The loss from quantisation, measured when the file was packed."""
 
-    before: float = Field(..., description="bits per byte of the weights as they were")
+    before: float = Field(..., description="bits per byte of the original weights")
     after: float = Field(..., description="bits per byte of the weights in this file")
-    tokens: int = Field(..., description="held-out tokens that both were measured on, the same ones")
-    text: str = Field(..., description="where those tokens are from")
+    tokens: int = Field(..., description="held-out tokens, the same for both")
+    text: str = Field(..., description="the source of those tokens")
 
 
 class Quantization(Part):
     kind: Literal["int8", "int4"]
     group: int = Field(..., ge=1, description="numbers of a row that share a scale")
-    matrices: int = Field(..., ge=0, description="how many tensors are in codes; the others are as they were")
+    matrices: int = Field(..., ge=0, description="how many tensors are quantised; the others are unchanged")
     bytes_before: int = Field(..., ge=0)
     bytes_after: int = Field(..., ge=0)
     loss: Loss | None = Field(None, description="null for an encoder, which has no bits per byte")
 
 
 class Base(Part):
-    """The model that everything else in the file is about."""
+    """The base model of the file."""
 
     model: str
-    carried: bool = Field(..., description="whether its weights are in this file; else base.json says where")
+    carried: bool = Field(..., description="whether its weights are in this file; otherwise base.json references them")
     parameters: int = Field(0, ge=0)
     quantization: Quantization | None = None
 
 
 class Memory(Part):
-    """An estimate: bytes of the weights when loaded, and of the state of one sequence after so many tokens."""
+    """Estimates: bytes of the loaded weights, and of the state of one sequence by its number of tokens."""
 
     weights: int = Field(0, ge=0)
     state: dict[str, int] = {}
@@ -57,19 +57,19 @@ class Memory(Part):
 
 class Adapter(Part):
     name: str
-    rank: int | None = Field(None, description="null where the matrices differ in rank")
+    rank: int | None = Field(None, description="null if the matrices differ in rank")
     alpha: float | None = None
-    modules: list[str] = Field([], description="the modules that it changes")
+    modules: list[str] = Field([], description="the adapted modules")
     parameters: int = Field(0, ge=0)
-    checked: bool = Field(True, description="whether its tensors were held against the base's: not where that is away")
+    checked: bool = Field(True, description="whether its tensors were compared with the base's, which needs the base")
 
 
 class Training(Part):
     steps: int = Field(0, ge=0)
     tokens: int = Field(0, ge=0)
     seconds: float = Field(0.0, ge=0)
-    pairs: int | None = Field(None, ge=0, description="preference pairs, where it learned from such")
-    last: str | None = Field(None, description="when it was trained last")
+    pairs: int | None = Field(None, ge=0, description="preference pairs it was trained on")
+    last: str | None = Field(None, description="when it was last trained")
 
 
 class Score(Part):
@@ -79,7 +79,7 @@ class Score(Part):
 
 
 class Specialist(BaseModel):
-    """Somebody to ask, of agent.yaml."""
+    """A specialist of agent.yaml."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -87,12 +87,12 @@ class Specialist(BaseModel):
     capabilities: list[str] = []
     system_prompt: str | None = None
     priority: int = 0
-    adapter: str | None = Field(None, description="one that the file carries")
+    adapter: str | None = Field(None, description="an adapter in the file")
     base_model: str | None = None
 
 
 class PackManifest(Part):
-    """manifest.json of a .synapse file. `files` lists every other member, save the signature, with its SHA-256."""
+    """manifest.json of a .synapse file. `files` lists every other member but the signature, with its SHA-256."""
 
     format: Literal["synapse"] = "synapse"
     version: str = Field(VERSION, pattern=r"^1\.\d{1,4}$")
@@ -109,7 +109,7 @@ class PackManifest(Part):
     scores: list[Score] = []
     parents: list[str] = []
     licence: str | None = None
-    checkpoint: dict[str, Any] = Field({}, description="the manifest of the checkpoint, less its files")
+    checkpoint: dict[str, Any] = Field({}, description="the manifest of the checkpoint without its files")
     files: dict[str, FileDigest]
 
     def to_bytes(self) -> bytes:
@@ -117,7 +117,7 @@ class PackManifest(Part):
 
 
 class TitanManifest(Part):
-    """manifest.json of titan-synapse 0.2, which packs folders and no digests."""
+    """manifest.json of titan-synapse 0.2, whose bundles are folders without digests."""
 
     format: Literal["synapse"]
     version: str
@@ -134,11 +134,11 @@ class TitanManifest(Part):
 
 
 def read_manifest(content: bytes, name: str) -> PackManifest | TitanManifest:
-    """The manifest in `content`; InputError for a damaged one, and for a newer format."""
+    """The manifest in `content`. InputError if it is damaged or of a newer format."""
     values = parse_untrusted_json(content, name)
     version = values.get("version")
     if values.get("format") != FORMAT or not isinstance(version, str):
-        raise InputError(f"{name} is not the manifest of a .synapse file", "its format is to be 'synapse'")
+        raise InputError(f"{name} is not the manifest of a .synapse file", "its format must be 'synapse'")
     major = version.partition(".")[0]
     if major.isdigit() and len(major) < 5 and int(major) > 1:
         raise InputError(
@@ -150,9 +150,7 @@ def read_manifest(content: bytes, name: str) -> PackManifest | TitanManifest:
         return kind.model_validate(values)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, fault["loc"]))[:80]
-        raise InputError(
-            f"{name}: {where}: {fault['msg'][:120]}", "`synthe pack schema` prints what it may hold"
-        ) from None
+        key = ".".join(map(str, fault["loc"]))[:80]
+        raise InputError(f"{name}: {key}: {fault['msg'][:120]}", "`synthe pack schema` prints its schema") from None
     except RecursionError:
         raise InputError(f"{name} is nested too deep", "this file is not to be trusted") from None

@@ -1,4 +1,4 @@
-"""Which members a .synapse file may have, and how large each may be. Whatever is not here is refused by name."""
+"""The members that a .synapse file may have, and their size limits. Any other member is refused."""
 
 from __future__ import annotations
 
@@ -35,36 +35,36 @@ MEMBERS = [
     (r"model\.safetensors|model-\d{5}-of-\d{5}\.safetensors", ANY),
     (SIGNATURE, 64 * KIB),
 ]
-"""(pattern, largest size in bytes), in the order in which they stand in a file."""
+"""(pattern, size limit in bytes), in the order of members in a file."""
 COUNT = 10_000
 DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\.|$)", re.IGNORECASE)
 
 
-def place(name: str) -> int:
-    """The row of MEMBERS that a member belongs to; InputError, saying what is wrong with it, where it has none."""
+def member_index(name: str) -> int:
+    """The index in MEMBERS of a member's pattern. InputError with the reason if none matches."""
     for number, (pattern, _) in enumerate(MEMBERS):
         if re.fullmatch(pattern, name) and not any(DEVICES.match(part) for part in name.split("/")):
             return number
-    raise InputError(f"the member {shown(name)} {_fault(name)}", "this file is not to be trusted")
+    raise InputError(f"the member {quoted(name)} {_fault(name)}", "this file is not to be trusted")
 
 
-def limit(name: str) -> int:
-    """The most bytes that a member may have."""
-    return MEMBERS[place(name)][1]
+def size_limit(name: str) -> int:
+    """The size limit of a member, in bytes."""
+    return MEMBERS[member_index(name)][1]
 
 
-def order(name: str) -> tuple[int, str]:
-    """The sorting key that puts members into their order."""
-    return place(name), name
+def member_order(name: str) -> tuple[int, str]:
+    """The sorting key of members in a file."""
+    return member_index(name), name
 
 
-def shown(name: str) -> str:
-    """A name from a stranger, fit for a line of a terminal."""
+def quoted(name: str) -> str:
+    """An untrusted name, quoted and shortened for messages."""
     return ascii(name if len(name) <= 100 else f"{name[:97]}...")
 
 
-def weights(name: str) -> bool:
-    """Whether a member holds the model's weights, or says in which file they are."""
+def is_weights(name: str) -> bool:
+    """Whether a member contains the model's weights, or is their index."""
     return name.startswith("model")
 
 
@@ -75,5 +75,5 @@ def _fault(name: str) -> str:
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
         return "has an absolute path"
     if re.search(r"\.(?:bin|pt|pth|ckpt|pkl|pickle)$", name):
-        return "is a pickle by its name, and none is ever read"
-    return "is none that a .synapse file may have"
+        return "is a pickle by its name, and pickles are never read"
+    return "is not a member of a .synapse file"

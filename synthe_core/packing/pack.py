@@ -1,4 +1,4 @@
-"""The verb `pack`: a checkpoint, and whatever belongs to it, into one file."""
+"""The verb `pack`: a checkpoint and what belongs to it in one file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,24 @@ from synthe_core.packing.agent import read_agent
 from synthe_core.packing.base import BaseReference, parse_published
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.card import card
-from synthe_core.packing.contents import Bytes, Content, Stretch, measure, write_archive
+from synthe_core.packing.contents import Bytes, Content, FileRange, digest_and_crc, write_archive
 from synthe_core.packing.knowledge import copy_database
 from synthe_core.packing.loss import measure_loss
 from synthe_core.packing.manifest import Base, Memory, PackManifest, Quantization, Score, Training
-from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AGENT, BASE, KNOWLEDGE, MANIFEST, NAME, README
-from synthe_core.packing.members import weights as holds_weights
+from synthe_core.packing.members import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    AGENT,
+    BASE,
+    KNOWLEDGE,
+    MANIFEST,
+    NAME,
+    README,
+    is_weights,
+)
 from synthe_core.packing.titan import is_titan, titan_members
-from synthe_core.quantization.formats import KINDS, Dequantized, open_tensors, write_quantized
+from synthe_core.quantization.formats import FORMATS
+from synthe_core.quantization.tensor_file import DequantizedTensors, open_tensors, write_quantized
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.checkpoint.read import WEIGHTS
 from synthe_core.storage.json_reader import canonical_json, parse_untrusted_json
@@ -35,11 +45,11 @@ SCORES = ("bits_per_byte", "loss", "perplexity", "accuracy")
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What is packed besides the model, and how.
+class PackOptions:
+    """What to pack besides the model, and how.
 
-    adapters: NAME=FOLDER each. base: ORG/NAME[@REVISION] of the hub, where the weights are instead of in the file;
-    weights: False leaves them out even so. sources and tokens: what quantisation is measured on.
+    adapters: NAME=FOLDER each. base: ORG/NAME[@REVISION] of the hub, which has the weights instead of the file;
+    weights: False omits them without such a reference. sources, tokens: the text on which quantisation is measured.
     """
 
     adapters: Sequence[str] = ()
@@ -56,38 +66,38 @@ class Parts:
 
 
 @dataclass
-class Packing:
-    """What has been collected so far."""
+class PackContents:
+    """The contents collected so far."""
 
     contents: dict[str, Content] = field(default_factory=dict)
     quantization: Quantization | None = None
 
 
-def pack(path: Path, out: Path | None = None, parts: Parts = Parts()) -> Iterator[Event]:
+def pack(path: Path, out: Path | None = None, options: PackOptions = PackOptions()) -> Iterator[Event]:
     """Writes the checkpoint at `path` into one file and yields events; the last is a Result with its path.
 
-    out: NAME.synapse by default. A .synapse file may be packed again, with more; a folder of titan-synapse 0.2 is
-    carried over. The same inputs give the same bytes. Memory does not grow with the model, except to measure what
-    quantisation costs: that takes the model itself.
+    out: NAME.synapse by default. A .synapse file may be packed again, with additions; a folder of titan-synapse 0.2 is
+    converted. The same inputs give the same bytes. Memory does not grow with the model, unless the loss from
+    quantisation is measured, which loads the model.
     """
-    if parts.quantize is not None and parts.quantize not in KINDS:
-        raise unknown("quantisation", parts.quantize, KINDS)
+    if options.quantize is not None and options.quantize not in FORMATS:
+        raise unknown("quantisation", options.quantize, FORMATS)
     if is_titan(path):
-        contents, about = titan_members(path, parts.name, parts.licence)
+        contents, about = titan_members(path, options.name, options.licence)
         if about.adapters:
             yield Notice("no alpha was recorded for its adapters: they are packed with a scale of 1", "warning")
         yield from _finish(_target(out, about.name), contents, about, classifies=False)
         return
     checkpoint = Checkpoint.open(path)
-    name = parts.name or _name(checkpoint)
+    name = options.name or _name(checkpoint)
     if not re.fullmatch(NAME, name):
-        raise InputError(f"'{name}' is no name for a file", "letters, digits, . _ and -, no more than 64")
+        raise InputError(f"'{name}' is not a valid name", "letters, digits, . _ and -, no more than 64")
     out = _target(out, name)
     with tempfile.TemporaryDirectory(prefix=".synthe-", dir=out.parent) as scratch:
-        packing = Packing(_given(checkpoint, parts, Path(scratch)))
-        yield from _weights(checkpoint, parts, packing, Path(scratch))
-        about = _about(checkpoint, parts, packing, name)
-        yield from _finish(out, packing.contents, about, bool(checkpoint.classes))
+        collected = PackContents(_collect(checkpoint, options, Path(scratch)))
+        yield from _weights(checkpoint, options, collected, Path(scratch))
+        about = _manifest(checkpoint, options, collected, name)
+        yield from _finish(out, collected.contents, about, bool(checkpoint.classes))
 
 
 def _target(out: Path | None, name: str) -> Path:
@@ -101,29 +111,29 @@ def _target(out: Path | None, name: str) -> Path:
 
 def _name(checkpoint: Checkpoint) -> str:
     source = checkpoint.source
-    return source.about.name if isinstance(source, Bundle) else checkpoint.recipe.name
+    return source.pack_manifest.name if isinstance(source, Bundle) else checkpoint.recipe.name
 
 
-def _given(checkpoint: Checkpoint, parts: Parts, scratch: Path) -> dict[str, Content]:
-    """Everything but weights and manifest: what a packed source has already, and what was named."""
+def _collect(checkpoint: Checkpoint, options: PackOptions, scratch: Path) -> dict[str, Content]:
+    """All contents but weights and manifest: those of a packed source, and those that the options name."""
     files = checkpoint.manifest.files
     small = [name for name in ("recipe.yaml", "config.json", "tokenizer.json", CHAT) if name in files]
-    found: dict[str, Content] = {name: Bytes(checkpoint.source.read(name)) for name in small}
+    contents: dict[str, Content] = {name: Bytes(checkpoint.source.read(name)) for name in small}
     if isinstance(checkpoint.source, Bundle):
-        kept = [name for name in checkpoint.source.about.files if "/" in name or name == AGENT]
-        found |= {name: Stretch(*checkpoint.source.locate(name)) for name in kept}
-    if parts.agent is not None:
-        found[AGENT] = Bytes(_file(parts.agent, "agent file").read_bytes())
-    for text in parts.adapters:
-        found |= adapter_members(*parse_named(text))
-    for session in parts.sessions:
+        packed = [name for name in checkpoint.source.pack_manifest.files if "/" in name or name == AGENT]
+        contents |= {name: FileRange(*checkpoint.source.locate(name)) for name in packed}
+    if options.agent is not None:
+        contents[AGENT] = Bytes(_file(options.agent, "agent file").read_bytes())
+    for text in options.adapters:
+        contents |= adapter_members(*parse_named(text))
+    for session in options.sessions:
         if not re.fullmatch(NAME, session.stem):
-            raise InputError(f"'{session.stem}' is no name for a session", "letters, digits, . _ and -")
-        found[f"sessions/{session.stem}.safetensors"] = Stretch.of(_file(session, "session"))
-    if parts.knowledge is not None:
-        copy_database(parts.knowledge, scratch / "graph.sqlite")
-        found[KNOWLEDGE] = Stretch.of(scratch / "graph.sqlite")
-    return found
+            raise InputError(f"'{session.stem}' is not a valid name for a session", "letters, digits, . _ and -")
+        contents[f"sessions/{session.stem}.safetensors"] = FileRange.of(_file(session, "session"))
+    if options.knowledge is not None:
+        copy_database(options.knowledge, scratch / "graph.sqlite")
+        contents[KNOWLEDGE] = FileRange.of(scratch / "graph.sqlite")
+    return contents
 
 
 def _file(path: Path, what: str) -> Path:
@@ -132,63 +142,67 @@ def _file(path: Path, what: str) -> Path:
     return path
 
 
-def _weights(checkpoint: Checkpoint, parts: Parts, packing: Packing, scratch: Path) -> Generator[Event, None, None]:
-    """The weights as they are, in codes, or by reference."""
+def _weights(
+    checkpoint: Checkpoint, options: PackOptions, collected: PackContents, scratch: Path
+) -> Generator[Event, None, None]:
+    """Adds the weights: as they are, quantised, or by reference."""
     checkpoint.check_sizes()
-    files = {name: facts for name, facts in checkpoint.manifest.files.items() if holds_weights(name)}
+    files = {name: digest for name, digest in checkpoint.manifest.files.items() if is_weights(name)}
     bundle = checkpoint.source if isinstance(checkpoint.source, Bundle) else None
-    packing.quantization = bundle.about.base.quantization if bundle else None
-    if parts.base is not None or not parts.weights:
-        if parts.quantize is not None:
-            raise InputError("weights that are left out cannot be quantised", "leave out --quantize, or carry them")
-        hub, revision = parse_published(parts.base)
-        digests = {name: facts.sha256 for name, facts in files.items()}
+    collected.quantization = bundle.pack_manifest.base.quantization if bundle else None
+    if options.base is not None or not options.weights:
+        if options.quantize is not None:
+            raise InputError(
+                "weights that are left out cannot be quantised", "leave out --quantize, or include the weights"
+            )
+        hub, revision = parse_published(options.base)
+        digests = {name: digest.sha256 for name, digest in files.items()}
         reference = BaseReference(name=hub or _name(checkpoint), files=digests, hub=hub, revision=revision)
-        packing.contents[BASE] = Bytes(canonical_json(reference.model_dump(mode="json")))
+        collected.contents[BASE] = Bytes(canonical_json(reference.model_dump(mode="json")))
         return
-    if parts.quantize is None:
-        packing.contents |= {name: Stretch(*checkpoint.source.locate(name)) for name in files}
+    if options.quantize is None:
+        collected.contents |= {name: FileRange(*checkpoint.source.locate(name)) for name in files}
         return
-    if any(isinstance(checkpoint.source.tensors(n), Dequantized) for n in files if n.endswith(".safetensors")):
+    if any(isinstance(checkpoint.source.tensors(n), DequantizedTensors) for n in files if n.endswith(".safetensors")):
         raise InputError(f"{checkpoint.path} is quantised already", "quantise the checkpoint that it was made from")
     yield Progress("quantise", 0, 1)
     target, tensors = scratch / WEIGHTS, checkpoint.tensors
     shapes = {name: (tensors[name].dtype, tensors.shape(name)) for name in tensors}
-    matrices = write_quantized(target, tensors, shapes, parts.quantize)
+    matrices = write_quantized(target, tensors, shapes, options.quantize)
     yield Progress("quantise", 1, 1)
     loss = None
     if not checkpoint.classes:
-        loss = yield from measure_loss(checkpoint, open_tensors(target), parts.sources, parts.tokens)
-        cost = f"{loss.before:.4f} -> {loss.after:.4f} bits per byte ({loss.after - loss.before:+.4f})"
-        yield Notice(f"{parts.quantize}: {cost} on {loss.tokens:,} tokens of {loss.text}")
-    packing.contents[WEIGHTS] = Stretch.of(target)
-    packing.quantization = Quantization(
-        kind=parts.quantize,
-        group=KINDS[parts.quantize].group,
+        loss = yield from measure_loss(checkpoint, open_tensors(target), options.sources, options.tokens)
+        change = f"{loss.before:.4f} -> {loss.after:.4f} bits per byte ({loss.after - loss.before:+.4f})"
+        yield Notice(f"{options.quantize}: {change} on {loss.tokens:,} tokens of {loss.text}")
+    collected.contents[WEIGHTS] = FileRange.of(target)
+    collected.quantization = Quantization(
+        kind=options.quantize,
+        group=FORMATS[options.quantize].group,
         matrices=len(matrices),
-        bytes_before=sum(facts.bytes for facts in files.values()),
-        bytes_after=packing.contents[WEIGHTS].size,
+        bytes_before=sum(digest.bytes for digest in files.values()),
+        bytes_after=collected.contents[WEIGHTS].size,
         loss=loss,
     )
 
 
-def _about(checkpoint: Checkpoint, parts: Parts, packing: Packing, name: str) -> PackManifest:
-    """The manifest, less its files; every member that it speaks of is checked here."""
-    contents, manifest, recipe = packing.contents, checkpoint.manifest, checkpoint.recipe
-    packed = checkpoint.source.about if isinstance(checkpoint.source, Bundle) else None
+def _manifest(checkpoint: Checkpoint, options: PackOptions, collected: PackContents, name: str) -> PackManifest:
+    """The manifest without its files. Checks every member that it describes."""
+    contents, manifest, recipe = collected.contents, checkpoint.manifest, checkpoint.recipe
+    source_manifest = checkpoint.source.pack_manifest if isinstance(checkpoint.source, Bundle) else None
     if "tokenizer.json" in contents:
         read_tokenizer(checkpoint.source.read("tokenizer.json"), str(checkpoint.path / "tokenizer.json"))
     adapters = []
     for each in adapters_in(contents):
         config, file = (contents[f"adapters/{each}/{part}"] for part in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
         values = parse_untrusted_json(b"".join(config.pieces()), f"{ADAPTER_CONFIG} of {each}")
-        assert isinstance(file, Stretch)
-        opened = TensorFile(*file, name=f"{ADAPTER_WEIGHTS} of {each}")
-        adapters.append(check_adapter(each, values, opened, _shape_of(checkpoint)))
-    sessions = _sessions(checkpoint, contents, packing.quantization)
+        assert isinstance(file, FileRange)
+        tensors = TensorFile(*file, name=f"{ADAPTER_WEIGHTS} of {each}")
+        adapters.append(check_adapter(each, values, tensors, _shape_of(checkpoint)))
+    sessions = _sessions(checkpoint, contents, collected.quantization)
     agent = None
     if AGENT in contents:
-        agent = read_agent(b"".join(contents[AGENT].pieces()), str(parts.agent or AGENT), [a.name for a in adapters])
+        agent = read_agent(b"".join(contents[AGENT].pieces()), str(options.agent or AGENT), [a.name for a in adapters])
     model = recipe.meta_model(checkpoint.vocab)
     length = recipe.data.sequence
     return PackManifest(
@@ -198,7 +212,7 @@ def _about(checkpoint: Checkpoint, parts: Parts, packing: Packing, name: str) ->
             model=BaseReference.read(b"".join(contents[BASE].pieces()), BASE).name if BASE in contents else name,
             carried=BASE not in contents,
             parameters=model.parameter_count(),
-            quantization=packing.quantization,
+            quantization=collected.quantization,
         ),
         memory=Memory(
             weights=4 * model.parameter_count(),
@@ -214,9 +228,9 @@ def _about(checkpoint: Checkpoint, parts: Parts, packing: Packing, name: str) ->
             seconds=manifest.seconds,
             last=manifest.created if manifest.step else None,
         ),
-        scores=_scores(checkpoint, packing.quantization),
+        scores=_scores(checkpoint, collected.quantization),
         parents=manifest.parents,
-        licence=parts.licence or (packed.licence if packed else None),
+        licence=options.licence or (source_manifest.licence if source_manifest else None),
         checkpoint=manifest.model_dump(mode="json", exclude={"files"}),
         files={},
     )
@@ -228,27 +242,27 @@ def _shape_of(checkpoint: Checkpoint) -> Shape:
 
 
 def _sessions(checkpoint: Checkpoint, contents: Mapping[str, Content], quantization: Quantization | None) -> list[str]:
-    """The names of the sessions, each of which must be the model's own."""
-    found = [name for name in contents if name.startswith("sessions/")]
-    if not found:
+    """The names of the sessions. InputError if one belongs to another model."""
+    sessions = [name for name in contents if name.startswith("sessions/")]
+    if not sessions:
         return []
     if quantization is not None and not isinstance(checkpoint.source, Bundle):
         raise InputError(
-            "a session goes on only with the model that made it, and the quantised one is another",
+            "a session works only with the model that made it, and the quantised model is another one",
             "leave out --quantize or --session, or make the session with the quantised file",
         )
     own = fingerprint(checkpoint.recipe.meta_model(checkpoint.vocab), checkpoint.tensors)
-    for name in found:
-        stretch = contents[name]
-        assert isinstance(stretch, Stretch)
-        file = TensorFile(*stretch, name=name)
+    for name in sessions:
+        content = contents[name]
+        assert isinstance(content, FileRange)
+        file = TensorFile(*content, name=name)
         if not is_session(file):
-            raise InputError(f"{stretch.path} is no session", "`synthe generate --state-out` writes one")
+            raise InputError(f"{content.path} is not a session", "`synthe generate --state-out` writes one")
         if file.metadata.get("model") != own:
             raise InputError(
-                f"{stretch.path} belongs to another model", "a session goes on only with the model that made it"
+                f"{content.path} belongs to another model", "a session goes on only with the model that made it"
             )
-    return sorted(name.removeprefix("sessions/").removesuffix(".safetensors") for name in found)
+    return sorted(name.removeprefix("sessions/").removesuffix(".safetensors") for name in sessions)
 
 
 def _scores(checkpoint: Checkpoint, quantization: Quantization | None) -> list[Score]:
@@ -258,26 +272,26 @@ def _scores(checkpoint: Checkpoint, quantization: Quantization | None) -> list[S
     how = f"validation at step {manifest.step}, on {text}"
     if quantization is not None:
         how += ", before it was quantised"
-    found = [Score(name=name, value=manifest.metrics[name], how=how) for name in SCORES if name in manifest.metrics]
+    scores = [Score(name=name, value=manifest.metrics[name], how=how) for name in SCORES if name in manifest.metrics]
     if quantization is not None and quantization.loss is not None:
         loss = quantization.loss
         how = f"{loss.tokens} held-out tokens of {loss.text}, as quantised"
-        found.append(Score(name="bits_per_byte", value=loss.after, how=how))
-    return found
+        scores.append(Score(name="bits_per_byte", value=loss.after, how=how))
+    return scores
 
 
-def _finish(out: Path, contents: dict[str, Content], about: PackManifest, classifies: bool) -> Iterator[Event]:
-    """Model card, digests, manifest, file."""
-    contents = {README: Bytes(card(about, classifies).encode()), **contents}
+def _finish(out: Path, contents: dict[str, Content], manifest: PackManifest, classifies: bool) -> Iterator[Event]:
+    """Adds model card, digests and manifest, and writes the file."""
+    contents = {README: Bytes(card(manifest, classifies).encode()), **contents}
     total, done = sum(content.size for content in contents.values()), 0
-    facts: dict[str, FileDigest] = {}
+    digests: dict[str, FileDigest] = {}
     sums: dict[str, int] = {}
     for name, content in contents.items():
-        facts[name], sums[name] = measure(content)
+        digests[name], sums[name] = digest_and_crc(content)
         done += content.size
         yield Progress("check", done, total, "bytes")
-    about = about.model_copy(update={"files": dict(sorted(facts.items()))})
+    manifest = manifest.model_copy(update={"files": dict(sorted(digests.items()))})
     yield Progress("pack", 0, total, "bytes")
-    write_archive(out, {MANIFEST: Bytes(about.to_bytes()), **contents}, sums)
+    write_archive(out, {MANIFEST: Bytes(manifest.to_bytes()), **contents}, sums)
     yield Progress("pack", total, total, "bytes")
-    yield Result({"members": len(contents) + 1, "bytes": out.stat().st_size, "name": about.name}, out)
+    yield Result({"members": len(contents) + 1, "bytes": out.stat().st_size, "name": manifest.name}, out)

@@ -1,8 +1,8 @@
-"""Signatures: Ed25519 over the manifest, which holds the SHA-256 of every other member.
+"""Signatures: Ed25519 over the manifest, which contains the SHA-256 of every other member.
 
-signature.json names algorithm, public key and signature. What is signed is DSSE's pre-authentication encoding of the
-manifest's bytes, so that a signature of this kind can never be mistaken for one of another. The package model-signing
-was not taken: it signs folders, and brings sigstore, a dozen packages and a network protocol along.
+signature.json contains algorithm, public key and signature. The signed message is DSSE's pre-authentication encoding of
+the manifest's bytes, so that the signature is valid for nothing else. The package model-signing was not used: it signs
+folders, and depends on sigstore, a dozen packages and a network protocol.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Result
 from synthe_core.packing.bundle import Bundle
-from synthe_core.packing.contents import Bytes, Content, Stretch, write_archive
+from synthe_core.packing.contents import Bytes, Content, FileRange, write_archive
 from synthe_core.packing.members import MANIFEST, SIGNATURE
 from synthe_core.storage.json_reader import UNTRUSTED, canonical_json, parse_untrusted_json
 
@@ -29,41 +29,41 @@ MAKE = "make a pair: ssh-keygen -t ed25519 -N '' -f k.pem (k.pem.pub is the publ
 
 
 def sign(path: Path, key: Path) -> Iterator[Event]:
-    """Puts a signature into a file, in place of one that it has; the file is whole at every moment."""
+    """Adds a signature to a file, or replaces it, atomically."""
     private = _private(key)
     bundle = Bundle(path)
     if not path.is_file():
         raise InputError(f"{path} is a folder", "sign the .synapse file")
-    for name in bundle.about.files:
-        bundle.check(name)  # nobody should sign what is damaged
-    contents: dict[str, Content] = {name: Stretch(*bundle.container.locate(name)) for name in bundle.container}
+    for name in bundle.pack_manifest.files:
+        bundle.check(name)  # a damaged file is not signed
+    contents: dict[str, Content] = {name: FileRange(*bundle.container.locate(name)) for name in bundle.container}
     contents[SIGNATURE] = Bytes(signature(bundle.manifest_bytes, private))
     write_archive(path, contents)
     yield Result({"signed by": fingerprint(private.public_key())}, path)
 
 
 def signature(manifest: bytes, private: Ed25519PrivateKey) -> bytes:
-    """What signature.json holds."""
+    """The content of signature.json."""
     public = private.public_key().public_bytes_raw()
-    made = {"algorithm": ALGORITHM, "signed": MANIFEST, "public_key": _text(public)}
-    return canonical_json({**made, "signature": _text(private.sign(_message(manifest)))})
+    values = {"algorithm": ALGORITHM, "signed": MANIFEST, "public_key": _text(public)}
+    return canonical_json({**values, "signature": _text(private.sign(_message(manifest)))})
 
 
 def signer(bundle: Bundle) -> Ed25519PublicKey | None:
-    """Who signed a file's manifest; None where nobody did. InputError where the signature is not good."""
+    """The public key that signed a file's manifest; None if it is unsigned. InputError for an invalid signature."""
     if SIGNATURE not in bundle.container:
         return None
-    where = str(bundle.path / SIGNATURE)
-    values = parse_untrusted_json(b"".join(bundle.container.pieces(SIGNATURE)), where)
+    name = str(bundle.path / SIGNATURE)
+    values = parse_untrusted_json(b"".join(bundle.container.pieces(SIGNATURE)), name)
     try:
         if values["algorithm"] != ALGORITHM or values["signed"] != MANIFEST:
             raise ValueError
         public = Ed25519PublicKey.from_public_bytes(base64.b64decode(values["public_key"], validate=True))
-        given = base64.b64decode(values["signature"], validate=True)
+        signature = base64.b64decode(values["signature"], validate=True)
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{where} is no signature that is known here", UNTRUSTED) from None
+        raise InputError(f"{name} is not a signature of a known kind", UNTRUSTED) from None
     try:
-        public.verify(given, _message(bundle.manifest_bytes))
+        public.verify(signature, _message(bundle.manifest_bytes))
     except InvalidSignature:
         raise InputError(
             f"{bundle.path} has been tampered with: {MANIFEST} is not what {fingerprint(public)} signed", UNTRUSTED
@@ -72,23 +72,23 @@ def signer(bundle: Bundle) -> Ed25519PublicKey | None:
 
 
 def read_public(path: Path) -> Ed25519PublicKey:
-    """A public key from a PEM or OpenSSH file; that of a private key will do."""
+    """The public key in a PEM or OpenSSH file, or that of the private key in it."""
     content = _content(path)
     for load in (serialization.load_pem_public_key, serialization.load_ssh_public_key):
         try:
-            found = load(content)
+            key = load(content)
         except (ValueError, UnsupportedAlgorithm):
             continue
-        if isinstance(found, Ed25519PublicKey):
-            return found
+        if isinstance(key, Ed25519PublicKey):
+            return key
         raise InputError(f"{path} is a key of another algorithm", MAKE)
     if b"PRIVATE KEY" in content:
         return _private(path).public_key()
-    raise InputError(f"{path} is no public key", MAKE)
+    raise InputError(f"{path} is not a public key", MAKE)
 
 
 def fingerprint(public: Ed25519PublicKey) -> str:
-    """A short name of a key, as `ssh-keygen -l` prints it."""
+    """The fingerprint of a key, as `ssh-keygen -l` prints it."""
     raw = public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).split()[1]
     return "SHA256:" + base64.b64encode(hashlib.sha256(base64.b64decode(raw)).digest()).decode().rstrip("=")
 
@@ -97,15 +97,15 @@ def _private(path: Path) -> Ed25519PrivateKey:
     content = _content(path)
     for load in (serialization.load_pem_private_key, serialization.load_ssh_private_key):
         try:
-            found = load(content, password=None)
+            key = load(content, password=None)
         except TypeError:
             raise InputError(f"{path} is locked with a password", "write an unlocked copy, or " + MAKE) from None
         except (ValueError, UnsupportedAlgorithm) as error:
             if "encrypted" in str(error) or "password" in str(error).lower():
                 raise InputError(f"{path} is locked with a password", "write an unlocked copy, or " + MAKE) from None
             continue
-        if isinstance(found, Ed25519PrivateKey):
-            return found
+        if isinstance(key, Ed25519PrivateKey):
+            return key
         raise InputError(f"{path} is a key of another algorithm", MAKE)
     raise InputError(f"{path} is no private key", MAKE)
 

@@ -1,8 +1,8 @@
-"""Bundles of titan-synapse 0.2, carried over: a folder with manifest.json, model.gguf, adapters/*.safetensors,
+"""Converting bundles of titan-synapse 0.2: a folder with manifest.json, model.gguf, adapters/*.safetensors,
 knowledge/graph.sqlite and agent.yaml.
 
-Its model is somebody else's, in a format that no verb here runs: the new file names it by name and digest. Its adapters
-say neither rank nor alpha; the rank is in the tensors, and a scale of 1 is written for what nobody recorded.
+Its model is in a format that cannot be run: the new file references it by name and digest. Its adapters record neither
+rank nor alpha; the rank follows from the tensors, and the scale is taken as 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from synthe_core.packing.adapters import check_adapter
 from synthe_core.packing.agent import read_agent
 from synthe_core.packing.archive import Tree
 from synthe_core.packing.base import BaseReference
-from synthe_core.packing.contents import Bytes, Content, Stretch, measure
+from synthe_core.packing.contents import Bytes, Content, FileRange, digest_and_crc
 from synthe_core.packing.knowledge import check_database
 from synthe_core.packing.manifest import (
     Adapter,
@@ -34,7 +34,7 @@ from synthe_core.storage.tensor_file import TensorFile
 
 GGUF = "model.gguf"
 MODELS = re.compile(r"model\.gguf|model(?:-\d{5}-of-\d{5})?\.safetensors")
-LINKS = (GGUF,)  # it links to the model that it packs
+LINKS = (GGUF,)  # the bundle has a link to its model
 
 
 def is_titan(path: Path) -> bool:
@@ -49,13 +49,13 @@ def _manifest(path: Path) -> PackManifest | TitanManifest:
 
 
 class TitanFolder:
-    """What such a folder holds. Names, sizes and headers are checked; there are no digests to check."""
+    """The contents of such a folder. Names, sizes and headers are checked; there are no digests."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        found = _manifest(path)
-        assert isinstance(found, TitanManifest)
-        self.about = found
+        manifest = _manifest(path)
+        assert isinstance(manifest, TitanManifest)
+        self.pack_manifest = manifest
         self.tree = Tree(path, LINKS)
         self.models = [name for name in self.tree if MODELS.fullmatch(name)]
         self.adapters: dict[str, str] = {}
@@ -64,7 +64,7 @@ class TitanFolder:
             if adapter:
                 self.adapters[adapter[1]] = name
             elif name not in (MANIFEST, KNOWLEDGE, AGENT, *self.models):
-                raise InputError(f"{path} has a file {name!r} that such a bundle has not", "take it out")
+                raise InputError(f"{path} has a file {name!r} that is not part of a bundle", "remove it")
         if GGUF in self.models and next(self.tree.pieces(GGUF), b"")[:4] != b"GGUF":
             raise InputError(f"{path / GGUF} is no GGUF file", "it is damaged")
 
@@ -73,23 +73,23 @@ class TitanFolder:
 
 
 def titan_members(path: Path, name: str | None, licence: str | None) -> tuple[dict[str, Content], PackManifest]:
-    """The members and the manifest that a bundle becomes."""
+    """The members and the manifest of the converted bundle."""
     folder = TitanFolder(path)
-    old = folder.about
+    old = folder.pack_manifest
     contents: dict[str, Content] = {}
-    digests = {each: measure(Stretch.of(path / each))[0].sha256 for each in folder.models}
+    digests = {each: digest_and_crc(FileRange.of(path / each))[0].sha256 for each in folder.models}
     contents[BASE] = Bytes(canonical_json(BaseReference(name=old.base_model, files=digests).model_dump(mode="json")))
     adapters = []
     for each, file in folder.adapters.items():
         tensors = folder.adapter(each)
-        about = check_adapter(each, {}, tensors, None)
-        about = about.model_copy(update={"alpha": float(about.rank) if about.rank else None})
-        adapters.append(about)
-        contents[f"adapters/{each}/adapter_config.json"] = Bytes(canonical_json(_config(old.base_model, about)))
-        contents[f"adapters/{each}/adapter_model.safetensors"] = Stretch.of(path / file)
+        adapter = check_adapter(each, {}, tensors, None)
+        adapter = adapter.model_copy(update={"alpha": float(adapter.rank) if adapter.rank else None})
+        adapters.append(adapter)
+        contents[f"adapters/{each}/adapter_config.json"] = Bytes(canonical_json(_config(old.base_model, adapter)))
+        contents[f"adapters/{each}/adapter_model.safetensors"] = FileRange.of(path / file)
     if KNOWLEDGE in folder.tree:
         check_database(path / KNOWLEDGE)
-        contents[KNOWLEDGE] = Stretch.of(path / KNOWLEDGE)
+        contents[KNOWLEDGE] = FileRange.of(path / KNOWLEDGE)
     specialists = []
     if AGENT in folder.tree:
         contents[AGENT] = Bytes((path / AGENT).read_bytes())
@@ -99,7 +99,7 @@ def titan_members(path: Path, name: str | None, licence: str | None) -> tuple[di
     scores = [Score(name="performance_score", value=old.performance_score, how="as titan-synapse recorded it")]
     return contents, PackManifest(
         name=name,
-        description=f"carried over from {old.created_by or 'titan-synapse'}",
+        description=f"converted from {old.created_by or 'titan-synapse'}",
         base=Base(model=old.base_model, carried=False),
         memory=Memory(weights=old.vram_estimate_mb * MIB),
         capabilities=old.capabilities,
@@ -112,13 +112,13 @@ def titan_members(path: Path, name: str | None, licence: str | None) -> tuple[di
     )
 
 
-def _config(base: str, about: Adapter) -> dict[str, object]:
+def _config(base: str, adapter: Adapter) -> dict[str, object]:
     """adapter_config.json as PEFT reads it."""
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": about.rank,
-        "lora_alpha": about.alpha,
-        "target_modules": sorted({module.rpartition(".")[2] for module in about.modules}),
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "target_modules": sorted({module.rpartition(".")[2] for module in adapter.modules}),
     }

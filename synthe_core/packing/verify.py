@@ -1,4 +1,4 @@
-"""The verb `pack verify`: every member against its digest, every header against the format, and who signed it all."""
+"""The verb `pack verify`: checks every member by its digest, every header, and the signature."""
 
 from __future__ import annotations
 
@@ -13,51 +13,50 @@ from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.knowledge import tables
 from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AGENT, BASE, KNOWLEDGE
 from synthe_core.packing.sign import fingerprint, read_public, signer
-from synthe_core.quantization.formats import open_tensors
+from synthe_core.quantization.tensor_file import open_tensors
 from synthe_core.storage.json_reader import UNTRUSTED, parse_untrusted_json
 
 
 def verify(path: Path, key: Path | None = None) -> Iterator[Event]:
-    """Checks all of a file; the last event is a Result that says who signed it, or that nobody did.
+    """Checks a file; the last event is a Result with the signer, or None if it is unsigned.
 
-    key: a public key; InputError where the file is not signed with it. InputError names every member that has been
-    tampered with.
+    key: a public key; InputError if the file is not signed with it. InputError names every damaged member.
     """
-    wanted = read_public(key) if key is not None else None
+    expected = read_public(key) if key is not None else None
     bundle = Bundle(path)
-    total, done, bad = sum(facts.bytes for facts in bundle.about.files.values()), 0, []
-    for name, facts in bundle.about.files.items():
+    total, done, damaged = sum(digest.bytes for digest in bundle.pack_manifest.files.values()), 0, []
+    for name, digest in bundle.pack_manifest.files.items():
         try:
             bundle.check(name)
         except InputError:
-            bad.append(name)
-        done += facts.bytes
+            damaged.append(name)
+        done += digest.bytes
         yield Progress("verify", done, total, "bytes")
-    if bad:
-        raise InputError(f"{path} has been tampered with or damaged, in {', '.join(bad)}", UNTRUSTED)
+    if damaged:
+        raise InputError(f"{path} has been tampered with or damaged, in {', '.join(damaged)}", UNTRUSTED)
     check_contents(bundle)
     public = signer(bundle)
-    who = None if public is None else fingerprint(public)
-    if wanted is not None and who != fingerprint(wanted):
-        found = "not signed" if who is None else f"signed by {who}"
+    signed_by = None if public is None else fingerprint(public)
+    if expected is not None and signed_by != fingerprint(expected):
+        actual = "not signed" if signed_by is None else f"signed by {signed_by}"
         raise InputError(
-            f"{path} is {found}, and not by {key} ({fingerprint(wanted)})",
+            f"{path} is {actual}, and not by {key} ({fingerprint(expected)})",
             "whoever gave you the file is not whom that key belongs to",
         )
     yield Result(
         {
-            "status": "unsigned" if who is None else "signed",
-            "signed by": who,
-            "key": None if wanted is None else str(key),
-            "members": len(bundle.about.files),
+            "status": "unsigned" if signed_by is None else "signed",
+            "signed by": signed_by,
+            "key": None if expected is None else str(key),
+            "members": len(bundle.pack_manifest.files),
             "bytes": total,
         }
     )
 
 
 def check_contents(bundle: Bundle) -> None:
-    """Every member is what its name says: headers of tensors, JSON, YAML, tables; whoever wrote the digests."""
-    names = bundle.about.files
+    """Checks that every member has the format that its name implies: tensors, JSON, YAML, tables."""
+    names = bundle.pack_manifest.files
     for name in names:
         if name.endswith(".safetensors"):
             open_tensors(*bundle.locate(name), f"{bundle.path / name}")

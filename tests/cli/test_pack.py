@@ -115,7 +115,7 @@ def test_the_schema_is_of_the_manifest(synthe: Run, checkpoint: Path) -> None:
         ),
         (["pack", "sign", "none.synapse"], "missing option '--key'", "`synthe pack sign --help` shows how"),
         (["unpack", "none.synapse"], "no such file: none.synapse", "`synthe pack CHECKPOINT -o FILE` makes one"),
-        (["hub", "pull", "nonsense"], "'nonsense' is no name of the hub", "a name is ORG/NAME"),
+        (["hub", "pull", "nonsense"], "'nonsense' is not a repository name of the hub", "a name is ORG/NAME"),
         (["hub", "psh"], "unknown command 'psh'", "did you mean 'push'?"),
     ],
 )

@@ -15,7 +15,7 @@ from synthe_core.merging.difference import diff
 from synthe_core.merging.extract import extract_lora
 from synthe_core.merging.hashed_file import HashedFile
 from synthe_core.merging.inputs import open_input
-from synthe_core.packing.pack import Parts, pack
+from synthe_core.packing.pack import PackOptions, pack
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.merging.models import adapter, checkpoint, family, folder, llama, moved, result
 from tests.paths import ROOT
@@ -84,7 +84,7 @@ def test_a_synapse_file_is_merged_as_its_folder_is(tmp_path: Path) -> None:
 
 def test_quantised_weights_are_not_merged(tmp_path: Path) -> None:
     base = checkpoint(tmp_path / "base", width=64)
-    list(pack(base, tmp_path / "q.synapse", Parts(quantize="int8", sources=[str(ROOT / "README.md")])))
+    list(pack(base, tmp_path / "q.synapse", PackOptions(quantize="int8", sources=[str(ROOT / "README.md")])))
     with pytest.raises(InputError, match="quantised"):
         result(tmp_path / "out", "linear", [base, tmp_path / "q.synapse"])
     assert not (tmp_path / "out").exists()

@@ -22,7 +22,7 @@ from synthe_core.events import Event, Result
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.offline import generate
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.packing.pack import Parts, pack
+from synthe_core.packing.pack import PackOptions, pack
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint, save, weights
 from synthe_core.storage.manifest import Manifest
@@ -109,8 +109,8 @@ class Things:
     public: Path
 
     @property
-    def parts(self) -> Parts:
-        return Parts(
+    def parts(self) -> PackOptions:
+        return PackOptions(
             adapters=[f"code={self.adapter}"],
             knowledge=self.graph,
             sessions=[self.session],

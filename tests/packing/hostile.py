@@ -15,7 +15,7 @@ import yaml
 
 from synthe_core.errors import SyntheError
 from synthe_core.packing.archive import Archive, Member, layout
-from synthe_core.packing.contents import Bytes, measure
+from synthe_core.packing.contents import Bytes, digest_and_crc
 from synthe_core.packing.diff import diff
 from synthe_core.packing.inspect import inspect
 from synthe_core.packing.members import MANIFEST, SIGNATURE
@@ -41,7 +41,7 @@ def rebuild(path: Path, contents: dict[str, bytes], *, rehash: bool = True) -> P
         try:
             about = json.loads(contents[MANIFEST])
             about["files"] = {
-                name: measure(Bytes(content))[0].model_dump()
+                name: digest_and_crc(Bytes(content))[0].model_dump()
                 for name, content in contents.items()
                 if name not in (MANIFEST, SIGNATURE)
             }

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from synthe_core.errors import InputError
 from synthe_core.packing.archive import CENTRAL, Archive, Member, layout
 from synthe_core.packing.bundle import Bundle
-from synthe_core.packing.pack import Parts, pack
+from synthe_core.packing.pack import PackOptions, pack
 from synthe_core.packing.sign import sign
 from synthe_core.packing.unpack import unpack
 from synthe_core.packing.verify import verify
@@ -75,11 +75,11 @@ TRICKS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "absolute": (lambda p: zipped(p, [("/etc/passwd", b"x")]), "'/etc/passwd' has an absolute path"),
     "drive": (lambda p: zipped(p, [("C:/x", b"x")]), "has an absolute path"),
     "pickle": (lambda p: zipped(p, [("model.bin", b"x")]), "is a pickle by its name"),
-    "unknown": (lambda p: zipped(p, [("run.sh", b"x")]), "is none that a .synapse file may have"),
-    "device": (lambda p: zipped(p, [("sessions/con.safetensors", b"")]), "is none that a .synapse file may have"),
+    "unknown": (lambda p: zipped(p, [("run.sh", b"x")]), "is not a member of a .synapse file"),
+    "device": (lambda p: zipped(p, [("sessions/con.safetensors", b"")]), "is not a member of a .synapse file"),
     "control characters": (lambda p: zipped(p, [("a\x1b[2Jb", b"")]), "\\x1b"),
     "symbolic link": (lambda p: zipped(p, [(link("recipe.yaml"), b"/etc/passwd")]), "recipe.yaml is a symbolic link"),
-    "folder": (lambda p: zipped(p, [("adapters/", b"")]), "is none that a .synapse file may have"),
+    "folder": (lambda p: zipped(p, [("adapters/", b"")]), "is not a member of a .synapse file"),
     "zip bomb": (
         lambda p: zipped(p, [("recipe.yaml", b"\0" * 10**7)], zipfile.ZIP_DEFLATED),
         "bytes that claim to be 10000000",
@@ -99,8 +99,8 @@ TRICKS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "overlap": (overlapping, "the members manifest.json and recipe.yaml overlap"),
     "order": (lambda p: rebuild(p, {"README.md": b"", "manifest.json": b"{}"}), "not in their order"),
-    "empty": (lambda p: _write(p, b""), "is no .synapse file"),
-    "text": (lambda p: _write(p, b"hello, this is no zip"), "is no .synapse file"),
+    "empty": (lambda p: _write(p, b""), "is not a .synapse file"),
+    "text": (lambda p: _write(p, b"hello, this is no zip"), "is not a .synapse file"),
     "zip mark alone": (lambda p: _write(p, b"PK\3\4"), "is cut short"),
     "no members": (lambda p: _write(p, b"PK\3\4" + b"PK\5\6" + b"\0" * 18), "does not say where its directory is"),
 }
@@ -141,7 +141,7 @@ def test_duplicates_that_python_writes(tmp_path):
         (7, 12345, "differs|not as a"),  # the checksum
         (9, 10**9, "is compressed|longer than the file"),
         (15, 0o120777 << 16, "symbolic link"),
-        (15, 0o040755 << 16, "no plain file"),
+        (15, 0o040755 << 16, "not a regular file"),
         (16, 7, "overlap|not as a"),
     ],
 )
@@ -234,9 +234,9 @@ def test_members_that_are_not_what_they_say(packed, tmp_path, change, message):
 
 
 def _rank(name: str) -> tuple[int, str]:
-    from synthe_core.packing.members import order
+    from synthe_core.packing.members import member_order
 
-    return order(name)
+    return member_order(name)
 
 
 @pytest.mark.parametrize("change", ["width: 1000000000", "blocks: 100000000", "blocks: 999", "hidden: 1000000000000"])
@@ -274,7 +274,7 @@ def test_a_database_that_would_run_for_ever(things, packed, tmp_path):
     connection.execute("CREATE TABLE t (a)")
     connection.commit()
     connection.close()
-    path = result(pack(things.checkpoint, tmp_path / "x.synapse", Parts(knowledge=graph))).path
+    path = result(pack(things.checkpoint, tmp_path / "x.synapse", PackOptions(knowledge=graph))).path
     assert result(verify(path)).values["status"] == "unsigned"
 
 
@@ -287,7 +287,7 @@ def victims(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     whole, codes = folder / "whole.synapse", folder / "codes.synapse"
     result(pack(things.checkpoint, whole, things.parts))
     result(sign(whole, things.private))
-    text = Parts(quantize="int4", sources=[str(ROOT / "README.md")], tokens=32)
+    text = PackOptions(quantize="int4", sources=[str(ROOT / "README.md")], tokens=32)
     result(pack(things.checkpoint, codes, text))
     return [whole, codes]
 

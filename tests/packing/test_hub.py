@@ -17,7 +17,7 @@ from synthe_core.errors import InputError, SyntheError, WorkError
 from synthe_core.events import Notice, Progress
 from synthe_core.packing import download as module
 from synthe_core.packing.hub import listing, pull, push, search
-from synthe_core.packing.pack import Parts, pack
+from synthe_core.packing.pack import PackOptions, pack
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.packing.conftest import result
 from tests.packing.hub_standin import Hub
@@ -139,7 +139,7 @@ def test_a_server_that_knows_no_ranges(hub, packed, monkeypatch):
 def test_what_comes_damaged_or_hostile_is_not_kept(hub, packed, tmp_path):
     hub.put("acme/small", {"full.synapse": packed.read_bytes()})
     hub.damage = True
-    with pytest.raises(WorkError, match="came damaged"):
+    with pytest.raises(WorkError, match="is damaged"):
         list(pull("acme/small"))
     hub.damage = False
     hub.put("acme/evil", {"evil.synapse": b"PK\3\4" + b"\0" * 500})
@@ -152,10 +152,10 @@ def test_what_comes_damaged_or_hostile_is_not_kept(hub, packed, tmp_path):
     ("repo", "message"),
     [
         ("acme/none", "is not on the hub, or is private"),
-        ("acme", "is no name of the hub"),
-        ("../x/y", "is no name of the hub"),
-        ("acme/bare", "holds no .synapse file"),
-        ("acme/two", "holds 2 .synapse files"),
+        ("acme", "is not a repository name"),
+        ("../x/y", "is not a repository name"),
+        ("acme/bare", "has no .synapse file"),
+        ("acme/two", "has 2 .synapse files"),
     ],
 )
 def test_names_that_lead_nowhere(hub, repo, message):
@@ -188,14 +188,14 @@ def test_a_base_on_the_hub_is_fetched_once(hub, things, tmp_path):
     base = result(pack(things.checkpoint, tmp_path / "elsewhere" / "base.synapse")).path
     commit = hub.put("acme/base", {"base.synapse": base.read_bytes()})
     alone = tmp_path / "alone.synapse"
-    result(pack(things.checkpoint, alone, Parts(base=f"acme/base@{commit}", adapters=[f"code={things.adapter}"])))
+    result(pack(things.checkpoint, alone, PackOptions(base=f"acme/base@{commit}", adapters=[f"code={things.adapter}"])))
     own, other = Checkpoint.open(alone).model(), Checkpoint.open(things.checkpoint).model()
     assert (own.embedding.weight == other.embedding.weight).all()
     hub.ranges.clear()
     Checkpoint.open(alone).model()
     assert hub.ranges == []
     hub.put("acme/other", {"full.synapse": result(_other(tmp_path)).path.read_bytes()})
-    result(pack(things.checkpoint, alone, Parts(base="acme/other@main")))
+    result(pack(things.checkpoint, alone, PackOptions(base="acme/other@main")))
     with pytest.raises(InputError, match="acme/other holds other weights"):
         Checkpoint.open(alone)
 

@@ -24,7 +24,7 @@ from synthe_core.packing.archive import ALIGN, Archive
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.diff import diff
 from synthe_core.packing.inspect import inspect
-from synthe_core.packing.pack import Parts, pack
+from synthe_core.packing.pack import PackOptions, pack
 from synthe_core.packing.unpack import unpack
 from synthe_core.packing.verify import verify
 from synthe_core.storage.checkpoint import Checkpoint, weights
@@ -85,9 +85,9 @@ def test_an_unpacked_file_is_used_verified_and_packed_to_the_same_bytes(things, 
 def test_packing_twice_in_two_processes_gives_the_same_bytes(things, tmp_path):
     program = (
         "import sys; from pathlib import Path\n"
-        "from synthe_core.packing.pack import Parts, pack\n"
+        "from synthe_core.packing.pack import PackOptions, pack\n"
         "folder, out = map(Path, sys.argv[1:])\n"
-        "parts = Parts(adapters=[f'code={folder / \"lora\"}'], knowledge=folder / 'graph.sqlite',\n"
+        "parts = PackOptions(adapters=[f'code={folder / \"lora\"}'], knowledge=folder / 'graph.sqlite',\n"
         "    sessions=[folder / 'chat.safetensors'], agent=folder / 'agent.yaml', licence='mit')\n"
         "list(pack(folder / 'small', out, parts))\n"
     )
@@ -128,11 +128,13 @@ def test_weights_are_mapped_where_they_lie(packed):
 def test_shards_stay_shards(tmp_path):
     write_checkpoint(tmp_path / "c", shard_bytes=60_000)
     result(pack(tmp_path / "c", tmp_path / "c.synapse"))
-    names = set(Bundle(tmp_path / "c.synapse").about.files)
+    names = set(Bundle(tmp_path / "c.synapse").pack_manifest.files)
     assert "model.safetensors.index.json" in names and "model-00002-of-" in "".join(names)
     assert text(Checkpoint.open(tmp_path / "c.synapse")) == text(Checkpoint.open(tmp_path / "c"))
-    result(pack(tmp_path / "c", tmp_path / "q.synapse", Parts(quantize="int8", sources=[str(ROOT / "README.md")])))
-    assert "model.safetensors" in Bundle(tmp_path / "q.synapse").about.files
+    result(
+        pack(tmp_path / "c", tmp_path / "q.synapse", PackOptions(quantize="int8", sources=[str(ROOT / "README.md")]))
+    )
+    assert "model.safetensors" in Bundle(tmp_path / "q.synapse").pack_manifest.files
 
 
 def test_one_of_each_only(things, packed, tmp_path):
@@ -145,7 +147,7 @@ def test_one_of_each_only(things, packed, tmp_path):
     knowledge = result(unpack(packed, tmp_path / "k", "knowledge")).path
     rows = sqlite3.connect(knowledge / "knowledge" / "graph.sqlite").execute("SELECT count(*) FROM facts").fetchone()
     assert rows == (50,) and [p.name for p in knowledge.iterdir()] == ["knowledge"]
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         list(unpack(packed, tmp_path / "m"))
     with pytest.raises(InputError, match="unknown part 'modle'") as refused:
         list(unpack(packed, tmp_path / "x", "modle"))
@@ -183,20 +185,20 @@ def test_what_inspect_says(things, packed):
 
 def test_more_is_added_to_a_file(things, packed, tmp_path):
     write_adapter(tmp_path / "second")
-    result(pack(packed, tmp_path / "more.synapse", Parts(adapters=[str(tmp_path / "second")])))
-    about = Bundle(tmp_path / "more.synapse").about
+    result(pack(packed, tmp_path / "more.synapse", PackOptions(adapters=[str(tmp_path / "second")])))
+    about = Bundle(tmp_path / "more.synapse").pack_manifest
     assert [adapter.name for adapter in about.adapters] == ["code", "second"]
     assert about.licence == "mit" and about.sessions == ["chat"]
 
 
 def test_a_base_that_is_not_carried_is_found_by_its_digest(things, tmp_path):
     path = tmp_path / "alone.synapse"
-    result(pack(things.checkpoint, path, Parts(weights=False)))
+    result(pack(things.checkpoint, path, PackOptions(weights=False)))
     assert path.stat().st_size < 50_000
-    with pytest.raises(InputError, match="does not carry its base model small"):
+    with pytest.raises(InputError, match="does not contain its base model small"):
         Checkpoint.open(path)
     write_checkpoint(tmp_path / "other", seed=2)
-    with pytest.raises(InputError, match="does not carry its base model small"):
+    with pytest.raises(InputError, match="does not contain its base model small"):
         Checkpoint.open(path)
     shutil.copytree(things.checkpoint, tmp_path / "small")
     assert text(Checkpoint.open(path)) == text(Checkpoint.open(things.checkpoint))
@@ -222,10 +224,10 @@ def test_an_encoder(tmp_path):
     common = {"recipe": recipe, "vocab": 257, "tokenizer": ByteTokenizer(), "manifest": Manifest()}
     save(tmp_path / "namer", tensors=weights(built), classes=["a", "b", "c"], **common)
     for kind in (None, "int8"):
-        path = result(pack(tmp_path / "namer", tmp_path / f"{kind}.synapse", Parts(quantize=kind))).path
+        path = result(pack(tmp_path / "namer", tmp_path / f"{kind}.synapse", PackOptions(quantize=kind))).path
         opened = Checkpoint.open(path)
         assert opened.classes == ["a", "b", "c"]
-        about = Bundle(path).about
+        about = Bundle(path).pack_manifest
         assert (about.base.quantization is None) == (kind is None)
         assert kind is None or about.base.quantization.loss is None
         tokens = torch.randint(257, (2, 9))
@@ -287,52 +289,55 @@ def test_a_live_database_packs_consistently(things, tmp_path):
     writer = sqlite3.connect(graph, isolation_level=None)
     writer.execute("BEGIN")
     writer.executemany("INSERT INTO facts VALUES (?, 'is', 'new')", [(f"n{i}" * 50,) for i in range(2000)])
-    out = result(pack(things.checkpoint, tmp_path / "live.synapse", Parts(knowledge=graph))).path
+    out = result(pack(things.checkpoint, tmp_path / "live.synapse", PackOptions(knowledge=graph))).path
     writer.execute("COMMIT")
     assert writer.execute("SELECT count(*) FROM facts").fetchone() == (2200,)
     assert result(inspect(out)).values["knowledge"] == {"facts": 200}
-    result(pack(things.checkpoint, tmp_path / "later.synapse", Parts(knowledge=graph)))
+    result(pack(things.checkpoint, tmp_path / "later.synapse", PackOptions(knowledge=graph)))
     assert result(inspect(tmp_path / "later.synapse")).values["knowledge"] == {"facts": 2200}
     writer.close()
-    result(pack(things.checkpoint, tmp_path / "quiet.synapse", Parts(knowledge=graph)))
+    result(pack(things.checkpoint, tmp_path / "quiet.synapse", PackOptions(knowledge=graph)))
     assert sorted(p.name for p in tmp_path.glob("live.sqlite*")) == ["live.sqlite"]  # and nothing is left beside it
 
 
 def test_knowledge_is_opened_read_only(packed):
-    from synthe_core.packing.knowledge import opened
+    from synthe_core.packing.knowledge import open_database
 
-    with opened(Bundle(packed)) as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with open_database(Bundle(packed)) as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
         connection.execute("DELETE FROM facts")
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (lambda t, p: Parts(quantize="int2"), "unknown quantisation 'int2'"),
-        (lambda t, p: Parts(name="../x"), "is no name for a file"),
-        (lambda t, p: Parts(adapters=["a/b=x"]), "is no name for an adapter"),
-        (lambda t, p: Parts(adapters=[f"x={p}"]), "is no adapter: it has no adapter_config.json"),
+        (lambda t, p: PackOptions(quantize="int2"), "unknown quantisation 'int2'"),
+        (lambda t, p: PackOptions(name="../x"), "is not a valid name"),
+        (lambda t, p: PackOptions(adapters=["a/b=x"]), "is not a valid name for an adapter"),
+        (lambda t, p: PackOptions(adapters=[f"x={p}"]), "is not an adapter: it has no adapter_config.json"),
         (
-            lambda t, p: Parts(adapters=[f"x={write_adapter(p / 'w', 'blocks.7.x')}"]),
+            lambda t, p: PackOptions(adapters=[f"x={write_adapter(p / 'w', 'blocks.7.x')}"]),
             "changes blocks.7.x.weight, which",
         ),
-        (lambda t, p: Parts(adapters=[f"x={write_adapter(p / 's', sizes=(65, 320))}"]), "does not fit"),
-        (lambda t, p: Parts(adapters=[f"x={write_adapter(p / 's', sizes=(64, 64))}"]), "does not fit"),
-        (lambda t, p: Parts(knowledge=p / "none.sqlite"), "no such database"),
-        (lambda t, p: Parts(knowledge=t.agent), "cannot be copied: file is not a database"),
-        (lambda t, p: Parts(sessions=[p / "none"]), "no such session"),
-        (lambda t, p: Parts(sessions=[t.adapter / "adapter_model.safetensors"]), "is no session"),
-        (lambda t, p: Parts(agent=t.agent), "names the adapter 'code', which is not in the file"),
-        (lambda t, p: Parts(base="nonsense"), "names no model of the hub"),
-        (lambda t, p: Parts(weights=False, quantize="int8"), "cannot be quantised"),
-        (lambda t, p: Parts(quantize="int8", sessions=[t.session], tokens=32), "the quantised one is another"),
+        (lambda t, p: PackOptions(adapters=[f"x={write_adapter(p / 's', sizes=(65, 320))}"]), "does not fit"),
+        (lambda t, p: PackOptions(adapters=[f"x={write_adapter(p / 's', sizes=(64, 64))}"]), "does not fit"),
+        (lambda t, p: PackOptions(knowledge=p / "none.sqlite"), "no such database"),
+        (lambda t, p: PackOptions(knowledge=t.agent), "cannot be copied: file is not a database"),
+        (lambda t, p: PackOptions(sessions=[p / "none"]), "no such session"),
+        (lambda t, p: PackOptions(sessions=[t.adapter / "adapter_model.safetensors"]), "is not a session"),
+        (lambda t, p: PackOptions(agent=t.agent), "names the adapter 'code', which is not in the file"),
+        (lambda t, p: PackOptions(base="nonsense"), "is not a model of the hub"),
+        (lambda t, p: PackOptions(weights=False, quantize="int8"), "cannot be quantised"),
+        (
+            lambda t, p: PackOptions(quantize="int8", sessions=[t.session], tokens=32),
+            "the quantised model is another",
+        ),
     ],
 )
 def test_what_cannot_be_packed(things: Things, tmp_path, monkeypatch, parts, message):
     monkeypatch.setenv("SYNTHE_CACHE", str(things.folder / "cache"))
     given = parts(things, tmp_path)
     if given.quantize in ("int8",):
-        given = Parts(**{**given.__dict__, "sources": [str(ROOT / "README.md")]})
+        given = PackOptions(**{**given.__dict__, "sources": [str(ROOT / "README.md")]})
     with pytest.raises(InputError) as refused:
         list(pack(things.checkpoint, tmp_path / "x.synapse", given))
     assert message in refused.value.message and refused.value.hint
@@ -353,14 +358,14 @@ def test_what_cannot_be_packed(things: Things, tmp_path, monkeypatch, parts, mes
 def test_agents_that_cannot_be(things, tmp_path, content, message):
     (tmp_path / "agent.yaml").write_text(content)
     with pytest.raises(InputError) as refused:
-        list(pack(things.checkpoint, tmp_path / "x.synapse", Parts(agent=tmp_path / "agent.yaml")))
+        list(pack(things.checkpoint, tmp_path / "x.synapse", PackOptions(agent=tmp_path / "agent.yaml")))
     assert message in refused.value.message
 
 
 def test_a_session_of_another_model_is_refused(things, tmp_path):
     write_checkpoint(tmp_path / "other", seed=2)
     with pytest.raises(InputError, match="belongs to another model"):
-        list(pack(tmp_path / "other", tmp_path / "x.synapse", Parts(sessions=[things.session])))
+        list(pack(tmp_path / "other", tmp_path / "x.synapse", PackOptions(sessions=[things.session])))
 
 
 def test_a_folder_that_cannot_be_written(things, tmp_path):
@@ -387,7 +392,7 @@ def test_an_error_while_unpacking_leaves_nothing(packed, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
         yield
 
-    monkeypatch.setattr("synthe_core.packing.unpack.read_stretch", full)
+    monkeypatch.setattr("synthe_core.packing.unpack.read_range", full)
     with pytest.raises(WorkError, match="the disk is full"):
         list(unpack(packed, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

@@ -71,7 +71,7 @@ def test_keys_that_are_none(things, copy, tmp_path):
     for name, message in (("ec.pem", "another algorithm"), ("text", "no private key"), ("none", "no such key")):
         with pytest.raises(InputError, match=message):
             list(sign(copy, tmp_path / name))
-    with pytest.raises(InputError, match="is no public key"):
+    with pytest.raises(InputError, match="is not a public key"):
         list(verify(copy, tmp_path / "text"))
 
 
@@ -102,10 +102,10 @@ def test_a_flipped_bit_anywhere_is_caught(packed, tmp_path):
 
 def test_a_manifest_that_was_written_anew_is_told_by_the_signature(things, packed, tmp_path):
     """Somebody who repairs every checksum cannot repair the signature."""
-    from synthe_core.packing.contents import Bytes, Stretch, write_archive
+    from synthe_core.packing.contents import Bytes, FileRange, write_archive
 
     archive = Archive(packed)
-    contents = {name: Stretch(*archive.locate(name)) for name in archive}
+    contents = {name: FileRange(*archive.locate(name)) for name in archive}
     text = b"".join(archive.pieces("manifest.json"))
     contents["manifest.json"] = Bytes(text.replace(b'"licence": "mit"', b'"licence": "gpl"'))
     write_archive(tmp_path / "x.synapse", contents)

@@ -15,7 +15,7 @@ from synthe_core.errors import InputError
 from synthe_core.events import Notice
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.inspect import inspect
-from synthe_core.packing.pack import Parts, pack
+from synthe_core.packing.pack import PackOptions, pack
 from synthe_core.packing.unpack import unpack
 from synthe_core.packing.verify import verify
 from synthe_core.storage.checkpoint import Checkpoint
@@ -63,16 +63,16 @@ def test_it_is_shown(old):
 
 def test_its_model_is_not_run(old):
     for verb in (lambda: Checkpoint.open(old), lambda: list(verify(old)), lambda: list(unpack(old))):
-        with pytest.raises(InputError, match=r"titan-synapse 0\.2\.0, whose model no verb here") as refused:
+        with pytest.raises(InputError, match=r"titan-synapse 0\.2\.0, whose model cannot be run") as refused:
             verb()
         assert "pack FOLDER -o FILE" in refused.value.hint
 
 
 def test_it_is_carried_over(old, tmp_path):
-    events = list(pack(old, tmp_path / "new.synapse", Parts(licence="apache-2.0")))
+    events = list(pack(old, tmp_path / "new.synapse", PackOptions(licence="apache-2.0")))
     assert any(isinstance(event, Notice) and "no alpha was recorded" in event.message for event in events)
     bundle = Bundle(tmp_path / "new.synapse")
-    about = bundle.about
+    about = bundle.pack_manifest
     assert (about.name, about.base.model, about.base.carried) == ("python-expert", "qwen3-3b", False)
     assert (about.training.pairs, about.training.last) == (12, "2026-03-20T10:00:00Z")
     assert [s.model_dump() for s in about.scores] == [
@@ -86,7 +86,7 @@ def test_it_is_carried_over(old, tmp_path):
     gguf = (tmp_path / "somewhere.gguf").read_bytes()
     assert bundle.reference.files == {"model.gguf": hashlib.sha256(gguf).hexdigest()}
     assert result(verify(tmp_path / "new.synapse")).values["status"] == "unsigned"
-    with pytest.raises(InputError, match="carries no model that a verb here runs"):
+    with pytest.raises(InputError, match="contains no model that can be run"):
         Checkpoint.open(tmp_path / "new.synapse")
     out = result(unpack(tmp_path / "new.synapse", tmp_path / "out", "adapters")).path
     old_bytes = (old / "adapters" / "python_qlora.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""Codes and scales: exact where numbers are on the grid, within half a step elsewhere, and nothing believed unread."""
+"""Codes and scales: exact for numbers on the grid, within half a step elsewhere; metadata are checked."""
 
 from __future__ import annotations
 
@@ -9,23 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from synthe_core.errors import InputError
-from synthe_core.quantization.formats import (
-    KEY,
-    KINDS,
-    Dequantized,
-    decode,
-    encode,
-    open_tensors,
-    quantizable,
-    write_quantized,
-)
+from synthe_core.quantization.codes import decode, encode
+from synthe_core.quantization.formats import FORMATS, quantizable
+from synthe_core.quantization.tensor_file import METADATA_KEY, DequantizedTensors, open_tensors, write_quantized
 from synthe_core.storage.tensor_file import ALIGN, TensorFile
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shape", [(5, 128), (3, 33), (2, 3, 100), (1, 129), (4, 255)])
-def test_every_number_is_within_half_a_step(kind, shape):
-    chosen = KINDS[kind]
+def test_every_number_is_within_half_a_step(format, shape):
+    chosen = FORMATS[format]
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     codes, scale = encode(weight, chosen)
     back = decode(codes, scale, chosen, shape[-1])
@@ -34,27 +27,27 @@ def test_every_number_is_within_half_a_step(kind, shape):
     assert back.shape == weight.shape and bool(((back - weight).abs() <= reach * 1.01 + 1e-9).all())
 
 
-@pytest.mark.parametrize(("kind", "low", "high"), [("int8", -127, 127), ("int4", -8, 7)])
-def test_numbers_on_the_grid_come_back_exactly(kind, low, high):
+@pytest.mark.parametrize(("format", "low", "high"), [("int8", -127, 127), ("int4", -8, 7)])
+def test_numbers_on_the_grid_come_back_exactly(format, low, high):
     codes = torch.randint(low, high + 1, (8, 96), generator=torch.Generator().manual_seed(1)).float()
     codes[:, ::32], codes[:, 1::32] = high, low  # every group reaches its ends
     weight = codes * 0.125
-    back = decode(*encode(weight, KINDS[kind]), KINDS[kind], 96)
+    back = decode(*encode(weight, FORMATS[format]), FORMATS[format], 96)
     assert torch.equal(back, weight)
 
 
 def test_trying_scales_beats_reaching_the_largest():
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(2))
-    plain = KINDS["int4"]._replace(tries=(1.0,))
-    errors = [float((decode(*encode(weight, k), k, 256) - weight).square().mean()) for k in (plain, KINDS["int4"])]
+    plain = FORMATS["int4"]._replace(scale_shares=(1.0,))
+    errors = [float((decode(*encode(weight, k), k, 256) - weight).square().mean()) for k in (plain, FORMATS["int4"])]
     assert errors[1] < 0.9 * errors[0]
 
 
 def test_zeros_and_tiny_numbers():
     weight = torch.zeros(2, 64)
     weight[1, :32] = 1e-30
-    for kind in KINDS.values():
-        back = decode(*encode(weight, kind), kind, 64)
+    for format in FORMATS.values():
+        back = decode(*encode(weight, format), format, 64)
         assert torch.equal(back[0], weight[0]) and bool(torch.isfinite(back).all())
         torch.testing.assert_close(back[1, :32], weight[1, :32], rtol=0.01, atol=0)
 
@@ -78,7 +71,7 @@ def test_a_file_of_codes_reads_as_numbers(file):
     path, tensors, matrices = file
     assert matrices == ["a.weight", "experts", "half"] and not quantizable(torch.float32, (2000, 4))
     opened = open_tensors(path)
-    assert isinstance(opened, Dequantized) and set(opened) == set(tensors) and len(opened) == 6
+    assert isinstance(opened, DequantizedTensors) and set(opened) == set(tensors) and len(opened) == 6
     for name, tensor in tensors.items():
         assert opened.shape(name) == tensor.shape == opened[name].shape
         if name not in matrices:
@@ -122,7 +115,7 @@ def test_what_is_not_finite_is_refused(tmp_path):
     ],
 )
 def test_descriptions_that_lie(tmp_path, about):
-    codes, scale = encode(torch.randn(64, 64), KINDS["int4"])
-    save_file({"w.codes": codes, "w.scale": scale}, tmp_path / "x", metadata={KEY: about})
-    with pytest.raises(InputError, match="does not fit them"):
+    codes, scale = encode(torch.randn(64, 64), FORMATS["int4"])
+    save_file({"w.codes": codes, "w.scale": scale}, tmp_path / "x", metadata={METADATA_KEY: about})
+    with pytest.raises(InputError, match="do not match its codes"):
         open_tensors(tmp_path / "x")

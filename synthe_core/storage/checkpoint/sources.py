@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.quantization.formats import open_tensors
+from synthe_core.quantization.tensor_file import open_tensors
 from synthe_core.registry import Table
 from synthe_core.storage import adapter_files
 from synthe_core.storage.checkpoint.locate import checkpoints
