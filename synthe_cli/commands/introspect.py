@@ -81,7 +81,7 @@ def introspect(
 
     asked = {"layers": layers, "what": tuple(what or ()), "device": device or "auto"}
     if watch:
-        opened, model, context = reports.opened(path, asked.pop("device"))  # type: ignore[arg-type]
+        opened, model, context = reports.open_model(path, asked.pop("device"))  # type: ignore[arg-type]
         with context.activate():
             introspect_view.watch(model, opened.tokenizer(), read, **asked)
         return
@@ -90,7 +90,7 @@ def introspect(
     seen = [reports.introspect(path, read, tokens=tuple(token or ()), **asked)]  # type: ignore[arg-type]
     if diff is not None:
         other = reports.introspect(find_checkpoint(diff), read, tokens=tuple(token or ()), **asked)  # type: ignore[arg-type]
-        seen = list(compare.beside(seen[0], other))
+        seen = list(compare.align_reports(seen[0], other))
     if as_json:
         for report in seen:
             for line in reports.lines(report):

@@ -190,7 +190,7 @@ def _compared(console: Console, first: Report, second: Report) -> None:
     for head in ("", "", first.name, second.name, "apart by token"):
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     for each in found:
-        numbers = (_short(number) for number in (each.first, each.second, each.apart))
+        numbers = (_short(number) for number in (each.first, each.second, each.rms))
         table.add_row(f"{_place(each.path)} {each.learner}", each.name, *numbers)
     console.print(table)
 

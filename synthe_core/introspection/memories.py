@@ -1,4 +1,4 @@
-"""What a linear memory holds: how much at every token, and what has become of what one token wrote."""
+"""The content of a linear memory: its norm at every token, and what remains of one token's write."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ import numpy as np
 import torch
 
 from synthe_core.introspection.linear_memory import RULES, LinearMemory, linear_memory
-from synthe_core.introspection.observe import Asked
+from synthe_core.introspection.observe import MemoryCall
 from synthe_core.introspection.reads import ROWS, Reads
 from synthe_core.introspection.series import Series
 
-GONE = 0.5  # of what was written: below it counts as overwritten
+OVERWRITTEN = 0.5  # a write of which less remains counts as overwritten
 
 
 @torch.no_grad()
-def memory_series(asked: Asked, reads: Reads) -> list[Series]:
-    """What can be said of a memory token by token besides what its learner emits: writes, readings, what it holds."""
+def memory_series(call: MemoryCall, reads: Reads) -> list[Series]:
+    """Series of a memory by token, besides those that its learner emits: writes, readings and norms."""
     shown = [
         ("reach", "how many tokens back a reading comes from, weighted by share", reads.reach[None]),
         ("focus", "share of a reading that comes from one token", reads.focus[None]),
     ]
     if len(reads.read) > 1:
-        shown.append(("loudest", "the head that read most", reads.read.argmax(0)[None].astype(np.float32)))
-        shown.append(("read", "length of what each head read", reads.read))
-    if asked.op.name in RULES:
-        memory = linear_memory(asked.op.name, asked.arguments)
+        shown.append(("loudest", "the head with the largest reading", reads.read.argmax(0)[None].astype(np.float32)))
+        shown.append(("read", "norm of each head's reading", reads.read))
+    if call.op.name in RULES:
+        memory = linear_memory(call.op.name, call.arguments)
         steps = memory.time // reads.read.shape[1]
         last = slice(steps - 1, None, steps)
         keys, values = (x.norm(dim=-1).float().cpu().numpy()[:, last] for x in (memory.write, memory.value))
         shown += [
-            ("written", "length of the key that is written with, times its strength", keys),
-            ("value", "length of the value that is written", values),
-            ("held", "length of the whole memory after the token (Frobenius)", held(memory)[:, last]),
+            ("written", "norm of the written key times its strength", keys),
+            ("value", "norm of the written value", values),
+            ("held", "Frobenius norm of the memory after the token", memory_norms(memory)[:, last]),
         ]
     whole = {"loudest"}
-    where = (asked.path, reads.learner)
-    return [Series(*where, name, "memory", what, rows, reads.at, name in whole) for name, what, rows in shown]
+    source = (call.path, reads.learner)
+    return [Series(*source, name, "memory", what, rows, reads.at, name in whole) for name, what, rows in shown]
 
 
-def held(memory: LinearMemory) -> np.ndarray:
-    """‖S_t‖ of every head after every token [H, T]; of mLSTM's memory as it is kept, over its scale."""
+def memory_norms(memory: LinearMemory) -> np.ndarray:
+    """‖S_t‖ of every head after every token [H, T]; mLSTM's memory as it is stored, divided by its scale."""
     state = memory.state.float()
     write, value, decay = memory.write.float(), memory.value.float(), memory.log_decay.exp().float()
     recall, erase = (None if x is None else x.float() for x in (memory.recall, memory.erase))
@@ -56,13 +56,13 @@ def held(memory: LinearMemory) -> np.ndarray:
 
 
 class Fate(NamedTuple):
-    """What has become of what one token wrote, asked at its own key; one entry a head.
+    """What remains of one token's write, read with its own key; one entry for each head.
 
     left     how much of it would be read now, 1 = all, 0 = nothing; erasing past zero gives less.
-    gone     the token after which less than half of it was left, -1 while more is.
-    by       the token that took most of it away, -1 where none took any; `took` how much that was.
-    answers  cosine between what comes out at that key now and the value that was written.
-    now      [k] the tokens that most of what comes out now was written by, all heads, and their `shares`.
+    gone     the token after which less than half of it was left, -1 if more is left.
+    by       the token that overwrote most of it, -1 without one; `took` is how much.
+    answers  cosine between the current reading at that key and the written value.
+    now      [k] the tokens that contribute most to the current reading, over all heads, and their `shares`.
     """
 
     path: str
@@ -78,11 +78,11 @@ class Fate(NamedTuple):
 
 
 @torch.no_grad()
-def fate(asked: Asked, reads: Reads, token: int) -> Fate | None:
-    """Follows what `token` wrote to the end of the text; None for a memory without keys, or that saw no such token."""
-    if asked.op.name not in RULES:
+def fate(call: MemoryCall, reads: Reads, token: int) -> Fate | None:
+    """Follows the write of `token` to the end of the text; None for a memory without keys, or without that token."""
+    if call.op.name not in RULES:
         return None
-    memory = linear_memory(asked.op.name, asked.arguments)
+    memory = linear_memory(call.op.name, call.arguments)
     count = reads.read.shape[1]
     places = np.arange(count) if reads.at is None else reads.at
     if token not in places:
@@ -90,7 +90,7 @@ def fate(asked: Asked, reads: Reads, token: int) -> Fate | None:
     steps = memory.time // count
     write = int(np.flatnonzero(places == token)[0]) * steps + steps - 1
     key = memory.write[:, write : write + 1]
-    key = key / key.square().sum(-1, keepdim=True).clamp_min(1e-30)  # asked so, the write itself answers with all of it
+    key = key / key.square().sum(-1, keepdim=True).clamp_min(1e-30)  # with this query the write itself reads 1
     course = []
     for start in range(write, memory.time, ROWS):
         stop = min(start + ROWS, memory.time)
@@ -99,7 +99,7 @@ def fate(asked: Asked, reads: Reads, token: int) -> Fate | None:
     left = torch.cat(course, 1)
     lost = torch.nn.functional.pad(left[:, :-1] - left[:, 1:], (1, 0))
     took, by = lost.max(1)
-    below = left < GONE
+    below = left < OVERWRITTEN
     place = torch.tensor(places, device=left.device).repeat_interleave(steps)[write:]
     gone = torch.where(below.any(1), place[below.int().argmax(1)], -1)
     final = coefficients[:, -1]
@@ -108,7 +108,9 @@ def fate(asked: Asked, reads: Reads, token: int) -> Fate | None:
     got = (final.abs() * memory.value.norm(dim=-1)).sum(0).unflatten(0, (-1, steps)).sum(-1)
     share = (got / got.sum().clamp_min(1e-30)).topk(min(len(got), reads.sources.shape[1]))
     taker = torch.where(took > 0, place[by], -1)
-    final_left, gone_at, by_whom, how_much, like = (x.cpu().numpy() for x in (left[:, -1], gone, taker, took, answers))
+    final_left, gone_at, overwriter, how_much, like = (
+        x.cpu().numpy() for x in (left[:, -1], gone, taker, took, answers)
+    )
     now = places[share.indices.cpu().numpy()]
-    where = (asked.path, reads.learner, token)
-    return Fate(*where, final_left, gone_at, by_whom, how_much, like, now, share.values.cpu().numpy())
+    source = (call.path, reads.learner, token)
+    return Fate(*source, final_left, gone_at, overwriter, how_much, like, now, share.values.cpu().numpy())

@@ -1,4 +1,4 @@
-"""The report as one page that needs nothing else: no network, no other file. The data is packed into it."""
+"""The report as one HTML page with its data, without network or other files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEVELS = 255
 
 
 def page(reports: Sequence[Report]) -> str:
-    """One model's report, or two of the same text side by side."""
+    """The page of one model's report, or of two on the same text side by side."""
     template = files("synthe_core.introspection").joinpath("report.html").read_text(encoding="utf-8")
     packed = zlib.compress(json.dumps(data(reports), ensure_ascii=False, allow_nan=False).encode(), 9)
     title = " and ".join(report.name for report in reports)
@@ -28,25 +28,27 @@ def page(reports: Sequence[Report]) -> str:
 
 
 def data(reports: Sequence[Report]) -> dict[str, Any]:
-    """What the page draws: the text, and of each model its figures with rows cut to 256 levels between two ends."""
+    """The data of the page: the text, and for each model its figures, quantised to 256 levels between two limits."""
     first = reports[0]
     return {"tokens": first.pieces, "ids": first.ids, "models": [_model(report) for report in reports]}
 
 
 def _model(report: Report) -> dict[str, Any]:
-    said = report.predictions
+    predictions = report.predictions
     words: dict[str, int] = {}
     following = [[words.setdefault(text, len(words)) for text in row] for row in report.likeliest]
-    surprise = Series("", "", "surprise", "confidence", "bits by which the token surprised", said.bits[None], None)
-    doubt = Series("", "", "doubt", "confidence", "entropy of the next token, in bits", said.entropy[None], None)
+    surprise = Series(
+        "", "", "surprise", "confidence", "bits by which the token surprised", predictions.bits[None], None
+    )
+    doubt = Series("", "", "doubt", "confidence", "entropy of the next token, in bits", predictions.entropy[None], None)
     return {
         "name": report.name,
         "facts": {key: plain(value) for key, value in report.facts.items()},
         "bits": plain(report.bits),
         "words": list(words),
         "next": following,
-        "chance": np.round(said.probability.astype(float), 4).tolist(),
-        "rank": said.rank.tolist(),
+        "chance": np.round(predictions.probability.astype(float), 4).tolist(),
+        "rank": predictions.rank.tolist(),
         "strips": [_strip(each) for each in (surprise, doubt, *report.series)],
         "figures": [_figure(each._asdict()) for each in report.figures],
         "reads": [
@@ -55,8 +57,8 @@ def _model(report: Report) -> dict[str, Any]:
                 "learner": reads.learner,
                 "at": None if reads.at is None else reads.at.tolist(),
                 "k": reads.sources.shape[1],
-                "sources": _packed(reads.sources.astype("<i4")),
-                "shares": _packed(np.round(reads.shares * LEVELS).clip(0, LEVELS).astype(np.uint8)),
+                "sources": _base64(reads.sources.astype("<i4")),
+                "shares": _base64(np.round(reads.shares * LEVELS).clip(0, LEVELS).astype(np.uint8)),
                 "error": plain(reads.error),
             }
             for reads in report.reads
@@ -68,12 +70,12 @@ def _strip(series: Series) -> dict[str, Any]:
     rows = np.asarray(series.rows, dtype=np.float64)
     finite = rows[np.isfinite(rows)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if series.name == "advantage":  # nothing stands in the middle
+    if series.name == "advantage":  # zero is in the middle
         high = max(abs(low), abs(high))
         low = -high
     span = (high - low) or 1.0
     whole = series.whole and high <= LEVELS and low >= 0
-    if whole:  # choices and counts are themselves
+    if whole:  # choices and counts are exact
         low, span = 0.0, float(LEVELS)
     levels = np.round((np.nan_to_num(rows, nan=low) - low) / span * LEVELS).clip(0, LEVELS).astype(np.uint8)
     return {
@@ -87,8 +89,8 @@ def _strip(series: Series) -> dict[str, Any]:
         "low": plain(low),
         "span": plain(span),
         "whole": whole,
-        "blank": int(np.isnan(rows[0]).sum()),  # the first token surprises nobody: there is nothing before it
-        "levels": _packed(levels),
+        "blank": int(np.isnan(rows[0]).sum()),  # the first token has no surprise
+        "levels": _base64(levels),
     }
 
 
@@ -98,5 +100,5 @@ def _figure(figure: dict[str, Any]) -> dict[str, Any]:
     return figure
 
 
-def _packed(numbers: np.ndarray) -> str:
+def _base64(numbers: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(numbers).tobytes()).decode()

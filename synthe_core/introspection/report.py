@@ -1,4 +1,4 @@
-"""The verb `introspect`: one text read by one model, as a value that pages, terminals, programs and servers show."""
+"""The verb `introspect`: a report of one model reading one text, for the page, the terminal and JSON."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from synthe_core.layers.trace import GROUPS
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.storage.checkpoint import Checkpoint
 
-LONGEST = 32_768  # tokens that are looked at; every reading is followed to every token before it
+LONGEST = 32_768  # tokens of a text; every reading is followed to every token before it
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was seen of a model while it read a text. `fates` are of the tokens that were asked about."""
+    """What was recorded while a model read a text. `fates` are of the requested tokens."""
 
     name: str
     facts: dict[str, Any]
@@ -55,8 +55,8 @@ def introspect(
     tokens: Sequence[int] = (),
     device: str = "auto",
 ) -> Report:
-    """Reads `text` with the model of a checkpoint and tells what was seen. See `examine`."""
-    checkpoint, model, context = opened(path, device)
+    """Reads `text` with the model of a checkpoint and returns a report. See `examine`."""
+    checkpoint, model, context = open_model(path, device)
     with context.activate():
         return examine(
             model,
@@ -69,11 +69,11 @@ def introspect(
         )
 
 
-def opened(path: Path, device: str = "auto") -> tuple[Checkpoint, LanguageModel, ExecutionContext]:
+def open_model(path: Path, device: str = "auto") -> tuple[Checkpoint, LanguageModel, ExecutionContext]:
     """A checkpoint, its model and the context of its passes; InputError for an encoder, which predicts no token."""
     checkpoint = Checkpoint.open(path)
     if checkpoint.recipe.model.head is not None:
-        raise InputError(f"{path} is an encoder", "introspect looks at language models, which read token by token")
+        raise InputError(f"{path} is an encoder", "introspect needs a language model, which reads token by token")
     context = context_for_recipe(checkpoint.recipe, device)
     return checkpoint, checkpoint.model(context.device).eval(), context
 
@@ -88,9 +88,9 @@ def examine(
     what: Sequence[str] = (),
     tokens: Sequence[int] = (),
 ) -> Report:
-    """What `model` does with `text`.
+    """The report of `model` reading `text`.
 
-    layers: blocks to tell of, as `0-3,6`; all by default. what: groups of `GROUPS`; all by default.
+    layers: the blocks to report, as `0-3,6`; all by default. what: groups of `GROUPS`; all by default.
     tokens: indices of tokens whose writes are followed through every memory.
     """
     ids = encode(tokenizer, text, model.vocab)
@@ -107,46 +107,50 @@ def examine_tokens(
     what: Sequence[str] = (),
     tokens: Sequence[int] = (),
 ) -> Report:
-    """`examine` of a text that is tokens already."""
-    wanted = groups(what)
+    """`examine` for a text that is tokenized already."""
+    selected = groups(what)
     blocks = block_range(layers, model.spec.blocks)
     if len(ids) > LONGEST:
-        raise InputError(f"the text has {len(ids):,} tokens", f"at most {LONGEST:,} are looked at: give a part of it")
+        raise InputError(f"the text has {len(ids):,} tokens", f"at most {LONGEST:,} can be analysed: give a part of it")
     for token in tokens:
         if not 0 <= token < len(ids):
             raise InputError(f"there is no token {token}: the text has {len(ids)}", "counting starts at 0")
-    seen = observe(model, ids, memories="memory" in wanted or bool(tokens))
-    seen = replace(seen, asked=[asked for asked in seen.asked if _told(asked.path, blocks)])
-    series, figures = collect(model, seen)
-    reads, fates, more = _memories(seen, tokens)
-    kept = [each for each in [*series, *more] if each.group in wanted and _told(each.path, blocks)]
-    places = {each.path: number for number, each in reversed(list(enumerate(kept)))}
-    kept.sort(key=lambda each: places[each.path])  # what is said of one learner stands together
-    pieces = [spelled(tokenizer, token) for token in ids]
-    likeliest = [[spelled(tokenizer, int(i)) for i in row] for row in seen.predictions.likeliest]
-    told = [each for each in figures if each.group in wanted and _told(each.path, blocks)]
-    return Report(name, facts(model, seen), pieces, ids, seen.predictions, likeliest, kept, told, reads, fates)
+    observed = observe(model, ids, memories="memory" in selected or bool(tokens))
+    observed = replace(
+        observed, memory_calls=[call for call in observed.memory_calls if _is_selected(call.path, blocks)]
+    )
+    series, figures = collect(model, observed)
+    reads, fates, more = _memories(observed, tokens)
+    shown = [each for each in [*series, *more] if each.group in selected and _is_selected(each.path, blocks)]
+    order = {each.path: number for number, each in reversed(list(enumerate(shown)))}
+    shown.sort(key=lambda each: order[each.path])  # series of one learner are adjacent
+    pieces = [token_text(tokenizer, token) for token in ids]
+    likeliest = [[token_text(tokenizer, int(i)) for i in row] for row in observed.predictions.likeliest]
+    shown_figures = [each for each in figures if each.group in selected and _is_selected(each.path, blocks)]
+    return Report(
+        name, facts(model, observed), pieces, ids, observed.predictions, likeliest, shown, shown_figures, reads, fates
+    )
 
 
-def _memories(seen: Observation, tokens: Sequence[int]) -> tuple[list[Reads], list[Fate], list[Series]]:
+def _memories(observed: Observation, tokens: Sequence[int]) -> tuple[list[Reads], list[Fate], list[Series]]:
     reads, fates, series = [], [], []
-    for asked in seen.asked:
-        found = follow(asked, len(seen.tokens))
-        if found is None:
+    for call in observed.memory_calls:
+        reads_of_call = follow(call, len(observed.tokens))
+        if reads_of_call is None:
             continue
-        reads.append(found)
-        series += memory_series(asked, found)
-        fates += [one for token in tokens if (one := fate(asked, found, token)) is not None]
+        reads.append(reads_of_call)
+        series += memory_series(call, reads_of_call)
+        fates += [one for token in tokens if (one := fate(call, reads_of_call, token)) is not None]
     return reads, fates, series
 
 
 def encode(tokenizer: Tokenizer, text: str, vocab: int, longest: int | None = LONGEST) -> list[int]:
-    """The tokens of a text, as decoding begins one; InputError for none, for too many, or for foreign ones."""
+    """The tokens of a text with the begin token. InputError for none, too many, or ids outside the vocabulary."""
     ids = ([] if tokenizer.begin is None else [tokenizer.begin]) + list(tokenizer.encode(text))
     if not ids:
-        raise InputError("there is no text to look at", 'give some: --text "def fib(n):" or --file FILE')
+        raise InputError("there is no text to analyse", 'give some: --text "def fib(n):" or --file FILE')
     if longest is not None and len(ids) > longest:
-        raise InputError(f"the text has {len(ids):,} tokens", f"at most {longest:,} are looked at: give a part of it")
+        raise InputError(f"the text has {len(ids):,} tokens", f"at most {longest:,} can be analysed: give a part of it")
     if foreign := [token for token in ids if token >= vocab]:
         raise InputError(
             f"the tokenizer gave token {foreign[0]}, and the model knows {vocab}",
@@ -155,8 +159,8 @@ def encode(tokenizer: Tokenizer, text: str, vocab: int, longest: int | None = LO
     return ids
 
 
-def spelled(tokenizer: Tokenizer, token: int) -> str:
-    """A token as a person may read it: bytes that are no text are named."""
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """The text of a token for display; bytes that are not UTF-8 are shown in hexadecimal."""
     if token == tokenizer.end:
         return "⟨end⟩"
     piece = tokenizer.pieces[token] if token < len(tokenizer.pieces) else b""
@@ -169,7 +173,7 @@ def spelled(tokenizer: Tokenizer, token: int) -> str:
 
 
 def groups(what: Sequence[str]) -> frozenset[str]:
-    """The groups that are asked for, all where none is; InputError for a name that is no group."""
+    """The requested groups, by default all. InputError for an unknown group."""
     names = [name.strip() for entry in what for name in entry.split(",") if name.strip()]
     for name in names:
         if name not in GROUPS:
@@ -178,29 +182,31 @@ def groups(what: Sequence[str]) -> frozenset[str]:
 
 
 def block_range(text: str | None, count: int) -> frozenset[int]:
-    """The blocks that `0-3,6` names, all for None; InputError where there are no such blocks."""
+    """The blocks in a range such as `0-3,6`; all for None. InputError for blocks that do not exist."""
     if text is None:
         return frozenset(range(count))
-    found: set[int] = set()
+    blocks: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         ends = (first, last if dash else first)
         if not all(end.strip().isdigit() for end in ends):
-            raise InputError(f"--layers {text}: '{part.strip()}' is no block or range of blocks", "such as 0-3 or 0,5")
+            raise InputError(
+                f"--layers {text}: '{part.strip()}' is not a block or range of blocks", "such as 0-3 or 0,5"
+            )
         low, high = (int(end) for end in ends)
         if low > high or high >= count:
             raise InputError(f"--layers {text}: the model has blocks 0 to {count - 1}", "such as 0-3 or 0,5")
-        found.update(range(low, high + 1))
-    return frozenset(found)
+        blocks.update(range(low, high + 1))
+    return frozenset(blocks)
 
 
-def _told(path: str, blocks: frozenset[int]) -> bool:
+def _is_selected(path: str, blocks: frozenset[int]) -> bool:
     first, _, rest = path.partition(".")
     return first != "blocks" or int(rest.partition(".")[0]) in blocks
 
 
-def facts(model: LanguageModel, seen: Observation) -> dict[str, Any]:
-    """The model as a whole: sizes, what a token meets of it, and what it keeps of this text."""
+def facts(model: LanguageModel, observed: Observation) -> dict[str, Any]:
+    """The model's sizes, its active parameters, and the size of its state after this text."""
     total, active = model.parameter_count(), model.active_parameter_count()
     return {
         "parameters": total,
@@ -209,25 +215,25 @@ def facts(model: LanguageModel, seen: Observation) -> dict[str, Any]:
         "blocks": model.spec.blocks,
         "width": model.spec.width,
         "learners": [entry["type"] for entry in model.spec.model_dump()["block"]],
-        "state_bytes": model.state_bytes(len(seen.tokens)),
-        "tokens": len(seen.tokens),
+        "state_bytes": model.state_bytes(len(observed.tokens)),
+        "tokens": len(observed.tokens),
     }
 
 
 def lines(report: Report) -> Iterator[dict[str, Any]]:
-    """The report as plain values, one a line: a program's view, and what a server answers."""
+    """The report as plain values, one for each JSON line."""
     yield {"event": "model", "name": report.name, **report.facts, "bits_per_token": plain(report.bits)}
-    said = report.predictions
+    predictions = report.predictions
     for i, piece in enumerate(report.pieces):
         yield {
             "event": "token",
             "index": i,
             "id": report.ids[i],
             "text": piece,
-            "bits": plain(said.bits[i]),
-            "rank": int(said.rank[i]),
-            "entropy": plain(said.entropy[i]),
-            "next": [[text, plain(p)] for text, p in zip(report.likeliest[i], said.probability[i], strict=True)],
+            "bits": plain(predictions.bits[i]),
+            "rank": int(predictions.rank[i]),
+            "entropy": plain(predictions.entropy[i]),
+            "next": [[text, plain(p)] for text, p in zip(report.likeliest[i], predictions.probability[i], strict=True)],
         }
     for each in report.series:
         at = None if each.at is None else each.at.tolist()
@@ -253,9 +259,9 @@ def lines(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """Numbers to seven digits, arrays as lists, what JSON lacks as null."""
+    """Numbers to seven digits, arrays as lists, and values that JSON does not have as null."""
     if isinstance(value, np.ndarray):
-        return shorter(value).tolist() if np.isfinite(value).all() else plain(value.tolist())
+        return rounded_digits(value).tolist() if np.isfinite(value).all() else plain(value.tolist())
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
     if isinstance(value, (float, np.floating)):
@@ -263,8 +269,8 @@ def plain(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
 
 
-def shorter(numbers: np.ndarray) -> np.ndarray:
-    """To seven significant digits; whole numbers as they are."""
+def rounded_digits(numbers: np.ndarray) -> np.ndarray:
+    """Rounded to seven significant digits; integers unchanged."""
     if numbers.dtype.kind in "iub":
         return numbers
     wide = numbers.astype(np.float64)

@@ -69,7 +69,7 @@ def test_every_name_is_documented(synthe: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--text", ""], "there is no text to look at"),
+        (["--text", ""], "there is no text to analyse"),
         (["--text", "x", "--layers", "0-9"], "the model has blocks 0 to 0"),
         (["--text", "x", "--what", "gate"], "unknown group of figures 'gate'"),
         (["--text", "x", "--token", "5"], "there is no token 5"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from synthe_core.introspection.linear_memory import RULES, linear_memory, reconstructed
+from synthe_core.introspection.linear_memory import RULES, linear_memory, reconstruct
 from synthe_core.layers import LAYERS
 from synthe_core.ops.dispatch import OPS
 from synthe_core.ops.mlstm import UNSTARTED
@@ -49,14 +49,14 @@ def test_attention_gives_back_what_the_operator_answers(op: str, time: int, star
     expected = OPS[op].reference(**given)[0][0].transpose(0, 1)
     memory = linear_memory(op, given)
     for start, stop in {(0, time), (time // 2, time), (0, max(1, time // 3))}:
-        torch.testing.assert_close(reconstructed(memory, start, stop), expected[:, start:stop], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(reconstruct(memory, start, stop), expected[:, start:stop], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("op", sorted(RULES))
 def test_and_what_its_float32_kernels_answer(op: str) -> None:
     given = call(op, 300, torch.float32)
     expected = OPS[op](**given)[0][0].transpose(0, 1)
-    error = (reconstructed(linear_memory(op, given), 0, 300) - expected).abs().max() / expected.abs().max()
+    error = (reconstruct(linear_memory(op, given), 0, 300) - expected).abs().max() / expected.abs().max()
     assert error < 1e-5
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from synthe_core.introspection.linear_memory import linear_memory
-from synthe_core.introspection.memories import fate, held, memory_series
-from synthe_core.introspection.observe import Asked
+from synthe_core.introspection.memories import fate, memory_norms, memory_series
+from synthe_core.introspection.observe import MemoryCall
 from synthe_core.introspection.reads import follow
 from synthe_core.layers import build, parse
 from synthe_core.ops.delta_rule import delta_rule
@@ -20,7 +20,7 @@ from tests.introspection.test_linear_memory import call
 SIZE = 5
 
 
-def asked(op: Any, keys: list[int], beta: float = 1.0, decay: float = 1.0) -> Asked:
+def asked(op: Any, keys: list[int], beta: float = 1.0, decay: float = 1.0) -> MemoryCall:
     """One head that writes one-hot keys, one a token, each with a value of its own."""
     torch.manual_seed(0)
     k = torch.nn.functional.one_hot(torch.tensor(keys), SIZE).double()[None, :, None]
@@ -35,7 +35,7 @@ def asked(op: Any, keys: list[int], beta: float = 1.0, decay: float = 1.0) -> As
         "state": None,
     }
     learner = build(parse({"type": "delta", "heads": 1}), 8)
-    return Asked("blocks.0.0", learner, op, given, None)
+    return MemoryCall("blocks.0.0", learner, op, given, None)
 
 
 def test_a_write_that_is_overwritten_says_by_whom() -> None:
@@ -102,7 +102,7 @@ def test_what_a_memory_holds_is_the_length_of_its_state(op: str) -> None:
         state = OPS[op].reference(**cut)[1][0]
         state = state[..., :-1] if op == "mlstm" else state
         expected = state.norm(dim=(1, 2)).numpy()
-        np.testing.assert_allclose(held(linear_memory(op, given))[:, stop - 1], expected, rtol=1e-4)
+        np.testing.assert_allclose(memory_norms(linear_memory(op, given))[:, stop - 1], expected, rtol=1e-4)
 
 
 def test_series_of_a_memory_name_what_they_are() -> None:

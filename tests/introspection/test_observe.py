@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from synthe_core.introspection.observe import maker, observe
+from synthe_core.introspection.observe import module_at, observe
 from synthe_core.introspection.reads import follow
 from synthe_core.introspection.series import collect, meaning_of
 from synthe_core.layers.trace import Trace
@@ -41,7 +41,7 @@ def test_every_emission_is_declared_and_has_the_shape_it_says(case: dict[str, An
     trace = Trace()
     model.hidden(torch.tensor([text(), text()[::-1]]), trace=trace)
     for record in trace.records:
-        emission = meaning_of(maker(model, record.path), record.name)
+        emission = meaning_of(module_at(model, record.path), record.name)
         assert emission is not None, (record.path, record.name)
         axes = emission.axes.split()
         assert record.value.dim() == len(axes), (record.path, record.name, record.value.shape)
@@ -64,7 +64,7 @@ def test_encoders_too(case: dict[str, Any]) -> None:
     trace = Trace()
     model(torch.tensor([text()]), trace=trace)
     for record in trace.records:
-        emission = meaning_of(maker(model, record.path), record.name)
+        emission = meaning_of(module_at(model, record.path), record.name)
         assert emission is not None
         assert record.value.dim() == len(emission.axes.split())
 
@@ -92,7 +92,7 @@ def test_what_is_seen_stands_at_its_tokens(case: dict[str, Any]) -> None:
 def test_readings_are_made_of_what_they_are_said_to_be(case: dict[str, Any]) -> None:
     model = build([case])
     seen = observe(model, text())
-    found = [reads for asked in seen.asked if (reads := follow(asked, TIME)) is not None]
+    found = [reads for asked in seen.memory_calls if (reads := follow(asked, TIME)) is not None]
     linear = {"delta", "delta_memory", "fast_weights", "mlstm", "mamba2", "kda", "rwkv7", "momentum", "attention"}
     own = [reads for reads in found if reads.path == "blocks.0.1"]
     assert len(own) == (1 if case["type"] in linear else len(own))
@@ -125,9 +125,9 @@ def test_slow_tiers_and_routed_blocks_say_where_they_stand() -> None:
         added = by_name[f"blocks.{block}.0", "added"]
         kept = np.flatnonzero(keep[block - 1])
         assert (np.arange(TIME) if added.at is None else added.at).tolist() == kept.tolist()
-    paths = {asked.path for asked in seen.asked}
+    paths = {asked.path for asked in seen.memory_calls}
     assert {"blocks.0.1.fast", "blocks.0.1.slow.0.rule"} <= paths
-    for asked in seen.asked:
+    for asked in seen.memory_calls:
         reads = follow(asked, TIME)
         assert reads is not None
         assert reads.error < 1e-5
@@ -153,7 +153,7 @@ def test_a_text_of_one_token_is_a_text() -> None:
     seen = observe(model, [3])
     assert np.isnan(seen.predictions.bits).tolist() == [True]
     assert collect(model, seen)[0]
-    assert all(reads is None or reads.error < 1e-5 for reads in (follow(asked, 1) for asked in seen.asked))
+    assert all(reads is None or reads.error < 1e-5 for reads in (follow(asked, 1) for asked in seen.memory_calls))
 
 
 def test_listening_leaves_no_hook_and_changes_nothing() -> None:
@@ -162,5 +162,5 @@ def test_listening_leaves_no_hook_and_changes_nothing() -> None:
     seen = observe(model, text())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch.equal(model(torch.tensor([text()]))[0], before)
-    assert len(seen.asked) == 1
-    assert observe(model, text(), memories=False).asked == []
+    assert len(seen.memory_calls) == 1
+    assert observe(model, text(), memories=False).memory_calls == []

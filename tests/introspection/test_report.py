@@ -15,9 +15,9 @@ import torch
 
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.errors import InputError
-from synthe_core.introspection.compare import beside, differences
+from synthe_core.introspection.compare import align_reports, differences
 from synthe_core.introspection.page import page
-from synthe_core.introspection.report import LONGEST, Report, block_range, examine, groups, lines, spelled
+from synthe_core.introspection.report import LONGEST, Report, block_range, examine, groups, lines, token_text
 from synthe_core.introspection.watch import watch
 from synthe_core.layers.trace import GROUPS
 from synthe_core.model.language_model import LanguageModel, ModelSpec
@@ -124,15 +124,15 @@ def test_a_name_cannot_write_into_the_page() -> None:
 
 def test_two_models_of_one_text() -> None:
     first, second = report(), examine(model(1), TOKENIZER, TEXT, name="other")
-    one, two = beside(first, second)
+    one, two = align_reports(first, second)
     gain = next(each for each in two.series if each.name == "advantage")
     np.testing.assert_allclose(gain.rows[0, 1:], one.predictions.bits[1:] - two.predictions.bits[1:])
     found = {(each.path, each.name): each for each in differences(first, second)}
-    assert found["blocks.0.1", "beta"].apart > 0
-    assert all(each.apart == 0 for each in differences(first, first))
+    assert found["blocks.0.1", "beta"].rms > 0
+    assert all(each.rms == 0 for each in differences(first, first))
     assert len(unpacked(page([one, two]))["models"]) == 2
-    with pytest.raises(InputError, match="read the text as other tokens"):
-        beside(first, examine(model(), TOKENIZER, "another text"))
+    with pytest.raises(InputError, match="tokenize the text differently"):
+        align_reports(first, examine(model(), TOKENIZER, "another text"))
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])
@@ -164,4 +164,4 @@ def test_texts_that_cannot_be_looked_at() -> None:
 
 
 def test_tokens_are_spelled_for_people() -> None:
-    assert [spelled(TOKENIZER, token) for token in (97, 0xC3, TOKENIZER.end)] == ["a", "⟨c3⟩", "⟨end⟩"]
+    assert [token_text(TOKENIZER, token) for token in (97, 0xC3, TOKENIZER.end)] == ["a", "⟨c3⟩", "⟨end⟩"]

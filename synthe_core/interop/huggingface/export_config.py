@@ -1,4 +1,4 @@
-"""Which published architecture a recipe's model is, and its config.json: what `importing.architectures` reads."""
+"""The published architecture of a recipe's model, and its config.json: the inverse of `weight_maps`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ MIXERS = ("mamba", "mamba2")
 
 
 def config_of(model: LanguageModel, context: int) -> dict[str, Any]:
-    """The config.json of the architecture that computes what `model` does; InputError where there is none.
+    """The config.json of the architecture that computes the same as `model`. InputError if there is none.
 
-    A model whose embeddings are normalised is written with the normalised ones, and so with a head of its own. Norms
-    without weights are norms with ones, missing biases are zeros: the numbers that come out are the same.
+    A model with normalised embeddings is written with the normalised matrix, and so with a separate head. Norms without
+    weights become norms with ones, and missing biases zeros, which computes the same.
 
-    context: the longest text that the model is meant for.
+    context: the longest text that the model was trained for.
     """
     spec = model.spec
     if spec.depth is not None:
-        raise _refused("lets tokens skip blocks (model.depth)")
+        raise _unsupported("routes tokens past blocks (model.depth)")
     kinds = [entry.type for entry in spec.block]  # type: ignore[attr-defined]
     layers = [learner for block in model.blocks for learner in block.learners]  # type: ignore[union-attr]
     common = {
@@ -33,25 +33,16 @@ def config_of(model: LanguageModel, context: int) -> dict[str, Any]:
     if len(set(kinds)) == 1 and kinds[0] in MIXERS:
         return common | _state_space(layers, kinds[0], spec.norm_eps)
     if kinds == ["attention", "mlp"] * (len(kinds) // 2):
-        found = _transformer(layers[::2], layers[1::2], spec.norm_eps)
-        return common | {"max_position_embeddings": context} | found
-    raise _refused(f"is {', '.join(kinds)}")
+        architecture = _transformer(layers[::2], layers[1::2], spec.norm_eps)
+        return common | {"max_position_embeddings": context} | architecture
+    raise _unsupported(f"is {', '.join(kinds)}")
 
 
 def _transformer(attention: Sequence[Any], mlps: Sequence[Any], eps: float) -> dict[str, Any]:
-    """Attention and MLP in turn: Llama, Mistral, Qwen2 or Qwen3, the plainest that has what they have."""
+    """Alternating attention and MLP: the simplest of Llama, Mistral, Qwen2 and Qwen3 that supports their options."""
     first, mlp = attention[0], mlps[0]
     config = first.config
-    if any(each.config.model_copy(update={"window": config.window}) != config for each in attention):
-        raise _refused("has attention of several kinds")
-    if any(each.config != mlp.config for each in mlps):
-        raise _refused("has MLPs of several kinds")
-    if config.when is not None:
-        raise _refused("has attention that runs at some tokens only (when)")
-    if config.rope is None:
-        raise _refused("has attention without positions (rope: null)")
-    if config.qk_norm and config.norm_eps != eps:
-        raise _refused(f"has two epsilons, {config.norm_eps:g} in attention and {eps:g} in the norms between")
+    _check_uniform(attention, mlps, eps)
     values = {
         "num_attention_heads": first.heads,
         "num_key_value_heads": first.groups,
@@ -67,7 +58,7 @@ def _transformer(attention: Sequence[Any], mlps: Sequence[Any], eps: float) -> d
     windows = [each.config.window for each in attention]
     sizes = {window for window in windows if window != "full"}
     if len(sizes) > 1:
-        raise _refused(f"has windows of several sizes, {', '.join(map(str, sorted(sizes)))}")
+        raise _unsupported(f"has windows of several sizes, {', '.join(map(str, sorted(sizes)))}")
     if config.qk_norm:
         kind, biases = "qwen3", {"attention_bias": config.bias != "none"}
     elif config.bias == "all" or (config.bias == "none" and not sizes):
@@ -77,9 +68,9 @@ def _transformer(attention: Sequence[Any], mlps: Sequence[Any], eps: float) -> d
     else:
         kind, biases = "qwen2", {}
     if mlp.config.bias and kind != "llama":
-        raise _refused("has an MLP with biases, and with that only Llama's plain attention goes")
+        raise _unsupported("has an MLP with biases, which only Llama's plain attention supports")
     if sizes and kind == "llama":
-        raise _refused("has a window and a bias on the output of attention")
+        raise _unsupported("has a window and a bias on the output of attention")
     values |= biases
     if kind == "mistral":
         values["sliding_window"] = sizes.pop()
@@ -90,8 +81,23 @@ def _transformer(attention: Sequence[Any], mlps: Sequence[Any], eps: float) -> d
     return {"architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind} | values
 
 
+def _check_uniform(attention: Sequence[Any], mlps: Sequence[Any], eps: float) -> None:
+    """InputError if layers differ in more than their windows, or have options that no architecture has."""
+    config = attention[0].config
+    if any(each.config.model_copy(update={"window": config.window}) != config for each in attention):
+        raise _unsupported("has attention of several kinds")
+    if any(each.config != mlps[0].config for each in mlps):
+        raise _unsupported("has MLPs of several kinds")
+    if config.when is not None:
+        raise _unsupported("has attention that runs at some tokens only (when)")
+    if config.rope is None:
+        raise _unsupported("has attention without positions (rope: null)")
+    if config.qk_norm and config.norm_eps != eps:
+        raise _unsupported(f"has two epsilons, {config.norm_eps:g} in attention and {eps:g} in the norms between")
+
+
 def _scaling(scaling: Any) -> dict[str, Any] | None:
-    """rope_scaling as Llama's configs write it."""
+    """rope_scaling in the format of Llama's configs."""
     if scaling is None:
         return None
     if scaling.type == "linear":
@@ -109,7 +115,7 @@ def _state_space(layers: Sequence[Any], kind: str, eps: float) -> dict[str, Any]
     first = layers[0]
     config = first.config
     if any(each.config != config for each in layers):
-        raise _refused(f"has {kind} of several kinds")
+        raise _unsupported(f"has {kind} of several kinds")
     values = {
         "state_size": config.state_size,
         "expand": config.expand,
@@ -124,7 +130,7 @@ def _state_space(layers: Sequence[Any], kind: str, eps: float) -> dict[str, Any]
         values |= {"intermediate_size": first.channels, "time_step_rank": first.rank}
         return {"architectures": ["MambaForCausalLM"], "model_type": "mamba"} | values
     if config.norm_eps != eps:
-        raise _refused(f"has two epsilons, {config.norm_eps:g} in mamba2 and {eps:g} in the norms between")
+        raise _unsupported(f"has two epsilons, {config.norm_eps:g} in mamba2 and {eps:g} in the norms between")
     values |= {"num_heads": first.heads, "head_dim": config.head_size, "n_groups": config.groups}
     low, high = config.time_step_limit
     if (low, high) != (0.0, None):
@@ -132,8 +138,8 @@ def _state_space(layers: Sequence[Any], kind: str, eps: float) -> dict[str, Any]
     return {"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2"} | values
 
 
-def _refused(what: str) -> InputError:
+def _unsupported(reason: str) -> InputError:
     return InputError(
-        f"no published architecture computes this model: it {what}",
-        "what can be exported are blocks of attention and mlp (Llama, Mistral, Qwen2, Qwen3), of mamba or of mamba2",
+        f"no published architecture computes this model: it {reason}",
+        "exportable are blocks of attention and mlp (Llama, Mistral, Qwen2, Qwen3), of mamba or of mamba2",
     )

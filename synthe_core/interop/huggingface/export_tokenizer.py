@@ -1,4 +1,4 @@
-"""A tokenizer as transformers reads it."""
+"""Writing a tokenizer in transformers' format."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from synthe_core.data.tokenizers import CHAT, MARKS, FileTokenizer, Tokenizer
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, with the same ids for the same text.
+    """Writes tokenizer.json and tokenizer_config.json, which give the same ids for the same text.
 
-    One thing differs: transformers takes the name of a special token in a text for that token, and synthe for text.
+    One difference: transformers parses the name of a special token in a text as that token, synthe as text.
     """
     inner = _inner(tokenizer)
     end = tokenizer.spelling(tokenizer.end)
@@ -39,8 +39,8 @@ def _inner(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
         content = json.loads(tokenizer.to_json())
         content.pop(MARKS, None)
         return tokenizers.Tokenizer.from_str(json.dumps(content))
-    spelled = {tokenizer.spelling(byte): byte for byte in range(tokenizer.end)}
-    inner = tokenizers.Tokenizer(models.BPE(vocab=spelled, merges=[]))
+    spellings = {tokenizer.spelling(byte): byte for byte in range(tokenizer.end)}
+    inner = tokenizers.Tokenizer(models.BPE(vocab=spellings, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([tokenizer.spelling(tokenizer.end)])

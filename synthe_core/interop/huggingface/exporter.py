@@ -1,4 +1,4 @@
-"""The verb `export hf`: from a checkpoint to a Hugging Face model folder with the same logits."""
+"""The verb `export hf`: converts a checkpoint to a Hugging Face model folder with the same logits."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def export_hf(source: Path, *, out: Path | None = None) -> Iterator[Event]:
     recipe = checkpoint.recipe
     if checkpoint.manifest.without:
         raise InputError(
-            f"{source} is of an early stage of training: {', '.join(checkpoint.manifest.without)} takes no part yet",
-            "export a checkpoint of its end",
+            f"{source} is of an early stage of training: {', '.join(checkpoint.manifest.without)} is not in use yet",
+            "export a checkpoint of the last stage",
         )
     model: Any = recipe.meta_model(checkpoint.vocab)
     if not isinstance(model, LanguageModel):
-        raise InputError(f"{source} is an encoder, which is no language model", "give a language model's checkpoint")
+        raise InputError(f"{source} is an encoder, which is not a language model", "give a language model's checkpoint")
     published = getattr(checkpoint.manifest, "source", None) or {}
     values = config_of(model, int(published.get("context") or recipe.data.sequence))
     tokenizer = checkpoint.tokenizer() if "tokenizer.json" in checkpoint.manifest.files else None
@@ -48,12 +48,12 @@ def export_hf(source: Path, *, out: Path | None = None) -> Iterator[Event]:
         values |= {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end}
     path = out or Path("exports") / recipe.name
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path} is there already", "name another folder with --out, or remove it")
+        raise InputError(f"{path} exists already", "name another folder with --out, or remove it")
     architecture = values["architectures"][0]
     yield Notice(f"{architecture}: {model.parameter_count():,} parameters")
     if model.confidence is not None:
         yield Notice("the confidence head is left out: no published architecture has one", "warning")
-    tensors = Published(checkpoint, model, values)
+    tensors = PublishedTensors(checkpoint, model, values)
     yield Progress("export", 0, len(tensors), "tensors")
     with new_folder(path) as folder:
         write_tensors(folder, tensors, SHARD_BYTES)
@@ -68,31 +68,31 @@ def export_hf(source: Path, *, out: Path | None = None) -> Iterator[Event]:
     yield Result({"architecture": architecture, "parameters": model.parameter_count()}, path)
 
 
-class Published(Mapping[str, Tensor]):
-    """The tensors under their published names, each made of ours when it is asked for."""
+class PublishedTensors(Mapping[str, Tensor]):
+    """The tensors under their published names, each made of ours when it is read."""
 
     def __init__(self, checkpoint: Checkpoint, model: LanguageModel, values: dict[str, Any]) -> None:
         self._ours, self._model = checkpoint.tensors, model
-        self._places: dict[str, tuple[str, slice]] = {}  # theirs: ours, and which of its rows
+        self._sources: dict[str, tuple[str, slice]] = {}  # published name -> our name, and its rows
         layout = plan(Config(Path("config.json"), values))
         self._head = layout.head
-        self._place("embedding.weight", (layout.embedding,), None)
-        self._place("norm.weight", (layout.norm,), None)
+        self._add("embedding.weight", (layout.embedding,), None)
+        self._add("norm.weight", (layout.norm,), None)
         if not values["tie_word_embeddings"]:
-            self._place("embedding.weight" if model.spec.tie else "head.weight", (layout.head,), None)
+            self._add("embedding.weight" if model.spec.tie else "head.weight", (layout.head,), None)
         parts = [part for layer in layout.layers for part in layer]
         places = [(block, place) for block in range(model.spec.blocks) for place in range(len(model.spec.block))]
         for (block, place), part in zip(places, parts, strict=True):
-            self._part(f"blocks.{block}", place, part)
+            self._add_part(f"blocks.{block}", place, part)
 
-    def _part(self, block: str, place: int, part: Part) -> None:
+    def _add_part(self, block: str, place: int, part: Part) -> None:
         learner = self._model.get_submodule(f"{block}.learners.{place}")
-        self._place(f"{block}.norms.{place}.weight", (part.norm,), None)
+        self._add(f"{block}.norms.{place}.weight", (part.norm,), None)
         for name, theirs in part.tensors.items():
-            self._place(f"{block}.learners.{place}.{name}", theirs, learner)
+            self._add(f"{block}.learners.{place}.{name}", theirs, learner)
 
-    def _place(self, ours: str, theirs: tuple[str, ...], learner: Any) -> None:
-        """`theirs` are the rows of our tensor, one after another."""
+    def _add(self, ours: str, theirs: tuple[str, ...], learner: Any) -> None:
+        """Maps `theirs` to consecutive rows of our tensor."""
         if len(theirs) == 3:  # queries, keys, values
             sizes = [learner.heads * learner.size, *[learner.groups * learner.size] * 2]
         else:
@@ -100,7 +100,7 @@ class Published(Mapping[str, Tensor]):
             sizes = [total // len(theirs)] * len(theirs)
         start = 0
         for name, size in zip(theirs, sizes, strict=True):
-            self._places[name] = (ours, slice(start, start + size))
+            self._sources[name] = (ours, slice(start, start + size))
             start += size
 
     def _rows(self, ours: str, learner: Any) -> int:
@@ -113,8 +113,8 @@ class Published(Mapping[str, Tensor]):
         )
 
     def __getitem__(self, name: str) -> Tensor:
-        ours, rows = self._places[name]
-        if ours not in self._ours:  # a norm without weights, a bias that is none
+        ours, rows = self._sources[name]
+        if ours not in self._ours:  # a norm without weights, or a missing bias
             return (torch.ones if ours.endswith("_norm") else torch.zeros)(rows.stop - rows.start)
         tensor = self._ours[ours].to(torch.float32)
         if ours == "embedding.weight" and self._model.spec.embed_norm and name != self._head:
@@ -122,7 +122,7 @@ class Published(Mapping[str, Tensor]):
         return tensor[rows]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._sources)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._sources)

@@ -1,4 +1,4 @@
-"""The tokenizer of a published model: which token begins a text, and which ends one."""
+"""The tokenizer of a published model, with the tokens that begin and end a text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from synthe_core.interop.huggingface.published import Published
 
 
 def tokenizer_of(published: Published, vocab: int) -> Generator[Event, None, Tokenizer | None]:
-    """The folder's tokenizer.json with its begin and end as the folder states them; None where there is none."""
+    """The folder's tokenizer.json with the begin and end tokens of its configuration; None if it has none."""
     path = published.path / "tokenizer.json"
     if not path.is_file():
         yield Notice(f"{published.path} has no tokenizer.json: the checkpoint will not work on text", "warning")
@@ -25,42 +25,43 @@ def tokenizer_of(published: Published, vocab: int) -> Generator[Event, None, Tok
     ends = _ends(published, inner, options)
     end = ends[0] if ends and inner.token_to_id(ends[0]) != plain.end else None
     begin = _begin(inner, options)
-    found = FileTokenizer(inner, str(path), begin=begin, end=end) if begin or end else plain
-    found.chat_template = _chat_template(published, options)
-    found.stops = frozenset(i for name in ends[1:] if (i := inner.token_to_id(name)) is not None)
+    tokenizer = FileTokenizer(inner, str(path), begin=begin, end=end) if begin or end else plain
+    tokenizer.chat_template = _chat_template(published, options)
+    tokenizer.stops = frozenset(i for name in ends[1:] if (i := inner.token_to_id(name)) is not None)
     if len(ends) > 1:
         yield Notice(f"the model may also end with {', '.join(ends[1:])}; here only {ends[0]} ends a text")
-    if found.end >= vocab:
+    if tokenizer.end >= vocab:
         yield Notice(
-            "the tokenizer names no end of text that the model knows: its texts go on to their limit", "warning"
+            "the tokenizer has no end-of-text token in the model's vocabulary: texts end at their length limit",
+            "warning",
         )
-    return found
+    return tokenizer
 
 
 def _ends(published: Published, inner: tokenizers.Tokenizer, options: dict[str, Any]) -> list[str]:
-    """The tokens at which generation stops, the first being the one that ends a text."""
+    """The tokens at which generation stops; the first ends a text."""
     ids = published.json("generation_config.json").get("eos_token_id")
     ids = published.config.get("eos_token_id") if ids is None else ids
     listed = [ids] if isinstance(ids, int) else ids if isinstance(ids, list) else []
     names = [inner.id_to_token(i) for i in listed if isinstance(i, int)]
-    found = [name for name in names if name is not None]
+    known_names = [name for name in names if name is not None]
     stated = _content(options.get("eos_token"))
-    return found or ([stated] if stated is not None and inner.token_to_id(stated) is not None else [])
+    return known_names or ([stated] if stated is not None and inner.token_to_id(stated) is not None else [])
 
 
 def _begin(inner: tokenizers.Tokenizer, options: dict[str, Any]) -> str | None:
-    """The token before every text: as tokenizer_config.json says, else as tokenizer.json's own template does."""
-    wanted, stated = options.get("add_bos_token"), _content(options.get("bos_token"))
-    if wanted is False:
+    """The token before every text: from tokenizer_config.json, or else from the template of tokenizer.json."""
+    add_begin, stated = options.get("add_bos_token"), _content(options.get("bos_token"))
+    if add_begin is False:
         return None
-    if wanted is True and stated is not None and inner.token_to_id(stated) is not None:
+    if add_begin is True and stated is not None and inner.token_to_id(stated) is not None:
         return stated
-    bare, marked = (inner.encode("a", add_special_tokens=special).tokens for special in (False, True))
-    return marked[0] if len(marked) > len(bare) and marked[1 : 1 + len(bare)] == bare else None
+    bare, with_special = (inner.encode("a", add_special_tokens=special).tokens for special in (False, True))
+    return with_special[0] if len(with_special) > len(bare) and with_special[1 : 1 + len(bare)] == bare else None
 
 
 def _chat_template(published: Published, options: dict[str, Any]) -> str | None:
-    """How messages become a prompt: a file of its own, or a key of tokenizer_config.json; of several, the default."""
+    """The chat template: a file, or a key of tokenizer_config.json; of several, the default one."""
     path = published.path / CHAT
     if path.is_file():
         try:
@@ -69,12 +70,12 @@ def _chat_template(published: Published, options: dict[str, Any]) -> str | None:
             raise InputError(f"{path} cannot be read: {error}", "copy it again") from None
     stated = options.get("chat_template")
     if isinstance(stated, list):
-        named = {each.get("name"): each.get("template") for each in stated if isinstance(each, dict)}
-        stated = named.get("default")
+        by_name = {each.get("name"): each.get("template") for each in stated if isinstance(each, dict)}
+        stated = by_name.get("default")
     return stated if isinstance(stated, str) else None
 
 
 def _content(token: Any) -> str | None:
-    """A special token as tokenizer_config.json writes it: its text, or a mapping that holds it."""
+    """The text of a special token in tokenizer_config.json, which may be in a mapping."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None

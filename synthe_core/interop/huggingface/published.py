@@ -1,4 +1,4 @@
-"""A model folder as Hugging Face publishes it: config.json and safetensors files, read piece by piece."""
+"""A model folder of Hugging Face: config.json and safetensors files, read tensor by tensor."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-"""The stored types that float32 holds exactly, and what they take."""
+"""The stored types that float32 represents exactly, and their sizes in bytes."""
 
 
 class Config:
-    """The keys of a config.json, or of a mapping in it; what is asked and cannot be had is an InputError that names
-    the key."""
+    """The keys of a config.json, or of a mapping in it. InputError names a key with a missing or wrong value."""
 
     def __init__(self, path: Path, values: dict[str, Any], within: str = "") -> None:
         self.path, self.values, self._within = path, values, within
@@ -32,18 +31,20 @@ class Config:
     @classmethod
     def read(cls, path: Path) -> Config:
         if not path.is_file():
-            raise InputError(f"{path.parent} has no {path.name}", "a model folder holds config.json and safetensors")
+            raise InputError(
+                f"{path.parent} has no {path.name}", "a model folder has config.json and safetensors files"
+            )
         return cls(path, read_json(path))
 
     def inner(self, key: str) -> Config:
-        """The mapping under a key, empty where the key is absent."""
+        """The mapping under a key; empty if the key is absent."""
         value = self.get(key, {})
         if not isinstance(value, dict):
             raise self._wrong(key, value, "a mapping")
         return Config(self.path, value, f"{self._within}{key}.")
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value, or `default` where the key is absent or null."""
+        """The value, or `default` if the key is absent or null."""
         value = self.values.get(key)
         return default if value is None else value
 
@@ -68,29 +69,31 @@ class Config:
         return value
 
     def items(self, key: str, default: list[Any] | None = None, count: int | None = None) -> list[Any]:
-        """A list, of `count` items where that is given."""
+        """A list, of `count` items if that is given."""
         value = self.get(key, default)
         if not isinstance(value, list) or (count is not None and len(value) != count):
             raise self._wrong(key, value, "a list" if count is None else f"a list of {count}")
         return value
 
     def only(self, key: str, *allowed: Any) -> None:
-        """Refuses any value but the `allowed`, of which the first is what an absent key means."""
+        """InputError for a value that is not `allowed`; the first is the default of an absent key."""
         if (value := self.get(key, allowed[0])) not in allowed:
             raise self.unsupported(key, value, allowed)
 
     def unsupported(self, key: str, value: Any, allowed: Iterable[Any]) -> InputError:
         known = ", ".join(map(str, allowed))
-        place = f"{self.path}: {self._within}{key}"
-        return InputError(f"{place} is {value!r}, which synthe cannot express", f"it can be: {known}")
+        name = f"{self.path}: {self._within}{key}"
+        return InputError(f"{name} is {value!r}, which synthe cannot express", f"it can be: {known}")
 
-    def _wrong(self, key: str, value: Any, wanted: str) -> InputError:
-        found = "is missing" if value is None else f"is {value!r}"
-        return InputError(f"{self.path}: {self._within}{key} {found}, and should be {wanted}", "copy the folder again")
+    def _wrong(self, key: str, value: Any, expected: str) -> InputError:
+        problem = "is missing" if value is None else f"is {value!r}"
+        return InputError(
+            f"{self.path}: {self._within}{key} {problem}, and should be {expected}", "copy the folder again"
+        )
 
 
 class Published(Mapping[str, Tensor]):
-    """The tensors of a folder by the names that they have there, each read when it is asked for."""
+    """The tensors of a folder under their published names, each read when it is accessed."""
 
     def __init__(self, folder: Path) -> None:
         if not folder.exists():
@@ -102,60 +105,60 @@ class Published(Mapping[str, Tensor]):
         self._open: dict[str, Any] = {}
 
     @cached_property
-    def places(self) -> dict[str, str]:
-        """tensor -> the file that holds it. Opens every file, so that a damaged one is found before any work."""
+    def files(self) -> dict[str, str]:
+        """tensor name -> file name. Opens every file, so that a damaged one is detected before any work."""
         if (self.path / INDEX).is_file():
-            places = read_json(self.path / INDEX).get("weight_map")
-            if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+            weight_map = read_json(self.path / INDEX).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
                 raise InputError(f"{self.path / INDEX} has no weight_map", "the folder is damaged: copy it again")
-            for name, file in places.items():
+            for name, file in weight_map.items():
                 if name not in self._reader(file).keys():  # noqa: SIM118 (not a mapping)
                     raise InputError(f"{self.path / file} has no tensor {name}, which {INDEX} places there")
-            return places
+            return weight_map
         if (self.path / WEIGHTS).is_file():
             return dict.fromkeys(self._reader(WEIGHTS).keys(), WEIGHTS)
         pickles = sorted(path.name for pattern in PICKLES for path in self.path.glob(pattern))
         if pickles:
             raise InputError(
-                f"{self.path} holds its weights as pickle ({pickles[0]}), which can run any code when it is read",
+                f"{self.path} has its weights as pickle ({pickles[0]}), which can run any code when it is loaded",
                 "save them as safetensors first: transformers' save_pretrained does",
             )
         raise InputError(f"{self.path} has neither {WEIGHTS} nor {INDEX}", "fetch the safetensors files as well")
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._reader(self.places[name]).get_tensor(name)
+        return self._reader(self.files[name]).get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
+        return iter(self.files)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.files)
 
     def shape(self, name: str) -> list[int]:
         return list(self._slice(name).get_shape())
 
     def stored_as(self, name: str) -> str:
-        """F32, BF16, F16; InputError for what float32 does not hold exactly."""
+        """F32, BF16 or F16. InputError for a type that float32 does not represent exactly."""
         kind = str(self._slice(name).get_dtype())
         if kind not in BYTES:
             raise InputError(
                 f"{name} is stored as {kind}, and synthe imports {', '.join(BYTES)}",
-                "quantised weights cannot be imported: fetch the model as it was before",
+                "quantised weights cannot be imported: download the original model",
             )
         return kind
 
     def json(self, name: str) -> dict[str, Any]:
-        """Another JSON file of the folder; empty where there is none."""
+        """Another JSON file of the folder; empty if there is none."""
         return read_json(self.path / name) if (self.path / name).is_file() else {}
 
     def _slice(self, name: str) -> Any:
-        return self._reader(self.places[name]).get_slice(name)
+        return self._reader(self.files[name]).get_slice(name)
 
     def _reader(self, file: str) -> Any:
         if file not in self._open:
             path = self.path / file
             if path.parent != self.path or path.suffix != ".safetensors":
-                raise InputError(f"{self.path / INDEX} names {file}, which is no safetensors file of its folder")
+                raise InputError(f"{self.path / INDEX} names {file}, which is not a safetensors file of its folder")
             if not path.is_file():
                 raise InputError(f"{path} is missing, and {INDEX} names it", "fetch every file of the model")
             try:

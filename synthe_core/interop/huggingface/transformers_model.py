@@ -24,20 +24,20 @@ from synthe_core.layers.trace import Trace
 from synthe_core.model.language_model import LanguageModel, ModelState
 from synthe_core.storage.manifest import MANIFEST
 
-TRIAL = 11  # tokens by which a model shows, when it is loaded, that pieces and batches do not change what it says
-AGREES = {torch.float32: 0.01, torch.float64: 0.01}  # of the spread of its logits; 0.2 in narrower types
+TRIAL = 11  # tokens of the check, when a model is loaded, that chunks and batches do not change its logits
+TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}  # of the standard deviation of its logits; 0.2 in narrower types
 
 
-class Seen(NamedTuple):
-    """The keys and values of every token so far, [B, n, H, K] each and the newest last. Of the n of a row as many are
-    real as it has read tokens; shorter rows have padding in front."""
+class LayerCache(NamedTuple):
+    """The keys and values of every token so far, [B, n, H, K] each and the newest last. Shorter rows have padding in
+    front."""
 
     keys: Tensor
     values: Tensor
 
 
 class Spec(NamedTuple):
-    """What tells one model from another."""
+    """The identity of a model: its config and a digest of its weights."""
 
     config: dict[str, Any]
     digest: str
@@ -47,11 +47,12 @@ class Spec(NamedTuple):
 
 
 class TransformersModel:
-    """A causal language model of transformers, with the state outside: what the engine asks of a `LanguageModel`.
+    """A causal language model of transformers with an explicit state: the interface that the engine uses of a
+    `LanguageModel`.
 
-    Its state grows by keys and values with every token, up to `limit` of them. The engine refuses longer texts; where
-    one is read all the same, its beginning is forgotten. Any architecture whose memory is keys and values is taken;
-    that it is, each model shows on a few tokens when it is loaded, and InputError says where it does not.
+    Its state grows by keys and values with every token, up to `limit` of them. The engine refuses longer texts; in a
+    longer text the oldest tokens are dropped. Any architecture works whose state is keys and values, which is checked
+    on a few tokens when a model is loaded; InputError otherwise.
     """
 
     confidence = None
@@ -68,7 +69,7 @@ class TransformersModel:
         limit = getattr(config, "max_position_embeddings", None)
         if not isinstance(limit, int) or limit < 1:
             raise InputError(
-                f"{name} cannot be served: its config.json does not tell how long a text may be",
+                f"{name} cannot be served: its config.json does not limit the length of a text",
                 "put in its max_position_embeddings, in tokens",
             )
         self.limit, self.vocab = limit, int(config.vocab_size)
@@ -76,23 +77,23 @@ class TransformersModel:
         self.spec = Spec(json.loads(inner.config.to_json_string(use_diff=False)), _digest(inner))
         try:
             self._measure()
-            difference, spread = self._tried()
-        except Exception as error:  # whatever an architecture does that is handed keys and values
+            difference, spread = self._check_chunks()
+        except Exception as error:  # an architecture may raise anything for these arguments
             raise InputError(f"{name} cannot be served: {' '.join(str(error).split())[:200]}", _OTHERS) from error
-        if not difference <= AGREES.get(self._dtype, 0.2) * spread:
+        if not difference <= TOLERANCE.get(self._dtype, 0.2) * spread:
             raise InputError(
-                f"{name} cannot be served: its logits differ by {difference:.2g} where texts are read in pieces",
+                f"{name} cannot be served: its logits differ by {difference:.2g} if texts are read in chunks",
                 _OTHERS,
             )
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> ModelState:
-        """The state of `batch` texts that have not begun."""
+        """The initial state of `batch` texts."""
         device = self.embedding.weight.device if device is None else device
-        made = [
-            Seen(*(torch.zeros(batch, 0, *shape, dtype=self._dtype, device=device) for shape in pair))
+        caches = [
+            LayerCache(*(torch.zeros(batch, 0, *shape, dtype=self._dtype, device=device) for shape in pair))
             for pair in self._shapes
         ]
-        return ModelState(torch.zeros(batch, dtype=torch.int64, device=device), [[seen] for seen in made])
+        return ModelState(torch.zeros(batch, dtype=torch.int64, device=device), [[seen] for seen in caches])
 
     def state_bytes(self, time: int = 1) -> int:
         """Bytes of one text's state after `time` tokens."""
@@ -103,7 +104,7 @@ class TransformersModel:
     def hidden(
         self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
     ) -> tuple[Tensor, ModelState, Pass]:
-        """The normalised output of the last block, [B, T, D], before the head. A trace gets nothing.
+        """The normalised output of the last block, [B, T, D], before the head. Nothing is traced.
 
         An architecture may call its maps with any shape: rows with different adapters are computed apart.
         """
@@ -119,26 +120,27 @@ class TransformersModel:
         """The pass of rows with one adapter."""
         ctx = Pass.over(tokens, lengths, state.position)
         position = (state.position + (tokens.shape[1] if lengths is None else lengths)).clamp_max(self.limit)
-        held = state.blocks[0][0].keys.shape[1]
-        past = min(held, int(state.position.max()))  # more is padding
-        seen = [Seen(*(t[:, held - past :] for t in layer[0])) for layer in state.blocks]
+        stored = state.blocks[0][0].keys.shape[1]
+        past = min(stored, int(state.position.max()))  # more is padding
+        seen = [LayerCache(*(t[:, stored - past :] for t in layer[0])) for layer in state.blocks]
         ages = torch.arange(past, 0, -1, device=tokens.device)
         real = ages <= state.position[:, None]
         now = torch.ones_like(tokens, dtype=torch.bool) if ctx.mask is None else ctx.mask
         mask = torch.cat([real, now], 1)
         cache = _cache(seen)
-        found = self.base(
+        outputs = self.base(
             input_ids=tokens,
             attention_mask=None if bool(mask.all()) else mask.long(),
             position_ids=ctx.positions.clamp_max(self.limit - 1),  # padding may lie past the end
             past_key_values=cache,
             use_cache=True,
         )
-        kept = min(past + tokens.shape[1], int(position.max()))
+        retained = min(past + tokens.shape[1], int(position.max()))
         after = [
-            [Seen(*(ctx.last(t.transpose(1, 2), kept) for t in (layer.keys, layer.values)))] for layer in cache.layers
+            [LayerCache(*(ctx.last(t.transpose(1, 2), retained) for t in (layer.keys, layer.values)))]
+            for layer in cache.layers
         ]
-        return found.last_hidden_state, ModelState(position, after)
+        return outputs.last_hidden_state, ModelState(position, after)
 
     def __call__(
         self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
@@ -155,7 +157,7 @@ class TransformersModel:
         return self.head(ctx.last(hidden, 1))[:, 0], after
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
-        """Its modules as transformers names them, which is what its adapters go by."""
+        """Its modules under the names of transformers, which adapters use."""
         return self.inner.named_modules(*args, **kwargs)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -166,17 +168,17 @@ class TransformersModel:
 
     @torch.inference_mode()
     def _measure(self) -> None:
-        """Learns from one token heads and size of each layer's keys and of its values, and their type."""
-        told = self.base(input_ids=_trial(self, 1), past_key_values=_cache([]), use_cache=True)
-        self.head = _head(self.inner, type(told))
-        pairs = [(layer.keys, layer.values) for layer in told.past_key_values.layers]
+        """Finds the shape of each layer's keys and values and their dtype by reading one token."""
+        outputs = self.base(input_ids=_trial(self, 1), past_key_values=_cache([]), use_cache=True)
+        self.head = _head(self.inner, type(outputs))
+        pairs = [(layer.keys, layer.values) for layer in outputs.past_key_values.layers]
         self._shapes = [tuple((t.shape[1], t.shape[3]) for t in pair) for pair in pairs]
         self._dtype: torch.dtype = pairs[0][0].dtype
 
     @torch.inference_mode()
-    def _tried(self) -> tuple[float, float]:
-        """By how much logits differ between a text alone and whole, and in two pieces beside a shorter one; their
-        standard deviation."""
+    def _check_chunks(self) -> tuple[float, float]:
+        """The largest difference of logits between a text read at once, and in two chunks in a batch with a shorter
+        one; and the standard deviation of the logits."""
         text = _trial(self, TRIAL)
         alone = self.inner(input_ids=text).logits[0].float()
         both = torch.cat([text, text.flip(1)])
@@ -190,8 +192,8 @@ class TransformersModel:
 _OTHERS = "synthe import hf reads Mamba, Mamba-2, Llama, Mistral and Qwen; others with keys and values are served as is"
 
 
-class _Given(nn.Module):
-    """Stands where the blocks are: gives on what it is given, in the form in which they would."""
+class _Identity(nn.Module):
+    """Replaces the blocks: returns its input in the type of their output."""
 
     def __init__(self, form: type[Any]) -> None:
         super().__init__()
@@ -202,25 +204,25 @@ class _Given(nn.Module):
 
 
 def _head(inner: Any, form: type[Any]) -> Any:
-    """[B, ..., D] to logits [B, ..., V], with whatever else the architecture does to them: its own code, of which only
-    the blocks are left out. Its matrices are the model's, with the adapters that they have by then."""
-    bare, given = copy.copy(inner), _Given(form)
+    """The function from hidden [B, ..., D] to logits [B, ..., V]: the architecture's own code without its blocks. Its
+    matrices are the model's, with the adapters attached at the time of the call."""
+    bare, identity = copy.copy(inner), _Identity(form)
 
     def head(hidden: Tensor) -> Tensor:
-        bare._modules = dict(inner._modules) | {inner.base_model_prefix: given}
+        bare._modules = dict(inner._modules) | {inner.base_model_prefix: identity}
         rows = hidden.reshape(len(hidden), -1, hidden.shape[-1])
         return bare(inputs_embeds=rows, use_cache=False).logits.view(*hidden.shape[:-1], -1)
 
     return head
 
 
-def _cache(layers: list[Seen]) -> Any:
-    """transformers' cache of these keys and values, which are not copied."""
+def _cache(layers: list[LayerCache]) -> Any:
+    """transformers' cache of these keys and values, without a copy."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     cache = DynamicCache()
-    for seen in layers:
-        keys, values = (t.transpose(1, 2) for t in seen)
+    for each in layers:
+        keys, values = (t.transpose(1, 2) for t in each)
         layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
@@ -234,7 +236,7 @@ def _trial(model: TransformersModel, length: int) -> Tensor:
 
 
 def _digest(inner: Any) -> str:
-    """Stands for the weights: a digest of a corner of each of them."""
+    """A digest of a corner of each weight."""
     digest = hashlib.sha256()
     for name, tensor in inner.state_dict().items():
         corner = tensor[tuple(slice(8) for _ in range(tensor.dim()))]
@@ -244,7 +246,7 @@ def _digest(inner: Any) -> str:
 
 
 def is_published(path: Path) -> bool:
-    """Whether `path` is a model folder of transformers, and no checkpoint of ours."""
+    """Whether `path` is a model folder of transformers, and not a checkpoint."""
     return (path / CONFIG).is_file() and not (path / MANIFEST).is_file()
 
 
@@ -258,7 +260,7 @@ def load(path: Path, name: str | None = None, device: torch.device | str = "cpu"
             f"{path} is a model of transformers, which is not installed", "pip install 'synthe[hf]' brings it"
         ) from None
     published = Published(path)
-    published.places  # noqa: B018 (opens the files, and says in one line what is wrong with them)
+    published.files  # noqa: B018 (opens the files, and says in one line what is wrong with them)
     inner = _from_pretrained(transformers, path)
     model = TransformersModel(inner.to(device).eval().requires_grad_(False))
     steps = tokenizer_of(published, model.vocab)
@@ -271,7 +273,7 @@ def load(path: Path, name: str | None = None, device: torch.device | str = "cpu"
         raise InputError(f"{path} has no tokenizer.json", "fetch it as well")
     return LoadedModel(
         name or path.resolve().name,
-        cast(LanguageModel, model),  # it answers what the engine asks of one
+        cast(LanguageModel, model),  # it has the interface that the engine uses
         tokenizer,
         path,
         model.spec.digest,
@@ -282,12 +284,12 @@ def load(path: Path, name: str | None = None, device: torch.device | str = "cpu"
 
 def _from_pretrained(transformers: Any, path: Path) -> Any:
     """The model with every weight from its files."""
-    hushed = transformers.utils.logging
-    before, shown = hushed.get_verbosity(), hushed.is_progress_bar_enabled()
-    hushed.set_verbosity_error()
-    hushed.disable_progress_bar()
+    log = transformers.utils.logging
+    before, shown = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
     try:
-        inner, told = transformers.AutoModelForCausalLM.from_pretrained(
+        inner, info = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype="auto", local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # the library raises errors of many kinds
@@ -295,11 +297,11 @@ def _from_pretrained(transformers: Any, path: Path) -> Any:
             f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}", "does transformers load it?"
         ) from None
     finally:
-        hushed.set_verbosity(before)
+        log.set_verbosity(before)
         if shown:
-            hushed.enable_progress_bar()
-    if lacking := sorted(told["missing_keys"]):
-        raise InputError(f"{path} has no tensor {lacking[0]}, which its config.json asks for", "fetch every file")
-    if told.get("mismatched_keys"):
+            log.enable_progress_bar()
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(f"{path} has no tensor {missing[0]}, which its config.json asks for", "fetch every file")
+    if info.get("mismatched_keys"):
         raise InputError(f"{path}: config.json and the weights are of two models", "copy the folder again")
     return inner

@@ -1,4 +1,4 @@
-"""What each published architecture is in our learners, and where each of their tensors goes."""
+"""Each published architecture in our learners, and the mapping of its tensors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from synthe_core.interop.huggingface.published import Config
 
 
 class Part(NamedTuple):
-    """One learner of a layer: its `spec`, the name of the norm before it, and for each of our parameters the tensors
-    that it is made of, joined along their rows."""
+    """One learner of a layer: its `spec`, the name of the norm before it, and for each of our parameters the published
+    tensors that are concatenated along their rows."""
 
     spec: dict[str, Any]
     norm: str
@@ -20,7 +20,7 @@ class Part(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A whole model: `layers` from the bottom up, the names outside them, and the epsilon of its norms."""
+    """A model: `layers` from the bottom up, the names of tensors outside them, and the epsilon of its norms."""
 
     layers: list[list[Part]]
     embedding: str
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     head: str = "lm_head.weight"
 
     def model(self, width: int, tie: bool) -> dict[str, Any]:
-        """The `model` of a recipe, its layers as the shortest block whose repetition they are."""
+        """The `model` of a recipe, with the shortest block whose repetition gives the layers."""
         period = self._period()
         return {
             "width": width,
@@ -41,18 +41,18 @@ class Plan(NamedTuple):
         }
 
     def sources(self, tie: bool) -> dict[str, tuple[str, ...]]:
-        """Every tensor of our model and the published tensors that it is made of."""
-        found: dict[str, tuple[str, ...]] = {"embedding.weight": (self.embedding,), "norm.weight": (self.norm,)}
+        """Every tensor of our model, and the published tensors that it is made of."""
+        sources: dict[str, tuple[str, ...]] = {"embedding.weight": (self.embedding,), "norm.weight": (self.norm,)}
         if not tie:
-            found["head.weight"] = (self.head,)
+            sources["head.weight"] = (self.head,)
         period = self._period()
         for start in range(0, len(self.layers), period):
             block = f"blocks.{start // period}"
             parts = [part for layer in self.layers[start : start + period] for part in layer]
             for index, part in enumerate(parts):
-                found[f"{block}.norms.{index}.weight"] = (part.norm,)
-                found |= {f"{block}.learners.{index}.{name}": theirs for name, theirs in part.tensors.items()}
-        return found
+                sources[f"{block}.norms.{index}.weight"] = (part.norm,)
+                sources |= {f"{block}.learners.{index}.{name}": theirs for name, theirs in part.tensors.items()}
+        return sources
 
     def _period(self) -> int:
         specs = [[part.spec for part in layer] for layer in self.layers]
@@ -62,7 +62,7 @@ class Plan(NamedTuple):
 
 
 def plan(config: Config) -> Plan:
-    """What config.json describes; InputError for an architecture or an option that cannot be expressed."""
+    """The plan of the model in config.json. InputError for an architecture or option that cannot be expressed."""
     names = config.items("architectures", [])
     if not names:
         known = ", ".join(ARCHITECTURES)
@@ -74,7 +74,7 @@ def plan(config: Config) -> Plan:
 
 
 def tied_by_default(config: Config) -> bool:
-    """Whether embedding and head are one matrix where config.json does not say."""
+    """Whether embedding and head share a matrix by config.json, or by default."""
     return config.flag("tie_word_embeddings", config.get("model_type") == "mamba")
 
 
@@ -105,8 +105,8 @@ def _transformer(
     mlp_bias: bool = False,
     head_size: int | None = None,
 ) -> Plan:
-    """Attention and a SwiGLU MLP, each behind a norm. `attention` holds what differs from a plain one, `windows` the
-    window of each layer where it is not in there, `head_size` what an absent head_dim means."""
+    """Attention and a SwiGLU MLP, each behind a norm. `attention` has the options that differ from the default,
+    `windows` the window of each layer if it is not among them, `head_size` the default of head_dim."""
     config.only("hidden_act", "silu", "swish")
     width, heads = config.size("hidden_size"), config.size("num_attention_heads")
     spec = {

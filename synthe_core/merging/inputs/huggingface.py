@@ -48,8 +48,8 @@ class HuggingFaceModel(Model):
         return (path / CONFIG).is_file() and any(next(path.glob(name), None) for name in weights)
 
     def locate_tensors(self) -> Mapping[str, HashedFile]:
-        files = {name: HashedFile(self.path / name) for name in sorted(set(self._published.places.values()))}
-        return {tensor: files[file] for tensor, file in self._published.places.items()}
+        files = {name: HashedFile(self.path / name) for name in sorted(set(self._published.files.values()))}
+        return {tensor: files[file] for tensor, file in self._published.files.items()}
 
     @property
     def config(self) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def test_a_tokenizer_keeps_its_marks_and_its_chat_template(tmp_path: Path) -> No
     ("block", "model", "told"),
     [
         (DELTA, {}, "it is delta, mlp"),
-        (attention(), {"depth": {"min": 1}}, "skip blocks"),
+        (attention(), {"depth": {"min": 1}}, "past blocks"),
         (attention(rope=None), {}, "without positions"),
         (attention(norm_eps=1e-3), {}, "two epsilons"),
         (attention(window=5) + attention(window=6), {}, "windows of several sizes, 5, 6"),
@@ -127,10 +127,10 @@ def test_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events = list(export_hf(path))
     assert events[-1].path == Path("exports/ours") and events[-1].path.is_dir()
     assert any("confidence head is left out" in event.message for event in of(events, Notice))
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         list(export_hf(path))
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         list(export_hf(path, out=tmp_path / "file"))
 
 

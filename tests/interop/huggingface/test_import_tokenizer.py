@@ -124,4 +124,4 @@ def test_an_end_that_the_model_does_not_know_is_told(tmp_path: Path) -> None:
     transformer(tmp_path / "theirs", layers=1, vocab_size=270, eos_token_id=None)
     (tmp_path / "theirs" / "generation_config.json").unlink()
     said = [e.message for e in import_hf(tmp_path / "theirs", out=tmp_path / "ours") if isinstance(e, Notice)]
-    assert any("names no end of text" in line for line in said)
+    assert any("has no end-of-text token" in line for line in said)

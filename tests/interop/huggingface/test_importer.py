@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from synthe_core.errors import InputError
 from synthe_core.events import Notice, Progress, Result, Saved
 from synthe_core.interop.huggingface import import_hf
-from synthe_core.interop.huggingface.importer import Renamed
+from synthe_core.interop.huggingface.importer import ConvertedTensors
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.interop.huggingface.models import VOCAB, published, tokens, transformer
 
@@ -156,13 +156,13 @@ def test_only_a_shard_of_tensors_is_held(tmp_path: Path, monkeypatch: pytest.Mon
     """Tensors are read when they are written: never all of them at once."""
     transformer(tmp_path / "theirs", layers=6)
     monkeypatch.setattr("synthe_core.interop.huggingface.importer.SHARD_BYTES", 60_000)
-    held, most, original = 0, 0, Renamed.__getitem__
+    held, most, original = 0, 0, ConvertedTensors.__getitem__
 
     def release(size: int) -> None:
         nonlocal held
         held -= size
 
-    def counted(self: Renamed, name: str) -> torch.Tensor:
+    def counted(self: ConvertedTensors, name: str) -> torch.Tensor:
         nonlocal held, most
         tensor = original(self, name)
         held += tensor.nbytes
@@ -170,7 +170,7 @@ def test_only_a_shard_of_tensors_is_held(tmp_path: Path, monkeypatch: pytest.Mon
         weakref.finalize(tensor, release, tensor.nbytes)
         return tensor
 
-    monkeypatch.setattr(Renamed, "__getitem__", counted)
+    monkeypatch.setattr(ConvertedTensors, "__getitem__", counted)
     checkpoint = imported(tmp_path / "theirs")
     assert 0 < most < 0.5 * sum(tensor.nbytes for tensor in checkpoint.tensors.values())
 
