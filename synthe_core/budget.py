@@ -1,4 +1,4 @@
-"""How long a run lasts: in tokens, steps or wall-clock time."""
+"""The length of a run in tokens, steps or wall-clock time."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Budget(NamedTuple):
-    """`amount` of `unit`; written as 20Mtokens, 500steps, 90s, 3m, 2h or 1d."""
+    """An amount of tokens, steps or seconds, written as 20Mtokens, 500steps, 90s, 3m, 2h or 1d."""
 
     amount: float
     unit: Unit
 
     @classmethod
     def parse(cls, text: Any) -> Budget:
-        """Reads the written form; raises ValueError with an example otherwise."""
+        """Parses the written form. ValueError with an example otherwise."""
         if isinstance(text, Budget):
             return text
         match = _PATTERN.match(str(text))
@@ -48,7 +48,7 @@ class Budget(NamedTuple):
         return f"{self.amount:.15g}{self.unit}"
 
     def fraction(self, *, tokens: float, steps: float, seconds: float) -> float:
-        """How much of the budget is spent, 0 to 1 and beyond."""
+        """The share of the budget that is spent; above 1 beyond its end."""
         return {"tokens": tokens, "steps": steps, "seconds": seconds}[self.unit] / self.amount
 
     @classmethod

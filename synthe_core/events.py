@@ -1,4 +1,4 @@
-"""What a long verb yields while it works. The core never prints: renderers in the command line show these."""
+"""The events that a long verb yields. The core never prints; the command line renders events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Progress(Event):
 
 @dataclass(frozen=True)
 class Metric(Event):
-    """Numbers at a step. `phase` is "train" or "validation"; `what` is the Progress it belongs to, where it says."""
+    """Numbers at a step. `phase` is "train" or "validation"; `what` names the Progress it belongs to."""
 
     step: int
     phase: str
@@ -39,7 +39,7 @@ class Metric(Event):
 
 @dataclass(frozen=True)
 class Sample(Event):
-    """A piece of text written by the model at a step."""
+    """A text that the model generated at a step."""
 
     step: int
     text: str
@@ -47,7 +47,7 @@ class Sample(Event):
 
 @dataclass(frozen=True)
 class Notice(Event):
-    """Something worth a line: `level` is "info" or "warning"."""
+    """A message: `level` is "info" or "warning"."""
 
     message: str
     level: str = "info"
@@ -55,7 +55,7 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """A checkpoint is whole on disk."""
+    """A checkpoint was saved."""
 
     path: Path
     step: int
@@ -63,7 +63,7 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class Result(Event):
-    """The end of a verb: the path it wrote, where it wrote one, and its figures."""
+    """The result of a verb: its values, and the path that it wrote, if any."""
 
     values: dict[str, object] = field(default_factory=dict)
     path: Path | None = None
@@ -71,7 +71,7 @@ class Result(Event):
 
 @dataclass(frozen=True)
 class Measurement(Event):
-    """Figures of one benchmark case."""
+    """The measured values of one benchmark case."""
 
     case: str
     values: dict[str, float | str | None]

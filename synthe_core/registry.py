@@ -1,4 +1,4 @@
-"""Lazy tables of names: `name -> "module:object"`, opened by plugins through entry points."""
+"""Lazy tables of names: `name -> "module:object"`, extended by plugins through entry points."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from synthe_core.errors import unknown
 
 
 class Table:
-    """A table of named things that are imported only when asked for.
+    """A table of named objects, each imported on first use.
 
-    `kind` is the word used in errors ("learner"), `group` the entry-point group that plugins extend it through;
-    `aliases` maps other names to the entries that they stand for. Iteration gives each entry once.
+    kind: the word for an entry in errors ("learner"). group: the entry-point group with which plugins extend it.
     """
 
     def __init__(self, kind: str, group: str, entries: dict[str, str], aliases: dict[str, str] | None = None) -> None:

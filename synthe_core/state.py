@@ -1,7 +1,7 @@
 """State: what a learner remembers between calls, as a tree of tensors with the batch row first in every leaf.
 
-A tree is a tensor, or a NamedTuple, tuple, list or dict of trees. That one law (batch row first) is all that
-truncated back-propagation, batching, forking, saving and accounting need.
+A tree is a tensor, or a NamedTuple, tuple, list or dict of trees. Batching, forking, saving, accounting and truncated
+back-propagation need no more than this.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def map_leaves(fn: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     if isinstance(tree, (tuple, list)):
         mapped = [map_leaves(fn, value, *(o[i] for o in others)) for i, value in enumerate(tree)]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
-    raise TypeError(f"a state holds tensors only, not {type(tree).__name__}")
+    raise TypeError(f"a state contains tensors only, not {type(tree).__name__}")
 
 
 def named_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -43,7 +43,7 @@ def named_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def rows(tree: Tree) -> int:
-    """How many sequences the state holds; 0 for a state without leaves."""
+    """The number of sequences in the state; 0 for a state without leaves."""
     return next((leaf.shape[0] for _, leaf in named_leaves(tree)), 0)
 
 
@@ -53,18 +53,18 @@ def nbytes(tree: Tree) -> int:
 
 
 def detach(tree: Tree) -> Tree:
-    """The same values, cut from the graph: the boundary of truncated back-propagation."""
+    """The state without its autograd graph: the boundary of truncated back-propagation."""
     return map_leaves(Tensor.detach, tree)
 
 
 def take(tree: Tree, index: Tensor) -> Tree:
-    """Rows `index` (int64 [N]) of the state, copied: forks, reorders and drops sequences."""
+    """A copy of rows `index` (int64 [N]) of the state: forks, reorders and drops sequences."""
     return map_leaves(lambda leaf: leaf.index_select(0, index.to(leaf.device)), tree)
 
 
 def put(tree: Tree, index: Tensor, part: Tree) -> Tree:
-    """`tree` with rows `index` (int64 [N]) replaced by those of `part`; the inverse of `take`. A window that has grown
-    in `part` grows in the other rows too, at the front, their oldest end."""
+    """`tree` with rows `index` (int64 [N]) replaced by those of `part`; the inverse of `take`. If windows
+    are longer in `part`, the other rows are padded at the front, their oldest end."""
 
     def replace(leaf: Tensor, rows: Tensor) -> Tensor:
         if leaf.dim() > 1:
@@ -75,7 +75,7 @@ def put(tree: Tree, index: Tensor, part: Tree) -> Tree:
 
 
 def join(trees: Sequence[Tree]) -> Tree:
-    """States of several batches as one. Windows of different length are padded at the front, their oldest end."""
+    """Concatenates the states of several batches. Shorter windows are padded at the front, their oldest end."""
 
     def concatenate(first: Tensor, *rest: Tensor) -> Tensor:
         parts = [first, *rest]

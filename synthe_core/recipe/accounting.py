@@ -1,4 +1,4 @@
-"""What a recipe's model weighs and costs, counted on a model without storage."""
+"""Parameters, state and FLOPs of a recipe's model, counted on a model without storage."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from synthe_core.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Account:
-    """`by_learner` adds up to `parameters`; a matrix that embedding and head share counts once, as the embedding.
+    """The counts of a model.
 
-    active_parameters: those that one token meets, fewer than `parameters` where experts are chosen among.
-    state_bytes: bytes that one sequence's state takes after that many tokens. flops: floating-point operations per
-    token of a forward pass over `sequence` tokens; training takes three times as many (forward, and twice backward).
+    by_learner:        sums to `parameters`; a matrix shared by embedding and head counts once, as the embedding.
+    active_parameters: those that one token uses; fewer than `parameters` in a mixture of experts.
+    state_bytes:       bytes of one sequence's state, by its number of tokens.
+    flops:             floating-point operations per token of a forward pass over `sequence` tokens; training takes
+                       three times as many, one forward and two for the backward pass.
     """
 
     parameters: int
@@ -40,7 +42,7 @@ class Account:
 
 
 def account(recipe: Recipe) -> Account:
-    """Counts a recipe's model; raises InputError where its sizes do not go together."""
+    """Counts a recipe's model. InputError if its sizes do not match."""
     vocabulary = vocabulary_of(recipe)
     model = recipe.meta_model(vocabulary)
     time = recipe.data.sequence
@@ -57,7 +59,7 @@ def account(recipe: Recipe) -> Account:
 
 
 def vocabulary_of(recipe: Recipe) -> int:
-    """How many tokens the recipe's tokenizer knows; one that is still to be trained will know what was asked for."""
+    """The size of the tokenizer's vocabulary; for one that is not trained yet, the requested size."""
     tokenizer = recipe.data.tokenizer
     return tokenizer.vocab or open_tokenizer(tokenizer.type).vocab_size
 

@@ -185,18 +185,18 @@ class Recipe(Spec):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
     def digest(self) -> str:
-        """A short name for what was asked, the same on every machine."""
+        """A digest of the recipe, the same on every machine."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def meta_model(self, vocab: int) -> Model:
-        """The model without storage: for counting, and for finding impossible sizes early."""
+        """The model without storage, for counting and for checking sizes."""
         with torch.device("meta"):
             return build_model(self.model, vocab)
 
 
 def _assign(values: dict[str, Any], assignment: str) -> tuple[Key, ...]:
-    """Applies `train.lr=1e-3` or `model.block.1.heads=4` to the plain values of a recipe; gives the key's path."""
+    """Applies `train.lr=1e-3` or `model.block.1.heads=4` to the plain values of a recipe; returns the key's path."""
     path, equals, text = assignment.partition("=")
     if not equals or not path.strip():
         raise InputError(f"--set {assignment}: expected key=value", "for example --set train.lr=1e-3")
@@ -228,13 +228,13 @@ def _assign(values: dict[str, Any], assignment: str) -> tuple[Key, ...]:
 
 
 def _keep_only(entry: dict[str, Any], config: type[Spec]) -> None:
-    """Drops the keys that a learner put into another's place does not have, so that swapping one is one --set."""
+    """Drops the keys that a learner of another type does not have, so that one --set replaces a learner."""
     for key in entry.keys() - config.model_fields.keys():
         del entry[key]
 
 
 def _explain(error: ValidationError, source: YamlSource) -> InputError:
-    """The first few faults of a recipe, each with its place, as one error."""
+    """The first few errors of a recipe, each with its position, as one InputError."""
     faults = list(_flatten(error.errors(include_url=False), ()))
     lines, hints = [], []
     for path, message, hint in faults[:5]:
@@ -249,7 +249,7 @@ def _explain(error: ValidationError, source: YamlSource) -> InputError:
 def _flatten(
     errors: Iterable[Any], prefix: tuple[Key, ...], keys: list[str] | None = None
 ) -> Iterable[tuple[tuple[Key, ...], str, str | None]]:
-    """Each fault as its path, its message and its hint; `keys` are those of the learner that the faults are in."""
+    """Path, message and hint of each error; `keys` are those of the learner that the errors are in."""
     for fault in errors:
         path = (*prefix, *fault["loc"])
         context = fault.get("ctx", {})

@@ -1,4 +1,4 @@
-"""A run on disk: runs/NAME with its recipe, its metrics and its checkpoints."""
+"""A run on disk: runs/NAME with recipe, metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ RUNS = Path("runs")
 
 
 class RunFolder:
-    """The folder of one run, held by one process at a time.
+    """The folder of one run, locked by one process at a time.
 
-    metrics.jsonl has a line for every metric: {"step", "phase", "seconds", ...}. It grows only, except that going on
-    from step n first drops the lines after n.
+    metrics.jsonl has a line for every metric: {"step", "phase", "seconds", ...}. Lines are only appended, except that
+    resuming from step n first drops the lines after n.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,11 +55,11 @@ class RunFolder:
         write_file(self.path / "recipe.yaml", recipe.to_yaml())
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint of a step goes."""
+        """The path of the checkpoint of a step."""
         return self.checkpoints / f"step-{step:08}"
 
     def record(self, step: int, phase: str, values: dict[str, float]) -> None:
-        """Adds a line to metrics.jsonl; what is no number becomes null."""
+        """Appends a line to metrics.jsonl; NaN and infinity become null."""
         plain = {key: value if math.isfinite(value) else None for key, value in values.items()}
         try:
             self._metrics.write(json.dumps({"step": step, "phase": phase, **plain}).encode() + b"\n")
@@ -78,7 +78,7 @@ class RunFolder:
         self._metrics.truncate(end)
 
     def prune(self, keep: int) -> None:
-        """Keeps the `keep` newest checkpoints and the best by validation."""
+        """Deletes all checkpoints but the `keep` newest and the best by validation."""
         paths = checkpoints(self.path)
         retained = {*paths[-keep:], best_checkpoint(paths)}
         for path in paths:
@@ -92,7 +92,7 @@ class RunFolder:
 
 
 def new_run(name: str, out: Path | None) -> Path:
-    """The folder for a new run: `out`, or runs/NAME, NAME-2, NAME-3 ..., whichever is free."""
+    """The folder for a new run: `out`, or the first free of runs/NAME, runs/NAME-2, runs/NAME-3 ..."""
     if out is None:
         number = 1
         while taken(path := RUNS / (name if number == 1 else f"{name}-{number}")):
@@ -101,12 +101,12 @@ def new_run(name: str, out: Path | None) -> Path:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", "--out names a folder")
     if taken(out):
-        held = checkpoints(out)
+        resumable = bool(checkpoints(out))
         hint = f"resume it: synthe train {out} --resume; or choose another --out"
-        raise InputError(f"{out} is not empty", hint if held else "choose another --out")
+        raise InputError(f"{out} is not empty", hint if resumable else "choose another --out")
     return out
 
 
 def taken(path: Path) -> bool:
-    """Whether something is there already."""
+    """Whether a path exists and is not an empty folder."""
     return path.exists() and (not path.is_dir() or any(path.iterdir()))

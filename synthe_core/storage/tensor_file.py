@@ -1,4 +1,4 @@
-"""safetensors files mapped into memory: each tensor where it lies, and no header believed before it is checked."""
+"""Memory-mapped safetensors files, with validation of the header."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from synthe_core.errors import InputError
 
-HEADER_LIMIT = 100_000_000  # bytes, as the format says
-SMALL = 1 << 16  # bytes: below it a tensor is read, because every mapping costs a page and a call
-ALIGN = 64  # bytes: where tensors begin in a file that is written here
+HEADER_LIMIT = 100_000_000  # bytes, the limit of the format
+MIN_MAPPED = 1 << 16  # bytes; smaller tensors are read, because every mapping costs a page and a system call
+ALIGN = 64  # bytes; the data of a written file begin at a multiple of this
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -39,7 +39,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies: bytes `begin` to `end` of the data."""
+    """Type and shape of a tensor, and its bytes `begin` to `end` of the data."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -48,11 +48,11 @@ class Entry(NamedTuple):
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, or of the stretch of `size` bytes from `start` that is one.
+    """The tensors of a safetensors file, or of `size` bytes from `start` of a larger file that are one.
 
-    A tensor is a private mapping of the file: nothing is read before it is used, and what is written to it stays in
-    memory. `entries` tells types and shapes, `metadata` what the file says of itself. InputError, in words, for
-    anything that is not exactly what the format says: lengths that lie, tensors that overlap or leave gaps.
+    A tensor is a private mapping of the file: it is read when it is used, and writes to it stay in memory. entries:
+    types and shapes; metadata: the file's metadata. InputError for a file that violates the format, such as wrong
+    lengths, or tensors that overlap or leave gaps.
     """
 
     def __init__(self, path: Path, start: int = 0, size: int | None = None, name: str | None = None) -> None:
@@ -65,7 +65,7 @@ class TensorFile(Mapping[str, Tensor]):
                 header = self._header(file, size)
         except OSError as error:
             raise self._damaged(error.strerror or str(error)) from None
-        self.data = start + size - self._size_of_data  # where the data begin, in the file
+        self.data = start + size - self._size_of_data  # offset of the data in the file
         self.metadata, self.entries = self._parse(header)
 
     def _header(self, file: BinaryIO, size: int) -> bytes:
@@ -79,11 +79,11 @@ class TensorFile(Mapping[str, Tensor]):
 
     def _parse(self, header: bytes) -> tuple[dict[str, str], dict[str, Entry]]:
         try:
-            content = json.loads(header.decode("utf-8"), object_pairs_hook=_once)
+            content = json.loads(header.decode("utf-8"), object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
-            raise self._damaged(f"its header is no JSON: {str(error)[:100]}") from None
+            raise self._damaged(f"its header is not JSON: {str(error)[:100]}") from None
         if not isinstance(content, dict):
-            raise self._damaged("its header is no table of tensors")
+            raise self._damaged("its header is not a table of tensors")
         metadata = content.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise self._damaged("its metadata are not texts")
@@ -95,22 +95,22 @@ class TensorFile(Mapping[str, Tensor]):
                 raise self._damaged(f"its tensors {how} at {name[:80]}")
             end = entry.end
         if end != self._size_of_data:
-            raise self._damaged(f"its header speaks of {end} bytes of data, and there are {self._size_of_data}")
+            raise self._damaged(f"its header describes {end} bytes of data, and there are {self._size_of_data}")
         return metadata, entries
 
     def _entry(self, name: str, value: Any) -> Entry:
-        shown = name[:80]
+        short_name = name[:80]
         try:
-            kind, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+            type_name, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
         except (KeyError, TypeError, ValueError):
-            raise self._damaged(f"its header says no type, shape and place for {shown}") from None
-        if not isinstance(kind, str) or kind not in DTYPES:
-            raise self._damaged(f"{shown} is of a type {str(kind)[:20]!r} that is not read here")
+            raise self._damaged(f"its header says no type, shape and place for {short_name}") from None
+        if not isinstance(type_name, str) or type_name not in DTYPES:
+            raise self._damaged(f"{short_name} has a type {str(type_name)[:20]!r} that is not supported")
         if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**62 for n in (*shape, begin, end)):
-            raise self._damaged(f"the shape or place of {shown} is no list of sizes")
-        dtype = DTYPES[kind]
+            raise self._damaged(f"the shape or place of {short_name} is not a list of sizes")
+        dtype = DTYPES[type_name]
         if len(shape) > 32 or end - begin != math.prod(shape) * dtype.itemsize:
-            raise self._damaged(f"{shown} is {shape[:8]} of {kind} and takes {end - begin} bytes")
+            raise self._damaged(f"{short_name} is {shape[:8]} of {type_name} and takes {end - begin} bytes")
         return Entry(dtype, tuple(shape), begin, end)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -124,7 +124,7 @@ class TensorFile(Mapping[str, Tensor]):
         first = begin - begin % mmap.ALLOCATIONGRANULARITY
         try:
             with self._path.open("rb") as file:
-                if size < SMALL or begin % entry.dtype.itemsize:
+                if size < MIN_MAPPED or begin % entry.dtype.itemsize:
                     file.seek(begin)
                     buffer: Any = bytearray(file.read(size))
                     first = begin
@@ -143,8 +143,8 @@ class TensorFile(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def _damaged(self, how: str) -> InputError:
-        return InputError(f"{self.name} is damaged: {how}", "use another copy, or another checkpoint of the run")
+    def _damaged(self, reason: str) -> InputError:
+        return InputError(f"{self.name} is damaged: {reason}", "use another copy, or another checkpoint of the run")
 
 
 def write_tensors(
@@ -153,9 +153,9 @@ def write_tensors(
     tensors: Iterable[tuple[str, Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes a safetensors file one tensor at a time. `described` says what comes, in the order in which it comes.
+    """Writes a safetensors file one tensor at a time. `described` has their names, types and shapes, in order.
 
-    The same content gives the same bytes, and the data begin at a multiple of ALIGN.
+    Equal content gives equal bytes, and the data begin at a multiple of ALIGN.
     """
     with path.open("wb") as file:
         file.write(header(described, metadata))
@@ -166,7 +166,7 @@ def write_tensors(
 
 
 def header(described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """What comes before the data of a file that holds the tensors `described`, one after the other."""
+    """The header of a file with the tensors `described`, one after the other."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, (dtype, shape) in described.items():
@@ -177,9 +177,9 @@ def header(described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadat
     return len(text).to_bytes(8, "little") + text
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys occur once: which of two would be meant is anybody's guess."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError for a duplicate key."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
         raise ValueError("a name occurs twice")
-    return found
+    return values

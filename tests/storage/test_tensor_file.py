@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from synthe_core.errors import InputError
-from synthe_core.storage.tensor_file import DTYPES, SMALL, TensorFile, write_tensors
+from synthe_core.storage.tensor_file import DTYPES, MIN_MAPPED, TensorFile, write_tensors
 
 
 def write(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
@@ -21,7 +21,7 @@ def write(path: Path, header: object, data: bytes = b"", length: int | None = No
 
 def test_it_reads_what_the_library_wrote(tmp_path):
     tensors = {name: torch.arange(24).to(dtype).view(2, 3, 4) for name, dtype in DTYPES.items()}
-    tensors |= {"empty": torch.empty(0, 5), "scalar": torch.tensor(3.5), "large": torch.randn(SMALL)}
+    tensors |= {"empty": torch.empty(0, 5), "scalar": torch.tensor(3.5), "large": torch.randn(MIN_MAPPED)}
     save_file(tensors, tmp_path / "x", metadata={"format": "pt"})
     file = TensorFile(tmp_path / "x")
     assert file.metadata == {"format": "pt"} and set(file) == set(tensors) and len(file) == len(tensors)
@@ -50,7 +50,7 @@ def test_a_stretch_of_a_larger_file(tmp_path):
 
 
 def test_what_is_written_stays_in_memory(tmp_path):
-    save_file({"large": torch.zeros(SMALL)}, tmp_path / "x")
+    save_file({"large": torch.zeros(MIN_MAPPED)}, tmp_path / "x")
     TensorFile(tmp_path / "x")["large"].fill_(1)
     assert not TensorFile(tmp_path / "x")["large"].any()
 
@@ -61,25 +61,25 @@ GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 @pytest.mark.parametrize(
     ("header", "size", "message"),
     [
-        (b"{", 0, "no JSON"),
-        (b"[]", 0, "no table of tensors"),
-        (b"\xff\xfe", 0, "no JSON"),
-        (b"[" * 50_000, 0, "no JSON"),
+        (b"{", 0, "not JSON"),
+        (b"[]", 0, "not a table of tensors"),
+        (b"\xff\xfe", 0, "not JSON"),
+        (b"[" * 50_000, 0, "not JSON"),
         (b'{"a":1,"a":2}', 0, "a name occurs twice"),
         ({"a": 1}, 0, "says no type"),
-        ({"a": {**GOOD, "dtype": "F33"}}, 8, "is of a type"),
-        ({"a": {**GOOD, "dtype": ["F32"]}}, 8, "is of a type"),
-        ({"a": {**GOOD, "shape": [-2]}}, 8, "no list of sizes"),
-        ({"a": {**GOOD, "shape": [2.0]}}, 8, "no list of sizes"),
-        ({"a": {**GOOD, "shape": [True, 2]}}, 8, "no list of sizes"),
-        ({"a": {**GOOD, "shape": [1 << 70]}}, 8, "no list of sizes"),
+        ({"a": {**GOOD, "dtype": "F33"}}, 8, "has a type"),
+        ({"a": {**GOOD, "dtype": ["F32"]}}, 8, "has a type"),
+        ({"a": {**GOOD, "shape": [-2]}}, 8, "is not a list of sizes"),
+        ({"a": {**GOOD, "shape": [2.0]}}, 8, "is not a list of sizes"),
+        ({"a": {**GOOD, "shape": [True, 2]}}, 8, "is not a list of sizes"),
+        ({"a": {**GOOD, "shape": [1 << 70]}}, 8, "is not a list of sizes"),
         ({"a": {**GOOD, "shape": [3]}}, 8, "takes 8 bytes"),
         ({"a": {**GOOD, "shape": [1 << 61, 1 << 61]}}, 8, "takes 8 bytes"),
         ({"a": {**GOOD, "shape": [1] * 40 + [2]}}, 8, "takes 8 bytes"),
         ({"a": {**GOOD, "data_offsets": [8, 0]}}, 8, "takes -8 bytes"),
         ({"a": {**GOOD, "data_offsets": [0]}}, 8, "says no type"),
-        ({"a": GOOD}, 4, "speaks of 8 bytes of data, and there are 4"),
-        ({"a": GOOD}, 9, "speaks of 8 bytes of data, and there are 9"),
+        ({"a": GOOD}, 4, "describes 8 bytes of data, and there are 4"),
+        ({"a": GOOD}, 9, "describes 8 bytes of data, and there are 9"),
         ({"a": GOOD, "b": GOOD}, 8, "tensors overlap at b"),
         ({"a": GOOD, "b": {**GOOD, "data_offsets": [12, 20]}}, 20, "leave a gap at b"),
         ({"__metadata__": {"a": 1}}, 0, "metadata are not texts"),

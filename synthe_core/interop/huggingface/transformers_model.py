@@ -251,8 +251,8 @@ def is_published(path: Path) -> bool:
 
 
 def load(path: Path, name: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
-    """The model folder at `path`, in the type that its weights are stored in. Nothing is fetched, no pickle is read and
-    no code of the folder is run."""
+    """The model folder at `path`, in the dtype of its weights. Nothing is downloaded, no pickle is read and no code of
+    the folder runs."""
     try:
         import transformers
     except ImportError:

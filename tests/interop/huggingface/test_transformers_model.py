@@ -277,7 +277,7 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, fault: str) -
     with pytest.raises(InputError) as caught:
         transformers_model.load(path)
     told = {
-        "mamba": "takes no", "no tokenizer": "tokenizer.json", "no limit": "limit the length", "missing tensor": "norm.weight",
+        "mamba": "takes no", "no tokenizer": "tokenizer.json", "no limit": "length", "missing tensor": "norm.weight",
         "pickle": "pickle", "kind": "unheard-of", "truncated": "damaged",
     }  # fmt: skip
     assert told[fault] in caught.value.message and "\n" not in caught.value.message
