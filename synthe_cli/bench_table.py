@@ -12,15 +12,15 @@ from synthe_core.benchmarks.synthetic.summary import (
     Summary,
     benches,
     chance_text,
-    heads,
     overview_text,
     percent,
     plain,
-    scores,
+    score_cells,
+    score_columns,
 )
 from synthe_core.units import format_count, format_size
 
-COSTS = ["state", "parameters", "steps", "time", "ended"]
+COST_COLUMNS = ["state", "parameters", "steps", "time", "ended"]
 LEFT_OUT = ["parameters", "steps", "seeds", "time", "ended", "state"]  # in this order, where a terminal is narrow
 BAR = 40  # characters of an accuracy of 1
 NOTHING = 0.05  # of the way from chance to 1: nothing was learned
@@ -34,7 +34,7 @@ def show(found: list[Summary], plot: bool = False) -> None:
     tasks = benches(found)
     for number, bench in enumerate(tasks):
         title = f"{bench.title}: chance {chance_text(bench.chance)}"
-        _print(("\n" if number else "") + title, heads(bench) + COSTS, _lines(bench))
+        _print(("\n" if number else "") + title, score_columns(bench) + COST_COLUMNS, _lines(bench))
         if plot:
             _say("\n" + bars(bench))
     if len(tasks) > 1:
@@ -67,16 +67,16 @@ def _lines(bench: Bench) -> list[list[Cell]]:
         for value, high in zip(values, highest, strict=True):
             learned = value is not None and value - bench.chance > NOTHING * (1 - bench.chance)
             styles.append("dim" if not learned else "bold" if value == high else "")
-        texts = scores(bench, row)
-        costs = [
+        texts = score_cells(bench, row)
+        cost_cells = [
             format_size(row.state_bytes),
             format_count(row.parameters),
             format_count(row.steps),
             figures.duration(row.seconds),
             row.ended,
         ]
-        styles += [""] * (len(texts) + len(costs) - len(styles))
-        lines.append(list(zip([*texts, *costs], styles, strict=True)))
+        styles += [""] * (len(texts) + len(cost_cells) - len(styles))
+        lines.append(list(zip([*texts, *cost_cells], styles, strict=True)))
     return lines
 
 

@@ -62,9 +62,9 @@ def placed(device: str | None, preset: str | None, launcher: str) -> tuple[str, 
 
 def settings(assign: list[str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """--set learner.KEY=V and task.KEY=V as the settings of the learner and of the task."""
-    from synthe_core.benchmarks.synthetic.plan import assigned
+    from synthe_core.benchmarks.synthetic.plan import parse_assignments
 
-    chosen = assigned(assign or [], "--set")
+    chosen = parse_assignments(assign or [], "--set")
     if stray := [key for key in chosen if key.partition(".")[0] not in ("learner", "task")]:
         raise InputError(f"--set {stray[0]}: expected learner.KEY or task.KEY", "for example --set learner.heads=4")
     learner, task = (

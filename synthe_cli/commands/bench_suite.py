@@ -77,7 +77,7 @@ def zoology(
         layers=layer or ([] if recipe else plan.causal_learners()),
         recipes=[find_recipe(each) for each in recipe or []],
         preset=size,
-        swept=plan.listed(sweep or []),
+        swept=plan.parse_sweep(sweep or []),
         seeds=seeds,
         **given(lr=lr, width=width, blocks=blocks, epochs=epochs, steps=steps),
     )

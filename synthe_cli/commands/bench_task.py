@@ -98,7 +98,7 @@ def bench_task(
         preset=size,
         settings=chosen | _keys(ctx, task),
         learner=learner,
-        swept=plan.listed(sweep or []),
+        swept=plan.parse_sweep(sweep or []),
         seeds=seeds,
         **given(lr=lr, width=width, blocks=blocks, epochs=epochs, steps=steps),
     )
@@ -114,7 +114,7 @@ def bench_task(
 
 def _keys(ctx: typer.Context, task: str) -> dict[str, Any]:
     """`--pairs 8 --group=S3` as {"pairs": 8, "group": "S3"}; InputError where the task has no such key."""
-    from synthe_core.benchmarks.synthetic.plan import assigned
+    from synthe_core.benchmarks.synthetic.plan import parse_assignments
     from synthe_core.tasks import TASKS
 
     options = [option for parameter in ctx.command.params for option in parameter.opts if option.startswith("--")]
@@ -132,7 +132,7 @@ def _keys(ctx: typer.Context, task: str) -> dict[str, Any]:
                 raise InputError(f"{word} needs a value")
             value = rest.pop(0)
         found.append(f"{key.replace('-', '_')}={value}")
-    return assigned(found, "")
+    return parse_assignments(found, "")
 
 
 def finish(

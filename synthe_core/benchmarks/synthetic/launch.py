@@ -1,4 +1,4 @@
-"""Where the trials of a sweep run: in this process, in several here, or on a cluster through engines that exist."""
+"""Launchers of trials: processes of this machine, Ray or Slurm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Work = Callable[..., dict[str, Any]]
 
 
 class Pending(Protocol):
-    """A trial under way: a concurrent.futures.Future, or what a cluster's engine has in its place."""
+    """A running trial: a concurrent.futures.Future, or the equivalent of a cluster's engine."""
 
     def done(self) -> bool: ...
 
@@ -36,43 +36,43 @@ class Pending(Protocol):
 
 
 class Launcher(Protocol):
-    """Starts work elsewhere."""
+    """Runs trials in other processes."""
 
     def start(self, work: Work, calls: Sequence[tuple[Any, ...]]) -> Sequence[Pending]:
-        """`work(*call)` of each call, in this order as there is room."""
+        """Submits `work(*call)` for each call; they run in this order."""
 
-    def told(self) -> list[Event]:
-        """What work under way has given to `tell` since the last time; of finished work nothing is missing."""
+    def drain_events(self) -> list[Event]:
+        """The events that trials sent since the last call, with all events of finished trials."""
 
     def close(self) -> None:
-        """Stops what is under way."""
+        """Stops running trials."""
 
 
-def check(launcher: str) -> None:
-    """InputError where the launcher is not known, its engine is not installed, or has nothing to drive."""
+def check_launcher(launcher: str) -> None:
+    """InputError if the launcher is unknown, its engine is not installed, or Slurm is not available."""
     if launcher not in LAUNCHERS:
         raise unknown("launcher", launcher, LAUNCHERS)
     module = EXTRAS.get(launcher)
     if module is not None and find_spec(module) is None:
         raise InputError(f"--launcher {launcher} needs {module}", f"pip install {module}, or 'synthe[cluster]'")
     if launcher == "slurm" and shutil.which("sbatch") is None:
-        hint = "start it where jobs are submitted; --jobs spreads trials over this machine"
-        raise InputError("--launcher slurm: there is no Slurm here, as `sbatch` is not found", hint)
+        hint = "start the sweep where Slurm jobs are submitted, or use --jobs for this machine"
+        raise InputError("--launcher slurm: `sbatch` is not found", hint)
 
 
 def open_launcher(launcher: str, jobs: int | None, folder: Path, device: str) -> Launcher:
-    """The launcher by its name. `jobs` trials at once (None: one here, on Slurm as many as it has room for)."""
-    check(launcher)
+    """The launcher by its name, for `jobs` concurrent trials (None: one here, on Slurm as many as it schedules)."""
+    check_launcher(launcher)
     if launcher == "ray":
         return Ray(device)
     return Slurm(jobs, folder, device) if launcher == "slurm" else Local(jobs or 1, device)
 
 
-_events: SimpleQueue[Event] | None = None  # of a process that Local has started: the way back
+_events: SimpleQueue[Event] | None = None  # in a process of Local: the queue to the sweep
 
 
-def tell(event: Event) -> None:
-    """Sends an event from a trial to the sweep; without a way to it, as on a cluster, the event is dropped."""
+def send_event(event: Event) -> None:
+    """Sends an event from a trial to the sweep; dropped where there is no queue, as on a cluster."""
     if _events is not None:
         _events.put(event)
 
@@ -88,17 +88,17 @@ class Local:
         for gpu, _ in zip(cycle(range(count)), range(jobs), strict=False):
             gpus.put(gpu)
         threads = max(1, torch.get_num_threads() // jobs)
-        self._pool = ProcessPoolExecutor(jobs, context, _begin, (threads, gpus if count else None, self._events))
+        self._pool = ProcessPoolExecutor(jobs, context, _init_worker, (threads, gpus if count else None, self._events))
 
     def start(self, work: Work, calls: Sequence[tuple[Any, ...]]) -> list[Future[Any]]:
-        with _deaf():
+        with _sigint_blocked():
             return [self._pool.submit(work, *call) for call in calls]
 
-    def told(self) -> list[Event]:
-        found = []
+    def drain_events(self) -> list[Event]:
+        events = []
         while not self._events.empty():
-            found.append(self._events.get())
-        return found
+            events.append(self._events.get())
+        return events
 
     def close(self) -> None:
         for process in list((self._pool._processes or {}).values()):
@@ -106,26 +106,26 @@ class Local:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(threads: int, gpus: SimpleQueue[int] | None, events: SimpleQueue[Event]) -> None:
-    """Makes a process ready for trials, before its first."""
+def _init_worker(threads: int, gpus: SimpleQueue[int] | None, events: SimpleQueue[Event]) -> None:
+    """Prepares a worker process."""
     global _events
     _events = events
     torch.set_num_threads(threads)
     if gpus is not None:
         torch.cuda.set_device(gpus.get())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """A sweep that is killed leaves no trials behind."""
+def _exit_with_parent() -> None:
+    """Ends the worker when the sweep is killed."""
     if (parent := parent_process()) is not None:
         parent.join()
         os._exit(1)
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes started within do not hear Ctrl-C, which a terminal sends to all: the sweep ends them."""
+def _sigint_blocked() -> Iterator[None]:
+    """Processes that start within the block ignore Ctrl-C, which a terminal sends to all: the sweep stops them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -137,8 +137,8 @@ def _deaf() -> Iterator[None]:
 
 
 class Ray:
-    """Ray's scheduler: a running cluster where RAY_ADDRESS names one, this machine otherwise. As many trials at once
-    as it has CPUs, or GPUs where there are some."""
+    """Ray's scheduler: a running cluster if RAY_ADDRESS names one, else this machine. One concurrent trial per
+    GPU, or per CPU without GPUs."""
 
     def __init__(self, device: str) -> None:
         import ray
@@ -152,7 +152,7 @@ class Ray:
         remote = self._ray.remote(max_retries=0, **self._resources)(work)
         return [remote.remote(*call).future() for call in calls]
 
-    def told(self) -> list[Event]:
+    def drain_events(self) -> list[Event]:
         return []
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class Ray:
 
 
 class Slurm:
-    """Slurm through submitit: an array of jobs, one a trial, with its logs in `folder`. SBATCH_* variables say which
+    """Slurm through submitit: an array of jobs, one per trial, with logs in `folder`. SBATCH_* variables set
     partition and account."""
 
     def __init__(self, jobs: int | None, folder: Path, device: str, cluster: str = "slurm") -> None:
@@ -177,7 +177,7 @@ class Slurm:
         self._jobs += self._executor.map_array(work, *zip(*calls, strict=True))
         return self._jobs
 
-    def told(self) -> list[Event]:
+    def drain_events(self) -> list[Event]:
         return []
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""From what was asked on the command line to the trials of a sweep."""
+"""The trials of a sweep from the options of the command line."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from synthe_core.recipe.schema import Recipe
 from synthe_core.tasks import TASKS
 from synthe_core.tasks.task import PresetName
 
-HEAD_SIZE = 32  # of a learner with heads, unless it is told otherwise: small widths would leave heads of a few numbers
+HEAD_SIZE = 32  # channels of a head by default: more heads would be too narrow at small widths
 BLOCKS = 2
 
 
 class Protocol(NamedTuple):
-    """How the models of a preset are trained, as far as the command line does not say otherwise."""
+    """How the models of a preset are trained by default."""
 
     width: int
     batch: int
@@ -38,17 +38,17 @@ PROTOCOLS: dict[PresetName, Protocol] = {
     "zoology": Protocol(128, 256, 32, "adamw", (1e-3, 10**-2.5, 1e-2, 10**-1.5)),  # Arora et al. 2023
 }
 CORE = ("mqar", "recall-overwrite", "selective-copying", "induction", "parity", "state-tracking")
-"""Recall, recall of the newest, copying by content, induction, and two kinds of state: each asks for another virtue."""
+"""Recall, recall of the newest value, copying by content, induction, and two kinds of state tracking."""
 
-REAL = ("lr", "weight_decay")
+REAL_VALUED = ("lr", "weight_decay")
 SWEPT = ("lr", "width", "blocks", "batch", "epochs", "weight_decay")
 
 
 def layer_model(text: str, width: int, settings: Mapping[str, Any], blocks: int = BLOCKS) -> ModelSpec:
-    """`blocks` of the learners in `text` ("delta"; a hybrid is "conv,attention"), and nothing else: no MLP.
+    """`blocks` of the learners in `text` ("delta"; a hybrid is "conv,attention"), without an MLP.
 
-    A learner that has no convolution of its own gets one before it, as recall needs one and each should have it.
-    `settings` go to every learner that has such a key. InputError where none has.
+    Recall needs a short convolution: learners without one of their own get one before them. `settings` apply to every
+    learner that has such a key. InputError if none has.
     """
     names = [name.strip() for name in text.split(",")]
     for name in names:
@@ -96,7 +96,7 @@ def trials(
     seeds: int = 1,
     **fixed: Any,
 ) -> list[Trial]:
-    """Every combination of model, swept value and seed. `fixed` overrules the preset's protocol (lr, batch ...)."""
+    """Every combination of model, swept value and seed. `fixed` overrides the preset's protocol (lr, batch ...)."""
     if task not in TASKS:
         raise unknown("task", task, TASKS)
     protocol = PROTOCOLS[preset]
@@ -108,7 +108,7 @@ def trials(
         if key not in SWEPT:
             raise unknown("key to sweep", key, SWEPT)
         grid[key] = values
-    found = []
+    planned = []
     for values in itertools.product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         width, blocks = int(chosen.pop("width", protocol.width)), int(chosen.pop("blocks", BLOCKS))
@@ -120,17 +120,17 @@ def trials(
         }
         common = {"batch": protocol.batch, "epochs": protocol.epochs, "optimizer": protocol.optimizer} | chosen
         for (label, model), seed in itertools.product(models.items(), range(seeds)):
-            found.append(_trial(task, preset, settings or {}, label, model, seed, common))
-    return found
+            planned.append(_trial(task, preset, settings or {}, label, model, seed, common))
+    return planned
 
 
-def suite(tasks: Sequence[str], **choices: Any) -> list[Trial]:
-    """The trials of several tasks, of all where none is named; `choices` are those of `trials`."""
-    return [trial for task in dict.fromkeys(tasks or TASKS) for trial in trials(task, **choices)]
+def suite(tasks: Sequence[str], **options: Any) -> list[Trial]:
+    """The trials of several tasks, of all by default; `options` are those of `trials`."""
+    return [trial for task in dict.fromkeys(tasks or TASKS) for trial in trials(task, **options)]
 
 
 def causal_learners() -> list[str]:
-    """The learners of the table that may stand in a language model."""
+    """The learners of the table that a language model can have."""
     return [name for name in LAYERS if LAYERS[name].causal]
 
 
@@ -156,37 +156,37 @@ def _trial(
     return trial
 
 
-def assigned(texts: Iterable[str], option: str) -> dict[str, Any]:
+def parse_assignments(texts: Iterable[str], option: str) -> dict[str, Any]:
     """`["beta_range=[0,2]"]` as {"beta_range": [0, 2]}: values are YAML."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise InputError(f"{option} {text}: expected key=value")
         try:
-            found[key.strip()] = yaml.safe_load(value)
+            values[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise InputError(f"{option} {text}: '{value}' is not a YAML value") from None
-    return found
+    return values
 
 
-def listed(texts: Iterable[str]) -> dict[str, list[Any]]:
+def parse_sweep(texts: Iterable[str]) -> dict[str, list[Any]]:
     """`["lr=1e-3,3e-3"]` as {"lr": [0.001, 0.003]}."""
-    found: dict[str, list[Any]] = {}
-    for key, value in assigned(texts, "--sweep").items():
+    swept: dict[str, list[Any]] = {}
+    for key, value in parse_assignments(texts, "--sweep").items():
         values = [yaml.safe_load(part) for part in str(value).split(",") if part.strip()] if value is not None else []
         if not values:
             raise InputError(f"--sweep {key}: no values", f"for example --sweep {key}=1,2")
-        if bad := [v for v in values if not isinstance(v, int | float) and not _number(v)]:
+        if bad := [v for v in values if not isinstance(v, int | float) and not _is_number(v)]:
             raise InputError(f"--sweep {key}: '{bad[0]}' is not a number")
-        if key not in REAL and (bad := [v for v in values if float(v) != int(float(v))]):
+        if key not in REAL_VALUED and (bad := [v for v in values if float(v) != int(float(v))]):
             raise InputError(f"--sweep {key}: {bad[0]} is not a whole number")
-        found[key] = [float(v) if key in REAL else int(float(v)) for v in values]
-    return found
+        swept[key] = [float(v) if key in REAL_VALUED else int(float(v)) for v in values]
+    return swept
 
 
-def _number(value: Any) -> bool:
-    """Whether YAML's text is a number after all: it takes 1e-3 for a word."""
+def _is_number(value: Any) -> bool:
+    """Whether a text is a number: YAML reads 1e-3 as a text."""
     try:
         float(value)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The report of finished trials: reads their records, and writes them as a page, as Markdown and as CSV."""
+"""The report of finished trials: reads their records; writes an HTML page, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 
 from synthe_core.benchmarks.synthetic.report_html import page
 from synthe_core.benchmarks.synthetic.summary import (
-    COSTS,
+    COST_COLUMNS,
     Bench,
     Record,
     Summary,
     benches,
     best,
     chance_text,
-    costs,
-    early_stop,
-    heads,
+    cost_cells,
     overview_text,
-    scores,
+    score_cells,
+    score_columns,
+    stop_note,
     summaries,
 )
 from synthe_core.errors import InputError
@@ -42,37 +42,37 @@ WIDE = {"settings", "model", "kernels"}
 
 
 def load(folders: Iterable[Path]) -> list[Record]:
-    """The records under `folders`, each with `finished`, when its file was written. A trial found twice counts once.
+    """The records under `folders`, each with `finished`, when its file was written. A trial with two files counts once.
 
-    InputError where a folder is missing, a file is not the record of a trial, or there is none.
+    InputError if a folder is missing, a file is not the record of a trial, or there is no record.
     """
     paths: list[Path] = []
     folders = list(folders)
     for folder in folders:
         if not folder.exists():
-            raise InputError(f"no such folder: '{folder}'", "synthe bench TASK keeps its trials in runs/bench/TASK")
-        found = sorted(folder.rglob("trial-*.json")) if folder.is_dir() else [folder]
-        paths += [path for path in found if path.match("trial-*.json")]
+            raise InputError(f"no such folder: '{folder}'", "synthe bench TASK stores its trials in runs/bench/TASK")
+        files = sorted(folder.rglob("trial-*.json")) if folder.is_dir() else [folder]
+        paths += [path for path in files if path.match("trial-*.json")]
     if not paths:
         where = ", ".join(f"'{folder}'" for folder in folders)
-        raise InputError(f"no finished trials in {where}", "synthe bench TASK keeps them in runs/bench/TASK")
+        raise InputError(f"no finished trials in {where}", "synthe bench TASK stores them in runs/bench/TASK")
     stamped = sorted((read(path) for path in paths), key=lambda record: str(record["finished"]))
     newest = {(record["digest"], record["trial"]["label"]): record for record in stamped}
-    return sorted(newest.values(), key=_place)
+    return sorted(newest.values(), key=_sort_key)
 
 
-def _place(record: Record) -> tuple[Any, ...]:
+def _sort_key(record: Record) -> tuple[Any, ...]:
     trial = record["trial"]
     return trial["task"], trial["label"], trial["model"]["width"], trial["lr"], trial["seed"], record["digest"]
 
 
 def read(path: Path) -> Record:
-    """The record in a file, whole: InputError where anything is missing that a report tells."""
+    """The record in a file; InputError if anything that a report needs is missing."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         finished = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         record = {**record, "finished": finished}
-        page([record], benches(summaries([record])))  # whatever is missing is missed here
+        page([record], benches(summaries([record])))  # a KeyError for what is missing
         rows([record])
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror or error}") from None
@@ -85,20 +85,20 @@ def read(path: Path) -> Record:
 
 def rows(records: Iterable[Record]) -> list[dict[str, Any]]:
     """A flat dict for each trial and share, with the keys of COLUMNS."""
-    found = []
+    lines = []
     for record in records:
         trial = record["trial"]
-        known = {**record, **trial, "width": trial["model"]["width"], "total_accuracy": record["accuracy"]}
-        known |= {key: json.dumps(known[key], sort_keys=True) for key in WIDE}
+        common = {**record, **trial, "width": trial["model"]["width"], "total_accuracy": record["accuracy"]}
+        common |= {key: json.dumps(common[key], sort_keys=True) for key in WIDE}
         for share in record["shares"]:
             settings = share["settings"]
-            here = {"value": settings[record["axis"]], "share": json.dumps(settings), "accuracy": share["accuracy"]}
-            found.append({key: (known | here)[key] for key in COLUMNS})
-    return found
+            own = {"value": settings[record["axis"]], "share": json.dumps(settings), "accuracy": share["accuracy"]}
+            lines.append({key: (common | own)[key] for key in COLUMNS})
+    return lines
 
 
 def csv_text(records: Iterable[Record]) -> str:
-    """`rows` as CSV with a line of heads."""
+    """`rows` as CSV with a header line."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -110,11 +110,11 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     """report.html, report.csv and report.md in `folder`: the paths, the page first."""
     if not records:
         raise InputError("there are no finished trials to report")
-    found = benches(summaries(records))
+    tables = benches(summaries(records))
     texts = {
-        "report.html": page(records, found),
+        "report.html": page(records, tables),
         "report.csv": csv_text(records),
-        "report.md": markdown(records, found),
+        "report.md": markdown(records, tables),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,22 +125,24 @@ def write(records: Sequence[Record], folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def markdown(records: Sequence[Record], found: list[Bench]) -> str:
+def markdown(records: Sequence[Record], tables: list[Bench]) -> str:
     """The tables of the page, for a README or an issue."""
-    parts = [early_stop(records)]
-    if len(found) > 1:
-        columns, lines = overview_text(found)
+    parts = [stop_note(records)]
+    if len(tables) > 1:
+        columns, lines = overview_text(tables)
         parts += ["## Overview", _table(["best accuracy", *columns[1:]], lines)]
-    for bench in found:
+    for bench in tables:
         parts += [
             f"## {_plain(bench.title)}",
             f"Chance is {chance_text(bench.chance)}.",
-            _table(heads(bench) + COSTS, [scores(bench, row) + costs(row) for row in bench.rows]),
+            _table(
+                score_columns(bench) + COST_COLUMNS, [score_cells(bench, row) + cost_cells(row) for row in bench.rows]
+            ),
         ]
     versions = sorted({f"synthe {record['version']}, torch {record['torch']}" for record in records})
     machines = sorted({f"{record['hardware']} ({record['device']})" for record in records})
-    many = f"{len(records)} {'trial' if len(records) == 1 else 'trials'}"
-    parts.append(_plain(f"{many}; {'; '.join(versions)}; {'; '.join(machines)}."))
+    count = f"{len(records)} {'trial' if len(records) == 1 else 'trials'}"
+    parts.append(_plain(f"{count}; {'; '.join(versions)}; {'; '.join(machines)}."))
     return "\n\n".join(parts) + "\n"
 
 
@@ -150,7 +152,7 @@ def _table(columns: list[str], lines: list[list[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown takes as it is written."""
+    """Text with Markdown's special characters escaped."""
     for mark in "\\`*_[]|":
         text = text.replace(mark, f"\\{mark}")
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")

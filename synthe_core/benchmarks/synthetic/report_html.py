@@ -1,4 +1,4 @@
-"""The report as one page: tables and charts, with nothing to load and nothing to run."""
+"""The report as one HTML page: tables and charts, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -7,59 +7,59 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from synthe_core.benchmarks.synthetic.report_svg import accuracy_by_axis, accuracy_by_state, looks
+from synthe_core.benchmarks.synthetic.report_svg import accuracy_by_axis, accuracy_by_state, style_numbers
 from synthe_core.benchmarks.synthetic.summary import (
-    COSTS,
+    COST_COLUMNS,
     Bench,
     Point,
     Record,
     Summary,
     chance_text,
-    costs,
-    early_stop,
-    heads,
+    cost_cells,
     overview,
     percent,
     plain,
-    scores,
+    score_cells,
+    score_columns,
+    stop_note,
 )
 from synthe_core.charts.style import STYLE
 
-DEEPEST = 0.5  # opacity of the shade at an accuracy of 1; the text stays readable on it
+MAX_SHADE = 0.5  # opacity of a cell's shade at an accuracy of 1
 
 
-def page(records: Sequence[Record], found: Sequence[Bench]) -> str:
-    """All tasks of the records, and at the foot what they were measured with."""
-    look = looks(found)
+def page(records: Sequence[Record], tables: Sequence[Bench]) -> str:
+    """All tasks of the records, and in the footer versions, hardware and every trial."""
+    styles = style_numbers(tables)
     trials = f"{len(records)} {'trial' if len(records) == 1 else 'trials'}"
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-        f"<title>synthe bench: {escape(', '.join(bench.title for bench in found))}</title>",
+        f"<title>synthe bench: {escape(', '.join(bench.title for bench in tables))}</title>",
         f"<style>{STYLE}</style></head><body>",
         f"<h1>Learners on synthetic tasks</h1><p>{trials}. Accuracy on held-out sequences; where there are several",
-        f"seeds, mean ± standard deviation. Shades run from chance to 100%. {escape(early_stop(records))}</p>",
+        f"seeds, mean ± standard deviation. Shades run from chance to 100%. {escape(stop_note(records))}</p>",
     ]
-    if len(found) > 1:
+    if len(tables) > 1:
         parts += [
             "<h2>Overview</h2><p>Each model at its best setting, chosen by this accuracy.</p>",
-            _overview(list(found)),
+            _overview(list(tables)),
         ]
-    parts += [_section(bench, look) for bench in found]
+    parts += [_section(bench, styles) for bench in tables]
     parts += [_foot(records), "</body></html>"]
     return "\n".join(parts) + "\n"
 
 
-def _overview(found: list[Bench]) -> str:
-    table = overview(found)
+def _overview(tables: list[Bench]) -> str:
+    table = overview(tables)
     body = [
         (name, [_shaded(cell, cell.chance) if cell else "<td>–</td>" for cell in cells]) for name, cells in table.lines
     ]
     return _table(["", *table.columns], body)
 
 
-def _section(bench: Bench, look: dict[str, int]) -> str:
-    parts = [f"<h2>{escape(bench.title)}</h2>", f'<div class="charts">{_charts(bench, look)}</div>']
+def _section(bench: Bench, styles: dict[str, int]) -> str:
+    parts = [f"<h2>{escape(bench.title)}</h2>", f'<div class="charts">{_charts(bench, styles)}</div>']
     note = " Each model at its best setting, chosen by this accuracy." if bench.swept else ""
     parts.append(f"<p>Chance is {chance_text(bench.chance)}.{note}</p>")
     parts.append(_scores(bench, bench.best))
@@ -70,30 +70,33 @@ def _section(bench: Bench, look: dict[str, int]) -> str:
 
 
 def _scores(bench: Bench, chosen: list[Summary]) -> str:
-    columns = heads(bench) + COSTS
+    columns = score_columns(bench) + COST_COLUMNS
     first = columns.index("accuracy")
     body = []
     for row in chosen:
-        texts = scores(bench, row) + costs(row)
+        texts = score_cells(bench, row) + cost_cells(row)
         shaded = [_shaded(row, bench.chance), *_along(row.by_axis, bench.values, bench.chance)]
         left, right = texts[1:first], texts[first + len(shaded) :]
         body.append((row.name, [*map(_cell, left), *shaded, *map(_cell, right)]))
     return _table(columns, body)
 
 
-def _charts(bench: Bench, look: dict[str, int]) -> str:
+def _charts(bench: Bench, styles: dict[str, int]) -> str:
     drawn = []
     if len(bench.values) > 1:
         drawn.append(
-            (accuracy_by_axis(bench, look), f"Accuracy by {bench.axis}, at the best setting and width. Dashed: chance.")
+            (
+                accuracy_by_axis(bench, styles),
+                f"Accuracy by {bench.axis}, at the best setting and width. Dashed: chance.",
+            )
         )
-    if state := accuracy_by_state(bench, look):
+    if state := accuracy_by_state(bench, styles):
         drawn.append((state, "Accuracy against the state that one sequence of the longest test takes. Dashed: chance."))
     return "".join(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>" for svg, caption in drawn)
 
 
 def _slices(bench: Bench, name: str) -> str:
-    """The accuracies by one of the examples' own labels, folded away."""
+    """The accuracies by one of the examples' slices, collapsed."""
     values = list(dict.fromkeys(point.value for row in bench.best for point in row.slices.get(name, [])))
     body = [(row.name, _along(row.slices.get(name, []), values, bench.chance)) for row in bench.best]
     columns = ["model", *(f"{name} {plain(value)}" for value in values)]
@@ -101,20 +104,20 @@ def _slices(bench: Bench, name: str) -> str:
 
 
 def _foot(records: Sequence[Record]) -> str:
-    def told(texts: list[str]) -> str:
-        counted = Counter(texts)
-        if len(counted) == 1:
+    def counted_text(texts: list[str]) -> str:
+        counts = Counter(texts)
+        if len(counts) == 1:
             return texts[0]
-        return "; ".join(f"{text} ({many} of {len(texts)} trials)" for text, many in counted.items())
+        return "; ".join(f"{text} ({count} of {len(texts)} trials)" for text, count in counts.items())
 
     kernels: dict[str, set[str]] = {}
     for record in records:
         for op, names in record["kernels"].items():
             kernels.setdefault(op, set()).update(names)
     facts = {
-        "synthe": told([record["version"] for record in records]),
-        "torch": told([record["torch"] for record in records]),
-        "hardware": told([f"{record['hardware']} ({record['device']})" for record in records]),
+        "synthe": counted_text([record["version"] for record in records]),
+        "torch": counted_text([record["torch"] for record in records]),
+        "hardware": counted_text([f"{record['hardware']} ({record['device']})" for record in records]),
         "kernels": ", ".join(f"{op}: {'/'.join(sorted(names))}" for op, names in sorted(kernels.items())),
         "time": f"{sum(record['seconds'] for record in records):,.0f} seconds of all trials together",
     }
@@ -152,6 +155,6 @@ def _along(points: list[Point], values: list[Any], chance: float) -> list[str]:
 
 def _shaded(point: Point | Summary, chance: float) -> str:
     above = (point.mean - chance) / (1 - chance) if chance < 1 else 1.0
-    shade = DEEPEST * min(1.0, max(0.0, above))
+    shade = MAX_SHADE * min(1.0, max(0.0, above))
     spread = f" <small>± {100 * point.std:.1f}</small>" if point.std is not None else ""
     return f'<td class="a" style="--s:{shade:.3f}">{percent(point.mean)}{spread}</td>'

@@ -1,4 +1,4 @@
-"""Trials that differ by nothing but their seed as one summary, and the summaries of one task as one table."""
+"""Summaries of trials that differ in their seed only, and tables of the summaries of each task."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 Record = dict[str, Any]
-"""What `trial.run` ends with, and what trial-DIGEST.json holds."""
+"""The Result of `trial.run`, and the content of trial-DIGEST.json."""
 
 
 class Point(NamedTuple):
-    """Mean and deviation of accuracy over seeds, where `value` is that of the task's axis or of a slice."""
+    """Mean and standard deviation of accuracy over seeds at one `value` of the task's axis or of a slice."""
 
     value: Any
     mean: float
@@ -22,10 +22,12 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """One model with one setting on one task. `std` is the sample's deviation over seeds, None where there is one.
+    """One model with one training setting on one task.
 
-    `differs` are the model's keys that tell it from others of the same label, `swept` those settings of the training
-    that are not the same in all summaries of the task. `state_bytes` is one sequence's, at the longest tested length.
+    std:         the sample's standard deviation over seeds; None for one seed.
+    differs:     the model's keys that differ from other models of the same label.
+    swept:       the training settings that differ between the summaries of the task.
+    state_bytes: of one sequence at the longest tested length.
     """
 
     task: str
@@ -51,22 +53,22 @@ class Summary:
 
     @property
     def name(self) -> str:
-        """The label, with what tells it from others of that label: `delta width=128`."""
+        """The label, and the keys that differ from other models of that label: `delta width=128`."""
         return " ".join([self.label, *(f"{key}={plain(value)}" for key, value in self.differs.items())])
 
     @property
     def family(self) -> str:
-        """The name without the width: the same model at several widths is one line of accuracy against state."""
+        """The name without the width: a chart joins the same model at several widths."""
         return " ".join([self.label, *(f"{k}={plain(v)}" for k, v in self.differs.items() if k != "width")])
 
     @property
     def bench(self) -> str:
-        """Summaries that may be compared: the task, its settings and the preset."""
+        """The key of comparable summaries: the task, its settings and the preset."""
         return _key([self.task, self.settings, self.preset])
 
 
 class Bench(NamedTuple):
-    """The summaries of one task with its settings, the best first, and what its tables have in common."""
+    """The summaries of one task and its settings, the best first."""
 
     task: str
     preset: str
@@ -91,30 +93,30 @@ def summaries(records: Iterable[Record]) -> list[Summary]:
     for record in records:
         grouped.setdefault(_key(_without(record["trial"], "seed")), []).append(record)
     groups = list(grouped.values())
-    swept = _between(groups, ("task", "settings", "preset"), _training, _varying)
-    differs = _between(groups, ("label",), lambda trial: _flat(trial["model"]), _telling)
+    swept = _differing_keys(groups, ("task", "settings", "preset"), _training_settings, _varying)
+    differs = _differing_keys(groups, ("label",), lambda trial: _flat(trial["model"]), _distinguishing)
     return [_summary(g, d, s) for g, d, s in zip(groups, differs, swept, strict=True)]
 
 
-def best(found: Iterable[Summary]) -> list[Summary]:
-    """For each task and model the summary with the highest mean over the settings of its training, in given order."""
-    chosen: dict[tuple[str, str], Summary] = {}
-    for each in found:
+def best(summaries: Iterable[Summary]) -> list[Summary]:
+    """For each task and model, in order, the summary with the highest mean over its training settings."""
+    by_model: dict[tuple[str, str], Summary] = {}
+    for each in summaries:
         key = (each.bench, each.name)
-        if key not in chosen or each.mean > chosen[key].mean:
-            chosen[key] = each
-    return list(chosen.values())
+        if key not in by_model or each.mean > by_model[key].mean:
+            by_model[key] = each
+    return list(by_model.values())
 
 
-def benches(found: Iterable[Summary]) -> list[Bench]:
+def benches(summaries: Iterable[Summary]) -> list[Bench]:
     """The tasks in alphabetical order."""
     grouped: dict[str, list[Summary]] = {}
-    for each in found:
+    for each in summaries:
         grouped.setdefault(each.bench, []).append(each)
-    made = []
+    tables = []
     for rows in grouped.values():
         first = rows[0]
-        made.append(
+        tables.append(
             Bench(
                 task=" ".join([first.task, *(f"{key}={plain(value)}" for key, value in first.settings.items())]),
                 preset=first.preset,
@@ -125,26 +127,26 @@ def benches(found: Iterable[Summary]) -> list[Bench]:
                 rows=sorted(rows, key=lambda row: (-row.mean, row.name)),
             )
         )
-    return sorted(made, key=lambda bench: (bench.task, bench.preset))
+    return sorted(tables, key=lambda bench: (bench.task, bench.preset))
 
 
 class Overview(NamedTuple):
-    """Best accuracies of all tasks as a table: lines of (name, cells), and each task's chance."""
+    """The best accuracies of all tasks as a table: lines of (name, cells), and each task's chance."""
 
     columns: list[str]
     lines: list[tuple[str, list[Summary | None]]]
     chance: list[float]
-    models_run_down: bool
+    models_as_rows: bool
 
 
-def overview(found: list[Bench]) -> Overview:
-    """The longer of models and tasks runs down."""
-    alike = len({bench.preset for bench in found}) == 1
-    titles = [bench.task if alike else bench.title for bench in found]
-    cells = {(row.name, title): row for bench, title in zip(found, titles, strict=True) for row in bench.best}
+def overview(benches: list[Bench]) -> Overview:
+    """Models as rows and tasks as columns, or the other way round: the longer of the two as rows."""
+    one_preset = len({bench.preset for bench in benches}) == 1
+    titles = [bench.task if one_preset else bench.title for bench in benches]
+    cells = {(row.name, title): row for bench, title in zip(benches, titles, strict=True) for row in bench.best}
     first = {row.name: row for row in cells.values()}
     names = sorted(first, key=lambda name: (first[name].label, first[name].width, name))
-    chance = [bench.chance for bench in found]
+    chance = [bench.chance for bench in benches]
     if len(names) >= len(titles):
         return Overview(
             titles, [(name, [cells.get((name, title)) for title in titles]) for name in names], chance, True
@@ -152,27 +154,27 @@ def overview(found: list[Bench]) -> Overview:
     return Overview(names, [(title, [cells.get((name, title)) for name in names]) for title in titles], chance, False)
 
 
-COSTS = ["state bytes", "parameters", "steps", "seconds", "ended"]
+COST_COLUMNS = ["state bytes", "parameters", "steps", "seconds", "ended"]
 
 
-def overview_text(found: list[Bench]) -> tuple[list[str], list[list[str]]]:
-    """`overview` in words, with the chance of each task: columns, and the cells of every line."""
-    table = overview(found)
+def overview_text(benches: list[Bench]) -> tuple[list[str], list[list[str]]]:
+    """`overview` as text, with the chance of each task: columns, and the cells of every line."""
+    table = overview(benches)
     chances = [chance_text(chance) for chance in table.chance]
     lines = [[name, *(percent(cell.mean, cell.std) if cell else "-" for cell in cells)] for name, cells in table.lines]
-    if table.models_run_down:
+    if table.models_as_rows:
         return ["", *table.columns], [["chance", *chances], *lines]
     return ["", "chance", *table.columns], [[line[0], c, *line[1:]] for line, c in zip(lines, chances, strict=True)]
 
 
-def heads(bench: Bench) -> list[str]:
-    """The columns of `scores`."""
-    many = ["seeds"] if _repeated(bench) else []
-    return ["model", *bench.swept, "accuracy", *(f"{bench.axis} {plain(value)}" for value in bench.values), *many]
+def score_columns(bench: Bench) -> list[str]:
+    """The columns of `score_cells`."""
+    seeds = ["seeds"] if _repeated(bench) else []
+    return ["model", *bench.swept, "accuracy", *(f"{bench.axis} {plain(value)}" for value in bench.values), *seeds]
 
 
-def scores(bench: Bench, row: Summary) -> list[str]:
-    """What a summary is and how good, as a line of the task's table."""
+def score_cells(bench: Bench, row: Summary) -> list[str]:
+    """A summary as a line of the task's table: model, settings, accuracies."""
     by_value = {point.value: point for point in row.by_axis}
     return [
         row.name,
@@ -183,8 +185,8 @@ def scores(bench: Bench, row: Summary) -> list[str]:
     ]
 
 
-def costs(row: Summary) -> list[str]:
-    """The columns of COSTS, exact."""
+def cost_cells(row: Summary) -> list[str]:
+    """The columns of COST_COLUMNS, exact."""
     return [f"{row.state_bytes:,}", f"{row.parameters:,}", f"{row.steps:,.0f}", f"{row.seconds:,.1f}", row.ended]
 
 
@@ -198,18 +200,18 @@ def percent(mean: float, std: float | None = None) -> str:
 
 
 def chance_text(chance: float) -> str:
-    """Two digits, however rare: 0.024%."""
+    """Two significant digits: 0.024%."""
     return f"{100 * chance:.2g}%" if chance < 0.995 else f"{chance:.0%}"
 
 
-def early_stop(records: Iterable[Record]) -> str:
-    """What "solved" means, said beside every table."""
+def stop_note(records: Iterable[Record]) -> str:
+    """What "solved" means, for every table."""
     levels = sorted({record["trial"]["stop_at"] for record in records})
     return f"A trial is solved, and stops, once it tests at {' or '.join(f'{level:.4g}' for level in levels)} or above."
 
 
 def plain(value: Any) -> str:
-    """A setting as a person would type it."""
+    """A setting as it is written on the command line."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, float):
@@ -258,13 +260,13 @@ def _summary(group: list[Record], differs: dict[str, Any], swept: dict[str, Any]
 
 
 def _points(runs: list[list[tuple[Any, float]]]) -> list[Point]:
-    """Over seeds; shares of one run that have the same value are one, by their mean."""
+    """Over seeds. Shares of one run with the same value count once, by their mean."""
     by_value: dict[Any, list[float]] = {}
     for run in runs:
-        once: dict[Any, list[float]] = {}
+        in_run: dict[Any, list[float]] = {}
         for value, accuracy in run:
-            once.setdefault(value, []).append(accuracy)
-        for value, accuracies in once.items():
+            in_run.setdefault(value, []).append(accuracy)
+        for value, accuracies in in_run.items():
             by_value.setdefault(value, []).append(fmean(accuracies))
     return [Point(value, *_spread(by_value[value])) for value in sorted(by_value, key=_order)]
 
@@ -279,13 +281,13 @@ def _slice(entry: dict[str, Any]) -> tuple[str, Any]:
     return name, value
 
 
-def _between(
+def _differing_keys(
     groups: list[list[Record]],
     alike: tuple[str, ...],
     flat: Callable[[dict[str, Any]], dict[str, Any]],
     choose: Callable[[list[dict[str, Any]]], dict[str, str]],
 ) -> list[dict[str, Any]]:
-    """For each group the keys of `flat` that are chosen among all groups which are `alike`, with its own values."""
+    """For each group its values of the keys that `choose` selects among all groups with the same `alike` values."""
     trials = [group[0]["trial"] for group in groups]
     sets: dict[str, list[dict[str, Any]]] = {}
     for trial in trials:
@@ -302,25 +304,25 @@ def _varying(members: list[dict[str, Any]]) -> dict[str, str]:
     return {key: key for key in members[0] if len({_key(member.get(key)) for member in members}) > 1}
 
 
-def _telling(members: list[dict[str, Any]]) -> dict[str, str]:
-    """{short name: key}: the outermost keys first, and none that tells apart no more than those before it."""
+def _distinguishing(members: list[dict[str, Any]]) -> dict[str, str]:
+    """{short name: key}: the outermost keys first, without keys that distinguish no more than those before them."""
     chosen: list[str] = []
-    apart = 1
+    distinct = 1
     for key in sorted({key for member in members for key in member}, key=lambda key: (key.count("."), key)):
         count = len({_key([member.get(each) for each in (*chosen, key)]) for member in members})
-        if count > apart:
-            chosen, apart = [*chosen, key], count
+        if count > distinct:
+            chosen, distinct = [*chosen, key], count
     short = [key.rpartition(".")[2] for key in chosen]
     return {key if short.count(name) > 1 else name: key for name, key in zip(short, chosen, strict=True)}
 
 
-def _training(trial: dict[str, Any]) -> dict[str, Any]:
+def _training_settings(trial: dict[str, Any]) -> dict[str, Any]:
     known = ("task", "settings", "preset", "model", "label", "seed")
     return {key: value for key, value in trial.items() if key not in known}
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """{"block": [{"heads": 2}]} as {"block.0.heads": 2}; lists of numbers stay whole."""
+    """{"block": [{"heads": 2}]} as {"block.0.heads": 2}; lists of numbers are not flattened."""
     if isinstance(value, dict):
         inner = [(key, each) for key, each in value.items()]
     elif isinstance(value, list) and any(isinstance(each, (dict, list)) for each in value):
@@ -339,5 +341,5 @@ def _key(value: Any) -> str:
 
 
 def _order(value: Any) -> tuple[bool, Any]:
-    """Numbers by size, then words."""
+    """A sort key: numbers by size, then texts."""
     return (False, value) if isinstance(value, (int, float)) else (True, str(value))

@@ -34,19 +34,19 @@ from synthe_core.training.settings import Settings
 from synthe_core.training.state import TrainState
 from synthe_core.training.step import StepResult, train_step
 
-TEST_TOKENS = 65_536  # a test pass
+TEST_TOKENS = 65_536  # of a test pass
 LEARNED, WINDOW = 0.8, 10  # a level is learned when right answers get this probability over about so many steps
 FIRST_TEST_SEED = 1_000_003  # test sequences never share a stream with training's
 
 
 class Trial(Spec):
-    """All that decides a trial's numbers. `settings` overrule the task's keys in every share of the preset."""
+    """What determines a trial's numbers. `settings` override the task's keys in every share of the preset."""
 
     task: str
-    settings: dict[str, Any] = Field({}, description="keys of the task, overruled")
+    settings: dict[str, Any] = Field({}, description="keys of the task, overridden")
     preset: PresetName = "quick"
     model: ModelSpec
-    label: str = Field("", description="what tables call the model")
+    label: str = Field("", description="the name of the model in tables")
     batch: int = Field(64, ge=1)
     epochs: int = Field(1, ge=1)
     steps: int | None = Field(None, ge=1, description="at most this many; the schedule fits them")
@@ -60,7 +60,7 @@ class Trial(Spec):
 
     def digest(self) -> str:
         """A short name for this trial, the same on every machine: another preset of that name is another trial, and
-        what the model is called does not count."""
+        the label does not count."""
         preset = self.shares()
         sizes = [
             [(share.config.model_dump(mode="json"), share.examples) for share in group]
@@ -70,15 +70,15 @@ class Trial(Spec):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def shares(self) -> Preset:
-        """The preset with the settings put in; InputError where they do not go together."""
+        """The preset with the settings put in; InputError if they are inconsistent."""
         task = TASKS[self.task]
         preset = task.preset(self.preset)
-        train, test = ([_overruled(task, s, self.settings) for s in group] for group in (preset.train, preset.test))
-        once = {share.config.model_dump_json(): share for share in reversed(test)}  # settings may make some equal
+        train, test = ([_with_settings(task, s, self.settings) for s in group] for group in (preset.train, preset.test))
+        once = {share.config.model_dump_json(): share for share in reversed(test)}  # settings may make two equal
         return preset._replace(train=train, test=list(once.values())[::-1])
 
     def check(self) -> None:
-        """InputError where the sizes of the task or of the model do not go together. Allocates nothing."""
+        """InputError if the sizes of the task or of the model are inconsistent. Allocates nothing."""
         with torch.device("meta"):
             LanguageModel(self.model, _vocab(self.task, self.shares()))
 
@@ -87,22 +87,22 @@ def _vocab(task: str, preset: Preset) -> int:
     return max(TASKS[task](share.config).vocab for share in (*preset.train, *preset.test))
 
 
-def _overruled(task: Any, share: Share, settings: dict[str, Any]) -> Share:
+def _with_settings(task: Any, share: Share, settings: dict[str, Any]) -> Share:
     config = task.Config.model_validate({**share.config.model_dump(), **settings})
-    task(config)  # impossible sizes are told here
+    task(config)  # an error for impossible sizes
     return Share(config, share.examples)
 
 
 def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[Event]:
     """Trains and tests; yields Progress and Metric events of that `name`, and last a Result with the whole record.
 
-    Every batch is drawn anew: an epoch is as many examples as the preset names, never the same ones again. A task with
+    Every batch is new: an epoch is as many examples as the preset names, none of them twice. A task with
     levels is trained on the next once the one before is learned (curricula by competence: Platanios et al. 2019).
     Raises WorkError if a loss or gradient is not finite.
     """
     started = time.monotonic()
     for op in OPS.values():
-        op.used.clear()  # by an earlier trial of this process
+        op.used.clear()  # of an earlier trial in this process
     name, preset = name or trial.label or trial.task, trial.shares()
     rng = RandomState(trial.seed)
     order = _order(trial, preset, rng)
@@ -188,7 +188,7 @@ class Curriculum:
 
 
 def _order(trial: Trial, preset: Preset, rng: RandomState) -> list[int]:
-    """Which share of the preset each step trains on: mixed at random, as often as their examples ask for."""
+    """Which share of the preset each step trains on: in random order, each in proportion to its examples."""
     batches = [max(1, share.examples // trial.batch) for share in preset.train]
     order = [
         int(which) for _ in range(trial.epochs) for which in rng.permutation(np.repeat(range(len(batches)), batches))
@@ -198,7 +198,7 @@ def _order(trial: Trial, preset: Preset, rng: RandomState) -> list[int]:
 
 @torch.no_grad()
 def test(model: LanguageModel, shares: Sequence[Share], test_sets: Sequence[Examples], device: str) -> dict[str, Any]:
-    """Accuracy over all scored tokens, of each share by its settings, and of each value of the examples' own slices."""
+    """Accuracy over all scored tokens, of each share, and of each value of the examples' slices."""
     model.eval()
     by_share: list[tuple[dict[str, Any], int, int]] = []
     by_slice: dict[tuple[str, int], tuple[int, int]] = {}
@@ -234,7 +234,7 @@ def _predictions(model: LanguageModel, inputs: Tensor, scored: np.ndarray[Any, A
 def _record(
     trial: Trial, preset: Preset, model: LanguageModel, state: TrainState, scores: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Everything that says what was measured, and on what."""
+    """The record: settings, results, and what they were measured on."""
     task = TASKS[trial.task]
     hardware, device = probe(), state.settings.device.type
     return {
@@ -255,7 +255,7 @@ def _record(
         "kernels": {name: sorted(op.used) for name, op in OPS.items() if op.used},
         "hardware": hardware.gpu.name if hardware.gpu and device == "cuda" else hardware.processor,
         "device": device,
-        "threads": torch.get_num_threads(),  # of a CPU's sums, whose last digits depend on them
+        "threads": torch.get_num_threads(),  # the last digits of a CPU's sums depend on them
         "torch": torch.__version__,
     }
 

@@ -34,10 +34,10 @@ class Unlucky:
     def start(self, work: Any, calls: list[Any]) -> list[Future[Any]]:
         lost, failed = Future[Any](), Future[Any]()
         lost.set_exception(ValueError("the node\nis gone"))
-        failed.set_result({"failed": "told by the job"})
+        failed.set_result({"failed": "an error of the job"})
         return [lost, failed]
 
-    def told(self) -> list[Event]:
+    def drain_events(self) -> list[Event]:
         return []
 
     def close(self) -> None: ...
@@ -55,7 +55,7 @@ def expected(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_process_that_dies_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "finish", died)
+    monkeypatch.setattr(sweep, "run_trial", died)
     with pytest.raises(WorkError, match="a process of the sweep has died"):
         list(sweep.sweep(small(), out=tmp_path, jobs=2))
 
@@ -65,7 +65,7 @@ def test_a_lost_job_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.Monkey
     events = list(sweep.sweep(small(), out=tmp_path, jobs=2))
     assert [event.message for event in events if isinstance(event, Notice)] == [
         "delta seed=0: ValueError: the node; the trial is left out",
-        "told by the job; the trial is left out",
+        "an error of the job; the trial is left out",
     ]
     assert [event.values for event in events if isinstance(event, Measurement)] == 2 * [{"ended": "failed"}]
     assert done(events) == []
@@ -76,7 +76,7 @@ def test_a_defect_in_a_trial_comes_back_in_words(monkeypatch: pytest.MonkeyPatch
         raise TypeError("no such thing\nat all")
 
     monkeypatch.setattr(sweep, "run", broken)
-    assert sweep.finish(small()[0], "cpu", "delta") == {"failed": "delta: TypeError: no such thing"}
+    assert sweep.run_trial(small()[0], "cpu", "delta") == {"failed": "delta: TypeError: no such thing"}
 
 
 def test_out_of_memory_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,16 +104,16 @@ def test_records_of_another_version_are_kept_and_told(tmp_path: Path) -> None:
 
 
 def test_names_tell_trials_apart() -> None:
-    assert sweep.names(small(seeds=1)) == ["delta"]
+    assert sweep.trial_names(small(seeds=1)) == ["delta"]
     several = small(layers=["delta", "conv,attention"], swept={"lr": [1e-3, 1e-2]}, seeds=1)
-    assert sweep.names(several) == [
+    assert sweep.trial_names(several) == [
         *("delta lr=0.001", "conv,attention lr=0.001"),
         *("delta lr=0.01", "conv,attention lr=0.01"),
     ]
     tasks = small(seeds=1) + trials("parity", layers=["delta"], steps=3, width=32)
-    assert [name.split()[:2] for name in sweep.names(tasks)] == [["mqar", "delta"], ["parity", "delta"]]
+    assert [name.split()[:2] for name in sweep.trial_names(tasks)] == [["mqar", "delta"], ["parity", "delta"]]
     wide, narrow = (small(seeds=1, learner={"heads": heads})[0] for heads in (1, 2))
-    assert sweep.names([wide, narrow]) == [f"delta {wide.digest()}", f"delta {narrow.digest()}"]
+    assert sweep.trial_names([wide, narrow]) == [f"delta {wide.digest()}", f"delta {narrow.digest()}"]
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_ray_gives_the_same(tmp_path: Path, paths: None, expected: list[dict[str
 
 def through_submitit(monkeypatch: pytest.MonkeyPatch, cluster: str) -> None:
     pytest.importorskip("submitit")
-    monkeypatch.setattr(sweep, "check", lambda launcher: None)
+    monkeypatch.setattr(sweep, "check_launcher", lambda launcher: None)
     monkeypatch.setattr(
         sweep, "open_launcher", lambda name, jobs, out, device: launch.Slurm(jobs, out, device, cluster)
     )
@@ -146,7 +146,7 @@ def test_submitit_gives_the_same(
 
 def test_a_job_that_dies_does_not_hang_the_others(tmp_path: Path, paths: None, monkeypatch: pytest.MonkeyPatch) -> None:
     through_submitit(monkeypatch, "local")
-    monkeypatch.setattr(sweep, "finish", died)
+    monkeypatch.setattr(sweep, "run_trial", died)
     events = list(sweep.sweep(small(), out=tmp_path, launcher="slurm"))
     assert sum("the trial is left out" in event.message for event in events if isinstance(event, Notice)) == 2
     assert done(events) == []

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from synthe_core.benchmarks.synthetic import report
-from synthe_core.benchmarks.synthetic.report_svg import accuracy_by_axis, accuracy_by_state, looks
+from synthe_core.benchmarks.synthetic.report_svg import accuracy_by_axis, accuracy_by_state, style_numbers
 from synthe_core.benchmarks.synthetic.summary import benches, chance_text, overview
 from synthe_core.errors import InputError
 from tests.benchmarks.synthetic.trials import keep, record
@@ -98,7 +98,7 @@ def test_other_settings_of_the_task_are_another_table() -> None:
     assert [row.mean for row in found[0].best] == [1.0, 0.4]
     table = overview(found)
     assert table.columns == ["mqar", "mqar vocab=128"]
-    assert table.models_run_down
+    assert table.models_as_rows
     assert [(name, [cell and cell.mean for cell in cells]) for name, cells in table.lines] == [
         ("delta", [1.0, 0.5]),
         ("mamba", [0.4, None]),
@@ -229,8 +229,8 @@ def test_the_page_shows_the_figures_and_where_they_come_from(tmp_path: Path, rec
     assert ["delta", "84.0% ± 0.0", "100.0%"] in rows
     heads = ["model", "lr", "accuracy", "pairs 4", "pairs 8", "seeds"]
     assert [*heads, "state bytes", "parameters", "steps", "seconds", "ended"] in rows
-    costs = ["2", "10,496", "13,348", "100", "12.5", "budget"]
-    assert ["delta", "0.001", "84.0% ± 0.0", "98.0% ± 0.0", "70.0% ± 0.0", *costs] in rows
+    cost_cells = ["2", "10,496", "13,348", "100", "12.5", "budget"]
+    assert ["delta", "0.001", "84.0% ± 0.0", "98.0% ± 0.0", "70.0% ± 0.0", *cost_cells] in rows
     assert "Chance is 3.1%." in text
     assert "A trial is solved, and stops, once it tests at 0.99 or above." in text
     for told in ("0.1.0", "2.9.0", "A &lt;small&gt; processor (cpu)", "rms_norm: native/torch", records[0]["digest"]):
@@ -257,7 +257,7 @@ def test_the_charts(tmp_path: Path, records: list[dict[str, Any]]) -> None:
 
 def test_a_higher_accuracy_is_drawn_higher_and_a_larger_state_further_right() -> None:
     found = benches(report.summaries([record([0.2, 0.2], width=64), record([0.8, 0.8], width=256)]))
-    text = accuracy_by_state(found[0], looks(found))
+    text = accuracy_by_state(found[0], style_numbers(found))
     places = {
         told.split(":")[0]: (float(x), float(y))
         for x, y, told in re.findall(r'translate\(([\d.]+) ([\d.]+)\)" d="[^"]*"><title>([^<]*bytes)</title>', text)
@@ -298,7 +298,7 @@ def test_labels_of_several_lines_or_none_are_a_word_in_a_line(tmp_path: Path) ->
 
 def test_many_models_have_a_line_of_their_own_each() -> None:
     found = benches(report.summaries([record([0.5, 0.5], label=f"model-{i:02}") for i in range(40)]))
-    chart = ElementTree.fromstring(accuracy_by_axis(found[0], looks(found)))
+    chart = ElementTree.fromstring(accuracy_by_axis(found[0], style_numbers(found)))
     height = float(str(chart.get("viewBox")).split()[3])
     names = sorted(float(str(text.get("y"))) for text in chart.iter("text") if str(text.text).startswith("model-"))
     assert len(names) == 40

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from synthe_core import state as states
-from synthe_core.benchmarks.synthetic.plan import layer_model, listed, trials
+from synthe_core.benchmarks.synthetic.plan import layer_model, parse_sweep, trials
 from synthe_core.benchmarks.synthetic.sweep import sweep
 from synthe_core.benchmarks.synthetic.trial import Trial, run
 from synthe_core.errors import InputError, Interrupted
@@ -118,13 +118,15 @@ def test_a_trial_that_diverges_is_left_out_and_said_so(tmp_path, monkeypatch):
 
 
 def test_every_combination_is_planned():
-    found = trials("mqar", layers=["delta", "conv,attention"], swept=listed(["lr=1e-3,3e-3", "width=32,64"]), seeds=2)
+    found = trials(
+        "mqar", layers=["delta", "conv,attention"], swept=parse_sweep(["lr=1e-3,3e-3", "width=32,64"]), seeds=2
+    )
     assert len({trial.digest() for trial in found}) == len(found) == 2 * 2 * 2 * 2
     hybrid = next(trial for trial in found if trial.label == "conv,attention")
     assert [entry.type for entry in hybrid.model.block] == ["conv", "attention"]
     assert {trial.model.block[0].heads for trial in found if trial.label == "delta"} == {1, 2}
     assert {trial.model.blocks for trial in found} == {2}
-    deeper = trials("mqar", layers=["delta"], swept=listed(["blocks=1,3"]))
+    deeper = trials("mqar", layers=["delta"], swept=parse_sweep(["blocks=1,3"]))
     assert [trial.model.blocks for trial in deeper] == [1, 3]
 
 
