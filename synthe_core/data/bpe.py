@@ -24,7 +24,7 @@ SAMPLE = 20_000_000
 """Bytes of training text that merges are learnt from: more changes few merges and costs minutes."""
 
 
-def kept(vocab: int, recipe: Any) -> Tokenizer | None:
+def cached(vocab: int, recipe: Any) -> Tokenizer | None:
     """The tokenizer that `train` made before for the same `vocab` and `recipe`, if it did."""
     folder = _folder(vocab, recipe)
     return load_tokenizer(folder) if (folder / "tokenizer.json").exists() else None

@@ -37,14 +37,14 @@ def find(text: str) -> list[Path]:
             raise InputError(f"{text} is empty", "name a file with text in it")
         return [path]
     if path.is_dir():
-        found = [p for p in path.rglob("*") if _readable(p.relative_to(path)) and p.is_file()]
-        if not any(p.stat().st_size for p in found):
+        paths = [p for p in path.rglob("*") if _readable(p.relative_to(path)) and p.is_file()]
+        if not any(p.stat().st_size for p in paths):
             raise InputError(f"folder {text} holds no text", "read are .jsonl, .parquet, .txt, .md, .py and the like")
     else:
-        found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
-        if found and not any(p.stat().st_size for p in found):
+        paths = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
+        if paths and not any(p.stat().st_size for p in paths):
             raise InputError(f"every file that matches {text} is empty", "name a file with text in it")
-    return sorted((p for p in found if p.stat().st_size), key=lambda p: p.as_posix())
+    return sorted((p for p in paths if p.stat().st_size), key=lambda p: p.as_posix())
 
 
 def _readable(path: Path) -> bool:
@@ -113,19 +113,19 @@ class Files(Source):
 
 
 def _plain(path: Path, document: int) -> Iterator[Piece]:
-    """The pieces of a plain text; each is held back until it is known whether another follows."""
-    held, offset, key = b"", 0, b""
+    """The pieces of a plain text; each is delayed until it is known whether another follows."""
+    buffer, offset, key = b"", 0, b""
     for chunk in _chunks(path):
-        if offset == 0 and not held:
+        if offset == 0 and not buffer:
             offset, chunk = (len(BOM), chunk[len(BOM) :]) if chunk.startswith(BOM) else (0, chunk)
-        held += chunk
-        while len(held) > PIECE:
-            cut = cut_near(held, PIECE, reach=PIECE // 2) or PIECE
-            key = key or key_of(held[:cut])
-            yield Piece(held[:cut], str(path), document, offset, False, key)
-            held, offset = held[cut:], offset + cut
-    if held:
-        yield Piece(held, str(path), document, offset, True, key or key_of(held))
+        buffer += chunk
+        while len(buffer) > PIECE:
+            cut = cut_near(buffer, PIECE, reach=PIECE // 2) or PIECE
+            key = key or key_of(buffer[:cut])
+            yield Piece(buffer[:cut], str(path), document, offset, False, key)
+            buffer, offset = buffer[cut:], offset + cut
+    if buffer:
+        yield Piece(buffer, str(path), document, offset, True, key or key_of(buffer))
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
@@ -156,12 +156,12 @@ def _zstandard(path: Path) -> Iterator[bytes]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    held = b""
+    buffer = b""
     for chunk in _chunks(path):
-        *whole, held = (held + chunk).split(b"\n")
+        *whole, buffer = (buffer + chunk).split(b"\n")
         yield from whole
-    if held:
-        yield held
+    if buffer:
+        yield buffer
 
 
 def _json_rows(path: Path, field: str, label_field: str | None) -> Iterator[tuple[str, str, str]]:
@@ -192,7 +192,7 @@ def text_of(row: dict[str, Any], field: str, place: str) -> str:
 
 
 def label_of(row: dict[str, Any], field: str | None, place: str) -> str:
-    """The label of a row ("" where it is null, or no field is asked for), as text."""
+    """The label of a row ("" if it is null, or without a field), as text."""
     if field is None:
         return ""
     if field not in row:

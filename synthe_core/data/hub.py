@@ -16,7 +16,7 @@ TIMEOUT = 10.0  # seconds to wait for the hub's first answer
 
 
 def offline() -> bool:
-    """Whether the person asked for no network, by the hub's own variables."""
+    """Whether the hub's environment variables forbid the network."""
     flags = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
     return any(flag.upper() in {"1", "ON", "YES", "TRUE"} for flag in flags)
 
@@ -43,7 +43,7 @@ def explain(what: str, error: Exception) -> SyntheError:
 
 
 def unreachable(what: str, error: Exception | None = None) -> WorkError:
-    """The error for a hub that does not answer, or must not be asked."""
+    """The error for a hub that does not answer, or with the network forbidden."""
     if offline():
         return WorkError(
             f"{what} cannot be read: offline mode is on (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE) and no copy is here",
@@ -90,7 +90,8 @@ class Hub(Source):
             except Exception as error:  # the hub's libraries raise errors of many packages
                 stopped = explain(self.name, error)
                 raise type(stopped)(
-                    f"{stopped.message} (after {number} rows)", "what was packed is kept: run again to go on from there"
+                    f"{stopped.message} (after {number} rows)",
+                    "packed rows are stored: run again to continue",
                 ) from error
             place = f"{self.name}, row {number + 1}"
             # An empty row is an empty piece, so that pieces and rows count alike and a resumed run can skip rows.

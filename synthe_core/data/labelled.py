@@ -1,4 +1,4 @@
-"""Labelled text: passages of documents with the class of each, for training an encoder and for trying it."""
+"""Labelled text: passages of documents with the class of each, to train and validate an encoder."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Labelled:
 
     @classmethod
     def of(cls, packed: Packed, count: int) -> Labelled:
-        """The passages of the `count` labels that the most training documents have, in the order of their names.
+        """The passages of the `count` labels that the most training documents have, sorted by name.
 
-        InputError where the text has too few labels.
+        InputError if the text has too few labels.
         """
         documents = [_documents(source.train) for source in packed.train]
         seen = Counter(label for source in documents for label, _ in source if label)
@@ -69,7 +69,7 @@ class Labelled:
         )
 
     def windows(self, limit: int, rows: int) -> Iterator[Batch]:
-        """`limit` validation passages, `rows` at a time, spread evenly over all of them where they are fewer."""
+        """`limit` validation passages, `rows` at a time, spread evenly over all of them."""
         count = len(self.validation.starts)
         chosen = np.arange(min(limit, count)) * count // max(1, min(limit, count))
         for first in range(0, len(chosen), rows):
@@ -78,7 +78,7 @@ class Labelled:
 
 
 class LabelledStream(Stream):
-    """Training passages without end: a `Stream` that draws passages instead of sequences, in the same manner."""
+    """An endless stream of training passages: a `Stream` that draws passages instead of sequences."""
 
     def __init__(self, packed: Packed, labelled: Labelled, rows: int, seed: int = 0) -> None:
         self._labelled = labelled
@@ -95,7 +95,7 @@ class LabelledStream(Stream):
 
 
 def batch(places: Sequence[tuple[Split, Passages, int]], time: int) -> Batch:
-    """Passages as a batch, [N, time]: the class stands at each row's last token, and -100 at the others."""
+    """Passages as a batch, [N, time]: the class is at each row's last token, and -100 at the others."""
     inputs = torch.zeros(len(places), time, dtype=torch.int64)
     targets = torch.full_like(inputs, IGNORED)
     lengths = torch.zeros(len(places), dtype=torch.int64)
@@ -115,13 +115,13 @@ def _documents(split: Split) -> list[tuple[str, int]]:
 
 def _passages(documents: Sequence[tuple[str, int]], classes: Sequence[str], sequence: int) -> Passages:
     number = {label: index for index, label in enumerate(classes)}
-    found: list[tuple[int, int, int]] = []
+    passages: list[tuple[int, int, int]] = []
     start = 0
     for label, tokens in documents:
         if label in number and tokens:
             count = max(1, tokens // sequence + (tokens % sequence >= sequence / 2))
             for first in range(0, count * sequence, sequence):
-                found.append((start + first, min(sequence, tokens - first), number[label]))
+                passages.append((start + first, min(sequence, tokens - first), number[label]))
         start += tokens
-    table = np.array(found, dtype=np.int64).reshape(-1, 3)
+    table = np.array(passages, dtype=np.int64).reshape(-1, 3)
     return Passages(table[:, 0], table[:, 1], table[:, 2])

@@ -72,16 +72,16 @@ def _figures(*splits: Split) -> dict[str, float]:
 
 
 def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
-    """Prepares what is not prepared yet and returns it: `packed = yield from open_data(spec)`.
+    """Packs what is not packed yet and returns it: `packed = yield from open_data(spec)`.
 
-    Raises InputError for a source that is missing, empty, unreadable or shorter than one sequence, WorkError where
+    Raises InputError for a source that is missing, empty, unreadable or shorter than one sequence, WorkError if
     the hub cannot be reached or the disk cannot be written.
     """
-    asked = corpora(spec)
-    tokenizer = yield from _tokenizer(spec, [corpus for weight, corpus in asked if weight > 0])
+    weighted = corpora(spec)
+    tokenizer = yield from _tokenizer(spec, [corpus for weight, corpus in weighted if weight > 0])
     sources = []
     places = []
-    for weight, corpus in asked:
+    for weight, corpus in weighted:
         folder, index = yield from pack(corpus, tokenizer)
         train, validation = (Split([(folder, index, side)], tokenizer.widths) for side in ("train", "validation"))
         if weight > 0 and train.tokens <= spec.sequence:
@@ -91,7 +91,9 @@ def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
                 "give more text, or a shorter data.sequence",
             )
         if corpus.fraction > 0 and validation.tokens < 2:
-            yield Notice(f"{corpus.source.name}: no text fell to validation; raise data.validation", "warning")
+            yield Notice(
+                f"{corpus.source.name}: no document is in the validation split; raise data.validation", "warning"
+            )
         sources.append(PackedSource(corpus.source.name, weight, train, validation, folder))
         places.append((folder, index, "validation"))
     return Packed(spec, tokenizer, tuple(sources), Split(places, tokenizer.widths))
@@ -100,7 +102,7 @@ def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
 def corpora(spec: DataSpec) -> list[tuple[float, Corpus]]:
     """Every source of a recipe's data and its weight, 0 for one that is all validation text."""
     fraction = spec.validation if isinstance(spec.validation, float | int) else 0.0
-    found = [
+    weighted = [
         (
             each.weight,
             Corpus(
@@ -119,31 +121,31 @@ def corpora(spec: DataSpec) -> list[tuple[float, Corpus]]:
                 "name another source for one of them, or a fraction such as validation: 0.05",
             )
         held_out = open_source(spec.validation, spec.field, spec.labels)
-        found.append((0.0, Corpus(held_out, spec.limit, 1.0, spec.labels)))
-    return found
+        weighted.append((0.0, Corpus(held_out, spec.limit, 1.0, spec.labels)))
+    return weighted
 
 
-def _tokenizer(spec: DataSpec, asked: list[Corpus]) -> Generator[Event, None, Tokenizer]:
+def _tokenizer(spec: DataSpec, training: list[Corpus]) -> Generator[Event, None, Tokenizer]:
     vocab = spec.tokenizer.vocab
     if spec.tokenizer.type != "bpe" or vocab is None:
-        found = open_tokenizer(spec.tokenizer.type)
-        if vocab not in (None, found.vocab_size):
+        tokenizer = open_tokenizer(spec.tokenizer.type)
+        if vocab not in (None, tokenizer.vocab_size):
             raise InputError(
-                f"the tokenizer '{spec.tokenizer.type}' has {found.vocab_size} tokens, and the recipe says {vocab}",
-                f"set data.tokenizer.vocab to {found.vocab_size}, or leave it out",
+                f"the tokenizer '{spec.tokenizer.type}' has {tokenizer.vocab_size} tokens, and the recipe says {vocab}",
+                f"set data.tokenizer.vocab to {tokenizer.vocab_size}, or leave it out",
             )
-        return found
-    if (kept := bpe.kept(vocab, [corpus.identity() for corpus in asked])) is not None:
-        return kept
+        return tokenizer
+    if (cached := bpe.cached(vocab, [corpus.identity() for corpus in training])) is not None:
+        return cached
     planned = []
-    for corpus in asked:
+    for corpus in training:
         plan = yield from survey(corpus.source, corpus.fraction, corpus.limit)
         planned.append((corpus.source, plan, corpus.limit))
-    return (yield from bpe.train(vocab, planned, [corpus.identity() for corpus in asked]))
+    return (yield from bpe.train(vocab, planned, [corpus.identity() for corpus in training]))
 
 
 def load(spec: DataSpec) -> Packed:
-    """`open_data` for those who do not show its events."""
+    """`open_data` without its events."""
     work = open_data(spec)
     while True:
         try:

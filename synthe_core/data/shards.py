@@ -90,7 +90,7 @@ def cannot_write(folder: Path, error: OSError) -> WorkError:
     """One line for a cache folder that takes no more, or nothing."""
     return WorkError(
         f"cannot write packed data to {folder}: {error.strerror or error}",
-        "make room there, or point SYNTHE_CACHE at a disk that has it; what was packed is kept",
+        "make room there, or point SYNTHE_CACHE at a disk that has it; packed text is stored",
     )
 
 

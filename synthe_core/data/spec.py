@@ -35,7 +35,7 @@ class SourceSpec(Spec):
 class TokenizerSpec(Spec):
     """`bytes`, `bpe` (trained on the corpus at hand), a tokenizer.json, or a name of the hub.
 
-    vocab: how many tokens `bpe` is to learn; for a given tokenizer, how many it has, so that a recipe can be counted
+    vocab: the size that `bpe` learns; of another tokenizer its size, so that a recipe's parameters can be counted
     without fetching it.
     """
 
@@ -54,7 +54,7 @@ class TokenizerSpec(Spec):
     @model_validator(mode="after")
     def _bytes_are_257(self) -> TokenizerSpec:
         if self.vocab is not None and self.type == "bytes":
-            raise PydanticCustomError("tokenizer", "`vocab` goes with `bpe` or a given tokenizer; bytes are always 257")
+            raise PydanticCustomError("tokenizer", "`vocab` goes with `bpe` or a tokenizer file; bytes are always 257")
         return self
 
 
@@ -87,7 +87,7 @@ class DataSpec(Spec):
     sources:    `stdlib`, a file, folder or glob, `hub:NAME[:config][:split]`, or a list of these (see SourceSpec).
     tokenizer:  see TokenizerSpec.
     sequence:   tokens per training sequence.
-    validation: fraction of each source's documents kept for validation, or a source that is all validation.
+    validation: fraction of each source's documents for validation, or a source that is all validation.
     field:      the field of .jsonl, .parquet and hub rows that holds the text.
     limit:      at most this many bytes of text are read from each source ("20MB"); None = all.
     labels:     for an encoder, what each document's class is: `path`, the first folder below the source (of `stdlib`

@@ -55,20 +55,20 @@ class StandardLibrary(Source):
 
     @cached_property
     def _paths(self) -> list[Path]:
-        found = []
+        paths = []
         for folder, folders, files in os.walk(self._root):
             folders[:] = [name for name in folders if name not in LEFT_OUT and not name.startswith("config-")]
             for path in (Path(folder, file) for file in files if file.endswith(".py")):
                 settings = path.name.startswith("_sysconfigdata")
                 table = path.parent.name == "encodings" and b"gencodec.py" in path.read_bytes()[:300]
                 if not settings and not table:
-                    found.append(path)
-        if not found:
+                    paths.append(path)
+        if not paths:
             raise InputError(
                 f"this Python has no sources of its standard library in {self._root}",
                 "name a text of yours: --data my.txt",
             )
-        return sorted(found, key=lambda path: path.relative_to(self._root).as_posix())
+        return sorted(paths, key=lambda path: path.relative_to(self._root).as_posix())
 
     @cached_property
     def _topics(self) -> list[tuple[str, bytes]]:

@@ -1,4 +1,4 @@
-"""Batches of packed tokens in an order that a cursor of a few numbers brings back exactly."""
+"""Batches of packed tokens, in an order that a small cursor restores exactly."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from synthe_core.errors import InputError
 
 
 class Batch(NamedTuple):
-    """int64 [B, T] each; `targets` are the tokens that follow `inputs`, -100 where none is to be predicted.
+    """int64 [B, T] each; `targets` are the tokens that follow `inputs`, -100 where there is no target.
 
-    lengths: int64 [B], each row's tokens before its padding; None where there is no padding.
+    lengths: int64 [B], each row's tokens before its padding; None without padding.
     """
 
     inputs: Tensor
@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many tokens are read."""
+        """The number of tokens, without padding."""
         return self.inputs.numel() if self.lengths is None else int(self.lengths.sum())
 
 
@@ -39,14 +39,14 @@ class Window(NamedTuple):
 
 
 class Stream:
-    """Training sequences without end, `sequence` tokens each.
+    """An endless stream of training sequences, `sequence` tokens each.
 
     Shuffled (the default): every epoch of a source visits its sequences in a new pseudo-random order, and sources take
     turns so that after n sequences each has given its weight's share of them to within one.
 
-    Carried (`carry=True`): row i of a batch goes on where row i of the batch before stopped, for truncated
+    Carried (`carry=True`): row i of a batch continues row i of the batch before, for truncated
     back-propagation with carried state. The `batch` rows are shared among the sources by weight; each reads its own
-    stretch of text and then goes on with the stretch of the row after it.
+    stretch of text, and then that of the next row.
 
     The cursor counts sequences: `next(8)` is `next(4)` twice, so a micro-batch may change without changing the order
     (when carried, sequence n belongs to row n mod `batch`). The order depends on seed, cursor and sources alone.
@@ -84,21 +84,21 @@ class Stream:
         return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
     def cursor(self) -> dict[str, Any]:
-        """Where the stream stands, in JSON; `seek` brings it back."""
+        """The position of the stream, as JSON; `seek` restores it."""
         cursor: dict[str, Any] = {"sequences": self._done, "drawn": self._drawn.tolist()}
         return {**cursor, "rows": self.batch} if self._carry else cursor
 
     def seek(self, cursor: dict[str, Any]) -> None:
-        """Goes to where a stream of the same data, sequence and seed stood. InputError where it cannot be the same."""
+        """Moves to the cursor of a stream of the same data, sequence and seed. InputError if the data differ."""
         if len(cursor["drawn"]) != len(self._splits):
             raise InputError(
                 f"the stream was saved over {len(cursor['drawn'])} sources, and the recipe names {len(self._splits)}",
-                "resume with the data that the run was begun with",
+                "resume with the data of the run",
             )
         rows = cursor.get("rows")
         if rows != (self.batch if self._carry else None):
             was, now = (f"carried over {n} rows" if n else "shuffled" for n in (rows, self.batch * self._carry))
-            raise InputError(f"the stream was saved {was}, and is now {now}", "resume with the batch it was begun with")
+            raise InputError(f"the stream was saved {was}, and is now {now}", "resume with the batch of the run")
         self._done = int(cursor["sequences"])
         self._drawn = np.array(cursor["drawn"], dtype=np.int64)
 
@@ -119,12 +119,12 @@ class Stream:
         return (self._splits[source].tokens - 1) // self.sequence
 
     def _order(self, source: int, epoch: int) -> np.ndarray:
-        kept = self._orders.get(source)
-        if kept is None or kept[0] != epoch:
+        cached = self._orders.get(source)
+        if cached is None or cached[0] != epoch:
             order = np.arange(self._sequences(source), dtype=np.uint32)
             np.random.default_rng([self._seed, source, epoch]).shuffle(order)
-            kept = self._orders[source] = (epoch, order)
-        return kept[1]
+            cached = self._orders[source] = (epoch, order)
+        return cached[1]
 
     def _share_rows(self) -> list[tuple[int, int, int]]:
         """(source, first stretch, stretches) of every row: shares by largest remainder, at least a row each."""

@@ -26,7 +26,7 @@ MARKS = "synthe"
 CHAT = "chat_template.jinja"
 """The file beside a tokenizer.json that says how messages become a prompt."""
 
-# The library warns when a process that used its threads forks, unless told whether threads are wanted.
+# The library warns when a process that used its threads forks, unless a variable sets whether it uses threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
@@ -37,7 +37,7 @@ class Tokenizer(ABC):
     document. begin: the id that a model of somebody else's expects before a text, None where it expects none. pieces:
     the bytes that each id stands for; special tokens stand for none. stops: further ids at which an answer ends (of a
     turn, for one), while the tokenizer is in memory. chat_template: how messages become a prompt, as a
-    Jinja template, None for a model that was taught none; it is kept in CHAT beside tokenizer.json.
+    Jinja template, None for a model without one; it is stored in CHAT beside tokenizer.json.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Tokenizer(ABC):
 
 
 class Decoder:
-    """Tokens in, text out, as soon as it is whole: bytes of a character whose rest has not come are held back."""
+    """Decodes tokens one by one: bytes of an incomplete character are delayed."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -142,7 +142,7 @@ class ByteTokenizer(Tokenizer):
 
 
 class FileTokenizer(Tokenizer):
-    """A tokenizer.json of the tokenizers library. Its own special tokens, found in a text, are read as plain text.
+    """A tokenizer.json of the tokenizers library. Its special tokens in a text are encoded as plain text.
 
     begin, end: tokens to take instead of none and of the likeliest; the file that is written says so under MARKS.
     """
@@ -229,12 +229,14 @@ def read_tokenizer(content: bytes, name: str, chat_template: str | None = None) 
         text = content.decode("utf-8")
         values = json.loads(text)
         if isinstance(values, dict) and values.get("type") == "bytes":
-            found: Tokenizer = ByteTokenizer()
+            tokenizer: Tokenizer = ByteTokenizer()
         else:
             marks = values.pop(MARKS, {})
-            found = FileTokenizer(tokenizers.Tokenizer.from_str(json.dumps(values) if marks else text), name, **marks)
-        found.chat_template = chat_template
-        return found
+            tokenizer = FileTokenizer(
+                tokenizers.Tokenizer.from_str(json.dumps(values) if marks else text), name, **marks
+            )
+        tokenizer.chat_template = chat_template
+        return tokenizer
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{name} is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
 

@@ -1,4 +1,4 @@
-"""The text that a checkpoint is evaluated on, in tokens of its own tokenizer."""
+"""The text that a checkpoint is evaluated on, as tokens of its tokenizer."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from synthe_core.storage.checkpoint import Checkpoint
 
 
 def held_out(checkpoint: Checkpoint, sources: Sequence[str] = ()) -> Generator[Event, None, Split]:
-    """What the checkpoint's recipe keeps for validation; or all of `sources`, written as in a recipe.
+    """The validation text of the checkpoint's recipe; or all of `sources`, written as in a recipe.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     spec, tokenizer = checkpoint.recipe.data, checkpoint.tokenizer()
     if sources:
-        asked = [Corpus(open_source(source, spec.field), None, 1.0) for source in sources]
+        chosen = [Corpus(open_source(source, spec.field), None, 1.0) for source in sources]
     else:
-        asked = [corpus for _, corpus in corpora(spec)]
+        chosen = [corpus for _, corpus in corpora(spec)]
     places = []
-    for corpus in asked:
+    for corpus in chosen:
         folder, index = yield from pack(corpus, tokenizer)
         places.append((folder, index, "validation"))
     split = Split(places, tokenizer.widths)
     if split.tokens < 2:
-        raise InputError("there is no held-out text: the recipe keeps none for validation", "name some: --data FILE")
+        raise InputError("there is no held-out text: the recipe has no validation text", "name some: --data FILE")
     return split

@@ -1,4 +1,4 @@
-"""Chance levels that no simple formula gives, measured."""
+"""Measured chance levels, for tasks without a simple formula."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TOKENS = 200_000
 SEED = 20_260_101
 
 
-def commonest(task: Task) -> float:
-    """How often the most frequent answer of all is right, in a sample of 200,000 tokens that is always the same."""
-    return _measured(type(task), task.config)
+def most_frequent(task: Task) -> float:
+    """The accuracy of the most frequent answer, in a fixed sample of 200,000 tokens."""
+    return _measure(type(task), task.config)
 
 
 @lru_cache
-def _measured(kind: type[Task], config: Spec) -> float:
+def _measure(kind: type[Task], config: Spec) -> float:
     task = kind(config)
     targets = task.batch(-(-TOKENS // task.config.length), RandomState(SEED)).targets
     counts = np.bincount(targets[targets != UNSCORED])

@@ -17,7 +17,7 @@ SEPARATOR = 0
 
 
 class Copying(Task):
-    """c a b a | c a b : from the separator on, the next token of the copy is asked; it is then written as text.
+    """c a b a | c a b : from the separator on, the target is the next token of the copy, which then follows as input.
 
     The string is length / 2 tokens of [1, vocab), each drawn alone. Source: Jelassi et al. 2024, "Repeat after me".
     """

@@ -1,4 +1,4 @@
-"""Discourse: facts stated once, changed now and then, and asked for long after, among sentences that say nothing."""
+"""Discourse: facts stated once, changed at times, and queried much later, among sentences without facts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SENTENCE = 4
 
 
 class Discourse(Task):
-    """SAY anna age 31 | w w w w | SAY anna age 32 | w w w w | ASK anna age _ : the answer is 32, asked at `age`.
+    """SAY anna age 31 | w w w w | SAY anna age 32 | w w w w | ASK anna age _ : the target at `age` is 32.
 
     Sentences have four tokens. `facts` different (entity, attribute) pairs get a value in the first quarter of the
     text; `updates` times one of them, drawn at random, gets another value in the second quarter; `questions` on random
@@ -80,31 +80,31 @@ class Discourse(Task):
         entity, attribute = entities + what // config.attributes, attributes + what % config.attributes
 
         value = integers(rng, 0, config.values, (count, config.facts))  # as it now is
-        said = distinct(rng, count, 0, sentences // 4, config.facts)  # the sentence that told it
-        changes = np.zeros_like(said)
+        stated = distinct(rng, count, 0, sentences // 4, config.facts)  # the sentence that states it
+        changes = np.zeros_like(stated)
 
         def write(sentence: Integers, verb: int, fact: Integers, last: Integers | int) -> None:
             for place, token in enumerate((verb, entity[rows, fact], attribute[rows, fact], last)):
                 text[rows, sentence, place] = token
 
         for place in range(config.facts):
-            write(said[:, place], SAY, np.full(count, place), values + value[:, place])
+            write(stated[:, place], SAY, np.full(count, place), values + value[:, place])
         updated = np.sort(distinct(rng, count, sentences // 4, sentences // 2, config.updates), axis=1)
         for sentence in updated.T:
             fact = integers(rng, 0, config.facts, (count,))
             value[rows, fact] = (value[rows, fact] + integers(rng, 1, config.values, (count,))) % config.values
-            said[rows, fact] = sentence
+            stated[rows, fact] = sentence
             changes[rows, fact] += 1
             write(sentence, SAY, fact, values + value[rows, fact])
-        asked = distinct(rng, count, sentences // 2, sentences, config.questions)
+        queried = distinct(rng, count, sentences // 2, sentences, config.questions)
         about = integers(rng, 0, config.facts, (count, config.questions))
-        for sentence, fact in zip(asked.T, about.T, strict=True):
+        for sentence, fact in zip(queried.T, about.T, strict=True):
             write(sentence, ASK, fact, BLANK)
 
         def labels(of_fact: Integers) -> Integers:
-            return marked(config.length, SENTENCE * asked + 2, of_fact)
+            return marked(config.length, SENTENCE * queried + 2, of_fact)
 
-        distance = SENTENCE * (asked - np.take_along_axis(said, about, axis=1)) - 1
+        distance = SENTENCE * (queried - np.take_along_axis(stated, about, axis=1)) - 1
         slices = {"distance": octave(distance), "updates": np.take_along_axis(changes, about, axis=1)}
         return Examples(
             text.reshape(count, -1),

@@ -1,4 +1,4 @@
-"""Draws that several tasks need, row by row and without Python loops over rows."""
+"""Random draws for several tasks, for all rows at once."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ def integers(rng: RandomState, low: int, high: int, shape: tuple[int, ...]) -> I
 
 
 def smallest(noise: np.ndarray, count: int) -> Integers:
-    """Where the `count` smallest of each row stand, the smallest first: [rows, count]."""
-    found = np.argpartition(noise, count - 1, axis=1)[:, :count]  # its order differs from one NumPy to another
-    order = np.argsort(np.take_along_axis(noise, found, axis=1), axis=1)
-    return np.take_along_axis(found, order, axis=1)
+    """The indices of the `count` smallest of each row, the smallest first: [rows, count]."""
+    indices = np.argpartition(noise, count - 1, axis=1)[:, :count]  # its order differs from one NumPy to another
+    order = np.argsort(np.take_along_axis(noise, indices, axis=1), axis=1)
+    return np.take_along_axis(indices, order, axis=1)
 
 
 def distinct(rng: RandomState, rows: int, low: int, high: int, count: int) -> Integers:
     """`count` different integers of [low, high) for each of `rows`, in random order: [rows, count]."""
     if count * count > 2 * (high - low):
         return low + smallest(rng.random_sample((rows, high - low)), count)
-    found = integers(rng, low, high, (rows, count))  # most rows are distinct; the others are drawn anew
-    while (clash := (np.diff(np.sort(found, axis=1), axis=1) == 0).any(axis=1)).any():
-        found[clash] = integers(rng, low, high, (int(clash.sum()), count))
-    return found
+    drawn = integers(rng, low, high, (rows, count))  # most rows are distinct; the others are drawn again
+    while (clash := (np.diff(np.sort(drawn, axis=1), axis=1) == 0).any(axis=1)).any():
+        drawn[clash] = integers(rng, low, high, (int(clash.sum()), count))
+    return drawn
 
 
 def weighted(rng: RandomState, rows: int, weights: np.ndarray, count: int) -> Integers:
@@ -45,7 +45,7 @@ def digits(rng: RandomState, shape: tuple[int, ...], count: int) -> Integers:
 
 
 def digits_chance(count: int) -> float:
-    """How many of those digits the best guess gets right: one of nine at first, one of ten later."""
+    """The accuracy of the best guess of those digits: 1/9 for the first, 1/10 for the others."""
     return (1 / 9 + (count - 1) / 10) / count
 
 

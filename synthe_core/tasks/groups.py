@@ -53,8 +53,8 @@ class Group(NamedTuple):
 @lru_cache
 def group(name: str) -> Group:
     """Zn, the rotations of n points; Sk, all permutations of k points; Ak, the even ones among them."""
-    found = re.fullmatch(r"([ZSA])([0-9]{1,3})", name)
-    family, points = (found[1], int(found[2])) if found else ("", 0)
+    match = re.fullmatch(r"([ZSA])([0-9]{1,3})", name)
+    family, points = (match[1], int(match[2])) if match else ("", 0)
     low, high = KNOWN.get(family, (1, 0))
     if not low <= points <= high:
         known = ", ".join(f"{letter}{first} … {letter}{last}" for letter, (first, last) in KNOWN.items())

@@ -14,7 +14,7 @@ from synthe_core.tasks.task import UNSCORED, Examples, Integers, Preset, PresetN
 
 
 class Induction(Task):
-    """b c a ! d a b ... c ! : the answer is d, asked at the last token.
+    """b c a ! d a b ... c ! : the target at the last token is d.
 
     The special token (!) is vocab - 1; it stands once at a random place and once more at the end; all others are random
     tokens below it. Slice: `distance` between the two, as the power of two at or below it. Source: Olsson et al. 2022;

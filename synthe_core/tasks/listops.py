@@ -12,7 +12,7 @@ from pydantic import Field
 
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Spec
-from synthe_core.tasks.chance import commonest
+from synthe_core.tasks.chance import most_frequent
 from synthe_core.tasks.draw import integers
 from synthe_core.tasks.lengths import longer
 from synthe_core.tasks.task import UNSCORED, Examples, Integers, Preset, PresetName, Task
@@ -23,7 +23,7 @@ FOLDS: dict[int, Callable[[list[int]], float]] = {MIN: min, MAX: max, MED: media
 
 
 class ListOps(Task):
-    """[MAX 2 9 [MIN 4 7 ] 0 ]: the value, 9, is asked at the last bracket.
+    """[MAX 2 9 [MIN 4 7 ] 0 ]: the target at the last bracket is the value, 9.
 
     Operators are the least, the greatest, the median (of an even count the mean of the middle two, rounded down) and
     SM, the sum mod 10. A tree grows from one leaf to exactly `length` tokens: a random leaf above the limit of `depth`
@@ -56,7 +56,7 @@ class ListOps(Task):
     @property
     def chance(self) -> float:
         """Measured: 0 and 9 are likelier than the other digits."""
-        return commonest(self)
+        return most_frequent(self)
 
     def batch(self, count: int, rng: RandomState) -> Examples:
         inputs = self._texts(count, rng)
@@ -125,8 +125,8 @@ class ListOps(Task):
             token, values = next(tokens), []
             if token < MIN or token == CLOSE:
                 return token
-            while (found := value(tokens)) != CLOSE:
-                values.append(found)
+            while (operand := value(tokens)) != CLOSE:
+                values.append(operand)
             return int(FOLDS[token](values)) % 10
 
         targets = np.full(inputs.shape, UNSCORED, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Memory copy: variables are given numbers in a line of text, and some are asked for."""
+"""Memory copy: a line of text assigns numbers to variables, and queries some of them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class MemoryCopy(Task):
     """a=10, b=20. What is a? 10. What is b? 2 : the digits of the answers are scored, one character a token.
 
     Names are `pairs` different letters, numbers have `digits` digits without a leading zero, and `questions` of the
-    names are asked for, none twice. Answers are written, except the very last digit.
+    names are queried, none twice. Answers are written, except the very last digit.
     """
 
     class Config(Spec):
         type: Literal["memory-copy"] = "memory-copy"
         pairs: int = Field(4, ge=1, description="variables that get a number")
         digits: int = Field(2, ge=1, description="digits of a number")
-        questions: int = Field(2, ge=1, description="variables that are asked for")
+        questions: int = Field(2, ge=1, description="variables that are queried")
 
         @property
         def length(self) -> int:
@@ -45,7 +45,7 @@ class MemoryCopy(Task):
             )
         if config.questions > config.pairs:
             raise InputError(
-                f"memory-copy: {config.questions} questions on {config.pairs} names, of which none is asked twice",
+                f"memory-copy: {config.questions} questions on {config.pairs} names, of which none is queried twice",
                 f"the smallest number of pairs that fits is {config.questions}",
             )
 
@@ -62,7 +62,7 @@ class MemoryCopy(Task):
         first = ALPHABET.index("a")
         names = distinct(rng, count, first, first + NAMES, pairs)
         numbers = digits(rng, (count, pairs), size)  # the token of a digit is its value
-        asked = distinct(rng, count, 0, pairs, questions)
+        queried = distinct(rng, count, 0, pairs, questions)
 
         def words(text: str) -> Integers:
             return np.tile(np.array([ALPHABET.index(character) for character in text]), (count, 1))
@@ -70,12 +70,12 @@ class MemoryCopy(Task):
         rows, text = np.arange(count), []
         for i in range(pairs):
             text += [names[:, [i]], words("="), numbers[:, i], words(". " if i == pairs - 1 else ", ")]
-        for one in asked.T:
+        for one in queried.T:
             text += [words("What is "), names[rows, one][:, None], words("? "), numbers[rows, one], words(". ")]
         inputs = np.concatenate(text, axis=1)[:, : self.config.length]
         starts = pairs * (size + 4) + np.arange(questions) * (size + 13) + len("What is a?")
         places = np.tile((starts[:, None] + np.arange(size)).ravel(), (count, 1))
-        answers = numbers[rows[:, None], asked].reshape(count, -1)
+        answers = numbers[rows[:, None], queried].reshape(count, -1)
         return Examples(inputs, marked(self.config.length, places, answers))
 
     def solve(self, inputs: Integers) -> Integers:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Spec
-from synthe_core.tasks.chance import commonest
+from synthe_core.tasks.chance import most_frequent
 from synthe_core.tasks.draw import integers, octave
 from synthe_core.tasks.lengths import longer
 from synthe_core.tasks.task import UNSCORED, Examples, Integers, Preset, PresetName, Task
@@ -20,7 +20,7 @@ RANK = {OPEN: 0, PLUS: 1, MINUS: 1, TIMES: 2}
 
 
 class ModularArithmetic(Task):
-    """3 + 2 * 4 - 1 =: wherever what was read is an expression its value is asked, and at the = (mod 5: 3, 0, 1, 0, 0).
+    """3 + 2 * 4 - 1 =: where the tokens so far are an expression, the target is its value (mod 5: 3, 0, 1, 0; at = 0).
 
     Times binds more closely than plus and minus. Tokens are the numbers of [0, modulus), then = + - * ( ). `asked: end`
     asks for the value at the = only, as in the source. Without `brackets` a fixed number of states will do
@@ -54,7 +54,7 @@ class ModularArithmetic(Task):
     @property
     def chance(self) -> float:
         """Measured: the products of short expressions make 0 likelier than the others."""
-        return commonest(self)
+        return most_frequent(self)
 
     def batch(self, count: int, rng: RandomState) -> Examples:
         inputs = self._texts(count, rng)

@@ -12,7 +12,7 @@ from synthe_core.tasks.task import Examples, Preset, PresetName, Share
 
 
 class MQAR(Recall):
-    """k1 v1 k2 v2 ... kP vP | . k2 . . k1 . : at each key of the second part its value is asked.
+    """k1 v1 k2 v2 ... kP vP | . k2 . . k1 . : the target at each key of the second part is its value.
 
     Keys of a sequence are all different, and so are its values. Source: Arora et al. 2023, "Zoology".
     """
@@ -33,8 +33,8 @@ class MQAR(Recall):
             return Share(cls.Config(vocab=vocab, length=length, pairs=pairs), examples)
 
         if name == "quick":
-            # Mostly few pairs, and a high rate: until a model has found out how to recall at all it learns nothing, and
-            # with few pairs it finds out first. The same tokens of 16 pairs alone teach a delta rule nothing.
+            # Mostly few pairs, and a high rate: a model learns nothing until it recalls at all, which
+            # it learns first with few pairs. The same tokens of 16 pairs alone teach a delta rule nothing.
             train = [share(128, 64, 4, 25_000), share(128, 64, 8, 15_000), share(128, 64, 16, 10_000)]
             return Preset(train, [share(128, 64, pairs, 256) for pairs in (4, 8, 16)], lr=1e-2)
         if name == "standard":

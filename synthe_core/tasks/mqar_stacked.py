@@ -23,7 +23,7 @@ class StackedMQAR(Task):
         key k  ->  k                value v  ->  keys + v                pair (k, v)  ->  keys + values + k * values + v
 
     All pairs are shown `passes` times, each pass in another order (Arora et al. 2024, "Just read twice"); then every
-    key is asked for once, in random order. Keys of a sequence are all different, and so are its values.
+    key is queried once, in random order. Keys of a sequence are all different, and so are its values.
     """
 
     class Config(Spec):
@@ -31,7 +31,7 @@ class StackedMQAR(Task):
         keys: int = Field(15, ge=1, description="different keys of the vocabulary")
         values: int = Field(15, ge=2, description="different values of the vocabulary")
         pairs: int = Field(4, ge=1)
-        passes: int = Field(1, ge=1, description="how often all pairs are shown before the questions")
+        passes: int = Field(1, ge=1, description="times that all pairs are shown before the queries")
 
         @property
         def length(self) -> int:
@@ -63,9 +63,9 @@ class StackedMQAR(Task):
         joint = config.keys + config.values + keys * config.values + values
         orders = [distinct(rng, count, 0, pairs, pairs) for _ in range(config.passes + 1)]
         shown = [np.take_along_axis(joint, order, axis=1) for order in orders[:-1]]
-        asked, answers = (np.take_along_axis(x, orders[-1], axis=1) for x in (keys, config.keys + values))
+        queries, answers = (np.take_along_axis(x, orders[-1], axis=1) for x in (keys, config.keys + values))
         places = np.tile(np.arange(config.passes * pairs, config.length), (count, 1))
-        return Examples(np.concatenate([*shown, asked], axis=1), marked(config.length, places, answers))
+        return Examples(np.concatenate([*shown, queries], axis=1), marked(config.length, places, answers))
 
     def solve(self, inputs: Integers) -> Integers:
         targets = np.full(inputs.shape, UNSCORED, dtype=np.int64)

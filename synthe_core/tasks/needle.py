@@ -1,4 +1,4 @@
-"""Needle: several facts hidden in a long text, one of which is asked for at its end."""
+"""Needle: several facts hidden in a long text, one of which is queried at its end."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ QUESTION, ASK = "\nWhat is the word of the ", "? "
 
 
 class Needle(Task):
-    """... The word of the bridge is qzvtk. ... What is the word of the bridge? qzvt : the letters asked are scored.
+    """... The word of the bridge is qzvtk. ... What is the word of the bridge? qzvt : the answer is scored.
 
     Tokens are bytes. `needles` such facts about different things stand in the text of `Haystack`; words are random
-    letters. Slice: `depth`, the tenth of the text (0 to 9) in which the fact asked for stands. Source: Kamradt 2023,
+    letters. Slice: `depth`, the tenth of the text (0 to 9) of the queried fact. Source: Kamradt 2023,
     "Needle in a haystack"; with several needles as in Hsieh et al. 2024, "RULER".
     """
 
     class Config(Spec):
         type: Literal["needle"] = "needle"
         length: int = Field(192, ge=1, description="bytes of a sequence, question and answer included")
-        needles: int = Field(2, ge=1, description="facts in the text, one of which is asked for")
+        needles: int = Field(2, ge=1, description="facts in the text, one of which is queried")
         letters: int = Field(5, ge=1, description="letters of a word")
         text: str | None = Field(None, description="a file of text to hide the facts in; else the package's own prose")
 
@@ -57,7 +57,7 @@ class Needle(Task):
         self.frame = config.needles * fact + len(QUESTION) + noun + len(ASK) + config.letters - 1
         if config.needles > len(NOUNS):
             raise InputError(
-                f"needle: there are {len(NOUNS)} things to tell a fact about, not {config.needles}",
+                f"needle: there are {len(NOUNS)} subjects for facts, not {config.needles}",
                 f"the largest number of needles that fits is {len(NOUNS)}",
             )
         if config.length < self.frame:
@@ -94,9 +94,9 @@ class Needle(Task):
         targets = np.full(inputs.shape, UNSCORED, dtype=np.int64)
         for row, text in enumerate(inputs.astype(np.uint8)):
             facts = dict(re.findall(rb"The word of the (\w+) is (\w+)\. ", text.tobytes()))
-            *_, asked = re.finditer(rb"What is the word of the (\w+)\? ", text.tobytes())
-            word = facts[asked[1]]
-            targets[row, asked.end() - 1 : asked.end() - 1 + len(word)] = list(word)
+            *_, question = re.finditer(rb"What is the word of the (\w+)\? ", text.tobytes())
+            word = facts[question[1]]
+            targets[row, question.end() - 1 : question.end() - 1 + len(word)] = list(word)
         return targets
 
     @classmethod

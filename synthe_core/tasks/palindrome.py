@@ -16,8 +16,8 @@ from synthe_core.tasks.task import UNSCORED, Examples, Integers, Preset, PresetN
 
 
 class Palindrome(Task):
-    """a b c | c b a end. `tokens`: from the mark on the next token is asked, c, b, a. `verdict`: is it a palindrome,
-    asked at the end.
+    """a b c | c b a end. `tokens`: from the mark on the target is the next token, c, b, a. `verdict`: the
+    target at the end is whether it is a palindrome.
 
     Words are tokens of [0, symbols), drawn alone; then come the tokens for the mark, end, no and yes. For a verdict one
     half of the sequences, each by the toss of a coin, have one token after the mark changed to another. Deciding takes
@@ -70,12 +70,12 @@ class Palindrome(Task):
         symbols = self.config.symbols
         for row, tokens in enumerate(inputs.tolist()):
             mark = tokens.index(symbols)
-            held, after = tokens[:mark], tokens[mark + 1 : -1]
+            stack, after = tokens[:mark], tokens[mark + 1 : -1]
             if self.config.asked == "verdict":
-                targets[row, -1] = symbols + 2 + all(held.pop() == token for token in after)
+                targets[row, -1] = symbols + 2 + all(stack.pop() == token for token in after)
                 continue
             for place in range(mark, mark + len(after)):
-                targets[row, place] = held.pop()
+                targets[row, place] = stack.pop()
         return targets
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Parity: whether the ones read so far are an odd number, asked after every bit."""
+"""Parity: whether the number of ones so far is odd, with a target after every bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from synthe_core.tasks.task import Examples, Integers, Preset, PresetName, Task
 class Parity(Task):
     """0 1 1 0 1: answers 0 1 0 0 1.
 
-    Bits are drawn alone, 0 as often as 1. Asking after every bit, not only after the last, gives every shorter string
+    Bits are independent and uniform. A target after every bit, not only after the last, gives every shorter string
     too. Slice: `position`, how many bits were read, by powers of two. A linear recurrence whose transitions have real
     eigenvalues, none of them negative, cannot do it at every length: the delta rule needs β beyond 1.
 

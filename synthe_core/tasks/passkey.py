@@ -1,4 +1,4 @@
-"""Passkey: a number said once in a long text, and asked for at its end."""
+"""Passkey: a number stated once in a long text, and queried at its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FACT, END, QUESTION = "The pass key is ", ". ", "\nWhat is the pass key? "
 
 
 class Passkey(Task):
-    """... text ... The pass key is 48213. ... text ... What is the pass key? 4821 : the digits asked are scored.
+    """... text ... The pass key is 48213. ... text ... What is the pass key? 4821 : the answer is scored.
 
     Tokens are bytes. The text is that of `Haystack`; the number has no leading zero. Slice: `depth`, the tenth of the
     text (0 to 9) in which the number stands. Source: Mohtashami & Jaggi 2023, "Landmark attention", there with one
@@ -66,8 +66,8 @@ class Passkey(Task):
         targets = np.full(inputs.shape, UNSCORED, dtype=np.int64)
         for row, text in enumerate(inputs.astype(np.uint8)):
             (number,) = re.findall(rb"The pass key is (\d+)\. ", text.tobytes())
-            *_, asked = re.finditer(rb"What is the pass key\? ", text.tobytes())
-            targets[row, asked.end() - 1 : asked.end() - 1 + len(number)] = list(number)
+            *_, question = re.finditer(rb"What is the pass key\? ", text.tobytes())
+            targets[row, question.end() - 1 : question.end() - 1 + len(number)] = list(number)
         return targets
 
     @classmethod

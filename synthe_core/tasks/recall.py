@@ -1,4 +1,4 @@
-"""What the tasks of associative recall share: keys are bound to values first and asked for later, among filler."""
+"""The base of the associative recall tasks: keys are bound to values first and queried later, among filler."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class RecallConfig(Spec):
 class Recall(Task):
     """k v k v ... | . k . . k . : keys are tokens of [1, vocab/2), values tokens of [vocab/2, vocab).
 
-    Each key is asked for once, at a distance 2g behind the bindings; g is drawn without repetition with probability
-    ~ (g + 1)^(power - 1). The answer is asked but not written. What is left is filler: random tokens of the whole
-    vocabulary, or 0. Source: Arora et al. 2023, "Zoology" (whose filler comes from another seed than the rest).
+    Each key is queried once, at a distance 2g behind the bindings; g is drawn without repetition with probability
+    ~ (g + 1)^(power - 1). The answer is a target, but not in the text. The remaining tokens are filler: random tokens
+    of the whole vocabulary, or 0. Source: Arora et al. 2023, "Zoology" (whose filler comes from another seed than the
+    rest).
     """
 
     Config = RecallConfig
@@ -60,12 +61,12 @@ class Recall(Task):
 
     @property
     def bindings(self) -> int:
-        """How many pairs of a key and a value stand before the questions."""
+        """The number of key-value pairs before the queries."""
         return self.config.pairs
 
     @property
     def values_needed(self) -> int:
-        """How many different values one sequence may need."""
+        """The number of different values that one sequence can need."""
         return self.bindings
 
     @property
@@ -80,8 +81,8 @@ class Recall(Task):
     def ask(
         self, rng: RandomState, context: Integers, questions: Integers, answers: Integers
     ) -> tuple[Integers, Integers, Integers]:
-        """Inputs and targets [N, T] of `context` [N, C] and `questions` [N, P, W], which stand (W + 1) g behind it;
-        and where each is answered [N, P]."""
+        """Inputs and targets [N, T] of `context` [N, C] and `questions` [N, P, W], at distances (W + 1) g after it; and
+        the position of each answer [N, P]."""
         rows, count, width = questions.shape
         length, start, step = self.config.length, context.shape[1], width + 1
         slots = np.arange(1, (length - start) // step + 1, dtype=float)
@@ -96,7 +97,7 @@ class Recall(Task):
 
     def solve(self, inputs: Integers) -> Integers:
         """Reads each row with a dictionary, in which a later binding replaces an earlier one. Filler may repeat a key,
-        at even distances too: there the value is told as well, and whoever compares looks at the scored tokens."""
+        at even distances too: it returns a value there as well; compare the scored tokens only."""
         targets = np.full(inputs.shape, UNSCORED, dtype=np.int64)
         context = 2 * self.bindings
         for row, tokens in enumerate(inputs.tolist()):

@@ -20,8 +20,8 @@ class SelectiveCopying(Task):
     """. . b . . a . c . . # # # : at the blanks (#) the answers are b, a, c.
 
     0 is noise, vocab - 1 the blank, and what is between is data. `data` tokens stand at random places of the first
-    length - data tokens; as many blanks follow. Answers are asked but not written. Source: Gu & Dao 2023, "Mamba"
-    (length 4096, 16 data tokens, vocabulary 16).
+    length - data tokens; as many blanks follow. Answers are targets, but not in the text. Source: Gu & Dao 2023,
+    "Mamba" (length 4096, 16 data tokens, vocabulary 16).
     """
 
     class Config(Spec):

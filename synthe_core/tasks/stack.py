@@ -18,10 +18,11 @@ TURN = 0.3  # chance that a run of pushes or pops ends: with 0.5, half of all po
 
 
 class Stack(Task):
-    """a b POP c POP POP: at each POP the symbol that it takes off is asked, b, c, a.
+    """a b POP c POP POP: the target at each POP is the symbol that it removes: b, c, a.
 
     Tokens of [1, symbols] push themselves; POP is 0 and never meets an empty stack, nor is more pushed than `depth`.
-    These are the prefixes of a Dyck language of `symbols` kinds of brackets, the kind of each closing one being asked.
+    These are the prefixes of a Dyck language of `symbols` kinds of brackets; the targets are the kinds of the closing
+    brackets.
     Pushes and pops come in runs. Slices: `depth`, of the stack before the pop, and `ago`, how many tokens ago the
     symbol was pushed, by powers of two.
 
@@ -52,7 +53,7 @@ class Stack(Task):
         depth, pushing = np.zeros(count, dtype=np.int64), np.ones(count, dtype=bool)
         for t in range(self.config.length):
             pushing = (pushing ^ turns[:, t] | (depth == 0)) & (depth < deepest)
-            if t == self.config.length - 1:  # so that something is asked of each row
+            if t == self.config.length - 1:  # so that each row has a target
                 pushing = depth == 0
             down, up = rows[pushing], rows[~pushing]
             pushed[down, depth[down]] = t
@@ -66,12 +67,12 @@ class Stack(Task):
         """A list for each row."""
         targets = np.full(inputs.shape, UNSCORED, dtype=np.int64)
         for row, tokens in enumerate(inputs.tolist()):
-            held: list[int] = []
+            stack: list[int] = []
             for place, token in enumerate(tokens):
                 if token == POP:
-                    targets[row, place] = held.pop()
+                    targets[row, place] = stack.pop()
                 else:
-                    held.append(token)
+                    stack.append(token)
         return targets
 
     @classmethod

@@ -1,4 +1,4 @@
-"""State tracking: the word problem of a group, asked after every token."""
+"""State tracking: the word problem of a group, with a target after every token."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from synthe_core.tasks.groups import group
 from synthe_core.tasks.lengths import longer
 from synthe_core.tasks.task import UNSCORED, Examples, Integers, Preset, PresetName, Task
 
-LEVELS = 10  # with `grow`, how many times elements join
+LEVELS = 10  # the number of times that elements join with `grow`
 
 
 class StateTracking(Task):
-    """g1 g2 g3 ...: after each element the product of all so far is asked, g1, g1·g2, g1·g2·g3 ...
+    """g1 g2 g3 ...: the target after each element is the product of all so far, g1, g1·g2, g1·g2·g3 ...
 
     Tokens are the elements, each drawn alone; 0 is the identity. S3 and S4 are solvable groups, A5 and S5 are not:
     their word problem is complete for NC¹, which attention and diagonal recurrences of a fixed depth are thought not to
     reach. With `elements: swaps` only those are drawn that swap two points: they generate Sn, and each is one
-    reflection, for which one delta step a token suffices (Siems et al. 2025). With `start` a token of its own stands
-    first, its answer not asked, as in the published trials: memories begin empty, and one that turns what it holds by
-    every element needs something to turn. With `grow`, which is ours,
-    training begins with the smallest conjugacy class that generates the group (the swaps of S5, twelve 5-cycles of A5),
-    and once those are known a tenth of the others joins, and another, those first that fewer of the class make: a model
-    that holds the product has only to learn what one more element does to it. Tests are of all. Slice: `position`, how
+    reflection, for which one delta step a token suffices (Siems et al. 2025). With `start` a token without a target
+    comes first, as in the published trials: a memory that multiplies its state by every element needs a state that is
+    not zero. With `grow`, which is ours, training starts with the smallest conjugacy class that generates the group
+    (the swaps of S5, twelve 5-cycles of A5). Each time these are learned, a tenth of the other elements joins, those
+    first that are products of the fewest of the class. Tests are of all elements. Slice: `position`, how
     many elements are in the product, by powers of two.
 
     Sources: Liu et al. 2023, "Transformers learn shortcuts to automata"; Merrill et al. 2024, "The illusion of state in
@@ -42,8 +41,8 @@ class StateTracking(Task):
         group: str = Field("S3", description="Z2 ... Z120 (addition mod n), S3 ... S5, A3 ... A5 (permutations)")
         elements: Literal["all", "swaps"] = Field("all", description="which are drawn: swaps move two points only")
         length: int = Field(32, ge=1, description="elements of a sequence")
-        start: bool = Field(False, description="a token before the first element, which is not asked about")
-        grow: bool = Field(False, description="training begins with a few elements; others join as they are known")
+        start: bool = Field(False, description="a token before the first element, without a target")
+        grow: bool = Field(False, description="training starts with a few elements; others join as they are learned")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -87,7 +86,7 @@ class StateTracking(Task):
     def levels(self) -> int:
         return LEVELS if self.config.grow else 0
 
-    def at(self, level: int) -> StateTracking:
+    def at_level(self, level: int) -> StateTracking:
         if level == self.levels:
             return self
         task = copy(self)

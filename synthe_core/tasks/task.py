@@ -1,4 +1,4 @@
-"""The contract of a synthetic task: a distribution over sequences whose answers follow from what was read."""
+"""The contract of a synthetic task: a distribution over sequences whose targets follow from the tokens before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from numpy.random import RandomState  # its streams are frozen by NumPy's promise: the same on every machine and version
+from numpy.random import RandomState  # NumPy guarantees its streams: the same on every machine and version
 
 from synthe_core.layers.learner import Spec
 
@@ -15,10 +15,10 @@ UNSCORED = -100
 
 
 class Examples(NamedTuple):
-    """inputs int64 [N, T]; targets int64 [N, T], the token expected after each input, UNSCORED where none is asked.
+    """inputs int64 [N, T]; targets int64 [N, T], the token expected after each input, UNSCORED where there is none.
 
-    slices: further labels of scored tokens, int64 [N, T] by name (was this key overwritten? how long ago?): accuracy
-    is reported for each value of each.
+    slices: labels of scored tokens, int64 [N, T] by name (was this key overwritten? how long ago?); accuracy is
+    reported for each value of each label.
     """
 
     inputs: Integers
@@ -34,9 +34,9 @@ class Share(NamedTuple):
 
 
 class Preset(NamedTuple):
-    """What a model trains on and what it is tested on. Shares of `train` are mixed batch by batch.
+    """The training and test sets of a task. Batches of the shares of `train` are mixed at random.
 
-    lr: the peak learning rate where the task wants another than the preset's usual one.
+    lr: the peak learning rate, if it is not the preset's usual one.
     """
 
     train: list[Share]
@@ -48,16 +48,16 @@ PresetName = Literal["quick", "standard", "zoology"]
 
 
 class Task(ABC):
-    """One distribution: the table's entry with its Config filled in. Examples come from `batch`, answers from `solve`.
+    """One distribution: an entry of the table with its Config. `batch` makes examples, `solve` their answers.
 
-    `axis` names the Config's key that tells how hard a slice is (pairs, length): tables and plots run along it.
+    axis: the Config's key of a share's difficulty (pairs, length), the axis of tables and charts.
     """
 
     Config: ClassVar[type[Spec]]
     axis: ClassVar[str] = "length"
 
     def __init__(self, config: Any) -> None:
-        """InputError where the sizes do not go together, with the smallest that do."""
+        """InputError if the sizes are inconsistent, with the smallest that are not."""
         self.config = config
 
     @property
@@ -76,16 +76,16 @@ class Task(ABC):
 
     @property
     def levels(self) -> int:
-        """How many harder versions training goes through on its way to this task; 0: it begins with the task itself."""
+        """The number of easier versions that training starts with; 0: it starts with the task itself."""
         return 0
 
-    def at(self, level: int) -> Task:
-        """What is trained on at that level, from 0 up to `levels`: the last is this task, and tests are of it."""
+    def at_level(self, level: int) -> Task:
+        """The version that is trained at that level, from 0 to `levels`. The last is this task, which is tested."""
         return self
 
     @abstractmethod
     def solve(self, inputs: Integers) -> Integers:
-        """The targets of `inputs` [N, T], worked out from the inputs alone and not as `batch` made them."""
+        """The targets of `inputs` [N, T], computed from the inputs alone, independently of `batch`."""
 
     @classmethod
     @abstractmethod

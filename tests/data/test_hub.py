@@ -97,4 +97,4 @@ def test_a_connection_that_breaks_says_how_far_it_came(local: list[str], monkeyp
     with pytest.raises(SyntheError, match=r"cannot be reached: reset by peer \(after 3 rows\)") as raised:
         packed("hub:acme/words")
     assert isinstance(raised.value, WorkError)
-    assert "go on from there" in (raised.value.hint or "")
+    assert "run again to continue" in (raised.value.hint or "")

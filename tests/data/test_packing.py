@@ -226,7 +226,7 @@ def test_a_validation_without_text_is_said(tmp_path: Path) -> None:
     for _ in range(2):
         notices = [event for event in open_data(spec) if isinstance(event, Notice)]
         assert [notice.level for notice in notices] == ["warning"]
-        assert "no text fell to validation" in notices[0].message
+        assert "no document is in the validation split" in notices[0].message
 
 
 def test_pieces_that_are_cut_where_validation_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

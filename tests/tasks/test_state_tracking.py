@@ -163,7 +163,7 @@ def test_elements_join_the_near_ones_first(name, first):
     task = make(group=name, grow=True, length=12)
     order, steps, before = group(name).order, task.group.steps(task.first), set()
     for level in range(task.levels + 1):
-        inputs, targets, _ = task.at(level).batch(500, RandomState(1))
+        inputs, targets, _ = task.at_level(level).batch(500, RandomState(1))
         assert np.array_equal(task.solve(inputs), targets)
         drawn = set(inputs.flat)
         assert len(drawn) == first + (order - first) * level // task.levels
@@ -173,7 +173,7 @@ def test_elements_join_the_near_ones_first(name, first):
         before = drawn
     assert drawn == set(range(order))
     plain = make(group=name, length=12)
-    assert plain.levels == 0 and set(plain.at(0).batch(500, RandomState(1)).inputs.flat) == set(range(order))
+    assert plain.levels == 0 and set(plain.at_level(0).batch(500, RandomState(1)).inputs.flat) == set(range(order))
 
 
 def test_growing_ends_with_all():

@@ -116,7 +116,7 @@ def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[
     yield Progress(name, 0, len(order), "steps")
     for step, which in enumerate(order, start=1):
         state.fraction = (step - 1) / len(order)
-        result = train_step(state, _batch(tasks[which].at(curriculum.level).batch(trial.batch, rng)))
+        result = train_step(state, _batch(tasks[which].at_level(curriculum.level).batch(trial.batch, rng)))
         if result.skipped:
             raise WorkError(f"{name}: {result.non_finite} is not finite at step {step}", "lower lr")
         curriculum.update(result)
