@@ -27,6 +27,6 @@ def test_fla_is_left_out_in_words_without_a_gpu() -> None:
     assert {"reference"} <= {event.values["candidate"] for event in events if isinstance(event, Measurement)}
     candidates: dict[str, operators.Run] = {}
     _, arguments, *_ = operators.CASES["delta"]("cpu")
-    (told,) = operators._fla(arguments, candidates)
-    assert isinstance(told, Notice) and told.message == "fla is left out: its kernels are written for CUDA"
+    (messages,) = operators._fla(arguments, candidates)
+    assert isinstance(messages, Notice) and messages.message == "fla is left out: its kernels are written for CUDA"
     assert not candidates

@@ -32,10 +32,10 @@ def test_ratios_are_taken_turn_by_turn(monkeypatch):
 
 def test_peak_memory_sees_what_is_gone_again():
     size = 64 << 20
-    held = peak_bytes(lambda: bytearray(size).count(1))
-    if held is None:
+    blocks = peak_bytes(lambda: bytearray(size).count(1))
+    if blocks is None:
         pytest.skip("the system does not tell")
-    assert held >= size + peak_bytes(lambda: None) // 2
+    assert blocks >= size + peak_bytes(lambda: None) // 2
 
 
 def test_unknown_names_are_told():
@@ -54,6 +54,6 @@ def recipe():
 def test_training_and_decoding_are_measured(recipe):
     events = [*training({"ours": recipe, "theirs": recipe}, (8,), 16, 2, "cpu")]
     events += decoding({"ours": recipe}, (4, 20), 2, "cpu")
-    found = [(event.case, event.values) for event in events if isinstance(event, Measurement)]
-    assert [case for case, _ in found] == ["training B=2 T=8"] * 2 + [f"decoding after {n} tokens" for n in (4, 20)]
-    assert all(values["ratio"] > 0 for _, values in found)
+    result = [(event.case, event.values) for event in events if isinstance(event, Measurement)]
+    assert [case for case, _ in result] == ["training B=2 T=8"] * 2 + [f"decoding after {n} tokens" for n in (4, 20)]
+    assert all(values["ratio"] > 0 for _, values in result)

@@ -218,7 +218,7 @@ def test_an_interruption_keeps_what_is_finished(jobs: int) -> None:
     assert 1 <= many < 40
     *_, last, hint = err.splitlines()
     assert last == f"stopped with {many} of 40 trials finished"
-    assert hint == "hint: the same command goes on with the trials that are left"
+    assert hint == "hint: the same command runs the remaining trials"
     assert "Traceback" not in err and "KeyboardInterrupt" not in err
 
 

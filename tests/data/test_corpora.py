@@ -17,13 +17,13 @@ from tests.data.conftest import packed, prose, write_rows
 
 
 def documents(name: str, field: str = "text") -> list[bytes]:
-    found: list[bytes] = []
+    documents: list[bytes] = []
     for piece in open_source(name, field).pieces():
-        assert piece.document == len(found) or (piece.offset > 0 and piece.document == len(found) - 1)
-        if piece.document == len(found):
-            found.append(b"")
-        found[-1] += piece.text
-    return found
+        assert piece.document == len(documents) or (piece.offset > 0 and piece.document == len(documents) - 1)
+        if piece.document == len(documents):
+            documents.append(b"")
+        documents[-1] += piece.text
+    return documents
 
 
 def test_the_standard_library_is_prose_and_sources_without_tests() -> None:

@@ -178,20 +178,20 @@ def test_the_hub_is_asked_only_for_what_is_not_here(
 ) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
-    asked: list[str] = []
+    requests: list[str] = []
 
     def download(name: str, file: str, **keys: object) -> str:
-        asked.append("cache" if keys.get("local_files_only") else "download")
-        if len(asked) == 1:
+        requests.append("cache" if keys.get("local_files_only") else "download")
+        if len(requests) == 1:
             raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
         return str(shared("tokenizers/gpt2/tokenizer.json"))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: asked.append(name))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: requests.append(name))
     assert open_tokenizer("acme/words").vocab_size == 50257
-    assert asked == ["cache", "acme/words", "download"]
+    assert requests == ["cache", "acme/words", "download"]
     assert open_tokenizer("hub:words").vocab_size == 50257
-    assert asked[3:] == ["cache"]
+    assert requests[3:] == ["cache"]
 
 
 def test_widths_are_an_array_for_fast_sums(tokenizer: Tokenizer) -> None:

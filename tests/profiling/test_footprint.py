@@ -48,9 +48,9 @@ def test_allocations_are_counted_to_the_byte() -> None:
         del big
         return other
 
-    found = measure_allocations(work)
-    assert found.peak == 5 * MIB
-    assert found.retained == 4 * MIB
+    result = measure_allocations(work)
+    assert result.peak == 5 * MIB
+    assert result.retained == 4 * MIB
 
 
 def test_a_plane_goes_through_its_points_and_on() -> None:
@@ -74,19 +74,19 @@ def test_a_plane_goes_through_its_points_and_on() -> None:
 )
 def test_a_step_holds_what_was_predicted_of_it(case: dict[str, Any], rows: int) -> None:
     """By torch's own allocator, which forgets nothing and keeps nothing back."""
-    asked = recipe(**case)
-    estimate = Estimate(asked, probe())
+    config = recipe(**case)
+    estimate = Estimate(config, probe())
     predicted = estimate.training(rows)
-    chosen = settings_for(asked, probe())
+    chosen = settings_for(config, probe())
     chosen.precision, chosen.micro_batch = predicted.precision, rows
     torch.manual_seed(0)
-    model = build_model(asked.model, estimate.vocab, asked.runtime.recompute)
-    optimizer = Optimizer(model, asked.train)
-    batch = PassTimer(model, chosen, asked.data.sequence).batch(8)
+    model = build_model(config.model, estimate.vocab, config.runtime.recompute)
+    optimizer = Optimizer(model, config.train)
+    batch = PassTimer(model, chosen, config.data.sequence).batch(8)
 
     def step() -> None:
         optimizer.zero_grad()
-        accumulate_gradients(default_objective(model), model, batch, chosen, sequence=asked.data.sequence)
+        accumulate_gradients(default_objective(model), model, batch, chosen, sequence=config.data.sequence)
         optimizer.step(1e-3)
 
     step()
@@ -118,21 +118,21 @@ def test_an_encoder_has_a_footprint_too() -> None:
 
 
 def test_activations_are_told_by_learner() -> None:
-    asked = recipe()
-    model = build_model(asked.model, 257)
-    chosen = settings_for(asked, probe())
-    found = saved_by_learner(model, PassTimer(model, chosen, 64).batch(1), chosen)
-    assert found.keys() == {"momentum", "delta", "mlp", "rest"}
-    assert all(size > 0 for size in found.values())
+    config = recipe()
+    model = build_model(config.model, 257)
+    chosen = settings_for(config, probe())
+    result = saved_by_learner(model, PassTimer(model, chosen, 64).batch(1), chosen)
+    assert result.keys() == {"momentum", "delta", "mlp", "rest"}
+    assert all(size > 0 for size in result.values())
     twice = saved_by_learner(model, PassTimer(model, chosen, 64).batch(2), chosen)
-    assert twice["mlp"] == 2 * found["mlp"]
+    assert twice["mlp"] == 2 * result["mlp"]
 
 
 def test_a_long_context_is_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = recipe()
-    real = Estimate(asked, probe()).training(2, 512, 2).peak
+    config = recipe()
+    real = Estimate(config, probe()).training(2, 512, 2).peak
     monkeypatch.setattr("synthe_core.profiling.activations.MAX_MEASURED_LENGTH", 128)
-    assert Estimate(asked, probe()).training(2, 512, 2).peak == pytest.approx(real, rel=0.05)
+    assert Estimate(config, probe()).training(2, 512, 2).peak == pytest.approx(real, rel=0.05)
 
 
 @pytest.mark.slow
@@ -141,9 +141,9 @@ def test_a_long_context_is_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None
 def test_shipped_recipes_take_what_is_predicted(name: str, rows: int, length: int) -> None:
     """In a process of its own, by what the operating system counts."""
     path = RECIPES / f"{name}.yaml"
-    asked = Recipe.load(path, ["runtime.precision=float32", "runtime.threads=1", f"train.batch={rows}"])
-    predicted = Estimate(asked, probe()).training(rows, length, rows)
-    truth = measure_step(asked, rows=rows, length=length, precision="float32")
+    config = Recipe.load(path, ["runtime.precision=float32", "runtime.threads=1", f"train.batch={rows}"])
+    predicted = Estimate(config, probe()).training(rows, length, rows)
+    truth = measure_step(config, rows=rows, length=length, precision="float32")
     if truth is None:
         pytest.skip("this system does not tell a process's peak")
     assert predicted.peak == pytest.approx(truth, rel=0.1)
@@ -161,13 +161,13 @@ def test_a_measured_step_that_fails_says_so() -> None:
 def counted(peak: dict[str, float]) -> Any:
     """A footprint without a measurement: bytes a row, by whether activations are made again and by the length."""
 
-    def tell(asked: Recipe, rows: int) -> Footprint:
-        a_row = peak["again" if asked.runtime.recompute else "kept"] * asked.data.sequence / 128
-        fixed = peak["muon" if asked.train.optimizer == "muon" else "adamw"]
+    def estimate(config: Recipe, rows: int) -> Footprint:
+        a_row = peak["again" if config.runtime.recompute else "kept"] * config.data.sequence / 128
+        fixed = peak["muon" if config.train.optimizer == "muon" else "adamw"]
         parts = {"parameters": fixed, "activations": rows * a_row}
-        return Footprint("training", rows, asked.data.sequence, "float32", parts, {})
+        return Footprint("training", rows, config.data.sequence, "float32", parts, {})
 
-    return tell
+    return estimate
 
 
 PEAKS = {"kept": 100.0, "again": 20.0, "adamw": 120.0, "muon": 80.0}
@@ -180,10 +180,10 @@ def tried(room: float, **train: Any) -> Fit:
 def test_fit_takes_the_largest_pass_that_fits() -> None:
     assert tried(10_000).changes == {"train.micro_batch": 8}
     assert tried(10_000).next_larger is None
-    found = tried(80 + 250)
-    assert found.changes == {"train.micro_batch": 2}
-    assert found.next_larger == (4, 80 + 400)
-    assert found.flags == "--set train.micro_batch=2"
+    result = tried(80 + 250)
+    assert result.changes == {"train.micro_batch": 2}
+    assert result.next_larger == (4, 80 + 400)
+    assert result.flags == "--set train.micro_batch=2"
 
 
 def test_and_gives_way_step_by_step() -> None:
@@ -217,7 +217,7 @@ def test_the_same_recipe_fits_a_large_card_whole_and_a_small_one_in_parts() -> N
     on = {
         name: fit(recipe(), usable_on(machine, machine.device), counted(gigabyte)) for name, machine in MACHINES.items()
     }
-    assert {name: found.changes for name, found in on.items()} == {
+    assert {name: result.changes for name, result in on.items()} == {
         "H200": {"train.micro_batch": 8},
         "8 GB": {"train.micro_batch": 4},
         "CPU": {"train.micro_batch": 2},
@@ -262,16 +262,16 @@ def test_the_table_of_cards_is_sorted() -> None:
 
 
 def test_the_transformer_beside_it_has_as_many_parameters() -> None:
-    asked = recipe(model={"blocks": 12})
-    other = matched_transformer(asked)
-    own, its = (each.meta_model(257).parameter_count() for each in (asked, other))
+    config = recipe(model={"blocks": 12})
+    other = matched_transformer(config)
+    own, its = (each.meta_model(257).parameter_count() for each in (config, other))
     assert its == pytest.approx(own, rel=0.1)
     assert [entry.type for entry in other.model.block] == ["attention", "mlp"]  # type: ignore[attr-defined]
 
 
 def test_a_recurrent_model_is_flat_and_a_transformer_is_not() -> None:
-    asked = recipe()
-    flat, steep = serving_curve(asked, "own", 4), serving_curve(matched_transformer(asked), "other", 4)
+    config = recipe()
+    flat, steep = serving_curve(config, "own", 4), serving_curve(matched_transformer(config), "other", 4)
     assert flat.points[0][1] == flat.points[-1][1]
     assert steep.points[-1][1] > 20 * steep.points[0][1]
     drawn = page("memory <of> it", [("serving", [flat, steep])])

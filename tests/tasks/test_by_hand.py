@@ -19,10 +19,10 @@ def spelled(text: str) -> list[int]:
     return [ALPHABET.index(character) for character in text]
 
 
-def answers(text: str, encode, *asked: tuple[int, str]) -> tuple[list[int], list[int]]:
+def answers(text: str, encode, *queried: tuple[int, str]) -> tuple[list[int], list[int]]:
     """The tokens of `text`, and `asked`: (place, what is written after the token there on)."""
     targets = [X] * len(text)
-    for place, answer in asked:
+    for place, answer in queried:
         targets[place : place + len(answer)] = encode(answer)
     return list(encode(text)), targets
 
@@ -102,9 +102,11 @@ def drawn(name: str, settings: dict, rows: int = 4_000) -> dict[tuple, int]:
     """How often each sequence with its targets comes in a large batch."""
     task = TASKS[name](TASKS[name].Config(**settings))
     inputs, targets, _ = task.batch(rows, RandomState(2))
-    found, counts = np.unique(np.concatenate([inputs, targets], axis=1), axis=0, return_counts=True)
+    sequences, counts = np.unique(np.concatenate([inputs, targets], axis=1), axis=0, return_counts=True)
     length = inputs.shape[1]
-    return {(tuple(row[:length]), tuple(row[length:])): int(n) for row, n in zip(found.tolist(), counts, strict=True)}
+    return {
+        (tuple(row[:length]), tuple(row[length:])): int(n) for row, n in zip(sequences.tolist(), counts, strict=True)
+    }
 
 
 def mqar_sequences():
@@ -140,9 +142,9 @@ def stacked_sequences():
 def forgetting_sequences():
     for (a, b), (v, w), updated, first in product(permutations((1, 2)), permutations((3, 4, 5), 2), (0, 1), (0, 1)):
         for new in {3, 4, 5} - {(v, w)[updated]}:
-            told = {a: v, b: w} | {(a, b)[updated]: new}
+            values = {a: v, b: w} | {(a, b)[updated]: new}
             q, r = (a, b)[:: 1 if first else -1]
-            yield (a, v, b, w, (a, b)[updated], new, q, 0, r, 0), (X, X, X, X, X, X, told[q], X, told[r], X)
+            yield (a, v, b, w, (a, b)[updated], new, q, 0, r, 0), (X, X, X, X, X, X, values[q], X, values[r], X)
 
 
 def overwrite_sequences():
@@ -165,9 +167,9 @@ LISTED = [
 
 @pytest.mark.parametrize(("name", "settings", "expected"), LISTED, ids=[case[0] for case in LISTED])
 def test_small_sequences_are_exactly_these_and_equally_likely(name, settings, expected):
-    found = drawn(name, settings)
-    assert set(found) == expected
-    even = sum(found.values()) / len(expected)
-    statistic = sum((n - even) ** 2 / even for n in found.values())
+    sequences = drawn(name, settings)
+    assert set(sequences) == expected
+    even = sum(sequences.values()) / len(expected)
+    statistic = sum((n - even) ** 2 / even for n in sequences.values())
     freedom = len(expected) - 1
     assert statistic < freedom + 4 * np.sqrt(2 * freedom)

@@ -19,24 +19,24 @@ def test_discourse_tells_distance_and_updates(length):
     task = make("discourse", length=length, facts=4, updates=3, questions=8)
     inputs, targets, slices = task.batch(60, RandomState(0))
     for row in range(60):
-        said: dict[tuple[int, int], list[int]] = {}
-        asked = 0
+        stated: dict[tuple[int, int], list[int]] = {}
+        queried = 0
         for start in range(0, length, 4):
             verb, entity, attribute, _ = inputs[row, start : start + 4]
             part = 4 * start // length
             if verb == 0:
-                assert part == (1 if (entity, attribute) in said else 0)
-                said.setdefault((entity, attribute), []).append(start + 3)
+                assert part == (1 if (entity, attribute) in stated else 0)
+                stated.setdefault((entity, attribute), []).append(start + 3)
             if verb == 1:
-                asked += 1
+                queried += 1
                 assert part >= 2
-                history, place = said[entity, attribute], start + 2
+                history, place = stated[entity, attribute], start + 2
                 assert slices["updates"][row, place] == len(history) - 1
                 distance, label = place - history[-1], slices["distance"][row, place]
                 assert label <= distance < 2 * label
                 assert targets[row, place] == inputs[row, history[-1]]
-        assert asked == 8 == (targets[row] != UNSCORED).sum()
-        assert len(said) == 4 and sum(map(len, said.values())) == 7
+        assert queried == 8 == (targets[row] != UNSCORED).sum()
+        assert len(stated) == 4 and sum(map(len, stated.values())) == 7
 
 
 def test_updates_of_the_discourse_change_the_value():
@@ -79,7 +79,7 @@ def test_selective_copying_puts_data_anywhere():
 
 def test_memory_copy_asks_for_any_name_once():
     inputs, targets, _ = make("memory-copy", pairs=26, digits=3, questions=5).batch(300, RandomState(5))
-    asked = inputs[:, 26 * 7 + np.arange(5) * 16 + 8]
-    assert all(len(set(row)) == 5 for row in asked.tolist())
-    assert len(set(asked.ravel().tolist())) == 26
+    queried = inputs[:, 26 * 7 + np.arange(5) * 16 + 8]
+    assert all(len(set(row)) == 5 for row in queried.tolist())
+    assert len(set(queried.ravel().tolist())) == 26
     assert ((targets != UNSCORED).sum(axis=1) == 15).all()

@@ -18,18 +18,18 @@ def surprising(counts: np.ndarray, expected: np.ndarray) -> bool:
 
 @pytest.mark.parametrize(("low", "high", "count"), [(3, 8, 5), (3, 8, 2), (3, 203, 6), (0, 50, 30), (0, 1, 1)])
 def test_distinct_integers_are_distinct_and_uniform_at_every_place(low, high, count):
-    found = distinct(RandomState(0), 20_000, low, high, count)
-    assert found.dtype == np.int64 and found.shape == (20_000, count)
-    assert found.min() == low and found.max() == high - 1
-    assert all(len(set(row)) == count for row in found[:500].tolist())
+    drawn = distinct(RandomState(0), 20_000, low, high, count)
+    assert drawn.dtype == np.int64 and drawn.shape == (20_000, count)
+    assert drawn.min() == low and drawn.max() == high - 1
+    assert all(len(set(row)) == count for row in drawn[:500].tolist())
     for place in {0, count - 1} if high - low > 1 else ():
-        counts = np.bincount(found[:, place] - low, minlength=high - low)
+        counts = np.bincount(drawn[:, place] - low, minlength=high - low)
         assert not surprising(counts, np.full(high - low, 20_000 / (high - low)))
 
 
 def test_pairs_of_distinct_integers_are_uniform_when_rows_are_drawn_anew():
-    found = distinct(RandomState(1), 60_000, 0, 6, 2)
-    counts = np.bincount(found[:, 0] * 6 + found[:, 1], minlength=36)
+    drawn = distinct(RandomState(1), 60_000, 0, 6, 2)
+    counts = np.bincount(drawn[:, 0] * 6 + drawn[:, 1], minlength=36)
     assert (counts[::7] == 0).all()
     others = counts[counts > 0]
     assert len(others) == 30
@@ -50,26 +50,26 @@ def test_weighted_draws_are_those_of_numpys_choice_without_replacement():
     weights = np.array([4.0, 2.0, 1.0, 1.0, 0.5])
     p = weights / weights.sum()
     rows = 40_000
-    found = weighted(RandomState(0), rows, weights, 3)
-    assert not surprising(np.bincount(found[:, 0], minlength=5), rows * p)
+    drawn = weighted(RandomState(0), rows, weights, 3)
+    assert not surprising(np.bincount(drawn[:, 0], minlength=5), rows * p)
     # the second one given the first: in proportion to the weights left
-    second = found[found[:, 0] == 0, 1]
+    second = drawn[drawn[:, 0] == 0, 1]
     assert not surprising(np.bincount(second, minlength=5)[1:], len(second) * p[1:] / p[1:].sum())
     reference = RandomState(1)
     chosen = np.stack([reference.choice(5, size=3, replace=False, p=p) for _ in range(10_000)])
-    often, expected = (np.bincount(x.ravel(), minlength=5) / len(x) for x in (found, chosen))
+    often, expected = (np.bincount(x.ravel(), minlength=5) / len(x) for x in (drawn, chosen))
     assert np.abs(often - expected).max() < 4 * np.sqrt(0.25 / 10_000 + 0.25 / rows)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_digits_make_uniform_numbers_and_the_chance_of_guessing_them(count):
-    found = digits(RandomState(0), (30_000,), count)
-    numbers = (found * 10 ** np.arange(count - 1, -1, -1)).sum(axis=1)
+    drawn = digits(RandomState(0), (30_000,), count)
+    numbers = (drawn * 10 ** np.arange(count - 1, -1, -1)).sum(axis=1)
     assert numbers.min() >= 10 ** (count - 1)
     if count < 3:
         every = 9 * 10 ** (count - 1)
         assert not surprising(np.bincount(numbers)[10 ** (count - 1) :], np.full(every, 30_000 / every))
-    guess = sum(np.bincount(found[:, place], minlength=10).max() for place in range(count)) / found.size
+    guess = sum(np.bincount(drawn[:, place], minlength=10).max() for place in range(count)) / drawn.size
     assert guess == pytest.approx(digits_chance(count), abs=0.008)
 
 

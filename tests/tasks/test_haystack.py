@@ -50,13 +50,13 @@ def test_hidden_facts_stand_before_words_in_order_and_leave_the_text_whole(size,
     whole, depth = hide(rng, text, facts)
     assert whole.shape == (300, size + 3 * count) and depth.shape == (300, count)
     for row in range(300):
-        found = bytes(whole[row]).decode()
-        assert re.sub(r"<\d>", "", found).encode() == bytes(text[row])
-        assert re.findall(r"<(\d)>", found) == [str(i) for i in range(count)]
+        matches = bytes(whole[row]).decode()
+        assert re.sub(r"<\d>", "", matches).encode() == bytes(text[row])
+        assert re.findall(r"<(\d)>", matches) == [str(i) for i in range(count)]
         for i in range(count):
-            place = found.index(f"<{i}>")
-            assert place == 0 or found[place - 1] in " \n>"
-            before = len(re.sub(r"<\d>", "", found[:place]))
+            place = matches.index(f"<{i}>")
+            assert place == 0 or matches[place - 1] in " \n>"
+            before = len(re.sub(r"<\d>", "", matches[:place]))
             assert depth[row, i] == (min(9, 10 * before // size) if size else 0)
 
 

@@ -44,10 +44,10 @@ def test_by_hand(expression, value):
 
 def test_values_are_asked_wherever_the_text_is_an_expression():
     none = UNSCORED
-    found = make(brackets=1).solve(tokens("3 + 2 * 4 - 1 =")).tolist()
-    assert found == [[3, none, 0, none, 1, none, 0, 0]]
-    found = make(brackets=1).solve(tokens("2 * ( 1 - 4 ) - 3 =")).tolist()
-    assert found == [[2, none, none, none, none, none, 4, none, 1, 1]]
+    values = make(brackets=1).solve(tokens("3 + 2 * 4 - 1 =")).tolist()
+    assert values == [[3, none, 0, none, 1, none, 0, 0]]
+    values = make(brackets=1).solve(tokens("2 * ( 1 - 4 ) - 3 =")).tolist()
+    assert values == [[2, none, none, none, none, none, 4, none, 1, 1]]
 
 
 @pytest.mark.parametrize("settings", [{}, {"modulus": 7, "length": 50}, {"brackets": 1}, {"brackets": 6, "length": 48}])

@@ -52,9 +52,9 @@ def test_keys_values_and_places_of_mqar():
     assert keys.min() == 1 and keys.max() == 31 and values.min() == 32 and values.max() == 63
     for row in range(500):
         assert len(set(keys[row])) == len(set(values[row])) == 16
-        asked = np.flatnonzero(targets[row] != UNSCORED)
-        assert (asked >= 32).all() and (asked % 2 == 0).all()
-        assert sorted(zip(inputs[row, asked], targets[row, asked], strict=True)) == sorted(
+        queried = np.flatnonzero(targets[row] != UNSCORED)
+        assert (queried >= 32).all() and (queried % 2 == 0).all()
+        assert sorted(zip(inputs[row, queried], targets[row, queried], strict=True)) == sorted(
             zip(keys[row], values[row], strict=True)
         )
 
@@ -73,8 +73,8 @@ def test_filler_is_the_whole_vocabulary_or_zeros(name):
     assert set(tail.tolist()) == set(range(48))
     inputs, targets, _ = make(name, vocab=48, length=80, pairs=4, random_non_queries=False).batch(50, RandomState(5))
     question = 2 if name == "compositional" else 1
-    told = 3 * 4 if name == "compositional" else 2 * task.bindings
-    assert ((inputs[:, told:] != 0).sum(axis=1) == 4 * question).all()
+    values = 3 * 4 if name == "compositional" else 2 * task.bindings
+    assert ((inputs[:, values:] != 0).sum(axis=1) == 4 * question).all()
     assert ((targets != UNSCORED).sum(axis=1) == 4).all()
 
 
@@ -130,10 +130,10 @@ def test_compositional_keys_are_a_grid_of_which_no_half_tells_the_value():
 def test_stacked_passes_show_the_same_pairs_in_other_orders():
     task = make("mqar-stacked", keys=20, values=12, pairs=6, passes=3)
     inputs, targets, _ = task.batch(400, RandomState(9))
-    first, second, third, asked = np.split(inputs, 4, axis=1)
+    first, second, third, queried = np.split(inputs, 4, axis=1)
     assert (np.sort(first) == np.sort(second)).all() and (np.sort(first) == np.sort(third)).all()
     assert (first != second).any(axis=1).mean() > 0.98
     keys, values = np.divmod(first - 32, 12)
-    assert (np.sort(keys) == np.sort(asked)).all()
+    assert (np.sort(keys) == np.sort(queried)).all()
     assert (np.sort(20 + values) == np.sort(targets[:, 18:])).all()
     assert all(len(set(row)) == 6 for row in (*keys.tolist(), *values.tolist()))

@@ -35,11 +35,11 @@ def test_group_axioms(name, order):
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_table_is_that_of_the_permutations(name):
-    found = group(name)
+    elements = group(name)
     rng = RandomState(0)
-    for i, j in rng.randint(found.order, size=(200, 2)):
-        product = [found.permutations[i][point] for point in found.permutations[j]]
-        assert found.permutations[found.table[i, j]].tolist() == product
+    for i, j in rng.randint(elements.order, size=(200, 2)):
+        product = [elements.permutations[i][point] for point in elements.permutations[j]]
+        assert elements.permutations[elements.table[i, j]].tolist() == product
 
 
 def test_cyclic_groups_add():
@@ -60,10 +60,10 @@ def test_alternating_groups_are_the_even_permutations():
 def commutators(table, members):
     """The subgroup that all i·j·i⁻¹·j⁻¹ of `members` generate."""
     inverse = (table == 0).argmax(1)
-    found = {0} | {table[table[i, j], table[inverse[i], inverse[j]]] for i in members for j in members}
-    while len(grown := found | {table[i, j] for i in found for j in found}) > len(found):
-        found = grown
-    return found
+    elements = {0} | {table[table[i, j], table[inverse[i], inverse[j]]] for i in members for j in members}
+    while len(grown := elements | {table[i, j] for i in elements for j in elements}) > len(elements):
+        elements = grown
+    return elements
 
 
 def derived(name):
@@ -104,8 +104,8 @@ def test_solver_and_balance(name):
 
 def test_a_start_token_stands_first_and_is_not_asked():
     with_start, without = (make(group="A5", length=9, start=start).batch(30, RandomState(4)) for start in (True, False))
-    for found, plain, first in zip(with_start[:2], without[:2], (60, UNSCORED), strict=True):
-        assert np.array_equal(found[:, 1:], plain) and (found[:, 0] == first).all()
+    for elements, plain, first in zip(with_start[:2], without[:2], (60, UNSCORED), strict=True):
+        assert np.array_equal(elements[:, 1:], plain) and (elements[:, 0] == first).all()
     assert np.array_equal(with_start.slices["position"][:, 1:], without.slices["position"])
     task = make(group="A5", length=9, start=True)
     assert np.array_equal(task.solve(with_start.inputs), with_start.targets) and task.vocab == 61
@@ -128,18 +128,18 @@ def test_swaps_are_reflections_and_generate_the_group(name, count):
 
 @pytest.mark.parametrize(("name", "counts"), [("S5", [1, 10, 35, 50, 24]), ("A5", [1, 12, 32, 15]), ("Z12", [1] * 12)])
 def test_generators_are_a_class_and_steps_count_them(name, counts):
-    found = group(name)
-    few = found.generators().tolist()
-    inverse = {i: next(j for j in range(found.order) if found.table[i, j] == 0) for i in range(found.order)}
-    assert {found.table[found.table[x, few[0]], inverse[x]] for x in range(found.order)} == set(few)
-    steps = found.steps(np.array(few))
+    elements = group(name)
+    few = elements.generators().tolist()
+    inverse = {i: next(j for j in range(elements.order) if elements.table[i, j] == 0) for i in range(elements.order)}
+    assert {elements.table[elements.table[x, few[0]], inverse[x]] for x in range(elements.order)} == set(few)
+    steps = elements.steps(np.array(few))
     assert np.bincount(steps).tolist() == counts
     reached = {0}
     for step in range(1, len(counts)):
-        reached = {found.table[i, j] for i in reached for j in few}
+        reached = {elements.table[i, j] for i in reached for j in few}
         assert set(np.flatnonzero(steps == step)) <= reached
     if name == "S5":  # as many swaps as points, less one for every cycle
-        assert {len(found.permutations[i]) - cycles(found.permutations[i]) - steps[i] for i in range(120)} == {0}
+        assert {len(elements.permutations[i]) - cycles(elements.permutations[i]) - steps[i] for i in range(120)} == {0}
 
 
 def cycles(permutation):

@@ -74,15 +74,15 @@ def test_it_learns_and_says_how_well(encoder, tmp_path):
 
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "optimizer": "adamw"}], ids=["muon", "average"])
 def test_going_on_is_never_having_stopped(encoder, settings, tmp_path):
-    asked = encoder(**settings)
-    list(train(asked, out=tmp_path / "whole"))
+    config = encoder(**settings)
+    list(train(config, out=tmp_path / "whole"))
     stop = Stop()
     with pytest.raises(Interrupted):
-        for event in train(asked, out=tmp_path / "parts", stop=stop):
+        for event in train(config, out=tmp_path / "parts", stop=stop):
             if isinstance(event, Metric) and event.phase == "train" and event.step == 2:
                 stop.set()
     torch.manual_seed(9)
-    list(train(asked, out=tmp_path / "parts", resume=True))
+    list(train(config, out=tmp_path / "parts", resume=True))
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -97,9 +97,9 @@ def test_its_checkpoint_knows_its_classes_and_does_not_write(encoder, tmp_path):
         assert opened.classes[int(model(tokens).argmax())] == kind
     with pytest.raises(InputError, match="an encoder does not write text"):
         opened.model()
-    asked = CliRunner().invoke(app, ["generate", str(tmp_path / "run"), "--prompt", "the"])
-    assert asked.exit_code == 2 and asked.stdout == ""
-    assert asked.stderr.count("\n") == 2 and "an encoder does not write text" in asked.stderr
+    config = CliRunner().invoke(app, ["generate", str(tmp_path / "run"), "--prompt", "the"])
+    assert config.exit_code == 2 and config.stdout == ""
+    assert config.stderr.count("\n") == 2 and "an encoder does not write text" in config.stderr
 
 
 def test_the_command_line_shows_accuracy(encoder, tmp_path):
@@ -131,15 +131,15 @@ def test_a_language_model_has_no_classes(recipe, tmp_path):
 
 
 def test_other_labels_are_another_text(encoder, labelled, tmp_path):
-    asked = encoder()
+    config = encoder()
     stop = Stop()
     with pytest.raises(Interrupted):
-        for event in train(asked, out=tmp_path / "run", stop=stop):
+        for event in train(config, out=tmp_path / "run", stop=stop):
             if isinstance(event, Metric) and event.phase == "train":
                 stop.set()
     labelled.write_text(labelled.read_text().replace('"kind": "mild"', '"kind": "soft"'))
     with pytest.raises(InputError, match="has changed since the run began"):
-        list(train(asked, out=tmp_path / "run", resume=True))
+        list(train(config, out=tmp_path / "run", resume=True))
 
 
 def test_passes_of_any_size_give_the_same_gradient_and_name_what_is_bad(encoder):
@@ -147,11 +147,11 @@ def test_passes_of_any_size_give_the_same_gradient_and_name_what_is_bad(encoder)
     from synthe_core.data.prepare import load
     from synthe_core.model.classifier import build_model
 
-    asked = encoder(model={"head": {"classes": 3, "pool": "mean"}})
-    packed = load(asked.data)
+    config = encoder(model={"head": {"classes": 3, "pool": "mean"}})
+    packed = load(config.data)
     batch = LabelledStream(packed, Labelled.of(packed, 3), 6).next(6)
     torch.manual_seed(0)
-    model = build_model(asked.model, 257).double()
+    model = build_model(config.model, 257).double()
     torch.nn.init.normal_(model.head.weight)
     objective, gradients = default_objective(model), []
     for rows in (1, 4, 6):

@@ -37,38 +37,38 @@ def settings(micro: int) -> Settings:
     return Settings(ExecutionContext(), micro)
 
 
-def gradient(net, given, micro, **rest):
+def gradient(net, data, micro, **rest):
     net.zero_grad()
-    outcome = accumulate_gradients(default_objective(net), net, given, settings(micro), **{"sequence": LENGTH} | rest)
+    outcome = accumulate_gradients(default_objective(net), net, data, settings(micro), **{"sequence": LENGTH} | rest)
     return outcome, {name: p.grad.clone() for name, p in net.named_parameters()}
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 4])
 def test_micro_batches_do_not_change_the_gradient(micro):
-    net, given = model(), batch()
-    whole, expected = gradient(net, given, ROWS)
-    parts, got = gradient(net, given, micro)
-    assert parts.num_targets == whole.num_targets == int((given.targets != -100).sum())
-    assert parts.num_tokens == whole.num_tokens == given.inputs.numel()
+    net, data = model(), batch()
+    whole, expected = gradient(net, data, ROWS)
+    parts, got = gradient(net, data, micro)
+    assert parts.num_targets == whole.num_targets == int((data.targets != -100).sum())
+    assert parts.num_tokens == whole.num_tokens == data.inputs.numel()
     assert float(parts.total) == pytest.approx(float(whole.total), rel=1e-6)  # a float32 sum, for display
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-10, atol=1e-14)
 
 
 def test_the_gradient_is_that_of_the_mean_loss():
-    net, given = model(), batch()
-    _, got = gradient(net, given, 2)
+    net, data = model(), batch()
+    _, got = gradient(net, data, 2)
     net.zero_grad()
-    loss, _ = net.loss(given.inputs, given.targets)
+    loss, _ = net.loss(data.inputs, data.targets)
     loss.objective.backward()
     for name, p in net.named_parameters():
         torch.testing.assert_close(got[name], p.grad, rtol=1e-10, atol=1e-14)
 
 
 def test_the_curriculum_cuts_rows_into_independent_sequences():
-    net, given = model(), batch()
-    _, got = gradient(net, given, 2, sequence=4)
-    short = Batch(given.inputs.reshape(-1, 4), given.targets.reshape(-1, 4))
+    net, data = model(), batch()
+    _, got = gradient(net, data, 2, sequence=4)
+    short = Batch(data.inputs.reshape(-1, 4), data.targets.reshape(-1, 4))
     _, expected = gradient(net, short, ROWS * 3, sequence=4)
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-10, atol=1e-14)
@@ -76,17 +76,17 @@ def test_the_curriculum_cuts_rows_into_independent_sequences():
 
 @pytest.mark.parametrize("micro", [2, ROWS])
 def test_carried_state_goes_on_and_the_gradient_does_not(micro):
-    net, given = model(("momentum", "attention", "mlp")), batch(unscored=False)
-    first, _ = gradient(net, given, micro, carry=True, sequence=4)
-    whole, _ = gradient(net, given, micro, carry=True)
+    net, data = model(("momentum", "attention", "mlp")), batch(unscored=False)
+    first, _ = gradient(net, data, micro, carry=True, sequence=4)
+    whole, _ = gradient(net, data, micro, carry=True)
     for (name, a), (_, b) in zip(named_leaves(first.state), named_leaves(whole.state), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, msg=name)
         assert not a.requires_grad
     # Pieces lose no value, only the gradient through the cut: the loss is the same, the gradient is not.
     assert float(first.total) == pytest.approx(float(whole.total), rel=1e-6)
-    second, got = gradient(net, given, micro, carry=True, state=whole.state)
+    second, got = gradient(net, data, micro, carry=True, state=whole.state)
     net.zero_grad()
-    loss, after = net.loss(given.inputs, given.targets, whole.state)
+    loss, after = net.loss(data.inputs, data.targets, whole.state)
     loss.objective.backward()
     for name, p in net.named_parameters():
         torch.testing.assert_close(got[name], p.grad, rtol=1e-9, atol=1e-13)
@@ -95,7 +95,7 @@ def test_carried_state_goes_on_and_the_gradient_does_not(micro):
 
 
 def test_auxiliary_losses_are_weighted_by_their_share(monkeypatch):
-    net, given = model(), batch()
+    net, data = model(), batch()
     real = type(net.blocks[0]).forward
 
     def with_auxiliary(self, x, states, ctx):
@@ -103,12 +103,12 @@ def test_auxiliary_losses_are_weighted_by_their_share(monkeypatch):
         return real(self, x, states, ctx)
 
     monkeypatch.setattr(type(net.blocks[0]), "forward", with_auxiliary)
-    outcome, got = gradient(net, given, 2)
-    total = int((given.targets != -100).sum())
+    outcome, got = gradient(net, data, 2)
+    total = int((data.targets != -100).sum())
     net.zero_grad()
     objective, balance = 0.0, 0.0
     for rows in (slice(0, 2), slice(2, 4), slice(4, 5)):
-        loss, _ = net.loss(given.inputs[rows], given.targets[rows])
+        loss, _ = net.loss(data.inputs[rows], data.targets[rows])
         share = loss.auxiliary["balance"] * loss.scored / total
         objective, balance = objective + loss.total / total + share, balance + float(share.detach())
     objective.backward()
@@ -118,7 +118,7 @@ def test_auxiliary_losses_are_weighted_by_their_share(monkeypatch):
 
 
 def test_measures_are_means_over_tokens_and_what_was_skipped_adds_up(monkeypatch):
-    net, given = model(), batch()
+    net, data = model(), batch()
     real, calls = type(net.blocks[0]).forward, []
 
     def telling(self, x, states, ctx):
@@ -129,7 +129,7 @@ def test_measures_are_means_over_tokens_and_what_was_skipped_adds_up(monkeypatch
         return real(self, x, states, ctx)
 
     monkeypatch.setattr(type(net.blocks[0]), "forward", telling)
-    outcome, _ = gradient(net, given, 2)
+    outcome, _ = gradient(net, data, 2)
     assert calls == [2, 2, 2, 2, 1, 1]  # two blocks in each of three passes
     assert float(outcome.measures["gate_rate"]) == pytest.approx((2 * 1.5 + 2 * 3.5 + 1 * 5.5) / 5)
     assert float(outcome.skipped_flops) == 2 * 10 * ROWS * LENGTH + 6

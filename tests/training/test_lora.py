@@ -36,26 +36,26 @@ def base(recipe, tmp_path) -> Path:
     return tmp_path / "base"
 
 
-def held(run: Path) -> dict[str, bytes]:
+def contents(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_going_on_is_never_having_stopped(recipe, base, name, tmp_path):
-    asked = recipe(**{"lora": LORA, **VARIANTS[name]})
-    before = held(base)
-    list(train(asked, out=tmp_path / "whole", init=base))
+    config = recipe(**{"lora": LORA, **VARIANTS[name]})
+    before = contents(base)
+    list(train(config, out=tmp_path / "whole", init=base))
     for step in (1, 4):
         stop = Stop()
         with pytest.raises(Interrupted, match=f"stopped at step {step}; saved"):
             first = None if step > 1 else base
-            for event in train(asked, out=tmp_path / "parts", resume=step > 1, init=first, stop=stop):
+            for event in train(config, out=tmp_path / "parts", resume=step > 1, init=first, stop=stop):
                 if isinstance(event, Metric) and event.phase == "train" and event.step == step:
                     stop.set()
         torch.manual_seed(step)  # another process would have other random numbers
-    list(train(asked, out=tmp_path / "parts", resume=True))
+    list(train(config, out=tmp_path / "parts", resume=True))
     assert_same(tmp_path / "whole", tmp_path / "parts")
-    assert held(base) == before
+    assert contents(base) == before
 
 
 def test_a_checkpoint_holds_the_adapter_and_nothing_of_its_base(recipe, base, tmp_path):
@@ -85,12 +85,12 @@ def test_a_checkpoint_holds_the_adapter_and_nothing_of_its_base(recipe, base, tm
 
 def test_its_figures_are_those_of_the_checkpoint(recipe, base, tmp_path):
     """What validation saw while training is what the checkpoint is, adapted matrices being added in."""
-    asked = recipe(lora=LORA, ema=0.5, lr=5e-2)
-    list(train(asked, out=tmp_path / "run", init=base))
-    told = Checkpoint.open(tmp_path / "run", latest=True).manifest.metrics
+    config = recipe(lora=LORA, ema=0.5, lr=5e-2)
+    list(train(config, out=tmp_path / "run", init=base))
+    metrics = Checkpoint.open(tmp_path / "run", latest=True).manifest.metrics
     again = recipe(budget="1steps", lr=1e-12, validations=1, weight_decay=0.0)
     list(train(again, out=tmp_path / "check", init=checkpoints(tmp_path / "run")[-1]))
-    assert Checkpoint.open(tmp_path / "check").manifest.metrics["loss"] == pytest.approx(told["loss"], abs=1e-5)
+    assert Checkpoint.open(tmp_path / "check").manifest.metrics["loss"] == pytest.approx(metrics["loss"], abs=1e-5)
 
 
 @pytest.mark.slow
@@ -102,8 +102,8 @@ def test_it_learns_another_text(recipe, text, tmp_path):
     loss = {}
     for name, lora in (("adapter", {"rank": 4}), ("all", None)):
         events = list(train(recipe(**other, lora=lora), out=tmp_path / name, init=tmp_path / "base"))
-        told = [event.values["loss"] for event in of(events, Metric) if event.phase == "train"]
-        first, loss[name] = told[0], told[-1]
+        losses = [event.values["loss"] for event in of(events, Metric) if event.phase == "train"]
+        first, loss[name] = losses[0], losses[-1]
     assert loss["all"] < first - 0.5
     assert first - loss["adapter"] > 0.5 * (first - loss["all"])
 
@@ -160,9 +160,9 @@ def test_an_encoder_keeps_its_classes(recipe, text, tmp_path):
 
 
 def test_what_goes_wrong_is_named(recipe, base, tmp_path):
-    asked = recipe(lora=LORA, patience=2, lr=1e30, clip=None, optimizer="adamw", budget="20steps")
+    config = recipe(lora=LORA, patience=2, lr=1e30, clip=None, optimizer="adamw", budget="20steps")
     with pytest.raises(WorkError, match="not finite"):
-        list(train(asked, out=tmp_path / "run", init=base))
+        list(train(config, out=tmp_path / "run", init=base))
 
 
 @pytest.mark.parametrize(

@@ -33,17 +33,17 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_going_on_is_never_having_stopped(recipe, name, tmp_path):
-    asked = recipe(**VARIANTS[name])
-    list(train(asked, out=tmp_path / "whole"))
+    config = recipe(**VARIANTS[name])
+    list(train(config, out=tmp_path / "whole"))
     for step in (1, 4):
         stop = Stop()
         with pytest.raises(Interrupted, match=f"stopped at step {step}; saved") as stopped:
-            for event in train(asked, out=tmp_path / "parts", resume=step > 1, stop=stop):
+            for event in train(config, out=tmp_path / "parts", resume=step > 1, stop=stop):
                 if isinstance(event, Metric) and event.phase == "train" and event.step == step:
                     stop.set()
         assert stopped.value.hint == f"resume with: synthe train {tmp_path / 'parts'} --resume"
         torch.manual_seed(step)  # another process would have other random numbers
-    list(train(asked, out=tmp_path / "parts", resume=True))
+    list(train(config, out=tmp_path / "parts", resume=True))
     assert_same(tmp_path / "whole", tmp_path / "parts")
     assert _losses(tmp_path / "whole") == _losses(tmp_path / "parts")
 
@@ -54,9 +54,9 @@ def _losses(run: Path) -> list[tuple[int, str, float]]:
 
 
 def test_kill_at_any_moment_loses_nothing(recipe, tmp_path):
-    asked = recipe(budget="30steps", save_every="1steps", validations=3)
-    (tmp_path / "recipe.yaml").write_text(asked.to_yaml())
-    list(train(asked, out=tmp_path / "whole"))
+    config = recipe(budget="30steps", save_every="1steps", validations=3)
+    (tmp_path / "recipe.yaml").write_text(config.to_yaml())
+    list(train(config, out=tmp_path / "whole"))
     program = (
         "import sys, torch; from pathlib import Path; from synthe_core.recipe.schema import Recipe\n"
         "from synthe_core.training import train\n"
@@ -79,17 +79,17 @@ def test_kill_at_any_moment_loses_nothing(recipe, tmp_path):
 
 
 def _last(run: Path) -> int:
-    found = checkpoints(run)
-    return int(found[-1].name.removeprefix("step-")) if found else 0
+    paths = checkpoints(run)
+    return int(paths[-1].name.removeprefix("step-")) if paths else 0
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(recipe, tmp_path):
-    asked = recipe()
-    list(train(asked, out=tmp_path / "whole"))
+    config = recipe()
+    list(train(config, out=tmp_path / "whole"))
     (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "recipe.yaml").write_text(asked.to_yaml())
+    (tmp_path / "parts" / "recipe.yaml").write_text(config.to_yaml())
     (tmp_path / "parts" / "metrics.jsonl").write_text('{"step": 1, "phase": "train", "loss": 5.5}\n{"step": 2, "ph')
-    events = list(train(asked, out=tmp_path / "parts", resume=True))
+    events = list(train(config, out=tmp_path / "parts", resume=True))
     assert any("no checkpoint yet" in notice.message for notice in of(events, Notice))
     assert_same(tmp_path / "whole", tmp_path / "parts")
     assert _losses(tmp_path / "whole") == _losses(tmp_path / "parts")

@@ -19,13 +19,13 @@ def spec(**train) -> TrainSpec:
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
 def test_every_schedule_warms_up_peaks_and_ends_at_its_final(name):
-    given = spec(schedule=name)
-    assert rate(given, 0.0) == 0.01
-    assert rate(given, 0.05) == pytest.approx(0.5)
-    assert rate(given, 0.1) == pytest.approx(1.0)
-    assert rate(given, 1.0) == pytest.approx(0.2)
-    assert rate(given, 1.7) == pytest.approx(0.2)
-    after = [rate(given, 0.1 + 0.9 * i / 50) for i in range(51)]
+    config = spec(schedule=name)
+    assert rate(config, 0.0) == 0.01
+    assert rate(config, 0.05) == pytest.approx(0.5)
+    assert rate(config, 0.1) == pytest.approx(1.0)
+    assert rate(config, 1.0) == pytest.approx(0.2)
+    assert rate(config, 1.7) == pytest.approx(0.2)
+    after = [rate(config, 0.1 + 0.9 * i / 50) for i in range(51)]
     assert after == sorted(after, reverse=True)
 
 
@@ -40,8 +40,8 @@ def test_their_shapes():
 
 
 def test_short_sequences_come_first_and_the_longest_last():
-    given = spec(stages=[{"until": 0.2, "sequence": 64}, {"until": 0.5, "sequence": 128}])
-    assert [phase_at(given, f, 256).sequence for f in (0, 0.19, 0.2, 0.49, 0.5, 1)] == [64, 64, 128, 128, 256, 256]
+    config = spec(stages=[{"until": 0.2, "sequence": 64}, {"until": 0.5, "sequence": 128}])
+    assert [phase_at(config, f, 256).sequence for f in (0, 0.19, 0.2, 0.49, 0.5, 1)] == [64, 64, 128, 128, 256, 256]
 
 
 def test_counters_against_budgets():
@@ -70,17 +70,17 @@ def test_parts_wait_and_are_alone_when_they_join():
         {"until": 0.5, "without": ["multiscale_memory.tier3", "depth"], "warm": 0.1},
         {"until": 0.6, "without": ["multiscale_memory"], "warm": 0.1},
     ]
-    given = spec(stages=stages)
-    told = {f: phase_at(given, f, 256) for f in (0, 0.19, 0.2, 0.219, 0.22, 0.5, 0.6, 0.69, 0.7, 1)}
-    assert [p.stage for p in told.values()] == [1, 1, 2, 2, 2, 3, 4, 4, 4, 4]
-    assert told[0.19] == (1, 64, {"multiscale_memory", "depth"}, set())
-    assert told[0.2] == told[0.219] == (2, 256, {"multiscale_memory.tier3", "depth"}, {"multiscale_memory"})
-    assert told[0.22] == (2, 256, {"multiscale_memory.tier3", "depth"}, set())
-    assert told[0.5] == (
+    config = spec(stages=stages)
+    phases = {f: phase_at(config, f, 256) for f in (0, 0.19, 0.2, 0.219, 0.22, 0.5, 0.6, 0.69, 0.7, 1)}
+    assert [p.stage for p in phases.values()] == [1, 1, 2, 2, 2, 3, 4, 4, 4, 4]
+    assert phases[0.19] == (1, 64, {"multiscale_memory", "depth"}, set())
+    assert phases[0.2] == phases[0.219] == (2, 256, {"multiscale_memory.tier3", "depth"}, {"multiscale_memory"})
+    assert phases[0.22] == (2, 256, {"multiscale_memory.tier3", "depth"}, set())
+    assert phases[0.5] == (
         3,
         256,
         {"multiscale_memory"},
         {"depth"},
     )  # tier3 has not joined: its learner is out
-    assert told[0.6] == told[0.69] == (4, 256, set(), {"multiscale_memory"})
-    assert told[0.7] == told[1] == (4, 256, set(), set())
+    assert phases[0.6] == phases[0.69] == (4, 256, set(), {"multiscale_memory"})
+    assert phases[0.7] == phases[1] == (4, 256, set(), set())

@@ -55,53 +55,53 @@ def staged(recipe):
 
 def tensors(run: Path) -> dict[int, dict[str, torch.Tensor]]:
     """The weights after every step."""
-    found = {}
+    after = {}
     for path in checkpoints(run):
         checkpoint = Checkpoint(path)
-        found[checkpoint.manifest.step] = dict(checkpoint.tensors.items())
-    return found
+        after[checkpoint.manifest.step] = dict(checkpoint.tensors.items())
+    return after
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_only_what_takes_part_moves_and_what_joins_moves_alone_at_first(staged, optimizer, tmp_path):
-    asked = staged(save_every="1steps", keep=20, optimizer=optimizer)
-    list(train(asked, out=tmp_path / "run"))
-    found, by_name = tensors(tmp_path / "run"), parts(asked.model)
+    config = staged(save_every="1steps", keep=20, optimizer=optimizer)
+    list(train(config, out=tmp_path / "run"))
+    after, by_name = tensors(tmp_path / "run"), parts(config.model)
 
     def of_part(names, tensor):
         return tensor.startswith(tuple(prefix for name in names for prefix in by_name[name].prefixes))
 
-    assert set(found) == set(range(1, 13))
+    assert set(after) == set(range(1, 13))
     for step in range(2, 13):
-        moved = {name for name, value in found[step].items() if not torch.equal(value, found[step - 1][name])}
-        weights = {name for name in found[step] if not name.endswith(("threshold", "thresholds", "seed"))}
+        moved = {name for name, value in after[step].items() if not torch.equal(value, after[step - 1][name])}
+        weights = {name for name in after[step] if not name.endswith(("threshold", "thresholds", "seed"))}
         assert not [name for name in moved if of_part(WITHOUT[step], name)], step
         if step in WARM:
             assert moved and all(of_part(WARM[step], name) for name in moved), step
             if step - 1 in WARM:  # where a part ends in zeros, what is before them moves in its second step
-                moved |= {name for name in weights if not torch.equal(found[step - 1][name], found[step - 2][name])}
+                moved |= {name for name in weights if not torch.equal(after[step - 1][name], after[step - 2][name])}
                 still = {name for name in weights if of_part(WARM[step], name)} - moved
                 assert all("persistence" in name for name in still), (step, still)
         else:
             still = weights - moved
             assert all(of_part(WITHOUT[step], name) or "persistence" in name for name in still), (step, still)
-    thresholds = [found[step]["router.thresholds"].isinf().all() for step in (9, 10)]
+    thresholds = [after[step]["router.thresholds"].isinf().all() for step in (9, 10)]
     assert thresholds[0] and not thresholds[1]
 
 
-@pytest.mark.parametrize("asked", [{}, {"carry": True, "ema": 0.9}], ids=str)
-def test_going_on_in_any_stage_is_never_having_stopped(staged, asked, tmp_path):
-    asked = staged(**asked)
-    list(train(asked, out=tmp_path / "whole"))
+@pytest.mark.parametrize("settings", [{}, {"carry": True, "ema": 0.9}], ids=str)
+def test_going_on_in_any_stage_is_never_having_stopped(staged, settings, tmp_path):
+    config = staged(**settings)
+    list(train(config, out=tmp_path / "whole"))
     for step in (2, 3, 4, 6, 9, 11):  # within a stage, at its end, and while something is trained alone
         stop = Stop()
         with pytest.raises(Interrupted):
-            for event in train(asked, out=tmp_path / "parts", resume=step > 2, stop=stop):
+            for event in train(config, out=tmp_path / "parts", resume=step > 2, stop=stop):
                 if isinstance(event, Metric) and event.phase == "train" and event.step == step:
                     stop.set()
         torch.manual_seed(step)
         assert Checkpoint.open(tmp_path / "parts", latest=True).manifest.without == sorted(WITHOUT[step])
-    list(train(asked, out=tmp_path / "parts", resume=True))
+    list(train(config, out=tmp_path / "parts", resume=True))
     assert_same(tmp_path / "whole", tmp_path / "parts")
     keys = ("step", "phase", "loss", "stage", "flops")
     lines = [
@@ -112,19 +112,19 @@ def test_going_on_in_any_stage_is_never_having_stopped(staged, asked, tmp_path):
 
 
 def test_metrics_and_notices_tell_the_stage_and_what_it_spares(staged, tmp_path):
-    asked = staged()
-    events = list(train(asked, out=tmp_path / "run"))
-    told = {metric.step: metric.values for metric in of(events, Metric) if metric.phase == "train"}
-    assert [told[step]["stage"] for step in range(1, 13)] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
-    assert ["depth" in told[step] for step in (9, 10)] == [False, True]
-    assert ["gate_rate" in told[step] for step in (3, 4)] == [False, True]
+    config = staged()
+    events = list(train(config, out=tmp_path / "run"))
+    metrics = {metric.step: metric.values for metric in of(events, Metric) if metric.phase == "train"}
+    assert [metrics[step]["stage"] for step in range(1, 13)] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
+    assert ["depth" in metrics[step] for step in (9, 10)] == [False, True]
+    assert ["gate_rate" in metrics[step] for step in (3, 4)] == [False, True]
     vocab = Checkpoint.open(tmp_path / "run").vocab
     for step, length in ((1, 8), (9, 16)):
-        smaller = asked.model_copy(update={"model": without_parts(asked.model, WITHOUT[step])}).meta_model(vocab)
-        whole = asked.meta_model(vocab)
-        assert told[step]["flops_dense"] == pytest.approx(whole.flops(length))
+        smaller = config.model_copy(update={"model": without_parts(config.model, WITHOUT[step])}).meta_model(vocab)
+        whole = config.meta_model(vocab)
+        assert metrics[step]["flops_dense"] == pytest.approx(whole.flops(length))
         if step == 1:  # nothing in it skips tokens
-            assert told[step]["flops"] == pytest.approx(smaller.flops(length))
+            assert metrics[step]["flops"] == pytest.approx(smaller.flops(length))
     validated = [metric for metric in of(events, Metric) if metric.phase == "validation"]
     assert [metric.values["stage"] for metric in validated] == [1, 2, 3, 4]  # each at the end of a stage, and of it
     assert ["depth" in metric.values for metric in validated] == [False, False, False, True]
@@ -175,9 +175,9 @@ def test_a_part_that_joins_where_it_cannot_act_leaves_the_rest_alone(recipe, tmp
         "tiers": [{"every": 1, "rule": "momentum"}, {"every": 64, "size": 4, "rule": "kalman"}],
     }
     stages = [{"until": 0.5, "without": ["multiscale_memory.tier2"], "warm": 0.2}]
-    asked = recipe(model={"block": [memory, "mlp"]}, stages=stages, save_every="1steps", keep=20)
-    list(train(asked, out=tmp_path / "run"))
-    found = tensors(tmp_path / "run")
-    tier = tuple(prefix for prefix in parts(asked.model)["multiscale_memory.tier2"].prefixes)
-    assert all(torch.equal(value, found[3][name]) or name.startswith(tier) for name, value in found[4].items())
-    assert not torch.equal(found[6]["embedding.weight"], found[4]["embedding.weight"])
+    config = recipe(model={"block": [memory, "mlp"]}, stages=stages, save_every="1steps", keep=20)
+    list(train(config, out=tmp_path / "run"))
+    after = tensors(tmp_path / "run")
+    tier = tuple(prefix for prefix in parts(config.model)["multiscale_memory.tier2"].prefixes)
+    assert all(torch.equal(value, after[3][name]) or name.startswith(tier) for name, value in after[4].items())
+    assert not torch.equal(after[6]["embedding.weight"], after[4]["embedding.weight"])

@@ -23,8 +23,8 @@ from tests.training.conftest import assert_same, files, of
 
 
 def test_a_run_learns_and_tells(recipe, tmp_path):
-    asked = recipe(budget="40steps", sample="the ", sample_tokens=5, validations=4, log_every=5)
-    events = list(train(asked, out=tmp_path / "run"))
+    config = recipe(budget="40steps", sample="the ", sample_tokens=5, validations=4, log_every=5)
+    events = list(train(config, out=tmp_path / "run"))
     steps = [m for m in of(events, Metric) if m.phase == "train"]
     assert [m.step for m in steps] == [1, *range(5, 45, 5)]
     assert steps[-1].values["loss"] < steps[0].values["loss"] - 1.0
@@ -51,10 +51,10 @@ def test_a_run_learns_and_tells(recipe, tmp_path):
 
 
 def test_bits_per_byte_is_that_of_the_checkpoint(recipe, tmp_path):
-    asked = recipe(data={"tokenizer": {"type": "bpe", "vocab": 300}})
-    result = list(train(asked, out=tmp_path / "run"))[-1]
+    config = recipe(data={"tokenizer": {"type": "bpe", "vocab": 300}})
+    result = list(train(config, out=tmp_path / "run"))[-1]
     opened = Checkpoint.open(tmp_path / "run", latest=True)
-    model, packed = opened.model(), load(asked.data)
+    model, packed = opened.model(), load(config.data)
     nats, size = 0.0, 0
     for window in windows(packed.validation, 16, 512 // 16):
         with torch.no_grad():
@@ -113,8 +113,8 @@ def test_what_this_machine_has_not(recipe, runtime, message, tmp_path):
 
 
 def test_named_kernels_are_used(recipe, tmp_path):
-    asked = recipe(budget="2steps", runtime={"kernels": {"window_attention": "reference"}})
-    list(train(asked, out=tmp_path / "run"))
+    config = recipe(budget="2steps", runtime={"kernels": {"window_attention": "reference"}})
+    list(train(config, out=tmp_path / "run"))
     assert Checkpoint.open(tmp_path / "run").manifest.kernels["window_attention"] == ["reference"]
 
 
@@ -140,8 +140,8 @@ def test_compiled_blocks_train_the_same_names(recipe, tmp_path):
 
 
 def test_auto_is_decided_and_told(recipe, tmp_path):
-    asked = recipe(budget="1steps", micro_batch="auto", runtime={"precision": "auto"})
-    notices = [notice.message for notice in of(list(train(asked, out=tmp_path / "run")), Notice)]
+    config = recipe(budget="1steps", micro_batch="auto", runtime={"precision": "auto"})
+    notices = [notice.message for notice in of(list(train(config, out=tmp_path / "run")), Notice)]
     assert any(text.startswith("precision ") for text in notices)
     assert any(text.startswith("micro-batch ") and " of 4: " in text for text in notices)
     state = Checkpoint.open(tmp_path / "run").training_state()
@@ -211,7 +211,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(recipe, tmp_pat
 
 
 def test_out_of_memory_lowers_the_micro_batch_and_changes_nothing_else(recipe, tmp_path, monkeypatch):
-    asked = recipe(micro_batch=4)
+    config = recipe(micro_batch=4)
     list(train(recipe(micro_batch=1), out=tmp_path / "whole"))
     real = gradients.accumulate_gradients
 
@@ -222,7 +222,7 @@ def test_out_of_memory_lowers_the_micro_batch_and_changes_nothing_else(recipe, t
         return outcome
 
     monkeypatch.setattr(step, "accumulate_gradients", small)
-    events = list(train(asked, out=tmp_path / "run"))
+    events = list(train(config, out=tmp_path / "run"))
     warnings = [notice.message for notice in of(events, Notice) if notice.level == "warning"]
     assert warnings == ["out of memory: micro-batch 4 -> 2", "out of memory: micro-batch 2 -> 1"]
     a, b = files(tmp_path / "whole")["model.safetensors"], files(tmp_path / "run")["model.safetensors"]
@@ -234,7 +234,7 @@ def test_out_of_memory_lowers_the_micro_batch_and_changes_nothing_else(recipe, t
 
     monkeypatch.setattr(step, "accumulate_gradients", never)
     with pytest.raises(WorkError, match="out of memory with one sequence") as failed:
-        list(train(asked, out=tmp_path / "none"))
+        list(train(config, out=tmp_path / "none"))
     assert "recompute" in failed.value.hint
 
 
@@ -263,14 +263,14 @@ def test_operations_are_told_as_executed(recipe, tmp_path, monkeypatch):
     list(train(recipe(), out=tmp_path / "dense"))
     monkeypatch.setattr(MLP, "forward", lazy)
     list(train(recipe(), out=tmp_path / "lazy"))
-    dense, told = (
+    dense, lazy = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("dense", "lazy")
     )
     model = Checkpoint.open(tmp_path / "lazy").model()
     mlps = sum(learner.flops(16) for learner in model.learners if isinstance(learner, MLP))
-    assert {line["phase"] for line in told} == {"train", "validation"}
-    for before, line in zip(dense, told, strict=True):
+    assert {line["phase"] for line in lazy} == {"train", "validation"}
+    for before, line in zip(dense, lazy, strict=True):
         assert before["flops"] == before["flops_dense"] == line["flops_dense"] == pytest.approx(model.flops(16))
         assert line["flops"] == pytest.approx(model.flops(16) - mlps / 2)
         assert line["laziness"] == 0.5 and "laziness" not in before

@@ -26,7 +26,7 @@ def _nothing_kept(tmp_path, monkeypatch):
 
 def decide(recipe, monkeypatch, seconds, room=1e12, matmul=2.0, **train):
     """The choices for a machine on which a pass of so many rows takes `seconds(rows, precision)`."""
-    asked = recipe(
+    config = recipe(
         runtime={"precision": "auto"}, data={"sequence": 512}, **{"batch": 16, "micro_batch": "auto"} | train
     )
     rates = {torch.float32: 1.0, torch.bfloat16: matmul}
@@ -37,7 +37,7 @@ def decide(recipe, monkeypatch, seconds, room=1e12, matmul=2.0, **train):
     monkeypatch.setattr(device_memory, "row_bytes", lambda *a: 1e6)
     settings = Settings(ExecutionContext())
     hardware = replace(probe(), features=frozenset({"amx_bf16"}))
-    notices = [event.message for event in tune(LanguageModel(asked.model, 31), asked, settings, hardware)]
+    notices = [event.message for event in tune(LanguageModel(config.model, 31), config, settings, hardware)]
     return settings, notices
 
 
@@ -99,8 +99,8 @@ def test_the_ladder():
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_memory_of_a_pass_is_counted(recipe, recompute):
-    asked = recipe(model={"blocks": 4})
-    model = LanguageModel(asked.model, 257, recompute)
+    config = recipe(model={"blocks": 4})
+    model = LanguageModel(config.model, 257, recompute)
     settings = Settings(ExecutionContext())
 
     def measured(rows, length):
@@ -115,11 +115,11 @@ def test_the_memory_of_a_pass_is_counted(recipe, recompute):
 
 
 def test_recomputing_takes_less(recipe):
-    asked = recipe(model={"blocks": 4})
+    config = recipe(model={"blocks": 4})
     settings = Settings(ExecutionContext())
     sizes = []
     for recompute in (False, True):
-        model = LanguageModel(asked.model, 257, recompute)
+        model = LanguageModel(config.model, 257, recompute)
         sizes.append(device_memory.row_bytes(model, PassTimer(model, settings, 64).batch(2), settings.context))
     assert sizes[1] < sizes[0] / 2
 

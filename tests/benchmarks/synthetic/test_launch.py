@@ -45,8 +45,8 @@ class Unlucky:
 
 def done(events: list[Event]) -> list[dict[str, Any]]:
     assert isinstance(events[-1], Result)
-    found: Any = events[-1].values["trials"]
-    return [{key: value for key, value in each.items() if key != "seconds"} for each in found]
+    records: Any = events[-1].values["trials"]
+    return [{key: value for key, value in each.items() if key != "seconds"} for each in records]
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def test_out_of_memory_leaves_the_others(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(sweep, "run", full)
     events = list(sweep.sweep(small(), out=tmp_path))
-    (told,) = (event.message for event in events if isinstance(event, Notice))
-    assert told == "delta seed=0: out of memory; the trial is left out"
+    (message,) = (event.message for event in events if isinstance(event, Notice))
+    assert message == "delta seed=0: out of memory; the trial is left out"
     assert [record["trial"]["seed"] for record in done(events)] == [1]
 
 

@@ -22,31 +22,31 @@ from tests.benchmarks.synthetic.trials import keep, record
 
 
 def test_mean_and_deviation_are_over_seeds() -> None:
-    (found,) = report.summaries([record([0.9, 0.6], seed=0), record([1.0, 0.7], seed=1), record([1.0, 0.5], seed=2)])
-    assert (found.task, found.label, found.width, found.seeds) == ("mqar", "delta", 64, 3)
-    assert found.mean == pytest.approx((0.75 + 0.85 + 0.75) / 3)
-    assert found.std == pytest.approx(0.1 / 3**0.5)  # of 0.75, 0.85, 0.75
-    assert [point.value for point in found.by_axis] == [4, 8]
-    assert found.by_axis[1].mean == pytest.approx(0.6)
-    assert found.by_axis[1].std == pytest.approx(0.1)
-    assert [point.value for point in found.slices["overwritten"]] == [0, 1]
-    assert found.slices["overwritten"][1].mean == pytest.approx(found.mean / 2)
-    assert (found.chance, found.state_bytes, found.parameters) == (0.03125, 164 * 64, 13348)
-    assert (found.steps, found.seconds, found.ended) == (101, 12.5, "budget")
-    assert found.swept == found.differs == {}
+    (result,) = report.summaries([record([0.9, 0.6], seed=0), record([1.0, 0.7], seed=1), record([1.0, 0.5], seed=2)])
+    assert (result.task, result.label, result.width, result.seeds) == ("mqar", "delta", 64, 3)
+    assert result.mean == pytest.approx((0.75 + 0.85 + 0.75) / 3)
+    assert result.std == pytest.approx(0.1 / 3**0.5)  # of 0.75, 0.85, 0.75
+    assert [point.value for point in result.by_axis] == [4, 8]
+    assert result.by_axis[1].mean == pytest.approx(0.6)
+    assert result.by_axis[1].std == pytest.approx(0.1)
+    assert [point.value for point in result.slices["overwritten"]] == [0, 1]
+    assert result.slices["overwritten"][1].mean == pytest.approx(result.mean / 2)
+    assert (result.chance, result.state_bytes, result.parameters) == (0.03125, 164 * 64, 13348)
+    assert (result.steps, result.seconds, result.ended) == (101, 12.5, "budget")
+    assert result.swept == result.differs == {}
 
 
 def test_one_seed_has_no_deviation() -> None:
-    (found,) = report.summaries([record([0.9, 0.6])])
-    assert found.std is None
-    assert [point.std for point in found.by_axis] == [None, None]
+    (result,) = report.summaries([record([0.9, 0.6])])
+    assert result.std is None
+    assert [point.std for point in result.by_axis] == [None, None]
 
 
 def test_shares_of_equal_difficulty_are_one_and_do_not_count_as_seeds() -> None:
     one = record([0.9, 0.6])
     one["shares"][1]["settings"]["pairs"] = 4
-    (found,) = report.summaries([one])
-    ((value, mean, std),) = found.by_axis
+    (result,) = report.summaries([one])
+    ((value, mean, std),) = result.by_axis
     assert (value, mean, std) == (4, pytest.approx(0.75), None)
 
 
@@ -62,8 +62,8 @@ def test_best_chooses_the_setting_by_its_mean_over_seeds_and_says_which() -> Non
         record([0.2], label="mamba", lr=1e-3),
         record([0.3], label="mamba", lr=3e-3),
     ]
-    found = report.best(report.summaries(records))
-    assert [(each.label, each.swept["lr"], round(each.mean, 3)) for each in found] == [
+    result = report.best(report.summaries(records))
+    assert [(each.label, each.swept["lr"], round(each.mean, 3)) for each in result] == [
         ("delta", 1e-3, 0.7),
         ("mamba", 3e-3, 0.3),
     ]
@@ -80,23 +80,23 @@ def test_settings_that_vary_together_are_all_said() -> None:
 
 def test_models_of_one_label_are_told_apart_by_the_fewest_keys() -> None:
     records = [record([0.9], width=width, beta_range=beta) for width in (64, 128) for beta in ([0, 1], [0, 2])]
-    found = report.best(report.summaries(records))
-    assert [each.name for each in found] == [  # and not by heads, which follow from the width
+    result = report.best(report.summaries(records))
+    assert [each.name for each in result] == [  # and not by heads, which follow from the width
         "delta width=64 beta_range=[0,1]",
         "delta width=64 beta_range=[0,2]",
         "delta width=128 beta_range=[0,1]",
         "delta width=128 beta_range=[0,2]",
     ]
-    assert {each.family for each in found} == {"delta beta_range=[0,1]", "delta beta_range=[0,2]"}
+    assert {each.family for each in result} == {"delta beta_range=[0,1]", "delta beta_range=[0,2]"}
 
 
 def test_other_settings_of_the_task_are_another_table() -> None:
     records = [record([0.9]), record([0.5], settings={"vocab": 128}), record([0.4], label="mamba"), record([1.0], lr=1)]
-    found = benches(report.summaries(records))
-    assert [bench.title for bench in found] == ["mqar, quick preset", "mqar vocab=128, quick preset"]
-    assert [(row.label, row.mean) for row in found[0].rows] == [("delta", 1.0), ("delta", 0.9), ("mamba", 0.4)]
-    assert [row.mean for row in found[0].best] == [1.0, 0.4]
-    table = overview(found)
+    result = benches(report.summaries(records))
+    assert [bench.title for bench in result] == ["mqar, quick preset", "mqar vocab=128, quick preset"]
+    assert [(row.label, row.mean) for row in result[0].rows] == [("delta", 1.0), ("delta", 0.9), ("mamba", 0.4)]
+    assert [row.mean for row in result[0].best] == [1.0, 0.4]
+    table = overview(result)
     assert table.columns == ["mqar", "mqar vocab=128"]
     assert table.models_as_rows
     assert [(name, [cell and cell.mean for cell in cells]) for name, cells in table.lines] == [
@@ -129,8 +129,8 @@ def test_what_a_sweep_left_is_loaded_once(tmp_path: Path) -> None:
     old = tmp_path / "a" / "mqar" / f"trial-{newer['digest']}.json"
     os.utime(old, (0, 0))
     (tmp_path / "b" / "notes.json").write_text("not ours")
-    found = report.load([tmp_path / "a", tmp_path / "b", tmp_path / "b" / "notes.json"])
-    assert sorted((each["trial"]["seed"], each["accuracy"]) for each in found) == [(0, 0.8), (1, 0.75), (2, 0.75)]
+    result = report.load([tmp_path / "a", tmp_path / "b", tmp_path / "b" / "notes.json"])
+    assert sorted((each["trial"]["seed"], each["accuracy"]) for each in result) == [(0, 0.8), (1, 0.75), (2, 0.75)]
     (alone,) = report.load([old])
     assert alone["finished"] == "1970-01-01T00:00:00+00:00"
 
@@ -157,9 +157,9 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, why: str) -> None:
     keep([record([0.9])], tmp_path)
     bad = tmp_path / "trial-bad.json"
     bad.write_text(text)
-    with pytest.raises(InputError) as said:
+    with pytest.raises(InputError) as text:
         report.load([tmp_path])
-    assert said.value.message.startswith(f"{bad} {why}")
+    assert text.value.message.startswith(f"{bad} {why}")
 
 
 @pytest.mark.parametrize("key", ["accuracy", "axis", "shares", "slices", "kernels", "hardware", "stop_at", "label"])
@@ -204,9 +204,9 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def records() -> list[dict[str, Any]]:
-    found = [record([0.98, 0.7], lr=lr, seed=seed) for lr in (1e-3, 3e-3) for seed in range(2)]
-    found += [record([0.5, 0.03], label="<b>bold & brave</b>|x", width=width) for width in (64, 128)]
-    return [*found, record([1.0, 1.0], task="parity")]
+    result = [record([0.98, 0.7], lr=lr, seed=seed) for lr in (1e-3, 3e-3) for seed in range(2)]
+    result += [record([0.5, 0.03], label="<b>bold & brave</b>|x", width=width) for width in (64, 128)]
+    return [*result, record([1.0, 1.0], task="parity")]
 
 
 def test_the_page_is_whole_and_needs_nothing(tmp_path: Path, records: list[dict[str, Any]]) -> None:
@@ -233,15 +233,15 @@ def test_the_page_shows_the_figures_and_where_they_come_from(tmp_path: Path, rec
     assert ["delta", "0.001", "84.0% ± 0.0", "98.0% ± 0.0", "70.0% ± 0.0", *cost_cells] in rows
     assert "Chance is 3.1%." in text
     assert "A trial is solved, and stops, once it tests at 0.99 or above." in text
-    for told in ("0.1.0", "2.9.0", "A &lt;small&gt; processor (cpu)", "rms_norm: native/torch", records[0]["digest"]):
-        assert told in text
+    for text in ("0.1.0", "2.9.0", "A &lt;small&gt; processor (cpu)", "rms_norm: native/torch", records[0]["digest"]):
+        assert text in text
 
 
 def test_the_charts(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     text = report.write(records, tmp_path)[0].read_text(encoding="utf-8")
     charts = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)]
-    told = [chart.get("aria-label") for chart in charts]
-    assert told == [
+    text = [chart.get("aria-label") for chart in charts]
+    assert text == [
         "mqar, quick preset: accuracy by pairs",
         "mqar, quick preset: accuracy against bytes of state",
         "parity, quick preset: accuracy by pairs",
@@ -256,11 +256,11 @@ def test_the_charts(tmp_path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def test_a_higher_accuracy_is_drawn_higher_and_a_larger_state_further_right() -> None:
-    found = benches(report.summaries([record([0.2, 0.2], width=64), record([0.8, 0.8], width=256)]))
-    text = accuracy_by_state(found[0], style_numbers(found))
+    result = benches(report.summaries([record([0.2, 0.2], width=64), record([0.8, 0.8], width=256)]))
+    text = accuracy_by_state(result[0], style_numbers(result))
     places = {
-        told.split(":")[0]: (float(x), float(y))
-        for x, y, told in re.findall(r'translate\(([\d.]+) ([\d.]+)\)" d="[^"]*"><title>([^<]*bytes)</title>', text)
+        text.split(":")[0]: (float(x), float(y))
+        for x, y, text in re.findall(r'translate\(([\d.]+) ([\d.]+)\)" d="[^"]*"><title>([^<]*bytes)</title>', text)
     }
     small, large = places["delta width=64"], places["delta width=256"]
     assert large[0] > small[0]
@@ -284,9 +284,9 @@ def test_markdown_has_tables_of_equal_width(tmp_path: Path, records: list[dict[s
     assert "7 trials; synthe 0.1.0, torch 2.9.0; A &lt;small> processor (cpu)." in text
 
 
-@pytest.mark.parametrize(("chance", "told"), [(1 / 4096, "0.024%"), (0.125, "12%"), (0.999, "100%"), (1.0, "100%")])
-def test_chance_in_words(chance: float, told: str) -> None:
-    assert chance_text(chance) == told
+@pytest.mark.parametrize(("chance", "text"), [(1 / 4096, "0.024%"), (0.125, "12%"), (0.999, "100%"), (1.0, "100%")])
+def test_chance_in_words(chance: float, text: str) -> None:
+    assert chance_text(chance) == text
 
 
 def test_labels_of_several_lines_or_none_are_a_word_in_a_line(tmp_path: Path) -> None:
@@ -297,8 +297,8 @@ def test_labels_of_several_lines_or_none_are_a_word_in_a_line(tmp_path: Path) ->
 
 
 def test_many_models_have_a_line_of_their_own_each() -> None:
-    found = benches(report.summaries([record([0.5, 0.5], label=f"model-{i:02}") for i in range(40)]))
-    chart = ElementTree.fromstring(accuracy_by_axis(found[0], style_numbers(found)))
+    result = benches(report.summaries([record([0.5, 0.5], label=f"model-{i:02}") for i in range(40)]))
+    chart = ElementTree.fromstring(accuracy_by_axis(result[0], style_numbers(result)))
     height = float(str(chart.get("viewBox")).split()[3])
     names = sorted(float(str(text.get("y"))) for text in chart.iter("text") if str(text.text).startswith("model-"))
     assert len(names) == 40

@@ -40,52 +40,52 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not():
 
 
 def test_delta_solves_a_small_mqar_and_stops_there():
-    found = record(small(steps=400, lr=1e-2, tests=20))
-    assert found["accuracy"] >= 0.99
-    assert found["ended"] == "solved"
-    assert found["steps"] < 400
-    assert found["chance"] == pytest.approx(1 / 8)
+    result = record(small(steps=400, lr=1e-2, tests=20))
+    assert result["accuracy"] >= 0.99
+    assert result["ended"] == "solved"
+    assert result["steps"] < 400
+    assert result["chance"] == pytest.approx(1 / 8)
 
 
 def test_the_record_counts_what_there_is():
     trial = small("kalman", steps=2)
-    found = record(trial)
+    result = record(trial)
     model = LanguageModel(trial.model, 16)
     assert [entry.type for entry in trial.model.block] == ["conv", "kalman"]
-    assert found["parameters"] == model.parameter_count()
-    assert found["state_bytes"] == states.nbytes(model(torch.zeros(1, 16, dtype=torch.int64))[1].blocks)
-    assert found["tokens"] == 2 * trial.batch * 16
-    assert found["digest"] == trial.digest() == trial.model_copy(update={"label": "other"}).digest()
-    assert found["digest"] != small("kalman", steps=3).digest()
-    assert found["ended"] == "budget"
-    assert {share["settings"]["pairs"] for share in found["shares"]} == {2}
-    json.dumps(found)
+    assert result["parameters"] == model.parameter_count()
+    assert result["state_bytes"] == states.nbytes(model(torch.zeros(1, 16, dtype=torch.int64))[1].blocks)
+    assert result["tokens"] == 2 * trial.batch * 16
+    assert result["digest"] == trial.digest() == trial.model_copy(update={"label": "other"}).digest()
+    assert result["digest"] != small("kalman", steps=3).digest()
+    assert result["ended"] == "budget"
+    assert {share["settings"]["pairs"] for share in result["shares"]} == {2}
+    json.dumps(result)
 
 
 def test_a_sweep_keeps_what_is_finished_and_goes_on(tmp_path):
-    asked = [small(seed=seed, steps=2) for seed in range(3)]
+    planned = [small(seed=seed, steps=2) for seed in range(3)]
 
     def stopped():
         from threading import Event
 
         stop = Event()
-        for event in sweep(asked, out=tmp_path, stop=stop):
+        for event in sweep(planned, out=tmp_path, stop=stop):
             if isinstance(event, Measurement):
                 stop.set()
 
     with pytest.raises(Interrupted):
         stopped()
-    kept = sorted(tmp_path.glob("trial-*.json"))
-    assert len(kept) == 1
-    before = kept[0].read_bytes()
-    events = list(sweep(asked, out=tmp_path))
+    stored = sorted(tmp_path.glob("trial-*.json"))
+    assert len(stored) == 1
+    before = stored[0].read_bytes()
+    events = list(sweep(planned, out=tmp_path))
     assert "1 of 3 trials are done already" in next(e.message for e in events if isinstance(e, Notice))
     assert [e.case for e in events if isinstance(e, Measurement)] == ["delta seed=1", "delta seed=2"]
-    assert kept[0].read_bytes() == before
+    assert stored[0].read_bytes() == before
     assert len(events[-1].values["trials"]) == 3
-    kept[0].write_text("{")  # a damaged record is made again
-    assert len(list(sweep(asked, out=tmp_path))[-1].values["trials"]) == 3
-    assert json.loads(kept[0].read_text())["accuracy"] == json.loads(before)["accuracy"]
+    stored[0].write_text("{")  # a damaged record is made again
+    assert len(list(sweep(planned, out=tmp_path))[-1].values["trials"]) == 3
+    assert json.loads(stored[0].read_text())["accuracy"] == json.loads(before)["accuracy"]
 
 
 @pytest.mark.parametrize(("enough", "reached"), [(0.0, [1, 2, 3, 3]), (2.0, [0, 0, 0, 0])])
@@ -118,20 +118,20 @@ def test_a_trial_that_diverges_is_left_out_and_said_so(tmp_path, monkeypatch):
 
 
 def test_every_combination_is_planned():
-    found = trials(
+    result = trials(
         "mqar", layers=["delta", "conv,attention"], swept=parse_sweep(["lr=1e-3,3e-3", "width=32,64"]), seeds=2
     )
-    assert len({trial.digest() for trial in found}) == len(found) == 2 * 2 * 2 * 2
-    hybrid = next(trial for trial in found if trial.label == "conv,attention")
+    assert len({trial.digest() for trial in result}) == len(result) == 2 * 2 * 2 * 2
+    hybrid = next(trial for trial in result if trial.label == "conv,attention")
     assert [entry.type for entry in hybrid.model.block] == ["conv", "attention"]
-    assert {trial.model.block[0].heads for trial in found if trial.label == "delta"} == {1, 2}
-    assert {trial.model.blocks for trial in found} == {2}
+    assert {trial.model.block[0].heads for trial in result if trial.label == "delta"} == {1, 2}
+    assert {trial.model.blocks for trial in result} == {2}
     deeper = trials("mqar", layers=["delta"], swept=parse_sweep(["blocks=1,3"]))
     assert [trial.model.blocks for trial in deeper] == [1, 3]
 
 
 @pytest.mark.parametrize(
-    "asked,said",
+    "options,message",
     [
         ({"task": "mqr"}, "did you mean 'mqar'"),
         ({"layers": ["delat"]}, "did you mean 'delta'"),
@@ -142,7 +142,7 @@ def test_every_combination_is_planned():
         ({"learner": {"heads": "many"}}, "schema"),
     ],
 )
-def test_what_cannot_be_is_said_before_any_work(asked, said):
+def test_what_cannot_be_is_said_before_any_work(options, message):
     with pytest.raises(InputError) as failed:
-        trials(**({"task": "mqar", "layers": ["delta"]} | asked))
-    assert said in str(failed.value.hint)
+        trials(**({"task": "mqar", "layers": ["delta"]} | options))
+    assert message in str(failed.value.hint)
