@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ def run(trial: Trial, device: str = "cpu", name: str | None = None) -> Iterator[
         state.fraction = (step - 1) / len(order)
         result = train_step(state, _batch(tasks[which].at_level(curriculum.level).batch(trial.batch, rng)))
         if result.skipped:
-            raise WorkError(f"{name}: {result.non_finite} is not finite at step {step}", "lower lr")
+            what = "gradient" if math.isfinite(float(result.loss)) else "loss"
+            raise WorkError(f"{name}: the {what} is not finite at step {step}", "lower lr")
         curriculum.update(result)
         if step % 10 == 0:
             spent = time.monotonic() - started
