@@ -243,7 +243,7 @@ def test_two_at_once_give_the_same_numbers_and_tell_how_they_fare(synthe: Run) -
 def test_a_learning_rate_that_diverges_leaves_the_others(synthe: Run) -> None:
     said = synthe("bench", *SMALL, "--layer", "mlp", "--steps", 8, "--sweep", "lr=1e-3,1e30")
     assert said.exit_code == 1
-    assert re.search(r"^warning: mlp lr=1e\+30: the loss is not finite at step \d; the trial", said.stderr, re.M)
+    assert re.search(r"^warning: mlp lr=1e\+30: the gradient is not finite at step \d; the trial", said.stderr, re.M)
     assert "mlp lr=1e+30  ended failed" in said.stdout
     assert said.stdout.splitlines()[-1].startswith("mlp ")
     assert said.stderr.splitlines()[-2:] == ["error: 1 of 2 trials failed", "hint: the lines above say why"]
