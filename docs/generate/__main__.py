@@ -1,4 +1,4 @@
-"""`python -m docs.generate`: writes docs/reference/ anew, and removes what no longer belongs there."""
+"""`python -m docs.generate`: writes docs/reference/ and removes pages that no longer belong there."""
 
 from __future__ import annotations
 

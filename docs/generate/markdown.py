@@ -11,7 +11,7 @@ SPECIAL = str.maketrans({"\\": "\\\\", "*": "\\*", "_": "\\_", "<": "&lt;", ">":
 
 
 def escaped(text: str) -> str:
-    """`text` as it is, outside of code; what stands in backticks stays code."""
+    """`text` as it is, outside of code; text in backticks stays code."""
     parts = re.split(r"(`[^`]+`)", text)
     return "".join(part if part.startswith("`") else part.translate(SPECIAL) for part in parts)
 

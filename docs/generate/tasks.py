@@ -27,7 +27,7 @@ def page() -> str:
 
 
 def _line(task: Any) -> str:
-    """The first line of the module that holds the task."""
+    """The first docstring line of the module of the task."""
     return (inspect.getdoc(sys.modules[task.__module__]) or "").partition("\n")[0]
 
 

@@ -32,16 +32,16 @@ def commands(line: str) -> list[list[str]]:
     """The simple commands of a line: words between pipes, `&&`, `;` and `&`, without redirections."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
-    found: list[list[str]] = [[]]
+    simple: list[list[str]] = [[]]
     words = iter(lexer)
     for word in words:
         if re.fullmatch(r"[|&;]+", word):
-            found.append([])
+            simple.append([])
         elif re.fullmatch(r"[<>]+", word):
             next(words)
-        elif found[-1] or (word not in SHELL_WORDS and not re.match(r"[A-Z_]+=", word)):
-            found[-1].append(word)
-    return [words for words in found if words]
+        elif simple[-1] or (word not in SHELL_WORDS and not re.match(r"[A-Z_]+=", word)):
+            simple[-1].append(word)
+    return [words for words in simple if words]
 
 
 def check(words: list[str]) -> None:

@@ -57,7 +57,7 @@ def test_pages_link_to_pages_of_the_site_only(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES)
 def test_paths_of_the_project_exist(path: Path) -> None:
     if path.name == "CHANGELOG.md":
-        return  # it tells of files that have gone
+        return  # it names files that are gone
     for name in PATH.findall(path.read_text(encoding="utf-8")):
         for each in _alternatives(name):
             assert list(ROOT.glob(each)) if "*" in each else (ROOT / each).exists(), f"{relative(path)}: no {each}"
