@@ -1,4 +1,4 @@
-"""The entry point: a table of commands, each imported when it is called, and one place where failures end."""
+"""The entry point: a table of commands, each imported when it is called, and one handler of failures."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ from synthe_cli.help import SETTINGS, Group
 from synthe_core.registry import Table
 
 COMMANDS = {
-    "train": ("synthe_cli.commands.train:app", "Train a model from a recipe, or go on with a run."),
-    "generate": ("synthe_cli.commands.generate:app", "Write text with a trained model."),
-    "chat": ("synthe_cli.commands.chat:app", "Talk with a trained model in the terminal."),
-    "serve": ("synthe_cli.commands.serve:app", "Serve models over HTTP, as OpenAI's API does."),
+    "train": ("synthe_cli.commands.train:app", "Train a model from a recipe, or resume a run."),
+    "generate": ("synthe_cli.commands.generate:app", "Generate text with a trained model."),
+    "chat": ("synthe_cli.commands.chat:app", "Chat with a trained model in the terminal."),
+    "serve": ("synthe_cli.commands.serve:app", "Serve models over an OpenAI-compatible HTTP API."),
     "up": ("synthe_cli.commands.up:app", "Serve a model to this machine, and open the dashboard."),
-    "eval": ("synthe_cli.commands.eval:app", "Evaluate trained models on tasks and on new text."),
-    "introspect": ("synthe_cli.commands.introspect:app", "See what a model does with a text, layer by layer."),
-    "profile-vram": ("synthe_cli.commands.profile_vram:app", "How much memory a recipe takes, and where it fits."),
-    "recipe": ("synthe_cli.commands.recipe:app", "Show, check or describe recipes."),
-    "data": ("synthe_cli.commands.data:app", "Prepare text for training, and count it."),
-    "import": ("synthe_cli.commands.import_:app", "Make a checkpoint of a model that another program has written."),
-    "export": ("synthe_cli.commands.export:app", "Write a checkpoint for another program."),
-    "merge": ("synthe_cli.commands.merge:app", "Make one model of several, by TIES and its family; adapters too."),
-    "pack": ("synthe_cli.commands.pack:app", "Put a model and what belongs to it into one file."),
-    "unpack": ("synthe_cli.commands.unpack:app", "Take a .synapse file apart into a folder."),
-    "hub": ("synthe_cli.commands.hub:app", "Share .synapse files on the Hugging Face hub, and fetch them."),
-    "bench": ("synthe_cli.commands.bench:app", "Measure what learners can do, and how fast they are."),
-    "hardware": ("synthe_cli.commands.hardware:app", "What this machine is, what is used of it, and why."),
+    "eval": ("synthe_cli.commands.eval:app", "Evaluate trained models on tasks and on text."),
+    "introspect": ("synthe_cli.commands.introspect:app", "Inspect what a model computes on a text."),
+    "profile-vram": ("synthe_cli.commands.profile_vram:app", "Estimate the memory of a recipe and where it fits."),
+    "recipe": ("synthe_cli.commands.recipe:app", "Show, validate or describe recipes."),
+    "data": ("synthe_cli.commands.data:app", "Prepare and count training text."),
+    "import": ("synthe_cli.commands.import_:app", "Import a model of another framework."),
+    "export": ("synthe_cli.commands.export:app", "Export a checkpoint for another framework."),
+    "merge": ("synthe_cli.commands.merge:app", "Merge models or adapters, with TIES and related methods."),
+    "pack": ("synthe_cli.commands.pack:app", "Pack a model and its adapters into one file."),
+    "unpack": ("synthe_cli.commands.unpack:app", "Unpack a .synapse file into a folder."),
+    "hub": ("synthe_cli.commands.hub:app", "Upload and download .synapse files."),
+    "bench": ("synthe_cli.commands.bench:app", "Benchmark learners: quality, speed and serving."),
+    "hardware": (
+        "synthe_cli.commands.hardware:app",
+        "Show the hardware and what is chosen for it.",
+    ),
 }
 """name: (where the command's `typer.Typer` is, its line in `synthe --help`). A new command is a new line here."""
 
 TABLE = Table("command", "synthe.commands", {name: target for name, (target, _) in COMMANDS.items()})
 
 
-class Carried(Exception):
-    """Takes a failure past the parser's own handlers."""
+class WrappedError(Exception):
+    """Passes a failure through the parser's own handlers."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -50,16 +53,16 @@ class Carried(Exception):
 
 
 @contextmanager
-def carried() -> Iterator[None]:
-    """Failures that the parser would report in its own way become `Carried` within the block."""
+def wrap_errors() -> Iterator[None]:
+    """Within the block, errors that the parser would report itself become `WrappedError`."""
     try:
         yield
     except (KeyboardInterrupt, EOFError, OSError) as error:
-        raise Carried(error) from error
+        raise WrappedError(error) from error
 
 
 class Root(Group):
-    """`synthe`: lists its commands without importing them, and turns whatever fails into one line."""
+    """`synthe`: lists its commands without importing them, and reports every failure in one line."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*COMMANDS, *(name for name in TABLE if name not in COMMANDS)]
@@ -77,11 +80,11 @@ class Root(Group):
             formatter.write_dl([(name, COMMANDS.get(name, ("", "A plugin."))[1]) for name in self.list_commands(ctx)])
 
     def invoke(self, ctx: Any) -> Any:
-        with carried():
+        with wrap_errors():
             return super().invoke(ctx)
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
-        with carried():
+        with wrap_errors():
             return super().make_context(*args, **extra)
 
     def main(self, *args: Any, **options: Any) -> Any:
@@ -92,24 +95,24 @@ class Root(Group):
         except SystemExit:
             raise
         except BaseException as error:
-            code = report(error.error if isinstance(error, Carried) else error)
+            code = report(error.error if isinstance(error, WrappedError) else error)
         sys.exit(code or 0)
 
 
 app = typer.Typer(
     cls=Root,
     epilog="""\
-synthe train recipes/tiny.yaml                       train a small model on this machine, now
-synthe generate runs/tiny --prompt "def "            write with it
-synthe recipe show recipes/60m.yaml                  what a recipe means: sizes, memory, cost
-synthe train tiny | synthe generate - -p "import "   one after the other
-synthe COMMAND --help                                every command explains itself""",
+synthe train recipes/tiny.yaml                       train a small model on this machine
+synthe generate runs/tiny --prompt "def "            generate text with it
+synthe recipe show recipes/60m.yaml                  a recipe's sizes, memory and cost
+synthe train tiny | synthe generate - -p "import "   commands chain
+synthe COMMAND --help                                help for one command""",
     **{**SETTINGS, "add_completion": True},
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"synthe {synthe_core.__version__}")
         raise typer.Exit()
 
@@ -120,21 +123,21 @@ def synthe(
         bool, typer.Option("--version", "-V", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Train, measure and ship sequence models whose layers learn while they run.
+    """Train, evaluate, serve and package sequence models whose layers learn while they run.
 
-    Results go to stdout and progress to stderr, so that commands chain; --json makes stdout JSON lines.
+    Results go to stdout and progress to stderr, so commands chain. --json prints JSON lines.
     """
 
 
 def main() -> None:
-    """What the `synthe` script calls."""
-    # Threads that spin while they wait take the cores from whatever else runs here, and training beside other busy
-    # processes slows down, at worst tenfold; RESULTS.md has the figures, and the cost alone. Read when torch is loaded.
+    """The `synthe` script."""
+    # OpenMP threads that spin while they wait slow training down beside other busy processes, at worst tenfold:
+    # RESULTS.md has the figures. OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever called
+        if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open for as long as the process)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; long verbs save first, see signals.py
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C; long commands save first, see signals.py
     app()
 
 

@@ -1,4 +1,4 @@
-"""`synthe chat`, line by line: what is typed, what is answered, and the commands that begin with a slash."""
+"""The loop of `synthe chat`: it reads a line, answers it or runs its /command, and prints the result."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from synthe_core.units import format_count
 COUNT, SEED = "tokens", "seed"
 
 
-class Leave(Exception):
-    """The conversation is over."""
+class Exit(Exception):
+    """Ends the loop."""
 
 
-class Loop:
-    """Reads lines and answers them. On a terminal it prompts and explains; from a pipe it prints answers only."""
+class ChatLoop:
+    """Reads lines and answers them. On a terminal it prompts and prints notices; from a pipe it prints answers only."""
 
     def __init__(self, talk: Talk, asked: Asked, *, as_json: bool = False) -> None:
         self.talk, self.asked, self.as_json = talk, asked, as_json
         self.terminal = sys.stdin.isatty() and sys.stdout.isatty()
-        self.painted = self.terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self.colored = self.terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         self.commands: dict[str, Callable[[str], None]] = {
             "help": self.help, "system": self.system, "reset": self.reset, "regenerate": self.regenerate,
             "set": self.set, "save": self.save, "load": self.load, "fork": self.fork, "sessions": self.sessions,
@@ -40,22 +40,22 @@ class Loop:
         }  # fmt: skip
 
     def run(self) -> None:
-        """Until the end of input, /exit, or Ctrl-C at the prompt. From a pipe, the first failure ends it."""
+        """Runs until the end of input, /exit, or Ctrl-C at the prompt. From a pipe, the first error ends it."""
         if self.terminal:
-            kind = "chat" if self.talk.taught else "continues text: it has no chat template"
-            self.tell(f"{self.talk.model}  {kind}  /help lists commands, Ctrl-D leaves")
+            kind = "chat" if self.talk.taught else "no chat template: continues your text"
+            self.notify(f"{self.talk.model}  {kind}  /help lists the commands, Ctrl-D leaves")
         for line in self.lines():
             try:
-                self.take(line)
-            except Leave:
+                self.handle(line)
+            except Exit:
                 return
             except SyntheError as error:
                 if not self.terminal:
                     raise
-                self.tell(f"{error.message}" + (f"\n{error.hint}" if error.hint else ""))
+                self.notify(f"{error.message}" + (f"\n{error.hint}" if error.hint else ""))
 
-    def take(self, line: str) -> None:
-        """A message, or a command; `//` begins a message that begins with a slash."""
+    def handle(self, line: str) -> None:
+        """Answers a message or runs a command. A message that starts with a slash is written with two."""
         if line.startswith("/") and not line.startswith("//"):
             name, _, rest = line[1:].partition(" ")
             if name == "quit":
@@ -67,12 +67,12 @@ class Loop:
             self.show(self.talk.say(line[1:] if line.startswith("//") else line, self.asked))
 
     def lines(self) -> Iterator[str]:
-        """What is typed; a line that ends in a backslash goes on in the next."""
+        """The messages typed. A line that ends in a backslash continues on the next."""
         if not self.terminal:
             yield from _piped_lines()
             return
-        edit = _editing([f"/{name}" for name in self.commands])
-        prompt = "\001\x1b[1;36m\002> \001\x1b[0m\002" if self.painted and edit else "> "
+        has_editing = _enable_editing([f"/{name}" for name in self.commands])
+        prompt = "\001\x1b[1;36m\002> \001\x1b[0m\002" if self.colored and has_editing else "> "
         message = ""
         while True:
             try:
@@ -90,7 +90,7 @@ class Loop:
     # Answers
 
     def show(self, answer: Answer) -> None:
-        """Prints an answer as it comes; Ctrl-C stops it, and once more leaves."""
+        """Streams an answer. Ctrl-C stops it, and a second Ctrl-C ends the program."""
         said = self._streamed(answer)
         if self.as_json:
             row = {
@@ -100,10 +100,10 @@ class Loop:
             }  # fmt: skip
             print(json.dumps(row, ensure_ascii=False), flush=True)
         elif self.terminal:
-            self.tell(described(said))
+            self.notify(described(said))
 
     def _streamed(self, answer: Answer) -> Said:
-        """Prints the pieces of an answer, and passes Ctrl-C on to it; the second ends the program."""
+        """Prints the pieces of an answer, and passes Ctrl-C on to it. The second ends the program."""
         interrupted = False
         with closing(answer):
             while True:
@@ -124,74 +124,76 @@ class Loop:
             print(flush=True)
         return said
 
-    def tell(self, text: str) -> None:
-        """Something about the conversation, which is no part of it."""
+    def notify(self, text: str) -> None:
+        """Prints a notice to stderr: it is not part of the conversation."""
         text = printable(text)
-        print(f"\x1b[2m{text}\x1b[0m" if self.painted else text, file=sys.stderr, flush=True)
+        print(f"\x1b[2m{text}\x1b[0m" if self.colored else text, file=sys.stderr, flush=True)
 
-    # Commands: the first line of each is its help
+    # Commands. The docstring of each is its help.
 
     def help(self, rest: str) -> None:
-        """lists the commands"""
+        """list the commands"""
         width = max(len(usage) for usage in USAGE.values())
         for name, command in self.commands.items():
-            self.tell(f"{USAGE[name]:<{width}}  {inspect.getdoc(command)}")
-        self.tell("a line that ends in \\ goes on in the next; Ctrl-C stops an answer; // stands for a slash")
+            self.notify(f"{USAGE[name]:<{width}}  {inspect.getdoc(command)}")
+        self.notify(
+            "end a line with \\ to continue it; Ctrl-C stops an answer; type // for a message that starts with /"
+        )
 
     def system(self, rest: str) -> None:
-        """shows the system prompt, or begins anew with this one"""
+        """show the system prompt, or restart with this one"""
         if rest:
             self.talk.reset(rest)
-            self.tell("begun anew with this system prompt")
+            self.notify("restarted with this system prompt")
         else:
-            self.tell(self.talk.system or "there is no system prompt")
+            self.notify(self.talk.system or "no system prompt")
 
     def reset(self, rest: str) -> None:
-        """forgets the conversation and begins anew"""
+        """delete the conversation and restart"""
         self.talk.reset()
-        self.tell("begun anew")
+        self.notify("restarted")
 
     def regenerate(self, rest: str) -> None:
-        """writes the last answer once more"""
+        """generate the last answer again"""
         self.show(self.talk.again(self.asked))
 
     def set(self, rest: str) -> None:
-        """shows how answers are written, or changes it: /set temperature 0.7"""
+        """show the sampling parameters, or change one: /set temperature 0.7"""
         if not rest:
             values = {**self.asked.sampling.model_dump(), SEED: self.asked.seed, COUNT: self.asked.count}
-            known = {key: "by chance" if value is None else value for key, value in values.items() if value != {}}
-            self.tell("\n".join(f"{key} {value}" for key, value in known.items()))
+            known = {key: "random" if value is None else value for key, value in values.items() if value != {}}
+            self.notify("\n".join(f"{key} {value}" for key, value in known.items()))
             return
         key, _, value = rest.replace("=", " ").partition(" ")
         self.asked = changed(self.asked, key, value.strip())
-        self.tell(f"{key} {value.strip()}")
+        self.notify(f"{key} {value.strip()}")
 
     def save(self, rest: str) -> None:
-        """keeps a copy of the conversation under a name"""
+        """save a copy of the conversation under a name"""
         self.talk.save(_one(rest, "save"))
-        self.tell(f"kept as {rest}; /load {rest} goes on from here")
+        self.notify(f"saved as {rest}; /load {rest} resumes it")
 
     def load(self, rest: str) -> None:
-        """goes on with a conversation that was kept"""
+        """resume a saved conversation"""
         self.talk.load(_one(rest, "load"))
-        self.tell(f"going on with {rest}")
+        self.notify(f"resumed {rest}")
         for turn in self.talk.turns[-1:]:
-            self.tell(f"> {turn.said}\n{turn.answer}" if self.talk.taught else f"{turn.said}{turn.answer}")
+            self.notify(f"> {turn.said}\n{turn.answer}" if self.talk.taught else f"{turn.said}{turn.answer}")
 
     def fork(self, rest: str) -> None:
-        """goes on under another name; the old one stays as it is"""
+        """continue under another name; the old one is not changed"""
         old, own = self.talk.session, self.talk.own
         self.talk.fork(_one(rest, "fork"))
-        self.tell(f"going on as {rest}" + ("" if own else f"; {old} stays as it is"))
+        self.notify(f"continuing as {rest}" + ("" if own else f"; {old} is not changed"))
 
     def sessions(self, rest: str) -> None:
-        """lists the conversations that are kept"""
-        names = [f"{name}  (this one)" if name == self.talk.session else name for name in sorted(self.talk.kept())]
-        self.tell("\n".join(names) or "none is kept")
+        """list the saved conversations"""
+        names = [f"{name}  (current)" if name == self.talk.session else name for name in sorted(self.talk.kept())]
+        self.notify("\n".join(names) or "no saved conversations")
 
     def exit(self, rest: str) -> None:
-        """leaves"""
-        raise Leave
+        """leave"""
+        raise Exit
 
 
 USAGE = {
@@ -202,32 +204,32 @@ USAGE = {
 
 
 def described(said: Said) -> str:
-    """`84 tokens  41.2 tokens/s  96 of 120 read before`"""
+    """`84 tokens  41.2 tok/s  prompt 120 (96 cached)`"""
     parts = [f"{said.tokens} token{'' if said.tokens == 1 else 's'}"]
     if said.rate:
-        parts.append(f"{format_count(said.rate)} tokens/s")
+        parts.append(f"{format_count(said.rate)} tok/s")
     if said.prompt:
-        parts.append(f"read {said.prompt - said.cached}, {said.cached} known" if said.cached else f"read {said.prompt}")
+        parts.append(f"prompt {said.prompt}" + (f" ({said.cached} cached)" if said.cached else ""))
     if said.reason not in ("stop", "length"):
         parts.append("stopped")
     elif said.reason == "length":
-        parts.append("cut at the most tokens")
+        parts.append("reached the token limit")
     return "  ".join(parts)
 
 
 def changed(asked: Asked, key: str, value: str) -> Asked:
-    """`asked` with one setting changed; InputError for one that is not there or cannot be so."""
+    """The options with one of them changed. Raises InputError for an unknown name or an invalid value."""
     key = key.strip().replace("-", "_")
     known = [name for name in SamplingParams.model_fields if name != "logit_bias"]
     if key not in (*known, SEED, COUNT):
         raise unknown("setting", key, [*known, SEED, COUNT])
     if not value:
-        raise InputError(f"{key} wants a value", f"such as /set {key} {EXAMPLES.get(key, '1')}")
+        raise InputError(f"{key} needs a value", f"such as /set {key} {EXAMPLES.get(key, '1')}")
     if key in (SEED, COUNT):
-        if key == SEED and value in ("none", "chance"):
+        if key == SEED and value in ("none", "random"):
             return replace(asked, seed=None)
         if not value.isascii() or not value.isdigit() or int(value) > 2**62 or (key == COUNT and int(value) == 0):
-            raise InputError(f"{key} is a whole number, not {value}", f"such as /set {key} {EXAMPLES[key]}")
+            raise InputError(f"{key} must be a whole number, not {value}", f"such as /set {key} {EXAMPLES[key]}")
         return replace(asked, count=int(value)) if key == COUNT else replace(asked, seed=int(value))
     return replace(asked, sampling=sampled(asked.sampling.model_dump() | {key: value}, spelled=str))
 
@@ -247,12 +249,12 @@ def _piped_lines() -> Iterator[str]:
 
 def _one(rest: str, command: str) -> str:
     if not rest or " " in rest:
-        raise InputError(f"/{command} wants one name", f"such as /{command} evening")
+        raise InputError(f"/{command} needs one name", f"such as /{command} evening")
     return rest
 
 
-def _editing(words: list[str]) -> bool:
-    """Editing of lines, their history over days, and completion of commands, where this Python has them."""
+def _enable_editing(words: list[str]) -> bool:
+    """Turns on line editing, a history that is saved, and completion of commands, if this Python has readline."""
     try:
         import readline
     except ImportError:
@@ -269,13 +271,13 @@ def _editing(words: list[str]) -> bool:
         pass
     readline.set_history_length(2000)
 
-    def keep() -> None:
+    def save() -> None:
         try:
             readline.write_history_file(history)
         except OSError:
             return
 
-    atexit.register(keep)
+    atexit.register(save)
     readline.set_completer_delims(" ")
     readline.set_completer(lambda text, state: [*(w for w in words if text and w.startswith(text)), None][state])
     readline.parse_and_bind("tab: complete")

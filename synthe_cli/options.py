@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and how a recipe or a checkpoint is found by what was typed."""
+"""Arguments and options that several commands share, and the lookup of recipes and checkpoints."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """The shipped recipes' names; a shell completes paths by itself where none of these fits."""
+    """Names of shipped recipes. The shell completes paths if none matches."""
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
 def complete_run(incomplete: str) -> list[str]:
-    """The folders of runs here."""
+    """The folders in runs/."""
     return [str(path) for path in sorted(Path("runs").glob("*/")) if str(path).startswith(incomplete)]
 
 
@@ -35,7 +35,7 @@ RecipeArgument = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
-        help="A recipe file, a run's folder, or the name of a shipped recipe.",
+        help="A recipe file, a run folder or the name of a shipped recipe.",
         autocompletion=complete_recipe,
     ),
 ]
@@ -43,56 +43,64 @@ CheckpointArgument = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A run or checkpoint folder; - reads its path from stdin.",
+        help="A run or checkpoint folder. - reads the path from stdin.",
         autocompletion=complete_run,
     ),
 ]
 DataOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--data", metavar="SOURCE", help="Read this text instead: a file, folder, glob, hub:NAME or stdlib. Repeatable."
+        "--data", metavar="SOURCE", help="Use this text: a file, folder, glob, hub:NAME or stdlib. Repeatable."
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", "-s", metavar="KEY=VALUE", help="Change one key of the recipe, as train.lr=1e-3. Repeatable."
+        "--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe, as train.lr=1e-3. Repeatable."
     ),
 ]
-TemperatureOption = Annotated[float, typer.Option("--temperature", "-t", metavar="T", help="0 is greedy.")]
-TopKOption = Annotated[int, typer.Option("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 keeps all.")]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", "-t", metavar="T", help="Sampling temperature. 0 is greedy.")
+]
+TopKOption = Annotated[
+    int, typer.Option("--top-k", metavar="K", help="Sample from the K most likely tokens. 0 turns it off.")
+]
 TopPOption = Annotated[
-    float, typer.Option("--top-p", metavar="P", help="Keep the likeliest tokens that together reach P.")
+    float,
+    typer.Option(
+        "--top-p", metavar="P", help="Sample from the smallest set of tokens whose probability is at least P."
+    ),
 ]
 MinPOption = Annotated[
-    float, typer.Option("--min-p", metavar="P", help="Keep tokens at least P times as likely as the likeliest.")
+    float, typer.Option("--min-p", metavar="P", help="Drop tokens less likely than P times the most likely one.")
 ]
 RepetitionOption = Annotated[
-    float, typer.Option("--repetition-penalty", metavar="R", help="Above 1, tokens already seen become unlikelier.")
+    float,
+    typer.Option("--repetition-penalty", metavar="R", help="Above 1, tokens that occurred before become less likely."),
 ]
 AdapterOption = Annotated[
     Path | None,
-    typer.Option("--adapter", metavar="DIR", help="With this adapter of the model: a run, or a folder of PEFT's."),
+    typer.Option("--adapter", metavar="DIR", help="Apply this adapter: a run, or a folder in PEFT's format."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON lines on stdout instead of text.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
 DeviceOption = Annotated[
     str | None,
     typer.Option(
         "--device",
         metavar="DEVICE",
-        help="cpu, cuda or mps; the fastest there is by default.",
+        help="cpu, cuda or mps. Default: the fastest available.",
         autocompletion=complete_device,
     ),
 ]
 
 
 def spelled_option(key: str) -> str:
-    """`top_k` as it is typed: `--top-k`."""
+    """The option of a field: `--top-k` for `top_k`."""
     return f"--{key.replace('_', '-')}"
 
 
 def sampled(values: Mapping[str, Any], spelled: Callable[[str], str] = spelled_option) -> SamplingParams:
-    """How tokens are chosen, by the options above; InputError that spells the option at fault."""
+    """The sampling parameters of the options above. Raises InputError that names the invalid option."""
     from pydantic import ValidationError
 
     from synthe_core.inference.sampling_params import SamplingParams
@@ -106,14 +114,13 @@ def sampled(values: Mapping[str, Any], spelled: Callable[[str], str] = spelled_o
 
 
 def overrides(data: list[str] | None, assignments: list[str] | None) -> list[str]:
-    """--data and --set as one list of `key=value` for `Recipe.load`; --set comes last, so it has the last word."""
+    """--data and --set as one list of `key=value` for `Recipe.load`. --set comes last and wins."""
     sources = [f"data.sources={json.dumps(data)}"] if data else []
     return sources + list(assignments or [])
 
 
 def lora(text: str) -> str:
-    """--lora as one `key=value` for `Recipe.load`: `rank=8,targets=delta,mlp` is a list of keys, each with one value or
-    several."""
+    """--lora as one `key=value` for `Recipe.load`. In `rank=8,targets=delta,mlp` a key has one value or several."""
     found: dict[str, list[str]] = {}
     for piece in text.split(","):
         key, equals, value = piece.rpartition("=")
@@ -128,7 +135,7 @@ def lora(text: str) -> str:
 
 
 def find_recipe(text: str) -> Path:
-    """The path that RECIPE means: itself where it exists, else the shipped recipe of that name (`baselines/mamba`)."""
+    """The path of a RECIPE argument: an existing path, else the shipped recipe of that name (`baselines/mamba`)."""
     path = Path(text).expanduser()
     if path.exists():
         return path
@@ -167,18 +174,18 @@ def recipes_folder() -> Path:
 
 
 def find_checkpoint(text: str) -> Path:
-    """The path that CHECKPOINT means; `-` is the last line of stdin that holds anything, as other verbs print it."""
+    """The path of a CHECKPOINT argument. `-` is the last non-empty line of stdin, which other commands print."""
     if text != "-":
         return Path(text).expanduser()
     if sys.stdin.isatty():
-        raise InputError("- reads a checkpoint's path from stdin, and stdin is a terminal", "pipe a verb into this one")
+        raise InputError(
+            "- reads the checkpoint's path from stdin, but stdin is a terminal", "pipe another command into this one"
+        )
     lines = [line.strip() for line in sys.stdin.read().splitlines()]
     path = next((line for line in reversed(lines) if line), None)
     if path is None:
-        raise InputError(
-            "- found no checkpoint's path on stdin", "the command before the pipe wrote none: did it fail?"
-        )
-    if path.startswith("{"):  # the last event of a verb with --json
+        raise InputError("no checkpoint path on stdin", "the command before the pipe printed none: did it fail?")
+    if path.startswith("{"):  # the last event of a command with --json
         path = _path_of(path)
     return Path(path)
 
@@ -187,7 +194,7 @@ def _path_of(line: str) -> str:
     try:
         return str(json.loads(line)["path"])
     except (ValueError, KeyError):
-        raise InputError("- found JSON without a path on stdin", "the command before the pipe did not finish") from None
+        raise InputError("the JSON on stdin has no path", "the command before the pipe did not finish") from None
 
 
 def size_option(text: str, option: str, least: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""`synthe bench`: measurements of quality (a task by its name) and of speed."""
+"""`synthe bench`: quality (a task by its name), speed and serving."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from synthe_core.errors import unknown
 if TYPE_CHECKING:
     from synthe_core.events import Event
 
-ABOUT = "Measure what learners can do (synthe bench TASK) and how fast they are."
+ABOUT = "Benchmark learners: quality (synthe bench TASK), speed and serving."
 
 
 class BenchGroup(Group):
-    """Beside its own commands every task of the table is one, without an import until it is called."""
+    """Every task of the table is a command too. Tasks are imported when called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         names = self.list_commands(ctx)
@@ -42,16 +42,16 @@ app = typer.Typer(cls=BenchGroup, help=ABOUT, **SETTINGS)
 app.command(
     "TASK",
     cls=Command,
-    short_help="Train a learner on a task, by its name, such as mqar or parity.",
+    short_help="Train and test a learner on a task, such as mqar or parity.",
     epilog=EXAMPLES,
     context_settings={**SETTINGS["context_settings"], "allow_extra_args": True, "ignore_unknown_options": True},
 )(bench_task)
-app.command(cls=Command, short_help="Every learner on every task: one table, one report.", epilog=SUITE_EXAMPLES)(
-    zoology
+app.command(cls=Command, short_help="Run every learner on every task.", epilog=SUITE_EXAMPLES)(zoology)
+app.command("list", cls=Command, short_help="List the tasks and their keys.", epilog=LIST_EXAMPLES)(list_tasks)
+app.command("report", cls=Command, short_help="Write tables and charts of finished trials.", epilog=REPORT_EXAMPLES)(
+    report
 )
-app.command("list", cls=Command, short_help="What tasks there are, and their keys.", epilog=LIST_EXAMPLES)(list_tasks)
-app.command("report", cls=Command, short_help="Tables and pictures of finished trials.", epilog=REPORT_EXAMPLES)(report)
-app.command(cls=Command, short_help="A server under load: what its clients see.", epilog=SERVE_EXAMPLES)(serve)
+app.command(cls=Command, short_help="Load-test a server.", epilog=SERVE_EXAMPLES)(serve)
 
 PARTS = ("ops", "learners", "training", "decoding", "published")
 GROWTH = (512, 1024, 2048, 4096, 8192)
@@ -66,9 +66,9 @@ def bench() -> None: ...
     cls=Command,
     short_help="Time operators, training and decoding.",
     epilog="""\
-synthe bench speed                                       everything; some minutes
-synthe bench speed --part ops --op delta                 the delta rule against its peers
-synthe bench speed --part learners --learner mamba       its cost at 512 to 8,192 tokens, and its state
+synthe bench speed                                       everything; takes minutes
+synthe bench speed --part ops --op delta                 the delta rule against other implementations
+synthe bench speed --part learners --learner mamba       time at 512 to 8,192 tokens, and state size
 synthe bench speed --part training --recipe tiny --recipe baselines/mamba
 synthe bench speed --part training --json > speed.jsonl  tiny and 60m-flat against transformers of equal size""",
 )
@@ -77,22 +77,24 @@ def speed(
         list[str] | None, typer.Option(help="ops, learners, training, decoding or published. Repeatable.")
     ] = None,
     op: Annotated[list[str] | None, typer.Option(help="delta, momentum or kalman. Repeatable.")] = None,
-    learner: Annotated[list[str] | None, typer.Option(help="A learner of the part `learners`. Repeatable.")] = None,
+    learner: Annotated[list[str] | None, typer.Option(help="Learner for the part `learners`. Repeatable.")] = None,
     recipe: Annotated[
         list[str] | None,
-        typer.Option(metavar="RECIPE", help="Compare these in training and decoding, with the first. Repeatable."),
+        typer.Option(
+            metavar="RECIPE", help="Compare these recipes with the first, in training and decoding. Repeatable."
+        ),
     ] = None,
-    against: Annotated[str, typer.Option(help="Peers of the operators: transformers, fla, sdpa, reference.")] = (
-        "transformers,fla,sdpa,reference"
-    ),
-    turns: Annotated[int, typer.Option(min=1, help="Timed turns of each candidate, in alternation.")] = 7,
+    against: Annotated[
+        str, typer.Option(help="Other implementations of the operators: transformers, fla, sdpa, reference.")
+    ] = ("transformers,fla,sdpa,reference"),
+    turns: Annotated[int, typer.Option(min=1, help="Timed runs per candidate, in alternation.")] = 7,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time operators, training steps and decoding: candidates take turns in one process, and medians are reported.
+    """Time operators, training steps and decoding. Candidates alternate in one process, and medians are reported.
 
-    A ratio is a candidate's time over the first one's, taken turn by turn, so that a machine whose speed drifts does
-    not lie. Each case names its shapes; throughput is beside it so that the floor can be reckoned.
+    A ratio is a candidate's time divided by the first candidate's, computed per run, so that drift of the machine's
+    speed cancels. Each case reports its shapes and throughput.
     """
     with choose_renderer(as_json) as renderer:
         for event in _measure(
@@ -121,7 +123,7 @@ def _measure(
             raise unknown("part", part, PARTS)
     operators.check(ops or (), against)
     device = choose_device(device, probe()).value
-    if "published" in parts:  # first, while the process holds nothing else
+    if "published" in parts:  # first, while the process uses little memory
         sixty = find_recipe("60m-flat")
         both = {f"60m-flat, {name}": Recipe.load(sixty, [f"train.optimizer={name}"]) for name in ("adamw", "muon")}
         yield from models.published_shapes(both, turns, device)
@@ -136,6 +138,6 @@ def _measure(
         if "training" in parts:
             yield from models.training(pair, (512, 2048), 4096, turns, device)
         if "decoding" in parts:
-            # The large Transformer is left out: reading 32,768 tokens takes it many minutes on a CPU.
+            # The large transformer is left out: its prefill of 32,768 tokens takes many minutes on a CPU.
             small_enough = {name: recipe for name, recipe in pair.items() if name != PAIRS[1][1]}
             yield from models.decoding(small_enough, (1024, 32768), turns, device)

@@ -21,9 +21,9 @@ from synthe_cli.commands.bench_options import (
     StepsOption,
     SweepOption,
     WidthOption,
-    given,
-    placed,
-    writable,
+    check_writable,
+    device_and_preset,
+    without_none,
 )
 from synthe_cli.options import DeviceOption, JsonOption, find_recipe
 from synthe_cli.renderer import choose_renderer
@@ -33,7 +33,7 @@ from synthe_core.events import Result, results
 from synthe_core.storage.atomic import write_file
 
 EXAMPLES = """\
-synthe bench zoology --core --jobs 2                       six tasks that tell learners apart, every learner
+synthe bench zoology --core --jobs 2                       six tasks that separate learners well, every learner
 synthe bench zoology --layer delta --layer mamba2          all tasks, two learners
 synthe bench zoology --task parity --task stack --seeds 3  two tasks, every learner
 synthe bench zoology --launcher slurm --jobs 64            on a cluster"""
@@ -41,9 +41,9 @@ synthe bench zoology --launcher slurm --jobs 64            on a cluster"""
 
 def zoology(
     task: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this task; all of them otherwise. Repeatable.")
+        list[str] | None, typer.Option(metavar="NAME", help="Only this task. Default: all tasks. Repeatable.")
     ] = None,
-    core: Annotated[bool, typer.Option("--core", help="Only the six tasks that tell most in the least time.")] = False,
+    core: Annotated[bool, typer.Option("--core", help="Only the six most informative tasks.")] = False,
     layer: LayerOption = None,
     recipe: RecipeOption = None,
     preset: PresetOption = None,
@@ -57,21 +57,21 @@ def zoology(
     jobs: JobsOption = None,
     launcher: LauncherOption = "local",
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", help="Where records and report.html are kept.")
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the trials and report.html.")
     ] = Path("runs/bench/zoology"),
     csv_file: CsvOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train and test every learner on every task: one table, and one report.
+    """Train and test every learner on every task, and write one table and one report.
 
-    Without --layer and --recipe it takes all causal learners. Each trial is kept as soon as it is finished: the same
-    command goes on where it was stopped, and a wider one runs only what is new.
+    Without --layer and --recipe it runs all causal learners. Every finished trial is saved: the same command resumes
+    where it stopped, and a command with more trials runs only the new ones.
     """
     from synthe_core.benchmarks.synthetic import plan, report
     from synthe_core.benchmarks.synthetic.sweep import sweep as verb
 
-    place, size = placed(device, preset, launcher)
+    place, size = device_and_preset(device, preset, launcher)
     trials = plan.suite(
         [*(plan.CORE if core else []), *(task or [])],
         layers=layer or ([] if recipe else plan.causal_learners()),
@@ -79,10 +79,10 @@ def zoology(
         preset=size,
         swept=plan.parse_sweep(sweep or []),
         seeds=seeds,
-        **given(lr=lr, width=width, blocks=blocks, epochs=epochs, steps=steps),
+        **without_none(lr=lr, width=width, blocks=blocks, epochs=epochs, steps=steps),
     )
-    writable(csv_file)
-    with choose_renderer(as_json) as shown, stop_on_signal("finished trials are kept") as stop:
+    check_writable(csv_file)
+    with choose_renderer(as_json) as shown, stop_on_signal("finished trials are saved") as stop:
         events = verb(trials, out=out, jobs=jobs, device=place, launcher=launcher, stop=stop)
         for result in results(events, shown.show):
             shown.close()
@@ -96,6 +96,4 @@ def zoology(
             if records:
                 shown.result(Result(result.values if as_json else {}, report.write(records, out)[0]))
             if len(records) < len(trials):
-                raise WorkError(
-                    f"{len(trials) - len(records)} of {len(trials)} trials failed", "the lines above say why"
-                )
+                raise WorkError(f"{len(trials) - len(records)} of {len(trials)} trials failed", "see the lines above")

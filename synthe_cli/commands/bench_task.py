@@ -1,4 +1,4 @@
-"""`synthe bench TASK`: learners trained and tested on a synthetic task."""
+"""`synthe bench TASK`: train and test learners on a synthetic task."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from synthe_cli.commands.bench_options import (
     StepsOption,
     SweepOption,
     WidthOption,
-    given,
-    placed,
+    check_writable,
+    device_and_preset,
     settings,
-    writable,
+    without_none,
 )
 from synthe_cli.options import DeviceOption, JsonOption, find_recipe
 from synthe_cli.renderer import choose_renderer
@@ -55,7 +55,7 @@ def bench_task(
     assign: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", "-s", metavar="KEY=VALUE", help="learner.KEY or task.KEY, as learner.heads=4. Repeatable."
+            "--set", "-s", metavar="KEY=VALUE", help="Set learner.KEY or task.KEY, as learner.heads=4. Repeatable."
         ),
     ] = None,
     sweep: SweepOption = None,
@@ -68,21 +68,21 @@ def bench_task(
     jobs: JobsOption = None,
     launcher: LauncherOption = "local",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where records are kept; runs/bench/TASK.")
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder for the trials. Default: runs/bench/TASK.")
     ] = None,
     csv_file: CsvOption = None,
-    plot: Annotated[bool, typer.Option("--plot", help="Draw accuracy here, and into DIR/report.html.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw accuracy in the terminal and in DIR/report.html.")] = False,
     fail_under: Annotated[
         float | None,
-        typer.Option(metavar="X", min=0, max=1, help="Exit with 1 where a model's accuracy is below X."),
+        typer.Option(metavar="X", min=0, max=1, help="Exit with 1 if a model's accuracy is below X."),
     ] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a small model from scratch on the task and test it on every slice, against chance.
+    """Train a small model from scratch on a task and test it on every slice, compared with chance.
 
     Further options are keys of the task: --pairs 8, --group S3. `synthe bench list` describes the tasks. Finished
-    trials are kept: the same command again runs only those that are missing.
+    trials are saved; the same command runs only the missing ones.
     """
     task = str(ctx.info_name)
 
@@ -90,7 +90,7 @@ def bench_task(
     from synthe_core.benchmarks.synthetic.sweep import sweep as verb
 
     learner, chosen = settings(assign)
-    place, size = placed(device, preset, launcher)
+    place, size = device_and_preset(device, preset, launcher)
     trials = plan.trials(
         task,
         layers=layer or ([] if recipe else ["delta"]),
@@ -100,11 +100,11 @@ def bench_task(
         learner=learner,
         swept=plan.parse_sweep(sweep or []),
         seeds=seeds,
-        **given(lr=lr, width=width, blocks=blocks, epochs=epochs, steps=steps),
+        **without_none(lr=lr, width=width, blocks=blocks, epochs=epochs, steps=steps),
     )
     folder = out or Path("runs") / "bench" / task
-    writable(csv_file)
-    with choose_renderer(as_json) as shown, stop_on_signal("finished trials are kept") as stop:
+    check_writable(csv_file)
+    with choose_renderer(as_json) as shown, stop_on_signal("finished trials are saved") as stop:
         events = verb(trials, out=folder, jobs=jobs, device=place, launcher=launcher, stop=stop)
         for result in results(events, shown.show):
             shown.close()
@@ -113,17 +113,17 @@ def bench_task(
 
 
 def _keys(ctx: typer.Context, task: str) -> dict[str, Any]:
-    """`--pairs 8 --group=S3` as {"pairs": 8, "group": "S3"}; InputError where the task has no such key."""
+    """`--pairs 8 --group=S3` as {"pairs": 8, "group": "S3"}. Raises InputError for an unknown key."""
     from synthe_core.benchmarks.synthetic.plan import parse_assignments
     from synthe_core.tasks import TASKS
 
     options = [option for parameter in ctx.command.params for option in parameter.opts if option.startswith("--")]
     known = [f"--{key.replace('_', '-')}" for key in TASKS[task].Config.model_fields if key != "type"]
-    found, rest = [], list(ctx.args)
+    assignments, rest = [], list(ctx.args)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise InputError(f"'{word}' is not understood here", "a task's key is given as --key value")
+            raise InputError(f"unexpected argument '{word}'", "give a key of the task as --key value")
         key, equals, value = word[2:].partition("=")
         if f"--{key.replace('_', '-')}" not in known:
             raise unknown("option", f"--{key}", [*known, *options])
@@ -131,7 +131,7 @@ def _keys(ctx: typer.Context, task: str) -> dict[str, Any]:
             if not rest:
                 raise InputError(f"{word} needs a value")
             value = rest.pop(0)
-        found.append(f"{key.replace('-', '_')}={value}")
+        assignments.append(f"{key.replace('-', '_')}={value}")
     return parse_assignments(found, "")
 
 
@@ -145,7 +145,7 @@ def finish(
     csv_file: Path | None,
     plot: bool,
 ) -> None:
-    """The table, and the files that were asked for."""
+    """Prints the table and writes the requested files. Raises WorkError if trials failed."""
     from synthe_core.benchmarks.synthetic import report
 
     records: Any = event.values["trials"]
@@ -161,11 +161,11 @@ def finish(
         if page is not None:
             shown.show(Notice(f"charts: {page}"))
     if len(records) < len(trials):
-        raise WorkError(f"{len(trials) - len(records)} of {len(trials)} trials failed", "the lines above say why")
+        raise WorkError(f"{len(trials) - len(records)} of {len(trials)} trials failed", "see the lines above")
 
 
 def check(event: Result, fail_under: float | None) -> None:
-    """WorkError where a model's accuracy, at its best setting and mean over seeds, is below what was asked for."""
+    """Raises WorkError if a model's accuracy (best setting, mean over seeds) is below --fail-under."""
     if fail_under is None:
         return
     from synthe_core.benchmarks.synthetic import report

@@ -1,4 +1,4 @@
-"""`synthe chat`: a conversation with a model in the terminal, here or on a running server."""
+"""`synthe chat`: a conversation with a model in the terminal, in this process or on a server."""
 
 from __future__ import annotations
 
@@ -25,51 +25,51 @@ from synthe_cli.options import (
 from synthe_core.errors import InputError
 
 app = typer.Typer(**SETTINGS)
-WORN = "adapter"
+ADAPTER_NAME = "adapter"
 """The name here of the model's adapter."""
 
 
 @app.command(
     cls=Command,
     epilog="""\
-synthe chat runs/60m                                    a conversation; /help lists its commands
+synthe chat runs/60m                                    start a conversation; /help lists the commands
 synthe chat story.synapse --system "You tell stories."
 synthe chat runs/60m --adapter runs/letters             the model with an adapter
-synthe chat runs/60m --session evening                  goes on with it, today or tomorrow
-synthe chat --url http://127.0.0.1:6900                 with the model of a running `synthe serve`
-synthe chat 60m --url http://127.0.0.1:6900             with that one of its models
-synthe chat runs/60m --json < questions.txt             one line, one message; only answers are printed""",
+synthe chat runs/60m --session evening                  resume this conversation, or start it
+synthe chat --url http://127.0.0.1:6900                 use the model of a running `synthe serve`
+synthe chat 60m --url http://127.0.0.1:6900             use this one of its models
+synthe chat runs/60m --json < questions.txt             one message per line; prints the answers only""",
 )
 def chat(
     checkpoint: Annotated[
         str | None,
         typer.Argument(
             metavar="[CHECKPOINT]",
-            help="A run, checkpoint or .synapse file; with --url the name of a model there.",
+            help="A run, checkpoint or .synapse file. With --url: a model name of the server.",
             show_default=False,
             autocompletion=complete_run,
         ),
     ] = None,
     url: Annotated[
-        str | None, typer.Option("--url", metavar="URL", help="Talk with a running server instead of a model here.")
+        str | None, typer.Option("--url", metavar="URL", help="Use a running server instead of a local model.")
     ] = None,
     key_file: Annotated[
         Path | None,
-        typer.Option("--api-key-file", metavar="FILE", help="The server's key; else SYNTHE_API_KEY holds it."),
+        typer.Option("--api-key-file", metavar="FILE", help="File with the server's API key. Default: SYNTHE_API_KEY."),
     ] = None,
-    system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before all else.")
-    ] = None,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System prompt.")] = None,
     session: Annotated[
         str | None,
-        typer.Option("--session", metavar="NAME", help="Go on with the conversation of this name, or begin it."),
+        typer.Option("--session", metavar="NAME", help="Resume the conversation of this name, or start it."),
     ] = None,
     adapter: AdapterOption = None,
     sessions: Annotated[
         Path | None,
-        typer.Option("--sessions", metavar="DIR", help="Where conversations are kept.  [default: in synthe's cache]"),
+        typer.Option("--sessions", metavar="DIR", help="Folder of saved conversations.  [default: in synthe's cache]"),
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, metavar="N", help="The longest answer.")] = 400,
+    tokens: Annotated[
+        int, typer.Option("--tokens", "-n", min=1, metavar="N", help="Maximum number of tokens of an answer.")
+    ] = 400,
     temperature: TemperatureOption = 0.8,
     top_k: TopKOption = 0,
     top_p: TopPOption = 0.95,
@@ -77,28 +77,30 @@ def chat(
     repetition_penalty: RepetitionOption = 1.0,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, max=2**62, help="The same seed gives the same answers."),
+        typer.Option(
+            "--seed", metavar="N", min=0, max=2**62, help="Random seed. The same seed gives the same answers."
+        ),
     ] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Talk with a model in the terminal.
+    """Chat with a model in the terminal.
 
-    Every turn costs its new words only: what came before is in the model's state. Ctrl-C stops an answer, and at the
-    prompt it leaves. From a pipe, every line is a message, and only answers are printed.
-    A model that was taught no conversation goes on with your text instead.
+    A turn evaluates only its new tokens: the model's state holds the conversation so far. Ctrl-C stops an answer; at
+    the prompt it leaves. From a pipe, every line is a message, and only answers are printed. If a model has no chat
+    template, it continues your text instead.
     """
     if url is None and checkpoint is None:
-        raise InputError("there is no model to talk with", "name a checkpoint, or a server with --url")
+        raise InputError("no model given", "name a checkpoint, or a server with --url")
     if url is not None and (device or sessions or adapter):
         raise InputError(
-            "--device, --sessions and --adapter are the server's to choose",
-            "leave them out with --url; a model with an adapter is asked for as MODEL:ADAPTER",
+            "--device, --sessions and --adapter do not apply to a server",
+            "leave them out with --url; name an adapter of the server as MODEL:ADAPTER",
         )
     if key_file is not None and url is None:
-        raise InputError("--api-key-file is for a server", "add --url")
+        raise InputError("--api-key-file needs --url", "name the server with --url")
 
-    from synthe_cli.chat_loop import Loop
+    from synthe_cli.chat_loop import ChatLoop
     from synthe_core.chat.conversation import Asked, Talk
 
     values = {
@@ -109,7 +111,7 @@ def chat(
 
     def converse(talk: Talk) -> None:
         try:
-            Loop(talk, asked, as_json=as_json).run()
+            ChatLoop(talk, asked, as_json=as_json).run()
         finally:
             talk.close()
 
@@ -129,8 +131,8 @@ def chat(
     assert checkpoint is not None
     served = LoadedModel.load(Path(checkpoint).expanduser(), device=choose_device(device or "auto", probe()).value)
     if adapter is not None:
-        served.load_adapter(WORN, adapter)
+        served.load_adapter(ADAPTER_NAME, adapter)
     folder = sessions or Path(cache_dir()) / "chats" / served.digest[:16]
     with AsyncEngine([served], sessions=folder) as engine:
-        name = served.name if adapter is None else f"{served.name}:{WORN}"
+        name = served.name if adapter is None else f"{served.name}:{ADAPTER_NAME}"
         converse(EngineTalk(engine, name, system=system, session=session))

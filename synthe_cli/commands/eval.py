@@ -1,4 +1,4 @@
-"""`synthe eval`: what a trained model is worth on text that it has not seen."""
+"""`synthe eval`: quality of a trained model on tasks and on held-out text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from synthe_cli.options import CheckpointArgument, DataOption, DeviceOption, Jso
 from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Result, results
 
-ABOUT = "Evaluate trained models on tasks and on new text."
+ABOUT = "Evaluate trained models on tasks and on text."
 
 app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
 
@@ -25,14 +25,16 @@ app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
 def evaluate() -> None: ...
 
 
-app.command("lm", cls=Command, short_help="The tasks of lm-evaluation-harness.", epilog=LM_EXAMPLES)(lm)
-app.command("perplexity", cls=Command, short_help="Bits per byte by context.", epilog=PERPLEXITY_EXAMPLES)(perplexity)
-app.command("list", cls=Command, short_help="The suites and tasks that there are.", epilog=LIST_EXAMPLES)(list_tasks)
+app.command("lm", cls=Command, short_help="Run tasks of lm-evaluation-harness.", epilog=LM_EXAMPLES)(lm)
+app.command(
+    "perplexity", cls=Command, short_help="Measure bits per byte by context length.", epilog=PERPLEXITY_EXAMPLES
+)(perplexity)
+app.command("list", cls=Command, short_help="List the suites and tasks.", epilog=LIST_EXAMPLES)(list_tasks)
 
 
 @app.command(
     cls=Command,
-    short_help="Whether a model knows when it is right.",
+    short_help="Measure how well a model is calibrated.",
     epilog="""\
 synthe eval confidence runs/tiny                              on the validation text of its own recipe
 synthe eval confidence runs/tiny --plot confidence.html       the reliability diagram, and risk against coverage
@@ -43,18 +45,21 @@ synthe train tiny --set model.confidence={} | synthe eval confidence -    with t
 def confidence(
     checkpoint: CheckpointArgument,
     data: DataOption = None,
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, metavar="N", help="Read at most so many.")] = 131_072,
+    tokens: Annotated[
+        int, typer.Option("--tokens", "-n", min=1, metavar="N", help="Maximum number of tokens to read.")
+    ] = 131_072,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw into this file, .html or .svg.")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write a chart to this .html or .svg file.")
     ] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare how well scores of confidence tell whether the likeliest next token is right.
+    """Measure how well confidence scores predict whether the most likely next token is correct.
 
-    The scores are the probability of that token (max-softmax), the calibrated head of a model that has one, and the
-    signals that its learners publish. ECE is the expected calibration error in 15 bins of equal mass, of what is a
-    probability; AUROC how well a score tells right from wrong; AURC the area under the risk-coverage curve.
+    The scores are the probability of that token (max-softmax), the model's confidence head if it has one, and the
+    signals of its learners. ECE is the expected calibration error in 15 bins of equal mass, for scores that are
+    probabilities. AUROC measures how well a score separates correct from wrong tokens. AURC is the area under the
+    risk-coverage curve.
     """
     path = find_checkpoint(checkpoint)
 
@@ -71,7 +76,7 @@ def confidence(
 
 
 def _table(values: dict[str, Any]) -> str:
-    """A line for each score, under what all of them are about."""
+    """A row for each score, below a title line."""
     rows = [
         [
             each["score"],
@@ -83,6 +88,6 @@ def _table(values: dict[str, Any]) -> str:
         for each in values["scores"]
     ]
     right = values["accuracy"]
-    title = f"{values['tokens']:,} held-out tokens, {right:.1%} right; AURC is {1 - right:.4f} for a score that knows "
-    title += f"nothing, {values['ideal_aurc']:.4f} for one that knows all"
+    title = f"{values['tokens']:,} held-out tokens, {right:.1%} correct; AURC of a random score is "
+    title += f"{1 - right:.4f}, of an ideal score {values['ideal_aurc']:.4f}"
     return f"{title}\n\n" + figures.table(["score", "ECE", "AUROC", "AURC", "wrong in top half"], rows)

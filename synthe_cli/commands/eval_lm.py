@@ -18,15 +18,15 @@ from synthe_core.units import format_count
 
 LM_EXAMPLES = """\
 synthe eval lm runs/60m --tasks hellaswag,arc_easy,lambada_openai --limit 100
-synthe eval lm runs/60m runs/mamba-60m --suite zero-shot           several models, side by side
+synthe eval lm runs/60m runs/mamba-60m --suite zero-shot           several models, compared
 synthe eval lm runs/60m --tasks my_task.yaml --include-path tasks/ --output results/ --log-samples
-synthe eval lm runs/60m --suite my-suite.yaml --output results/ --resume     goes on where it was interrupted
+synthe eval lm runs/60m --suite my-suite.yaml --output results/ --resume     resumes an interrupted run
 synthe eval lm runs/60m --tasks mmlu --num-fewshot 5 --use-cache answers/
 synthe train recipes/tiny.yaml | synthe eval lm - --tasks wikitext"""
 
 LIST_EXAMPLES = """\
-synthe eval list                     the suites, and how many tasks there are
-synthe eval list arc                 tasks whose name has `arc` in it
+synthe eval list                     the suites, and the number of tasks
+synthe eval list arc                 tasks whose name contains `arc`
 synthe eval list 'blimp_*' --json"""
 
 
@@ -35,82 +35,83 @@ def lm(
         list[str],
         typer.Argument(
             metavar="CHECKPOINT...",
-            help="Run or checkpoint folders; - reads a path from stdin.",
+            help="Run or checkpoint folders. - reads a path from stdin.",
             autocompletion=complete_run,
         ),
     ],
     tasks: Annotated[
         list[str] | None,
-        typer.Option("--tasks", "-t", metavar="NAMES", help="Names, patterns or YAML files, with commas. Repeatable."),
+        typer.Option(
+            "--tasks", "-t", metavar="NAMES", help="Names, patterns or YAML files, comma-separated. Repeatable."
+        ),
     ] = None,
     suite: Annotated[
         list[str] | None,
-        typer.Option("--suite", metavar="NAME", help="A suite's name, or its YAML file. Repeatable."),
+        typer.Option("--suite", metavar="NAME", help="Name or YAML file of a suite. Repeatable."),
     ] = None,
     include_path: Annotated[
         list[Path] | None,
-        typer.Option("--include-path", metavar="DIR", help="A folder with more tasks. Repeatable."),
+        typer.Option("--include-path", metavar="DIR", help="Folder with more tasks. Repeatable."),
     ] = None,
     limit: Annotated[
         float | None,
-        typer.Option("--limit", metavar="N", help="Only the first N questions of each task; below 1, that share."),
+        typer.Option("--limit", metavar="N", help="Only the first N questions of each task. Below 1: that share."),
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option("--num-fewshot", min=0, metavar="N", help="Examples before each question.")
+        int | None, typer.Option("--num-fewshot", min=0, metavar="N", help="Number of examples before each question.")
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Write results_*.json here, in a folder for each model."),
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Write results_*.json to this folder, in a subfolder per model."
+        ),
     ] = None,
     log_samples: Annotated[
-        bool, typer.Option("--log-samples", help="Write every question and answer too, as samples_*.jsonl.")
+        bool, typer.Option("--log-samples", help="Also write every question and answer to samples_*.jsonl.")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run, from the answers that it made.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run from its saved answers.")] = False,
     use_cache: Annotated[
         Path | None,
-        typer.Option("--use-cache", metavar="DIR", help="Keep answers here for good, and use those that are."),
+        typer.Option("--use-cache", metavar="DIR", help="Cache answers in this folder and reuse them."),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=1, metavar="N", help="Rows at a time; results do not depend on it."),
+        typer.Option("--batch-size", min=1, metavar="N", help="Sequences per batch. Results do not depend on it."),
     ] = None,
     prefix: Annotated[
         str,
         typer.Option(
             "--prefix",
             metavar="KIND",
-            help="What comes before a context: begin, end (of a document), none; auto: begin if the tokenizer has one.",
+            help="Token before each context: begin, end, none, or auto (begin if the tokenizer has it).",
         ),
     ] = "auto",
     max_length: Annotated[
         int | None,
-        typer.Option("--max-length", min=2, metavar="N", help="Cut what is longer than N tokens into windows."),
+        typer.Option("--max-length", min=2, metavar="N", help="Split requests longer than N tokens into windows."),
     ] = None,
-    chat: Annotated[bool, typer.Option("--apply-chat-template", help="Ask through the model's chat template.")] = False,
-    system: Annotated[
-        str | None, typer.Option("--system-instruction", metavar="TEXT", help="What is said before every question.")
-    ] = None,
+    chat: Annotated[bool, typer.Option("--apply-chat-template", help="Apply the model's chat template.")] = False,
+    system: Annotated[str | None, typer.Option("--system-instruction", metavar="TEXT", help="System prompt.")] = None,
     metadata: Annotated[
         str | None,
         typer.Option(
-            "--metadata", metavar="JSON", help="For tasks that make their data, as {max_seq_lengths: [1024]}."
+            "--metadata", metavar="JSON", help="Settings of tasks that generate data, as {max_seq_lengths: [1024]}."
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**62, metavar="N", help="Of what is drawn where a task asks for it.")
+        int, typer.Option("--seed", min=0, max=2**62, metavar="N", help="Random seed of tasks that sample.")
     ] = 0,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate models on tasks of lm-evaluation-harness, and print its table.
 
-    Contexts that requests share are read once. A task that fails is named and the others run. Data sets come from the
-    hub or the disk; a folder of a set's name here (allenai/ai2_arc) goes before the hub.
+    A context shared by several requests is evaluated once; its state is then copied. If a task's dataset is
+    unavailable, it is reported and skipped. Datasets come from the hub or the disk; a local folder with the name of a
+    dataset (allenai/ai2_arc) takes precedence.
     """
     if "-" in checkpoints and checkpoints.count("-") > 1:
-        raise InputError("- can be read once", "name the other checkpoints")
+        raise InputError("- can be used once", "name the other checkpoints")
     paths = [find_checkpoint(each) for each in checkpoints]
 
     from synthe_core.evaluation.lm import EvalConfig, evaluate
@@ -134,7 +135,7 @@ def lm(
         system=system,
         seed=seed,
     )
-    with choose_renderer(as_json) as shown, stop_on_signal("the answers made so far are kept") as stop:
+    with choose_renderer(as_json) as shown, stop_on_signal("finished answers are saved") as stop:
         for result in results(evaluate(paths, config, stop), shown.show):
             if not as_json:
                 shown.close()
@@ -145,40 +146,40 @@ def lm(
 
 def list_tasks(
     pattern: Annotated[
-        str | None, typer.Argument(metavar="[PATTERN]", help="A part of a name, or a pattern as 'blimp_*'.")
+        str | None, typer.Argument(metavar="[PATTERN]", help="Part of a name, or a pattern as 'blimp_*'.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the suites, and the tasks whose name fits a pattern."""
+    """List the suites, and the tasks whose name matches a pattern."""
     from synthe_core.evaluation.suites import load_suite, suites
     from synthe_core.evaluation.task_index import names
 
-    fitting = names(pattern)
+    matches = names(pattern)
     if pattern is None:
-        found = {name: load_suite(str(path)) for name, path in sorted(suites().items())}
-        kinds = [entry["kind"] for entry in fitting.values()]
+        loaded = {name: load_suite(str(path)) for name, path in sorted(suites().items())}
+        kinds = [entry["kind"] for entry in matches.values()]
         counts = {kind: kinds.count(kind) for kind in ("task", "group", "tag")}
         if as_json:
-            listing = {name: each.model_dump(mode="json") for name, each in found.items()}
+            listing = {name: each.model_dump(mode="json") for name, each in loaded.items()}
             print(json.dumps({"suites": listing, **{f"{kind}s": count for kind, count in counts.items()}}))
             return
-        rows = [[name, each.description, ", ".join(e.task for e in each.entries)] for name, each in found.items()]
+        rows = [[name, each.description, ", ".join(e.task for e in each.entries)] for name, each in loaded.items()]
         print(figures.table(["suite", "what", "tasks"], rows, left=3))
         print(f"\n{counts['task']:,} tasks, {counts['group']:,} groups, {counts['tag']:,} tags: synthe eval list PART")
         return
     if as_json:
-        print(json.dumps(fitting, ensure_ascii=False))
+        print(json.dumps(matches, ensure_ascii=False))
         return
-    if not fitting:
+    if not matches:
         from synthe_core.errors import unknown
 
         raise unknown("task", pattern, names(None))
-    rows = [[name, entry["kind"], entry["path"] or ", ".join(entry["tags"])] for name, entry in fitting.items()]
+    rows = [[name, entry["kind"], entry["path"] or ", ".join(entry["tags"])] for name, entry in matches.items()]
     print(figures.table(["name", "kind", "where"], rows, left=3))
 
 
 def show(models: list[dict[str, Any]]) -> None:
-    """The harness's table for one model, one of ours for several, and under it what each model's results rest on."""
+    """Prints the harness's table of one model, or a comparison of several, and the conditions of each result."""
     models = [model for model in models if model["results"]]
     if len(models) == 1:
         from lm_eval.utils import make_table
@@ -189,11 +190,11 @@ def show(models: list[dict[str, Any]]) -> None:
     elif models:
         print(side_by_side(models))
     for model in models:
-        print(("\n" if model is models[0] else "") + basis(model["synthe"]))
+        print(("\n" if model is models[0] else "") + conditions(model["synthe"]))
 
 
 def side_by_side(models: list[dict[str, Any]]) -> str:
-    """A row for each metric of each task, a column for each model; the best of a row is marked."""
+    """A row for each metric of each task, a column for each model. The best value of a row is marked."""
     rows = []
     tasks = dict.fromkeys(task for model in models for task in model["results"])
     for task in tasks:
@@ -202,24 +203,24 @@ def side_by_side(models: list[dict[str, Any]]) -> str:
         )
         for key in metrics:
             metric = key.partition(",")[0]
-            found = [model["results"].get(task, {}).get(key) for model in models]
+            values = [model["results"].get(task, {}).get(key) for model in models]
             higher = next(
                 (model["higher_is_better"][task].get(metric) for model in models if task in model["higher_is_better"]),
                 None,
             )
             errors = [model["results"].get(task, {}).get(key.replace(",", "_stderr,")) for model in models]
-            rows.append([task, metric, {True: "↑", False: "↓"}.get(higher, ""), *_cells(found, errors, higher)])  # type: ignore[arg-type]
+            rows.append([task, metric, {True: "↑", False: "↓"}.get(higher, ""), *_cells(values, errors, higher)])  # type: ignore[arg-type]
     heads = [Path(model["config"]["model_args"]["path"]).name for model in models]
     if len(set(heads)) < len(heads):
         heads = [model["config"]["model_args"]["path"] for model in models]
     return figures.table(["task", "metric", "", *heads], rows, left=3)
 
 
-def _cells(found: list[Any], errors: list[Any], higher: bool | None) -> list[str]:
-    numbers = [value for value in found if isinstance(value, (int, float))]
+def _cells(values: list[Any], errors: list[Any], higher: bool | None) -> list[str]:
+    numbers = [value for value in values if isinstance(value, (int, float))]
     best = None if higher is None or len(numbers) < 2 else (max if higher else min)(numbers)
     cells = []
-    for value, error in zip(found, errors, strict=True):
+    for value, error in zip(values, errors, strict=True):
         if not isinstance(value, (int, float)):
             cells.append("-" if value is None else str(value))
             continue
@@ -232,32 +233,32 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 10_000 else f"{value:.4g}"
 
 
-def basis(facts: dict[str, Any]) -> str:
-    """One line on what the figures of a model rest on."""
+def conditions(facts: dict[str, Any]) -> str:
+    """One line with the conditions of a model's results: recipe, prefix, tokens, time and device."""
     tokens, length = facts["tokens"], facts["length"]
     requested = tokens["requested"] + tokens["generated"]
-    before = facts["context_prefix"] or "nothing"
+    prefix = facts["context_prefix"] or "nothing"
     parts = [
         f"{facts['recipe']} {facts['recipe_digest']}",
-        f"{before} before a context, {facts['empty_context']} for an empty one",
+        f"{prefix} before a context, {facts['empty_context']} for an empty one",
         f"{format_count(tokens['computed'])} tokens computed for {format_count(requested)}",
         f"{figures.duration(facts['seconds'])} on {facts['device']}",
     ]
     if length["longer"]:
-        many = f"{length['longer']:,} requests longer than the {length['trained']:,} tokens of training"
+        many = f"{length['longer']:,} requests longer than the training sequence of {length['trained']:,} tokens"
         parts.append(f"{many} {length['longer_are']}")
     return "; ".join(parts)
 
 
-def _names(given: list[str] | None) -> list[str]:
-    return [name.strip() for each in given or [] for name in each.split(",") if name.strip()]
+def _names(values: list[str] | None) -> list[str]:
+    return [name.strip() for each in values or [] for name in each.split(",") if name.strip()]
 
 
 def _limit(limit: float | None) -> float | None:
     if limit is None:
         return None
     if not limit > 0 or (limit >= 1 and limit % 1):
-        raise InputError(f"--limit {limit:g} is no number of questions", "a whole number, or a share between 0 and 1")
+        raise InputError(f"--limit {limit:g} is not valid", "use a whole number, or a share between 0 and 1")
     return int(limit) if limit >= 1 else limit
 
 

@@ -1,4 +1,4 @@
-"""`synthe eval perplexity`: bits per byte by context."""
+"""`synthe eval perplexity`: bits per byte by context length."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ def perplexity(
     data: DataOption = None,
     context: Annotated[
         str | None,
-        typer.Option("--context", metavar="N,N...", help="Tokens, as 512,2k,8k; each divides the longest."),
+        typer.Option(
+            "--context", metavar="N,N...", help="Context lengths, as 512,2k,8k. Each must divide the longest."
+        ),
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, metavar="N", help="Read at most so many.")] = 131_072,
+    tokens: Annotated[
+        int, typer.Option("--tokens", "-n", min=1, metavar="N", help="Maximum number of tokens to read.")
+    ] = 131_072,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how well a model predicts a text, by how much of the text before it has read.
+    """Measure how well a model predicts a text, for several context lengths.
 
-    `bits/byte` is of the same text each time, read afresh every so many tokens. `there` is of the tokens at these
-    places alone, where the model began at place 0 and has read on.
+    `bits/byte` is measured on the same text for each context length; the model restarts every that many tokens. `there`
+    is measured on the tokens at these positions only, where the model has read on from position 0.
     """
     path = find_checkpoint(checkpoint)
     contexts = [_length(each) for each in (context or "").split(",") if each.strip()]
@@ -72,4 +76,4 @@ def _table(values: dict[str, Any]) -> str:
     title = f"{first['tokens']:,} tokens ({format_size(first['bytes'])}) in windows of "
     title += f"{values['contexts'][-1]['context']:,}, {values['windows']:,} of them; "
     title += f"trained on sequences of {values['trained']:,}"
-    return f"{title}\n\n" + figures.table(["context", "bits/byte", "perplexity", "places", "there"], rows, left=0)
+    return f"{title}\n\n" + figures.table(["context", "bits/byte", "perplexity", "positions", "there"], rows, left=0)

@@ -1,4 +1,4 @@
-"""`synthe export`: a checkpoint as another program reads it."""
+"""`synthe export`: a checkpoint in the format of another framework."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from synthe_cli.options import CheckpointArgument, JsonOption, find_checkpoint
 from synthe_cli.renderer import choose_renderer
 from synthe_core.events import results
 
-ABOUT = "Write a checkpoint for another program."
+ABOUT = "Export a checkpoint for another framework."
 
 app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
 
@@ -33,14 +33,14 @@ def hf(
     checkpoint: CheckpointArgument,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="The folder, new or empty; exports/NAME by default."),
+        typer.Option("--out", "-o", metavar="DIR", help="A new or empty folder. Default: exports/NAME."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a model as a folder that Hugging Face's transformers loads, with the same logits, and print its path.
+    """Write a model as a folder that transformers loads with the same logits, and print its path.
 
-    Blocks of attention and mlp, of mamba or of mamba2 have a published architecture; other recipes are refused. What
-    comes back with `synthe import hf` computes the same.
+    Supported are blocks of attention and mlp, of mamba, and of mamba2; other recipes are refused. `synthe import hf`
+    reads the folder back with the same results.
     """
     path = find_checkpoint(checkpoint)
 

@@ -1,4 +1,4 @@
-"""`synthe generate`: text from a checkpoint, as it is written."""
+"""`synthe generate`: text from a checkpoint, streamed."""
 
 from __future__ import annotations
 
@@ -32,51 +32,54 @@ app = typer.Typer(**SETTINGS)
 @app.command(
     cls=Command,
     epilog="""\
-synthe generate runs/tiny --prompt "def "                        200 tokens, as they come
+synthe generate runs/tiny --prompt "def "                        200 tokens, streamed
 synthe generate runs/tiny -p "import " -n 500 --temperature 0.8 --top-p 0.95 --seed 1
-synthe generate runs/tiny -p "class A" -p "class B" --json       a batch; one line of JSON a prompt
+synthe generate runs/tiny -p "class A" -p "class B" --json       a batch; one JSON line per prompt
 synthe generate runs/tiny --prompt-file book.txt --state-out book.state -n 0
-synthe generate runs/tiny --state-in book.state -p "And then "   goes on exactly, without reading the book again
+synthe generate runs/tiny --state-in book.state -p "And then "   continues exactly, without reading the book again
 synthe generate runs/letters -p "Dear "                          an adapter is a checkpoint like any other
-synthe generate runs/tiny --adapter runs/letters -p "Dear "      the same, where its model has moved
+synthe generate runs/tiny --adapter runs/letters -p "Dear "      the same, with the base model named
 synthe train tiny | synthe generate - -p "import "\n""",
 )
 def generate(
     checkpoint: CheckpointArgument,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="What to continue. Repeat for a batch.")
+        list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue. Repeat for a batch.")
     ] = None,
     prompt_file: Annotated[
         list[Path] | None,
-        typer.Option("--prompt-file", "-f", metavar="FILE", help="A file whose text to continue. Repeat for a batch."),
+        typer.Option("--prompt-file", "-f", metavar="FILE", help="File with a text to continue. Repeat for a batch."),
     ] = None,
-    tokens: Annotated[int, typer.Option("--tokens", "-n", min=0, metavar="N", help="Tokens to write.")] = 200,
+    tokens: Annotated[
+        int, typer.Option("--tokens", "-n", min=0, metavar="N", help="Number of tokens to generate.")
+    ] = 200,
     temperature: TemperatureOption = 1.0,
     top_k: TopKOption = 0,
     top_p: TopPOption = 1.0,
     min_p: MinPOption = 0.0,
     repetition_penalty: RepetitionOption = 1.0,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text. Repeatable.")
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="Stop before this text. Repeatable.")
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, max=2**62, help="The same seed gives the same text.")
+        int,
+        typer.Option("--seed", metavar="N", min=0, max=2**62, help="Random seed. The same seed gives the same text."),
     ] = 0,
     state_in: Annotated[
         Path | None,
-        typer.Option("--state-in", metavar="FILE", help="Go on from this saved or packed session."),
+        typer.Option("--state-in", metavar="FILE", help="Continue from this saved or packed session."),
     ] = None,
     state_out: Annotated[
-        Path | None, typer.Option("--state-out", metavar="FILE", help="Save the session at the end.")
+        Path | None, typer.Option("--state-out", metavar="FILE", help="Save the session at the end to this file.")
     ] = None,
     adapter: AdapterOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Continue a prompt with a trained model, and print the text as it comes.
+    """Continue a prompt with a trained model, and stream the text.
 
-    Several prompts are one batch; each is printed whole under a heading, or as a line of JSON. Without a prompt the
-    model starts a document.
+    Several prompts form one batch; each text is printed under a heading, or as a JSON line. Without a prompt the model
+    starts a new document.
     """
     path = find_checkpoint(checkpoint)
     prompts = [*(prompt or []), *map(_read, prompt_file or [])] or [""]
@@ -129,13 +132,13 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         raise InputError(f"no such prompt file: {path}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start})", "a prompt is text") from None
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start})", "a prompt must be text") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _print(text: str) -> None:
-    """Text as it comes; a terminal is spared the control characters that a young model writes."""
+    """Prints a piece of text. On a terminal, control characters are replaced."""
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 

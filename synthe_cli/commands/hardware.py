@@ -1,4 +1,4 @@
-"""`synthe hardware`: what was found, what was chosen, and why not the rest."""
+"""`synthe hardware`: the hardware, the choices made for it, and their reasons."""
 
 from __future__ import annotations
 
@@ -20,30 +20,45 @@ if TYPE_CHECKING:
 
 app = typer.Typer(**SETTINGS)
 
-TELLING = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "sve", "bf16", "i8mm")
-"""The instruction sets that make a difference here, out of the hundred or so that a processor lists."""
+SHOWN_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+    "sve",
+    "bf16",
+    "i8mm",
+)
+"""The instruction sets that the kernels use."""
 
 
 @app.command(
     cls=Command,
     epilog="""\
-synthe hardware                                   what trains here, at which precision, through which kernels
-synthe hardware --json | jq .precision            the same for programs
-synthe hardware --device cpu                      what the CPU would do, where there is a GPU
-synthe hardware --tune tiny                       time this recipe's kernels and micro-batches, and remember""",
+synthe hardware                                   device, precision and kernels of this machine
+synthe hardware --json | jq .precision            the same as JSON
+synthe hardware --device cpu                      the choices for the CPU
+synthe hardware --tune tiny                       tune kernels and micro-batches for this recipe""",
 )
 def hardware(
     tune: Annotated[
         str | None,
-        typer.Option("--tune", metavar="RECIPE", help="Time kernels and micro-batches for this recipe; runs use them."),
+        typer.Option(
+            "--tune",
+            metavar="RECIPE",
+            help="Tune kernels and micro-batches for this recipe, and save the result for its runs.",
+        ),
     ] = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what this machine has, the device and precision that are chosen, and the kernel that serves each operator.
+    """Show the hardware, the chosen device and precision, and the kernel of each operator.
 
-    Measures matrix products and memory for about a second, and runs every learner once to see which operators it
-    calls and which kernels would serve them. C kernels are compiled here if they were not before.
+    Measures matrix products and memory bandwidth for about a second, and runs every learner once to record which
+    operators and kernels it uses. Compiles the C kernels if needed.
     """
     if tune is not None:
         _tune(tune, device, as_json)
@@ -56,9 +71,9 @@ def hardware(
     from synthe_core.hardware.probe import cache_dir, probe
     from synthe_core.hardware.rates import measure_copy, measure_matmul
 
-    found = probe()
-    where = choose_device(device or "auto", found)
-    precision = choose_precision("auto", where.value, found)
+    machine = probe()
+    where = choose_device(device or "auto", machine)
+    precision = choose_precision("auto", where.value, machine)
     rates = {
         "matmul_float32_flops": measure_matmul(where.value, torch.float32),
         "matmul_bfloat16_flops": measure_matmul(where.value, torch.bfloat16),
@@ -66,24 +81,24 @@ def hardware(
     }
     surveyed = survey(where.value, precision.value)
     if as_json:
-        facts = dataclasses.asdict(found) | {"features": sorted(found.features)}
+        facts = dataclasses.asdict(machine) | {"features": sorted(machine.features)}
         chosen = {"device": where._asdict(), "precision": precision._asdict(), "rates_per_second": rates}
-        operators = [_operator(each) for each in surveyed]
+        operators = [_operator_values(each) for each in surveyed]
         print(json.dumps({"found": facts, "cache": str(cache_dir()), **chosen, "operators": operators}))
         return
-    print(_found(found, str(cache_dir())))
+    print(_machine(machine, str(cache_dir())))
     print("\nchosen")
     print(f"  device        {where.value}: {where.reason}")
-    print(f"  precision     {precision.value}: {precision.reason}; training times its own passes and may differ")
+    print(f"  precision     {precision.value}: {precision.reason}; training measures its own passes and may differ")
     wide, narrow = (rates[f"matmul_{kind}_flops"] / 1e9 for kind in ("float32", "bfloat16"))
-    print(f"  arithmetic    {wide:,.0f} GFLOP/s in float32 and {narrow:,.0f} in bfloat16, of matrix products")
-    print(f"  memory        {rates['copy_bytes'] / 1e9:.1f} GB/s, read and written in a copy")
-    print("\noperators, and why the other kernels do not serve")
-    print("\n".join(_explained(each) for each in surveyed))
+    print(f"  arithmetic    {wide:,.0f} GFLOP/s in float32 and {narrow:,.0f} in bfloat16 (matrix products)")
+    print(f"  memory        {rates['copy_bytes'] / 1e9:.1f} GB/s (copy, read and write)")
+    print("\noperators, their kernels, and why other kernels are not used")
+    print("\n".join(_operator_lines(each) for each in surveyed))
 
 
 def _tune(recipe: str, device: str | None, as_json: bool) -> None:
-    """The kernels and micro-batch that are fastest for a recipe; what is kept is what `synthe train` looks for."""
+    """Tunes kernels and micro-batches for a recipe and saves the fastest, which `synthe train` then uses."""
     from synthe_core.recipe.schema import Recipe
     from synthe_core.training.tuning import tune_all
 
@@ -94,14 +109,14 @@ def _tune(recipe: str, device: str | None, as_json: bool) -> None:
             shown.result(result)
 
 
-def _found(machine: Hardware, cache: str) -> str:
-    telling = [name for name in TELLING if name in machine.features]
+def _machine(machine: Hardware, cache: str) -> str:
+    features = [name for name in SHOWN_FEATURES if name in machine.features]
     rows = {
         "processor": f"{machine.processor}, {machine.cores} {'core' if machine.cores == 1 else 'cores'}",
-        "instructions": ", ".join(telling) or "not told by this system",
-        "caches": ", ".join(f"{name} {format_size(size)}" for name, size in machine.caches.items()) or "not told",
-        "memory": f"{format_size(machine.memory)}, {format_size(machine.available)} of it free",
-        "accelerator": "; ".join(map(_gpu, machine.gpus)) or "none that torch can use",
+        "instructions": ", ".join(features) or "unknown",
+        "caches": ", ".join(f"{name} {format_size(size)}" for name, size in machine.caches.items()) or "unknown",
+        "memory": f"{format_size(machine.memory)}, {format_size(machine.available)} available",
+        "accelerator": "; ".join(map(_gpu, machine.gpus)) or "none usable by torch",
         "compiler": machine.compiler or "none (C kernels cannot be built; install gcc or clang)",
         "system": machine.system,
         "libraries": ", ".join(f"{name} {version}" for name, version in machine.libraries.items()),
@@ -116,19 +131,19 @@ def _gpu(gpu: Any) -> str:
     return f"{gpu.name}, {format_size(gpu.memory)}{capability}{driver}"
 
 
-def _operator(each: Survey) -> dict[str, Any]:
+def _operator_values(each: Survey) -> dict[str, Any]:
     calls = {"training": each.training, "decoding": each.decoding}
-    served = {
+    kernels = {
         phase: {"shape": call.shape, "kernel": call.kernel, "choices": [choice._asdict() for choice in call.choices]}
         for phase, call in calls.items()
         if call
     }
-    return {"operator": each.op, "learners": each.learners, **served}
+    return {"operator": each.op, "learners": each.learners, **kernels}
 
 
-def _explained(each: Survey) -> str:
+def _operator_lines(each: Survey) -> str:
     if not each.learners:
-        return f"  {each.op}  called by no learner directly"
+        return f"  {each.op}  not called by a learner directly"
     lines = [f"  {each.op}  for {', '.join(each.learners)}"]
     if each.training:
         lines += _phase("training", each.training)
@@ -141,6 +156,6 @@ def _phase(name: str, call: Served) -> list[str]:
     shape = "x".join(map(str, call.shape))
     lines = [f"    {name:<9} {shape:<13} {call.kernel}"]
     for choice in call.choices:
-        if not choice.chosen and choice.kernel != "reference":  # the definition itself, which always could
-            lines.append(f"{'':28}{choice.kernel}: {choice.reason or 'could, and is ranked lower'}")
+        if not choice.chosen and choice.kernel != "reference":  # the reference always can
+            lines.append(f"{'':28}{choice.kernel}: {choice.reason or 'available, ranked lower'}")
     return lines

@@ -1,4 +1,4 @@
-"""`synthe hub`: .synapse files to and from the Hugging Face hub."""
+"""`synthe hub`: upload and download .synapse files on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from synthe_cli.renderer import choose_renderer
 from synthe_core.events import results
 from synthe_core.units import format_size
 
-ABOUT = "Share .synapse files on the Hugging Face hub, and fetch those of others."
+ABOUT = "Upload and download .synapse files on the Hugging Face hub."
 
 app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
-RepositoryArgument = Annotated[str, typer.Argument(metavar="ORG/NAME", help="A repository of the hub.")]
+RepositoryArgument = Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository on the hub.")]
 RevisionOption = Annotated[
-    str | None, typer.Option("--revision", "-r", metavar="REV", help="A branch, tag or commit; main by default.")
+    str | None, typer.Option("--revision", "-r", metavar="REV", help="Branch, tag or commit. Default: main.")
 ]
 
 
@@ -38,14 +38,14 @@ synthe pack runs/60m -o synthe-60m.synapse | synthe hub push - ORG/NAME""",
 def push(
     file: CheckpointArgument,
     repository: RepositoryArgument,
-    private: Annotated[bool, typer.Option("--private", help="A new repository is not shown to others.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create a new repository as private.")] = False,
     revision: RevisionOption = None,
-    message: Annotated[str | None, typer.Option("--message", "-m", metavar="TEXT", help="Of the commit.")] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", metavar="TEXT", help="Commit message.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a .synapse file, and its README.md as the model card, and print where they are.
+    """Upload a .synapse file, with its README.md as the model card, and print its URL.
 
-    A repository that is not there is made. Needs a token that may write, from `hf auth login` or HF_TOKEN.
+    The repository is created if it does not exist. You need a token with write access: `hf auth login` or HF_TOKEN.
     """
     path = find_checkpoint(file)
 
@@ -63,7 +63,7 @@ def push(
 
 @app.command(
     cls=Command,
-    short_help="Download a file; an interrupted download goes on.",
+    short_help="Download a file. An interrupted download resumes.",
     epilog="""\
 synthe hub pull ORG/NAME
 synthe hub pull ORG/NAME --revision v2 -o models/mine.synapse
@@ -72,17 +72,17 @@ synthe hub pull ORG/NAME | synthe generate - --prompt "def \"""",
 def pull(
     repository: RepositoryArgument,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="File or folder; its own name by default.")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="File or folder. Default: the file's own name.")
     ] = None,
     revision: RevisionOption = None,
     file: Annotated[
-        str | None, typer.Option("--file", metavar="NAME", help="Which file, where the repository holds several.")
+        str | None, typer.Option("--file", metavar="NAME", help="The file to download, if the repository has several.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Download a .synapse file, check it, and print its path.
 
-    What came of an interrupted download is kept beside the file, and the same command goes on from there.
+    An interrupted download is kept beside the file, and the same command resumes it.
     """
     from synthe_core.packing.hub import pull
 
@@ -93,15 +93,15 @@ def pull(
 
 @app.command(
     cls=Command,
-    short_help="Find repositories that hold .synapse files.",
+    short_help="Search for repositories with .synapse files.",
     epilog="""\
 synthe hub search code
 synthe hub search "shakespeare small" --json""",
 )
 def search(
-    words: Annotated[str, typer.Argument(metavar="WORDS", help="What their names hold.")], as_json: JsonOption = False
+    words: Annotated[str, typer.Argument(metavar="WORDS", help="Words in the name.")], as_json: JsonOption = False
 ) -> None:
-    """List repositories of the hub that are tagged `synapse` and match, those with most downloads first."""
+    """List matching repositories tagged `synapse`, sorted by downloads."""
     from synthe_core.packing.hub import search
 
     _print(search(words), as_json)
@@ -110,7 +110,7 @@ def search(
 @app.command(
     "list",
     cls=Command,
-    short_help="The files of a repository, or the repositories of somebody.",
+    short_help="List the files of a repository, or the repositories of an owner.",
     epilog="""\
 synthe hub list ORG/NAME        its .synapse files, at every branch and tag
 synthe hub list ORG             its repositories""",
@@ -118,7 +118,7 @@ synthe hub list ORG             its repositories""",
 def list_files(
     name: Annotated[str, typer.Argument(metavar="NAME", help="ORG/NAME, or ORG.")], as_json: JsonOption = False
 ) -> None:
-    """List the .synapse files of a repository, or the repositories of a person or organisation that hold some."""
+    """List the .synapse files of a repository, or the repositories of a user or organisation that have some."""
     from synthe_core.packing.hub import listing
 
     _print(listing(name), as_json)

@@ -1,4 +1,4 @@
-"""`synthe import`: a model that another program has written becomes a checkpoint."""
+"""`synthe import`: a model of another framework as a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from synthe_cli.options import JsonOption
 from synthe_cli.renderer import choose_renderer
 from synthe_core.events import results
 
-app = typer.Typer(cls=Group, help="Make a checkpoint of a model that another program has written.", **SETTINGS)
+app = typer.Typer(cls=Group, help="Import a model of another framework as a checkpoint.", **SETTINGS)
 
 
 @app.callback()
 def _group() -> None:
-    """Make a checkpoint of a model that another program has written."""
+    """Import a model of another framework as a checkpoint."""
 
 
 @app.command(
@@ -30,27 +30,25 @@ synthe import hf models/Llama-3.2-1B | synthe generate - --prompt "The sea "
 synthe train runs/Qwen3-0.6B --init runs/Qwen3-0.6B --data my.txt --out runs/mine     fine-tune it""",
 )
 def hf(
-    folder: Annotated[
-        Path, typer.Argument(metavar="MODEL_DIR", help="A folder with config.json and safetensors files.")
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Folder with config.json and safetensors files.")],
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
             metavar="DIR",
-            help="The checkpoint's folder; by default runs/NAME, or the next that is free.",
+            help="The checkpoint folder. Default: runs/NAME, numbered if it exists.",
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Its name; by default that of MODEL_DIR.")
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the model. Default: the name of MODEL_DIR.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Import a model that Hugging Face's transformers has saved, with the same logits, and print the checkpoint's path.
+    """Import a model saved by transformers, with the same logits, and print the checkpoint's path.
 
-    Works offline, without transformers. Architectures, options and tensors that cannot be expressed are refused, by
-    name; so are pickle files (.bin). Weights become float32.
+    Works offline and without transformers. Unsupported architectures, options and tensors are refused by name; so are
+    pickle files (.bin). Weights are converted to float32.
     """
     from synthe_core.interop.huggingface import import_hf
 

@@ -1,4 +1,4 @@
-"""`synthe introspect`: what a model does with a text, as a page, in the terminal, or as JSON lines."""
+"""`synthe introspect`: what a model computes on a text, as a page, in the terminal, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ app = typer.Typer(**SETTINGS)
 @app.command(
     cls=Command,
     epilog="""\
-synthe introspect runs/tiny --text "def fib(n):"                      a table of every learner's figures
-synthe introspect runs/tiny --file my.py --html out.html              a page: tokens on top, heat strips under them
-synthe introspect runs/tiny -t "a = 1; b = 2; a" --token 5            whence token 5 reads, and what became of its write
+synthe introspect runs/tiny --text "def fib(n):"                      a table of every learner's signals
+synthe introspect runs/tiny --file my.py --html out.html              a page: tokens, with heat maps below
+synthe introspect runs/tiny -t "a = 1; b = 2; a" --token 5            which tokens token 5 reads from
 synthe introspect runs/tiny -t "x" --layers 0-1 --what gates,memory --json | jq .
-synthe introspect runs/tiny --diff runs/other --file my.py            two models on one text
-synthe introspect runs/tiny --watch --file my.py                      live, while the text streams through
-synthe introspect --schema                                            what every name means""",
+synthe introspect runs/tiny --diff runs/other --file my.py            compare two models on one text
+synthe introspect runs/tiny --watch --file my.py                      live, token by token
+synthe introspect --schema                                            the meaning of every name""",
 )
 def introspect(
     checkpoint: CheckpointArgument = "",
-    text: Annotated[str | None, typer.Option("--text", "-t", metavar="TEXT", help="What the model is to read.")] = None,
+    text: Annotated[str | None, typer.Option("--text", "-t", metavar="TEXT", help="Text to read.")] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", metavar="FILE", help="A file to read instead; - or none: stdin.")
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="File to read instead. - is stdin.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write the report as one page, needing nothing else.")
+        Path | None, typer.Option("--html", metavar="FILE", help="Write the report as a self-contained page.")
     ] = None,
     layers: Annotated[
         str | None, typer.Option("--layers", metavar="BLOCKS", help="Only these blocks, as 0-3 or 0,5.")
@@ -42,25 +42,25 @@ def introspect(
     what: Annotated[
         list[str] | None,
         typer.Option(
-            "--what", metavar="GROUPS", help="Of stream,gates,routing,memory,confidence,depth. All by default."
+            "--what", metavar="GROUPS", help="Any of stream,gates,routing,memory,confidence,depth. Default: all."
         ),
     ] = None,
     token: Annotated[
         list[int] | None,
-        typer.Option("--token", metavar="N", help="Follow what this token reads and writes. Repeatable."),
+        typer.Option("--token", metavar="N", help="Trace what this token reads and writes. Repeatable."),
     ] = None,
     diff: Annotated[
-        str | None, typer.Option("--diff", metavar="CHECKPOINT", help="Compare with this model, on the same text.")
+        str | None, typer.Option("--diff", metavar="CHECKPOINT", help="Compare with this model on the same text.")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it live while the text streams through.")] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print what every emitted name means.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the signals live while the text is read.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the meaning of every emitted name.")] = False,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a model does with a text: gates, routing, memories, confidence and depth, token by token.
+    """Show what a model computes on a text: gates, routing, memories, confidence and depth, token by token.
 
-    Readings of memories are followed back to the tokens that wrote what they read, exactly and with what was erased in
-    between. The text is read once, from a fresh state. Strips are the mean over heads; the page shows every head.
+    Memory reads are traced back to the tokens that wrote them, exactly and including erasure. The text is read once,
+    from an initial state. Strips show the mean over heads; the page shows every head.
     """
     from synthe_cli.commands import introspect_view
 
@@ -68,9 +68,9 @@ def introspect(
         introspect_view.show_schema(as_json)
         return
     if not checkpoint:
-        raise InputError("which model? CHECKPOINT is missing", "name a run: synthe introspect runs/tiny --text ...")
+        raise InputError("CHECKPOINT is missing", "name a run: synthe introspect runs/tiny --text ...")
     if watch and (html or diff or token or as_json):
-        raise InputError("--watch shows the text as it streams, and nothing else", "leave out the other views")
+        raise InputError("--watch cannot be combined with other views", "leave out --html, --diff, --token and --json")
     path = find_checkpoint(checkpoint)
     read = _text(text, file, checkpoint)
 
@@ -86,7 +86,7 @@ def introspect(
             introspect_view.watch(model, opened.tokenizer(), read, **asked)
         return
     if html is not None and not html.absolute().parent.is_dir():
-        raise InputError(f"no such folder: {html.parent}", "make it first")
+        raise InputError(f"no such folder: {html.parent}", "create it first")
     seen = [reports.introspect(path, read, tokens=tuple(token or ()), **asked)]  # type: ignore[arg-type]
     if diff is not None:
         other = reports.introspect(find_checkpoint(diff), read, tokens=tuple(token or ()), **asked)  # type: ignore[arg-type]
@@ -105,12 +105,12 @@ def introspect(
 def _text(text: str | None, file: Path | None, checkpoint: str) -> str:
     """--text, the text of --file, or stdin."""
     if text is not None and file is not None:
-        raise InputError("--text and --file are both given", "one text is read: leave one out")
+        raise InputError("--text and --file exclude each other", "leave one out")
     if text is not None:
         return text
     if file is None or str(file) == "-":
         if checkpoint == "-" or sys.stdin.isatty():
-            raise InputError("there is no text to look at", 'give some: --text "def fib(n):" or --file FILE')
+            raise InputError("no text given", 'for example --text "def fib(n):" or --file FILE')
         return sys.stdin.buffer.read().decode("utf-8", "replace")
     try:
         return file.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The terminal's view of `synthe introspect`: tables with a strip of bars for every figure."""
+"""The terminal output of `synthe introspect`: tables with a sparkline for every signal."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 BARS = 32
 WIDTH = 130
-TEXT = 240  # tokens of the text that are printed; the page has all
-SURPRISED = ("", "grey62", "yellow", "dark_orange", "red")  # by how many bits, 4 each
+TEXT = 240  # tokens printed; the page has all
+SURPRISE_STYLES = ("", "grey62", "yellow", "dark_orange", "red")  # by surprise, 4 bits each
 ROLLING = 64  # tokens of the live view
 
 
 def show(reports: Sequence[Report], tokens: Sequence[int]) -> None:
-    """One report, or two and their differences, on stdout."""
+    """Prints one report, or two and their differences."""
     console = _console()
     for report in reports:
         console.print(_heading(report))
@@ -43,64 +43,63 @@ def show(reports: Sequence[Report], tokens: Sequence[int]) -> None:
     if len(reports) == 1:
         console.print(_strips(reports[0]))
     else:
-        _compared(console, *reports)
+        _show_comparison(console, *reports)
     for report in reports:
         for token in tokens:
-            _followed(console, report, token)
+            _show_trace(console, report, token)
 
 
 def _console() -> Console:
-    """As wide as the terminal; what goes to a file is as wide as a table needs."""
+    """A console as wide as the terminal, or of fixed width for a file."""
     console = Console(highlight=False, emoji=False)
     return console if console.is_terminal else Console(highlight=False, emoji=False, width=WIDTH)
 
 
 def _heading(report: Report) -> Text:
-    told = report.facts
+    facts = report.facts
     parts = [
-        f"{told['blocks']} blocks of {', '.join(told['learners'])}",
-        f"{format_count(told['parameters'])} parameters",
+        f"{facts['blocks']} blocks of {', '.join(facts['learners'])}",
+        f"{format_count(facts['parameters'])} parameters",
     ]
-    if told["sparsity"]:
-        parts.append(f"{format_count(told['active_parameters'])} met by a token ({told['sparsity']:.0%} sparse)")
-    parts += [f"state {format_size(told['state_bytes'])}", f"{told['tokens']:,} tokens"]
+    if facts["sparsity"]:
+        parts.append(f"{format_count(facts['active_parameters'])} active per token ({facts['sparsity']:.0%} sparse)")
+    parts += [f"state {format_size(facts['state_bytes'])}", f"{facts['tokens']:,} tokens"]
     if math.isfinite(report.bits):
-        parts.append(f"{report.bits:.3f} bits a token")
+        parts.append(f"{report.bits:.3f} bits per token")
     if report.reads:
-        parts.append(f"readings put together again to {max(each.error for each in report.reads):.0e}")
+        parts.append(f"memory reads reconstructed with error {max(each.error for each in report.reads):.0e}")
     return Text.assemble((report.name, "bold"), "  ", "; ".join(parts))
 
 
 def _text(pieces: Sequence[str], bits: np.ndarray) -> Text:
-    """The text, the more coloured the more a token surprised."""
+    """The text, coloured by the surprise of each token."""
     text = Text()
     for piece, surprise in zip(pieces[:TEXT], bits[:TEXT], strict=True):
-        level = 0 if not math.isfinite(surprise) else min(len(SURPRISED) - 1, int(surprise // 4))
-        text.append(_printable(piece), SURPRISED[level])
+        level = 0 if not math.isfinite(surprise) else min(len(SURPRISE_STYLES) - 1, int(surprise // 4))
+        text.append(_printable(piece), SURPRISE_STYLES[level])
     if len(pieces) > TEXT:
-        text.append(f" ... {len(pieces) - TEXT:,} tokens more", "dim")
+        text.append(f" ... {len(pieces) - TEXT:,} more tokens", "dim")
     text.append("\n")
     return text
 
 
 def _strips(report: Report) -> Table:
-    """A line for each figure: its course over the text, and its lowest, mean and highest value."""
+    """A row for each signal: a sparkline over the text, and its lowest, mean and highest value."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
     for head, justify in (("", "left"), ("", "left"), ("over the text", "left"), ("low", "right"), ("mean", "right")):
         table.add_column(head, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("high", justify="right", no_wrap=True)
     table.add_column("at", no_wrap=True)
-    said = report.predictions.bits
-    table.add_row("text", "surprise", *_course(said, report, None))
+    table.add_row("text", "surprise", *_sparkline_row(report.predictions.bits, report, None))
     before = ""
     for each in report.series:
         where = f"{_place(each.path)} {each.learner}".strip()
         label = "" if where == before else where
         before = where
         if each.whole and each.name in ("chosen", "read_slots", "loudest"):
-            table.add_row(label, each.name, _most(each), "", "", "", "")
+            table.add_row(label, each.name, _top_choices(each), "", "", "", "")
         else:
-            table.add_row(label, each.name, *_course(each.rows.mean(0), report, each.at))
+            table.add_row(label, each.name, *_sparkline_row(each.rows.mean(0), report, each.at))
     for figure in report.figures:
         values = figure.values if isinstance(figure.values, list) else [figure.values]
         if values and not isinstance(values[0], list):
@@ -111,7 +110,7 @@ def _strips(report: Report) -> Table:
     return table
 
 
-def _course(values: np.ndarray, report: Report, at: np.ndarray | None) -> list[str]:
+def _sparkline_row(values: np.ndarray, report: Report, at: np.ndarray | None) -> list[str]:
     finite = values[np.isfinite(values)]
     if not finite.size:
         return ["", "-", "-", "-", ""]
@@ -121,15 +120,15 @@ def _course(values: np.ndarray, report: Report, at: np.ndarray | None) -> list[s
     return [figures.sparkline(values.tolist(), BARS), *ends, f"{token} {_quoted(report.pieces[token])}"]
 
 
-def _most(series: Series) -> str:
-    """Which choices were made most."""
+def _top_choices(series: Series) -> str:
+    """The most frequent choices."""
     numbers, counts = np.unique(series.rows.astype(int), return_counts=True)
     order = np.argsort(-counts)[:5]
     return "  ".join(f"{numbers[i]}: {counts[i] / series.rows.size:.0%}" for i in order)
 
 
-def _followed(console: Console, report: Report, token: int) -> None:
-    """Whence a token's readings come, and what became of what it wrote."""
+def _show_trace(console: Console, report: Report, token: int) -> None:
+    """Prints which tokens a token reads from, and how much remains of what it wrote."""
     console.print(Text.assemble((f"\ntoken {token} ", "bold"), _quoted(report.pieces[token]), f" in {report.name}"))
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
     for head in ("reads by", "from"):
@@ -140,12 +139,12 @@ def _followed(console: Console, report: Report, token: int) -> None:
             continue
         n = list(places).index(token)
         pairs = zip(reads.sources[n], reads.shares[n], strict=True)
-        told = [f"{i} {_quoted(report.pieces[i])} {share:.0%}" for i, share in pairs if i >= 0 and share >= 0.01]
-        table.add_row(f"{_place(reads.path)} {reads.learner}", ", ".join(told[:6]) or "nothing yet")
+        sources = [f"{i} {_quoted(report.pieces[i])} {share:.0%}" for i, share in pairs if i >= 0 and share >= 0.01]
+        table.add_row(f"{_place(reads.path)} {reads.learner}", ", ".join(sources[:6]) or "none")
     console.print(table)
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
-    for head in ("wrote to", "head", "left", "half gone at", "most taken by", "answer like it", "there now"):
-        table.add_column(head, no_wrap=head != "there now")
+    for head in ("wrote to", "head", "left", "half-life ends at", "most erased by", "similarity", "now stored"):
+        table.add_column(head, no_wrap=head != "now stored")
     for one in report.fates:
         if one.token != token:
             continue
@@ -159,7 +158,7 @@ def _followed(console: Console, report: Report, token: int) -> None:
                 str(place),
                 f"{one.left[place]:.0%}",
                 f"{gone} {_quoted(report.pieces[gone])}" if gone >= 0 else "not yet",
-                f"{by} {_quoted(report.pieces[by])} ({one.took[place]:.0%})" if by >= 0 else "nobody",
+                f"{by} {_quoted(report.pieces[by])} ({one.took[place]:.0%})" if by >= 0 else "none",
                 f"{one.answers[place]:+.2f}",
                 now if not place else "",
             )
@@ -167,12 +166,12 @@ def _followed(console: Console, report: Report, token: int) -> None:
         console.print(table)
 
 
-def _compared(console: Console, first: Report, second: Report) -> None:
-    """Where two models differ: the tokens of most advantage either way, and the figures of learners that both have."""
+def _show_comparison(console: Console, first: Report, second: Report) -> None:
+    """Prints the tokens where two models differ most, and the signals of learners that both have."""
     gain = first.predictions.bits - second.predictions.bits
     order = np.argsort(np.nan_to_num(gain))
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
-    for head in ("token", "", first.name, second.name, "bits less"):
+    for head in ("token", "", first.name, second.name, "bits saved"):
         table.add_column(head, justify="left" if head in ("token", "") else "right", no_wrap=True)
     for i in dict.fromkeys([*order[::-1][:6].tolist(), *order[:6].tolist()]):
         if math.isfinite(gain[i]):
@@ -183,32 +182,32 @@ def _compared(console: Console, first: Report, second: Report) -> None:
                 *(f"{number:+.2f}" if n == 2 else f"{number:.2f}" for n, number in enumerate(bits)),
             )
     console.print(table)
-    found = differences(first, second)
-    if not found:
+    changes = differences(first, second)
+    if not changes:
         return
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="dim")
-    for head in ("", "", first.name, second.name, "apart by token"):
+    for head in ("", "", first.name, second.name, "difference per token"):
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
-    for each in found:
+    for each in changes:
         numbers = (_short(number) for number in (each.first, each.second, each.rms))
         table.add_row(f"{_place(each.path)} {each.learner}", each.name, *numbers)
     console.print(table)
 
 
-def watch(model: Any, tokenizer: Any, text: str, **asked: Any) -> None:
-    """The text as it streams through, with the last figures of every learner; plain lines off a terminal."""
+def watch(model: Any, tokenizer: Any, text: str, **options: Any) -> None:
+    """Shows the text as it is read, with the latest signals of every learner; plain lines if this is not a terminal."""
     console = Console(highlight=False, emoji=False)
     pieces: deque[str] = deque(maxlen=4 * ROLLING)
     bits: deque[float] = deque(maxlen=4 * ROLLING)
     courses: dict[tuple[str, str, str], deque[float]] = {}
     total: list[float] = []
-    moments = read_along(model, tokenizer, text, **asked)
+    moments = read_along(model, tokenizer, text, **options)
     if not console.is_terminal:
         for moment in moments:
             known = moment.bits[np.isfinite(moment.bits)]
-            told = f"{known.mean():.2f} bits" if known.size else "-"
+            surprise = f"{known.mean():.2f} bits" if known.size else "-"
             print(
-                f"{moment.first + len(moment.pieces)}/{moment.total}  {told}  {_quoted(''.join(moment.pieces))}",
+                f"{moment.first + len(moment.pieces)}/{moment.total}  {surprise}  {_quoted(''.join(moment.pieces))}",
                 flush=True,
             )
         return
@@ -231,7 +230,7 @@ def _live(
     done: str,
     total: list[float],
 ) -> RenderableType:
-    mean = f", {math.fsum(total) / len(total):.3f} bits a token" if total else ""
+    mean = f", {math.fsum(total) / len(total):.3f} bits per token" if total else ""
     tail = _text(list(pieces)[-120:], np.array(list(bits)[-120:]))
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     for _ in range(4):
@@ -242,29 +241,29 @@ def _live(
         strip = figures.sparkline(list(course), BARS)
         table.add_row(f"{_place(path)} {learner}", name, Text(strip, "cyan"), _short(known[-1]) if known else "-")
     hidden = len(courses) - room
-    more = [Text(f"{hidden} figures more: --layers and --what choose", "dim")] if hidden > 0 else []
+    more = [Text(f"{hidden} more signals: choose with --layers and --what", "dim")] if hidden > 0 else []
     return Group(Text(done + mean, "bold"), tail, table, *more)
 
 
 def show_schema(as_json: bool) -> None:
-    """What every learner of the table shows, with the shape and the meaning."""
-    found: dict[str, dict[str, Emission]] = {"every learner": dict(Block.emits), "depth router": dict(Router.emits)}
-    found |= {name: dict(LAYERS[name].emits) for name in LAYERS if LAYERS[name].emits}
+    """Prints the signals of every learner, with their shape and meaning."""
+    signals: dict[str, dict[str, Emission]] = {"every learner": dict(Block.emits), "depth router": dict(Router.emits)}
+    signals |= {name: dict(LAYERS[name].emits) for name in LAYERS if LAYERS[name].emits}
     if as_json:
-        for learner, emits in found.items():
+        for learner, emits in signals.items():
             for name, emission in emits.items():
                 print(json.dumps({"learner": learner, "name": name, **emission._asdict()}))
         return
     rows = [
         [learner if not n else "", name, emission.group, emission.axes or "-", emission.meaning]
-        for learner, emits in found.items()
+        for learner, emits in signals.items()
         for n, (name, emission) in enumerate(emits.items())
     ]
-    print(figures.table(["shown by", "name", "group", "axes", "meaning"], rows, left=5))
+    print(figures.table(["learner", "name", "group", "axes", "meaning"], rows, left=5))
 
 
 def _place(path: str) -> str:
-    """`blocks.2.1.slow.0` as `2.1 slow.0`: the block, the learner's place in it, and what is inside that."""
+    """`blocks.2.1.slow.0` as `2.1 slow.0`: the block, the learner's index in it, and the part of the learner."""
     first, *rest = path.split(".")
     if first != "blocks":
         return path

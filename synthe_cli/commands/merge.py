@@ -1,4 +1,4 @@
-"""`synthe merge`: one model of several."""
+"""`synthe merge`: merge models and adapters."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from synthe_core.events import Event, Result, results
 if TYPE_CHECKING:
     from synthe_core.merging.config import MergeSpec
 
-ABOUT = "Make one model of several: TIES and its family, on models and on adapters (synthe merge METHOD MODELS...)."
-KEPT = "nothing is written"
+ABOUT = "Merge models or adapters, with TIES and related methods (synthe merge METHOD MODELS...)."
+ON_STOP = "nothing is written"
 
 
 class MergeGroup(Group):
-    """Beside its own commands every method of the table is one."""
+    """Every merge method of the table is a command too."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         names = self.list_commands(ctx)
@@ -49,40 +49,43 @@ def group() -> None: ...
 
 
 OutOption = Annotated[
-    Path | None, typer.Option("--out", "-o", metavar="DIR", help="The result's folder; by default a new one in runs/.")
+    Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the result. Default: a new one in runs/.")
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Tensors at a time; all cores. The bytes are the same for any N.")
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Tensors merged concurrently. Default: all cores. The result does not depend on it."
+    ),
 ]
 EvalOption = Annotated[
     list[str] | None,
     typer.Option(
         "--eval",
         metavar="TEXTS",
-        help="Then the result beside its parents: bits per byte on texts, or tasks of `eval list`. Repeatable.",
+        help="Evaluate the result and its parents on texts (bits per byte) or tasks of `eval list`. Repeatable.",
     ),
 ]
 LimitOption = Annotated[
-    float | None, typer.Option("--limit", metavar="N", help="At most N questions of each task of --eval.")
+    float | None, typer.Option("--limit", metavar="N", help="Maximum number of questions of each task of --eval.")
 ]
 HashesOption = Annotated[
-    bool, typer.Option("--hashes/--no-hashes", help="Take (and check) the SHA-256 of the parents on the way.")
+    bool, typer.Option("--hashes/--no-hashes", help="Compute and check the SHA-256 of the parents.")
 ]
-ShardOption = Annotated[str, typer.Option(metavar="SIZE", help="Largest file of the result.")]
+ShardOption = Annotated[str, typer.Option(metavar="SIZE", help="Maximum file size of the result.")]
 
 
 @app.command(
     "METHOD",
     cls=Command,
-    short_help="Merge models by a method's name, such as ties or linear.",
+    short_help="Merge models with a method, such as ties or linear.",
     epilog="""\
 synthe merge linear runs/a runs/b runs/c                       their average
 synthe merge ties runs/base runs/a runs/b --density 0.2        the first is the base
 synthe merge ties --base runs/base runs/a runs/b --density 0.2,0.5 --lambda 0.8 --weights 1,0.5
 synthe merge slerp runs/a runs/b --t 0.3 --out merged
-synthe merge ties adapter-a adapter-b --rank 16                adapters stay an adapter: B A merged, factored again
-synthe merge ties --base runs/base adapter-a adapter-b         or are merged into their base: a model
-synthe merge ties runs/base runs/a runs/b --eval a.txt,b.txt   and beside its parents, on texts
+synthe merge ties adapter-a adapter-b --rank 16                the result is an adapter: B A merged and factored again
+synthe merge ties --base runs/base adapter-a adapter-b         the result is a model: adapters merged into the base
+synthe merge ties runs/base runs/a runs/b --eval a.txt,b.txt   compare it with its parents on texts
 synthe merge ties runs/base runs/a runs/b --eval wikitext,gsm8k --limit 100    or on tasks
 synthe merge linear org/model-a org/model-b --dtype bfloat16""",
     context_settings={**SETTINGS["context_settings"], "allow_extra_args": True, "ignore_unknown_options": True},
@@ -91,28 +94,29 @@ def method(
     ctx: typer.Context,
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL", help="Runs, Hugging Face folders, adapters, hub ids."),
+        typer.Argument(metavar="MODEL", help="Runs, Hugging Face folders, adapters or hub ids."),
     ],
     base: Annotated[
-        str | None, typer.Option("--base", metavar="MODEL", help="What the models were trained from; else the first.")
+        str | None, typer.Option("--base", metavar="MODEL", help="Base of the models. Default: the first model.")
     ] = None,
     out: OutOption = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16; as the base has it.")
+        str | None, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16. Default: the base's.")
     ] = None,
     form: Annotated[
         str | None,
         typer.Option(
             "--as",
             metavar="FORM",
-            help="Of adapters: adapter (B A merged), factors (A and B merged), model (in the base).",
+            help="Result of merging adapters: adapter (merge B A), factors (merge A and B) or model.",
         ),
     ] = None,
-    rank: Annotated[int | None, typer.Option(min=1, metavar="R", help="The rank of a merged adapter.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, metavar="R", help="Rank of a merged adapter.")] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(metavar="WHICH", help="base, union, or a path, where the models' differ.")
+        str | None,
+        typer.Option(metavar="WHICH", help="base, union or a path, if the models have different tokenizers."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the methods that draw at random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of methods that sample.")] = 0,
     asked: EvalOption = None,
     limit: LimitOption = None,
     threads: ThreadsOption = None,
@@ -122,8 +126,8 @@ def method(
 ) -> None:
     """Merge models into one and print the path of the result.
 
-    For methods that need a base the first model is it, unless --base names one. A parameter of the method is an option:
-    --density 0.2 for all models, --density 0.2,0.5 for each. Memory holds a few tensors, whatever the models' size.
+    If a method needs a base, it is the first model unless --base names one. Parameters of the method are options:
+    --density 0.2 for all models, --density 0.2,0.5 for each. Only a few tensors are in memory at a time.
     """
     from synthe_core.merging.config import spec_of
     from synthe_core.merging.method import Method
@@ -136,11 +140,11 @@ def method(
 
 @app.command(
     cls=Command,
-    short_help="Do what a merge recipe says (mergekit's YAML).",
+    short_help="Merge as a recipe specifies (mergekit's YAML).",
     epilog="""\
 synthe merge run recipes/merge/ties.yaml
 synthe merge run my.yaml --out merged --eval held-out.txt
-synthe merge run merged/merge.yaml               a result's own recipe makes it again""",
+synthe merge run merged/merge.yaml               reproduce a result from its own recipe""",
 )
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file: merge_method, models or slices ...")],
@@ -152,10 +156,10 @@ def run(
     hashes: HashesOption = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge as a recipe says and print the path of the result.
+    """Merge as a recipe specifies, and print the path of the result.
 
     The keys are mergekit's: merge_method, base_model, models or slices, parameters (a number, a gradient over the
-    layers, or values by filter), dtype, out_dtype, tokenizer; and ours: name, seed, as, rank.
+    layers, or values by filter), dtype, out_dtype and tokenizer; and name, seed, as and rank.
     """
     from synthe_core.merging.config import load
 
@@ -165,38 +169,40 @@ def run(
 @app.command(
     "list",
     cls=Command,
-    short_help="The methods, their parameters and papers.",
+    short_help="List the methods, their parameters and papers.",
     epilog="synthe merge list\nsynthe merge list --json | jq -r .values.methods[].name",
 )
 def list_methods(as_json: JsonOption = False) -> None:
     """List the methods with their parameters, defaults and papers."""
     with choose_renderer(as_json) as shown:
-        found = methods()
+        listed = methods()
         if as_json:
-            shown.result(Result({"methods": found}))
+            shown.result(Result({"methods": listed}))
         else:
-            print("\n\n".join(parameters(each["name"]) for each in found))
+            print("\n\n".join(parameters(each["name"]) for each in listed))
 
 
 @app.command(
     cls=Command,
-    short_help="How two models differ, tensor by tensor.",
+    short_help="Compare two models tensor by tensor.",
     epilog="""\
 synthe merge diff runs/a runs/b                        distance, cosine and signs of their weights
-synthe merge diff runs/a runs/b --base runs/base       of what each has learnt beyond the base: what a merge will meet
+synthe merge diff runs/a runs/b --base runs/base       compare their differences from the base
 synthe merge diff runs/a runs/b --all --json > diff.json""",
 )
 def diff(
     one: Annotated[str, typer.Argument(metavar="MODEL")],
     other: Annotated[str, typer.Argument(metavar="MODEL")],
     base: Annotated[
-        str | None, typer.Option("--base", metavar="MODEL", help="Compare what each has learnt beyond this.")
+        str | None, typer.Option("--base", metavar="MODEL", help="Compare the differences from this model.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every tensor, not only the twenty that differ most.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Show every tensor, not only the twenty that differ most.")
+    ] = False,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two models tensor by tensor: distance, cosine, and how often signs agree."""
+    """Compare two models tensor by tensor: distance, cosine, and share of equal signs."""
     from synthe_core.merging.difference import diff as verb
 
     with choose_renderer(as_json) as shown:
@@ -211,32 +217,30 @@ def diff(
 @app.command(
     "extract-lora",
     cls=Command,
-    short_help="What a model has learnt beyond its base, as an adapter.",
+    short_help="Extract the difference of two models as a LoRA adapter.",
     epilog="""\
 synthe merge extract-lora runs/base runs/tuned --rank 16
 synthe merge extract-lora org/base ./tuned --rank 64 --target q_proj,v_proj --out adapter
-synthe merge extract-lora runs/base runs/tuned --rank 16 --with-rest      norms and biases too, as they are""",
+synthe merge extract-lora runs/base runs/tuned --rank 16 --with-rest      include norms and biases unchanged""",
 )
 def extract_lora(
     base: Annotated[str, typer.Argument(metavar="BASE")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED")],
-    rank: Annotated[
-        int, typer.Option("--rank", "-r", metavar="R", help="Singular values kept of each difference.")
-    ] = 16,
+    rank: Annotated[int, typer.Option("--rank", "-r", metavar="R", help="Rank of the adapter.")] = 16,
     target: Annotated[
-        list[str] | None, typer.Option(metavar="PART", help="Only matrices whose name holds this. Repeatable.")
+        list[str] | None, typer.Option(metavar="PART", help="Only matrices whose name contains this. Repeatable.")
     ] = None,
     rest: Annotated[
-        bool, typer.Option("--with-rest", help="Put what changed and is no matrix into the adapter as a whole.")
+        bool, typer.Option("--with-rest", help="Include changed tensors that are not matrices in full.")
     ] = False,
     out: OutOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the LoRA adapter (PEFT's format) that is nearest to TUNED - BASE, and print its path."""
+    """Write the LoRA adapter (PEFT's format) that best approximates TUNED - BASE, and print its path."""
     from synthe_core.merging.extract import extract_lora as verb
 
-    with choose_renderer(as_json) as shown, stop_on_signal(KEPT) as stop:
+    with choose_renderer(as_json) as shown, stop_on_signal(ON_STOP) as stop:
         targets = tuple(_listed(target))
         events = verb(base, tuned, rank=rank, out=out, targets=targets, rest=rest, threads=threads, stop=stop)
         for result in results(events, shown.show):
@@ -256,7 +260,7 @@ def _merge(
     from synthe_core.merging.merge import merge, merge_and_compare
 
     limit, names = size_option(shard, "--shard", least=1), _listed(asked)
-    with choose_renderer(as_json) as shown, stop_on_signal(KEPT) as stop:
+    with choose_renderer(as_json) as shown, stop_on_signal(ON_STOP) as stop:
         options: dict[str, Any] = {"out": out, "threads": threads, "shard_bytes": limit, "hashes": hashes, "stop": stop}
         events: Iterator[Event] = (
             merge_and_compare(spec, names, questions, **options) if names else merge(spec, **options)
@@ -273,7 +277,7 @@ def _merge(
 
 
 def _split(ctx: typer.Context, chosen: Any, words: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Models and parameters from what the parser left: `a b --density 0.2 --normalize=false`."""
+    """The models and method parameters in the unparsed arguments: `a b --density 0.2 --normalize=false`."""
     options = [option for each in ctx.command.params for option in each.opts if option.startswith("--")]
     known = [f"--{name.replace('_', '-')}" for name in chosen.parameters]
     named: list[str] = []

@@ -1,4 +1,4 @@
-"""What `synthe merge` prints: methods, differences and evaluations as tables."""
+"""The text output of `synthe merge`: methods, differences and evaluations."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SHOWN = 20
 
 
 def methods() -> list[dict[str, Any]]:
-    """Every method of the table, as plain values."""
+    """Every method of the table as plain values."""
     from synthe_core.merging.method import Method
     from synthe_core.merging.methods import METHODS
 
-    found = []
+    listed = []
     for name in METHODS:
         method = Method(name)
         keys = [
@@ -29,7 +29,7 @@ def methods() -> list[dict[str, Any]]:
             for each in method.parameters.values()
         ]
         base = "needed" if method.needs_base else "optional" if method.takes_base else "none"
-        found.append(
+        listed.append(
             {
                 "name": name,
                 "about": method.summary,
@@ -39,25 +39,25 @@ def methods() -> list[dict[str, Any]]:
                 "paper": method.paper,
             }
         )
-    return found
+    return listed
 
 
 def parameters(name: str) -> str:
-    """A method for people: what it does, what it takes, where it is from."""
-    found = next(each for each in methods() if each["name"] == name)
-    base = {"needed": " and a base", "optional": ", and a base if one is given", "none": ""}[found["base"]]
-    lines = [f"{name}: {found['about']}", f"  takes {found['models']}{base}"]
-    for each in found["parameters"]:
-        default = "needed" if each["default"] is None else f"{each['default']}"
+    """A method as text: its description, inputs, parameters and paper."""
+    method = next(each for each in methods() if each["name"] == name)
+    base = {"needed": " and a base", "optional": ", and a base if one is given", "none": ""}[method["base"]]
+    lines = [f"{name}: {method['about']}", f"  takes {method['models']}{base}"]
+    for each in method["parameters"]:
+        default = "required" if each["default"] is None else f"{each['default']}"
         default = default.lower() if isinstance(each["default"], bool) else default
-        kind = ", one for all or for each model" if each["each"] else ""
+        kind = ", one value, or one per model" if each["each"] else ""
         option = f"--{each['name'].replace('_', '-')}"
         lines.append(f"  {option:<19} {each['about']} ({default}{kind})")
-    return "\n".join([*lines, *textwrap.wrap(found["paper"], 110, initial_indent="  ", subsequent_indent="  ")])
+    return "\n".join([*lines, *textwrap.wrap(method["paper"], 110, initial_indent="  ", subsequent_indent="  ")])
 
 
 def differences(values: dict[str, Any], every: bool, based: bool) -> str:
-    """A line for each tensor, those that differ most first unless all are wanted, and one for all together."""
+    """A row for each tensor and one for the total. Without `every`, those that differ most first."""
     total, tensors = values["total"], values["tensors"]
     rows = tensors if every else sorted(tensors, key=lambda each: -(each["relative"] or 0))[:SHOWN]
     table = [_row(each) for each in [*rows, total]]
@@ -71,9 +71,9 @@ def differences(values: dict[str, Any], every: bool, based: bool) -> str:
         figures.table(["tensor", "shape", "distance", "relative", "cosine", "same sign"], table, left=2),
     ]
     if left_out:
-        lines.append(f"\n{left_out} tensors that differ less are left out: --all")
+        lines.append(f"\n{left_out} tensors that differ less are not shown: use --all")
     if values["only"]:
-        lines.append(f"\nnot compared, for one model lacks them or their shapes differ: {', '.join(values['only'])}")
+        lines.append(f"\nnot compared (missing in one model, or of different shape): {', '.join(values['only'])}")
     return "\n".join(lines)
 
 
@@ -92,9 +92,9 @@ def _row(each: dict[str, Any]) -> list[str]:
 
 
 def evaluation(values: dict[str, Any]) -> str:
-    """Bits per byte: a line for each model, a column for each text."""
-    found = values["bits_per_byte"]
-    texts = list(next(iter(found.values())))
-    texts = texts if len(texts) > 2 else texts[:1]  # the mean of one says nothing
-    rows = [[name, *(f"{each[text]:.3f}" for text in texts)] for name, each in found.items()]
+    """Bits per byte: a row for each model, a column for each text."""
+    scores = values["bits_per_byte"]
+    texts = list(next(iter(scores.values())))
+    texts = texts if len(texts) > 2 else texts[:1]  # the mean of one text is the text itself
+    rows = [[name, *(f"{each[text]:.3f}" for text in texts)] for name, each in scores.items()]
     return figures.table(["bits per byte", *(Path(text).name for text in texts)], rows)

@@ -1,4 +1,4 @@
-"""`synthe pack`: one file that carries a model, its adapters, its memory and its proof."""
+"""`synthe pack`: one file with a model, its adapters, sessions, data and signature."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from synthe_core.events import Result, results
 from synthe_core.units import format_size
 
 ABOUT = (
-    "Pack a model, its adapters and its memory into one file (synthe pack CHECKPOINT -o FILE), and inspect such files."
+    "Pack a model, its adapters and sessions into one file (synthe pack CHECKPOINT -o FILE), and inspect such files."
 )
 MAKE = "make"
 
 
 class PackGroup(Group):
-    """What is no command of the group is a checkpoint to be packed: `make` is understood."""
+    """A first word that is not a command is a checkpoint to pack: `make` is implied."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         names = self.list_commands(ctx)
@@ -41,7 +41,7 @@ class PackGroup(Group):
 
 
 app = typer.Typer(cls=PackGroup, help=ABOUT, **SETTINGS)
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A .synapse file, or such a file unpacked.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A .synapse file, or an unpacked one.")]
 
 
 @app.callback(help=ABOUT)
@@ -51,7 +51,7 @@ def _group() -> None: ...
 @app.command(
     MAKE,
     cls=Command,
-    short_help="Pack a checkpoint; the word `make` may be left out.",
+    short_help="Pack a checkpoint. You can leave out the word `make`.",
     epilog="""\
 synthe pack runs/60m -o synthe-60m.synapse
 synthe pack runs/60m -o small.synapse --quantize int4 --data books.txt
@@ -62,47 +62,57 @@ synthe pack runs/tiny | synthe generate - --prompt "def \"""",
 def make(
     checkpoint: CheckpointArgument,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The file; NAME.synapse by default.")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The file to write. Default: NAME.synapse.")
     ] = None,
     adapter: Annotated[
         list[str] | None,
-        typer.Option("--adapter", metavar="NAME=DIR", help="An adapter in PEFT's layout. Repeatable."),
+        typer.Option("--adapter", metavar="NAME=DIR", help="Adapter in PEFT's format. Repeatable."),
     ] = None,
     knowledge: Annotated[
-        Path | None, typer.Option("--knowledge", metavar="FILE", help="An SQLite database; it may be in use.")
+        Path | None, typer.Option("--knowledge", metavar="FILE", help="SQLite database. It may be in use.")
     ] = None,
     session: Annotated[
         list[Path] | None,
-        typer.Option("--session", metavar="FILE", help="What `generate --state-out` wrote. Repeatable."),
+        typer.Option("--session", metavar="FILE", help="Session written by `generate --state-out`. Repeatable."),
     ] = None,
     agent: Annotated[
-        Path | None, typer.Option("--agent", metavar="FILE", help="agent.yaml: the specialists that it offers.")
+        Path | None, typer.Option("--agent", metavar="FILE", help="agent.yaml, which defines the specialists.")
     ] = None,
     quantize: Annotated[
         str | None,
-        typer.Option("--quantize", "-q", metavar="KIND", help="int8 or int4 weights; what that costs is measured."),
+        typer.Option(
+            "--quantize", "-q", metavar="KIND", help="Quantise the weights to int8 or int4, and measure the loss."
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="By default the recipe's name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the model. Default: the recipe's name.")
+    ] = None,
     licence: Annotated[
-        str | None, typer.Option("--license", metavar="ID", help="The model's licence, as apache-2.0.")
+        str | None, typer.Option("--license", metavar="ID", help="Licence of the model, as apache-2.0.")
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="ORG/NAME@REV", help="Leave the weights out: they are there on the hub."),
+        typer.Option(
+            "--base", metavar="ORG/NAME@REV", help="Do not include the weights; load them from this hub repository."
+        ),
     ] = None,
     weights: Annotated[
-        bool, typer.Option("--weights/--no-weights", help="Or leave them out, to be found by digest beside the file.")
+        bool,
+        typer.Option(
+            "--weights/--no-weights",
+            help="Include the weights. Without them, they are found by digest beside the file.",
+        ),
     ] = True,
     data: DataOption = None,
     tokens: Annotated[
-        int, typer.Option("--tokens", "-n", min=1, metavar="N", help="Measure quantisation on so many.")
+        int, typer.Option("--tokens", "-n", min=1, metavar="N", help="Number of tokens to measure quantisation on.")
     ] = 16_384,
     as_json: JsonOption = False,
 ) -> None:
-    """Pack a checkpoint and what belongs to it into one file, and print the file's path.
+    """Pack a checkpoint and its adapters, sessions and data into one file, and print the file's path.
 
-    Every verb that takes a checkpoint takes the file as it is; its weights are mapped in place. The same inputs give
-    the same bytes. --data is the text that quantisation is measured on, by default the recipe's validation text.
+    Every command that takes a checkpoint takes the file; its weights are memory-mapped. The same inputs give the same
+    bytes. Quantisation loss is measured on --data, by default the recipe's validation text.
     """
     path = find_checkpoint(checkpoint)
 
@@ -129,14 +139,14 @@ def make(
 
 @app.command(
     cls=Command,
-    short_help="What a file carries.",
+    short_help="Show the contents of a file.",
     epilog="""\
 synthe pack inspect synthe-60m.synapse
 synthe pack inspect synthe-60m.synapse --json | jq .values.base.quantization
 synthe pack inspect old-specialist.synapse             a folder of titan-synapse 0.2""",
 )
 def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
-    """Show what a file carries: model, quantisation, adapters, knowledge, scores, digests, and who signed it."""
+    """Show the contents of a file: model, quantisation, adapters, knowledge, scores, digests and signature."""
     from synthe_core.packing.inspect import inspect
 
     with choose_renderer(as_json) as shown:
@@ -149,23 +159,23 @@ def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
 
 @app.command(
     cls=Command,
-    short_help="Whether a file is what was packed, and who signed it.",
+    short_help="Check the digests and the signature of a file.",
     epilog="""\
 synthe pack verify synthe-60m.synapse
-synthe pack verify synthe-60m.synapse --key k.pub       and that it was signed with this key
+synthe pack verify synthe-60m.synapse --key k.pub       check that this key signed it
 synthe pack verify synthe-60m.synapse --json""",
 )
 def verify(
     file: FileArgument,
     key: Annotated[
-        Path | None, typer.Option("--key", metavar="FILE", help="A public Ed25519 key, PEM or OpenSSH.")
+        Path | None, typer.Option("--key", metavar="FILE", help="Public Ed25519 key, PEM or OpenSSH.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every member of a file by its SHA-256, and the signature where there is one.
+    """Check the SHA-256 of every member of a file, and the signature if there is one.
 
-    Says signed by whom, unsigned, or tampered with and in which member. A signature says that whoever has the key
-    signed these bytes; whose key it is, --key says.
+    Prints the signer, `unsigned`, or the member that was changed. A signature proves that the holder of the key signed
+    these bytes; use --key to require a key that you know.
     """
     from synthe_core.packing.verify import verify
 
@@ -177,8 +187,8 @@ def verify(
             shown.close()
             values = result.values
             who = f"signed by {values['signed by']}" if values["signed by"] else "unsigned"
-            trust = f", which is {key}" if key else ""
-            print(f"{who}{trust}: {values['members']} members as they were packed")
+            trust = f", as required by {key}" if key else ""
+            print(f"{who}{trust}: {values['members']} members are unchanged")
 
 
 @app.command(
@@ -190,12 +200,12 @@ synthe pack sign synthe-60m.synapse --key ~/.ssh/id_ed25519""",
 )
 def sign(
     file: FileArgument,
-    key: Annotated[Path, typer.Option("--key", metavar="FILE", help="A private Ed25519 key, PEM or OpenSSH.")],
+    key: Annotated[Path, typer.Option("--key", metavar="FILE", help="Private Ed25519 key, PEM or OpenSSH.")],
     as_json: JsonOption = False,
 ) -> None:
     """Sign a file's manifest, and with it every member, and print the file's path.
 
-    `ssh-keygen -t ed25519 -N '' -f k.pem` makes a pair of keys; so does openssl. Keys with a password are not read.
+    Create a key pair with `ssh-keygen -t ed25519 -N '' -f k.pem` or openssl. Keys with a password are not supported.
     """
     from synthe_core.packing.sign import sign
 
@@ -206,17 +216,17 @@ def sign(
 
 @app.command(
     cls=Command,
-    short_help="In what two files differ.",
+    short_help="Show how two files differ.",
     epilog="""\
 synthe pack diff old.synapse new.synapse
 synthe pack diff runs/60m synthe-60m.synapse --json | jq .values.tensors""",
 )
 def diff(
     one: Annotated[Path, typer.Argument(metavar="A", help="A .synapse file or a checkpoint.")],
-    other: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="The other one.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two models: recipes key by key, members by digest, weights tensor by tensor."""
+    """Compare two models: recipes by key, members by digest, weights by tensor."""
     from synthe_core.packing.diff import diff
 
     with choose_renderer(as_json) as shown:
@@ -230,7 +240,7 @@ def diff(
 
 @app.command(
     cls=Command,
-    short_help="The JSON Schema of the manifest.",
+    short_help="Print the JSON Schema of the manifest.",
     epilog="""\
 synthe pack schema
 synthe pack schema > synapse-manifest.schema.json""",

@@ -1,4 +1,4 @@
-"""How `synthe pack inspect` and `diff` say in lines what they found."""
+"""The text output of `synthe pack inspect` and `synthe pack diff`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ SHOWN = 12  # tensors of a comparison
 
 
 def overview(values: dict[str, Any]) -> str:
-    """A file's manifest for people."""
+    """A file's manifest as text."""
     if "base_model" in values:
         return _titan(values)
     base, training = values["base"], values["training"]
     rows = [("description", values["description"])]
-    carried = "" if base["carried"] else f"{base['model']}, whose weights are not in this file"
-    rows.append(("model", ", ".join(filter(None, [_parameters(base["parameters"]), carried]))))
+    external = "" if base["carried"] else f"{base['model']}, weights not included"
+    rows.append(("model", ", ".join(filter(None, [_parameters(base["parameters"]), external]))))
     if quantization := base["quantization"]:
         before, after = (format_size(quantization[f"bytes_{when}"]) for when in ("before", "after"))
         rows.append(("quantised", f"{quantization['kind']}, groups of {quantization['group']}: {before} -> {after}"))
         if loss := quantization["loss"]:
             cost = f"{loss['before']:.4f} -> {loss['after']:.4f} bits per byte ({loss['after'] - loss['before']:+.4f})"
-            rows.append(("its cost", f"{cost} on {loss['tokens']:,} tokens of {loss['text']}"))
+            rows.append(("its loss", f"{cost} on {loss['tokens']:,} tokens of {loss['text']}"))
     memory = values["memory"]
     states = ", ".join(f"{format_size(size)} after {tokens}" for tokens, size in memory["state"].items())
     rows.append(("memory", f"{format_size(memory['weights'])} of weights" + (f"; state {states}" if states else "")))
@@ -34,7 +34,7 @@ def overview(values: dict[str, Any]) -> str:
         rows.append(("trained", f"{training['steps']:,} steps, {format_count(training['tokens'])} tokens, {took}"))
     for adapter in values["adapters"]:
         rank = f"rank {adapter['rank']}, " if adapter["rank"] else ""
-        unchecked = "" if adapter["checked"] else ", not held against its base"
+        unchecked = "" if adapter["checked"] else ", not checked against its base"
         rows.append(("adapter", f"{adapter['name']}: {rank}{_parameters(adapter['parameters'])}{unchecked}"))
     rows += [("specialist", name) for name in values["specialists"]]
     rows += [("session", name) for name in values["sessions"]]
@@ -42,7 +42,7 @@ def overview(values: dict[str, Any]) -> str:
     rows.append(("capabilities", ", ".join(values["capabilities"])))
     rows.append(("parents", ", ".join(values["parents"])))
     rows.append(("licence", values["licence"] or ""))
-    rows.append(("signed by", values["signed_by"] or "nobody"))
+    rows.append(("signed by", values["signed_by"] or "unsigned"))
     title = f"{values['name']}  (.synapse {values['version']}, by {values['created_by']})"
     files = [[name, format_size(facts["bytes"]), facts["sha256"][:16]] for name, facts in values["files"].items()]
     return _text(title, rows) + "\n\n" + printable(figures.table(["member", "size", "sha256"], files))
@@ -70,13 +70,13 @@ def _knowledge(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _text(title: str, rows: list[tuple[str, str]]) -> str:
-    kept = [(label, text) for label, text in rows if text]
-    width = max(len(label) for label, _ in kept)
-    return printable("\n".join([title, "", *(f"{label:<{width}}  {text}" for label, text in kept)]))
+    rows = [(label, text) for label, text in rows if text]
+    width = max(len(label) for label, _ in rows)
+    return printable("\n".join([title, "", *(f"{label:<{width}}  {text}" for label, text in rows)]))
 
 
 def differences(values: dict[str, Any]) -> str:
-    """What a comparison found."""
+    """The differences of two models as text."""
     if values["same"]:
         return "no difference"
     lines = [*(f"manifest  {line}" for line in values["manifest"]), *(f"recipe    {line}" for line in values["recipe"])]

@@ -1,4 +1,4 @@
-"""`synthe profile-vram`: how much memory a recipe takes, where it fits, and whether that is true."""
+"""`synthe profile-vram`: the memory a recipe needs, the cards it fits, and a measurement of both."""
 
 from __future__ import annotations
 
@@ -26,54 +26,56 @@ app = typer.Typer(**SETTINGS)
 @app.command(
     cls=Command,
     epilog="""\
-synthe profile-vram recipes/350m.yaml --batch 8 --context 2048        part by part, and on which cards it fits
-synthe profile-vram 60m --gpu 8GiB --train                            does training fit a card of 8 GiB?
-synthe profile-vram tiny --batch 8 --measure                          a real step, beside what was predicted
+synthe profile-vram recipes/350m.yaml --batch 8 --context 2048        memory by part, and the cards it fits
+synthe profile-vram 60m --gpu 8GiB --train                            does training fit in 8 GiB?
+synthe profile-vram tiny --batch 8 --measure                          predicted and measured peak of a step
 synthe profile-vram --fit 60m --gpu "RTX 4090"                        the flags that make it fit
-synthe profile-vram 60m --serve --html memory.html                    against context, beside a transformer
+synthe profile-vram 60m --serve --html memory.html                    memory by context, compared with a transformer
 synthe profile-vram 60m --json | jq .training.peak""",
 )
 def profile_vram(
     recipe: RecipeArgument,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", "-b", min=1, metavar="N", help="Sequences of a pass; the recipe's batch by default."),
+        typer.Option("--batch", "-b", min=1, metavar="N", help="Sequences per pass. Default: the recipe's batch."),
     ] = None,
     context: Annotated[
-        int | None, typer.Option("--context", "-c", min=2, metavar="N", help="Tokens of a sequence.")
+        int | None, typer.Option("--context", "-c", min=2, metavar="N", help="Tokens per sequence.")
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option("--gpu", metavar="CARD", help="Does it fit this card? 8GiB, H200, 'RTX 4090'.")
+        str | None,
+        typer.Option("--gpu", metavar="CARD", help="Check whether it fits this card: 8GiB, H200, 'RTX 4090'."),
     ] = None,
     train: Annotated[bool, typer.Option("--train", help="Training only.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Serving only.")] = False,
-    fits: Annotated[bool, typer.Option("--fit", help="Find what fits, and print the flags for it.")] = False,
-    measure: Annotated[bool, typer.Option("--measure", help="Run a real step, and print it beside.")] = False,
+    fits: Annotated[bool, typer.Option("--fit", help="Find settings that fit, and print their flags.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Run a real step and compare its peak.")] = False,
     snapshot: Annotated[
-        Path | None, typer.Option("--snapshot", metavar="FILE", help="With --measure on CUDA: torch's memory history.")
+        Path | None,
+        typer.Option("--snapshot", metavar="FILE", help="With --measure on CUDA: write torch's memory history."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Draw memory against context into this page.")
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with a chart of memory by context.")
     ] = None,
     assign: SetOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell how much memory training and serving a recipe take, without running it whole.
+    """Estimate the memory of training and serving a recipe, without running it in full.
 
-    Parameters, gradients, optimizer and state are counted on the model without storage; activations are measured in
-    small passes on this machine (one block and two, one row and two) and are linear from there. Another device's
-    kernels may keep a little more or less.
+    Parameters, gradients, optimizer and state are counted on a model without storage. Activations are measured in small
+    passes on this machine (one and two blocks, one and two rows) and extrapolated linearly. Kernels of another device
+    may keep a little more or less.
     """
     from synthe_core.hardware.probe import probe
     from synthe_core.profiling.footprint import Estimate
     from synthe_core.recipe.schema import Recipe
 
     if snapshot and not measure:
-        raise InputError("--snapshot is of a measured step", "add --measure")
+        raise InputError("--snapshot needs --measure", "add --measure")
     for path in filter(None, (html, snapshot)):
         if not path.absolute().parent.is_dir():
-            raise InputError(f"no such folder: {path.parent}", "make it first")
+            raise InputError(f"no such folder: {path.parent}", "create it first")
     changes = [f"data.sequence={context}"] if context else []
     changes += [f"runtime.device={device}"] if device else []
     loaded = Recipe.load(find_recipe(recipe), overrides(None, [*changes, *(assign or [])]))
@@ -130,7 +132,7 @@ def _plain(found: Footprint, truth: int | None) -> dict[str, Any]:
 
 
 def _shown(recipe: Recipe, found: Footprint, truth: int | None, measure: bool) -> str:
-    what = "sequences a pass" if found.purpose == "training" else "sequences"
+    what = "sequences per pass" if found.purpose == "training" else "sequences"
     head = f"{recipe.name}, {found.purpose}: {found.rows} {what} of {found.length:,} tokens, {found.precision}"
     rows = [[f"  {name}", format_size(size), f"{size / found.peak:.0%}"] for name, size in found.parts.items() if size]
     rows.append(["  peak", format_size(found.peak), ""])
@@ -138,17 +140,17 @@ def _shown(recipe: Recipe, found: Footprint, truth: int | None, measure: bool) -
     kept = sum(found.by_learner.values())
     if kept:
         shares = [f"{name} {size / kept:.0%}" for name, size in sorted(found.by_learner.items(), key=lambda e: -e[1])]
-        lines.append(f"  kept for the way back, of one block: {', '.join(shares)}")
+        lines.append(f"  activations kept for backward, per block: {', '.join(shares)}")
     if measure:
         if truth is None:
-            lines.append("  measured: this system does not tell a process's peak")
+            lines.append("  measured: not available on this system")
         else:
-            lines.append(f"  measured {format_size(truth)}: predicted {found.peak / truth - 1:+.1%} of it")
+            lines.append(f"  measured {format_size(truth)}: prediction is off by {found.peak / truth - 1:+.1%}")
     return "\n".join(lines) + "\n"
 
 
 def _cards(found: dict[str, Footprint], room: int, gpu: str | None) -> str:
-    """Where it fits: the card that was asked about, or every card of the list and this machine."""
+    """What share of memory it takes: of --gpu, or of this machine and every known card."""
     from synthe_core.profiling.cards import CARDS, usable_bytes
 
     def verdicts(space: float) -> list[str]:
@@ -160,7 +162,7 @@ def _cards(found: dict[str, Footprint], room: int, gpu: str | None) -> str:
         rows = [["this machine", format_size(room), *verdicts(room)]]
         sizes = {name: usable_bytes(size << 20) for name, size in CARDS.items()}
         rows += [[name, format_size(size), *verdicts(size)] for name, size in sizes.items()]
-    return figures.table(["takes of", "usable", *found], rows)
+    return figures.table(["share of", "usable", *found], rows)
 
 
 def _share(share: float) -> str:
@@ -195,8 +197,8 @@ def _fit(recipe: Recipe, machine: Hardware, room: int, gpu: str | None, measure:
         print(f"does not fit {format_size(room)}: {what}, {format_size(peak)}")
     if found.next_larger:
         rows, peak = found.next_larger
-        print(f"does not fit {format_size(room)}: {rows} sequences a pass, {format_size(peak)}")
-    print(f"fits {gpu or 'this machine'}, with {format_size(room)} for tensors:")
+        print(f"does not fit {format_size(room)}: {rows} sequences per pass, {format_size(peak)}")
+    print(f"fits {gpu or 'this machine'}, which has {format_size(room)} for tensors:")
     print(found.flags)
 
 
@@ -217,18 +219,18 @@ def _draw(path: Path, recipe: Recipe, found: dict[str, Footprint], rows: int) ->
     from synthe_core.storage.atomic import write_file
 
     if recipe.model.head is not None:
-        raise InputError("an encoder keeps nothing of its text", "there is no memory against context to draw")
+        raise InputError("an encoder has no state", "--html needs a language model")
     other = chart.matched_transformer(recipe)
     charts = []
     if "serving" in found:
         many = "one sequence" if rows == 1 else f"{rows} sequences"
         curves = [chart.serving_curve(recipe, recipe.name, rows), chart.serving_curve(other, "transformer", rows)]
-        charts.append((f"To serve {many}: weights and state", curves))
+        charts.append((f"Serving {many}: weights and state", curves))
     if "training" in found:
         lengths = [n for n in chart.CONTEXTS if n <= 16_384]
         each = []
         for name, recipe_of in ((recipe.name, recipe), ("transformer", other)):
             estimate = Estimate(recipe_of, probe())
             each.append(chart.Curve(name, [(n, estimate.training(1, n, 1).peak) for n in lengths]))
-        charts.append(("To train on one sequence a pass", each))
-    write_file(path, chart.page(f"{recipe.name} and a transformer of as many parameters", charts))
+        charts.append(("Training, one sequence per pass", each))
+    write_file(path, chart.page(f"{recipe.name} and a transformer with the same number of parameters", charts))

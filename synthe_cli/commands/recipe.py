@@ -1,4 +1,4 @@
-"""`synthe recipe`: what a recipe means, whether it holds, and which keys there are."""
+"""`synthe recipe`: a recipe's sizes and cost, its validation, and the schema of recipes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption, RecipeArgument, SetOption, find_recipe, overrides
 from synthe_core.units import format_count, format_size
 
-app = typer.Typer(cls=Group, help="Show, check or describe recipes.", **SETTINGS)
+app = typer.Typer(cls=Group, help="Show, validate or describe recipes.", **SETTINGS)
 
 
 @app.command(
     cls=Command,
     short_help="Print a recipe in full, with its sizes and costs.",
     epilog="""\
-synthe recipe show tiny                                  every key, and what the model weighs
+synthe recipe show tiny                                  every key, and the size of the model
 synthe recipe show recipes/60m.yaml --set model.width=768
 synthe recipe show tiny > mine.yaml                      a recipe to start from
 synthe recipe show 60m --json | jq .parameters.total""",
@@ -26,27 +26,27 @@ synthe recipe show 60m --json | jq .parameters.total""",
 def show(recipe: RecipeArgument, assign: SetOption = None, as_json: JsonOption = False) -> None:
     """Print a recipe with every key resolved, and its parameters, state and cost as comments above.
 
-    State is what one sequence costs in memory while it is read or written; FLOPs are those of a forward pass.
+    State is the memory of one sequence during inference. FLOPs per token are given for the forward pass and training.
     """
     from synthe_core.recipe.accounting import account
     from synthe_core.recipe.schema import Recipe
 
     loaded = Recipe.load(find_recipe(recipe), overrides(None, assign))
-    found = account(loaded)
+    cost = account(loaded)
     if as_json:
-        print(json.dumps({"recipe": loaded.model_dump(mode="json"), "digest": loaded.digest(), **found.as_dict()}))
+        print(json.dumps({"recipe": loaded.model_dump(mode="json"), "digest": loaded.digest(), **cost.as_dict()}))
         return
-    total = found.parameters
+    total = cost.parameters
     lines = [f"{loaded.name}  {loaded.digest()}", f"parameters          {format_count(total)} ({total:,})"]
-    if found.active_parameters != total:
-        active = found.active_parameters
-        lines += [f"  met by one token  {format_count(active):>6}  {active / total:5.1%}"]
-    lines += [f"  {name:<18}{format_count(n):>6}  {n / total:5.1%}" for name, n in found.by_learner.items()]
+    if cost.active_parameters != total:
+        active = cost.active_parameters
+        lines += [f"  active per token  {format_count(active):>6}  {active / total:5.1%}"]
+    lines += [f"  {name:<18}{format_count(n):>6}  {n / total:5.1%}" for name, n in cost.by_learner.items()]
     lines += [
-        f"state per sequence  {_growth(found.state_bytes)}",
-        f"FLOPs per token     {format_count(found.flops)} forward, {format_count(3 * found.flops)} in training, "
-        f"at {found.sequence} tokens",
-        f"vocabulary          {found.vocabulary}",
+        f"state per sequence  {_growth(cost.state_bytes)}",
+        f"FLOPs per token     {format_count(cost.flops)} forward, {format_count(3 * cost.flops)} in training, "
+        f"at {cost.sequence} tokens",
+        f"vocabulary          {cost.vocabulary}",
     ]
     print("\n".join(f"# {line}" for line in lines))
     print(loaded.to_yaml(), end="")
@@ -54,15 +54,15 @@ def show(recipe: RecipeArgument, assign: SetOption = None, as_json: JsonOption =
 
 @app.command(
     cls=Command,
-    short_help="Check a recipe; exit code 2 says no.",
+    short_help="Check a recipe; exit code 2 if it is invalid.",
     epilog="""\
 synthe recipe validate mine.yaml
 synthe recipe validate mine.yaml && synthe train mine.yaml""",
 )
 def validate(recipe: RecipeArgument, assign: SetOption = None) -> None:
-    """Check a recipe without training: keys, types, names of learners, and whether the sizes go together.
+    """Check a recipe without training: keys, types, names of learners, and whether the sizes match.
 
-    Prints one line and exits with 0, or says what is wrong and where, and exits with 2.
+    Prints one line and exits with 0, or reports the invalid key and exits with 2.
     """
     from synthe_core.data.corpora import open_source
     from synthe_core.recipe.accounting import account
@@ -71,7 +71,9 @@ def validate(recipe: RecipeArgument, assign: SetOption = None) -> None:
     path = find_recipe(recipe)
     loaded = Recipe.load(path, overrides(None, assign))
     for source in loaded.data.sources:
-        open_source(source.source, source.field or loaded.data.field)  # is there such a one? the hub is not asked
+        open_source(
+            source.source, source.field or loaded.data.field
+        )  # raises if it does not exist; makes no request to the hub
     print(f"{path}: valid, {format_count(account(loaded).parameters)} parameters")
 
 
@@ -79,23 +81,23 @@ def validate(recipe: RecipeArgument, assign: SetOption = None) -> None:
     cls=Command,
     short_help="Print the JSON Schema of recipes.",
     epilog="""\
-synthe recipe schema > recipe.schema.json                for an editor that completes and checks YAML
+synthe recipe schema > recipe.schema.json                for completion and checks in an editor
 synthe recipe schema delta                               the keys of one learner""",
 )
 def schema(
-    learner: Annotated[str | None, typer.Argument(metavar="[LEARNER]", help="Only this learner's keys.")] = None,
+    learner: Annotated[str | None, typer.Argument(metavar="[LEARNER]", help="Only the keys of this learner.")] = None,
 ) -> None:
     """Print the JSON Schema of recipes: every key, its type, default and meaning."""
     from synthe_core.layers import LAYERS
     from synthe_core.recipe.schema import Recipe
 
-    described = LAYERS[learner].Config if learner else Recipe
-    print(json.dumps(described.model_json_schema(), indent=2))
+    config = LAYERS[learner].Config if learner else Recipe
+    print(json.dumps(config.model_json_schema(), indent=2))
 
 
 def _growth(state_bytes: dict[int, int]) -> str:
     if not any(state_bytes.values()):
         return "none"
     if len(set(state_bytes.values())) == 1:
-        return f"{format_size(next(iter(state_bytes.values())))}, however long the text"
+        return f"{format_size(next(iter(state_bytes.values())))} at any length"
     return ", ".join(f"{format_size(size)} after {tokens:,}" for tokens, size in state_bytes.items()) + " tokens"

@@ -31,13 +31,13 @@ app = typer.Typer(**SETTINGS)
     epilog="""\
 synthe train recipes/tiny.yaml                                   three minutes on this machine, no download
 synthe train recipes/tiny.yaml --data my.txt --out runs/mine     on your own text
-synthe train tiny --set train.lr=1e-3 --set train.budget=3m      any key that `synthe recipe show tiny` shows
-synthe train tiny --set model.block.0.type=delta                 another learner in the first place of the block
-synthe train runs/mine --resume                                  go on after Ctrl-C, a crash or a lost machine
-synthe train --init runs/tiny --data letters.txt                 fine-tune what another run has learned
-synthe train --init runs/tiny --data letters.txt --lora rank=16  the same as a small adapter; runs/tiny stays as it is
+synthe train tiny --set train.lr=1e-3 --set train.budget=3m      override any key of `synthe recipe show tiny`
+synthe train tiny --set model.block.0.type=delta                 another learner in the first position of the block
+synthe train runs/mine --resume                                  resume after Ctrl-C or a crash
+synthe train --init runs/tiny --data letters.txt                 fine-tune another run
+synthe train --init runs/tiny --data letters.txt --lora rank=16  train an adapter; runs/tiny is not changed
 synthe train --init runs/tiny --data letters.txt --lora rank=8,targets=delta,mlp,alpha=16
-synthe train tiny | synthe generate - --prompt "import "         and then write with it
+synthe train tiny | synthe generate - --prompt "import "         then generate text
 synthe train recipes/60m.yaml --json | jq -c 'select(.event == "metric")'
 """,
 )
@@ -46,7 +46,7 @@ def train(
         str | None,
         typer.Argument(
             metavar="[RECIPE_OR_RUN]",
-            help="A recipe file, a shipped recipe's name, or a run's folder; with --init, by default the checkpoint's.",
+            help="A recipe file, a shipped recipe or a run folder. Default with --init: the checkpoint's recipe.",
             autocompletion=complete_recipe,
         ),
     ] = None,
@@ -54,29 +54,31 @@ def train(
     assign: SetOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help="The run's folder; by default runs/NAME, or the next that is free."
-        ),
+        typer.Option("--out", "-o", metavar="DIR", help="The run folder. Default: runs/NAME, numbered if it exists."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the run's newest checkpoint.")] = False,
     init: Annotated[
         str | None,
-        typer.Option("--init", metavar="CHECKPOINT", help="Begin with this checkpoint's weights; - reads its path."),
+        typer.Option(
+            "--init",
+            metavar="CHECKPOINT",
+            help="Start from the weights of this checkpoint. - reads its path from stdin.",
+        ),
     ] = None,
     adapter: Annotated[
         str | None,
         typer.Option(
             "--lora",
             metavar="KEY=VALUE,...",
-            help="Train an adapter of the checkpoint instead of its weights: rank, alpha, dropout, rslora, targets.",
+            help="Train a LoRA adapter with these settings: rank, alpha, dropout, rslora, targets.",
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the model of a recipe, and print the path of its run.
+    """Train the model of a recipe, and print the path of the run.
 
-    Progress goes to stderr; metrics.jsonl in the run's folder holds every figure. Ctrl-C saves and stops; --resume
-    goes on as if nothing had happened.
+    Progress goes to stderr; metrics.jsonl in the run folder has every metric. Ctrl-C saves a checkpoint and stops, and
+    --resume continues from it with identical results.
     """
     changes = overrides(data, [*([lora(adapter)] if adapter else []), *(assign or [])])
     path = find_recipe(recipe) if recipe else None
@@ -91,9 +93,7 @@ def train(
     elif first is not None:
         loaded = recipe_from_checkpoint(first, changes)
     else:
-        raise InputError(
-            "which recipe is to be trained?", "name one, as recipes/tiny.yaml, or --init RUN to go on from"
-        )
+        raise InputError("no recipe given", "name one, as recipes/tiny.yaml, or start from a run with --init RUN")
     folder = out or (path if resume and path and path.is_dir() else None)
     with choose_renderer(as_json) as shown, stop_on_signal() as stop:
         for result in results(verb(loaded, out=folder, resume=resume, init=first, stop=stop), shown.show):

@@ -1,4 +1,4 @@
-"""`synthe unpack`: the members of a .synapse file into a folder."""
+"""`synthe unpack`: a .synapse file into a folder."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ app = typer.Typer(**SETTINGS)
     cls=Command,
     epilog="""\
 synthe unpack synthe-60m.synapse                           to synthe-60m/
-synthe unpack synthe-60m.synapse -o runs/copy --only model   an ordinary checkpoint, to train from
-synthe unpack team.synapse -o lora --only adapters         PEFT's folders
+synthe unpack synthe-60m.synapse -o runs/copy --only model   a checkpoint that you can train
+synthe unpack team.synapse -o lora --only adapters         folders in PEFT's format
 synthe hub pull ORG/NAME | synthe unpack - -o mine""",
 )
 def unpack(
     file: CheckpointArgument,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="The folder; by default the file's name.")
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="The folder. Default: the file's name.")
     ] = None,
-    only: Annotated[str | None, typer.Option("--only", metavar="PART", help="model, adapters or knowledge.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="PART", help="Unpack only model, adapters or knowledge.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write what a file carries into a folder, every member as it was packed, and print the folder's path.
+    """Unpack every member of a file into a folder, and print the folder's path.
 
-    Nothing is written before every member has been checked. The folder can be used, verified and packed again.
+    All members are checked before the first is written. You can use, verify and pack the folder again.
     """
     path = find_checkpoint(file)
 

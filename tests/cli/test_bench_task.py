@@ -260,7 +260,7 @@ def test_a_learning_rate_that_diverges_leaves_the_others(synthe: Run) -> None:
         (["mqar", "--fail-undr", "0.5"], "unknown option '--fail-undr'", "did you mean '--fail-under'?"),
         (["mqar", "--set", "learner.beta_range=3"], "learner.beta_range", "lists every key"),
         (["mqar", "--sweep", "width=1.5"], "1.5 is not a whole number", ""),
-        (["mqar", "--csv", "missing/table.csv"], "no such folder: 'missing'", "make it first"),
+        (["mqar", "--csv", "missing/table.csv"], "no such folder: 'missing'", "create it first"),
         (["mqar", "--set", "learner.head=3"], "unknown key of delta 'head'", "did you mean 'heads'?"),
         (["mqar", "--set", "heads=3"], "--set heads: expected learner.KEY or task.KEY", "learner.heads=4"),
         (["mqar", "--preset", "quik"], "unknown preset 'quik'", "did you mean 'quick'?"),

@@ -159,8 +159,8 @@ def test_a_model_without_a_template_goes_on_with_the_text(synthe: Run, writer: P
         ("/set temprature 1", "unknown setting 'temprature'", "did you mean 'temperature'?"),
         ("/set temperature hot", "temperature: ", None),
         ("/set temperature -1", "temperature: ", None),
-        ("/set tokens none", "tokens is a whole number, not none", None),
-        ("/save", "/save wants one name", None),
+        ("/set tokens none", "tokens must be a whole number, not none", None),
+        ("/save", "/save needs one name", None),
         ("/save evening", "there is nothing to keep yet", None),
         ("/load evening", "no conversation is kept here yet", None),
         ("hello\n/save ../../etc", "invalid session name", None),
@@ -176,10 +176,10 @@ def test_what_cannot_be_is_one_line(synthe: Run, talker: Path, lines: str, messa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "there is no model to talk with"),
+        ([], "no model given"),
         (["--url", "http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
         (["--url", "http://"], "http:// is no address of a server"),
-        (["--url", "http://127.0.0.1:9", "--device", "cpu"], "the server's to choose"),
+        (["--url", "http://127.0.0.1:9", "--device", "cpu"], "do not apply to a server"),
         (["nowhere"], "nowhere"),
     ],
 )
@@ -231,11 +231,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Callable[..., Ter
     chat.write("hello\n")
     chat.until("hello\r\n.")  # the answer has begun
     chat.write("\x03")
-    chat.until("tokens/s.*stopped")
+    chat.until("tok/s.*stopped")
     chat.write("/set tokens 4\n")
     chat.until("tokens 4")
     chat.write("go on\n")
-    assert "known" in chat.until(r"4 tokens  .*\n")
+    assert "cached" in chat.until(r"4 tokens  .*\n")
     chat.write("/hepl\n")
     chat.until("did you mean '/help'")
     chat.until("> ")

@@ -76,10 +76,10 @@ def test_failures_exit_with_one_and_keep_the_rest(synthe, checkpoint, tasks):
         (["lm", "{path}"], "nothing to evaluate"),
         (["lm", "{path}", "--tasks", "arc_eazy"], "did you mean 'arc_easy'?"),
         (["lm", "{path}", "--suite", "zeroshot"], "did you mean 'zero-shot'?"),
-        (["lm", "{path}", "--tasks", "rivers", "--limit", "1.5"], "--limit 1.5 is no number of questions"),
+        (["lm", "{path}", "--tasks", "rivers", "--limit", "1.5"], "--limit 1.5 is not valid"),
         (["lm", "{path}", "--tasks", "rivers", "--metadata", "7"], "expected a mapping"),
         (["lm", "{path}", "--tasks", "rivers", "--prefix", "bos"], "unknown prefix 'bos'"),
-        (["lm", "-", "-", "--tasks", "rivers"], "- can be read once"),
+        (["lm", "-", "-", "--tasks", "rivers"], "- can be used once"),
         (["lm", "{path}", "--taks", "rivers"], "did you mean '--tasks'?"),
         (["perplexity", "{path}", "--context", "2x"], "'2x' is not a number of tokens"),
         (["list", "zzzz"], "unknown task 'zzzz'"),
@@ -107,7 +107,7 @@ def test_perplexity(synthe, checkpoint, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "2,048 tokens (2 KiB) in windows of 2,048, 1 of them; trained on sequences of 32"
-    assert lines[2].split() == ["context", "bits/byte", "perplexity", "places", "there"]
+    assert lines[2].split() == ["context", "bits/byte", "perplexity", "positions", "there"]
     assert [line.split()[0] for line in lines[3:]] == ["64", "1,024", "2,048"]
     done = synthe("eval", "perplexity", checkpoint, "--data", book, "--context", "64", "--device", "cpu", "--json")
     assert json.loads(done.stdout.splitlines()[-1])["values"]["contexts"][0]["context"] == 64

@@ -58,9 +58,9 @@ def test_a_checkpoint_comes_from_the_verb_before(synthe: Run, checkpoint: Path) 
 @pytest.mark.parametrize(
     ("stdin", "message"),
     [
-        ("", "- found no checkpoint's path on stdin"),
-        ("\n\n", "- found no checkpoint's path on stdin"),
-        ('{"event": "notice"}\n', "- found JSON without a path on stdin"),
+        ("", "no checkpoint path on stdin"),
+        ("\n\n", "no checkpoint path on stdin"),
+        ('{"event": "notice"}\n', "the JSON on stdin has no path"),
         ("no/such/run\n", "no such checkpoint: no/such/run"),
     ],
 )

@@ -48,7 +48,7 @@ def test_a_file_and_stdin_are_texts(synthe: Run, checkpoint: Path, tmp_path: Pat
 def test_two_models_are_compared(synthe: Run, checkpoint: Path) -> None:
     shown = synthe("introspect", checkpoint, "-t", TEXT, "--diff", checkpoint)
     assert shown.exit_code == 0
-    assert "bits less" in shown.stdout
+    assert "bits saved" in shown.stdout
     assert "apart by token" in shown.stdout
 
 
@@ -73,10 +73,10 @@ def test_every_name_is_documented(synthe: Run) -> None:
         (["--text", "x", "--layers", "0-9"], "the model has blocks 0 to 0"),
         (["--text", "x", "--what", "gate"], "unknown group of figures 'gate'"),
         (["--text", "x", "--token", "5"], "there is no token 5"),
-        (["--text", "x", "--file", "y"], "--text and --file are both given"),
+        (["--text", "x", "--file", "y"], "--text and --file exclude each other"),
         (["--file", "no/such/file"], "no such file"),
         (["--text", "x", "--html", "no/such/folder/x.html"], "no such folder"),
-        (["--text", "x", "--watch", "--json"], "--watch shows the text as it streams"),
+        (["--text", "x", "--watch", "--json"], "--watch cannot be combined with other views"),
         (["--text", "x", "--diff", "no/such/run"], "no such checkpoint"),
     ],
 )
@@ -89,7 +89,7 @@ def test_what_cannot_be_done_is_one_line(synthe: Run, checkpoint: Path, argument
 
 def test_no_model_is_asked_for(synthe: Run) -> None:
     shown = synthe("introspect")
-    assert (shown.exit_code, shown.stderr.splitlines()[0]) == (2, "error: which model? CHECKPOINT is missing")
+    assert (shown.exit_code, shown.stderr.splitlines()[0]) == (2, "error: CHECKPOINT is missing")
 
 
 def test_bytes_are_no_text(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:

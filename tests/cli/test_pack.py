@@ -38,7 +38,7 @@ def test_packed_generated_from_and_unpacked(synthe: Run, checkpoint: Path) -> No
 def test_what_people_read(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
     private, public = write_keys(tmp_path)
     synthe("pack", checkpoint, "-o", "a.synapse", "--license", "mit")
-    assert synthe("pack", "verify", "a.synapse").stdout.startswith("unsigned: 5 members as they were packed")
+    assert synthe("pack", "verify", "a.synapse").stdout.startswith("unsigned: 5 members are unchanged")
     assert synthe("pack", "sign", "a.synapse", "--key", private).stdout == "a.synapse\n"
     said = synthe("pack", "verify", "a.synapse", "--key", public)
     assert said.exit_code == 0 and said.stdout.startswith("signed by SHA256:")
@@ -75,7 +75,7 @@ def test_quantised_from_the_command_line(synthe: Run, checkpoint: Path, monkeypa
     assert abs(quantization["loss"]["after"] - quantization["loss"]["before"]) < 0.01
     assert quantization["loss"]["tokens"] == 64
     assert synthe("generate", "q.synapse", "-n", "4").exit_code == 0
-    assert "its cost" in synthe("pack", "inspect", "q.synapse").stdout
+    assert "its loss" in synthe("pack", "inspect", "q.synapse").stdout
     said = synthe("pack", "q.synapse", "-o", "r.synapse", "--quantize", "int4")
     assert said.exit_code == 2 and "is quantised already" in said.stderr
 

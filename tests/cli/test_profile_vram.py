@@ -54,7 +54,7 @@ def test_a_real_step_stands_beside(synthe: Run, recipe: Path) -> None:
     [
         (["--gpu", "9XYZ"], "--gpu 9XYZ: no such card"),
         (["--html", "no/such/folder/x.html"], "no such folder"),
-        (["--snapshot", "x.pickle"], "--snapshot is of a measured step"),
+        (["--snapshot", "x.pickle"], "--snapshot needs --measure"),
         (["--set", "model.width=0"], "width"),
     ],
 )
