@@ -23,7 +23,7 @@ def test_a_table_and_a_picture(synthe, checkpoint, text, tmp_path):
     lines = done.stdout.splitlines()
     assert lines[-1] == str(plot) and plot.read_text().startswith("<svg")
     assert lines[0].startswith("800 held-out tokens, ")
-    assert lines[2].split() == ["score", "ECE", "AUROC", "AURC", "wrong", "in", "top", "half"]
+    assert lines[2].split() == ["score", "ECE", "AUROC", "AURC", "errors", "in", "top", "half"]
     assert lines[3].startswith("max-softmax")
     assert "no calibrated head" in done.stderr
 

@@ -49,7 +49,7 @@ def test_two_models_are_compared(synthe: Run, checkpoint: Path) -> None:
     shown = synthe("introspect", checkpoint, "-t", TEXT, "--diff", checkpoint)
     assert shown.exit_code == 0
     assert "bits saved" in shown.stdout
-    assert "apart by token" in shown.stdout
+    assert "difference per token" in shown.stdout
 
 
 def test_watching_off_a_terminal_is_lines(synthe: Run, checkpoint: Path) -> None:

@@ -74,8 +74,8 @@ def test_a_model_is_trained_further_with_its_own_recipe(synthe: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train"], ["which recipe", "--init"]),
-        (["train", "--lora", "rank=2", "--data", "texts"], ["which recipe"]),
+        (["train"], ["no recipe given", "--init"]),
+        (["train", "--lora", "rank=2", "--data", "texts"], ["no recipe given"]),
         (["train", "small.yaml", "--lora", "rank=2"], ["needs a model to adapt", "--init"]),
         ([*BEGIN, "--lora", "8"], ["--lora 8: expected key=value", "rank=16"]),
         ([*BEGIN, "--lora", "rank=0"], ["train.lora.rank", "greater than or equal to 1"]),
