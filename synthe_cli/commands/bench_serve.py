@@ -21,7 +21,7 @@ from synthe_core.errors import Interrupted, WorkError
 from synthe_core.events import results
 
 if TYPE_CHECKING:
-    from synthe_core.benchmarks.load_test.request import Answer
+    from synthe_core.benchmarks.load_test.request import RequestResult
 
 EXAMPLES = """\
 synthe bench serve --clients 64 --requests 500                     a server on this machine
@@ -83,9 +83,9 @@ def serve(
     Works with any OpenAI-compatible server. A request that is turned away (429) is sent again when the server said; the
     wait counts. Times of requests that fail are left out, and the exit code is 1. Ctrl-C shows what was measured.
     """
-    from synthe_core.benchmarks.load_test.run import Load, load
+    from synthe_core.benchmarks.load_test.run import LoadTest, run_load_test
 
-    asked = Load(
+    asked = LoadTest(
         url=url,
         requests=requests,
         clients=clients or (None if rate is not None else 8),
@@ -105,7 +105,7 @@ def serve(
         timeout=timeout,
     )
     with choose_renderer(as_json) as shown, stop_on_signal("what was measured so far is shown") as stop:
-        for result in results(load(asked, stop), shown.show):
+        for result in results(run_load_test(asked, stop), shown.show):
             answers: Any = result.values.pop("answers")
             shown.close()
             if as_json:
@@ -192,7 +192,7 @@ def latency(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
 
 
-def spread(answers: Sequence[Answer]) -> str:
+def spread(answers: Sequence[RequestResult]) -> str:
     """Bars of how often which time was seen."""
     from synthe_core.benchmarks.load_test.figures import first_tokens, gaps
 

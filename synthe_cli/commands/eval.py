@@ -90,4 +90,4 @@ def _table(values: dict[str, Any]) -> str:
     right = values["accuracy"]
     title = f"{values['tokens']:,} held-out tokens, {right:.1%} correct; AURC of a random score is "
     title += f"{1 - right:.4f}, of an ideal score {values['ideal_aurc']:.4f}"
-    return f"{title}\n\n" + figures.table(["score", "ECE", "AUROC", "AURC", "wrong in top half"], rows)
+    return f"{title}\n\n" + figures.table(["score", "ECE", "AUROC", "AURC", "errors in top half"], rows)

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from synthe_core.benchmarks.load_test.run import Load, load
+from synthe_core.benchmarks.load_test.run import LoadTest, run_load_test
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api.server import Server, allow_connections
@@ -218,7 +218,9 @@ def stalled(server: Server, count: int) -> list[socket.socket]:
 def _others_are_answered(server: Server, count: int) -> None:
     socks = stalled(server, count)
     try:
-        *_, last = load(Load(server.url, clients=4, requests=12, prompt_tokens=8, output_tokens=4, timeout=PATIENT))
+        *_, last = run_load_test(
+            LoadTest(server.url, clients=4, requests=12, prompt_tokens=8, output_tokens=4, timeout=PATIENT)
+        )
         found = last.values  # type: ignore[attr-defined]
         assert (found["answered"], found["errors"]) == (12, {})
     finally:

@@ -134,7 +134,7 @@ def test_html_from_a_model_is_text(page: Browser) -> None:
     assert page.do("document.querySelector('#log').querySelectorAll('img, script, i, b').length") == 0
     page.hover(".turn.assistant .t")
     page.wait("!document.querySelector('#tip').hidden")
-    button(page, "Look inside")
+    button(page, "Inspect")
     page.wait("document.querySelector('.grid canvas')")
     assert page.do("document.querySelector('#log').querySelectorAll('img, script, i').length") == 0
     page.do("document.querySelector('#sessions .open').innerHTML.includes('<img') && (window.hit = 3)")
@@ -196,7 +196,7 @@ def test_a_conversation_is_there_after_a_reload(page: Browser, server: Server, e
     page.open(server.url)
     page.wait("document.querySelector('#sessions .open')")
     page.click("#sessions .open")
-    page.wait("document.body.innerText.includes('The server remembers this conversation')")
+    page.wait("document.body.innerText.includes('The server has the state of this conversation')")
     say(page, "still there")
     assert len(page.do(TEXT)) == 1
 
@@ -221,7 +221,7 @@ def test_confidence_is_a_colour_that_can_be_switched_off(page: Browser) -> None:
 
 def test_the_layers_of_the_last_answer(page: Browser) -> None:
     say(page, "hello")
-    button(page, "Look inside")
+    button(page, "Inspect")
     page.wait("document.querySelector('.grid canvas')")
     groups = page.do("[...document.querySelectorAll('.tabs button')].map(b => b.textContent)")
     assert {"Gates", "Memory", "Confidence"} <= set(groups)
@@ -256,7 +256,7 @@ def test_nothing_is_wider_than_a_phone(page: Browser, server: Server) -> None:
     assert page.do(fits)
     say(page, "hello " + "longwordwithoutanyspace" * 10)
     assert page.do(fits)
-    button(page, "Look inside")
+    button(page, "Inspect")
     page.wait("document.querySelector('.grid canvas')")
     assert page.do(fits)
     for pane in ("list", "rail", "talk"):
@@ -306,7 +306,7 @@ def test_a_server_that_does_not_answer(page: Browser) -> None:
     page.call("Network.setBlockedURLs", urls=["*/v1/*", "*/api/*"])
     say(page, "hello", wait=False)
     page.wait("document.querySelector('div.bad')")
-    assert "does not answer" in page.do("document.querySelector('div.bad').textContent")
+    assert "does not respond" in page.do("document.querySelector('div.bad').textContent")
     page.wait("document.querySelector('#pulse').dataset.state === 'off'")
     page.call("Network.setBlockedURLs", urls=[])
     button(page, "Try again")

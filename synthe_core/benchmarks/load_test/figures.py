@@ -1,4 +1,4 @@
-"""Figures of a load test: what its clients saw."""
+"""Figures of a load test."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from synthe_core.benchmarks.load_test.request import Answer
+from synthe_core.benchmarks.load_test.request import RequestResult
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """The least value that at least the share `q` of all values do not exceed; NaN of none."""
+    """The smallest value that at least the share `q` of all values do not exceed; NaN if there are none."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)] if ordered else math.nan
 
 
-def figures(answers: Sequence[Answer], seconds: float, turns: int) -> dict[str, Any]:
-    """Times in seconds. Those of requests that failed are left out, and so are their tokens."""
+def figures(answers: Sequence[RequestResult], seconds: float, turns: int) -> dict[str, Any]:
+    """The figures of all results. Times are in seconds. Failed requests and their tokens are not included."""
     good = [answer for answer in answers if answer.error is None]
     prompt, cached, written = (sum(getattr(a, key) for a in good) for key in ("prompt", "cached", "written"))
     firsts = first_tokens(good)
@@ -44,15 +44,15 @@ def figures(answers: Sequence[Answer], seconds: float, turns: int) -> dict[str, 
     return found
 
 
-def first_tokens(answers: Sequence[Answer]) -> list[float]:
+def first_tokens(answers: Sequence[RequestResult]) -> list[float]:
     return [answer.first - answer.sent for answer in answers if answer.first is not None]
 
 
-def gaps(answers: Sequence[Answer]) -> list[float]:
+def gaps(answers: Sequence[RequestResult]) -> list[float]:
     return [gap for answer in answers for gap in answer.gaps]
 
 
-def per_client(answers: Sequence[Answer]) -> dict[str, float]:
+def per_client(answers: Sequence[RequestResult]) -> dict[str, float]:
     """Output tokens a second that each client got while it waited for answers: whether all were treated alike."""
     tokens: Counter[int] = Counter()
     waited: Counter[int] = Counter()
@@ -68,7 +68,7 @@ def per_client(answers: Sequence[Answer]) -> dict[str, float]:
     }
 
 
-def _turn(turn: int, answers: Sequence[Answer]) -> dict[str, float]:
+def _turn(turn: int, answers: Sequence[RequestResult]) -> dict[str, float]:
     """The mean of each conversation's request number `turn`, and its times."""
     of = [answer for answer in answers if answer.turn == turn]
     count = max(1, len(of))

@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible server, streamed, with the times at which its parts came."""
+"""One streamed request to an OpenAI-compatible server, and the times of its parts."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from typing import Any
 
 import httpx
 
-TURNED_AWAY = 429
-GIVEN_UP = "given up"
-PATIENCE = 60.0  # seconds that a server may ask to be left alone for
+TOO_MANY_REQUESTS = 429
+CANCELLED = "cancelled"
+MAX_RETRY_AFTER = 60.0  # seconds
 
 
 @dataclass
-class Answer:
-    """What became of one request. Times are of `time.perf_counter`; `error` is None where all went well.
+class RequestResult:
+    """The result of one request. Times are of `time.perf_counter`; `error` is None if it succeeded.
 
     gaps:        seconds between one piece of text and the next.
-    turned_away: how often the server was too busy; the request was sent again when it said so, and its time runs from
-                 the first attempt.
-    tokens:      the tokens by name, where the request asked for logprobs.
+    turned_away: number of 429 responses. The request was sent again after each; its time runs from the first attempt.
+    tokens:      the tokens as text, if the request asked for logprobs.
     """
 
     client: int
@@ -36,7 +35,7 @@ class Answer:
     prompt: int = 0
     cached: int = 0
     written: int = 0
-    told_usage: bool = False
+    has_usage: bool = False
     text: str = ""
     tokens: list[str] = field(default_factory=list)
     reason: str | None = None
@@ -49,96 +48,96 @@ class Answer:
         return self.ended - self.sent
 
     @property
-    def said(self) -> tuple[str, str | None, list[str]]:
-        """By which two answers are compared."""
+    def output(self) -> tuple[str, str | None, list[str]]:
+        """The part by which two results are compared."""
         return self.text, self.reason, self.tokens
 
 
 class Failure(Exception):
-    """A request that failed: `kind` groups those that failed alike, `message` is what the server said."""
+    """A failed request: `kind` groups equal failures, `message` is the server's."""
 
     def __init__(self, kind: str, message: str = "") -> None:
         super().__init__(kind)
         self.kind, self.message = kind, " ".join(message.split())[:200]
 
 
-async def ask(http: httpx.AsyncClient, path: str, answer: Answer) -> None:
-    """Sends `answer.body` and fills in the rest; never raises for what a server does."""
-    answer.sent = time.perf_counter()
+async def send(http: httpx.AsyncClient, path: str, result: RequestResult) -> None:
+    """Sends `result.body` and fills in the other fields. Errors of the server are stored, not raised."""
+    result.sent = time.perf_counter()
     try:
-        while (wait := await _once(http, path, answer)) is not None:
-            answer.turned_away += 1
+        while (wait := await _once(http, path, result)) is not None:
+            result.turned_away += 1
             await asyncio.sleep(wait)
     except Failure as failure:
-        answer.error, answer.message = failure.kind, failure.message
+        result.error, result.message = failure.kind, failure.message
     except httpx.TimeoutException:
-        answer.error = "timeout"
+        result.error = "timeout"
     except httpx.ConnectError as error:
-        answer.error, answer.message = "not reached", str(error)
+        result.error, result.message = "not reached", str(error)
     except httpx.HTTPError as error:
-        answer.error, answer.message = "cut off", str(error) or type(error).__name__
+        result.error, result.message = "cut off", str(error) or type(error).__name__
     except asyncio.CancelledError:
-        answer.error = GIVEN_UP
+        result.error = CANCELLED
         raise
     finally:
-        answer.ended = time.perf_counter()
+        result.ended = time.perf_counter()
 
 
-async def _once(http: httpx.AsyncClient, path: str, answer: Answer) -> float | None:
-    """One attempt; the seconds to wait before another where the server has no room now."""
-    async with http.stream("POST", path, json=answer.body) as response:
-        if response.status_code == TURNED_AWAY:
+async def _once(http: httpx.AsyncClient, path: str, result: RequestResult) -> float | None:
+    """One attempt. Returns the seconds to wait before the next one after a 429."""
+    async with http.stream("POST", path, json=result.body) as response:
+        if response.status_code == TOO_MANY_REQUESTS:
             await response.aread()
             return _retry_after(response)
         if response.status_code != 200:
-            raise Failure(f"HTTP {response.status_code}", told(await response.aread()))
+            raise Failure(f"HTTP {response.status_code}", error_message(await response.aread()))
         ended = False
         async for data in _events(response):
             ended = data == "[DONE]"
             if not ended:
-                _take(answer, data)
-    if not ended and answer.reason is None:
-        raise Failure("cut off", "the stream ended before the answer did")
+                _add_chunk(result, data)
+    if not ended and result.reason is None:
+        raise Failure("cut off", "the stream ended early")
     return None
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[str]:
-    """What comes after `data:`, of a stream of server-sent events."""
+    """The data of every server-sent event."""
     async for line in response.aiter_lines():
         if line.startswith("data:"):
             yield line[5:].strip()
 
 
-def _take(answer: Answer, data: str) -> None:
-    """A piece of the answer, or the counts at its end."""
+def _add_chunk(result: RequestResult, data: str) -> None:
+    """Adds a chunk: new text, or the token counts at the end."""
     now = time.perf_counter()
     try:
         piece = json.loads(data)
         if "error" in piece:
-            raise Failure("error in the stream", told(data.encode()))
+            raise Failure("error in the stream", error_message(data.encode()))
         choices = piece.get("choices") or [{}]
-        text, names, reason = _said(choices[0])
+        text, names, reason = _parse_choice(choices[0])
         usage = piece.get("usage")
     except (ValueError, AttributeError, TypeError, KeyError, LookupError):
         raise Failure("malformed", data) from None
     if text or names:
-        if answer.first is None:
-            answer.first = now
+        if result.first is None:
+            result.first = now
         else:
-            answer.gaps.append(now - answer.ended)
-        answer.ended = now
-        answer.text += text
-        answer.tokens += names
-        answer.written += 0 if answer.told_usage else 1
-    answer.reason = reason or answer.reason
+            result.gaps.append(now - result.ended)
+        result.ended = now
+        result.text += text
+        result.tokens += names
+        result.written += 0 if result.has_usage else 1
+    result.reason = reason or result.reason
     if isinstance(usage, dict):
-        answer.told_usage = True
-        answer.prompt, answer.written = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
-        answer.cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        result.has_usage = True
+        result.prompt, result.written = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
+        result.cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
 
 
-def _said(choice: dict[str, Any]) -> tuple[str, list[str], str | None]:
-    """The text of a piece, the names of its tokens where they are told, and why the answer ends if it does."""
+def _parse_choice(choice: dict[str, Any]) -> tuple[str, list[str], str | None]:
+    """The text of a chunk, its tokens if they are returned, and the finish reason."""
     delta = choice.get("delta") or {}
     text = choice.get("text") or delta.get("content") or delta.get("reasoning_content") or ""
     logprobs = choice.get("logprobs") or {}
@@ -146,8 +145,8 @@ def _said(choice: dict[str, Any]) -> tuple[str, list[str], str | None]:
     return text, names, choice.get("finish_reason")
 
 
-def told(content: bytes) -> str:
-    """The message of an error in OpenAI's shape, or whatever else was said."""
+def error_message(content: bytes) -> str:
+    """The message of an error in OpenAI's format, or the start of the response."""
     try:
         error = json.loads(content)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
@@ -157,6 +156,6 @@ def told(content: bytes) -> str:
 
 def _retry_after(response: httpx.Response) -> float:
     try:
-        return min(PATIENCE, max(0.05, float(response.headers.get("retry-after", 1))))
+        return min(MAX_RETRY_AFTER, max(0.05, float(response.headers.get("retry-after", 1))))
     except ValueError:
         return 1.0

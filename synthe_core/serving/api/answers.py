@@ -1,4 +1,4 @@
-"""From deltas to HTTP: a stream of events as they come, or one JSON object at the end."""
+"""HTTP responses: a stream of events, or one JSON object at the end."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from starlette.types import Receive, Scope, Send
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api import bodies
 from synthe_core.serving.api.context import Call
-from synthe_core.serving.api.writing import Delta, Work
+from synthe_core.serving.api.writing import CompletionJob, OutputDelta
 
 DONE = "[DONE]"
 
 
-class Answer(ABC):
-    """How one kind of request is answered: the shape of a chunk, and of a choice that is whole."""
+class ResponseFormat(ABC):
+    """The format of one kind of response: a chunk of a stream, and a complete choice."""
 
     prefix: str
     whole_kind: str
     chunk_kind: str
 
-    def __init__(self, body: bodies.Writing, served: LoadedModel) -> None:
+    def __init__(self, body: bodies.GenerationBody, served: LoadedModel) -> None:
         self.body, self.served = body, served
         self.head = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
@@ -40,56 +40,56 @@ class Answer(ABC):
 
     @abstractmethod
     def opening(self, index: int) -> dict[str, Any] | None:
-        """The chunk of a choice before anything is written."""
+        """The first chunk of a choice, before any output."""
 
     @abstractmethod
-    def chunk(self, delta: Delta) -> dict[str, Any]:
-        """A choice of a chunk."""
+    def chunk(self, delta: OutputDelta) -> dict[str, Any]:
+        """A delta as a choice of a chunk."""
 
     @abstractmethod
-    def whole(self, deltas: list[Delta]) -> dict[str, Any]:
-        """A choice, of all its deltas."""
+    def whole(self, deltas: list[OutputDelta]) -> dict[str, Any]:
+        """A complete choice, from all its deltas."""
 
-    async def respond(self, call: Call, work: Work) -> Response:
-        """Streams, or waits until all is written."""
+    async def respond(self, call: Call, job: CompletionJob) -> Response:
+        """Streams the output, or waits until it is complete."""
         if self.body.stream:
-            await work.begin()
-            return Streamed(self._events(call, work), work)
-        return await call.while_connected(self._gathered(call, work))
+            await job.begin()
+            return EventStream(self._events(call, job), job)
+        return await call.while_connected(self._gathered(call, job))
 
-    async def _gathered(self, call: Call, work: Work) -> Response:
-        found: list[list[Delta]] = [[] for _ in work.requests]
-        with work:
-            await work.begin()
-            async for delta in work.deltas():
+    async def _gathered(self, call: Call, job: CompletionJob) -> Response:
+        deltas: list[list[OutputDelta]] = [[] for _ in job.requests]
+        with job:
+            await job.begin()
+            async for delta in job.deltas():
                 if delta.failure is not None:
                     raise delta.failure
-                found[delta.index].append(delta)
-        self._end(call, work)
-        choices = [self.whole(deltas) for deltas in found]
-        return JSONResponse({**self.head, "object": self.whole_kind, "choices": choices, "usage": work.usage().json()})
+                deltas[delta.index].append(delta)
+        self._end(call, job)
+        choices = [self.whole(each) for each in deltas]
+        return JSONResponse({**self.head, "object": self.whole_kind, "choices": choices, "usage": job.usage().json()})
 
-    async def _events(self, call: Call, work: Work) -> AsyncIterator[dict[str, str]]:
-        for index in range(len(work.requests)):
+    async def _events(self, call: Call, job: CompletionJob) -> AsyncIterator[dict[str, str]]:
+        for index in range(len(job.requests)):
             if (opening := self.opening(index)) is not None:
                 yield self._event(opening)
-        async for delta in work.deltas():
+        async for delta in job.deltas():
             if delta.failure is not None:
                 yield {"data": json.dumps(delta.failure.body)}
                 break
             yield self._event(self._extended(self.chunk(delta), delta))
         else:
             if self.body.with_usage:
-                yield self._event(None, work)
-        self._end(call, work)
+                yield self._event(None, job)
+        self._end(call, job)
         yield {"data": DONE}
 
-    def _extended(self, choice: dict[str, Any], delta: Delta) -> dict[str, Any]:
+    def _extended(self, choice: dict[str, Any], delta: OutputDelta) -> dict[str, Any]:
         if self.body.confidence and delta.confidence is not None:
             choice["synthe"] = {"confidence": delta.confidence}
         return choice
 
-    def _event(self, choice: dict[str, Any] | None, ended: Work | None = None) -> dict[str, str]:
+    def _event(self, choice: dict[str, Any] | None, ended: CompletionJob | None = None) -> dict[str, str]:
         chunk = {**self.head, "object": self.chunk_kind, "choices": [] if choice is None else [choice]}
         if self.body.with_usage:
             chunk["usage"] = ended.usage().json() if ended else None
@@ -97,28 +97,28 @@ class Answer(ABC):
             chunk["synthe"] = choice.pop("synthe")
         return {"data": json.dumps(chunk, ensure_ascii=False, allow_nan=False)}
 
-    def _end(self, call: Call, work: Work) -> None:
-        usage = work.usage()
-        work.remember(call.who)
+    def _end(self, call: Call, job: CompletionJob) -> None:
+        usage = job.usage()
+        job.remember(call.who)
         call.note(f"{self.body.model}  {usage.prompt} ({usage.cached} cached) + {usage.written} tokens")
 
 
-class Streamed(EventSourceResponse):
-    """A stream of events, at whose end, however it comes, what is still being written is given up."""
+class EventStream(EventSourceResponse):
+    """A stream of events. When it ends, for any reason, its job is cancelled."""
 
-    def __init__(self, events: AsyncIterator[dict[str, str]], work: Work) -> None:
-        super().__init__(events, send_timeout=work.api.settings.send_timeout, sep="\n")
-        self.work = work
+    def __init__(self, events: AsyncIterator[dict[str, str]], job: CompletionJob) -> None:
+        super().__init__(events, send_timeout=job.api.settings.send_timeout, sep="\n")
+        self.job = job
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
-            pass  # a client that does not read is one that has hung up
+            pass  # a client that does not read counts as disconnected
         finally:
-            self.work.cancel()
+            self.job.cancel()
 
 
-def confidences(deltas: list[Delta]) -> list[float]:
-    """Of every token that was written."""
+def confidences(deltas: list[OutputDelta]) -> list[float]:
+    """The confidence of every output token."""
     return [entry.confidence for delta in deltas for entry in delta.entries if entry.confidence is not None]

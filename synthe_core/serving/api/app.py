@@ -1,4 +1,4 @@
-"""The server as an ASGI application over an engine."""
+"""The server as an ASGI application."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Scope
 
 from synthe_core.errors import SyntheError
 from synthe_core.inference.async_engine import AsyncEngine
-from synthe_core.serving.api.context import Api, Call, Gone, read_body
+from synthe_core.serving.api.context import Api, Call, ClientDisconnected, read_body
 from synthe_core.serving.api.endpoints import ENDPOINTS, Endpoint, document
-from synthe_core.serving.api.errors import Refusal, refusal
-from synthe_core.serving.api.guard import Door, Guard
+from synthe_core.serving.api.errors import HttpError, http_error
+from synthe_core.serving.api.guard import AccessMiddleware, RequestMiddleware
 from synthe_core.serving.api.metrics import Metrics
 from synthe_core.serving.api.settings import Settings
 
@@ -34,23 +34,23 @@ TYPES = {
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-HUNG_UP = 499
+CLIENT_CLOSED = 499
 
 
 class App:
-    """Call it as ASGI. `api.closing` makes it refuse what is new."""
+    """An ASGI application. While `api.closing` is set, it rejects new requests."""
 
     def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
         self.api = Api(engine, settings, Metrics(engine.status))
         methods: dict[str, list[Route]] = {}
         for endpoint in ENDPOINTS:
-            route = Route(endpoint.path, _answering(self.api, endpoint), methods=[endpoint.method])
+            route = Route(endpoint.path, _handler(self.api, endpoint), methods=[endpoint.method])
             methods.setdefault(endpoint.path, []).append(route)
-        routes = [route for found in methods.values() for route in found]
+        routes = [route for of_path in methods.values() for route in of_path]
         self._paths = {*methods, "/", "/openapi.json", "/page/{name}"}
         routes += [*_page(), Route("/openapi.json", _fixed(JSONResponse(document())))]
         handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _defect}
-        inner: ASGIApp = Guard(Starlette(routes=routes, exception_handlers=handlers), settings)
+        inner: ASGIApp = AccessMiddleware(Starlette(routes=routes, exception_handlers=handlers), settings)
         if settings.origins:
             inner = CORSMiddleware(
                 inner,
@@ -59,58 +59,58 @@ class App:
                 allow_headers=["Authorization", "Content-Type"],
                 expose_headers=["X-Request-Id", "Retry-After"],
             )
-        self._app = Door(inner, settings, self.api.metrics, self._path)
+        self._app = RequestMiddleware(inner, settings, self.api.metrics, self._path)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await self._app(scope, receive, send)
 
     def _path(self, scope: Scope) -> str:
-        """The path as the table has it, so that metrics know a few names and no more."""
-        asked = scope["path"]
-        if asked in self._paths:
-            return asked
+        """The path as in the table of endpoints, so that metrics have few labels."""
+        path: str = scope["path"]
+        if path in self._paths:
+            return path
         route = getattr(scope.get("route"), "path", None)
         return route if route in self._paths else "other"
 
 
-def _answering(api: Api, endpoint: Endpoint) -> Callable[[Request], Any]:
-    """The handler, with its body read and what it raises turned into an answer."""
+def _handler(api: Api, endpoint: Endpoint) -> Callable[[Request], Any]:
+    """An endpoint's handler, with its body validated and its errors turned into responses."""
 
     async def answer(request: Request) -> Response:
         call = Call(request, request.scope.get("synthe.who", ""))
         try:
             body = await read_body(api, request, endpoint.body) if endpoint.body else None
             return await endpoint.handler(api, call, body)
-        except Refusal as refused:
-            return refused.response()
+        except HttpError as error:
+            return error.response()
         except SyntheError as error:
-            return refusal(error).response()
-        except Gone:
-            return Response(status_code=HUNG_UP)
+            return http_error(error).response()
+        except ClientDisconnected:
+            return Response(status_code=CLIENT_CLOSED)
 
     return answer
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    """What the router refuses, in the shape of all errors."""
-    message = {404: "there is nothing at this path", 405: "this path does not take that method"}
-    return Refusal(
+    """Errors of the router, in the format of all errors."""
+    message = {404: "no such path", 405: "this path does not support that method"}
+    return HttpError(
         error.status_code, message.get(error.status_code, str(error.detail)), headers=error.headers
     ).response()
 
 
 async def _defect(request: Request, error: Exception) -> Response:
-    """What nobody foresaw; the door tells the log of it."""
-    return Refusal(500, "internal error: this is a defect of synthe").response()
+    """Unexpected errors, which the middleware logs."""
+    return HttpError(500, "internal error: this is a defect of synthe").response()
 
 
 def _page() -> list[Route]:
-    """The dashboard: its files are read once, and asked for by exact name."""
+    """The routes of the dashboard. Its files are read once, and served by exact name."""
     files = {path.name: path for path in sorted(PAGE.glob("*")) if path.suffix in TYPES}
-    found = {name: _file(path) for name, path in files.items()}
-    routes = [Route(f"/page/{name}", _fixed(answer), name="page") for name, answer in found.items()]
-    if "index.html" in found:
-        routes.append(Route("/", _fixed(found["index.html"])))
+    responses = {name: _file(path) for name, path in files.items()}
+    routes = [Route(f"/page/{name}", _fixed(answer), name="page") for name, answer in responses.items()]
+    if "index.html" in responses:
+        routes.append(Route("/", _fixed(responses["index.html"])))
     return routes
 
 

@@ -1,4 +1,4 @@
-"""What may be asked: the bodies of requests. An unknown field is an error, as is a number out of its range."""
+"""Bodies of requests. Unknown fields and numbers out of range are errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from synthe_core.inference import session_store
 
 
 def _whole(value: Any) -> Any:
-    """1.0 is an integer in JSON, which has one kind of numbers."""
+    """1.0 is an integer in JSON, which has one type of numbers."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
@@ -38,31 +38,39 @@ class Body(BaseModel):
 
 
 class StreamOptions(Body):
-    include_usage: bool | None = Field(None, description="a last chunk tells the usage")
+    include_usage: bool | None = Field(None, description="send the usage in a last chunk")
 
 
-class Writing(Body):
-    """What completions and chats have in common. A field that is null is one that was not given."""
+class GenerationBody(Body):
+    """Fields of completions and chats. A null field counts as absent."""
 
     model: Name = Field(description="a name of /v1/models, `base:adapter` for a base with an adapter")
     temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy; 1 by default")
-    top_p: float | None = Field(None, gt=0, le=1, description="keep the likeliest tokens that together reach p")
-    top_k: Int | None = Field(None, ge=-1, lt=2**31, description="keep the k likeliest tokens; 0 and -1 keep all")
-    min_p: float | None = Field(None, ge=0, lt=1, description="keep those at least this share as likely as the first")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="sample from the smallest set of tokens whose probability is at least p"
+    )
+    top_k: Int | None = Field(
+        None, ge=-1, lt=2**31, description="sample from the k most likely tokens; 0 and -1 turn it off"
+    )
+    min_p: float | None = Field(
+        None, ge=0, lt=1, description="drop tokens less likely than this share of the most likely one"
+    )
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: Biases | None = Field(None, description="what is added to the logits of tokens, by their ids")
-    n: Int | None = Field(None, ge=1, le=128, description="answers to each prompt; the i-th is drawn with seed + i")
-    seed: Int | None = Field(None, ge=-(2**63), lt=2**63, description="the same seed gives the same text; else chance")
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
-        None, description="a text or up to 16 texts, none empty, before which the answer ends"
+    logit_bias: Biases | None = Field(None, description="values added to logits, by token id")
+    n: Int | None = Field(None, ge=1, le=128, description="choices per prompt; choice i is sampled with seed + i")
+    seed: Int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="the same seed gives the same text; random by default"
     )
-    ignore_eos: bool | None = Field(None, description="write on past the model's end of a document")
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
+        None, description="a text or up to 16 texts, none empty; the output stops before them"
+    )
+    ignore_eos: bool | None = Field(None, description="continue after the end token")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    session: SessionId | None = Field(None, description="go on from this conversation, and keep it")
-    confidence: bool | None = Field(None, description="tell the model's own confidence beside each delta")
+    session: SessionId | None = Field(None, description="continue this conversation, and save it")
+    confidence: bool | None = Field(None, description="return the model's confidence with each delta")
     user: Text | None = Field(None, description="ignored")
     metadata: dict[str, Any] | None = Field(None, description="ignored")
     store: bool | None = Field(None, description="ignored: nothing is stored")
@@ -70,7 +78,7 @@ class Writing(Body):
     @model_validator(mode="after")
     def _together(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: only where stream is true")
+            raise ValueError("stream_options: only if stream is true")
         return self
 
     @property
@@ -82,14 +90,14 @@ class Writing(Body):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class Completion(Writing):
+class Completion(GenerationBody):
     prompt: Annotated[
         str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)],
         Field(description="a text, a list of texts, a list of tokens or a list of lists of tokens, none of them empty"),
     ]
     max_tokens: Int | None = Field(None, ge=0, lt=2**31, description="16 by default")
-    echo: bool | None = Field(None, description="the prompt comes back before the text, with its logprobs if asked")
-    logprobs: Int | None = Field(None, ge=0, le=20, description="how many of the likeliest tokens to tell of")
+    echo: bool | None = Field(None, description="return the prompt before the text, with its logprobs if requested")
+    logprobs: Int | None = Field(None, ge=0, le=20, description="number of most likely tokens to return")
     suffix: None = Field(None, description="not supported")
     best_of: Literal[1] | None = Field(None, description="not supported")
 
@@ -112,7 +120,7 @@ class Message(Body):
 class Schema(Body):
     name: Text | None = None
     description: str | None = None
-    schema_: dict[str, Any] = Field({}, alias="schema", description=f"in no more than {LONGEST_SCHEMA:,} characters")
+    schema_: dict[str, Any] = Field({}, alias="schema", description=f"at most {LONGEST_SCHEMA:,} characters")
     strict: bool | None = None
 
     @model_validator(mode="after")
@@ -135,12 +143,10 @@ class AsSchema(Body):
     json_schema: Schema
 
 
-class Chat(Writing):
-    messages: list[Message] = Field(min_length=1, description="with a session, those that are new")
-    max_completion_tokens: Int | None = Field(
-        None, ge=0, lt=2**31, description="as many as the server gives by default"
-    )
-    max_tokens: Int | None = Field(None, ge=0, lt=2**31, description="the older name of max_completion_tokens")
+class Chat(GenerationBody):
+    messages: list[Message] = Field(min_length=1, description="with a session, the new ones only")
+    max_completion_tokens: Int | None = Field(None, ge=0, lt=2**31, description="the server's maximum by default")
+    max_tokens: Int | None = Field(None, ge=0, lt=2**31, description="former name of max_completion_tokens")
     logprobs: bool | None = None
     top_logprobs: Int | None = Field(None, ge=0, le=20)
     response_format: Annotated[AsText | AsObject | AsSchema, Field(discriminator="type")] | None = Field(
@@ -150,17 +156,17 @@ class Chat(Writing):
     @model_validator(mode="after")
     def _with_logprobs(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs: only where logprobs is true")
+            raise ValueError("top_logprobs: only if logprobs is true")
         return self
 
     @property
-    def schema_asked(self) -> dict[str, Any] | None:
-        """The JSON schema that the answer is to obey."""
+    def response_schema(self) -> dict[str, Any] | None:
+        """The JSON Schema of the output."""
         match self.response_format:
             case AsObject():
                 return {"type": "object"}
-            case AsSchema(json_schema=asked):
-                return asked.schema_
+            case AsSchema(json_schema=schema):
+                return schema.schema_
         return None
 
 
@@ -171,40 +177,42 @@ class Embedding(Body):
         Field(description="a text, a list of texts, a list of tokens or a list of lists of tokens, none of them empty"),
     ]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Int | None = Field(None, ge=1, lt=2**31, description="the model's width, which is what there is")
+    dimensions: Int | None = Field(None, ge=1, lt=2**31, description="only the model's width is supported")
     user: Text | None = Field(None, description="ignored")
 
 
 class Tokenize(Body):
-    model: Name | None = Field(None, description="the first one served by default")
+    model: Name | None = Field(None, description="the first served model by default")
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    add_special_tokens: bool | None = Field(None, description="begin as a prompt begins; true by default")
-    add_generation_prompt: bool | None = Field(None, description="and the beginning of the reply; true by default")
+    add_special_tokens: bool | None = Field(None, description="add the begin token; true by default")
+    add_generation_prompt: bool | None = Field(None, description="add the start of the reply; true by default")
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("prompt: give it or messages, one of the two")
+            raise ValueError("prompt: give either prompt or messages")
         return self
 
 
 class Detokenize(Body):
-    model: Name | None = Field(None, description="the first one served by default")
+    model: Name | None = Field(None, description="the first served model by default")
     tokens: Annotated[list[Token], BeforeValidator(_wholes)]
 
 
 class Introspect(Body):
     model: Name
-    text: str | None = Field(None, description="what to look at; the last request of that model by default")
+    text: str | None = Field(None, description="text to inspect; the last request of the model by default")
 
 
 class Fork(Body):
-    to: SessionId = Field(description="what the copy is called")
+    to: SessionId = Field(description="name of the copy")
 
 
 class AdapterLoad(Body):
-    model: Name = Field(description="the base")
-    name: Annotated[str, StringConstraints(pattern=NAME)] = Field(description="what it is to be called: `base:name`")
-    path: Name = Field(description="the name of an entry of a folder that was given with --adapters")
+    model: Name = Field(description="the base model")
+    name: Annotated[str, StringConstraints(pattern=NAME)] = Field(
+        description="name of the adapter; requests use `base:name`"
+    )
+    path: Name = Field(description="name of an entry in a folder of --adapters")

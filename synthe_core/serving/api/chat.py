@@ -9,18 +9,18 @@ from starlette.responses import Response
 from synthe_core.inference.outputs import Logprob
 from synthe_core.inference.request import Request
 from synthe_core.serving.api import bodies, prompts
-from synthe_core.serving.api.answers import Answer, confidences
+from synthe_core.serving.api.answers import ResponseFormat, confidences
 from synthe_core.serving.api.completions import check_counts, note_prompts
 from synthe_core.serving.api.context import Api, Call
-from synthe_core.serving.api.errors import Refusal
-from synthe_core.serving.api.writing import Delta, Entry, Work, finite, sampling, seeds, token_text
+from synthe_core.serving.api.errors import HttpError
+from synthe_core.serving.api.writing import CompletionJob, OutputDelta, OutputToken, finite, sampling, seeds, token_text
 
 
 async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
-    """Answers the messages, `n` times."""
+    """Generates the next message, with `n` choices."""
     served = api.served(body.model)
     if None not in (body.max_completion_tokens, body.max_tokens) and body.max_completion_tokens != body.max_tokens:
-        raise Refusal(400, "max_tokens: max_completion_tokens says otherwise, and is its newer name")
+        raise HttpError(400, "max_tokens: differs from max_completion_tokens, which replaces it")
     count = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     check_counts(api, body, 1, count)
     session = body.session if api.has_session(body.session) else None
@@ -39,15 +39,15 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             session_id=body.session,
             ignore_eos=bool(body.ignore_eos),
-            json_schema=body.schema_asked,
+            json_schema=body.response_schema,
         )
         for seed in seeds(body)
     ]
-    work = Work(api, requests, served.tokenizer, len(requests))
-    return await MessageAnswer(body, served).respond(call, work)
+    job = CompletionJob(api, requests, served.tokenizer, len(requests))
+    return await ChatResponse(body, served).respond(call, job)
 
 
-class MessageAnswer(Answer):
+class ChatResponse(ResponseFormat):
     """OpenAI's `chat.completion`."""
 
     prefix = "chatcmpl"
@@ -59,7 +59,7 @@ class MessageAnswer(Answer):
         delta = {"role": "assistant", "content": "", "refusal": None}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def chunk(self, delta: Delta) -> dict[str, Any]:
+    def chunk(self, delta: OutputDelta) -> dict[str, Any]:
         return {
             "index": delta.index,
             "delta": {"content": delta.text} if delta.text or delta.entries else {},
@@ -67,7 +67,7 @@ class MessageAnswer(Answer):
             "finish_reason": delta.reason,
         }
 
-    def whole(self, deltas: list[Delta]) -> dict[str, Any]:
+    def whole(self, deltas: list[OutputDelta]) -> dict[str, Any]:
         text = "".join(delta.text for delta in deltas)
         choice: dict[str, Any] = {
             "index": deltas[-1].index,
@@ -79,7 +79,7 @@ class MessageAnswer(Answer):
             choice["synthe"] = {"confidence": confidences(deltas)}
         return choice
 
-    def _logprobs(self, entries: list[Entry]) -> dict[str, Any] | None:
+    def _logprobs(self, entries: list[OutputToken]) -> dict[str, Any] | None:
         if not self.body.logprobs:
             return None
         ends = self.served.tokenizer.ends

@@ -1,4 +1,4 @@
-"""POST /v1/completions: texts that go on from texts or tokens."""
+"""POST /v1/completions: text completions of prompts or token lists."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from starlette.responses import Response
 from synthe_core.inference.outputs import Logprob
 from synthe_core.inference.request import Request
 from synthe_core.serving.api import bodies, prompts
-from synthe_core.serving.api.answers import Answer, confidences
+from synthe_core.serving.api.answers import ResponseFormat, confidences
 from synthe_core.serving.api.context import Api, Call
-from synthe_core.serving.api.errors import Refusal
-from synthe_core.serving.api.writing import Delta, Entry, Work, finite, sampling, seeds, token_text
+from synthe_core.serving.api.errors import HttpError
+from synthe_core.serving.api.writing import CompletionJob, OutputDelta, OutputToken, finite, sampling, seeds, token_text
 
 DEFAULT_COUNT = 16
 
 
 async def completions(api: Api, call: Call, body: bodies.Completion) -> Response:
-    """Goes on from every prompt, `n` times each."""
+    """Completes every prompt, with `n` choices each."""
     served = api.served(body.model)
     texts = several(body.prompt)
     check_counts(api, body, len(texts), body.max_tokens)
-    goes_on = api.has_session(body.session)
-    read = [await prompts.completion(api, served, text, goes_on=goes_on) for text in texts]
+    continues = api.has_session(body.session)
+    read = [await prompts.completion(api, served, text, continues=continues) for text in texts]
     note_prompts(api, [prompt.text for prompt in read])
     requests = [
         Request(
@@ -49,38 +49,36 @@ async def completions(api: Api, call: Call, body: bodies.Completion) -> Response
             for prompt in read
             for _ in range(n)
         ]
-    work = Work(api, requests, served.tokenizer, body.n or 1, echoes)
-    return await TextAnswer(body, served).respond(call, work)
+    job = CompletionJob(api, requests, served.tokenizer, body.n or 1, echoes)
+    return await CompletionResponse(body, served).respond(call, job)
 
 
 def several(prompt: str | list[Any]) -> list[Any]:
-    """The prompts, of one prompt or many."""
+    """The list of prompts in a field that has one or several."""
     return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
 
 
-def check_counts(api: Api, body: bodies.Writing, prompt_count: int, count: int | None) -> None:
-    """Refuses more answers than the server gives, or longer ones."""
+def check_counts(api: Api, body: bodies.GenerationBody, prompt_count: int, count: int | None) -> None:
+    """Raises HttpError for more choices or tokens than the server allows."""
     settings, n = api.settings, body.n or 1
     if n > settings.max_n:
-        raise Refusal(400, f"n: {n} answers are asked for, and this server gives at most {settings.max_n}", param="n")
+        raise HttpError(400, f"n: {n} choices requested; this server allows at most {settings.max_n}", param="n")
     if n * prompt_count > settings.max_choices:
-        raise Refusal(
-            400, f"{n * prompt_count} answers are asked for, and this server gives at most {settings.max_choices}"
-        )
+        raise HttpError(400, f"{n * prompt_count} choices requested; this server allows at most {settings.max_choices}")
     if count is not None and count > settings.max_tokens:
-        raise Refusal(400, f"max_tokens: {count} are asked for, and this server writes at most {settings.max_tokens}")
+        raise HttpError(400, f"max_tokens: {count} requested; this server allows at most {settings.max_tokens}")
     if body.session is not None and n * prompt_count > 1:
-        raise Refusal(400, "session: a conversation goes on with one prompt and one answer", param="session")
+        raise HttpError(400, "session: a conversation takes one prompt and one choice", param="session")
 
 
 def note_prompts(api: Api, texts: list[str | None]) -> None:
-    """Where the log is to hold prompts."""
+    """Logs the prompts if the server was started with --log-prompts."""
     if api.settings.log_prompts:
         for text in texts:
             api.settings.log(f"prompt: {text!r}")
 
 
-class TextAnswer(Answer):
+class CompletionResponse(ResponseFormat):
     """OpenAI's `text_completion`."""
 
     prefix = "cmpl"
@@ -90,7 +88,7 @@ class TextAnswer(Answer):
     def opening(self, index: int) -> None:
         return None
 
-    def chunk(self, delta: Delta) -> dict[str, Any]:
+    def chunk(self, delta: OutputDelta) -> dict[str, Any]:
         return {
             "index": delta.index,
             "text": delta.text,
@@ -98,15 +96,15 @@ class TextAnswer(Answer):
             "finish_reason": delta.reason,
         }
 
-    def whole(self, deltas: list[Delta]) -> dict[str, Any]:
+    def whole(self, deltas: list[OutputDelta]) -> dict[str, Any]:
         text = "".join(delta.text for delta in deltas)
         entries = [entry for delta in deltas for entry in delta.entries]
-        choice = self.chunk(Delta(deltas[-1].index, text, entries, deltas[-1].reason))
+        choice = self.chunk(OutputDelta(deltas[-1].index, text, entries, deltas[-1].reason))
         if self.body.confidence:
             choice["synthe"] = {"confidence": confidences(deltas)}
         return choice
 
-    def _logprobs(self, entries: list[Entry]) -> dict[str, Any] | None:
+    def _logprobs(self, entries: list[OutputToken]) -> dict[str, Any] | None:
         """`text_offset` counts characters of the choice's text."""
         if self.body.logprobs is None:
             return None

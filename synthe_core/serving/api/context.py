@@ -1,4 +1,4 @@
-"""What every handler works with: the engine, the limits, the metrics, and the request at hand."""
+"""What every handler uses: the engine, the settings, the metrics and the request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.request import NotFound
-from synthe_core.serving.api.errors import Refusal, busy, invalid
+from synthe_core.serving.api.errors import HttpError, busy, invalid
 from synthe_core.serving.api.metrics import Metrics
 from synthe_core.serving.api.settings import Settings
 
@@ -24,8 +24,8 @@ T = TypeVar("T")
 B = TypeVar("B", bound=BaseModel)
 
 
-class Gone(Exception):
-    """The client has hung up: nobody waits for an answer."""
+class ClientDisconnected(Exception):
+    """The client has disconnected."""
 
 
 @dataclass
@@ -41,11 +41,11 @@ class Api:
     last: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
     tails: dict[str, str] = field(default_factory=dict)
     arriving: int = 0
-    aside: int = 0
+    background_count: int = 0
 
     @property
     def names(self) -> list[str]:
-        """Every name that requests may ask for: models, and models with an adapter."""
+        """Every model name that requests can use: models, and models with an adapter."""
         return [
             name
             for base, served in self.engine.models.items()
@@ -57,12 +57,12 @@ class Api:
         return self.engine.find(name)[0] if name is not None else next(iter(self.engine.models.values()))
 
     def longest(self, served: LoadedModel) -> int:
-        """The most tokens of a prompt and its answer together."""
+        """The maximum number of tokens of a prompt and its output together."""
         allowed = self.settings.max_prompt + self.settings.max_tokens
         return allowed if served.max_length is None else min(allowed, served.max_length)
 
     def has_session(self, name: str | None) -> bool:
-        """Whether there is such a conversation to go on from."""
+        """Whether a conversation of this name exists."""
         if name is None:
             return False
         try:
@@ -72,19 +72,19 @@ class Api:
         return True
 
     @asynccontextmanager
-    async def room_aside(self) -> AsyncIterator[None]:
-        """For work beside what is being written; 429 where there is too much of it."""
-        if self.aside >= self.settings.max_aside:
-            raise busy("too many requests of this kind at a time", 1)
-        self.aside += 1
+    async def background_slot(self) -> AsyncIterator[None]:
+        """Limits concurrent work outside the engine. Raises 429 if there is too much."""
+        if self.background_count >= self.settings.max_background:
+            raise busy("too many concurrent requests of this kind", 1)
+        self.background_count += 1
         try:
             yield
         finally:
-            self.aside -= 1
+            self.background_count -= 1
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """`work` without holding up the other requests."""
-        async with self.room_aside():
+        """Runs `work` in a thread, so that other requests continue."""
+        async with self.background_slot():
             return await asyncio.to_thread(work)
 
 
@@ -99,12 +99,12 @@ class Call:
         self.request.scope["synthe.note"] = text
 
     async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` gives, cancelled where the client hangs up first; the body must have been read."""
+        """The result of `work`, which is cancelled if the client disconnects. The body must have been read."""
         doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._hung_up())
         try:
             await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
             if not doing.done():
-                raise Gone
+                raise ClientDisconnected
             return doing.result()
         finally:
             for task in (doing, gone):
@@ -120,10 +120,10 @@ Handler = Callable[[Api, Call, Any], Coroutine[Any, Any, Response]]
 
 
 async def read_body(api: Api, request: Request, model: type[B]) -> B:
-    """The body as its model; refuses what is too large, too slow, not JSON, or not as the model says."""
+    """The validated body. Raises HttpError if it is too large, too slow, not JSON or invalid."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # which a web page elsewhere cannot send unasked
-        raise Refusal(415, f"the body is to be application/json, not {kind[:80] or 'of no type'}")
+    if kind != "application/json":  # which a cross-origin page cannot send without a preflight request
+        raise HttpError(415, f"the content type must be application/json, not {kind[:80] or 'missing'}")
     content = await _read(api, request)
     try:
         return model.model_validate_json(content)
@@ -133,7 +133,7 @@ async def read_body(api: Api, request: Request, model: type[B]) -> B:
 
 async def _read(api: Api, request: Request) -> bytes:
     settings, content = api.settings, bytearray()
-    too_large = Refusal(413, f"the body is larger than {settings.max_body:,} bytes", headers={"Connection": "close"})
+    too_large = HttpError(413, f"the body is larger than {settings.max_body:,} bytes", headers={"Connection": "close"})
     said = request.headers.get("content-length", "0")
     if not said.isdecimal() or int(said) > settings.max_body:
         raise too_large
@@ -145,11 +145,11 @@ async def _read(api: Api, request: Request) -> bytes:
                 if len(content) > settings.max_body:
                     raise too_large
                 if api.arriving > 16 * settings.max_body:
-                    raise busy("too much is arriving at a time", 1)
+                    raise busy("too many bytes are being received at a time", 1)
     except TimeoutError:
-        raise Refusal(408, "the body did not come in time", headers={"Connection": "close"}) from None
+        raise HttpError(408, "the body did not arrive in time", headers={"Connection": "close"}) from None
     except ClientDisconnect:
-        raise Gone from None
+        raise ClientDisconnected from None
     finally:
         api.arriving -= len(content)
     return bytes(content)

@@ -1,4 +1,4 @@
-"""Every path that is answered: one table, from which the routes and the OpenAPI document are made."""
+"""The table of endpoints, from which the routes and the OpenAPI document are made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ REFERENCE = "#/components/schemas/{model}"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """body: what is asked, None for nothing. reply: what is answered, or its content type. query: names it may take."""
+    """body: schema of the request, None if it has none. reply: schema of the response, or its content type.
+    query: names of query parameters."""
 
     method: Method
     path: str
@@ -34,13 +35,13 @@ class Endpoint:
 
 
 ENDPOINTS = [
-    Endpoint("GET", "/v1/models", state.models, "What is served.", replies.Models),
-    Endpoint("GET", "/v1/models/{model}", state.model, "One model.", replies.Model),
+    Endpoint("GET", "/v1/models", state.models, "List the models.", replies.Models),
+    Endpoint("GET", "/v1/models/{model}", state.model, "Get a model.", replies.Model),
     Endpoint(
         "POST",
         "/v1/completions",
         completions.completions,
-        "Texts that go on from prompts.",
+        "Create text completions.",
         replies.TextCompletion,
         bodies.Completion,
         streams=True,
@@ -49,37 +50,37 @@ ENDPOINTS = [
         "POST",
         "/v1/chat/completions",
         chat.chat_completions,
-        "The next message of a conversation.",
+        "Create chat completions.",
         replies.ChatCompletion,
         bodies.Chat,
         streams=True,
     ),
-    Endpoint("POST", "/v1/embeddings", tokens.embeddings, "Texts as vectors.", replies.Embeddings, bodies.Embedding),
-    Endpoint("POST", "/tokenize", tokens.tokenize, "Text to tokens.", replies.Tokenized, bodies.Tokenize),
-    Endpoint("POST", "/detokenize", tokens.detokenize, "Tokens to text.", replies.Detokenized, bodies.Detokenize),
+    Endpoint("POST", "/v1/embeddings", tokens.embeddings, "Create embeddings.", replies.Embeddings, bodies.Embedding),
+    Endpoint("POST", "/tokenize", tokens.tokenize, "Tokenize a text.", replies.Tokenized, bodies.Tokenize),
+    Endpoint("POST", "/detokenize", tokens.detokenize, "Detokenize tokens.", replies.Detokenized, bodies.Detokenize),
     Endpoint(
-        "GET", "/tokenizer_info", tokens.tokenizer_info, "The tokenizer.", replies.TokenizerInfo, query=("model",)
+        "GET", "/tokenizer_info", tokens.tokenizer_info, "Get the tokenizer.", replies.TokenizerInfo, query=("model",)
     ),
-    Endpoint("GET", "/health", state.health, "Whether it answers.", replies.Health),
-    Endpoint("GET", "/metrics", state.metrics, "Figures for Prometheus.", "text/plain"),
-    Endpoint("GET", "/api/status", state.status, "How it goes.", replies.Status),
+    Endpoint("GET", "/health", state.health, "Check health.", replies.Health),
+    Endpoint("GET", "/metrics", state.metrics, "Get metrics for Prometheus.", "text/plain"),
+    Endpoint("GET", "/api/status", state.status, "Get the status.", replies.Status),
     Endpoint(
         "POST",
         "/api/introspect",
         state.introspect,
-        "What every layer did with a text.",
+        "Inspect every layer on a text.",
         replies.Introspection,
         bodies.Introspect,
     ),
-    Endpoint("GET", "/api/sessions", state.sessions, "The conversations that are kept.", replies.Sessions),
+    Endpoint("GET", "/api/sessions", state.sessions, "List the saved conversations.", replies.Sessions),
     Endpoint(
-        "GET", "/api/sessions/{id}", state.session, "One conversation.", replies.Session, patterns={"id": SESSION}
+        "GET", "/api/sessions/{id}", state.session, "Get a conversation.", replies.Session, patterns={"id": SESSION}
     ),
     Endpoint(
         "POST",
         "/api/sessions/{id}/fork",
         state.fork_session,
-        "A second conversation with the same past.",
+        "Copy a conversation.",
         replies.Session,
         bodies.Fork,
         patterns={"id": SESSION},
@@ -88,22 +89,22 @@ ENDPOINTS = [
         "DELETE",
         "/api/sessions/{id}",
         state.delete_session,
-        "Forgets a conversation.",
+        "Delete a conversation.",
         replies.Deleted,
         patterns={"id": SESSION},
     ),
-    Endpoint("POST", "/api/adapters", state.load_adapter, "Loads an adapter.", replies.Model, bodies.AdapterLoad),
-    Endpoint("DELETE", "/api/adapters/{model}/{name}", state.unload_adapter, "Unloads an adapter.", replies.Deleted),
+    Endpoint("POST", "/api/adapters", state.load_adapter, "Load an adapter.", replies.Model, bodies.AdapterLoad),
+    Endpoint("DELETE", "/api/adapters/{model}/{name}", state.unload_adapter, "Unload an adapter.", replies.Deleted),
 ]
 
 
 def document() -> dict[str, Any]:
     """The OpenAPI document of `ENDPOINTS`."""
-    asked = {each.body for each in ENDPOINTS if each.body}
-    answered = {each.reply for each in ENDPOINTS if isinstance(each.reply, type)} | {replies.Error}
-    modes: list[Any] = [(each, "validation") for each in [*asked, *answered]]
+    requests = {each.body for each in ENDPOINTS if each.body}
+    responses = {each.reply for each in ENDPOINTS if isinstance(each.reply, type)} | {replies.Error}
+    modes: list[Any] = [(each, "validation") for each in [*requests, *responses]]
     modes.sort(key=lambda pair: pair[0].__name__)
-    _, found = models_json_schema(modes, ref_template=REFERENCE)
+    _, schemas = models_json_schema(modes, ref_template=REFERENCE)
     paths: dict[str, Any] = {}
     for endpoint in ENDPOINTS:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
@@ -112,51 +113,53 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "synthe",
             "version": synthe_core.__version__,
-            "description": "Models with a state, in OpenAI's terms.",
+            "description": "Recurrent models behind an OpenAI-compatible API.",
         },
         "paths": paths,
         "components": {
-            "schemas": found["$defs"],
+            "schemas": schemas["$defs"],
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
-    kept = (part[1:-1] for part in endpoint.path.split("/") if part.startswith("{"))
+    names = (part[1:-1] for part in endpoint.path.split("/") if part.startswith("{"))
     parameters = [
         {
             "name": name,
             "in": "path",
             "required": True,
-            "schema": {"type": "string", "minLength": 1} | _like(endpoint, name),
+            "schema": {"type": "string", "minLength": 1} | _pattern(endpoint, name),
         }
-        for name in kept
+        for name in names
     ]
     parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in endpoint.query]
-    media = {"application/json": _refer(endpoint.reply)} if isinstance(endpoint.reply, type) else {endpoint.reply: {}}
+    media = (
+        {"application/json": _reference(endpoint.reply)} if isinstance(endpoint.reply, type) else {endpoint.reply: {}}
+    )
     if endpoint.streams:
         media["text/event-stream"] = {}
     operation: dict[str, Any] = {
         "operationId": endpoint.handler.__name__,
         "summary": endpoint.summary,
         "responses": {
-            "200": {"description": "done", "content": media},
-            "default": {"description": "why not", "content": {"application/json": _refer(replies.Error)}},
+            "200": {"description": "success", "content": media},
+            "default": {"description": "error", "content": {"application/json": _reference(replies.Error)}},
         },
     }
     if parameters:
         operation["parameters"] = parameters
     if endpoint.body:
-        operation["requestBody"] = {"required": True, "content": {"application/json": _refer(endpoint.body)}}
+        operation["requestBody"] = {"required": True, "content": {"application/json": _reference(endpoint.body)}}
     if not OPEN.fullmatch(endpoint.path):
         operation["security"] = [{"key": []}, {}]
     return operation
 
 
-def _like(endpoint: Endpoint, name: str) -> dict[str, Any]:
+def _pattern(endpoint: Endpoint, name: str) -> dict[str, Any]:
     return {"pattern": endpoint.patterns[name]} if name in endpoint.patterns else {}
 
 
-def _refer(model: type[BaseModel]) -> dict[str, Any]:
+def _reference(model: type[BaseModel]) -> dict[str, Any]:
     return {"schema": {"$ref": REFERENCE.format(model=model.__name__)}}

@@ -1,4 +1,4 @@
-"""What stands before every handler: who may ask, under which name, from which page; and what every answer carries."""
+"""Middleware before every handler: access by host name and API key, response headers, the log and metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from synthe_core.serving.api.errors import Refusal
+from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.metrics import Metrics
 from synthe_core.serving.api.settings import Settings
 
@@ -25,11 +25,11 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 OPEN = re.compile(r"/|/page/[^/]*|/health|/openapi\.json")
-"""The paths that need no key: the page, which holds nothing of anybody's, and what tells that the server is there."""
+"""Paths that need no key: the page, which contains no data, the health check and the OpenAPI document."""
 
 
-class Door:
-    """The outermost layer: counts and logs every request, gives it an id, and answers what fails inside in one line."""
+class RequestMiddleware:
+    """The outermost layer: counts and logs every request, adds an id and headers, and reports unexpected errors."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, paths: Callable[[Scope], str]) -> None:
         self.app, self.settings, self.metrics, self.paths = app, settings, metrics, paths
@@ -37,9 +37,9 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        begun, status = time.monotonic(), 499  # what the log says of those who hung up first
+        begun, status = time.monotonic(), 499  # logged if the client disconnects first
 
-        async def answering(message: Message) -> None:
+        async def send_response(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -52,29 +52,31 @@ class Door:
 
         failed = ""
         try:
-            await self.app(scope, receive, answering)
-        except Exception as error:  # a defect: whoever asked learns that it is one, the log what it is
+            await self.app(scope, receive, send_response)
+        except Exception as error:  # a defect: the client gets a general message, the log the error
             failed = f"  {type(error).__name__}: {' '.join(str(error).split())[:200]}"
             if status == 499:
-                await Refusal(500, "internal error: this is a defect of synthe").response()(scope, receive, answering)
+                await HttpError(500, "internal error: this is a defect of synthe").response()(
+                    scope, receive, send_response
+                )
         finally:
             seconds, path = time.monotonic() - begun, self.paths(scope)
             method = scope["method"] if scope["method"] in METHODS else "other"
             self.metrics.requests.labels(method, path, str(status)).inc()
             self.metrics.seconds.labels(path).observe(seconds)
-            if not (path in QUIET and status < 400):
-                asked = scope["path"][:100].encode("unicode_escape").decode()
+            if not (path in UNLOGGED and status < 400):
+                path_text = scope["path"][:100].encode("unicode_escape").decode()
                 note = scope.get("synthe.note", "")
-                self.settings.log(f"{method} {asked}  {status}  {seconds:.2f}s  {note}{failed}".rstrip())
+                self.settings.log(f"{method} {path_text}  {status}  {seconds:.2f}s  {note}{failed}".rstrip())
 
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-QUIET = ("/health", "/metrics", "/api/status", "/", "/page/{name}")
-"""What asks again and again, and is not worth a line while it goes well."""
+UNLOGGED = ("/health", "/metrics", "/api/status", "/", "/page/{name}")
+"""Polled paths, which are logged only if they fail."""
 
 
-class Guard:
-    """Answers to its own names only, and to those that bring a key where one is needed."""
+class AccessMiddleware:
+    """Rejects requests with another host name or without a valid key."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
@@ -85,28 +87,28 @@ class Guard:
         refused = self._host(headers.getlist("host")) or self._key(scope, headers.get("authorization", ""))
         await (refused.response() if refused else self.app)(scope, receive, send)
 
-    def _host(self, given: list[str]) -> Refusal | None:
-        """A page elsewhere whose name resolves to this machine sends that name."""
-        if self.settings.hosts is None or (len(given) == 1 and host_name(given[0]) in self.settings.hosts):
+    def _host(self, names: list[str]) -> HttpError | None:
+        """Rejects names of other hosts: a page whose own name resolves to this machine sends that name."""
+        if self.settings.hosts is None or (len(names) == 1 and host_name(names[0]) in self.settings.hosts):
             return None
-        return Refusal(421, "this server does not go by that name (--allow-host says which it goes by)")
+        return HttpError(421, "unknown host name (allow it with --allow-host)")
 
-    def _key(self, scope: Scope, given: str) -> Refusal | None:
+    def _key(self, scope: Scope, header: str) -> HttpError | None:
         if not self.keys:
             return None
-        scheme, _, token = given.partition(" ")
+        scheme, _, token = header.partition(" ")
         digest = hashlib.sha256(token.strip().encode("latin-1")).digest()  # the bytes as they came
-        found = [who for key, who in self.keys.items() if hmac.compare_digest(key, digest)]  # all of them, every time
-        if found and scheme.lower() == "bearer":
-            scope["synthe.who"] = found[0]
+        matches = [who for key, who in self.keys.items() if hmac.compare_digest(key, digest)]  # all of them, every time
+        if matches and scheme.lower() == "bearer":
+            scope["synthe.who"] = matches[0]
             return None
         if OPEN.fullmatch(scope["path"]):
             return None
-        message = "the API key is wrong" if given else "an API key is needed: Authorization: Bearer KEY"
-        return Refusal(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        message = "the API key is invalid" if header else "an API key is required: Authorization: Bearer KEY"
+        return HttpError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
 def host_name(header: str) -> str:
     """`[::1]:6900` -> `::1`, `localhost:6900` -> `localhost`."""
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?", header.strip())
-    return (found[1] or found[2]).lower().rstrip(".") if found else ""
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?", header.strip())
+    return (match[1] or match[2]).lower().rstrip(".") if match else ""

@@ -1,4 +1,4 @@
-"""What happened here, for Prometheus: a registry of the server's own, nothing global."""
+"""Metrics for Prometheus, in a registry of the server."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ LONG = (*SHORT, 20, 60, 120, 300)
 
 
 class Metrics:
-    """Counts of what is asked and written, and what `status` of the engine says at the time of asking."""
+    """Counters and histograms of requests and tokens, and the engine's `status` as gauges."""
 
     def __init__(self, status: Callable[[], Mapping[str, Any]]) -> None:
         self._registry = registry = CollectorRegistry()
         self.requests = Counter(
-            "synthe_http_requests", "Requests answered.", ["method", "path", "status"], registry=registry
+            "synthe_http_requests", "HTTP requests.", ["method", "path", "status"], registry=registry
         )
         self.seconds = Histogram(
-            "synthe_http_request_seconds", "Until the answer ended.", ["path"], buckets=LONG, registry=registry
+            "synthe_http_request_seconds", "Duration of a request.", ["path"], buckets=LONG, registry=registry
         )
         self.first = Histogram(
-            "synthe_time_to_first_token_seconds", "From request to token.", ["model"], buckets=LONG, registry=registry
+            "synthe_time_to_first_token_seconds", "Time to first token.", ["model"], buckets=LONG, registry=registry
         )
         self.between = Histogram(
-            "synthe_time_between_tokens_seconds", "From token to token.", ["model"], buckets=SHORT, registry=registry
+            "synthe_time_between_tokens_seconds", "Time between tokens.", ["model"], buckets=SHORT, registry=registry
         )
-        self.prompt = Counter("synthe_prompt_tokens", "Tokens of prompts.", ["model"], registry=registry)
-        self.cached = Counter("synthe_cached_tokens", "Those that were known.", ["model"], registry=registry)
-        self.written = Counter("synthe_written_tokens", "Tokens written.", ["model"], registry=registry)
-        self.finished = Counter("synthe_finished", "Texts that ended.", ["model", "reason"], registry=registry)
+        self.prompt = Counter("synthe_prompt_tokens", "Prompt tokens.", ["model"], registry=registry)
+        self.cached = Counter("synthe_cached_tokens", "Cached prompt tokens.", ["model"], registry=registry)
+        self.written = Counter("synthe_written_tokens", "Output tokens.", ["model"], registry=registry)
+        self.finished = Counter("synthe_finished", "Finished sequences.", ["model", "reason"], registry=registry)
         registry.register(_Status(status))
 
     def text(self) -> bytes:
@@ -41,8 +41,8 @@ class Metrics:
 
 
 class _Status(Collector):
-    """The numbers of a status as gauges: `cache: {hits}` is synthe_engine_cache_hits; what is told by model (a mapping
-    whose keys are no names of fields) has the label `model`."""
+    """The numbers of a status as gauges: `cache: {hits}` is synthe_engine_cache_hits. Mappings by model have the label
+    `model`."""
 
     BY_MODEL = ("state_bytes_per_sequence",)
 
@@ -52,12 +52,12 @@ class _Status(Collector):
     def collect(self) -> Iterator[Metric]:
         for name, value in _flat("synthe_engine", self._status()):
             if isinstance(value, Mapping):
-                family = GaugeMetricFamily(name, "What the engine says, by model.", labels=["model"])
+                family = GaugeMetricFamily(name, "Status of the engine, by model.", labels=["model"])
                 for model, number in value.items():
                     family.add_metric([str(model)], float(number))
                 yield family
             else:
-                yield GaugeMetricFamily(name, "What the engine says.", value=float(value))
+                yield GaugeMetricFamily(name, "Status of the engine.", value=float(value))
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""From what was asked to the tokens that the engine reads."""
+"""The prompt tokens of a request."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api.bodies import Message
 from synthe_core.serving.api.context import Api
-from synthe_core.serving.api.errors import Refusal
+from synthe_core.serving.api.errors import HttpError
 
-AT_ONCE = 4096  # characters that are tokenised where they are; more in a thread
+MAX_INLINE = 4096  # characters that are tokenized in the event loop; more in a thread
 
 PLAIN = """\
 {% for message in messages %}\
@@ -23,15 +23,15 @@ PLAIN = """\
 {% endif %}\
 {% endfor %}\
 {% if add_generation_prompt %}Assistant:{% endif %}"""
-"""How a model is asked that was taught no template of its own. Its answers, which begin with a space, stay as they are,
-so that their states are known when they come again."""
+"""The template for a model without one. Answers begin with a space and are not changed, so that the cached state of an
+earlier turn matches."""
 PLAIN_STOP = "\nUser:"
-"""Where its answer ends at the latest."""
+"""The stop string of that template."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """text: what was asked, where it was a text. stop: before what the answer ends, whatever else is asked."""
+    """text: the prompt, if it was given as text. stop: stop strings of the template."""
 
     tokens: tuple[int, ...]
     text: str | None = None
@@ -39,7 +39,7 @@ class Prompt:
 
 
 def marked(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of `text`, special ones written out; a tokenizer of bytes knows its special tokens alone."""
+    """The tokens of a text in which special tokens are spelled out."""
     for special in (tokenizer.end, tokenizer.begin):
         if special is not None and text == tokenizer.spelling(special):
             return [special]
@@ -47,21 +47,21 @@ def marked(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 async def encoded(api: Api, served: LoadedModel, text: str, *, plain: bool = False) -> list[int]:
-    """The tokens of a text; `plain` reads special tokens in it as text."""
+    """The tokens of a text. With `plain`, special tokens in it are read as text."""
     tokenizer = served.tokenizer
     if len(text) > api.settings.max_prompt * max(1, int(tokenizer.widths.max())):
         raise _too_long(api)  # without counting
     work = tokenizer.encode if plain else lambda whole: marked(tokenizer, whole)
-    tokens = work(text) if len(text) <= AT_ONCE else await api.in_thread(lambda: work(text))
+    tokens = work(text) if len(text) <= MAX_INLINE else await api.in_thread(lambda: work(text))
     return list(tokens)
 
 
-async def completion(api: Api, served: LoadedModel, prompt: str | Sequence[int], *, goes_on: bool = False) -> Prompt:
-    """The prompt of a completion: a text begins a document, unless it goes on from a session."""
+async def completion(api: Api, served: LoadedModel, prompt: str | Sequence[int], *, continues: bool = False) -> Prompt:
+    """The prompt of a completion. A text starts a document, unless it continues a session."""
     if not isinstance(prompt, str):
         return Prompt(_fitting(api, prompt))
     tokens = await encoded(api, served, prompt)
-    if not goes_on:
+    if not continues:
         begin = served.tokenizer.begin
         tokens = ([] if begin is None else [begin]) + tokens or [served.tokenizer.end]
     return Prompt(_fitting(api, tokens), prompt)
@@ -76,11 +76,11 @@ async def conversation(
     """
     tokenizer = served.tokenizer
     plain = tokenizer.chat_template is None
-    asked = [{"role": _role(each), "content": each.text} for each in messages]
+    turns = [{"role": _role(each), "content": each.text} for each in messages]
     if session is None:
-        text = _rendered(tokenizer, asked, answer)
+        text = _rendered(tokenizer, turns, answer)
     else:
-        text = _continuation(tokenizer, asked, api.tails.get(session, tokenizer.spelling(tokenizer.end)))
+        text = _continuation(tokenizer, turns, api.tails.get(session, tokenizer.spelling(tokenizer.end)))
     tokens = await encoded(api, served, text, plain=plain)
     begin = tokenizer.begin
     if session is None and begin is not None and tokens[:1] != [begin]:
@@ -97,15 +97,15 @@ def _rendered(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], answer: 
 
 
 MARK = "\N{OGHAM LETTER BEITH}" * 4
-"""Stands for an answer whose text does not matter."""
+"""A placeholder for an answer whose text is not needed."""
 
 
 def _continuation(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], tail: str) -> str:
     """What comes after the model's own last message: the rendering of a conversation around them, from there on. What
     the model has begun of it itself, with which its `tail` ends, is not repeated: its end of turn, a stop string."""
     before = [{"role": "user", "content": "."}, {"role": "assistant", "content": MARK}]
-    _, found, rest = _rendered(tokenizer, [*before, *messages]).partition(MARK)
-    if not found:  # a template that leaves older messages out
+    _, separator, rest = _rendered(tokenizer, [*before, *messages]).partition(MARK)
+    if not separator:  # the template drops older messages
         return _rendered(tokenizer, messages)
     shared = next((n for n in range(min(len(tail), len(rest)), 0, -1) if tail.endswith(rest[:n])), 0)
     return rest[shared:]
@@ -117,6 +117,6 @@ def _fitting(api: Api, tokens: Sequence[int]) -> tuple[int, ...]:
     return tuple(tokens)
 
 
-def _too_long(api: Api) -> Refusal:
+def _too_long(api: Api) -> HttpError:
     most = api.settings.max_prompt
-    return Refusal(400, f"the prompt has more than {most:,} tokens", code="context_length_exceeded")
+    return HttpError(400, f"the prompt has more than {most:,} tokens", code="context_length_exceeded")

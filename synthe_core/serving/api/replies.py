@@ -1,4 +1,4 @@
-"""What answers look like, for the OpenAPI document; a test holds every answer to it."""
+"""Schemas of responses, for the OpenAPI document. A test checks every response against them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Error(BaseModel):
 
 
 class PromptDetails(BaseModel):
-    cached_tokens: int = Field(description="tokens of the prompt that a kept state knew already")
+    cached_tokens: int = Field(description="prompt tokens whose state was cached")
 
 
 class Usage(BaseModel):
@@ -96,7 +96,7 @@ class ModelFacts(BaseModel):
     state_bytes_per_sequence: int
     vocab: int
     digest: str
-    chat_template: bool = Field(description="whether it was taught one; chats with others are plain text")
+    chat_template: bool = Field(description="whether the model has a chat template; without one, chats are plain text")
 
 
 class Model(BaseModel):
@@ -167,7 +167,7 @@ class Limits(BaseModel):
 
 
 class Status(BaseModel):
-    """What the engine says, and what is served; there may be more fields."""
+    """Status of the engine and the served models. It can have more fields."""
 
     live: int
     waiting: int
@@ -178,7 +178,7 @@ class Status(BaseModel):
 
 class Introspection(BaseModel):
     model: dict[str, Any]
-    left_out: int = Field(description="tokens at the end that were too many to look at")
+    left_out: int = Field(description="number of tokens at the end that were not inspected")
     tokens: list[dict[str, Any]]
     series: list[dict[str, Any]]
     figures: list[dict[str, Any]]

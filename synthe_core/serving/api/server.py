@@ -1,4 +1,4 @@
-"""The application behind a socket: uvicorn in a thread, half-open clients dropped, and an end that loses nothing."""
+"""The application on a socket: uvicorn in a thread, with timeouts for slow clients and a graceful shutdown."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from synthe_core.serving.api.app import App
 from synthe_core.serving.api.settings import Settings
 
 BACKLOG = 2048
-THREADS = 32  # for what must not hold up the others; most of them wait for the engine
-TO_SAY_GOODBYE = 5.0
-"""Seconds that answers have to reach their clients, after the engine has ended."""
+THREADS = 32  # for blocking work; most of them wait for the engine
+SHUTDOWN_TIMEOUT = 5.0
+"""Seconds for responses to reach their clients after the engine has ended."""
 
 
 class Server:
-    """Answers at `host`:`port` from when it is entered until it is left; port 0 takes a free one.
+    """Serves at `host`:`port` while it is entered; port 0 takes a free one.
 
-    Raises InputError where the address cannot be had.
+    Raises InputError if the address is not available.
     """
 
     def __init__(self, engine: AsyncEngine, settings: Settings, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -46,7 +46,7 @@ class Server:
         config = uvicorn.Config(
             self.app,
             loop="asyncio",
-            http=patient(settings.header_timeout),
+            http=protocol_with_timeout(settings.header_timeout),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -56,7 +56,7 @@ class Server:
             proxy_headers=False,
             backlog=BACKLOG,
             timeout_keep_alive=max(5, int(settings.header_timeout)),
-            timeout_graceful_shutdown=int(TO_SAY_GOODBYE),
+            timeout_graceful_shutdown=int(SHUTDOWN_TIMEOUT),
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
@@ -82,28 +82,29 @@ class Server:
         self.stop(0.0)
 
     def stop(self, grace: float) -> None:
-        """Takes nothing new; lets what is being written end within `grace` seconds, cuts off the rest (its streams end
-        as streams do), and closes. The engine is closed too, and has saved its sessions."""
+        """Rejects new requests, gives running ones `grace` seconds to finish, ends the others, and closes.
+
+        The engine is closed too, and has saved its sessions."""
         self.app.api.closing = True
         self.engine.close(grace)
         self._server.should_exit = True
-        self._thread.join(2 * TO_SAY_GOODBYE)
+        self._thread.join(2 * SHUTDOWN_TIMEOUT)
 
     def _serve(self) -> None:
         asyncio.run(self._answer())
 
     async def _answer(self) -> None:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "aside"))
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "background"))
         await self._server.serve(sockets=[self._socket])
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there; InputError, with what to do, where it cannot."""
+    """A listening socket. Raises InputError with a hint if the address is not available."""
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError):
-        raise InputError(f"no such address: {host}", "--host 127.0.0.1 is this machine alone") from None
-    family, kind, protocol, _, address = found[0]
+        raise InputError(f"no such address: {host}", "--host 127.0.0.1 is this machine only") from None
+    family, kind, protocol, _, address = addresses[0]
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -113,31 +114,31 @@ def listening(host: str, port: int) -> socket.socket:
         return sock
     except OSError as error:
         sock.close()
-        raise _explained(error, host, port) from None
+        raise _listen_error(error, host, port) from None
 
 
-def _explained(error: OSError, host: str, port: int) -> InputError:
+def _listen_error(error: OSError, host: str, port: int) -> InputError:
     if error.errno == errno.EADDRINUSE:
-        return InputError(f"port {port} is taken", "another server runs there? --port 0 takes a free one")
+        return InputError(f"port {port} is in use", "is another server running? --port 0 takes a free one")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return InputError(f"port {port} may not be had", "ports below 1024 are the system's; take --port 6900")
+        return InputError(f"no permission for port {port}", "ports below 1024 are reserved; use --port 6900")
     if error.errno == errno.EADDRNOTAVAIL:
-        return InputError(f"{host} is no address of this machine", "--host 0.0.0.0 is all of them")
+        return InputError(f"{host} is not an address of this machine", "--host 0.0.0.0 uses all of them")
     return InputError(f"cannot listen at {host}:{port}: {error.strerror}")
 
 
-def allow_connections(wanted: int = 65_536) -> None:
-    """Lets this process have as many files and connections open as it may; a thousand idle clients take a thousand."""
+def allow_connections(limit: int = 65_536) -> None:
+    """Raises the limit of open files: every connection is one."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    most = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server at `host`."""
+    """Whether only this machine can reach a server at `host`."""
     if host.lower() == "localhost":
         return True
     try:
@@ -146,11 +147,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def patient(timeout: float) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, which hangs up where the beginning of a request does not come within `timeout` seconds, or
-    nothing of an answer is read in as long."""
+def protocol_with_timeout(timeout: float) -> type[asyncio.Protocol]:
+    """uvicorn's protocol with a timeout in seconds.
 
-    class Patient(H11Protocol):
+    It closes the connection if the start of a request does not arrive in time, or if the client reads nothing of a
+    response for as long."""
+
+    class TimeoutProtocol(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
         _unread = 0
 
@@ -165,7 +168,7 @@ def patient(timeout: float) -> type[asyncio.Protocol]:
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
-                self._stop_timer()  # a request has come; its body has a time of its own
+                self._stop_timer()  # the request has arrived; its body has a timeout of its own
             elif self._timer is None and not self.transport.is_closing():
                 self._timer = self.loop.call_later(timeout, self._late)
 
@@ -189,4 +192,4 @@ def patient(timeout: float) -> type[asyncio.Protocol]:
                 self._timer.cancel()
                 self._timer = None
 
-    return Patient
+    return TimeoutProtocol

@@ -1,4 +1,4 @@
-"""What a server allows: who may ask, and how much of what."""
+"""The settings of a server: access and limits."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 
 
 def silent(line: str) -> None:
-    """Nobody reads it."""
+    """Discards a line of the log."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits are per request unless they say otherwise; times are in seconds.
+    """Limits are per request unless stated otherwise; times are in seconds.
 
-    keys:     bearer tokens of which a request must bring one; none are asked for where there are none.
-    hosts:    the names in a `Host` header that are answered, None for any. It is what stands between a server on
-              loopback and a web page that has its own name resolve to 127.0.0.1.
-    origins:  web pages of elsewhere that may ask (CORS), none by default.
-    adapters: the folders whose entries may be loaded as adapters, by name.
-    max_body: bytes; all bodies that are arriving at a time take no more than 16 times as much.
-    max_prompt, max_tokens: the most tokens to read and to write for one answer; `max_tokens` is what a chat gets which
-              does not say how many it wants.
-    max_n, max_choices: the most answers to a prompt, and to all prompts of a request.
-    max_aside: embeddings, reports and long tokenisations that run at a time, over all requests.
-    log:      told a line for every request; of what was asked it holds nothing unless `log_prompts`.
+    keys:     bearer tokens, one of which a request must send; without keys, none is required.
+    hosts:    accepted names of the `Host` header, None for any. The check protects a server on loopback from web pages
+              whose own name resolves to 127.0.0.1 (DNS rebinding).
+    origins:  origins whose pages may send cross-origin requests (CORS); none by default.
+    adapters: folders whose entries can be loaded as adapters, by name.
+    max_body: bytes of a body; all bodies being received together are limited to 16 times as much.
+    max_prompt, max_tokens: the maximum number of prompt tokens, and of output tokens of one choice; `max_tokens` is the
+              default of a chat without a limit.
+    max_n, max_choices: the maximum number of choices of a prompt, and of all prompts of a request.
+    max_background: the maximum number of concurrent embeddings, reports and long tokenizations, over all requests.
+    log:      called with a line for every request; without `log_prompts` it never contains prompt text.
     """
 
     keys: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Settings:
     max_tokens: int = 4096
     max_n: int = 16
     max_choices: int = 128
-    max_aside: int = 8
+    max_background: int = 8
     header_timeout: float = 10.0
     body_timeout: float = 30.0
     send_timeout: float = 30.0

@@ -1,4 +1,4 @@
-"""What is served and how it goes: models, health, metrics, status, reports, sessions and adapters."""
+"""Handlers of models, health, metrics, status, inspection, sessions and adapters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.introspection.report import Report, examine_tokens, lines
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.context import Api, Call
-from synthe_core.serving.api.errors import Refusal
+from synthe_core.serving.api.errors import HttpError
 
 MOST_EXAMINED = 2048
-"""Tokens that a report is made of: it holds every layer's figures at each of them."""
+"""Maximum number of tokens of a report, which has the signals of every layer for each."""
 
 
 async def models(api: Api, call: Call, body: None) -> Response:
@@ -52,7 +52,7 @@ def _model(api: Api, name: str) -> dict[str, Any]:
 
 async def health(api: Api, call: Call, body: None) -> Response:
     if api.closing:
-        raise Refusal(503, "the server is shutting down")
+        raise HttpError(503, "the server is shutting down")
     return JSONResponse({"status": "ok"})
 
 
@@ -72,14 +72,14 @@ async def status(api: Api, call: Call, body: None) -> Response:
 
 
 async def introspect(api: Api, call: Call, body: bodies.Introspect) -> Response:
-    """What every layer did with a text, or with the last request of that model (and of that key)."""
+    """The signals of every layer on a text, or on the last request of the model (with the same key)."""
     served = api.served(body.model)
     if body.text is not None:
         tokens = (await prompts.completion(api, served, body.text)).tokens
     else:
         tokens = api.last.get((call.who, body.model), ())
         if not tokens:
-            raise Refusal(404, f"nothing has been asked of {body.model} yet", code="not_found")
+            raise HttpError(404, f"{body.model} has had no request yet", code="not_found")
     read = tokens[:MOST_EXAMINED]
 
     def examine(served: LoadedModel) -> Report:
@@ -88,7 +88,7 @@ async def introspect(api: Api, call: Call, body: bodies.Introspect) -> Response:
     report = await call.while_connected(
         api.in_thread(lambda: api.engine.with_model(body.model, read, examine).result())
     )
-    found: dict[str, Any] = {
+    report_fields: dict[str, Any] = {
         "left_out": len(tokens) - len(read),
         "tokens": [],
         "series": [],
@@ -99,10 +99,10 @@ async def introspect(api: Api, call: Call, body: bodies.Introspect) -> Response:
     for line in await asyncio.to_thread(lambda: list(lines(report))):
         kind = line.pop("event")
         if kind == "model":
-            found["model"] = line | {"name": body.model}
+            report_fields["model"] = line | {"name": body.model}
         elif kind in kinds:
-            found[kinds[kind]].append(line)
-    return JSONResponse(found)
+            report_fields[kinds[kind]].append(line)
+    return JSONResponse(report_fields)
 
 
 async def sessions(api: Api, call: Call, body: None) -> Response:
@@ -114,18 +114,18 @@ async def session(api: Api, call: Call, body: None) -> Response:
 
 
 async def fork_session(api: Api, call: Call, body: bodies.Fork) -> Response:
-    asked = call.request.path_params["id"]
-    info = await api.in_thread(lambda: api.engine.sessions.fork(asked, body.to))
-    if asked in api.tails:
-        api.tails[body.to] = api.tails[asked]
+    session_id = call.request.path_params["id"]
+    info = await api.in_thread(lambda: api.engine.sessions.fork(session_id, body.to))
+    if session_id in api.tails:
+        api.tails[body.to] = api.tails[session_id]
     return JSONResponse(_session(info))
 
 
 async def delete_session(api: Api, call: Call, body: None) -> Response:
-    asked = call.request.path_params["id"]
-    await api.in_thread(lambda: api.engine.sessions.delete(asked))
-    api.tails.pop(asked, None)
-    return JSONResponse({"id": asked, "object": "session.deleted", "deleted": True})
+    session_id = call.request.path_params["id"]
+    await api.in_thread(lambda: api.engine.sessions.delete(session_id))
+    api.tails.pop(session_id, None)
+    return JSONResponse({"id": session_id, "object": "session.deleted", "deleted": True})
 
 
 def _session(info: Any) -> dict[str, Any]:
@@ -136,14 +136,14 @@ SESSION_FIELDS = ("id", "model", "tokens", "bytes", "created", "used", "saved")
 
 
 async def load_adapter(api: Api, call: Call, body: bodies.AdapterLoad) -> Response:
-    """Loads an entry of the folders that the command line allows; a request names it and never a path."""
+    """Loads an adapter from the folders of --adapters. A request gives its name, never a path."""
     allowed = await asyncio.to_thread(lambda: entries(api.settings.adapters))
     if not api.settings.adapters:
-        raise Refusal(403, "this server loads no adapters: it was started without --adapters DIR")
+        raise HttpError(403, "loading adapters is disabled: start the server with --adapters DIR")
     if body.path not in allowed:
         near = closest(body.path, allowed)
-        hint = f"did you mean '{near}'?" if near else f"there are: {', '.join(sorted(allowed)) or 'none'}"
-        raise Refusal(404, f"no such adapter ({hint})", param="path", code="not_found")
+        hint = f"did you mean '{near}'?" if near else f"available: {', '.join(sorted(allowed)) or 'none'}"
+        raise HttpError(404, f"no such adapter ({hint})", param="path", code="not_found")
     if body.model not in api.engine.models:
         api.served(body.model)  # says which models there are
         raise InputError(f"{body.model} is an adapter itself", "name its base")
@@ -153,7 +153,7 @@ async def load_adapter(api: Api, call: Call, body: bodies.AdapterLoad) -> Respon
 
 
 def entries(folders: tuple[Path, ...]) -> dict[str, Path]:
-    """What may be loaded, by name; of two with one name, the first."""
+    """The adapters that can be loaded, by name. If two have the same name, the first counts."""
     return {path.name: path for folder in reversed(folders) for path in folder.iterdir() if path.is_dir()}
 
 

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, GET /tokenizer_info, in the shapes that vLLM gave them; POST /v1/embeddings."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info, in vLLM's format; POST /v1/embeddings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.completions import several
 from synthe_core.serving.api.context import Api, Call
-from synthe_core.serving.api.errors import Refusal
+from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.writing import token_text
 
 
@@ -25,10 +25,10 @@ async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
         tokens = await prompts.encoded(api, served, body.prompt or "")
         if begins and served.tokenizer.begin is not None:
             tokens = [served.tokenizer.begin, *tokens]
-    found: dict[str, Any] = {"count": len(tokens), "max_model_len": api.longest(served), "tokens": tokens}
+    response: dict[str, Any] = {"count": len(tokens), "max_model_len": api.longest(served), "tokens": tokens}
     if body.return_token_strs:
-        found["token_strs"] = [token_text(served.tokenizer, token) for token in tokens]
-    return JSONResponse(found)
+        response["token_strs"] = [token_text(served.tokenizer, token) for token in tokens]
+    return JSONResponse(response)
 
 
 async def detokenize(api: Api, call: Call, body: bodies.Detokenize) -> Response:
@@ -61,12 +61,12 @@ async def embeddings(api: Api, call: Call, body: bodies.Embedding) -> Response:
     read = [(await prompts.completion(api, served, text)).tokens for text in several(body.input)]
     count = sum(map(len, read))
     if len(read) > api.settings.max_choices:
-        raise Refusal(400, f"input: at most {api.settings.max_choices} texts at a time", param="input")
+        raise HttpError(400, f"input: at most {api.settings.max_choices} texts at a time", param="input")
     if count > api.settings.max_prompt:
-        raise Refusal(400, f"input: at most {api.settings.max_prompt:,} tokens at a time", param="input")
+        raise HttpError(400, f"input: at most {api.settings.max_prompt:,} tokens at a time", param="input")
     rows = await call.while_connected(api.in_thread(lambda: api.engine.embed(body.model, read).numpy()))
     if body.dimensions not in (None, rows.shape[1]):
-        raise Refusal(400, f"dimensions: the embeddings of {body.model} have {rows.shape[1]}", param="dimensions")
+        raise HttpError(400, f"dimensions: the embeddings of {body.model} have {rows.shape[1]}", param="dimensions")
     in_base64 = body.encoding_format == "base64"
     data = [
         {"object": "embedding", "index": i, "embedding": _base64(row) if in_base64 else row.tolist()}

@@ -1,4 +1,4 @@
-"""Texts while they are written: one HTTP request's share of the engine, and what of it may be told by now."""
+"""One HTTP request as requests to the engine, and the output that can be sent so far."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.serving.api import bodies
 from synthe_core.serving.api.context import Api
-from synthe_core.serving.api.errors import Refusal, invalid, refusal
+from synthe_core.serving.api.errors import HttpError, http_error, invalid
 
-LEAST = -9999.0
-"""The logarithm that stands for a probability of nothing, which JSON cannot hold."""
-TAIL, MOST_TAILS = 64, 10_000  # tokens of a session's end that are known, and of how many sessions
+MIN_LOGPROB = -9999.0
+"""Replaces -inf, which JSON cannot represent."""
+TAIL, MOST_TAILS = 64, 10_000  # last tokens stored per session, and the number of sessions
 STATUS = {"refused": 400, "error": 500}
 REASONS = {"stop": "stop", "length": "length", "cancelled": "length", "shutdown": "length"}
 
 
-def sampling(body: bodies.Writing) -> SamplingParams:
-    """How tokens are to be chosen."""
+def sampling(body: bodies.GenerationBody) -> SamplingParams:
+    """The sampling parameters of a request."""
     values: dict[str, Any] = {
         "temperature": body.temperature,
         "top_k": None if body.top_k is None else max(0, body.top_k),
@@ -48,14 +48,14 @@ def sampling(body: bodies.Writing) -> SamplingParams:
         raise invalid(error, type(body)) from None
 
 
-def seeds(body: bodies.Writing) -> list[int]:
-    """One for each answer to a prompt; by chance where none is given."""
+def seeds(body: bodies.GenerationBody) -> list[int]:
+    """A seed for each choice of a prompt; random if the request has none."""
     first = secrets.randbits(62) if body.seed is None else body.seed
     return [(first + i) % 2**62 for i in range(body.n or 1)]
 
 
 @dataclass
-class Entry:
+class OutputToken:
     """A token that is about to be told: `at` is where its text begins in the choice's."""
 
     token: int
@@ -66,18 +66,18 @@ class Entry:
 
 
 @dataclass
-class Delta:
-    """What is new of a choice. reason: why it ended, with its last delta."""
+class OutputDelta:
+    """New output of a choice. reason: the finish reason, in its last delta."""
 
     index: int
     text: str
-    entries: list[Entry]
+    entries: list[OutputToken]
     reason: str | None = None
-    failure: Refusal | None = None
+    failure: HttpError | None = None
 
     @property
     def confidence(self) -> float | None:
-        """The least of its tokens'."""
+        """The lowest confidence of its tokens."""
         return min((entry.confidence for entry in self.entries if entry.confidence is not None), default=None)
 
 
@@ -89,26 +89,26 @@ class Choice:
         self.decoder = tokenizer.decoder()
         self.read = 0  # characters that the tokens so far stand for
         self.told = 0  # characters that were told
-        self.waiting: deque[Entry] = deque()
+        self.waiting: deque[OutputToken] = deque()
         self.usage: Finished | None = None
 
-    def push(self, event: Output) -> Delta | None:
+    def push(self, event: Output) -> OutputDelta | None:
         """What may be told after `event`; None for nothing."""
         match event:
             case PromptLogprob(token, chance, top):
-                self.waiting.append(Entry(token, self.read, chance, top))
+                self.waiting.append(OutputToken(token, self.read, chance, top))
                 self.read += len(self.decoder.push(token))
             case TokenOutput(token, text, chance, top, confidence):
                 before = self._echoed()
-                self.waiting.append(Entry(token, self.read, chance, top, confidence))
+                self.waiting.append(OutputToken(token, self.read, chance, top, confidence))
                 self.read += len(self.decoder.push(token))
                 return self._delta(before + text)
             case Finished(reason, text):
                 self.usage = event
-                delta = self._delta(self._echoed() + text, last=reason) or Delta(self.index, "", [])
+                delta = self._delta(self._echoed() + text, last=reason) or OutputDelta(self.index, "", [])
                 delta.reason = REASONS.get(reason)
                 if status := STATUS.get(reason):
-                    delta.failure = Refusal(status, event.message or "the request failed")
+                    delta.failure = HttpError(status, event.message or "the request failed")
                 return delta
         return None
 
@@ -122,21 +122,21 @@ class Choice:
             entry.at = min(entry.at, len(echo))
         return echo
 
-    def _delta(self, text: str, last: str | None = None) -> Delta | None:
+    def _delta(self, text: str, last: str | None = None) -> OutputDelta | None:
         self.told += len(text)
         entries = []
         while self.waiting and (self.waiting[0].at < self.told or last == "length" or self._ends(last)):
             entries.append(self.waiting.popleft())
-        return Delta(self.index, text, entries) if text or entries else None
+        return OutputDelta(self.index, text, entries) if text or entries else None
 
     def _ends(self, reason: str | None) -> bool:
-        """Whether the text ended at the end of a document, rather than before a stop string, which is not told."""
+        """Whether the text ended with an end token, and not at a stop string, whose tokens are not sent."""
         return reason == "stop" and self.waiting[-1].token in self.tokenizer.ends
 
 
 @dataclass
 class Usage:
-    """Tokens, each prompt counted once however many answers it has."""
+    """Token counts. A prompt counts once, however many choices it has."""
 
     prompt: int = 0
     cached: int = 0
@@ -152,7 +152,7 @@ class Usage:
 
 
 @dataclass
-class Work:
+class CompletionJob:
     """The tickets of one HTTP request, `per_prompt` for each prompt, and their events in one queue.
 
     Use it as a context manager: at its end whatever is still being written is given up.
@@ -171,14 +171,14 @@ class Work:
         echoes = self.echoes or [None] * len(self.requests)
         self.choices = [Choice(i, self.tokenizer, echo) for i, echo in enumerate(echoes)]
         self.tokens: list[list[int]] = [[] for _ in self.requests]
-        self._given_up = False
-        self._begun = time.monotonic()
+        self._cancelled = False
+        self._started = time.monotonic()
         self._last = [0.0] * len(self.requests)
 
     async def begin(self) -> Self:
-        """Submits every request, or none: raises what the engine says."""
+        """Submits all requests. On an error none remains submitted, and the error is raised as HttpError."""
         if self.api.closing:
-            raise Refusal(503, "the server is shutting down", headers={"Retry-After": "5"})
+            raise HttpError(503, "the server is shutting down", headers={"Retry-After": "5"})
         try:
             for index, request in enumerate(self.requests):
                 submit = partial(self._submit, index)
@@ -188,18 +188,18 @@ class Work:
                     await self.api.in_thread(submit)  # which compiles it
         except BaseException as error:
             self.cancel()
-            raise refusal(error) if isinstance(error, SyntheError) else error from None
+            raise http_error(error) if isinstance(error, SyntheError) else error from None
         return self
 
     def _submit(self, index: int) -> None:
-        """From any thread: who hangs up meanwhile leaves nothing behind."""
+        """Submits one request, from any thread. It is cancelled at once if the job was cancelled."""
         ticket = self.api.engine.submit(self.requests[index], partial(self._deliver, index))
         self.tickets.append(ticket)
-        if self._given_up:
+        if self._cancelled:
             ticket.cancel()
 
     def _deliver(self, index: int, event: Output) -> None:
-        """Takes an event from the engine's thread into the queue."""
+        """Puts an event of the engine's thread into the queue."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
@@ -210,15 +210,15 @@ class Work:
         self.cancel()
 
     def cancel(self) -> None:
-        self._given_up = True
+        self._cancelled = True
         for ticket, choice in zip(self.tickets, self.choices, strict=False):
             if choice.usage is None:
                 ticket.cancel()
                 self.api.metrics.finished.labels(ticket.request.model, "cancelled").inc()
         self.tickets = []
 
-    async def deltas(self) -> AsyncIterator[Delta]:
-        """What is new, of whichever choice, until all have ended."""
+    async def deltas(self) -> AsyncIterator[OutputDelta]:
+        """New output of any choice, until all choices have ended."""
         left = len(self.requests)
         while left:
             index, event = await self._events.get()
@@ -236,7 +236,7 @@ class Work:
             if last:
                 metrics.between.labels(model).observe(now - last)
             else:
-                metrics.first.labels(model).observe(now - self._begun)
+                metrics.first.labels(model).observe(now - self._started)
         elif isinstance(event, PrefillFinished):
             metrics.prompt.labels(model).inc(event.num_prompt_tokens)
             metrics.cached.labels(model).inc(event.num_cached_tokens)
@@ -266,13 +266,13 @@ class Work:
 
 
 def tail(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """The end of a text, special tokens written out."""
+    """The last tokens of a text, with special tokens spelled out."""
     pieces = (tokenizer.bytes_of([token]) or tokenizer.spelling(token).encode() for token in tokens[-TAIL:])
     return b"".join(pieces).decode("utf-8", "replace")
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token as an answer spells it: its text, its name, or its bytes where they are no text by themselves."""
+    """A token as text: its text, its name, or its bytes if they are not valid UTF-8."""
     piece = tokenizer.pieces[token] if token < len(tokenizer.pieces) else b""
     if not piece:
         return (tokenizer.spelling(token) if token < tokenizer.vocab_size else "") or f"<{token}>"
@@ -283,4 +283,4 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 
 def finite(logprob: float) -> float:
-    return max(logprob, LEAST)
+    return max(logprob, MIN_LOGPROB)

@@ -1,4 +1,4 @@
-// Requests to the server that sent this page: JSON, streams of events, and the key where one is asked for.
+// Requests to the server of this page: JSON, event streams, and the API key.
 
 const KEY = "synthe.key";
 
@@ -13,7 +13,7 @@ export class Failure extends Error {
 let unlocking = null;
 let ask_for_key = async () => null;
 
-/** `ask(wrong)` shows a person the need for a key and gives it, or null. */
+/** `ask(wrong)` asks the user for a key and returns it, or null. */
 export function onLocked(ask) { ask_for_key = ask; }
 
 function unlock(wrong) {
@@ -34,7 +34,7 @@ async function request(path, { method = "GET", body, signal, quiet = false } = {
       });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Failure("The server does not answer.");
+      throw new Failure("The server does not respond.");
     }
     if (response.ok) return response;
     if (response.status === 401 && !quiet) {
@@ -46,13 +46,13 @@ async function request(path, { method = "GET", body, signal, quiet = false } = {
 }
 
 async function failure(response) {
-  let message = `The server answered ${response.status}.`;
+  let message = `The server responded with ${response.status}.`;
   try { message = (await response.json()).error?.message || message; } catch { /* no JSON: the status says it */ }
   const retry = Number(response.headers.get("retry-after"));
   return new Failure(message, { status: response.status, retry: retry > 0 ? retry : null });
 }
 
-/** The JSON that a path answers. */
+/** The JSON response of a path. */
 export async function get(path, options) {
   const response = await request(path, options);
   return response.status === 204 ? null : response.json();
@@ -70,9 +70,9 @@ export async function* stream(path, body, signal) {
     for (;;) {
       const { value, done } = await reader.read().catch(error => {
         if (error.name === "AbortError") throw error;
-        throw new Failure("The connection broke off before the answer ended.");
+        throw new Failure("The connection closed before the answer ended.");
       });
-      if (done) throw new Failure("The connection broke off before the answer ended.");
+      if (done) throw new Failure("The connection closed before the answer ended.");
       held += value;
       const lines = held.split(/\r\n|\n|\r(?!$)/);
       held = lines.pop();
@@ -81,7 +81,7 @@ export async function* stream(path, body, signal) {
         const data = line.slice(5).trim();
         if (data === "[DONE]") return;
         const event = JSON.parse(data);
-        if (event.error) throw new Failure(event.error.message || "The answer failed.", { status: event.error.code || 500 });
+        if (event.error) throw new Failure(event.error.message || "The request failed.", { status: event.error.code || 500 });
         yield event;
       }
     }

@@ -1,4 +1,4 @@
-// The conversation: what is shown of it, and how it goes on.
+// The conversation: its messages, and the requests that continue it.
 
 import { Failure, stream } from "./api.js";
 import * as conversations from "./conversations.js";
@@ -14,9 +14,9 @@ let under_way = null; // what stops the answer that is being written
 export const busy = () => under_way !== null;
 export const stop = () => under_way?.abort();
 
-// What a stream of either kind says, as tokens.
+// The tokens in the chunks of a stream, chat or text.
 
-/** A chunk's news, null for none. Several tokens that only together are text count as one. */
+/** The new token of a chunk, or null. Several tokens that only together are text count as one. */
 function told(event) {
   const [choice] = event.choices, said = choice.logprobs;
   const text = choice.text ?? choice.delta?.content ?? "", sure = event.synthe?.confidence ?? null;
@@ -27,7 +27,7 @@ function told(event) {
   return token(text, sure, chances.length ? Math.exp(chances.reduce((a, b) => a + b)) : null, top);
 }
 
-/** The path and body of the request that continues `c`, and whether it sends the past too. */
+/** The path and body of the request that continues `c`, and whether it sends the earlier turns too. */
 function asked(c, chat, model) {
   const past = c.turns.slice(0, -1), words = system();
   const goesOn = c.read && c.read.model === model && conversations.isKept(c.id) && (c.read.system === null || !chat || c.read.system === words) && c.read.turns < past.length;
@@ -39,7 +39,7 @@ function asked(c, chat, model) {
   return { path: "v1/chat/completions", goesOn, body: { ...common, messages, logprobs: true, top_logprobs: TOP } };
 }
 
-/** Sends what was typed; "" goes on from what is there. */
+/** Sends the typed text; "" continues the text so far. */
 export function send(text) {
   const c = conversations.current();
   if (busy() || !models.chosen() || (text === "" && (models.chatting() || !(c.turns.length || c.read)))) return false;
@@ -49,7 +49,7 @@ export function send(text) {
   return true;
 }
 
-/** Writes the last answer once more. */
+/** Generates the last answer again. */
 export function again() {
   const c = conversations.current();
   if (busy() || !c.turns.length) return;
@@ -169,7 +169,7 @@ export function show(c = conversations.current()) {
   for (const turn of c.turns) if (turn !== last && turn.fault && c.mode !== "text") bodies.get(turn).after(make("p.bad", turn.fault.message));
 }
 
-/** What is said under the last answer when it has ended. */
+/** The line below the last answer when it has ended. */
 function finish(c, turn) {
   const body = bodies.get(turn);
   if (!body) return;
@@ -183,7 +183,7 @@ function finish(c, turn) {
   const copy = button("Copy", "Copy the text", async () => {
     await navigator.clipboard?.writeText(c.mode === "text" ? c.turns.map(t => t.text).join("") : turn.text).then(() => { copy.textContent = "Copied"; setTimeout(() => { copy.textContent = "Copy"; }, 1500); }, () => say("The browser did not allow it."));
   });
-  const actions = make("p.actions", turn.fault ? null : button("Regenerate", "Write this answer again", again), turn.text ? copy : null);
+  const actions = make("p.actions", turn.fault ? null : button("Regenerate", "Generate this answer again", again), turn.text ? copy : null);
   if (turn.text) actions.append(inside(after, body, c.model, turn.text));
   after.append(make("p.note", facts(turn.note)), actions);
   holder.append(after);
@@ -193,10 +193,10 @@ function finish(c, turn) {
 function facts(note) {
   if (!note) return "";
   const parts = note.tokens ? [`${count(note.tokens)} tokens`] : [];
-  if (note.rate) parts.push(`${rate(note.rate)} a second`);
-  if (note.wait) parts.push(`first after ${note.wait < 1 ? `${Math.round(note.wait * 1000)} ms` : `${note.wait.toFixed(1)} s`}`);
-  if (note.prompt) parts.push(note.cached ? `${percent(note.cached / note.prompt)} of ${count(note.prompt)} read before` : `${count(note.prompt)} read`);
-  if (note.ended === "length") parts.push("cut at the most tokens");
+  if (note.rate) parts.push(`${rate(note.rate)} tok/s`);
+  if (note.wait) parts.push(`first token after ${note.wait < 1 ? `${Math.round(note.wait * 1000)} ms` : `${note.wait.toFixed(1)} s`}`);
+  if (note.prompt) parts.push(note.cached ? `prompt ${count(note.prompt)}, ${percent(note.cached / note.prompt)} cached` : `prompt ${count(note.prompt)}`);
+  if (note.ended === "length") parts.push("reached max tokens");
   if (note.ended === "stopped") parts.push("stopped");
   return parts.join(" · ");
 }
@@ -217,19 +217,19 @@ function fault({ message, retry }) {
   return make("div.bad", make("p", message), button, { role: "alert" });
 }
 
-/** What stands where there are no messages yet. */
+/** The placeholder of an empty conversation. */
 function nothing(c) {
   const chat = models.chatting(), name = models.chosen();
   const suggest = text => make("button", text, { type: "button", onclick: () => { $("prompt").value = text; $("prompt").dispatchEvent(new Event("input")); $("prompt").focus(); } });
   const first = chat ? ["Who are you?", "Tell me a short story.", "Explain rain to a child."] : ["Once upon a time", "def main(", "The history of"];
-  if (c.read) return make("div.empty", make("h3", c.title), make("p", "The server remembers this conversation; its text is not in this browser. What you write goes on from there."));
+  if (c.read) return make("div.empty", make("h3", c.title), make("p", "The server has the state of this conversation; its text is not in this browser. Your next message continues it."));
   return make("div.empty",
-    make("h3", !name ? "Waiting for the server" : chat ? `Talk with ${name}` : `Write with ${name}`),
-    make("p", !name ? "" : chat && !models.taught() ? "It was taught no conversation; to go on with a text may suit it better." : chat ? "It reads each word once: what came before is in its state." : "It goes on from any text you give it."),
+    make("h3", !name ? "Waiting for the server" : chat ? `Chat with ${name}` : `Write with ${name}`),
+    make("p", !name ? "" : chat && !models.taught() ? "This model has no chat template; text mode may work better." : chat ? "Only new tokens are evaluated: the model’s state holds the conversation so far." : "It continues any text you give it."),
     name ? make("p.first", ...first.map(suggest)) : null);
 }
 
-// Scrolling: along with the answer, unless somebody reads further up
+// Scrolls with the answer, unless the user has scrolled up
 
 let stuck = true;
 

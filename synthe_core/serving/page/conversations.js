@@ -1,10 +1,10 @@
-// Conversations: their texts in this browser, what the model remembers of them on the server, and the list of both.
+// Conversations: their texts in this browser, their states on the server, and the list of both.
 
 import { get, post, remove } from "./api.js";
 import { $, ago, keep, make, recall, say, several } from "./words.js";
 
 // A conversation: {id, title, model, mode, turns, read, sent, used}. A turn: {role, text, tokens, note, fault}.
-// read: what the server's session of that id has read, {turns, model, system}; null where it is not to be trusted. sent: whether the server may know the id.
+// read: what the server's session of that id contains, {turns, model, system}; null if unknown. sent: whether the server may have the id.
 
 let all = (recall("conversations") ?? []).filter(c => c && typeof c.id === "string" && Array.isArray(c.turns));
 let kept = new Map(); // sessions on the server by id
@@ -52,7 +52,7 @@ export function open(conversation) {
 
 export function fresh() { open(now.turns.length ? blank() : now); }
 
-/** What the server keeps; quietly nothing where it cannot be asked. */
+/** The sessions on the server; none if it does not respond. */
 export async function refresh() {
   try { kept = new Map((await get("api/sessions", { quiet: true })).data.map(s => [s.id, s])); } catch { return; }
   show();
@@ -79,7 +79,7 @@ async function erase(conversation) {
   ($("sessions").querySelector(".open") ?? $("new")).focus();
 }
 
-/** A second conversation with the same past; each goes its own way from here. */
+/** A copy of a conversation; both continue independently. */
 async function fork(conversation) {
   const copy = { ...structuredClone(conversation), id: name(), title: `${titled(conversation).replace(/ \(fork.*\)$/, "")} (fork)`, used: Date.now() };
   await refresh();
@@ -127,14 +127,14 @@ function item(c) {
   });
   bin.addEventListener("blur", () => { if (bin.classList.contains("armed")) { bin.classList.remove("armed"); bin.replaceChildren(icon("delete")); } });
   return make("li",
-    make("button.open", make("b", titled(c)), make("span", make("i.dot", { title: server ? "remembered by the server" : "not on the server: read again when you go on", hidden: !server }), facts), {
+    make("button.open", make("b", titled(c)), make("span", make("i.dot", { title: server ? "state on the server" : "no state on the server: the text is evaluated again when you continue", hidden: !server }), facts), {
       type: "button", onclick: () => open(c), "aria-current": c.id === now.id,
     }),
     make("button.quiet.icon", icon("fork"), { type: "button", title: "Fork", "aria-label": `Fork ${titled(c)}`, onclick: () => fork(c) }),
     bin);
 }
 
-/** Sessions that other programs, or other browsers, have left: resumed without their text. */
+/** Sessions of other programs or browsers, which are resumed without their text. */
 const strangers = () => [...kept.values()].filter(s => !all.some(c => c.id === s.id) && s.id !== now.id).map(s => ({
   id: s.id, title: s.id, model: s.model, mode: "", turns: [], read: { turns: 0, model: s.model, system: null }, sent: true, used: s.used * 1000,
 }));

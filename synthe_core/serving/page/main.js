@@ -25,9 +25,9 @@ function fit() {
 
 function explain() {
   const c = conversations.current(), chatting = models.chatting();
-  box.placeholder = chatting ? "Say something" : c.turns.length ? "Add to it, or just continue" : "Begin a text";
+  box.placeholder = chatting ? "Type a message" : c.turns.length ? "Add text, or continue" : "Start a text";
   $("send").textContent = chatting ? "Send" : "Continue";
-  $("how").textContent = touch.matches ? "" : chatting ? "Enter sends, Shift Enter is a new line, Esc stops" : "Ctrl Enter continues, Esc stops";
+  $("how").textContent = touch.matches ? "" : chatting ? "Enter: send, Shift Enter: new line, Esc: stop" : "Ctrl Enter: continue, Esc: stop";
   if (!c.turns.length) chat.show(c);
   fit();
 }
@@ -99,7 +99,7 @@ async function load() {
     vitals.look();
   } catch (error) {
     const retry = make("button", "Try again", { type: "button", onclick: load });
-    $("log").replaceChildren(make("div.empty", make("h3", "Nothing can be said yet"), make("p", error.message), make("p.first", retry)));
+    $("log").replaceChildren(make("div.empty", make("h3", "The server is not available"), make("p", error.message), make("p.first", retry)));
   }
 }
 

@@ -1,16 +1,16 @@
-// Which models are served, which adapters they can wear, and whether a chat or a text goes on.
+// The served models and their adapters, and the mode: chat or text.
 
 import { get } from "./api.js";
 import { $, keep, make, recall } from "./words.js";
 
 const listeners = [];
-let served = new Map(); // name: {adapters: [name], chat: whether it was taught to}
-let mode = null; // what a person chose, null for what the model can
+let served = new Map(); // name: {adapters: [name], chat: whether it has a chat template}
+let mode = null; // the mode chosen by the user; null: the default of the model
 
 export const onModel = listener => listeners.push(listener);
 export const known = name => served.has(name.split(":")[0]);
 
-/** `base` or `base:adapter`, "" before the server has answered. */
+/** `base` or `base:adapter`; "" until the server has responded. */
 export function chosen() {
   const base = $("model").value, adapter = $("adapter").value;
   return served.has(base) ? base + (adapter && served.get(base).adapters.includes(adapter) ? `:${adapter}` : "") : "";
@@ -30,7 +30,7 @@ function show(tell = true) {
   if (tell) for (const listener of listeners) listener();
 }
 
-/** Chooses a model (and adapter) where it is served. */
+/** Selects a model (and adapter) if it is served. */
 export function choose(name) {
   const [base, adapter = ""] = name.split(":");
   if (!served.has(base)) return;
@@ -41,7 +41,7 @@ export function choose(name) {
 
 export function setMode(wanted) { mode = wanted; show(false); }
 
-/** Asks the server what it serves; throws Failure. */
+/** Loads the list of models; throws Failure. */
 export async function load() {
   const { data } = await get("v1/models");
   const found = new Map();
@@ -55,7 +55,7 @@ export async function load() {
   $("model").replaceChildren(...[...found.keys()].map(name => make("option", name, { value: name })));
   $("model").disabled = found.size === 0;
   if (found.size) { $("model").value = [...found.keys()][0]; choose(now); }
-  else $("model").append(make("option", "no model is served"));
+  else $("model").append(make("option", "no models"));
   show();
 }
 

@@ -1,4 +1,4 @@
-// The token that is pointed at, by pointer or arrow keys: its tooltip, and whoever else wants to know.
+// The token under the pointer, or selected with the arrow keys: its tooltip and listeners.
 
 import { described, details, tokenOf } from "./tokens.js";
 import { $, say } from "./words.js";
@@ -6,7 +6,7 @@ import { $, say } from "./words.js";
 const listeners = [];
 let at = null;
 
-/** `listener(element or null)`: the token's element that is pointed at now. */
+/** Calls `listener(element or null)` with the element of the current token. */
 export const onPoint = listener => listeners.push(listener);
 
 export function point(element) {

@@ -1,4 +1,4 @@
-// What is asked of the model beside the text: kept in this browser.
+// Sampling settings and the system prompt, saved in this browser.
 
 import { $, keep, recall } from "./words.js";
 
@@ -6,7 +6,7 @@ const DEFAULTS = { system: "", temperature: 0.8, top_p: 0.95, max_tokens: 400, s
 const SLIDES = ["temperature", "top_p"];
 const values = { ...DEFAULTS, ...recall("settings") };
 
-const told = { temperature: v => v === 0 ? "0, the likeliest" : v.toFixed(2), top_p: v => v === 1 ? "all" : v.toFixed(2) };
+const labels = { temperature: v => v === 0 ? "0 (greedy)" : v.toFixed(2), top_p: v => v === 1 ? "all" : v.toFixed(2) };
 
 function show() {
   for (const name of Object.keys(DEFAULTS)) {
@@ -14,7 +14,7 @@ function show() {
     if (input.type === "checkbox") input.checked = values[name];
     else if (document.activeElement !== input) input.value = values[name];
   }
-  for (const name of SLIDES) $(`${name}-is`).textContent = told[name](values[name]);
+  for (const name of SLIDES) $(`${name}-is`).textContent = labels[name](values[name]);
   $("defaults").hidden = Object.keys(DEFAULTS).every(name => name === "tint" || values[name] === DEFAULTS[name]);
   document.body.classList.toggle("tinted", values.tint);
   $("legend").hidden = !values.tint;
@@ -31,13 +31,13 @@ function read(input) {
 export function begin() {
   for (const name of Object.keys(DEFAULTS)) {
     $(name).addEventListener("input", () => { values[name] = read($(name)); keep("settings", values); show(); });
-    $(name).addEventListener("blur", show); // what could not be used gives way to what is
+    $(name).addEventListener("blur", show); // an invalid value is replaced by the current one
   }
   $("defaults").addEventListener("click", () => { Object.assign(values, DEFAULTS, { tint: values.tint }); keep("settings", values); show(); $("system").focus(); });
   show();
 }
 
-/** The fields of a request that the settings decide. */
+/** The request fields that the settings determine. */
 export function sampling() {
   const { temperature, top_p, max_tokens, seed } = values;
   return { temperature, top_p, max_tokens, seed: seed === "" ? Math.floor(Math.random() * 2 ** 32) : seed };

@@ -13,13 +13,13 @@ let shown = null; // the panel that is open
 
 /** The button that opens and closes the panel in `holder`; `body` holds the answer's tokens. */
 export function inside(holder, body, model, text) {
-  const button = make("button", "Look inside", { type: "button", title: "Gates, routing, memory, depth and confidence, layer by layer", "aria-expanded": false });
+  const button = make("button", "Inspect", { type: "button", title: "Gates, routing, memory, depth and confidence, layer by layer", "aria-expanded": false });
   let panel = null;
   button.addEventListener("click", async () => {
     const opening = !panel;
     button.setAttribute("aria-expanded", opening);
     if (!opening) { panel.remove(); panel = shown = null; return; }
-    panel = make("section.inside", make("p.loading", "Reading the answer once more …"), { "aria-label": "Inside the answer", "aria-busy": true });
+    panel = make("section.inside", make("p.loading", "Evaluating the answer again …"), { "aria-label": "Inspection of the answer", "aria-busy": true });
     holder.append(panel);
     try { draw(panel, body, await look(model, text)); } catch (error) { panel.replaceChildren(make("p.bad", error.message, { role: "alert" })); }
     panel?.setAttribute("aria-busy", "false");
@@ -28,14 +28,14 @@ export function inside(holder, body, model, text) {
   return button;
 }
 
-/** What was seen of the last request; where another came between, of the answer alone. */
+/** The inspection of the last request; if another request came after it, of the answer alone. */
 async function look(model, text) {
   const seen = async body => {
     const { tokens, series } = await post("api/introspect", { model, ...body });
     const spelled = tokens.map(t => t.text);
     const whole = (name, meaning, values) => ({ path: "", name, group: "confidence", meaning, at: null, rows: [values] });
     const own = tokens[0]?.bits === undefined ? [] : [
-      whole("surprise", "bits by which the token surprised", tokens.map(t => t.bits)), whole("doubt", "entropy of the next token, in bits", tokens.map(t => t.entropy)),
+      whole("surprise", "surprise of the token, in bits", tokens.map(t => t.bits)), whole("entropy", "entropy of the next token, in bits", tokens.map(t => t.entropy)),
     ];
     return { tokens: spelled, series: [...own, ...series], from: start(spelled, text) };
   };
@@ -45,15 +45,15 @@ async function look(model, text) {
   return { ...alone, from: Math.max(0, alone.from) };
 }
 
-/** Where `text` begins among the tokens that end with it; -1 where they do not. */
+/** The index at which `text` begins in tokens that end with it; -1 if they do not. */
 function start(tokens, text) {
-  const wanted = text.trim();
+  const target = text.trim();
   for (let end = tokens.length; end >= Math.max(0, tokens.length - 2); end--) { // the last may be an end mark
     let said = "";
     for (let i = end - 1; i >= 0; i--) {
       said = tokens[i] + said;
-      if (said.length < wanted.length) continue;
-      if (said.includes(wanted) || said.trim().endsWith(wanted.slice(-40))) return i;
+      if (said.length < target.length) continue;
+      if (said.includes(target) || said.trim().endsWith(target.slice(-40))) return i;
       break;
     }
   }
@@ -63,17 +63,17 @@ function start(tokens, text) {
 function draw(panel, body, seen) {
   const length = seen.tokens.length - seen.from;
   const groups = Object.keys(GROUPS).filter(name => seen.series.some(s => s.group === name));
-  if (!groups.length) { panel.replaceChildren(make("p.nothing", "This model shows nothing of its layers.")); return; }
-  const wanted = groups.includes(group) ? group : groups[0];
+  if (!groups.length) { panel.replaceChildren(make("p.nothing", "This model reports no signals of its layers.")); return; }
+  const selected = groups.includes(group) ? group : groups[0];
   const tabs = make("div.tabs", ...groups.map(name => make("button", GROUPS[name], {
-    type: "button", "aria-pressed": name === wanted, onclick: () => { group = name; draw(panel, body, seen); panel.querySelector(".tabs [aria-pressed=true]").focus(); },
+    type: "button", "aria-pressed": name === selected, onclick: () => { group = name; draw(panel, body, seen); panel.querySelector(".tabs [aria-pressed=true]").focus(); },
   })), { role: "group", "aria-label": "What to show" });
   const told = make("p.told", "Point at a token or a strip.");
   const grid = make("div.grid");
-  const strips = seen.series.filter(s => s.group === wanted).map(s => strip(s, seen, length));
+  const strips = seen.series.filter(s => s.group === selected).map(s => strip(s, seen, length));
   let block = null;
   for (const one of strips) {
-    if (one.block !== block) grid.append(make("h4", one.block === null ? "all of it" : `block ${one.block}`));
+    if (one.block !== block) grid.append(make("h4", one.block === null ? "whole model" : `block ${one.block}`));
     block = one.block;
     grid.append(one.row);
   }
@@ -90,7 +90,7 @@ function draw(panel, body, seen) {
   }
   grid.tabIndex = 0;
   grid.setAttribute("role", "group");
-  grid.setAttribute("aria-label", `${GROUPS[wanted]}, ${strips.length} strips over ${length} tokens; arrow keys walk`);
+  grid.setAttribute("aria-label", `${GROUPS[selected]}, ${strips.length} strips over ${length} tokens; use the arrow keys`);
   let at = -1;
   grid.addEventListener("keydown", event => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
@@ -136,7 +136,7 @@ function paint(one) {
   pen.putImageData(image, 0, 0);
 }
 
-/** Shows the figures of the answer's token `i`, and the token itself; -1 lets go. */
+/** Shows the signals of the answer's token `i`; -1 clears them. */
 function tell(i, over = null, pointing = true) {
   if (!shown) return;
   const { strips, told, seen, length, tokens, panel } = shown;

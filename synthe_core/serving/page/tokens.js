@@ -1,15 +1,15 @@
-// Tokens of an answer: one element each, coloured by how sure the model was, and what is told of one that is pointed at.
+// Tokens of an answer: one element each, coloured by confidence, with a tooltip.
 
 import { make, percent, visible } from "./words.js";
 
 const STEPS = [.15, .3, .5, .7, .9]; // bounds of the colours c0 (unsure) to c5 (sure)
 const held = new WeakMap();
 
-/** A token: its text, the model's confidence, its probability, and the likeliest [text, probability]; null for unknown. */
+/** A token: its text, the model's confidence, its probability, and the most likely [text, probability]; null if unknown. */
 export const token = (text, sure = null, chance = null, top = []) => ({ text, sure, chance, top });
 export const tokenOf = element => held.get(element);
 
-/** Two tokens as one, where the first was no whole character yet. */
+/** Two tokens as one, if the first was an incomplete character. */
 export const joined = (a, b) => token(a.text + b.text, less(a.sure, b.sure), a.chance === null || b.chance === null ? null : a.chance * b.chance, b.top);
 const less = (a, b) => a === null ? b : b === null ? a : Math.min(a, b);
 
@@ -28,7 +28,7 @@ export function described(one) {
   return parts.join(", ");
 }
 
-/** What the tooltip holds. */
+/** The content of the tooltip. */
 export function details(one) {
   const line = (text, share, kind) => {
     const bar = make("i");

@@ -1,4 +1,4 @@
-// What the server is doing, once a second while somebody looks.
+// The server status, polled once a second while the page is visible.
 
 import { get } from "./api.js";
 import { $, count, duration, make, percent, rate, size } from "./words.js";
@@ -62,17 +62,17 @@ function show(status) {
   const cache = $("cache"), { entries = 0, bytes = 0, limit = 0, spilled = 0, hits = 0, misses = 0 } = status.cache ?? {};
   cache.replaceChildren();
   const read = status.prompt_tokens ?? 0, saved = status.cached_tokens ?? 0;
-  meter(cache, "prompt tokens not read again", read ? percent(saved / read) : "–", read ? saved / read : 0);
-  meter(cache, `${count(entries)} state${entries === 1 ? "" : "s"} held${spilled ? `, ${count(spilled)} on disk` : ""}`, limit ? `${size(bytes)} of ${size(limit)}` : size(bytes), limit ? bytes / limit : 0);
+  meter(cache, "Cached prompt tokens", read ? percent(saved / read) : "–", read ? saved / read : 0);
+  meter(cache, `${count(entries)} cached state${entries === 1 ? "" : "s"}${spilled ? `, ${count(spilled)} on disk` : ""}`, limit ? `${size(bytes)} of ${size(limit)}` : size(bytes), limit ? bytes / limit : 0);
   const facts = make("dl");
-  fact(facts, "found / not found", `${count(hits)} / ${count(misses)}`);
+  fact(facts, "Hits / misses", `${count(hits)} / ${count(misses)}`);
   cache.append(facts);
 
   const memory = $("memory");
   memory.replaceChildren();
   for (const [name, bytes] of Object.entries(status.state_bytes_per_sequence ?? {})) fact(memory, name, size(bytes));
   const failed = status.failed ? `, ${count(status.failed)} failed` : "";
-  $("since").textContent = `${count(status.requests ?? 0)} requests${failed}, ${count(status.written_tokens ?? 0)} tokens written, up ${duration(status.uptime ?? 0)}`;
+  $("since").textContent = `${count(status.requests ?? 0)} requests${failed}, ${count(status.written_tokens ?? 0)} output tokens, uptime ${duration(status.uptime ?? 0)}`;
   pulse("on", rate(past.speed.at(-1)), " tok/s");
   if (status.limits?.max_tokens) $("max_tokens").max = status.limits.max_tokens;
 }
@@ -91,7 +91,7 @@ export async function look() {
   asking = true;
   let pause = 1000;
   try { show(await get("api/status", { quiet: true, signal: AbortSignal.timeout(8000) })); } catch (error) {
-    pulse("off", error.status === 401 ? "locked" : "no answer");
+    pulse("off", error.status === 401 ? "locked" : "offline");
     $("vitals").setAttribute("aria-busy", "true");
     pause = 5000;
   }
@@ -100,9 +100,10 @@ export async function look() {
 }
 
 export function begin() {
-  rows.speed = vital("memory", "tokens a second");
-  rows.live = vital("gates", "rows at work");
-  rows.waiting = vital("routing", "waiting");
+  rows.speed = vital("memory", "Throughput");
+  rows.speed.unit.textContent = " tok/s";
+  rows.live = vital("gates", "Active requests");
+  rows.waiting = vital("routing", "Queued");
   document.addEventListener("visibilitychange", look);
   look();
 }

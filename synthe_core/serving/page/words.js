@@ -1,4 +1,4 @@
-// Numbers, times and elements as the page writes them. Text from a model is only ever set as text.
+// Formats of numbers and times, and helpers for elements. Text of a model is only ever set as text, never as HTML.
 
 export const count = n => n >= 1e9 ? +(n / 1e9).toPrecision(3) + " G" : n >= 1e6 ? +(n / 1e6).toPrecision(3) + " M" : n >= 1e4 ? +(n / 1e3).toPrecision(3) + " k" : String(Math.round(n));
 export const size = n => n >= 1073741824 ? +(n / 1073741824).toPrecision(3) + " GiB" : n >= 1048576 ? +(n / 1048576).toPrecision(3) + " MiB" : n >= 1024 ? +(n / 1024).toPrecision(3) + " KiB" : Math.round(n) + " B";
@@ -50,15 +50,15 @@ export function make(kind, ...content) {
 
 export const $ = id => document.getElementById(id);
 
-/** Tells it to whoever cannot see it. */
+/** Announces a text to screen readers. */
 export function say(text) { $("said").textContent = text; }
 
-/** What this browser keeps under a name, and null where it keeps nothing or may not. */
+/** The value saved in this browser under a name; null if there is none or storage is blocked. */
 export function recall(name) {
   try { return JSON.parse(localStorage.getItem(`synthe.${name}`)); } catch { return null; }
 }
 
-/** Whether it could be kept: a full or forbidden store is no reason to stop. */
+/** Saves a value in this browser. Returns false if storage is full or blocked. */
 export function keep(name, value) {
   try { localStorage.setItem(`synthe.${name}`, JSON.stringify(value)); return true; } catch { return false; }
 }

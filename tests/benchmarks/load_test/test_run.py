@@ -25,8 +25,8 @@ from starlette.routing import Route
 
 from synthe_core.benchmarks.load_test.figures import figures, quantile
 from synthe_core.benchmarks.load_test.prompts import Prompts
-from synthe_core.benchmarks.load_test.request import Answer
-from synthe_core.benchmarks.load_test.run import Load, load
+from synthe_core.benchmarks.load_test.request import RequestResult
+from synthe_core.benchmarks.load_test.run import LoadTest, run_load_test
 from synthe_core.errors import InputError, WorkError
 from synthe_core.events import Notice, Progress, Result
 from synthe_core.inference.async_engine import AsyncEngine
@@ -129,7 +129,7 @@ def standin() -> Iterator[Standin]:
 
 
 def measured(url: str, **asked: Any) -> dict[str, Any]:
-    *_, last = load(Load(url, **asked))
+    *_, last = run_load_test(LoadTest(url, **asked))
     assert isinstance(last, Result)
     return last.values
 
@@ -228,7 +228,7 @@ def test_prompts_have_the_length_asked_for_and_repeat_by_seed(standin: Standin, 
 
 def test_chats_count_no_token_for_the_role(standin: Standin) -> None:
     standin.usage = False
-    events = list(load(Load(standin.url, requests=2, clients=1, chat=True, turns=2, output_tokens=5)))
+    events = list(run_load_test(LoadTest(standin.url, requests=2, clients=1, chat=True, turns=2, output_tokens=5)))
     found = events[-1].values  # type: ignore[attr-defined]
     assert found["output_tokens"] == 10, "pieces of text are counted"
     assert all(len(answer.gaps) == 4 for answer in found["answers"])
@@ -239,7 +239,7 @@ def test_chats_count_no_token_for_the_role(standin: Standin) -> None:
 def test_stopping_keeps_what_was_measured(standin: Standin) -> None:
     standin.pace = 0.02
     stop, seen = threading.Event(), []
-    for event in load(Load(standin.url, requests=1000, clients=4), stop):
+    for event in run_load_test(LoadTest(standin.url, requests=1000, clients=4), stop):
         seen.append(event)
         if isinstance(event, Progress) and event.done >= 4:
             stop.set()
@@ -252,9 +252,9 @@ def test_stopping_keeps_what_was_measured(standin: Standin) -> None:
 def test_figures_by_hand() -> None:
     assert [quantile([3, 1, 2, 4], q) for q in (0.0, 0.5, 0.75, 0.99, 1.0)] == [1, 2, 3, 4, 4]
     assert math.isnan(quantile([], 0.5))
-    one = Answer(0, 0, {}, sent=1.0, first=1.5, ended=3.0, gaps=[0.5, 1.0], prompt=10, cached=5, written=3)
-    two = Answer(1, 0, {}, sent=2.0, first=3.0, ended=5.0, gaps=[2.0], prompt=30, cached=5, written=12)
-    bad = Answer(1, 0, {}, sent=2.0, ended=9.0, prompt=99, written=99, error="cut off")
+    one = RequestResult(0, 0, {}, sent=1.0, first=1.5, ended=3.0, gaps=[0.5, 1.0], prompt=10, cached=5, written=3)
+    two = RequestResult(1, 0, {}, sent=2.0, first=3.0, ended=5.0, gaps=[2.0], prompt=30, cached=5, written=12)
+    bad = RequestResult(1, 0, {}, sent=2.0, ended=9.0, prompt=99, written=99, error="cut off")
     found = figures([one, two, bad], 8.0, 1)
     assert found["requests_per_second"] == 2 / 8 and found["output_tokens_per_second"] == 15 / 8
     assert found["cached_share"] == 10 / 40 and found["errors"] == {"cut off": 1}

@@ -10,7 +10,7 @@ import pytest
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.inference.outputs import Finished, Logprob, Output, PrefillFinished, TokenOutput
 from synthe_core.inference.request import Busy
-from synthe_core.serving.api.writing import LEAST, token_text
+from synthe_core.serving.api.writing import MIN_LOGPROB, token_text
 from tests.serving.api.scripted import Scripted, answer, told, written
 
 END = 256
@@ -91,7 +91,7 @@ def test_echo_of_tokens_is_their_text(ask: Any) -> None:
 
 def test_no_probability_is_a_number_all_the_same(ask: Any) -> None:
     engine = Scripted(script(*written(b"a", ["a"], logprob=float("-inf")), Finished("length", "", 2, 0, 1)))
-    assert post(ask, engine, logprobs=0).json()["choices"][0]["logprobs"]["token_logprobs"] == [LEAST]
+    assert post(ask, engine, logprobs=0).json()["choices"][0]["logprobs"]["token_logprobs"] == [MIN_LOGPROB]
 
 
 def test_seeds_differ_by_answer_and_not_by_prompt(ask: Any) -> None:

@@ -111,7 +111,7 @@ def test_what_every_answer_carries(ask: Any) -> None:
 def test_no_path_reaches_the_file_system(ask: Any, path: str) -> None:
     got = ask().get(path)
     assert got.status_code == 404
-    assert got.json()["error"]["message"] == "there is nothing at this path"
+    assert got.json()["error"]["message"] == "no such path"
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in PAGE.glob("*") if path.suffix in TYPES))
