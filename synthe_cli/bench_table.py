@@ -1,4 +1,4 @@
-"""The terminal's view of finished trials: a table for each task, and bars of accuracy along its axis."""
+"""Finished trials in the terminal: a table for each task, and bars of accuracy along its axis."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from synthe_core.benchmarks.synthetic.summary import (
 from synthe_core.units import format_count, format_size
 
 COST_COLUMNS = ["state", "parameters", "steps", "time", "ended"]
-LEFT_OUT = ["parameters", "steps", "seeds", "time", "ended", "state"]  # in this order, where a terminal is narrow
+LEFT_OUT = ["parameters", "steps", "seeds", "time", "ended", "state"]  # in this order, if the terminal is narrow
 BAR = 40  # characters of an accuracy of 1
-NOTHING = 0.05  # of the way from chance to 1: nothing was learned
+NOTHING = 0.05  # share of the range from chance to 1 below which nothing was learned
 
 Cell = tuple[str, str]
-"""Text, and its style on a terminal."""
+"""Text and style."""
 
 
-def show(found: list[Summary], plot: bool = False) -> None:
-    """Prints the tables, best rows first, to stdout; aligned text without colour where that is no terminal."""
-    tasks = benches(found)
+def show(summaries: list[Summary], plot: bool = False) -> None:
+    """Prints the tables to stdout, best rows first; without colour if stdout is not a terminal."""
+    tasks = benches(summaries)
     for number, bench in enumerate(tasks):
         title = f"{bench.title}: chance {chance_text(bench.chance)}"
         _print(("\n" if number else "") + title, score_columns(bench) + COST_COLUMNS, _lines(bench))
@@ -43,9 +43,9 @@ def show(found: list[Summary], plot: bool = False) -> None:
     sys.stdout.flush()
 
 
-def show_overview(found: list[Summary]) -> None:
-    """Prints the best accuracy of each model on each task, and no more."""
-    _show_overview(benches(found))
+def show_overview(summaries: list[Summary]) -> None:
+    """Prints only the best accuracy of each model on each task."""
+    _show_overview(benches(summaries))
     sys.stdout.flush()
 
 
@@ -55,7 +55,7 @@ def _show_overview(tasks: list[Bench]) -> None:
 
 
 def _lines(bench: Bench) -> list[list[Cell]]:
-    """Cells of the table; in columns of accuracy the highest is bold, and what is no better than chance is dim."""
+    """The cells of the table. The highest accuracy of a column is bold; values at chance are dim."""
     ahead = 1 + len(bench.swept)
     shown = [[row.mean, *_along(bench, row)] for row in bench.rows]
     highest = [
@@ -94,36 +94,36 @@ def _print(title: str, columns: list[str], lines: list[list[Cell]]) -> None:
 
 
 def _print_rich(title: str, columns: list[str], lines: list[list[Cell]]) -> None:
-    from rich.console import Console  # imported only where it is seen
+    from rich.console import Console  # imported only when needed
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False, emoji=False)
-    kept, needed = _fitting(columns, lines, console.width)
-    console.width = max(console.width, needed)  # a line that the terminal breaks is better than figures cut off
+    columns_shown, needed = _fitting(columns, lines, console.width)
+    console.width = max(console.width, needed)  # a wrapped line is better than truncated numbers
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for i in kept:
+    for i in columns_shown:
         table.add_column(Text(columns[i]), justify="right" if i else "left", no_wrap=bool(i))
     for line in lines:
-        table.add_row(*(Text(printable(line[i][0]), line[i][1]) for i in kept))
+        table.add_row(*(Text(printable(line[i][0]), line[i][1]) for i in columns_shown))
     console.print(Text(printable(title), "bold"))
     console.print(table)
-    if absent := [name for i, name in enumerate(columns) if i not in kept]:
-        console.print(Text(f"too wide for this terminal: {', '.join(absent)}", "dim"))
+    if absent := [name for i, name in enumerate(columns) if i not in columns_shown]:
+        console.print(Text(f"not shown in this width: {', '.join(absent)}", "dim"))
 
 
 def _fitting(columns: list[str], lines: list[list[Cell]], width: int) -> tuple[list[int], int]:
-    """The columns that fit into `width`, the least important left out first and accuracies never; what they need."""
+    """The columns that fit into `width` and their total width. Accuracies are never dropped."""
     widths = [max(len(head), *(len(line[i][0]) for line in lines)) + 2 for i, head in enumerate(columns)]
-    kept = list(range(len(columns)))
+    columns_shown = list(range(len(columns)))
     for name in LEFT_OUT:
-        if sum(widths[i] for i in kept) > width and name in columns:
-            kept.remove(columns.index(name))
-    return kept, sum(widths[i] for i in kept)
+        if sum(widths[i] for i in columns_shown) > width and name in columns:
+            columns_shown.remove(columns.index(name))
+    return columns_shown, sum(widths[i] for i in columns_shown)
 
 
 def bars(bench: Bench) -> str:
-    """Accuracy along the axis, of each model at its best setting; a mark in the bar's ground stands at chance."""
+    """Accuracy along the axis, for each model at its best setting. A mark shows chance."""
     block, ground, mark = ("█", "·", "│") if _encodes("█·│") else ("#", ".", "|")
     name_width = max(len(row.name) for row in bench.rows)
     value_width = max(len(plain(value)) for value in [*bench.values, bench.axis])
@@ -136,8 +136,8 @@ def bars(bench: Bench) -> str:
             if filled <= chance:
                 bar[chance] = mark
             name = row.name if number == 0 else ""
-            told = f"{plain(point.value):>{value_width}}  {''.join(bar)} {percent(point.mean, point.std)}"
-            lines.append(f"{name:<{name_width}}  {told}")
+            text = f"{plain(point.value):>{value_width}}  {''.join(bar)} {percent(point.mean, point.std)}"
+            lines.append(f"{name:<{name_width}}  {text}")
     return "\n".join(lines)
 
 

@@ -29,8 +29,8 @@ class Exit(Exception):
 class ChatLoop:
     """Reads lines and answers them. On a terminal it prompts and prints notices; from a pipe it prints answers only."""
 
-    def __init__(self, talk: Talk, asked: Asked, *, as_json: bool = False) -> None:
-        self.talk, self.asked, self.as_json = talk, asked, as_json
+    def __init__(self, talk: Talk, options: Asked, *, as_json: bool = False) -> None:
+        self.talk, self.options, self.as_json = talk, options, as_json
         self.terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self.colored = self.terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         self.commands: dict[str, Callable[[str], None]] = {
@@ -64,7 +64,7 @@ class ChatLoop:
                 raise unknown("command", f"/{name}", [f"/{each}" for each in self.commands])
             self.commands[name](rest.strip())
         elif line.strip() or (self.terminal and not self.talk.taught):
-            self.show(self.talk.say(line[1:] if line.startswith("//") else line, self.asked))
+            self.show(self.talk.say(line[1:] if line.startswith("//") else line, self.options))
 
     def lines(self) -> Iterator[str]:
         """The messages typed. A line that ends in a backslash continues on the next."""
@@ -91,18 +91,18 @@ class ChatLoop:
 
     def show(self, answer: Answer) -> None:
         """Streams an answer. Ctrl-C stops it, and a second Ctrl-C ends the program."""
-        said = self._streamed(answer)
+        reply = self._stream(answer)
         if self.as_json:
             row = {
-                "role": "assistant", "text": said.text, "finish_reason": said.reason, "tokens": said.tokens,
-                "prompt_tokens": said.prompt, "cached_tokens": said.cached,
-                "tokens_per_second": round(said.rate, 2), "session": self.talk.session,
+                "role": "assistant", "text": reply.text, "finish_reason": reply.reason, "tokens": reply.tokens,
+                "prompt_tokens": reply.prompt, "cached_tokens": reply.cached,
+                "tokens_per_second": round(reply.rate, 2), "session": self.talk.session,
             }  # fmt: skip
             print(json.dumps(row, ensure_ascii=False), flush=True)
         elif self.terminal:
-            self.notify(described(said))
+            self.notify(summary_of(reply))
 
-    def _streamed(self, answer: Answer) -> Said:
+    def _stream(self, answer: Answer) -> Said:
         """Prints the pieces of an answer, and passes Ctrl-C on to it. The second ends the program."""
         interrupted = False
         with closing(answer):
@@ -114,7 +114,7 @@ class ChatLoop:
                         sys.stdout.write(printable(piece) if self.terminal else piece)
                         sys.stdout.flush()
                 except StopIteration as end:
-                    said: Said = end.value
+                    reply: Said = end.value
                     break
                 except KeyboardInterrupt:
                     if inspect.getgeneratorstate(answer) == inspect.GEN_CLOSED:  # the answer has ended with it
@@ -122,7 +122,7 @@ class ChatLoop:
                     interrupted = True
         if not self.as_json:
             print(flush=True)
-        return said
+        return reply
 
     def notify(self, text: str) -> None:
         """Prints a notice to stderr: it is not part of the conversation."""
@@ -155,27 +155,27 @@ class ChatLoop:
 
     def regenerate(self, rest: str) -> None:
         """generate the last answer again"""
-        self.show(self.talk.again(self.asked))
+        self.show(self.talk.again(self.options))
 
     def set(self, rest: str) -> None:
         """show the sampling parameters, or change one: /set temperature 0.7"""
         if not rest:
-            values = {**self.asked.sampling.model_dump(), SEED: self.asked.seed, COUNT: self.asked.count}
+            values = {**self.options.sampling.model_dump(), SEED: self.options.seed, COUNT: self.options.count}
             known = {key: "random" if value is None else value for key, value in values.items() if value != {}}
             self.notify("\n".join(f"{key} {value}" for key, value in known.items()))
             return
         key, _, value = rest.replace("=", " ").partition(" ")
-        self.asked = changed(self.asked, key, value.strip())
+        self.options = with_setting(self.options, key, value.strip())
         self.notify(f"{key} {value.strip()}")
 
     def save(self, rest: str) -> None:
         """save a copy of the conversation under a name"""
-        self.talk.save(_one(rest, "save"))
+        self.talk.save(_one_name(rest, "save"))
         self.notify(f"saved as {rest}; /load {rest} resumes it")
 
     def load(self, rest: str) -> None:
         """resume a saved conversation"""
-        self.talk.load(_one(rest, "load"))
+        self.talk.load(_one_name(rest, "load"))
         self.notify(f"resumed {rest}")
         for turn in self.talk.turns[-1:]:
             self.notify(f"> {turn.said}\n{turn.answer}" if self.talk.taught else f"{turn.said}{turn.answer}")
@@ -183,7 +183,7 @@ class ChatLoop:
     def fork(self, rest: str) -> None:
         """continue under another name; the old one is not changed"""
         old, own = self.talk.session, self.talk.own
-        self.talk.fork(_one(rest, "fork"))
+        self.talk.fork(_one_name(rest, "fork"))
         self.notify(f"continuing as {rest}" + ("" if own else f"; {old} is not changed"))
 
     def sessions(self, rest: str) -> None:
@@ -203,21 +203,21 @@ USAGE = {
 }  # fmt: skip
 
 
-def described(said: Said) -> str:
+def summary_of(reply: Said) -> str:
     """`84 tokens  41.2 tok/s  prompt 120 (96 cached)`"""
-    parts = [f"{said.tokens} token{'' if said.tokens == 1 else 's'}"]
-    if said.rate:
-        parts.append(f"{format_count(said.rate)} tok/s")
-    if said.prompt:
-        parts.append(f"prompt {said.prompt}" + (f" ({said.cached} cached)" if said.cached else ""))
-    if said.reason not in ("stop", "length"):
+    parts = [f"{reply.tokens} token{'' if reply.tokens == 1 else 's'}"]
+    if reply.rate:
+        parts.append(f"{format_count(reply.rate)} tok/s")
+    if reply.prompt:
+        parts.append(f"prompt {reply.prompt}" + (f" ({reply.cached} cached)" if reply.cached else ""))
+    if reply.reason not in ("stop", "length"):
         parts.append("stopped")
-    elif said.reason == "length":
+    elif reply.reason == "length":
         parts.append("reached the token limit")
     return "  ".join(parts)
 
 
-def changed(asked: Asked, key: str, value: str) -> Asked:
+def with_setting(options: Asked, key: str, value: str) -> Asked:
     """The options with one of them changed. Raises InputError for an unknown name or an invalid value."""
     key = key.strip().replace("-", "_")
     known = [name for name in SamplingParams.model_fields if name != "logit_bias"]
@@ -227,11 +227,11 @@ def changed(asked: Asked, key: str, value: str) -> Asked:
         raise InputError(f"{key} needs a value", f"such as /set {key} {EXAMPLES.get(key, '1')}")
     if key in (SEED, COUNT):
         if key == SEED and value in ("none", "random"):
-            return replace(asked, seed=None)
+            return replace(options, seed=None)
         if not value.isascii() or not value.isdigit() or int(value) > 2**62 or (key == COUNT and int(value) == 0):
             raise InputError(f"{key} must be a whole number, not {value}", f"such as /set {key} {EXAMPLES[key]}")
-        return replace(asked, count=int(value)) if key == COUNT else replace(asked, seed=int(value))
-    return replace(asked, sampling=sampled(asked.sampling.model_dump() | {key: value}, spelled=str))
+        return replace(options, count=int(value)) if key == COUNT else replace(options, seed=int(value))
+    return replace(options, sampling=sampled(options.sampling.model_dump() | {key: value}, spelled=str))
 
 
 EXAMPLES = {SEED: "7", COUNT: "200", "temperature": "0.7", "top_p": "0.9", "top_k": "40", "min_p": "0.05"}
@@ -247,7 +247,7 @@ def _piped_lines() -> Iterator[str]:
         yield line.rstrip("\n").removesuffix("\r")
 
 
-def _one(rest: str, command: str) -> str:
+def _one_name(rest: str, command: str) -> str:
     if not rest or " " in rest:
         raise InputError(f"/{command} needs one name", f"such as /{command} evening")
     return rest

@@ -1,4 +1,4 @@
-"""The renderers: each shows one stream of events, as a live display, as plain lines, or as JSON lines."""
+"""The renderers: each shows a stream of events as a live display, plain lines or JSON lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHOWN = {
     "chance": ("chance", "{:.1%}".format),
     "lr": ("lr", "{:.1e}".format),
     "grad_norm": ("grad", "{:.2g}".format),
-    "tokens_per_second": ("tokens/s", format_count),
+    "tokens_per_second": ("tok/s", format_count),
     "peak_fraction": ("of peak", "{:.0%}".format),
     "confidence": ("confidence loss", "{:.3f}".format),
     "flops_saved": ("skipped", "{:.0%}".format),
@@ -39,17 +39,17 @@ SHOWN = {
     "tokens": ("tokens", format_count),
     "seconds": ("time", figures.duration),
 }
-"""The figures that people are shown, in this order, with label and form. JSON lines and metrics.jsonl hold all."""
-UNSHOWN = ("flops", "flops_dense")  # per token; people are shown what share of them was skipped, where any was
-TOLD_BY_PROGRESS = ("fraction", "seconds")
+"""The metrics that text output shows, in this order, with label and format. JSON lines and metrics.jsonl have all."""
+HIDDEN = ("flops", "flops_dense")  # per token; text output shows the share that was skipped
+IN_PROGRESS = ("fraction", "seconds")
 
 
 class Renderer(ABC):
-    """Shows events until it is left. `result` prints to stdout, which holds results and nothing else."""
+    """Shows events within its context. `result` prints to stdout, which contains only results."""
 
     def __enter__(self) -> Self:
         self._showwarning = warnings.showwarning
-        warnings.showwarning = self._warn  # type: ignore[assignment]  # a library's warning is a notice like any other
+        warnings.showwarning = self._warn  # type: ignore[assignment]  # a library's warning is shown as a notice
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -62,26 +62,26 @@ class Renderer(ABC):
 
     @abstractmethod
     def show(self, event: Event) -> None:
-        """Shows one event, or keeps it until there is room."""
+        """Shows one event, now or later."""
 
     def result(self, event: Result) -> None:
-        """What the verb was for: its figures, and the path it wrote as the last line of stdout."""
+        """Shows the result of a command: its values, and its path as the last line of stdout."""
         self.show(event)
         self.close()
         if event.path is not None:
             print(event.path, flush=True)
 
     def finding(self, event: Measurement) -> None:
-        """A figure that the verb was asked for: a line of stdout while the work goes on."""
+        """Prints one measurement to stdout while the command continues."""
         self.close()
         print("\n".join(describe(event)), flush=True)
 
-    def close(self) -> None:  # noqa: B027 (not every renderer has something to leave)
-        """Leaves the terminal as it was. May be called twice, and `show` may follow."""
+    def close(self) -> None:  # noqa: B027 (not every renderer needs it)
+        """Restores the terminal. It may be called twice, and `show` may follow."""
 
 
 class JsonRenderer(Renderer):
-    """Every event as a line of JSON on stdout: `{"event": kind, ...}`. Numbers that JSON lacks become null."""
+    """Every event as a JSON line on stdout: `{"event": kind, ...}`. NaN and infinity become null."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -99,14 +99,14 @@ class JsonRenderer(Renderer):
 
 
 class PlainRenderer(Renderer):
-    """Lines without control characters on stderr: about one every few seconds, and each thing that happens once."""
+    """Lines without control characters on stderr: progress every few seconds, and every one-time event."""
 
     def __init__(self, stream: TextIO | None = None, interval: float = LINE_INTERVAL) -> None:
         self._stream = stream or sys.stderr
         self._interval = interval
         self._last = -math.inf
         self._progress: Progress | None = None
-        self._metric: Metric | None = None  # the latest that no line has shown
+        self._metric: Metric | None = None  # the latest, if it was not printed yet
 
     def show(self, event: Event) -> None:
         if isinstance(event, Progress):
@@ -150,7 +150,7 @@ class PlainRenderer(Renderer):
 
 
 def describe(event: Event) -> list[str]:
-    """The lines that say an event which happens once."""
+    """The lines of a one-time event."""
     match event:
         case Metric():
             named = f"{event.what}  " if event.what else ""
@@ -169,14 +169,14 @@ def describe(event: Event) -> list[str]:
 
 
 def of_step(event: Metric) -> dict[str, float]:
-    """The figures of a metric without those that the progress beside it says already."""
-    return {key: value for key, value in event.values.items() if key not in TOLD_BY_PROGRESS}
+    """The values of a metric without those that progress shows already."""
+    return {key: value for key, value in event.values.items() if key not in IN_PROGRESS}
 
 
 def labelled(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """(label, text) of each figure: the known ones first and in their order, then whatever else there is."""
-    flops, dense = (values.get(key, 0.0) for key in UNSHOWN)
-    values = {key: value for key, value in values.items() if key not in UNSHOWN}
+    """(label, text) of each value: those of SHOWN in their order, then the others."""
+    flops, dense = (values.get(key, 0.0) for key in HIDDEN)
+    values = {key: value for key, value in values.items() if key not in HIDDEN}
     if flops < dense:
         values["flops_saved"] = 1 - flops / dense
     known = [(SHOWN[key][0], _form(key, values[key])) for key in SHOWN if key in values]
@@ -202,19 +202,19 @@ def progress_text(event: Progress) -> str:
 
 
 def amount(event: Progress) -> str:
-    """How much of how much: `1.2M/3.5M bytes`, `1m20s/3m00s`."""
+    """Done and total: `1.2M/3.5M bytes`, `1m20s/3m00s`."""
     form = figures.duration if event.unit == "seconds" else format_count
     unit = "" if event.unit == "seconds" else f" {event.unit}" if event.unit else ""
     return form(event.done) + (f"/{form(event.total)}" if event.total else "") + unit
 
 
 def printable(text: str) -> str:
-    """A model's text without the control characters that would take over a terminal."""
+    """A model's text with control characters replaced, which is safe on a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def json_line(event: Event) -> str:
-    """An event as one line of JSON."""
+    """An event as one JSON line."""
     values = {field.name: getattr(event, field.name) for field in fields(event)}
     return json.dumps({"event": event.kind, **_plain(values)}, ensure_ascii=False, allow_nan=False)
 

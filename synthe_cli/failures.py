@@ -1,4 +1,4 @@
-"""Every failure as one line and a hint on stderr, with its exit code. A traceback shown to a user is a defect."""
+"""Reports every failure as one line and a hint on stderr, with its exit code. Users never see a traceback."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import typer
 from synthe_cli.console import printable
 from synthe_core.errors import Interrupted, SyntheError, closest
 
-UsageError = typer.BadParameter.__mro__[1]  # click's, whichever click this typer carries
+UsageError = typer.BadParameter.__mro__[1]  # click's, of whichever click this typer uses
 
 
 def report(error: BaseException) -> int:
-    """Says on stderr what went wrong and what to do, and gives the exit code."""
+    """Prints an error and a hint to stderr, and returns the exit code."""
     if os.environ.get("SYNTHE_TRACEBACK"):
         traceback.print_exception(error)
     if isinstance(error, SyntheError):
@@ -24,7 +24,7 @@ def report(error: BaseException) -> int:
         message, hint = _usage(error)
         return _say(message, hint, 2)
     if isinstance(error, BrokenPipeError):
-        # Whoever read our output has stopped, as `head` does. Python would complain again when it closes stdout.
+        # The reader of the output has closed the pipe, as `head` does. Python would raise again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
@@ -33,24 +33,24 @@ def report(error: BaseException) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"{where}{error.strerror}", None, 1)
     if isinstance(error, MemoryError):
-        return _say("out of memory", "a smaller train.batch or data.sequence needs less", 1)
+        return _say("out of memory", "use a smaller train.batch or data.sequence", 1)
     text = " ".join(str(error).split()) or "no message"
-    hint = "this is a defect of synthe; SYNTHE_TRACEBACK=1 shows where it happened"
+    hint = "this is a bug in synthe; set SYNTHE_TRACEBACK=1 for the traceback"
     return _say(f"internal: {type(error).__name__}: {text}", hint, 1)
 
 
 def _say(message: str, hint: str | None, code: int, prefix: str = "error: ") -> int:
-    print(f"{prefix}{printable(message)}", file=sys.stderr)  # it may quote a file of a stranger
+    print(f"{prefix}{printable(message)}", file=sys.stderr)  # it may quote untrusted text
     if hint:
         print(f"hint: {printable(hint)}", file=sys.stderr)
     return code
 
 
 def _usage(error: BaseException) -> tuple[str, str | None]:
-    """A parser's complaint in our words: an unknown option gets the nearest one that exists."""
+    """A parser's error as message and hint. An unknown option gets the nearest known one."""
     ctx = getattr(error, "ctx", None)
     path = ctx.command_path if ctx else "synthe"
-    hint = f"`{path} --help` shows how"
+    hint = f"see `{path} --help`"
     wrong = getattr(error, "option_name", None)
     if wrong and type(error).__name__ == "NoSuchOption":
         known = (

@@ -1,4 +1,4 @@
-"""How numbers are written for people."""
+"""Durations, sparklines and tables as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 
 def duration(seconds: float | None) -> str:
-    """93 -> 1m33s; an unknown time is a dash."""
+    """93 -> 1m33s; unknown is a dash."""
     if seconds is None or not math.isfinite(seconds):
         return "-"
     whole = max(0, round(seconds))
@@ -20,7 +20,7 @@ def duration(seconds: float | None) -> str:
 
 
 def sparkline(values: list[float], width: int = 24) -> str:
-    """The course of `values` in `width` bars, each the mean of its share; the lowest and highest span the range."""
+    """`values` as `width` bars, each the mean of its part, scaled from the lowest to the highest."""
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2:
         return ""
@@ -32,7 +32,7 @@ def sparkline(values: list[float], width: int = 24) -> str:
 
 
 def table(heads: list[str], rows: list[list[str]], left: int = 1) -> str:
-    """Columns under their heads, the first `left` of them aligned left and the others right."""
+    """A table as text. The first `left` columns are left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     lines = []
     for row in [heads, *rows]:

@@ -1,4 +1,4 @@
-"""How commands look in `--help`: plain text, quick to make, with examples, and headings in bold on a terminal."""
+"""The format of `--help`: plain text with examples, and bold headings on a terminal."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SETTINGS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 110},
 }
-"""What every `typer.Typer` of synthe is made with."""
+"""Arguments of every `typer.Typer` of synthe."""
 
 
-def _painted(text: str) -> str:
-    """Bold headings and examples where the output is a terminal that has not asked for plain text."""
+def _colored(text: str) -> str:
+    """Bold headings and coloured examples on a terminal, unless NO_COLOR is set."""
     if not sys.stdout.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") in ("dumb", None):
         return text
     text = re.sub(r"^(Usage|Arguments|Options|Commands|Examples):", "\x1b[1m\\1:\x1b[0m", text, flags=re.MULTILINE)
@@ -35,20 +35,20 @@ def _write_examples(formatter: Any, epilog: str | None) -> None:
 
 
 class Command(TyperCommand):
-    """A command whose epilog is its examples, shown as they are written."""
+    """A command whose epilog has its examples, which are printed verbatim."""
 
     def get_help(self, ctx: Any) -> str:
-        return _painted(super().get_help(ctx))
+        return _colored(super().get_help(ctx))
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         _write_examples(formatter, self.epilog)
 
 
 class Group(TyperGroup):
-    """A group of commands: by itself it shows its help, and it answers an unknown name with the nearest one."""
+    """A group of commands. Without arguments it prints its help; for an unknown name it suggests the nearest one."""
 
     def get_help(self, ctx: Any) -> str:
-        return _painted(super().get_help(ctx))
+        return _colored(super().get_help(ctx))
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         _write_examples(formatter, self.epilog)

@@ -1,4 +1,4 @@
-"""The live display: a few lines at the foot of a terminal, rewritten in place, and what happened once above them."""
+"""The live display: a few lines at the bottom of a terminal, redrawn in place, with one-time events above them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDE, WIDE_BAR, NARROW_BAR = 100, 20, 10
 
 
 class LiveRenderer(Renderer):
-    """A progress bar, the figures of the last step and the course of the loss, on stderr.
+    """A progress bar, the metrics of the last step and a sparkline of the loss, on stderr.
 
     While a sweep goes on, which is a Progress in trials, each trial has a row: its bar until the Measurement of its
     name ends it, and then how it ended.
@@ -41,8 +41,8 @@ class LiveRenderer(Renderer):
         if isinstance(event, Progress) and event.unit == "trials":
             self._sweep = event
         elif isinstance(event, Progress):
-            kept = self._running if self._sweep else {}
-            self._running = {**kept, event.what: event}
+            running = self._running if self._sweep else {}
+            self._running = {**running, event.what: event}
         elif isinstance(event, Metric) and event.what in self._running:
             self._scores[event.what] = event
         elif isinstance(event, Metric) and event.phase == "train":
@@ -102,7 +102,7 @@ class LiveRenderer(Renderer):
         return Group(*rows)
 
     def _table(self) -> Table:
-        """What has ended, the latest that there is room for; what is under way; and the whole sweep."""
+        """The latest finished trials that fit, the running ones, and the whole sweep."""
         grid = Table.grid(Column(), padding=(0, 2, 0, 0))  # the names give way where a terminal is narrow
         bar = WIDE_BAR if self.console.width >= WIDE else NARROW_BAR
         for place in range(5):
@@ -112,25 +112,25 @@ class LiveRenderer(Renderer):
         if hidden := len(self._ended) - len(shown):
             grid.add_row(Text(f"{hidden} more", "dim"))
         for each in shown:
-            grid.add_row(*_ended(each))
+            grid.add_row(*_ended_row(each))
         for what, progress in self._running.items():
-            grid.add_row(*_under_way(progress, self._scores.get(what), bar))
+            grid.add_row(*_running_row(progress, self._scores.get(what), bar))
         if self._sweep:
-            grid.add_row(*_under_way(self._sweep, None, bar))
+            grid.add_row(*_running_row(self._sweep, None, bar))
         return grid
 
 
-def _under_way(event: Progress, score: Metric | None, width: int) -> list[RenderableType]:
+def _running_row(event: Progress, score: Metric | None, width: int) -> list[RenderableType]:
     bar = ProgressBar(total=event.total or None, completed=event.done, width=width, pulse=not event.total)
     share = f"{event.done / event.total:.0%}" if event.total else ""
     left = f"{figures.duration(event.eta)} left" if event.eta is not None else ""
     accuracy = score.values.get("accuracy") if score else None
-    name, told = _name(event.what, "bold"), Text(amount(event), "dim")
-    return [name, bar, share, told, _accuracy(accuracy), left]
+    name, quantity = _name(event.what, "bold"), Text(amount(event), "dim")
+    return [name, bar, share, quantity, _accuracy(accuracy), left]
 
 
-def _ended(event: Measurement) -> list[RenderableType]:
-    """A row as that of a trial under way, with how it ended in the place of its bar."""
+def _ended_row(event: Measurement) -> list[RenderableType]:
+    """The row of a finished trial, with its status in place of the bar."""
     values = event.values
     ended, steps, accuracy, seconds = (values.get(key) for key in ("ended", "steps", "accuracy", "seconds"))
     style = {"solved": "green", "failed": "red"}.get(str(ended), "")

@@ -109,8 +109,8 @@ def sampled(values: Mapping[str, Any], spelled: Callable[[str], str] = spelled_o
         return SamplingParams.model_validate(values)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        said = f"{fault['msg'][:1].lower()}{fault['msg'][1:]}, not {fault['input']}"
-        raise InputError(f"{spelled(str(fault['loc'][0]))}: {said}") from None
+        message = f"{fault['msg'][:1].lower()}{fault['msg'][1:]}, not {fault['input']}"
+        raise InputError(f"{spelled(str(fault['loc'][0]))}: {message}") from None
 
 
 def overrides(data: list[str] | None, assignments: list[str] | None) -> list[str]:
@@ -121,16 +121,16 @@ def overrides(data: list[str] | None, assignments: list[str] | None) -> list[str
 
 def lora(text: str) -> str:
     """--lora as one `key=value` for `Recipe.load`. In `rank=8,targets=delta,mlp` a key has one value or several."""
-    found: dict[str, list[str]] = {}
+    settings: dict[str, list[str]] = {}
     for piece in text.split(","):
         key, equals, value = piece.rpartition("=")
         if equals:
-            found.setdefault(key.strip(), []).append(value.strip())
-        elif found:
-            found[list(found)[-1]].append(value.strip())
+            settings.setdefault(key.strip(), []).append(value.strip())
+        elif settings:
+            settings[list(settings)[-1]].append(value.strip())
         else:
             raise InputError(f"--lora {text}: expected key=value", "for example --lora rank=16,targets=delta,mlp")
-    listed = {key: values if key == "targets" else ",".join(values) for key, values in found.items()}
+    listed = {key: values if key == "targets" else ",".join(values) for key, values in settings.items()}
     return f"train.lora={json.dumps(listed)}"
 
 

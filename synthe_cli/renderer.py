@@ -9,7 +9,7 @@ from synthe_cli.console import JsonRenderer, PlainRenderer, Renderer
 
 
 def choose_renderer(as_json: bool) -> Renderer:
-    """JSON lines when asked for, the live display on a terminal that can move its cursor, plain lines elsewhere."""
+    """JSON lines with --json, the live display on a capable terminal, plain lines otherwise."""
     if as_json:
         return JsonRenderer()
     if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown", None):

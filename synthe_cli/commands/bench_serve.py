@@ -1,4 +1,4 @@
-"""`synthe bench serve`: many clients at once against a server, and what they see."""
+"""`synthe bench serve`: a load test of a server."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 synthe bench serve --clients 64 --requests 500                     a server on this machine
-synthe bench serve --clients 64 --requests 500 --check             and is every answer the one it gives alone?
-synthe bench serve --rate 5 --requests 200 --plot                  arrivals at random, five a second
-synthe bench serve --multi-turn 20 --clients 1 --requests 20       a long conversation: what each turn costs
+synthe bench serve --clients 64 --requests 500 --check             and compare every answer with the same request alone
+synthe bench serve --rate 5 --requests 200 --plot                  five requests per second, at random times
+synthe bench serve --multi-turn 20 --clients 1 --requests 20       a long conversation: the cost of each turn
 synthe bench serve --url http://other:8000 --model NAME --chat     any OpenAI-compatible server"""
 
 ROWS = {"first_token": "time to first token", "between_tokens": "between tokens", "request": "whole request"}
@@ -35,57 +35,73 @@ BINS, BAR = 12, 40
 
 
 def serve(
-    url: Annotated[str, typer.Option("--url", metavar="URL", help="Where the server is.")] = "http://127.0.0.1:6900",
+    url: Annotated[str, typer.Option("--url", metavar="URL", help="Address of the server.")] = "http://127.0.0.1:6900",
     clients: Annotated[
         int | None,
         typer.Option(
-            "--clients", "-c", min=1, max=100_000, metavar="N", help="At once, each waiting for its answer; 8."
+            "--clients",
+            "-c",
+            min=1,
+            max=100_000,
+            metavar="N",
+            help="Concurrent clients; each waits for its answer. Default: 8.",
         ),
     ] = None,
-    requests: Annotated[int, typer.Option("--requests", "-n", min=1, metavar="N", help="In all.")] = 100,
+    requests: Annotated[
+        int, typer.Option("--requests", "-n", min=1, metavar="N", help="Total number of requests.")
+    ] = 100,
     rate: Annotated[
         float | None,
-        typer.Option("--rate", metavar="R", help="Instead of clients: R arrivals a second, at random times."),
+        typer.Option("--rate", metavar="R", help="Instead of clients: R requests per second, at random times."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", metavar="NAME", help="The server's first by default.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Chat completions instead of completions.")] = False,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Model to test. Default: the server's first.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Use chat completions instead of completions.")] = False,
     prompt_tokens: Annotated[
-        int, typer.Option("--prompt-tokens", min=1, metavar="N", help="Length of a prompt, or of what a turn adds.")
+        int,
+        typer.Option("--prompt-tokens", min=1, metavar="N", help="Tokens per prompt, or per turn of a conversation."),
     ] = 64,
-    output_tokens: Annotated[int, typer.Option("--output-tokens", min=1, metavar="N", help="Most to write.")] = 32,
-    multi_turn: Annotated[
-        int, typer.Option("--multi-turn", min=1, metavar="K", help="Conversations of K requests.")
-    ] = 1,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, metavar="T", help="0 is greedy.")] = 0.0,
+    output_tokens: Annotated[
+        int, typer.Option("--output-tokens", min=1, metavar="N", help="Maximum number of output tokens.")
+    ] = 32,
+    multi_turn: Annotated[int, typer.Option("--multi-turn", min=1, metavar="K", help="Turns per conversation.")] = 1,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, metavar="T", help="Sampling temperature. 0 is greedy.")
+    ] = 0.0,
     ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Ask for answers of full length (not every server knows how).")
+        bool, typer.Option("--ignore-eos", help="Generate the full output length (not supported by every server).")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of prompts, arrivals and sampling.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, metavar="N", help="Random seed of prompts, arrivals and sampling.")
+    ] = 0,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="FILE", help="Prompts are slices of this text; of words otherwise.")
+        Path | None, typer.Option("--data", metavar="FILE", help="Take prompts from this text. Default: random words.")
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Send each request again, alone: exit 1 where an answer differs.")
+        bool, typer.Option("--check", help="Send each request again, alone. Exit with 1 if an answer differs.")
     ] = False,
     check_against: Annotated[
         str | None,
-        typer.Option("--check-against", metavar="URL", help="--check, with the answers of another server."),
+        typer.Option("--check-against", metavar="URL", help="Like --check, with the answers of another server."),
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, metavar="S", help="Longest silence.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, metavar="S", help="Seconds without data after which a request fails.")
+    ] = 600.0,
     api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", metavar="FILE", help="Holds the key that the server asks for.")
+        Path | None, typer.Option("--api-key-file", metavar="FILE", help="File with the server's API key.")
     ] = None,
-    plot: Annotated[bool, typer.Option("--plot", help="Draw how the times are spread.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw histograms of the times.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a server under load: times to the first token and between tokens, throughput, errors, fairness.
+    """Load-test a server: time to first token, time between tokens, throughput, errors and fairness.
 
-    Works with any OpenAI-compatible server. A request that is turned away (429) is sent again when the server said; the
-    wait counts. Times of requests that fail are left out, and the exit code is 1. Ctrl-C shows what was measured.
+    Works with any OpenAI-compatible server. A request that gets 429 is sent again after the server's Retry-After; the
+    wait counts. Times of failed requests are not included; the exit code is then 1. Ctrl-C shows the results so far.
     """
     from synthe_core.benchmarks.load_test.run import LoadTest, run_load_test
 
-    asked = LoadTest(
+    options = LoadTest(
         url=url,
         requests=requests,
         clients=clients or (None if rate is not None else 8),
@@ -104,34 +120,34 @@ def serve(
         api_key=None if api_key_file is None else keys_in(api_key_file)[0],
         timeout=timeout,
     )
-    with choose_renderer(as_json) as shown, stop_on_signal("what was measured so far is shown") as stop:
-        for result in results(run_load_test(asked, stop), shown.show):
+    with choose_renderer(as_json) as shown, stop_on_signal("the results so far are shown") as stop:
+        for result in results(run_load_test(options, stop), shown.show):
             answers: Any = result.values.pop("answers")
             shown.close()
             if as_json:
                 shown.show(result)
             else:
-                print(told(result.values))
+                print(report(result.values))
                 if plot:
-                    print("\n" + spread(answers))
+                    print("\n" + histograms(answers))
             _judge(result.values, stop.is_set())
 
 
 def _judge(values: dict[str, Any], stopped: bool) -> None:
-    """Exit code 0 where all was well."""
+    """Raises an error if the test was stopped, a request failed or an answer differs."""
     if stopped:
         raise Interrupted(f"stopped after {values['sent']} of {values['requests']} requests")
     if failed := sum(values["errors"].values()):
-        raise WorkError(f"{failed} of {values['sent']} requests failed", "the figures are of the others")
+        raise WorkError(f"{failed} of {values['sent']} requests failed", "the results are those of the others")
     if values.get("different"):
         raise WorkError(
             f"{values['different']} of {values['checked']} answers differ from the same request alone",
-            "rows of a batch disturb each other, or a cache is wrong; or two tokens were as likely but for rounding",
+            "the batch is not isolated, a cache is wrong, or rounding decided between two tokens",
         )
 
 
-def told(values: dict[str, Any]) -> str:
-    """The figures as a table and a few lines."""
+def report(values: dict[str, Any]) -> str:
+    """The results as a table and a few lines."""
     rows = [
         [label, *(latency(values[key][name]) for name in ("p50", "p90", "p99", "max"))] for key, label in ROWS.items()
     ]
@@ -139,28 +155,28 @@ def told(values: dict[str, Any]) -> str:
     each = values["per_client"]
     known = not math.isnan(values["cached_share"])
     pairs = [
-        ("requests", f"{values['answered']:,} answered in {figures.duration(values['seconds'])}"),
-        ("", f"{values['requests_per_second']:.3g} a second" if values["answered"] else ""),
+        ("requests", f"{values['answered']:,} completed in {figures.duration(values['seconds'])}"),
+        ("", f"{values['requests_per_second']:.3g} per second" if values["answered"] else ""),
         ("output", f"{values['output_tokens']:,} tokens"),
-        ("", f"{values['output_tokens_per_second']:.4g} a second" if values["output_tokens"] else ""),
-        ("prompts", f"{values['prompt_tokens']:,} tokens" if known else "not counted by the server"),
-        ("", f"{values['cached_share']:.1%} known already" if known else ""),
-        ("a client", f"{each['median']:.3g} tokens/s" if values["output_tokens"] else ""),
+        ("", f"{values['output_tokens_per_second']:.4g} tok/s" if values["output_tokens"] else ""),
+        ("prompts", f"{values['prompt_tokens']:,} tokens" if known else "not reported by the server"),
+        ("", f"{values['cached_share']:.1%} cached" if known else ""),
+        ("per client", f"{each['median']:.3g} tok/s" if values["output_tokens"] else ""),
         (
             "",
-            f"{each['slowest']:.3g} the slowest, {each['fastest']:.3g} the fastest" if values["output_tokens"] else "",
+            f"slowest {each['slowest']:.3g}, fastest {each['fastest']:.3g}" if values["output_tokens"] else "",
         ),
-        ("turned away", f"{values['turned_away']:,} times, and asked again" if values["turned_away"] else ""),
+        ("rejected (429)", f"{values['turned_away']:,}, sent again" if values["turned_away"] else ""),
         *(("failed", f"{count:,}  {kind}") for kind, count in values["errors"].items()),
         ("checked", _checked(values)),
     ]
-    said: list[str] = []
+    text_lines: list[str] = []
     for label, text in pairs:
         if text and label:
-            said.append(f"{label:<21}{text}")
+            text_lines.append(f"{label:<21}{text}")
         elif text:
-            said[-1] += f", {text}"
-    lines += said
+            text_lines[-1] += f", {text}"
+    lines += text_lines
     if "example" in values:
         lines += [f"  {key:<8}{console.printable(json.dumps(text))}" for key, text in values["example"].items()]
     if "turns" in values:
@@ -171,18 +187,18 @@ def told(values: dict[str, Any]) -> str:
 def _checked(values: dict[str, Any]) -> str:
     if "checked" not in values:
         return ""
-    same = "all the same, token for token" if not values["different"] else f"{values['different']:,} DIFFER"
-    return f"{values['checked']:,} asked again alone, {same}"
+    same = "all identical, token by token" if not values["different"] else f"{values['different']:,} DIFFER"
+    return f"{values['checked']:,} sent again alone, {same}"
 
 
 def _turns(turns: list[dict[str, Any]]) -> str:
-    """What each turn of a conversation cost."""
+    """The cost of each turn of a conversation."""
     rows = [
         [str(t["turn"]), f"{t['prompt']:,.0f}", f"{t['read']:,.0f}", latency(t["first_token"])]
         for t in turns
         if t["answered"]
     ]
-    return figures.table(["turn", "prompt tokens", "of them read anew", "time to first token"], rows, left=0)
+    return figures.table(["turn", "prompt tokens", "not cached", "time to first token"], rows, left=0)
 
 
 def latency(seconds: float) -> str:
@@ -192,8 +208,8 @@ def latency(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
 
 
-def spread(answers: Sequence[RequestResult]) -> str:
-    """Bars of how often which time was seen."""
+def histograms(answers: Sequence[RequestResult]) -> str:
+    """Histograms of the time to first token and between tokens."""
     from synthe_core.benchmarks.load_test.figures import first_tokens, gaps
 
     good = [answer for answer in answers if answer.error is None]
@@ -202,13 +218,13 @@ def spread(answers: Sequence[RequestResult]) -> str:
 
 
 def _bars(label: str, values: Sequence[float]) -> str:
-    """A histogram; each step is the same factor."""
+    """A histogram with logarithmic bins."""
     low, high = max(min(values), 1e-5), max(values)
     factor = (high / low) ** (1 / BINS) if high > low else 1.0
     counts = [0] * BINS
     for value in values:
-        at = int(math.log(max(value, low) / low) / math.log(factor)) if factor > 1 else 0
-        counts[min(at, BINS - 1)] += 1
+        index = int(math.log(max(value, low) / low) / math.log(factor)) if factor > 1 else 0
+        counts[min(index, BINS - 1)] += 1
     most = max(counts)
     block = "█" if (sys.stdout.encoding or "").lower().startswith("utf") else "#"
     width = max(10, min(BAR, shutil.get_terminal_size().columns - 30))

@@ -132,7 +132,7 @@ def _keys(ctx: typer.Context, task: str) -> dict[str, Any]:
                 raise InputError(f"{word} needs a value")
             value = rest.pop(0)
         assignments.append(f"{key.replace('-', '_')}={value}")
-    return parse_assignments(found, "")
+    return parse_assignments(assignments, "")
 
 
 def finish(

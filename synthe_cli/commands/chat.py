@@ -107,11 +107,11 @@ def chat(
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }  # fmt: skip
-    asked = Asked(tokens, sampled(values), seed)
+    options = Asked(tokens, sampled(values), seed)
 
     def converse(talk: Talk) -> None:
         try:
-            ChatLoop(talk, asked, as_json=as_json).run()
+            ChatLoop(talk, options, as_json=as_json).run()
         finally:
             talk.close()
 

@@ -117,7 +117,7 @@ def method(
         typer.Option(metavar="WHICH", help="base, union or a path, if the models have different tokenizers."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of methods that sample.")] = 0,
-    asked: EvalOption = None,
+    evaluate: EvalOption = None,
     limit: LimitOption = None,
     threads: ThreadsOption = None,
     shard: ShardOption = "5GB",
@@ -133,9 +133,11 @@ def method(
     from synthe_core.merging.method import Method
 
     chosen = Method(str(ctx.info_name))
-    named, given = _split(ctx, chosen, models)
-    spec = spec_of(chosen, named, given, base=base, dtype=dtype, form=form, rank=rank, tokenizer=tokenizer, seed=seed)
-    _merge(spec, out, threads, shard, hashes, asked, limit, as_json)
+    named, arguments = _split(ctx, chosen, models)
+    spec = spec_of(
+        chosen, named, arguments, base=base, dtype=dtype, form=form, rank=rank, tokenizer=tokenizer, seed=seed
+    )
+    _merge(spec, out, threads, shard, hashes, evaluate, limit, as_json)
 
 
 @app.command(
@@ -149,7 +151,7 @@ synthe merge run merged/merge.yaml               reproduce a result from its own
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file: merge_method, models or slices ...")],
     out: OutOption = None,
-    asked: EvalOption = None,
+    evaluate: EvalOption = None,
     limit: LimitOption = None,
     threads: ThreadsOption = None,
     shard: ShardOption = "5GB",
@@ -163,7 +165,7 @@ def run(
     """
     from synthe_core.merging.config import load
 
-    _merge(load(recipe), out, threads, shard, hashes, asked, limit, as_json)
+    _merge(load(recipe), out, threads, shard, hashes, evaluate, limit, as_json)
 
 
 @app.command(
@@ -253,13 +255,13 @@ def _merge(
     threads: int | None,
     shard: str,
     hashes: bool,
-    asked: list[str] | None,
+    evaluate: list[str] | None,
     questions: float | None,
     as_json: bool,
 ) -> None:
     from synthe_core.merging.merge import merge, merge_and_compare
 
-    limit, names = size_option(shard, "--shard", least=1), _listed(asked)
+    limit, names = size_option(shard, "--shard", least=1), _listed(evaluate)
     with choose_renderer(as_json) as shown, stop_on_signal(ON_STOP) as stop:
         options: dict[str, Any] = {"out": out, "threads": threads, "shard_bytes": limit, "hashes": hashes, "stop": stop}
         events: Iterator[Event] = (
@@ -281,7 +283,7 @@ def _split(ctx: typer.Context, chosen: Any, words: list[str]) -> tuple[list[str]
     options = [option for each in ctx.command.params for option in each.opts if option.startswith("--")]
     known = [f"--{name.replace('_', '-')}" for name in chosen.parameters]
     named: list[str] = []
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     rest = [*words, *ctx.args]
     while rest:
         word = rest.pop(0)
@@ -296,8 +298,8 @@ def _split(ctx: typer.Context, chosen: Any, words: list[str]) -> tuple[list[str]
             if not rest:
                 raise InputError(f"{word} needs a value")
             value = rest.pop(0)
-        given[name] = value
-    return named, given
+        arguments[name] = value
+    return named, arguments
 
 
 def _listed(values: list[str] | None) -> list[str]:

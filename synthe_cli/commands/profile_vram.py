@@ -85,24 +85,24 @@ def profile_vram(
         _fit(loaded, machine, room, gpu, measure, as_json)
         return
     estimate = Estimate(loaded, machine)
-    found: dict[str, Footprint] = {}
+    footprints: dict[str, Footprint] = {}
     if train or not serve:
-        asked = loaded.train.micro_batch
-        rows = batch or (asked if isinstance(asked, int) else loaded.train.batch)
-        found["training"] = estimate.training(rows)
+        micro_batch = loaded.train.micro_batch
+        rows = batch or (micro_batch if isinstance(micro_batch, int) else loaded.train.batch)
+        footprints["training"] = estimate.training(rows)
     if serve or not train:
-        found["serving"] = estimate.serving(batch or 1)
-    truth = {name: _measured(loaded, each, snapshot) for name, each in found.items()} if measure else {}
+        footprints["serving"] = estimate.serving(batch or 1)
+    truth = {name: _measured(loaded, each, snapshot) for name, each in footprints.items()} if measure else {}
     if as_json:
         state = estimate.model.state_bytes(loaded.data.sequence) if loaded.model.head is None else 0
-        told = {name: _plain(each, truth.get(name)) for name, each in found.items()}
-        print(json.dumps({"recipe": loaded.name, "state_bytes": state, "room": room, **told}))
+        values = {name: _plain(each, truth.get(name)) for name, each in footprints.items()}
+        print(json.dumps({"recipe": loaded.name, "state_bytes": state, "room": room, **values}))
     else:
-        for name, each in found.items():
+        for name, each in footprints.items():
             print(_shown(loaded, each, truth.get(name) if measure else None, measure))
-        print(_cards(found, room, gpu))
+        print(_cards(footprints, room, gpu))
     if html is not None:
-        _draw(html, loaded, found, batch or 1)
+        _draw(html, loaded, footprints, batch or 1)
         if not as_json:
             print(html)
 
@@ -116,45 +116,58 @@ def _room(gpu: str | None, machine: Hardware, recipe: Recipe) -> int:
     return usable_on(machine, choose_device(recipe.runtime.device, machine).value)
 
 
-def _measured(recipe: Recipe, found: Footprint, snapshot: Path | None = None) -> int | None:
+def _measured(recipe: Recipe, footprint: Footprint, snapshot: Path | None = None) -> int | None:
     from synthe_core.profiling.measure import measure_step
 
-    train = found.purpose == "training"
-    kind = {"rows": found.rows, "length": found.length, "precision": found.precision}
+    train = footprint.purpose == "training"
+    kind = {"rows": footprint.rows, "length": footprint.length, "precision": footprint.precision}
     return measure_step(recipe, train=train, snapshot=snapshot if train else None, **kind)  # type: ignore[arg-type]
 
 
-def _plain(found: Footprint, truth: int | None) -> dict[str, Any]:
-    told = {"rows": found.rows, "length": found.length, "precision": found.precision, "peak": round(found.peak)}
-    parts = {name: round(size) for name, size in found.parts.items()}
-    measured = {} if truth is None else {"measured": truth, "error": found.peak / truth - 1}
-    return {**told, "parts": parts, "activations_by_learner": found.by_learner, **measured}
+def _plain(footprint: Footprint, truth: int | None) -> dict[str, Any]:
+    values = {
+        "rows": footprint.rows,
+        "length": footprint.length,
+        "precision": footprint.precision,
+        "peak": round(footprint.peak),
+    }
+    parts = {name: round(size) for name, size in footprint.parts.items()}
+    measured = {} if truth is None else {"measured": truth, "error": footprint.peak / truth - 1}
+    return {**values, "parts": parts, "activations_by_learner": footprint.by_learner, **measured}
 
 
-def _shown(recipe: Recipe, found: Footprint, truth: int | None, measure: bool) -> str:
-    what = "sequences per pass" if found.purpose == "training" else "sequences"
-    head = f"{recipe.name}, {found.purpose}: {found.rows} {what} of {found.length:,} tokens, {found.precision}"
-    rows = [[f"  {name}", format_size(size), f"{size / found.peak:.0%}"] for name, size in found.parts.items() if size]
-    rows.append(["  peak", format_size(found.peak), ""])
+def _shown(recipe: Recipe, footprint: Footprint, truth: int | None, measure: bool) -> str:
+    what = "sequences per pass" if footprint.purpose == "training" else "sequences"
+    shape = f"{footprint.rows} {what} of {footprint.length:,} tokens, {footprint.precision}"
+    head = f"{recipe.name}, {footprint.purpose}: {shape}"
+    rows = [
+        [f"  {name}", format_size(size), f"{size / footprint.peak:.0%}"]
+        for name, size in footprint.parts.items()
+        if size
+    ]
+    rows.append(["  peak", format_size(footprint.peak), ""])
     lines = [head, figures.table(["", "", ""], rows).partition("\n")[2]]
-    kept = sum(found.by_learner.values())
-    if kept:
-        shares = [f"{name} {size / kept:.0%}" for name, size in sorted(found.by_learner.items(), key=lambda e: -e[1])]
-        lines.append(f"  activations kept for backward, per block: {', '.join(shares)}")
+    activations = sum(footprint.by_learner.values())
+    if activations:
+        shares = [
+            f"{name} {size / activations:.0%}"
+            for name, size in sorted(footprint.by_learner.items(), key=lambda e: -e[1])
+        ]
+        lines.append(f"  activations activations for backward, per block: {', '.join(shares)}")
     if measure:
         if truth is None:
             lines.append("  measured: not available on this system")
         else:
-            lines.append(f"  measured {format_size(truth)}: prediction is off by {found.peak / truth - 1:+.1%}")
+            lines.append(f"  measured {format_size(truth)}: prediction is off by {footprint.peak / truth - 1:+.1%}")
     return "\n".join(lines) + "\n"
 
 
-def _cards(found: dict[str, Footprint], room: int, gpu: str | None) -> str:
+def _cards(footprints: dict[str, Footprint], room: int, gpu: str | None) -> str:
     """What share of memory it takes: of --gpu, or of this machine and every known card."""
     from synthe_core.profiling.cards import CARDS, usable_bytes
 
     def verdicts(space: float) -> list[str]:
-        return [_share(each.peak / space) if each.peak <= space else "no" for each in found.values()]
+        return [_share(each.peak / space) if each.peak <= space else "no" for each in footprints.values()]
 
     if gpu:
         rows = [[gpu, format_size(room), *verdicts(room)]]
@@ -162,7 +175,7 @@ def _cards(found: dict[str, Footprint], room: int, gpu: str | None) -> str:
         rows = [["this machine", format_size(room), *verdicts(room)]]
         sizes = {name: usable_bytes(size << 20) for name, size in CARDS.items()}
         rows += [[name, format_size(size), *verdicts(size)] for name, size in sizes.items()]
-    return figures.table(["share of", "usable", *found], rows)
+    return figures.table(["share of", "usable", *footprints], rows)
 
 
 def _share(share: float) -> str:
@@ -175,44 +188,44 @@ def _fit(recipe: Recipe, machine: Hardware, room: int, gpu: str | None, measure:
 
     known: dict[str, Estimate] = {}
 
-    def tell(changed: Recipe, rows: int) -> Footprint:
+    def training_footprint(changed: Recipe, rows: int) -> Footprint:
         key = changed.digest()
         if key not in known:
             known[key] = Estimate(changed, machine)
         return known[key].training(rows)
 
-    found = fit(recipe, room, tell)
-    truth = _measured(_changed(recipe, found), found.footprint) if measure else None
+    result = fit(recipe, room, training_footprint)
+    truth = _measured(_changed(recipe, result), result.footprint) if measure else None
     if as_json:
-        larger = None if found.next_larger is None else dict(zip(("rows", "peak"), found.next_larger, strict=True))
+        larger = None if result.next_larger is None else dict(zip(("rows", "peak"), result.next_larger, strict=True))
         print(
             json.dumps(
-                {"set": found.changes, "room": room, "next_larger": larger, "tried": found.rejected}
-                | _plain(found.footprint, truth)
+                {"set": result.changes, "room": room, "next_larger": larger, "tried": result.rejected}
+                | _plain(result.footprint, truth)
             )
         )
         return
-    print(_shown(recipe, found.footprint, truth, measure))
-    for what, peak in found.rejected:
+    print(_shown(recipe, result.footprint, truth, measure))
+    for what, peak in result.rejected:
         print(f"does not fit {format_size(room)}: {what}, {format_size(peak)}")
-    if found.next_larger:
-        rows, peak = found.next_larger
+    if result.next_larger:
+        rows, peak = result.next_larger
         print(f"does not fit {format_size(room)}: {rows} sequences per pass, {format_size(peak)}")
     print(f"fits {gpu or 'this machine'}, which has {format_size(room)} for tensors:")
-    print(found.flags)
+    print(result.flags)
 
 
-def _changed(recipe: Recipe, found: Fit) -> Recipe:
+def _changed(recipe: Recipe, result: Fit) -> Recipe:
     from synthe_core.recipe.schema import Recipe
 
     values = recipe.model_dump(mode="json")
-    for key, value in found.changes.items():
+    for key, value in result.changes.items():
         part, _, name = key.partition(".")
         values[part][name] = value
     return Recipe.model_validate(values)
 
 
-def _draw(path: Path, recipe: Recipe, found: dict[str, Footprint], rows: int) -> None:
+def _draw(path: Path, recipe: Recipe, footprints: dict[str, Footprint], rows: int) -> None:
     from synthe_core.hardware.probe import probe
     from synthe_core.profiling import chart
     from synthe_core.profiling.footprint import Estimate
@@ -222,11 +235,11 @@ def _draw(path: Path, recipe: Recipe, found: dict[str, Footprint], rows: int) ->
         raise InputError("an encoder has no state", "--html needs a language model")
     other = chart.matched_transformer(recipe)
     charts = []
-    if "serving" in found:
+    if "serving" in footprints:
         many = "one sequence" if rows == 1 else f"{rows} sequences"
         curves = [chart.serving_curve(recipe, recipe.name, rows), chart.serving_curve(other, "transformer", rows)]
         charts.append((f"Serving {many}: weights and state", curves))
-    if "training" in found:
+    if "training" in footprints:
         lengths = [n for n in chart.CONTEXTS if n <= 16_384]
         each = []
         for name, recipe_of in ((recipe.name, recipe), ("transformer", other)):

@@ -87,9 +87,9 @@ def test_version(synthe: Run) -> None:
         (["recipe", "shwo"], "unknown command 'shwo'", "did you mean 'show'?"),
         (["--verison"], "unknown option '--verison'", "did you mean '--version'?"),
         (["generate", "x", "--temprature", "1"], "unknown option '--temprature'", "did you mean '--temperature'?"),
-        (["generate"], "missing argument 'CHECKPOINT'", "`synthe generate --help` shows how"),
-        (["generate", "x", "--tokens", "many"], "invalid value for '--tokens'", "`synthe generate --help` shows how"),
-        (["recipe", "show", "a", "b"], "unexpected extra argument", "`synthe recipe show --help` shows how"),
+        (["generate"], "missing argument 'CHECKPOINT'", "see `synthe generate --help`"),
+        (["generate", "x", "--tokens", "many"], "invalid value for '--tokens'", "see `synthe generate --help`"),
+        (["recipe", "show", "a", "b"], "unexpected extra argument", "see `synthe recipe show --help`"),
     ],
 )
 def test_a_wrong_word_gets_the_right_one(synthe: Run, arguments: list[str], message: str, hint: str) -> None:
@@ -128,7 +128,7 @@ def failing(error: BaseException) -> typer.Typer:
             ValueError("a\nb"),
             1,
             "error: internal: ValueError: a b\n"
-            "hint: this is a defect of synthe; SYNTHE_TRACEBACK=1 shows where it happened\n",
+            "hint: this is a bug in synthe; set SYNTHE_TRACEBACK=1 for the traceback\n",
         ),
     ],
 )

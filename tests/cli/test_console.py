@@ -62,7 +62,7 @@ def test_plain_lines_hold_no_control_characters(capsys: pytest.CaptureFixture[st
     assert all(c.isprintable() or c == "\n" for c in err)
     assert "packing  25%  50/200 B  3s left\n" in err
     assert "training  25%  1/4 steps  1m30s left  step 1  loss 5.500  bits/byte 7.900  lr 3.0e-03" in err
-    assert "tokens/s 12.3k  memory 1 GiB\n" in err
+    assert "tok/s 12.3k  memory 1 GiB\n" in err
     assert "step 2  loss nan  grad 0.5  strange 1.25\n" in err
     assert "warning: [b]a loss[/b] is not finite\n" in err
     assert "validation  step 2  bits/byte 2.500  perplexity 5.66\n" in err

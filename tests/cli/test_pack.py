@@ -113,7 +113,7 @@ def test_the_schema_is_of_the_manifest(synthe: Run, checkpoint: Path) -> None:
             "no such file: none.synapse",
             "`synthe pack CHECKPOINT -o FILE` makes one",
         ),
-        (["pack", "sign", "none.synapse"], "missing option '--key'", "`synthe pack sign --help` shows how"),
+        (["pack", "sign", "none.synapse"], "missing option '--key'", "see `synthe pack sign --help`"),
         (["unpack", "none.synapse"], "no such file: none.synapse", "`synthe pack CHECKPOINT -o FILE` makes one"),
         (["hub", "pull", "nonsense"], "'nonsense' is not a repository name of the hub", "a name is ORG/NAME"),
         (["hub", "psh"], "unknown command 'psh'", "did you mean 'push'?"),

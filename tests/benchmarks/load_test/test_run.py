@@ -275,8 +275,8 @@ def test_the_command_tells_people(standin: Standin, synthe: Run) -> None:  # noq
     said = synthe("bench", "serve", "--url", standin.url, "-n", 6, "-c", 2, "--check", "--plot", "--multi-turn", 2)
     assert said.exit_code == 0, said.stderr
     assert "time to first token" in said.stdout and "between tokens" in said.stdout
-    assert "6 asked again alone, all the same, token for token" in said.stdout
-    assert "25.0% known already" in said.stdout and "of them read anew" in said.stdout
+    assert "6 sent again alone, all identical, token by token" in said.stdout
+    assert "25.0% cached" in said.stdout and "not cached" in said.stdout
     assert "#" in said.stdout or "█" in said.stdout
 
 
