@@ -123,7 +123,7 @@ def failing(error: BaseException) -> typer.Typer:
         (Interrupted("stopped", "go on with --resume"), 130, "stopped\nhint: go on with --resume\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (OSError(28, "No space left on device", "runs/a"), 1, "error: runs/a: No space left on device\n"),
-        (MemoryError(), 1, "error: out of memory\nhint: a smaller train.batch or data.sequence needs less\n"),
+        (MemoryError(), 1, "error: out of memory\nhint: use a smaller train.batch or data.sequence\n"),
         (
             ValueError("a\nb"),
             1,

@@ -117,7 +117,7 @@ def test_a_terminal_gets_what_fits(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
     narrow = shown(60)
     assert max(map(len, narrow.splitlines())) <= 60
-    assert "too wide for this terminal: parameters, steps" in narrow
+    assert "not shown in this width: parameters, steps" in narrow
     assert "60.0%" in narrow
     assert "delta     75.0%    90.0%    60.0%" in shown(20)  # wrapped by the terminal, never cut
     assert "too wide" not in shown(160)

@@ -120,8 +120,8 @@ def test_a_port_that_is_taken(synthe: Run, checkpoint: Path) -> None:
         done = synthe("serve", checkpoint, "--port", port)
     assert done.exit_code == 2
     assert done.stderr.splitlines()[-2:] == [
-        f"error: port {port} is taken",
-        "hint: another server runs there? --port 0 takes a free one",
+        f"error: port {port} is in use",
+        "hint: is another server running? --port 0 takes a free one",
     ]
 
 

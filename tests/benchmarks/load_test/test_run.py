@@ -174,7 +174,7 @@ def test_a_server_that_is_not_there_or_hangs(standin: Standin) -> None:
     with pytest.raises(WorkError, match="no server at"):
         measured("http://127.0.0.1:9")
     for wrong in ("gopher://nowhere", "http://", "http://a:b:c", "127.0.0.1:port"):
-        with pytest.raises(InputError, match="no address"):
+        with pytest.raises(InputError, match="not a server address"):
             measured(wrong)
     assert measured(standin.url.removeprefix("http://") + "/v1/", requests=1)["answered"] == 1
     standin.pace = 5.0
@@ -204,7 +204,7 @@ def test_clients_wait_for_their_answers_and_arrivals_do_not(standin: Standin) ->
     apart = [b - a for a, b in itertools.pairwise(sent)]
     assert len(sent) == 30 and max(apart) > 2 * sum(apart) / len(apart), "at random, not evenly"
     for both in ({"clients": 3, "rate": 1.0}, {"clients": None}):
-        with pytest.raises(InputError, match="one of the two"):
+        with pytest.raises(InputError, match="either a number of clients or a rate"):
             measured(standin.url, **both)
 
 
@@ -233,7 +233,7 @@ def test_chats_count_no_token_for_the_role(standin: Standin) -> None:
     assert found["output_tokens"] == 10, "pieces of text are counted"
     assert all(len(answer.gaps) == 4 for answer in found["answers"])
     assert [message["role"] for message in standin.bodies[-1]["messages"]] == ["user", "assistant", "user"]
-    assert any(isinstance(event, Notice) and "tells no token counts" in event.message for event in events)
+    assert any(isinstance(event, Notice) and "returns no token counts" in event.message for event in events)
 
 
 def test_stopping_keeps_what_was_measured(standin: Standin) -> None:
