@@ -61,7 +61,9 @@ def test_parameters_that_a_token_meets_are_shown_where_they_are_fewer(synthe: Ru
     assert "active_parameters" not in dense
     blocks = Recipe.load(recipe).model.blocks
     assert sparse["active_parameters"] == sparse["parameters"]["total"] - blocks * 3 * (3 * 8 * 32)
-    line = [text for text in synthe("recipe", "show", recipe, *experts).stdout.splitlines() if "active per token" in text]
+    line = [
+        text for text in synthe("recipe", "show", recipe, *experts).stdout.splitlines() if "active per token" in text
+    ]
     share = sparse["active_parameters"] / sparse["parameters"]["total"]
     assert len(line) == 1 and line[0].endswith(f" {share:.1%}")
     assert "active per token" not in synthe("recipe", "show", recipe).stdout
