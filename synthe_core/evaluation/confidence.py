@@ -20,6 +20,7 @@ from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.model.head_chunks import logits_in_chunks, places_per_chunk
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.parts import without_parts
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.logprobs import max_logprob
 from synthe_core.storage.atomic import write_file
 from synthe_core.storage.checkpoint import Checkpoint
@@ -100,6 +101,6 @@ def read_scores(model: LanguageModel, window: Window) -> tuple[dict[str, Tensor]
     logprob = torch.cat(logprobs, 1)
     scores = {BASELINE: logprob.exp()}
     if model.confidence is not None and "confidence" not in model.without:
-        scores[HEAD] = model.confidence(hidden, ctx.signals, logprob).sigmoid()
+        scores[HEAD] = sigmoid(model.confidence(hidden, ctx.signals, logprob))
     published = without_parts(model.spec, model.without).published
     return scores | {name: ctx.signals[name] for name in published}, torch.cat(right, 1)

@@ -18,6 +18,8 @@ from types import MappingProxyType
 
 import torch
 
+from synthe_core.hardware.mkl import request_strict_mode
+
 
 @dataclass(frozen=True)
 class ExecutionContext:
@@ -29,7 +31,8 @@ class ExecutionContext:
                      error.
     tuned_kernels:   operator -> kernel, preferred (what `synthe hardware --tune` measured) for calls of more than one
                      token; one that refuses a call is passed over.
-    batch_invariant: only kernels that declare batch invariance on the device may serve a call.
+    batch_invariant: only kernels that declare batch invariance on the device may serve a call. Make such a context
+                     before the process's first matrix product (see `hardware/mkl.py`).
     threads:         CPU threads of an operation; None leaves torch's setting alone.
     """
 
@@ -43,6 +46,8 @@ class ExecutionContext:
     def __post_init__(self) -> None:
         for name in ("kernels", "tuned_kernels"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        if self.batch_invariant:
+            request_strict_mode()
 
     @contextmanager
     def activate(self) -> Iterator[ExecutionContext]:

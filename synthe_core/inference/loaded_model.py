@@ -23,6 +23,7 @@ from synthe_core.inference.steady import steady
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
+from synthe_core.ops.activations import sigmoid
 from synthe_core.storage.checkpoint import Checkpoint
 
 
@@ -152,7 +153,7 @@ class LoadedModel:
         """The probability [B, T] that the likeliest token is right, given its log-probability `max_logprob` [B, T]."""
         if self.model.confidence is None or "confidence" in self.model.without:
             return max_logprob.exp()
-        return self.model.confidence(hidden, signals, max_logprob).sigmoid()
+        return sigmoid(self.model.confidence(hidden, signals, max_logprob))
 
     def load_adapter(self, name: str, path: Path) -> None:
         """Loads the adapter at `path`, a checkpoint or a folder of PEFT's; InputError if it is of another model."""

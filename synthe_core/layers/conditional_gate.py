@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Pass, Spec
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.hashing import hash_uniform
 
 RANDOM = "random"
@@ -100,7 +101,7 @@ class ConditionalGate(nn.Module):
             moved = moved_threshold(self.threshold, signal.detach(), ctx.mask, share, THRESHOLD_RATE)
             ctx.buffer_updates.append((self.threshold, moved))
         index = mask.flatten().nonzero().squeeze(1)
-        soft = (margin.flatten().index_select(0, index) / condition.temperature).sigmoid()
+        soft = sigmoid(margin.flatten().index_select(0, index) / condition.temperature)
         return SelectedTokens(mask, index, 1 + (soft - soft.detach()))
 
     def _signal(self, ctx: Pass) -> Tensor:

@@ -14,6 +14,7 @@ from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import sigmoid, silu, softplus
 from synthe_core.ops.delta_rule import delta_rule
 from synthe_core.ops.delta_rule_error import delta_rule_error
 from synthe_core.ops.linear_attention import linear_attention
@@ -148,7 +149,7 @@ class Delta(Learner[Memory]):
     def _convolve(self, qk: Tensor, v: Tensor, before: Tensor, ctx: Pass) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values after the convolution and SiLU, and the inputs that its next call needs."""
         if self.taps == 1:
-            return F.silu(qk), F.silu(v), before
+            return silu(qk), silu(v), before
         mixed, after = [], []
         parts = zip((qk, v), self.conv.split(self.features[:2]), before.split(self.features[:2], -1), strict=True)
         for part, weight, past in parts:
@@ -189,8 +190,8 @@ class Delta(Learner[Memory]):
     def _gates(self, beta: Tensor, decay: Tensor, ctx: Pass) -> tuple[Tensor, Tensor | None]:
         """β [B, T, nH] and log α [B, T, H]; at padding they are 0, which leaves the memory as it is."""
         low, high = self.config.beta_range
-        beta = low + (high - low) * beta.sigmoid()
-        log_decay = -self.A_log.exp() * F.softplus(decay + self.dt_bias) if self.config.decay else None
+        beta = low + (high - low) * sigmoid(beta)
+        log_decay = -self.A_log.exp() * softplus(decay + self.dt_bias) if self.config.decay else None
         if ctx.mask is not None:
             beta = beta * ctx.mask[..., None]
             log_decay = None if log_decay is None else log_decay * ctx.mask[..., None]

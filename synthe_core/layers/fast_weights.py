@@ -14,6 +14,7 @@ from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.rms_norm import rms_norm
 
@@ -81,7 +82,7 @@ class FastWeights(Learner[Memory]):
             if self.config.qk_norm:
                 q = rms_norm(q, self.ones, EPS, q.dtype)
                 k = rms_norm(k, self.ones * self.key**-0.5, EPS, k.dtype)
-            write = self.config.strength * parts[3].sigmoid()
+            write = self.config.strength * sigmoid(parts[3])
             log_decay = torch.full_like(write, math.log(self.config.decay))
             if ctx.mask is not None:
                 write, log_decay = write * ctx.mask[..., None], log_decay * ctx.mask[..., None]

@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from synthe_core.layers.adapter_batch import per_adapter
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.linear import linear
 from synthe_core.ops.long_conv import long_conv
 from synthe_core.ops.short_conv import preceded, short_conv
 
@@ -131,12 +131,12 @@ class Hyena(Learner[Past]):
         z = torch.cat([part, angles.cos(), angles.sin()], dim=1)
         hidden: Any = self.filter_hidden  # torch types what a ModuleList holds as Module
         for layer, frequency in zip(hidden, self.filter_frequency, strict=True):
-            z = torch.sin(frequency.to(dtype) * F.linear(z, layer.weight.to(dtype), layer.bias.to(dtype)))
+            z = torch.sin(frequency.to(dtype) * linear(z, layer.weight.to(dtype), layer.bias.to(dtype)))
         fastest, slowest = (-math.log(FADED) / fraction for fraction in config.decay)
         rates = torch.linspace(slowest, fastest, self.width, dtype=dtype, device=device)
         window = (-rates * part).exp_().add_(config.shift)
         size = window.square().sum(0).sqrt()
-        taps = F.linear(z, self.filter_out.to(dtype) / size[:, None]) * window
+        taps = linear(z, self.filter_out.to(dtype) / size[:, None]) * window
         taps[0] += self.present.to(dtype)
         return taps.t()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import sigmoid, softplus
 from synthe_core.ops.frames import Ticks
 from synthe_core.ops.kalman_filter import Filtered, kalman_filter
 from synthe_core.ops.silu_gate import silu_gate
@@ -103,9 +103,9 @@ class Kalman(Learner[Belief]):
         """The filter over the tokens of `x` [B, T, D], `at` which they stand, one tick each where `active`."""
         dtype = self.state_dtype
         z, noise = self.observe(x).chunk(2, dim=-1)
-        z, noise = z.to(dtype), F.softplus((noise + self.noise_bias).to(dtype))
-        transition = torch.sigmoid(self.transition_logit.to(dtype))
-        process = F.softplus(self.process_logit.to(dtype)) + LEAST_NOISE
+        z, noise = z.to(dtype), softplus((noise + self.noise_bias).to(dtype))
+        transition = sigmoid(self.transition_logit.to(dtype))
+        process = softplus(self.process_logit.to(dtype)) + LEAST_NOISE
         filtered = kalman_filter(z, transition, process, noise, *state, active)
         if ctx.trace is not None:
             before = torch.cat([state.mean[:, None], filtered.mean[:, :-1]], dim=1)

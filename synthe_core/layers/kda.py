@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.mamba import convolve, first_steps
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import sigmoid, softplus
 from synthe_core.ops.kda import kda
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import LONGEST
@@ -100,13 +100,13 @@ class KDA(Learner[Memory]):
             write, log_decay = self._gates(beta.to(dtype), decay.to(dtype), ctx)
             o, memory = kda(q, k, v, write, log_decay, state.memory)
             y = rms_norm(o, self.norm, EPS, dtype).flatten(2)
-            y = (y * torch.sigmoid(gate.to(dtype) + self.gate_bias)).to(gate.dtype)
+            y = (y * sigmoid(gate.to(dtype) + self.gate_bias)).to(gate.dtype)
         return self.out(y), Memory(memory, conv)
 
     def _gates(self, beta: Tensor, decay: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
         """β [B, T, H] and log α [B, T, H, K]; at padding they are 0, which leaves the memory as it is."""
-        beta = beta.sigmoid()
-        steps = F.softplus(decay + self.dt_bias).unflatten(-1, (-1, self.key))
+        beta = sigmoid(beta)
+        steps = softplus(decay + self.dt_bias).unflatten(-1, (-1, self.key))
         log_decay = -self.A_log.exp()[:, None] * steps
         if ctx.mask is not None:
             beta = beta * ctx.mask[..., None]

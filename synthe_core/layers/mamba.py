@@ -6,13 +6,13 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import Linear, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import softplus
 from synthe_core.ops.selective_scan import selective_scan
 from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
 from synthe_core.ops.silu_gate import silu_gate
@@ -81,7 +81,7 @@ class Mamba(Learner[Scanned]):
         dt, B, C = self.x_proj(u.to(z.dtype)).split([self.rank, size, size], dim=-1)
         logits = self.dt_proj.project(dt, bias=False)
         with torch.autocast(x.device.type, enabled=False):
-            delta = F.softplus(logits.to(u.dtype) + self.dt_proj.bias.to(u.dtype))
+            delta = softplus(logits.to(u.dtype) + self.dt_proj.bias.to(u.dtype))
             if ctx.mask is not None:
                 delta = delta * ctx.mask[..., None]
             ctx.emit("delta", delta)

@@ -6,7 +6,6 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.mamba import Scanned, convolve, first_steps
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import softplus
 from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import LONGEST
@@ -105,7 +105,7 @@ class Mamba2(Learner[Scanned]):
             u, B, C = u.split([self.channels, self.shared, self.shared], dim=-1)
             u = u.unflatten(-1, (self.heads, -1))
             low, high = self.config.time_step_limit
-            delta = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype)).clamp(low, high)
+            delta = softplus(dt.to(dtype) + self.dt_bias.to(dtype)).clamp(low, high)
             if ctx.mask is not None:
                 delta = delta * ctx.mask[..., None]
             log_decay = -self.A_log.to(dtype).exp() * delta

@@ -14,6 +14,7 @@ from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.mlstm import UNSTARTED, mlstm
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
@@ -104,7 +105,7 @@ class MLSTM(Learner[Cell]):
             log_input, log_forget = self._gates(write.to(q.dtype), keep.to(q.dtype), ctx)
             h, memory, scale = mlstm(q, k, v, log_input, log_forget, state.memory, state.scale)
             if ctx.trace is not None:
-                ctx.emit("output", gate.to(h.dtype).sigmoid().unflatten(-1, h.shape[2:]).mean(-1))
+                ctx.emit("output", sigmoid(gate.to(h.dtype)).unflatten(-1, h.shape[2:]).mean(-1))
             open_gate = silu_gate if self.config.output == "silu" else sigmoid_gate
             y = open_gate(rms_norm(h, self.norm, EPS, h.dtype).flatten(2), gate)
         return self.out(y), Cell(memory, scale, conv)
@@ -139,4 +140,4 @@ class MLSTM(Learner[Cell]):
 
 def sigmoid_gate(value: Tensor, gate: Tensor) -> Tensor:
     """value ⊙ σ(gate), computed as the value is and stored as the gate is."""
-    return (value * gate.to(value.dtype).sigmoid()).to(gate.dtype)
+    return (value * sigmoid(gate.to(value.dtype))).to(gate.dtype)

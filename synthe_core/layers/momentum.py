@@ -13,6 +13,7 @@ from synthe_core.errors import InputError
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.silu_gate import silu_gate
 
@@ -70,7 +71,7 @@ class Momentum(Learner[Average]):
         if ctx.mask is not None:
             logits = logits.masked_fill(~ctx.mask[..., None], math.inf)
         if ctx.trace is not None:
-            ctx.emit("gate", torch.sigmoid(logits))
+            ctx.emit("gate", sigmoid(logits))
         average, last = gated_average(logits, value.to(self.state_dtype), state.average)
         ctx.emit("average", average)
         return self.out(silu_gate(average, gate[0]) if gate else average.to(value.dtype)), Average(last)

@@ -14,6 +14,7 @@ from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.kda import of_length_1
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.generalized_delta_rule import generalized_delta_rule
 from synthe_core.ops.token_shift import token_shift
 
@@ -108,10 +109,10 @@ class RWKV7(Learner[Memory]):
         r, k, v = self.receptance(for_r), self.key(for_k), self.value(for_v)
         decay = self.decay_out(torch.tanh(self.decay_in(for_decay)))
         rate = self.rate_out(self.rate_in(for_rate))
-        gate = self.gate_out(torch.sigmoid(self.gate_in(for_gate)))
+        gate = self.gate_out(sigmoid(self.gate_in(for_gate)))
         with torch.autocast(x.device.type, enabled=False):
-            log_decay = -FASTEST * torch.sigmoid(decay.to(dtype) + self.decay_bias)
-            rate = torch.sigmoid(rate.to(dtype) + self.rate_bias)
+            log_decay = -FASTEST * sigmoid(decay.to(dtype) + self.decay_bias)
+            rate = sigmoid(rate.to(dtype) + self.rate_bias)
             k = k.to(dtype)
             removed = of_length_1(self._heads(k * self.removal), 1e-12)
             written = k * (1 + (rate - 1) * self.replacement)

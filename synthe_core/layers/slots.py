@@ -14,6 +14,7 @@ from synthe_core.errors import InputError
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
 from synthe_core.ops.slot_memory import Policy, SlotOutput, slot_memory
@@ -137,7 +138,7 @@ class Slots(Learner[Bank]):
             query, key = self._unit(qk.to(dtype).unflatten(-1, (2, self.config.heads, self.key))).unbind(2)
             query = query * self.log_scale.to(dtype).exp()
             value = value.to(dtype).unflatten(-1, (self.config.heads, self.value))
-            strength = (strength + self.strength_bias).to(dtype).sigmoid().clamp_max(STRONGEST)[..., 0]
+            strength = sigmoid((strength + self.strength_bias).to(dtype)).clamp_max(STRONGEST)[..., 0]
             noisy = self.training and self.config.noise == "gumbel"
             seed = int(torch.randint(2**62, ())) if noisy else None
             start = ctx.positions[:, 0]

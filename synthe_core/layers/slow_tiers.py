@@ -14,6 +14,7 @@ from synthe_core.layers.learner import Learner, Pass
 from synthe_core.layers.projection import matrix_size, project_in
 from synthe_core.layers.test_time import SpanMemory, SpanSpec, told_surprise
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.frames import Spans
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.rms_norm import rms_norm
@@ -138,7 +139,7 @@ class SummaryTier(nn.Module):
     def _sums(self, items: Items, state: Held, spans: Spans, ctx: Pass) -> Tensor:
         """Σ g p h, Σ g p and Σ g of every span that has items in this pass, the one that was pending first."""
         dtype = state.sums.dtype
-        gate = torch.sigmoid(self.gate(items.value).to(dtype))
+        gate = sigmoid(self.gate(items.value).to(dtype))
         if items.mask is not None:
             gate = gate * items.mask[..., None]
         ctx.emit("gate", gate[..., 0], items.at)

@@ -13,6 +13,7 @@ from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import matrix_size, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.two_sided_convolution import transform_size, two_sided_convolution
 
 QUIET = 1e-6  # the energy below which a channel counts as silent
@@ -80,7 +81,7 @@ class Spectral(Learner[tuple[()]]):
         else:
             heard = filtered.masked_fill(~ctx.mask[..., None], 0.0)
             energy = heard.square().sum(1) / ctx.mask.sum(1, keepdim=True).clamp_min(1)
-        gate = torch.sigmoid(self.loudness * (energy + QUIET).log() + self.bias)
+        gate = sigmoid(self.loudness * (energy + QUIET).log() + self.bias)
         ctx.emit("energy", energy)
         ctx.emit("gate", gate)
         return self.out((filtered * gate[:, None]).to(x.dtype)), ()

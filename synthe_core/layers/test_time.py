@@ -13,6 +13,7 @@ from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import sigmoid, softplus
 from synthe_core.ops.frames import Spans, last_position
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
@@ -90,11 +91,11 @@ class SpanMemory(nn.Module):
             k, v, *_ = told.split(self.features, -1)
             gates = told[..., sum(self.features[:2]) :].to(dtype) + self.bias.to(dtype)
             rate, decay, *momentum = gates.split(self.config.heads, -1)
-            sharpness = nn.functional.softplus(self.sharpness.to(dtype)) if self.config.surprise else None
-            eta = MOST_MOMENTUM * momentum[0].sigmoid() if momentum else None
+            sharpness = softplus(self.sharpness.to(dtype)) if self.config.surprise else None
+            eta = MOST_MOMENTUM * sigmoid(momentum[0]) if momentum else None
             q, k, v = (self._unit(part.to(dtype)) for part in (q, k, v))
             learned = span_memory(
-                *(q, k, v, rate, sharpness, decay.sigmoid(), eta, weight, spans.finished, *state),
+                *(q, k, v, rate, sharpness, sigmoid(decay), eta, weight, spans.finished, *state),
                 self.every,
                 not self.config.test_time,
             )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from synthe_core.layers.learner import Spec
 from synthe_core.layers.projection import matrix_size
+from synthe_core.ops.activations import silu
 from synthe_core.ops.cross_entropy import Judgement
 
 LEAST = 1e-6  # probability of being wrong that the likeliest token is credited with
@@ -47,7 +48,7 @@ class ConfidenceHead(nn.Module):
         """The log-odds [B, T] of being right; `max_logprob` is log π."""
         told = [signals[name].detach().clamp_min(0).log1p() for name in self.names]
         beside = torch.stack([*told, max_logprob.detach()], -1).to(hidden.dtype)
-        correction = self.out(F.silu(self.inner(torch.cat([hidden.detach(), beside], -1))))[..., 0]
+        correction = self.out(silu(self.inner(torch.cat([hidden.detach(), beside], -1))))[..., 0]
         known = max_logprob.detach().clamp_max(-LEAST)
         return self.scale * (known - (-known.expm1()).log()) + correction
 

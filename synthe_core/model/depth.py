@@ -23,8 +23,10 @@ from synthe_core.layers.learner import Pass, Spec
 from synthe_core.layers.projection import matrix_size, project_in
 from synthe_core.layers.trace import Emission, Trace, schema
 from synthe_core.model.block import RMSNorm
+from synthe_core.ops.activations import silu
 from synthe_core.ops.frames import indices_of_true
 from synthe_core.ops.hashing import hash_uniform
+from synthe_core.ops.linear import linear
 from synthe_core.ops.rms_norm import rms_norm
 
 EXPLORATION_SEED = 1 << 40  # the seed that picks the tokens to learn from, by position
@@ -274,9 +276,9 @@ class Router(nn.Module):
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         with torch.autocast(x.device.type, enabled=False):
             x = rms_norm(x.detach().to(wide), self.norm.weight.to(wide), self.norm.eps, wide)
-            x = F.silu(F.linear(x, self.inner.weight.to(wide), self.inner.bias.to(wide)) / SLOW)
+            x = silu(linear(x, self.inner.weight.to(wide), self.inner.bias.to(wide)) / SLOW)
             x = F.rms_norm(x, (x.shape[-1],), eps=self.norm.eps)
-            return F.linear(x, F.normalize(self.outer.weight.to(wide), dim=-1))
+            return linear(x, F.normalize(self.outer.weight.to(wide), dim=-1))
 
     def forward(
         self, x: Tensor, ctx: Pass, cost: Callable[[int], float]

@@ -24,6 +24,7 @@ from synthe_core.model.confidence import ConfidenceHead, ConfidenceSpec
 from synthe_core.model.depth import Choice, DepthSpec, ExplorationSample, Router
 from synthe_core.model.parts import parts
 from synthe_core.ops.cross_entropy import IGNORED, linear_cross_entropy
+from synthe_core.ops.linear import linear
 
 EMBEDDING_STD = 0.02
 
@@ -355,7 +356,7 @@ class LanguageModel(Backbone):
         answers = targets.flatten().index_select(0, sample.at)
         wide = sample.scores.dtype
         with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
-            logits = F.linear(self.norm(torch.stack(sample.ends).to(wide)), self.head.weight.to(wide))
+            logits = linear(self.norm(torch.stack(sample.ends).to(wide)), self.head.weight.to(wide))
             losses = F.cross_entropy(logits.flatten(0, 1), answers.repeat(len(logits)), reduction="none")
         return sample.router_loss(losses.view(len(logits), -1))
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, Slower, op
+from synthe_core.ops.scaled_dot_product_attention import scaled_dot_product_attention
 
 MOST_PACKS = 8  # of a block's queries
 COPY = 16  # queries whose scores cost what copying their keys does
@@ -104,7 +105,7 @@ def _pairs(x: Tensor, front: int, back: int, block: int) -> Tensor:
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     grouped = q.shape[2] != k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
     if mask is not None:  # a query that may read nothing gives zeros, not NaN
         out = out.masked_fill(~mask.any(-1, keepdim=True), 0.0)
     return out.transpose(1, 2)

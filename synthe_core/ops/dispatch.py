@@ -11,17 +11,22 @@
 
 A call runs the highest-ranked kernel that does not refuse. `explain` says which, and why the others did not serve.
 The active `ExecutionContext` (hardware/execution.py) changes the choice: a forced kernel runs, or is an error where it
-cannot; a tuned kernel is tried first.
+cannot; a tuned kernel is tried first; where batch invariance is asked for, only kernels that declare it are considered.
+
+A kernel is batch-invariant on a type of device if each row of its result has the same bits whatever rows stand beside
+it. It declares that with `batch_invariant=("cpu",)`, and tests/laws/test_batch_invariance.py checks it on the CPU. A
+CUDA kernel declares "cuda" once that was measured on a GPU; none does so far.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -31,6 +36,7 @@ from synthe_core.hardware.execution import ExecutionContext, active_context
 from synthe_core.hardware.probe import Hardware, probe
 
 OPS: dict[str, Op] = {}
+PRIMITIVES: dict[str, Primitive] = {}
 
 
 @dataclass(frozen=True)
@@ -66,11 +72,14 @@ class Choice(NamedTuple):
 class Kernel:
     """A named implementation of an operator, with the reason it gives when it cannot serve a call."""
 
-    def __init__(self, fn: Callable[..., Any], name: str, rank: int, tolerance: float) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], name: str, rank: int, tolerance: float, batch_invariant: Collection[str] = ()
+    ) -> None:
         self.fn = fn
         self.name = name
         self.rank = rank
         self.tolerance = tolerance
+        self.batch_invariant = frozenset(batch_invariant)
         self.refusal: Callable[[Hardware, Call], str | None] = lambda hardware, call: None
         self.__doc__ = fn.__doc__
 
@@ -84,22 +93,32 @@ class Kernel:
 
 
 class Op:
-    """An operator; calling it dispatches. `reference` is its definition, `used` the kernels that have run."""
+    """An operator; calling it dispatches. `reference` is its definition, `used` the kernels that have run.
 
-    def __init__(self, reference: Callable[..., Any]) -> None:
+    batch_invariant: the types of device on which the reference is.
+    """
+
+    def __init__(self, reference: Callable[..., Any], batch_invariant: Collection[str] = ()) -> None:
         self.name = reference.__name__
         self.reference = reference
+        self.batch_invariant = frozenset(batch_invariant)
         self.kernels: list[Kernel] = []
         self.used: set[str] = set()
         self.__doc__ = reference.__doc__
         self._parameters = list(inspect.signature(reference).parameters)
+        self._register()
+
+    def _register(self) -> None:
         OPS[self.name] = self
 
-    def kernel(self, name: str, *, rank: int, tolerance: float) -> Callable[[Callable[..., Any]], Kernel]:
-        """Decorator: adds an implementation. `tolerance` is its largest relative error in float32."""
+    def kernel(
+        self, name: str, *, rank: int, tolerance: float, batch_invariant: Collection[str] = ()
+    ) -> Callable[[Callable[..., Any]], Kernel]:
+        """Decorator: adds an implementation. `tolerance` is its largest relative error in float32, `batch_invariant`
+        the types of device on which it is."""
 
         def add(fn: Callable[..., Any]) -> Kernel:
-            kernel = Kernel(fn, name, rank, tolerance)
+            kernel = Kernel(fn, name, rank, tolerance, batch_invariant)
             self.kernels.append(kernel)
             self.kernels.sort(key=lambda k: -k.rank)
             return kernel
@@ -125,15 +144,35 @@ class Op:
         """The kernel that serves a call in a context, with its name."""
         hardware = probe()
         if (forced := context.kernels.get(self.name)) is not None:
-            return forced, self._forced(forced, call, hardware)
+            return forced, self._forced(forced, call, hardware, context.batch_invariant)
         for kernel in self._ordered(call, context):
             if kernel.refusal(hardware, call) is None:
+                if context.batch_invariant and call.device not in kernel.batch_invariant:
+                    continue
                 return kernel.name, kernel.fn
+        if context.batch_invariant and call.device not in self.batch_invariant:
+            raise self._not_invariant(call.device)
         return "reference", self.reference
 
-    def _forced(self, name: str, call: Call, hardware: Hardware) -> Callable[..., Any]:
+    def _not_invariant(self, device: str) -> InputError:
+        return InputError(
+            f"no kernel that can serve a call of {self.name} on {device} is batch-invariant",
+            "use a context without batch invariance",
+        )
+
+    def declares(self, name: str, device: str) -> bool:
+        """Whether the kernel of that name is batch-invariant on a type of device."""
+        implementation = self.named(name)
+        return device in (implementation if isinstance(implementation, Kernel) else self).batch_invariant
+
+    def _forced(self, name: str, call: Call, hardware: Hardware, batch_invariant: bool) -> Callable[..., Any]:
         """The kernel of that name; InputError where it cannot serve the call."""
         implementation = self.named(name)
+        if batch_invariant and not self.declares(name, call.device):
+            raise InputError(
+                f"kernel {name} of {self.name} is forced, and is not batch-invariant on {call.device}",
+                "choose another in runtime.kernels, or use a context without batch invariance",
+            )
         if not isinstance(implementation, Kernel):
             return implementation
         reason = implementation.refusal(hardware, call)
@@ -173,17 +212,72 @@ class Op:
         return choices
 
 
-def op(reference: Callable[..., Any]) -> Op:
-    """Makes an operator of its reference recurrence."""
-    return Op(reference)
+@overload
+def op(reference: Callable[..., Any]) -> Op: ...
+@overload
+def op(*, batch_invariant: Collection[str]) -> Callable[[Callable[..., Any]], Op]: ...
+def op(reference: Callable[..., Any] | None = None, *, batch_invariant: Collection[str] = ()) -> Any:
+    """Decorator: makes an operator of its reference recurrence."""
+    return partial(Op, batch_invariant=batch_invariant) if reference is None else Op(reference)
+
+
+class Primitive(Op):
+    """An operator that is one function of torch, which layers call a hundred times a pass.
+
+    `torch_function` serves any call, and so does every kernel on the devices it declares. Where the active context
+    forces no kernel and asks for no batch invariance, a call costs one look at it. Calls are not recorded, kernels are
+    not tuned, and a compiled block (`runtime.compile`) has torch's functions.
+    """
+
+    def __init__(self, reference: Callable[..., Any], torch_function: Callable[..., Tensor]) -> None:
+        super().__init__(reference)
+        self.torch_function = torch_function
+        self.kernels = [Kernel(torch_function, "torch", 10, 1e-6)]
+
+    def _register(self) -> None:
+        PRIMITIVES[self.name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        if not torch.compiler.is_compiling():
+            context = active_context()
+            if context.batch_invariant or self.name in context.kernels:
+                return self._kernel(context)(*args, **kwargs)
+        return self.torch_function(*args, **kwargs)
+
+    def _kernel(self, context: ExecutionContext) -> Callable[..., Any]:
+        """The forced kernel, or one that is batch-invariant on the context's device."""
+        device = context.device.type
+        if (forced := context.kernels.get(self.name)) is not None:
+            if context.batch_invariant and not self.declares(forced, device):
+                raise self._not_invariant(device)
+            return self.named(forced)
+        for kernel in self.kernels:
+            if device in kernel.batch_invariant:
+                return kernel.fn
+        raise self._not_invariant(device)
+
+
+def primitive(torch_function: Callable[..., Tensor]) -> Callable[[Callable[..., Any]], Primitive]:
+    """Decorator: makes an operator of its reference, which `torch_function` computes."""
+    return partial(Primitive, torch_function=torch_function)
+
+
+def batch_invariant_on(device: str, kernels: Mapping[str, str]) -> bool:
+    """Whether passes with these kernels forced can be batch-invariant on a type of device: every primitive has such a
+    kernel, and every forced kernel is one."""
+    operators = {**OPS, **PRIMITIVES}
+    for each in PRIMITIVES.values():
+        if not any(device in kernel.batch_invariant for kernel in each.kernels):
+            return False
+    return all(operators[name].declares(kernel, device) for name, kernel in kernels.items())
 
 
 def check_kernels(choices: Mapping[str, str]) -> None:
     """InputError for an operator or a kernel of `choices` (operator -> kernel) that does not exist."""
     for name, kernel in choices.items():
-        if name not in OPS:
-            raise unknown("operator", name, OPS)
-        OPS[name].named(kernel)
+        if (each := OPS.get(name) or PRIMITIVES.get(name)) is None:
+            raise unknown("operator", name, [*OPS, *PRIMITIVES])
+        each.named(kernel)
 
 
 @contextmanager

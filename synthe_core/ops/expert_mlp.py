@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
+from synthe_core.ops.activations import silu
 from synthe_core.ops.dispatch import Call, op
+from synthe_core.ops.linear import grouped_mm, linear
 from synthe_core.ops.swiglu import swiglu
 
 GroupedLinear = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -34,9 +36,9 @@ def expert_mlp(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: 
     """
     y = torch.zeros_like(x)
     for expert in range(len(gate_up)):
-        gate, up = F.linear(x, gate_up[expert]).chunk(2, dim=-1)
+        gate, up = linear(x, gate_up[expert]).chunk(2, dim=-1)
         share = (weight * (chosen == expert)).sum(-1, keepdim=True)
-        y = y + share * F.linear(F.silu(gate) * up, out[expert])
+        y = y + share * linear(silu(gate) * up, out[expert])
     return y
 
 
@@ -78,7 +80,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
 
 
 def _sorted_by_expert(
-    x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor, linear: GroupedLinear
+    x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor, product: GroupedLinear
 ) -> Tensor:
     """Every token visits its K experts: M = B T K visits, sorted by expert and computed group by group."""
     experts = chosen.flatten()
@@ -88,7 +90,7 @@ def _sorted_by_expert(
     ends = torch.searchsorted(experts[order], labels, right=True, out_int32=True)
     token, place = order // chosen.shape[-1], place.view(-1, chosen.shape[-1])
     visits = _Sent.apply(x.flatten(0, 1), token, place)
-    answers = linear(swiglu(linear(visits, gate_up, ends)), out, ends)
+    answers = product(swiglu(product(visits, gate_up, ends)), out, ends)
     return _Gathered.apply(answers, weight.flatten(0, 1), order, token, place).view_as(x)
 
 
@@ -134,7 +136,7 @@ class _Grouped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, ends)
-        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
+        return grouped_mm(x, weight.transpose(1, 2), offs=ends)
 
     @staticmethod
     @once_differentiable
@@ -157,7 +159,7 @@ class _EachInTurn(torch.autograd.Function):
         ctx.groups = groups = _groups(ends)
         y = x.new_empty(len(x), weight.shape[1])
         for expert, rows in groups:
-            y[rows] = F.linear(x[rows], weight[expert])
+            y[rows] = linear(x[rows], weight[expert])
         return y
 
     @staticmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops import native
+from synthe_core.ops import activations, native
 from synthe_core.ops.dispatch import Call, Slower, op, require_float
 
 SOURCE = "short_conv.c"
@@ -33,7 +33,7 @@ def short_conv(
     y = torch.zeros_like(x) if bias is None else bias.expand_as(x)
     for j in range(taps):
         y = y + weight[:, j] * history[:, j : j + x.shape[1]]
-    return (F.silu(y) if silu else y), history[:, x.shape[1] :]
+    return (activations.silu(y) if silu else y), history[:, x.shape[1] :]
 
 
 def preceded(x: Tensor, state: Tensor | None, taps: int) -> Tensor:
@@ -113,7 +113,7 @@ def grouped(
     """torch's grouped convolution, which GPUs have a kernel for."""
     history = preceded(x, state, weight.shape[1])
     y = F.conv1d(history.transpose(1, 2), weight[:, None], bias, groups=x.shape[2]).transpose(1, 2)
-    return (F.silu(y) if silu else y), history[:, x.shape[1] :]
+    return (activations.silu(y) if silu else y), history[:, x.shape[1] :]
 
 
 @grouped.refuses

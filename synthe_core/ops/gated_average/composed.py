@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from synthe_core.hardware.probe import Hardware
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.dispatch import Call, Slower, require_float
 from synthe_core.ops.gated_average.reference import gated_average
 from synthe_core.ops.linear_scan import linear_scan
@@ -15,7 +15,7 @@ from synthe_core.ops.linear_scan import linear_scan
 def composed(gate: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Sigmoids and a product first, then `linear_scan`."""
     require_float("gate", gate)
-    return linear_scan(torch.sigmoid(gate), torch.sigmoid(-gate) * value, state)
+    return linear_scan(sigmoid(gate), sigmoid(-gate) * value, state)
 
 
 @composed.refuses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.dispatch import op, require_float
 
 
@@ -20,6 +21,6 @@ def gated_average(gate: Tensor, value: Tensor, state: Tensor | None = None) -> t
     h = torch.zeros_like(value[:, 0]) if state is None else state
     history = []
     for x, v in zip(gate.unbind(1), value.unbind(1), strict=True):
-        h = torch.sigmoid(x) * h + torch.sigmoid(-x) * v
+        h = sigmoid(x) * h + sigmoid(-x) * v
         history.append(h)
     return torch.stack(history, dim=1), h

@@ -6,11 +6,11 @@ import ctypes
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
+from synthe_core.ops.activations import silu
 from synthe_core.ops.dispatch import Call, op
 from synthe_core.ops.native import library, pointer, refusal
 
@@ -25,7 +25,7 @@ _SUFFIX = {
 @op
 def silu_gate(value: Tensor, gate: Tensor) -> Tensor:
     """y = value ⊙ gate ⊙ σ(gate), both [B, T, D]; y as the gate is stored, computed as the value is."""
-    return (value * F.silu(gate.to(value.dtype))).to(gate.dtype)
+    return (value * silu(gate.to(value.dtype))).to(gate.dtype)
 
 
 @silu_gate.kernel("native", rank=20, tolerance=1e-5)

@@ -33,6 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.dispatch import op, require_float
 
 FLOOR = 1e-4  # of the relative error, where its logarithm is taken
@@ -120,7 +121,7 @@ def accumulate(pending: Tensor, key: Tensor, value: Tensor, rate: Tensor, online
 
 def learning_rate(logit: Tensor, sharpness: Tensor | None, error: Tensor) -> Tensor:
     """σ(logit + s log(ε + error)): a token that the memory did not predict is learned faster."""
-    return torch.sigmoid(logit if sharpness is None else logit + sharpness * (FLOOR + error).log())
+    return sigmoid(logit if sharpness is None else logit + sharpness * (FLOOR + error).log())
 
 
 def means(tally: Tensor) -> tuple[Tensor, Tensor]:

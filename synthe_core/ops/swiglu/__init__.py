@@ -6,11 +6,11 @@ import ctypes
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
+from synthe_core.ops.activations import silu
 from synthe_core.ops.dispatch import Call, op
 from synthe_core.ops.native import library, pointer, refusal
 
@@ -22,7 +22,7 @@ _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float64: "d
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) ⊙ up, where gate_up [..., 2 H] is gate and up side by side; gives [..., H]. Source: Shazeer 2020."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return silu(gate) * up
 
 
 @swiglu.kernel("native", rank=20, tolerance=1e-5)

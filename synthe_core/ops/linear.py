@@ -1,0 +1,101 @@
+"""Linear maps of rows: `linear`, `addmm` and `grouped_mm`, each with a batch-invariant kernel for CPUs.
+
+MKL has products of its own for few rows, so a row's numbers depend on how many rows a product has. Its strict mode has
+one product for any number, and costs a single row up to twice the time; it exists on Intel's processors only. On others
+the batch-invariant kernels lengthen rows and columns by zeros to full fours, which MKL treats alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from synthe_core.ops.dispatch import primitive
+
+FOUR = 4  # rows and columns of a lengthened product are multiples of it
+
+
+@primitive(F.linear)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = W x + b; x [..., I], W [O, I], b [O], y [..., O]."""
+    y = (x[..., None, :] * weight).sum(-1)
+    return y if bias is None else y + bias
+
+
+@linear.kernel("batch-invariant", rank=0, tolerance=1e-6, batch_invariant=("cpu",))
+def batch_invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Torch's product, lengthened by zeros to full fours where it depends on its rows."""
+    rows, columns = _padding(x)
+    if not rows and not columns:
+        return F.linear(x, weight, bias)
+    padded = F.pad(x.reshape(-1, x.shape[-1]), (0, columns, 0, rows))
+    y = F.linear(padded, F.pad(weight, (0, columns)) if columns else weight, bias)
+    return y[: len(y) - rows].view(*x.shape[:-1], len(weight))
+
+
+@primitive(torch.addmm)
+def addmm(y: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """β y + α x W of matrices: y [N, O], x [N, I], W [I, O]."""
+    return beta * y + alpha * (x[:, :, None] * weight).sum(1)
+
+
+@addmm.kernel("batch-invariant", rank=0, tolerance=1e-6, batch_invariant=("cpu",))
+def batch_invariant_addmm(y: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Torch's, lengthened as in `linear`."""
+    rows, columns = _padding(x)
+    if (not rows and not columns) or len(y) != len(x):
+        return torch.addmm(y, x, weight, beta=beta, alpha=alpha)
+    y, x = F.pad(y, (0, 0, 0, rows)), F.pad(x, (0, columns, 0, rows))
+    weight = F.pad(weight, (0, 0, 0, columns)) if columns else weight
+    return torch.addmm(y, x, weight, beta=beta, alpha=alpha)[: len(y) - rows]
+
+
+def _grouped_reference(x: Tensor, weight: Tensor, *, offs: Tensor) -> Tensor:
+    groups = x.tensor_split(offs[:-1].long().cpu())
+    return torch.cat([linear.reference(rows, each.t()) for rows, each in zip(groups, weight, strict=True)])
+
+
+@primitive(getattr(F, "grouped_mm", _grouped_reference))  # torch 2.10 is the first to have it
+def grouped_mm(x: Tensor, weight: Tensor, *, offs: Tensor) -> Tensor:
+    """x_i W_e for the rows i of each group e, which ends before row `offs[e]`; x [M, I], W [N, I, O], int32 [N]."""
+    return _grouped_reference(x, weight, offs=offs)
+
+
+@grouped_mm.kernel("batch-invariant", rank=0, tolerance=1e-6, batch_invariant=("cpu",))
+def batch_invariant_grouped_mm(x: Tensor, weight: Tensor, *, offs: Tensor) -> Tensor:
+    """Torch's product of groups where it does not depend on how many rows a group has, else group by group."""
+    if x.device.type != "cpu" or is_strict(x.dtype):
+        return grouped_mm.torch_function(x, weight, offs=offs)
+    groups = x.tensor_split(offs[:-1].long().cpu())
+    return torch.cat([batch_invariant_linear(rows, each.t()) for rows, each in zip(groups, weight, strict=True)])
+
+
+@cache
+def is_strict(dtype: torch.dtype) -> bool:
+    """Whether torch's own products are the same for one row and for many in this process, as in MKL's strict mode."""
+    return _rows_alike(F.linear, dtype)
+
+
+@cache
+def products_are_batch_invariant() -> bool:
+    """Whether those of `batch_invariant_linear` are; not on a processor where products of full fours differ too."""
+    return _rows_alike(batch_invariant_linear.fn, torch.float32)
+
+
+def _rows_alike(product: Callable[..., Tensor], dtype: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(size, 512, generator=generator, dtype=dtype) for size in (64, 192))
+    whole = product(x, w)
+    return all(torch.equal(product(x[:rows], w), whole[:rows]) for rows in (1, 2, 3, 5, 8, 13, 16, 33))
+
+
+def _padding(x: Tensor) -> tuple[int, int]:
+    """Rows and columns that lengthen x [..., I] to full fours, where torch's product depends on how many rows it has
+    and on where they begin; none elsewhere."""
+    if x.device.type != "cpu" or is_strict(x.dtype):
+        return 0, 0
+    return -x.shape[:-1].numel() % FOUR, -x.shape[-1] % FOUR

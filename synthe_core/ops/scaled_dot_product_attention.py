@@ -1,0 +1,71 @@
+"""Softmax attention as torch has it, with a kernel for CPUs by which a query's numbers depend on its own keys only."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from synthe_core.ops.dispatch import primitive
+from synthe_core.ops.linear import FOUR
+
+BLOCK = 128  # keys that are summed together
+
+
+@primitive(F.scaled_dot_product_attention)
+def scaled_dot_product_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """o = softmax(q kᵀ / sqrt(K)) v; q [B, H, T, K], k and v [B, G, S, K], o [B, H, T, K].
+
+    attn_mask: bool [..., T, S], False for keys that a query does not read. is_causal: query t reads keys up to t.
+    enable_gqa: G divides H, and H / G query heads in a row read one key head.
+    """
+    if enable_gqa:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    return scores.softmax(-1) @ v
+
+
+@scaled_dot_product_attention.kernel("batch-invariant", rank=0, tolerance=1e-5, batch_invariant=("cpu",))
+def batch_invariant_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention of a single query, T = 1, to keys of which the first may be masked out (bool [B, 1, 1, S]): the numbers
+    are the same however many masked keys stand before the others. The sums go over blocks counted from the last key,
+    and then over the blocks in that order. Every other call is torch's, whose rows do not depend on each other."""
+    single = attn_mask is not None and attn_mask.dtype == torch.bool and attn_mask.shape[1:3] == (1, 1)
+    if attn_mask is None or not single or q.shape[2] > 1:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal, enable_gqa=enable_gqa)
+    queries = q[:, :, 0].unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # [B, G, H / G, K]
+    heads = queries.shape[2]
+    queries = F.pad(queries, (0, 0, 0, -heads % FOUR))  # products of other sizes depend on how many keys there are
+    if front := -k.shape[2] % BLOCK:
+        k, v = (F.pad(x, (0, 0, front, 0)) for x in (k, v))
+        attn_mask = F.pad(attn_mask, (front, 0))
+    scores = (queries @ k.transpose(-1, -2)).masked_fill(~attn_mask, -torch.inf)  # [B, G, H / G, S]
+    largest = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
+    weights, ones = (scores - largest).exp(), scores.new_ones(BLOCK, 1)
+    weighted, total = scores.new_zeros(()), scores.new_zeros(())
+    for first in range(k.shape[2] - BLOCK, -1, -BLOCK):
+        part = weights[..., first : first + BLOCK]
+        weighted = weighted + part @ v[:, :, first : first + BLOCK]
+        total = total + part @ ones
+    out = weighted / total.clamp_min(torch.finfo(scores.dtype).tiny)
+    return out[:, :, :heads].flatten(1, 2)[:, :, None]
