@@ -20,7 +20,7 @@ LAYERS = [
     "__init__ errors registry events budget units state charts",
     "storage storage.atomic storage.json_reader storage.yaml_reader storage.tensor_file",
     "quantization",
-    "hardware hardware.probe hardware.rates hardware.placement hardware.execution",
+    "hardware hardware.probe hardware.rates hardware.placement hardware.mkl hardware.execution",
     "ops",
     "layers",
     "model",

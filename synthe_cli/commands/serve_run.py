@@ -34,9 +34,9 @@ SHORT_SEQUENCE = 1024  # tokens
 def run(options: ServeOptions) -> int | None:
     """Serves until a signal stops it, and returns its number. Options are checked before a model is loaded."""
     paths = model_paths(options.models or [])
-    from synthe_core.inference import steady
+    from synthe_core.hardware.mkl import request_strict_mode
 
-    steady.ask()  # before anything is computed
+    request_strict_mode()  # before anything is computed
     settings = settings_of(options)
     adapters = [parse_adapter(text, paths) for text in options.adapter or ()]
     cache = size_option(options.cache, "--cache")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from synthe_core.adapters.lora import FACTORS, Adapter, LowRank
 from synthe_core.layers.adapter_batch import current_adapters
 from synthe_core.layers.projection import Linear, product
+from synthe_core.ops.linear import addmm
 
 DEFAULT = 0
 """The slot of passes that name no adapters (see `use_adapters`): that of `attach` unless told otherwise."""
@@ -103,7 +104,7 @@ class LoRALinear(Linear):
             x = F.dropout(x, dropout, self.training)
         narrow = product(x, change.lora_A, None, None, dtype)
         with torch.autocast(x.device.type, enabled=False) if dtype is not None else nullcontext():
-            flat = torch.addmm(y.flatten(0, -2), narrow.flatten(0, -2), b.T.to(dtype or b.dtype), alpha=change.scaling)
+            flat = addmm(y.flatten(0, -2), narrow.flatten(0, -2), b.T.to(dtype or b.dtype), alpha=change.scaling)
         return flat.view(y.shape)
 
     def add(self, slot: int, factors: SlotFactors) -> None:

@@ -47,7 +47,7 @@ def write(
         yield from ((index, "") for index in range(len(prompts)))
         return
     reader.counts.requested += sum(len(prompt.tokens) for prompt in prompts)
-    model = LoadedModel("model", reader.model, tokenizer, context=active_context(), batch_invariant=False)
+    model = LoadedModel("model", reader.model, tokenizer, context=active_context())
     engine = offline_engine(
         model, reader.batch or MAX_NUM_SEQS, max_state_bytes=MAX_STATE_BYTES, cache_bytes=CACHE_BYTES
     )

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from synthe_core.errors import InputError
-from synthe_core.inference import steady
 from synthe_core.inference.admission import AdmissionControl
 from synthe_core.inference.constraints import Constraint, compile_json_schema
 from synthe_core.inference.loaded_model import LoadedModel
@@ -63,8 +62,6 @@ class Engine:
         post: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self.config = config or SchedulerConfig()
-        if self.config.batch_invariant:
-            steady.ask()
         self.registry = ModelRegistry(models)
         self.sessions = SessionStore(sessions, cache_bytes)
         self.metrics = Metrics()
@@ -174,7 +171,7 @@ class Engine:
             "max_batch": self.admission.max_num_seqs,
             "max_waiting": self.admission.max_waiting,
             **self.metrics.snapshot(),
-            "exact": steady.holds(),
+            "exact": all(model.batch_invariant for model in self.models.values()),
             "state_bytes_per_sequence": {name: model.state_bytes(MAX_COUNTED_TOKENS) for name, model in models},
             "state_bytes": self.admission.state_bytes,
             "state_bytes_limit": self.admission.max_state_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -19,11 +19,11 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.recipe_context import context_for_recipe
-from synthe_core.inference.steady import steady
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
 from synthe_core.ops.activations import sigmoid
+from synthe_core.ops.linear import products_are_batch_invariant
 from synthe_core.storage.checkpoint import Checkpoint
 
 
@@ -48,7 +48,7 @@ class Fingerprints(NamedTuple):
 class LoadedModel:
     """name: what requests call it. max_length: the largest number of tokens it can read, None for no limit.
 
-    context: how its passes run. batch_invariant: a row's numbers do not depend on the rows beside it.
+    context: how its passes run.
     """
 
     name: str
@@ -60,7 +60,6 @@ class LoadedModel:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     max_length: int | None = None
     context: ExecutionContext = field(default_factory=ExecutionContext)
-    batch_invariant: bool = True
     _slots: dict[int, Adapter] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -73,7 +72,7 @@ class LoadedModel:
         cls, checkpoint: Checkpoint, name: str, device: torch.device | str = "cpu", *, batch_invariant: bool = True
     ) -> LoadedModel:
         """The model of an open checkpoint."""
-        context = context_for_recipe(checkpoint.recipe, torch.device(device))
+        context = context_for_recipe(checkpoint.recipe, torch.device(device), batch_invariant=batch_invariant)
         return cls(
             name,
             checkpoint.model(context.device).eval().requires_grad_(False),
@@ -82,7 +81,6 @@ class LoadedModel:
             checkpoint.digest,
             int(checkpoint.path.stat().st_mtime),
             context=context,
-            batch_invariant=batch_invariant,
         )
 
     @property
@@ -92,6 +90,11 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         return self.model.embedding.weight.device
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a sequence's numbers do not depend on the sequences beside it."""
+        return self.context.batch_invariant and products_are_batch_invariant()
 
     @property
     def end_token_ids(self) -> frozenset[int]:
@@ -111,7 +114,7 @@ class LoadedModel:
     def activate(self, adapter: Adapter | None) -> Iterator[None]:
         """Within the block passes run in the model's context, with `adapter` for every row (None: without one)."""
         batch = AdapterBatch((NONE if adapter is None else self.slot(adapter),))
-        with use_adapters(batch), self.context.activate(), steady() if self.batch_invariant else nullcontext():
+        with use_adapters(batch), self.context.activate():
             yield
 
     def slot(self, adapter: Adapter) -> int:

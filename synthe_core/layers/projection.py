@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from synthe_core.ops.linear import linear
 
 OUTPUT_GAIN = 0.5  # what a learner adds to the residual stream starts at half the scale of what it reads
 
 
 class Linear(nn.Linear):
-    """y = W x + b, of which a learner may call a part instead of reading `weight`: adapters reach every such call."""
+    """y = W x + b by the operator `linear`; `project` is a part of it, for learners that need one: adapters reach every
+    such call, and none that reads `weight`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
     def project(
         self, x: Tensor, outputs: slice | None = None, *, bias: bool = True, dtype: torch.dtype | None = None
@@ -27,15 +32,15 @@ def product(
     if outputs is not None:
         weight, bias = weight[outputs], None if bias is None else bias[outputs]
     if dtype is None:
-        return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
     with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        return linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
-def matrix_size(linear: nn.Module) -> int:
+def matrix_size(module: nn.Module) -> int:
     """The numbers of a linear map's matrix; `weight` of one with an adapter would be computed for that."""
-    assert isinstance(linear, nn.Linear)
-    return linear.in_features * linear.out_features
+    assert isinstance(module, nn.Linear)
+    return module.in_features * module.out_features
 
 
 def project_in(width: int, features: int, bias: bool = False) -> Linear:
@@ -49,8 +54,8 @@ def project_out(features: int, width: int, bias: bool = False) -> Linear:
 
 
 def _linear(inputs: int, outputs: int, gain: float, bias: bool) -> Linear:
-    linear = Linear(inputs, outputs, bias=bias)
-    nn.init.normal_(linear.weight, std=gain * inputs**-0.5)
+    projection = Linear(inputs, outputs, bias=bias)
+    nn.init.normal_(projection.weight, std=gain * inputs**-0.5)
     if bias:
-        nn.init.zeros_(linear.bias)
-    return linear
+        nn.init.zeros_(projection.bias)
+    return projection

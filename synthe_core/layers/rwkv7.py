@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.kda import of_length_1
 from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.projection import Linear
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.generalized_delta_rule import generalized_delta_rule
@@ -138,17 +139,17 @@ class RWKV7(Learner[Memory]):
         return super().flops(time) + 9.0 * self.width * self.config.head_size
 
 
-def _uniform(width: int, scale: float) -> nn.Linear:
+def _uniform(width: int, scale: float) -> Linear:
     """A square map, initial weights uniform within scale / √width; all zero where scale is."""
-    linear = nn.Linear(width, width, bias=False)
+    linear = Linear(width, width, bias=False)
     nn.init.uniform_(linear.weight, -scale * width**-0.5, scale * width**-0.5)
     return linear
 
 
-def _low_rank(width: int, scale: float) -> tuple[nn.Linear, nn.Linear]:
+def _low_rank(width: int, scale: float) -> tuple[Linear, Linear]:
     """Maps to and from about scale √width numbers, in steps of 32: zero at first, and orthogonal of gain 0.1."""
     rank = max(32, round(scale * width**0.5 / 32) * 32)
-    down, up = nn.Linear(width, rank, bias=False), nn.Linear(rank, width, bias=False)
+    down, up = Linear(width, rank, bias=False), Linear(rank, width, bias=False)
     nn.init.zeros_(down.weight)
     nn.init.orthogonal_(up.weight, gain=0.1 * max(1.0, rank / width) ** 0.5)
     return down, up

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Learner, Pass, Spec
-from synthe_core.layers.projection import matrix_size, project_in, project_out
+from synthe_core.layers.projection import Linear, matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.rms_norm import rms_norm
@@ -109,7 +109,7 @@ class Slots(Learner[Bank]):
         with torch.no_grad():
             self.project.weight[:keys] = self.project.weight[keys : 2 * keys]
         self.out = project_out(values, width)
-        self.predict = nn.Linear(values, values, bias=False) if config.prediction else None
+        self.predict = Linear(values, values, bias=False) if config.prediction else None
         self.register_buffer("unit", torch.full((self.key,), self.key**-0.5), persistent=False)
         self.log_scale = nn.Parameter(torch.full((heads, 1), math.log(self.key) / 2))
         self.strength_bias = nn.Parameter(torch.zeros(1))

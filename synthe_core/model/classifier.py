@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from synthe_core.errors import InputError
 from synthe_core.layers.byte_patch import Stem
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.projection import matrix_size
+from synthe_core.layers.projection import Linear, matrix_size
 from synthe_core.layers.trace import Emission, Trace, schema
 from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelSpec, ModelState, auxiliary, measures
 from synthe_core.ops.cross_entropy import IGNORED
@@ -57,7 +57,7 @@ class Classifier(Backbone):
         super().__init__(spec, vocab, recompute)
         self.patch = Stem(spec.patch, spec.width) if spec.patch is not None else None
         self.pool = Pool(spec.head.pool, spec.width)
-        self.head = nn.Linear(spec.width, spec.head.classes)
+        self.head = Linear(spec.width, spec.head.classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.layers.learner import Spec
-from synthe_core.layers.projection import matrix_size
+from synthe_core.layers.projection import Linear, matrix_size
 from synthe_core.ops.activations import silu
 from synthe_core.ops.cross_entropy import Judgement
 
@@ -38,8 +38,8 @@ class ConfidenceHead(nn.Module):
     def __init__(self, spec: ConfidenceSpec, width: int, names: Sequence[str]) -> None:
         super().__init__()
         self.weight, self.names = spec.weight, tuple(names)
-        self.inner = nn.Linear(width + len(self.names) + 1, spec.hidden)
-        self.out = nn.Linear(spec.hidden, 1)
+        self.inner = Linear(width + len(self.names) + 1, spec.hidden)
+        self.out = Linear(spec.hidden, 1)
         self.scale = nn.Parameter(torch.ones(()))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)

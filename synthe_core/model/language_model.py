@@ -18,6 +18,7 @@ from synthe_core.layers import LAYERS, LearnerSpec
 from synthe_core.layers.adapter_batch import AdapterBatch, current_adapters, use_adapters
 from synthe_core.layers.byte_patch import BytePatch
 from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.projection import Linear
 from synthe_core.layers.trace import Trace
 from synthe_core.model.block import EPS, Block, RMSNorm
 from synthe_core.model.confidence import ConfidenceHead, ConfidenceSpec
@@ -300,7 +301,7 @@ class LanguageModel(Backbone):
         if spec.head is not None:
             raise InputError("this recipe is of an encoder, which is no language model", "leave out model.head")
         super().__init__(spec, vocab, recompute)
-        self.head = nn.Linear(spec.width, vocab, bias=False)
+        self.head = Linear(spec.width, vocab, bias=False)
         if spec.tie:
             self.head.weight = self.embedding.weight
         else:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from synthe_core.hardware.execution import active_context
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, Slower, op
 from synthe_core.ops.scaled_dot_product_attention import scaled_dot_product_attention
@@ -39,7 +40,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor
     return torch.stack(outputs, dim=1)
 
 
-@window_attention.kernel("causal-sdpa", rank=30, tolerance=1e-5)
+@window_attention.kernel("causal-sdpa", rank=30, tolerance=1e-5, batch_invariant=("cpu",))
 def causal_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None) -> Tensor:
     """Torch's fused attention with its own causal flag: no past, every token within the window, no padding."""
     return _sdpa(q, k, v, mask=None, causal=q.shape[1] > 1)
@@ -57,7 +58,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
     )
 
 
-@window_attention.kernel("banded-sdpa", rank=20, tolerance=1e-5)
+@window_attention.kernel("banded-sdpa", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 def banded_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None) -> Tensor:
     """Queries in blocks of `window`, each against its own block of keys and the one before: cost T 2 window, not T²."""
     batch, time, heads, size = q.shape
@@ -83,7 +84,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
     return None
 
 
-@window_attention.kernel("masked-sdpa", rank=10, tolerance=1e-5)
+@window_attention.kernel("masked-sdpa", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def masked_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None) -> Tensor:
     """Torch's fused attention with an explicit mask: any past, any padding."""
     past = k.shape[1] - q.shape[1]
@@ -122,7 +123,7 @@ def probed_attention(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: 
     return window_attention.reference(everyone, k, v, window, valid)[selected]
 
 
-@probed_attention.kernel("packed-sdpa", rank=10, tolerance=1e-5)
+@probed_attention.kernel("packed-sdpa", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def packed_sdpa(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, valid: Tensor | None) -> Tensor:
     """Tokens in blocks of `window`; the queries of each, packed, against its keys and those of the block before it.
 
@@ -140,7 +141,7 @@ def packed_sdpa(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, 
     asked = F.pad(selected, (0, back)).reshape(-1, block)
     rank = asked.cumsum(1)
     counts = rank[:, -1].tolist()  # waits for the device: sizes depend on it
-    size = _pack_size(counts)
+    size = _pack_size(counts, time)
     homes = [home for home, count in enumerate(counts) for _ in range(-(-count // size))]
     if homes != list(range(len(counts))):
         index = torch.tensor(homes, device=k.device)
@@ -156,14 +157,15 @@ def packed_sdpa(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, 
     return _sdpa(packed, k, v, mask[:, None], causal=False).flatten(0, 1).index_select(0, slot)
 
 
-def _pack_size(counts: list[int]) -> int:
+def _pack_size(counts: list[int], time: int) -> int:
     """The size of packs that costs least where each block has `counts` queries: half-empty ones against copied keys.
 
-    A multiple of four, unless nobody has two: products round a last row that is not in a full four in another way, and
-    how many ask is no matter of the earlier tokens.
+    A multiple of four: products round a last row that is not in a full four in another way, and how many ask must not
+    matter to other tokens. A pass of one token has packs of one, and so has one where no block has two queries, unless
+    it is to be batch-invariant: the queries of other rows must not matter then.
     """
     most = max(counts)
-    if most == 1:
+    if most == 1 and (time == 1 or not active_context().batch_invariant):
         return 1
     sizes = [-(-most // (4 * parts)) * 4 for parts in range(1, min(most, MOST_PACKS) + 1)]
     return min(sizes, key=lambda size: sum(-(-count // size) for count in counts) * (size + COPY))

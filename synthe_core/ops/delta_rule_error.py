@@ -16,7 +16,7 @@ from synthe_core.ops.delta_rule.native import refusal as native_refusal
 from synthe_core.ops.dispatch import op, require_float
 
 
-@op
+@op(batch_invariant=("cpu",))
 def delta_rule_error(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +69,7 @@ def fla(
 fla.refuses(fla_refusal)
 
 
-@delta_rule_error.kernel("native", rank=20, tolerance=1e-5)
+@delta_rule_error.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 @torch.compiler.disable
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
@@ -81,7 +81,7 @@ def compiled(
 compiled.refuses(native_refusal)
 
 
-@delta_rule_error.kernel("chunked", rank=10, tolerance=1e-5)
+@delta_rule_error.kernel("chunked", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def chunked(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:

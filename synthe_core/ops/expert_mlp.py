@@ -42,7 +42,7 @@ def expert_mlp(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: 
     return y
 
 
-@expert_mlp.kernel("grouped", rank=20, tolerance=1e-5)
+@expert_mlp.kernel("grouped", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 @torch.compiler.disable
 def grouped(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor) -> Tensor:
     """torch's grouped matrix product: all experts in one call, no round trip between GPU and CPU."""
@@ -67,7 +67,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
     return None
 
 
-@expert_mlp.kernel("sorted", rank=10, tolerance=1e-5)
+@expert_mlp.kernel("sorted", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 @torch.compiler.disable
 def sorted_(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor) -> Tensor:
     """Torch: one matrix product per expert that has tokens."""

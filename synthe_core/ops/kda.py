@@ -17,7 +17,7 @@ from synthe_core.ops.generalized_delta_rule.native import compiled_rule
 from synthe_core.ops.generalized_delta_rule.native import refusal as native_refusal
 
 
-@op
+@op(batch_invariant=("cpu",))
 def kda(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def fla(
 fla.refuses(fla_refusal)
 
 
-@kda.kernel("native", rank=20, tolerance=1e-5)
+@kda.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 @torch.compiler.disable
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor | None
@@ -73,7 +73,7 @@ def compiled(
 compiled.refuses(native_refusal)
 
 
-@kda.kernel("chunked", rank=10, tolerance=1e-5)
+@kda.kernel("chunked", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def chunked(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

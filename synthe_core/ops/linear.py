@@ -17,6 +17,7 @@ from torch import Tensor
 from synthe_core.ops.dispatch import primitive
 
 FOUR = 4  # rows and columns of a lengthened product are multiples of it
+NARROW = 12  # columns of a thread's share, from which on they round alike
 
 
 @primitive(F.linear)
@@ -29,7 +30,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 @linear.kernel("batch-invariant", rank=0, tolerance=1e-6, batch_invariant=("cpu",))
 def batch_invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Torch's product, lengthened by zeros to full fours where it depends on its rows."""
-    rows, columns = _padding(x)
+    rows, columns = _padding(x, len(weight))
     if not rows and not columns:
         return F.linear(x, weight, bias)
     padded = F.pad(x.reshape(-1, x.shape[-1]), (0, columns, 0, rows))
@@ -46,7 +47,7 @@ def addmm(y: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float
 @addmm.kernel("batch-invariant", rank=0, tolerance=1e-6, batch_invariant=("cpu",))
 def batch_invariant_addmm(y: Tensor, x: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Torch's, lengthened as in `linear`."""
-    rows, columns = _padding(x)
+    rows, columns = _padding(x, weight.shape[1])
     if (not rows and not columns) or len(y) != len(x):
         return torch.addmm(y, x, weight, beta=beta, alpha=alpha)
     y, x = F.pad(y, (0, 0, 0, rows)), F.pad(x, (0, columns, 0, rows))
@@ -88,14 +89,22 @@ def products_are_batch_invariant() -> bool:
 
 def _rows_alike(product: Callable[..., Tensor], dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(0)
-    x, w = (torch.randn(size, 512, generator=generator, dtype=dtype) for size in (64, 192))
-    whole = product(x, w)
-    return all(torch.equal(product(x[:rows], w), whole[:rows]) for rows in (1, 2, 3, 5, 8, 13, 16, 33))
+    for inputs, outputs in ((512, 192), (64, 16), (64, 12)):  # several threads share a narrow product in another way
+        x, w = (torch.randn(size, inputs, generator=generator, dtype=dtype) for size in (64, outputs))
+        whole = product(x, w)
+        if not all(torch.equal(product(x[:rows], w), whole[:rows]) for rows in (1, 2, 3, 5, 8, 13, 16, 33)):
+            return False
+    return True
 
 
-def _padding(x: Tensor) -> tuple[int, int]:
+def _padding(x: Tensor, outputs: int) -> tuple[int, int]:
     """Rows and columns that lengthen x [..., I] to full fours, where torch's product depends on how many rows it has
-    and on where they begin; none elsewhere."""
+    and on where they begin; none elsewhere. Several threads share the columns of a product that has fewer rows than
+    columns, and few columns each round in another way: such a product gets as many rows as it has columns."""
     if x.device.type != "cpu" or is_strict(x.dtype):
         return 0, 0
-    return -x.shape[:-1].numel() % FOUR, -x.shape[-1] % FOUR
+    count = x.shape[:-1].numel()
+    rows = -count % FOUR
+    if count < outputs < NARROW * (threads := torch.get_num_threads()) and threads > 1:
+        rows = outputs - count + -outputs % FOUR
+    return rows, -x.shape[-1] % FOUR

@@ -17,7 +17,7 @@ from synthe_core.ops.delta_rule.native import refusal as native_refusal
 from synthe_core.ops.dispatch import op, require_float
 
 
-@op
+@op(batch_invariant=("cpu",))
 def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def fla(
 fla.refuses(fla_refusal)
 
 
-@linear_attention.kernel("native", rank=20, tolerance=1e-5)
+@linear_attention.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 @torch.compiler.disable
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
@@ -73,7 +73,7 @@ def compiled(
 compiled.refuses(native_refusal)
 
 
-@linear_attention.kernel("chunked", rank=10, tolerance=1e-5)
+@linear_attention.kernel("chunked", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def chunked(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from synthe_core.ops.linear_attention import linear_attention
 UNSTARTED = -1e30  # the scale of a memory that nothing was written to: below that of any token
 
 
-@op
+@op(batch_invariant=("cpu",))
 def mlstm(
     q: Tensor, k: Tensor, v: Tensor, log_input: Tensor, log_forget: Tensor, memory: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,7 +98,7 @@ def running_maximum(value: Tensor, step: Tensor, first: Tensor) -> Tensor:
     return m
 
 
-@mlstm.kernel("composed", rank=10, tolerance=1e-5)
+@mlstm.kernel("composed", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def composed(
     q: Tensor, k: Tensor, v: Tensor, log_input: Tensor, log_forget: Tensor, memory: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

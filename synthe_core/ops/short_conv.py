@@ -18,7 +18,7 @@ SOURCE = "short_conv.c"
 LONGEST = 16  # TAPS in short_conv.c
 
 
-@op
+@op(batch_invariant=("cpu",))
 def short_conv(
     x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ class NativeConv(torch.autograd.Function):
         )
 
 
-@short_conv.kernel("native", rank=20, tolerance=1e-5)
+@short_conv.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 @torch.compiler.disable
 def compiled(
     x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True, bias: Tensor | None = None

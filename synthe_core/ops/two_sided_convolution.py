@@ -21,7 +21,7 @@ def two_sided_convolution(x: Tensor, kernel: Tensor) -> Tensor:
     return torch.einsum("dts,bsd->btd", matrix, x)
 
 
-@two_sided_convolution.kernel("fft", rank=10, tolerance=1e-5)
+@two_sided_convolution.kernel("fft", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def by_fft(x: Tensor, kernel: Tensor) -> Tensor:
     """A product of spectra, of texts padded with zeros so far that nothing comes round from the other end."""
     time = x.shape[1]

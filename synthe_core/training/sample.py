@@ -16,5 +16,5 @@ def write_sample(
     model: LanguageModel, tokenizer: Tokenizer, prompt: str, tokens: int, settings: Settings, seed: int
 ) -> str:
     """`prompt` and up to `tokens` tokens after it; an empty prompt starts a document."""
-    loaded = LoadedModel("model", model, tokenizer, context=settings.context, batch_invariant=False)
+    loaded = LoadedModel("model", model, tokenizer, context=settings.context)
     return prompt + "".join(delta.text for delta in generate(loaded, [prompt], tokens, sampling=SAMPLING, seed=seed))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from synthe_core.data.tokenizers import ByteTokenizer
-from synthe_core.inference import steady
+from synthe_core.hardware.mkl import request_strict_mode
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.engine import Engine
 from synthe_core.inference.loaded_model import LoadedModel
@@ -23,7 +23,7 @@ from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import save, weights
 from synthe_core.storage.manifest import Manifest
 
-steady.ask()
+request_strict_mode()
 
 GREEDY = SamplingParams(temperature=0)
 MEMORY: list[Any] = [{"type": "delta", "heads": 3, "key_size": 4}, {"type": "kalman"}, {"type": "mlp", "hidden": 32}]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from synthe_core.inference.steady import steady
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from tests.laws.entries import CAUSAL, WIDTH, block_of, case_name
 
@@ -29,9 +29,9 @@ def tokens(batch=2, time=TIME, seed=1):
 
 @each_causal_learner
 def test_no_later_token_alters_an_earlier_logit(case):
-    """To the bit, and so in `steady` arithmetic: how many tokens are gathered into one product depends on them all."""
+    """To the bit, and so by batch-invariant kernels: how many tokens one product gathers depends on them all."""
     model, text = model_of(case), tokens()[:, :-1]
-    with torch.no_grad(), steady():
+    with torch.no_grad(), ExecutionContext(batch_invariant=True).activate():
         logits, _ = model(text)
         for t in (1, 22, TIME - 1):
             changed = text.clone()

@@ -190,7 +190,7 @@ def refusal(hardware: Hardware, call: Call) -> str | None:
     return Slower("a few tokens are cheaper one by one") if call.time < 8 else None
 
 
-@delta_rule.kernel("chunked", rank=10, tolerance=1e-5)
+@delta_rule.kernel("chunked", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def chunked(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

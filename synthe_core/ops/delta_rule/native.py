@@ -157,7 +157,7 @@ def compiled_memory(
     return NativeMemory.apply(*tensors, overwrite, keep, tell)
 
 
-@delta_rule.kernel("native", rank=20, tolerance=1e-5)
+@delta_rule.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 @torch.compiler.disable
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None

@@ -11,7 +11,7 @@ from torch import Tensor
 from synthe_core.ops.dispatch import op, require_float
 
 
-@op
+@op(batch_invariant=("cpu",))
 def delta_rule(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from synthe_core.ops.gated_average.reference import gated_average
 from synthe_core.ops.linear_scan import linear_scan
 
 
-@gated_average.kernel("composed", rank=10, tolerance=1e-5)
+@gated_average.kernel("composed", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def composed(gate: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Sigmoids and a product first, then `linear_scan`."""
     require_float("gate", gate)

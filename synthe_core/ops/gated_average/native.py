@@ -17,7 +17,7 @@ from synthe_core.ops.native import library, pointer, refusal
 SOURCE = "gated_average/gated_average.c"
 
 
-@gated_average.kernel("native", rank=20, tolerance=1e-5)
+@gated_average.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 def native(gate: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """C: nothing but h is kept for the way back; the gates are computed again."""
     require_float("gate", gate)

@@ -9,7 +9,7 @@ from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.dispatch import op, require_float
 
 
-@op
+@op(batch_invariant=("cpu",))
 def gated_average(gate: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """h_t = σ(gate_t) ⊙ h_{t-1} + σ(-gate_t) ⊙ value_t, where σ(-x) = 1 - σ(x).
 

@@ -151,7 +151,7 @@ class ChunkedRule(torch.autograd.Function):
         return *(join_chunks(x, q).contiguous() for x in (dq, dk, dv, da, db, dw)), dstate
 
 
-@generalized_delta_rule.kernel("chunked", rank=10, tolerance=1e-5)
+@generalized_delta_rule.kernel("chunked", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def chunked(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

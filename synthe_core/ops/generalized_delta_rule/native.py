@@ -94,7 +94,7 @@ def compiled_rule(*tensors: Tensor | None) -> tuple[Tensor, Tensor]:
     return NativeRule.apply(*tensors, keep)
 
 
-@generalized_delta_rule.kernel("native", rank=20, tolerance=1e-5)
+@generalized_delta_rule.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 @torch.compiler.disable
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None

@@ -12,7 +12,7 @@ from torch import Tensor
 from synthe_core.ops.dispatch import op, require_float
 
 
-@op
+@op(batch_invariant=("cpu",))
 def generalized_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

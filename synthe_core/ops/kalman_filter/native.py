@@ -23,7 +23,7 @@ class _Stride(ctypes.Structure):
     _fields_ = [("row", ctypes.c_int64), ("token", ctypes.c_int64)]
 
 
-@kalman_filter.kernel("native", rank=20, tolerance=1e-5)
+@kalman_filter.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 def native(
     observation: Tensor,
     transition: Tensor,

@@ -24,7 +24,7 @@ from synthe_core.ops.kalman_filter.reference import Filtered, check, kalman_filt
 from synthe_core.ops.linear_scan.blocked import previous, scan, scan_back
 
 
-@kalman_filter.kernel("parallel", rank=10, tolerance=1e-5)
+@kalman_filter.kernel("parallel", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def parallel(
     observation: Tensor,
     transition: Tensor,

@@ -25,7 +25,7 @@ class Filtered(NamedTuple):
     confidence: Tensor
 
 
-@op
+@op(batch_invariant=("cpu",))
 def kalman_filter(
     observation: Tensor,
     transition: Tensor,

@@ -17,7 +17,7 @@ from synthe_core.ops.linear_scan.reference import linear_scan
 Scan = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-@linear_scan.kernel("blocked", rank=10, tolerance=1e-5)
+@linear_scan.kernel("blocked", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def blocked(decay: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Chunks of sqrt(T) at once, then the state over the chunks."""
     require_float("decay", decay)

@@ -17,7 +17,7 @@ from synthe_core.ops.native import library, pointer, refusal
 SOURCE = "linear_scan/linear_scan.c"
 
 
-@linear_scan.kernel("native", rank=20, tolerance=1e-5)
+@linear_scan.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 def native(decay: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """C: the state stays in the first-level cache while time goes by."""
     require_float("decay", decay)

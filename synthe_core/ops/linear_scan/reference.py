@@ -8,7 +8,7 @@ from torch import Tensor
 from synthe_core.ops.dispatch import op, require_float
 
 
-@op
+@op(batch_invariant=("cpu",))
 def linear_scan(decay: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """h_t = decay_t ⊙ h_{t-1} + value_t.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from synthe_core.hardware.execution import active_context
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, Slower, require_float
 from synthe_core.ops.long_conv.reference import long_conv
@@ -19,7 +20,7 @@ SOURCE = "long_conv/long_conv.c"
 LONGEST = 2048  # taps that meet inputs; the sum and the FFTs take the same time at about this many
 
 
-@long_conv.kernel("native", rank=20, tolerance=1e-5)
+@long_conv.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 def native(u: Tensor, taps: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """C: 2 L operations an output, which for filters of a few thousand taps take less time than FFTs do."""
     require_float("u", u)
@@ -34,7 +35,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
     if (reason := refusal(hardware, call.device, SOURCE)) is not None:
         return reason
     taps = call.arguments["taps"].shape[1]
-    if min(taps, call.time) > LONGEST:
+    if min(taps, call.time) > LONGEST and not active_context().batch_invariant:
         return Slower(f"{taps} taps over {call.time} tokens: beyond {LONGEST} FFTs are quicker")
     return None
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from synthe_core.ops.dispatch import op, require_float
 from synthe_core.ops.short_conv import preceded
 
 
-@op
+@op(batch_invariant=("cpu",))
 def long_conv(u: Tensor, taps: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """y_t = Σ_{j < L} taps[:, j] ⊙ u_{t-j}: channel by channel, over the last L inputs.
 
@@ -21,4 +20,4 @@ def long_conv(u: Tensor, taps: Tensor, state: Tensor | None = None) -> tuple[Ten
     length = taps.shape[1]
     history = preceded(u, state, length)
     windows = history.unfold(1, length, 1)  # [B, T, D, L], the present last
-    return torch.einsum("btdl,dl->btd", windows, taps.flip(1)), history[:, u.shape[1] :]
+    return (windows * taps.flip(1)).sum(-1), history[:, u.shape[1] :]

@@ -23,7 +23,7 @@ _SUFFIX = {
 }
 
 
-@op
+@op(batch_invariant=("cpu",))
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """y = x / sqrt(mean(x²) + eps) ⊙ weight over the last axis, stored as `dtype`.
 
@@ -32,13 +32,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
     return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight).to(dtype)
 
 
-@rms_norm.kernel("torch", rank=10, tolerance=1e-5)
+@rms_norm.kernel("torch", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def fused(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Torch's operator, which is one kernel on an accelerator."""
     return F.rms_norm(x, weight.shape, weight, eps).to(dtype)
 
 
-@rms_norm.kernel("native", rank=20, tolerance=1e-5)
+@rms_norm.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 def native(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """C: reads x once forward; x and the gradient once back."""
     return _Native.apply(x, weight, eps, dtype)

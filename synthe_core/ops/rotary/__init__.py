@@ -17,7 +17,7 @@ SOURCE = "rotary/rotary.c"
 _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float64: "double"}
 
 
-@op
+@op(batch_invariant=("cpu",))
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, eps: float | None) -> Tensor:
     """Turns each pair of channels (i, i + K/2) of every head by the token's angle, after a root-mean-square norm.
 
@@ -35,7 +35,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, eps: float | None) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
 
 
-@rotary.kernel("native", rank=20, tolerance=1e-5)
+@rotary.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 def native(x: Tensor, cos: Tensor, sin: Tensor, eps: float | None) -> Tensor:
     """C: reads a slice of the projection where it is."""
     return _Native.apply(x, cos, sin, -1.0 if eps is None else eps)

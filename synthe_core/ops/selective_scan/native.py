@@ -19,7 +19,7 @@ SOURCE = "selective_scan/selective_scan.c"
 BLOCK, CHUNK = 64, 16  # as in the C file: channels a task, tokens between two states kept for the backward pass
 
 
-@selective_scan.kernel("native", rank=20, tolerance=1e-5)
+@selective_scan.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 @torch.compiler.disable
 def native(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None

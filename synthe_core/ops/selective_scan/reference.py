@@ -9,7 +9,7 @@ from synthe_core.errors import InputError
 from synthe_core.ops.dispatch import op, require_float
 
 
-@op
+@op(batch_invariant=("cpu",))
 def selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -22,13 +22,13 @@ _SUFFIX = {
 }
 
 
-@op
+@op(batch_invariant=("cpu",))
 def silu_gate(value: Tensor, gate: Tensor) -> Tensor:
     """y = value ⊙ gate ⊙ σ(gate), both [B, T, D]; y as the gate is stored, computed as the value is."""
     return (value * silu(gate.to(value.dtype))).to(gate.dtype)
 
 
-@silu_gate.kernel("native", rank=20, tolerance=1e-5)
+@silu_gate.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 def native(value: Tensor, gate: Tensor) -> Tensor:
     """C: reads a gate that is a slice of a projection where it is."""
     return _Native.apply(value, gate)

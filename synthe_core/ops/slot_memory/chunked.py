@@ -8,6 +8,7 @@ restores them, tick by tick, while it carries one gradient of the bank.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.ops.frames import FrameLayout, entry_at, gather_padded, gather_rows
+from synthe_core.ops.linear import linear
 from synthe_core.ops.slot_memory.reference import SlotOutput, check, slot_memory
 from synthe_core.ops.slot_memory.routing import (
     READ_USE,
@@ -44,7 +46,7 @@ class Reads(NamedTuple):
     partial: bool
 
 
-@slot_memory.kernel("chunked", rank=10, tolerance=1e-5)
+@slot_memory.kernel("chunked", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def chunked(
     query: Tensor,
     key: Tensor,
@@ -241,12 +243,12 @@ def ages_after_reads(ages: Tensor, slot: Tensor, weight: Tensor, real: Tensor, p
     slots, heads = ages.shape[1], slot.shape[2]
     count = real.sum(1, keepdim=True)
     later = (count - real.cumsum(1)).to(ages.dtype)  # tokens that come after each
-    rate = policy.decay**later * ((1 - policy.decay) * slots / heads) * real
+    rate = (math.log(policy.decay) * later).exp() * ((1 - policy.decay) * slots / heads) * real
     share = torch.zeros_like(ages[..., 0]).scatter_add_(1, slot.flatten(1), (weight * rate[..., None, None]).flatten(1))
     elapsed = torch.where((weight > 0) & real[..., None, None], later[..., None, None], torch.inf)
     since = torch.full_like(share, torch.inf).scatter_reduce_(1, slot.flatten(1), elapsed.flatten(1), "amin")
     since_read, since_write, read_use, write_use = ages.unbind(-1)
-    fade = policy.decay ** count.to(ages.dtype)
+    fade = (math.log(policy.decay) * count.to(ages.dtype)).exp()  # torch.pow rounds by the place in a tensor
     columns = (
         torch.minimum(since, since_read + count),
         since_write + count,
@@ -338,7 +340,7 @@ def updated_records(before: Tensor, record: Tensor, strength: Tensor, write: Wri
     """
     same = same_slot(write.refines).to(strength.dtype)
     log_keep = same * torch.log1p(-strength)[:, None]
-    later = log_keep @ torch.ones_like(same[0]).tril(-1)
+    later = linear(log_keep, torch.ones_like(same[0]).triu(1))
     share = same * later.exp() * strength[:, None]
     keep = log_keep.sum(-1).exp()[..., None, None]
     refined = keep * before + (share @ record.flatten(2)).view_as(before)

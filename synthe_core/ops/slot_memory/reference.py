@@ -66,7 +66,7 @@ class SlotOutput(NamedTuple):
     pending_strength: Tensor
 
 
-@op
+@op(batch_invariant=("cpu",))
 def slot_memory(
     query: Tensor,
     key: Tensor,

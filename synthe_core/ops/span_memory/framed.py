@@ -68,7 +68,7 @@ class Tokens(NamedTuple):
     eta: Tensor
 
 
-@span_memory.kernel("framed", rank=10, tolerance=1e-5)
+@span_memory.kernel("framed", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def framed(
     query: Tensor,
     key: Tensor,

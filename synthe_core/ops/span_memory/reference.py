@@ -59,7 +59,7 @@ class SpanOutput(NamedTuple):
     state: SpanState
 
 
-@op
+@op(batch_invariant=("cpu",))
 def span_memory(
     query: Tensor,
     key: Tensor,

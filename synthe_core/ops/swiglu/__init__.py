@@ -18,14 +18,14 @@ SOURCE = "swiglu/swiglu.c"
 _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float64: "double"}
 
 
-@op
+@op(batch_invariant=("cpu",))
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) ⊙ up, where gate_up [..., 2 H] is gate and up side by side; gives [..., H]. Source: Shazeer 2020."""
     gate, up = gate_up.chunk(2, dim=-1)
     return silu(gate) * up
 
 
-@swiglu.kernel("native", rank=20, tolerance=1e-5)
+@swiglu.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 def native(gate_up: Tensor) -> Tensor:
     """C: computes in float32 (float64 for float64) whatever is stored."""
     return _Native.apply(gate_up)

@@ -24,7 +24,7 @@ _SUFFIX = {
 }
 
 
-@op
+@op(batch_invariant=("cpu",))
 def token_shift(x: Tensor, mix: Tensor, before: Tensor) -> tuple[Tensor, ...]:
     """y^c_t = x_t + mix_c ⊙ (x_{t-1} - x_t) for every purpose c.
 
@@ -36,7 +36,7 @@ def token_shift(x: Tensor, mix: Tensor, before: Tensor) -> tuple[Tensor, ...]:
     return tuple((x + part * shift).to(previous.dtype) for part in mix)
 
 
-@token_shift.kernel("native", rank=20, tolerance=1e-5)
+@token_shift.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 @torch.compiler.disable
 def native(x: Tensor, mix: Tensor, before: Tensor) -> tuple[Tensor, ...]:
     """C: reads x once forward, x and every gradient once back."""

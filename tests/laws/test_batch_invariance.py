@@ -1,0 +1,102 @@
+"""Batch-invariant kernels give a row the same bits alone and beside any others; nothing of torch is replaced for it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from synthe_core.hardware.execution import ExecutionContext
+from synthe_core.hardware.probe import probe
+from synthe_core.layers import LAYERS
+from synthe_core.ops.dispatch import Call, Op
+from synthe_core.ops.linear import products_are_batch_invariant
+from tests.laws.entries import CASES, case_name, inputs, make, run
+
+for _name in LAYERS:  # importing a learner imports its operators
+    LAYERS[_name]
+
+ROWS = 13  # no other size in the learners' settings
+INVARIANT = ExecutionContext(batch_invariant=True)
+SUBSETS = (slice(0, 1), slice(5, 6), slice(12, 13), slice(0, 2), slice(3, 8))
+
+
+@functools.cache
+def calls(past: int, time: int) -> list[tuple[Op, str, dict[str, Any]]]:
+    """The calls of operators by every learner in a pass of ROWS rows of `time` tokens that follow `past` tokens."""
+    recorded: list[tuple[Op, str, dict[str, Any]]] = []
+    original = Op.__call__
+    for case in CASES:
+        learner = make(case).float()
+
+        def recording(self: Op, *args: Any, name: str = case_name(case), **kwargs: Any) -> Any:
+            named = dict(zip(self._parameters, args, strict=False)) | kwargs
+            copies = {key: value.clone() if isinstance(value, Tensor) else value for key, value in named.items()}
+            recorded.append((self, name, copies))
+            return original(self, *args, **kwargs)
+
+        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+            state = run(learner, inputs(ROWS, past, seed=9).float())[1] if past else None
+            patch.setattr(Op, "__call__", recording)
+            run(learner, inputs(ROWS, time).float(), state, start=past)
+    return [each for each in recorded if by_row(each[0], each[2])]
+
+
+def by_row(op: Op, arguments: dict[str, Any]) -> bool:
+    """Whether the arguments have a row of the pass in each place of their first axis."""
+    first = next(value for value in arguments.values() if isinstance(value, Tensor))
+    return len(first) == ROWS or op.name == "probed_attention"
+
+
+def implementations(op: Op, call: Call) -> Iterator[tuple[str, Any]]:
+    """The batch-invariant ones of an operator that can serve a call on a CPU."""
+    if "cpu" in op.batch_invariant:
+        yield "reference", op.reference
+    for kernel in op.kernels:
+        if "cpu" in kernel.batch_invariant and kernel.refusal(probe(), call) is None:
+            yield kernel.name, kernel
+
+
+def rows_of(op: Op, arguments: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """The arguments of some rows; what all rows share stays."""
+    part = {
+        key: value[rows].clone() if isinstance(value, Tensor) and value.dim() and len(value) == ROWS else value
+        for key, value in arguments.items()
+    }
+    if op.name == "probed_attention":  # its queries are those of the selected tokens, row by row
+        counts = arguments["selected"].sum(1).tolist()
+        part["q"] = arguments["q"][sum(counts[: rows.start]) : sum(counts[: rows.stop])].clone()
+    return part
+
+
+def leaves(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    return [leaf for part in result if part is not None for leaf in leaves(part)]
+
+
+@pytest.mark.parametrize(("past", "time"), [(0, 1), (5, 1), (5, 2), (0, 9), (5, 71)])
+def test_a_row_has_the_same_bits_alone_and_in_company(past: int, time: int, two_threads: None) -> None:
+    if not products_are_batch_invariant():
+        pytest.skip("products of this processor depend on their rows even in fours")
+    compared = set()
+    for op, label, arguments in calls(past, time):
+        for name, kernel in implementations(op, Call.of(arguments)):
+            with torch.no_grad(), INVARIANT.activate():
+                together = leaves(kernel(**arguments))
+                for rows in SUBSETS:
+                    alone = leaves(kernel(**rows_of(op, arguments, rows)))
+                    for one, all_ in zip(alone, together, strict=True):
+                        expected = all_[rows] if op.name != "probed_attention" else queries(arguments, all_, rows)
+                        assert torch.equal(one, expected), f"{op.name}/{name} for {label}, {past} + {time}, {rows}"
+            compared.add((op.name, name))
+    assert len(compared) > 20
+
+
+def queries(arguments: dict[str, Any], out: Tensor, rows: slice) -> Tensor:
+    counts = arguments["selected"].sum(1).tolist()
+    return out[sum(counts[: rows.start]) : sum(counts[: rows.stop])]
