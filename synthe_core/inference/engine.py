@@ -171,7 +171,7 @@ class Engine:
             "max_batch": self.admission.max_num_seqs,
             "max_waiting": self.admission.max_waiting,
             **self.metrics.snapshot(),
-            "exact": all(model.batch_invariant for model in self.models.values()),
+            "exact": all(model.batch_invariant for _, model in models),
             "state_bytes_per_sequence": {name: model.state_bytes(MAX_COUNTED_TOKENS) for name, model in models},
             "state_bytes": self.admission.state_bytes,
             "state_bytes_limit": self.admission.max_state_bytes,

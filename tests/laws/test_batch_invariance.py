@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -10,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from synthe_core.errors import InputError
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.probe import probe
 from synthe_core.layers import LAYERS
-from synthe_core.ops.dispatch import Call, Op
+from synthe_core.ops import activations, scaled_dot_product_attention  # noqa: F401  (they register themselves)
+from synthe_core.ops.dispatch import OPS, PRIMITIVES, Call, Op
 from synthe_core.ops.linear import products_are_batch_invariant
 from tests.laws.entries import CASES, case_name, inputs, make, run
+from tests.paths import ROOT
 
 for _name in LAYERS:  # importing a learner imports its operators
     LAYERS[_name]
@@ -100,3 +104,70 @@ def test_a_row_has_the_same_bits_alone_and_in_company(past: int, time: int, two_
 def queries(arguments: dict[str, Any], out: Tensor, rows: slice) -> Tensor:
     counts = arguments["selected"].sum(1).tolist()
     return out[sum(counts[: rows.start]) : sum(counts[: rows.stop])]
+
+
+def primitive_arguments(name: str, rows: int) -> dict[str, Any]:
+    """A call of a primitive with `rows` rows, the first of which are those of every call with more."""
+    torch.manual_seed(0)
+    if name == "linear":
+        return {"x": torch.randn(ROWS, 37)[:rows].clone(), "weight": torch.randn(11, 37), "bias": torch.randn(11)}
+    if name == "addmm":
+        y, x = torch.randn(ROWS, 11)[:rows].clone(), torch.randn(ROWS, 5)[:rows].clone()
+        return {"y": y, "x": x, "weight": torch.randn(5, 11), "alpha": 0.5}
+    if name == "grouped_mm":  # the last rows are of the second group
+        x, weight = torch.randn(ROWS, 12)[:rows].clone(), torch.randn(2, 16, 12).transpose(1, 2)
+        return {"x": x, "weight": weight, "offs": torch.tensor([min(rows, 5), rows], dtype=torch.int32)}
+    if name == "scaled_dot_product_attention":
+        q, k, v = (torch.randn(ROWS, 3, time, 16)[:rows].clone() for time in (1, 201, 201))
+        return {"q": q, "k": k, "v": v, "attn_mask": torch.ones(rows, 1, 1, 201, dtype=torch.bool)}
+    return {"x": torch.randn(ROWS, 3, 37)[:rows].clone()}
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_primitives_too(name: str) -> None:
+    if not products_are_batch_invariant():
+        pytest.skip("products of this processor depend on their rows even in fours")
+    kernels = [kernel for kernel in PRIMITIVES[name].kernels if "cpu" in kernel.batch_invariant]
+    assert kernels
+    for kernel in kernels:
+        together = kernel(**primitive_arguments(name, ROWS))
+        for rows in range(1, ROWS):
+            assert torch.equal(kernel(**primitive_arguments(name, rows)), together[:rows]), (
+                f"{kernel.name}, {rows} rows"
+            )
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_every_kernel_of_a_primitive_equals_its_reference(name: str) -> None:
+    arguments = primitive_arguments(name, ROWS)
+    keywords = {key: arguments.pop(key) for key in ("offs", "alpha") if key in arguments}
+    expected = PRIMITIVES[name].reference(*arguments.values(), **keywords)
+    for kernel in PRIMITIVES[name].kernels:
+        torch.testing.assert_close(kernel(*arguments.values(), **keywords), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_of_torch_is_replaced() -> None:
+    """No module assigns an attribute of torch, of its modules or of Tensor."""
+    roots = {"torch", "F", "Tensor", "nn"}
+    for path in (ROOT / "synthe_core").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            targets: list[Any] = []
+            if isinstance(node, ast.Assign):
+                targets = node.targets
+            elif isinstance(node, (ast.AugAssign, ast.AnnAssign)):
+                targets = [node.target]
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
+                targets = [ast.Attribute(value=node.args[0])]
+            for target in targets:
+                while isinstance(target, ast.Attribute):
+                    target = target.value
+                    assert not (isinstance(target, ast.Name) and target.id in roots), f"{path}:{node.lineno}"
+
+
+def test_an_operator_without_such_a_kernel_refuses_in_words() -> None:
+    hidden, weight, targets = torch.ones(1, 2, 4), torch.ones(8, 4), torch.zeros(1, 2, dtype=torch.int64)
+    with INVARIANT.activate(), pytest.raises(InputError, match="linear_cross_entropy on cpu is batch-invariant"):
+        OPS["linear_cross_entropy"](hidden, weight, targets)
+    forced = ExecutionContext(batch_invariant=True, kernels={"linear": "torch"})
+    with forced.activate(), pytest.raises(InputError, match="linear on cpu is batch-invariant"):
+        PRIMITIVES["linear"](hidden, weight)

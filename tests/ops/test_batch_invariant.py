@@ -1,4 +1,4 @@
-"""Products that do not depend on how many rows stand in them."""
+"""The batch-invariant kernels of products and attention: torch's numbers, whatever rows stand beside a row."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from synthe_core.inference import steady
+from synthe_core.hardware.execution import ExecutionContext
+from synthe_core.ops import linear as products_module
+from synthe_core.ops.activations import sigmoid
+from synthe_core.ops.linear import addmm, grouped_mm, linear
+from synthe_core.ops.scaled_dot_product_attention import scaled_dot_product_attention
+
+KERNEL = "batch-invariant"
+attend = scaled_dot_product_attention.named(KERNEL)
 
 
 @pytest.fixture(params=[True, False], ids=["strict", "in fours"])
 def products(request, monkeypatch):
     """As on a processor whose products do not depend on their rows, and on one whose products do."""
-    monkeypatch.setattr(steady, "strict", lambda dtype: request.param)
+    monkeypatch.setattr(products_module, "is_strict", lambda dtype: request.param)
 
 
 def drawn(*size, dtype=torch.float64):
@@ -30,16 +37,16 @@ def alike_in_fours(dtype):
 @pytest.mark.parametrize("size", [(1, 7), (3, 7), (4, 7), (2, 3, 7), (1, 1, 7), (5, 0, 7), (0, 7), (7,)])
 def test_a_product_is_torchs(products, size):
     x, weight, bias = drawn(*size), drawn(5, 7), drawn(5)
-    for given in (None, bias):
-        torch.testing.assert_close(steady.linear(x, weight, given), F.linear(x, weight, given), rtol=1e-13, atol=1e-13)
+    for b in (None, bias):
+        torch.testing.assert_close(linear.named(KERNEL)(x, weight, b), F.linear(x, weight, b), rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("ends", [[2, 2, 7, 8], [0, 0, 0, 8], [8, 8, 8, 8], [1, 3, 6, 8]])
 def test_a_product_of_groups_is_each_ones(products, ends):
     x, weight = drawn(8, 12, dtype=torch.float32), drawn(4, 16, 12, dtype=torch.float32)
-    found = steady.grouped_mm(x, weight.transpose(1, 2), offs=torch.tensor(ends, dtype=torch.int32))
-    wanted = [x[start:end] @ weight[i].t() for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False))]
-    torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-5, atol=1e-5)
+    product = grouped_mm.named(KERNEL)(x, weight.transpose(1, 2), offs=torch.tensor(ends, dtype=torch.int32))
+    expected = [x[start:end] @ weight[i].t() for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False))]
+    torch.testing.assert_close(product, torch.cat(expected), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [96, 6, 5])
@@ -48,19 +55,20 @@ def test_rows_are_the_same_in_any_company(dtype, width):
     """On processors whose products round alike in full fours; where they do not, `exact` is false."""
     alike_in_fours(dtype)
     x, weight = drawn(23, width, dtype=dtype), drawn(40, width, dtype=dtype)
-    whole = steady.linear(x, weight)
+    whole = linear.named(KERNEL)(x, weight)
     for rows in range(1, 23):
-        assert torch.equal(steady.linear(x[:rows], weight), whole[:rows])
-        assert torch.equal(steady.linear(x[rows:], weight), whole[rows:])
+        assert torch.equal(linear.named(KERNEL)(x[:rows], weight), whole[:rows])
+        assert torch.equal(linear.named(KERNEL)(x[rows:], weight), whole[rows:])
 
 
-def test_within_the_block_they_take_torchs_place_and_after_it_they_do_not():
+def test_a_context_chooses_the_kernels_and_leaves_torch_alone():
     before = F.linear, F.grouped_mm, torch.sigmoid
-    with steady.steady():
-        assert F.linear is not before[0] and F.grouped_mm is not before[1]
-        x, weight = drawn(3, 7), drawn(5, 7)
-        assert torch.equal(F.linear(x, weight), steady.linear(x, weight))
-    assert (F.linear, F.grouped_mm, torch.sigmoid) == before
+    x, weight = drawn(3, 7), drawn(5, 7)
+    with ExecutionContext(batch_invariant=True).activate():
+        assert (F.linear, F.grouped_mm, torch.sigmoid) == before
+        assert torch.equal(linear(x, weight), linear.named(KERNEL)(x, weight))
+        assert torch.equal(sigmoid(x), sigmoid.named(KERNEL)(x))
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(2, 2), (4, 2), (3, 1)])
@@ -71,16 +79,16 @@ def test_attention_of_one_query_is_the_same_beside_longer_windows(heads, groups,
     real = torch.zeros(3, 1, 1, 300, dtype=torch.bool)
     real[:2, ..., 300 - keys :] = True
     real[2] = True
-    together = steady.attend(q, k, v, real, enable_gqa=True)
+    together = attend(q, k, v, real, enable_gqa=True)
     torch.testing.assert_close(together, F.scaled_dot_product_attention(q, k, v, real, enable_gqa=True))
     for row in range(2):
         own = (x[row : row + 1, :, 300 - keys :].contiguous() for x in (k, v))
-        alone = steady.attend(q[row : row + 1], *own, real[row : row + 1, ..., 300 - keys :], enable_gqa=True)
+        alone = attend(q[row : row + 1], *own, real[row : row + 1, ..., 300 - keys :], enable_gqa=True)
         assert torch.equal(alone[0], together[row])
 
 
 def test_a_sum_of_products_is_torchs(products):
     for rows in (1, 3, 4, 6):
         y, x, weight = drawn(rows, 5), drawn(rows, 7), drawn(7, 5)
-        found = steady.addmm(y, x, weight, alpha=0.5)
-        torch.testing.assert_close(found, torch.addmm(y, x, weight, alpha=0.5), rtol=1e-13, atol=1e-13)
+        product = addmm.named(KERNEL)(y, x, weight, alpha=0.5)
+        torch.testing.assert_close(product, torch.addmm(y, x, weight, alpha=0.5), rtol=1e-13, atol=1e-13)
