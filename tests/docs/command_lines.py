@@ -21,9 +21,9 @@ OTHER_PROGRAMS = {
 
 
 def lines(block: Block) -> list[str]:
-    """The commands of a block: of `console` what follows `$ `, of `sh` every line; continued lines are joined."""
+    """The commands of a block: what follows `$ `, and of `sh` every line; continued lines are joined."""
     text = re.sub(r"\\\n\s*", " ", block.text)
-    if block.language == "console":
+    if block.language != "sh":
         return [line[2:] for line in text.splitlines() if line.startswith("$ ")]
     return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 

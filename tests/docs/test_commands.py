@@ -12,7 +12,7 @@ from tests.docs.markdown import blocks, files, relative
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=relative(path)) for path in files()])
 def test_commands_exist(path: Path) -> None:
-    for block in [*blocks(path, "console"), *blocks(path, "sh")]:
+    for block in [*blocks(path, "console"), *blocks(path, "sh"), *blocks(path, "text")]:
         for line in lines(block):
             for words in commands(line):
                 try:
