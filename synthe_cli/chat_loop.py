@@ -14,7 +14,7 @@ from pathlib import Path
 from synthe_cli.console import printable
 from synthe_cli.options import sampled
 from synthe_cli.signals import interruptible_input
-from synthe_core.chat.conversation import Answer, Asked, Said, Talk
+from synthe_core.chat.conversation import Answer, ChatOptions, Conversation, Reply
 from synthe_core.errors import InputError, SyntheError, unknown
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.units import format_count
@@ -29,8 +29,8 @@ class Exit(Exception):
 class ChatLoop:
     """Reads lines and answers them. On a terminal it prompts and prints notices; from a pipe it prints answers only."""
 
-    def __init__(self, talk: Talk, options: Asked, *, as_json: bool = False) -> None:
-        self.talk, self.options, self.as_json = talk, options, as_json
+    def __init__(self, conversation: Conversation, options: ChatOptions, *, as_json: bool = False) -> None:
+        self.conversation, self.options, self.as_json = conversation, options, as_json
         self.terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self.colored = self.terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         self.commands: dict[str, Callable[[str], None]] = {
@@ -42,8 +42,8 @@ class ChatLoop:
     def run(self) -> None:
         """Runs until the end of input, /exit, or Ctrl-C at the prompt. From a pipe, the first error ends it."""
         if self.terminal:
-            kind = "chat" if self.talk.taught else "no chat template: continues your text"
-            self.notify(f"{self.talk.model}  {kind}  /help lists the commands, Ctrl-D leaves")
+            kind = "chat" if self.conversation.has_chat_template else "no chat template: continues your text"
+            self.notify(f"{self.conversation.model}  {kind}  /help lists the commands, Ctrl-D leaves")
         for line in self.lines():
             try:
                 self.handle(line)
@@ -63,8 +63,8 @@ class ChatLoop:
             if name not in self.commands:
                 raise unknown("command", f"/{name}", [f"/{each}" for each in self.commands])
             self.commands[name](rest.strip())
-        elif line.strip() or (self.terminal and not self.talk.taught):
-            self.show(self.talk.say(line[1:] if line.startswith("//") else line, self.options))
+        elif line.strip() or (self.terminal and not self.conversation.has_chat_template):
+            self.show(self.conversation.send(line[1:] if line.startswith("//") else line, self.options))
 
     def lines(self) -> Iterator[str]:
         """The messages typed. A line that ends in a backslash continues on the next."""
@@ -96,13 +96,13 @@ class ChatLoop:
             row = {
                 "role": "assistant", "text": reply.text, "finish_reason": reply.reason, "tokens": reply.tokens,
                 "prompt_tokens": reply.prompt, "cached_tokens": reply.cached,
-                "tokens_per_second": round(reply.rate, 2), "session": self.talk.session,
+                "tokens_per_second": round(reply.rate, 2), "session": self.conversation.session,
             }  # fmt: skip
             print(json.dumps(row, ensure_ascii=False), flush=True)
         elif self.terminal:
             self.notify(summary_of(reply))
 
-    def _stream(self, answer: Answer) -> Said:
+    def _stream(self, answer: Answer) -> Reply:
         """Prints the pieces of an answer, and passes Ctrl-C on to it. The second ends the program."""
         interrupted = False
         with closing(answer):
@@ -114,7 +114,7 @@ class ChatLoop:
                         sys.stdout.write(printable(piece) if self.terminal else piece)
                         sys.stdout.flush()
                 except StopIteration as end:
-                    reply: Said = end.value
+                    reply: Reply = end.value
                     break
                 except KeyboardInterrupt:
                     if inspect.getgeneratorstate(answer) == inspect.GEN_CLOSED:  # the answer has ended with it
@@ -143,24 +143,24 @@ class ChatLoop:
     def system(self, rest: str) -> None:
         """show the system prompt, or restart with this one"""
         if rest:
-            self.talk.reset(rest)
+            self.conversation.reset(rest)
             self.notify("restarted with this system prompt")
         else:
-            self.notify(self.talk.system or "no system prompt")
+            self.notify(self.conversation.system or "no system prompt")
 
     def reset(self, rest: str) -> None:
         """delete the conversation and restart"""
-        self.talk.reset()
+        self.conversation.reset()
         self.notify("restarted")
 
     def regenerate(self, rest: str) -> None:
         """generate the last answer again"""
-        self.show(self.talk.again(self.options))
+        self.show(self.conversation.regenerate(self.options))
 
     def set(self, rest: str) -> None:
         """show the sampling parameters, or change one: /set temperature 0.7"""
         if not rest:
-            values = {**self.options.sampling.model_dump(), SEED: self.options.seed, COUNT: self.options.count}
+            values = {**self.options.sampling.model_dump(), SEED: self.options.seed, COUNT: self.options.max_tokens}
             known = {key: "random" if value is None else value for key, value in values.items() if value != {}}
             self.notify("\n".join(f"{key} {value}" for key, value in known.items()))
             return
@@ -170,25 +170,27 @@ class ChatLoop:
 
     def save(self, rest: str) -> None:
         """save a copy of the conversation under a name"""
-        self.talk.save(_one_name(rest, "save"))
+        self.conversation.save(_one_name(rest, "save"))
         self.notify(f"saved as {rest}; /load {rest} resumes it")
 
     def load(self, rest: str) -> None:
         """resume a saved conversation"""
-        self.talk.load(_one_name(rest, "load"))
+        self.conversation.load(_one_name(rest, "load"))
         self.notify(f"resumed {rest}")
-        for turn in self.talk.turns[-1:]:
-            self.notify(f"> {turn.said}\n{turn.answer}" if self.talk.taught else f"{turn.said}{turn.answer}")
+        for turn in self.conversation.turns[-1:]:
+            is_chat = self.conversation.has_chat_template
+            self.notify(f"> {turn.message}\n{turn.answer}" if is_chat else f"{turn.message}{turn.answer}")
 
     def fork(self, rest: str) -> None:
         """continue under another name; the old one is not changed"""
-        old, own = self.talk.session, self.talk.own
-        self.talk.fork(_one_name(rest, "fork"))
+        old, own = self.conversation.session, self.conversation.is_temporary
+        self.conversation.fork(_one_name(rest, "fork"))
         self.notify(f"continuing as {rest}" + ("" if own else f"; {old} is not changed"))
 
     def sessions(self, rest: str) -> None:
         """list the saved conversations"""
-        names = [f"{name}  (current)" if name == self.talk.session else name for name in sorted(self.talk.kept())]
+        current, names = self.conversation.session, sorted(self.conversation.saved_names())
+        names = [f"{name}  (current)" if name == current else name for name in names]
         self.notify("\n".join(names) or "no saved conversations")
 
     def exit(self, rest: str) -> None:
@@ -203,7 +205,7 @@ USAGE = {
 }  # fmt: skip
 
 
-def summary_of(reply: Said) -> str:
+def summary_of(reply: Reply) -> str:
     """`84 tokens  41.2 tok/s  prompt 120 (96 cached)`"""
     parts = [f"{reply.tokens} token{'' if reply.tokens == 1 else 's'}"]
     if reply.rate:
@@ -217,7 +219,7 @@ def summary_of(reply: Said) -> str:
     return "  ".join(parts)
 
 
-def with_setting(options: Asked, key: str, value: str) -> Asked:
+def with_setting(options: ChatOptions, key: str, value: str) -> ChatOptions:
     """The options with one of them changed. Raises InputError for an unknown name or an invalid value."""
     key = key.strip().replace("-", "_")
     known = [name for name in SamplingParams.model_fields if name != "logit_bias"]
@@ -230,7 +232,7 @@ def with_setting(options: Asked, key: str, value: str) -> Asked:
             return replace(options, seed=None)
         if not value.isascii() or not value.isdigit() or int(value) > 2**62 or (key == COUNT and int(value) == 0):
             raise InputError(f"{key} must be a whole number, not {value}", f"such as /set {key} {EXAMPLES[key]}")
-        return replace(options, count=int(value)) if key == COUNT else replace(options, seed=int(value))
+        return replace(options, max_tokens=int(value)) if key == COUNT else replace(options, seed=int(value))
     return replace(options, sampling=sampled(options.sampling.model_dump() | {key: value}, spelled=str))
 
 

@@ -101,28 +101,28 @@ def chat(
         raise InputError("--api-key-file needs --url", "name the server with --url")
 
     from synthe_cli.chat_loop import ChatLoop
-    from synthe_core.chat.conversation import Asked, Talk
+    from synthe_core.chat.conversation import ChatOptions, Conversation
 
     values = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }  # fmt: skip
-    options = Asked(tokens, sampled(values), seed)
+    options = ChatOptions(tokens, sampled(values), seed)
 
-    def converse(talk: Talk) -> None:
+    def converse(conversation: Conversation) -> None:
         try:
-            ChatLoop(talk, options, as_json=as_json).run()
+            ChatLoop(conversation, options, as_json=as_json).run()
         finally:
-            talk.close()
+            conversation.close()
 
     if url is not None:
-        from synthe_core.chat.remote import ServerTalk
+        from synthe_core.chat.remote import RemoteConversation
 
         key = keys_in(key_file)[0] if key_file else os.environ.get("SYNTHE_API_KEY")
-        converse(ServerTalk(url, checkpoint, key=key, system=system, session=session))
+        converse(RemoteConversation(url, checkpoint, key=key, system=system, session=session))
         return
 
-    from synthe_core.chat.local import EngineTalk
+    from synthe_core.chat.local import LocalConversation
     from synthe_core.hardware.placement import choose_device
     from synthe_core.hardware.probe import cache_dir, probe
     from synthe_core.inference.async_engine import AsyncEngine
@@ -135,4 +135,4 @@ def chat(
     folder = sessions or Path(cache_dir()) / "chats" / served.digest[:16]
     with AsyncEngine([served], sessions=folder) as engine:
         name = served.name if adapter is None else f"{served.name}:{ADAPTER_NAME}"
-        converse(EngineTalk(engine, name, system=system, session=session))
+        converse(LocalConversation(engine, name, system=system, session=session))

@@ -1,4 +1,4 @@
-"""A conversation with a model, turn by turn, wherever the model is: each turn reads what is new, and nothing twice."""
+"""A conversation with a model, here or on a server. Each turn reads only what is new."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ SYSTEM, USER, MODEL = "system", "user", "assistant"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How an answer is to be written: at most `count` tokens, drawn with `seed`, or by chance where it is None."""
+class ChatOptions:
+    """Options of an answer: at most `max_tokens` tokens, sampled with `seed` (None: a random one for each answer)."""
 
-    count: int = 400
+    max_tokens: int = 400
     sampling: SamplingParams = field(default_factory=SamplingParams)
     seed: int | None = None
 
     @property
-    def drawn(self) -> int:
+    def next_seed(self) -> int:
         return secrets.randbits(32) if self.seed is None else self.seed
 
 
 @dataclass(frozen=True)
-class Said:
-    """An answer, and what it took.
+class Reply:
+    """An answer and its figures.
 
-    cached: tokens of the prompt that were known. seconds: since its first token. kept: whether what is kept of the
-    conversation, where the model is, ends with this answer; or, where nothing was answered, as it did before.
+    reason: why it ended. prompt, cached: tokens of the prompt, and those that were not computed. seconds: since its
+    first token. is_saved: whether the saved conversation ends with this answer, or, if nothing was generated, is
+    unchanged.
     """
 
     text: str
@@ -41,111 +42,116 @@ class Said:
     prompt: int
     cached: int
     seconds: float
-    kept: bool
+    is_saved: bool
 
     @property
     def rate(self) -> float:
-        """Tokens a second, after the first."""
+        """Tokens per second after the first."""
         return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds > 0 else 0.0
 
 
 @dataclass
 class Turn:
-    """What was said, and what was answered."""
+    """A message and its answer."""
 
-    said: str
+    message: str
     answer: str = ""
 
 
-Answer = Generator[str, None, Said]
-"""Text as it comes; it returns how it went. KeyboardInterrupt while it works stops the model, and the answer ends."""
+Answer = Generator[str, None, Reply]
+"""Yields text as it is generated, and returns the reply. A KeyboardInterrupt thrown into it stops the generation."""
 
 
-class Talk(ABC):
-    """taught: whether the model knows messages; if not, what is said is text that it goes on from.
+class Conversation(ABC):
+    """has_chat_template: whether the model knows messages; without one it continues the text of the message.
 
-    session: the name under which the conversation is kept where the model is. in_step: whether what is kept under that
-    name is this conversation; where it is not, the next turn reads it from the beginning. whole: whether the beginning
-    is known here.
+    session:      the name of the saved conversation.
+    is_saved:     whether the session is this conversation; if not, the next turn reads it from the beginning.
+    is_temporary: whether the session has no name of the user's, and is deleted at the end.
+    has_history:  whether all turns are known here.
+    copies:       names under which this conversation was saved, and may be saved again.
     """
 
-    def __init__(self, model: str, taught: bool, system: str | None = None, session: str | None = None) -> None:
-        self.model, self.taught, self.system = model, taught, system
-        self.session = session or name()
-        self.own = session is None  # nobody has named it: it goes when the conversation ends
-        self.in_step, self.whole = False, True
+    def __init__(
+        self, model: str, has_chat_template: bool, system: str | None = None, session: str | None = None
+    ) -> None:
+        self.model, self.has_chat_template, self.system = model, has_chat_template, system
+        self.session = session or new_name()
+        self.is_temporary = session is None
+        self.is_saved, self.has_history = False, True
         self.turns: list[Turn] = []
-        self.copies = set[str]()  # names that this conversation was saved under, and may be saved under again
-        if system is not None and not taught:
+        self.copies = set[str]()
+        if system is not None and not has_chat_template:
             raise InputError(f"{model} has no chat template, and so no place for a system prompt", "leave it out")
 
-    # What a model's place has to offer
+    # What a subclass defines
 
     @abstractmethod
-    def _write(self, said: str, asked: Asked, *, fresh: bool) -> Answer:
-        """Reads `said`, and with `fresh` all that was before it, and answers."""
+    def _generate(self, message: str, options: ChatOptions, *, fresh: bool) -> Answer:
+        """Reads the message, with `fresh` all turns before it too, and generates the answer."""
 
     @abstractmethod
-    def kept(self) -> list[str]:
-        """The names of conversations that can be gone on with."""
+    def saved_names(self) -> list[str]:
+        """The names of the saved conversations."""
 
     @abstractmethod
-    def _fork(self, old: str, new: str) -> None:
-        """Keeps a copy of `old` as `new`."""
+    def _copy(self, old: str, new: str) -> None:
+        """Copies the session `old` to `new`."""
 
     @abstractmethod
-    def _forget(self, session: str) -> None:
-        """Drops what is kept, if anything is."""
+    def _delete(self, session: str) -> None:
+        """Deletes a session, if it exists."""
 
-    def _cleared(self) -> None:  # noqa: B027 (where turns are all there is)
-        """All turns are gone."""
+    def _on_reset(self) -> None:  # noqa: B027 (nothing to do in some subclasses)
+        """Called when all turns are removed."""
 
-    def _taken_back(self) -> None:  # noqa: B027
-        """The last turn is gone."""
+    def _on_turn_removed(self) -> None:  # noqa: B027
+        """Called when the last turn is removed."""
 
-    def _settled(self) -> None:  # noqa: B027
-        """The last turn is kept."""
+    def _on_saved(self) -> None:  # noqa: B027
+        """Called when the last turn is saved."""
 
     # Turns
 
-    def say(self, text: str, asked: Asked) -> Answer:
-        """Says `text` and gives the answer as it comes; what is stopped after its first token counts as said."""
-        if not text and (self.taught or not (self.turns or self.in_step)):
-            raise InputError("there is nothing to go on from", "say something first")
-        return self._answer(text, asked)
+    def send(self, text: str, options: ChatOptions) -> Answer:
+        """Sends a message and yields the answer. An answer that is stopped after its first token is a turn too."""
+        if not text and (self.has_chat_template or not (self.turns or self.is_saved)):
+            raise InputError("there is nothing to continue", "write a message first")
+        return self._answer(text, options)
 
-    def _answer(self, text: str, asked: Asked) -> Answer:
-        in_step, self.in_step = self.in_step, False
-        if not in_step:
-            self._check_whole()
-            self._forget(self.session)
+    def _answer(self, text: str, options: ChatOptions) -> Answer:
+        is_saved, self.is_saved = self.is_saved, False
+        if not is_saved:
+            self._check_history()
+            self._delete(self.session)
         turn = Turn(text)
         self.turns.append(turn)
-        written = self._write(text, asked, fresh=not in_step)
+        pieces = self._generate(text, options, fresh=not is_saved)
         try:
-            with closing(written):
-                said = yield from self._noted(turn, written)
+            with closing(pieces):
+                reply = yield from self._record(turn, pieces)
         except SyntheError:
             self.turns.pop()
-            self._taken_back()
-            self.in_step = in_step and not turn.answer
+            self._on_turn_removed()
+            self.is_saved = is_saved and not turn.answer
             raise
-        self.in_step = said.kept
-        if not said.tokens and said.reason == "cancelled":  # as if it had not been said
+        self.is_saved = reply.is_saved
+        if not reply.tokens and reply.reason == "cancelled":  # as if the message had not been sent
             self.turns.pop()
-            self._taken_back()
-        elif self.in_step:
-            self._settled()
-        return said
+            self._on_turn_removed()
+        elif self.is_saved:
+            self._on_saved()
+        return reply
 
-    def _noted(self, turn: Turn, written: Answer) -> Answer:
+    def _record(self, turn: Turn, pieces: Answer) -> Answer:
+        """Adds the pieces to the turn, and passes an interrupt on."""
         interrupted = False
         while True:
             try:
-                piece = written.throw(KeyboardInterrupt) if interrupted else next(written)
+                piece = pieces.throw(KeyboardInterrupt) if interrupted else next(pieces)
             except StopIteration as end:
-                said: Said = end.value
-                return said
+                reply: Reply = end.value
+                return reply
             turn.answer += piece
             try:
                 yield piece
@@ -153,76 +159,76 @@ class Talk(ABC):
             except KeyboardInterrupt:
                 interrupted = True
 
-    def again(self, asked: Asked) -> Answer:
-        """The last turn once more, as if its answer had not been."""
+    def regenerate(self, options: ChatOptions) -> Answer:
+        """Answers the last message again."""
         if not self.turns:
-            raise InputError("there is no answer to write again", "say something first")
-        self._check_whole()
-        said = self.turns.pop().said
-        self._taken_back()
-        self.in_step = False
-        return self._answer(said, asked)
+            raise InputError("there is no answer to write again", "write a message first")
+        self._check_history()
+        message = self.turns.pop().message
+        self._on_turn_removed()
+        self.is_saved = False
+        return self._answer(message, options)
 
     def reset(self, system: str | None = None) -> None:
-        """Begins anew, under the same name; with another system prompt where one is given."""
-        if system is not None and not self.taught:
+        """Removes all turns, and sets the system prompt if one is given."""
+        if system is not None and not self.has_chat_template:
             raise InputError(f"{self.model} has no chat template, and so no place for a system prompt")
         self.turns.clear()
-        self._cleared()
-        self._forget(self.session)
-        self.in_step, self.whole = False, True
+        self._on_reset()
+        self._delete(self.session)
+        self.is_saved, self.has_history = False, True
         self.system = self.system if system is None else system or None
 
     # Names
 
     def save(self, new: str) -> None:
-        """Keeps a copy of the conversation as it stands under a name."""
+        """Saves a copy of the conversation under a name."""
         if new == self.session:
-            raise InputError(f"this conversation is '{new}' already", "it is kept after every turn")
-        if new not in self.copies and new in self.kept():
+            raise InputError(f"this conversation is '{new}' already", "it is saved after every turn")
+        if new not in self.copies and new in self.saved_names():
             raise InputError(f"another conversation is named '{new}' already", "choose another name")
-        self._settle()
-        self._forget(new)
-        self._fork(self.session, new)
+        self._require_saved()
+        self._delete(new)
+        self._copy(self.session, new)
         self.copies.add(new)
 
     def fork(self, new: str) -> None:
-        """Goes on under another name; the old one stays as it is."""
-        if new in self.kept():
-            raise InputError(f"there is a conversation named '{new}' already", "/load goes on with it")
-        self._settle()
-        self._fork(self.session, new)
-        if self.own:
-            self._forget(self.session)
-        self.session, self.own = new, False
+        """Continues under another name; the old session stays unchanged."""
+        if new in self.saved_names():
+            raise InputError(f"there is a conversation named '{new}' already", "/load continues it")
+        self._require_saved()
+        self._copy(self.session, new)
+        if self.is_temporary:
+            self._delete(self.session)
+        self.session, self.is_temporary = new, False
 
     def load(self, old: str) -> None:
-        """Goes on with a conversation that is kept."""
-        names = self.kept()
+        """Continues a saved conversation."""
+        names = self.saved_names()
         if old not in names:
             raise unknown("conversation", old, names) if names else InputError("no conversation is kept here yet")
-        if self.own and old != self.session:
-            self._forget(self.session)
+        if self.is_temporary and old != self.session:
+            self._delete(self.session)
         self.turns.clear()
-        self._cleared()
-        self.session, self.own, self.in_step, self.whole = old, False, True, False
+        self._on_reset()
+        self.session, self.is_temporary, self.is_saved, self.has_history = old, False, True, False
 
-    def _check_whole(self) -> None:
-        if not self.whole:
+    def _check_history(self) -> None:
+        if not self.has_history:
             raise InputError(
-                "the beginning of this conversation is not known here", "it can be gone on with, not redone"
+                "the beginning of this conversation is not known here", "it can be continued, not repeated"
             )
 
-    def _settle(self) -> None:
-        if not self.in_step:
-            raise InputError("there is nothing to keep yet", "a conversation is kept after a whole answer")
+    def _require_saved(self) -> None:
+        if not self.is_saved:
+            raise InputError("there is nothing to keep yet", "a conversation is saved after a complete answer")
 
     def close(self) -> None:
-        """Ends the conversation; one that nobody has named is dropped."""
-        if self.own:
-            self._forget(self.session)
+        """Ends the conversation; a temporary session is deleted."""
+        if self.is_temporary:
+            self._delete(self.session)
 
 
-def name() -> str:
+def new_name() -> str:
     """A name that no other conversation has."""
     return f"chat-{secrets.token_hex(4)}"

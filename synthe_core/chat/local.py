@@ -1,4 +1,4 @@
-"""A conversation with a model in this process, through the engine."""
+"""A conversation with a model in this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from synthe_core.chat.conversation import MODEL, SYSTEM, USER, Answer, Asked, Said, Talk, Turn
+from synthe_core.chat.conversation import MODEL, SYSTEM, USER, Answer, ChatOptions, Conversation, Reply, Turn
 from synthe_core.data import chat_template as chat
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, WorkError
@@ -19,11 +19,12 @@ from synthe_core.inference.request import NotFound, Request
 from synthe_core.storage.atomic import write_file
 
 MARK = "\N{RUNIC LETTER OTHALAN ETHEL O}" * 8
-"""Stands for an answer in a conversation that only its end is taken of."""
+"""Stands for an answer in a rendered conversation of which only the end is used."""
 
 
-class EngineTalk(Talk):
-    """`tokens` are those that the model has read and written, None where another process knows them."""
+class LocalConversation(Conversation):
+    """tokens: what the model has read and generated; None if the session is another process's. turn_starts: the
+    position in them at which every turn begins."""
 
     def __init__(
         self, engine: AsyncEngine, model: str, *, system: str | None = None, session: str | None = None
@@ -32,151 +33,155 @@ class EngineTalk(Talk):
         self.tokenizer: Tokenizer = engine.find(model)[0].tokenizer
         super().__init__(model, self.tokenizer.chat_template is not None, system, session)
         self.tokens: list[int] | None = []
-        self.begun: list[int] = []  # where every turn begins in them
-        if session is not None and session in self.kept():
+        self.turn_starts: list[int] = []
+        if session is not None and session in self.saved_names():
             self.load(session)
 
-    def _write(self, said: str, asked: Asked, *, fresh: bool) -> Answer:
-        news = self._encoded(said)
-        prompt = (*(self.tokens or ()), *news) if fresh else tuple(news)
-        self.begun.append(len(self.tokens or []))
+    def _generate(self, message: str, options: ChatOptions, *, fresh: bool) -> Answer:
+        new_tokens = self._encode(message)
+        prompt = (*(self.tokens or ()), *new_tokens) if fresh else tuple(new_tokens)
+        self.turn_starts.append(len(self.tokens or []))
         request = Request(
             self.model,
             prompt,
-            max_tokens=asked.count,
-            sampling=asked.sampling,
-            seed=asked.drawn,
+            max_tokens=options.max_tokens,
+            sampling=options.sampling,
+            seed=options.next_seed,
             session_id=self.session,
         )
-        ticket = self.engine.submit(request)
-        self._reads(news)
-        events = iter(ticket)
+        handle = self.engine.submit(request)
+        self._append(new_tokens)
+        outputs = iter(handle)
         text, first, cached = "", 0.0, 0
         end: Finished | None = None
         try:
             while end is None:
                 try:
-                    match next(events):
-                        case PrefillFinished(num_cached_tokens=known):
-                            cached = known
+                    match next(outputs):
+                        case PrefillFinished(num_cached_tokens=count):
+                            cached = count
                         case TokenOutput(token_id=token, text=piece):
                             first = first or time.monotonic()
-                            self._reads([token])
+                            self._append([token])
                             text += piece
-                            if piece and not ticket.cancelled:
+                            if piece and not handle.cancelled:
                                 yield piece
                         case Finished() as end:
                             pass
                 except KeyboardInterrupt:
-                    if ticket.cancelled:
+                    if handle.cancelled:
                         raise
-                    ticket.cancel()
-                    events = iter(ticket)  # the interrupt has ended the other
+                    handle.cancel()
+                    outputs = iter(handle)  # the interrupt has closed the old iterator
         finally:
-            if end is None:  # nobody listens any more: the row is given up before this is left
-                ticket.cancel()
-                while not isinstance(next(iter(ticket)), Finished):
+            if end is None:  # the caller has stopped listening
+                handle.cancel()
+                while not isinstance(next(iter(handle)), Finished):
                     pass
         if end.reason == "refused":
             raise InputError(end.message)
         if end.reason == "error":
             raise WorkError(f"the answer failed: {end.message}")
-        if end.text and not ticket.cancelled:
+        if end.text and not handle.cancelled:
             yield end.text
         seconds = time.monotonic() - first if first else 0.0
-        kept = end.num_output_tokens > 0 or not fresh if end.reason == "cancelled" else end.reason != "shutdown"
-        return Said(
+        is_saved = end.num_output_tokens > 0 or not fresh if end.reason == "cancelled" else end.reason != "shutdown"
+        return Reply(
             text + end.text,
             end.reason,
             end.num_output_tokens,
             end.num_prompt_tokens,
             max(cached, end.num_cached_tokens),
             seconds,
-            kept,
+            is_saved,
         )
 
-    def _reads(self, tokens: list[int]) -> None:
+    def _append(self, tokens: list[int]) -> None:
         if self.tokens is not None:
             self.tokens += tokens
 
-    def _encoded(self, said: str) -> list[int]:
-        """The tokens of the next turn, the beginning of the answer included."""
+    def _encode(self, message: str) -> list[int]:
+        """The tokens of the next turn, up to the beginning of the answer."""
         tokenizer = self.tokenizer
         first = len(self.turns) == 1 and self.tokens is not None
         begin = [] if tokenizer.begin is None or not first else [tokenizer.begin]
-        if not self.taught:
-            return begin + tokenizer.encode(said)
-        message = {"role": USER, "content": said}
+        if not self.has_chat_template:
+            return begin + tokenizer.encode(message)
+        entry = {"role": USER, "content": message}
         if first:
             system = [{"role": SYSTEM, "content": self.system}] if self.system else []
-            tokens = tokenizer.encode_marked(chat.render(tokenizer, [*system, message]))
+            tokens = tokenizer.encode_marked(chat.render(tokenizer, [*system, entry]))
             return tokens if tokens[:1] == begin else begin + tokens
         before = [{"role": USER, "content": "."}, {"role": MODEL, "content": MARK}]
-        _, found, rest = chat.render(tokenizer, [*before, message]).partition(MARK)
-        if not found:
+        _, mark, rest = chat.render(tokenizer, [*before, entry]).partition(MARK)
+        if not mark:
             raise InputError("the chat template leaves out older messages", "/reset before every message")
         ended = self.tokens is None or self.tokens[-1:] == [tokenizer.end]
         return tokenizer.encode_marked(rest.removeprefix(tokenizer.spelling(tokenizer.end)) if ended else rest)
 
-    def _taken_back(self) -> None:
-        if self.begun and len(self.begun) > len(self.turns):
-            at = self.begun.pop()
+    def _on_turn_removed(self) -> None:
+        if self.turn_starts and len(self.turn_starts) > len(self.turns):
+            start = self.turn_starts.pop()
             if self.tokens is not None:
-                del self.tokens[at:]
+                del self.tokens[start:]
 
-    def _cleared(self) -> None:
-        self.tokens, self.begun = [], []
+    def _on_reset(self) -> None:
+        self.tokens, self.turn_starts = [], []
 
-    def kept(self) -> list[str]:
+    def saved_names(self) -> list[str]:
         return [info.id for info in self.engine.sessions.list() if info.model == self.model]
 
     def load(self, old: str) -> None:
         super().load(old)
         self.tokens = None
-        if (text := self._text(old)) is not None:
-            self._recall(text, self.engine.sessions.get(old).tokens)
+        if (text := self._text_path(old)) is not None:
+            self._load_text(text, self.engine.sessions.get(old).tokens)
 
-    def _fork(self, old: str, new: str) -> None:
+    def _copy(self, old: str, new: str) -> None:
         self.engine.sessions.fork(old, new)
-        if (text := self._text(old)) is not None and (copy := self._text(new)) is not None and text.is_file():
+        if (text := self._text_path(old)) is not None and (copy := self._text_path(new)) is not None and text.is_file():
             write_file(copy, text.read_text(encoding="utf-8"))
 
-    def _forget(self, session: str) -> None:
+    def _delete(self, session: str) -> None:
         with suppress(NotFound):
             self.engine.sessions.delete(session)
-        if (text := self._text(session)) is not None:
+        if (text := self._text_path(session)) is not None:
             text.unlink(missing_ok=True)
 
-    # The words of a conversation, in a file beside its state
+    # The text of a conversation, in a file beside its session
 
-    def _text(self, session: str) -> Path | None:
+    def _text_path(self, session: str) -> Path | None:
         folder = self.engine.sessions.folder
         return None if folder is None else folder / "texts" / f"{session}.json"
 
-    def _settled(self) -> None:
-        text = self._text(self.session)
+    def _on_saved(self) -> None:
+        text = self._text_path(self.session)
         if text is None or self.tokens is None:
             return
-        turns = [[turn.said, turn.answer] for turn in self.turns]
-        values = {"system": self.system, "turns": turns, "begun": self.begun, "tokens": self.tokens}
+        turns = [[turn.message, turn.answer] for turn in self.turns]
+        values = {"system": self.system, "turns": turns, "turn_starts": self.turn_starts, "tokens": self.tokens}
         text.parent.mkdir(parents=True, exist_ok=True)
         write_file(text, json.dumps(values, ensure_ascii=False))
 
-    def _recall(self, text: Path, count: int) -> None:
-        """Takes the words where they are those of the state, which another program may have gone on with."""
+    def _load_text(self, path: Path, count: int) -> None:
+        """Loads the turns, unless another program has continued the session since."""
         try:
-            said = Text.model_validate_json(text.read_bytes())
+            text = ConversationText.model_validate_json(path.read_bytes())
         except (OSError, ValueError):
             return
-        if len(said.tokens) == count and len(said.begun) == len(said.turns):
-            self.turns, self.begun, self.tokens = [Turn(*turn) for turn in said.turns], said.begun, said.tokens
-            self.system, self.whole = said.system, True
+        if len(text.tokens) == count and len(text.turn_starts) == len(text.turns):
+            self.turns, self.turn_starts, self.tokens = (
+                [Turn(*turn) for turn in text.turns],
+                text.turn_starts,
+                text.tokens,
+            )
+            self.system, self.has_history = text.system, True
 
 
-class Text(BaseModel):
-    """What the file of a conversation's words holds."""
+class ConversationText(BaseModel):
+    """The file of a conversation's text."""
 
     system: str | None
     turns: list[tuple[str, str]]
-    begun: list[int]
+    turn_starts: list[int]
     tokens: list[int]

@@ -9,14 +9,14 @@ from typing import Any
 
 import httpx
 
-from synthe_core.chat.conversation import MODEL, SYSTEM, USER, Answer, Asked, Said, Talk
+from synthe_core.chat.conversation import MODEL, SYSTEM, USER, Answer, ChatOptions, Conversation, Reply
 from synthe_core.errors import InputError, SyntheError, WorkError, unknown
 
 REASONS = ("stop", "length")
 
 
-class ServerTalk(Talk):
-    """Talks with `model` of the server at `url`, by default its first; `key` is sent where one is given."""
+class RemoteConversation(Conversation):
+    """A conversation with `model` of the server at `url`, by default its first; `key` is its API key."""
 
     def __init__(
         self,
@@ -36,39 +36,39 @@ class ServerTalk(Talk):
             self.client = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(30, read=600))
         except (httpx.InvalidURL, ValueError) as error:
             raise InputError(f"{url} is no address of a server: {error}", "such as http://127.0.0.1:6900") from None
-        served = {entry["id"]: entry for entry in self._ask("GET", "/v1/models")["data"]}
+        served = {entry["id"]: entry for entry in self._request("GET", "/v1/models")["data"]}
         if not served:
             raise InputError(f"{self.url} serves no model")
         if model is not None and model not in served:
             raise unknown("model of this server", model, served)
-        found = served[model or next(iter(served))]
-        super().__init__(found["id"], bool(found.get("synthe", {}).get("chat_template")), system, session)
-        if session is not None and session in self.kept():
+        entry = served[model or next(iter(served))]
+        super().__init__(entry["id"], bool(entry.get("synthe", {}).get("chat_template")), system, session)
+        if session is not None and session in self.saved_names():
             self.load(session)
 
-    def _write(self, said: str, asked: Asked, *, fresh: bool) -> Answer:
+    def _generate(self, message: str, options: ChatOptions, *, fresh: bool) -> Answer:
         turns = self.turns if fresh else self.turns[-1:]
         body: dict[str, Any] = {
             "model": self.model,
             "session": self.session,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "max_tokens": asked.count,
-            "seed": asked.drawn,
-            **asked.sampling.model_dump(mode="json", exclude_defaults=True),
+            "max_tokens": options.max_tokens,
+            "seed": options.next_seed,
+            **options.sampling.model_dump(mode="json", exclude_defaults=True),
         }
-        body.setdefault("temperature", asked.sampling.temperature)
-        if self.taught:
+        body.setdefault("temperature", options.sampling.temperature)
+        if self.has_chat_template:
             path, body["messages"] = "/v1/chat/completions", list(self._messages(fresh))
         else:
-            path, body["prompt"] = "/v1/completions", "".join(turn.said + turn.answer for turn in turns)
+            path, body["prompt"] = "/v1/completions", "".join(turn.message + turn.answer for turn in turns)
         text, reason, first, chunks = "", "cancelled", 0.0, 0
         usage: dict[str, Any] = {}
         try:
             with self._connected(), self.client.stream("POST", path, json=body) as response:
                 if response.is_error:
                     response.read()
-                    raise refused(response)
+                    raise error_of(response)
                 for event in _events(response):
                     usage = event.get("usage") or usage
                     for choice in event["choices"]:
@@ -80,39 +80,39 @@ class ServerTalk(Talk):
                         if piece:
                             yield piece
         except KeyboardInterrupt:
-            reason = "cancelled"  # the server sees that nobody listens, and stops
+            reason = "cancelled"  # the closed connection stops the server
         seconds = time.monotonic() - first if first else 0.0
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-        written = usage.get("completion_tokens", chunks)
-        kept = reason in REASONS or bool(text) or not fresh  # the server keeps what it had written by then
-        return Said(text, reason, written, usage.get("prompt_tokens", 0), cached, seconds, kept)
+        num_tokens = usage.get("completion_tokens", chunks)
+        is_saved = reason in REASONS or bool(text) or not fresh  # the server saves what it had generated
+        return Reply(text, reason, num_tokens, usage.get("prompt_tokens", 0), cached, seconds, is_saved)
 
     def _messages(self, fresh: bool) -> Iterator[dict[str, str]]:
         if fresh and self.system:
             yield {"role": SYSTEM, "content": self.system}
         for turn in self.turns[:-1] if fresh else ():
-            yield {"role": USER, "content": turn.said}
+            yield {"role": USER, "content": turn.message}
             yield {"role": MODEL, "content": turn.answer}
-        yield {"role": USER, "content": self.turns[-1].said}
+        yield {"role": USER, "content": self.turns[-1].message}
 
-    def kept(self) -> list[str]:
-        return [entry["id"] for entry in self._ask("GET", "/api/sessions")["data"] if entry["model"] == self.model]
+    def saved_names(self) -> list[str]:
+        return [entry["id"] for entry in self._request("GET", "/api/sessions")["data"] if entry["model"] == self.model]
 
-    def _fork(self, old: str, new: str) -> None:
-        self._ask("POST", f"/api/sessions/{_named(old)}/fork", {"to": _named(new)})
+    def _copy(self, old: str, new: str) -> None:
+        self._request("POST", f"/api/sessions/{_path_segment(old)}/fork", {"to": _path_segment(new)})
 
-    def _forget(self, session: str) -> None:
-        self._ask("DELETE", f"/api/sessions/{_named(session)}", missing=True)
+    def _delete(self, session: str) -> None:
+        self._request("DELETE", f"/api/sessions/{_path_segment(session)}", missing=True)
 
     def close(self) -> None:
         super().close()
         self.client.close()
 
-    def _ask(self, method: str, path: str, body: Any = None, *, missing: bool = False) -> Any:
+    def _request(self, method: str, path: str, body: Any = None, *, missing: bool = False) -> Any:
         with self._connected():
             response = self.client.request(method, path, json=body)
         if response.is_error and not (missing and response.status_code == 404):
-            raise refused(response)
+            raise error_of(response)
         return response.json()
 
     def _connected(self) -> _Connected:
@@ -120,7 +120,7 @@ class ServerTalk(Talk):
 
 
 class _Connected:
-    """Failures of the line become one line for people."""
+    """Errors of the connection as errors of one line."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -132,12 +132,12 @@ class _Connected:
         if isinstance(error, httpx.ConnectError):
             raise WorkError(f"no server answers at {self.url}", "`synthe serve CHECKPOINT` starts one") from None
         if isinstance(error, httpx.HTTPError):
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise WorkError(f"the connection to {self.url} failed: {said}") from None
+            message = " ".join(str(error).split()) or type(error).__name__
+            raise WorkError(f"the connection to {self.url} failed: {message}") from None
 
 
-def refused(response: httpx.Response) -> SyntheError:
-    """What an answer that is an error says."""
+def error_of(response: httpx.Response) -> SyntheError:
+    """The error of a response."""
     try:
         message = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
@@ -161,8 +161,8 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
     raise WorkError("the server broke off before the answer ended")
 
 
-def _named(session: str) -> str:
-    """A session's name as part of an address."""
+def _path_segment(session: str) -> str:
+    """The session's name as a part of a path; InputError for a name that is not valid."""
     if not session or not all(c.isascii() and (c.isalnum() or c in "_-") for c in session) or not session[0].isalnum():
         raise InputError(f"'{session}' is no name for a conversation", "letters and digits, with - and _ between them")
     return session
