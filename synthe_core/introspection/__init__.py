@@ -1,1 +1,1 @@
-"""Seeing inside a model while it reads: what its learners decide, what they remember, and whence a reading comes."""
+"""Looking inside a model while it reads: what learners decide and remember, and which tokens a reading comes from."""

@@ -68,9 +68,9 @@ class TrainSpec(Spec):
     validation_tokens: int = Field(131_072, ge=1, description="at most this many held-out tokens each time")
     sample: str | None = Field(None, description="prompt for a piece of text at each validation")
     sample_tokens: int = Field(120, ge=1)
-    log_every: int = Field(10, ge=1, description="steps between metrics; slow steps are told every 10 seconds anyway")
+    log_every: int = Field(10, ge=1, description="steps between metrics; slow steps are reported every 10 seconds")
     save_every: Budget = Field(Budget(300, "seconds"), description="how often to save between validations")
-    keep: int = Field(2, ge=1, description="checkpoints kept besides the best")
+    keep: int = Field(2, ge=1, description="newest checkpoints to retain besides the best")
     patience: int = Field(20, ge=1, description="non-finite steps in a row before stopping")
 
     @model_validator(mode="after")

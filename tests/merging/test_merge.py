@@ -240,7 +240,7 @@ def pickled(b: Path) -> None:
         (quantised, "model.norm.weight is stored as F8_E4M3"),
         (cut, "model.safetensors is damaged"),
         (no_header, "model.safetensors is damaged"),
-        (pickled, "holds its weights as pickle"),
+        (pickled, "has its weights as pickle"),
         (shutil.rmtree, "no such model"),
     ],
     ids=lambda value: getattr(value, "__name__", "")[:20],
