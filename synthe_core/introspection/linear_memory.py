@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthe_core.ops.mlstm import UNSTARTED, least
+from synthe_core.ops.mlstm import EMPTY_SCALE, output_bound
 
 CHUNK = 64
 
@@ -164,11 +164,11 @@ def _mlstm(q: Tensor, k: Tensor, v: Tensor, values: Mapping[str, Any]) -> Linear
     before = torch.cat([first[:, None], m[:, :-1]], 1)
     write = (log_input - m).exp()[..., None] * k
     memory, total = values["memory"][..., :-1], values["memory"][..., -1:]
-    begun = before > 0.5 * UNSTARTED  # before the first write the memory is empty
+    begun = before > 0.5 * EMPTY_SCALE  # before the first write the memory is empty
     decay = (log_forget + before - m).where(begun, 0.0)[..., None]
     bare = LinearMemory(q, write, v, decay, None, None, memory)
     norms = torch.cat([_norms(bare, total, start) for start in range(0, bare.time, 256)], 1)
-    return replace(bare, scale=torch.maximum(norms.abs(), least(m)[..., 0]))
+    return replace(bare, scale=torch.maximum(norms.abs(), output_bound(m)[..., 0]))
 
 
 def _norms(memory: LinearMemory, total: Tensor, start: int) -> Tensor:

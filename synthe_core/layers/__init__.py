@@ -35,7 +35,7 @@ LAYERS = Table(
         "rwkv7": "synthe_core.layers.rwkv7:RWKV7",
         "slots": "synthe_core.layers.slots:Slots",
         "spectral": "synthe_core.layers.spectral:Spectral",
-        "test_time": "synthe_core.layers.test_time:AtTestTime",
+        "test_time": "synthe_core.layers.test_time:TTT",
         "tiers": "synthe_core.layers.tiers:Tiers",
     },
     aliases={"thalamus": "context_routed_moe"},

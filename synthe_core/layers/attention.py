@@ -22,7 +22,7 @@ from synthe_core.ops.rotary import rotary
 FULL_WINDOW = 1 << 17
 
 
-class Window(NamedTuple):
+class AttentionState(NamedTuple):
     """The last tokens' keys and values, float32 [B, n, G, K], n at most the window and the oldest token first.
 
     Of the n of a row only the last `filled` [B] are real: other rows may have seen more.
@@ -33,7 +33,7 @@ class Window(NamedTuple):
     filled: Tensor
 
 
-class Attention(Learner[Window]):
+class Attention(Learner[AttentionState]):
     """o_t = sum_s softmax_s(q_t . k_s / sqrt(K)) v_s over the last `window` tokens, rotary positions, grouped heads.
 
     x [B, T, D]; H query heads of size K (D / H by default) read G = `kv_heads` key heads. The state grows with the
@@ -100,11 +100,13 @@ class Attention(Learner[Window]):
     def reads(cls, config: Any) -> tuple[str, ...]:
         return () if config.when is None else config.when.reads
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Window:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> AttentionState:
         empty = (batch, 0, self.groups, self.size)
-        return Window(*(torch.zeros(n, dtype=self.state_dtype, device=device) for n in (empty, empty, (batch,))))
+        return AttentionState(
+            *(torch.zeros(n, dtype=self.state_dtype, device=device) for n in (empty, empty, (batch,)))
+        )
 
-    def forward(self, x: Tensor, state: Window | None, ctx: Pass) -> tuple[Tensor, Window]:
+    def forward(self, x: Tensor, state: AttentionState | None, ctx: Pass) -> tuple[Tensor, AttentionState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         selected = None if self.conditional_gate is None else self.conditional_gate(ctx, self.state_dtype)
         if selected is None:
@@ -125,7 +127,7 @@ class Attention(Learner[Window]):
         length = min(self.window, k.shape[1])
         keys, values = (ctx.last(t, length).to(state.keys.dtype) for t in (k, v))
         new = x.shape[1] if ctx.mask is None else ctx.mask.sum(1)
-        return y, Window(keys, values, (state.filled + new).clamp_max(length))
+        return y, AttentionState(keys, values, (state.filled + new).clamp_max(length))
 
     def _project(self, x: Tensor, rows: slice) -> Tensor:
         """Some rows of the projection, as heads: [..., h, K]."""
@@ -164,7 +166,7 @@ class Attention(Learner[Window]):
         wide = self.state_dtype
         return rms_norm(heads.to(wide), weight.to(wide), self.config.norm_eps, heads.dtype)
 
-    def _valid(self, state: Window, ctx: Pass) -> Tensor | None:
+    def _valid(self, state: AttentionState, ctx: Pass) -> Tensor | None:
         """Which keys are real: neither padding nor entries of the window that a shorter row has not filled."""
         past = state.keys.shape[1]
         if ctx.mask is None and not past:

@@ -15,21 +15,21 @@ from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.silu_gate import silu_gate
 
 
-class Window(NamedTuple):
-    """The last inputs [B, taps - 1, D], and the convolution's value for the last whole patch [B, D]."""
+class BytePatchState(NamedTuple):
+    """The last inputs [B, taps - 1, D], and the convolution's value for the last complete patch [B, D]."""
 
     inputs: Tensor
-    held: Tensor
+    current: Tensor
 
 
-class BytePatch(Learner[Window]):
-    """y_t = LayerNorm(c_t) ⊙ silu(W_g x_t): each token reads, through a gate of its own, the latest whole patch.
+class BytePatch(Learner[BytePatchState]):
+    """y_t = LayerNorm(c_t) ⊙ silu(W_g x_t): each token reads the latest complete patch through its own gate.
 
     Patches are `stride` tokens long and end at the positions p with (p + 1) % stride = 0. There the convolution
-    c = Σ_j W_j x_{p-taps+1+j} is taken over the last `taps` inputs (zeros before the text begins), and held until the
+    c = Σ_j W_j x_{p-taps+1+j} is taken over the last `taps` inputs (zeros before the text begins), and used until the
     next patch ends; before the first one c = 0. Positions are absolute, so any split of a text has the same patches.
 
-    x [B, T, D]; W [taps, D, D]; state: the last taps - 1 inputs and the held c. This is the causal form, which keeps
+    x [B, T, D]; W [taps, D, D]; state: the last taps - 1 inputs and the current c. This is the causal form, which keeps
     the length of the text. `Stem` is the symmetric one, which shortens it. The convolution of stride 4 over bytes and
     the norm after it are those of TLM's byte-latent encoder.
     """
@@ -53,34 +53,34 @@ class BytePatch(Learner[Window]):
         self.norm = nn.LayerNorm(width)
         self.gate = project_in(width, width)
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Window:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> BytePatchState:
         inputs = torch.zeros(batch, self.config.taps - 1, self.width, dtype=self.state_dtype, device=device)
-        return Window(inputs, inputs.new_zeros(batch, self.width))
+        return BytePatchState(inputs, inputs.new_zeros(batch, self.width))
 
-    def forward(self, x: Tensor, state: Window | None, ctx: Pass) -> tuple[Tensor, Window]:
+    def forward(self, x: Tensor, state: BytePatchState | None, ctx: Pass) -> tuple[Tensor, BytePatchState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         stride, taps, time = self.config.stride, self.config.taps, x.shape[1]
         history = torch.cat([state.inputs, x.to(self.state_dtype)], 1)
         start = ctx.positions[:, :1]
-        # Every row has its own clock. `patch` counts the patches that end in this pass; a window that begins at
+        # Patches end at positions of each row. `patch` counts those that end in this pass; a window that begins at
         # `place` of the history ends at that token of x. One beyond the row's end is read by padding only.
         patch = torch.arange(-(-time // stride), device=x.device)
         place = ((-1 - start) % stride + stride * patch).clamp_max(time - 1)
         window = place[..., None] + torch.arange(taps, device=x.device)
         windows = history.gather(1, window.flatten(1)[..., None].expand(-1, -1, self.width))
-        made = self.conv(windows.view(*place.shape, taps * self.width).to(x.dtype)).to(self.state_dtype)
-        values = torch.cat([state.held[:, None], made], 1)
-        ended = (ctx.positions + 1) // stride - start // stride
+        new = self.conv(windows.view(*place.shape, taps * self.width).to(x.dtype)).to(self.state_dtype)
+        values = torch.cat([state.current[:, None], new], 1)
+        patch_of_token = (ctx.positions + 1) // stride - start // stride
         gain, bias = self.norm.weight.to(self.state_dtype), self.norm.bias.to(self.state_dtype)
         latents = F.layer_norm(values, (self.width,), gain, bias)
         if ctx.trace is not None:
-            ended_here = int(((-1 - start) % stride + stride * patch < time).all(0).sum())
-            ctx.emit("latents", latents[:, 1 : 1 + ended_here], place[:, :ended_here])
-        read = latents.gather(1, ended[..., None].expand_as(x))
+            finished = int(((-1 - start) % stride + stride * patch < time).all(0).sum())
+            ctx.emit("latents", latents[:, 1 : 1 + finished], place[:, :finished])
+        read = latents.gather(1, patch_of_token[..., None].expand_as(x))
         if ctx.lengths is not None:
-            ended = ((start[:, 0] + ctx.lengths) // stride - start[:, 0] // stride)[:, None]
-        held = values.gather(1, ended[:, -1:, None].expand(-1, -1, self.width))[:, 0]
-        return silu_gate(read, self.gate(x)), Window(ctx.last(history, taps - 1).clone(), held)
+            patch_of_token = ((start[:, 0] + ctx.lengths) // stride - start[:, 0] // stride)[:, None]
+        current = values.gather(1, patch_of_token[:, -1:, None].expand(-1, -1, self.width))[:, 0]
+        return silu_gate(read, self.gate(x)), BytePatchState(ctx.last(history, taps - 1).clone(), current)
 
     def flops(self, time: int) -> float:
         patches = -(-time // self.config.stride)  # at most: it depends on where the first one ends

@@ -1,4 +1,4 @@
-"""Experts whose router sees the context, and remembers which pathways it has used."""
+"""A mixture of experts whose router reads the context and counts the uses of each expert."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError
 from synthe_core.layers import LAYERS
-from synthe_core.layers.experts import ExpertPool, PoolSpec, hot
+from synthe_core.layers.experts import ExpertPool, PoolSpec, one_hot
 from synthe_core.layers.learner import Learner, Pass
 from synthe_core.layers.projection import matrix_size, project_in
 from synthe_core.layers.trace import Emission, schema
@@ -24,28 +24,27 @@ def _canonical(name: Any) -> Any:
     return "context_routed_moe" if name == "thalamus" else name
 
 
-class Pathways(NamedTuple):
-    """strength [B, N] of the way to every expert, and whatever the context's learner remembers."""
+class ContextRoutedState(NamedTuple):
+    """strength [B, N] of the way to every expert, and the state of the context's learner."""
 
     strength: Tensor
     context: Any
 
 
-class ContextRoutedMoE(Learner[Pathways]):
+class ContextRoutedMoE(Learner[ContextRoutedState]):
     """y_t = Σ_{e in top K} w_e E_e(x_t), routed by logits l_t = R (h_t + context(h)_t), h_t = W_down x_t.
 
     x [B, T, D]; h [B, T, C] with C = `channels`; `context` is a learner of the table at its default settings, C wide; R
     [N, C]. What the experts do, their weights and the losses are `ExpertPool`'s.
 
     Every row keeps a Hebbian strength for each expert's pathway, s_t = decay · s_{t-1} + rate · f_t, with f_t [N] ones
-    at the K experts of largest l_t and zeros elsewhere: it counts uses, the recent ones for more, and tends to
-    rate / (1 - decay) times the share of tokens that an expert gets. It is state, so that sessions carry it on.
+    at the K experts of largest l_t and zeros elsewhere: a decayed count of uses, which tends to
+    rate / (1 - decay) times the share of tokens that an expert gets. It is part of the state, so sessions keep it.
 
-    With `bias` the router trusts what has served: the choice and its weights follow l_t + b ⊙ s_{t-1}, b [N] learned
-    and 0 at first. f_t still counts the top K of l_t, the context's own choice before the bias. Were it to count the
-    biased choice, each token's routing would hang on that of the token before through a discrete step, which no
-    parallel form computes; and a pathway would strengthen itself by having been strengthened. Gradient reaches b and
-    R; counts have none.
+    With `bias` the router prefers experts that were used: the choice and its weights follow l_t + b ⊙ s_{t-1}, b [N]
+    learned and 0 initially. f_t still counts the top K of l_t, the choice before the bias. If it counted the biased
+    choice, each token's routing would depend on that of the token before through a discrete step, which no parallel
+    form computes, and a pathway would reinforce itself. Gradient reaches b and R; counts have none.
 
     Source: TITAN Synapse, whose strengths are of the combinations chosen, shared by all texts, and lost with the
     process; there, letting them bias the routing is future work.
@@ -54,10 +53,12 @@ class ContextRoutedMoE(Learner[Pathways]):
     class Config(PoolSpec):
         type: Annotated[Literal["context_routed_moe"], BeforeValidator(_canonical)] = "context_routed_moe"
         channels: int = Field(64, ge=1, description="width of the router's context")
-        context: str = Field("mamba", description="the learner that gathers the context, at its default settings")
-        rate: float = Field(0.01, gt=0, description="what a pathway gains when it is used")
-        decay: float = Field(0.999, gt=0, le=1, description="what is left of every strength a token later")
-        bias: bool = Field(False, description="let the strengths before a token bias its routing, by learned weights")
+        context: str = Field("mamba", description="the learner that computes the context, at its default settings")
+        rate: float = Field(0.01, gt=0, description="what an expert's strength gains by a use")
+        decay: float = Field(0.999, gt=0, le=1, description="decay of every strength per token")
+        bias: bool = Field(
+            False, description="add the strengths before a token to its routing logits, by learned weights"
+        )
 
     emits = schema(
         {
@@ -81,11 +82,11 @@ class ContextRoutedMoE(Learner[Pathways]):
         if config.bias:
             self.bias = nn.Parameter(torch.zeros(config.experts))
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Pathways:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> ContextRoutedState:
         strength = torch.zeros(batch, self.config.experts, dtype=self.state_dtype, device=device)
-        return Pathways(strength, self.context.init_state(batch, device=device))
+        return ContextRoutedState(strength, self.context.init_state(batch, device=device))
 
-    def forward(self, x: Tensor, state: Pathways | None, ctx: Pass) -> tuple[Tensor, Pathways]:
+    def forward(self, x: Tensor, state: ContextRoutedState | None, ctx: Pass) -> tuple[Tensor, ContextRoutedState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         logits, context = self._logits(x, state.context, ctx)
         strength, last = self._strengthen(logits, state.strength, ctx)
@@ -93,24 +94,24 @@ class ContextRoutedMoE(Learner[Pathways]):
         if self.config.bias:
             before = torch.cat([state.strength[:, None], strength[:, :-1]], dim=1)
             logits = logits + self.bias * before
-        return self.pool(x, logits, ctx), Pathways(last, context)
+        return self.pool(x, logits, ctx), ContextRoutedState(last, context)
 
     def _logits(self, x: Tensor, state: Any, ctx: Pass) -> tuple[Tensor, Any]:
         """l [B, T, N] in the state's precision, and the context's state."""
         h = self.down(x)
         path, ctx.path = ctx.path, f"{ctx.path}.context"
-        found, state = self.context(h, state, ctx)
+        context, state = self.context(h, state, ctx)
         ctx.path = path
-        return self.router.project(h + found, dtype=self.state_dtype), state
+        return self.router.project(h + context, dtype=self.state_dtype), state
 
     def _strengthen(self, logits: Tensor, strength: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
-        """s_t at every token [B, T, N] and after the last [B, N]; padding uses no pathway and lets none fade."""
-        fired = self.config.rate * hot(self.pool.top(logits, ctx), logits)
-        decay = torch.full_like(fired, self.config.decay)
+        """s_t at every token [B, T, N] and after the last [B, N]; padding changes no strength."""
+        used = self.config.rate * one_hot(self.pool.top(logits, ctx), logits)
+        decay = torch.full_like(used, self.config.decay)
         if ctx.mask is not None:
-            fired = fired * ctx.mask[..., None]
+            used = used * ctx.mask[..., None]
             decay = torch.where(ctx.mask[..., None], decay, 1.0)
-        return linear_scan(decay, fired, strength)
+        return linear_scan(decay, used, strength)
 
     def state_bytes(self, time: int) -> int:
         strength = self.config.experts * self.init_state(1, device="meta").strength.element_size()

@@ -1,4 +1,4 @@
-"""A short causal convolution by itself: each token sees the few before it."""
+"""A short causal convolution by itself."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_out
-from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
+from synthe_core.ops.short_conv import MAX_TAPS, short_conv, with_history
 
 
 class Conv(Learner[Tensor]):
     """y_t = W silu(Σ_j w_j ⊙ x_{t-J+1+j}), x [B, T, D]; the state is the last J - 1 inputs [B, J-1, D].
 
-    Before a mixer that has no convolution of its own (attention, say) it gives each token what preceded it, which
-    recall needs. Source: Arora et al. 2023, "Zoology" (BaseConv).
+    Placed before a mixer without a convolution of its own, such as attention, it shows each token the preceding ones,
+    which recall needs. Source: Arora et al. 2023, "Zoology" (BaseConv).
     """
 
     class Config(Spec):
         type: Literal["conv"] = "conv"
-        taps: int = Field(4, ge=2, le=LONGEST, description="tokens that each output sees, itself included")
+        taps: int = Field(4, ge=2, le=MAX_TAPS, description="tokens that each output sees, itself included")
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
@@ -37,5 +37,5 @@ class Conv(Learner[Tensor]):
         inputs = x.to(self.state_dtype)
         y, last = short_conv(inputs, self.weight, state)
         if ctx.lengths is not None:
-            last = ctx.last(preceded(inputs, state, self.config.taps), self.config.taps - 1)
+            last = ctx.last(with_history(inputs, state, self.config.taps), self.config.taps - 1)
         return self.out(y), last

@@ -1,4 +1,4 @@
-"""The (gated) delta rule as a learner: an associative memory that is corrected, not only added to."""
+"""The (gated) delta rule as a learner: an associative memory that replaces the value at a key."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from synthe_core.ops.delta_rule import delta_rule
 from synthe_core.ops.delta_rule_error import delta_rule_error
 from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.rms_norm import rms_norm
-from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
+from synthe_core.ops.short_conv import MAX_TAPS, short_conv, with_history
 from synthe_core.ops.silu_gate import silu_gate
 
 EPS = 1e-5
-QUIET = 1e-6  # the energy of a value, mean over its numbers, below which there is nothing to be surprised by
+ENERGY_EPS = 1e-6  # added to a value's mean square, which errors are divided by
 
 
-class Memory(NamedTuple):
+class DeltaState(NamedTuple):
     """memory [B, H, K, V]; conv [B, J-1, HK + n(HK + HV)], the last inputs of the convolution of J taps (0 rows
     without); n is `householder`."""
 
@@ -34,24 +34,25 @@ class Memory(NamedTuple):
     conv: Tensor
 
 
-class Delta(Learner[Memory]):
+class Delta(Learner[DeltaState]):
     """S_t = α_t S_{t-1} (I - β_t k_t k_tᵀ) + β_t v_t k_tᵀ, o_t = S_t q_t, y_t = W_out (norm(o_t) ⊙ silu(g_t)).
 
     x [B, T, D]. One projection of x gives q, k [B, T, H, K], v, g [B, T, H, V] and per head the logits of β and α.
     q, k and v pass a causal convolution of `conv` taps and SiLU; q and k are then brought to length 1, so that β = 1
-    replaces what the memory holds at k and β up to 2 reflects it. α_t = exp(-A softplus(a_t + b)), A and b learned per
+    replaces the value stored at k and β up to 2 reflects it. α_t = exp(-A softplus(a_t + b)), A and b learned per
     head, initially A in [1, 16] and softplus(b) in [0.001, 0.1] as in Mamba-2. The memory is HKV numbers a row.
 
-    `clip` c bounds every written value, ‖v_t‖ <= c. The whole update also holds what the memory recalls,
-    β_t (v_t - S k_t), and a bound on that would tie each token to the one before it: no parallel form computes it.
-    `scale` multiplies y.
+    `clip` c bounds every written value, ‖v_t‖ <= c. The whole update β_t (v_t - S k_t) also contains what the memory
+    recalls; a bound on that would make each token depend on the one before it, which no parallel form computes. `scale`
+    multiplies y.
 
     With `householder` n > 1 a token takes n such steps, each with its own k, v and β: it decays the memory once, before
     the first, and reads it once, after the last. One step with β = 2 is a reflection, two are any rotation of a plane.
 
-    With `signals` it publishes two causal signals [B, T] that carry gradient: "surprise", the squared error of what the
-    memory foresaw, ‖v_t - α_t S_{t-1} k_t‖² / ‖v_t‖², both summed over heads and steps (1 from an empty memory, 0 where
-    it knew all of it, above 1 where it was wrong); and "confidence", 1 / (1 + surprise), in (0, 1]. Padding: 0 and 1.
+    With `signals` it publishes two causal signals [B, T] that carry gradient: "surprise", the squared error of the
+    memory's prediction, ‖v_t - α_t S_{t-1} k_t‖² / ‖v_t‖², both summed over heads and steps (1 for an empty memory, 0
+    for a perfect prediction, above 1 for a wrong one); and "confidence", 1 / (1 + surprise), in (0, 1]. Padding: 0 and
+    1.
 
     Sources: Schlag et al. 2021; Yang et al. 2024 (DeltaNet), 2025 (Gated DeltaNet); Grazzi et al. 2025 (β up to 2);
     Siems et al. 2025 (DeltaProduct: several steps).
@@ -62,7 +63,7 @@ class Delta(Learner[Memory]):
         heads: int = Field(8, ge=1)
         key_size: int | None = Field(None, ge=1, description="size of a head's keys; default width / heads")
         value_size: int | None = Field(None, ge=1, description="size of a head's values; default width / heads")
-        conv: int | None = Field(4, ge=0, le=LONGEST, description="taps of the causal convolution; 0 = none")
+        conv: int | None = Field(4, ge=0, le=MAX_TAPS, description="taps of the causal convolution; 0 = none")
         gate: bool = Field(True, description="an output gate per channel")
         decay: bool = Field(True, description="a data-dependent decay of the memory per head")
         beta_range: tuple[float, float] = Field((0.0, 1.0), description="of the write strength; up to [0, 2]")
@@ -70,14 +71,14 @@ class Delta(Learner[Memory]):
         overwrite: bool = Field(True, description="false adds instead of replacing: gated linear attention")
         clip: float | None = Field(None, gt=0, description="largest length of a written value; null = any")
         scale: float = Field(1.0, gt=0, description="what the output is multiplied by")
-        signals: bool = Field(False, description="publish surprise and confidence: how well the memory foresaw a value")
+        signals: bool = Field(
+            False, description="publish surprise and confidence: how well the memory predicts a value"
+        )
 
     emits = schema(
         {
-            "beta": Emission(
-                "B T H", "gates", "write strength: how much of what the memory holds at the key is replaced"
-            ),
-            "decay": Emission("B T H", "gates", "what is left of the memory before a token writes"),
+            "beta": Emission("B T H", "gates", "write strength: how much of the value stored at the key is replaced"),
+            "decay": Emission("B T H", "gates", "decay of the memory before a token's write"),
         }
     )
 
@@ -95,7 +96,7 @@ class Delta(Learner[Memory]):
                 "beyond 2 the memory grows without bound",
             )
         if config.signals and not config.overwrite:
-            raise InputError(f"{config.type}: only a memory that overwrites foresees values", "leave out `signals`")
+            raise InputError(f"{config.type}: only a memory that overwrites predicts values", "leave out `signals`")
         self.key = config.key_size or width // heads
         self.value = config.value_size or width // heads
         self.taps = max(config.conv or 0, 1)
@@ -107,7 +108,7 @@ class Delta(Learner[Memory]):
         self.norm = nn.Parameter(torch.ones(self.value))
         self.register_buffer("unit", torch.full((self.key,), self.key**-0.5), persistent=False)
         if self.taps > 1:
-            # Uniform taps as torch's own convolutions begin: some channels see the present, some the tokens before.
+            # Uniform, as torch's convolutions: some channels weight the present, some the tokens before.
             self.conv = nn.Parameter(torch.empty(sum(mixed), self.taps).uniform_(-1, 1) * self.taps**-0.5)
         if config.decay:
             step = torch.empty(heads).uniform_(math.log(1e-3), math.log(1e-1)).exp()
@@ -118,12 +119,12 @@ class Delta(Learner[Memory]):
     def publishes(cls, config: Config) -> tuple[str, ...]:
         return ("surprise", "confidence") if config.signals else ()
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Memory:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> DeltaState:
         memory = (batch, self.config.heads, self.key, self.value)
         conv = (batch, self.taps - 1, sum(self.features[:2]))
-        return Memory(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in (memory, conv)))
+        return DeltaState(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in (memory, conv)))
 
-    def forward(self, x: Tensor, state: Memory | None, ctx: Pass) -> tuple[Tensor, Memory]:
+    def forward(self, x: Tensor, state: DeltaState | None, ctx: Pass) -> tuple[Tensor, DeltaState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         projected = self.project(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -137,14 +138,14 @@ class Delta(Learner[Memory]):
             write, log_decay = self._gates(beta.to(v.dtype), decay.to(v.dtype), ctx)
             rule: Any = delta_rule if self.config.overwrite else linear_attention
             rule = delta_rule_error if self.config.signals else rule
-            one_by_one = self._one_by_one(q, k, v, write, log_decay)
-            o, memory, *error = rule(*one_by_one, state.memory)
+            inputs = self._unroll_steps(q, k, v, write, log_decay)
+            o, memory, *error = rule(*inputs, state.memory)
             if self.config.signals:
-                self._publish(error[0], one_by_one[2], ctx)
+                self._publish(error[0], inputs[2], ctx)
             y = rms_norm(o.unflatten(1, (-1, steps))[:, :, -1], self.config.scale * self.norm, EPS, o.dtype).flatten(2)
             if self.config.gate:
                 y = silu_gate(y, gate)
-        return self.out(y), Memory(memory, conv)
+        return self.out(y), DeltaState(memory, conv)
 
     def _convolve(self, qk: Tensor, v: Tensor, before: Tensor, ctx: Pass) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values after the convolution and SiLU, and the inputs that its next call needs."""
@@ -155,15 +156,15 @@ class Delta(Learner[Memory]):
         for part, weight, past in parts:
             y, last = short_conv(part, weight, past)
             mixed.append(y)
-            after.append(last if ctx.lengths is None else ctx.last(preceded(part, past, self.taps), self.taps - 1))
+            after.append(last if ctx.lengths is None else ctx.last(with_history(part, past, self.taps), self.taps - 1))
         return mixed[0], mixed[1], torch.cat(after, -1)
 
     def _publish(self, error: Tensor, v: Tensor, ctx: Pass) -> None:
         """The signals, of errors and values [B, nT, H, V]."""
-        wrong, whole = (
+        error_energy, value_energy = (
             x.square().mean((-2, -1)).unflatten(1, (-1, self.config.householder)).mean(-1) for x in (error, v)
         )
-        surprise = wrong / (whole + QUIET)
+        surprise = error_energy / (value_energy + ENERGY_EPS)
         if ctx.mask is not None:
             surprise = surprise * ctx.mask
         ctx.signals["surprise"], ctx.signals["confidence"] = surprise, 1 / (1 + surprise)
@@ -172,13 +173,13 @@ class Delta(Learner[Memory]):
         """x / ‖x‖ over the last axis, as a root-mean-square norm with every weight K^-1/2."""
         return rms_norm(x, self.unit, EPS / self.key, x.dtype)
 
-    def _one_by_one(
+    def _unroll_steps(
         self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """What the rule reads, the n steps of a token one after another: [B, nT, H, ...].
+        """The rule's inputs with the n steps of a token one after another: [B, nT, H, ...].
 
-        q [B, T, 1, H, K] stands at each of them, k and v [B, T, n, H, ...] and β [B, T, nH] have one for each, and the
-        decay [B, T, H] comes at the first.
+        q [B, T, 1, H, K] is repeated at each step, k and v [B, T, n, H, ...] and β [B, T, nH] have one for each, and
+        the decay [B, T, H] applies at the first.
         """
         steps = self.config.householder
         if log_decay is not None:
@@ -188,7 +189,7 @@ class Delta(Learner[Memory]):
         return q, k, v, beta, log_decay
 
     def _gates(self, beta: Tensor, decay: Tensor, ctx: Pass) -> tuple[Tensor, Tensor | None]:
-        """β [B, T, nH] and log α [B, T, H]; at padding they are 0, which leaves the memory as it is."""
+        """β [B, T, nH] and log α [B, T, H]; at padding they are 0, which leaves the memory unchanged."""
         low, high = self.config.beta_range
         beta = low + (high - low) * sigmoid(beta)
         log_decay = -self.A_log.exp() * softplus(decay + self.dt_bias) if self.config.decay else None
@@ -202,7 +203,7 @@ class Delta(Learner[Memory]):
 
     def flops(self, time: int) -> float:
         """The matrices, and per head KV multiplications to decay and, at each of the n steps, 2KV operations to write,
-        where the memory is overwritten 2KV to recall, and 2KV to read (of which the last step's reading is kept)."""
+        where the memory is overwritten 2KV to recall, and 2KV to read (only the last step's reading is used)."""
         config = self.config
         passes = config.householder * (6 if config.overwrite else 4) + config.decay
         return super().flops(time) + float(passes * config.heads * self.key * self.value)

@@ -12,8 +12,8 @@ from synthe_core.layers.delta import Delta
 class DeltaMemory(Delta):
     """The `delta` learner with TLM's settings: β in [0.01, 0.3], written values of length at most 10, output times 0.1.
 
-    Nothing is computed otherwise than there; every key of `delta` may be given. TLM puts one after every m-th layer,
-    which a recipe's `block` says by listing the layers between.
+    Only defaults differ; every key of `delta` is accepted. TLM puts one after every m-th layer; a recipe's `block`
+    lists the layers between.
     """
 
     class Config(Delta.Config):

@@ -1,4 +1,4 @@
-"""A sparse mixture of experts: many small networks, of which every token is sent to a few."""
+"""A sparse mixture of experts: many small networks, of which every token uses a few."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from synthe_core.ops.expert_mlp import expert_mlp
 
 
 class PoolSpec(Spec):
-    """What every learner with a pool of experts is told about it."""
+    """The settings of a pool of experts."""
 
     experts: int = Field(8, ge=2, description="how many experts there are")
     top_k: int = Field(2, ge=1, description="how many of them a token is sent to")
@@ -30,34 +30,32 @@ class PoolSpec(Spec):
 
 
 class ExpertPool(nn.Module):
-    """N SwiGLU networks, the choice among them by a router's logits, and the losses that keep the choice open.
+    """N SwiGLU networks, the choice among them by a router's logits, and the losses that balance it.
 
     Token t goes to the K experts of largest logit; y_t = Σ_k w_k E_k(x_t), where w is the softmax over the K chosen
     logits (Shazeer et al. 2017). With K = 1 that is 1, which would teach the router nothing: there w is the expert's
-    probability among all N (Fedus et al. 2021, Switch). No expert has a capacity and no token is dropped, so what
-    becomes of a token depends on no other.
+    probability among all N (Fedus et al. 2021, Switch). No expert has a capacity and no token is dropped, so a
+    token's output depends on no other.
 
     Losses: `balance` · N Σ_e f_e P_e (Fedus et al. 2021), f_e the share of the visits that expert e got and P_e its
     mean probability, 1 when all are alike; `z_loss` · mean (log Σ_e exp l_e)² (Zoph et al. 2022). Both are means over
     the real tokens of the pass.
 
-    All experts together are one wide MLP, of which a token uses K/N: their matrices stand side by side in two linear
-    maps, `gate_up` [N 2H, D] and `out` [D, N H], which is how optimizers, checkpoints and merges see them.
+    All experts together are one wide MLP, of which a token uses K/N: their matrices are concatenated in two linear
+    maps, `gate_up` [N 2H, D] and `out` [D, N H], as optimizers, checkpoints and merges see them.
     """
 
     emits = schema(
         {
-            "chosen": Emission("B T K", "routing", "the experts that a token was sent to, the best first"),
-            "weight": Emission("B T K", "routing", "what the answers of those experts count"),
+            "chosen": Emission("B T K", "routing", "the experts of a token, the best first"),
+            "weight": Emission("B T K", "routing", "weights of those experts' outputs"),
             "scores": Emission("B T N", "routing", "the router's probability of every expert"),
-            "margin": Emission(
-                "B T", "confidence", "probability of the best expert over that of the next: sure is large"
-            ),
+            "margin": Emission("B T", "confidence", "probability of the best expert over that of the second"),
             "entropy": Emission("B T", "confidence", "entropy of the router's probabilities, in nats"),
             "counts": Emission("N", "routing", "tokens that each expert got"),
-            "magnitude": Emission("N", "routing", "mean length of an expert's answers"),
+            "magnitude": Emission("N", "routing", "mean norm of an expert's outputs"),
             "balance": Emission("", "routing", "visits of the busiest expert over the mean: 1 is even"),
-            "sparsity": Emission("", "routing", "share of the experts that nobody visited"),
+            "sparsity": Emission("", "routing", "share of the experts without a token"),
         }
     )
 
@@ -72,11 +70,11 @@ class ExpertPool(nn.Module):
         self.gate_up = project_in(width, config.experts * 2 * hidden)
         self.out = project_out(config.experts * hidden, width)
         with torch.no_grad():
-            self.out.weight.mul_(config.experts**0.5)  # an expert's answer is a sum over its own part only
+            self.out.weight.mul_(config.experts**0.5)  # an expert's output is a sum over its own hidden units only
 
     def top(self, logits: Tensor, ctx: Pass) -> Tensor:
-        """The K experts of largest logit, int64 [B, T, K] of [B, T, N]. Padding goes to expert 0: it must go to the
-        same one whatever it holds, as the size of its group moves the last bits of its neighbours."""
+        """The K experts of largest logit, int64 [B, T, K] of [B, T, N]. Padding goes to expert 0: its values
+        may not decide, because the size of an expert's group changes the rounding of its other tokens."""
         chosen = logits.topk(self.config.top_k, dim=-1).indices
         return chosen if ctx.mask is None else chosen.masked_fill(~ctx.mask[..., None], 0)
 
@@ -89,7 +87,7 @@ class ExpertPool(nn.Module):
         y = self._run(x, chosen, weight)
         self._add_losses(logits, chosen, ctx)
         if ctx.trace is not None:
-            self._show(x, logits, chosen, weight, ctx)
+            self._emit(x, logits, chosen, weight, ctx)
         return y
 
     def _run(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
@@ -106,7 +104,7 @@ class ExpertPool(nn.Module):
         real = torch.ones_like(logits[..., :1]) if ctx.mask is None else ctx.mask[..., None].to(logits.dtype)
         tokens = real.sum().clamp_min(1)
         if self.config.balance:
-            visits = hot(chosen, logits) * real
+            visits = one_hot(chosen, logits) * real
             share = visits.sum((0, 1)) / (tokens * self.config.top_k)
             probability = (logits.softmax(-1) * real).sum((0, 1)) / tokens
             ctx.losses.append(("router_balance", self.config.balance * len(share) * (share * probability).sum()))
@@ -115,8 +113,8 @@ class ExpertPool(nn.Module):
             ctx.losses.append(("router_z", self.config.z_loss * z.sum() / tokens))
 
     @torch.no_grad()
-    def _show(self, x: Tensor, logits: Tensor, chosen: Tensor, weight: Tensor, ctx: Pass) -> None:
-        """Emits what `emits` says; padding is counted nowhere."""
+    def _emit(self, x: Tensor, logits: Tensor, chosen: Tensor, weight: Tensor, ctx: Pass) -> None:
+        """Emits the entries of `emits`, without padding."""
         real = torch.ones_like(logits[..., :1]) if ctx.mask is None else ctx.mask[..., None].to(logits.dtype)
         counts, lengths = logits.new_zeros(2, self.config.experts)
         for choice in chosen.split(1, dim=-1):
@@ -136,7 +134,7 @@ class ExpertPool(nn.Module):
         ctx.emit("sparsity", (counts == 0).to(counts.dtype).mean())
 
     def active_parameters(self) -> int:
-        """The weights that one token meets: those of K experts."""
+        """The weights that one token uses: those of K experts."""
         total = matrix_size(self.gate_up) + matrix_size(self.out)
         return total // self.config.experts * self.config.top_k
 
@@ -173,6 +171,6 @@ class Experts(Learner[tuple[()]]):
         return 2.0 * self.active_parameters()
 
 
-def hot(chosen: Tensor, like: Tensor) -> Tensor:
+def one_hot(chosen: Tensor, like: Tensor) -> Tensor:
     """Ones at the chosen experts, zeros elsewhere: [B, T, N] of chosen [B, T, K]."""
     return torch.zeros_like(like).scatter_(-1, chosen, 1.0)

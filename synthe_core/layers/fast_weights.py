@@ -1,4 +1,4 @@
-"""Fast weights: a matrix per head that every token reads, lets fade and writes to."""
+"""Fast weights: a matrix per head that every token reads, decays and writes to."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from synthe_core.ops.rms_norm import rms_norm
 EPS = 1e-5
 
 
-class Memory(NamedTuple):
+class FastWeightsState(NamedTuple):
     """memory [B, H, K, V]: the fast weights M, transposed."""
 
     memory: Tensor
 
 
-class FastWeights(Learner[Memory]):
+class FastWeights(Learner[FastWeightsState]):
     """o_t = M_{t-1} q_t, then M_t = λ M_{t-1} + η σ(g_t) v_t k_tᵀ; y_t = W_out o_t.
 
     x [B, T, D]. One projection of x gives q, k [B, T, H, K], v [B, T, H, V] and per head the gate's g. A token reads
@@ -44,14 +44,14 @@ class FastWeights(Learner[Memory]):
         heads: int = Field(8, ge=1)
         key_size: int | None = Field(None, ge=1, description="size of a head's keys; default width / heads")
         value_size: int | None = Field(None, ge=1, description="size of a head's values; default width / heads")
-        decay: float = Field(0.95, gt=0, le=1, description="what is left of the memory after each token")
+        decay: float = Field(0.95, gt=0, le=1, description="decay of the memory per token")
         strength: float = Field(0.1, gt=0, description="of a write whose gate is fully open")
         qk_norm: bool = Field(True, description="bring keys to length 1 and queries to length sqrt(key_size)")
 
     emits = schema(
         {
             "write": Emission("B T H", "gates", "write strength of each head"),
-            "read": Emission("B T H E", "memory", "what the memory answers, root mean square over channels", "rms"),
+            "read": Emission("B T H E", "memory", "reading of the memory, root mean square over channels", "rms"),
         }
     )
 
@@ -69,11 +69,11 @@ class FastWeights(Learner[Memory]):
         self.out = project_out(heads * self.value, width)
         self.register_buffer("ones", torch.ones(self.key), persistent=False)
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Memory:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> FastWeightsState:
         size = (batch, self.config.heads, self.key, self.value)
-        return Memory(torch.zeros(size, dtype=self.state_dtype, device=device))
+        return FastWeightsState(torch.zeros(size, dtype=self.state_dtype, device=device))
 
-    def forward(self, x: Tensor, state: Memory | None, ctx: Pass) -> tuple[Tensor, Memory]:
+    def forward(self, x: Tensor, state: FastWeightsState | None, ctx: Pass) -> tuple[Tensor, FastWeightsState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         projected = self.project(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -87,14 +87,14 @@ class FastWeights(Learner[Memory]):
             if ctx.mask is not None:
                 write, log_decay = write * ctx.mask[..., None], log_decay * ctx.mask[..., None]
             ctx.emit("write", write)
-            # The operator reads after it writes: asked for each token's successor, it answers what that one may read.
+            # The operator reads after it writes: token t's query, moved to t - 1, reads what the tokens before t wrote.
             first = torch.einsum("bhk,bhkv->bhv", q[:, 0], state.memory)
             ahead = F.pad(q[:, 1:], (0, 0, 0, 0, 0, 1))
             later, memory = linear_attention(ahead, k, v, write, log_decay, state.memory)
             read = torch.cat([first[:, None], later[:, :-1]], 1)
             ctx.emit("read", read)
-        return self.out(read.flatten(2).to(projected.dtype)), Memory(memory)
+        return self.out(read.flatten(2).to(projected.dtype)), FastWeightsState(memory)
 
     def flops(self, time: int) -> float:
-        """The matrices, and per head KV multiplications to fade, 2KV operations to write and to read."""
+        """The matrices, and per head KV multiplications to decay, 2KV operations to write and to read."""
         return super().flops(time) + 5.0 * self.config.heads * self.key * self.value

@@ -18,20 +18,20 @@ from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.linear import linear
 from synthe_core.ops.long_conv import long_conv
-from synthe_core.ops.short_conv import preceded, short_conv
+from synthe_core.ops.short_conv import short_conv, with_history
 
 TAPS = 3  # of the short convolution before the gates
-FADED = 0.01  # what is left of a filter's window where `decay` says that it has faded
+WINDOW_END = 0.01  # value of a filter's window at the lag that `decay` gives
 
 
-class Past(NamedTuple):
+class HyenaState(NamedTuple):
     """The last inputs of the two convolutions: short [B, 2, 3D] and long [B, L-1, D]."""
 
     short: Tensor
     long: Tensor
 
 
-class Hyena(Learner[Past]):
+class Hyena(Learner[HyenaState]):
     """y_t = W_o (x²_t ⊙ Σ_{j < L} h_j ⊙ u_{t-j}), u = x¹ ⊙ v, where v, x¹, x² = W x + b, each passed through a causal
     convolution of 3 taps.
 
@@ -39,14 +39,14 @@ class Hyena(Learner[Past]):
     the present token (lag 0). The MLP has sines for activations, of learned frequencies that start at `frequency`;
     the features are j / L and the cosines and sines of 2π f j / L for f = 1 ... `bands`. The window is
     exp(-α j / L) + shift with a rate α for each channel, evenly spaced so that the windows fade to 1/100 from decay[0]
-    to decay[1] times L. Windows have length 1 over the lags, so that what a filter lets through starts at about half
-    the power of what it reads; the present token's weight starts with the other half.
+    to decay[1] times L. Windows have length 1 over the lags, so that a filter's output starts with about half the
+    power of its input, and the present token's weight with the other half.
 
     The state is what a finite filter needs: the last L-1 of u and the last 2 inputs of the short convolution, both in
-    float32. The filter is made anew in every pass, also in one of a single token.
+    float32. Every pass computes the filter again, also a pass of a single token.
 
-    `frequency` decides whether a filter is learned at all: to copy the token 7 back (length 64) took 100 steps from 2,
-    and from 10, where a filter starts as noise, 600 were not enough.
+    A filter may fail to train with a high `frequency`, where it starts as noise: copying the token 7 back (length 64)
+    took 100 steps from 2, and 600 were not enough from 10.
 
     Source: Poli et al. 2023 (order 2), with the windows of its code.
     """
@@ -54,12 +54,12 @@ class Hyena(Learner[Past]):
     class Config(Spec):
         type: Literal["hyena"] = "hyena"
         length: int = Field(1024, ge=2, description="tokens that the filter reaches back over, the present included")
-        filter_width: int = Field(64, ge=1, description="hidden units of the network that makes the filter")
+        filter_width: int = Field(64, ge=1, description="hidden units of the network that computes the filter")
         filter_layers: int = Field(3, ge=1, description="layers of sines in that network")
         bands: int | None = Field(
             None, ge=1, description="frequencies in its positional features; default a 16th of length"
         )
-        frequency: float = Field(2.0, gt=0, description="of the sines at first; lower makes smoother filters")
+        frequency: float = Field(2.0, gt=0, description="initial frequency of the sines; lower makes smoother filters")
         decay: tuple[float, float] = Field(
             (0.3, 1.5), description="where the fastest and the slowest window have faded to 1/100, as a part of length"
         )
@@ -94,13 +94,13 @@ class Hyena(Learner[Past]):
         self.filter_hidden = nn.ModuleList(hidden_layers)
         self.filter_frequency = nn.Parameter(torch.full((config.filter_layers, hidden), config.frequency))
         self.filter_out = nn.Parameter(torch.randn(width, hidden) * hidden**-0.5)
-        self.present = nn.Parameter(torch.randn(width) * 0.5**0.5)
+        self.D = nn.Parameter(torch.randn(width) * 0.5**0.5)
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Past:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> HyenaState:
         sizes = ((batch, TAPS - 1, 3 * self.width), (batch, self.config.length - 1, self.width))
-        return Past(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in sizes))
+        return HyenaState(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in sizes))
 
-    def forward(self, x: Tensor, state: Past | None, ctx: Pass) -> tuple[Tensor, Past]:
+    def forward(self, x: Tensor, state: HyenaState | None, ctx: Pass) -> tuple[Tensor, HyenaState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         projected = self.project(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -111,10 +111,10 @@ class Hyena(Learner[Past]):
             ctx.emit("read", u)
             read, long = per_adapter(self.filter_hidden, partial(self._convolve, ctx), u, state.long)
             if ctx.lengths is not None:
-                short = ctx.last(preceded(projected, state.short, TAPS), TAPS - 1)
-                long = ctx.last(preceded(u, state.long, self.config.length), self.config.length - 1)
+                short = ctx.last(with_history(projected, state.short, TAPS), TAPS - 1)
+                long = ctx.last(with_history(u, state.long, self.config.length), self.config.length - 1)
             y = (after * read).to(x.dtype)
-        return self.out(y), Past(short, long)
+        return self.out(y), HyenaState(short, long)
 
     def _convolve(self, ctx: Pass, u: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """The long convolution, by the filter that all rows of u share."""
@@ -124,20 +124,20 @@ class Hyena(Learner[Past]):
 
     def filter(self) -> Tensor:
         """Every channel's taps [D, L] in the state's type, tap 0 being the present."""
-        config, dtype, device = self.config, self.state_dtype, self.present.device
+        config, dtype, device = self.config, self.state_dtype, self.D.device
         lags = torch.arange(config.length, dtype=dtype, device=device)[:, None]
         part = lags / (config.length - 1)
         angles = 2 * math.pi / config.length * lags * torch.arange(1, self.bands + 1, dtype=dtype, device=device)
         z = torch.cat([part, angles.cos(), angles.sin()], dim=1)
-        hidden: Any = self.filter_hidden  # torch types what a ModuleList holds as Module
+        hidden: Any = self.filter_hidden  # torch types the entries of a ModuleList as Module
         for layer, frequency in zip(hidden, self.filter_frequency, strict=True):
             z = torch.sin(frequency.to(dtype) * linear(z, layer.weight.to(dtype), layer.bias.to(dtype)))
-        fastest, slowest = (-math.log(FADED) / fraction for fraction in config.decay)
+        fastest, slowest = (-math.log(WINDOW_END) / fraction for fraction in config.decay)
         rates = torch.linspace(slowest, fastest, self.width, dtype=dtype, device=device)
         window = (-rates * part).exp_().add_(config.shift)
         size = window.square().sum(0).sqrt()
         taps = linear(z, self.filter_out.to(dtype) / size[:, None]) * window
-        taps[0] += self.present.to(dtype)
+        taps[0] += self.D.to(dtype)
         return taps.t()
 
     def flops(self, time: int) -> float:

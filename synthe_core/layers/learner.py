@@ -28,19 +28,20 @@ class Spec(BaseModel):
 
 @dataclass
 class Pass:
-    """One forward call: what learners may know besides their input, and what they say aside. Never kept on a module.
+    """One forward call: what learners read besides their input, and what they publish besides their output. No module
+    stores it.
 
     positions: int64 [B, T], the index of each token in its sequence: in a block that some tokens leave out (see
                `synthe_core.model.depth`), among those that run it.
     lengths:   int64 [B] or None; tokens at or after a row's length are padding and never touch state.
     signals:   causal [B, T] values published by one learner and read by another (surprise, confidence).
     losses:    auxiliary losses, added to the objective by the trainer.
-    measures:  figures of this pass that training logs, 0-dim and without gradient (how often a gate fired).
-    skipped:   floating-point operations that learners left out of this pass, of those that their `flops` state.
-    buffer_updates: buffers of the model with their values after the training step (see `apply_buffer_updates`).
-    exploration: the tokens that train a depth router (see `model.depth.ExplorationSample`); None without any.
-    without:   paths of what takes no part in this pass: it adds nothing, and its state passes through unchanged.
-    tokens:    for a trace, int64 [B, T]: which tokens of the whole pass these are, where they are not all of them.
+    measures:  figures of this pass that training logs, 0-dim and without gradient (the share of tokens that a gate
+    selects). skipped:   floating-point operations that learners left out of this pass, of those that their `flops`
+    state. buffer_updates: buffers of the model with their values after the training step (see `apply_buffer_updates`).
+    exploration: the tokens that train a depth router (see `model.depth.ExplorationSample`); None without any. without:
+    paths of the modules that this pass leaves out: they add nothing, and their state is unchanged. tokens:    for a
+    trace, int64 [B, T]: which tokens of the whole pass these are, where they are not all of them.
     """
 
     positions: Tensor
@@ -68,26 +69,26 @@ class Pass:
         return cls(positions=positions, lengths=lengths, trace=trace, mask=mask)
 
     def emit(self, name: str, value: Tensor, at: Tensor | None = None) -> None:
-        """Shows `value` to a listening trace; does nothing otherwise. Names: see `synthe_core.layers.trace`.
+        """Records `value` in the trace, if there is one. Names: see `synthe_core.layers.trace`.
 
         at: int64 [B, N], the tokens of this pass that the value's N entries belong to; None where it has one for each.
         """
         if self.trace is not None:
-            self.trace.record(self.path, name, value, self.tokens if at is None else self.among(at))
+            self.trace.record(self.path, name, value, self.tokens if at is None else self.global_tokens(at))
 
-    def among(self, at: Tensor) -> Tensor:
-        """The tokens `at`, int64 [B, N] of this pass, as those of the whole one."""
+    def global_tokens(self, at: Tensor) -> Tensor:
+        """The tokens `at`, int64 [B, N] of this pass, as indices into the whole pass."""
         return at if self.tokens is None else self.tokens.gather(1, at)
 
-    def spare(self, flops: float) -> None:
-        """Tells that every token of this pass is spared `flops` operations."""
+    def skip_flops(self, flops: float) -> None:
+        """Records that every token of this pass skips `flops` operations."""
         self.skipped.append(flops * (self.positions.numel() if self.mask is None else self.mask.sum()))
 
     def last(self, history: Tensor, count: int) -> Tensor:
         """The last `count` real entries of each row of `history` [B, P + T, ...], whose first P precede this pass.
 
-        This is how a learner with a finite memory of inputs (a convolution, a window) cuts its next state. A row
-        with fewer real entries than `count` repeats its first one in front; positions tell that those are not real.
+        A learner with a finite memory of inputs (a convolution, a window) takes its next state so. A row
+        with fewer real entries than `count` repeats its first one in front; positions show that those are not real.
         """
         if self.lengths is None:
             return history[:, history.shape[1] - count :]
@@ -99,11 +100,11 @@ class Pass:
 
 @torch.no_grad()
 def apply_buffer_updates(updates: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Ends a training step: every buffer takes the mean of the values that the step's passes have for it."""
-    wanted: dict[int, tuple[Tensor, list[Tensor]]] = {}
+    """Ends a training step: every buffer takes the mean of its new values from the passes of the step."""
+    values_of: dict[int, tuple[Tensor, list[Tensor]]] = {}
     for buffer, value in updates:
-        wanted.setdefault(id(buffer), (buffer, []))[1].append(value)
-    for buffer, values in wanted.values():
+        values_of.setdefault(id(buffer), (buffer, []))[1].append(value)
+    for buffer, values in values_of.values():
         buffer.copy_(torch.stack(values).mean(0))
 
 
@@ -116,7 +117,7 @@ class Learner(nn.Module, ABC, Generic[S]):
     """
 
     Config: ClassVar[type[Spec]]
-    emits: ClassVar[Mapping[str, Emission]] = {}  # what it shows to a trace, and what that means
+    emits: ClassVar[Mapping[str, Emission]] = {}  # what it records in a trace, with the meaning
     causal: ClassVar[bool] = True  # False: an encoder's learner, which sees the whole text and cannot be decoded
 
     def __init__(self, config: Any, width: int) -> None:
@@ -131,7 +132,7 @@ class Learner(nn.Module, ABC, Generic[S]):
 
     @abstractmethod
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> S:
-        """The state of `batch` sequences that have not begun."""
+        """The state of `batch` sequences before their first token."""
 
     @abstractmethod
     def forward(self, x: Tensor, state: S | None, ctx: Pass) -> tuple[Tensor, S]:
@@ -145,8 +146,8 @@ class Learner(nn.Module, ABC, Generic[S]):
         """Floating-point operations per token of a forward pass over `time` tokens; the matrices' by default.
 
         Counted: matrix products, two operations a multiplication with its addition, and the arithmetic on every number
-        of a state or window that is larger than a token; a recurrence as it is defined, whatever a kernel makes of it
-        (chunks cost more, an FFT less). Of a routed learner, what a token is sent to. Not counted: work of a few
+        of a state or window that is larger than a token; a recurrence as it is defined, not as a kernel computes it
+        (chunks cost more, an FFT less). Of a routed learner, the experts of one token. Not counted: work of a few
         operations a channel (norms, gates, activations, rotary positions, residuals, a softmax's exponentials) and
         look-ups, at the shipped sizes about 1% together. What a pass leaves out goes into `Pass.skipped`.
         """
@@ -164,15 +165,15 @@ class Learner(nn.Module, ABC, Generic[S]):
 
     @classmethod
     def parts(cls, config: Any) -> dict[str, tuple[str, ...]]:
-        """What of it can be left out in a stage of training: names, each with its modules. The path of the first is the
-        one under which it runs; none does without those before it."""
+        """The parts that a stage of training may leave out: names, each with its modules. A part runs under the path of
+        its first module, and needs all parts before it."""
         return {}
 
     @classmethod
     def without_parts(cls, config: Any, parts: Sequence[str]) -> Any:
-        """The configuration of what is left without these `parts`."""
+        """The configuration without these `parts`."""
         return config
 
     def active_parameters(self) -> int:
-        """Parameters that one token meets: all of them, unless a learner routes."""
+        """Parameters that one token uses: all of them, unless a learner routes."""
         return sum(p.numel() for p in self.parameters())

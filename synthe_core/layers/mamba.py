@@ -1,4 +1,4 @@
-"""Mamba (S6): a state space whose clock, input and output are chosen by what it reads."""
+"""Mamba (S6): a state space whose step size, input and output depend on the token."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from synthe_core.layers.projection import Linear, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import softplus
 from synthe_core.ops.selective_scan import selective_scan
-from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
+from synthe_core.ops.short_conv import MAX_TAPS, short_conv, with_history
 from synthe_core.ops.silu_gate import silu_gate
 
-STEPS = (1e-3, 1e-1)  # Δ at first, from the one to the other
+DT_RANGE = (1e-3, 1e-1)  # initial range of Δ
 
 
-class Scanned(NamedTuple):
+class MambaState(NamedTuple):
     """scan [B, E, N], the state space's; conv [B, J-1, E], the last inputs of the convolution of J taps."""
 
     scan: Tensor
     conv: Tensor
 
 
-class Mamba(Learner[Scanned]):
+class Mamba(Learner[MambaState]):
     """h_t = exp(Δ_t A) ⊙ h_{t-1} + (Δ_t ⊙ u_t) B_tᵀ, y_t = W_out ((h_t C_t + D ⊙ u_t) ⊙ silu(z_t)).
 
     x [B, T, W] of width W, E = expand · W channels with N = state_size numbers each. W_in x gives u and z [B, T, E];
@@ -44,7 +44,7 @@ class Mamba(Learner[Scanned]):
         type: Literal["mamba"] = "mamba"
         state_size: int = Field(16, ge=1, description="numbers of state in every channel")
         expand: int = Field(2, ge=1, description="channels, as a multiple of the width")
-        conv: int = Field(4, ge=1, le=LONGEST, description="taps of the causal convolution; 1 looks at no past")
+        conv: int = Field(4, ge=1, le=MAX_TAPS, description="taps of the causal convolution; 1 = the present only")
         dt_rank: int | None = Field(None, ge=1, description="numbers that Δ is made from; default width / 16, up")
         conv_bias: bool = Field(True, description="a bias in the convolution")
         bias: bool = Field(False, description="biases in the projections from and to the width")
@@ -61,7 +61,7 @@ class Mamba(Learner[Scanned]):
         self.x_proj = project_in(channels, self.rank + 2 * size)
         self.dt_proj = Linear(self.rank, channels)
         nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
-        self.dt_proj.bias = nn.Parameter(first_steps(channels))
+        self.dt_proj.bias = nn.Parameter(initial_dt_bias(channels))
         self.A_log = nn.Parameter(torch.arange(1, size + 1).float().log().repeat(channels, 1))
         self.D = nn.Parameter(torch.ones(channels))
         self.out_proj = project_out(channels, width)
@@ -69,11 +69,11 @@ class Mamba(Learner[Scanned]):
             self.in_proj.bias = nn.Parameter(torch.zeros(2 * channels))
             self.out_proj.bias = nn.Parameter(torch.zeros(width))
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Scanned:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> MambaState:
         sizes = (batch, *self.A_log.shape), (batch, self.config.conv - 1, self.channels)
-        return Scanned(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in sizes))
+        return MambaState(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in sizes))
 
-    def forward(self, x: Tensor, state: Scanned | None, ctx: Pass) -> tuple[Tensor, Scanned]:
+    def forward(self, x: Tensor, state: MambaState | None, ctx: Pass) -> tuple[Tensor, MambaState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u, conv = convolve(self.conv1d, u.to(self.state_dtype), state.conv, ctx)
@@ -88,7 +88,7 @@ class Mamba(Learner[Scanned]):
             A, D = -self.A_log.to(u.dtype).exp(), self.D.to(u.dtype)
             y, scan = selective_scan(u, delta, A, B.to(u.dtype), C.to(u.dtype), D, state.scan)
             y = silu_gate(y, z)
-        return self.out_proj(y), Scanned(scan, conv)
+        return self.out_proj(y), MambaState(scan, conv)
 
     def flops(self, time: int) -> float:
         """The matrices, and per number of state 7 operations: 2 for exp(Δ A), 1 to decay, 2 to write, 2 to read. The
@@ -96,20 +96,20 @@ class Mamba(Learner[Scanned]):
         return super().flops(time) + 5.0 * self.A_log.numel()
 
 
-def first_steps(count: int) -> Tensor:
-    """Biases b whose softplus(b) are spread over STEPS, at random and evenly in their logarithm."""
-    step = torch.empty(count).uniform_(math.log(STEPS[0]), math.log(STEPS[1])).exp()
+def initial_dt_bias(count: int) -> Tensor:
+    """Biases b whose softplus(b) are spread over DT_RANGE, at random and evenly in their logarithm."""
+    step = torch.empty(count).uniform_(math.log(DT_RANGE[0]), math.log(DT_RANGE[1])).exp()
     return step + torch.log(-torch.expm1(-step))
 
 
 def convolve(conv1d: nn.Conv1d, u: Tensor, before: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
     """silu of the causal convolution of u [B, T, E] after the inputs `before` [B, J-1, E], and the next call's inputs.
 
-    `conv1d` holds the weights; torch's own convolution would want time last, and be slower.
+    `conv1d` holds the weights; torch's own convolution needs time last, and is slower.
     """
     weight = conv1d.weight[:, 0].to(u.dtype)
     bias = None if conv1d.bias is None else conv1d.bias.to(u.dtype)
     taps = weight.shape[1]
     with torch.autocast(u.device.type, enabled=False):
         y, last = short_conv(u, weight, before, bias=bias)
-    return y, last if ctx.lengths is None else ctx.last(preceded(u, before, taps), taps - 1)
+    return y, last if ctx.lengths is None else ctx.last(with_history(u, before, taps), taps - 1)

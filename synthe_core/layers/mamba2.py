@@ -11,25 +11,25 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.learner import Learner, Pass, Spec
-from synthe_core.layers.mamba import Scanned, convolve, first_steps
+from synthe_core.layers.mamba import MambaState, convolve, initial_dt_bias
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import softplus
 from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.rms_norm import rms_norm
-from synthe_core.ops.short_conv import LONGEST
+from synthe_core.ops.short_conv import MAX_TAPS
 from synthe_core.ops.silu_gate import silu_gate
 
 
-class Mamba2(Learner[Scanned]):
+class Mamba2(Learner[MambaState]):
     """S_t = exp(Δ_t A) S_{t-1} + Δ_t B_t u_tᵀ, y_t = W_out norm((S_tᵀ C_t + D u_t) ⊙ silu(z_t)), head by head.
 
     x [B, T, W] of width W, E = expand · W channels in H heads of P = head_size. W_in x gives z [B, T, E], one logit of
     Δ a head, and u [B, T, H, P] with B, C [B, T, G, N], N = state_size, which pass a causal convolution and SiLU
-    together; H / G heads share each group's B and C. Δ = softplus(dt + b), held within `time_step_limit`; A =
-    -exp(A_log), at first uniform in [-16, -1]; softplus(b) starts spread evenly in its logarithm over [0.001, 0.1]. The
-    root-mean-square norm is over the E / G channels of a group. Padding is Δ = 0. The state is H N P numbers a row, and
-    (J - 1) (E + 2 G N) of the convolution of J taps.
+    together; H / G heads share each group's B and C. Δ = softplus(dt + b), clamped to `time_step_limit`; A =
+    -exp(A_log), initially uniform in [-16, -1]; softplus(b) starts spread evenly in its logarithm over [0.001, 0.1].
+    The root-mean-square norm is over the E / G channels of a group. Padding is Δ = 0. The state is H N P numbers a row,
+    and (J - 1) (E + 2 G N) of the convolution of J taps.
 
     Parameters are named and shaped as those of transformers' `Mamba2Mixer`, so its weights load as they are.
 
@@ -43,7 +43,7 @@ class Mamba2(Learner[Scanned]):
         head_size: int = Field(64, ge=1, description="channels a head")
         expand: int = Field(2, ge=1, description="channels, as a multiple of the width")
         groups: int = Field(1, ge=1, description="groups of heads that share what is written and read with (B and C)")
-        conv: int = Field(4, ge=1, le=LONGEST, description="taps of the causal convolution; 1 looks at no past")
+        conv: int = Field(4, ge=1, le=MAX_TAPS, description="taps of the causal convolution; 1 = the present only")
         conv_bias: bool = Field(True, description="a bias in the convolution")
         bias: bool = Field(False, description="biases in the projections from and to the width")
         time_step_limit: tuple[float, float | None] = Field(
@@ -54,7 +54,7 @@ class Mamba2(Learner[Scanned]):
     emits = schema(
         {
             "delta": Emission("B T H", "gates", "step size: how much of a token is taken in"),
-            "decay": Emission("B T H", "gates", "what is left of the state before a token writes"),
+            "decay": Emission("B T H", "gates", "decay of the state before a token's write"),
         }
     )
 
@@ -82,7 +82,7 @@ class Mamba2(Learner[Scanned]):
         mixed = channels + 2 * self.shared
         self.in_proj = project_in(width, channels + mixed + self.heads)
         self.conv1d = nn.Conv1d(mixed, mixed, config.conv, groups=mixed, bias=config.conv_bias)
-        self.dt_bias = nn.Parameter(first_steps(self.heads))
+        self.dt_bias = nn.Parameter(initial_dt_bias(self.heads))
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = nn.RMSNorm(channels, eps=config.norm_eps)
@@ -91,12 +91,12 @@ class Mamba2(Learner[Scanned]):
             self.in_proj.bias = nn.Parameter(torch.zeros(self.in_proj.out_features))
             self.out_proj.bias = nn.Parameter(torch.zeros(width))
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Scanned:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> MambaState:
         scan = (batch, self.heads, self.config.state_size, self.config.head_size)
         conv = (batch, self.config.conv - 1, self.channels + 2 * self.shared)
-        return Scanned(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in (scan, conv)))
+        return MambaState(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in (scan, conv)))
 
-    def forward(self, x: Tensor, state: Scanned | None, ctx: Pass) -> tuple[Tensor, Scanned]:
+    def forward(self, x: Tensor, state: MambaState | None, ctx: Pass) -> tuple[Tensor, MambaState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         dtype, mixed = self.state_dtype, self.channels + 2 * self.shared
         z, u, dt = self.in_proj(x).split([self.channels, mixed, self.heads], dim=-1)
@@ -115,10 +115,10 @@ class Mamba2(Learner[Scanned]):
             y, scan = linear_attention(self._to_heads(C), self._to_heads(B), u, delta, log_decay, state.scan)
             y = torch.addcmul(y, self.D.to(dtype)[:, None], u)
             y = self._norm(silu_gate(y.flatten(2), z.to(dtype)), z.dtype)
-        return self.out_proj(y), Scanned(scan, conv)
+        return self.out_proj(y), MambaState(scan, conv)
 
     def _to_heads(self, shared: Tensor) -> Tensor:
-        """What groups share [B, T, G N] as each head sees it, [B, T, H, N]."""
+        """Per-group B or C [B, T, G N] repeated for the heads of each group, [B, T, H, N]."""
         grouped = shared.unflatten(-1, (self.config.groups, 1, -1))
         return grouped.expand(-1, -1, -1, self.heads // self.config.groups, -1).flatten(2, 3)
 

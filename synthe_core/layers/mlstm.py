@@ -1,4 +1,4 @@
-"""xLSTM's matrix memory: keys, values, and exponential gates that may revise how much anything counted."""
+"""xLSTM's matrix memory: keys, values and exponential gates."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid
-from synthe_core.ops.mlstm import UNSTARTED, mlstm
+from synthe_core.ops.mlstm import EMPTY_SCALE, mlstm
 from synthe_core.ops.rms_norm import rms_norm
-from synthe_core.ops.short_conv import LONGEST, preceded, short_conv
+from synthe_core.ops.short_conv import MAX_TAPS, short_conv, with_history
 from synthe_core.ops.silu_gate import silu_gate
 
 EPS = 1e-6
 
 
-class Cell(NamedTuple):
+class MLSTMState(NamedTuple):
     """memory [B, H, K, V + 1], the matrix and its normaliser over exp(scale); scale [B, H]; conv [B, J-1, 2HK], the
     last inputs of the convolution of J taps (0 rows without)."""
 
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
     conv: Tensor
 
 
-class MLSTM(Learner[Cell]):
+class MLSTM(Learner[MLSTMState]):
     """C_t = f_t C_{t-1} + i_t v_t k_tᵀ, n_t = f_t n_{t-1} + i_t k_t, h_t = C_t q_t / max(|n_t·q_t|, 1) and
     y_t = W_out (norm(h_t) ⊙ σ(o_t)), with i_t = exp(ĩ_t) and f_t = σ(f̃_t) (or exp(f̃_t)).
 
@@ -50,7 +50,7 @@ class MLSTM(Learner[Cell]):
         heads: int = Field(4, ge=1)
         key_size: int | None = Field(None, ge=1, description="size of a head's keys; default half of width / heads")
         value_size: int | None = Field(None, ge=1, description="size of a head's values; default width / heads")
-        conv: int = Field(4, ge=0, le=LONGEST, description="taps of the causal convolution of q and k; 0 = none")
+        conv: int = Field(4, ge=0, le=MAX_TAPS, description="taps of the causal convolution of q and k; 0 = none")
         forget: Literal["sigmoid", "exponential"] = Field("sigmoid", description="the forget gate's function")
         forget_bias: float | tuple[float, float] = Field(
             1.0,
@@ -89,12 +89,12 @@ class MLSTM(Learner[Cell]):
         if self.taps > 1:
             self.conv = nn.Parameter(torch.empty(keys, self.taps).uniform_(-1, 1) * self.taps**-0.5)
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Cell:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> MLSTMState:
         sizes = (batch, self.config.heads, self.key, self.value + 1), (batch, self.taps - 1, self.features[0])
         memory, conv = (torch.zeros(size, dtype=self.state_dtype, device=device) for size in sizes)
-        return Cell(memory, torch.full_like(memory[:, :, 0, 0], UNSTARTED), conv)
+        return MLSTMState(memory, torch.full_like(memory[:, :, 0, 0], EMPTY_SCALE), conv)
 
-    def forward(self, x: Tensor, state: Cell | None, ctx: Pass) -> tuple[Tensor, Cell]:
+    def forward(self, x: Tensor, state: MLSTMState | None, ctx: Pass) -> tuple[Tensor, MLSTMState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         projected = self.project(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -108,17 +108,17 @@ class MLSTM(Learner[Cell]):
                 ctx.emit("output", sigmoid(gate.to(h.dtype)).unflatten(-1, h.shape[2:]).mean(-1))
             open_gate = silu_gate if self.config.output == "silu" else sigmoid_gate
             y = open_gate(rms_norm(h, self.norm, EPS, h.dtype).flatten(2), gate)
-        return self.out(y), Cell(memory, scale, conv)
+        return self.out(y), MLSTMState(memory, scale, conv)
 
     def _convolve(self, qk: Tensor, before: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
         """Queries and keys after the convolution and SiLU, and the inputs that its next call needs."""
         if self.taps == 1:
             return qk, before
         mixed, after = short_conv(qk, self.conv, before)
-        return mixed, after if ctx.lengths is None else ctx.last(preceded(qk, before, self.taps), self.taps - 1)
+        return mixed, after if ctx.lengths is None else ctx.last(with_history(qk, before, self.taps), self.taps - 1)
 
     def _gates(self, write: Tensor, keep: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
-        """log i and log f [B, T, H]; at padding -inf and 0, which leaves the memory as it is."""
+        """log i and log f [B, T, H]; at padding -inf and 0, which leaves the memory unchanged."""
         log_input, keep = self._capped(write + self.input_bias), self._capped(keep + self.forget_bias)
         log_forget = F.logsigmoid(keep) if self.config.forget == "sigmoid" else keep
         ctx.emit("log_input", log_input)
@@ -139,5 +139,5 @@ class MLSTM(Learner[Cell]):
 
 
 def sigmoid_gate(value: Tensor, gate: Tensor) -> Tensor:
-    """value ⊙ σ(gate), computed as the value is and stored as the gate is."""
+    """value ⊙ σ(gate), computed in the dtype of value, returned in that of gate."""
     return (value * sigmoid(gate.to(value.dtype))).to(gate.dtype)

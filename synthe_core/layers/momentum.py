@@ -1,4 +1,4 @@
-"""A gated moving average of what the layer has seen: the cheapest memory, and the one that smooths."""
+"""A gated moving average of the layer's inputs: the cheapest memory."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ OP_FLOPS = 7  # a channel: three for the sigmoid, four for the recurrence
 Timescale = Annotated[float, Field(gt=1)]
 
 
-class Average(NamedTuple):
+class MomentumState(NamedTuple):
     """The running average h [B, E]."""
 
     average: Tensor
 
 
-class Momentum(Learner[Average]):
+class Momentum(Learner[MomentumState]):
     """h_t = a_t ⊙ h_{t-1} + (1 - a_t) ⊙ v_t with a_t = σ(W_a x_t + b), v_t = W_v x_t; y_t = W_o (h_t ⊙ silu(W_g x_t)).
 
     x [B, T, D], E = expand · D channels, state h [B, E]. The bias b starts so that the averages reach back over
@@ -40,12 +40,12 @@ class Momentum(Learner[Average]):
         expand: float = Field(1.0, gt=0, description="channels averaged, as a multiple of the width")
         gate: bool = Field(True, description="gate the average by silu of a projection of the input")
         timescales: tuple[Timescale, Timescale] = Field(
-            (2.0, 256.0), description="tokens that the averages reach back at first, from the one to the other"
+            (2.0, 256.0), description="initial timescales of the averages in tokens, shortest and longest"
         )
 
     emits = schema(
         {
-            "gate": Emission("B T E", "gates", "share of the average that is kept at a token, mean over channels"),
+            "gate": Emission("B T E", "gates", "decay of the average at a token, mean over channels"),
             "average": Emission("B T E", "memory", "the running average, root mean square over channels", "rms"),
         }
     )
@@ -61,10 +61,10 @@ class Momentum(Learner[Average]):
         self.decay_bias = nn.Parameter((log_spaced(config.timescales, self.channels) - 1).log())
         self.out = project_out(self.channels, width)
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Average:
-        return Average(torch.zeros(batch, self.channels, dtype=self.state_dtype, device=device))
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> MomentumState:
+        return MomentumState(torch.zeros(batch, self.channels, dtype=self.state_dtype, device=device))
 
-    def forward(self, x: Tensor, state: Average | None, ctx: Pass) -> tuple[Tensor, Average]:
+    def forward(self, x: Tensor, state: MomentumState | None, ctx: Pass) -> tuple[Tensor, MomentumState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         decay, value, *gate = self.project(x).split(self.channels, dim=-1)
         logits = (decay + self.decay_bias).to(self.state_dtype)
@@ -74,7 +74,7 @@ class Momentum(Learner[Average]):
             ctx.emit("gate", sigmoid(logits))
         average, last = gated_average(logits, value.to(self.state_dtype), state.average)
         ctx.emit("average", average)
-        return self.out(silu_gate(average, gate[0]) if gate else average.to(value.dtype)), Average(last)
+        return self.out(silu_gate(average, gate[0]) if gate else average.to(value.dtype)), MomentumState(last)
 
     def flops(self, time: int) -> float:
         return super().flops(time) + OP_FLOPS * self.channels

@@ -1,4 +1,4 @@
-"""RWKV-7's time mixing: a memory whose every channel fades, forgets and learns at a pace read from the input."""
+"""RWKV-7's time mixing: a memory with a decay, a removal and a learning rate per channel, all read from the input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.kda import of_length_1
+from synthe_core.layers.kda import l2_norm
 from synthe_core.layers.learner import Learner, Pass, Spec
 from synthe_core.layers.projection import Linear
 from synthe_core.layers.trace import Emission, schema
@@ -24,14 +24,14 @@ NORM_EPS = 1e-5  # times the head's size
 DEPTH = 0.5  # initial values that RWKV-7 varies with depth are those of the middle layer
 
 
-class Memory(NamedTuple):
+class RWKV7State(NamedTuple):
     """memory [B, H, K, K]; last [B, 1, D], the input before this pass, which the token shift mixes in."""
 
     memory: Tensor
     last: Tensor
 
 
-class RWKV7(Learner[Memory]):
+class RWKV7(Learner[RWKV7State]):
     """S_t = Diag(w_t) S_{t-1} - (a_t ⊙ κ_t) (κ_tᵀ S_{t-1}) + k̃_t v_tᵀ, o_t = S_tᵀ r_t,
     y_t = W_o ((norm(o_t) + (r_t · (ρ ⊙ k̃_t)) v_t) ⊙ g_t).
 
@@ -46,8 +46,8 @@ class RWKV7(Learner[Memory]):
     with ξ, α, ρ learned. norm is a layer norm per head. Ranks of the low-rank maps follow the paper's rule for the
     width. The memory is D K numbers a row.
 
-    Left out: the value residual, by which later layers mix in the values of the first. A learner sees its own input
-    only, and no channel of a pass carries a vector from one layer to another.
+    Left out: the value residual, by which later layers mix in the values of the first. A learner reads its own input
+    only; a pass carries no vectors from layer to layer.
 
     Initial values are those of the authors' code, W_o = 0 included, so that a fresh layer adds nothing; where they
     depend on the layer's index, μ and w_0, they are those of the middle layer of a stack.
@@ -62,7 +62,7 @@ class RWKV7(Learner[Memory]):
     emits = schema(
         {
             "rate": Emission("B T E", "gates", "how far the memory is corrected at a token, mean over channels"),
-            "decay": Emission("B T E", "gates", "what is left of the memory before a token writes, mean over channels"),
+            "decay": Emission("B T E", "gates", "decay of the memory before a token's write, mean over channels"),
         }
     )
 
@@ -90,18 +90,18 @@ class RWKV7(Learner[Memory]):
         self.mix = nn.Parameter(1 - at ** (slowness[:, None] * (1 - DEPTH)))
         self.decay_bias = nn.Parameter(-5.5 + 6 * linear ** (1 + DEPTH**0.3) + 2.5 * zigzag)
         self.rate_bias = nn.Parameter(-0.19 + 0.3 * zigzag + 0.4 * (linear - 0.5))
-        self.removal = nn.Parameter(0.71 - 0.1 * (linear - 0.5))
-        self.replacement = nn.Parameter(torch.full((width,), 1.02))
-        self.bonus = nn.Parameter(torch.full((self.heads, size), -0.04))
+        self.k_k = nn.Parameter(0.71 - 0.1 * (linear - 0.5))
+        self.k_a = nn.Parameter(torch.full((width,), 1.02))
+        self.r_k = nn.Parameter(torch.full((self.heads, size), -0.04))
         self.norm = nn.Parameter(torch.ones(self.heads, size))
         self.norm_bias = nn.Parameter(torch.zeros(self.heads, size))
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Memory:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> RWKV7State:
         size = self.config.head_size
         memory, last = (batch, self.heads, size, size), (batch, 1, self.width)
-        return Memory(*(torch.zeros(shape, dtype=self.state_dtype, device=device) for shape in (memory, last)))
+        return RWKV7State(*(torch.zeros(shape, dtype=self.state_dtype, device=device) for shape in (memory, last)))
 
-    def forward(self, x: Tensor, state: Memory | None, ctx: Pass) -> tuple[Tensor, Memory]:
+    def forward(self, x: Tensor, state: RWKV7State | None, ctx: Pass) -> tuple[Tensor, RWKV7State]:
         state = state or self.init_state(x.shape[0], device=x.device)
         dtype = self.state_dtype
         before = state.last.to(x.dtype)
@@ -115,9 +115,9 @@ class RWKV7(Learner[Memory]):
             log_decay = -FASTEST * sigmoid(decay.to(dtype) + self.decay_bias)
             rate = sigmoid(rate.to(dtype) + self.rate_bias)
             k = k.to(dtype)
-            removed = of_length_1(self._heads(k * self.removal), 1e-12)
-            written = k * (1 + (rate - 1) * self.replacement)
-            if ctx.mask is not None:  # padding fades nothing, removes nothing, writes nothing
+            removed = l2_norm(self._heads(k * self.k_k), 1e-12)
+            written = k * (1 + (rate - 1) * self.k_a)
+            if ctx.mask is not None:  # padding leaves the memory unchanged
                 real = ctx.mask[..., None]
                 log_decay, rate, written = log_decay * real, rate * real, written * real
             ctx.emit("rate", rate)
@@ -126,9 +126,9 @@ class RWKV7(Learner[Memory]):
             r, written, v, rate, log_decay = (self._heads(y.to(dtype)) for y in (r, written, v, rate, log_decay))
             o, memory = generalized_delta_rule(r, written, v, -removed, rate * removed, log_decay, state.memory)
             o = F.layer_norm(o, o.shape[-1:], eps=NORM_EPS * o.shape[-1]) * self.norm + self.norm_bias
-            o = o + (r * written * self.bonus).sum(-1, keepdim=True) * v
+            o = o + (r * written * self.r_k).sum(-1, keepdim=True) * v
             y = (o.flatten(2) * gate.to(dtype)).to(gate.dtype)
-        return self.out(y), Memory(memory, last.to(dtype, copy=True))
+        return self.out(y), RWKV7State(memory, last.to(dtype, copy=True))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.config.head_size))

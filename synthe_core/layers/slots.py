@@ -1,4 +1,4 @@
-"""A bank of slots: read by a few heads a few slots at a time, written where something is new."""
+"""A bank of slots: each head reads a few, and novel tokens overwrite the least useful."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from synthe_core.ops.silu_gate import silu_gate
 from synthe_core.ops.slot_memory import Policy, SlotOutput, slot_memory
 
 EPS = 1e-5
-STRONGEST = 1 - 1e-6  # a write's strength stays below 1, whose log(1 - s) is infinite
+MAX_STRENGTH = 1 - 1e-6  # a write's strength stays below 1, where log(1 - s) is infinite
 
 
-class Bank(NamedTuple):
+class SlotsState(NamedTuple):
     """bank [B, J, H, K + V], each slot's key and content; ages [B, J, 4], tokens since it was last read and last
     written and its averages of use; pending [B, C, H, K + V] and pending_strength [B, C], the tokens since the last
     tick of the clock."""
@@ -34,19 +34,19 @@ class Bank(NamedTuple):
     pending_strength: Tensor
 
 
-class Slots(Learner[Bank]):
+class Slots(Learner[SlotsState]):
     """r_t = Σ_j w_tj v_j over the few best of J slots, y_t = W_out (r_t ⊙ silu(W_g x_t)).
 
     x [B, T, D]. One projection of x gives per head a query and a key [H, K], brought to length 1, a content [H, V], and
     one write strength s = σ(.) a token. A head reads the `reads` slots whose keys are nearest, with logits c q·k_j, c
-    learned per head and √K at first. Queries begin as the keys: a token first looks for its like.
+    learned per head and √K at first. Queries are initialised as the keys: a token first reads similar ones.
 
     Writing: a token near a slot (mean cosine >= match) refines it, v_j += s (v - v_j) and the key alike. One that is
     near none is novel and overwrites a slot that has been of little use. The clock of the bank ticks at every `chunk`
-    positions and takes in that many tokens at once; see `slot_memory` for the exact order. Until then they are known
-    to whoever sees the last tokens themselves, such as attention with a window of at least `chunk`. Positions are
-    absolute, so any split of a sequence writes alike. A fresh bank holds learned keys and contents; the contents are
-    zero at first, so that an unwritten bank says nothing.
+    positions and takes in that many tokens at once; see `slot_memory` for the exact order. Until then a token is not in
+    the bank; attention with a window of at least `chunk` sees it. Positions are absolute, so any split of a sequence
+    writes alike. A fresh bank has learned keys and contents; the contents are initially zero, so that an unwritten bank
+    returns zeros.
 
     `noise: gumbel` adds Gumbel noise to the read logits while training. Its seed is drawn from torch's CPU generator at
     each call, so torch.manual_seed repeats a run, and evaluation has none. Auxiliary losses, while training: "balance"
@@ -57,14 +57,14 @@ class Slots(Learner[Bank]):
 
     class Config(Spec):
         type: Literal["slots"] = "slots"
-        slots: int = Field(1024, ge=2, description="how many the bank has")
+        slots: int = Field(1024, ge=2, description="slots of the bank")
         heads: int = Field(4, ge=1)
-        key_size: int = Field(32, ge=1, description="size of a head's keys, by which slots are found")
+        key_size: int = Field(32, ge=1, description="size of a head's keys")
         value_size: int | None = Field(None, ge=1, description="size of a head's contents; default width / (4 heads)")
         reads: int = Field(8, ge=2, description="slots that a head reads for a token")
         writes: int = Field(8, ge=1, description="slots overwritten at a tick, at most")
         chunk: int = Field(32, ge=1, description="positions between two ticks, at which the bank is written")
-        match: float = Field(0.5, gt=-1, lt=1, description="cosine from which a token refines a slot: it is not novel")
+        match: float = Field(0.5, gt=-1, lt=1, description="cosine from which a token refines a slot: not novel")
         router: Literal["softmax", "sparsemax"] = Field("softmax", description="weights of the slots read")
         noise: Literal["none", "gumbel"] = Field("none", description="in the choice of slots, while training")
         horizon: float = Field(1000.0, gt=1, description="tokens that a slot's averages of use reach back")
@@ -77,15 +77,15 @@ class Slots(Learner[Bank]):
             "read_slots": Emission("B T H K", "routing", "the slot that each head read most", "first"),
             "read_weights": Emission("B T H K", "routing", "what that slot counted", "first"),
             "usage": Emission("B J", "memory", "share of the reads that each slot got"),
-            "strength": Emission("B T", "gates", "how much a token asks to be written"),
-            "novelty": Emission(
-                "B T", "memory", "1 - the cosine to the nearest slot: how new the token is to the bank"
+            "strength": Emission("B T", "gates", "write strength of a token"),
+            "novelty": Emission("B T", "memory", "1 - the cosine to the nearest slot"),
+            "refines": Emission("B T", "memory", "whether the token refines a similar slot"),
+            "overwrites": Emission(
+                "B T",
+                "memory",
+                "whether the token may overwrite a slot, if its novelty is among the largest of its tick",
             ),
-            "refines": Emission("B T", "memory", "whether the token refines a slot that is like it"),
-            "overwrites": Emission("B T", "memory", "whether it may take a slot, if it is new enough for its tick"),
-            "ages": Emission(
-                "B J L", "memory", "when each slot was written, read and touched, and how much it is used"
-            ),
+            "ages": Emission("B J L", "memory", "tokens since each slot was read and written, and its averages of use"),
         }
     )
 
@@ -113,23 +113,23 @@ class Slots(Learner[Bank]):
         self.register_buffer("unit", torch.full((self.key,), self.key**-0.5), persistent=False)
         self.log_scale = nn.Parameter(torch.full((heads, 1), math.log(self.key) / 2))
         self.strength_bias = nn.Parameter(torch.zeros(1))
-        self.first_keys = nn.Parameter(torch.randn(config.slots, heads, self.key))
-        self.first_contents = nn.Parameter(torch.zeros(config.slots, heads, self.value))
+        self.initial_keys = nn.Parameter(torch.randn(config.slots, heads, self.key))
+        self.initial_contents = nn.Parameter(torch.zeros(config.slots, heads, self.value))
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Bank:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> SlotsState:
         config = self.config
         kind: dict[str, Any] = {"dtype": self.state_dtype, "device": device}
-        keys, contents = (x.to(**kind) for x in (self.first_keys, self.first_contents))
+        keys, contents = (x.to(**kind) for x in (self.initial_keys, self.initial_contents))
         record = (config.heads, self.key + self.value)
         bank = torch.cat([F.normalize(keys, dim=-1), contents], -1)
-        return Bank(
+        return SlotsState(
             bank.expand(batch, -1, -1, -1),
             torch.zeros(batch, config.slots, 4, **kind),
             torch.zeros(batch, config.chunk, *record, **kind),
             torch.zeros(batch, config.chunk, **kind),
         )
 
-    def forward(self, x: Tensor, state: Bank | None, ctx: Pass) -> tuple[Tensor, Bank]:
+    def forward(self, x: Tensor, state: SlotsState | None, ctx: Pass) -> tuple[Tensor, SlotsState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         projected = self.project(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -138,64 +138,64 @@ class Slots(Learner[Bank]):
             query, key = self._unit(qk.to(dtype).unflatten(-1, (2, self.config.heads, self.key))).unbind(2)
             query = query * self.log_scale.to(dtype).exp()
             value = value.to(dtype).unflatten(-1, (self.config.heads, self.value))
-            strength = sigmoid((strength + self.strength_bias).to(dtype)).clamp_max(STRONGEST)[..., 0]
+            strength = sigmoid((strength + self.strength_bias).to(dtype)).clamp_max(MAX_STRENGTH)[..., 0]
             noisy = self.training and self.config.noise == "gumbel"
             seed = int(torch.randint(2**62, ())) if noisy else None
             start = ctx.positions[:, 0]
-            recalled = slot_memory(query, key, value, strength, *state, start, ctx.lengths, self.policy, seed)
-            y = silu_gate(recalled.read.flatten(2), gate)
+            output = slot_memory(query, key, value, strength, *state, start, ctx.lengths, self.policy, seed)
+            y = silu_gate(output.read.flatten(2), gate)
         if self.training:
-            self._learn_aside(recalled, value, ctx)
-        self._emit(recalled, strength, ctx)
-        return self.out(y), Bank(recalled.bank, recalled.ages, recalled.pending, recalled.pending_strength)
+            self._add_losses(output, value, ctx)
+        self._emit(output, strength, ctx)
+        return self.out(y), SlotsState(output.bank, output.ages, output.pending, output.pending_strength)
 
     def _unit(self, x: Tensor) -> Tensor:
         """x / ‖x‖ over the last axis, as a root-mean-square norm with every weight K^-1/2."""
         return rms_norm(x, self.unit.to(x.dtype), EPS / self.key, x.dtype)
 
-    def _shares(self, recalled: SlotOutput, ctx: Pass) -> Tensor:
-        """Each slot's share [B, J] of the reads that a row's real tokens made in this pass."""
-        weights = recalled.weights
+    def _shares(self, output: SlotOutput, ctx: Pass) -> Tensor:
+        """Each slot's share [B, J] of the reads of a row's real tokens in this pass."""
+        weights = output.weights
         if ctx.mask is not None:
             weights = weights * ctx.mask[..., None, None] / ctx.mask.sum(1).clamp_min(1)[:, None, None, None]
         else:
             weights = weights / weights.shape[1]
         shares = weights.new_zeros(weights.shape[0], self.config.slots)
-        return shares.scatter_add(1, recalled.slots.flatten(1), weights.flatten(1) / self.config.heads)
+        return shares.scatter_add(1, output.slots.flatten(1), weights.flatten(1) / self.config.heads)
 
-    def _learn_aside(self, recalled: SlotOutput, value: Tensor, ctx: Pass) -> None:
+    def _add_losses(self, output: SlotOutput, value: Tensor, ctx: Pass) -> None:
         """The auxiliary losses."""
         if self.config.balance:
-            excess = self._shares(recalled, ctx) - 1 / self.config.slots
+            excess = self._shares(output, ctx) - 1 / self.config.slots
             ctx.losses.append(("balance", self.config.balance * excess.square().sum(-1).mean()))
         if self.predict is not None and value.shape[1] > 1:
-            guess = self.predict(recalled.read[:, :-1].flatten(2)).to(value.dtype)
+            guess = self.predict(output.read[:, :-1].flatten(2)).to(value.dtype)
             error = 1 - F.cosine_similarity(guess, value[:, 1:].detach().flatten(2), dim=-1)
             if ctx.mask is not None:
                 error = error * ctx.mask[:, 1:]
             counted = error.numel() if ctx.mask is None else ctx.mask[:, 1:].sum().clamp_min(1)
             ctx.losses.append(("prediction", self.config.prediction * error.sum() / counted))
 
-    def _emit(self, recalled: SlotOutput, strength: Tensor, ctx: Pass) -> None:
+    def _emit(self, output: SlotOutput, strength: Tensor, ctx: Pass) -> None:
         if ctx.trace is None:
             return
-        ctx.emit("read_weights", recalled.weights)
-        ctx.emit("read_slots", recalled.slots)
-        ctx.emit("usage", self._shares(recalled, ctx))
+        ctx.emit("read_weights", output.weights)
+        ctx.emit("read_slots", output.slots)
+        ctx.emit("usage", self._shares(output, ctx))
         ctx.emit("strength", strength)
-        ctx.emit("novelty", recalled.novelty)
-        ctx.emit("refines", recalled.affinity >= self.config.match)
-        ctx.emit("overwrites", recalled.novelty > 1 - self.config.match)  # if it is among the most novel of its tick
-        ctx.emit("ages", recalled.ages)
+        ctx.emit("novelty", output.novelty)
+        ctx.emit("refines", output.affinity >= self.config.match)
+        ctx.emit("overwrites", output.novelty > 1 - self.config.match)  # if it is among the most novel of its tick
+        ctx.emit("ages", output.ages)
 
     def flops(self, time: int) -> float:
-        """The matrices; per token 2 K H J to find slots to read and as many to be judged by, what is read, what is
-        written; all of it for whole frames of `chunk` tokens from the first, of which the last may be partly empty."""
+        """The matrices; per token 2 K H J for the slots to read and as many for novelty, the reads and the writes;
+        all of it for whole frames of `chunk` tokens from the first, of which the last may be partly empty."""
         config = self.config
         linear = sum(matrix_size(m) for m in (self.project, self.out, self.predict) if m is not None)
         keys, record = config.heads * self.key, config.heads * (self.key + self.value)
         frames = (time - 1) // config.chunk + 1
-        laid_out = 1 if time == 1 else frames * config.chunk / time
+        padding = 1 if time == 1 else frames * config.chunk / time
         find = 4 * keys * config.slots + 2 * keys * config.chunk
         write = 2 * config.chunk * (record + config.chunk)
-        return 2.0 * linear + laid_out * (find + 2 * config.reads * record + write)
+        return 2.0 * linear + padding * (find + 2 * config.reads * record + write)

@@ -1,4 +1,4 @@
-"""Spectral mixing: a learned filter over the whole text, and a gate that hears how loud each channel is."""
+"""Spectral mixing: a learned filter over the whole text, and a gate by each channel's energy."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.two_sided_convolution import transform_size, two_sided_convolution
 
-QUIET = 1e-6  # the energy below which a channel counts as silent
+ENERGY_EPS = 1e-6  # added to an energy before its logarithm
 TRANSFORM = 2.5  # operations of a transform of n real numbers, times n log2 n
 
 
 class Spectral(Learner[tuple[()]]):
     """y = W_o (z ⊙ g) with z = h * x over the whole text, both ways, and g = σ(w ⊙ log(mean_t z_t² + 1e-6) + b).
 
-    The filter is learned where it is simple, in frequency: its response H is complex, given at K points between 0 and
-    1/2 cycles a token and straight between them. That is the kernel
+    The filter is learned in frequency: its response H is complex, given at K points between 0 and 1/2 cycles a token
+    and linear between them. That is the kernel
 
         h(τ) = irfft(H)[τ mod 2(K-1)] sinc²(τ / 2(K-1)),
 
@@ -36,7 +36,7 @@ class Spectral(Learner[tuple[()]]):
 
     x [B, T, D]; h by FFT, O(T log T); no state, since a token sees what comes after it. At first the channels are
     exponentials a^|τ| of unit energy with timescales 1 / (1 - a) spread evenly in their logarithm, every second one
-    looking ahead.
+    looking anticausal.
     Sources: Rao et al. 2021 (GFNet: learned filters in frequency), TLM (the energy gate).
     """
 
@@ -46,13 +46,13 @@ class Spectral(Learner[tuple[()]]):
         type: Literal["spectral"] = "spectral"
         points: int = Field(129, ge=2, description="frequencies at which the filter is learned; reach 2(points - 1)")
         timescales: tuple[Timescale, Timescale] = Field(
-            (1.5, 64.0), description="tokens that the filters reach at first, from the one to the other"
+            (1.5, 64.0), description="initial timescales of the filters in tokens, shortest and longest"
         )
 
     emits = schema(
         {
-            "energy": Emission("B E", "memory", "mean square of what each channel's filter lets through"),
-            "gate": Emission("B E", "gates", "how far each channel is open, by its energy"),
+            "energy": Emission("B E", "memory", "mean square of each channel's filter output"),
+            "gate": Emission("B E", "gates", "gate of each channel, by its energy"),
         }
     )
 
@@ -60,11 +60,11 @@ class Spectral(Learner[tuple[()]]):
         super().__init__(config, width)
         decay = 1 - log_spaced(config.timescales, width).reciprocal()[:, None]
         turn = torch.linspace(0, math.pi, config.points)
-        ahead = torch.arange(width)[:, None] % 2 == 1
-        delay = torch.polar(torch.ones_like(turn), torch.where(ahead, turn, -turn))
+        anticausal = torch.arange(width)[:, None] % 2 == 1
+        delay = torch.polar(torch.ones_like(turn), torch.where(anticausal, turn, -turn))
         response = (1 - decay.square()).sqrt() / (1 - decay * delay)  # of sqrt(1 - a²) a^|τ| on one side
         self.response = nn.Parameter(torch.view_as_real(response).clone())  # [D, K, 2]
-        self.loudness = nn.Parameter(torch.zeros(width))
+        self.energy_weight = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(width))
         self.out = project_out(width, width)
 
@@ -79,9 +79,9 @@ class Spectral(Learner[tuple[()]]):
         if ctx.mask is None:
             energy = filtered.square().mean(1)
         else:
-            heard = filtered.masked_fill(~ctx.mask[..., None], 0.0)
-            energy = heard.square().sum(1) / ctx.mask.sum(1, keepdim=True).clamp_min(1)
-        gate = sigmoid(self.loudness * (energy + QUIET).log() + self.bias)
+            real = filtered.masked_fill(~ctx.mask[..., None], 0.0)
+            energy = real.square().sum(1) / ctx.mask.sum(1, keepdim=True).clamp_min(1)
+        gate = sigmoid(self.energy_weight * (energy + ENERGY_EPS).log() + self.bias)
         ctx.emit("energy", energy)
         ctx.emit("gate", gate)
         return self.out((filtered * gate[:, None]).to(x.dtype)), ()

@@ -1,4 +1,4 @@
-"""Learning at test time: a memory that takes real gradient steps on what it has read, a span of tokens at a time."""
+"""Learning at test time: a memory that takes one gradient step a span of tokens, on its own recall loss."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from synthe_core.ops.silu_gate import silu_gate
 from synthe_core.ops.span_memory import SpanOutput, SpanState, span_memory
 
 EPS = 1e-5
-MOST_MOMENTUM = 0.9
-FIRST_RATE = -1.0  # the logit of a token's rate at first, σ(-1) = 0.27
+MAX_MOMENTUM = 0.9
+INITIAL_RATE = -1.0  # initial logit of a token's rate, σ(-1) = 0.27
 GATE_FLOPS = 12  # a head and token: three sigmoids, the error's logarithm, the sums of a span
 
 
@@ -29,13 +29,13 @@ class SpanSpec(Spec):
     """How a memory learns while the model runs; each switch is an ablation."""
 
     heads: int = Field(4, ge=1)
-    surprise: bool = Field(True, description="learn a token faster the less the memory expected it")
-    momentum: bool = Field(True, description="a step goes on in the direction of those before it")
+    surprise: bool = Field(True, description="raise the rate of a token by the memory's error at it")
+    momentum: bool = Field(True, description="momentum of the gradient steps")
     test_time: bool = Field(
         True, description="false: no gradient step for a span, but the delta rule token by token, without momentum"
     )
     timescales: tuple[Timescale, Timescale] = Field(
-        (4.0, 256.0), description="spans that the heads' memories reach back at first, from the one to the other"
+        (4.0, 256.0), description="initial timescales of the heads' memories in spans, shortest and longest"
     )
 
 
@@ -43,14 +43,14 @@ class SpanMemory(nn.Module):
     """Queries of one stream, keys, values and gates of another, and the memory between: the operator `span_memory`.
 
     q = unit(W_q x), [k, v, rate, α, η] = W s, where k and v are brought to length 1 per head; α = σ(.), η = 0.9 σ(.).
-    Read is √V M q, whose channels have unit scale where the memory recalls a value in full, and are near zero where it
-    knows nothing.
+    The reading is √V M q, whose channels have unit scale where the memory recalls a value in full, and are near zero
+    where nothing is stored.
     """
 
     emits = schema(
         {
             "rate": Emission("B T H", "gates", "learning rate of the token's gradient, raised where it surprised"),
-            "error": Emission("B T H", "confidence", "relative squared error of what the memory foresaw at the token"),
+            "error": Emission("B T H", "confidence", "relative squared error of the memory's prediction at the token"),
         }
     )
 
@@ -60,12 +60,12 @@ class SpanMemory(nn.Module):
         if size % heads:
             raise InputError(f"test_time: size {size} is not divisible by heads {heads}", nearest_divisor(size, heads))
         self.config, self.every, self.head = config, every, size // heads
-        self.steady = config.momentum and config.test_time
-        self.features = [size, size, heads, heads, *([heads] if self.steady else [])]
+        self.has_momentum = config.momentum and config.test_time
+        self.features = [size, size, heads, heads, *([heads] if self.has_momentum else [])]
         self.query = project_in(width, size)
         self.write = project_in(width, sum(self.features))
         decay = torch.logit(log_spaced(config.timescales, heads).reciprocal())
-        bias = [torch.full((heads,), FIRST_RATE), decay, torch.zeros(heads)]
+        bias = [torch.full((heads,), INITIAL_RATE), decay, torch.zeros(heads)]
         self.bias = nn.Parameter(torch.cat(bias[: len(self.features) - 2]))
         if config.surprise:
             self.sharpness = nn.Parameter(torch.ones(heads).expm1().log())  # softplus gives 1 back
@@ -74,35 +74,40 @@ class SpanMemory(nn.Module):
     def init_state(self, batch: int, dtype: torch.dtype, device: torch.device | str) -> SpanState:
         heads, size = self.config.heads, self.head
         moments = 2 * size if self.config.test_time else size
-        shapes = (heads, size, size), (heads if self.steady else 0, size, size), (heads, size, moments), (heads, 3)
+        shapes = (
+            (heads, size, size),
+            (heads if self.has_momentum else 0, size, size),
+            (heads, size, moments),
+            (heads, 3),
+        )
         return SpanState(*(torch.zeros(batch, *shape, dtype=dtype, device=device) for shape in shapes))
 
     def forward(
         self, x: Tensor, written: Tensor, weight: Tensor | None, state: SpanState, spans: Spans, ctx: Pass
     ) -> SpanOutput:
-        """Reads for `x` and learns from `written`, both [B, T, D]; `weight` [B, T] says how much from each token."""
+        """Reads for `x` and learns from `written`, both [B, T, D], each token with `weight` [B, T]."""
         dtype = state.memory.dtype
-        q, told = self.query(x), self.write(written)
+        q, projected = self.query(x), self.write(written)
         if weight is None:
             weight = torch.ones(x.shape[:2], dtype=dtype, device=x.device)
         if ctx.mask is not None:
             weight = weight * ctx.mask
         with torch.autocast(x.device.type, enabled=False):
-            k, v, *_ = told.split(self.features, -1)
-            gates = told[..., sum(self.features[:2]) :].to(dtype) + self.bias.to(dtype)
+            k, v, *_ = projected.split(self.features, -1)
+            gates = projected[..., sum(self.features[:2]) :].to(dtype) + self.bias.to(dtype)
             rate, decay, *momentum = gates.split(self.config.heads, -1)
             sharpness = softplus(self.sharpness.to(dtype)) if self.config.surprise else None
-            eta = MOST_MOMENTUM * sigmoid(momentum[0]) if momentum else None
+            eta = MAX_MOMENTUM * sigmoid(momentum[0]) if momentum else None
             q, k, v = (self._unit(part.to(dtype)) for part in (q, k, v))
-            learned = span_memory(
+            output = span_memory(
                 *(q, k, v, rate, sharpness, sigmoid(decay), eta, weight, spans.finished, *state),
                 self.every,
                 not self.config.test_time,
             )
         if ctx.trace is not None:
-            ctx.emit("rate", learned.rate)
-            ctx.emit("error", learned.error)
-        return learned._replace(read=self.head**0.5 * learned.read.flatten(2))
+            ctx.emit("rate", output.rate)
+            ctx.emit("error", output.error)
+        return output._replace(read=self.head**0.5 * output.read.flatten(2))
 
     def _unit(self, x: Tensor) -> Tensor:
         """x [B, T, H K] by heads, each brought to length 1."""
@@ -114,37 +119,36 @@ class SpanMemory(nn.Module):
         span; and at the end of one, a step: 2K²V for the gradient and its five sums and sizes."""
         size, heads = self.head, self.config.heads
         frames = (time - 1) // self.every + 1
-        laid_out = frames * min(self.every, time) / time
-        tokens = laid_out * heads * (8 * size * size + GATE_FLOPS)
+        padding = frames * min(self.every, time) / time
+        tokens = padding * heads * (8 * size * size + GATE_FLOPS)
         steps = (frames - 1) / time * heads * (2 * size**3 + 10 * size * size)
         return 2.0 * (matrix_size(self.query) + matrix_size(self.write)) + tokens + steps
 
 
-def told_surprise(error: Tensor) -> tuple[Tensor, Tensor]:
+def surprise_signals(error: Tensor) -> tuple[Tensor, Tensor]:
     """The signals surprise and confidence [B, T] of relative squared errors by head [B, T, H]."""
     surprise = error.mean(-1)
     return surprise, 1 / (1 + surprise)
 
 
-class Spanned(NamedTuple):
+class TTTState(NamedTuple):
     """The memory's state, and the last position seen [B] (see `last_position`)."""
 
     memory: SpanState
     last_position: Tensor
 
 
-class AtTestTime(Learner[Spanned]):
+class TTT(Learner[TTTState]):
     """y_t = W_out (√V M q_t ⊙ silu(W_g x_t)): a linear memory M per head that learns by gradient descent while it runs.
 
-    Tokens stand in spans of `span`, at absolute positions. Through a span every token reads M as the spans before have
-    left it. When the span is finished M takes one step down the gradient of ½ Σ_t lr_t ‖M k_t - v_t‖² over its tokens,
-    with momentum η and decay α, and is kept in the ball ‖M‖_F <= √K; `span_memory` has the equations and why it is
-    stable whatever comes. lr_t grows with the token's own error before the step (`surprise`), so it says what no token
-    of its span knew.
+    Spans have `span` tokens, at absolute positions. Within a span every token reads M as the spans before left it. When
+    the span is finished M takes one step down the gradient of ½ Σ_t lr_t ‖M k_t - v_t‖² over its tokens, with momentum
+    η and decay α, projected onto the ball ‖M‖_F <= √K; `span_memory` has the equations and the proof of stability. lr_t
+    grows with the token's own error before the step (`surprise`).
 
-    x [B, T, D], state M, its momentum and what the span has gathered: 4 K² + 3 numbers a head at most, K = size /
-    heads. Publishes causal "surprise" [B, T], the relative squared error ‖M k_t - v_t‖² / ‖v_t‖², mean over heads (1 is
-    what a memory gets that knows nothing), and "confidence" 1 / (1 + surprise).
+    x [B, T, D], state M, its momentum and the sums of the current span: 4 K² + 3 numbers a head at most, K = size /
+    heads. Publishes causal "surprise" [B, T], the relative squared error ‖M k_t - v_t‖² / ‖v_t‖², mean over heads (1
+    for an empty memory), and "confidence" 1 / (1 + surprise).
 
     Sources: Sun et al. 2024 (TTT-Linear with a mini-batch of `span`), Behrouz et al. 2025 (Titans).
     """
@@ -167,18 +171,18 @@ class AtTestTime(Learner[Spanned]):
     def publishes(cls, config: Spec) -> tuple[str, ...]:
         return "surprise", "confidence"
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Spanned:
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> TTTState:
         memory = self.memory.init_state(batch, self.state_dtype, device)
-        return Spanned(memory, torch.full((batch,), -1, dtype=self.state_dtype, device=device))
+        return TTTState(memory, torch.full((batch,), -1, dtype=self.state_dtype, device=device))
 
-    def forward(self, x: Tensor, state: Spanned | None, ctx: Pass) -> tuple[Tensor, Spanned]:
+    def forward(self, x: Tensor, state: TTTState | None, ctx: Pass) -> tuple[Tensor, TTTState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         spans = Spans.of(self.config.span, ctx.positions, ctx.mask, state.last_position)
-        learned = self.memory(x, x, None, state.memory, spans, ctx)
-        ctx.signals["surprise"], ctx.signals["confidence"] = told_surprise(learned.error)
-        y = self.out(silu_gate(learned.read, self.gate(x)))
+        output = self.memory(x, x, None, state.memory, spans, ctx)
+        ctx.signals["surprise"], ctx.signals["confidence"] = surprise_signals(output.error)
+        y = self.out(silu_gate(output.read, self.gate(x)))
         last = last_position(ctx.positions, ctx.lengths, state.last_position)
-        return y, Spanned(learned.state, last)
+        return y, TTTState(output.state, last)
 
     def flops(self, time: int) -> float:
         return 2.0 * (matrix_size(self.gate) + matrix_size(self.out)) + self.memory.flops(time)

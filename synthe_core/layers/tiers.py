@@ -1,4 +1,4 @@
-"""Recurrent tiers that tick ever more slowly: the fast ones feed the slow, the slow ones condition the fast."""
+"""Recurrent tiers of increasing period: fast tiers feed slow ones, slow ones condition fast ones."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
 
 EPS = 1e-5
-OP_FLOPS = 15  # a channel and tick: seven for the average, five for the norm, three for what is above to condition it
+OP_FLOPS = 15  # a channel and tick: seven for the average, five for the norm, three for scale and shift
 
 
-class Levels(NamedTuple):
+class TiersState(NamedTuple):
     """Every tier's average [B, N, E]."""
 
     levels: Tensor
 
 
-class Tiers(Learner[Levels]):
-    """Tier k ticks at positions 0, τ_k, 2τ_k ..., τ_k = ratio^k, and holds in between. At a tick, with n_k = norm(s_k),
+class Tiers(Learner[TiersState]):
+    """Tier k ticks at positions 0, τ_k, 2τ_k ..., τ_k = ratio^k, and is constant in between. At a tick, with n_k =
+    norm(s_k),
 
         s_k = a ⊙ s_k' + (1 - a) ⊙ v,   a = σ(A_k z + b_k), v = V_k z,   z = n_{k-1} (tier 0: z = x_t)      fast → slow
         o_k = n_k ⊙ (1 + F_k o_{k+1}) + G_k o_{k+1}   (the slowest: o_k = n_k)                              slow → fast
         y_t = W_o ([o_0 ... o_{N-1}] ⊙ silu(W_g x_t))
 
-    where s_k' is the tier's state before and every tier is seen as it is held at t. x [B, T, D], N tiers of E = size
+    where s_k' is the tier's state before and every tier is read at its last tick. x [B, T, D], N tiers of E = size
     channels, state s [B, N, E]. The bias b_k starts so that tier k averages over timescales 1 / (1 - a) *of its own
     ticks*, spread evenly in their logarithm. Positions are absolute, so any split of a sequence ticks alike; padding
     is a = 1. A tier's recurrence, norm and conditioning are computed at its ticks only: all but the first together
@@ -55,10 +56,10 @@ class Tiers(Learner[Levels]):
         size: int | None = Field(None, ge=1, description="channels of each tier; default half the width")
         ratio: int = Field(2, ge=2, description="each tier ticks this many times as slowly as the one below")
         timescales: tuple[Timescale, Timescale] = Field(
-            (2.0, 64.0), description="ticks that each tier's averages reach back at first, from the one to the other"
+            (2.0, 64.0), description="initial timescales of each tier's averages in its own ticks, shortest and longest"
         )
 
-    emits = schema({"tier_*": Emission("B T E", "memory", "what the tier holds, as every token sees it", "rms")})
+    emits = schema({"tier_*": Emission("B T E", "memory", "the tier's state at every token", "rms")})
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
@@ -70,7 +71,7 @@ class Tiers(Learner[Levels]):
                 "no sequence is that long: use fewer tiers",
             )
         above = config.tiers - 1
-        self.climb = nn.ModuleList(project_in(size, 2 * self.size) for size in [width, *[self.size] * above])
+        self.feed = nn.ModuleList(project_in(size, 2 * self.size) for size in [width, *[self.size] * above])
         self.condition = nn.ModuleList(project_out(self.size, 2 * self.size) for _ in range(above))
         self.gate = project_in(width, config.tiers * self.size)
         self.out = project_out(config.tiers * self.size, width)
@@ -78,17 +79,19 @@ class Tiers(Learner[Levels]):
         self.decay_bias = nn.Parameter(bias.repeat(config.tiers, 1))
         self.norm = nn.Parameter(torch.ones(config.tiers, self.size))
 
-    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Levels:
-        return Levels(torch.zeros(batch, self.config.tiers, self.size, dtype=self.state_dtype, device=device))
+    def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> TiersState:
+        return TiersState(torch.zeros(batch, self.config.tiers, self.size, dtype=self.state_dtype, device=device))
 
-    def forward(self, x: Tensor, state: Levels | None, ctx: Pass) -> tuple[Tensor, Levels]:
+    def forward(self, x: Tensor, state: TiersState | None, ctx: Pass) -> tuple[Tensor, TiersState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         ticks = [Ticks.of(period, ctx.positions, ctx.mask) for period in self.periods]
-        normed, after = self._climb(x, state, ticks, ctx)
-        read = self._descend(normed, ticks, x.dtype)
+        normed, after = self._feed_slow(x, state, ticks, ctx)
+        read = self._condition_fast(normed, ticks, x.dtype)
         return self.out(silu_gate(read, self.gate(x))), after
 
-    def _climb(self, x: Tensor, state: Levels, ticks: list[Ticks], ctx: Pass) -> tuple[list[Tensor], Levels]:
+    def _feed_slow(
+        self, x: Tensor, state: TiersState, ticks: list[Ticks], ctx: Pass
+    ) -> tuple[list[Tensor], TiersState]:
         """Fast feeds slow: each tier's normed states [B, 1 + n, E], the one before the pass first; and those after."""
         normed: list[Tensor] = []
         after = []
@@ -96,7 +99,7 @@ class Tiers(Learner[Levels]):
             levels, last = before[:, None], before
             if len(tick.columns):
                 z = normed[-1].index_select(1, ticks[k - 1].held[tick.columns]).to(x.dtype) if k else x
-                decay, value = self.climb[k](z).chunk(2, dim=-1)
+                decay, value = self.feed[k](z).chunk(2, dim=-1)
                 logits = (decay + self.decay_bias[k]).to(self.state_dtype)
                 logits = logits.masked_fill(~tick.due[..., None], math.inf)
                 levels, last = gated_average(logits, value.to(self.state_dtype), before)
@@ -105,14 +108,15 @@ class Tiers(Learner[Levels]):
                 ctx.emit(f"tier_{k}", tick.hold(levels))
             normed.append(rms_norm(levels, self.norm[k].to(self.state_dtype), EPS, self.state_dtype))
             after.append(last)
-        return normed, Levels(torch.stack(after, dim=1))
+        return normed, TiersState(torch.stack(after, dim=1))
 
-    def _descend(self, normed: list[Tensor], ticks: list[Ticks], dtype: torch.dtype) -> Tensor:
+    def _condition_fast(self, normed: list[Tensor], ticks: list[Ticks], dtype: torch.dtype) -> Tensor:
         """Slow conditions fast. All tiers side by side as each token sees them [B, T, N E], the fastest first."""
         above = normed[-1]
         seen = [ticks[-1].hold(above)]
         for k in reversed(range(len(normed) - 1)):
-            slow = F.pad(ticks[k + 1].held[ticks[k].columns], (1, 0))  # the entry before sees the entry before
+            # the entry from before the pass is conditioned by that of the tier above
+            slow = F.pad(ticks[k + 1].held[ticks[k].columns], (1, 0))
             scale, shift = self.condition[k](above.to(dtype)).index_select(1, slow).chunk(2, dim=-1)
             above = normed[k] * (1 + scale) + shift
             seen.append(ticks[k].hold(above))
@@ -122,7 +126,7 @@ class Tiers(Learner[Levels]):
         """Matrices at the tokens and ticks that they are applied at, and the operations of a tick."""
         ticks = [1 / period for period in self.periods]
         matrix = 4 * self.size * self.size  # two operations an entry, [E, 2E]
-        climbing = 4 * self.size * self.width + matrix * sum(ticks[1:])
-        conditioning = matrix * sum(tick + 1 / time for tick in ticks[1:])  # and once for what was held before
+        feeding = 4 * self.size * self.width + matrix * sum(ticks[1:])
+        conditioning = matrix * sum(tick + 1 / time for tick in ticks[1:])  # and once for the state before the pass
         reading = 2 * (matrix_size(self.gate) + matrix_size(self.out))
-        return reading + climbing + conditioning + OP_FLOPS * self.size * sum(ticks)
+        return reading + feeding + conditioning + OP_FLOPS * self.size * sum(ticks)

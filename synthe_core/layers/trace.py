@@ -1,8 +1,7 @@
-"""A listener for what learners emit while they run. It records detached copies and never feeds compute.
+"""A recorder of what learners emit while they run. It stores detached copies, which no computation reads.
 
-Every emission is declared by the module that makes it, in its `emits`: name -> `Emission`, the documented schema. A
-name that ends in * stands for all that begin so. Where nobody listens nothing is computed, and listening changes no bit
-of the outputs.
+Every module declares its emissions in `emits`: name -> `Emission`, the documented schema. A name that ends in * stands
+for all names with that prefix. Without a trace nothing is computed, and a trace changes no bit of the outputs.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ class Emission(NamedTuple):
 
 
 def schema(emits: dict[str, Emission]) -> Mapping[str, Emission]:
-    """The schema of a class: name -> what it means. Nobody may add to it later."""
+    """The schema of a class: name -> what it means. It is read-only."""
     return MappingProxyType(emits)
 
 
 class Record(NamedTuple):
     """One emission: which learner (dotted path in the model), the name it gave, the value it had.
 
-    at: int64 [B, T], at which tokens of the whole pass the entries of the value's time axis were made; None where that
-        axis is the tokens themselves. Slow tiers speak once a span, a routed block sees some tokens only.
+    at: int64 [B, T], the tokens of the whole pass that the entries of the value's time axis belong to; None where that
+        axis is the tokens themselves. Slow tiers have one entry a span, a routed block one a selected token.
     """
 
     path: str
@@ -67,7 +66,7 @@ class Trace:
 
 
 def declared(name: str, emits: Mapping[str, Emission]) -> Emission | None:
-    """The schema of an emission, None where its maker declares no such name."""
+    """The schema of an emission, None for a name that `emits` does not declare."""
     if name in emits:
         return emits[name]
     return next((emission for pattern, emission in emits.items() if fnmatchcase(name, pattern)), None)

@@ -18,7 +18,7 @@ EPS = 1e-6
 
 
 class RMSNorm(nn.Module):
-    """The norm before a learner and before the head; under autocast it gives the narrow type that matrices read."""
+    """The norm before a learner and before the head; under autocast its output has autocast's dtype."""
 
     def __init__(self, width: int, eps: float = EPS) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """x = x + learner(norm(x)) for each learner in turn that takes part. Its state is the list of theirs."""
+    """x = x + learner(norm(x)) for each learner in turn that takes part. Its state is the list of their states."""
 
     emits = schema(
         {
@@ -53,21 +53,21 @@ class Block(nn.Module):
         for index, (norm, learner, state) in enumerate(zip(self.norms, self.learners, states, strict=True)):
             ctx.path = f"{path}.{index}"
             if ctx.path in ctx.without:
-                ctx.spare(learner.flops(x.shape[1]))  # type: ignore[operator]
+                ctx.skip_flops(learner.flops(x.shape[1]))  # type: ignore[operator]
             else:
-                heard = {} if ctx.trace is None else dict(ctx.signals)
+                before = {} if ctx.trace is None else dict(ctx.signals)
                 y, state = learner(norm(x), state, ctx)
                 if ctx.trace is not None:
-                    self._show(x, y, heard, ctx)
+                    self._emit(x, y, before, ctx)
                 x = x + y
             after.append(state)
         ctx.path = path
         return x, after
 
     @torch.no_grad()
-    def _show(self, x: Tensor, y: Tensor, heard: dict[str, Tensor], ctx: Pass) -> None:
-        """What a learner adds to the stream, and the signals that it did not find but leaves."""
+    def _emit(self, x: Tensor, y: Tensor, before: dict[str, Tensor], ctx: Pass) -> None:
+        """What a learner adds to the stream, and the signals that it publishes."""
         ctx.emit("added", y.float().norm(dim=-1) / x.float().norm(dim=-1).clamp_min(EPS))
         for name, signal in ctx.signals.items():
-            if signal is not heard.get(name):
+            if signal is not before.get(name):
                 ctx.emit(f"signal.{name}", signal)

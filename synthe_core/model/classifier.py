@@ -18,12 +18,12 @@ from synthe_core.ops.cross_entropy import IGNORED
 
 
 class Pool(nn.Module):
-    """Σ_t softmax_t(q · h_t / √D) h_t over the real tokens, q learned: [B, T, D] -> [B, D]; "mean" is q = 0 for good.
+    """Σ_t softmax_t(q · h_t / √D) h_t over the real tokens, q learned: [B, T, D] -> [B, D]; "mean" is a fixed q = 0.
 
-    The query is zero at first, so that pooling starts as the mean. A row without tokens gives zeros.
+    The query is initially zero, so that pooling starts as the mean. A row without tokens gives zeros.
     """
 
-    emits = schema({"attention": Emission("B T", "memory", "what each token counts in the text's vector")})
+    emits = schema({"attention": Emission("B T", "memory", "weight of each token in the text's vector")})
 
     def __init__(self, kind: str, width: int) -> None:
         super().__init__()
@@ -47,8 +47,8 @@ class Pool(nn.Module):
 class Classifier(Backbone):
     """Logits of `spec.head.classes` classes for each text: embedding -> stem -> blocks -> norm -> pooling -> head.
 
-    The stem (`spec.patch`) makes the text shorter and is left out where there is none. Blocks may hold learners that
-    see the whole text beside causal ones. The head starts at zero: every class is as likely as any other.
+    The stem (`spec.patch`), if there is one, shortens the text. Blocks may contain learners that see the whole text.
+    The head starts at zero: every class is as likely as any other.
     """
 
     def __init__(self, spec: ModelSpec, vocab: int, recompute: bool = False) -> None:
@@ -66,7 +66,7 @@ class Classifier(Backbone):
         return self.read(tokens, lengths, trace)[0]
 
     def read(self, tokens: Tensor, lengths: Tensor | None, trace: Trace | None = None) -> tuple[Tensor, Pass]:
-        """The logits, and the pass that learners left their measures with."""
+        """The logits, and the pass with the learners' measures."""
         x = self.embed(tokens)
         if self.patch is not None:
             x, lengths = self.patch(x, lengths)
@@ -77,9 +77,10 @@ class Classifier(Backbone):
     def loss(
         self, tokens: Tensor, targets: Tensor, state: ModelState | None = None, lengths: Tensor | None = None
     ) -> tuple[Loss, ModelState]:
-        """Cross-entropy of each row's class, which `targets` int64 [B, T] hold at one token, with -100 at the others.
+        """Cross-entropy of each row's class, which `targets` int64 [B, T] contain at one token, with -100 at the
+        others.
 
-        The contract is a language model's, so that one trainer serves both; an encoder takes no state and leaves none.
+        The contract is a language model's, so that one trainer serves both; an encoder has no state.
         """
         if state is not None:
             raise InputError("an encoder reads a text at once", "it takes no state to go on from")
@@ -102,7 +103,7 @@ class Classifier(Backbone):
         return stem + (inner + pooling) * short / time + 2.0 * matrix_size(self.head) / time
 
     def state_bytes(self, time: int = 1) -> int:
-        """None: a text is read at once, and nothing of it is kept."""
+        """0: a text is read at once, without state."""
         return 0
 
 

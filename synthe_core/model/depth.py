@@ -1,8 +1,8 @@
-"""Depth that each token decides for itself: easy ones leave out blocks, and the others run as a shorter sequence.
+"""Mixture of depths: a router selects the tokens of each block, which run as a shorter sequence.
 
 A router after the first `min` blocks scores every token; the token runs a later block where its score is above that
-block's threshold. Thresholds are moved between training steps only, so a token's depth depends on nothing but its own
-stream, and decoding one token at a time takes the same way as one long pass.
+block's threshold. Thresholds are moved between training steps only, so a token's depth depends on its own stream
+only, and decoding one token at a time gives the same depths as one long pass.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ from synthe_core.ops.hashing import hash_uniform
 from synthe_core.ops.linear import linear
 from synthe_core.ops.rms_norm import rms_norm
 
-EXPLORATION_SEED = 1 << 40  # the seed that picks the tokens to learn from, by position
-FOLLOW = 0.3  # share of the way that a threshold goes, each step, to where this step's tokens would have had it
-SLOW = 8.0  # the router's weights are kept this much larger than they act, so that a step of Adam turns them less
+EXPLORATION_SEED = 1 << 40  # the seed that selects the exploring tokens, by position
+THRESHOLD_RATE = 0.3  # share of the distance to the step's quantile by which a threshold moves each step
+WEIGHT_SCALE = 8.0  # the router's weights are stored this much larger than they act: a step of Adam changes them less
 TINY = 1e-12
 
 
 class DepthSpec(Spec):
-    """How deep a token goes: every token runs `min` blocks, and on average `target` of those that it may leave out."""
+    """How deep a token goes: every token runs `min` blocks, and on average `target` of those that it may skip."""
 
-    min: int = Field(2, ge=1, description="blocks that every token runs; the router reads what comes out of them")
+    min: int = Field(2, ge=1, description="blocks that every token runs; the router reads their output")
     target: float = Field(0.6, gt=0, lt=1, description="share of the other blocks that a token runs on average")
     mode: Literal["exit", "skip"] = Field(
         "exit",
-        description="exit: one score, and a token leaves for good at its depth; skip: a score for each block",
+        description="exit: one score, a token runs no block after its depth; skip: a score for each block",
     )
-    every: int = Field(1, ge=1, description="skip: only every so manieth of the other blocks is left out by any token")
+    every: int = Field(1, ge=1, description="skip: only every n-th of the other blocks may be skipped")
     hidden: int = Field(64, ge=1, description="units of the router's hidden layer")
     explore: float = Field(
-        0.0625, gt=0, lt=1, description="in training, the share of tokens that run every block, to learn what it gains"
+        0.0625, gt=0, lt=1, description="in training, the share of tokens that run every block, to measure its gain"
     )
 
     @model_validator(mode="after")
-    def _who_left_does_not_come_back(self) -> DepthSpec:
+    def _every_is_for_skip(self) -> DepthSpec:
         if self.mode == "exit" and self.every > 1:
-            raise ValueError(f"every: {self.every} is for mode: skip; a token that exits comes back to no block")
+            raise ValueError(f"every: {self.every} is for mode: skip; a token that exits runs no later block")
         return self
 
     def places(self, blocks: int) -> range:
-        """The blocks, of so many, that a token may leave out."""
+        """The indices, below `blocks`, of the blocks that a token may skip."""
         return range(self.min, blocks, self.every)
 
     def rates(self, routed: int) -> list[float]:
         """The share of tokens to run each of `routed` blocks; their mean is `target`.
 
-        skip: `target` everywhere. exit: falling evenly from block to block, as steeply as leaves all of them in (0, 1).
+        skip: `target` everywhere. exit: falling evenly from block to block, as steeply as keeps all of them in (0, 1).
         """
         steep = 0.0 if self.mode == "skip" else min(self.target, 1 - self.target)
         return [self.target + steep * (1 - (2 * block + 1) / routed) for block in range(routed)]
@@ -76,7 +76,7 @@ class Choice(NamedTuple):
     counts: list[int]
 
     @classmethod
-    def everyone(cls, ctx: Pass) -> Choice:
+    def all_tokens(cls, ctx: Pass) -> Choice:
         """All tokens, for a pass without a router."""
         if ctx.mask is None:
             batch, time = ctx.positions.shape
@@ -84,11 +84,11 @@ class Choice(NamedTuple):
         return cls(ctx.mask, ctx.mask.sum(1).tolist())
 
     def run(self, block: Any, x: Tensor, remembered: Sequence[Any], ctx: Pass) -> tuple[Tensor, list[Any]]:
-        """The block over the tokens that are kept, gathered to the front; the others pass by unchanged.
+        """The block over the selected tokens, gathered to the front; the others are unchanged.
 
         x [B, T, D]; `remembered` is the block's state and, last, its clock: int64 [B], how many tokens it has seen.
-        The block lives in its own time: positions count what it has seen, so windows and ticks are in tokens of its
-        own. It publishes signals for its tokens; for the others the signal of the block before stays.
+        Positions within the block count those tokens, so windows and ticks are in tokens of the block. It publishes
+        signals for its tokens; the others keep the signal of the block before.
         """
         *before, clock = remembered
         time = self.keep.shape[1]
@@ -96,7 +96,7 @@ class Choice(NamedTuple):
             steps = torch.arange(time, device=x.device)
             y, after = block(x, before, replace(ctx, positions=clock[:, None] + steps, lengths=None, mask=None))
             return y, [*after, clock + time]
-        groups = alike(self.counts)
+        groups = group_by_count(self.counts)
         if not groups:
             return x, list(remembered)
         y, after = x, []
@@ -114,35 +114,35 @@ class Choice(NamedTuple):
     def _some(
         self, block: Any, chosen: list[int], x: Tensor, y: Tensor, before: Any, clock: Tensor, ctx: Pass
     ) -> tuple[Tensor, Any]:
-        """The block over the kept tokens of some rows of x, written into y; and the state of those rows."""
+        """The block over the selected tokens of some rows of x, written into y; and the state of those rows."""
         rows = None if chosen == list(range(len(x))) else torch.tensor(chosen, device=x.device)
         counts = [self.counts[row] for row in chosen]
-        places = Places.of(self.keep, rows, max(counts))
+        places = CompactIndex.of(self.keep, rows, max(counts))
         ragged = min(counts) != max(counts)
         inner = replace(
             ctx,
             positions=_rows(clock, rows)[:, None] + torch.arange(max(counts), device=x.device),
             lengths=places.real.sum(1) if ragged else None,
             mask=places.real if ragged else None,
-            tokens=ctx.among(places.index % x.shape[1]),
+            tokens=ctx.global_tokens(places.index % x.shape[1]),
             signals={name: places.gather(value) for name, value in ctx.signals.items()},
             losses=[],
         )
-        given = dict(inner.signals)
+        published = dict(inner.signals)
         with select_rows(chosen):
             new, after = block(places.gather(x), before if rows is None else states.take(before, rows), inner)
         for name, value in inner.signals.items():
-            if value is not given.get(name):  # the blocks that every token runs have published the same names before
+            if value is not published.get(name):  # the blocks that every token runs have published the same names
                 ctx.signals[name] = places.scatter(value, ctx.signals[name])
         share = sum(counts) / sum(self.counts)
         ctx.losses.extend((name, loss * share) for name, loss in inner.losses)
         return places.scatter(new, y), after
 
 
-def alike(counts: list[int]) -> list[list[int]]:
-    """The rows with a count, in groups whose counts are alike, so that little of a group's pass is padding.
+def group_by_count(counts: list[int]) -> list[list[int]]:
+    """The rows with a count, in groups of similar counts, so that little of a group's pass is padding.
 
-    At most four groups, of four rows or more; one where that would not spare a twentieth of it.
+    At most four groups, of four rows or more; one where that would not save a twentieth.
     """
     rows = [row for row, count in enumerate(counts) if count]
     if not rows:
@@ -151,17 +151,20 @@ def alike(counts: list[int]) -> list[list[int]]:
     size = max(4, -(-len(rows) // 4))
     groups = [ordered[start : start + size] for start in range(0, len(rows) - 3, size)] or [rows]
     groups[-1] = ordered[sum(map(len, groups[:-1])) :]
-    return [rows] if padded(groups, counts) > 0.95 * padded([rows], counts) else [sorted(group) for group in groups]
+    if padded_tokens(groups, counts) > 0.95 * padded_tokens([rows], counts):
+        return [rows]
+    return [sorted(group) for group in groups]
 
 
-def padded(groups: list[list[int]], counts: list[int]) -> int:
+def padded_tokens(groups: list[list[int]], counts: list[int]) -> int:
     """Tokens of the passes of these groups, padding included."""
     return sum(len(group) * max(counts[row] for row in group) for group in groups)
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the kept tokens of a pass [B, T, ...] go in a shorter one [b, M, ...], and which of its places are real.
+class CompactIndex:
+    """Where the selected tokens of a pass [B, T, ...] go in a shorter one [b, M, ...], and which of its places are
+    real.
 
     index: int64 [b, M] into the pass with its rows laid end to end; a place that is not real repeats a token.
     """
@@ -170,7 +173,7 @@ class Places:
     real: Tensor
 
     @classmethod
-    def of(cls, keep: Tensor, rows: Tensor | None, longest: int) -> Places:
+    def of(cls, keep: Tensor, rows: Tensor | None, longest: int) -> CompactIndex:
         """Of the tokens `keep` bool [B, T] of some rows, at most `longest` in each."""
         time = keep.shape[1]
         base = torch.arange(keep.shape[0], device=keep.device) * time
@@ -180,69 +183,67 @@ class Places:
         return cls(base[:, None] + index, torch.arange(longest, device=keep.device) < rank[:, -1:])
 
     def gather(self, x: Tensor) -> Tensor:
-        """The kept tokens of x [B, T, ...] as [b, M, ...]."""
+        """The selected tokens of x [B, T, ...] as [b, M, ...]."""
         return x.flatten(0, 1).index_select(0, self.index.flatten()).unflatten(0, self.index.shape)
 
     def scatter(self, y: Tensor, x: Tensor) -> Tensor:
-        """x [B, T, ...] with the kept tokens replaced by those of y [b, M, ...]."""
+        """x [B, T, ...] with the selected tokens replaced by those of y [b, M, ...]."""
         flat = x.flatten(0, 1)
-        to = self.index.masked_fill(~self.real, flat.shape[0])  # places that are not real go to a row too many
+        to = self.index.masked_fill(~self.real, flat.shape[0])  # places that are not real go to a spare row
         out = torch.cat([flat, flat[:1]]).index_copy_(0, to.flatten(), y.flatten(0, 1).to(x.dtype))
         return out[:-1].view_as(x)
 
 
 @dataclass
 class ExplorationSample:
-    """Tokens of a pass that run every block, for the router to learn from: N of them, at `at` int64 [N] in the rows
-    laid end to end. `scores` [N, S] are theirs, with the router's gradient; `streams` what went in and out of each."""
+    """N tokens of a pass that run every block, which train the router: `indices` int64 [N] in the rows laid end to end,
+    their `scores` [N, S] with the router's gradient, and `streams`, the residual stream before and after each block."""
 
-    at: Tensor
+    indices: Tensor
     scores: Tensor
     streams: list[Tensor]
 
-    def watch(self, x: Tensor) -> None:
-        """Keeps the stream x [B, T, D] before or after a routed block, at these tokens."""
-        self.streams.append(x.detach().flatten(0, 1).index_select(0, self.at))
+    def record(self, x: Tensor) -> None:
+        """Stores the stream x [B, T, D] before or after a routed block, at these tokens."""
+        self.streams.append(x.detach().flatten(0, 1).index_select(0, self.indices))
 
     def only(self, which: Tensor) -> ExplorationSample:
         """Those that are True in bool [N]."""
-        return ExplorationSample(self.at[which], self.scores[which], [x[which] for x in self.streams])
+        return ExplorationSample(self.indices[which], self.scores[which], [x[which] for x in self.streams])
 
     @property
     def ends(self) -> list[Tensor]:
-        """The streams before and after what each score decides about, 2 S of [N, D]: one score decides about it all."""
+        """The streams before and after the blocks of each score, 2 S of [N, D]; a single score covers all blocks."""
         return [self.streams[0], self.streams[-1]] if self.scores.shape[1] == 1 else self.streams
 
     def router_loss(self, losses: Tensor) -> Tensor:
-        """1 - the correlation of the scores with what the blocks gained: a scalar with the router's gradient.
+        """1 - the correlation of the scores with the blocks' gain: a scalar with the router's gradient.
 
-        losses [2 S, N]: a token's cross-entropy if it were read off at each of the `ends`. A gain is the difference
-        that a block makes, clipped at three deviations.
+        losses [2 S, N]: a token's cross-entropy at each of the `ends`, by the model's own head. A gain is the
+        decrease over a block, clipped at three deviations.
         """
-        if not len(self.at):
+        if not len(self.indices):
             return self.scores.sum()
         gains = _standard((losses[::2] - losses[1::2]).T).clamp(-3, 3)
         return 1 - (_standard(self.scores) * gains).mean()
 
 
 def _standard(x: Tensor) -> Tensor:
-    """The columns of x [N, S] with mean 0 and variance 1; nothing where they do not vary."""
+    """The columns of x [N, S] with mean 0 and variance 1; zero where they do not vary."""
     x = x - x.mean(0)
     return x * (x.square().mean(0) + TINY).rsqrt()
 
 
 class Router(nn.Module):
-    """s = w · norm(silu((W norm(x) + b) / 8)), |w| = 1: how much thought a token needs. It runs block j if s_j > t_j.
+    """s = w · norm(silu((W norm(x) + b) / 8)), |w| = 1: the depth that a token needs. It runs block j if s_j > t_j.
 
-    x [B, T, D]. The last norm and |w| = 1 keep the scores at a scale of one, wherever training takes them. The
-    thresholds t hold the budget: after each training step they go a part of the way to where this step's tokens would
-    have met the wanted rates. They begin at minus infinity: at first every token runs every block. Decisions that
-    change slowly cost less quality, as the later blocks must live with them.
+    x [B, T, D]. The last norm and |w| = 1 keep the scores at a scale of one. The thresholds t meet the budget: after
+    each training step they move towards the quantiles of this step's scores at the target rates. They start at minus
+    infinity, where every token runs every block. Slow changes of the decisions cost less quality.
 
-    **What it learns.** In training a few tokens, `explore` of them and chosen by position, run every block. For those
-    it is known by how much the blocks lowered the loss: the stream before them, read by the model's own head, is what
-    the token would have predicted had it left there. The scores learn to correlate with that gain (see
-    `ExplorationSample.router_loss`).
+    **Training.** A share `explore` of the tokens, selected by position, runs every block. Their gain is the decrease of
+    the loss over the blocks, with the stream before a block read by the model's own head. The scores learn to correlate
+    with that gain (see `ExplorationSample.router_loss`).
     """
 
     thresholds: Tensor
@@ -263,74 +264,74 @@ class Router(nn.Module):
         self.inner = project_in(width, spec.hidden, bias=True)
         self.outer = project_in(spec.hidden, 1 if spec.mode == "exit" else self.routed)
         with torch.no_grad():
-            self.inner.weight.mul_(SLOW)
-            self.outer.weight.mul_(SLOW)
+            self.inner.weight.mul_(WEIGHT_SCALE)
+            self.outer.weight.mul_(WEIGHT_SCALE)
         self.register_buffer("thresholds", torch.full((self.routed,), -torch.inf))
 
     def scores(self, x: Tensor) -> Tensor:
-        """[B, T, 1] or [B, T, blocks], in float32 or float64 whatever the rest of the model is run in.
+        """[B, T, 1] or [B, T, blocks], in float32 or float64 in any model.
 
-        The router reads the stream and does not shape it: its gradient, which compares tokens with each other, stays
-        in its own weights.
+        The stream is detached: the router's gradient, which compares tokens with each other, reaches its own weights
+        only.
         """
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         with torch.autocast(x.device.type, enabled=False):
             x = rms_norm(x.detach().to(wide), self.norm.weight.to(wide), self.norm.eps, wide)
-            x = silu(linear(x, self.inner.weight.to(wide), self.inner.bias.to(wide)) / SLOW)
+            x = silu(linear(x, self.inner.weight.to(wide), self.inner.bias.to(wide)) / WEIGHT_SCALE)
             x = F.rms_norm(x, (x.shape[-1],), eps=self.norm.eps)
             return linear(x, F.normalize(self.outer.weight.to(wide), dim=-1))
 
     def forward(
         self, x: Tensor, ctx: Pass, cost: Callable[[int], float]
     ) -> tuple[list[Choice], ExplorationSample | None]:
-        """What each of the later blocks runs of x, and the tokens to learn from, in training.
+        """The tokens of x that each of the later blocks runs, and in training the sample that trains the router.
 
         `cost` is a block's FLOPs per token of a pass of that length.
         """
         if "router" in ctx.without:
-            ctx.spare(self.flops())
-            return [Choice.everyone(ctx)] * self.routed, None
+            ctx.skip_flops(self.flops())
+            return [Choice.all_tokens(ctx)] * self.routed, None
         scores = per_adapter((self.inner, self.outer), self.scores, x)
         keep = (scores.detach() > self.thresholds).movedim(-1, 0)  # [blocks, B, T]
         keep = keep if ctx.mask is None else keep & ctx.mask
-        wished, sample = keep, None
+        selected, sample = keep, None
         if self.training:
-            tried = hash_uniform(ctx.positions, EXPLORATION_SEED) < self.spec.explore
-            tried = tried if ctx.mask is None else tried & ctx.mask
-            keep = keep | tried
-            at = tried.flatten().nonzero().squeeze(1)
+            explored = hash_uniform(ctx.positions, EXPLORATION_SEED) < self.spec.explore
+            explored = explored if ctx.mask is None else explored & ctx.mask
+            keep = keep | explored
+            at = explored.flatten().nonzero().squeeze(1)
             sample = ExplorationSample(at, scores.flatten(0, 1).index_select(0, at), [])
-            ctx.buffer_updates.append((self.thresholds, self._followed(scores.detach(), ctx.mask)))
-        counts = keep.sum(-1).tolist()  # lengths decide shapes: here a device is waited for
-        self._tell(wished, keep, counts, ctx, cost)
+            ctx.buffer_updates.append((self.thresholds, self._moved_thresholds(scores.detach(), ctx.mask)))
+        counts = keep.sum(-1).tolist()  # lengths decide shapes: this waits for the device
+        self._report(selected, keep, counts, ctx, cost)
         return [Choice(*each) for each in zip(keep.unbind(), counts, strict=True)], sample
 
-    def _followed(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """The thresholds after a step of these scores."""
+    def _moved_thresholds(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """The thresholds after a training step with these scores."""
         columns = scores.expand(*scores.shape[:-1], self.routed).unbind(-1)
         rates = self.spec.rates(self.routed)
         return torch.stack(
             [
-                moved_threshold(threshold, column, mask, 1 - rate, FOLLOW)
+                moved_threshold(threshold, column, mask, 1 - rate, THRESHOLD_RATE)
                 for threshold, column, rate in zip(self.thresholds, columns, rates, strict=True)
             ]
         )
 
-    def _tell(
-        self, wished: Tensor, keep: Tensor, counts: list[list[int]], ctx: Pass, cost: Callable[[int], float]
+    def _report(
+        self, selected: Tensor, keep: Tensor, counts: list[list[int]], ctx: Pass, cost: Callable[[int], float]
     ) -> None:
-        """Depth for the log (of those that wished) and a trace, and what the blocks were spared: padding of the short
-        passes is not."""
+        """Reports depth to the log (without exploring tokens) and the trace, and the skipped operations, which exclude
+        the padding of short passes."""
         runs = keep.sum(0)
         tokens = runs.numel() if ctx.mask is None else ctx.mask.sum().clamp_min(1)
-        ctx.measures.append(("depth", wished.sum() / (tokens * self.routed)))
+        ctx.measures.append(("depth", selected.sum() / (tokens * self.routed)))
         path, ctx.path = ctx.path, "router"
         ctx.emit("depth", self.always + runs)
         ctx.emit("keep", keep)
         ctx.path = path
         batch, time = runs.shape
         for each in counts:
-            groups = [range(batch)] if min(each) == time else alike(each)
+            groups = [range(batch)] if min(each) == time else group_by_count(each)
             longest = [max(each[row] for row in group) for group in groups]
             ran = sum(len(group) * length * cost(length) for group, length in zip(groups, longest, strict=True))
             ctx.skipped.append(batch * time * cost(time) - ran)
@@ -346,7 +347,7 @@ def _rows(x: Tensor, rows: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def depths(model: Any, tokens: Tensor) -> Tensor:
-    """How many blocks each of `tokens` int64 [B, T] runs, int64 [B, T]: easy tokens few, hard ones many."""
+    """How many blocks each of `tokens` int64 [B, T] runs, int64 [B, T]."""
     trace = Trace(frozenset({"depth"}))
     model.hidden(tokens, trace=trace)
     return trace.records[0].value if trace.records else torch.full_like(tokens, model.spec.blocks)

@@ -45,13 +45,15 @@ class ModelSpec(Spec):
     blocks: int = Field(..., ge=1, le=1000, description="how many times the block is repeated")
     block: list[LearnerSpec] = Field(..., min_length=1, max_length=100, description="the learners of a block, in order")
     tie: bool = Field(True, description="one matrix for the embedding and the head")
-    embed_norm: bool = Field(True, description="bring embeddings to unit scale before the first block")
-    norm_eps: float = Field(EPS, gt=0, description="what the norms add to a mean square")
+    embed_norm: bool = Field(True, description="normalise embeddings to unit scale before the first block")
+    norm_eps: float = Field(EPS, gt=0, description="added to a mean square by the norms")
     depth: DepthSpec | None = Field(None, description="lets each token decide how many blocks it runs; null: all")
     confidence: ConfidenceSpec | None = Field(
-        None, description="a small head that says how likely the likeliest next token is to be right"
+        None, description="a small head that predicts whether the most likely next token is correct"
     )
-    head: ClassifySpec | None = Field(None, description="makes an encoder that classifies; else the next token's")
+    head: ClassifySpec | None = Field(
+        None, description="classification head, which makes the model an encoder; null: a language model"
+    )
     patch: BytePatch.Config | None = Field(None, description="an encoder's stem: strided convolution over the tokens")
 
     @property
@@ -107,12 +109,12 @@ class ModelSpec(Spec):
             raise field_error(
                 ("block", place),
                 f"no learner before it in the block publishes the signal '{name}'",
-                _who_publishes(name),
+                _publisher_hint(name),
             )
         return self
 
     def unresolved_signals(self) -> Iterator[tuple[int, str]]:
-        """Every signal that a learner reads and none before it in the block publishes: the reader's place, the name."""
+        """Every signal that a learner reads and no learner before it publishes: the reader's place, the name."""
         published: set[str] = set()
         for place, spec in enumerate(self.block):
             learner = LAYERS[spec.type]  # type: ignore[attr-defined]
@@ -120,8 +122,8 @@ class ModelSpec(Spec):
             published.update(learner.publishes(spec))
 
 
-def _who_publishes(name: str) -> str:
-    """The hint to a signal that nobody publishes: whom to put before its reader, or the name that was meant."""
+def _publisher_hint(name: str) -> str:
+    """The hint for a signal that is not published: the learners that publish it, or the nearest name."""
     by_signal: dict[str, list[str]] = {}
     for learner in LAYERS:
         for signal in LAYERS[learner].publishes(LAYERS[learner].Config()):
@@ -133,12 +135,12 @@ def _who_publishes(name: str) -> str:
 
 
 def field_error(path: tuple[str | int, ...], message: str, hint: str) -> PydanticCustomError:
-    """A fault of several keys together, to be shown at `path` below the mapping that is checked."""
+    """An error of several keys together, reported at `path` below the mapping that is validated."""
     return PydanticCustomError("field", "{message}", {"message": message, "path": path, "hint": hint})
 
 
 class ModelState(NamedTuple):
-    """What a model remembers: how many tokens each row has seen, int64 [B], and every learner's state."""
+    """The state of a model: how many tokens each row has seen, int64 [B], and every learner's state."""
 
     position: Tensor
     blocks: list[list[Any]]
@@ -147,7 +149,7 @@ class ModelState(NamedTuple):
 class Loss(NamedTuple):
     """`total` nats over `scored` tokens (differentiable), `auxiliary` losses, and `each` token's loss [B, T].
 
-    measures: what learners told of the pass, the mean of each name over those that told it; 0-dim, no gradient.
+    measures: figures of the pass, the mean of each name over the learners that measure it; 0-dim, no gradient.
     skipped: floating-point operations that learners left out of the pass, of those that `flops` states; 0-dim or 0.0.
     buffer_updates: buffers and their values after the step, for `apply_buffer_updates`.
     state: the recurrent state after the batch, where an objective carries it.
@@ -171,32 +173,32 @@ class Loss(NamedTuple):
 
 def auxiliary(ctx: Pass) -> dict[str, Tensor]:
     """The auxiliary losses of a pass, summed by name."""
-    found: dict[str, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
     for name, value in ctx.losses:
-        found[name] = found[name] + value if name in found else value
-    return found
+        by_name[name] = by_name[name] + value if name in by_name else value
+    return by_name
 
 
 def measures(ctx: Pass) -> dict[str, Tensor]:
     """The measures of a pass, the mean by name."""
-    found: dict[str, list[Tensor]] = {}
+    by_name: dict[str, list[Tensor]] = {}
     for name, value in ctx.measures:
-        found.setdefault(name, []).append(value.detach().float())
-    return {name: torch.stack(values).mean() for name, values in found.items()}
+        by_name.setdefault(name, []).append(value.detach().float())
+    return {name: torch.stack(values).mean() for name, values in by_name.items()}
 
 
 class Backbone(nn.Module):
-    """Embedding, blocks, norm: what every model is made of before its head.
+    """Embedding, blocks, norm: every model without its head.
 
     With `recompute`, blocks keep only their inputs for the backward pass and run again there (Chen et al. 2016).
-    `without` are the parts that take no part for now, by name (see `leave_out`).
+    `without` names the parts that passes leave out (see `leave_out`).
     """
 
     def __init__(self, spec: ModelSpec, vocab: int, recompute: bool = False) -> None:
         super().__init__()
         self.spec, self.vocab, self.recompute = spec, vocab, recompute
         self.without: frozenset[str] = frozenset()
-        self._silent: frozenset[str] = frozenset()
+        self._excluded_paths: frozenset[str] = frozenset()
         self.embedding = nn.Embedding(vocab, spec.width)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         self.blocks = nn.ModuleList(Block(spec.block, spec.width, spec.norm_eps) for _ in range(spec.blocks))
@@ -213,16 +215,16 @@ class Backbone(nn.Module):
         return ModelState(position, blocks)
 
     def leave_out(self, names: Iterable[str]) -> None:
-        """From now on the parts of these names (see `parts`) take no part in a pass, and all others do.
+        """From now on passes leave out the parts of these names (see `parts`), and no others.
 
-        What is left out adds nothing, costs nothing and keeps its state and weights, until another call.
+        Such a part adds nothing, costs nothing and keeps its state and weights, until another call.
         """
         without = frozenset(names)
         known = parts(self.spec) if without else {}
         for name in without - known.keys():
             raise unknown("part of the model", name, known)
         self.without = without
-        self._silent = frozenset(path for name in self.without for path in known[name].paths)
+        self._excluded_paths = frozenset(path for name in self.without for path in known[name].paths)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What the first block reads, [B, T, D]."""
@@ -235,29 +237,29 @@ class Backbone(nn.Module):
         """The normalised output of the last block, [B, T, D], and the states of all blocks after it."""
         after = []
         choices: dict[int, Choice] = {}
-        ctx.without = self._silent
+        ctx.without = self._excluded_paths
         for index, (block, remembered) in enumerate(zip(self.blocks, states, strict=True)):
             if self.router is not None and index == self.routed[0]:
                 chosen, ctx.exploration = self.router(x, ctx, self._block_flops)
                 choices = dict(zip(self.routed, chosen, strict=True))
             step = partial(choices[index].run, block) if index in choices else block
-            tried = ctx.exploration if index in choices else None
-            if tried is not None:
-                tried.watch(x)
+            sample = ctx.exploration if index in choices else None
+            if sample is not None:
+                sample.record(x)
             ctx.path = f"blocks.{index}"
             if self.recompute and torch.is_grad_enabled():
-                again = partial(_again, dict(ctx.signals), current_adapters(), step)
+                again = partial(_recompute, dict(ctx.signals), current_adapters(), step)
                 x, remembered = checkpoint(again, x, remembered, ctx, use_reentrant=False)
             else:
                 x, remembered = step(x, remembered, ctx)
-            if tried is not None:
-                tried.watch(x)
+            if sample is not None:
+                sample.record(x)
             after.append(remembered)
         return self.norm(x), after
 
     @property
     def routed(self) -> Sequence[int]:
-        """The blocks that are run by some tokens only."""
+        """The blocks that a router may skip."""
         return () if self.router is None else self.router.places
 
     def _block_flops(self, time: int) -> float:
@@ -266,7 +268,7 @@ class Backbone(nn.Module):
 
     @property
     def learners(self) -> list[Learner[Any]]:
-        """The learners of every block, in order. One that holds others inside answers for them too."""
+        """The learners of every block, in order; a learner includes those inside it."""
         return [learner for block in self.blocks for learner in block.learners]  # type: ignore[union-attr]
 
     def parameter_count(self) -> int:
@@ -274,12 +276,12 @@ class Backbone(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def active_parameter_count(self) -> int:
-        """The parameters that one token meets: without the experts to which it is not sent."""
+        """The parameters that one token uses: without the experts that it is not routed to."""
         idle = sum(sum(p.numel() for p in each.parameters()) - each.active_parameters() for each in self.learners)
         return self.parameter_count() - idle
 
 
-def _again(
+def _recompute(
     signals: dict[str, Tensor],
     adapters: AdapterBatch | None,
     block: Callable[..., Any],
@@ -306,7 +308,7 @@ class LanguageModel(Backbone):
             self.head.weight = self.embedding.weight
         else:
             nn.init.zeros_(self.head.weight)
-        self.confidence = None  # drawn last: with it or without, all else has the same initial values
+        self.confidence = None  # initialised last, so that all other initial values are the same with and without it
         if spec.confidence is not None:
             self.confidence = ConfidenceHead(spec.confidence, spec.width, spec.published)
 
@@ -340,21 +342,21 @@ class LanguageModel(Backbone):
         """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each."""
         hidden, after, ctx = self.hidden(tokens, state, lengths)
         confidence = None if "confidence" in ctx.without else self.confidence
-        total, each, verdict = linear_cross_entropy(hidden, self.head.weight, targets, confidence is not None)
-        scored, told, losses = (targets != IGNORED).sum(), measures(ctx), auxiliary(ctx)
-        if confidence is not None and verdict is not None:
-            losses["confidence"] = confidence.loss(hidden, ctx.signals, verdict, targets != IGNORED)
+        total, each, top = linear_cross_entropy(hidden, self.head.weight, targets, confidence is not None)
+        scored, logged, losses = (targets != IGNORED).sum(), measures(ctx), auxiliary(ctx)
+        if confidence is not None and top is not None:
+            losses["confidence"] = confidence.loss(hidden, ctx.signals, top, targets != IGNORED)
         elif self.confidence is not None:
-            ctx.spare(self.confidence.flops())
+            ctx.skip_flops(self.confidence.flops())
         if ctx.exploration is not None and torch.is_grad_enabled():
             losses["depth"] = self._router_loss(ctx.exploration, targets)
-        return Loss(total, scored, losses, each, told, sum(ctx.skipped), tuple(ctx.buffer_updates)), after
+        return Loss(total, scored, losses, each, logged, sum(ctx.skipped), tuple(ctx.buffer_updates)), after
 
     def _router_loss(self, sample: ExplorationSample, targets: Tensor) -> Tensor:
-        """The router's loss: how well its scores tell what the blocks gained at the tokens that ran them all."""
-        answers = targets.flatten().index_select(0, sample.at)
+        """The router's loss: how well its scores predict the blocks' gain at the tokens that ran all of them."""
+        answers = targets.flatten().index_select(0, sample.indices)
         sample = sample.only(answers != IGNORED)
-        answers = targets.flatten().index_select(0, sample.at)
+        answers = targets.flatten().index_select(0, sample.indices)
         wide = sample.scores.dtype
         with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
             logits = linear(self.norm(torch.stack(sample.ends).to(wide)), self.head.weight.to(wide))
@@ -365,8 +367,8 @@ class LanguageModel(Backbone):
         """Floating-point operations per token of a forward pass over `time` tokens, counted learner by learner."""
         inner = sum(learner.flops(time) for learner in self.learners)
         routing = 0.0 if self.router is None else self.router.flops()
-        asking = 0.0 if self.confidence is None else self.confidence.flops()
-        return inner + routing + asking + 2.0 * self.spec.width * self.vocab
+        confidence = 0.0 if self.confidence is None else self.confidence.flops()
+        return inner + routing + confidence + 2.0 * self.spec.width * self.vocab
 
     def state_bytes(self, time: int = 1) -> int:
         """Bytes of one sequence's state after `time` tokens: its position, what every learner remembers, and the clock

@@ -1,4 +1,4 @@
-"""The parts of a model that training may leave out for a while, by name."""
+"""The parts of a model that a stage of training may leave out, by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from synthe_core.layers import LAYERS
 
 
 class Part(NamedTuple):
-    """Everywhere that a part runs (see `Pass.path`), and what the names of its tensors begin with."""
+    """The paths under which a part runs (see `Pass.path`), and the prefixes of its tensors' names."""
 
     paths: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
@@ -21,11 +21,11 @@ def parts(spec: Any) -> dict[str, Part]:
     `delta` is that learner in every block, norm included; `multiscale_memory.tier3` an optional part of a learner (see
     `Learner.parts`); `depth` the router; `confidence` the head of that name.
     """
-    found: dict[str, Part] = {}
+    named: dict[str, Part] = {}
 
     def add(name: str, path: str, *prefixes: str) -> None:
-        before = found.get(name, Part())
-        found[name] = Part((*before.paths, path), (*before.prefixes, *prefixes))
+        before = named.get(name, Part())
+        named[name] = Part((*before.paths, path), (*before.prefixes, *prefixes))
 
     for block in range(spec.blocks):
         for place, entry in enumerate(spec.block):
@@ -33,30 +33,30 @@ def parts(spec: Any) -> dict[str, Part]:
             add(entry.type, path, tensors, f"blocks.{block}.norms.{place}.")
             for name, modules in LAYERS[entry.type].parts(entry).items():
                 add(f"{entry.type}.{name}", f"{path}.{modules[0]}", *(f"{tensors}{module}." for module in modules))
-    for name, module, there in (("depth", "router", spec.depth), ("confidence", "confidence", spec.confidence)):
-        if there is not None:
+    for name, module, present in (("depth", "router", spec.depth), ("confidence", "confidence", spec.confidence)):
+        if present is not None:
             add(name, module, f"{module}.")
-    return found
+    return named
 
 
 def without_parts(spec: Any, without: Collection[str]) -> Any:
-    """The model that is left of `spec` without these parts."""
+    """The specification `spec` without these parts."""
     block = []
     for entry in spec.block:
         if entry.type not in without:
             learner = LAYERS[entry.type]
             block.append(learner.without_parts(entry, omitted(entry, without)))
-    gone = {name: None for name in ("depth", "confidence") if name in without}
-    return spec.model_copy(update={"block": block, **gone})
+    removed = {name: None for name in ("depth", "confidence") if name in without}
+    return spec.model_copy(update={"block": block, **removed})
 
 
 def omitted(entry: Any, without: Collection[str]) -> list[str]:
-    """Of what the learner `entry` can do without, what is left out."""
+    """The optional parts of the learner `entry` that are left out."""
     return [name for name in LAYERS[entry.type].parts(entry) if f"{entry.type}.{name}" in without]
 
 
 def missing_dependency(spec: Any, without: Collection[str]) -> tuple[str, str] | None:
-    """A part that is to run, and one that it builds on and that is left out; None where there is no such pair."""
+    """A part that runs, and a part that it needs and that is left out; None without such a pair."""
     for entry in spec.block:
         left_out = omitted(entry, without)
         names = list(LAYERS[entry.type].parts(entry))

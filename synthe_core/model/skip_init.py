@@ -1,4 +1,4 @@
-"""Building a model whose weights are about to be loaded: the initial values that nobody will see are not drawn."""
+"""Builds a model without random initial values, for one whose weights are loaded next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DRAWS = (
 
 
 class _SkipInit(TorchFunctionMode):
-    """Leaves a tensor as it is where it would be filled at random."""
+    """Skips the random initialisation of tensors."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -29,7 +29,7 @@ class _SkipInit(TorchFunctionMode):
 
 @contextmanager
 def skip_init() -> Iterator[None]:
-    """Within the block random initial values are left out, and the caller's random numbers stay what they are. Every
-    tensor of what is built that was to be drawn means nothing until it is loaded."""
+    """Within the block random initialisation is skipped, and the caller's random state does not change. Tensors that
+    would be drawn are undefined until they are loaded."""
     with torch.random.fork_rng(devices=[]), _SkipInit():
         yield

@@ -1,4 +1,4 @@
-"""Causal softmax attention over a bounded window of keys and values: of every token, or of those that ask for it."""
+"""Causal softmax attention over a bounded window of keys and values: of every token, or of selected tokens."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) ->
     grouped = q.shape[2] != k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
-    if mask is not None:  # a query that may read nothing gives zeros, not NaN
+    if mask is not None:  # a query without a key gives zeros, not NaN
         out = out.masked_fill(~mask.any(-1, keepdim=True), 0.0)
     return out.transpose(1, 2)
 
@@ -116,41 +116,42 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) ->
 def probed_attention(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, valid: Tensor | None) -> Tensor:
     """`window_attention` of some tokens only: those where `selected`, bool [B, T], N in all.
 
-    q [N, H, K], their queries, row by row; k, v [B, P + T, G, K] and valid as there: everything may be looked back at.
+    q [N, H, K], their queries, row by row; k, v [B, P + T, G, K] and valid as there: every key may be read.
     Returns o [N, H, K].
     """
-    everyone = q.new_zeros(*selected.shape, *q.shape[1:]).masked_scatter(selected[..., None, None], q)
-    return window_attention.reference(everyone, k, v, window, valid)[selected]
+    queries = q.new_zeros(*selected.shape, *q.shape[1:]).masked_scatter(selected[..., None, None], q)
+    return window_attention.reference(queries, k, v, window, valid)[selected]
 
 
 @probed_attention.kernel("packed-sdpa", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def packed_sdpa(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, valid: Tensor | None) -> Tensor:
     """Tokens in blocks of `window`; the queries of each, packed, against its keys and those of the block before it.
 
-    A pack holds m queries; a block where more asked has several packs, and one where nobody asked has none.
+    A pack holds m queries; a block with more queries has several packs, and one without queries has none.
     """
     if not len(q):
         return q
     time = selected.shape[1]
     real = selected.new_ones(k.shape[:2]) if valid is None else valid
-    if (older := k.shape[1] - time - window) > 0:  # keys that no token of this pass looks back at
+    if (older := k.shape[1] - time - window) > 0:  # keys outside the window of every token of this pass
         k, v, real = (x[:, older:] for x in (k, v, real))
     block, back = (time, 0) if time <= window else (window, -time % window)
     if time > window:
         k, v, real = (_pairs(x, window + time - x.shape[1], back, window) for x in (k, v, real))
-    asked = F.pad(selected, (0, back)).reshape(-1, block)
-    rank = asked.cumsum(1)
+    blocks = F.pad(selected, (0, back)).reshape(-1, block)
+    rank = blocks.cumsum(1)
     counts = rank[:, -1].tolist()  # waits for the device: sizes depend on it
     size = _pack_size(counts, time)
-    homes = [home for home, count in enumerate(counts) for _ in range(-(-count // size))]
-    if homes != list(range(len(counts))):
-        index = torch.tensor(homes, device=k.device)
+    block_of_pack = [index for index, count in enumerate(counts) for _ in range(-(-count // size))]
+    if block_of_pack != list(range(len(counts))):
+        index = torch.tensor(block_of_pack, device=k.device)
         k, v, real = (x.index_select(0, index) for x in (k, v, real))
     packs = (rank[:, -1] + size - 1) // size
-    where, column = asked.nonzero(as_tuple=True)
-    slot = (packs.cumsum(0) - packs)[where] * size + rank[asked] - 1
-    packed = q.new_zeros(len(homes) * size, *q.shape[1:]).index_copy(0, slot, q).unflatten(0, (-1, size))
-    own = column.new_full((len(homes) * size,), -1).index_copy(0, slot, column + k.shape[1] - block)  # -1: empty slot
+    where, column = blocks.nonzero(as_tuple=True)
+    slot = (packs.cumsum(0) - packs)[where] * size + rank[blocks] - 1
+    packed = q.new_zeros(len(block_of_pack) * size, *q.shape[1:]).index_copy(0, slot, q).unflatten(0, (-1, size))
+    own = column.new_full((len(block_of_pack) * size,), -1)  # -1: empty slot
+    own = own.index_copy(0, slot, column + k.shape[1] - block)
     own = own.view(-1, size, 1)
     place = torch.arange(k.shape[1], device=k.device)
     mask = (place <= own) & (place > own - window) & real[:, None]
@@ -160,9 +161,9 @@ def packed_sdpa(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, 
 def _pack_size(counts: list[int], time: int) -> int:
     """The size of packs that costs least where each block has `counts` queries: half-empty ones against copied keys.
 
-    A multiple of four: products round a last row that is not in a full four in another way, and how many ask must not
-    matter to other tokens. A pass of one token has packs of one, and so has one where no block has two queries, unless
-    it is to be batch-invariant: the queries of other rows must not matter then.
+    A multiple of four: products round a last row that is not in a full four differently, and the number of queries must
+    not matter to other tokens. A pass of one token has packs of one, and so has one where no block has two queries,
+    unless it is to be batch-invariant: the queries of other rows must not matter then.
     """
     most = max(counts)
     if most == 1 and (time == 1 or not active_context().batch_invariant):

@@ -1,4 +1,4 @@
-"""The loss of a language model, straight from hidden states, without ever holding all logits."""
+"""The loss of a language model, from hidden states, without all logits in memory at once."""
 
 from __future__ import annotations
 
@@ -12,69 +12,69 @@ from synthe_core.ops.dispatch import compute_dtype, op
 from synthe_core.ops.softmax_error import softmax_error
 
 IGNORED = -100
-CHUNK_BYTES = 32 << 20  # logits held at a time
+CHUNK_BYTES = 32 << 20  # logits in memory at a time
 
 
-class Judgement(NamedTuple):
-    """What the model's own choice is worth: `right` bool [B, T], whether the largest logit, of equals the first, is the
-    target's; `max_logprob` [B, T], the log of its probability, 0 where nothing is scored. Neither has a gradient."""
+class TopPrediction(NamedTuple):
+    """The model's most likely token: `correct` bool [B, T], whether it is the target (of equal logits, the first);
+    `max_logprob` [B, T], the log of its probability, 0 where nothing is scored. Neither has a gradient."""
 
-    right: Tensor
+    correct: Tensor
     max_logprob: Tensor
 
 
 @op
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, judge: bool = False
-) -> tuple[Tensor, Tensor, Judgement | None]:
+    hidden: Tensor, weight: Tensor, targets: Tensor, with_top: bool = False
+) -> tuple[Tensor, Tensor, TopPrediction | None]:
     """Cross-entropy in nats of the logits `hidden @ weight.T`: its sum, and each token's share.
 
     hidden [B, T, D], weight [V, D], targets int64 [B, T] with -100 = not scored. Returns the sum over scored tokens
-    (a scalar that carries the gradient), the losses [B, T] (without gradient, 0 where not scored) and, with `judge`,
-    a Judgement of the model's own choice; without it None, as it takes a trip through the logits.
+    (a scalar that carries the gradient), the losses [B, T] (without gradient, 0 where not scored) and, with `with_top`,
+    the TopPrediction; else None, as it costs a pass over the logits.
     """
     logits = F.linear(hidden, weight).flatten(0, 1)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     losses = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none").view_as(targets)
-    verdict = None
-    if judge:
-        max_logprob, likeliest = (x.view_as(targets) for x in logits.detach().log_softmax(-1).max(-1))
-        verdict = Judgement(likeliest == targets, torch.where(targets == IGNORED, 0.0, max_logprob))
-    return losses.sum(), losses.detach(), verdict
+    top = None
+    if with_top:
+        max_logprob, predicted = (x.view_as(targets) for x in logits.detach().log_softmax(-1).max(-1))
+        top = TopPrediction(predicted == targets, torch.where(targets == IGNORED, 0.0, max_logprob))
+    return losses.sum(), losses.detach(), top
 
 
 @linear_cross_entropy.kernel("chunked", rank=10, tolerance=1e-5)
 def chunked(
-    hidden: Tensor, weight: Tensor, targets: Tensor, judge: bool = False
-) -> tuple[Tensor, Tensor, Judgement | None]:
-    """Makes the gradients while a chunk's logits are at hand: memory for one chunk, and no second product."""
-    total, losses, *verdict = _Chunked.apply(hidden, weight, targets, judge)
-    return total, losses, Judgement(*verdict) if judge else None
+    hidden: Tensor, weight: Tensor, targets: Tensor, with_top: bool = False
+) -> tuple[Tensor, Tensor, TopPrediction | None]:
+    """Computes the gradients with each chunk's logits: memory for one chunk, and no second product."""
+    total, losses, *top = _Chunked.apply(hidden, weight, targets, with_top)
+    return total, losses, TopPrediction(*top) if with_top else None
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, judge: bool) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_top: bool) -> tuple[Tensor, ...]:
         flat, labels = hidden.flatten(0, 1), targets.flatten()
         chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
         narrow = compute_dtype(hidden)
         matrix = weight.to(narrow)
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         losses = torch.empty(labels.shape, dtype=wide, device=hidden.device)
-        verdict = [torch.empty(labels.shape, dtype=d, device=hidden.device) for d in (torch.bool, wide) if judge]
+        top = [torch.empty(labels.shape, dtype=d, device=hidden.device) for d in (torch.bool, wide) if with_top]
         hidden_grad = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for start in range(0, labels.shape[0], chunk):
             part = slice(start, start + chunk)
             inputs = flat[part].to(narrow)
             logits = inputs @ matrix.T
-            if judge:
-                likeliest, answer = logits.argmax(-1), labels[part]
-                ahead = (logits.gather(1, torch.stack([likeliest, answer.clamp_min(0)], 1)).to(wide)).diff(dim=1)[:, 0]
-                verdict[0][part] = likeliest == answer
+            if with_top:
+                predicted, answer = logits.argmax(-1), labels[part]
+                ahead = (logits.gather(1, torch.stack([predicted, answer.clamp_min(0)], 1)).to(wide)).diff(dim=1)[:, 0]
+                top[0][part] = predicted == answer
             losses[part], error = softmax_error(logits, labels[part])
-            if judge:  # log p(likeliest) = log p(answer) + the logit of the one - the logit of the other
-                verdict[1][part] = torch.where(answer < 0, 0.0, -losses[part] - ahead)
+            if with_top:  # log p(predicted) = log p(answer) + logit of predicted - logit of answer
+                top[1][part] = torch.where(answer < 0, 0.0, -losses[part] - ahead)
             if hidden_grad is not None:
                 hidden_grad[part] = error @ matrix
             if weight_grad is not None:
@@ -82,9 +82,9 @@ class _Chunked(torch.autograd.Function):
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.shape = hidden.shape
         losses = losses.view(targets.shape)
-        told = [each.view(targets.shape) for each in verdict]
-        ctx.mark_non_differentiable(losses, *told)
-        return losses.sum(), losses, *told
+        per_token = [each.view(targets.shape) for each in top]
+        ctx.mark_non_differentiable(losses, *per_token)
+        return losses.sum(), losses, *per_token
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""The delta rule that tells its errors: what each token's value was beside what the memory foresaw at its key."""
+"""The delta rule with its errors as an output: each token's value less the memory's prediction at its key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from synthe_core.ops.dispatch import op, require_float
 def delta_rule_error(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`delta_rule`, and e_t = v_t - α_t S_{t-1} k_t [B, T, H, V]: what it corrects at each token, before β scales it.
+    """`delta_rule`, and e_t = v_t - α_t S_{t-1} k_t [B, T, H, V]: the error at each token, before β scales it.
 
     Arguments and the first two results are those of `delta_rule`.
     """
@@ -47,7 +47,7 @@ def read_before(
     log_decay: Tensor | None,
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By a `rule` that has no errors to give: every token twice, at first only to decay the memory and read it at k."""
+    """By a `rule` without errors as an output: every token twice, first only to decay the memory and read it at k."""
 
     def twice(first: Tensor, then: Tensor) -> Tensor:
         return torch.stack([first, then], 2).flatten(1, 2)
@@ -62,7 +62,7 @@ def read_before(
 def fla(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Triton, through the delta rule's kernel: twice the tokens, as it keeps its errors to itself."""
+    """Triton, through the delta rule's kernel: twice the tokens, as it does not return its errors."""
     return read_before(fla_rule, q, k, v, beta, log_decay, state)
 
 

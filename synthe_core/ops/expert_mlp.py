@@ -1,4 +1,4 @@
-"""Many SwiGLU networks side by side, of which every token passes through the few that it is sent to."""
+"""Many SwiGLU networks, of which every token runs through a few."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OLDEST_CUDA = (8, 0)  # the compute capability from which torch multiplies group
 
 @op
 def expert_mlp(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor) -> Tensor:
-    """y_t = Σ_k w_tk O_e (silu(G_e x_t) ⊙ U_e x_t) with e = chosen_tk: each chosen expert's answer, by its weight.
+    """y_t = Σ_k w_tk O_e (silu(G_e x_t) ⊙ U_e x_t) with e = chosen_tk: each chosen expert's output times its weight.
 
     x        [B, T, D]
     chosen   int64 [B, T, K]: indices of experts, each in [0, N).
@@ -71,7 +71,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
 @torch.compiler.disable
 def sorted_(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor) -> Tensor:
     """Torch: one matrix product per expert that has tokens."""
-    return _sorted_by_expert(x, chosen, weight, gate_up, out, _EachInTurn.apply)
+    return _sorted_by_expert(x, chosen, weight, gate_up, out, _GroupLoop.apply)
 
 
 @sorted_.refuses
@@ -89,14 +89,14 @@ def _sorted_by_expert(
     labels = torch.arange(len(gate_up), device=order.device)
     ends = torch.searchsorted(experts[order], labels, right=True, out_int32=True)
     token, place = order // chosen.shape[-1], place.view(-1, chosen.shape[-1])
-    visits = _Sent.apply(x.flatten(0, 1), token, place)
-    answers = product(swiglu(product(visits, gate_up, ends)), out, ends)
-    return _Gathered.apply(answers, weight.flatten(0, 1), order, token, place).view_as(x)
+    visits = _GatherVisits.apply(x.flatten(0, 1), token, place)
+    outputs = product(swiglu(product(visits, gate_up, ends)), out, ends)
+    return _CombineOutputs.apply(outputs, weight.flatten(0, 1), order, token, place).view_as(x)
 
 
-class _Sent(torch.autograd.Function):
-    """visits [M, D], row i of which is x [B T, D] at token[i]. The gradient gathers what an indexing's own would add
-    into rows in whatever order a GPU comes by."""
+class _GatherVisits(torch.autograd.Function):
+    """visits [M, D], whose row i is x [B T, D] at token[i]. The gradient is a gather, where that of an indexing would
+    add rows in an order that varies on a GPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, token: Tensor, place: Tensor) -> Tensor:
@@ -109,20 +109,20 @@ class _Sent(torch.autograd.Function):
         return F.embedding_bag(ctx.saved_tensors[0], grad, mode="sum"), None, None
 
 
-class _Gathered(torch.autograd.Function):
-    """y_t = Σ_k weight_tk answers[place_tk]: [B T, D] of answers [M, D], in one pass."""
+class _CombineOutputs(torch.autograd.Function):
+    """y_t = Σ_k weight_tk outputs[place_tk]: [B T, D] of outputs [M, D], in one pass."""
 
     @staticmethod
-    def forward(ctx: Any, answers: Tensor, weight: Tensor, order: Tensor, token: Tensor, place: Tensor) -> Tensor:
-        ctx.save_for_backward(answers, weight, order, token, place)
-        return F.embedding_bag(place, answers, mode="sum", per_sample_weights=weight)
+    def forward(ctx: Any, outputs: Tensor, weight: Tensor, order: Tensor, token: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(outputs, weight, order, token, place)
+        return F.embedding_bag(place, outputs, mode="sum", per_sample_weights=weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        answers, weight, order, token, place = ctx.saved_tensors
+        outputs, weight, order, token, place = ctx.saved_tensors
         slope = grad.index_select(0, token)
-        weight_grad = (slope * answers).sum(-1)[place]
+        weight_grad = (slope * outputs).sum(-1)[place]
         return slope.mul_(weight.flatten()[order][:, None]), weight_grad, None, None, None
 
 
@@ -150,7 +150,7 @@ class _Grouped(torch.autograd.Function):
         return x_grad, weight_grad, None
 
 
-class _EachInTurn(torch.autograd.Function):
+class _GroupLoop(torch.autograd.Function):
     """The same as `_Grouped`, one matrix product after another, for what torch cannot group."""
 
     @staticmethod

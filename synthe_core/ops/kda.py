@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from synthe_core.ops.delta_rule.fla import arranged, halved, walks
+from synthe_core.ops.delta_rule.fla import call_fla, to_bfloat16, use_recurrent
 from synthe_core.ops.delta_rule.fla import refusal as fla_refusal
 from synthe_core.ops.dispatch import op, require_float
 from synthe_core.ops.generalized_delta_rule.chunked import chunked as chunked_rule
@@ -52,9 +52,9 @@ def fla(
     """Triton: queries, keys and values rounded to bfloat16, gates and memory in float32; all float32 when decoding."""
     from fla.ops.kda import chunk_kda, fused_recurrent_kda  # optional, and slow to import
 
-    if walks(q, k, v, beta, log_decay, state):
-        return arranged(fused_recurrent_kda, q, k, v, state, g=log_decay, beta=beta)
-    o, memory = arranged(chunk_kda, *halved(q, k, v), state, g=log_decay, beta=beta)
+    if use_recurrent(q, k, v, beta, log_decay, state):
+        return call_fla(fused_recurrent_kda, q, k, v, state, g=log_decay, beta=beta)
+    o, memory = call_fla(chunk_kda, *to_bfloat16(q, k, v), state, g=log_decay, beta=beta)
     return o.to(v.dtype), memory
 
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from synthe_core.ops.dispatch import op, require_float
 from synthe_core.ops.linear_attention import linear_attention
 
-UNSTARTED = -1e30  # the scale of a memory that nothing was written to: below that of any token
+EMPTY_SCALE = -1e30  # the scale of an empty memory: below that of any token
 
 
 @op(batch_invariant=("cpu",))
@@ -29,9 +29,9 @@ def mlstm(
     log_input   [B, T, H]: log i of any size; -inf writes nothing.
     log_forget  [B, T, H]: log f of any finite size; log σ for a sigmoid gate, the logit itself for an exponential one.
     memory      [B, H, K, V + 1]: Cᵀ, and n as its last column, both divided by exp(m).
-    scale       [B, H]: m; `UNSTARTED`, with a memory of zeros, before the first token.
+    scale       [B, H]: m; `EMPTY_SCALE`, with a memory of zeros, before the first token.
 
-    Gates of e^100 are held by m_t = max(log f_t + m_{t-1}, log i_t): what is stored is C e^{-m} and n e^{-m}, and
+    Gates of e^100 stay finite by m_t = max(log f_t + m_{t-1}, log i_t): what is stored is C e^{-m} and n e^{-m}, and
     the bound of 1 becomes e^{-m}. h does not depend on m, so m carries no gradient of its own. A token with log_input
     -inf and log_forget 0 leaves memory and scale as they are, which is how padding is written.
 
@@ -51,11 +51,11 @@ def mlstm(
 
 def normalised(read: Tensor, scale: Tensor) -> Tensor:
     """h = C q / max(|n·q|, e^{-m}) from what is read [..., V + 1] at the scale m [...]."""
-    return read[..., :-1] / torch.maximum(read[..., -1:].abs(), least(scale))
+    return read[..., :-1] / torch.maximum(read[..., -1:].abs(), output_bound(scale))
 
 
-def least(scale: Tensor) -> Tensor:
-    """e^{-m} [..., 1], held between what overflows and ε², which is far below the rounding of n·q: h is finite where
+def output_bound(scale: Tensor) -> Tensor:
+    """e^{-m} [..., 1], clamped between what overflows and ε², which is far below the rounding of n·q: h is finite where
     n·q is 0."""
     kind = torch.finfo(scale.dtype)
     return torch.exp(-scale.clamp(-0.9 * math.log(kind.max), -2 * math.log(kind.eps)))[..., None]
@@ -66,7 +66,7 @@ class Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, read: Tensor, scale: Tensor) -> Tensor:
-        total, bound = read[..., -1:], least(scale)
+        total, bound = read[..., -1:], output_bound(scale)
         inverse = torch.maximum(total.abs(), bound).reciprocal()
         h = read[..., :-1] * inverse
         ctx.save_for_backward(h, inverse, total.sign() * (total.abs() > bound))
@@ -86,7 +86,7 @@ class Normalised(torch.autograd.Function):
 def running_maximum(value: Tensor, step: Tensor, first: Tensor) -> Tensor:
     """m_t = max(m_{t-1} + step_t, value_t) [B, T, H] from m_0 = `first`, over twice as many tokens at each round.
 
-    Not as a running sum and its maximum: float32 forgets the small behind the sum of a long and deep forgetting.
+    Not as a running sum and its maximum: float32 loses small terms behind a large sum of decays.
     """
     m, reach, time = value.clone(), step.clone(), value.shape[1]
     m[:, 0] = torch.maximum(value[:, 0], first + step[:, 0])
@@ -109,7 +109,7 @@ def composed(
     """
     scales = running_maximum(log_input, log_forget, scale)
     step = torch.cat([scale[:, None], scales[:, :-1]], 1) - scales  # the difference first: it is exact where m is large
-    # A decay of e^-1e30 is 0, and would drown the others where a kernel takes differences of running sums.
+    # A decay of e^-1e30 is 0, and would lose the others where a kernel takes differences of running sums.
     decay = (log_forget + step).clamp_min(math.log(torch.finfo(q.dtype).tiny))
     column = torch.cat([v, torch.ones_like(v[..., :1])], -1)
     read, memory = linear_attention(q, k, column, torch.exp(log_input - scales), decay, memory)

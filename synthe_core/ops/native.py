@@ -1,8 +1,8 @@
-"""C kernels for CPUs, compiled once on this machine and kept in the user's cache.
+"""C kernels for CPUs, compiled once on this machine and cached in the user's cache folder.
 
 Plain C files beside the operators are built with the system's compiler for exactly this processor (about a second,
 no build tools) and called through ctypes. Threads come from the OpenMP runtime that torch itself has loaded, so there
-is one pool of threads and `torch.set_num_threads` counts. Where there is no compiler, kernels refuse and say so.
+is one pool of threads and `torch.set_num_threads` counts. Without a compiler, kernels refuse with that reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import platform
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from synthe_core.hardware.probe import Hardware, cache_dir, probe
@@ -35,7 +37,7 @@ PARTS = Path(__file__).parent
 
 
 class Unavailable(Exception):
-    """Why native code cannot be had here, in words."""
+    """Why native code is not available here, in words."""
 
 
 def refusal(hardware: Hardware, device: str, source: str) -> str | None:
@@ -104,6 +106,16 @@ def _processor() -> str:
         lines = info.read_text(errors="replace").splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
     return platform.processor() + platform.machine()
+
+
+def function(source: str, name: str, dtype: torch.dtype) -> Any:
+    """The C function `name` of ops/`source`, compiled for float32 or float64."""
+    return getattr(library(source), f"{name}_{'double' if dtype == torch.float64 else 'float'}")
+
+
+def call(source: str, name: str, like: Tensor, *tensors: Tensor | None) -> None:
+    """Calls that function, in the dtype of `like`, with the addresses of `tensors` and then the sizes of `like`."""
+    function(source, name, like.dtype)(*map(pointer, tensors), *map(ctypes.c_int64, like.shape))
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:

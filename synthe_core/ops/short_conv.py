@@ -15,7 +15,7 @@ from synthe_core.ops import activations, native
 from synthe_core.ops.dispatch import Call, Slower, op, require_float
 
 SOURCE = "short_conv.c"
-LONGEST = 16  # TAPS in short_conv.c
+MAX_TAPS = 16  # TAPS in short_conv.c
 
 
 @op(batch_invariant=("cpu",))
@@ -29,24 +29,24 @@ def short_conv(
     is.
     """
     require_float("x", x)
-    history, taps = preceded(x, state, weight.shape[1]), weight.shape[1]
+    history, taps = with_history(x, state, weight.shape[1]), weight.shape[1]
     y = torch.zeros_like(x) if bias is None else bias.expand_as(x)
     for j in range(taps):
         y = y + weight[:, j] * history[:, j : j + x.shape[1]]
     return (activations.silu(y) if silu else y), history[:, x.shape[1] :]
 
 
-def preceded(x: Tensor, state: Tensor | None, taps: int) -> Tensor:
+def with_history(x: Tensor, state: Tensor | None, taps: int) -> Tensor:
     """x with the `taps - 1` inputs before it in front: [B, taps - 1 + T, D]."""
     before = x.new_zeros(x.shape[0], taps - 1, x.shape[2]) if state is None else state
     return torch.cat([before, x], 1)
 
 
-def following(x: Tensor, state: Tensor | None, taps: int) -> Tensor:
+def last_inputs(x: Tensor, state: Tensor | None, taps: int) -> Tensor:
     """The last `taps - 1` inputs: of x alone where it is long enough."""
     if x.shape[1] >= taps - 1:
         return x[:, x.shape[1] - taps + 1 :]
-    return preceded(x, state, taps)[:, x.shape[1] :]
+    return with_history(x, state, taps)[:, x.shape[1] :]
 
 
 class NativeConv(torch.autograd.Function):
@@ -77,7 +77,7 @@ class NativeConv(torch.autograd.Function):
 
     @staticmethod
     def run(name: str, x: Tensor, taps: Tensor, state: Tensor | None, silu: bool, *rest: Tensor | None) -> None:
-        function = getattr(native.library(SOURCE), f"{name}_{'double' if x.dtype == torch.float64 else 'float'}")
+        function = native.function(SOURCE, name, x.dtype)
         batch, time, channels = x.shape
         sizes = (batch, time, channels, taps.shape[0], x.stride(0), x.stride(1), int(silu))
         function(
@@ -91,14 +91,14 @@ def compiled(
     x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compiled C: one pass over memory each way."""
-    return NativeConv.apply(x, weight, state, silu, bias), following(x, state, weight.shape[1])
+    return NativeConv.apply(x, weight, state, silu, bias), last_inputs(x, state, weight.shape[1])
 
 
 @compiled.refuses
 def _(hardware: Hardware, call: Call) -> str | None:
     taps = call.arguments["weight"].shape[1]
-    if taps > LONGEST:
-        return f"compiled for at most {LONGEST} taps, not {taps}"
+    if taps > MAX_TAPS:
+        return f"compiled for at most {MAX_TAPS} taps, not {taps}"
     if len({value.dtype for value in call.arguments.values() if isinstance(value, Tensor)}) > 1:
         return "its tensors are of different types"
     if call.dtype not in (torch.float32, torch.float64):
@@ -111,7 +111,7 @@ def grouped(
     x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """torch's grouped convolution, which GPUs have a kernel for."""
-    history = preceded(x, state, weight.shape[1])
+    history = with_history(x, state, weight.shape[1])
     y = F.conv1d(history.transpose(1, 2), weight[:, None], bias, groups=x.shape[2]).transpose(1, 2)
     return (activations.silu(y) if silu else y), history[:, x.shape[1] :]
 

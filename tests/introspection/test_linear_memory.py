@@ -11,7 +11,7 @@ import torch
 from synthe_core.introspection.linear_memory import RULES, linear_memory, reconstruct
 from synthe_core.layers import LAYERS
 from synthe_core.ops.dispatch import OPS
-from synthe_core.ops.mlstm import UNSTARTED
+from synthe_core.ops.mlstm import EMPTY_SCALE
 
 list(map(LAYERS.__getitem__, LAYERS))  # operators are in their table once they are imported
 
@@ -29,7 +29,7 @@ def call(op: str, time: int, dtype: torch.dtype = torch.float64, started: bool =
         given |= {"log_input": 2 * torch.randn(1, time, H), "log_forget": -torch.rand(1, time, H) * 3}
         given |= {"memory": torch.randn(1, H, K, V + 1), "scale": torch.randn(1, H)}
         if not started:
-            given |= {"memory": torch.zeros(1, H, K, V + 1), "scale": torch.full((1, H), UNSTARTED)}
+            given |= {"memory": torch.zeros(1, H, K, V + 1), "scale": torch.full((1, H), EMPTY_SCALE)}
     elif op == "generalized_delta_rule":
         a = unit(torch.randn(1, time, H, K), dim=-1)
         given |= {"a": -a, "b": a * torch.rand(1, time, H, K), "log_decay": -torch.rand(1, time, H, K)}

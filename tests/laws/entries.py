@@ -121,7 +121,7 @@ def case_name(case: dict[str, Any]) -> str:
 
 
 def block_of(case: dict[str, Any]) -> list[dict[str, Any]]:
-    """The case, behind a learner that publishes signals if it runs only where one says so."""
+    """The case, behind a learner that publishes signals if it has a condition."""
     return [{"type": "kalman"}, case] if "when" in case else [case]
 
 

@@ -1,4 +1,4 @@
-"""What must hold for every learner that sees the whole text, and for whole encoders of any learner."""
+"""Laws of every learner that sees the whole text, and for whole encoders of any learner."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ for _name in LAYERS:  # importing a learner imports its operators
 
 @functools.cache
 def calls(time: int) -> list[tuple[str, str, dict[str, Any]]]:
-    """The operator calls of every learner that goes on from a past of 5 tokens: (operator, learner, arguments)."""
+    """The operator calls of every learner with a state of 5 tokens: (operator, learner, arguments)."""
     recorded: list[tuple[str, str, dict[str, Any]]] = []
     original = Op.__call__
     for case in CASES:
@@ -29,8 +29,8 @@ def calls(time: int) -> list[tuple[str, str, dict[str, Any]]]:
 
         def recording(self: Op, *args: Any, name: str = case_name(case), **kwargs: Any) -> Any:
             named = dict(zip(self._parameters, args, strict=False)) | kwargs
-            kept = {key: copied(value) if isinstance(value, Tensor) else value for key, value in named.items()}
-            recorded.append((self.name, name, kept))
+            copies = {key: copied(value) if isinstance(value, Tensor) else value for key, value in named.items()}
+            recorded.append((self.name, name, copies))
             return original(self, *args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -56,12 +56,12 @@ def outcome(fn: Any, arguments: dict[str, Any]) -> tuple[list[Tensor], dict[str,
     outputs = leaves(fn(**values))
     torch.manual_seed(3)
     total = sum((out * torch.randn(out.shape, dtype=out.dtype)).sum() for out in outputs if out.requires_grad)
-    wanted = {key: value for key, value in values.items() if isinstance(value, Tensor) and value.requires_grad}
-    if not wanted:  # a call on constants
+    expected = {key: value for key, value in values.items() if isinstance(value, Tensor) and value.requires_grad}
+    if not expected:  # a call on constants
         return outputs, {}
-    gradients = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-    pairs = zip(wanted, gradients, strict=True)
-    return outputs, {key: torch.zeros_like(wanted[key]) if g is None else g for key, g in pairs}
+    gradients = torch.autograd.grad(total, list(expected.values()), allow_unused=True)
+    pairs = zip(expected, gradients, strict=True)
+    return outputs, {key: torch.zeros_like(expected[key]) if g is None else g for key, g in pairs}
 
 
 @pytest.mark.parametrize("time", [1, 2, 71])
@@ -73,9 +73,9 @@ def test_every_kernel_equals_the_reference(time, two_threads):
         for kernel in op.kernels:
             if kernel.refusal(probe(), Call.of(arguments)) is not None:
                 continue
-            found, slopes = outcome(kernel, arguments)
+            actual, slopes = outcome(kernel, arguments)
             place = f"{name}/{kernel.name} for {label} at T={time}"
-            for a, b in zip(found, outputs, strict=True):
+            for a, b in zip(actual, outputs, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda m, place=place: f"{place}: {m}")
             for key, slope in gradients.items():
                 torch.testing.assert_close(

@@ -198,7 +198,7 @@ def test_a_learners_own_initial_values_survive_the_model(case, monkeypatch):
 
 
 @each_learner
-def test_it_publishes_the_signals_that_it_says(case):
+def test_it_publishes_its_declared_signals(case):
     specs = [parse(each) for each in block_of(case)]
     said = {name for spec in specs for name in LAYERS[spec.type].publishes(spec)}
     x = inputs(2, 5)

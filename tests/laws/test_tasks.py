@@ -1,4 +1,4 @@
-"""What must hold for every task of the table.
+"""Laws of every task of the table.
 
 A new task adds a line to DIGESTS (print it with `python -m tests.laws.test_tasks`) and to IMPOSSIBLE.
 """
@@ -157,7 +157,7 @@ def test_tokens_are_integers_of_the_length_and_below_vocab(case):
 
 
 @each_share
-def test_slices_tell_scored_tokens_apart(case):
+def test_slices_separate_scored_tokens(case):
     task = make(case)
     _, targets, slices = task.batch(rows_of(task, 8_000, 50), RandomState(4))
     for name, labels in slices.items():

@@ -17,7 +17,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 @contextmanager
 def wide() -> Iterator[None]:
-    """Lets transformers' mixers compute in float64: they ask for float32 by name here and there."""
+    """Makes transformers' mixers compute in float64, although they cast to float32 in places."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
         patch.setattr(torch, "float32", torch.float64)
@@ -47,8 +47,8 @@ def assert_same_layer(learner: Learner[Any], mixer: torch.nn.Module, width: int,
     x, slope = torch.randn(2, 2, time, width, dtype=torch.float64).unbind()
     with wide():
         expected, gradients = outcome(mixer, mixer, x, slope)
-    found, slopes = outcome(learner, lambda x: learner(x, None, Pass.over(x))[0], x, slope)
-    torch.testing.assert_close(found, expected, **CLOSE)
+    actual, slopes = outcome(learner, lambda x: learner(x, None, Pass.over(x))[0], x, slope)
+    torch.testing.assert_close(actual, expected, **CLOSE)
     assert gradients.keys() == slopes.keys()
     for name, gradient in gradients.items():
         scale = float(gradient.abs().max())

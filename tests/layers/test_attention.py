@@ -72,7 +72,7 @@ def test_the_equation(keys: dict[str, Any]) -> None:
     torch.testing.assert_close(y[0], by_hand(learner, x[0]), rtol=1e-10, atol=1e-10)
 
 
-def test_parameters_are_those_that_the_keys_ask_for() -> None:
+def test_parameters_follow_the_keys() -> None:
     def names(**keys: Any) -> set[str]:
         return {name for name, _ in make(heads=4, **keys).named_parameters()}
 
@@ -133,6 +133,6 @@ def test_angles_are_exact_far_into_a_text() -> None:
     ],
     ids=str,
 )
-def test_impossible_settings_are_refused(keys: dict[str, Any], said: str) -> None:
+def test_invalid_settings_are_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         make(**keys)

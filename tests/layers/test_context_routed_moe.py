@@ -32,8 +32,8 @@ def inputs(batch, time, seed=1):
 
 def logits_of(learner, x, state=None):
     h = learner.down(x)
-    found, _ = learner.context(h, state, Pass.over(h))
-    return learner.router(h + found)
+    context, _ = learner.context(h, state, Pass.over(h))
+    return learner.router(h + context)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -122,15 +122,15 @@ def test_strengths_survive_a_session_to_the_last_bit(bias, tmp_path):
         loaded = Session.load(tmp_path / "s.safetensors", model)
         for (name, a), (_, b) in zip(named_leaves(loaded.state), named_leaves(state), strict=True):
             assert torch.equal(a, b), name
-        kept = [blocks[0].strength for blocks in loaded.state.blocks]
-        assert all(strength.shape == (2, 4) and strength.sum() > 0.4 for strength in kept)
+        strengths = [blocks[0].strength for blocks in loaded.state.blocks]
+        assert all(strength.shape == (2, 4) and strength.sum() > 0.4 for strength in strengths)
         on, final = model(tokens[:, 25:], loaded.state)
         same, expected = model(tokens[:, 25:], state)
     assert torch.equal(on, same)
     assert torch.equal(final.blocks[1][0].strength, expected.blocks[1][0].strength)
 
 
-def test_a_trace_tells_the_context_from_the_router():
+def test_a_trace_separates_the_context_from_the_router():
     learner, x, trace = make(context="momentum"), inputs(2, 5), Trace()
     ctx = Pass.over(x, trace=trace)
     ctx.path = "blocks.0.1"
@@ -159,7 +159,7 @@ def test_what_it_holds_is_counted_once():
     )
 
 
-def test_contexts_that_cannot_be_are_refused(monkeypatch):
+def test_invalid_contexts_are_refused(monkeypatch):
     with pytest.raises(InputError, match="unknown learner 'mambo'") as unknown:
         make(context="mambo")
     assert unknown.value.hint == "did you mean 'mamba'?"

@@ -123,8 +123,8 @@ def test_flops_count_matrices_and_memory():
 # Several steps a token: DeltaProduct.
 
 
-def heard(learner, x, monkeypatch):
-    """What the learner hands the rule, and what comes back: (arguments, results)."""
+def record_call(learner, x, monkeypatch):
+    """The arguments and results of the learner's call of the operator."""
     calls, name = [], "delta_rule" if learner.config.overwrite else "linear_attention"
     rule = getattr(delta, name)
 
@@ -202,7 +202,7 @@ def applied(learner, x):
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_steps_compose_reflections(steps, monkeypatch):
     learner, x = reflecting(steps, 6), torch.rand(1, 1, 6, dtype=torch.float64)
-    matrix, keys = applied(learner, x), heard(learner, x, monkeypatch)[0][1][0, :, 0]
+    matrix, keys = applied(learner, x), record_call(learner, x, monkeypatch)[0][1][0, :, 0]
     expected = torch.eye(6, dtype=torch.float64)
     for key in keys:
         key = key / key.norm()
@@ -222,7 +222,7 @@ def test_two_steps_rotate_and_one_cannot():
 @pytest.mark.parametrize("steps", [2, 3])
 def test_several_steps_equal_the_gated_delta_product_of_fla(steps, monkeypatch):
     peer = fla_naive("ops/gated_delta_product/naive.py").naive_recurrent_gated_delta_product
-    (q, k, v, beta, log_decay, state), (o, memory) = heard(
+    (q, k, v, beta, log_decay, state), (o, memory) = record_call(
         make(householder=steps, beta_range=[0, 2]), torch.randn(2, 21, 32), monkeypatch
     )
     theirs = peer(q[:, ::steps], k, v, log_decay[:, ::steps], beta, 1.0, initial_state=state, num_householder=steps)
@@ -252,18 +252,18 @@ def test_it_learns_to_recall():
     for _ in range(150):
         order = torch.rand(32, keys).argsort(-1)[:, :pairs]
         values = torch.randint(keys, (32, pairs))
-        asked = torch.randint(pairs, (32, 1))
-        tokens = torch.cat([torch.stack([order, keys + values], -1).flatten(1), order.gather(1, asked)], 1)
+        queried = torch.randint(pairs, (32, 1))
+        tokens = torch.cat([torch.stack([order, keys + values], -1).flatten(1), order.gather(1, queried)], 1)
         x = embed(tokens)
         scores = head(run(learner, torch.nn.functional.rms_norm(x, (width,)))[0][:, -1])
-        loss = torch.nn.functional.cross_entropy(scores, values.gather(1, asked)[:, 0])
+        loss = torch.nn.functional.cross_entropy(scores, values.gather(1, queried)[:, 0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert (scores.argmax(-1) == values.gather(1, asked)[:, 0]).float().mean() > 0.9
+    assert (scores.argmax(-1) == values.gather(1, queried)[:, 0]).float().mean() > 0.9
 
 
-def test_surprise_says_what_the_memory_did_not_know():
+def test_surprise_is_the_memorys_prediction_error():
     """New at first, known once it is written, and another token is a surprise again."""
     learner = make(conv=0, decay=False, beta_range=[0.9999, 1.0], signals=True)
     one, other = torch.randn(2, 32)
@@ -277,13 +277,13 @@ def test_surprise_says_what_the_memory_did_not_know():
 
 def test_surprise_is_the_squared_error_beside_the_value():
     learner, x = make(48, householder=2, signals=True).double(), torch.randn(2, 11, 48).double()
-    heard = []
+    calls = []
     with pytest.MonkeyPatch.context() as patch:
         real = delta.delta_rule_error
-        patch.setattr(delta, "delta_rule_error", lambda *a: heard.append((a, real(*a))) or heard[-1][1])
+        patch.setattr(delta, "delta_rule_error", lambda *a: calls.append((a, real(*a))) or calls[-1][1])
         ctx = Pass.over(x)
         y, _ = learner(x, None, ctx)
-    (_, k, v, beta, log_decay, _), _ = heard[0]
+    (_, k, v, beta, log_decay, _), _ = calls[0]
     for t in (
         0,
         4,
@@ -305,7 +305,7 @@ def test_surprise_is_the_squared_error_beside_the_value():
     torch.testing.assert_close(run(make(48, householder=2).double(), x)[0], y)
 
 
-def test_a_memory_that_adds_foresees_nothing():
+def test_an_additive_memory_publishes_no_signals():
     with pytest.raises(InputError, match="only a memory that overwrites"):
         make(overwrite=False, signals=True)
     assert delta.Delta.publishes(delta.Delta.Config(signals=True)) == ("surprise", "confidence")

@@ -1,4 +1,4 @@
-"""The delta learner against somebody else's layer: transformers' Qwen3NextGatedDeltaNet with the same weights."""
+"""The delta learner against another implementation: transformers' Qwen3NextGatedDeltaNet with the same weights."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def test_outputs_and_gradients_equal_the_peers(pair, time, kernel):
     y.backward(upstream)
     other.backward(upstream)
     slopes = as_ours({name: p.grad for name, p in peer.named_parameters()}) | {"x": theirs.grad}
-    found = {name: p.grad for name, p in ours.named_parameters()} | {"x": mine.grad}
-    assert found.keys() == slopes.keys()
+    actual = {name: p.grad for name, p in ours.named_parameters()} | {"x": mine.grad}
+    assert actual.keys() == slopes.keys()
     for name, slope in slopes.items():
-        error = (found[name] - slope).abs().max() / slope.abs().max().clamp_min(1e-30)
+        error = (actual[name] - slope).abs().max() / slope.abs().max().clamp_min(1e-30)
         assert error < 2e-5, f"{name}: relative error {error:.1e}"
 
 

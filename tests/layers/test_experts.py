@@ -122,12 +122,12 @@ def test_the_losses_of_all_blocks_are_part_of_the_objective(recompute):
     assert [record.path for record in trace.records] == ["blocks.0.0", "blocks.1.0", "blocks.2.0"]
     assert loss.auxiliary.keys() == {"router_balance"}
     torch.testing.assert_close(loss.objective, loss.total / 18 + loss.auxiliary["router_balance"])
-    found = torch.autograd.grad(loss.objective, [b.learners[0].router.weight for b in model.blocks])
+    actual = torch.autograd.grad(loss.objective, [b.learners[0].router.weight for b in model.blocks])
     model.recompute = False
     alone = model.loss(tokens, tokens)[0]
     expected = torch.autograd.grad(alone.objective, [b.learners[0].router.weight for b in model.blocks])
     without = torch.autograd.grad(model.loss(tokens, tokens)[0].total / 18, model.blocks[0].learners[0].router.weight)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
     assert not torch.allclose(without[0], expected[0])
 
@@ -144,7 +144,7 @@ def test_routing_is_as_exact_under_autocast():
     assert (narrow - plain).abs().max() < 0.02 * plain.abs().max()
 
 
-def test_a_trace_sees_who_did_what():
+def test_a_trace_has_every_experts_tokens():
     learner, x, trace = make(experts=6, top_k=2, hidden=5), inputs(3, 7), Trace()
     run(learner, x, torch.tensor([7, 2, 0]), trace)
     seen = {record.name: record.value for record in trace.records}
@@ -164,7 +164,7 @@ def test_a_trace_sees_who_did_what():
     assert seen["sparsity"] == (counts == 0).double().mean()
 
 
-def test_sizes_that_cannot_be_are_refused():
+def test_invalid_sizes_are_refused():
     with pytest.raises(InputError, match="experts: top_k 5 of 4 experts") as refused:
         make(experts=4, top_k=5)
     assert refused.value.hint == "top_k may be 1 to 4"

@@ -1,4 +1,4 @@
-"""The fast weights learner: read, fade, write, told apart from anything else that a memory could do."""
+"""The fast weights learner: read, decay, write, checked against each variant."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from synthe_core.errors import InputError
-from synthe_core.layers.hyena import FADED, Hyena, Past
+from synthe_core.layers.hyena import WINDOW_END, Hyena, HyenaState
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
 
@@ -49,20 +49,20 @@ def expected_taps(learner):
             z = torch.sin(frequency * layer(z))
         taps[:, j] = learner.filter_out @ z
     taps = taps * window / window.square().sum(1, keepdim=True).sqrt()
-    taps[:, 0] += learner.present
+    taps[:, 0] += learner.D
     return taps
 
 
 @each_variant
-def test_the_filter_is_what_it_says_it_is(variant):
+def test_the_filter_equals_the_docstrings_equations(variant):
     learner = make(**variant)
     torch.testing.assert_close(learner.filter(), expected_taps(learner), rtol=1e-10, atol=1e-11)
 
 
 @each_variant
-def test_is_the_operator_it_says_it_is(variant):
+def test_equals_the_docstrings_equations(variant):
     learner, x = make(**variant), inputs(2, 11)
-    state = Past(*(torch.randn_like(leaf) for leaf in learner.init_state(2)))
+    state = HyenaState(*(torch.randn_like(leaf) for leaf in learner.init_state(2)))
     y, after = learner(x, state, Pass.over(x))
     taps, length = expected_taps(learner), learner.config.length
     projected, reads = list(state.short.unbind(1)), list(state.long.unbind(1))
@@ -91,16 +91,16 @@ def test_starts_at_half_the_scale_of_what_it_reads(width):
     learner = Hyena(Hyena.Config(), width).double()
     with torch.no_grad():
         present = learner.filter().clone()
-        present[:, 0] -= learner.present
+        present[:, 0] -= learner.D
         assert 0.35 < present.square().sum(1).mean() < 0.6
         x = inputs(1, 1500, width)
         assert 0.35 < learner(x, None, Pass.over(x))[0].std() < 0.65
 
 
-def test_windows_fade_where_they_are_said_to():
+def test_windows_fade_at_the_configured_lags():
     learner = make(length=1001, decay=[0.25, 0.75])
     with torch.no_grad():
-        for parameter in (learner.filter_out, learner.present):
+        for parameter in (learner.filter_out, learner.D):
             parameter.zero_()
         learner.filter_frequency.fill_(0)  # then every sine is 0 ...
         learner.filter_hidden[-1].bias.fill_(math.pi / 2)
@@ -109,7 +109,7 @@ def test_windows_fade_where_they_are_said_to():
         learner.filter_out.fill_(1.0)
         window = learner.filter()
     window = window / window[:, :1]
-    assert window[-1, 250].item() == pytest.approx(FADED) and window[0, 750].item() == pytest.approx(FADED)
+    assert window[-1, 250].item() == pytest.approx(WINDOW_END) and window[0, 750].item() == pytest.approx(WINDOW_END)
 
 
 def test_a_trace_sees_the_filter_and_what_it_reads():
@@ -131,7 +131,7 @@ def test_filter_and_state_stay_wide_when_the_matrices_are_narrow(dtype):
         assert (y - exact).abs().max() < 0.03 * exact.abs().max()
 
 
-def test_sizes_that_cannot_be_are_refused():
+def test_invalid_sizes_are_refused():
     for decay in ([1.5, 0.3], [0.0, 1.0]):
         with pytest.raises(InputError, match="decay must be two positive numbers"):
             make(decay=decay)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from synthe_core.layers.kalman import LEAST_NOISE, Belief, Kalman
+from synthe_core.layers.kalman import MIN_NOISE, Kalman, KalmanState
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
 
@@ -23,17 +23,17 @@ def inputs(batch, time):
 
 
 def past(learner, batch):
-    return Belief(*(1 + torch.rand(batch, learner.rank, dtype=torch.float64) for _ in range(2)))
+    return KalmanState(*(1 + torch.rand(batch, learner.rank, dtype=torch.float64) for _ in range(2)))
 
 
 @each_variant
-def test_is_the_filter_it_says_it_is(variant):
+def test_equals_the_docstrings_equations(variant):
     learner, x = make(**variant), inputs(2, 11)
     mean, variance = state = past(learner, 2)
     first = torch.tensor([4, 9])  # rows whose clocks tick at different columns
     ctx = Pass.over(x, start=first)
     y, after = learner(x, state, ctx)
-    a, q = torch.sigmoid(learner.transition_logit), F.softplus(learner.process_logit) + LEAST_NOISE
+    a, q = torch.sigmoid(learner.transition_logit), F.softplus(learner.process_logit) + MIN_NOISE
     for t in range(11):
         z, noise = learner.observe(x[:, t]).chunk(2, -1)
         r = F.softplus(noise + learner.noise_bias)
@@ -81,7 +81,7 @@ def test_padding_is_inert_in_rows_of_any_length(variant):
     ctx = Pass.over(x, lengths, first)
     y, final = learner(x, state, ctx)
     for row, length in enumerate(lengths.tolist()):
-        alone = Belief(*(leaf[row : row + 1] for leaf in state))
+        alone = KalmanState(*(leaf[row : row + 1] for leaf in state))
         if length:
             part = x[row : row + 1, :length]
             expected, alone = learner(part, alone, Pass.over(part, start=first[row : row + 1]))
@@ -166,7 +166,7 @@ def test_filter_and_state_stay_wide_when_the_matrices_are_narrow(dtype, every):
     assert (y - exact).abs().max() < 0.04 * exact.abs().max()
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_invalid_settings_are_refused():
     for bad in ({"every": 0}, {"rank": 0}, {"timescales": [0.5, 5.0]}, {"ranks": 3}):
         with pytest.raises(ValidationError):
             Kalman.Config.model_validate(bad)

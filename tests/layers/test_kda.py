@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
-from synthe_core.layers.kda import Memory
+from synthe_core.layers.kda import KDAState
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
 from synthe_core.ops.dispatch import use_kernels
@@ -29,7 +29,7 @@ def test_is_the_equations_of_its_docstring_from_any_state():
     learner = make(key_size=6, value_size=10, rank=7).double()
     torch.manual_seed(1)
     x = torch.randn(2, 9, 32, dtype=torch.float64)
-    state = Memory(*(torch.randn_like(leaf) for leaf in learner.init_state(2)))
+    state = KDAState(*(torch.randn_like(leaf) for leaf in learner.init_state(2)))
     with torch.no_grad():
         learner.gate_bias.normal_()
         y, after = run(learner, x, state)
@@ -131,11 +131,11 @@ def test_it_learns_to_recall():
     for _ in range(200):
         order = torch.rand(32, keys).argsort(-1)[:, :pairs]
         values = torch.randint(keys, (32, pairs))
-        asked = torch.randint(pairs, (32, 1))
-        tokens = torch.cat([torch.stack([order, keys + values], -1).flatten(1), order.gather(1, asked)], 1)
+        queried = torch.randint(pairs, (32, 1))
+        tokens = torch.cat([torch.stack([order, keys + values], -1).flatten(1), order.gather(1, queried)], 1)
         scores = head(run(learner, F.rms_norm(embed(tokens), (width,)))[0][:, -1])
-        loss = F.cross_entropy(scores, values.gather(1, asked)[:, 0])
+        loss = F.cross_entropy(scores, values.gather(1, queried)[:, 0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert (scores.argmax(-1) == values.gather(1, asked)[:, 0]).float().mean() > 0.9
+    assert (scores.argmax(-1) == values.gather(1, queried)[:, 0]).float().mean() > 0.9

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.mamba import Mamba, Scanned
+from synthe_core.layers.mamba import Mamba, MambaState
 from synthe_core.layers.trace import Trace
 from synthe_core.ops.dispatch import use_kernels
 from tests.conftest import needs_compiler
@@ -52,7 +52,7 @@ def test_is_the_equation_of_its_docstring_from_any_state():
     learner = make(state_size=3).double()
     torch.manual_seed(4)
     x = torch.randn(2, 7, WIDTH, dtype=torch.float64)
-    state = Scanned(*(torch.randn_like(leaf) for leaf in learner.init_state(2)))
+    state = MambaState(*(torch.randn_like(leaf) for leaf in learner.init_state(2)))
     y, after = learner(x, state, Pass.over(x))
     u, z = learner.in_proj(x).chunk(2, -1)
     inputs, h = torch.cat([state.conv, u], 1), state.scan
@@ -68,7 +68,7 @@ def test_is_the_equation_of_its_docstring_from_any_state():
     torch.testing.assert_close(after.conv, u[:, -3:], rtol=0, atol=0)
 
 
-def test_begins_as_the_paper_says():
+def test_initial_values_are_the_papers():
     learner = make()
     torch.testing.assert_close(-learner.A_log.exp(), -torch.arange(1.0, 17).expand(24, 16))
     step = F.softplus(learner.dt_proj.bias)

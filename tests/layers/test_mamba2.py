@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.mamba import Scanned
+from synthe_core.layers.mamba import MambaState
 from synthe_core.layers.mamba2 import Mamba2
 from synthe_core.ops.dispatch import use_kernels
 from tests.conftest import needs_compiler
@@ -65,7 +65,7 @@ def test_is_the_equation_of_its_docstring_from_any_state():
     learner = make(state_size=3, head_size=4, groups=2).double()
     torch.manual_seed(4)
     x = torch.randn(2, 7, WIDTH, dtype=torch.float64)
-    state = Scanned(*(torch.randn_like(leaf) for leaf in learner.init_state(2)))
+    state = MambaState(*(torch.randn_like(leaf) for leaf in learner.init_state(2)))
     y, after = learner(x, state, Pass.over(x))
     z, u, dt = learner.in_proj(x).split([24, 36, 6], -1)
     inputs, S = torch.cat([state.conv, u], 1), state.scan.clone()
@@ -88,7 +88,7 @@ def test_is_the_equation_of_its_docstring_from_any_state():
     torch.testing.assert_close(after.conv, u[:, -3:], rtol=0, atol=0)
 
 
-def test_begins_as_the_paper_says():
+def test_initial_values_are_the_papers():
     learner = Mamba2(Mamba2.Config(), 1024)
     assert learner.heads == 32
     rate, step = learner.A_log.exp(), F.softplus(learner.dt_bias)

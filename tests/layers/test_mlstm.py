@@ -12,7 +12,7 @@ from synthe_core.errors import InputError
 from synthe_core.layers import build, mlstm, parse
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
-from synthe_core.ops.mlstm import UNSTARTED
+from synthe_core.ops.mlstm import EMPTY_SCALE
 from synthe_core.state import named_leaves, nbytes
 
 
@@ -70,7 +70,7 @@ def test_a_fresh_state_is_finite_and_of_constant_size():
 def test_a_row_of_padding_keeps_its_fresh_state():
     learner, x = make(), torch.randn(2, 7, 32)
     y, state = run(learner, x, lengths=torch.tensor([0, 7]))
-    assert torch.equal(state.scale[0], torch.full((2,), UNSTARTED)) and state.memory[0].abs().max() == 0
+    assert torch.equal(state.scale[0], torch.full((2,), EMPTY_SCALE)) and state.memory[0].abs().max() == 0
     assert torch.isfinite(y).all()
     after = run(learner, x, state)[0][0]
     torch.testing.assert_close(after, run(learner, x[:1])[0][0])
@@ -141,8 +141,10 @@ def test_equals_transformers_layer_with_the_same_weights(time, monkeypatch):
         "forget_bias": (ours.forget_bias.grad, peer.fgate_preact.bias.grad),
         "out": (ours.out.weight.grad, peer.out_proj.weight.grad),
     }
-    for name, (found, wanted) in slopes.items():
-        torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+    for name, (actual, expected) in slopes.items():
+        torch.testing.assert_close(
+            actual, expected, rtol=1e-7, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 class PlainNorm(torch.nn.Module):

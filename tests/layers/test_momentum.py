@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.momentum import Average, Momentum
+from synthe_core.layers.momentum import Momentum, MomentumState
 from synthe_core.layers.trace import Trace
 
 WIDTH = 12
@@ -24,10 +24,10 @@ def inputs(batch, time):
 
 
 @each_variant
-def test_is_the_gated_average_it_says_it_is(variant):
+def test_equals_the_docstrings_equations(variant):
     learner, x = make(**variant), inputs(2, 9)
     h = torch.randn(2, learner.channels, dtype=torch.float64)
-    y, state = learner(x, Average(h), Pass.over(x))
+    y, state = learner(x, MomentumState(h), Pass.over(x))
     decay, value, *gate = learner.project.weight.split(learner.channels)
     for t in range(9):
         a = torch.sigmoid(x[:, t] @ decay.T + learner.decay_bias)
@@ -86,7 +86,7 @@ def test_gates_and_state_stay_wide_when_the_matrices_are_narrow(dtype):
     assert (y - exact).abs().max() < 0.03 * exact.abs().max()
 
 
-def test_sizes_that_cannot_be_are_refused():
+def test_invalid_sizes_are_refused():
     with pytest.raises(InputError, match=r"expand 0\.01 of width 12 leaves no channel"):
         make(expand=0.01)
     for bad in ({"expand": 0}, {"timescales": [1.0, 5.0]}, {"timescales": [2.0]}, {"decay": 0.9}):

@@ -120,7 +120,7 @@ class ByHand:
 
 @pytest.mark.parametrize("consolidate", [True, False])
 @torch.no_grad()
-def test_is_the_stack_it_says_it_is_over_gaps_too(consolidate):
+def test_equals_the_docstrings_equations_over_gaps_too(consolidate):
     learner, x = make(SUMMARIES, consolidate=consolidate), inputs(2, 41)
     position = torch.tensor([5, 0])[:, None] + torch.arange(41)
     position[1] += 9 * (torch.arange(41) > 10) + 30 * (torch.arange(41) > 13)
@@ -138,7 +138,7 @@ def test_is_the_stack_it_says_it_is_over_gaps_too(consolidate):
 
 @each_variant
 def test_a_token_sees_finished_spans_only(tiers):
-    """What changes inside a span is in no slow reading of that span's later tokens, and in those of the next."""
+    """A change inside a span reaches no slow reading of that span's tokens, and those of the next."""
     learner, x = make(tiers), inputs(1, 60)
     position = torch.arange(60)[None]
     _, before = traced(learner, x, position)
@@ -308,28 +308,28 @@ def test_starts_at_half_the_scale_of_what_it_reads_or_less(width):
 
 
 @torch.no_grad()
-def test_a_memory_that_hardly_knows_anything_is_hardly_heard():
+def test_small_readings_stay_small():
     learner, x = make(GRADIENTS[:2]), inputs(1, 3)
     empty = learner.init_state(1)
     memory = torch.randn_like(empty.slow[0].memory.memory)
 
-    def heard(scale):
+    def amplitude(scale):
         taught = empty.slow[0]._replace(memory=empty.slow[0].memory._replace(memory=scale * memory))
         spoken, silent = (learner(x, empty._replace(slow=slow), Pass.over(x))[0] for slow in ((taught,), empty.slow))
         return float((spoken - silent).norm())
 
-    assert heard(0.1) == pytest.approx(10 * heard(0.01), rel=0.1)
-    assert heard(1e3) < 2 * heard(10)  # and one that knows much is not heard ever more loudly
+    assert amplitude(0.1) == pytest.approx(10 * amplitude(0.01), rel=0.1)
+    assert amplitude(1e3) < 2 * amplitude(10)  # and a large reading saturates
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_settings_are_refused():
     def tiers(*periods, rule="kalman"):
         return [{"every": every, "rule": rule} for every in periods]
 
     for bad, reason in (
         ({"tiers": tiers(2, 4)}, "the first tier runs on every token"),
-        ({"tiers": tiers(1, 4, 6)}, "spans hold whole spans"),
-        ({"tiers": tiers(1, 4, 4)}, "spans hold whole spans"),
+        ({"tiers": tiers(1, 4, 6)}, "a span must contain whole spans"),
+        ({"tiers": tiers(1, 4, 4)}, "a span must contain whole spans"),
         ({"tiers": tiers(1, 4), "reset_every": 6}, "not a multiple"),
         ({"tiers": []}, "at least 1"),
         ({"prediction": 0.0}, "greater than 0"),
@@ -348,9 +348,9 @@ def test_what_cannot_be_is_refused():
 
 def test_what_is_written_out_in_full_is_built_again():
     """A saved recipe names every key, those of a rule too that only its tier may set."""
-    asked = parse({"type": "multiscale_memory", "tiers": GRADIENTS[:2]})
-    again = build(parse(asked.model_dump(mode="json")), 32)
-    assert again.config == asked
+    spec = parse({"type": "multiscale_memory", "tiers": GRADIENTS[:2]})
+    again = build(parse(spec.model_dump(mode="json")), 32)
+    assert again.config == spec
 
 
 def test_one_tier_alone_is_its_learner():

@@ -1,4 +1,4 @@
-"""Attention that runs only at tokens that ask for it. The laws are in tests/laws, behind a learner that publishes."""
+"""Attention that runs only at selected tokens. The laws are in tests/laws, behind a learner that publishes a signal."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def noise(batch: int, time: int) -> Tensor:
 @pytest.mark.parametrize("keys", KEYS, ids=str)
 @pytest.mark.parametrize("batch,time,rate", [(2, 23, 0.3), (1, 23, 0.3), (2, 23, 1.0), (2, 23, 0.0), (3, 1, 0.5)])
 @pytest.mark.parametrize("padded", [False, True])
-def test_it_is_dense_attention_times_who_asks(keys, batch, time, rate, padded):
+def test_it_is_dense_attention_at_the_selected_tokens(keys, batch, time, rate, padded):
     """Values, state, and every gradient: of the parameters, of x and of the signal."""
     probe, dense = pair(keys, temperature=0.3)
     lengths = torch.tensor([time, 9, 0])[:batch].clamp_max(time) if padded else None
@@ -87,13 +87,13 @@ def test_it_is_dense_attention_times_who_asks(keys, batch, time, rate, padded):
         gradients = {name: p.grad for name, p in learner.named_parameters()}
         results.append([y, *after, x.grad, ask.grad, *(gradients[name] for name, _ in dense.named_parameters())])
     for one, other in zip(*results, strict=True):
-        if one is None:  # what only keys and queries read, where nobody asked
+        if one is None:  # parameters of keys and queries, where no token is selected
             one = torch.zeros_like(other)
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
 
-def test_no_gradient_reaches_a_token_that_nobody_reads_and_that_does_not_ask():
-    """Through a window of 1 a silent token is looked at by nobody, so its query, key and value matter to nothing."""
+def test_no_gradient_reaches_an_unselected_token_that_is_not_read():
+    """With a window of 1 no query reads an unselected token, so its query, key and value have no gradient."""
     probe, _ = pair(KEYS[2])
     x, ask = noise(2, 11).requires_grad_(), asks(2, 11)
     probe(x, None, over(x, ask))[0].square().sum().backward()
@@ -146,7 +146,7 @@ def test_what_is_skipped_is_what_is_not_computed(rate):
 
 
 @pytest.mark.parametrize("side,sign", [("below", 1.0), ("above", -1.0)])
-def test_the_threshold_follows_the_signal_until_the_target_share_asks(side, sign):
+def test_the_threshold_tracks_the_signal_until_the_target_share_is_selected(side, sign):
     gate = ConditionalGate(Condition.model_validate({"signal": "ask", side: 40.0, "target": 0.25, "explore": 0}))
     torch.manual_seed(0)
     rates = []
@@ -162,7 +162,7 @@ def test_the_threshold_follows_the_signal_until_the_target_share_asks(side, sign
     assert sum(rates[-40:]) / 40 == pytest.approx(0.25, abs=0.03)
 
 
-def test_the_threshold_stays_outside_of_training_without_a_target_and_without_tokens():
+def test_the_threshold_is_constant_in_evaluation_without_a_target_and_without_tokens():
     signal = torch.rand(2, 9)
     resting = ConditionalGate(Condition(signal="ask", below=0.3)).eval()
     fixed = ConditionalGate(Condition(signal="ask", below=0.3, target=None))
@@ -192,7 +192,7 @@ def test_padding_moves_no_threshold():
 
 
 def test_training_holds_the_rate_of_a_model_that_learns():
-    """A Kalman filter before the probe, both learning: its confidence moves, and a quarter of the tokens still asks."""
+    """A Kalman filter trains before the probe: its confidence moves, and a quarter of the tokens stays selected."""
     torch.manual_seed(0)
     when = {"signal": "confidence", "below": 0.35, "target": 0.25, "explore": 0}
     block = ["kalman", {"type": "attention", "heads": 2, "window": 8, "when": when}]
@@ -214,7 +214,7 @@ def test_training_holds_the_rate_of_a_model_that_learns():
     torch.testing.assert_close(late, torch.full((2,), 0.25), rtol=0, atol=0.04)
 
 
-def test_some_try_in_training_who_would_not_have_asked_and_teach_the_signal():
+def test_training_explores_unselected_tokens_whose_gradient_reaches_the_signal():
     probe, _ = pair(KEYS[0], explore=0.4)
     x, ask = noise(4, 60), asks(4, 60, 0.2).requires_grad_()
     tried = over(x, ask)
@@ -227,7 +227,7 @@ def test_some_try_in_training_who_would_not_have_asked_and_teach_the_signal():
     assert torch.equal(settled, expected)
 
 
-def test_random_asks_by_position_alone_at_the_wanted_rate():
+def test_random_selects_by_position_alone_at_the_configured_rate():
     positions = torch.arange(1 << 16)
     drawn = hash_uniform(positions, torch.tensor(12345))
     assert drawn.min() >= 0 and drawn.max() < 1
@@ -252,7 +252,7 @@ def test_random_probes_differ_between_learners_and_not_between_runs():
 
 
 def refusal(block: list[Any]) -> InputError:
-    """What a recipe whose block this is says."""
+    """The error of a recipe with this block."""
     source = (RECIPES / "tiny.yaml").read_text(encoding="utf-8")
     assert "\n  block:" in source
     with pytest.raises(InputError) as caught:
@@ -260,7 +260,7 @@ def refusal(block: list[Any]) -> InputError:
     return caught.value
 
 
-def test_a_signal_that_nobody_publishes_is_refused_with_who_could():
+def test_an_unpublished_signal_is_refused_with_its_publishers():
     probe = {"type": "attention", "when": {"signal": "confidence", "below": 0.3}}
     for block in ([probe, "mlp"], [probe, {"type": "kalman"}]):  # after is too late
         error = refusal(block)
@@ -271,7 +271,7 @@ def test_a_signal_that_nobody_publishes_is_refused_with_who_could():
     ModelSpec.model_validate({"width": 32, "blocks": 1, "block": ["kalman", probe]})
 
 
-def test_a_signal_that_is_missing_from_a_pass_is_told():
+def test_a_signal_that_is_missing_from_a_pass_is_an_error():
     probe, _ = pair(KEYS[0])
     x = noise(1, 3)
     with pytest.raises(InputError, match="no learner before has published the signal 'ask'"):
@@ -279,6 +279,6 @@ def test_a_signal_that_is_missing_from_a_pass_is_told():
 
 
 @pytest.mark.parametrize("sides", [{}, {"below": 0.1, "above": 0.2}], ids=str)
-def test_one_side_of_the_threshold_is_to_be_given(sides):
+def test_exactly_one_side_of_the_threshold_is_required(sides):
     with pytest.raises(ValidationError, match="give one of `below` and `above`"):
         Condition.model_validate({"signal": "confidence", **sides})

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.rwkv7 import Memory
+from synthe_core.layers.rwkv7 import RWKV7State
 from synthe_core.layers.trace import Trace
 from synthe_core.ops.dispatch import use_kernels
 from synthe_core.state import nbytes
@@ -38,7 +38,7 @@ def test_is_the_papers_equations_from_any_state():
     learner = make(awake=True).double()
     torch.manual_seed(1)
     x = torch.randn(2, 9, 32, dtype=torch.float64)
-    state = Memory(*(torch.randn_like(leaf) for leaf in learner.init_state(2)))
+    state = RWKV7State(*(torch.randn_like(leaf) for leaf in learner.init_state(2)))
     heads = lambda y: y.view(2, 4, 8)  # noqa: E731
     with torch.no_grad():
         y, after = run(learner, x, state)
@@ -50,14 +50,14 @@ def test_is_the_papers_equations_from_any_state():
             w = torch.exp(-torch.exp(-F.softplus(-d) - 0.5))
             a = torch.sigmoid(learner.rate_bias + learner.rate_out(learner.rate_in(xa)))
             g = learner.gate_out(torch.sigmoid(learner.gate_in(xg)))
-            removal = F.normalize(heads(k * learner.removal), dim=-1)
-            k = heads(k * (1 + (a - 1) * learner.replacement))
+            removal = F.normalize(heads(k * learner.k_k), dim=-1)
+            k = heads(k * (1 + (a - 1) * learner.k_a))
             r, v, w, a = heads(r), heads(v), heads(w), heads(a)
             passed = torch.diag_embed(w) - removal[..., :, None] * (a * removal)[..., None, :]
             memory = memory @ passed + v[..., :, None] * k[..., None, :]
             o = (memory @ r[..., None])[..., 0].flatten(1)
             o = F.group_norm(o, 4, learner.norm.flatten(), learner.norm_bias.flatten(), eps=8e-5)
-            bonus = (r * k * learner.bonus).sum(-1, keepdim=True) * v
+            bonus = (r * k * learner.r_k).sum(-1, keepdim=True) * v
             torch.testing.assert_close(y[:, t], learner.out((o + bonus.flatten(1)) * g), rtol=1e-9, atol=1e-9)
             before = x[:, t]
         torch.testing.assert_close(after.memory, memory.mT, rtol=1e-9, atol=1e-9)
@@ -95,9 +95,9 @@ def test_initial_values_are_the_authors():
     assert learner.decay_bias[0].item() == pytest.approx(-5.5 - 2.5)
     assert learner.decay_bias[127].item() == pytest.approx(0.5 + 2.5)
     assert learner.rate_bias[127].item() == pytest.approx(-0.19 + 0.3 + 0.2)
-    assert learner.removal[[0, 127]].tolist() == pytest.approx([0.76, 0.66])
-    assert learner.replacement.unique().item() == pytest.approx(1.02)
-    assert learner.bonus.unique().item() == pytest.approx(-0.04)
+    assert learner.k_k[[0, 127]].tolist() == pytest.approx([0.76, 0.66])
+    assert learner.k_a.unique().item() == pytest.approx(1.02)
+    assert learner.r_k.unique().item() == pytest.approx(-0.04)
     for linear, bound in ((learner.receptance, 0.5), (learner.key, 0.05), (learner.value, 0.5)):
         assert 0.98 * bound < linear.weight.abs().max() * math.sqrt(128) <= bound
     assert learner.out.weight.abs().max() == learner.decay_in.weight.abs().max() == 0
@@ -171,11 +171,11 @@ def test_it_learns_to_recall():
     for _ in range(150):
         order = torch.rand(32, keys).argsort(-1)[:, :pairs]
         values = torch.randint(keys, (32, pairs))
-        asked = torch.randint(pairs, (32, 1))
-        tokens = torch.cat([torch.stack([order, keys + values], -1).flatten(1), order.gather(1, asked)], 1)
+        queried = torch.randint(pairs, (32, 1))
+        tokens = torch.cat([torch.stack([order, keys + values], -1).flatten(1), order.gather(1, queried)], 1)
         scores = head(run(learner, F.rms_norm(embed(tokens), (width,)))[0][:, -1])
-        loss = F.cross_entropy(scores, values.gather(1, asked)[:, 0])
+        loss = F.cross_entropy(scores, values.gather(1, queried)[:, 0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert (scores.argmax(-1) == values.gather(1, asked)[:, 0]).float().mean() > 0.9
+    assert (scores.argmax(-1) == values.gather(1, queried)[:, 0]).float().mean() > 0.9

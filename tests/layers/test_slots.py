@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.slots import STRONGEST, Slots
+from synthe_core.layers.slots import MAX_STRENGTH, Slots
 from synthe_core.layers.trace import Trace
 from synthe_core.state import named_leaves, nbytes
 
@@ -38,7 +38,7 @@ def traced(learner, x, **more):
     return y, state, {record.name: record.value for record in trace.records}
 
 
-def test_an_unwritten_bank_says_nothing_until_the_first_tick():
+def test_an_unwritten_bank_returns_zeros_until_the_first_tick():
     y, state, _ = run(make(), inputs(2, 9))
     assert y[:, :6].abs().max() == 0
     assert y[:, 6:].abs().max() > 0
@@ -62,15 +62,15 @@ def test_a_token_that_comes_again_reads_what_it_wrote():
 def test_reads_weigh_contents_by_cosine_and_are_gated():
     learner, x = make(value_size=4), inputs(1, 1)
     with torch.no_grad():
-        learner.first_contents.normal_()
+        learner.initial_contents.normal_()
         learner.log_scale[1] = 0.3
     y, _, _ = run(learner, x)
     q, _, _, gate, _ = (learner.project.weight @ x[0, 0]).split([16, 16, 8, 8, 1])
-    q, keys = F.normalize(q.view(2, 8), dim=-1), F.normalize(learner.first_keys, dim=-1)
+    q, keys = F.normalize(q.view(2, 8), dim=-1), F.normalize(learner.initial_keys, dim=-1)
     reads = []
     for head, scale in enumerate((math.sqrt(8), math.exp(0.3))):
         logits, index = (scale * keys[:, head] @ q[head]).sort(descending=True)
-        reads.append(logits[:3].softmax(0) @ learner.first_contents[index[:3], head])
+        reads.append(logits[:3].softmax(0) @ learner.initial_contents[index[:3], head])
     torch.testing.assert_close(y[0, 0], learner.out.weight @ (torch.cat(reads) * F.silu(gate)), rtol=1e-4, atol=1e-5)
 
 
@@ -83,8 +83,8 @@ def test_the_balance_loss_is_the_squared_distance_from_even_use():
     learner = make(balance=0.5, reads=2, router="sparsemax")
     with torch.no_grad():
         learner.log_scale.fill_(9.0)  # one slot a head and token
-        learner.first_keys.copy_(learner.first_keys[:1].expand_as(learner.first_keys))
-        learner.first_keys[1:] *= -1
+        learner.initial_keys.copy_(learner.initial_keys[:1].expand_as(learner.initial_keys))
+        learner.initial_keys[1:] *= -1
     x = inputs(2, 4)
     shares = torch.zeros(2, 20, dtype=torch.float64)
     _, _, seen = traced(learner, x)
@@ -161,7 +161,7 @@ def test_ages_count_tokens():
     assert (read_use >= 0).all() and (write_use[since_write == 40] == 0).all()
 
 
-def test_state_is_of_one_size_and_its_bytes_are_told():
+def test_state_has_a_constant_size_and_its_bytes_are_counted():
     learner = make().float()
     state = run(learner, inputs(1, 33).float())[1]
     expected = 4 * (20 * 2 * 13 + 20 * 4 + 6 * 2 * 13 + 6)
@@ -176,7 +176,7 @@ def test_strength_stays_below_one():
     y, state, _ = run(learner, x)
     y.square().sum().backward()
     assert x.grad.isfinite().all() and all(leaf.isfinite().all() for _, leaf in named_leaves(state))
-    assert float(torch.tensor(STRONGEST, dtype=torch.float32)) < 1
+    assert float(torch.tensor(MAX_STRENGTH, dtype=torch.float32)) < 1
 
 
 def test_a_long_text_in_bfloat16_stays_finite():
@@ -188,7 +188,7 @@ def test_a_long_text_in_bfloat16_stays_finite():
     assert all(leaf.dtype == torch.float32 and leaf.isfinite().all() for _, leaf in named_leaves(state))
 
 
-def test_cost_is_linear_in_time_and_as_told():
+def test_cost_is_linear_in_time_and_equals_flops():
     learner, per_token = make(chunk=20), []
     for time in (100, 800):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -222,12 +222,12 @@ def test_defaults_fit_usual_widths_and_need_no_storage_to_be_counted():
         ({"value_size": None, "heads": 13}, "width 48 leaves no content for 13 heads"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(config, message):
+def test_invalid_sizes_are_refused(config, message):
     with pytest.raises(InputError, match=message):
         make(**config)
 
 
-def test_keys_that_cannot_be_are_refused():
+def test_invalid_keys_are_refused():
     for bad in ({"slots": 1}, {"reads": 1}, {"match": 1.0}, {"router": "gumbel"}, {"horizon": 1}, {"size": 3}):
         with pytest.raises(ValidationError):
             Slots.Config.model_validate(bad)

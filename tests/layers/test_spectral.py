@@ -1,4 +1,4 @@
-"""The spectral learner: its filter is what its frequencies say, at any length; its gate hears each row's energy."""
+"""The spectral learner: its filter has the learned frequency response at any length; its gate reads the energy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def learner(width: int = 6, **settings: object):
 
 
 def respond(made, frequency: torch.Tensor) -> torch.Tensor:
-    """The response that the points say, straight between them: complex [D, F]."""
+    """The response at the points, linear between them: complex [D, F]."""
     points = torch.view_as_complex(made.response.detach())
     points = torch.cat([points[:, :1].real + 0j, points[:, 1:-1], points[:, -1:].real + 0j], 1)
     place = frequency * 2 * (made.config.points - 1)
@@ -35,11 +35,11 @@ def test_the_kernel_has_the_response_of_its_points():
     lags = torch.arange(1 - time, time, dtype=torch.float64)
     frequency = torch.linspace(0, 0.5, 41, dtype=torch.float64)
     waves = torch.polar(torch.ones(1, dtype=torch.float64), -2 * math.pi * frequency[:, None] * lags)
-    found = made.kernel(time).detach().to(torch.complex128) @ waves.T
+    actual = made.kernel(time).detach().to(torch.complex128) @ waves.T
     waves_height = made.kernel(1000).abs().max().item()
     beyond = 2 * waves_height * (16 / math.pi) ** 2 / time  # at most, of what decays as (16 / πτ)²
     assert beyond < 2e-3
-    torch.testing.assert_close(found, respond(made, frequency), rtol=0, atol=beyond)
+    torch.testing.assert_close(actual, respond(made, frequency), rtol=0, atol=beyond)
 
 
 def test_a_longer_text_has_the_same_kernel_and_more_of_it():
@@ -60,7 +60,7 @@ def test_channels_begin_as_exponentials_of_unit_energy_half_of_them_ahead():
 def test_the_output_is_the_filter_gated_by_the_energy():
     made, x = learner(points=5), torch.randn(2, 11, 6, dtype=torch.float64)
     with torch.no_grad():
-        made.loudness.copy_(torch.randn(6))
+        made.energy_weight.copy_(torch.randn(6))
         made.bias.copy_(torch.randn(6))
     trace = Trace()
     y, state = made(x, None, Pass.over(x, trace=trace))
@@ -70,7 +70,7 @@ def test_the_output_is_the_filter_gated_by_the_energy():
         for s in range(11):
             filtered[:, t] += kernel[:, 10 + t - s] * x[:, s]
     energy = filtered.square().mean(1)
-    gate = torch.sigmoid(made.loudness * torch.log(energy + 1e-6) + made.bias)
+    gate = torch.sigmoid(made.energy_weight * torch.log(energy + 1e-6) + made.bias)
     torch.testing.assert_close(y, (filtered * gate[:, None]) @ made.out.weight.T)
     assert state == ()
     shown = {record.name: record.value for record in trace.records}

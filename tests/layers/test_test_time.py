@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.test_time import AtTestTime
+from synthe_core.layers.test_time import TTT
 from synthe_core.ops.dispatch import record_ops
 from synthe_core.ops.frames import POSITION_RANGE, Spans, last_position
 
@@ -13,7 +13,7 @@ WIDTH = 12
 
 def make(**config):
     torch.manual_seed(0)
-    learner = AtTestTime(AtTestTime.Config(**{"heads": 3, "span": 4} | config), WIDTH).double()
+    learner = TTT(TTT.Config(**{"heads": 3, "span": 4} | config), WIDTH).double()
     with torch.no_grad():
         learner.memory.bias.add_(0.3 * torch.randn_like(learner.memory.bias))
     return learner
@@ -117,7 +117,7 @@ def test_switches_do_what_they_say():
     assert [recorded[name]["online"] for name in recorded] == [False, False, True]
 
 
-def test_sizes_that_cannot_be_are_refused():
+def test_invalid_sizes_are_refused():
     with pytest.raises(InputError, match="size 10 is not divisible by heads 3"):
         make(size=10)
     for bad in ({"span": 0}, {"heads": 0}, {"timescales": [1.0, 5.0]}):
@@ -128,6 +128,6 @@ def test_sizes_that_cannot_be_are_refused():
 @pytest.mark.parametrize("width", [192, 512])
 def test_stays_below_half_the_scale_of_what_it_reads(width):
     torch.manual_seed(0)
-    learner, x = AtTestTime(AtTestTime.Config(), width), torch.randn(1, 512, width)
+    learner, x = TTT(TTT.Config(), width), torch.randn(1, 512, width)
     with torch.no_grad():
         assert 0.01 < learner(x, None, Pass.over(x))[0].std() < 0.6

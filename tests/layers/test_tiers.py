@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.tiers import EPS, Levels, Tiers
+from synthe_core.layers.tiers import EPS, Tiers, TiersState
 from synthe_core.layers.trace import Trace
 from synthe_core.ops.dispatch import record_ops
 
@@ -28,7 +28,7 @@ def inputs(batch, time):
 
 
 def past(learner, batch):
-    return Levels(torch.randn(batch, learner.config.tiers, learner.size, dtype=torch.float64))
+    return TiersState(torch.randn(batch, learner.config.tiers, learner.size, dtype=torch.float64))
 
 
 def one_token(learner, x, levels, position):
@@ -41,7 +41,7 @@ def one_token(learner, x, levels, position):
     for k in range(config.tiers):
         if position % config.ratio**k == 0:
             z = norm(k - 1) if k else x
-            a, v = (learner.climb[k].weight @ z).split(learner.size)
+            a, v = (learner.feed[k].weight @ z).split(learner.size)
             a = torch.sigmoid(a + learner.decay_bias[k])
             levels[k] = a * levels[k] + (1 - a) * v
     conditioned = [norm(config.tiers - 1)]
@@ -53,7 +53,7 @@ def one_token(learner, x, levels, position):
 
 
 @each_variant
-def test_is_the_stack_it_says_it_is(variant):
+def test_equals_the_docstrings_equations(variant):
     learner, x = make(**variant), inputs(3, 13)
     state, first, lengths = past(learner, 3), torch.tensor([0, 5, 8]), torch.tensor([13, 13, 7])
     y, after = learner(x, state, Pass.over(x, lengths, first))
@@ -98,10 +98,10 @@ def test_a_token_between_ticks_moves_the_fast_tier_only():
         assert [not torch.equal(a, b) for a, b in zip(after.levels[0], state.levels[0], strict=True)] == moved
 
 
-def test_the_slow_tier_conditions_what_the_fast_one_says():
+def test_the_slow_tier_conditions_the_fast_ones_output():
     learner, x = make(tiers=3), inputs(1, 1)
     state = past(learner, 1)
-    other = Levels(state.levels.clone())
+    other = TiersState(state.levels.clone())
     other.levels[:, 2] += 1.0
     with torch.no_grad():  # read nothing but the fast tier
         learner.out.weight[:, learner.size :] = 0
@@ -132,7 +132,7 @@ def test_starts_at_half_the_scale_of_what_it_reads(width):
         assert 0.2 < learner(x, None, Pass.over(x))[0].std() < 0.6
 
 
-def test_a_trace_sees_every_tier_as_it_is_held():
+def test_a_trace_has_every_tiers_state_at_every_token():
     learner, x, trace = make(tiers=2), inputs(2, 5), Trace()
     state = past(learner, 2)
     learner(x, state, Pass.over(x, start=torch.tensor([1, 1]), trace=trace))
@@ -152,7 +152,7 @@ def test_gates_and_state_stay_wide_when_the_matrices_are_narrow(dtype):
     assert (y - exact).abs().max() < 0.05 * exact.abs().max()
 
 
-def test_sizes_that_cannot_be_are_refused():
+def test_invalid_sizes_are_refused():
     with pytest.raises(InputError, match="40 tiers at ratio 2 would tick every 549755813888 tokens"):
         make(tiers=40)
     for bad in ({"tiers": 0}, {"ratio": 1}, {"size": 0}, {"timescales": [1.0, 5.0]}):

@@ -1,4 +1,4 @@
-"""The encoder: what its head says, what its loss counts, and what it refuses."""
+"""The encoder: outputs of its head, its loss, and what it refuses."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ model:
         ("mlp", "head: {klasses: 3}", "data: {labels: path}", "unknown key 'model.head.klasses'", "'classes'"),
     ],
 )
-def test_a_recipe_that_makes_no_sense_is_told_where(learner, head, rest, message, hint):
+def test_an_inconsistent_recipe_is_refused_with_the_keys_place(learner, head, rest, message, hint):
     with pytest.raises(InputError) as refused:
         Recipe.from_source(parse_yaml(RECIPE.format(learner=learner, head=head, rest=rest), "r.yaml"))
     assert message in refused.value.message

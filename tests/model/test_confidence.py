@@ -1,4 +1,4 @@
-"""The head that watches: what it is trained on, and that it moves nothing else."""
+"""The confidence head: its training, and that it trains nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel, ModelSpec
-from synthe_core.ops.cross_entropy import Judgement
+from synthe_core.ops.cross_entropy import TopPrediction
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.yaml_reader import parse_yaml
 
@@ -46,15 +46,15 @@ def test_its_loss_is_the_cross_entropy_of_being_right():
 def test_it_moves_nothing_but_itself():
     """With it or without: the same initial values, the same gradients."""
     (tokens, targets), gradients = text(), []
-    for asked in (None, {"hidden": 8}):
-        net = model(asked)
-        if asked:
+    for spec in (None, {"hidden": 8}):
+        net = model(spec)
+        if spec:
             with torch.no_grad():
                 net.confidence.out.weight.normal_()
         net.loss(tokens, targets)[0].objective.backward()
         gradients.append({name: p.grad for name, p in net.named_parameters() if not name.startswith("confidence.")})
         own = [p.grad.abs().max() for name, p in net.named_parameters() if name.startswith("confidence.")]
-        assert len(own) == (5 if asked else 0) and all(size > 0 for size in own)
+        assert len(own) == (5 if spec else 0) and all(size > 0 for size in own)
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=0)
@@ -70,7 +70,7 @@ def test_it_begins_as_the_probability_that_it_corrects():
 
 
 def test_it_learns_the_frequency():
-    """Where nothing tells tokens apart, the least cross-entropy is at the share of right ones."""
+    """Where all tokens are alike, the minimum of the cross-entropy is at the share of correct ones."""
     net = model({"hidden": 8, "weight": 1.0})
     head = net.confidence
     hidden, signals = torch.ones(4, 50, 16).double(), {name: torch.ones(4, 50).double() for name in head.names}
@@ -81,7 +81,7 @@ def test_it_learns_the_frequency():
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()
-        head.loss(hidden, signals, Judgement(right, max_logprob), scored).backward()
+        head.loss(hidden, signals, TopPrediction(right, max_logprob), scored).backward()
         optimizer.step()
     torch.testing.assert_close(head(hidden, signals, max_logprob).sigmoid().mean().item(), 0.3, atol=1e-3, rtol=0)
 
@@ -112,8 +112,8 @@ def test_an_encoder_has_none():
 
 
 def test_it_is_counted():
-    plain, asked = model(), model({"hidden": 8})
-    assert asked.flops(5) - plain.flops(5) == 2 * (8 * (16 + 3) + 8)
+    plain, with_head = model(), model({"hidden": 8})
+    assert with_head.flops(5) - plain.flops(5) == 2 * (8 * (16 + 3) + 8)
     from synthe_core.recipe.accounting import account
 
     recipe = Recipe.from_source(

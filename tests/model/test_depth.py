@@ -9,7 +9,15 @@ from synthe_core.errors import InputError
 from synthe_core.layers.learner import Pass, apply_buffer_updates
 from synthe_core.layers.trace import Trace
 from synthe_core.model import depth as routing
-from synthe_core.model.depth import EXPLORATION_SEED, DepthSpec, ExplorationSample, Places, alike, depths, padded
+from synthe_core.model.depth import (
+    EXPLORATION_SEED,
+    CompactIndex,
+    DepthSpec,
+    ExplorationSample,
+    depths,
+    group_by_count,
+    padded_tokens,
+)
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.ops.hashing import hash_uniform
 from synthe_core.recipe.accounting import account
@@ -53,8 +61,8 @@ def test_thresholds_meet_the_rates_of_the_step_they_were_taken_of(mode):
     trace = Trace()
     model.eval().hidden(text, trace=trace)
     keep = next(record.value for record in trace.records if record.name == "keep")
-    wanted = torch.tensor(model.spec.depth.rates(4))
-    torch.testing.assert_close(keep.float().mean((1, 2)), wanted, atol=2 / 512, rtol=0)
+    expected = torch.tensor(model.spec.depth.rates(4))
+    torch.testing.assert_close(keep.float().mean((1, 2)), expected, atol=2 / 512, rtol=0)
 
 
 def test_in_mode_exit_a_token_that_left_does_not_come_back():
@@ -81,7 +89,7 @@ def test_when_all_tokens_stay_the_model_is_the_one_without_a_router(mode):
     assert (depths(plain, text) == 6).all() and (depths(routed, text) == 6).all()
 
 
-def test_when_none_stays_the_model_is_its_first_blocks():
+def test_without_selected_tokens_the_model_is_its_first_blocks():
     routed, shallow, text = model_of(SETTLED), model_of(None, blocks=2), tokens()
     routed.eval().router.thresholds.fill_(torch.inf)
     for name, tensor in weights(shallow).items():
@@ -130,16 +138,16 @@ def test_blocks_run_on_no_more_than_the_longest_row_of_those_that_stay():
         assert calls[index] == [(int((counts > 0).sum()), int(counts.max()), 16)]
 
 
-def test_rows_are_grouped_by_how_much_of_them_stays():
-    assert alike([0, 0]) == [] and alike([0, 5, 3]) == [[1, 2]]
-    assert alike([7] * 16) == [list(range(16))]
+def test_rows_are_grouped_by_their_selected_tokens():
+    assert group_by_count([0, 0]) == [] and group_by_count([0, 5, 3]) == [[1, 2]]
+    assert group_by_count([7] * 16) == [list(range(16))]
     counts = [3, 40, 5, 38, 4, 39, 0, 6, 41, 20, 22, 19, 21]
-    groups = alike(counts)
+    groups = group_by_count(counts)
     assert groups == [[0, 2, 4, 7], [9, 10, 11, 12], [1, 3, 5, 8]]
-    assert padded(groups, counts) == 4 * (6 + 22 + 41) < padded([list(range(13))], counts)
+    assert padded_tokens(groups, counts) == 4 * (6 + 22 + 41) < padded_tokens([list(range(13))], counts)
     for length in range(1, 40):
         counts = [length * row % 11 for row in range(length)]
-        groups = alike(counts)
+        groups = group_by_count(counts)
         everyone = sorted(row for group in groups for row in group)
         assert everyone == [row for row in range(length) if counts[row]]
         assert len(groups) <= 4 and all(len(group) >= min(4, len(everyone)) for group in groups)
@@ -152,23 +160,25 @@ def test_grouping_rows_changes_no_number(case, monkeypatch):
     model, text = model_of(SETTLED, block=block), tokens(14, 40)
     text[::3] = text[::3, :1]
     apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
-    calls, found = count_calls(model), []
+    calls, actual = count_calls(model), []
     for together in (False, True):
         calls.clear()
         if together:
-            monkeypatch.setattr(routing, "alike", lambda counts: [[row for row, count in enumerate(counts) if count]])
+            monkeypatch.setattr(
+                routing, "group_by_count", lambda counts: [[row for row, count in enumerate(counts) if count]]
+            )
         model.zero_grad()
         loss, state = model.loss(text[:, :-1], text[:, 1:])
         loss.total.backward()
         assert (max(map(len, calls.values())) == 1) is together
         more = model(tokens(14, 5, seed=3), state)[0]
-        found.append([loss.total, more, *(p.grad for p in model.parameters() if p.grad is not None)])
-    for one, other in zip(*found, strict=True):
+        actual.append([loss.total, more, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for one, other in zip(*actual, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
 def test_a_block_lives_in_its_own_time():
-    """A memory that only smooths its inputs gives what it would give for the kept tokens alone."""
+    """A memory that averages its inputs gives the same as for the selected tokens alone."""
     model, text = model_of(SETTLED | {"min": 1}, blocks=2), tokens(batch=1)
     apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
     keep = depths(model, text)[0] == 2
@@ -187,7 +197,7 @@ def test_a_block_lives_in_its_own_time():
 def test_places_gather_and_scatter():
     keep = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]]).bool()
     x = torch.arange(12.0).view(3, 4, 1).requires_grad_()
-    places = Places.of(keep, torch.tensor([0, 2]), 3)
+    places = CompactIndex.of(keep, torch.tensor([0, 2]), 3)
     short = places.gather(x)
     assert short[places.real].flatten().tolist() == [0, 2, 3, 9]
     assert places.real.sum(1).tolist() == [3, 1]
@@ -217,11 +227,13 @@ def test_scores_learn_to_rank_tokens_by_what_the_blocks_gained():
 
 
 @pytest.mark.parametrize("mode", ["exit", "skip"])
-def test_it_is_taught_by_what_the_model_would_have_said_without_the_blocks(mode, monkeypatch):
+def test_its_loss_compares_the_models_predictions_with_and_without_the_blocks(mode, monkeypatch):
     model, text = model_of({"min": 1, "hidden": 8, "mode": mode, "explore": 0.2}, blocks=3), tokens()
     seen = {}
     monkeypatch.setattr(
-        ExplorationSample, "router_loss", lambda self, losses: seen.update(losses=losses, at=self.at) or losses.sum()
+        ExplorationSample,
+        "router_loss",
+        lambda self, losses: seen.update(losses=losses, at=self.indices) or losses.sum(),
     )
     inputs, targets = text[:, :-1], text[:, 1:].clone()
     targets[1, 5:20] = -100
@@ -242,9 +254,9 @@ def test_what_it_learns_from_runs_every_block_in_training_only():
     trained = depths(model, text)
     chosen = hash_uniform(torch.arange(40), EXPLORATION_SEED) < 0.3
     assert (trained[:, chosen] == 6).all() and 0 < int(chosen.sum()) < 20
-    asked = float(model.loss(text, text)[0].measures["depth"])  # of those that wished to
+    selected = float(model.loss(text, text)[0].measures["depth"])  # without exploring tokens
     deep = float((depths(model.eval(), text) - 2).double().mean()) / 4
-    assert asked == pytest.approx(deep, abs=0.1) and deep < float((trained - 2).double().mean()) / 4
+    assert selected == pytest.approx(deep, abs=0.1) and deep < float((trained - 2).double().mean()) / 4
     assert model.hidden(text)[2].exploration is None
 
 
@@ -254,18 +266,18 @@ def test_training_holds_the_mean_depth_at_its_target(mode):
     model = model_of({"min": 1, "target": 0.4, "hidden": 16, "mode": mode}, blocks=4).float()
     recipe_train = Recipe.model_validate({"model": model.spec.model_dump()}).train
     optimizer = Optimizer(model, recipe_train)
-    told, losses = [], []
+    depths_logged, losses = [], []
     for step in range(80):
         text = tokens(8, 48, seed=100 + step)
-        text[:, 1::2] = text[:, ::2]  # every second token can be told from the one before it
+        text[:, 1::2] = text[:, ::2]  # every second token repeats the one before it
         loss, _ = model.loss(text[:, :-1], text[:, 1:])
         optimizer.zero_grad()
         loss.objective.backward()
         optimizer.step(min(1.0, (step + 1) / 10))
         apply_buffer_updates(loss.buffer_updates)
-        told.append(float(loss.measures["depth"]))
+        depths_logged.append(float(loss.measures["depth"]))
         losses.append(float(loss.objective.detach()))
-    assert sum(told[40:]) / 40 == pytest.approx(0.4, abs=0.03)
+    assert sum(depths_logged[40:]) / 40 == pytest.approx(0.4, abs=0.03)
     assert losses[-1] < losses[0] - 0.5
     model.eval()
     loss, _ = model.loss(text[:, :-1], text[:, 1:])
@@ -373,7 +385,7 @@ def test_executed_operations_are_those_of_the_passes_that_ran():
         ({"blocks": 4, "depth": {}, "head": {"classes": 2}}, "an encoder runs every block"),
     ],
 )
-def test_what_cannot_be_is_refused(model, message):
+def test_invalid_settings_are_refused(model, message):
     with pytest.raises(InputError, match=message):
         Recipe.from_source(source({"width": 16, "block": BLOCK} | model))
 

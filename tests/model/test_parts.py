@@ -59,12 +59,12 @@ def model_of(spec=SPEC, recompute=False):
 def left(model, without):
     """The smaller model with the same weights."""
     smaller = LanguageModel(without_parts(model.spec, without), VOCAB).double()
-    own, kept = model.state_dict(), [i for i, entry in enumerate(model.spec.block) if entry.type not in without]
+    own, remaining = model.state_dict(), [i for i, entry in enumerate(model.spec.block) if entry.type not in without]
 
     def original(name):
         pieces = name.split(".")
         if pieces[0] == "blocks":
-            pieces[3] = str(kept[int(pieces[3])])
+            pieces[3] = str(remaining[int(pieces[3])])
         return ".".join(pieces)
 
     smaller.load_state_dict({name: own[original(name)] for name in smaller.state_dict()})
@@ -160,7 +160,7 @@ def test_recomputing_activations_changes_no_gradient():
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
-def test_all_parts_are_named_and_an_unknown_one_is_told():
+def test_all_parts_are_named_and_an_unknown_one_is_an_error():
     names = [
         "kalman",
         "multiscale_memory",

@@ -42,10 +42,10 @@ def outcome(rule: Any, inputs: list[Tensor | None]) -> dict[str, Tensor]:
     return {"o": o.detach(), "S": state.detach()} | slopes
 
 
-def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
     """Largest difference of each tensor within `tolerance` of its largest number."""
-    assert found.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        assert found[name].isfinite().all(), f"{name} is not finite"
-        error = (found[name].double() - tensor.double()).abs().max() / tensor.abs().max().clamp_min(1e-30)
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert actual[name].isfinite().all(), f"{name} is not finite"
+        error = (actual[name].double() - tensor.double()).abs().max() / tensor.abs().max().clamp_min(1e-30)
         assert error <= tolerance, f"{name}: relative error {error:.1e}"

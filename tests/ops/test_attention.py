@@ -39,9 +39,9 @@ def test_kernels_equal_the_reference(time, past, window, padded):
     served = [kernel for kernel in window_attention.kernels if kernel.refusal(probe(), call) is None]
     assert "masked-sdpa" in {kernel.name for kernel in served}
     for kernel in served:
-        found = kernel(*arguments)
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10, msg=kernel.name)
-        for a, b in zip(torch.autograd.grad(found, arguments[:3], upstream), slopes, strict=True):
+        actual = kernel(*arguments)
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10, msg=kernel.name)
+        for a, b in zip(torch.autograd.grad(actual, arguments[:3], upstream), slopes, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=kernel.name)
 
 
@@ -81,8 +81,8 @@ def test_refusals_say_why():
         (13, 30, 64),
     ],
 )
-def test_probes_are_rows_of_the_whole_and_the_rest_has_no_part(time, past, window, rate, padded):
-    """Against attention of everyone, masked afterwards: values, and the gradients of queries, keys and values."""
+def test_selected_queries_equal_rows_of_full_attention(time, past, window, rate, padded):
+    """Against attention of all tokens, masked afterwards: values, and the gradients of queries, keys and values."""
     everyone, k, v, window, valid = problem(time, past, window, padded)
     selected = torch.rand(2, time) < rate
     upstream = torch.randn_like(everyone)
@@ -91,10 +91,10 @@ def test_probes_are_rows_of_the_whole_and_the_rest_has_no_part(time, past, windo
     assert (slopes[0][~selected] == 0).all()
     q = everyone.detach()[selected].requires_grad_()
     for kernel in ("reference", "packed-sdpa"):
-        found = probed_attention.named(kernel)(q, k, v, selected, window, valid)
-        torch.testing.assert_close(found, expected[selected], rtol=1e-10, atol=1e-10, msg=kernel)
+        actual = probed_attention.named(kernel)(q, k, v, selected, window, valid)
+        torch.testing.assert_close(actual, expected[selected], rtol=1e-10, atol=1e-10, msg=kernel)
         got = torch.autograd.grad(
-            (found * upstream[selected]).sum(), (q, k, v), allow_unused=True, materialize_grads=True
+            (actual * upstream[selected]).sum(), (q, k, v), allow_unused=True, materialize_grads=True
         )
         for a, b in zip(got, (slopes[0][selected], *slopes[1:]), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=kernel)

@@ -57,14 +57,16 @@ def test_any_size_of_head_and_no_state(kernel, key, value):
 
 def test_reads_views_that_are_not_contiguous(kernel):
     inputs = arguments(37)
-    wanted = outcome(delta_rule.reference, inputs)
+    expected = outcome(delta_rule.reference, inputs)
     strided = [None if x is None else torch.stack([x, x], -1)[..., 0] for x in inputs]
     assert_same(
-        outcome(lambda *a: kernel(*(x.transpose(0, 1).contiguous().transpose(0, 1) for x in a)), inputs), wanted, 1e-11
+        outcome(lambda *a: kernel(*(x.transpose(0, 1).contiguous().transpose(0, 1) for x in a)), inputs),
+        expected,
+        1e-11,
     )
     with torch.no_grad():
         o, state = kernel(*strided)
-    assert_same({"o": o, "S": state}, {name: wanted[name] for name in ("o", "S")}, 1e-11)
+    assert_same({"o": o, "S": state}, {name: expected[name] for name in ("o", "S")}, 1e-11)
 
 
 @pytest.mark.parametrize("at", [1, 16, 40, 64, 99])
@@ -92,12 +94,12 @@ def test_strong_decay_stays_finite_and_right(kernel, strength):
     inputs = arguments(70, dtype=torch.float32)
     inputs[4] = torch.full_like(inputs[4], -strength)
     exact = outcome(delta_rule.reference, [x.double() for x in inputs])
-    found = outcome(kernel, inputs)
-    decay, exact_decay = found.pop("dlog_decay"), exact.pop("dlog_decay")
+    actual = outcome(kernel, inputs)
+    decay, exact_decay = actual.pop("dlog_decay"), exact.pop("dlog_decay")
     assert (decay - exact_decay).abs().max() < 1e-5  # truly about 1e-9: a difference of numbers near 1
-    state, exact_state = found.pop("dstate"), exact.pop("dstate")
+    state, exact_state = actual.pop("dstate"), exact.pop("dstate")
     assert (state - exact_state).abs().max() < 1e-8
-    assert_same(found, exact, kernel.tolerance)
+    assert_same(actual, exact, kernel.tolerance)
 
 
 def test_a_token_with_zero_gates_is_padding(kernel):

@@ -30,11 +30,11 @@ def outcome(rule, arguments):
     return results, torch.autograd.grad(total, [a for a in arguments if a is not None])
 
 
-def assert_same(found, expected, arguments):
+def assert_same(actual, expected, arguments):
     given = [name for name, a in zip(NAMES, arguments, strict=True) if a is not None]
-    for name, a, b in zip(("o", "S", "e"), found[0], expected[0], strict=True):
+    for name, a, b in zip(("o", "S", "e"), actual[0], expected[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
-    for name, a, b in zip(given, found[1], expected[1], strict=True):
+    for name, a, b in zip(given, actual[1], expected[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda m, name=name: f"d{name}: {m}")
 
 
@@ -61,7 +61,7 @@ def test_all_but_the_errors_is_the_delta_rule():
 
 @needs_compiler
 @pytest.mark.parametrize("kernel", ["native", "chunked"])
-def test_errors_that_nobody_reads_change_no_gradient(kernel):
+def test_unused_errors_change_no_gradient(kernel):
     arguments = problem(40)
     gradients = []
     for rule in (delta_rule_error, delta_rule):

@@ -1,4 +1,4 @@
-"""The delta rule against somebody else's code: transformers' gated delta rule of Qwen3-Next, in pure torch."""
+"""The delta rule against another implementation: transformers' gated delta rule of Qwen3-Next, in pure torch."""
 
 from __future__ import annotations
 

@@ -33,9 +33,9 @@ def outcome(kernel, arguments):
     return {"y": y.detach()} | dict(zip(NAMES, slopes, strict=True))
 
 
-def assert_same(found, wanted, tolerance):
-    for name, tensor in wanted.items():
-        error = (found[name].double() - tensor.double()).abs().max() / tensor.abs().max().clamp_min(1e-30)
+def assert_same(actual, expected, tolerance):
+    for name, tensor in expected.items():
+        error = (actual[name].double() - tensor.double()).abs().max() / tensor.abs().max().clamp_min(1e-30)
         assert error <= tolerance, f"{name}: relative error {error:.1e}"
 
 
@@ -79,9 +79,9 @@ def test_grouped_equals_the_reference(shape, dtype, tolerance):
 def test_an_expert_without_tokens_gets_a_gradient_of_zero(kernel):
     a = arguments(2, 9, experts=5, top=2, hidden=16, dtype=torch.float32)
     assert (a["chosen"] < 4).all()
-    found = outcome(expert_mlp.named(kernel), a)
-    assert found["gate_up"][4].abs().max() == found["out"][4].abs().max() == 0
-    assert found["gate_up"][:4].flatten(1).abs().amax(1).min() > 0
+    actual = outcome(expert_mlp.named(kernel), a)
+    assert actual["gate_up"][4].abs().max() == actual["out"][4].abs().max() == 0
+    assert actual["gate_up"][:4].flatten(1).abs().amax(1).min() > 0
 
 
 @pytest.mark.parametrize("kernel", ["sorted", pytest.param("grouped", marks=needs_groups)])
@@ -108,7 +108,7 @@ def test_only_what_was_chosen_is_computed():
     assert counter.get_total_flops() == 2 * (2 * 32 * 2) * 3 * 8 * 16
 
 
-def test_grouped_says_why_it_refuses():
+def test_grouped_refuses_with_a_reason():
     refusal = expert_mlp.named("grouped").refusal
     if not hasattr(F, "grouped_mm"):
         assert "has no torch.nn.functional.grouped_mm" in refusal(probe(), call(arguments(1, 2, 3, 1)))

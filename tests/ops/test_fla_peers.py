@@ -16,7 +16,7 @@ from synthe_core.ops.delta_rule import delta_rule
 from synthe_core.ops.dispatch import use_kernels
 from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.linear_scan import linear_scan
-from synthe_core.ops.mlstm import UNSTARTED, mlstm
+from synthe_core.ops.mlstm import EMPTY_SCALE, mlstm
 from tests.ops.memory_rules import NAMES, arguments, assert_same
 from tests.peers import fla_naive, fla_parameters
 
@@ -24,7 +24,7 @@ TIME = 67
 
 
 def delta(q, k, v, beta, log_decay, state):
-    """Theirs takes [B, H, T, ...], scales queries by K^-1/2 and knows no decay."""
+    """Theirs takes [B, H, T, ...], scales queries by K^-1/2 and has no decay."""
     rule = fla_naive("ops/delta_rule/naive.py").delta_rule_recurrence
     swapped = (x.transpose(1, 2) for x in (q * q.shape[-1] ** 0.5, k, v, beta))
     o, memory = rule(*swapped, initial_state=state)
@@ -64,9 +64,9 @@ def outcome(rule, inputs):
     o, memory = rule(*leaves)
     generator = torch.Generator().manual_seed(0)
     loss = sum((x * torch.randn(x.shape, generator=generator)).sum() for x in (o, memory))
-    wanted = {f"d{name}": x for name, x in zip(NAMES, leaves, strict=True) if x is not None}
-    slopes = torch.autograd.grad(loss, list(wanted.values()))
-    return {"o": o.detach(), "S": memory.detach()} | dict(zip(wanted, slopes, strict=True))
+    expected = {f"d{name}": x for name, x in zip(NAMES, leaves, strict=True) if x is not None}
+    slopes = torch.autograd.grad(loss, list(expected.values()))
+    return {"o": o.detach(), "S": memory.detach()} | dict(zip(expected, slopes, strict=True))
 
 
 @pytest.mark.parametrize("kernel", ["reference", "chunked"])
@@ -137,8 +137,8 @@ def test_our_calls_of_fla_name_what_it_has_and_mean_the_same(rule, chunk, walk, 
     assert_same(outcome(kernel, inputs), outcome(rule.reference, inputs), kernel.tolerance)
     few = arguments(5, 8, 12, decay=decay, dtype=torch.float32)
     with torch.no_grad():
-        found, wanted = kernel(*few), rule.reference(*few)
-    assert_same(dict(zip("oS", found, strict=True)), dict(zip("oS", wanted, strict=True)), 1e-5)
+        actual, expected = kernel(*few), rule.reference(*few)
+    assert_same(dict(zip("oS", actual, strict=True)), dict(zip("oS", expected, strict=True)), 1e-5)
     assert installed == [chunk, walk]
 
 
@@ -146,9 +146,9 @@ def test_our_scan_of_fla_names_what_it_has_and_means_the_same(installed):
     generator = torch.Generator().manual_seed(0)
     decay = torch.rand(2, TIME, 6, generator=generator)
     value, state = torch.randn(2, TIME, 6, generator=generator), torch.randn(2, 6, generator=generator)
-    found, wanted = linear_scan.named("fla")(decay, value, state), linear_scan.reference(decay, value, state)
-    torch.testing.assert_close(found[0], wanted[0])
-    torch.testing.assert_close(found[1], wanted[1])
+    actual, expected = linear_scan.named("fla")(decay, value, state), linear_scan.reference(decay, value, state)
+    torch.testing.assert_close(actual[0], expected[0])
+    torch.testing.assert_close(actual[1], expected[1])
     assert installed == ["chunk_hgrn"]
 
 
@@ -157,10 +157,10 @@ def test_mlstm_by_way_of_fla_begins_with_an_unstarted_memory(installed, monkeypa
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.rand(2, TIME, 3, 8, generator=generator) for _ in range(3))
     log_input, log_forget = (torch.randn(2, TIME, 3, generator=generator) for _ in range(2))
-    inputs = (q, k, v, 3 * log_input, -log_forget.exp(), torch.zeros(2, 3, 8, 9), torch.full((2, 3), UNSTARTED))
+    inputs = (q, k, v, 3 * log_input, -log_forget.exp(), torch.zeros(2, 3, 8, 9), torch.full((2, 3), EMPTY_SCALE))
     monkeypatch.setattr(linear_attention.named("fla"), "refusal", lambda hardware, call: None)  # `installed` is a CPU's
     with torch.no_grad(), use_kernels(linear_attention="fla"):
-        found = mlstm.named("composed")(*inputs)
-    for one, other in zip(found, mlstm.reference(*inputs), strict=True):
+        actual = mlstm.named("composed")(*inputs)
+    for one, other in zip(actual, mlstm.reference(*inputs), strict=True):
         assert (one - other).abs().max() <= 2e-2 * other.abs().max()
     assert installed == ["chunk_simple_gla"]

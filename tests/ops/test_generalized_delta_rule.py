@@ -136,14 +136,14 @@ def test_any_size_of_head_and_no_state(rule, kernel, key, value):
 
 def test_reads_views_that_are_not_contiguous(rule, kernel):
     given = inputs(rule, 37)
-    wanted = outcome(rule.reference, given)
+    expected = outcome(rule.reference, given)
     swapped = lambda **given: kernel(  # noqa: E731
         **{name: x.transpose(0, 1).contiguous().transpose(0, 1) for name, x in given.items()}
     )
-    assert_same(outcome(swapped, given), wanted, 1e-12)
+    assert_same(outcome(swapped, given), expected, 1e-12)
     with torch.no_grad():
         o, state = kernel(**{name: torch.stack([x, x], -1)[..., 0] for name, x in given.items()})
-    assert_same({"o": o, "S": state}, {name: wanted[name] for name in ("o", "S")}, 1e-12)
+    assert_same({"o": o, "S": state}, {name: expected[name] for name in ("o", "S")}, 1e-12)
 
 
 @pytest.mark.parametrize("at", [1, 16, 32, 40, 99])
@@ -250,13 +250,13 @@ def test_fla_takes_the_arguments_we_give():
 
 
 @pytest.mark.parametrize("time", [5, 40])
-def test_what_we_ask_of_fla_is_our_rule(rule, time, monkeypatch):
+def test_the_call_of_fla_is_our_rule(rule, time, monkeypatch):
     """Triton's functions stood in for by fla's naive ones, with the names, layout and scale that those document."""
-    asked = []
+    kernels_called = []
 
     def stand_in(name):
         def function(q, k, v, *, scale, initial_state, output_final_state, g=None, gk=None, **rest):
-            asked.append(name)
+            kernels_called.append(name)
             assert output_final_state and all(x.is_contiguous() for x in (q, k, v))
             decay = gk if g is None else g
             return (fla_kda if rule is kda else fla_dplr)(
@@ -275,5 +275,5 @@ def test_what_we_ask_of_fla_is_our_rule(rule, time, monkeypatch):
         o, state = rule.named("fla")(**given)
     exact, final = rule.reference(**given)
     chunked = time > 16
-    assert asked == ["chunk" if chunked else "fused_recurrent"] and o.dtype == torch.float32
+    assert kernels_called == ["chunk" if chunked else "fused_recurrent"] and o.dtype == torch.float32
     assert_same({"o": o, "S": state}, {"o": exact, "S": final}, 2e-2 if chunked else 1e-5)

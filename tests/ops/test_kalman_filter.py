@@ -45,10 +45,10 @@ def outcome(fn, given, active=None, outputs=OUTPUTS):
     return filtered._asdict() | {f"d {name}": slope for name, slope in zip(INPUTS, slopes, strict=True)}
 
 
-def assert_same(found, expected, relative):
+def assert_same(actual, expected, relative):
     for name, value in expected.items():
-        assert found[name].shape == value.shape, name
-        error = (found[name] - value).abs().max() / value.abs().max().clamp_min(1e-30)
+        assert actual[name].shape == value.shape, name
+        error = (actual[name] - value).abs().max() / value.abs().max().clamp_min(1e-30)
         assert error <= relative, f"{name}: relative error {error:.1e}"
 
 
@@ -118,21 +118,21 @@ def test_any_split_is_the_same_filter(name, cut):
 def test_float32_stays_near_the_sequential_filter_in_float64(name):
     given, _ = arguments(2, 1024, 32, dtype=torch.float32)
     exact = outcome(kalman_filter.reference, [tensor.double() for tensor in given])
-    found = outcome(kalman_filter.named(name), given)
-    assert_same({key: value.double() for key, value in found.items()}, exact, 3e-6)
-    assert_same({key: found[key].double() for key in OUTPUTS}, {key: exact[key] for key in OUTPUTS}, 1e-6)
+    actual = outcome(kalman_filter.named(name), given)
+    assert_same({key: value.double() for key, value in actual.items()}, exact, 3e-6)
+    assert_same({key: actual[key].double() for key in OUTPUTS}, {key: exact[key] for key in OUTPUTS}, 1e-6)
 
 
 EXTREMES = {
     "forgets": {"a": 0.0},
     "keeps": {"a": 1.0},
     "certain": {"q": 0.0},
-    "certain and kept": {"a": 1.0, "q": 0.0},
-    "certain and forgotten": {"a": 0.0, "q": 0.0},
-    "deaf": {"r": 1e6},
+    "certain, no decay": {"a": 1.0, "q": 0.0},
+    "certain, no memory": {"a": 0.0, "q": 0.0},
+    "large noise": {"r": 1e6},
     "credulous": {"r": 1e-6},
     "credulous and certain": {"r": 1e-6, "q": 0.0, "a": 1.0},
-    "credulous and sure at first": {"r": 1e-6, "q": 0.0, "variance": 0.0},
+    "certain start, small noise": {"r": 1e-6, "q": 0.0, "variance": 0.0},
     "deaf and noisy": {"r": 1e6, "q": 1e4},
     "credulous and noisy": {"r": 1e-6, "q": 1e4},
 }
@@ -153,10 +153,10 @@ def test_extreme_settings_are_finite_and_exact(name, extreme, dtype, relative):
         torch.full_like(variance, chosen["variance"]) if "variance" in chosen else variance,
     ]
     exact = outcome(kalman_filter.reference, [tensor.double() for tensor in given])
-    found = outcome(kalman_filter.named(name), given)
-    assert all(torch.isfinite(value).all() for value in found.values())
-    assert (found["variance"] >= 0).all()
-    assert_same({key: value.double() for key, value in found.items()}, exact, relative)
+    actual = outcome(kalman_filter.named(name), given)
+    assert all(torch.isfinite(value).all() for value in actual.values())
+    assert (actual["variance"] >= 0).all()
+    assert_same({key: value.double() for key, value in actual.items()}, exact, relative)
 
 
 @each_kernel

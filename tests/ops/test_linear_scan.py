@@ -45,8 +45,8 @@ def outcome(fn, given):
 def test_equals_the_reference_in_outputs_state_and_gradients(op, name, time, width, fresh):
     given = arguments(op, 3, time, width)
     given = (*given[:2], None) if fresh else given
-    for found, expected in zip(outcome(op.named(name), given), outcome(op.reference, given), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for actual, expected in zip(outcome(op.named(name), given), outcome(op.reference, given), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @each_kernel
@@ -69,16 +69,16 @@ def test_views_and_expanded_gradients_are_read_as_they_are(op, name):
     for kernel in (op.named(name), op.reference):
         leaves = [tensor.detach().requires_grad_() for tensor in given]
         slopes.append(torch.autograd.grad(kernel(*leaves)[0].sum(), leaves))  # the gradient of a sum has stride 0
-    for found, expected in zip(*slopes, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for actual, expected in zip(*slopes, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @each_kernel
 def test_float32_stays_near_float64(op, name):
     given = arguments(op, 2, 1024, 32, dtype=torch.float32)
     exact = outcome(op.reference, [tensor.double() for tensor in given])
-    for found, expected in zip(outcome(op.named(name), given), exact, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=2e-6 * expected.abs().max().item())
+    for actual, expected in zip(outcome(op.named(name), given), exact, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=2e-6, atol=2e-6 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("name", ["blocked", "native"])
@@ -88,9 +88,9 @@ def test_decays_of_zero_and_one_keep_their_gradients(name, decay, dtype):
     _, value, state = arguments(linear_scan, 2, 200, 6, dtype=dtype)
     given = (torch.full_like(value, decay), value, state)
     exact = outcome(linear_scan.reference, [tensor.double() for tensor in given])
-    for found, expected in zip(outcome(linear_scan.named(name), given), exact, strict=True):
-        assert torch.isfinite(found).all()
-        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4 if dtype == torch.float32 else 1e-10)
+    for actual, expected in zip(outcome(linear_scan.named(name), given), exact, strict=True):
+        assert torch.isfinite(actual).all()
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-4 if dtype == torch.float32 else 1e-10)
     assert exact[2].abs().max() > 0  # the gradient of the decay, also where it is 0
 
 
@@ -100,11 +100,11 @@ def test_gates_of_any_size_are_finite_and_infinite_ones_hold(name, dtype):
     gates = torch.tensor([-torch.inf, -1e4, -750.0, -88.0, -87.0, -20.0, -0.0, 20.0, 87.0, 88.0, 750.0, 1e4, torch.inf])
     gate = gates.to(dtype).expand(2, 9, -1)
     value, state = torch.randn(2, 9, 13, dtype=dtype), torch.randn(2, 13, dtype=dtype)
-    found = outcome(gated_average.named(name), (gate, value, state))
-    assert all(torch.isfinite(tensor).all() for tensor in found)
-    assert torch.equal(found[0][..., -1], state[:, None, -1].expand(-1, 9))  # gate +inf: untouched to the last bit
-    assert torch.equal(found[0][..., 0], value[..., 0])
-    assert found[3][..., -1].abs().max() == 0
+    actual = outcome(gated_average.named(name), (gate, value, state))
+    assert all(torch.isfinite(tensor).all() for tensor in actual)
+    assert torch.equal(actual[0][..., -1], state[:, None, -1].expand(-1, 9))  # gate +inf: untouched to the last bit
+    assert torch.equal(actual[0][..., 0], value[..., 0])
+    assert actual[3][..., -1].abs().max() == 0
     zero = gated_average.named(name)(gate, value, torch.zeros_like(state))[1]
     assert zero[:, -1].abs().max() == 0
 
@@ -115,9 +115,9 @@ def test_the_exponential_of_the_native_gates_is_accurate(dtype, tolerance):
     one, zero = torch.ones_like(gate), torch.zeros_like(gate)
     keep = gated_average.named("native")(gate, zero, one[:, 0])[0]
     take = gated_average.named("native")(gate, one, zero[:, 0])[0]
-    for found, sign in ((keep, 1), (take, -1)):
+    for actual, sign in ((keep, 1), (take, -1)):
         exact = torch.sigmoid(sign * gate.double())
-        assert ((found.double() - exact).abs() / exact).max() < tolerance + 3e-16
+        assert ((actual.double() - exact).abs() / exact).max() < tolerance + 3e-16
 
 
 def test_infinity_and_nan_are_not_hidden():
@@ -133,7 +133,7 @@ def test_half_precision_is_refused(op, name):
         op.named(name)(*given)
 
 
-def test_fla_says_why_it_does_not_serve():
+def test_fla_refuses_with_a_reason():
     first, value, state = arguments(linear_scan, 1, 8, 4, dtype=torch.float32)
     call = Call.of({"decay": first, "value": value, "state": state})
     bare = Hardware(device="cuda", processor="", cores=1, memory=1)

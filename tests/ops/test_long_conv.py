@@ -11,7 +11,7 @@ from synthe_core.hardware.probe import probe
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.long_conv import long_conv
 from synthe_core.ops.long_conv.fft import CHUNK, FEW
-from synthe_core.ops.long_conv.native import LONGEST
+from synthe_core.ops.long_conv.native import MAX_TAPS
 
 
 def arguments(time, channels, length, dtype=torch.float64):
@@ -58,8 +58,8 @@ def test_the_reference_is_a_convolution():
 def test_equals_the_reference(kernel, time, length, fresh):
     u, taps, state = arguments(time, 19, length)
     inputs = (u, taps, None if fresh else state)
-    for found, wanted in zip(outcome(kernel, *inputs), outcome(long_conv.reference, *inputs), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-11)
+    for actual, expected in zip(outcome(kernel, *inputs), outcome(long_conv.reference, *inputs), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize(("time", "length"), [(257, 40), (500, 129), (300, 1000)])
@@ -78,12 +78,12 @@ def test_nothing_flows_back_from_the_future(kernel, time, length):
 
 
 @pytest.mark.parametrize("length", [50, 700])
-def test_float32_is_as_exact_as_the_kernel_says(kernel, length):
+def test_float32_is_within_the_kernels_tolerance(kernel, length):
     inputs = arguments(600, 5, length)
     narrow = outcome(kernel, *(value.float() for value in inputs))
-    for found, wanted in zip(narrow, outcome(long_conv.reference, *inputs), strict=True):
-        assert found.dtype == torch.float32
-        assert (found - wanted).abs().max() <= kernel.tolerance * wanted.abs().max()
+    for actual, expected in zip(narrow, outcome(long_conv.reference, *inputs), strict=True):
+        assert actual.dtype == torch.float32
+        assert (actual - expected).abs().max() <= kernel.tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize("at", [1, 63, 64, 149])
@@ -100,8 +100,8 @@ def test_reads_slices_of_wider_rows(kernel):
     u, taps, state = arguments(70, 6, 20)
     wide = torch.cat([torch.randn_like(u), u, torch.randn_like(u)], -1)
     columns = torch.cat([taps, torch.randn_like(taps)], 1)
-    found = kernel(wide[..., 6:12], columns[:, :20], state)
-    for one, other in zip(found, long_conv.reference(u, taps, state), strict=True):
+    actual = kernel(wide[..., 6:12], columns[:, :20], state)
+    for one, other in zip(actual, long_conv.reference(u, taps, state), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
 
 
@@ -118,9 +118,9 @@ def test_the_sum_serves_few_tokens_and_ffts_very_long_filters():
         return long_conv.named(kernel).refusal(probe(), call(arguments(time, 1, length))) is None
 
     assert not serves("fft", FEW, 30) and serves("fft", FEW + 1, 30)
-    assert not serves("native", LONGEST + 1, LONGEST + 1)
+    assert not serves("native", MAX_TAPS + 1, MAX_TAPS + 1)
     if serves("native", 2, 3):
-        assert serves("native", 1, LONGEST + 1) and serves("native", LONGEST + 1, LONGEST)
+        assert serves("native", 1, MAX_TAPS + 1) and serves("native", MAX_TAPS + 1, MAX_TAPS)
     elsewhere = Call("cuda", torch.float32, 100, False, call(arguments(100, 1, 5)).arguments)
     assert "cuda" in long_conv.named("native").refusal(probe(), elsewhere)
     assert long_conv.named("fft").refusal(probe(), elsewhere) is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from synthe_core.ops.mlstm import UNSTARTED, mlstm
+from synthe_core.ops.mlstm import EMPTY_SCALE, mlstm
 from tests.ops.memory_rules import assert_same
 
 NAMES = ("q", "k", "v", "log_input", "log_forget", "memory", "scale")
@@ -24,7 +24,7 @@ def arguments(time, key=6, value=10, *, heads=2, loud=1.0, started=True, dtype=t
     if started:
         return [q, k, v, log_input, log_forget, draw(2, heads, key, value + 1), loud * draw(2, heads)]
     memory = torch.zeros(2, heads, key, value + 1, dtype=dtype)
-    return [q, k, v, log_input, log_forget, memory, torch.full((2, heads), UNSTARTED, dtype=dtype)]
+    return [q, k, v, log_input, log_forget, memory, torch.full((2, heads), EMPTY_SCALE, dtype=dtype)]
 
 
 def outcome(rule, inputs, true_size=False):
@@ -64,9 +64,9 @@ def test_it_is_a_normalised_sum_over_the_past(rule, loud):
 @pytest.mark.parametrize("loud", [1.0, 10.0])
 def test_the_parallel_form_equals_the_recurrence(time, started, loud):
     inputs = arguments(time, started=started, loud=loud)
-    found, wanted = outcome(mlstm.named("composed"), inputs), outcome(mlstm.reference, inputs)
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+    actual, expected = outcome(mlstm.named("composed"), inputs), outcome(mlstm.reference, inputs)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(actual[name], tensor, rtol=1e-9, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @either
@@ -89,7 +89,7 @@ def test_the_scale_of_the_memory_is_free(rule):
 
 
 @either
-def test_a_memory_that_was_never_written_is_not_there_whatever_it_forgets(rule):
+def test_an_empty_memory_returns_zeros_at_any_forget_gate(rule):
     """A forget gate above 1 makes nothing of nothing: what is written after 100 such tokens counts in full."""
     q, k, v, log_input, log_forget, memory, scale = arguments(101, started=False)
     log_forget, log_input = torch.full_like(log_forget, 3.0), torch.full_like(log_input, -math.inf)
@@ -159,7 +159,7 @@ def test_float32_over_a_long_time_and_deep_forgetting():
         *inputs, memory, scale = arguments(2048, 8, 8, heads=1, loud=loud, started=False, dtype=torch.float32)
         inputs[4] = inputs[4] + shift * (torch.arange(2048) % 3 == 0)[:, None]
         h, memory, scale = mlstm.named("composed")(*inputs, memory, scale)
-        zeros, unstarted = torch.zeros(2, 1, 8, 9).double(), torch.full((2, 1), UNSTARTED).double()
+        zeros, unstarted = torch.zeros(2, 1, 8, 9).double(), torch.full((2, 1), EMPTY_SCALE).double()
         exact = mlstm.reference(*(x.double() for x in inputs), zeros, unstarted)
         assert (h - exact[0]).abs().max() <= 1e-4 * exact[0].abs().max()
         torch.testing.assert_close(scale.double(), exact[2], rtol=1e-5, atol=1e-5)

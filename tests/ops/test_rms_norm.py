@@ -12,9 +12,9 @@ def test_kernels_equal_the_reference(kernel, rows, width):
     x = torch.randn(2, rows, width, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(width, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn_like(x)
-    found, expected = (rms_norm.named(name)(x, weight, 1e-6, torch.float64) for name in (kernel, "reference"))
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    pairs = (torch.autograd.grad(y, (x, weight), upstream) for y in (found, expected))
+    actual, expected = (rms_norm.named(name)(x, weight, 1e-6, torch.float64) for name in (kernel, "reference"))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    pairs = (torch.autograd.grad(y, (x, weight), upstream) for y in (actual, expected))
     for a, b in zip(*pairs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 

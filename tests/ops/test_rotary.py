@@ -22,10 +22,10 @@ def sliced(projected, heads=3, size=6, start=0):
 @pytest.mark.parametrize("start", [0, 5])
 def test_native_equals_the_reference_on_a_slice_of_a_projection(eps, start):
     projected, cos, sin = problem()
-    found, expected = (rotary.named(k)(sliced(projected, start=start), cos, sin, eps) for k in ("native", "reference"))
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    upstream = torch.randn(found.shape, dtype=torch.float64)
-    a, b = (torch.autograd.grad(y, projected, upstream)[0] for y in (found, expected))
+    actual, expected = (rotary.named(k)(sliced(projected, start=start), cos, sin, eps) for k in ("native", "reference"))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    upstream = torch.randn(actual.shape, dtype=torch.float64)
+    a, b = (torch.autograd.grad(y, projected, upstream)[0] for y in (actual, expected))
     torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
@@ -33,16 +33,16 @@ def test_native_equals_the_reference_on_a_slice_of_a_projection(eps, start):
 def test_one_head_transposed_rows_are_copied_and_right():
     projected, cos, sin = problem()
     x = sliced(projected).transpose(0, 1)[:2].transpose(0, 1)[:, :2].transpose(2, 3).contiguous().transpose(2, 3)
-    found = rotary.named("native")(x, cos[:, :2], sin[:, :2], 1e-6)
-    torch.testing.assert_close(found, rotary.reference(x, cos[:, :2], sin[:, :2], 1e-6))
+    actual = rotary.named("native")(x, cos[:, :2], sin[:, :2], 1e-6)
+    torch.testing.assert_close(actual, rotary.reference(x, cos[:, :2], sin[:, :2], 1e-6))
 
 
 @needs_compiler
 def test_bfloat16_heads_are_turned_in_float32():
     projected, cos, sin = problem(torch.bfloat16)
-    found, expected = (rotary.named(k)(sliced(projected), cos, sin, 1e-6) for k in ("native", "reference"))
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    actual, expected = (rotary.named(k)(sliced(projected), cos, sin, 1e-6) for k in ("native", "reference"))
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)
 
 
 def test_turning_keeps_lengths_and_makes_products_depend_on_distance():

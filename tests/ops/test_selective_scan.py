@@ -46,11 +46,11 @@ def outcome(fn, given, stateless=False) -> dict[str, Tensor]:
     return {"y": y.detach(), "h": h.detach()} | named
 
 
-def assert_same(found, expected, relative):
-    assert found.keys() == expected.keys()
+def assert_same(actual, expected, relative):
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert found[name].shape == value.shape, name
-        error = (found[name] - value).abs().max() / value.abs().max().clamp_min(1e-30)
+        assert actual[name].shape == value.shape, name
+        error = (actual[name] - value).abs().max() / value.abs().max().clamp_min(1e-30)
         assert error <= relative, f"{name}: relative error {error:.1e}"
 
 
@@ -68,13 +68,13 @@ def test_equals_the_reference(name, time, channels, size, stateless):
 @pytest.mark.parametrize("pace", [1e-5, 30.0, 1e4])
 def test_equals_the_reference_however_slow_or_fast_the_clock_is(name, pace):
     given = arguments(1, 200, 20, 5, pace)
-    found = outcome(selective_scan.named(name), given)
-    assert all(torch.isfinite(value).all() for value in found.values())
-    assert_same(found, outcome(selective_scan.reference, given), 1e-11)
+    actual = outcome(selective_scan.named(name), given)
+    assert all(torch.isfinite(value).all() for value in actual.values())
+    assert_same(actual, outcome(selective_scan.reference, given), 1e-11)
 
 
 @each_kernel
-def test_float32_is_as_exact_as_it_says(name):
+def test_float32_is_within_the_declared_tolerance(name):
     given = [tensor.float() for tensor in arguments(2, 300, 70, 16)]
     kernel = selective_scan.named(name)
     exact = outcome(selective_scan.reference, [tensor.double() for tensor in given])
@@ -100,7 +100,7 @@ def test_a_constant_input_fills_the_state_to_its_known_level(name):
 
 @each_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_where_no_time_passes_the_state_stays_to_the_bit(name, dtype):
+def test_inactive_tokens_leave_the_state_unchanged_to_the_bit(name, dtype):
     x, _, rates, B, C, D, state = (tensor.to(dtype) for tensor in arguments(2, 37, 5, 3))
     y, h = selective_scan.named(name)(1e3 * x, torch.zeros_like(x), rates, B, C, D, state)
     assert torch.equal(h, state)

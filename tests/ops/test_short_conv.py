@@ -7,7 +7,7 @@ import torch
 
 from synthe_core.hardware.probe import probe
 from synthe_core.ops.dispatch import Call
-from synthe_core.ops.short_conv import LONGEST, compiled, short_conv
+from synthe_core.ops.short_conv import MAX_TAPS, compiled, short_conv
 
 
 def outcome(kernel, x, weight, state, silu, bias=None):
@@ -43,23 +43,23 @@ def call(inputs):
 @pytest.mark.parametrize("time", [1, 2, 3, 41])
 def test_equals_the_reference(kernel, time, channels, taps, silu, biased):
     inputs = (*arguments(time, channels, taps), silu, torch.randn(channels, dtype=torch.float64) if biased else None)
-    for found, wanted in zip(outcome(kernel, *inputs), outcome(short_conv.reference, *inputs), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-11)
+    for actual, expected in zip(outcome(kernel, *inputs), outcome(short_conv.reference, *inputs), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11)
 
 
 def test_a_bias_is_added_before_the_silu(kernel):
     x, weight, state = arguments(9, 6, 4)
     bias = torch.randn(6, dtype=torch.float64)
-    found, _ = kernel(x, weight, state, True, bias)
+    actual, _ = kernel(x, weight, state, True, bias)
     plain, _ = short_conv.reference(x, weight, state, False)
-    torch.testing.assert_close(found, torch.nn.functional.silu(plain + bias), rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(actual, torch.nn.functional.silu(plain + bias), rtol=1e-10, atol=1e-11)
 
 
 def test_reads_a_slice_of_wider_rows_and_needs_no_state(kernel):
     x, weight, _ = arguments(9, 6, 4)
     wide = torch.cat([torch.randn_like(x), x, torch.randn_like(x)], -1)
-    found, _ = kernel(wide[..., 6:12], weight, None)
-    torch.testing.assert_close(found, short_conv.reference(x, weight, None)[0], rtol=1e-10, atol=1e-11)
+    actual, _ = kernel(wide[..., 6:12], weight, None)
+    torch.testing.assert_close(actual, short_conv.reference(x, weight, None)[0], rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize("at", [1, 2, 5, 19])
@@ -75,16 +75,17 @@ def test_time_may_be_split_anywhere(kernel, at):
 def test_float32_including_large_inputs(kernel):
     x, weight, state = arguments(200, 40, 4, torch.float32)
     x[0] *= 1000  # SiLU far out on both sides
-    found = outcome(kernel, x, weight, state, True)
+    actual = outcome(kernel, x, weight, state, True)
     exact = outcome(short_conv.reference, x.double(), weight.double(), state.double(), True)
-    for a, b in zip(found, exact, strict=True):
+    for a, b in zip(actual, exact, strict=True):
         assert (a - b).abs().max() <= kernel.tolerance * b.abs().max()
 
 
-def test_the_compiled_kernel_says_what_it_cannot_do():
-    x, weight, state = arguments(4, 3, LONGEST + 1)
+def test_the_compiled_kernel_refuses_with_a_reason():
+    x, weight, state = arguments(4, 3, MAX_TAPS + 1)
     assert (
-        compiled.refusal(probe(), call([x, weight, state])) == f"compiled for at most {LONGEST} taps, not {LONGEST + 1}"
+        compiled.refusal(probe(), call([x, weight, state]))
+        == f"compiled for at most {MAX_TAPS} taps, not {MAX_TAPS + 1}"
     )
     x, weight, state = arguments(4, 3, 4)
     assert compiled.refusal(probe(), call([x.float(), weight, state])) == "its tensors are of different types"

@@ -18,20 +18,20 @@ def problem(gate_dtype=torch.float64, time=7):
 @pytest.mark.parametrize("time", [1, 7])
 def test_native_equals_the_reference_on_a_slice(start, time):
     value, projected = problem(time=time)
-    found, expected = (silu_gate.named(k)(value, projected[..., start : start + 13]) for k in ("native", "reference"))
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
-    upstream = torch.randn(found.shape, dtype=torch.float64)
-    for a, b in zip(*(torch.autograd.grad(y, (value, projected), upstream) for y in (found, expected)), strict=True):
+    actual, expected = (silu_gate.named(k)(value, projected[..., start : start + 13]) for k in ("native", "reference"))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-13)
+    upstream = torch.randn(actual.shape, dtype=torch.float64)
+    for a, b in zip(*(torch.autograd.grad(y, (value, projected), upstream) for y in (actual, expected)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
 @needs_compiler
 def test_a_gate_in_bfloat16_is_computed_in_float32():
     value, projected = problem(torch.bfloat16)
-    found, expected = (silu_gate.named(k)(value, projected[..., :13]) for k in ("native", "reference"))
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found, expected, rtol=8e-3, atol=1e-6)
-    slopes = (torch.autograd.grad(y, (value, projected), torch.ones_like(y)) for y in (found, expected))
+    actual, expected = (silu_gate.named(k)(value, projected[..., :13]) for k in ("native", "reference"))
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual, expected, rtol=8e-3, atol=1e-6)
+    slopes = (torch.autograd.grad(y, (value, projected), torch.ones_like(y)) for y in (actual, expected))
     for a, b in zip(*slopes, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
 

@@ -97,7 +97,7 @@ def test_the_most_novel_token_goes_first_and_takes_the_least_useful_slot(form):
 
 
 @each_form
-def test_of_tokens_that_are_alike_one_is_written(form):
+def test_of_similar_tokens_one_is_written(form):
     memory = write(form, [NEW, NEW, NEW], [4, 6, 8], [0.5] * 3, [(X, 1), (Y, 2), (Z, 3)], chunk=3, writes=3, reads=3)
     holds(memory, [[*X, 1], [*NEW, 2], [*Z, 3]])  # of two that are as useless, the first
     assert memory.novelty.tolist() == [[1, 0, 0]]
@@ -143,15 +143,15 @@ def arguments(time, batch=2, heads=2, size=3, value=2, slots=7, chunk=5, start=(
 
 def outcome(form, named):
     with use_kernels(slot_memory=form):
-        found = slot_memory(**named)
-    real = torch.ones(found.novelty.shape, dtype=torch.bool)
+        actual = slot_memory(**named)
+    real = torch.ones(actual.novelty.shape, dtype=torch.bool)
     if named["lengths"] is not None:
         real = torch.arange(real.shape[1]) < named["lengths"][:, None]
-    told = [x[real] for x in found[:5]]
+    per_token = [x[real] for x in actual[:5]]
     torch.manual_seed(0)
-    total = sum((x * torch.randn(x.shape, dtype=x.dtype)).sum() for x in (*told, *found[5:]) if x.requires_grad)
-    wanted = [x for x in named.values() if isinstance(x, torch.Tensor) and x.requires_grad]
-    return (*told, *found[5:]), torch.autograd.grad(total, wanted)
+    total = sum((x * torch.randn(x.shape, dtype=x.dtype)).sum() for x in (*per_token, *actual[5:]) if x.requires_grad)
+    expected = [x for x in named.values() if isinstance(x, torch.Tensor) and x.requires_grad]
+    return (*per_token, *actual[5:]), torch.autograd.grad(total, expected)
 
 
 @pytest.mark.parametrize("time", [1, 2, 4, 5, 38])
@@ -170,8 +170,8 @@ def outcome(form, named):
 def test_the_kernel_equals_the_definition(time, case):
     seed = case.get("seed")
     named = arguments(time, **{key: value for key, value in case.items() if key != "seed"}) | {"seed": seed}
-    (wanted, slopes), (found, gradients) = outcome("reference", named), outcome("chunked", named)
-    for a, b in zip(found, wanted, strict=True):
+    (expected, slopes), (actual, gradients) = outcome("reference", named), outcome("chunked", named)
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
     for a, b in zip(gradients, slopes, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)

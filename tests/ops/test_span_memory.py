@@ -89,9 +89,9 @@ def test_a_surprising_token_is_learned_faster():
     a["key"][:, 1], a["value"][:, 1], a["rate"][:] = a["key"][:, 0], -a["value"][:, 0], 0.0
     a["weight"][:] = 1
     a["memory"] = torch.einsum("bhk,bhv->bhkv", a["key"][:, 0], a["value"][:, 0])  # knows the first, not the second
-    told = span_memory(**a, finished=at(time=2, batch=1), span=2)
-    assert told.error[:, 0].max() < 1e-20 and (told.error[:, 1] - 4).abs().max() < 1e-12
-    assert (told.rate[:, 1] > 0.5).all() and (told.rate[:, 0] < 0.5).all()
+    output = span_memory(**a, finished=at(time=2, batch=1), span=2)
+    assert output.error[:, 0].max() < 1e-20 and (output.error[:, 1] - 4).abs().max() < 1e-12
+    assert (output.rate[:, 1] > 0.5).all() and (output.rate[:, 0] < 0.5).all()
     plain = span_memory(**a | {"sharpness": None}, finished=at(time=2, batch=1), span=2)
     assert (plain.rate == 0.5).all()
 
@@ -114,8 +114,8 @@ def test_frames_equal_the_recurrence_where_rows_have_clocks_of_their_own(online,
     for fn in (span_memory.reference, framed):
         leaves = {name: x.clone().requires_grad_() for name, x in a.items() if x is not None}
         given = {**a, **leaves, "weight": leaves["weight"] * real}
-        told = fn(**given, finished=finished, span=span, online=online)
-        seen = [x[real] for x in told[:3]] + list(told.state)
+        output = fn(**given, finished=finished, span=span, online=online)
+        seen = [x[real] for x in output[:3]] + list(output.state)
         torch.manual_seed(5)
         total = sum((x * torch.randn_like(x)).sum() for x in seen)
         outcomes.append((seen, torch.autograd.grad(total, list(leaves.values()), allow_unused=True)))
@@ -129,21 +129,21 @@ def test_frames_equal_the_recurrence_where_rows_have_clocks_of_their_own(online,
 def test_online_is_the_delta_rule_within_a_span_and_is_read_after_it():
     time = 11
     a = empty(drawn(time, online=True)) | {"sharpness": None}
-    told = span_memory(**a, finished=at(5, 10, time=time), span=5, online=True)
+    output = span_memory(**a, finished=at(5, 10, time=time), span=5, online=True)
     rate = a["weight"][..., None] * a["rate"].sigmoid()
     memory = torch.zeros_like(a["memory"])
     for start in (0, 5):
         part = slice(start, start + 5)
         q, k, v, w = (a[name][:, part] for name in ("query", "key", "value", "weight"))
-        torch.testing.assert_close(told.read[:, part], torch.einsum("bhkv,bthk->bthv", memory, q), **CLOSE)
+        torch.testing.assert_close(output.read[:, part], torch.einsum("bhkv,bthk->bthv", memory, q), **CLOSE)
         memory = delta_rule.reference(k, k, v, rate[:, part], None, memory)[1]
         alpha = (w[..., None] * a["decay"][:, part]).sum(1) / w.sum(1)[:, None]
         memory = projected((1 - alpha[..., None, None]) * memory)
-    torch.testing.assert_close(told.state.memory, memory, **CLOSE)
+    torch.testing.assert_close(output.state.memory, memory, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["one direction", "turning", "random"])
-def test_the_state_stays_bounded_whatever_comes(kind):
+def test_the_state_stays_bounded_for_any_input(kind):
     """The highest rate, the most momentum, no decay, a truth that turns around: the bounds of the docstring."""
     torch.manual_seed(0)
     span, spans = 8, 200
@@ -170,7 +170,7 @@ def test_the_state_stays_bounded_whatever_comes(kind):
         assert torch.linalg.matrix_norm(state.velocity) <= (size**0.5 + size**0.25) / (1 - most)
         loud = max(loud, float(torch.linalg.matrix_norm(state.memory)))
     if kind == "one direction":
-        assert loud > 1.9  # momentum overshoots what it is told (length 1): without the ball it would go further
+        assert loud > 1.9  # momentum overshoots its values (length 1): without the ball it would go further
 
 
 def test_tokens_of_no_weight_leave_no_trace():

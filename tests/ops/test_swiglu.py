@@ -11,9 +11,9 @@ def test_native_equals_the_reference(rows, hidden):
     torch.manual_seed(0)
     x = (4 * torch.randn(2, rows, 2 * hidden, dtype=torch.float64)).requires_grad_()
     upstream = torch.randn(2, rows, hidden, dtype=torch.float64)
-    found, expected = (swiglu.named(name)(x) for name in ("native", "reference"))
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
-    a, b = (torch.autograd.grad(y, x, upstream)[0] for y in (found, expected))
+    actual, expected = (swiglu.named(name)(x) for name in ("native", "reference"))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-13)
+    a, b = (torch.autograd.grad(y, x, upstream)[0] for y in (actual, expected))
     torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 

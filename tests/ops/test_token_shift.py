@@ -37,8 +37,8 @@ def test_the_reference_mixes_with_the_token_before():
 @pytest.mark.parametrize(("time", "width"), [(1, 5), (2, 64), (7, 70), (33, 130)])
 def test_native_equals_the_reference(time, width, two_threads):
     tensors = problem(time, width)
-    found, wanted = (outcome(token_shift.named(name), tensors) for name in ("native", "reference"))
-    for a, b in zip(found, wanted, strict=True):
+    actual, expected = (outcome(token_shift.named(name), tensors) for name in ("native", "reference"))
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
@@ -55,11 +55,11 @@ def test_native_reads_inputs_that_are_not_contiguous():
 @needs_compiler
 def test_bfloat16_is_computed_in_float32():
     tensors = problem(33, dtype=torch.bfloat16)
-    found = outcome(token_shift.named("native"), tensors)
+    actual = outcome(token_shift.named("native"), tensors)
     wide = [tensor.detach().float().requires_grad_() for tensor in tensors]
-    wanted = outcome(token_shift.reference, wide)
-    assert found[0].dtype == torch.bfloat16 and found[-2].dtype == torch.float32
-    for a, b in zip(found, wanted, strict=True):
+    expected = outcome(token_shift.reference, wide)
+    assert actual[0].dtype == torch.bfloat16 and actual[-2].dtype == torch.float32
+    for a, b in zip(actual, expected, strict=True):
         assert (a.float() - b).norm() < 4e-3 * b.norm()
 
 

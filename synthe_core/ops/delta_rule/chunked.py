@@ -40,11 +40,11 @@ class Decays(NamedTuple):
 
 
 def decays(log_decay: Tensor | None, k: Tensor) -> Decays:
-    """The decays of chunked keys k [G, N, C, K]; without `log_decay` all that may flow flows undiminished."""
+    """The decays of chunked keys k [G, N, C, K]; without `log_decay` they are 1, or 0 for s > t."""
     steps = k.new_zeros(k.shape[:3]) if log_decay is None else chunks(log_decay)
     future = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=k.device).triu(1)
-    # Summed from s to t, never as a difference of long sums, which would forget the small steps behind large ones;
-    # and masked before the exponential, as what lies ahead would overflow.
+    # Summed from s to t, not as a difference of long sums, which loses small steps behind large ones; and masked before
+    # the exponential, which would overflow for s > t.
     since = steps[..., None].expand(*steps.shape, CHUNK).tril(-1).cumsum(-2)
     between = since.masked_fill_(future, float("-inf")).exp_()
     from_start = steps.cumsum(-1).exp()[..., None]
@@ -58,7 +58,7 @@ def solver(lower: Tensor) -> Tensor:
 
 
 class ChunkedMemory(torch.autograd.Function):
-    """The forward keeps the memory before every chunk, the errors and the inverses; the rest is computed again."""
+    """Saves the memory before every chunk, the errors and the inverses; the backward pass recomputes the rest."""
 
     @staticmethod
     def forward(
@@ -70,7 +70,7 @@ class ChunkedMemory(torch.autograd.Function):
         log_decay: Tensor | None,
         state: Tensor | None,
         overwrite: bool,
-        tell: bool,
+        with_error: bool,
     ) -> tuple[Tensor, ...]:
         inputs = (q, k, v, beta, log_decay)
         qs, ks, error, strength = chunks(q), chunks(k), chunks(v), chunks(beta)[..., None]
@@ -96,19 +96,19 @@ class ChunkedMemory(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*inputs, before, memory, error if overwrite else None, inverse)
             ctx.overwrite, ctx.has_state = overwrite, state is not None
-        told = (join_chunks(error, q).contiguous(),) if tell else ()
-        return join_chunks(out, q).contiguous(), final.clone(), *told
+        errors_out = (join_chunks(error, q).contiguous(),) if with_error else ()
+        return join_chunks(out, q).contiguous(), final.clone(), *errors_out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, out_grad: Tensor, final_grad: Tensor, *told: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, out_grad: Tensor, final_grad: Tensor, *error_grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(out_grad.device.type, enabled=False):
-            return ChunkedMemory.gradients(ctx, out_grad, final_grad, *told)
+            return ChunkedMemory.gradients(ctx, out_grad, final_grad, *error_grad)
 
     @staticmethod
-    def gradients(ctx: Any, out_grad: Tensor, final_grad: Tensor, *told: Tensor) -> tuple[Tensor | None, ...]:
-        """d followed by a name is the gradient of what the module's equations call so; dR is that of V - γ K S, and dE
-        what errors feel as outputs of their own."""
+    def gradients(ctx: Any, out_grad: Tensor, final_grad: Tensor, *error_grad: Tensor) -> tuple[Tensor | None, ...]:
+        """d followed by a name is the gradient of that name in the module's equations; dR is that of V - γ K S, and dE
+        the errors' gradient as outputs of their own."""
         q, k, v, beta, log_decay, before, final, error, inverse = ctx.saved_tensors
         qs, ks, vs, strength, dO = chunks(q), chunks(k), chunks(v), chunks(beta)[..., None], chunks(out_grad)
         decay = decays(log_decay, ks)
@@ -117,7 +117,7 @@ class ChunkedMemory(torch.autograd.Function):
         read = (qs @ ks.mT).mul_(decay.between)
         dU = read.mT @ dO
         dR, carried = strength * dU, strength * ended
-        dE = chunks(told[0]) if told else None
+        dE = chunks(error_grad[0]) if error_grad else None
         if dE is not None:
             dR = dR + dE
         if ctx.overwrite:
@@ -147,7 +147,7 @@ class ChunkedMemory(torch.autograd.Function):
         dbeta = (dU * error).sum(-1)
         dlog = None
         if log_decay is not None:
-            # <dS_t, S_t> is the gradient of log_decay after t; each chunk starts it afresh so that rounding stays put.
+            # <dS_t, S_t> is the gradient of log_decay after t; each chunk starts anew, as rounding would accumulate.
             ends = torch.cat([before[:, 1:], final[:, None]], 1)
             along = (after * ends).sum((-1, -2))[..., None]
             flux = (qs * dq).sum(-1) - (vs * dR).sum(-1)
@@ -175,14 +175,14 @@ def chunked_memory(
     log_decay: Tensor | None,
     state: Tensor | None,
     overwrite: bool,
-    tell: bool = False,
+    with_error: bool = False,
 ) -> Any:
     """Either rule (see `delta_rule`, `linear_attention`) by chunks; `overwrite` False adds instead.
 
-    With `tell`, the errors v_t - S k_t [B, T, H, V] are the third output.
+    With `with_error`, the errors v_t - S k_t [B, T, H, V] are the third output.
     """
     with torch.autocast(q.device.type, enabled=False):
-        return ChunkedMemory.apply(q, k, v, beta, log_decay, state, overwrite, tell)
+        return ChunkedMemory.apply(q, k, v, beta, log_decay, state, overwrite, with_error)
 
 
 def refusal(hardware: Hardware, call: Call) -> str | None:

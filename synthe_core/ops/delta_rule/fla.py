@@ -10,7 +10,7 @@ from synthe_core.ops.delta_rule.reference import delta_rule
 from synthe_core.ops.dispatch import Call
 
 LARGEST_KEY = 256
-FEW = 16  # tokens up to which one kernel that walks through time is the faster
+RECURRENT_TIME = 16  # tokens up to which the recurrent kernel is faster
 
 
 @delta_rule.kernel("fla", rank=30, tolerance=2e-2)
@@ -21,30 +21,30 @@ def fla(
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule  # slow to import
 
     decay = torch.zeros_like(beta) if log_decay is None else log_decay
-    if walks(q, k, v, beta, decay, state):
-        return arranged(fused_recurrent_gated_delta_rule, q, k, v, state, g=decay, beta=beta)
-    o, memory = arranged(chunk_gated_delta_rule, *halved(q, k, v), state, g=decay, beta=beta)
+    if use_recurrent(q, k, v, beta, decay, state):
+        return call_fla(fused_recurrent_gated_delta_rule, q, k, v, state, g=decay, beta=beta)
+    o, memory = call_fla(chunk_gated_delta_rule, *to_bfloat16(q, k, v), state, g=decay, beta=beta)
     return o.to(v.dtype), memory
 
 
-def arranged(
+def call_fla(
     rule: object, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, **gates: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A call in their words: by name, as their order differs from version to version."""
+    """Calls fla's function with keyword arguments, as their order differs between versions."""
     contiguous = {name: x.contiguous() for name, x in ({"q": q, "k": k, "v": v} | gates).items()}
     memory = None if state is None else state.contiguous()
     return rule(**contiguous, scale=1.0, initial_state=memory, output_final_state=True)  # type: ignore[operator]
 
 
-def halved(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Their chunked kernels take 16-bit inputs only in some of the versions we support."""
+def to_bfloat16(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Their chunked kernels take 16-bit inputs only, in some of the supported versions."""
     return q.to(torch.bfloat16), k.to(torch.bfloat16), v.to(torch.bfloat16)
 
 
-def walks(*tensors: Tensor | None) -> bool:
-    """Whether to take the kernel that walks through time, which has no backward."""
+def use_recurrent(*tensors: Tensor | None) -> bool:
+    """Whether to use the recurrent kernel, which has no backward pass."""
     grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    return not grad and tensors[0] is not None and tensors[0].shape[1] <= FEW
+    return not grad and tensors[0] is not None and tensors[0].shape[1] <= RECURRENT_TIME
 
 
 @fla.refuses

@@ -16,8 +16,8 @@ from synthe_core.ops.delta_rule.reference import delta_rule
 from synthe_core.ops.dispatch import Call
 
 SOURCE = "delta_rule/delta_rule.c"
-SEGMENT = 64  # tokens between two memories kept for the backward pass: CHUNK * SEGMENT in delta_rule.c
-LANES = 16  # columns of a memory go in multiples of this
+SEGMENT = 64  # tokens between two memories saved for the backward pass: CHUNK * SEGMENT in delta_rule.c
+LANES = 16  # the columns of a memory are split in multiples of this
 
 
 class View(ctypes.Structure):
@@ -41,29 +41,29 @@ def view(x: Tensor | None) -> View:
 
 
 def memory_view(x: Tensor | None) -> View:
-    """x [B, H, rows, V]: the rows stand where time does elsewhere."""
+    """x [B, H, rows, V]; rows take the place of time."""
     return NOTHING if x is None else View(x.data_ptr(), x.stride(0), x.stride(2), x.stride(1))
 
 
 def packed(x: Tensor) -> Tensor:
-    """x with neighbouring numbers in its last dimension, which is all the kernel asks for."""
+    """x with a contiguous last dimension, which the kernel needs."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def run(name: str, dtype: torch.dtype, shape: Shape, *views: View) -> None:
-    function = getattr(native.library(SOURCE), f"{name}_{'double' if dtype == torch.float64 else 'float'}")
+    function = native.function(SOURCE, name, dtype)
     if function(ctypes.byref(shape), *(ctypes.byref(v) for v in views)):
         raise WorkError("no memory left for the delta rule's scratch", "lower the batch size")
 
 
 def blocks(batch: int, heads: int, value: int) -> int:
-    """Into how many blocks of columns a memory is split, so that every thread has work."""
-    wanted = min(-(-torch.get_num_threads() // (batch * heads)), -(-value // LANES))
-    return -(-value // (-(-value // (wanted * LANES)) * LANES))
+    """The number of blocks of columns that a memory is split into, so that every thread has work."""
+    parts = min(-(-torch.get_num_threads() // (batch * heads)), -(-value // LANES))
+    return -(-value // (-(-value // (parts * LANES)) * LANES))
 
 
 class NativeMemory(torch.autograd.Function):
-    """The forward keeps its inputs, the error at every key, and the memory every `SEGMENT` tokens."""
+    """The forward saves its inputs, the error at every key, and the memory every `SEGMENT` tokens."""
 
     @staticmethod
     def forward(
@@ -76,7 +76,7 @@ class NativeMemory(torch.autograd.Function):
         state: Tensor | None,
         overwrite: bool,
         keep: bool,
-        tell: bool,
+        with_error: bool,
     ) -> tuple[Tensor, ...]:
         q, k, v = packed(q), packed(k), packed(v)
         state = None if state is None else packed(state)
@@ -84,7 +84,7 @@ class NativeMemory(torch.autograd.Function):
         shape = Shape(batch, time, heads, key, value, blocks(batch, heads, value), overwrite)
         out = q.new_empty(batch, time, heads, value)
         final = q.new_empty(batch, heads, key, value)
-        error = q.new_empty(batch, time, heads, value) if tell or (keep and overwrite) else None
+        error = q.new_empty(batch, time, heads, value) if with_error or (keep and overwrite) else None
         saved = q.new_empty(batch, heads, -(-time // SEGMENT) * key, value) if keep else None
         inputs = (view(q), view(k), view(v), view(beta), view(log_decay), memory_view(state))
         outputs = (view(out), memory_view(final), view(error), memory_view(saved))
@@ -92,11 +92,11 @@ class NativeMemory(torch.autograd.Function):
         if keep:
             ctx.save_for_backward(q, k, v, beta, log_decay, error, saved, final)
             ctx.overwrite, ctx.has_state = overwrite, state is not None
-        return (out, final, error) if tell and error is not None else (out, final)
+        return (out, final, error) if with_error and error is not None else (out, final)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, out_grad: Tensor, final_grad: Tensor, *told: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, out_grad: Tensor, final_grad: Tensor, *error_grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, beta, log_decay, error, saved, final = ctx.saved_tensors
         (batch, time, heads, key), value = q.shape, v.shape[-1]
         parts = blocks(batch, heads, value)
@@ -120,7 +120,7 @@ class NativeMemory(torch.autograd.Function):
             view(beta_grad[0]),
             view(None if decay_grad is None else decay_grad[0]),
             memory_view(state_grad),
-            view(packed(told[0]) if told else None),
+            view(packed(error_grad[0]) if error_grad else None),
         )
         shared = [
             None if x is None else x[0] if parts == 1 else x.sum(0) for x in (q_grad, k_grad, beta_grad, decay_grad)
@@ -146,15 +146,15 @@ def compiled_memory(
     log_decay: Tensor | None,
     state: Tensor | None,
     overwrite: bool,
-    tell: bool = False,
+    with_error: bool = False,
 ) -> Any:
     """Either rule (see `delta_rule`, `linear_attention`) in C; `overwrite` False adds instead.
 
-    With `tell`, the errors v_t - S k_t [B, T, H, V] are the third output.
+    With `with_error`, the errors v_t - S k_t [B, T, H, V] are the third output.
     """
     tensors = (q, k, v, beta, log_decay, state)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    return NativeMemory.apply(*tensors, overwrite, keep, tell)
+    return NativeMemory.apply(*tensors, overwrite, keep, with_error)
 
 
 @delta_rule.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))

@@ -1,4 +1,4 @@
-"""The (gated) delta rule: a matrix of memory that overwrites what it recalls at a key by what it should have been.
+"""The (gated) delta rule: an associative memory that replaces the value at a key.
 
 Sources: Schlag et al. 2021 (fast weights), Yang et al. 2024 (parallel form), Yang et al. 2025 (Gated DeltaNet).
 """

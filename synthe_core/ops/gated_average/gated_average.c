@@ -108,7 +108,7 @@ void NAME(average_back)(const REAL *gate, const REAL *value, const REAL *h, cons
         const int64_t b = task / blocks, first = task % blocks * BLOCK;
         const int64_t width = D - first < BLOCK ? D - first : BLOCK;
         const unsigned mode = flush_subnormals();
-        REAL carried[BLOCK], zeros[BLOCK]; /* carried: what the next token asks of this h */
+        REAL carried[BLOCK], zeros[BLOCK]; /* carried: the gradient of this h from the next token */
         for (int64_t d = 0; d < width; d++) carried[d] = zeros[d] = 0;
         for (int64_t t = T - 1; t >= 0; t--) {
             const int64_t at = (b * T + t) * D + first;

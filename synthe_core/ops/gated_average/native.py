@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -12,14 +11,14 @@ from torch.autograd.function import once_differentiable
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, require_float
 from synthe_core.ops.gated_average.reference import gated_average
-from synthe_core.ops.native import library, pointer, refusal
+from synthe_core.ops.native import call, refusal
 
 SOURCE = "gated_average/gated_average.c"
 
 
 @gated_average.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 def native(gate: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """C: nothing but h is kept for the way back; the gates are computed again."""
+    """C: only h is saved for the backward pass, which recomputes the gates."""
     require_float("gate", gate)
     h = _Native.apply(gate, value, state)
     return h, h[:, -1].clone()
@@ -36,7 +35,7 @@ class _Native(torch.autograd.Function):
         gate, value = gate.contiguous(), value.contiguous()
         state = None if state is None else state.contiguous()
         h = torch.empty_like(value)
-        _call("average", h, gate, value, state, h)
+        call(SOURCE, "average", h, gate, value, state, h)
         ctx.save_for_backward(gate, value, h, state)
         return h
 
@@ -46,11 +45,5 @@ class _Native(torch.autograd.Function):
         gate, value, h, state = ctx.saved_tensors
         gate_grad, value_grad = torch.empty_like(h), torch.empty_like(h)
         state_grad = None if state is None else torch.empty_like(state)
-        _call("average_back", h, gate, value, h, state, grad.contiguous(), gate_grad, value_grad, state_grad)
+        call(SOURCE, "average_back", h, gate, value, h, state, grad.contiguous(), gate_grad, value_grad, state_grad)
         return gate_grad, value_grad, state_grad
-
-
-def _call(name: str, like: Tensor, *tensors: Tensor | None) -> None:
-    kind = "double" if like.dtype == torch.float64 else "float"
-    sizes = [ctypes.c_int64(size) for size in like.shape]
-    getattr(library(SOURCE), f"{name}_{kind}")(*map(pointer, tensors), *sizes)

@@ -8,9 +8,9 @@ t, D_ts that from s through t, all per key channel, and <x, y> a sum over channe
     O = (W_t q_t) S + A_qk V + A_qb R           A_qk[t, s] = <q_t, D_ts k_s> for s <= t
     S' = W_C S + (D_Cs k_s)ᵀ V + (D_Cs b_s)ᵀ R
 
-The sums over channels cannot be factorised into exp(w) and exp(-w), which overflow. Here the keys of all chunks are
-walked through their chunk side by side, fading as they go (`fade`): C steps, each a pass over the keys, no exponential
-of a sum and no difference of sums, so any decay is exact.
+The sums over channels cannot be factorised into exp(w) and exp(-w), which overflow. Here the keys of all chunks
+decay token by token (`decayed_keys`): C steps, each a pass over the keys, no exponential of a sum and no difference of
+sums, so any decay is exact.
 
 Source: Yang et al. 2024, "Parallelizing linear transformers with the delta rule", with the decays of RWKV-7 and KDA.
 """
@@ -38,7 +38,7 @@ def chunks(x: Tensor) -> Tensor:
 
 
 class Chunks:
-    """What the module's equations call so, of the chunked q, k, a, b [G, N, C, K] and log decays w."""
+    """The terms of the module's equations, of the chunked q, k, a, b [G, N, C, K] and log decays w."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self.q, self.k, self.a, self.b, log_decay = (chunks(x) for x in tensors)
@@ -46,10 +46,10 @@ class Chunks:
         self.from_start = self.decay.cumprod(2)  # W_t
         self.before = torch.cat([torch.ones_like(self.decay[:, :, :1]), self.from_start[:, :, :-1]], 2)  # W_{t-1}
         self.through = self.from_start[:, :, -1, :, None]
-        # A query reads what its own token's decay has faded, a recall what it has not.
+        # A query reads after its own token's decay, a recall before it.
         self.readers = torch.stack([self.a, self.decay * self.q], 3)
 
-    def fade(self) -> Iterator[tuple[int, Tensor]]:
+    def decayed_keys(self) -> Iterator[tuple[int, Tensor]]:
         """Each t and the keys k, then b [G, N, 2C, K] of the tokens before it, as faded when it comes; at last those of
         all tokens, as faded when the chunk ends. One tensor, faded in place: it is read before the next step."""
         keys = self.k.new_zeros(*self.k.shape[:2], 2 * CHUNK, self.k.shape[-1])
@@ -60,9 +60,9 @@ class Chunks:
         yield CHUNK, keys
 
     def solve(self) -> None:
-        """A_ak, A_ab, A_qk, A_qb, and the keys as the chunk's end sees them."""
+        """A_ak, A_ab, A_qk, A_qb, and the keys decayed to the chunk's end."""
         scores = self.q.new_empty(*self.q.shape[:3], 2, 2 * CHUNK)
-        for t, keys in self.fade():
+        for t, keys in self.decayed_keys():
             if t < CHUNK:
                 scores[:, :, t] = self.readers[:, :, t] @ keys.mT
         self.k_end, self.b_end = keys.split(CHUNK, 2)
@@ -72,7 +72,7 @@ class Chunks:
 
 
 class ChunkedRule(torch.autograd.Function):
-    """The forward keeps the memory before every chunk, what was recalled and the inverses; the rest is made again."""
+    """Saves the memory before every chunk, the recalls and the inverses; the backward pass recomputes the rest."""
 
     @staticmethod
     def forward(
@@ -106,20 +106,20 @@ class ChunkedRule(torch.autograd.Function):
 
     @staticmethod
     def gradients(ctx: Any, out_grad: Tensor, final_grad: Tensor) -> tuple[Tensor | None, ...]:
-        """d followed by a name is the gradient of what the module's equations call so."""
+        """d followed by a name is the gradient of that name in the module's equations."""
         q, k, v, a, b, log_decay, before, final, recalled, inverse = ctx.saved_tensors
         at, vs, dO = Chunks(q, k, a, b, log_decay), chunks(v), chunks(out_grad)
         at.solve()
         own, carried = inverse.mT @ (at.A_qb.mT @ dO), inverse.mT @ at.b_end
         outer = (at.from_start * at.q).mT @ dO
-        asked = (at.before * at.a).mT
+        recall_keys = (at.before * at.a).mT
         dS = final_grad.flatten(0, 1)
-        later, felt = [], []
+        later, recall_grads = [], []
         for n in reversed(range(vs.shape[1])):
             later.append(dS)
-            felt.append(torch.baddbmm(own[:, n], carried[:, n], dS))
-            dS = torch.baddbmm(torch.addcmul(outer[:, n], dS, at.through[:, n]), asked[:, n], felt[-1])
-        after, dR = torch.stack(later[::-1], 1), torch.stack(felt[::-1], 1)
+            recall_grads.append(torch.baddbmm(own[:, n], carried[:, n], dS))
+            dS = torch.baddbmm(torch.addcmul(outer[:, n], dS, at.through[:, n]), recall_keys[:, n], recall_grads[-1])
+        after, dR = torch.stack(later[::-1], 1), torch.stack(recall_grads[::-1], 1)
         dv = at.A_qk.mT @ dO + at.k_end @ after + at.A_ak.mT @ dR
 
         values = torch.cat([vs, recalled], 2)
@@ -129,20 +129,20 @@ class ChunkedRule(torch.autograd.Function):
         earlier = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=q.device).tril(-1).repeat(1, 2)
         flow *= earlier[:, None]
         da, dq = at.before * (dR @ before.mT), at.from_start * (dO @ before.mT) + own_k * at.k + own_b * at.b
-        for t, keys in at.fade():
+        for t, keys in at.decayed_keys():
             if t < CHUNK:
                 of_a, of_q = (flow[:, :, t] @ keys).unbind(2)
                 da[:, :, t] += of_a
                 dq[:, :, t] += at.decay[:, :, t] * of_q
         dk, db = own_k * at.q, own_b * at.q
-        keys = values @ after.mT  # now their gradient, from the chunk's end back
+        keys = values @ after.mT  # their gradient, from the chunk's end backwards
         for t in reversed(range(CHUNK)):
             dk[:, :, t] += keys[:, :, t]
             db[:, :, t] += keys[:, :, CHUNK + t]
             keys = torch.addcmul(flow[:, :, t].mT @ at.readers[:, :, t], keys, at.decay[:, :, t, None])
 
         # X_t, the diagonal of dS_t S_tᵀ, gives dw_t = X_t - b_t db_t - k_t dk_t and X_{t-1} = dw_t + a_t da_t +
-        # q_{t-1} dq_{t-1}; each chunk starts it afresh at its end, so that rounding stays put.
+        # q_{t-1} dq_{t-1}; each chunk starts anew at its end, so that rounding does not accumulate.
         along = (after * torch.cat([before[:, 1:], final[:, None]], 1)).sum(-1)[:, :, None]
         flux = at.q * dq - at.k * dk - at.b * db
         passed = F.pad((flux + at.a * da)[:, :, 1:], (0, 0, 0, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from synthe_core.ops.delta_rule.fla import arranged, halved, refusal, walks
+from synthe_core.ops.delta_rule.fla import call_fla, refusal, to_bfloat16, use_recurrent
 from synthe_core.ops.generalized_delta_rule.reference import generalized_delta_rule
 
 
@@ -18,10 +18,10 @@ def fla(
         fused_recurrent_dplr_delta_rule,
     )
 
-    if walks(q, k, v, a, b, log_decay, state):
-        return arranged(fused_recurrent_dplr_delta_rule, q, k, v, state, a=a, b=b, gk=log_decay)
-    a, b, _ = halved(a, b, v)
-    o, memory = arranged(chunk_dplr_delta_rule, *halved(q, k, v), state, a=a, b=b, gk=log_decay)
+    if use_recurrent(q, k, v, a, b, log_decay, state):
+        return call_fla(fused_recurrent_dplr_delta_rule, q, k, v, state, a=a, b=b, gk=log_decay)
+    a, b, _ = to_bfloat16(a, b, v)
+    o, memory = call_fla(chunk_dplr_delta_rule, *to_bfloat16(q, k, v), state, a=a, b=b, gk=log_decay)
     return o.to(v.dtype), memory
 
 

@@ -1,9 +1,9 @@
 /* The generalised delta rule and Kimi's delta attention on CPUs, forward and backward, in float32 and float64.
 
-   The recurrence is walked token by token: with a decay for every key channel, products of whole chunks would save
-   nothing and exponentials of sums would have to be guarded. One pass over a memory that stays in the first-level cache
-   fades it, writes, reads, and recalls for the next token. One task is one head of one row, so that results do not
-   depend on the number of threads. The equations are in walk.h and gradients.h; native.py documents the arguments. */
+   The recurrence runs token by token: with a decay for every key channel, products of whole chunks would save nothing
+   and exponentials of sums could overflow. One pass over a memory that stays in the first-level cache decays it, writes,
+   reads, and recalls for the next token. One task is one head of one row, so that results do not depend on the number
+   of threads. The equations are in walk.h and gradients.h; native.py documents the arguments. */
 
 #include <math.h>
 #include <stdint.h>

@@ -3,9 +3,9 @@
      G_t = d_{t+1} G_{t+1} + a_{t+1} dr_{t+1}ᵀ + q_t do_tᵀ     dv_t = G_tᵀ k_t     dr_t = G_tᵀ b_t
      dq_t = S_t do_t     da_t = S_{t-1} dr_t     dk_t = G_t v_t     db_t = G_t r_t     dw_t = d_t (G_t ∘ S_{t-1}) 1
 
-   The first line is the forward pass backwards in time, by the same code. Once it has told every dr of a segment, all
-   numbers of S and G follow by themselves, and the second line goes over them with K in the lanes, tile by tile:
-   forwards in time for S, kept in the first-level cache, then backwards for G. */
+   The first line is the forward pass backwards in time, by the same code. Given every dr of a segment, each
+   entry of S and G is a recurrence of its own, and the second line is computed with K in the lanes, tile by tile:
+   forwards in time for S, which stays in the first-level cache, then backwards for G. */
 
 static void NAME(transpose)(int64_t rows, int64_t columns, const REAL *restrict from, int64_t ld, REAL *restrict to,
                             int64_t ldt) {
@@ -90,7 +90,7 @@ static inline __attribute__((always_inline)) void NAME(tiles)(const NAME(Segment
 }
 
 static int NAME(backward_head)(const Shape *shape, const View *q, const View *k, const View *v, const View *a,
-                               const View *b, const View *beta, const View *log_decay, const View *kept,
+                               const View *b, const View *beta, const View *log_decay, const View *recalls,
                                const View *saved, const View *out_grad, const View *final_grad, const View *q_grad,
                                const View *k_grad, const View *v_grad, const View *a_grad, const View *b_grad,
                                const View *beta_grad, const View *decay_grad, const View *state_grad, int64_t row,
@@ -104,15 +104,15 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
     NAME(Segment) at = {0, kp, vp, NAME(streams)(dv + columns, kp), values, r, dout, dr, grads, grads + rows,
                         grads + 2 * rows, grads + 3 * rows, grads + 4 * rows, ST, GT};
     const STREAMS in = at.in;
-    const View *const keys[] = {q, k, a, b, log_decay}, *const coming[] = {v, kept, out_grad};
+    const View *const keys[] = {q, k, a, b, log_decay}, *const coming[] = {v, recalls, out_grad};
     const View *const results[] = {q_grad, k_grad, a_grad, b_grad, decay_grad};
     if (final_grad->data) NAME(gather)(NAME(at)(final_grad, row, 0, h), final_grad->t, K, V, G, vp);
     NAME(transpose)(K, vp, G, vp, GT, kp);
     for (int64_t t0 = (shape->time - 1) / SEGMENT * SEGMENT; t0 >= 0; t0 -= SEGMENT) {
         const int64_t n = at.n = tokens_from(shape, t0);
         NAME(prepare)(shape, q, k, a, b, beta, log_decay, row, t0, h, kp, &at.in);
-        NAME(gather)(NAME(at)(tied ? kept : v, row, t0, h), tied ? kept->t : v->t, n, V, values, vp);
-        if (!tied) NAME(gather)(NAME(at)(kept, row, t0, h), kept->t, n, V, r, vp);
+        NAME(gather)(NAME(at)(tied ? recalls : v, row, t0, h), tied ? recalls->t : v->t, n, V, values, vp);
+        if (!tied) NAME(gather)(NAME(at)(recalls, row, t0, h), recalls->t, n, V, r, vp);
         NAME(gather)(NAME(at)(out_grad, row, t0, h), out_grad->t, n, V, dout, vp);
         memcpy(dr + n * vp, dr, vp * sizeof(REAL)); /* that of the token after the segment; 0 at the end of time */
         for (int64_t t = n - 1; t >= 0; t--) {
@@ -169,7 +169,7 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
 
 /* Returns 0, or 1 where there is no memory for scratch. */
 int NAME(backward)(const Shape *shape, const View *q, const View *k, const View *v, const View *a, const View *b,
-                   const View *beta, const View *log_decay, const View *kept, const View *saved, const View *out_grad,
+                   const View *beta, const View *log_decay, const View *recalls, const View *saved, const View *out_grad,
                    const View *final_grad, const View *q_grad, const View *k_grad, const View *v_grad,
                    const View *a_grad, const View *b_grad, const View *beta_grad, const View *decay_grad,
                    const View *state_grad) {
@@ -178,7 +178,7 @@ int NAME(backward)(const Shape *shape, const View *q, const View *k, const View 
 #pragma omp parallel for schedule(dynamic) reduction(| : failed) if (tasks > 1)
     for (int64_t task = 0; task < tasks; task++) {
         const unsigned before = flush_subnormals();
-        failed |= NAME(backward_head)(shape, q, k, v, a, b, beta, log_decay, kept, saved, out_grad, final_grad, q_grad,
+        failed |= NAME(backward_head)(shape, q, k, v, a, b, beta, log_decay, recalls, saved, out_grad, final_grad, q_grad,
                                       k_grad, v_grad, a_grad, b_grad, beta_grad, decay_grad, state_grad,
                                       task / shape->heads, task % shape->heads);
         restore_subnormals(before);

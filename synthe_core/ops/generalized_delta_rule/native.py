@@ -26,7 +26,7 @@ class Shape(ctypes.Structure):
 
 
 def run(name: str, dtype: torch.dtype, shape: Shape, *views: ctypes.Structure) -> None:
-    function = getattr(native.library(SOURCE), f"{name}_{'double' if dtype == torch.float64 else 'float'}")
+    function = native.function(SOURCE, name, dtype)
     if function(ctypes.byref(shape), *(ctypes.byref(v) for v in views)):
         raise WorkError("no memory left for the generalized delta rule's scratch", "lower the batch size")
 
@@ -55,27 +55,33 @@ class NativeRule(torch.autograd.Function):
         (batch, time, heads, key), value = q.shape, v.shape[-1]
         shape = Shape(batch, time, heads, key, value, beta is not None)
         segments = -(-time // ctypes.c_int64.in_dll(native.library(SOURCE), "tokens_a_segment").value)
-        out, kept = q.new_empty(v.shape), q.new_empty(v.shape) if keep else None
+        out, recalls = q.new_empty(v.shape), q.new_empty(v.shape) if keep else None
         final = q.new_empty(batch, heads, key, value)
         saved = q.new_empty(batch, heads, segments * key, value) if keep else None
         inputs = (view(x) for x in (q, k, v, a, b, beta, log_decay))
-        outputs = (view(out), memory_view(final), view(kept), memory_view(saved))
+        outputs = (view(out), memory_view(final), view(recalls), memory_view(saved))
         run("forward", q.dtype, shape, *inputs, memory_view(state), *outputs)
         if keep:
-            ctx.save_for_backward(q, k, v if beta is None else None, a, b, beta, log_decay, kept, saved)
+            ctx.save_for_backward(q, k, v if beta is None else None, a, b, beta, log_decay, recalls, saved)
             ctx.shape, ctx.has_state = shape, state is not None
         return out, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, out_grad: Tensor, final_grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, kept, saved = ctx.saved_tensors
+        *inputs, recalls, saved = ctx.saved_tensors
         q, k, _, a, b, beta, log_decay = inputs
-        grads = [None if x is None else q.new_empty(x.shape) for x in (q, k, kept, a, b, beta, log_decay)]
-        state_grad = q.new_empty(q.shape[0], q.shape[2], q.shape[3], kept.shape[-1]) if ctx.has_state else None
+        grads = [None if x is None else q.new_empty(x.shape) for x in (q, k, recalls, a, b, beta, log_decay)]
+        state_grad = q.new_empty(q.shape[0], q.shape[2], q.shape[3], recalls.shape[-1]) if ctx.has_state else None
         out_grad, final_grad = packed(out_grad), packed(final_grad)
-        given = (*(view(x) for x in inputs), view(kept), memory_view(saved), view(out_grad), memory_view(final_grad))
-        run("backward", q.dtype, ctx.shape, *given, *(view(x) for x in grads), memory_view(state_grad))
+        arguments = (
+            *(view(x) for x in inputs),
+            view(recalls),
+            memory_view(saved),
+            view(out_grad),
+            memory_view(final_grad),
+        )
+        run("backward", q.dtype, ctx.shape, *arguments, *(view(x) for x in grads), memory_view(state_grad))
         return *grads, state_grad, None
 
 

@@ -1,5 +1,5 @@
-"""The generalised delta rule: a matrix of memory in which every key channel fades at its own pace, and what is recalled
-at one key is written back at another.
+"""The generalised delta rule: a memory with a decay per key channel, in which the value recalled at one key is
+written at another.
 
 Sources: Peng et al. 2025 (RWKV-7); Yang et al. 2024 (diagonal plus low rank transitions, "DPLR").
 """

@@ -131,17 +131,17 @@ static void NAME(prepare)(const Shape *shape, const View *q, const View *k, cons
     }
 }
 
-/* One head of one row through all of time. `kept` [B, T, H, V] and `saved` [B, H, segments K, V] are what the backward
+/* One head of one row through all of time. `recalls` [B, T, H, V] and `saved` [B, H, segments K, V] are what the backward
    pass asks for: r_t, or u_t where tied, and the memory before every segment. */
 static int NAME(forward_head)(const Shape *shape, const View *q, const View *k, const View *v, const View *a,
                               const View *b, const View *beta, const View *log_decay, const View *state, const View *o,
-                              const View *final, const View *kept, const View *saved, int64_t row, int64_t h) {
+                              const View *final, const View *recalls, const View *saved, int64_t row, int64_t h) {
     const int64_t K = shape->key, V = shape->value, kp = padded(K), vp = padded(V);
     REAL *block = NAME(scratch)(K * vp + STREAM_ROWS * kp + (3 * SEGMENT + 1) * vp);
     if (!block) return 1;
     REAL *S = block, *values = S + K * vp, *out = values + SEGMENT * vp, *r = out + SEGMENT * vp;
     STREAMS in = NAME(streams)(r + (SEGMENT + 1) * vp, kp);
-    const View *const keys[] = {q, k, a, b, log_decay}, *const coming[] = {v}, *const results[] = {o, kept};
+    const View *const keys[] = {q, k, a, b, log_decay}, *const coming[] = {v}, *const results[] = {o, recalls};
     if (state->data) NAME(gather)(NAME(at)(state, row, 0, h), state->t, K, V, S, vp);
     for (int64_t t0 = 0; t0 < shape->time; t0 += SEGMENT) {
         const int64_t n = tokens_from(shape, t0);
@@ -165,7 +165,7 @@ static int NAME(forward_head)(const Shape *shape, const View *q, const View *k, 
             }
         }
         NAME(scatter)(out, vp, n, V, NAME(at)(o, row, t0, h), o->t);
-        if (kept->data) NAME(scatter)(shape->tied ? values : r, vp, n, V, NAME(at)(kept, row, t0, h), kept->t);
+        if (recalls->data) NAME(scatter)(shape->tied ? values : r, vp, n, V, NAME(at)(recalls, row, t0, h), recalls->t);
         memcpy(r, r + n * vp, vp * sizeof(REAL));
     }
     NAME(scatter)(S, vp, K, V, NAME(at)(final, row, 0, h), final->t);
@@ -176,13 +176,13 @@ static int NAME(forward_head)(const Shape *shape, const View *q, const View *k, 
 /* Returns 0, or 1 where there is no memory for scratch. */
 int NAME(forward)(const Shape *shape, const View *q, const View *k, const View *v, const View *a, const View *b,
                   const View *beta, const View *log_decay, const View *state, const View *o, const View *final,
-                  const View *kept, const View *saved) {
+                  const View *recalls, const View *saved) {
     const int64_t tasks = shape->batch * shape->heads;
     int failed = 0;
 #pragma omp parallel for schedule(dynamic) reduction(| : failed) if (tasks > 1)
     for (int64_t task = 0; task < tasks; task++) {
         const unsigned before = flush_subnormals();
-        failed |= NAME(forward_head)(shape, q, k, v, a, b, beta, log_decay, state, o, final, kept, saved,
+        failed |= NAME(forward_head)(shape, q, k, v, a, b, beta, log_decay, state, o, final, recalls, saved,
                                      task / shape->heads, task % shape->heads);
         restore_subnormals(before);
     }

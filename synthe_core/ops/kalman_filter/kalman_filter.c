@@ -41,14 +41,14 @@ void NAME(filter)(const REAL *observation, const REAL *transition, const REAL *p
         const int64_t width = D - first < BLOCK ? D - first : BLOCK;
         const unsigned mode = flush_subnormals();
         for (int64_t t = 0; t < T; t++) {
-            const int64_t at = (b * T + t) * D + first, told = (block * B + b) * T + t;
+            const int64_t at = (b * T + t) * D + first, entry = (block * B + b) * T + t;
             const REAL *restrict m = t ? mean + at - D : mean_first + b * D + first;
             const REAL *restrict P = t ? variance + at - D : variance_first + b * D + first;
             REAL *restrict m_out = mean + at, *restrict P_out = variance + at;
             if (active && !active[b * T + t]) {
                 for (int64_t d = 0; d < width; d++) m_out[d] = m[d], P_out[d] = P[d];
-                surprise[told] = 0;
-                confidence[told] = width;
+                surprise[entry] = 0;
+                confidence[entry] = width;
                 continue;
             }
             const REAL *restrict a = transition + b * a_stride.row + t * a_stride.token + first;
@@ -67,8 +67,8 @@ void NAME(filter)(const REAL *observation, const REAL *transition, const REAL *p
                 surprised += innovation * innovation * inverse;
                 confident += r[d] * inverse;
             }
-            surprise[told] = surprised;
-            confidence[told] = confident;
+            surprise[entry] = surprised;
+            confidence[entry] = confident;
         }
         restore_subnormals(mode);
     }
@@ -89,7 +89,7 @@ void NAME(filter_back)(const REAL *observation, const REAL *transition, const RE
         const int64_t b = task / blocks, first = task % blocks * BLOCK;
         const int64_t width = D - first < BLOCK ? D - first : BLOCK;
         const unsigned mode = flush_subnormals();
-        REAL m_carried[BLOCK], P_carried[BLOCK], zeros[BLOCK]; /* carried: what later tokens ask of this one's */
+        REAL m_carried[BLOCK], P_carried[BLOCK], zeros[BLOCK]; /* carried: gradients that come from later tokens */
         for (int64_t d = 0; d < width; d++) m_carried[d] = P_carried[d] = zeros[d] = 0;
         for (int64_t t = T - 1; t >= 0; t--) {
             const int64_t at = (b * T + t) * D + first;
@@ -117,15 +117,15 @@ void NAME(filter_back)(const REAL *observation, const REAL *transition, const RE
             for (int64_t d = 0; d < width; d++) {
                 const REAL prior = a[d] * a[d] * P[d] + q[d];
                 const REAL inverse = 1 / (prior + r[d]);
-                const REAL gain = prior * inverse, kept = r[d] * inverse;
+                const REAL gain = prior * inverse, retained = r[d] * inverse;
                 const REAL innovation = z[d] - a[d] * m[d];
                 const REAL of_mean = m_given[d] + m_carried[d], of_variance = P_given[d] + P_carried[d];
-                const REAL asked = of_surprise * innovation * inverse; /* half of what surprise asks of e */
-                const REAL of_total = -asked * innovation * inverse;   /* and what it asks of S */
+                const REAL of_error = of_surprise * innovation * inverse; /* half of the gradient of e through surprise */
+                const REAL of_total = -of_error * innovation * inverse;   /* and the gradient of S */
                 const REAL of_gain = of_mean * innovation - of_confidence;
-                const REAL of_predicted = of_mean * kept - 2 * asked;
-                const REAL of_prior = of_gain * kept * inverse + of_variance * kept * kept + of_total;
-                z_grad[d] = of_mean * gain + 2 * asked;
+                const REAL of_predicted = of_mean * retained - 2 * of_error;
+                const REAL of_prior = of_gain * retained * inverse + of_variance * retained * retained + of_total;
+                z_grad[d] = of_mean * gain + 2 * of_error;
                 r_grad[d] = of_variance * gain * gain - of_gain * gain * inverse + of_total;
                 a_grad[d] += of_predicted * m[d] + 2 * a[d] * P[d] * of_prior;
                 q_grad[d] += of_prior;

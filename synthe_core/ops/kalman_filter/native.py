@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.kalman_filter.reference import Filtered, check, kalman_filter
-from synthe_core.ops.native import library, pointer, refusal
+from synthe_core.ops.native import function, library, pointer, refusal
 
 SOURCE = "kalman_filter/kalman_filter.c"
 
@@ -47,28 +47,28 @@ def _(hardware: Hardware, call: Call) -> str | None:
 class _Native(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Tensor | None) -> tuple[Tensor, ...]:
-        given = [None if tensor is None else tensor.contiguous() for tensor in arguments]
-        observation, transition, process_noise, *_ = given
+        inputs = [None if tensor is None else tensor.contiguous() for tensor in arguments]
+        observation, transition, process_noise, *_ = inputs
         assert observation is not None and transition is not None and process_noise is not None
         batch, time, width = observation.shape
         means, posterior = torch.empty_like(observation), torch.empty_like(observation)
         block = ctypes.c_int64.in_dll(library(SOURCE), "channels_a_task").value
-        told = observation.new_empty(2, -(-width // block), batch, time)  # each block of channels sums by itself
+        signals = observation.new_empty(2, -(-width // block), batch, time)  # each block of channels sums by itself
         strides = _stride(transition, time), _stride(process_noise, time)
-        _call("filter", observation, [*given, means, posterior, told[0], told[1]], strides)
-        ctx.save_for_backward(*given, means, posterior)
+        _call("filter", observation, [*inputs, means, posterior, signals[0], signals[1]], strides)
+        ctx.save_for_backward(*inputs, means, posterior)
         ctx.set_materialize_grads(False)
-        surprise, confidence = told.sum(1).div_(width).unbind()
+        surprise, confidence = signals.sum(1).div_(width).unbind()
         return means, posterior, surprise, confidence
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        *given, means, posterior = ctx.saved_tensors
-        observation, transition, process_noise, _, mean, variance, _ = given
+        *inputs, means, posterior = ctx.saved_tensors
+        observation, transition, process_noise, _, mean, variance, _ = inputs
         batch, time, width = observation.shape
-        wanted = [None if grad is None else grad.contiguous() for grad in grads]
-        wanted[2:] = [None if grad is None else grad / width for grad in wanted[2:]]
+        output_grads = [None if grad is None else grad.contiguous() for grad in grads]
+        output_grads[2:] = [None if grad is None else grad / width for grad in output_grads[2:]]
         shapes = [(batch, width) if tensor.dim() == 1 else tensor.shape for tensor in (transition, process_noise)]
         of_transition, of_process = (observation.new_zeros(shape) for shape in shapes)
         of_observation, of_noise = torch.empty_like(observation), torch.empty_like(observation)
@@ -78,7 +78,7 @@ class _Native(torch.autograd.Function):
         strides += [
             _Stride(tensor.stride(0), width if tensor.dim() == 3 else 0) for tensor in (of_transition, of_process)
         ]
-        _call("filter_back", observation, [*given, means, posterior, *wanted, *results], strides)
+        _call("filter_back", observation, [*inputs, means, posterior, *output_grads, *results], strides)
         results[1], results[2] = (
             of_transition.sum_to_size(transition.shape),
             of_process.sum_to_size(process_noise.shape),
@@ -92,6 +92,5 @@ def _stride(parameter: Tensor, time: int) -> _Stride:
 
 
 def _call(name: str, like: Tensor, tensors: list[Tensor | None], strides: Any) -> None:
-    kind = "double" if like.dtype == torch.float64 else "float"
     sizes = [ctypes.c_int64(size) for size in like.shape]
-    getattr(library(SOURCE), f"{name}_{kind}")(*map(pointer, tensors), *sizes, *strides)
+    function(SOURCE, name, like.dtype)(*map(pointer, tensors), *sizes, *strides)

@@ -81,27 +81,27 @@ def _scale(top: Tensor, bottom: Tensor) -> None:
 
 
 class _Step(NamedTuple):
-    """What every token's update was made of, [B, T, D] (a and q as given)."""
+    """The terms of every token's update, [B, T, D]."""
 
     transition: Tensor  # a, and 1 where not active
     variance: Tensor  # P before the token
     inverse: Tensor  # 1 / S
     gain: Tensor  # K
-    kept: Tensor  # 1 - K
+    retained: Tensor  # 1 - K
 
 
 def _steps(
     transition: Tensor, process_noise: Tensor, precision: Tensor, before: Tensor, active: Tensor | None
 ) -> _Step:
-    a, q = _held(transition, process_noise, active)
+    a, q = _inactive_as_identity(transition, process_noise, active)
     prior = torch.addcmul(q, a * a, before)
-    kept = torch.addcmul(torch.ones_like(prior), precision, prior).reciprocal_()
-    inverse = precision * kept
-    return _Step(a, before, inverse, prior * inverse, kept)
+    retained = torch.addcmul(torch.ones_like(prior), precision, prior).reciprocal_()
+    inverse = precision * retained
+    return _Step(a, before, inverse, prior * inverse, retained)
 
 
-def _held(transition: Tensor, process_noise: Tensor, active: Tensor | None) -> tuple[Tensor, Tensor]:
-    """a and q, 1 and 0 where no time passes."""
+def _inactive_as_identity(transition: Tensor, process_noise: Tensor, active: Tensor | None) -> tuple[Tensor, Tensor]:
+    """a and q, with 1 and 0 where a token is not active."""
     if active is None:
         return transition, process_noise
     return torch.where(active[..., None], transition, 1.0), torch.where(active[..., None], process_noise, 0.0)
@@ -124,16 +124,16 @@ class _Parallel(torch.autograd.Function):
         active: Tensor | None,
     ) -> tuple[Tensor, ...]:
         precision = _precision(observation_noise, active)
-        a, q = _held(transition, process_noise, active)
+        a, q = _inactive_as_identity(transition, process_noise, active)
         posterior = variances(a * a, q, precision, variance)
         step = _steps(transition, process_noise, precision, previous(posterior, variance), active)
-        means = scan(step.transition * step.kept, observation * step.gain, mean)
+        means = scan(step.transition * step.retained, observation * step.gain, mean)
         innovation = torch.addcmul(observation, step.transition, previous(means, mean), value=-1)
         surprise = innovation.square_().mul_(step.inverse).mean(-1)
-        given = observation, transition, process_noise, observation_noise, mean, variance, active
-        ctx.save_for_backward(*given, means, posterior)
+        inputs = observation, transition, process_noise, observation_noise, mean, variance, active
+        ctx.save_for_backward(*inputs, means, posterior)
         ctx.set_materialize_grads(False)
-        return means, posterior, surprise, step.kept.mean(-1)
+        return means, posterior, surprise, step.retained.mean(-1)
 
     @staticmethod
     @once_differentiable
@@ -146,30 +146,30 @@ class _Parallel(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         observation, transition, process_noise, noise, mean, variance, active, means, posterior = ctx.saved_tensors
         before = previous(means, mean)
-        a, variance_before, inverse, gain, kept = _steps(
+        a, variance_before, inverse, gain, retained = _steps(
             transition, process_noise, _precision(noise, active), previous(posterior, variance), active
         )
         innovation = torch.addcmul(observation, a, before, value=-1)
-        surprised = _per_channel(surprise_grad, means) * inverse * innovation  # half of what surprise asks of e
+        # half of the gradient of e through surprise
+        surprise_term = _per_channel(surprise_grad, means) * inverse * innovation
 
-        wanted = torch.zeros_like(means) if mean_grad is None else mean_grad.clone()
-        wanted[:, :-1] -= (2 * a * surprised)[:, 1:]
-        adjoint = scan_back(scan, a * kept, wanted)
-        observation_grad = torch.addcmul(2 * surprised, adjoint, gain)
-        predicted_grad = (
-            adjoint * kept - 2 * surprised
-        )  # not adjoint - observation_grad: it cancels where K is nearly 1
+        seed = torch.zeros_like(means) if mean_grad is None else mean_grad.clone()
+        seed[:, :-1] -= (2 * a * surprise_term)[:, 1:]
+        adjoint = scan_back(scan, a * retained, seed)
+        observation_grad = torch.addcmul(2 * surprise_term, adjoint, gain)
+        # not adjoint - observation_grad, which cancels where K is nearly 1
+        predicted_grad = adjoint * retained - 2 * surprise_term
 
         gain_grad = adjoint * innovation - _per_channel(confidence_grad, means)
-        surprised *= innovation * inverse  # and now what surprise asks of S, with its sign turned
-        own = gain_grad * kept * inverse - surprised  # d prior, but for what later variances ask
+        surprise_term *= innovation * inverse  # minus the gradient of S through surprise
+        own = gain_grad * retained * inverse - surprise_term  # d prior, without later variances
         squared = a * a
-        wanted = torch.zeros_like(means) if variance_grad is None else variance_grad.clone()
-        wanted[:, :-1] += (squared * own)[:, 1:]
-        posterior_grad = scan_back(scan, (squared * kept * kept).expand_as(own), wanted)
-        prior_grad = own + posterior_grad * kept * kept
+        seed = torch.zeros_like(means) if variance_grad is None else variance_grad.clone()
+        seed[:, :-1] += (squared * own)[:, 1:]
+        posterior_grad = scan_back(scan, (squared * retained * retained).expand_as(own), seed)
+        prior_grad = own + posterior_grad * retained * retained
 
-        noise_grad = posterior_grad * gain * gain - gain_grad * gain * inverse - surprised
+        noise_grad = posterior_grad * gain * gain - gain_grad * gain * inverse - surprise_term
         transition_grad = predicted_grad * before + 2 * a * variance_before * prior_grad
         process_grad = prior_grad
         if active is not None:

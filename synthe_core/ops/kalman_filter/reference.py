@@ -12,11 +12,11 @@ from synthe_core.ops.dispatch import op, require_float
 
 
 class Filtered(NamedTuple):
-    """What the filter knows after each token, and what it thought of the token before it.
+    """The filter's estimate after each token, and how well it predicted the token.
 
-    mean, variance [B, T, D]: of the state given all observations up to t; those at the last t are where to go on from.
+    mean, variance [B, T, D]: of the state given all observations up to t; those at the last t are the state.
     surprise [B, T]: e² / S, the squared innovation over its predicted variance, mean over channels. 1 is expected.
-    confidence [B, T]: r / S = 1 - K, mean over channels: the weight, in (0, 1], that the prediction kept.
+    confidence [B, T]: r / S = 1 - K, mean over channels: the weight, in (0, 1], of the prediction.
     """
 
     mean: Tensor
@@ -55,16 +55,16 @@ def kalman_filter(
         gain = prior / total
         innovation = z - a * mean
         updated = a * mean + gain * innovation, r * gain  # r K = (1 - K) P⁻, which would cancel where K is nearly 1
-        told = innovation * innovation / total, r / total
+        signals = innovation * innovation / total, r / total
         if active is not None:
             step = active[:, t, None]
             updated = torch.where(step, updated[0], mean), torch.where(step, updated[1], variance)
-            told = torch.where(step, told[0], 0.0), torch.where(step, told[1], 1.0)
+            signals = torch.where(step, signals[0], 0.0), torch.where(step, signals[1], 1.0)
         mean, variance = updated
         means.append(mean)
         variances.append(variance)
-        surprises.append(told[0].mean(-1))
-        confidences.append(told[1].mean(-1))
+        surprises.append(signals[0].mean(-1))
+        confidences.append(signals[1].mean(-1))
     return Filtered(*(torch.stack(each, dim=1) for each in (means, variances, surprises, confidences)))
 
 

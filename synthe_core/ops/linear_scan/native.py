@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -12,14 +11,14 @@ from torch.autograd.function import once_differentiable
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, require_float
 from synthe_core.ops.linear_scan.reference import linear_scan
-from synthe_core.ops.native import library, pointer, refusal
+from synthe_core.ops.native import call, refusal
 
 SOURCE = "linear_scan/linear_scan.c"
 
 
 @linear_scan.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 def native(decay: Tensor, value: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """C: the state stays in the first-level cache while time goes by."""
+    """C: the state stays in the first-level cache from token to token."""
     require_float("decay", decay)
     h = _Native.apply(decay, value, state)
     return h, h[:, -1].clone()
@@ -36,7 +35,7 @@ class _Native(torch.autograd.Function):
         decay, value = decay.contiguous(), value.contiguous()
         state = None if state is None else state.contiguous()
         h = torch.empty_like(value)
-        _call("scan", h, decay, value, state, h)
+        call(SOURCE, "scan", h, decay, value, state, h)
         ctx.save_for_backward(decay, h, state)
         return h
 
@@ -46,11 +45,5 @@ class _Native(torch.autograd.Function):
         decay, h, state = ctx.saved_tensors
         decay_grad, value_grad = torch.empty_like(h), torch.empty_like(h)
         state_grad = None if state is None else torch.empty_like(state)
-        _call("scan_back", h, decay, h, state, grad.contiguous(), decay_grad, value_grad, state_grad)
+        call(SOURCE, "scan_back", h, decay, h, state, grad.contiguous(), decay_grad, value_grad, state_grad)
         return decay_grad, value_grad, state_grad
-
-
-def _call(name: str, like: Tensor, *tensors: Tensor | None) -> None:
-    kind = "double" if like.dtype == torch.float64 else "float"
-    sizes = [ctypes.c_int64(size) for size in like.shape]
-    getattr(library(SOURCE), f"{name}_{kind}")(*map(pointer, tensors), *sizes)

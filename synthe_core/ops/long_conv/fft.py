@@ -1,4 +1,4 @@
-"""The long convolution in T log² L operations on any device, by FFTs that no output shares with a later input.
+"""The long convolution in T log² L operations on any device, by FFTs in which no output depends on a later input.
 
 One FFT over the whole sequence would do with fewer operations, but its rounding errors spread: every output would
 depend, by some 1e-7 of it, on inputs that come after. Here time is halved again and again. At every level the first
@@ -18,17 +18,17 @@ from torch.autograd.function import once_differentiable
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, Slower, require_float
 from synthe_core.ops.long_conv.reference import long_conv
-from synthe_core.ops.short_conv import following
+from synthe_core.ops.short_conv import last_inputs
 
 CHUNK = 64  # tokens of the smallest blocks
-FEW = 8  # tokens that the sum itself is quicker for
+FEW = 8  # tokens up to which the sum itself is faster
 
 
 @long_conv.kernel("fft", rank=10, tolerance=1e-5)
 def fft(u: Tensor, taps: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Blocks and FFTs; u, taps and the state are all that is kept for the way back."""
+    """Blocks and FFTs; only u, taps and the state are saved for the backward pass."""
     require_float("u", u)
-    return FFTConv.apply(u, taps, state), following(u, state, taps.shape[1])
+    return FFTConv.apply(u, taps, state), last_inputs(u, state, taps.shape[1])
 
 
 @fft.refuses
@@ -58,7 +58,7 @@ class FFTConv(torch.autograd.Function):
             past = u.new_zeros(u.shape[0], reach, u.shape[2]) if state is None else state
             taps_grad = correlate(slope, u.permute(2, 0, 1), past.permute(2, 0, 1))
         if state is not None and ctx.needs_input_grad[2] and reach:
-            # Beyond its end the convolution backwards runs on into the tokens before the first.
+            # Beyond its end the reversed convolution gives the gradient of the tokens before the first.
             late = slope[..., :reach].flip(-1)
             state_grad = carry(late, taps[:, None], reach).flip(-1).permute(1, 2, 0)
         return u_grad, taps_grad, state_grad
@@ -119,7 +119,7 @@ def correlate(slope: Tensor, u: Tensor, past: Tensor) -> Tensor:
     short = -time % block
     history = F.pad(torch.cat([past, u], -1), (0, short)).unfold(-1, block + reach, block)
     slopes = F.pad(slope, (0, short)).unfold(-1, block, block)
-    # Index i of the first is token i - reach of the block: lag j is found at reach - j.
+    # Index i of the first is token i - reach of the block: lag j is at reach - j.
     product = torch.fft.rfft(history, size) * torch.fft.rfft(slopes, size).conj()
     return torch.fft.irfft(product.sum((1, 2)), size)[..., : reach + 1].flip(-1)
 

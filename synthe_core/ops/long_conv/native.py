@@ -13,18 +13,18 @@ from synthe_core.hardware.execution import active_context
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, Slower, require_float
 from synthe_core.ops.long_conv.reference import long_conv
-from synthe_core.ops.native import library, pointer, refusal
-from synthe_core.ops.short_conv import preceded
+from synthe_core.ops.native import function, pointer, refusal
+from synthe_core.ops.short_conv import with_history
 
 SOURCE = "long_conv/long_conv.c"
-LONGEST = 2048  # taps that meet inputs; the sum and the FFTs take the same time at about this many
+MAX_TAPS = 2048  # taps that meet inputs; the sum and the FFTs take the same time at about this many
 
 
 @long_conv.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 def native(u: Tensor, taps: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """C: 2 L operations an output, which for filters of a few thousand taps take less time than FFTs do."""
     require_float("u", u)
-    history = preceded(u, state, taps.shape[1])
+    history = with_history(u, state, taps.shape[1])
     if state is None:  # its zeros need no multiplications
         return _Native.apply(u, taps, 0), history[:, u.shape[1] :]
     return _Native.apply(history, taps, taps.shape[1] - 1), history[:, u.shape[1] :]
@@ -35,8 +35,8 @@ def _(hardware: Hardware, call: Call) -> str | None:
     if (reason := refusal(hardware, call.device, SOURCE)) is not None:
         return reason
     taps = call.arguments["taps"].shape[1]
-    if min(taps, call.time) > LONGEST and not active_context().batch_invariant:
-        return Slower(f"{taps} taps over {call.time} tokens: beyond {LONGEST} FFTs are quicker")
+    if min(taps, call.time) > MAX_TAPS and not active_context().batch_invariant:
+        return Slower(f"{taps} taps over {call.time} tokens: beyond {MAX_TAPS} FFTs are quicker")
     return None
 
 
@@ -71,8 +71,8 @@ def _correlate(a: Tensor, b: Tensor, count: int, offset: int, backwards: bool = 
     first = a.data_ptr() + (rows - 1) * channels * a.element_size() if backwards else a.data_ptr()
     a_sizes = (a.stride(0) if a.shape[0] > 1 else 0, -channels if backwards else channels, rows)
     sizes = (count, b.shape[0], channels, offset)
-    function = getattr(library(SOURCE), f"correlate_{'double' if b.dtype == torch.float64 else 'float'}")
-    done = function(
+    correlate = function(SOURCE, "correlate", b.dtype)
+    done = correlate(
         ctypes.c_void_p(first),
         *map(ctypes.c_int64, a_sizes),
         pointer(b),

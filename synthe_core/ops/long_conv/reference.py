@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from synthe_core.ops.dispatch import op, require_float
-from synthe_core.ops.short_conv import preceded
+from synthe_core.ops.short_conv import with_history
 
 
 @op(batch_invariant=("cpu",))
@@ -18,6 +18,6 @@ def long_conv(u: Tensor, taps: Tensor, state: Tensor | None = None) -> tuple[Ten
     """
     require_float("u", u)
     length = taps.shape[1]
-    history = preceded(u, state, length)
+    history = with_history(u, state, length)
     windows = history.unfold(1, length, 1)  # [B, T, D, L], the present last
     return (windows * taps.flip(1)).sum(-1), history[:, u.shape[1] :]

@@ -9,7 +9,7 @@
 
 #else
 
-/* y = x scale weight with scale = 1 / sqrt(mean(x^2) + eps), kept a row for the way back. */
+/* y = x scale weight with scale = 1 / sqrt(mean(x^2) + eps), saved a row for the backward pass. */
 void NAME(norm)(const REAL *x, const REAL *weight, KIND *y, REAL *scale, double eps, int64_t N, int64_t D) {
 #pragma omp parallel for schedule(static) if (N > 8) /* waking threads costs more than a few rows */
     for (int64_t n = 0; n < N; n++) {

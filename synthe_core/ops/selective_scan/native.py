@@ -12,11 +12,11 @@ from torch.autograd.function import once_differentiable
 from synthe_core.errors import WorkError
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call
-from synthe_core.ops.native import library, pointer, refusal
+from synthe_core.ops.native import function, pointer, refusal
 from synthe_core.ops.selective_scan.reference import check, selective_scan
 
 SOURCE = "selective_scan/selective_scan.c"
-BLOCK, CHUNK = 64, 16  # as in the C file: channels a task, tokens between two states kept for the backward pass
+BLOCK, CHUNK = 64, 16  # as in the C file: channels a task, tokens between two states saved for the backward pass
 
 
 @selective_scan.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
@@ -24,7 +24,7 @@ BLOCK, CHUNK = 64, 16  # as in the C file: channels a task, tokens between two s
 def native(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """C: the state stays in the first-level cache while time goes by; every 16th is kept for the backward pass."""
+    """C: the state stays in the first-level cache from token to token; every 16th is saved for the backward pass."""
     check(x, delta, A, B, C, D, state)
     tensors = (x, delta, A, B, C, D, state)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
@@ -57,24 +57,24 @@ class _Native(torch.autograd.Function):
         batch, time, channels = x.shape
         y, h = torch.empty_like(x), x.new_empty(batch, *A.shape)
         blocks = -(-channels // BLOCK)
-        kept = x.new_empty(batch, blocks, -(-time // CHUNK), len(rates), BLOCK) if keep else None
-        _call("selective_scan", (*x.shape, len(rates)), x, delta, rates, B, C, D, state, y, h, kept)
+        saved = x.new_empty(batch, blocks, -(-time // CHUNK), len(rates), BLOCK) if keep else None
+        _call("selective_scan", (*x.shape, len(rates)), x, delta, rates, B, C, D, state, y, h, saved)
         if keep:
-            ctx.save_for_backward(x, delta, rates, B, C, D, kept)
+            ctx.save_for_backward(x, delta, rates, B, C, D, saved)
         return y, h
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, y_grad: Tensor, h_grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, delta, rates, B, C, D, kept = ctx.saved_tensors
+        x, delta, rates, B, C, D, saved = ctx.saved_tensors
         (batch, time, channels), size = x.shape, len(rates)
         blocks = -(-channels // BLOCK)
         x_grad, delta_grad, state_grad = torch.empty_like(x), torch.empty_like(x), torch.empty_like(h_grad)
         A_grad, D_grad = x.new_empty(batch, size, channels), x.new_empty(batch, channels)  # each row by itself
         B_grad, C_grad = x.new_empty(2, blocks, batch, time, size).unbind()  # each block of channels by itself
-        given = (x, delta, rates, B, C, D, kept, y_grad.contiguous(), h_grad.contiguous())
+        arguments = (x, delta, rates, B, C, D, saved, y_grad.contiguous(), h_grad.contiguous())
         results = (x_grad, delta_grad, A_grad, B_grad, C_grad, D_grad, state_grad)
-        _call("selective_scan_back", (*x.shape, size), *given, *results)
+        _call("selective_scan_back", (*x.shape, size), *arguments, *results)
         sums = A_grad.sum(0).t(), B_grad.sum(0), C_grad.sum(0), D_grad.sum(0)
         return x_grad, delta_grad, *sums, state_grad if ctx.needs_input_grad[6] else None, None
 
@@ -82,7 +82,5 @@ class _Native(torch.autograd.Function):
 def _call(name: str, sizes: tuple[int, ...], *tensors: Tensor | None) -> None:
     like = tensors[0]
     assert like is not None
-    kind = "double" if like.dtype == torch.float64 else "float"
-    function = getattr(library(SOURCE), f"{name}_{kind}")
-    if function(*map(pointer, tensors), *map(ctypes.c_int64, sizes)):
+    if function(SOURCE, name, like.dtype)(*map(pointer, tensors), *map(ctypes.c_int64, sizes)):
         raise WorkError("no memory left for the selective scan's scratch", "lower the batch size")

@@ -87,9 +87,9 @@ def _gradients(
         u, step, slope = x[:, now], delta[:, now], y_grad[:, now]
         decay, h = _states(u, step, A, B[:, now], starts[n])
         C_grad[:, now] = torch.einsum("bten,bte->btn", h, slope)
-        wanted = slope[..., None] * C[:, now, None]
-        wanted[:, -1] += h_grad
-        adjoint = scan_back(scan, decay, wanted)
+        seed = slope[..., None] * C[:, now, None]
+        seed[:, -1] += h_grad
+        adjoint = scan_back(scan, decay, seed)
         h_grad = decay[:, 0] * adjoint[:, 0]
         B_grad[:, now] = torch.einsum("bten,bte->btn", adjoint, step * u)
         written = torch.einsum("bten,btn->bte", adjoint, B[:, now])

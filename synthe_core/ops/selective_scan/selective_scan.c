@@ -5,8 +5,8 @@
    x, delta and y are [B, T, E], A [N, E] (transposed), B and C [B, T, N], D [E], states [B, E, N]. A task is one row
    of the batch and one block of channels: it walks through time with the block's state in the first-level cache, laid
    out [N, BLOCK], so that the compiler vectorises over channels and sums over n need no shuffling. Every CHUNK tokens
-   the state is kept for the way back, which walks each chunk forward again before it walks it back. Blocks are always
-   BLOCK wide inside; channels that do not exist are zeros. */
+   the state is saved for the backward pass, which recomputes each chunk forwards and then runs it backwards. Blocks are
+   always BLOCK wide inside; channels that do not exist are zeros. */
 
 #ifndef REAL
 
@@ -18,7 +18,7 @@
 #include "../subnormals.h"
 
 #define BLOCK 64 /* channels a task: fixed, so that sums over channels do not depend on the number of threads */
-#define CHUNK 16 /* tokens between two states that are kept */
+#define CHUNK 16 /* tokens between two saved states */
 
 /* 2^x for x <= 0, which is cheaper than e^x, and exponentials are half of the scan's work. The bits of x + 1.5 2^23 end
    in the nearest integer n; 2^(x - n) is a polynomial (least relative error on [-1/2, 1/2], within two units in the last
@@ -75,10 +75,10 @@ static inline void NAME(scale_rates)(REAL *restrict rates, const REAL *restrict 
     }
 }
 
-/* kept [B, blocks, chunks, N, BLOCK], the state before each chunk, or NULL; state may be NULL too. Returns 1 if out of
+/* saved [B, blocks, chunks, N, BLOCK], the state before each chunk, or NULL; state may be NULL too. Returns 1 if out of
    memory. */
 int NAME(selective_scan)(const REAL *x, const REAL *delta, const REAL *A, const REAL *B, const REAL *C, const REAL *D,
-                         const REAL *state, REAL *y, REAL *last, REAL *kept, int64_t batch, int64_t T, int64_t E,
+                         const REAL *state, REAL *y, REAL *last, REAL *saved, int64_t batch, int64_t T, int64_t E,
                          int64_t N) {
     const int64_t blocks = (E + BLOCK - 1) / BLOCK, chunks = (T + CHUNK - 1) / CHUNK;
     int failed = 0;
@@ -99,8 +99,8 @@ int NAME(selective_scan)(const REAL *x, const REAL *delta, const REAL *A, const 
             for (int64_t n = 0; n < N; n++)
                 for (int64_t d = 0; d < width; d++) h[n * BLOCK + d] = state[(b * E + first + d) * N + n];
         for (int64_t t = 0; t < T; t++) {
-            if (kept && t % CHUNK == 0)
-                memcpy(kept + (task * chunks + t / CHUNK) * size, h, size * sizeof(REAL));
+            if (saved && t % CHUNK == 0)
+                memcpy(saved + (task * chunks + t / CHUNK) * size, h, size * sizeof(REAL));
             const int64_t at = (b * T + t) * E + first;
             const REAL *restrict took = B + (b * T + t) * N, *restrict read = C + (b * T + t) * N;
             _Alignas(64) REAL step[BLOCK], input[BLOCK], out[BLOCK] = {0};
@@ -132,7 +132,7 @@ int NAME(selective_scan)(const REAL *x, const REAL *delta, const REAL *A, const 
 /* y_grad [B, T, E] and last_grad [B, E, N] are given. A_grad [B, N, E] and D_grad [B, E]: the caller adds the rows;
    B_grad and C_grad [blocks, B, T, N]: the caller adds the blocks. Returns 1 if out of memory. */
 int NAME(selective_scan_back)(const REAL *x, const REAL *delta, const REAL *A, const REAL *B, const REAL *C,
-                              const REAL *D, const REAL *kept, const REAL *y_grad, const REAL *last_grad, REAL *x_grad,
+                              const REAL *D, const REAL *saved, const REAL *y_grad, const REAL *last_grad, REAL *x_grad,
                               REAL *delta_grad, REAL *A_grad, REAL *B_grad, REAL *C_grad, REAL *D_grad,
                               REAL *state_grad, int64_t batch, int64_t T, int64_t E, int64_t N) {
     const int64_t blocks = (E + BLOCK - 1) / BLOCK, chunks = (T + CHUNK - 1) / CHUNK;
@@ -146,7 +146,7 @@ int NAME(selective_scan_back)(const REAL *x, const REAL *delta, const REAL *A, c
             failed = 1;
             continue;
         }
-        /* adjoint: what the tokens after this one ask of its state. decays and faded [CHUNK, N, BLOCK]: exp(delta A),
+        /* adjoint: the gradient of this token's state from later ones. decays and faded [CHUNK, N, BLOCK]: exp(delta A),
            and that times the state before the token. */
         REAL *const rates = scratch, *const h = rates + size, *const adjoint = h + size, *const A_sum = adjoint + size;
         REAL *const decays = A_sum + size, *const faded = decays + CHUNK * size;
@@ -158,7 +158,7 @@ int NAME(selective_scan_back)(const REAL *x, const REAL *delta, const REAL *A, c
             for (int64_t d = 0; d < width; d++) adjoint[n * BLOCK + d] = last_grad[(b * E + first + d) * N + n];
         for (int64_t chunk = chunks - 1; chunk >= 0; chunk--) {
             const int64_t begin = chunk * CHUNK, end = begin + CHUNK < T ? begin + CHUNK : T;
-            memcpy(h, kept + (task * chunks + chunk) * size, size * sizeof(REAL));
+            memcpy(h, saved + (task * chunks + chunk) * size, size * sizeof(REAL));
             for (int64_t t = begin; t < end; t++) {
                 const int64_t at = (b * T + t) * E + first;
                 const REAL *restrict took = B + (b * T + t) * N;
@@ -183,7 +183,7 @@ int NAME(selective_scan_back)(const REAL *x, const REAL *delta, const REAL *A, c
                 }
             }
             for (int64_t t = end - 1; t >= begin; t--) {
-                const int64_t at = (b * T + t) * E + first, told = ((block * batch + b) * T + t) * N;
+                const int64_t at = (b * T + t) * E + first, entry = ((block * batch + b) * T + t) * N;
                 const REAL *restrict took = B + (b * T + t) * N, *restrict read = C + (b * T + t) * N;
                 _Alignas(64) REAL step[BLOCK], input[BLOCK], slope[BLOCK], along[BLOCK] = {0}, timed[BLOCK] = {0};
                 NAME(load)(step, delta + at, width);
@@ -198,22 +198,22 @@ int NAME(selective_scan_back)(const REAL *x, const REAL *delta, const REAL *A, c
                     const REAL *restrict rate = rates + n * BLOCK;
                     const REAL *restrict decay = decays + (t - begin) * size + n * BLOCK;
                     const REAL *restrict fading = faded + (t - begin) * size + n * BLOCK;
-                    REAL *restrict asked = adjoint + n * BLOCK, *restrict of_rate = A_sum + n * BLOCK;
+                    REAL *restrict of_next = adjoint + n * BLOCK, *restrict of_rate = A_sum + n * BLOCK;
                     const REAL taken = took[n], shown = read[n];
                     REAL of_taken = 0, of_shown = 0;
 #pragma omp simd reduction(+ : of_taken, of_shown)
                     for (int64_t d = 0; d < BLOCK; d++) {
-                        const REAL of_state = asked[d] + slope[d] * shown;
+                        const REAL of_state = of_next[d] + slope[d] * shown;
                         const REAL of_exponent = of_state * fading[d];
                         of_shown += slope[d] * (fading[d] + input[d] * taken);
                         of_taken += of_state * input[d];
                         along[d] += of_state * taken;
                         timed[d] += of_exponent * rate[d];
                         of_rate[d] += of_exponent * step[d];
-                        asked[d] = of_state * decay[d];
+                        of_next[d] = of_state * decay[d];
                     }
-                    B_grad[told + n] = of_taken;
-                    C_grad[told + n] = of_shown;
+                    B_grad[entry + n] = of_taken;
+                    C_grad[entry + n] = of_shown;
                 }
                 for (int64_t d = 0; d < width; d++) {
                     x_grad[at + d] = step[d] * along[d] + slope[d] * D[first + d];

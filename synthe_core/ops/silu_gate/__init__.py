@@ -1,4 +1,4 @@
-"""An output gate: what a learner recalls, let through channel by channel. One pass over memory each way on a CPU."""
+"""A SiLU output gate, channel by channel. One pass over memory each way on a CPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SUFFIX = {
 
 @op(batch_invariant=("cpu",))
 def silu_gate(value: Tensor, gate: Tensor) -> Tensor:
-    """y = value ⊙ gate ⊙ σ(gate), both [B, T, D]; y as the gate is stored, computed as the value is."""
+    """y = value ⊙ gate ⊙ σ(gate), both [B, T, D]; y in the dtype of the gate, computed in that of the value."""
     return (value * silu(gate.to(value.dtype))).to(gate.dtype)
 
 

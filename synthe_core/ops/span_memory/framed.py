@@ -12,7 +12,7 @@ from torch import Tensor
 from synthe_core.ops.delta_rule import delta_rule
 from synthe_core.ops.frames import FrameLayout
 from synthe_core.ops.span_memory.reference import (
-    FLOOR,
+    MIN_SQUARE,
     SpanOutput,
     SpanState,
     choose,
@@ -93,7 +93,7 @@ def framed(
     w, logit = frames.split(weight[..., None])[..., None], frames.split(rate)[..., None]
     tallies = frames.split(torch.stack([torch.ones_like(decay), decay, eta], -1) * weight[..., None, None]).sum(3)
     tallies = tallies + F.pad(tally[None], (*[0, 0] * 3, 0, frames.frames - 1))
-    length = v.square().sum(-1, keepdim=True).clamp_min(FLOOR)
+    length = v.square().sum(-1, keepdim=True).clamp_min(MIN_SQUARE)
     tokens = Tokens(k, v, torch.cat([k, v], -1), length, w, logit, *means(tallies))
     state = SpanState(memory, velocity, pending, tally)
     memories, errors, rates, state = walk(tokens, state, frames, sharpness, momentum is not None, online)

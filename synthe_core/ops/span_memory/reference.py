@@ -36,7 +36,7 @@ from torch import Tensor
 from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.dispatch import op, require_float
 
-FLOOR = 1e-4  # of the relative error, where its logarithm is taken
+MIN_SQUARE = 1e-4  # of the relative error, where its logarithm is taken
 
 
 class SpanState(NamedTuple):
@@ -108,7 +108,7 @@ def span_memory(
 def relative_error(key: Tensor, value: Tensor, memory: Tensor) -> Tensor:
     """‖M k - v‖² / ‖v‖² [B, H] of one token, key [B, H, K] and value [B, H, V]."""
     recalled = (key[..., None] * memory).sum(-2)
-    return (recalled - value).square().sum(-1) / value.square().sum(-1).clamp_min(FLOOR)
+    return (recalled - value).square().sum(-1) / value.square().sum(-1).clamp_min(MIN_SQUARE)
 
 
 def accumulate(pending: Tensor, key: Tensor, value: Tensor, rate: Tensor, online: bool) -> Tensor:
@@ -121,12 +121,12 @@ def accumulate(pending: Tensor, key: Tensor, value: Tensor, rate: Tensor, online
 
 def learning_rate(logit: Tensor, sharpness: Tensor | None, error: Tensor) -> Tensor:
     """σ(logit + s log(ε + error)): a token that the memory did not predict is learned faster."""
-    return sigmoid(logit if sharpness is None else logit + sharpness * (FLOOR + error).log())
+    return sigmoid(logit if sharpness is None else logit + sharpness * (MIN_SQUARE + error).log())
 
 
 def means(tally: Tensor) -> tuple[Tensor, Tensor]:
     """α and η [..., H, 1, 1] of spans with that tally [..., H, 3]."""
-    average = tally[..., 1:] / tally[..., :1].clamp_min(FLOOR)
+    average = tally[..., 1:] / tally[..., :1].clamp_min(MIN_SQUARE)
     return average[..., 0, None, None], average[..., 1, None, None]
 
 

@@ -36,14 +36,14 @@ void NAME(token_shift_back)(const KIND *x, const REAL *mix, const KIND *before, 
     for (int64_t task = 0; task < B * blocks; task++) {
         const int64_t b = task / blocks, first = task % blocks * BLOCK;
         const int64_t width = D - first < BLOCK ? D - first : BLOCK;
-        REAL asked[BLOCK] = {0}; /* what the token after asks of this one */
+        REAL carried[BLOCK] = {0}; /* the gradient of this input from the next token */
         for (int64_t c = 0; c < C; c++) memset(mix_grad + (b * C + c) * D + first, 0, width * sizeof(REAL));
         for (int64_t t = T - 1; t >= 0; t--) {
             const int64_t at = (b * T + t) * D + first;
             const KIND *restrict now = x + at, *restrict past = t ? now - D : before + b * D + first;
             KIND *restrict out = x_grad + at;
-            REAL kept[BLOCK], passed[BLOCK] = {0};
-            memcpy(kept, asked, sizeof kept);
+            REAL total[BLOCK], passed[BLOCK] = {0};
+            memcpy(total, carried, sizeof total);
             for (int64_t c = 0; c < C; c++) {
                 const REAL *restrict part = mix + c * D + first;
                 const KIND *restrict slope = grads[c] + at;
@@ -52,14 +52,14 @@ void NAME(token_shift_back)(const KIND *x, const REAL *mix, const KIND *before, 
                 for (int64_t d = 0; d < width; d++) {
                     const REAL s = LOAD(slope[d]), moved = part[d] * s;
                     passed[d] += moved;
-                    kept[d] += s - moved;
+                    total[d] += s - moved;
                     of_mix[d] += s * (LOAD(past[d]) - LOAD(now[d]));
                 }
             }
-            for (int64_t d = 0; d < width; d++) out[d] = STORE(kept[d]);
-            memcpy(asked, passed, sizeof asked);
+            for (int64_t d = 0; d < width; d++) out[d] = STORE(total[d]);
+            memcpy(carried, passed, sizeof carried);
         }
-        for (int64_t d = 0; d < width; d++) before_grad[b * D + first + d] = STORE(asked[d]);
+        for (int64_t d = 0; d < width; d++) before_grad[b * D + first + d] = STORE(carried[d]);
     }
 }
 
