@@ -126,7 +126,7 @@ def offline_tokens(
     config: SchedulerConfig | None = None,
 ) -> list[list[int]]:
     """What the offline engine generates after prompts of tokens, all of them at once; row i with `seed` + i."""
-    loaded = LoadedModel("model", model, ByteTokenizer(), batch_invariant=False)
+    loaded = LoadedModel("model", model, ByteTokenizer())
     engine = Engine([loaded], cache_bytes=0, max_state_bytes=1 << 30, config=config or offline("cpu"))
     sequences = [
         engine.add_request(

@@ -36,7 +36,7 @@ def model():
 
 
 def load(model, tokenizer=None):
-    return LoadedModel("model", model, tokenizer or ByteTokenizer(), batch_invariant=False)
+    return LoadedModel("model", model, tokenizer or ByteTokenizer())
 
 
 def text_of(pieces, row=0):
