@@ -23,6 +23,7 @@ from synthe_core.adapters.lora_linear import (
 )
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.adapters.targets import find_targets, new_adapter
+from synthe_core.inference.steady import holds, steady
 from synthe_core.layers import LAYERS
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.model.classifier import build_model
@@ -154,6 +155,21 @@ def test_rows_with_different_adapters_equal_each_alone(case):
         torch.testing.assert_close(many, one, rtol=1e-9, atol=1e-10)
 
     compare_with_each_alone(model_of(case).eval(), check)
+
+
+@each_learner
+def test_rows_with_different_adapters_equal_each_alone_to_the_bit(case):
+    """Where arithmetic does not depend on the other rows, as in the engine."""
+    if not LAYERS[case["type"]].causal:
+        pytest.skip("the engine serves no encoders")
+    if not holds():
+        pytest.skip("products of this processor depend on their rows")
+
+    def check(many, one):
+        assert torch.equal(many, one)
+
+    with steady():
+        compare_with_each_alone(model_of(case).float().eval(), check)
 
 
 @each_learner
