@@ -128,16 +128,13 @@ class AsyncEngine:
         return handle
 
     def call(self, work: Callable[[], T]) -> Future[T]:
-        """Runs `work` on the engine's thread, between two steps and without an adapter."""
+        """Runs `work` on the engine's thread, between two steps."""
         future: Future[T] = Future()
 
         def run() -> None:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                for model in self.models.values():
-                    with model.activate(None):
-                        pass
                 future.set_result(work())
             except BaseException as error:  # it belongs to whoever waits
                 future.set_exception(error)

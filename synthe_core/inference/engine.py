@@ -18,7 +18,7 @@ from synthe_core.inference.admission import AdmissionControl
 from synthe_core.inference.constraints import Constraint, compile_json_schema
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.metrics import Metrics
-from synthe_core.inference.model_registry import ModelRegistry, ResolvedModel
+from synthe_core.inference.model_registry import ModelRegistry
 from synthe_core.inference.outputs import Finished, FinishReason, OutputCallback
 from synthe_core.inference.prefix_cache import PrefixCache
 from synthe_core.inference.request import Request
@@ -69,7 +69,7 @@ class Engine:
         self.admission = AdmissionControl(max_num_seqs, max_waiting, max_state_bytes)
         self.waiting: deque[Sequence] = deque()
         self.running: dict[Sequence, ModelScheduler] = {}
-        self._schedulers: dict[tuple[str, str], ModelScheduler] = {}
+        self._schedulers: dict[str, ModelScheduler] = {}
         self._num_saving = 0
         self._saver, self._post = saver, post
 
@@ -131,7 +131,7 @@ class Engine:
                     self.finish(sequence, "error", error)
             if not scheduler.sequences:
                 del self._schedulers[key]
-                self.detach_unused(scheduler.model)
+            self.detach_unused(scheduler.model)
 
     def finish(self, sequence: Sequence, reason: FinishReason, error: Exception | None = None) -> None:
         """Ends a sequence, whatever it is doing. Every sequence ends here, and once.
@@ -159,8 +159,8 @@ class Engine:
 
     def detach_unused(self, model: LoadedModel) -> None:
         """Detaches the adapters of a model that were unloaded and that no sequence uses."""
-        used = [scheduler.adapter for scheduler in self._schedulers.values() if scheduler.model is model]
-        model.detach_unused([adapter for adapter in used if adapter is not None])
+        resolved = (sequence.resolved for sequence in self.running)
+        model.detach_unused(each.adapter for each in resolved if each.model is model and each.adapter is not None)
 
     def status(self) -> dict[str, Any]:
         """Figures by name, for people and for Prometheus."""
@@ -194,7 +194,7 @@ class Engine:
             self.waiting.popleft()
             self.admission.acquire(sequence.state_bytes)
             sequence.admitted_at = time.monotonic()
-            self.running[sequence] = scheduler = self._scheduler(sequence.resolved)
+            self.running[sequence] = scheduler = self._scheduler(sequence.resolved.model)
             scheduler.add(sequence)
 
     def _prepare(self, sequence: Sequence) -> None:
@@ -218,11 +218,11 @@ class Engine:
         sequence.state_bytes = _state_bytes(model, length)
         sequence.token_ids = tokens
 
-    def _scheduler(self, resolved: ResolvedModel) -> ModelScheduler:
-        key = (resolved.model.name, resolved.fingerprints.weights)
-        if key not in self._schedulers:
-            self._schedulers[key] = ModelScheduler(resolved, self.config, self.prefix_cache, self.metrics, self.finish)
-        return self._schedulers[key]
+    def _scheduler(self, model: LoadedModel) -> ModelScheduler:
+        if model.name not in self._schedulers:
+            scheduler = ModelScheduler(model, self.config, self.prefix_cache, self.metrics, self.finish)
+            self._schedulers[model.name] = scheduler
+        return self._schedulers[model.name]
 
     def _remove(self, sequence: Sequence, reason: FinishReason) -> Exception | None:
         """Takes a running sequence out of its scheduler; returns what went wrong, if anything."""

@@ -111,14 +111,17 @@ class LoadedModel:
         return self.model.state_bytes(max(1, length))
 
     @contextmanager
-    def activate(self, adapter: Adapter | None) -> Iterator[None]:
-        """Within the block passes run in the model's context, with `adapter` for every row (None: without one)."""
-        batch = AdapterBatch((NONE if adapter is None else self.slot(adapter),))
-        with use_adapters(batch), self.context.activate():
+    def activate(self, adapter: Adapter | None = None) -> Iterator[None]:
+        """Within the block passes run in the model's context, with `adapter` for every row (None: without one) unless
+        a pass says which each row has."""
+        with use_adapters(self.adapter_batch([adapter])), self.context.activate():
             yield
 
-    def slot(self, adapter: Adapter) -> int:
-        """The slot of an adapter, which is attached to the model if it is not yet; between two passes only."""
+    def adapter_batch(self, adapters: Iterable[Adapter | None]) -> AdapterBatch:
+        """A pass's rows by their adapters, for `use_adapters`. Attaches what is not attached: not during a pass."""
+        return AdapterBatch(tuple(NONE if adapter is None else self._slot(adapter) for adapter in adapters))
+
+    def _slot(self, adapter: Adapter) -> int:
         for slot, each in self._slots.items():
             if each is adapter:
                 return slot
@@ -128,11 +131,14 @@ class LoadedModel:
         return slot
 
     def detach_unused(self, used: Iterable[Adapter]) -> None:
-        """Detaches the adapters that are neither available nor `used`; between two passes only."""
-        needed = {id(adapter) for adapter in (*self.adapters.values(), *used)}
-        for slot in [slot for slot, each in self._slots.items() if id(each) not in needed]:
-            detach(self.model, slot)
-            del self._slots[slot]
+        """Detaches the adapters that are neither available nor `used`: not during a pass."""
+        available = {id(adapter) for adapter in self.adapters.values()}
+        unloaded = {slot: adapter for slot, adapter in self._slots.items() if id(adapter) not in available}
+        needed = {id(adapter) for adapter in used} if unloaded else set()
+        for slot, adapter in unloaded.items():
+            if id(adapter) not in needed:
+                detach(self.model, slot)
+                del self._slots[slot]
 
     def fingerprints(self, adapter: Adapter | None) -> Fingerprints:
         """What identifies states of the model with `adapter`. Attaches it: not to be called during a pass."""

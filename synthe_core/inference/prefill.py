@@ -17,8 +17,8 @@ from synthe_core.inference.sequence import Sequence
 SIMILAR = 0.75
 """Without fixed lengths: how long the shortest chunk of a pass is at least, as a share of the longest."""
 
-PrefixKey = tuple[int, int]
-"""Length and hash of a prefix of a prompt."""
+PrefixKey = tuple[int, int, str]
+"""Length and hash of a prefix of a prompt, and the fingerprint of what reads it."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ def prefix_keys(sequence: Sequence, config: SchedulerConfig) -> list[PrefixKey]:
     if not lengths:
         return []
     hashes = prefix_hashes(sequence.token_ids)
-    return [(each, int(hashes[each])) for each in sorted(lengths)]
+    return [(each, int(hashes[each]), sequence.fingerprint) for each in sorted(lengths)]
 
 
 def caches_state(sequence: Sequence, config: SchedulerConfig) -> bool:

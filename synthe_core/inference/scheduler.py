@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from synthe_core import state as states
-from synthe_core.inference.loaded_model import ForwardOutput
+from synthe_core.inference.loaded_model import ForwardOutput, LoadedModel
 from synthe_core.inference.metrics import Metrics
-from synthe_core.inference.model_registry import ResolvedModel
 from synthe_core.inference.outputs import FinishReason, PrefillFinished, TokenOutput
 from synthe_core.inference.prefill import (
     PrefillBatch,
@@ -29,6 +28,7 @@ from synthe_core.inference.sampler import sample, token_logprobs
 from synthe_core.inference.scheduler_config import SchedulerConfig
 from synthe_core.inference.sequence import Sequence, SequenceStatus
 from synthe_core.inference.state_batch import StateBatch
+from synthe_core.layers.adapter_batch import AdapterBatch, use_adapters
 
 LOGITS = 1 << 24
 """Logits that are held at a time for the logprobs of a prompt."""
@@ -52,7 +52,7 @@ class Heads(NamedTuple):
 
 
 class ModelScheduler:
-    """Runs the sequences of a model with one adapter, or without.
+    """Runs the sequences of a model, each with its own adapter or without one, in common passes.
 
     A pass that raises is repeated for each of its sequences alone, and what concerns one sequence is computed apart:
     an error ends the sequence that causes it, and no other.
@@ -60,13 +60,13 @@ class ModelScheduler:
 
     def __init__(
         self,
-        resolved: ResolvedModel,
+        model: LoadedModel,
         config: SchedulerConfig,
         prefix_cache: PrefixCache,
         metrics: Metrics,
         finish: Finish,
     ) -> None:
-        self.model, self.adapter, self.fingerprint = resolved.model, resolved.adapter, resolved.fingerprints.weights
+        self.model = model
         self.config, self.prefix_cache, self.metrics, self.finish = config, prefix_cache, metrics, finish
         self.prefilling: deque[Sequence] = deque()
         self.batch = StateBatch(self.model)
@@ -77,7 +77,7 @@ class ModelScheduler:
 
     def step(self) -> None:
         """Reads a chunk of prompts, and generates one token of every sequence that has read its prompt."""
-        with self.model.activate(self.adapter):
+        with self.model.activate():
             self.prefill()
             while self.prefilling and self.config.prefill_first:
                 self.prefill()
@@ -91,7 +91,7 @@ class ModelScheduler:
         if sequence.is_cacheable and not sequence.request.prompt_logprobs and self.prefix_cache.limit:
             sequence.prefix_keys = prefix_keys(sequence, self.config)
         self.prefilling.append(sequence)
-        with self.model.activate(self.adapter):
+        with self.model.activate():
             self._continue_from_cache(sequence)
 
     def remove(self, sequence: Sequence, keep_state: bool) -> None:
@@ -154,10 +154,11 @@ class ModelScheduler:
         state = states.join(fresh) if len(fresh) > 1 else fresh[0]
         lengths = torch.tensor(batch.num_tokens, device=device)
         is_padded = self.config.batch_invariant or min(batch.num_tokens) < batch.padded_length
-        output = self.model.forward(batch.token_ids().to(device), state, lengths if is_padded else None)
         rows, last = torch.arange(len(fresh), device=device), lengths - 1
-        signals = {name: value[rows, last] for name, value in output.signals.items()}
-        return output, self._heads(output.hidden[rows, last], signals, confidence=True)
+        with use_adapters(self._adapters(batch.sequences)):
+            output = self.model.forward(batch.token_ids().to(device), state, lengths if is_padded else None)
+            signals = {name: value[rows, last] for name, value in output.signals.items()}
+            return output, self._heads(output.hidden[rows, last], signals, confidence=True)
 
     def _advance(self, sequence: Sequence, row: int, count: int, output: ForwardOutput) -> None:
         """Records what a pass has done for one of its rows."""
@@ -205,7 +206,7 @@ class ModelScheduler:
         """What follows the prompt, where all of it is cached and something is to be generated."""
         if not sequence.prefix_keys:
             return None
-        cached = self.prefix_cache.longest(self.fingerprint, sequence.token_ids[: sequence.num_prefill_tokens])
+        cached = self.prefix_cache.longest(sequence.fingerprint, sequence.token_ids[: sequence.num_prefill_tokens])
         if cached is None or cached.length <= sequence.num_computed_tokens:
             return None
         sequence.state = cached.state
@@ -220,7 +221,8 @@ class ModelScheduler:
             return
         size = max(1, LOGITS // self.model.vocab)
         for start in range(0, len(hidden), size):
-            logits = self.model.logits(hidden[start : start + size])
+            with use_adapters(self._adapters([sequence])):
+                logits = self.model.logits(hidden[start : start + size])
             add_prompt_logprobs(sequence, logits, first + start, first + start + len(logits))
 
     def _report_prefill(self, sequence: Sequence) -> None:
@@ -247,8 +249,9 @@ class ModelScheduler:
             return
         confidence = any(sequence.request.return_logprob for sequence in sequences)
         try:
-            output = self.model.forward(self.batch.last_token_ids, self.batch.state)
-            heads = self._heads(output.hidden[:, 0], {k: v[:, 0] for k, v in output.signals.items()}, confidence)
+            with use_adapters(self.batch.adapters):
+                output = self.model.forward(self.batch.last_token_ids, self.batch.state)
+                heads = self._heads(output.hidden[:, 0], {k: v[:, 0] for k, v in output.signals.items()}, confidence)
         except Exception as error:
             self._decode_alone(sequences, error)
             return
@@ -265,14 +268,18 @@ class ModelScheduler:
         for sequence in sequences:
             try:
                 tokens = torch.tensor([[sequence.last_token_id]], device=self.model.device)
-                output = self.model.forward(tokens, self.batch.state_of(sequence))
-                signals = {name: value[:, 0] for name, value in output.signals.items()}
-                heads = self._heads(output.hidden[:, 0], signals, sequence.request.return_logprob)
+                with use_adapters(self._adapters([sequence])):
+                    output = self.model.forward(tokens, self.batch.state_of(sequence))
+                    signals = {name: value[:, 0] for name, value in output.signals.items()}
+                    heads = self._heads(output.hidden[:, 0], signals, sequence.request.return_logprob)
                 self.batch.replace_state(sequence, output.state)
             except Exception as own:
                 self.finish(sequence, "error", own)
             else:
                 self._append_tokens([sequence], heads)
+
+    def _adapters(self, sequences: Many[Sequence]) -> AdapterBatch:
+        return self.model.adapter_batch(sequence.resolved.adapter for sequence in sequences)
 
     def _heads(self, hidden: Tensor, signals: Mapping[str, Tensor], confidence: bool) -> Heads:
         """From the head's input [N, D] and the signals [N]."""
@@ -365,5 +372,5 @@ class ModelScheduler:
     ) -> None:
         if sequence.is_cacheable and self.prefix_cache.limit:
             logits, confidence = heads or (None, None)
-            state = CachedState(self.fingerprint, list(tokens), sequence.state, logits, confidence, resumable)
+            state = CachedState(sequence.fingerprint, list(tokens), sequence.state, logits, confidence, resumable)
             self.prefix_cache.put(state)

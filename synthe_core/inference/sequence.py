@@ -59,12 +59,17 @@ class Sequence:
     state_bytes: int = 0
     keep_state: bool = False
     session: Session | None = None
-    prefix_keys: list[tuple[int, int]] = field(default_factory=list)
+    prefix_keys: list[tuple[int, int, str]] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
     last_prompt_logits: Tensor | None = None
     admitted_at: float = 0.0
     finish_reason: FinishReason | None = None
     error: Exception | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies its states: a digest of the model's weights and its adapter's."""
+        return self.resolved.fingerprints.weights
 
     @property
     def finished(self) -> bool:

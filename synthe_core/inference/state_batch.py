@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from synthe_core import state as states
+from synthe_core.adapters.lora import Adapter
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.sequence import Sequence
+from synthe_core.layers.adapter_batch import AdapterBatch
 
 FREE_SHARE = 4
 """One slot in so many may be free: closing the gap each time a sequence leaves would copy everybody's state."""
@@ -24,6 +26,7 @@ class StateBatch:
         self.slots: list[Sequence | None] = []
         self.state: Any = None
         template = model.model.init_state(1)
+        self._adapters: AdapterBatch | None = None  # of the slots as they are
         self._grows = [leaf.dim() > 1 and leaf.shape[1] == 0 for _, leaf in states.named_leaves(template)]
 
     @property
@@ -36,6 +39,17 @@ class StateBatch:
         tokens = [0 if sequence is None else sequence.last_token_id for sequence in self.slots]
         return torch.tensor(tokens, device=self.model.device)[:, None]
 
+    @property
+    def adapters(self) -> AdapterBatch:
+        """The adapter of every slot; a free one has that of the slot before it, so that it divides no group."""
+        if self._adapters is None:
+            adapters: list[Adapter | None] = []
+            for sequence in self.slots:
+                before = adapters[-1] if adapters else None
+                adapters.append(before if sequence is None else sequence.resolved.adapter)
+            self._adapters = self.model.adapter_batch(adapters)
+        return self._adapters
+
     def occupied(self) -> Tensor | None:
         """int64 [N]: the slots of `sequences`; None if no slot is free."""
         taken = [slot for slot, sequence in enumerate(self.slots) if sequence is not None]
@@ -44,6 +58,7 @@ class StateBatch:
     def add(self, sequences: Many[Sequence]) -> None:
         """Gives each sequence a slot, and the slot its state."""
         joined = states.join([sequence.state for sequence in sequences])
+        self._adapters = None
         if not self.slots:
             self.slots, self.state = list(sequences), joined
         else:
@@ -71,15 +86,16 @@ class StateBatch:
     def remove(self, sequence: Sequence) -> None:
         """Frees the sequence's slot."""
         self.slots[self.slots.index(sequence)] = None
+        self._adapters = None  # an adapter that nobody uses any more may be detached
 
     def compact(self) -> None:
         """Drops free slots if there are many."""
         taken = [slot for slot, sequence in enumerate(self.slots) if sequence is not None]
         if not taken:
-            self.slots, self.state = [], None
+            self.slots, self.state, self._adapters = [], None, None
         elif FREE_SHARE * (len(self.slots) - len(taken)) > len(self.slots):
             self.state = states.take(self.state, torch.tensor(taken, device=self.model.device))
-            self.slots = [self.slots[slot] for slot in taken]
+            self.slots, self._adapters = [self.slots[slot] for slot in taken], None
             self._trim()
 
     def _write(self, slots: Many[int], rows: Any) -> None:
