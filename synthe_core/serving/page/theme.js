@@ -14,7 +14,7 @@ function hsl(h, s, l) {
   return [f(0), f(8), f(4)];
 }
 
-function wear(isDark) {
+function applyTheme(isDark) {
   dark = isDark;
   document.documentElement.dataset.theme = dark ? "dark" : "light";
   $("theme").setAttribute("aria-pressed", dark);
@@ -36,10 +36,10 @@ export const onTheme = listener => listeners.push(listener);
 
 export function begin() {
   const chosen = recall("theme");
-  wear(chosen ? chosen === "dark" : preferred.matches);
-  preferred.addEventListener("change", () => { if (!recall("theme")) wear(preferred.matches); });
+  applyTheme(chosen ? chosen === "dark" : preferred.matches);
+  preferred.addEventListener("change", () => { if (!recall("theme")) applyTheme(preferred.matches); });
   $("theme").addEventListener("click", () => {
-    wear(!dark);
-    keep("theme", dark === preferred.matches ? null : dark ? "dark" : "light"); // back to what the system wears, and with it
+    applyTheme(!dark);
+    keep("theme", dark === preferred.matches ? null : dark ? "dark" : "light"); // null: the theme of the system
   });
 }
