@@ -17,11 +17,11 @@ from synthe_core.layers.projection import Linear, product
 from synthe_core.ops.linear import addmm
 
 DEFAULT = 0
-"""The slot of passes that name no adapters (see `use_adapters`): that of `attach` unless told otherwise."""
+"""The slot of passes that name no adapters (see `use_adapters`), and the default of `attach`."""
 
 
 class Factor(nn.Linear):
-    """A or B as a linear map with the given values: none are drawn first, so that adapters are attached in no time."""
+    """A or B as a linear map made of existing values; `nn.Linear` would draw random ones first, which takes time."""
 
     def __init__(self, weight: Tensor, trainable: bool) -> None:
         nn.Module.__init__(self)
@@ -41,8 +41,8 @@ class LoRALinear(Linear):
     together in one copy: a row gets the numbers that it would get alone wherever products do not depend on the number
     of rows. Where no row has an adapter here, the cost is that of the plain map.
 
-    Read, `weight` is W + s B A: of learners that pass the matrix to an op (routed experts, a filter's network). A pass
-    whose rows have different adapters cannot read it, and ValueError says so; `per_adapter` computes such rows apart.
+    Read, `weight` is W + s B A: of learners that pass the matrix to an op (routed experts, a filter's network). In a
+    pass whose rows have different adapters, reading raises ValueError; `per_adapter` computes such rows separately.
 
     Cost of N rows of rank r: called, 2 N r (in + out) operations more than without, and training never makes the
     gradient of W, 2 N in out. Read, 2 r in out for making the matrix, and its gradient is made. Dropout applies to the
@@ -114,7 +114,7 @@ class LoRALinear(Linear):
         self.slots = self.slots | {slot}
 
     def remove(self, slot: int) -> SlotFactors:
-        """Empties `slot`, and returns what it held."""
+        """Empties `slot`, and returns its factors."""
         self.slots = self.slots - {slot}
         a, b = (cast(Factor, factors.pop(str(slot))) for factors in (self.lora_A, self.lora_B))
         return SlotFactors(a, b, self.scaling.pop(slot), self.dropout.pop(slot))
@@ -187,8 +187,8 @@ def with_adapter(model: nn.Module, adapter: Adapter | None) -> Iterator[None]:
 
 def linear_maps(model: nn.Module) -> dict[str, nn.Linear]:
     """The model's linear maps by name, without the factors of adapters."""
-    found = ((name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear))
-    return {name: each for name, each in found if not isinstance(each, Factor)}
+    linear = ((name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear))
+    return {name: each for name, each in linear if not isinstance(each, Factor)}
 
 
 def lora_linears(model: nn.Module) -> dict[str, LoRALinear]:
@@ -198,10 +198,10 @@ def lora_linears(model: nn.Module) -> dict[str, LoRALinear]:
 
 def adapter_parameters(model: nn.Module, slot: int = DEFAULT) -> dict[str, nn.Parameter]:
     """The factors in a slot, by the names of `Adapter.tensors`; empty where it holds no adapter."""
-    held = {name: module for name, module in lora_linears(model).items() if slot in module.slots}
+    maps = {name: module for name, module in lora_linears(model).items() if slot in module.slots}
     return {
         f"{name}.{factor}.weight": getattr(module, factor)[str(slot)].weight
-        for name, module in held.items()
+        for name, module in maps.items()
         for factor in FACTORS
     }
 
@@ -228,7 +228,7 @@ def _fill(model: nn.Module, slot: int, factors: Mapping[str, SlotFactors]) -> No
 
 
 def _empty(model: nn.Module, slot: int) -> dict[str, SlotFactors]:
-    """Empties a slot, and returns what it held by the maps' names."""
+    """Empties a slot, and returns its factors by the maps' names."""
     maps = {name: module for name, module in lora_linears(model).items() if slot in module.slots}
     factors = {name: module.remove(slot) for name, module in maps.items()}
     _replace(model, {module: module.plain() for module in maps.values() if not module.slots})

@@ -30,7 +30,7 @@ PLAIN = "only plain LoRA is read: W + s B A"
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], spec: LoraSpec, base: str) -> None:
-    """Writes the factors `tensors` of a model (see `Adapter.tensors`); `base` is where PEFT is to find the model."""
+    """Writes the factors `tensors` (see `Adapter.tensors`); `base` is where PEFT finds the model."""
     ranks = {name.removesuffix(".lora_A.weight"): t.shape[0] for name, t in tensors.items() if ".lora_A." in name}
     smaller = {name: rank for name, rank in ranks.items() if rank != spec.rank}
     config = {
@@ -103,7 +103,7 @@ def _change(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], pa
     rank = _pattern(config, "rank", name, "r")
     if not a.shape[0] == b.shape[1] == rank:
         raise InputError(
-            f"{path}: {name} has factors {list(a.shape)} and {list(b.shape)}, and its rank is said to be {rank}",
+            f"{path}: {name} has factors {list(a.shape)} and {list(b.shape)}, and the config gives it rank {rank}",
             "the adapter is damaged",
         )
     return LowRank(
@@ -113,7 +113,7 @@ def _change(name: str, pair: Mapping[str, Tensor], config: Mapping[str, Any], pa
 
 def _pattern(config: Mapping[str, Any], kind: str, name: str, default: str) -> float:
     """The rank or alpha of a module: the first pattern that its name ends in, else the adapter's."""
-    found: Any = config.get(default)
+    number: Any = config.get(default)
     patterns = config.get(f"{kind}_pattern") or {}
     if not isinstance(patterns, dict):
         raise InputError(f"{CONFIG}: {kind}_pattern is no mapping", "it is damaged")
@@ -122,16 +122,16 @@ def _pattern(config: Mapping[str, Any], kind: str, name: str, default: str) -> f
         if set(literal) & set("*+?()[]{}|\\^$"):
             raise InputError(f"{CONFIG}: the {kind}_pattern '{pattern}' is not read", "write out the modules' names")
         if name == literal or name.endswith(f".{literal}"):
-            found = value
+            number = value
             break
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 < found < math.inf:
-        raise InputError(f"{CONFIG}: {default} of {name} is {found}, which is no positive number", "it is damaged")
-    return found
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
+        raise InputError(f"{CONFIG}: {default} of {name} is {number}, which is no positive number", "it is damaged")
+    return number
 
 
 def _dropout(config: Mapping[str, Any]) -> float:
-    found = config.get("lora_dropout", 0.0)
-    return float(found) if isinstance(found, (int, float)) and 0 <= found < 1 else 0.0
+    dropout = config.get("lora_dropout", 0.0)
+    return float(dropout) if isinstance(dropout, (int, float)) and 0 <= dropout < 1 else 0.0
 
 
 def _plain(number: float) -> float | int:

@@ -5,7 +5,7 @@
 
 Maps read it when they are called (see `synthe_core.adapters.lora_linear`). A learner that calls a map with another
 first axis than the batch says so with `select_rows`; one that reads a matrix instead of calling the map computes the
-rows of each adapter apart, with `per_adapter`.
+rows of each adapter separately, with `per_adapter`.
 """
 
 from __future__ import annotations

@@ -42,14 +42,14 @@ def locate_base(path: Path, manifest: Manifest) -> Path:
     return where
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], spec: LoraSpec, seen_from: Path, base: Path) -> str:
-    """Writes PEFT's files of the factors `tensors` into `folder`, and gives the place of `base`.
+def write(folder: Path, tensors: Mapping[str, Tensor], spec: LoraSpec, start: Path, base: Path) -> str:
+    """Writes PEFT's files of the factors `tensors` into `folder`; returns the path of `base` that they name.
 
-    That is a relative path, as from `seen_from`, so that both may be moved together; a full one where there is none.
+    It is relative to `start`, so that both may be moved together; absolute if there is no relative one.
     """
     try:
-        where = Path(os.path.relpath(base.resolve(), seen_from.resolve())).as_posix()
+        base_path = Path(os.path.relpath(base.resolve(), start.resolve())).as_posix()
     except ValueError:  # another drive, on Windows
-        where = str(base.resolve())
-    peft.write(folder, tensors, spec, where)
-    return where
+        base_path = str(base.resolve())
+    peft.write(folder, tensors, spec, base_path)
+    return base_path

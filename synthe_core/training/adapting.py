@@ -32,8 +32,8 @@ def adapt(model: Model, recipe: Recipe, source: Checkpoint) -> None:
     assert recipe.train.lora is not None
     adapter = new_adapter(model, recipe.train.lora)
     if source.adapter is not None:
-        wanted, given = ({name: t.shape for name, t in each.tensors.items()} for each in (adapter, source.adapter))
-        if wanted != given or any(c.scaling != recipe.train.lora.scaling for c in source.adapter.maps.values()):
+        expected, actual = ({name: t.shape for name, t in each.tensors.items()} for each in (adapter, source.adapter))
+        if expected != actual or any(c.scaling != recipe.train.lora.scaling for c in source.adapter.maps.values()):
             raise InputError(
                 f"{source.path} is an adapter of other rank, scale or targets than train.lora asks for",
                 "leave out --lora to train it as it is, or begin with its model",

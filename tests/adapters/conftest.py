@@ -35,7 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def drawn(path: Path, spec: LoraSpec, seed: int = 1) -> Adapter:
+def random_adapter(path: Path, spec: LoraSpec, seed: int = 1) -> Adapter:
     """An adapter of the model at `path` that changes every matrix it is of."""
     torch.manual_seed(seed)
     plain = new_adapter(Checkpoint.open(path).model(), spec)
@@ -48,6 +48,6 @@ def saved(folder: Path, base: Path, lora: dict[str, Any], seed: int = 1) -> Chec
     """The same as a checkpoint in `folder`."""
     recipe = recipe_with(lora)
     assert recipe.train.lora is not None
-    tensors = drawn(base, recipe.train.lora, seed).tensors
+    tensors = random_adapter(base, recipe.train.lora, seed).tensors
     over = Checkpoint.open(base)
     return save(folder, recipe=recipe, vocab=257, tensors=tensors, manifest=Manifest(), base=over)

@@ -12,7 +12,7 @@ from synthe_core.adapters.lora_linear import LoRALinear, adapter_parameters, att
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.errors import InputError
 from synthe_core.storage.checkpoint import Checkpoint
-from tests.adapters.conftest import drawn
+from tests.adapters.conftest import random_adapter
 
 TOKENS = torch.arange(24).view(2, 12) * 7 % 257
 
@@ -20,7 +20,7 @@ TOKENS = torch.arange(24).view(2, 12) * 7 % 257
 def test_several_adapters_over_one_model(base):
     model = Checkpoint.open(base).model().eval()
     storage = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
-    first, second = drawn(base, LoraSpec(rank=4), 1), drawn(base, LoraSpec(rank=2, targets="mlp"), 2)
+    first, second = random_adapter(base, LoraSpec(rank=4), 1), random_adapter(base, LoraSpec(rank=2, targets="mlp"), 2)
     with torch.no_grad():
         plain = model(TOKENS)[0]
         attach(model, first)
@@ -45,7 +45,7 @@ def test_several_adapters_over_one_model(base):
 
 def test_an_adapter_in_training_is_attached_again_as_it_was(base):
     model = Checkpoint.open(base).model()
-    adapter = drawn(base, LoraSpec(rank=4))
+    adapter = random_adapter(base, LoraSpec(rank=4))
     before = {name: factor.clone() for name, factor in adapter.tensors.items()}
     attach(model, adapter, trainable=True)
     learning = adapter_parameters(model)
@@ -60,7 +60,7 @@ def test_an_adapter_in_training_is_attached_again_as_it_was(base):
 
 def test_an_adapter_of_another_model_leaves_the_model_as_it_was(base):
     model = Checkpoint.open(base).model()
-    first, other = drawn(base, LoraSpec(rank=4)), drawn(base, LoraSpec(rank=4))
+    first, other = random_adapter(base, LoraSpec(rank=4)), random_adapter(base, LoraSpec(rank=4))
     name = next(iter(other.maps))
     other.maps[name] = LowRank(torch.ones(4, 5), torch.ones(6, 4), 1.0)
     attach(model, first)
@@ -71,7 +71,7 @@ def test_an_adapter_of_another_model_leaves_the_model_as_it_was(base):
 
 def test_a_model_with_an_adapter_can_be_moved_and_copied(base):
     model = Checkpoint.open(base).model().eval()
-    attach(model, drawn(base, LoraSpec(rank=4)))
+    attach(model, random_adapter(base, LoraSpec(rank=4)))
     with torch.no_grad():
         expected = model(TOKENS)[0]
         assert torch.equal(copy.deepcopy(model)(TOKENS)[0], expected)
@@ -92,19 +92,19 @@ def test_a_matrix_is_made_in_float32(base):
 
 def test_dropout_is_for_training_only(base):
     model = Checkpoint.open(base).model()
-    attach(model, drawn(base, LoraSpec(rank=4, dropout=0.5)))
+    attach(model, random_adapter(base, LoraSpec(rank=4, dropout=0.5)))
     with torch.no_grad():
         assert not torch.equal(model.train()(TOKENS)[0], model(TOKENS)[0])
         model.eval()
         dropped = model(TOKENS)[0]
-        attach(model, drawn(base, LoraSpec(rank=4)))
+        attach(model, random_adapter(base, LoraSpec(rank=4)))
         assert torch.equal(model(TOKENS)[0], dropped)
 
 
 @pytest.mark.slow
 def test_a_compiled_model_takes_adapters(base):
     model = Checkpoint.open(base).model().eval()
-    adapter = drawn(base, LoraSpec(rank=4))
+    adapter = random_adapter(base, LoraSpec(rank=4))
     for block in model.blocks:
         block.compile()
     with torch.no_grad():

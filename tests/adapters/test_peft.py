@@ -16,7 +16,7 @@ from synthe_core.adapters.spec import LoraSpec
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.storage.checkpoint import Checkpoint
-from tests.adapters.conftest import drawn, saved
+from tests.adapters.conftest import random_adapter, saved
 
 TOKENS = torch.arange(24).view(2, 12) * 7 % 257
 SPECS = [
@@ -28,17 +28,17 @@ SPECS = [
 
 @pytest.mark.parametrize("lora", SPECS, ids=str)
 def test_what_is_written_is_read(base, lora, tmp_path):
-    written = drawn(base, LoraSpec(**lora))
+    expected = random_adapter(base, LoraSpec(**lora))
     opened = saved(tmp_path / "a", base, lora)
     config = json.loads((opened.path / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["r"] == lora["rank"]
-    assert config["target_modules"] == sorted(written.maps)
+    assert config["target_modules"] == sorted(expected.maps)
     assert opened.adapter.dropout == lora.get("dropout", 0.0)
-    assert opened.adapter.maps.keys() == written.maps.keys()
-    for name, change in written.maps.items():
-        found = opened.adapter.maps[name]
-        assert torch.equal(found.lora_A, change.lora_A) and torch.equal(found.lora_B, change.lora_B)
-        assert found.scaling == pytest.approx(change.scaling, rel=1e-12)
+    assert opened.adapter.maps.keys() == expected.maps.keys()
+    for name, change in expected.maps.items():
+        change_read = opened.adapter.maps[name]
+        assert torch.equal(change_read.lora_A, change.lora_A) and torch.equal(change_read.lora_B, change.lora_B)
+        assert change_read.scaling == pytest.approx(change.scaling, rel=1e-12)
 
 
 @pytest.mark.parametrize("lora", SPECS, ids=str)
@@ -63,9 +63,9 @@ def test_peft_loads_it_and_computes_the_same(base, lora, tmp_path):
 def test_what_peft_writes_is_read(base, tmp_path):
     peft = pytest.importorskip("peft")
     patterns = {"rank_pattern": {"gate_up": 2}, "alpha_pattern": {"project": 9}}
-    asked = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["gate_up", "project"], **patterns)
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["gate_up", "project"], **patterns)
     torch.manual_seed(0)
-    theirs = peft.get_peft_model(Checkpoint.open(base).model(), asked).eval()
+    theirs = peft.get_peft_model(Checkpoint.open(base).model(), config).eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             if ".lora_B." in name:
@@ -112,7 +112,7 @@ BROKEN = {
     "no rank": (changed("r", "many"), "is many, which is no positive number"),
     "a negative alpha": (changed("lora_alpha", -1), "is -1, which is no positive number"),
     "an infinite alpha": (changed("lora_alpha", float("inf")), "is inf, which is no positive number"),
-    "another rank": (changed("r", 7), "its rank is said to be 7"),
+    "another rank": (changed("r", 7), "the config gives it rank 7"),
     "a pattern that hangs": (changed("rank_pattern", {"(a+)+b": 2}), r"the rank_pattern '\(a\+\)\+b' is not read"),
     "a list for patterns": (changed("rank_pattern", ["a"]), "rank_pattern is no mapping"),
     "no JSON": (lambda folder: (folder / format.CONFIG).write_text("{"), "cannot be read"),

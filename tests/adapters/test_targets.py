@@ -50,14 +50,14 @@ def test_what_a_target_means(target, expected):
 
 
 def test_a_tier_of_a_multiscale_memory():
-    found = list(find_targets(model(), ["multiscale_memory.tier2"]))
-    assert found and all(".slow.0." in name or ".condition.0" in name for name in found)
-    assert set(found) < set(find_targets(model(), ["multiscale_memory"])) < set(find_targets(model(), ["all-linear"]))
+    names = list(find_targets(model(), ["multiscale_memory.tier2"]))
+    assert names and all(".slow.0." in name or ".condition.0" in name for name in names)
+    assert set(names) < set(find_targets(model(), ["multiscale_memory"])) < set(find_targets(model(), ["all-linear"]))
 
 
 def test_targets_add_up_in_the_order_of_the_model():
-    found = list(find_targets(model(), ["mlp", "delta.out", "gate_up"]))
-    assert found == [f"blocks.{block}.learners.{name}" for block in (0, 1) for name in ("2.out", "3.gate_up", "3.out")]
+    names = list(find_targets(model(), ["mlp", "delta.out", "gate_up"]))
+    assert names == [f"blocks.{block}.learners.{name}" for block in (0, 1) for name in ("2.out", "3.gate_up", "3.out")]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_matrix_gets_no_more_rank_than_it_can_have():
 
 
 @pytest.mark.parametrize(
-    ("asked", "scale"),
+    ("options", "scale"),
     [
         ({"rank": 16}, 8.0),
         ({"rank": 64}, 4.0),
@@ -103,5 +103,5 @@ def test_a_matrix_gets_no_more_rank_than_it_can_have():
         ({"rank": 16, "alpha": 32, "rslora": True}, 8.0),
     ],
 )
-def test_the_scale_of_a_change(asked, scale):
-    assert LoraSpec(**asked).scaling == scale
+def test_the_scale_of_a_change(options, scale):
+    assert LoraSpec(**options).scaling == scale

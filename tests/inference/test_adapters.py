@@ -25,12 +25,12 @@ def test_adapters_are_loaded_used_and_unloaded(base, ask, tmp_path):  # noqa: F8
         for name, path in zip("ab", paths, strict=True):
             engine.load_adapter("base", name, path)
         tickets = [engine.submit(ask(count=12, model=name, logprobs=0)) for name in ("base", "base:a", "base:b") * 2]
-        found = [[event.logprob.logprob for event in list(t)[1:-1]] for t in tickets]
-        assert found[:3] == found[3:] and found[0] != found[1] != found[2] != found[0]
-        for name, path, got in zip("ab", paths, found[1:], strict=False):
+        logprobs = [[event.logprob.logprob for event in list(t)[1:-1]] for t in tickets]
+        assert logprobs[:3] == logprobs[3:] and logprobs[0] != logprobs[1] != logprobs[2] != logprobs[0]
+        for name, path, actual in zip("ab", paths, logprobs[1:], strict=False):
             with AsyncEngine([LoadedModel.load(path, name)], max_state_bytes=1 << 28) as other:
                 merged = [event.logprob.logprob for event in list(other.submit(ask(count=12, model=name)))[1:-1]]
-                assert got == pytest.approx(merged, abs=1e-3)
+                assert actual == pytest.approx(merged, abs=1e-3)
         running = engine.submit(ask(count=60, model="base:a"))
         next(iter(running))
         engine.unload_adapter("base", "a")

@@ -49,7 +49,7 @@ def model_of(case):
     return model
 
 
-def drawn(model, seed=1, size=0.3):
+def random_adapter(model, seed=1, size=0.3):
     """An adapter of every matrix, no factor of which is zero."""
     torch.manual_seed(seed)
     adapter = new_adapter(model, LoraSpec(rank=3, alpha=1.5))
@@ -86,7 +86,7 @@ def loss_of(model, text):
 @each_setting
 def test_an_adapted_model_is_the_model_of_the_adapted_matrices(case):
     model, text = model_of(case), tokens()
-    adapter = drawn(model)
+    adapter = random_adapter(model)
     other = merged(model, adapter)
     plain, _ = loss_of(model, text)
     attach(model, adapter, trainable=True)
@@ -106,11 +106,11 @@ def test_an_adapted_model_is_the_model_of_the_adapted_matrices(case):
         if gradient is None:  # it took no part in this pass
             assert b.grad is None
             continue
-        for factor, wanted in (
+        for factor, expected in (
             (a, change.scaling * change.lora_B.T @ gradient),
             (b, change.scaling * gradient @ change.lora_A.T),
         ):
-            torch.testing.assert_close(factor.grad, wanted, rtol=1e-7, atol=1e-10, msg=name)
+            torch.testing.assert_close(factor.grad, expected, rtol=1e-7, atol=1e-10, msg=name)
         assert module.base_weight.grad is None
 
 
@@ -133,7 +133,7 @@ INDICES = (2, NONE, 1, 2, 1, NONE)
 
 def compare_with_each_alone(model, check):
     """A batch of rows with two adapters, the second of which leaves some maps alone, or none; and each row alone."""
-    adapters = [drawn(model, seed) for seed in (1, 5)]
+    adapters = [random_adapter(model, seed) for seed in (1, 5)]
     adapters[1] = Adapter(dict(list(adapters[1].maps.items())[1:]))
     for slot, adapter in enumerate(adapters, start=1):
         attach(model, adapter, slot=slot)
@@ -182,7 +182,7 @@ def test_an_adapter_comes_off_to_the_last_bit(case):
         plain, state = loss_of(model, text)
         attach(model, new_adapter(model, LoraSpec(rank=2)))
         assert torch.equal(loss_of(model, text)[0], plain)  # a new one changes nothing
-        attach(model, drawn(model))
+        attach(model, random_adapter(model))
         assert not torch.equal(loss_of(model, text)[0], plain)
         with with_adapter(model, None):
             assert torch.equal(loss_of(model, text)[0], plain)
@@ -202,7 +202,7 @@ def test_recomputing_activations_changes_no_gradient_of_an_adapter(case):
     for recompute in (False, True):
         model = model_of(case)
         model.recompute = recompute
-        attach(model, drawn(model), trainable=True)
+        attach(model, random_adapter(model), trainable=True)
         loss_of(model, tokens())[0].backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and gradients[0]
@@ -213,8 +213,8 @@ def test_recomputing_activations_changes_no_gradient_of_an_adapter(case):
 @each_learner
 def test_every_matrix_of_the_blocks_is_a_target(case):
     model = model_of(case)
-    found = find_targets(model, ["all-linear"])
-    assert set(found) == {n for n, m in model.blocks.named_modules(prefix="blocks") if isinstance(m, nn.Linear)}
+    targets = find_targets(model, ["all-linear"])
+    assert set(targets) == {n for n, m in model.blocks.named_modules(prefix="blocks") if isinstance(m, nn.Linear)}
     attach(model, new_adapter(model, LoraSpec(rank=2)), trainable=True)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert set(map(id, adapter_parameters(model).values())) == set(map(id, learning))
