@@ -12,12 +12,13 @@ import torch
 
 from synthe_core import state as states
 from synthe_core.adapters.lora import Adapter, LowRank
-from synthe_core.adapters.lora_linear import with_adapter
+from synthe_core.adapters.lora_linear import attach, linear_maps, with_adapter
 from synthe_core.errors import InputError
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.outputs import Finished, TokenOutput
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
+from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from tests.inference.conftest import offline_tokens
 from tests.interop.huggingface.models import add_tokenizer, published
 
@@ -297,3 +298,35 @@ def test_our_own_checkpoints_are_not_taken_for_theirs(tmp_path: Path) -> None:
     assert transformers_model.is_published(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
     assert not transformers_model.is_published(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Gemma2"])
+def test_rows_with_different_adapters_equal_each_alone(tmp_path: Path, kind: str) -> None:
+    """Through prompts of different length, a token after them and the head, whatever the architecture is made of."""
+    model = transformers_model.load(folder(tmp_path / "m", kind)).model
+    draw = torch.Generator().manual_seed(0)
+    for slot, rank in ((1, 2), (2, 3)):
+        maps = {
+            name: LowRank(
+                torch.randn(rank, linear.in_features, generator=draw) / 4,
+                torch.randn(linear.out_features, rank, generator=draw) / 4,
+                1.0,
+            )
+            for name, linear in linear_maps(model).items()
+        }
+        attach(model, Adapter(maps), slot=slot)
+    indices = (2, NONE, 1, 2)
+    text = torch.randint(model.vocab, (len(indices), 9), generator=draw)
+    lengths = torch.tensor([8, 3, 5, 1])
+    with use_adapters(AdapterBatch(indices)):
+        first, state = model.next_logits(text[:, :8], lengths=lengths)
+        last, _ = model(text[:, 8:], state)
+    results = []
+    for row, index in enumerate(indices):
+        with use_adapters(AdapterBatch((index,))):
+            own, state = model.next_logits(text[row : row + 1, : lengths[row]])
+            torch.testing.assert_close(first[row], own[0], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(last[row], model(text[row : row + 1, 8:], state)[0][0], rtol=1e-4, atol=1e-4)
+        results.append(own)
+    with use_adapters(AdapterBatch((NONE,))):
+        assert not torch.allclose(model.next_logits(text[:1, :8])[0], results[0], atol=0.1)
