@@ -23,11 +23,12 @@ from synthe_core.adapters.lora_linear import (
 )
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.adapters.targets import find_targets, new_adapter
-from synthe_core.inference.steady import holds, steady
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.layers import LAYERS
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.model.classifier import build_model
 from synthe_core.model.language_model import ModelSpec
+from synthe_core.ops.linear import products_are_batch_invariant
 from synthe_core.state import named_leaves
 from synthe_core.storage.checkpoint import weights
 from tests.laws.entries import CASES, FIRST, WIDTH, block_of, case_name
@@ -162,13 +163,13 @@ def test_rows_with_different_adapters_equal_each_alone_to_the_bit(case):
     """Where arithmetic does not depend on the other rows, as in the engine."""
     if not LAYERS[case["type"]].causal:
         pytest.skip("the engine serves no encoders")
-    if not holds():
+    if not products_are_batch_invariant():
         pytest.skip("products of this processor depend on their rows")
 
     def check(many, one):
         assert torch.equal(many, one)
 
-    with steady():
+    with ExecutionContext(batch_invariant=True).activate():
         compare_with_each_alone(model_of(case).float().eval(), check)
 
 
