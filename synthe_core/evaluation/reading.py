@@ -62,15 +62,15 @@ class Reader:
         self.check = check or (lambda: None)  # called before every pass; raises to stop
 
     @torch.no_grad()
-    def read(self, roots: Sequence[Node], ends: bool = False) -> Iterator[Read]:
-        """Reads every node once, parents first. ends: also yield the states at the ends of sequences."""
+    def read(self, roots: Sequence[Node]) -> Iterator[Read]:
+        """Reads every node once, parents first."""
         todo: list[tuple[list[Node], ModelState | None, list[int]]]
         todo = [(batch, None, []) for batch in reversed(self.batches(roots))]  # with the parents' state, and rows of it
         while todo:
             nodes, parent_state, rows = todo.pop()
             state = None if parent_state is None else states.take(parent_state, torch.tensor(rows, device=self.device))
             children = [(child, row) for row, node in enumerate(nodes) for child in node.children]
-            for piece in self._pieces(nodes, state, ends or bool(children)):
+            for piece in self._pieces(nodes, state, bool(children)):
                 yield piece
             if children:
                 row_of = {id(child): row for child, row in children}
