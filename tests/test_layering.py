@@ -60,7 +60,7 @@ def module_of(path: Path) -> str:
 
 def imports(source: str) -> list[tuple[int, str]]:
     """Every import of our packages in a module's text, wherever it stands: (line, module)."""
-    found = []
+    modules = []
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import):
@@ -70,8 +70,8 @@ def imports(source: str) -> list[tuple[int, str]]:
             names = [
                 each if (each := f"{node.module}.{alias.name}") in MODULES else node.module for alias in node.names
             ]
-        found += [(node.lineno, name) for name in names if name.partition(".")[0] in ("synthe_core", "synthe_cli")]
-    return found
+        modules += [(node.lineno, name) for name in names if name.partition(".")[0] in ("synthe_core", "synthe_cli")]
+    return modules
 
 
 def upward(path: Path, source: str) -> list[str]:
@@ -91,7 +91,7 @@ def test_imports_point_downward(path: Path) -> None:
     assert not upward(path, path.read_text(encoding="utf-8"))
 
 
-def test_an_upward_import_is_found() -> None:
+def test_an_upward_import_is_reported() -> None:
     learner = ROOT / "synthe_core" / "layers" / "delta.py"
     assert upward(learner, "def f():\n    from synthe_core.recipe.schema import Recipe\n")
     assert upward(learner, "import synthe_cli.console")
@@ -100,7 +100,7 @@ def test_an_upward_import_is_found() -> None:
     assert not upward(learner, "from synthe_core.ops.delta_rule import delta_rule\nfrom synthe_core import state")
 
 
-def test_a_module_without_a_rank_is_found() -> None:
+def test_a_module_without_a_rank_is_an_error() -> None:
     with pytest.raises(KeyError, match="has no rank"):
         rank("synthe_core.somewhere.new")
 

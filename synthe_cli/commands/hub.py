@@ -82,7 +82,7 @@ def pull(
 ) -> None:
     """Download a .synapse file, check it, and print its path.
 
-    An interrupted download is kept beside the file, and the same command resumes it.
+    An interrupted download stays beside the file, and the same command resumes it.
     """
     from synthe_core.packing.hub import pull
 

@@ -79,17 +79,17 @@ def introspect(
     from synthe_core.introspection.page import page
     from synthe_core.storage.atomic import write_file
 
-    asked = {"layers": layers, "what": tuple(what or ()), "device": device or "auto"}
+    options = {"layers": layers, "what": tuple(what or ()), "device": device or "auto"}
     if watch:
-        opened, model, context = reports.open_model(path, asked.pop("device"))  # type: ignore[arg-type]
+        opened, model, context = reports.open_model(path, options.pop("device"))  # type: ignore[arg-type]
         with context.activate():
-            introspect_view.watch(model, opened.tokenizer(), read, **asked)
+            introspect_view.watch(model, opened.tokenizer(), read, **options)
         return
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"no such folder: {html.parent}", "create it first")
-    seen = [reports.introspect(path, read, tokens=tuple(token or ()), **asked)]  # type: ignore[arg-type]
+    seen = [reports.introspect(path, read, tokens=tuple(token or ()), **options)]  # type: ignore[arg-type]
     if diff is not None:
-        other = reports.introspect(find_checkpoint(diff), read, tokens=tuple(token or ()), **asked)  # type: ignore[arg-type]
+        other = reports.introspect(find_checkpoint(diff), read, tokens=tuple(token or ()), **options)  # type: ignore[arg-type]
         seen = list(compare.align_reports(seen[0], other))
     if as_json:
         for report in seen:

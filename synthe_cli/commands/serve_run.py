@@ -116,7 +116,7 @@ def parse_adapter(text: str, paths: dict[str, Path]) -> tuple[str, str, Path]:
 
 def settings_of(options: ServeOptions) -> Settings:
     """Access rules and limits. Raises InputError for a server that other machines could use without a key."""
-    from synthe_core.serving.api.guard import LOOPBACK
+    from synthe_core.serving.api.middleware import LOOPBACK
     from synthe_core.serving.api.server import is_loopback
     from synthe_core.serving.api.settings import Settings, silent
 

@@ -21,8 +21,8 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def trials(tmp_path: Path) -> Path:
-    found = [record([0.9, 0.6], lr=lr, seed=seed) for lr in (1e-3, 3e-3) for seed in range(2)]
-    return keep([*found, record([0.95, 0.03], label="mamba")], tmp_path / "mqar")
+    records = [record([0.9, 0.6], lr=lr, seed=seed) for lr in (1e-3, 3e-3) for seed in range(2)]
+    return keep([*records, record([0.95, 0.03], label="mamba")], tmp_path / "mqar")
 
 
 def test_report_prints_the_table_and_last_the_page(synthe: Run, trials: Path) -> None:
@@ -106,13 +106,13 @@ def test_control_characters_of_a_label_are_not_printed(capsys: pytest.CaptureFix
 
 
 def test_a_terminal_gets_what_fits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    found = report.summaries([record([0.9, 0.6]), record([0.95, 0.03], label="mamba")])
+    summaries = report.summaries([record([0.9, 0.6]), record([0.95, 0.03], label="mamba")])
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
 
     def shown(columns: int) -> str:
         monkeypatch.setenv("COLUMNS", str(columns))
-        bench_table.show(found)
+        bench_table.show(summaries)
         return re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
 
     narrow = shown(60)
@@ -141,14 +141,14 @@ def test_list_of_a_task_has_its_keys(synthe: Run) -> None:
 
 
 def test_list_as_json(synthe: Run) -> None:
-    found = {each["task"]: each for each in map(json.loads, synthe("bench", "list", "--json").stdout.splitlines())}
-    assert list(found) == list(TASKS)
-    assert found["mqar"]["axis"] == "pairs"
+    tasks = {each["task"]: each for each in map(json.loads, synthe("bench", "list", "--json").stdout.splitlines())}
+    assert list(tasks) == list(TASKS)
+    assert tasks["mqar"]["axis"] == "pairs"
     fields = TASKS["mqar"].Config.model_fields
-    assert found["mqar"]["settings"].keys() == fields.keys() - {"type"}
-    assert found["mqar"]["settings"]["length"]["default"] == fields["length"].default
+    assert tasks["mqar"]["settings"].keys() == fields.keys() - {"type"}
+    assert tasks["mqar"]["settings"]["length"]["default"] == fields["length"].default
     (one,) = synthe("bench", "list", "parity", "--json").stdout.splitlines()
-    assert json.loads(one) == found["parity"]
+    assert json.loads(one) == tasks["parity"]
 
 
 def test_list_of_a_task_that_is_not_there(synthe: Run) -> None:

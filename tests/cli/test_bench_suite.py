@@ -57,7 +57,7 @@ def test_the_whole_suite_is_every_task_with_every_causal_learner() -> None:
     assert len(plan.CORE) == 6
 
 
-def test_unknown_names_are_told_before_any_work(synthe: Run, tmp_path: Path) -> None:
+def test_unknown_names_are_refused_before_any_trial(synthe: Run, tmp_path: Path) -> None:
     for words, hint in (
         (("--task", "partiy"), "did you mean 'parity'?"),
         (("--layer", "detla"), "did you mean 'delta'?"),

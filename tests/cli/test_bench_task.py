@@ -32,7 +32,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def kept(folder: str | Path = "runs/bench/mqar") -> list[dict[str, Any]]:
+def saved_records(folder: str | Path = "runs/bench/mqar") -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("trial-*.json"))]
 
 
@@ -47,7 +47,7 @@ def test_a_line_for_the_trial_and_a_table(synthe: Run) -> None:
     assert trial.startswith("delta  accuracy ")
     assert title == "mqar vocab=16 pairs=2 length=16, quick preset: chance 12%"
     assert heads.split()[:4] == ["model", "accuracy", "pairs", "2"]
-    (record,) = kept()
+    (record,) = saved_records()
     assert row.split()[:3] == ["delta", f"{record['accuracy']:.1%}", f"{record['accuracy']:.1%}"]
     assert all(c.isprintable() or c == "\n" for c in said.stdout + said.stderr)
     assert re.search(r"^delta  validation  step 2  loss \d\.\d+  accuracy", said.stderr, re.MULTILINE)
@@ -56,12 +56,12 @@ def test_a_line_for_the_trial_and_a_table(synthe: Run) -> None:
 def test_json_lines_end_in_the_records(synthe: Run) -> None:
     said = synthe("bench", *QUICK, "--layer", "delta", "--layer", "kalman", "--json", "--out", "o")
     assert (said.exit_code, said.stderr) == (0, "")
-    told = events(said)
-    assert told[-1]["event"] == "result" and told[-1]["path"] == "o"
-    assert [e["case"] for e in told if e["event"] == "measurement"] == ["delta", "kalman"]
-    assert {e["what"] for e in told if e["event"] == "metric"} == {"delta", "kalman"}
-    records = told[-1]["values"]["trials"]
-    assert sorted(record["digest"] for record in records) == sorted(record["digest"] for record in kept("o"))
+    emitted = events(said)
+    assert emitted[-1]["event"] == "result" and emitted[-1]["path"] == "o"
+    assert [e["case"] for e in emitted if e["event"] == "measurement"] == ["delta", "kalman"]
+    assert {e["what"] for e in emitted if e["event"] == "metric"} == {"delta", "kalman"}
+    records = emitted[-1]["values"]["trials"]
+    assert sorted(record["digest"] for record in records) == sorted(record["digest"] for record in saved_records("o"))
     for record in records:
         trial = Trial.model_validate(record["trial"])
         assert record["version"] == synthe_core.__version__
@@ -81,8 +81,8 @@ def test_csv(synthe: Run) -> None:
     assert [(row["task"], row["label"], row["seed"], row["value"]) for row in rows] == [
         ("mqar", "delta", str(seed), "2") for seed in range(2)
     ]
-    found = {str(record["trial"]["seed"]): record["accuracy"] for record in kept()}
-    assert {row["seed"]: float(row["accuracy"]) for row in rows} == found
+    accuracies = {str(record["trial"]["seed"]): record["accuracy"] for record in saved_records()}
+    assert {row["seed"]: float(row["accuracy"]) for row in rows} == accuracies
 
 
 def test_plot_draws_bars_and_writes_the_page(synthe: Run) -> None:
@@ -111,7 +111,7 @@ def test_seeds_have_a_mean_and_a_deviation(synthe: Run) -> None:
     *lines, row = said.stdout.splitlines()
     assert [line.split("  ")[0] for line in lines[:3]] == ["delta seed=0", "delta seed=1", "delta seed=2"]
     assert re.match(r"delta +[\d.]+% ± [\d.]+ +[\d.]+% +3 ", row)
-    assert len({record["accuracy"] for record in kept()}) > 1
+    assert len({record["accuracy"] for record in saved_records()}) > 1
 
 
 def test_a_sweep_has_a_row_for_each_setting(synthe: Run) -> None:
@@ -128,7 +128,7 @@ def test_a_sweep_has_a_row_for_each_setting(synthe: Run) -> None:
 def test_keys_of_the_learner_and_of_the_task(synthe: Run) -> None:
     said = synthe("bench", *QUICK, "--set", "learner.heads=4", "-s", "learner.beta_range=[0,2]", "-s", "task.power=0.5")
     assert said.exit_code == 0, said.stderr
-    (record,) = kept()
+    (record,) = saved_records()
     (delta,) = record["trial"]["model"]["block"]
     assert (delta["heads"], delta["beta_range"]) == (4, [0, 2])
     assert record["trial"]["settings"] == {"power": 0.5, "vocab": 16, "pairs": 2, "length": 16}
@@ -137,7 +137,7 @@ def test_keys_of_the_learner_and_of_the_task(synthe: Run) -> None:
 def test_keys_of_the_task_are_options(synthe: Run) -> None:
     said = synthe("bench", "state-tracking", "--group", "S3", "--width", 32, "--steps", 1)
     assert said.exit_code == 0, said.stderr
-    (record,) = kept("runs/bench/state-tracking")
+    (record,) = saved_records("runs/bench/state-tracking")
     assert record["trial"]["settings"] == {"group": "S3"} and record["chance"] == pytest.approx(1 / 6)
     assert {share["settings"]["group"] for share in record["shares"]} == {"S3"}
 
@@ -146,7 +146,8 @@ def test_a_hybrid_and_a_recipe(synthe: Run, recipe: Path) -> None:
     said = synthe("bench", *QUICK, "--layer", "conv,attention", "--recipe", recipe)
     assert said.exit_code == 0, said.stderr
     blocks = {
-        record["trial"]["label"]: [entry["type"] for entry in record["trial"]["model"]["block"]] for record in kept()
+        record["trial"]["label"]: [entry["type"] for entry in record["trial"]["model"]["block"]]
+        for record in saved_records()
     }
     assert blocks == {"conv,attention": ["conv", "attention"], "small": ["attention", "mlp"]}
 
@@ -154,7 +155,7 @@ def test_a_hybrid_and_a_recipe(synthe: Run, recipe: Path) -> None:
 def test_lr_epochs_and_preset_reach_the_trial(synthe: Run) -> None:
     said = synthe("bench", *QUICK, "--lr", 0.002, "--epochs", 2, "--preset", "standard")
     assert said.exit_code == 0, said.stderr
-    trial = kept()[0]["trial"]
+    trial = saved_records()[0]["trial"]
     assert (trial["lr"], trial["epochs"], trial["steps"], trial["preset"]) == (0.002, 2, 2, "standard")
 
 
@@ -214,7 +215,7 @@ def test_an_interruption_keeps_what_is_finished(jobs: int) -> None:
     os.killpg(running.pid, signal.SIGINT)  # as Ctrl-C does: to the workers too
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
-    many = len(kept())
+    many = len(saved_records())
     assert 1 <= many < 40
     *_, last, hint = err.splitlines()
     assert last == f"stopped with {many} of 40 trials finished"
@@ -222,18 +223,18 @@ def test_an_interruption_keeps_what_is_finished(jobs: int) -> None:
     assert "Traceback" not in err and "KeyboardInterrupt" not in err
 
 
-def test_two_at_once_give_the_same_numbers_and_tell_how_they_fare(synthe: Run) -> None:
-    asked = (*QUICK[:-1], 20, "--seeds", 2, "--json")
-    one, two = (events(synthe("bench", *asked, "--out", f"o{jobs}", "--jobs", jobs)) for jobs in (1, 2))
-    first, second = (told[-1]["values"]["trials"] for told in (one, two))
+def test_parallel_trials_give_the_same_results_and_report_progress(synthe: Run) -> None:
+    arguments = (*QUICK[:-1], 20, "--seeds", 2, "--json")
+    one, two = (events(synthe("bench", *arguments, "--out", f"o{jobs}", "--jobs", jobs)) for jobs in (1, 2))
+    first, second = (emitted[-1]["values"]["trials"] for emitted in (one, two))
     for record in first + second:
         del record["seconds"]
     assert first == second
-    for told in (one, two):
-        losses = {(e["what"], e["step"], e["values"]["loss"]) for e in told if e["event"] == "metric"}
+    for emitted in (one, two):
+        losses = {(e["what"], e["step"], e["values"]["loss"]) for e in emitted if e["event"] == "metric"}
         assert len(losses) == 2 * 8 and {what for what, _, _ in losses} == {"delta seed=0", "delta seed=1"}
         for name in ("delta seed=0", "delta seed=1"):
-            own = [e for e in told if name in (e.get("what"), e.get("case"))]
+            own = [e for e in emitted if name in (e.get("what"), e.get("case"))]
             assert (own[0]["event"], own[-1]["event"]) == ("progress", "measurement")
     assert [e for e in one if e["event"] == "metric"] == sorted(
         (e for e in two if e["event"] == "metric"), key=lambda e: (e["what"], e["step"])
@@ -247,7 +248,7 @@ def test_a_learning_rate_that_diverges_leaves_the_others(synthe: Run) -> None:
     assert "mlp lr=1e+30  ended failed" in said.stdout
     assert said.stdout.splitlines()[-1].startswith("mlp ")
     assert said.stderr.splitlines()[-2:] == ["error: 1 of 2 trials failed", "hint: the lines above say why"]
-    assert len(kept()) == 1
+    assert len(saved_records()) == 1
 
 
 @pytest.mark.parametrize(
@@ -281,7 +282,7 @@ def test_a_learning_rate_that_diverges_leaves_the_others(synthe: Run) -> None:
         (["mqar", "--pairs"], "--pairs needs a value", ""),
     ],
 )
-def test_what_cannot_be_asked(synthe: Run, arguments: list[str], message: str, hint: str) -> None:
+def test_invalid_arguments(synthe: Run, arguments: list[str], message: str, hint: str) -> None:
     Path("file").touch()
     said = synthe("bench", *arguments)
     assert (said.exit_code, said.stdout) == (2, ""), said.stderr

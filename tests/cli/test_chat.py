@@ -81,8 +81,8 @@ def test_the_answer_is_that_of_the_whole_conversation_read_at_once(synthe: Run, 
     from synthe_core.inference.sampling_params import SamplingParams
     from synthe_core.storage.checkpoint import Checkpoint
 
-    asked = ["chat", talker, "-n", 8, "-t", 0, "--json", "--system", "be kind"]
-    first, second = rows(synthe(*asked, stdin="hello\nand\n"))
+    command = ["chat", talker, "-n", 8, "-t", 0, "--json", "--system", "be kind"]
+    first, second = rows(synthe(*command, stdin="hello\nand\n"))
     assert first["finish_reason"] == "length"
     opened = Checkpoint.open(talker)
     past = f"[system]be kind[user]hello[assistant]{first['text']}<|endoftext|>[user]and[assistant]"
@@ -103,33 +103,33 @@ def test_regenerate_and_settings(synthe: Run, talker: Path) -> None:
 
 
 def test_a_conversation_outlasts_the_program(synthe: Run, talker: Path) -> None:
-    asked = ["chat", talker, "-n", 8, "-t", 0, "--json"]
-    whole = rows(synthe(*asked, stdin="hello\nand then\nat last\n"))
-    first = rows(synthe(*asked, stdin="hello\n/save evening\n"))
-    then = rows(synthe(*asked, stdin="/load evening\nand then\n/fork later\n"))
-    last = rows(synthe(*asked, "--session", "evening", stdin="at last\n"))
+    command = ["chat", talker, "-n", 8, "-t", 0, "--json"]
+    whole = rows(synthe(*command, stdin="hello\nand then\nat last\n"))
+    first = rows(synthe(*command, stdin="hello\n/save evening\n"))
+    then = rows(synthe(*command, stdin="/load evening\nand then\n/fork later\n"))
+    last = rows(synthe(*command, "--session", "evening", stdin="at last\n"))
     assert [row["text"] for row in (*first, *then, *last)] == [row["text"] for row in whole]
     assert [row["prompt_tokens"] for row in last] == [whole[2]["prompt_tokens"]]
     # The fork stands where it was left, and is known well enough to be redone.
-    redone = rows(synthe(*asked, "--session", "later", stdin="/regenerate\nat last\n"))
+    redone = rows(synthe(*command, "--session", "later", stdin="/regenerate\nat last\n"))
     assert [row["text"] for row in redone] == [whole[1]["text"], whole[2]["text"]]
     done = synthe("chat", talker, stdin="/sessions\n")
     assert done.stderr.split() == ["evening", "later"]
 
 
 def test_what_another_conversation_is_named_is_not_written_over(synthe: Run, talker: Path, tmp_path: Path) -> None:
-    asked = ["chat", talker, "-n", 4, "--sessions", tmp_path]
-    again = synthe(*asked, stdin="hello\n/save noon\nmore\n/save noon\n")  # its own copy may be renewed
+    command = ["chat", talker, "-n", 4, "--sessions", tmp_path]
+    again = synthe(*command, stdin="hello\n/save noon\nmore\n/save noon\n")  # its own copy may be renewed
     assert again.exit_code == 0, again.stderr
-    done = synthe(*asked, stdin="hello\n/save noon\n")
+    done = synthe(*command, stdin="hello\n/save noon\n")
     assert done.exit_code == 2 and "another conversation is named 'noon' already" in done.stderr
 
 
 def test_an_adapter_is_applied(synthe: Run, tmp_path: Path, base: Path) -> None:  # noqa: F811
     adapted = adapter(tmp_path / "adapted", base, {"rank": 4}, 3).path
-    asked = ["--tokens", 12, "--json", "-t", 0]
+    options = ["--tokens", 12, "--json", "-t", 0]
     plain, own, path = (
-        rows(synthe("chat", *which, *asked, stdin="hello\n"))[0]["text"]
+        rows(synthe("chat", *which, *options, stdin="hello\n"))[0]["text"]
         for which in ([base], [base, "--adapter", adapted], [adapted])
     )
     assert own == path != plain
@@ -183,7 +183,7 @@ def test_what_cannot_be_is_one_line(synthe: Run, talker: Path, lines: str, messa
         (["nowhere"], "nowhere"),
     ],
 )
-def test_what_cannot_be_asked(synthe: Run, arguments: list[str], message: str) -> None:
+def test_invalid_arguments(synthe: Run, arguments: list[str], message: str) -> None:
     done = synthe("chat", *arguments, stdin="hello\n")
     assert done.exit_code in (1, 2) and message in done.stderr and len(done.stderr.splitlines()) <= 2
 
@@ -195,12 +195,12 @@ def test_the_same_conversation_through_a_server(synthe: Run, talker: Path, tmp_p
     from synthe_core.serving.api.settings import Settings
 
     lines = "hello\nand then\n/save evening\n/regenerate\n/load evening\nat last\n"
-    asked = ["-n", 8, "-t", 0, "--json"]
-    here = rows(synthe("chat", talker, *asked, stdin=lines))
+    options = ["-n", 8, "-t", 0, "--json"]
+    here = rows(synthe("chat", talker, *options, stdin=lines))
     key = tmp_path / "key"
     key.write_text("secret\n")
     with Server(AsyncEngine([LoadedModel.load(talker)]), Settings(keys=("secret",))) as server:
-        there = rows(synthe("chat", "--url", server.url, "--api-key-file", key, *asked, stdin=lines))
+        there = rows(synthe("chat", "--url", server.url, "--api-key-file", key, *options, stdin=lines))
         refused = synthe("chat", "--url", server.url, stdin="hello\n")
         assert refused.exit_code == 2 and "SYNTHE_API_KEY" in refused.stderr
         near = synthe("chat", "taker", "--url", server.url, "--api-key-file", key, stdin="hello\n")

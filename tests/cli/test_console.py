@@ -35,7 +35,7 @@ STORY: list[Event] = [
 END = Result({"bits_per_byte": 2.5}, Path("runs/a"))
 
 
-def told(renderer: console.Renderer) -> None:
+def emit_all(renderer: console.Renderer) -> None:
     with renderer as shown:
         for event in STORY:
             shown.show(event)
@@ -43,7 +43,7 @@ def told(renderer: console.Renderer) -> None:
 
 
 def test_json_lines_hold_every_event(capsys: pytest.CaptureFixture[str]) -> None:
-    told(JsonRenderer())
+    emit_all(JsonRenderer())
     out, err = capsys.readouterr()
     events = [json.loads(line) for line in out.splitlines()]
     assert [e["event"] for e in events] == [
@@ -56,7 +56,7 @@ def test_json_lines_hold_every_event(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_plain_lines_hold_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    told(PlainRenderer(interval=0.0))
+    emit_all(PlainRenderer(interval=0.0))
     out, err = capsys.readouterr()
     assert out == "runs/a\n"
     assert all(c.isprintable() or c == "\n" for c in err)
@@ -82,7 +82,7 @@ def test_plain_lines_are_few(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_live_display_is_made_of_the_same_events(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = io.StringIO()
-    told(LiveRenderer(Console(file=terminal, force_terminal=True, width=120, color_system=None, highlight=False)))
+    emit_all(LiveRenderer(Console(file=terminal, force_terminal=True, width=120, color_system=None, highlight=False)))
     text = terminal.getvalue()
     assert capsys.readouterr().out == "runs/a\n"
     for part in (
@@ -127,7 +127,7 @@ def test_a_measurement_is_a_result(capsys: pytest.CaptureFixture[str], terminal:
 def test_no_color_leaves_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     terminal = io.StringIO()
-    told(LiveRenderer(Console(file=terminal, force_terminal=True, width=120, highlight=False)))
+    emit_all(LiveRenderer(Console(file=terminal, force_terminal=True, width=120, highlight=False)))
     assert "\x1b[3" not in terminal.getvalue()
 
 
@@ -163,7 +163,7 @@ def test_figures(shown: str, expected: str) -> None:
     assert shown == expected
 
 
-def test_people_are_told_the_share_of_operations_that_was_skipped() -> None:
+def test_the_share_of_skipped_operations_is_printed() -> None:
     dense = {"loss": 2.0, "flops": 3e6, "flops_dense": 3e6}
     assert console.labelled(dense) == [("loss", "2.000")]
     routed = dense | {"flops": 2.1e6, "depth": 2.5, "gate_rate": 0.105}

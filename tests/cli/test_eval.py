@@ -38,15 +38,15 @@ def test_json_lines(synthe, checkpoint, text):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["eval", "confidense", "x"], "did you mean 'confidence'?"),
         (["eval", "confidence", "runs/none"], "no such checkpoint"),
     ],
 )
-def test_bad_input(synthe, arguments, told):
+def test_bad_input(synthe, arguments, message):
     done = synthe(*arguments)
-    assert done.exit_code == 2 and told in done.stderr and "Traceback" not in done.stderr
+    assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_help(synthe):

@@ -27,8 +27,8 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_model_has_the_harness_table(synthe, checkpoint, tasks, tmp_path):
-    asked = ["--tasks", "rivers,texts", "--include-path", tasks, "--output", tmp_path / "out", "--device", "cpu"]
-    done = synthe("eval", "lm", checkpoint, *asked)
+    options = ["--tasks", "rivers,texts", "--include-path", tasks, "--output", tmp_path / "out", "--device", "cpu"]
+    done = synthe("eval", "lm", checkpoint, *options)
     assert done.exit_code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].replace(" ", "") == "|Tasks|Version|Filter|n-shot|Metric||Value||Stderr|"
@@ -70,7 +70,7 @@ def test_failures_exit_with_one_and_keep_the_rest(synthe, checkpoint, tasks):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["lm", "x", "--tasks", "a"], "no such checkpoint"),
         (["lm", "{path}"], "nothing to evaluate"),
@@ -85,9 +85,9 @@ def test_failures_exit_with_one_and_keep_the_rest(synthe, checkpoint, tasks):
         (["list", "zzzz"], "unknown task 'zzzz'"),
     ],
 )
-def test_bad_input(synthe, checkpoint, tasks, arguments, told):
+def test_bad_input(synthe, checkpoint, tasks, arguments, message):
     done = synthe("eval", *[str(each).format(path=checkpoint) for each in arguments])
-    assert done.exit_code == 2 and told in done.stderr and "Traceback" not in done.stderr
+    assert done.exit_code == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_the_list(synthe, tasks):

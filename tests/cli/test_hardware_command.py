@@ -12,7 +12,7 @@ from synthe_core.ops.dispatch import OPS
 Run = Callable[..., Any]
 
 
-def test_json_holds_what_was_found_and_chosen(synthe: Run) -> None:
+def test_json_has_the_hardware_and_the_selected_kernels(synthe: Run) -> None:
     shown = synthe("hardware", "--device", "cpu", "--json")
     assert (shown.exit_code, shown.stderr) == (0, "")
     said = json.loads(shown.stdout)

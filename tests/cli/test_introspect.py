@@ -62,8 +62,8 @@ def test_every_name_is_documented(synthe: Run) -> None:
     shown = synthe("introspect", "--schema").stdout
     for name in ("beta", "log_input", "chosen", "read_slots", "gate_open", "depth", "innovation", "persistence_*"):
         assert f" {name} " in shown
-    told = [json.loads(line) for line in synthe("introspect", "--schema", "--json").stdout.splitlines()]
-    assert {"learner", "name", "axes", "group", "meaning", "summary"} == set(told[0])
+    rows = [json.loads(line) for line in synthe("introspect", "--schema", "--json").stdout.splitlines()]
+    assert {"learner", "name", "axes", "group", "meaning", "summary"} == set(rows[0])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_what_cannot_be_done_is_one_line(synthe: Run, checkpoint: Path, argument
     assert shown.stdout == ""
 
 
-def test_no_model_is_asked_for(synthe: Run) -> None:
+def test_a_missing_checkpoint_argument_is_an_error(synthe: Run) -> None:
     shown = synthe("introspect")
     assert (shown.exit_code, shown.stderr.splitlines()[0]) == (2, "error: CHECKPOINT is missing")
 

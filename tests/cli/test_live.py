@@ -1,4 +1,4 @@
-"""The live table of a sweep: a row for each trial, kept in place."""
+"""The live table of a sweep: one row per trial, redrawn in place."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def frame(events: list[Event], width: int, height: int = 24) -> list[str]:
     with LiveRenderer(console) as shown:
         for event in events:
             shown.show(event)
-    with console.capture() as kept:
+    with console.capture() as capture:
         console.print(shown._view())
-    return [line.rstrip() for line in kept.get().splitlines()]
+    return [line.rstrip() for line in capture.get().splitlines()]
 
 
 @pytest.mark.parametrize("width", [80, 120])

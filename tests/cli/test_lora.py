@@ -46,8 +46,8 @@ def test_an_adapter_is_trained_and_written_with(synthe: Run) -> None:
     done = synthe(*BEGIN, "--lora", "rank=4,targets=attention,mlp,dropout=0.1", "--out", "runs/code")
     assert (done.exit_code, done.stdout) == (0, "runs/code\n"), done.stderr
     assert "the adapter's, are trained" in done.stderr and "None" not in done.stderr
-    kept = json.loads(synthe("recipe", "show", "runs/code", "--json").stdout)["recipe"]["train"]["lora"]
-    assert kept == {"rank": 4, "alpha": None, "dropout": 0.1, "rslora": False, "targets": ["attention", "mlp"]}
+    saved = json.loads(synthe("recipe", "show", "runs/code", "--json").stdout)["recipe"]["train"]["lora"]
+    assert saved == {"rank": 4, "alpha": None, "dropout": 0.1, "rslora": False, "targets": ["attention", "mlp"]}
     written = synthe("generate", "runs/code", "-p", "1", "-n", 8, "--seed", 1)
     assert (written.exit_code, written.stderr) == (0, "") and written.stdout.startswith("1")
     named = synthe("generate", "runs/small", "--adapter", "runs/code", "-p", "1", "-n", 8, "--seed", 1)
@@ -67,8 +67,8 @@ def test_an_adapter_is_trained_and_written_with(synthe: Run) -> None:
 def test_a_model_is_trained_further_with_its_own_recipe(synthe: Run) -> None:
     done = synthe(*BEGIN, "--set", "train.budget=2steps")
     assert (done.exit_code, done.stdout) == (0, "runs/small-2\n"), done.stderr
-    kept = json.loads(synthe("recipe", "show", "runs/small-2", "--json").stdout)["recipe"]
-    assert kept["model"]["width"] == 32 and kept["train"]["lora"] is None
+    saved = json.loads(synthe("recipe", "show", "runs/small-2", "--json").stdout)["recipe"]
+    assert saved["model"]["width"] == 32 and saved["train"]["lora"] is None
 
 
 @pytest.mark.parametrize(

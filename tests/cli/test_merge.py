@@ -73,10 +73,10 @@ def test_beside_its_parents(synthe: Run) -> None:
     assert [line.split()[0] for line in lines[1:4]] == ["runs/a", "runs/b", "runs/merge-linear"]
     assert lines[-1] == "runs/merge-linear"
     assert all(6 < float(line.split()[1]) < 11 for line in lines[1:4])
-    asked = ["--eval", f"one.txt,{choices(Path('tasks'))}", "--limit", 2]
-    done = synthe("merge", "linear", "runs/a", "runs/b", *asked, "-o", "runs/asked")
+    options = ["--eval", f"one.txt,{choices(Path('tasks'))}", "--limit", 2]
+    done = synthe("merge", "linear", "runs/a", "runs/b", *options, "-o", "runs/scored")
     assert done.exit_code == 0, done.stderr
-    assert done.stdout.startswith("bits per byte") and done.stdout.splitlines()[-1] == "runs/asked"
+    assert done.stdout.startswith("bits per byte") and done.stdout.splitlines()[-1] == "runs/scored"
     row, *_ = [line.split() for line in done.stdout.splitlines() if line.startswith("rivers")]
     assert row[:3] == ["rivers", "acc", "↑"] and len([cell for cell in row if cell.lstrip("*")[0].isdigit()]) >= 3
     shown = synthe("merge", "linear", "runs/a", "runs/b", "--eval", "nowhere.txt")
@@ -88,8 +88,8 @@ def test_adapters(synthe: Run) -> None:
         done = synthe("merge", "extract-lora", "runs/base", tuned, "--rank", 4, "-o", name)
         assert (done.exit_code, done.stdout) == (0, f"{name}\n"), done.stderr
         assert "--with-rest includes them" in done.stderr
-    kept = synthe("merge", "ties", "la", "lb", "--rank", 3, "-o", "kept")
-    assert kept.exit_code == 0 and json.loads(Path("kept/adapter_config.json").read_text())["r"] == 3
+    merged = synthe("merge", "ties", "la", "lb", "--rank", 3, "-o", "merged")
+    assert merged.exit_code == 0 and json.loads(Path("merged/adapter_config.json").read_text())["r"] == 3
     into = synthe("merge", "ties", "--base", "runs/base", "la", "lb", "-o", "into")
     assert into.exit_code == 0 and Checkpoint.open("into").model() is not None
     alone = synthe("merge", "linear", "runs/base+la", "runs/base+lb", "-o", "joined")
@@ -105,14 +105,14 @@ def test_diff_and_list(synthe: Run) -> None:
     assert values["total"]["distance"] > 0 and len(values["tensors"]) == 14
     listed = synthe("merge", "list")
     assert "--density" in listed.stdout and "arXiv:2306.01708" in listed.stdout
-    found = json.loads(synthe("merge", "list", "--json").stdout)["values"]["methods"]
-    assert {"ties", "linear", "sce", "passthrough"} <= {each["name"] for each in found}
+    methods = json.loads(synthe("merge", "list", "--json").stdout)["values"]["methods"]
+    assert {"ties", "linear", "sce", "passthrough"} <= {each["name"] for each in methods}
     helped = synthe("merge", "ties", "--help")
     assert helped.exit_code == 0 and "  --density " in helped.stdout and "synthe merge ties" in helped.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["ties", "runs/base", "runs/a", "--densty", "0.2"], "did you mean '--density'?"),
         (["ties", "runs/base", "runs/a", "--density", "0"], "density 0.0: input should be greater than 0"),
@@ -132,10 +132,10 @@ def test_diff_and_list(synthe: Run) -> None:
         (["extract-lora", "runs/a", "runs/a"], "is the same as"),
     ],
 )
-def test_bad_input_is_one_line(synthe: Run, arguments: list[str], told: str) -> None:
+def test_bad_input_is_one_line(synthe: Run, arguments: list[str], message: str) -> None:
     before = sorted(Path("runs").iterdir())
     done = synthe("merge", *arguments)
-    assert done.exit_code == 2 and told in done.stderr, done.stderr
+    assert done.exit_code == 2 and message in done.stderr, done.stderr
     lines = [line for line in done.stderr.splitlines() if not line.startswith("compare ")]
     assert len(lines) == (2 if "hint: " in done.stderr else 1) and "Traceback" not in done.stderr
     assert sorted(Path("runs").iterdir()) == before

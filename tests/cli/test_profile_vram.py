@@ -20,20 +20,20 @@ def test_people_read_parts_and_cards(synthe: Run, recipe: Path) -> None:
 
 
 def test_programs_read_bytes(synthe: Run, recipe: Path) -> None:
-    told = json.loads(synthe("profile-vram", recipe, "--json", "--train", "--batch", "2", "--gpu", "8GB").stdout)
-    assert told["training"]["peak"] == pytest.approx(sum(told["training"]["parts"].values()), abs=8)
-    assert told["training"]["rows"] == 2
-    assert "serving" not in told
+    output = json.loads(synthe("profile-vram", recipe, "--json", "--train", "--batch", "2", "--gpu", "8GB").stdout)
+    assert output["training"]["peak"] == pytest.approx(sum(output["training"]["parts"].values()), abs=8)
+    assert output["training"]["rows"] == 2
+    assert "serving" not in output
     longer = json.loads(synthe("profile-vram", recipe, "--json", "--train", "-b", "2", "-c", "64").stdout)
-    assert longer["training"]["parts"]["activations"] > told["training"]["parts"]["activations"]
+    assert longer["training"]["parts"]["activations"] > output["training"]["parts"]["activations"]
 
 
 def test_fit_prints_flags_that_train_takes(synthe: Run, recipe: Path) -> None:
     shown = synthe("profile-vram", "--fit", recipe, "--gpu", "8GB")
     assert shown.stdout.splitlines()[-1] == "--set train.micro_batch=2"
-    told = json.loads(synthe("profile-vram", "--fit", recipe, "--gpu", "8GB", "--json").stdout)
-    assert told["set"] == {"train.micro_batch": 2}
-    assert told["next_larger"] is None
+    output = json.loads(synthe("profile-vram", "--fit", recipe, "--gpu", "8GB", "--json").stdout)
+    assert output["set"] == {"train.micro_batch": 2}
+    assert output["next_larger"] is None
 
 
 def test_a_page_with_the_curves(synthe: Run, recipe: Path, tmp_path: Path) -> None:
@@ -45,8 +45,8 @@ def test_a_page_with_the_curves(synthe: Run, recipe: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_real_step_stands_beside(synthe: Run, recipe: Path) -> None:
-    told = json.loads(synthe("profile-vram", recipe, "--train", "--measure", "--json").stdout)
-    assert told["training"]["measured"] > 0
+    output = json.loads(synthe("profile-vram", recipe, "--train", "--measure", "--json").stdout)
+    assert output["training"]["measured"] > 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`synthe recipe`, and every bad recipe of which a person should hear where and what."""
+"""`synthe recipe`, and the errors of invalid recipes with their place and cause."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def test_show_is_a_recipe_that_means_the_same(synthe: Run, recipe: Path, tmp_pat
 
 
 def test_show_counts_what_is_there(synthe: Run, recipe: Path) -> None:
-    found = json.loads(synthe("recipe", "show", recipe, "--json").stdout)
+    output = json.loads(synthe("recipe", "show", recipe, "--json").stdout)
     loaded = Recipe.load(recipe)
     model = LanguageModel(loaded.model, 257)
-    parts = dict(found["parameters"])
+    parts = dict(output["parameters"])
     total = parts.pop("total")
     assert total == sum(parts.values()) == sum(p.numel() for p in model.parameters())
     assert parts["attention"] == sum(p.numel() for p in model.blocks[0].learners[0].parameters())
@@ -36,10 +36,10 @@ def test_show_counts_what_is_there(synthe: Run, recipe: Path) -> None:
     seen = 16 - 16 * 15 / (2 * 32)
     assert parts["attention"] == 4 * 32 * 32
     hidden = parts["mlp"] // (3 * 32)
-    assert found["flops_per_token"]["forward"] == 2 * (4 * 32 * 32 + 3 * 32 * hidden + 32 * 257) + 4 * 32 * seen
-    assert found["flops_per_token"]["training"] == 3 * found["flops_per_token"]["forward"]
+    assert output["flops_per_token"]["forward"] == 2 * (4 * 32 * 32 + 3 * 32 * hidden + 32 * 257) + 4 * 32 * seen
+    assert output["flops_per_token"]["training"] == 3 * output["flops_per_token"]["forward"]
     # A window of 16 keys and values of width 32 and how much of it is filled, in float32, and the position.
-    assert found["state_bytes"] == {
+    assert output["state_bytes"] == {
         "1": 2 * 32 * 4 + 4 + 8,
         "32": 16 * 2 * 32 * 4 + 4 + 8,
         "256": 16 * 2 * 32 * 4 + 4 + 8,
@@ -50,9 +50,9 @@ def test_show_counts_what_is_there(synthe: Run, recipe: Path) -> None:
 
 
 def test_an_untied_head_is_counted(synthe: Run, recipe: Path) -> None:
-    found = json.loads(synthe("recipe", "show", recipe, "-s", "model.tie=false", "--json").stdout)["parameters"]
-    assert found["head"] == found["embedding"] == 257 * 32
-    assert found.pop("total") == sum(found.values())
+    parameters = json.loads(synthe("recipe", "show", recipe, "-s", "model.tie=false", "--json").stdout)["parameters"]
+    assert parameters["head"] == parameters["embedding"] == 257 * 32
+    assert parameters.pop("total") == sum(parameters.values())
 
 
 def test_parameters_that_a_token_meets_are_shown_where_they_are_fewer(synthe: Run, recipe: Path) -> None:

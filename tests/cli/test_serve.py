@@ -1,4 +1,4 @@
-"""The commands `synthe serve` and `synthe up`: what may be asked of them, and a server from its start to its end."""
+"""The commands `synthe serve` and `synthe up`: their options, and a server from start to shutdown."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ Run = Callable[..., Any]
 def test_names(tmp_path: Path) -> None:
     (tmp_path / "my run").mkdir()
     (tmp_path / "model.synapse").touch()
-    found = model_paths([str(tmp_path / "my run"), f"{tmp_path}/model.synapse", f"b.1={tmp_path}"])
-    assert list(found) == ["my-run", "model", "b.1"]
+    paths = model_paths([str(tmp_path / "my run"), f"{tmp_path}/model.synapse", f"b.1={tmp_path}"])
+    assert list(paths) == ["my-run", "model", "b.1"]
     for bad in (
         [f"a={tmp_path}", f"a={tmp_path}"],
         [f"a:b={tmp_path}"],
@@ -148,7 +148,7 @@ def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], dict[st
 
 
 def test_a_server_from_start_to_end(checkpoint: Path, tmp_path: Path) -> None:
-    """It tells where it is, answers, lets a stream end within its grace, saves conversations and exits with 0."""
+    """It prints its address, answers, lets a stream finish within --grace, saves conversations and exits with 0."""
     sessions = tmp_path / "chats"
     with serving(f"small={checkpoint}", "--sessions", sessions, "--grace", "0.5") as (process, ready):
         assert ready["models"][0]["name"] == "small"
@@ -181,8 +181,8 @@ def test_conversations_outlast_a_server_that_is_killed(checkpoint: Path, tmp_pat
         assert httpx.post(f"{ready['url']}/v1/completions", json=body, timeout=60).status_code == 200
         process.kill()
     with serving(f"small={checkpoint}", "--sessions", sessions) as (process, ready):
-        kept = httpx.get(f"{ready['url']}/api/sessions").json()["data"]
-        assert [(each["id"], each["saved"]) for each in kept] == [("talk", True)]
+        sessions_listed = httpx.get(f"{ready['url']}/api/sessions").json()["data"]
+        assert [(each["id"], each["saved"]) for each in sessions_listed] == [("talk", True)]
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
         assert process.returncode == 130

@@ -58,9 +58,9 @@ def test_json_lines_end_in_the_result(synthe: Run, recipe: Path) -> None:
 def test_overrides_reach_the_run(synthe: Run, recipe: Path) -> None:
     done = synthe("train", recipe, *QUICK, "--set", "train.budget=2steps", "--set", "train.lr=0.5", "--out", "r")
     assert done.exit_code == 0
-    kept = json.loads(synthe("recipe", "show", "r", "--json").stdout)["recipe"]
-    assert (kept["train"]["lr"], kept["train"]["budget"]) == (0.5, "2steps")
-    assert [source["source"] for source in kept["data"]["sources"]] == ["texts"]
+    saved = json.loads(synthe("recipe", "show", "r", "--json").stdout)["recipe"]
+    assert (saved["train"]["lr"], saved["train"]["budget"]) == (0.5, "2steps")
+    assert [source["source"] for source in saved["data"]["sources"]] == ["texts"]
 
 
 def begun(recipe: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -44,14 +44,14 @@ def test_company_changes_nothing(engine, ask, model):
         requests.append(ask(prompt, 1 + number % 11 * 3, model=model, sampling=warm, seed=number))
     together = [engine.submit(request) for request in requests]
     together[5].cancel()
-    found = [[event for event in ticket if isinstance(event, TokenOutput)] for ticket in together]
+    outputs = [[event for event in ticket if isinstance(event, TokenOutput)] for ticket in together]
     with AsyncEngine(list(engine.models.values()), cache_bytes=0, max_state_bytes=1 << 28) as fresh:
         exact = fresh.status()["exact"]
         for number, request in enumerate(requests):
             if number != 5:
                 alone = [event for event in fresh.submit(request) if isinstance(event, TokenOutput)]
-                assert said(alone) == said(found[number])
-                for one, other in zip(alone, found[number], strict=True):
+                assert said(alone) == said(outputs[number])
+                for one, other in zip(alone, outputs[number], strict=True):
                     assert one.logprob.logprob == (
                         other.logprob.logprob if exact else pytest.approx(other.logprob.logprob, abs=1e-4)
                     )
@@ -87,9 +87,9 @@ def test_logprobs_are_of_the_model_before_sampling(engine, memory, ask):
     )
     tokens = [*b"Once upon", *said(events)]
     chances = memory.model(torch.tensor([tokens]))[0][0].log_softmax(-1)
-    told = [event for event in events if isinstance(event, PromptLogprob)]
-    assert told[0] == PromptLogprob(ord("O"), None) and len(told) == 9
-    for place, event in enumerate([*told[1:], *(e for e in events if isinstance(e, TokenOutput))]):
+    logprobs_of_prompt = [event for event in events if isinstance(event, PromptLogprob)]
+    assert logprobs_of_prompt[0] == PromptLogprob(ord("O"), None) and len(logprobs_of_prompt) == 9
+    for place, event in enumerate([*logprobs_of_prompt[1:], *(e for e in events if isinstance(e, TokenOutput))]):
         assert event.token_id == tokens[place + 1]
         assert event.logprob.logprob == pytest.approx(float(chances[place, event.token_id].detach()), abs=1e-4)
         assert [one.token_id for one in event.top_logprobs] == chances[place].topk(3).indices.tolist()
@@ -136,7 +136,7 @@ def test_json_that_obeys_a_schema(engine, ask):
         engine.submit(ask(json_schema={"type": "no such type"}))
 
 
-def test_what_cannot_be_asked(engine, ask):
+def test_invalid_requests_are_refused(engine, ask):
     for wrong in (
         ask(()),
         ask((257,)),

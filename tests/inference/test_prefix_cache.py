@@ -11,18 +11,18 @@ from synthe_core.inference.prefix_cache import CachedState, PrefixCache
 from tests.inference.conftest import said
 
 
-def kept(tokens, logits=None, size=1000):
+def cached(tokens, logits=None, size=1000):
     value = torch.full((1, size), float(len(tokens)))
     return CachedState("m", tokens, [value], logits, None if logits is None else torch.ones(1), resumable=True)
 
 
-def test_the_longest_beginning_is_found():
+def test_the_longest_prefix_is_returned():
     store = PrefixCache(1 << 20)
     for length in (2, 4, 6):
-        store.put(kept(list(range(length))))
+        store.put(cached(list(range(length))))
     assert store.longest("m", range(5)).length == 4
     assert store.longest("m", range(6)).length == 4  # of all six, what comes next is not known
-    store.put(kept(list(range(6)), torch.zeros(1, 9)))
+    store.put(cached(list(range(6)), torch.zeros(1, 9)))
     assert store.longest("m", range(6)).length == 6
     assert store.longest("m", [0, 1, 9, 9]).length == 2
     assert store.longest("m", [5, 1]) is None and store.longest("other", range(6)) is None
@@ -34,10 +34,10 @@ def test_the_longest_beginning_is_found():
 def test_the_least_used_goes_first_and_comes_back_from_disk(tmp_path):
     store = PrefixCache(25_000, tmp_path / "spill")
     for first in range(10):
-        store.put(kept([first, 1, 2]))
+        store.put(cached([first, 1, 2]))
         store.longest("m", [0, 1, 2, 3])
-    told = store.stats()
-    assert told["bytes"] <= 25_000 and told["spilled"] >= 4
+    stats = store.stats()
+    assert stats["bytes"] <= 25_000 and stats["spilled"] >= 4
     assert store.longest("m", [0, 1, 2, 3]).length == 3  # it was used all the time
     back = store.longest("m", [1, 1, 2, 3])
     assert back is not None and torch.equal(back.state[0], torch.full((1, 1000), 3.0))
@@ -51,7 +51,7 @@ def test_the_least_used_goes_first_and_comes_back_from_disk(tmp_path):
 def test_disk_is_bounded(tmp_path):
     store = PrefixCache(9_000, tmp_path)
     for first in range(40):
-        store.put(kept([first, 1, 2]))
+        store.put(cached([first, 1, 2]))
     assert store.stats()["spilled_bytes"] <= 8 * 9_000
     store.close()
 
@@ -87,15 +87,15 @@ def test_a_snapshot_is_not_written_to(engine, ask):
         assert torch.equal(one, other)
 
 
-def test_a_short_text_beside_a_long_one_is_kept_as_small(window, ask):
+def test_a_short_sequence_in_a_batch_with_a_long_one_caches_its_own_window(window, ask):
     """Its window is as wide as it would be alone, whatever was beside it: in bytes, and so in what is read later."""
 
-    def kept(*company):
+    def cached_size(*company):
         with AsyncEngine([window], max_state_bytes=1 << 28, cache_bytes=1 << 24) as engine:
             for request in company:
                 next(iter(engine.submit(request)))
             tokens = [*b"ab", *said(engine.submit(ask(b"ab", count=3, model="window")))]
-            found = engine.prefix_cache.longest(engine.registry.resolve("window").fingerprints.weights, tokens)
-            return found.length, states.nbytes(found.state)
+            entry = engine.prefix_cache.longest(engine.registry.resolve("window").fingerprints.weights, tokens)
+            return entry.length, states.nbytes(entry.state)
 
-    assert kept(ask(b"a longer text than that", count=40, model="window")) == kept()
+    assert cached_size(ask(b"a longer text than that", count=40, model="window")) == cached_size()

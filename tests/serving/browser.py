@@ -25,7 +25,7 @@ CONTROL, SHIFT = 2, 8
 
 
 class Browser:
-    """One page. `requests`: the addresses that it asked for; `faults`: what it had to complain about."""
+    """One page. `requests`: the addresses that it requested; `faults`: its errors and warnings."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._last = socket, 0
@@ -43,29 +43,29 @@ class Browser:
                 if "error" in message:
                     raise AssertionError(f"{method}: {message['error']['message']}")
                 return dict(message["result"])
-            self._heard(message)
+            self._record_event(message)
 
-    def _heard(self, message: dict[str, Any]) -> None:
-        told = message.get("params", {})
+    def _record_event(self, message: dict[str, Any]) -> None:
+        parameters = message.get("params", {})
         match message.get("method"):
             case "Network.requestWillBeSent":
-                self.requests.append(told["request"]["url"])
+                self.requests.append(parameters["request"]["url"])
             case "Runtime.exceptionThrown":
-                details = told["exceptionDetails"]
+                details = parameters["exceptionDetails"]
                 self.faults.append(details.get("exception", {}).get("description") or details["text"])
-            case "Runtime.consoleAPICalled" if told["type"] in ("error", "warning", "assert"):
-                self.faults.append(" ".join(str(each.get("value")) for each in told["args"]))
-            case "Log.entryAdded" if told["entry"]["level"] == "error":
-                self.faults.append(f"{told['entry']['text']} {told['entry'].get('url', '')}")
-            case "Audits.issueAdded" if told["issue"]["code"] == "ContentSecurityPolicyIssue":
-                self.faults.append(f"content security policy: {told['issue']['details']}")
+            case "Runtime.consoleAPICalled" if parameters["type"] in ("error", "warning", "assert"):
+                self.faults.append(" ".join(str(each.get("value")) for each in parameters["args"]))
+            case "Log.entryAdded" if parameters["entry"]["level"] == "error":
+                self.faults.append(f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}")
+            case "Audits.issueAdded" if parameters["issue"]["code"] == "ContentSecurityPolicyIssue":
+                self.faults.append(f"content security policy: {parameters['issue']['details']}")
 
     def do(self, script: str) -> Any:
         """The value of an expression in the page, awaited."""
-        found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        if "exceptionDetails" in found:
-            raise AssertionError(found["exceptionDetails"].get("exception", {}).get("description"))
-        return found["result"].get("value")
+        response = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in response:
+            raise AssertionError(response["exceptionDetails"].get("exception", {}).get("description"))
+        return response["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 20) -> None:
         """Until an expression is true."""

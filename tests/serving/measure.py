@@ -62,9 +62,9 @@ def throughput(ours: str, theirs: str, rows: int = 32, read: int = 64, write: in
         name = served[path].name
 
         def run() -> float:
-            asked = [Request(name, tuple(text), write, GREEDY, ignore_eos=True) for text in texts()]
+            requests = [Request(name, tuple(text), write, GREEDY, ignore_eos=True) for text in texts()]
             begun = time.perf_counter()
-            tickets = [running.submit(request) for request in asked]
+            tickets = [running.submit(request) for request in requests]
             written = sum(isinstance(event, TokenOutput) for ticket in tickets for event in ticket)
             assert written == rows * write, written
             return time.perf_counter() - begun
@@ -75,11 +75,11 @@ def throughput(ours: str, theirs: str, rows: int = 32, read: int = 64, write: in
     def generate() -> float:
         given = torch.tensor(texts())
         begun = time.perf_counter()
-        told = peer.generate(
+        generated = peer.generate(
             given, attention_mask=torch.ones_like(given), max_new_tokens=write, min_new_tokens=write, do_sample=False,
             pad_token_id=0,
         )  # fmt: skip
-        assert told.shape == (rows, read + write)
+        assert generated.shape == (rows, read + write)
         return time.perf_counter() - begun
 
     names = {f"engine, {Path(path).name}": engine(path) for path in (ours, theirs)}
@@ -115,7 +115,7 @@ def turns(ours: str, count: int = 20, read: int = 64, write: int = 32) -> None:
     for turn in range(1, count + 1):
         past += [drawn.randrange(8000) for _ in range(read)]
         request = Request(served.name, tuple(past), write, GREEDY, ignore_eos=True)
-        told: list[list[int]] = []
+        outputs: list[list[int]] = []
         for engine in (cached, plain):
             begun, first, tokens, known = time.perf_counter(), 0.0, [], 0
             for event in engine.submit(request):
@@ -126,13 +126,13 @@ def turns(ours: str, count: int = 20, read: int = 64, write: int = 32) -> None:
                     tokens.append(event.token_id)
                 elif isinstance(event, Finished):
                     assert event.reason == "length", event
-            told.append(tokens)
+            outputs.append(tokens)
             name = "cached" if engine is cached else "anew"
             print(
                 f"turn {turn:2}  {name:6}  read {len(past) - known:5} of {len(past):5}  first {first:.3f} s", flush=True
             )
-        assert told[0] == told[1], "the cache changes nothing"
-        past += told[0]
+        assert outputs[0] == outputs[1], "the cache changes nothing"
+        past += outputs[0]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What goes wrong at a server: clients that stall, vanish or talk nonsense, and a process that is killed."""
+"""Faults at a server: clients that stall, disconnect or send garbage, and a process that is killed."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def said(server: Server, *parts: bytes, hang_up: bool = False) -> bytes:
                 sock.sendall(part)
             if hang_up:
                 sock.shutdown(socket.SHUT_WR)
-            found = b""
+            response = b""
             while piece := sock.recv(65536):
-                found += piece
+                response += piece
         except (ConnectionResetError, BrokenPipeError):
             pass  # it has hung up on us before it read all
-        return found
+        return response
 
 
 def request(body: bytes, *headers: str, path: str = "/v1/completions", method: str = "POST") -> bytes:
@@ -221,8 +221,8 @@ def _others_are_answered(server: Server, count: int) -> None:
         *_, last = run_load_test(
             LoadTest(server.url, clients=4, requests=12, prompt_tokens=8, output_tokens=4, timeout=PATIENT)
         )
-        found = last.values  # type: ignore[attr-defined]
-        assert (found["answered"], found["errors"]) == (12, {})
+        values = last.values  # type: ignore[attr-defined]
+        assert (values["answered"], values["errors"]) == (12, {})
     finally:
         for sock in socks:
             sock.close()
@@ -263,7 +263,7 @@ def test_a_client_that_drips_its_body_is_not_waited_for(server: Server) -> None:
 
 
 def test_many_at_once_each_get_their_own_answer(server: Server) -> None:
-    """Prompts that differ in one letter, asked at once by plain threads: no answer strays to another's connection."""
+    """Concurrent prompts that differ in one letter: no answer goes to the connection of another."""
     prompts = [f"letter {chr(97 + n)} begins" for n in range(16)]
 
     def ask(prompt: str) -> tuple[float, ...]:
@@ -288,8 +288,8 @@ class Process:
         )
         assert self.running.stdout is not None
         for line in self.running.stdout:
-            told = json.loads(line)
-            if url := told.get("url") or told.get("values", {}).get("url"):
+            event = json.loads(line)
+            if url := event.get("url") or event.get("values", {}).get("url"):
                 self.url = url
                 return
         raise AssertionError(self.running.communicate()[1])

@@ -115,8 +115,8 @@ def test_an_answer_streams_in_and_is_what_the_server_says(page: Browser, server:
     page.wait("document.querySelectorAll('.turn.assistant .t').length > 1")
     page.wait(IDLE)
     body = {"model": "talker", "temperature": 0.8, "top_p": 0.95, "max_tokens": 16, "seed": 5}
-    asked = [{"role": "user", "content": "hello"}]
-    first = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "messages": asked}).json()
+    messages = [{"role": "user", "content": "hello"}]
+    first = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "messages": messages}).json()
     assert page.do(TEXT) == [first["choices"][0]["message"]["content"]]
     known = {info.id: info.tokens for info in engine.sessions.list()}
     say(page, "and then")
@@ -315,7 +315,7 @@ def test_a_server_that_does_not_answer(page: Browser) -> None:
     page.faults[:] = [fault for fault in page.faults if "ERR_BLOCKED" not in fault]
 
 
-def test_a_key_is_asked_for_and_kept_for_the_tab(chromium: Browser, models: list[LoadedModel]) -> None:
+def test_the_api_key_dialog_stores_the_key_for_the_tab(chromium: Browser, models: list[LoadedModel]) -> None:
     with Server(AsyncEngine(models), Settings(keys=("secret",))) as server:
         begin(chromium, server.url)
         chromium.wait("document.querySelector('#lock').open")

@@ -23,7 +23,7 @@ def figures(answers: Sequence[RequestResult], seconds: float, turns: int) -> dic
     good = [answer for answer in answers if answer.error is None]
     prompt, cached, written = (sum(getattr(a, key) for a in good) for key in ("prompt", "cached", "written"))
     firsts = first_tokens(good)
-    found = {
+    values = {
         "answered": len(good),
         "errors": dict(Counter(answer.error for answer in answers if answer.error is not None).most_common()),
         "turned_away": sum(answer.turned_away for answer in answers),
@@ -40,8 +40,8 @@ def figures(answers: Sequence[RequestResult], seconds: float, turns: int) -> dic
         "per_client": per_client(good),
     }
     if turns > 1:
-        found["turns"] = [_turn(turn, good) for turn in range(turns)]
-    return found
+        values["turns"] = [_turn(turn, good) for turn in range(turns)]
+    return values
 
 
 def first_tokens(answers: Sequence[RequestResult]) -> list[float]:

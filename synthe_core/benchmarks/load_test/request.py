@@ -22,7 +22,7 @@ class RequestResult:
 
     gaps:        seconds between one piece of text and the next.
     turned_away: number of 429 responses. The request was sent again after each; its time runs from the first attempt.
-    tokens:      the tokens as text, if the request asked for logprobs.
+    tokens:      the tokens as text, if the request has logprobs.
     """
 
     client: int

@@ -1,1 +1,1 @@
-"""The engine over HTTP, in OpenAI's terms: what is asked, what is answered, and who may ask."""
+"""The engine over HTTP, with OpenAI's protocol: request and response formats, endpoints and access control."""

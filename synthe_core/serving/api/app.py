@@ -19,8 +19,8 @@ from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.serving.api.context import Api, Call, ClientDisconnected, read_body
 from synthe_core.serving.api.endpoints import ENDPOINTS, Endpoint, document
 from synthe_core.serving.api.errors import HttpError, http_error
-from synthe_core.serving.api.guard import AccessMiddleware, RequestMiddleware
 from synthe_core.serving.api.metrics import Metrics
+from synthe_core.serving.api.middleware import AccessMiddleware, RequestMiddleware
 from synthe_core.serving.api.settings import Settings
 
 PAGE = Path(__file__).parent.parent / "page"
@@ -77,7 +77,7 @@ def _handler(api: Api, endpoint: Endpoint) -> Callable[[Request], Any]:
     """An endpoint's handler, with its body validated and its errors turned into responses."""
 
     async def answer(request: Request) -> Response:
-        call = Call(request, request.scope.get("synthe.who", ""))
+        call = Call(request, request.scope.get("synthe.client", ""))
         try:
             body = await read_body(api, request, endpoint.body) if endpoint.body else None
             return await endpoint.handler(api, call, body)

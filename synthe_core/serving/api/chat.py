@@ -9,11 +9,19 @@ from starlette.responses import Response
 from synthe_core.inference.outputs import Logprob
 from synthe_core.inference.request import Request
 from synthe_core.serving.api import bodies, prompts
-from synthe_core.serving.api.answers import ResponseFormat, confidences
+from synthe_core.serving.api.completion_job import (
+    CompletionJob,
+    OutputDelta,
+    OutputToken,
+    finite,
+    sampling,
+    seeds,
+    token_text,
+)
 from synthe_core.serving.api.completions import check_counts, note_prompts
 from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.errors import HttpError
-from synthe_core.serving.api.writing import CompletionJob, OutputDelta, OutputToken, finite, sampling, seeds, token_text
+from synthe_core.serving.api.response_format import ResponseFormat, confidences
 
 
 async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
@@ -26,7 +34,7 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
     session = body.session if api.has_session(body.session) else None
     prompt = await prompts.conversation(api, served, body.messages, session=session)
     if count is None:  # as long as it may be
-        count = max(1, min(api.settings.max_tokens, api.longest(served) - len(prompt.tokens)))
+        count = max(1, min(api.settings.max_tokens, api.max_length(served) - len(prompt.tokens)))
     note_prompts(api, [prompt.text])
     requests = [
         Request(
@@ -84,17 +92,20 @@ class ChatResponse(ResponseFormat):
             return None
         ends = self.served.tokenizer.ends
         content = [
-            {**self._told(entry.chance), "top_logprobs": [self._told(chance) for chance in entry.top]}
+            {
+                **self._token_logprob(entry.logprob),
+                "top_logprobs": [self._token_logprob(logprob) for logprob in entry.top],
+            }
             for entry in entries
-            if entry.chance is not None and entry.token not in ends  # a message ends, and says no word for it
+            if entry.logprob is not None and entry.token not in ends  # the end token is not part of a message
         ]
         return {"content": content, "refusal": None}
 
-    def _told(self, chance: Logprob) -> dict[str, Any]:
+    def _token_logprob(self, logprob: Logprob) -> dict[str, Any]:
         tokenizer = self.served.tokenizer
-        piece = tokenizer.pieces[chance.token_id] if chance.token_id < len(tokenizer.pieces) else b""
+        piece = tokenizer.pieces[logprob.token_id] if logprob.token_id < len(tokenizer.pieces) else b""
         return {
-            "token": token_text(tokenizer, chance.token_id),
-            "logprob": finite(chance.logprob),
+            "token": token_text(tokenizer, logprob.token_id),
+            "logprob": finite(logprob.logprob),
             "bytes": list(piece) or None,
         }

@@ -9,10 +9,18 @@ from starlette.responses import Response
 from synthe_core.inference.outputs import Logprob
 from synthe_core.inference.request import Request
 from synthe_core.serving.api import bodies, prompts
-from synthe_core.serving.api.answers import ResponseFormat, confidences
+from synthe_core.serving.api.completion_job import (
+    CompletionJob,
+    OutputDelta,
+    OutputToken,
+    finite,
+    sampling,
+    seeds,
+    token_text,
+)
 from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.errors import HttpError
-from synthe_core.serving.api.writing import CompletionJob, OutputDelta, OutputToken, finite, sampling, seeds, token_text
+from synthe_core.serving.api.response_format import ResponseFormat, confidences
 
 DEFAULT_COUNT = 16
 
@@ -111,17 +119,19 @@ class CompletionResponse(ResponseFormat):
         spelled = self._spelled
         return {
             "tokens": [spelled(entry.token) for entry in entries],
-            "token_logprobs": [None if entry.chance is None else finite(entry.chance.logprob) for entry in entries],
-            "top_logprobs": [None if entry.chance is None else self._top(entry.chance, entry.top) for entry in entries],
-            "text_offset": [entry.at for entry in entries],
+            "token_logprobs": [None if entry.logprob is None else finite(entry.logprob.logprob) for entry in entries],
+            "top_logprobs": [
+                None if entry.logprob is None else self._top(entry.logprob, entry.top) for entry in entries
+            ],
+            "text_offset": [entry.text_offset for entry in entries],
         }
 
     def _top(self, own: Logprob, top: tuple[Logprob, ...]) -> dict[str, float]:
-        """The likeliest tokens and the one that stands there; of two that are spelled alike, the likelier."""
-        found: dict[str, float] = {}
-        for chance in (*top, own):
-            found.setdefault(self._spelled(chance.token_id), finite(chance.logprob))
-        return found
+        """The most likely tokens and the actual one. Of two tokens with the same text, the more likely one counts."""
+        logprobs: dict[str, float] = {}
+        for logprob in (*top, own):
+            logprobs.setdefault(self._spelled(logprob.token_id), finite(logprob.logprob))
+        return logprobs
 
     def _spelled(self, token: int) -> str:
         return token_text(self.served.tokenizer, token)

@@ -30,17 +30,21 @@ class ClientDisconnected(Exception):
 
 @dataclass
 class Api:
-    """One server. `closing` is set when it begins to end; `last` holds the tokens of each model's last request, by who
-    asked, for reports on them; `tails` how the text of each session ends that went on here."""
+    """The server.
+
+    closing:     set when it begins to shut down.
+    last_tokens: the tokens of the last request of each (client, model), for their inspection.
+    tails:       the last text of each session that was continued here.
+    """
 
     engine: AsyncEngine
     settings: Settings
     metrics: Metrics
     started: float = field(default_factory=time.time)
     closing: bool = False
-    last: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
+    last_tokens: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
     tails: dict[str, str] = field(default_factory=dict)
-    arriving: int = 0
+    receiving_bytes: int = 0
     background_count: int = 0
 
     @property
@@ -56,7 +60,7 @@ class Api:
         """The model of that name, the first for None; raises NotFound."""
         return self.engine.find(name)[0] if name is not None else next(iter(self.engine.models.values()))
 
-    def longest(self, served: LoadedModel) -> int:
+    def max_length(self, served: LoadedModel) -> int:
         """The maximum number of tokens of a prompt and its output together."""
         allowed = self.settings.max_prompt + self.settings.max_tokens
         return allowed if served.max_length is None else min(allowed, served.max_length)
@@ -90,28 +94,28 @@ class Api:
 
 @dataclass
 class Call:
-    """A request being answered. who: stands for the key that it brought. note: what the log says of it."""
+    """An HTTP request. client: the label of its API key. note: adds a text to its log line."""
 
     request: Request
-    who: str = ""
+    client: str = ""
 
     def note(self, text: str) -> None:
         self.request.scope["synthe.note"] = text
 
     async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which is cancelled if the client disconnects. The body must have been read."""
-        doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._hung_up())
+        task, disconnected = asyncio.ensure_future(work), asyncio.ensure_future(self._wait_for_disconnect())
         try:
-            await asyncio.wait((doing, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not doing.done():
+            await asyncio.wait((task, disconnected), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
                 raise ClientDisconnected
-            return doing.result()
+            return task.result()
         finally:
-            for task in (doing, gone):
-                task.cancel()
-            await asyncio.gather(doing, gone, return_exceptions=True)
+            for each in (task, disconnected):
+                each.cancel()
+            await asyncio.gather(task, disconnected, return_exceptions=True)
 
-    async def _hung_up(self) -> None:
+    async def _wait_for_disconnect(self) -> None:
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
 
@@ -134,22 +138,22 @@ async def read_body(api: Api, request: Request, model: type[B]) -> B:
 async def _read(api: Api, request: Request) -> bytes:
     settings, content = api.settings, bytearray()
     too_large = HttpError(413, f"the body is larger than {settings.max_body:,} bytes", headers={"Connection": "close"})
-    said = request.headers.get("content-length", "0")
-    if not said.isdecimal() or int(said) > settings.max_body:
+    content_length = request.headers.get("content-length", "0")
+    if not content_length.isdecimal() or int(content_length) > settings.max_body:
         raise too_large
     try:
         async with asyncio.timeout(settings.body_timeout):
             async for chunk in request.stream():
                 content += chunk
-                api.arriving += len(chunk)
+                api.receiving_bytes += len(chunk)
                 if len(content) > settings.max_body:
                     raise too_large
-                if api.arriving > 16 * settings.max_body:
+                if api.receiving_bytes > 16 * settings.max_body:
                     raise busy("too many bytes are being received at a time", 1)
     except TimeoutError:
         raise HttpError(408, "the body did not arrive in time", headers={"Connection": "close"}) from None
     except ClientDisconnect:
         raise ClientDisconnected from None
     finally:
-        api.arriving -= len(content)
+        api.receiving_bytes -= len(content)
     return bytes(content)

@@ -9,10 +9,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import synthe_core
-from synthe_core.serving.api import bodies, chat, completions, replies, state, tokens
+from synthe_core.serving.api import bodies, chat, completions, responses, state, tokens
 from synthe_core.serving.api.bodies import SESSION
 from synthe_core.serving.api.context import Handler
-from synthe_core.serving.api.guard import OPEN
+from synthe_core.serving.api.middleware import OPEN
 
 Method = Literal["GET", "POST", "DELETE"]
 REFERENCE = "#/components/schemas/{model}"
@@ -20,14 +20,14 @@ REFERENCE = "#/components/schemas/{model}"
 
 @dataclass(frozen=True)
 class Endpoint:
-    """body: schema of the request, None if it has none. reply: schema of the response, or its content type.
+    """body: schema of the request, None if it has none. response: schema of the response, or its content type.
     query: names of query parameters."""
 
     method: Method
     path: str
     handler: Handler
     summary: str
-    reply: type[BaseModel] | str
+    response: type[BaseModel] | str
     body: type[BaseModel] | None = None
     query: tuple[str, ...] = ()
     streams: bool = False
@@ -35,14 +35,14 @@ class Endpoint:
 
 
 ENDPOINTS = [
-    Endpoint("GET", "/v1/models", state.models, "List the models.", replies.Models),
-    Endpoint("GET", "/v1/models/{model}", state.model, "Get a model.", replies.Model),
+    Endpoint("GET", "/v1/models", state.models, "List the models.", responses.Models),
+    Endpoint("GET", "/v1/models/{model}", state.model, "Get a model.", responses.Model),
     Endpoint(
         "POST",
         "/v1/completions",
         completions.completions,
         "Create text completions.",
-        replies.TextCompletion,
+        responses.TextCompletion,
         bodies.Completion,
         streams=True,
     ),
@@ -51,37 +51,37 @@ ENDPOINTS = [
         "/v1/chat/completions",
         chat.chat_completions,
         "Create chat completions.",
-        replies.ChatCompletion,
+        responses.ChatCompletion,
         bodies.Chat,
         streams=True,
     ),
-    Endpoint("POST", "/v1/embeddings", tokens.embeddings, "Create embeddings.", replies.Embeddings, bodies.Embedding),
-    Endpoint("POST", "/tokenize", tokens.tokenize, "Tokenize a text.", replies.Tokenized, bodies.Tokenize),
-    Endpoint("POST", "/detokenize", tokens.detokenize, "Detokenize tokens.", replies.Detokenized, bodies.Detokenize),
+    Endpoint("POST", "/v1/embeddings", tokens.embeddings, "Create embeddings.", responses.Embeddings, bodies.Embedding),
+    Endpoint("POST", "/tokenize", tokens.tokenize, "Tokenize a text.", responses.Tokenized, bodies.Tokenize),
+    Endpoint("POST", "/detokenize", tokens.detokenize, "Detokenize tokens.", responses.Detokenized, bodies.Detokenize),
     Endpoint(
-        "GET", "/tokenizer_info", tokens.tokenizer_info, "Get the tokenizer.", replies.TokenizerInfo, query=("model",)
+        "GET", "/tokenizer_info", tokens.tokenizer_info, "Get the tokenizer.", responses.TokenizerInfo, query=("model",)
     ),
-    Endpoint("GET", "/health", state.health, "Check health.", replies.Health),
+    Endpoint("GET", "/health", state.health, "Check health.", responses.Health),
     Endpoint("GET", "/metrics", state.metrics, "Get metrics for Prometheus.", "text/plain"),
-    Endpoint("GET", "/api/status", state.status, "Get the status.", replies.Status),
+    Endpoint("GET", "/api/status", state.status, "Get the status.", responses.Status),
     Endpoint(
         "POST",
         "/api/introspect",
         state.introspect,
         "Inspect every layer on a text.",
-        replies.Introspection,
+        responses.Introspection,
         bodies.Introspect,
     ),
-    Endpoint("GET", "/api/sessions", state.sessions, "List the saved conversations.", replies.Sessions),
+    Endpoint("GET", "/api/sessions", state.sessions, "List the saved conversations.", responses.Sessions),
     Endpoint(
-        "GET", "/api/sessions/{id}", state.session, "Get a conversation.", replies.Session, patterns={"id": SESSION}
+        "GET", "/api/sessions/{id}", state.session, "Get a conversation.", responses.Session, patterns={"id": SESSION}
     ),
     Endpoint(
         "POST",
         "/api/sessions/{id}/fork",
         state.fork_session,
         "Copy a conversation.",
-        replies.Session,
+        responses.Session,
         bodies.Fork,
         patterns={"id": SESSION},
     ),
@@ -90,19 +90,19 @@ ENDPOINTS = [
         "/api/sessions/{id}",
         state.delete_session,
         "Delete a conversation.",
-        replies.Deleted,
+        responses.Deleted,
         patterns={"id": SESSION},
     ),
-    Endpoint("POST", "/api/adapters", state.load_adapter, "Load an adapter.", replies.Model, bodies.AdapterLoad),
-    Endpoint("DELETE", "/api/adapters/{model}/{name}", state.unload_adapter, "Unload an adapter.", replies.Deleted),
+    Endpoint("POST", "/api/adapters", state.load_adapter, "Load an adapter.", responses.Model, bodies.AdapterLoad),
+    Endpoint("DELETE", "/api/adapters/{model}/{name}", state.unload_adapter, "Unload an adapter.", responses.Deleted),
 ]
 
 
 def document() -> dict[str, Any]:
     """The OpenAPI document of `ENDPOINTS`."""
-    requests = {each.body for each in ENDPOINTS if each.body}
-    responses = {each.reply for each in ENDPOINTS if isinstance(each.reply, type)} | {replies.Error}
-    modes: list[Any] = [(each, "validation") for each in [*requests, *responses]]
+    request_models = {each.body for each in ENDPOINTS if each.body}
+    response_models = {each.response for each in ENDPOINTS if isinstance(each.response, type)} | {responses.Error}
+    modes: list[Any] = [(each, "validation") for each in [*request_models, *response_models]]
     modes.sort(key=lambda pair: pair[0].__name__)
     _, schemas = models_json_schema(modes, ref_template=REFERENCE)
     paths: dict[str, Any] = {}
@@ -136,7 +136,9 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     ]
     parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in endpoint.query]
     media = (
-        {"application/json": _reference(endpoint.reply)} if isinstance(endpoint.reply, type) else {endpoint.reply: {}}
+        {"application/json": _reference(endpoint.response)}
+        if isinstance(endpoint.response, type)
+        else {endpoint.response: {}}
     )
     if endpoint.streams:
         media["text/event-stream"] = {}
@@ -145,7 +147,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         "summary": endpoint.summary,
         "responses": {
             "200": {"description": "success", "content": media},
-            "default": {"description": "error", "content": {"application/json": _reference(replies.Error)}},
+            "default": {"description": "error", "content": {"application/json": _reference(responses.Error)}},
         },
     }
     if parameters:

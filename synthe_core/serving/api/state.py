@@ -39,10 +39,10 @@ def _model(api: Api, name: str) -> dict[str, Any]:
         "created": served.created,
         "owned_by": "synthe",
         "parent": base if colon else None,
-        "max_model_len": api.longest(served),
+        "max_model_len": api.max_length(served),
         "synthe": {
             "parameters": served.model.parameter_count(),
-            "state_bytes_per_sequence": served.state_bytes(api.longest(served)),
+            "state_bytes_per_sequence": served.state_bytes(api.max_length(served)),
             "vocab": served.model.vocab,
             "digest": served.digest,
             "chat_template": served.tokenizer.chat_template is not None,
@@ -77,7 +77,7 @@ async def introspect(api: Api, call: Call, body: bodies.Introspect) -> Response:
     if body.text is not None:
         tokens = (await prompts.completion(api, served, body.text)).tokens
     else:
-        tokens = api.last.get((call.who, body.model), ())
+        tokens = api.last_tokens.get((call.client, body.model), ())
         if not tokens:
             raise HttpError(404, f"{body.model} has had no request yet", code="not_found")
     read = tokens[:MOST_EXAMINED]

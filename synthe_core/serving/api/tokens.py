@@ -9,10 +9,10 @@ import numpy as np
 from starlette.responses import JSONResponse, Response
 
 from synthe_core.serving.api import bodies, prompts
+from synthe_core.serving.api.completion_job import token_text
 from synthe_core.serving.api.completions import several
 from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.errors import HttpError
-from synthe_core.serving.api.writing import token_text
 
 
 async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
@@ -25,7 +25,7 @@ async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
         tokens = await prompts.encoded(api, served, body.prompt or "")
         if begins and served.tokenizer.begin is not None:
             tokens = [served.tokenizer.begin, *tokens]
-    response: dict[str, Any] = {"count": len(tokens), "max_model_len": api.longest(served), "tokens": tokens}
+    response: dict[str, Any] = {"count": len(tokens), "max_model_len": api.max_length(served), "tokens": tokens}
     if body.return_token_strs:
         response["token_strs"] = [token_text(served.tokenizer, token) for token in tokens]
     return JSONResponse(response)
@@ -49,7 +49,7 @@ async def tokenizer_info(api: Api, call: Call, body: None) -> Response:
             "bos_token_id": tokenizer.begin,
             "eos_token_id": tokenizer.end,
             "vocab_size": tokenizer.vocab_size,
-            "model_max_length": api.longest(served),
+            "model_max_length": api.max_length(served),
             "chat_template": tokenizer.chat_template,
         }
     )

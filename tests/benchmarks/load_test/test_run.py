@@ -1,4 +1,4 @@
-"""The load generator: against the real server, and against one that answers as badly as it is told to."""
+"""The load generator, against the real server and against a fake one with scripted faults."""
 
 from __future__ import annotations
 
@@ -128,31 +128,31 @@ def standin() -> Iterator[Standin]:
         yield running
 
 
-def measured(url: str, **asked: Any) -> dict[str, Any]:
-    *_, last = run_load_test(LoadTest(url, **asked))
+def measured(url: str, **options: Any) -> dict[str, Any]:
+    *_, last = run_load_test(LoadTest(url, **options))
     assert isinstance(last, Result)
     return last.values
 
 
 def test_the_real_server_answers_every_request_as_it_does_alone(server: Server) -> None:
-    found = measured(server.url, clients=5, requests=12, prompt_tokens=20, output_tokens=6, check=True)
-    assert (found["answered"], found["errors"], found["checked"], found["different"]) == (12, {}, 12, 0)
-    assert found["output_tokens"] == 72 and found["prompt_tokens"] == 12 * 20
-    assert 0 < found["first_token"]["p50"] <= found["first_token"]["max"] < found["request"]["max"]
-    assert found["between_tokens"]["p50"] > 0
-    assert found["per_client"]["slowest"] > 0
-    texts = {answer.text for answer in found["answers"]}
+    values = measured(server.url, clients=5, requests=12, prompt_tokens=20, output_tokens=6, check=True)
+    assert (values["answered"], values["errors"], values["checked"], values["different"]) == (12, {}, 12, 0)
+    assert values["output_tokens"] == 72 and values["prompt_tokens"] == 12 * 20
+    assert 0 < values["first_token"]["p50"] <= values["first_token"]["max"] < values["request"]["max"]
+    assert values["between_tokens"]["p50"] > 0
+    assert values["per_client"]["slowest"] > 0
+    texts = {answer.text for answer in values["answers"]}
     assert len(texts) > 6, "prompts differ, and so do their answers"
 
 
 def test_a_conversation_repeats_what_was_said(server: Server) -> None:
-    found = measured(server.url, clients=2, requests=7, turns=3, prompt_tokens=10, output_tokens=4)
-    assert found["answered"] == 7, "three conversations, of which the last is cut short"
-    turns = found["turns"]
+    values = measured(server.url, clients=2, requests=7, turns=3, prompt_tokens=10, output_tokens=4)
+    assert values["answered"] == 7, "three conversations, of which the last is cut short"
+    turns = values["turns"]
     assert [turn["answered"] for turn in turns] == [3, 2, 2]
     assert turns[0]["prompt"] < turns[1]["prompt"] < turns[2]["prompt"]
-    by_text = {answer.body["prompt"]: answer for answer in found["answers"]}
-    later = [answer for answer in found["answers"] if answer.turn == 2]
+    by_text = {answer.body["prompt"]: answer for answer in values["answers"]}
+    later = [answer for answer in values["answers"] if answer.turn == 2]
     for answer in later:
         first, said, second, said_too, _ = answer.body["prompt"].split("\n")
         assert by_text[first].text == said and by_text["\n".join([first, said, second])].text == said_too
@@ -160,13 +160,13 @@ def test_a_conversation_repeats_what_was_said(server: Server) -> None:
 
 def test_every_kind_of_failure_is_counted_and_none_ends_the_run(standin: Standin) -> None:
     standin.faults = {2: "500", 3: "cut", 4: "error", 5: "malformed", 6: "429", 7: "400"}
-    found = measured(standin.url, clients=1, requests=9)
-    assert found["errors"] == {
+    values = measured(standin.url, clients=1, requests=9)
+    assert values["errors"] == {
         "HTTP 500": 1, "cut off": 1, "error in the stream": 1, "malformed": 1, "HTTP 400": 1,
     }  # fmt: skip
-    assert (found["answered"], found["turned_away"]) == (4, 1)
-    assert found["output_tokens"] == 32 and found["cached_share"] == 0.25
-    (failed,) = (answer for answer in found["answers"] if answer.error == "error in the stream")
+    assert (values["answered"], values["turned_away"]) == (4, 1)
+    assert values["output_tokens"] == 32 and values["cached_share"] == 0.25
+    (failed,) = (answer for answer in values["answers"] if answer.error == "error in the stream")
     assert failed.message == "the engine fell over"
 
 
@@ -182,15 +182,15 @@ def test_a_server_that_is_not_there_or_hangs(standin: Standin) -> None:
         measured(standin.url, timeout=0.2)
 
 
-def test_wrong_answers_are_found(standin: Standin) -> None:
+def test_different_answers_are_counted(standin: Standin) -> None:
     standin.faults = {3: "wrong"}
-    found = measured(standin.url, clients=1, requests=5, check=True)
-    assert (found["checked"], found["different"]) == (5, 1)
-    assert found["example"]["text"].startswith("1 2 3") and found["example"]["alone"].startswith("0 1 2")
+    values = measured(standin.url, clients=1, requests=5, check=True)
+    assert (values["checked"], values["different"]) == (5, 1)
+    assert values["example"]["text"].startswith("1 2 3") and values["example"]["alone"].startswith("0 1 2")
     with Standin() as other:
         other.faults = dict.fromkeys(range(5), "wrong")
-        found = measured(standin.url, clients=1, requests=5, check=True, against=other.url)
-    assert found["different"] == 5 and len(other.bodies) == 5
+        values = measured(standin.url, clients=1, requests=5, check=True, against=other.url)
+    assert values["different"] == 5 and len(other.bodies) == 5
 
 
 def test_clients_wait_for_their_answers_and_arrivals_do_not(standin: Standin) -> None:
@@ -198,9 +198,9 @@ def test_clients_wait_for_their_answers_and_arrivals_do_not(standin: Standin) ->
     measured(standin.url, clients=3, requests=12)
     assert standin.most == 3
     standin.most = 0
-    found = measured(standin.url, clients=None, rate=100.0, requests=30)
+    values = measured(standin.url, clients=None, rate=100.0, requests=30)
     assert standin.most > 5
-    sent = sorted(answer.sent for answer in found["answers"])
+    sent = sorted(answer.sent for answer in values["answers"])
     apart = [b - a for a, b in itertools.pairwise(sent)]
     assert len(sent) == 30 and max(apart) > 2 * sum(apart) / len(apart), "at random, not evenly"
     for both in ({"clients": 3, "rate": 1.0}, {"clients": None}):
@@ -208,7 +208,7 @@ def test_clients_wait_for_their_answers_and_arrivals_do_not(standin: Standin) ->
             measured(standin.url, **both)
 
 
-def test_prompts_have_the_length_asked_for_and_repeat_by_seed(standin: Standin, tmp_path: Path) -> None:
+def test_prompts_have_the_requested_length_and_depend_on_the_seed(standin: Standin, tmp_path: Path) -> None:
     measured(standin.url, clients=1, requests=3, prompt_tokens=30, seed=5)
     first = [body["prompt"] for body in standin.bodies[1:]]
     assert [len(prompt) for prompt in first] == [30 * 2000 // 40] * 3, "2,000 characters were 40 tokens"
@@ -229,9 +229,9 @@ def test_prompts_have_the_length_asked_for_and_repeat_by_seed(standin: Standin, 
 def test_chats_count_no_token_for_the_role(standin: Standin) -> None:
     standin.usage = False
     events = list(run_load_test(LoadTest(standin.url, requests=2, clients=1, chat=True, turns=2, output_tokens=5)))
-    found = events[-1].values  # type: ignore[attr-defined]
-    assert found["output_tokens"] == 10, "pieces of text are counted"
-    assert all(len(answer.gaps) == 4 for answer in found["answers"])
+    values = events[-1].values  # type: ignore[attr-defined]
+    assert values["output_tokens"] == 10, "pieces of text are counted"
+    assert all(len(answer.gaps) == 4 for answer in values["answers"])
     assert [message["role"] for message in standin.bodies[-1]["messages"]] == ["user", "assistant", "user"]
     assert any(isinstance(event, Notice) and "returns no token counts" in event.message for event in events)
 
@@ -243,8 +243,8 @@ def test_stopping_keeps_what_was_measured(standin: Standin) -> None:
         seen.append(event)
         if isinstance(event, Progress) and event.done >= 4:
             stop.set()
-    found = seen[-1].values
-    assert 4 <= found["answered"] < 1000 and found["errors"] == {} and found["sent"] == found["answered"]
+    values = seen[-1].values
+    assert 4 <= values["answered"] < 1000 and values["errors"] == {} and values["sent"] == values["answered"]
     time.sleep(0.1)
     assert standin.live == 0, "what was under way is hung up"
 
@@ -255,12 +255,12 @@ def test_figures_by_hand() -> None:
     one = RequestResult(0, 0, {}, sent=1.0, first=1.5, ended=3.0, gaps=[0.5, 1.0], prompt=10, cached=5, written=3)
     two = RequestResult(1, 0, {}, sent=2.0, first=3.0, ended=5.0, gaps=[2.0], prompt=30, cached=5, written=12)
     bad = RequestResult(1, 0, {}, sent=2.0, ended=9.0, prompt=99, written=99, error="cut off")
-    found = figures([one, two, bad], 8.0, 1)
-    assert found["requests_per_second"] == 2 / 8 and found["output_tokens_per_second"] == 15 / 8
-    assert found["cached_share"] == 10 / 40 and found["errors"] == {"cut off": 1}
-    assert found["first_token"] == {"p50": 0.5, "p90": 1.0, "p99": 1.0, "max": 1.0}
-    assert found["between_tokens"]["p50"] == 1.0 and found["request"]["max"] == 3.0
-    each = found["per_client"]
+    values = figures([one, two, bad], 8.0, 1)
+    assert values["requests_per_second"] == 2 / 8 and values["output_tokens_per_second"] == 15 / 8
+    assert values["cached_share"] == 10 / 40 and values["errors"] == {"cut off": 1}
+    assert values["first_token"] == {"p50": 0.5, "p90": 1.0, "p99": 1.0, "max": 1.0}
+    assert values["between_tokens"]["p50"] == 1.0 and values["request"]["max"] == 3.0
+    each = values["per_client"]
     assert (each["slowest"], each["median"], each["fastest"]) == (1.5, 1.5, 4.0)
     assert each["jain"] == pytest.approx(5.5**2 / (2 * (1.5**2 + 4.0**2)))
 
@@ -271,7 +271,7 @@ def test_a_slice_begins_at_a_word() -> None:
     assert len(prompts.slice(1, length=500)) == 500
 
 
-def test_the_command_tells_people(standin: Standin, synthe: Run) -> None:  # noqa: F811
+def test_the_command_prints_a_summary(standin: Standin, synthe: Run) -> None:  # noqa: F811
     said = synthe("bench", "serve", "--url", standin.url, "-n", 6, "-c", 2, "--check", "--plot", "--multi-turn", 2)
     assert said.exit_code == 0, said.stderr
     assert "time to first token" in said.stdout and "between tokens" in said.stdout
@@ -280,7 +280,7 @@ def test_the_command_tells_people(standin: Standin, synthe: Run) -> None:  # noq
     assert "#" in said.stdout or "█" in said.stdout
 
 
-def test_the_command_ends_with_1_where_something_was_wrong(standin: Standin, synthe: Run) -> None:  # noqa: F811
+def test_the_command_exits_with_1_on_failed_or_different_answers(standin: Standin, synthe: Run) -> None:  # noqa: F811
     standin.faults = {2: "500"}
     said = synthe("bench", "serve", "--url", standin.url, "-n", 3, "-c", 1)
     assert said.exit_code == 1 and "1 of 3 requests failed" in said.stderr
@@ -296,12 +296,12 @@ def test_the_command_ends_with_1_where_something_was_wrong(standin: Standin, syn
         assert said.exit_code == 2 and said.stderr.startswith("error: ")
 
 
-def test_another_server_is_asked_for_what_is_right(standin: Standin, synthe: Run) -> None:  # noqa: F811
+def test_check_against_compares_with_another_server(standin: Standin, synthe: Run) -> None:  # noqa: F811
     with Standin() as other:
-        asked = ["bench", "serve", "--url", standin.url, "-n", 3, "-c", 1, "--check-against", other.url]
-        assert synthe(*asked).exit_code == 0 and len(other.bodies) == 3
+        command = ["bench", "serve", "--url", standin.url, "-n", 3, "-c", 1, "--check-against", other.url]
+        assert synthe(*command).exit_code == 0 and len(other.bodies) == 3
         other.faults = dict.fromkeys(range(6), "wrong")
-        said = synthe(*asked)
+        said = synthe(*command)
     assert said.exit_code == 1 and "3 of 3 answers differ" in said.stderr
 
 

@@ -1,4 +1,4 @@
-"""An engine that says what it is told to: for what a real one does seldom, or at times of its own."""
+"""An engine with scripted output, for events that a real one produces rarely or at random times."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Scripted:
             )
         }
         self.sessions = SimpleNamespace(get=self._no_session)
-        self.asked: list[Request] = []
+        self.requests: list[Request] = []
         self.cancelled = threading.Semaphore(0)
         self.closed: list[float] = []
 
@@ -45,7 +45,7 @@ class Scripted:
         return self.models[name], None
 
     def submit(self, request: Request, deliver: Callable[[Output], None]) -> Any:
-        self.asked.append(request)
+        self.requests.append(request)
         events = self.script(request)
         threading.Thread(target=lambda: [deliver(event) for event in events]).start()
         return SimpleNamespace(request=request, cancel=self.cancelled.release)
@@ -65,7 +65,7 @@ def written(text: bytes, releases: Sequence[str], logprob: float = -1.0) -> list
     ]
 
 
-def told(text: bytes) -> list[PromptLogprob]:
+def prompt_logprobs(text: bytes) -> list[PromptLogprob]:
     return [
         PromptLogprob(byte, Logprob(byte, -2.0) if i else None, (Logprob(65, -0.5),)) for i, byte in enumerate(text)
     ]
@@ -75,7 +75,7 @@ def answer(request: Request, text: str = "abc", reason: Any = "length") -> list[
     """A plain answer."""
     events: list[Output] = [
         PrefillFinished(len(request.prompt_token_ids), 0),
-        *(told(bytes(request.prompt_token_ids)) if request.prompt_logprobs else ()),
+        *(prompt_logprobs(bytes(request.prompt_token_ids)) if request.prompt_logprobs else ()),
     ]
     events += written(text.encode(), list(text))
     return [*events, Finished(reason, "", len(request.prompt_token_ids), 0, len(text))]

@@ -34,13 +34,13 @@ def compared(checkpoint: Path, tasks: dict[str, int], include: list[Path]) -> No
         assert theirs.tokenizer_backend == "remote"
         loader = Loader([Entry(task=name) for name in tasks], include, {})
         for wanted in loader.tasks:
-            found = []
+            results = []
             for model in (theirs, ours):
                 loaded = loader.load(wanted, ours.text, None)
-                found.append(
+                results.append(
                     evaluate(lm=model, task_dict=loaded, limit=tasks[wanted.name], bootstrap_iters=0, log_samples=True)
                 )
-            answers = [each["samples"][wanted.name] for each in found]
+            answers = [each["samples"][wanted.name] for each in results]
             assert len(answers[0]) == len(answers[1]) > 0
             for one, other in zip(*answers, strict=True):
                 for (a,), (b,) in zip(one["resps"], other["resps"], strict=True):
@@ -50,8 +50,8 @@ def compared(checkpoint: Path, tasks: dict[str, int], include: list[Path]) -> No
                         (a, greedy), (b, ours_greedy) = ((x, True) if isinstance(x, float) else x for x in (a, b))
                         assert a == pytest.approx(b, abs=1e-3, rel=1e-5)
                         assert greedy == ours_greedy
-            for key, value in found[0]["results"][wanted.name].items():
-                expected = found[1]["results"][wanted.name][key]
+            for key, value in results[0]["results"][wanted.name].items():
+                expected = results[1]["results"][wanted.name][key]
                 assert value == (pytest.approx(expected, rel=1e-4) if isinstance(expected, float) else expected)
 
 

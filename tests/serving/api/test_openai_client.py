@@ -20,14 +20,16 @@ from synthe_core.serving.api.server import Server
 PROMPT = "the river runs"
 
 
-def create(client: openai.OpenAI, **asked: Any) -> Any:
-    return client.completions.create(**{"model": "plain", "prompt": PROMPT, "max_tokens": 12, "temperature": 0} | asked)
+def create(client: openai.OpenAI, **fields: Any) -> Any:
+    return client.completions.create(
+        **{"model": "plain", "prompt": PROMPT, "max_tokens": 12, "temperature": 0} | fields
+    )
 
 
-def chat(client: openai.OpenAI, **asked: Any) -> Any:
+def chat(client: openai.OpenAI, **fields: Any) -> Any:
     messages = [{"role": "user", "content": "hello"}]
     return client.chat.completions.create(
-        **{"model": "chatty", "messages": messages, "max_completion_tokens": 12, "temperature": 0} | asked
+        **{"model": "chatty", "messages": messages, "max_completion_tokens": 12, "temperature": 0} | fields
     )
 
 
@@ -55,20 +57,24 @@ def test_logprobs_are_the_models(client: openai.OpenAI, engine: AsyncEngine) -> 
     choice = create(client, echo=True, logprobs=3).choices[0]
     served = engine.models["plain"]
     assert choice.text.startswith(PROMPT)
-    told = choice.logprobs
-    assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset)
-    raw = [_byte(token, served.tokenizer.end) for token in told.tokens]
+    logprobs = choice.logprobs
+    assert (
+        len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(logprobs.text_offset)
+    )
+    raw = [_byte(token, served.tokenizer.end) for token in logprobs.tokens]
     with torch.inference_mode():
         logits = served.model(torch.tensor([raw]))[0][0].float()
     expected = logits[:-1].log_softmax(-1)[range(len(raw) - 1), raw[1:]]
-    assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
-    np.testing.assert_allclose(told.token_logprobs[1:], expected, atol=1e-4)
-    for own, top, row in zip(told.token_logprobs[1:], told.top_logprobs[1:], logits[:-1].log_softmax(-1), strict=True):
+    assert logprobs.token_logprobs[0] is None and logprobs.top_logprobs[0] is None
+    np.testing.assert_allclose(logprobs.token_logprobs[1:], expected, atol=1e-4)
+    for own, top, row in zip(
+        logprobs.token_logprobs[1:], logprobs.top_logprobs[1:], logits[:-1].log_softmax(-1), strict=True
+    ):
         assert len(top) in (3, 4)
         assert own in top.values()
         np.testing.assert_allclose(sorted(top.values(), reverse=True)[:3], row.topk(3).values, atol=1e-4)
-    offsets = itertools.pairwise([*told.text_offset, len(choice.text)])
-    for token, (start, end) in zip(told.tokens, offsets, strict=True):
+    offsets = itertools.pairwise([*logprobs.text_offset, len(choice.text)])
+    for token, (start, end) in zip(logprobs.tokens, offsets, strict=True):
         if not token.startswith("bytes:"):
             assert choice.text[start:end] in (token, "")
 
@@ -116,11 +122,11 @@ def test_stop_strings(client: openai.OpenAI) -> None:
     """The text ends before the first of them, streamed or not; nothing of it is seen."""
     whole = create(client, max_tokens=60, temperature=1, seed=3).choices[0].text
     at = next(i for i in range(8, 40) if whole[i : i + 2].isprintable() and whole.find(whole[i : i + 2]) == i)
-    asked = {"max_tokens": 60, "temperature": 1, "seed": 3, "stop": ["\x00\x00\x00", whole[at : at + 2]]}
-    stopped = create(client, **asked)
+    fields = {"max_tokens": 60, "temperature": 1, "seed": 3, "stop": ["\x00\x00\x00", whole[at : at + 2]]}
+    stopped = create(client, **fields)
     assert stopped.choices[0].text == whole[:at]
     assert stopped.choices[0].finish_reason == "stop"
-    assert text_of(create(client, stream=True, **asked)) == whole[:at]
+    assert text_of(create(client, stream=True, **fields)) == whole[:at]
 
 
 def test_an_answer_may_go_on_past_the_end_of_a_document(client: openai.OpenAI, engine: AsyncEngine) -> None:
@@ -168,8 +174,8 @@ def test_a_chat_streams(client: openai.OpenAI) -> None:
     whole = chat(client, n=2, seed=1, temperature=1, logprobs=True, top_logprobs=2)
     said = {0: "", 1: ""}
     tokens: dict[int, list[str]] = {0: [], 1: []}
-    asked = {"n": 2, "seed": 1, "temperature": 1, "logprobs": True, "top_logprobs": 2, "stream": True}
-    for chunk in chat(client, **asked):
+    fields = {"n": 2, "seed": 1, "temperature": 1, "logprobs": True, "top_logprobs": 2, "stream": True}
+    for chunk in chat(client, **fields):
         choice = chunk.choices[0]
         said[choice.index] += choice.delta.content or ""
         if choice.logprobs:
@@ -194,7 +200,7 @@ def test_penalties_and_biases(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked,kind",
+    "fields,kind",
     [
         ({"model": "plian"}, openai.NotFoundError),
         ({"model": "plain:none"}, openai.NotFoundError),
@@ -206,13 +212,13 @@ def test_penalties_and_biases(client: openai.OpenAI) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_errors(client: openai.OpenAI, asked: dict[str, Any], kind: type[openai.APIStatusError], stream: bool) -> None:
+def test_errors(client: openai.OpenAI, fields: dict[str, Any], kind: type[openai.APIStatusError], stream: bool) -> None:
     with pytest.raises(kind) as caught:
-        create(client, stream=stream, **asked)
+        create(client, stream=stream, **fields)
     assert caught.value.type == "invalid_request_error"
-    if asked.get("model") == "plian":
+    if fields.get("model") == "plian":
         assert "did you mean 'plain'?" in str(caught.value)
-    if "extra_body" in asked:
+    if "extra_body" in fields:
         assert "did you mean 'temperature'?" in str(caught.value)
 
 
@@ -227,13 +233,13 @@ def test_models(client: openai.OpenAI, engine: AsyncEngine) -> None:
 
 def test_embeddings(client: openai.OpenAI, engine: AsyncEngine) -> None:
     texts = ["the sea", "rain on the hills"]
-    found = client.embeddings.create(model="plain", input=texts, encoding_format="float")  # (base64 is its default)
-    rows = np.array([each.embedding for each in found.data])
+    response = client.embeddings.create(model="plain", input=texts, encoding_format="float")  # (base64 is its default)
+    rows = np.array([each.embedding for each in response.data])
     expected = engine.embed("plain", [list(text.encode()) for text in texts]).numpy()
     np.testing.assert_allclose(rows, expected, rtol=1e-6)
     packed = client.embeddings.create(model="plain", input=texts)
     np.testing.assert_array_equal(np.array([each.embedding for each in packed.data], dtype=np.float32), expected)
-    assert found.usage.prompt_tokens == sum(map(len, texts))
+    assert response.usage.prompt_tokens == sum(map(len, texts))
     with pytest.raises(openai.BadRequestError, match="have 32"):
         client.embeddings.create(model="plain", input="x", dimensions=31)
     raw = client.embeddings.with_raw_response.create(model="plain", input="x", encoding_format="base64")
@@ -298,15 +304,15 @@ def test_tokens_and_back(server: Server, engine: AsyncEngine) -> None:
     def post(path: str, **body: Any) -> Any:
         return httpx.post(server.url + path, json=body).json()
 
-    found = post("/tokenize", prompt="né", return_token_strs=True)
-    assert found["tokens"] == list("né".encode())
-    assert found["count"] == 3
-    assert found["token_strs"] == ["n", "bytes:\\xc3", "bytes:\\xa9"]
-    assert post("/detokenize", tokens=found["tokens"]) == {"prompt": "né"}
+    tokenized = post("/tokenize", prompt="né", return_token_strs=True)
+    assert tokenized["tokens"] == list("né".encode())
+    assert tokenized["count"] == 3
+    assert tokenized["token_strs"] == ["n", "bytes:\\xc3", "bytes:\\xa9"]
+    assert post("/detokenize", tokens=tokenized["tokens"]) == {"prompt": "né"}
     info = httpx.get(f"{server.url}/tokenizer_info", params={"model": "chatty"}).json()
     assert post("/tokenize", prompt=info["eos_token"])["tokens"] == [info["eos_token_id"]] == [256]
     messages = [{"role": "user", "content": "x"}]
-    asked = {"model": "chatty", "messages": messages, "add_generation_prompt": False}
-    assert bytes(post("/tokenize", **asked)["tokens"]) == b"<|user|>x\n"
+    body = {"model": "chatty", "messages": messages, "add_generation_prompt": False}
+    assert bytes(post("/tokenize", **body)["tokens"]) == b"<|user|>x\n"
     assert httpx.post(f"{server.url}/tokenize", json={}).status_code == 400
     assert httpx.post(f"{server.url}/detokenize", json={"tokens": [5, 2**31]}).status_code == 400

@@ -26,12 +26,12 @@ def said(answered: Any) -> Any:
 
 def test_a_report_on_a_text_and_on_the_last_request(ask: Any) -> None:
     client = ask()
-    found = said(client.post("/api/introspect", json={"model": "plain", "text": "the sea"}))
-    assert [token["text"] for token in found["tokens"]] == list("the sea")
-    assert found["left_out"] == 0
-    assert any(len(series["rows"]) for series in found["series"])
-    assert {series["path"].split(".")[0] for series in found["series"]} >= {"blocks"}
-    assert found["model"]["parameters"] > 0
+    report = said(client.post("/api/introspect", json={"model": "plain", "text": "the sea"}))
+    assert [token["text"] for token in report["tokens"]] == list("the sea")
+    assert report["left_out"] == 0
+    assert any(len(series["rows"]) for series in report["series"])
+    assert {series["path"].split(".")[0] for series in report["series"]} >= {"blocks"}
+    assert report["model"]["parameters"] > 0
     assert client.post("/api/introspect", json={"model": "plain"}).status_code == 404
     said(client.post("/v1/completions", json={"model": "plain", "prompt": "rain", "max_tokens": 4, "temperature": 0}))
     last = said(client.post("/api/introspect", json={"model": "plain"}))
@@ -39,7 +39,7 @@ def test_a_report_on_a_text_and_on_the_last_request(ask: Any) -> None:
     assert len(last["tokens"]) == 8
 
 
-def test_a_report_is_for_whoever_asked(ask: Any) -> None:
+def test_a_report_needs_the_key_of_the_last_request(ask: Any) -> None:
     keys = ("a" * 32, "b" * 32)
     client = ask(keys=keys)
     mine, yours = ({"Authorization": f"Bearer {key}"} for key in keys)
@@ -107,8 +107,8 @@ def test_a_chat_goes_on_with_what_is_new(ask: Any, model: str) -> None:
     answer = {"role": "assistant", "content": first["choices"][0]["message"]["content"]}
     more = {"role": "user", "content": "and?"}
     second = said(client.post("/v1/chat/completions", json=body | {"messages": [more]}))
-    asked = {"model": model, "messages": [{"role": "user", "content": "hi"}, answer, more]}
-    count = said(client.post("/tokenize", json=asked))["count"]
+    chat_body = {"model": model, "messages": [{"role": "user", "content": "hi"}, answer, more]}
+    count = said(client.post("/tokenize", json=chat_body))["count"]
     if "\N{REPLACEMENT CHARACTER}" not in answer["content"]:
         added = model == "plain" and not answer["content"].startswith(" ")  # the space that a model begins with
         assert second["usage"]["prompt_tokens"] == count - added
@@ -125,23 +125,25 @@ SCHEMA = {
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_json_by_a_schema(client: openai.OpenAI, stream: bool) -> None:
-    asked = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA, "strict": True}}
-    answered = chat(client, response_format=asked, temperature=1, seed=2, max_completion_tokens=80, stream=stream)
+    response_format = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA, "strict": True}}
+    answered = chat(
+        client, response_format=response_format, temperature=1, seed=2, max_completion_tokens=80, stream=stream
+    )
     if stream:
         text = "".join(chunk.choices[0].delta.content or "" for chunk in answered)
     else:
         text = answered.choices[0].message.content
         assert answered.choices[0].finish_reason == "stop"
-    found = json.loads(text)
-    assert set(found) == {"city", "size"}
-    assert found["city"] in ("Bern", "Lima")
+    value = json.loads(text)
+    assert set(value) == {"city", "size"}
+    assert value["city"] in ("Bern", "Lima")
 
 
 def test_schemas_that_are_none(client: openai.OpenAI) -> None:
     for schema in ({"type": "nothing"}, {"type": "object", "properties": 3}, {"$ref": "#/nowhere"}):
-        asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
         with pytest.raises(openai.BadRequestError):
-            chat(client, response_format=asked)
+            chat(client, response_format=response_format)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api import bodies
+from synthe_core.serving.api.completion_job import CompletionJob, OutputDelta
 from synthe_core.serving.api.context import Call
-from synthe_core.serving.api.writing import CompletionJob, OutputDelta
 
 DONE = "[DONE]"
 
@@ -99,7 +99,7 @@ class ResponseFormat(ABC):
 
     def _end(self, call: Call, job: CompletionJob) -> None:
         usage = job.usage()
-        job.remember(call.who)
+        job.record_last_output(call.client)
         call.note(f"{self.body.model}  {usage.prompt} ({usage.cached} cached) + {usage.written} tokens")
 
 

@@ -98,9 +98,9 @@ class AccessMiddleware:
             return None
         scheme, _, token = header.partition(" ")
         digest = hashlib.sha256(token.strip().encode("latin-1")).digest()  # the bytes as they came
-        matches = [who for key, who in self.keys.items() if hmac.compare_digest(key, digest)]  # all of them, every time
+        matches = [client for key, client in self.keys.items() if hmac.compare_digest(key, digest)]  # constant time
         if matches and scheme.lower() == "bearer":
-            scope["synthe.who"] = matches[0]
+            scope["synthe.client"] = matches[0]
             return None
         if OPEN.fullmatch(scope["path"]):
             return None

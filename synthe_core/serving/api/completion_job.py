@@ -1,4 +1,4 @@
-"""One HTTP request as requests to the engine, and the output that can be sent so far."""
+"""A completion job: one HTTP request as requests to the engine, and the output that can be sent so far."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from synthe_core.serving.api.errors import HttpError, http_error, invalid
 
 MIN_LOGPROB = -9999.0
 """Replaces -inf, which JSON cannot represent."""
-TAIL, MOST_TAILS = 64, 10_000  # last tokens stored per session, and the number of sessions
+TAIL_TOKENS, MAX_TAILS = 64, 10_000  # last tokens stored per session, and the number of sessions
 STATUS = {"refused": 400, "error": 500}
 REASONS = {"stop": "stop", "length": "length", "cancelled": "length", "shutdown": "length"}
 
@@ -56,11 +56,11 @@ def seeds(body: bodies.GenerationBody) -> list[int]:
 
 @dataclass
 class OutputToken:
-    """A token that is about to be told: `at` is where its text begins in the choice's."""
+    """An output token. text_offset: where its text begins in the text of the choice, in characters."""
 
     token: int
-    at: int
-    chance: Logprob | None
+    text_offset: int
+    logprob: Logprob | None
     top: tuple[Logprob, ...]
     confidence: float | None = None
 
@@ -82,56 +82,58 @@ class OutputDelta:
 
 
 class Choice:
-    """One text: puts tokens beside the text that is sure to stand, so that both are told together."""
+    """One choice of the response. A token is sent together with its text, which may be complete only later."""
 
     def __init__(self, index: int, tokenizer: Tokenizer, echo: str | None) -> None:
         self.index, self.tokenizer, self.echo = index, tokenizer, echo
         self.decoder = tokenizer.decoder()
-        self.read = 0  # characters that the tokens so far stand for
-        self.told = 0  # characters that were told
-        self.waiting: deque[OutputToken] = deque()
+        self.num_decoded_chars = 0  # in all tokens so far
+        self.num_sent_chars = 0
+        self.pending: deque[OutputToken] = deque()
         self.usage: Finished | None = None
 
     def push(self, event: Output) -> OutputDelta | None:
-        """What may be told after `event`; None for nothing."""
+        """The output that can be sent after `event`; None if there is none."""
         match event:
-            case PromptLogprob(token, chance, top):
-                self.waiting.append(OutputToken(token, self.read, chance, top))
-                self.read += len(self.decoder.push(token))
-            case TokenOutput(token, text, chance, top, confidence):
-                before = self._echoed()
-                self.waiting.append(OutputToken(token, self.read, chance, top, confidence))
-                self.read += len(self.decoder.push(token))
+            case PromptLogprob(token, logprob, top):
+                self.pending.append(OutputToken(token, self.num_decoded_chars, logprob, top))
+                self.num_decoded_chars += len(self.decoder.push(token))
+            case TokenOutput(token, text, logprob, top, confidence):
+                before = self._take_echo()
+                self.pending.append(OutputToken(token, self.num_decoded_chars, logprob, top, confidence))
+                self.num_decoded_chars += len(self.decoder.push(token))
                 return self._delta(before + text)
             case Finished(reason, text):
                 self.usage = event
-                delta = self._delta(self._echoed() + text, last=reason) or OutputDelta(self.index, "", [])
+                delta = self._delta(self._take_echo() + text, last=reason) or OutputDelta(self.index, "", [])
                 delta.reason = REASONS.get(reason)
                 if status := STATUS.get(reason):
                     delta.failure = HttpError(status, event.message or "the request failed")
                 return delta
         return None
 
-    def _echoed(self) -> str:
-        """The prompt, before anything that is written; what is written is decoded by itself."""
+    def _take_echo(self) -> str:
+        """The prompt if it is echoed, once; the output after it is decoded separately."""
         echo, self.echo = self.echo, None
         if echo is None:
             return ""
-        self.read, self.decoder = len(echo), self.tokenizer.decoder()
-        for entry in self.waiting:  # a tokenizer may spell a text otherwise than it was given
-            entry.at = min(entry.at, len(echo))
+        self.num_decoded_chars, self.decoder = len(echo), self.tokenizer.decoder()
+        for entry in self.pending:  # decoding its tokens may give a longer text
+            entry.text_offset = min(entry.text_offset, len(echo))
         return echo
 
     def _delta(self, text: str, last: str | None = None) -> OutputDelta | None:
-        self.told += len(text)
+        self.num_sent_chars += len(text)
         entries = []
-        while self.waiting and (self.waiting[0].at < self.told or last == "length" or self._ends(last)):
-            entries.append(self.waiting.popleft())
+        while self.pending and (
+            self.pending[0].text_offset < self.num_sent_chars or last == "length" or self._ends(last)
+        ):
+            entries.append(self.pending.popleft())
         return OutputDelta(self.index, text, entries) if text or entries else None
 
     def _ends(self, reason: str | None) -> bool:
         """Whether the text ended with an end token, and not at a stop string, whose tokens are not sent."""
-        return reason == "stop" and self.waiting[-1].token in self.tokenizer.ends
+        return reason == "stop" and self.pending[-1].token in self.tokenizer.ends
 
 
 @dataclass
@@ -153,9 +155,9 @@ class Usage:
 
 @dataclass
 class CompletionJob:
-    """The tickets of one HTTP request, `per_prompt` for each prompt, and their events in one queue.
+    """The engine requests of one HTTP request, `per_prompt` for each prompt, with their events in one queue.
 
-    Use it as a context manager: at its end whatever is still being written is given up.
+    As a context manager it cancels the unfinished requests at its end.
     """
 
     api: Api
@@ -163,7 +165,7 @@ class CompletionJob:
     tokenizer: Tokenizer
     per_prompt: int = 1
     echoes: Sequence[str | None] | None = None
-    tickets: list[Any] = field(default_factory=list)
+    handles: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -193,10 +195,10 @@ class CompletionJob:
 
     def _submit(self, index: int) -> None:
         """Submits one request, from any thread. It is cancelled at once if the job was cancelled."""
-        ticket = self.api.engine.submit(self.requests[index], partial(self._deliver, index))
-        self.tickets.append(ticket)
+        handle = self.api.engine.submit(self.requests[index], partial(self._deliver, index))
+        self.handles.append(handle)
         if self._cancelled:
-            ticket.cancel()
+            handle.cancel()
 
     def _deliver(self, index: int, event: Output) -> None:
         """Puts an event of the engine's thread into the queue."""
@@ -211,11 +213,11 @@ class CompletionJob:
 
     def cancel(self) -> None:
         self._cancelled = True
-        for ticket, choice in zip(self.tickets, self.choices, strict=False):
+        for handle, choice in zip(self.handles, self.choices, strict=False):
             if choice.usage is None:
-                ticket.cancel()
-                self.api.metrics.finished.labels(ticket.request.model, "cancelled").inc()
-        self.tickets = []
+                handle.cancel()
+                self.api.metrics.finished.labels(handle.request.model, "cancelled").inc()
+        self.handles = []
 
     async def deltas(self) -> AsyncIterator[OutputDelta]:
         """New output of any choice, until all choices have ended."""
@@ -254,20 +256,20 @@ class CompletionJob:
                     usage.cached += choice.usage.num_cached_tokens
         return usage
 
-    def remember(self, who: str) -> None:
-        """Keeps the tokens of the last text, for a report on it, and how it ended, for what comes after it."""
+    def record_last_output(self, client: str) -> None:
+        """Stores the tokens of the last choice, for its inspection, and the end of its text, for the next turn."""
         request, tokens = self.requests[-1], self.tokens[-1]
-        self.api.last[who, request.model] = (*request.prompt_token_ids, *tokens)
+        self.api.last_tokens[client, request.model] = (*request.prompt_token_ids, *tokens)
         if request.session_id is not None:
             self.api.tails.pop(request.session_id, None)
             self.api.tails[request.session_id] = tail(self.tokenizer, tokens)
-            while len(self.api.tails) > MOST_TAILS:
+            while len(self.api.tails) > MAX_TAILS:
                 del self.api.tails[next(iter(self.api.tails))]
 
 
 def tail(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
     """The last tokens of a text, with special tokens spelled out."""
-    pieces = (tokenizer.bytes_of([token]) or tokenizer.spelling(token).encode() for token in tokens[-TAIL:])
+    pieces = (tokenizer.bytes_of([token]) or tokenizer.spelling(token).encode() for token in tokens[-TAIL_TOKENS:])
     return b"".join(pieces).decode("utf-8", "replace")
 
 

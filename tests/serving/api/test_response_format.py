@@ -10,8 +10,8 @@ import pytest
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.inference.outputs import Finished, Logprob, Output, PrefillFinished, TokenOutput
 from synthe_core.inference.request import Busy
-from synthe_core.serving.api.writing import MIN_LOGPROB, token_text
-from tests.serving.api.scripted import Scripted, answer, told, written
+from synthe_core.serving.api.completion_job import MIN_LOGPROB, token_text
+from tests.serving.api.scripted import Scripted, answer, prompt_logprobs, written
 
 END = 256
 
@@ -31,7 +31,7 @@ def script(*events: Output) -> Any:
     return lambda request: [PrefillFinished(len(request.prompt_token_ids), 0), *events]
 
 
-def test_tokens_whose_text_a_stop_string_cuts_off_are_not_told(ask: Any) -> None:
+def test_tokens_of_a_stop_string_are_not_sent(ask: Any) -> None:
     engine = Scripted(script(*written(b"abST", ["a", "b", "", ""]), Finished("stop", "", 2, 0, 4)))
     choice = post(ask, engine, logprobs=0, stop="ST").json()["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("ab", "stop")
@@ -41,15 +41,15 @@ def test_tokens_whose_text_a_stop_string_cuts_off_are_not_told(ask: Any) -> None
 def test_what_was_held_back_comes_with_its_tokens(ask: Any) -> None:
     engine = Scripted(script(*written(b"abSo", ["a", "b", "", "So"]), Finished("length", "", 2, 0, 4)))
     streamed = chunks(post(ask, engine, logprobs=0, stream=True))
-    told_of = [(c["choices"][0]["text"], c["choices"][0]["logprobs"]["tokens"]) for c in streamed]
-    assert told_of == [("a", ["a"]), ("b", ["b"]), ("So", ["S", "o"]), ("", [])]
+    pieces = [(c["choices"][0]["text"], c["choices"][0]["logprobs"]["tokens"]) for c in streamed]
+    assert pieces == [("a", ["a"]), ("b", ["b"]), ("So", ["S", "o"]), ("", [])]
     assert [c["choices"][0]["finish_reason"] for c in streamed] == [None, None, None, "length"]
 
 
 def test_the_end_of_the_document_is_a_token_without_text(ask: Any) -> None:
     """As harnesses count on, which drop the last token and keep the prompt's."""
     end = TokenOutput(END, "", Logprob(END, -0.1), (Logprob(END, -0.1),), 0.9)
-    engine = Scripted(script(*told(b"xy"), end, Finished("stop", "", 2, 0, 1)))
+    engine = Scripted(script(*prompt_logprobs(b"xy"), end, Finished("stop", "", 2, 0, 1)))
     logprobs = post(ask, engine, logprobs=1, echo=True, max_tokens=1).json()["choices"][0]["logprobs"]
     assert logprobs["tokens"] == ["x", "y", "<|endoftext|>"]
     assert logprobs["text_offset"] == [0, 1, 2]
@@ -61,7 +61,7 @@ def test_the_end_of_the_document_is_a_token_without_text(ask: Any) -> None:
 
 @pytest.mark.parametrize("reason", ["length", "stop"])
 def test_an_unfinished_character(ask: Any, reason: str) -> None:
-    """A text cut off within a character: all of its tokens are told. Where the text stops after it, too."""
+    """A text cut off within a character: all of its tokens are sent, also if the text ends with a stop token."""
     end = [TokenOutput(END, "", Logprob(END, -1.0), (), 0.5)] if reason == "stop" else []
     engine = Scripted(
         script(*written("é".encode()[:1], [""]), *end, Finished(reason, "\N{REPLACEMENT CHARACTER}", 2, 0, 1))
@@ -73,7 +73,7 @@ def test_an_unfinished_character(ask: Any, reason: str) -> None:
 
 def test_offsets_count_characters_of_the_whole_text(ask: Any) -> None:
     engine = Scripted(
-        script(*told("é".encode()), *written("ñz".encode(), ["", "ñ", "z"]), Finished("length", "", 2, 0, 3))
+        script(*prompt_logprobs("é".encode()), *written("ñz".encode(), ["", "ñ", "z"]), Finished("length", "", 2, 0, 3))
     )
     choice = post(ask, engine, prompt="é", logprobs=0, echo=True).json()["choices"][0]
     assert choice["text"] == "éñz"
@@ -97,11 +97,11 @@ def test_no_probability_is_a_number_all_the_same(ask: Any) -> None:
 def test_seeds_differ_by_answer_and_not_by_prompt(ask: Any) -> None:
     engine = Scripted(answer)
     post(ask, engine, prompt=["x", "y"], n=2, seed=7)
-    assert [request.seed for request in engine.asked] == [7, 8, 7, 8]
+    assert [request.seed for request in engine.requests] == [7, 8, 7, 8]
     post(ask, engine, seed=-1)
-    assert 0 <= engine.asked[-1].seed < 2**62
+    assert 0 <= engine.requests[-1].seed < 2**62
     post(ask, engine), post(ask, engine)
-    assert engine.asked[-1].seed != engine.asked[-2].seed
+    assert engine.requests[-1].seed != engine.requests[-2].seed
 
 
 def test_a_failure_is_a_500_that_says_why(ask: Any) -> None:
@@ -127,7 +127,7 @@ def test_a_shutdown_ends_a_stream_as_streams_end(ask: Any) -> None:
 def test_a_full_engine_is_429(ask: Any) -> None:
     class Full(Scripted):
         def submit(self, request: Any, deliver: Any) -> Any:
-            if len(self.asked) == 2:
+            if len(self.requests) == 2:
                 raise Busy("64 texts are waiting", 2.4)
             return super().submit(request, deliver)
 
@@ -147,7 +147,7 @@ def test_confidence_comes_with_each_delta(ask: Any) -> None:
     assert whole["choices"][0]["synthe"] == {"confidence": [0.5, 0.5, 0.5]}
 
 
-def test_usage_comes_last_where_it_is_asked_for(ask: Any) -> None:
+def test_requested_usage_is_the_last_chunk(ask: Any) -> None:
     streamed = chunks(post(ask, Scripted(answer), stream=True, stream_options={"include_usage": True}))
     assert all(chunk["usage"] is None for chunk in streamed[:-1])
     assert streamed[-1]["choices"] == []

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from synthe_core.serving.api.app import PAGE, TYPES
-from synthe_core.serving.api.guard import LOOPBACK, host_name
+from synthe_core.serving.api.middleware import LOOPBACK, host_name
 from synthe_core.serving.api.server import Server
 from synthe_core.serving.api.settings import Settings
 from tests.serving.api.scripted import Scripted, answer
@@ -67,15 +67,15 @@ def test_names_of_hosts() -> None:
 
 
 def test_other_pages_may_not_read_unless_they_are_let(ask: Any) -> None:
-    asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    headers_sent = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
     closed = ask(engine=Scripted(answer))
-    assert closed.options("/v1/completions", headers=asked).status_code == 405
-    assert "access-control-allow-origin" not in closed.get("/v1/models", headers=asked).headers
+    assert closed.options("/v1/completions", headers=headers_sent).status_code == 405
+    assert "access-control-allow-origin" not in closed.get("/v1/models", headers=headers_sent).headers
     opened = ask(engine=Scripted(answer), origins=("https://a.example",), keys=KEYS)
-    preflight = opened.options("/v1/completions", headers=asked)
+    preflight = opened.options("/v1/completions", headers=headers_sent)
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == "https://a.example"
-    other = opened.options("/v1/completions", headers=asked | {"Origin": "https://b.example"})
+    other = opened.options("/v1/completions", headers=headers_sent | {"Origin": "https://b.example"})
     assert "access-control-allow-origin" not in other.headers
     assert opened.get("/v1/models", headers={"Origin": "https://a.example"}).status_code == 401
 
@@ -189,7 +189,7 @@ def test_limits(ask: Any, body: dict[str, Any], param: str | None) -> None:
         assert "did you mean 'max_tokens'" in error["message"]
 
 
-def test_prompts_are_logged_where_it_is_asked_for_only(ask: Any) -> None:
+def test_prompts_are_logged_only_with_log_prompts(ask: Any) -> None:
     secret = "the cat knows"
     for shown in (False, True):
         lines: list[str] = []
@@ -202,7 +202,7 @@ def test_prompts_are_logged_where_it_is_asked_for_only(ask: Any) -> None:
         assert sum(secret in line for line in lines) == (2 if shown else 0), lines
 
 
-def test_a_defect_is_told_in_one_line(ask: Any) -> None:
+def test_an_internal_error_is_logged_in_one_line(ask: Any) -> None:
     class Broken(Scripted):
         def status(self) -> dict[str, Any]:
             raise ZeroDivisionError("secret of the\nhouse")
