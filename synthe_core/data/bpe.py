@@ -40,8 +40,8 @@ def train(
 ) -> Generator[Event, None, Tokenizer]:
     """The tokenizer of `vocab` tokens for `sources`: each gives an equal share of the sample, from its start.
 
-    Kept under the cache folder by the digest of `recipe`, which identifies the sources and how they are split. Any
-    text can be encoded, since the 256 bytes are in the vocabulary.
+    Cached under the digest of `recipe`, which identifies the sources and how they are split. Any text can
+    be encoded, since the 256 bytes are in the vocabulary.
     """
     yield Progress(f"learning {vocab} tokens", 0, None, "B")
     inner = tokenizers.Tokenizer(models.BPE())

@@ -47,9 +47,10 @@ class Corpus:
 def pack(corpus: Corpus, tokenizer: Tokenizer) -> Generator[Event, None, tuple[Path, Index]]:
     """The folder that holds `corpus` in tokens of `tokenizer`, and its index; made now if it is not there yet.
 
-    Kept by a digest of what the source is and of the tokenizer. Shards appear whole, and the index names only whole
-    ones, so a preparation that was killed goes on after the last of them. Two processes do not do the work twice: the
-    second waits. Raises InputError for text that cannot be read, WorkError for a disk that cannot be written.
+    Cached under a digest of what the source is and of the tokenizer. Shards appear whole, and the index names only
+    whole ones, so a preparation that was killed goes on after the last of them. Two processes do not do the work
+    twice: the second waits. Raises InputError for text that cannot be read, WorkError for a disk that cannot be
+    written.
     """
     identity = json.dumps([FORMAT, corpus.identity(), tokenizer.digest])
     folder = cache_dir() / "data" / hashlib.sha256(identity.encode()).hexdigest()[:16]

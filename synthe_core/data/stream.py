@@ -64,7 +64,7 @@ class Stream:
         self._done = 0
         self._drawn = np.zeros(len(self._splits), dtype=np.int64)
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
-        self._lanes = self._share_rows() if carry else []
+        self._rows = self._share_rows() if carry else []
         for number, (name, split) in enumerate(zip(self._names, self._splits, strict=True)):
             if self._sequences(number) < 1:
                 raise self._too_short(name, split, 1)
@@ -75,7 +75,7 @@ class Stream:
 
     def next(self, count: int) -> Batch:
         """The next `count` sequences."""
-        places = [self._lane() if self._carry else self._shuffled() for _ in range(count)]
+        places = [self._carried() if self._carry else self._shuffled() for _ in range(count)]
         rows = np.empty((count, self.sequence + 1), dtype=np.int64)
         for number, split in enumerate(self._splits):
             mine = [row for row, (source, _) in enumerate(places) if source == number]
@@ -140,21 +140,25 @@ class Stream:
             rows[int(np.argmax(np.where(rows > 1, rows - exact, -np.inf)))] -= 1
         while rows.sum() < self.batch:
             rows[int(np.argmax(exact - rows))] += 1
-        for name, split, lanes in zip(self._names, self._splits, rows.tolist(), strict=True):
-            if (split.tokens - 1) // lanes < self.sequence:
-                raise self._too_short(name, split, lanes)
-        first = [int(np.random.default_rng([self._seed, n]).integers(lanes)) for n, lanes in enumerate(rows)]
-        return [(n, lane + first[n], lanes) for n, lanes in enumerate(rows.tolist()) for lane in range(lanes)]
+        for name, split, stretches in zip(self._names, self._splits, rows.tolist(), strict=True):
+            if (split.tokens - 1) // stretches < self.sequence:
+                raise self._too_short(name, split, stretches)
+        first = [int(np.random.default_rng([self._seed, n]).integers(stretches)) for n, stretches in enumerate(rows)]
+        return [
+            (n, stretch + first[n], stretches)
+            for n, stretches in enumerate(rows.tolist())
+            for stretch in range(stretches)
+        ]
 
-    def _lane(self) -> tuple[int, int]:
+    def _carried(self) -> tuple[int, int]:
         """(source, first token) of the next sequence when rows are carried on."""
         step, row = divmod(self._done, self.batch)
-        source, lane, lanes = self._lanes[row]
-        stretch = (self._splits[source].tokens - 1) // lanes
-        epoch, position = divmod(step, stretch // self.sequence)
+        source, stretch, stretches = self._rows[row]
+        length = (self._splits[source].tokens - 1) // stretches
+        epoch, position = divmod(step, length // self.sequence)
         self._done += 1
         self._drawn[source] += 1
-        return source, (lane + epoch) % lanes * stretch + position * self.sequence
+        return source, (stretch + epoch) % stretches * length + position * self.sequence
 
     def _too_short(self, name: str, split: Split, rows: int) -> InputError:
         needed = rows * self.sequence + 1

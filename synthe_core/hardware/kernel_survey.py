@@ -48,25 +48,25 @@ def survey(device: str = "cpu", precision: str = "float32") -> list[Survey]:
     turned. Training runs under autocast where `precision` is "bfloat16", decoding in float32, as the verbs do. Native
     kernels are compiled here if they were not before.
     """
-    found: dict[str, dict[str, Any]] = {}
+    surveys: dict[str, dict[str, Any]] = {}
     with torch.random.fork_rng():
         for specs in (_default, _variants):
             for name in LAYERS:
-                if specs is _variants and found.keys() == OPS.keys():
+                if specs is _variants and surveys.keys() == OPS.keys():
                     break
                 for spec in specs(name):
                     for phase, op, call in _calls(spec, device, precision):
-                        entry = found.setdefault(op.name, {"learners": {}, "training": None, "decoding": None})
+                        entry = surveys.setdefault(op.name, {"learners": {}, "training": None, "decoding": None})
                         entry["learners"][name] = None
-                        held = entry[phase]
-                        if held is None or (phase == "training" and max(held.shape[:2]) < TIME):  # of a slow tier
+                        current = entry[phase]
+                        if current is None or (phase == "training" and max(current.shape[:2]) < TIME):  # of a slow tier
                             entry[phase] = _served(op, call)
-    unused = [Survey(name, [], None, None) for name in OPS if name not in found]
-    return [Survey(name, [*e["learners"]], e["training"], e["decoding"]) for name, e in found.items()] + unused
+    unused = [Survey(name, [], None, None) for name in OPS if name not in surveys]
+    return [Survey(name, [*e["learners"]], e["training"], e["decoding"]) for name, e in surveys.items()] + unused
 
 
 def _default(name: str) -> list[Spec]:
-    """The learner's default settings; none for a learner that needs to be told some."""
+    """The learner's default settings; none for a learner with required settings."""
     try:
         return [LAYERS[name].Config.model_validate({"type": name})]
     except ValidationError:

@@ -25,25 +25,27 @@ class Chosen(NamedTuple):
     reason: str
 
 
-def choose_device(asked: str, hardware: Hardware) -> Chosen:
-    """The device of `asked`, "auto" or one of DEVICES; raises InputError for one that is not there."""
-    if asked not in ("auto", *DEVICES):
-        raise unknown("device", asked, ("auto", *DEVICES))
-    if asked == "cpu":
+def choose_device(device: str, hardware: Hardware) -> Chosen:
+    """The device that `device` names, "auto" or one of DEVICES; raises InputError for one that is not there."""
+    if device not in ("auto", *DEVICES):
+        raise unknown("device", device, ("auto", *DEVICES))
+    if device == "cpu":
         return Chosen("cpu", "asked for")
-    if asked == "auto":
+    if device == "auto":
         if hardware.gpu is None:
             return Chosen("cpu", "torch finds no CUDA or MPS device")
         return Chosen(hardware.device, f"{hardware.gpu.name} is faster than the processor")
-    if asked != hardware.device:
-        raise InputError(f"no {asked} device: torch finds none on this machine", f"this machine has: {hardware.device}")
-    return Chosen(asked, "asked for")
+    if device != hardware.device:
+        raise InputError(
+            f"no {device} device: torch finds none on this machine", f"this machine has: {hardware.device}"
+        )
+    return Chosen(device, "asked for")
 
 
-def choose_precision(asked: str, device: str, hardware: Hardware, rates: Rates = measure_matmul) -> Chosen:
-    """ "float32" or "bfloat16" for matrix products; `asked` may be "auto", which measures both where both could win."""
-    if asked != "auto":
-        return Chosen(asked, "asked for")
+def choose_precision(precision: str, device: str, hardware: Hardware, rates: Rates = measure_matmul) -> Chosen:
+    """The precision of matrix products, "float32" or "bfloat16"; "auto" measures both where both could win."""
+    if precision != "auto":
+        return Chosen(precision, "asked for")
     if device == "cpu" and hardware.features and not hardware.features & NARROW:
         return Chosen("float32", "the processor has no bfloat16 instructions")
     wide, narrow = rates(device, torch.float32), rates(device, torch.bfloat16)

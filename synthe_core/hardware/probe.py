@@ -86,7 +86,7 @@ def probe() -> Hardware:
         features=features,
         gpu=gpus[0] if gpus else None,
         compiler=_compiler(),
-        libraries={name: found for name in LIBRARIES if (found := _version(name))},
+        libraries={name: installed for name in LIBRARIES if (installed := _version(name))},
         gpus=gpus,
         available=available_memory(),
         caches=processor_caches(),
@@ -110,7 +110,7 @@ def available_memory() -> int:
 
 
 def container_limits(root: Path = Path("/")) -> Limits:
-    """The tightest limits among this process's control groups, version 2 or 1, as the files under `root` tell them."""
+    """The tightest limits among this process's control groups, version 2 or 1, as the files under `root` state them."""
     cores, memory, used = math.inf, math.inf, 0
     for folder in _groups(root):
         quota = _read(folder / "cpu.max").split() or [
@@ -139,7 +139,7 @@ def _groups(root: Path) -> Iterator[Path]:
 
 
 def processor_caches(root: Path = Path("/")) -> dict[str, int]:
-    """Bytes of each data cache that the first core sees; empty where the system does not tell."""
+    """Bytes of each data cache that the first core sees; empty where the system does not report them."""
     sizes = {}
     for index in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
         size, kind = re.fullmatch(r"(\d+)([KMG]?)", _read(index / "size")), _read(index / "type")
@@ -170,7 +170,7 @@ def _processor() -> tuple[str, frozenset[str]]:
 
 def _compiler() -> str | None:
     named = (os.environ.get("CC"), "cc", "gcc", "clang")
-    return next((found for name in named if name and (found := shutil.which(name))), None)
+    return next((path for name in named if name and (path := shutil.which(name))), None)
 
 
 def _version(package: str) -> str | None:

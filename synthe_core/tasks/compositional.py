@@ -1,4 +1,4 @@
-"""Recall by keys of two tokens, neither of which tells the value alone."""
+"""Recall by keys of two tokens, neither of which determines the value alone."""
 
 from __future__ import annotations
 

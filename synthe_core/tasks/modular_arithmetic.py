@@ -22,10 +22,10 @@ RANK = {OPEN: 0, PLUS: 1, MINUS: 1, TIMES: 2}
 class ModularArithmetic(Task):
     """3 + 2 * 4 - 1 =: where the tokens so far are an expression, the target is its value (mod 5: 3, 0, 1, 0; at = 0).
 
-    Times binds more closely than plus and minus. Tokens are the numbers of [0, modulus), then = + - * ( ). `asked: end`
-    asks for the value at the = only, as in the source. Without `brackets` a fixed number of states will do
-    (what is summed, and the product that still grows); with them it takes a stack. There an operand opens a bracket
-    with chance 0.3 wherever there is room, and an open bracket closes after each operand with chance 0.5.
+    Times binds more closely than plus and minus. Tokens are the numbers of [0, modulus), then = + - * ( ). With
+    `scored: end` the only target is the value at the =, as in the source. Without `brackets` a fixed number of states
+    will do (what is summed, and the product that still grows); with them it takes a stack. There an operand opens a
+    bracket with chance 0.3 wherever there is room, and an open bracket closes after each operand with chance 0.5.
     Slice: `position`, how many tokens were read, by powers of two.
 
     Source: Delétang et al. 2023, "Neural networks and the Chomsky hierarchy" (modular arithmetic, simple and with
@@ -37,7 +37,7 @@ class ModularArithmetic(Task):
         modulus: int = Field(5, ge=2)
         length: int = Field(32, ge=2, description="tokens of a sequence; even")
         brackets: int = Field(0, ge=0, le=64, description="how deep they nest at most; 0 is none")
-        asked: Literal["always", "end"] = "always"
+        scored: Literal["always", "end"] = Field("always", description="where the value is a target")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -59,7 +59,7 @@ class ModularArithmetic(Task):
     def batch(self, count: int, rng: RandomState) -> Examples:
         inputs = self._texts(count, rng)
         targets = self._values(inputs)
-        if self.config.asked == "end":
+        if self.config.scored == "end":
             targets[:, :-1] = UNSCORED
         position = np.tile(octave(np.arange(1, self.config.length + 1)), (count, 1))
         return Examples(inputs, targets, {"position": np.where(targets == UNSCORED, UNSCORED, position)})
@@ -135,7 +135,7 @@ class ModularArithmetic(Task):
                     rest = values.copy()
                     _carry_out(rest, waiting.copy(), RANK[PLUS])
                     targets[row, place] = rest[0] % modulus
-        if self.config.asked == "end":
+        if self.config.scored == "end":
             targets[:, :-1] = UNSCORED
         return targets
 

@@ -21,7 +21,7 @@ class Palindrome(Task):
 
     Words are tokens of [0, symbols), drawn alone; then come the tokens for the mark, end, no and yes. For a verdict one
     half of the sequences, each by the toss of a coin, have one token after the mark changed to another. Deciding takes
-    the memory that completing takes, but tells one bit a sequence. Slice of `tokens`: `ago`, how long ago the token was
+    the memory that completing takes, but gives one bit a sequence. Slice of `tokens`: `ago`, how long ago the token was
     read, by powers of two.
 
     Sources: Chomsky 1956 (the language); Delétang et al. 2023 (`tokens` is their "reverse string", written on).
@@ -31,7 +31,7 @@ class Palindrome(Task):
         type: Literal["palindrome"] = "palindrome"
         symbols: int = Field(16, ge=2)
         length: int = Field(32, ge=4, description="tokens of a sequence, twice those of the word, and two")
-        asked: Literal["tokens", "verdict"] = "tokens"
+        target: Literal["tokens", "verdict"] = Field("tokens", description="the word backwards, or whether it is one")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -46,14 +46,14 @@ class Palindrome(Task):
 
     @property
     def chance(self) -> float:
-        return 1 / self.config.symbols if self.config.asked == "tokens" else 1 / 2
+        return 1 / self.config.symbols if self.config.target == "tokens" else 1 / 2
 
     def batch(self, count: int, rng: RandomState) -> Examples:
         symbols, half = self.config.symbols, self.config.length // 2 - 1
         word, mark = integers(rng, 0, symbols, (count, half)), np.full((count, 1), symbols, dtype=np.int64)
         inputs = np.concatenate([word, mark, word[:, ::-1], mark + 1], axis=1)
         targets = np.full_like(inputs, UNSCORED)
-        if self.config.asked == "tokens":
+        if self.config.target == "tokens":
             targets[:, half:-2] = word[:, ::-1]
             ago = np.full_like(inputs, UNSCORED)
             ago[:, half:-2] = octave(2 * np.arange(half) + 1)
@@ -71,7 +71,7 @@ class Palindrome(Task):
         for row, tokens in enumerate(inputs.tolist()):
             mark = tokens.index(symbols)
             stack, after = tokens[:mark], tokens[mark + 1 : -1]
-            if self.config.asked == "verdict":
+            if self.config.target == "verdict":
                 targets[row, -1] = symbols + 2 + all(stack.pop() == token for token in after)
                 continue
             for place in range(mark, mark + len(after)):

@@ -1,4 +1,4 @@
-"""Names are checked before anything is timed, and a peer that cannot run here is told."""
+"""Names are checked before anything is timed, and a peer that cannot run here is reported."""
 
 from __future__ import annotations
 

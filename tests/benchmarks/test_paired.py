@@ -34,11 +34,11 @@ def test_peak_memory_sees_what_is_gone_again():
     size = 64 << 20
     blocks = peak_bytes(lambda: bytearray(size).count(1))
     if blocks is None:
-        pytest.skip("the system does not tell")
+        pytest.skip("the system does not report it")
     assert blocks >= size + peak_bytes(lambda: None) // 2
 
 
-def test_unknown_names_are_told():
+def test_unknown_names_are_refused():
     with pytest.raises(InputError, match="unknown operator 'detla'"):
         list(operators.measure("detla", (), "cpu", 1))
     with pytest.raises(InputError, match="unknown peer 'flash'"):

@@ -172,6 +172,6 @@ def test_invalid_utf8_is_for_the_byte_tokenizer_alone(tmp_path: Path) -> None:
     assert tokens[-1] == 256
 
 
-def test_what_is_no_regular_file_is_told_so() -> None:
+def test_only_regular_files_are_sources() -> None:
     with pytest.raises(InputError, match="'/dev/null' is no regular file"):
         open_source("/dev/null", "text")

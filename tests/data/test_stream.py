@@ -59,7 +59,7 @@ def test_an_epoch_visits_every_sequence_once(tmp_path: Path, carry: bool) -> Non
     stream = Stream(data, 5, T, seed=3, carry=carry)
     if carry:
         stretch = (split.tokens - 1) // 5
-        starts = [lane * stretch + k * T for lane in range(5) for k in range(stretch // T)]
+        starts = [row * stretch + k * T for row in range(5) for k in range(stretch // T)]
     else:
         starts = [k * T for k in range((split.tokens - 1) // T)]
     expected = sorted(map(tuple, split.gather(np.array(starts), T).tolist()))
@@ -93,7 +93,7 @@ def test_the_order_depends_on_seed_and_cursor_alone(tmp_path: Path, weights: tup
 
 
 @pytest.mark.parametrize("weights", [(1, 1), (3, 1), (0.5, 0.2, 0.3), (10, 1)])
-def test_weights_are_kept_at_every_moment(tmp_path: Path, weights: tuple[float, ...]) -> None:
+def test_source_shares_match_the_weights_at_every_step(tmp_path: Path, weights: tuple[float, ...]) -> None:
     data = corpus(tmp_path, weights)
     names = origin(rows_of(Stream(data, 8, T, seed=2), [400]))
     for n in (1, 7, 50, 400):

@@ -84,7 +84,7 @@ def test_bytes_are_bytes() -> None:
     assert tokenizer.reads_bytes
 
 
-def test_training_is_deterministic_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_is_deterministic_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = trained(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr("synthe_core.data.bpe.trainers.BpeTrainer", None)  # the second time nothing is trained
@@ -173,7 +173,7 @@ def test_the_hub_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         assert "local file" in (raised.value.hint or "")
 
 
-def test_the_hub_is_asked_only_for_what_is_not_here(
+def test_the_hub_is_contacted_only_for_files_not_in_the_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared: Callable[[str], Path]
 ) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)

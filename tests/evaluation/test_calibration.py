@@ -42,18 +42,18 @@ def test_auroc_is_that_of_all_pairs():
 
 def test_calibration_error_by_hand():
     score = np.array([0.2, 0.9, 0.4, 0.7])
-    found = reliability(score, np.array([False, True, True, True]), bins=2)
-    assert found == [Bin(pytest.approx(0.3), 0.5, 2), Bin(pytest.approx(0.8), 1.0, 2)]
-    assert calibration_error(found) == pytest.approx(0.5 * 0.2 + 0.5 * 0.2)
+    bins = reliability(score, np.array([False, True, True, True]), bins=2)
+    assert bins == [Bin(pytest.approx(0.3), 0.5, 2), Bin(pytest.approx(0.8), 1.0, 2)]
+    assert calibration_error(bins) == pytest.approx(0.5 * 0.2 + 0.5 * 0.2)
 
 
 def test_bins_have_equal_mass_and_hold_everything():
     draw = np.random.default_rng(1)
     score = draw.random(1000) ** 4  # most are small
-    found = reliability(score, draw.random(1000) < score)
-    assert len(found) == 15 and sum(each.answers for each in found) == 1000
-    assert {each.answers for each in found} == {66, 67}
-    assert [each.score for each in found] == sorted(each.score for each in found)
-    assert calibration_error(found) < 0.05  # calibrated, up to chance
+    bins = reliability(score, draw.random(1000) < score)
+    assert len(bins) == 15 and sum(each.answers for each in bins) == 1000
+    assert {each.answers for each in bins} == {66, 67}
+    assert [each.score for each in bins] == sorted(each.score for each in bins)
+    assert calibration_error(bins) < 0.05  # calibrated, up to chance
     assert calibration_error(reliability(score, draw.random(1000) < 0.5)) > 0.2
     assert len(reliability(SCORE, RIGHT)) == 4  # fewer answers than bins

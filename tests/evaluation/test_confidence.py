@@ -26,8 +26,8 @@ BLOCK = [{"type": "kalman"}, {"type": "mlp", "hidden": 32}]
 
 @pytest.fixture
 def run(recipe, tmp_path):  # noqa: F811
-    asked = recipe(model={"block": BLOCK, "confidence": {"hidden": 8, "weight": 1.0}}, budget="60steps")
-    list(train(asked, out=tmp_path / "run"))
+    config = recipe(model={"block": BLOCK, "confidence": {"hidden": 8, "weight": 1.0}}, budget="60steps")
+    list(train(config, out=tmp_path / "run"))
     return tmp_path / "run"
 
 
@@ -71,21 +71,21 @@ def test_the_head_is_trained_with_the_model(run, recipe, tmp_path):  # noqa: F81
     losses = [line["confidence"] for line in lines if line["phase"] == "train"]
     assert all(0 < loss < math.log(2) for loss in losses)
     plain = recipe(model={"block": BLOCK}, budget="60steps", clip=None)
-    asked = recipe(model={"block": BLOCK, "confidence": {"hidden": 8, "weight": 1.0}}, budget="60steps", clip=None)
-    found = []
-    for name, each in (("plain", plain), ("asked", asked)):
+    confident = recipe(model={"block": BLOCK, "confidence": {"hidden": 8, "weight": 1.0}}, budget="60steps", clip=None)
+    checkpoints = []
+    for name, each in (("plain", plain), ("confident", confident)):
         list(train(each, out=tmp_path / name))
-        found.append(dict(Checkpoint.open(tmp_path / name, latest=True).tensors))
-    for name, tensor in found[0].items():
-        torch.testing.assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-6)
+        checkpoints.append(dict(Checkpoint.open(tmp_path / name, latest=True).tensors))
+    for name, tensor in checkpoints[0].items():
+        torch.testing.assert_close(checkpoints[1][name], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_a_head_may_be_learned_afterwards(recipe, tmp_path):  # noqa: F811
     list(train(recipe(), out=tmp_path / "first"))
     notices = of(list(evaluate(tmp_path / "first", device="cpu")), Notice)
     assert any("no calibrated head" in notice.message for notice in notices)
-    asked = recipe(model={"confidence": {}}, budget="1steps")
-    list(train(asked, out=tmp_path / "second", init=tmp_path / "first"))
+    config = recipe(model={"confidence": {}}, budget="1steps")
+    list(train(config, out=tmp_path / "second", init=tmp_path / "first"))
     scores = result(list(evaluate(tmp_path / "second", device="cpu"))).values["scores"]
     assert [each["score"] for each in scores] == [BASELINE, HEAD]
 
@@ -112,9 +112,9 @@ def test_pictures(run, tmp_path):
         events = list(evaluate(run, tokens=512, device="cpu", plot=tmp_path / name))
         assert result(events).path == tmp_path / name
     root = ElementTree.fromstring((tmp_path / "a.svg").read_text())
-    told = [each.text for each in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert "calibrated" in told and sum(f"{HEAD}: confidence" in each for each in told) == 15
-    assert not any("surprise: confidence" in each for each in told)  # no probability, so no diagram
+    titles = [each.text for each in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert "calibrated" in titles and sum(f"{HEAD}: confidence" in each for each in titles) == 15
+    assert not any("surprise: confidence" in each for each in titles)  # no probability, so no diagram
     html = (tmp_path / "a.html").read_text()
     assert "<svg" in html and "AURC" in html and "<script" not in html
     assert html.count("http") == 1  # the name of SVG; nothing is loaded
@@ -124,11 +124,11 @@ def test_pictures(run, tmp_path):
         list(evaluate(run, plot=tmp_path / "none" / "a.svg"))
 
 
-def test_signals_that_are_not_sure_rank_the_other_way():
+def test_signals_of_uncertainty_rank_in_reverse():
     right = np.array([True, True, False, False])
     surprise = score_quality("surprise", np.array([0.1, 0.2, 3.0, 4.0]), right)
     assert surprise.auroc == 1 and surprise.ece is None and surprise.half == 0
-    sure = score_quality("confidence", np.array([0.9, 0.8, 0.2, 0.1]), right)
-    assert (sure.auroc, sure.aurc) == (surprise.auroc, surprise.aurc)
-    assert sure.aurc == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
-    assert [sure.risk[0], sure.risk[-1]] == [(0.25, 0.0), (1.0, 0.5)]
+    confidence = score_quality("confidence", np.array([0.9, 0.8, 0.2, 0.1]), right)
+    assert (confidence.auroc, confidence.aurc) == (surprise.auroc, surprise.aurc)
+    assert confidence.aurc == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    assert [confidence.risk[0], confidence.risk[-1]] == [(0.25, 0.0), (1.0, 0.5)]

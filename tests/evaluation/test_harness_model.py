@@ -24,7 +24,7 @@ from tests.processes import run_program
 from tests.training.conftest import _own_folders, cache  # noqa: F401  (fixtures)
 
 
-def asked(kind: str, *arguments: Any) -> list[Instance]:
+def instances(kind: str, *arguments: Any) -> list[Instance]:
     return [Instance(kind, {}, each, n) for n, each in enumerate(arguments)]  # type: ignore[arg-type]
 
 
@@ -42,12 +42,12 @@ def model(tmp_path: Path) -> Synthe:
 
 def test_context_and_continuation_are_parted_as_the_harness_does(model: Synthe) -> None:
     pairs = [("a river ", "sea"), ("a river", " sea"), ("", "sea"), ("a river", " rain"), ("ünï", "cödé")]
-    found = model.loglikelihood(asked("loglikelihood", *pairs))
-    for (context, rest), (loglikelihood, _) in zip(pairs, found, strict=True):
+    results = model.loglikelihood(instances("loglikelihood", *pairs))
+    for (context, rest), (loglikelihood, _) in zip(pairs, results, strict=True):
         head = list(context.encode()) or [256]
         first = len(head) - context.endswith(" ")
         assert loglikelihood == pytest.approx(-nats(model, head + list(rest.encode()), first), abs=1e-4)
-    assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)  # the space belongs to the continuation
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-5)  # the space belongs to the continuation
     for context, rest in pairs[:2] + pairs[3:]:
         theirs = super(Synthe, model)._encode_pair(context, rest)
         (ours,) = model._split([(context, rest)])
@@ -56,23 +56,23 @@ def test_context_and_continuation_are_parted_as_the_harness_does(model: Synthe) 
 
 def test_whole_texts(model: Synthe) -> None:
     text = "the river runs to the sea " * 9
-    (found,) = model.loglikelihood_rolling(asked("loglikelihood_rolling", (text,)))
-    assert found == pytest.approx(-nats(model, [256, *text.encode()], 1), abs=1e-3)
+    (loglikelihood,) = model.loglikelihood_rolling(instances("loglikelihood_rolling", (text,)))
+    assert loglikelihood == pytest.approx(-nats(model, [256, *text.encode()], 1), abs=1e-3)
     assert model.limit is None and model.longer == 1  # recurrent: it runs as it is
-    assert model.loglikelihood_rolling(asked("loglikelihood_rolling", ("",))) == [0.0]
+    assert model.loglikelihood_rolling(instances("loglikelihood_rolling", ("",))) == [0.0]
 
 
 def test_attention_reads_long_texts_in_windows(tmp_path: Path) -> None:
     model = Synthe(saved(tmp_path / "model", ATTENTION), device="cpu")
     text = list(("the river runs to the sea " * 6).encode())  # 156 tokens, and windows of 64
-    (found,) = model.loglikelihood_rolling(asked("loglikelihood_rolling", (bytes(text).decode(),)))
+    (loglikelihood,) = model.loglikelihood_rolling(instances("loglikelihood_rolling", (bytes(text).decode(),)))
     all_of_it = [256, *text]
     expected = nats(model, all_of_it[:65], 1) + nats(model, all_of_it[64:129], 1)
     expected += nats(model, all_of_it[156 - 64 : 157], 157 - 28 - (156 - 64))
-    assert model.limit == 64 and found == pytest.approx(-expected, abs=1e-3)
-    (pair,) = model.loglikelihood(asked("loglikelihood", (bytes(text).decode(), "!?")))
+    assert model.limit == 64 and loglikelihood == pytest.approx(-expected, abs=1e-3)
+    (pair,) = model.loglikelihood(instances("loglikelihood", (bytes(text).decode(), "!?")))
     assert pair[0] == pytest.approx(-nats(model, [*text[-63:], *b"!?"], 62), abs=1e-4)
-    (pair,) = model.loglikelihood(asked("loglikelihood", ("a", bytes(text).decode())))
+    (pair,) = model.loglikelihood(instances("loglikelihood", ("a", bytes(text).decode())))
     expected = (
         nats(model, [*b"a", *text][:65], 1) + nats(model, text[63:128], 1) + nats(model, text[156 - 65 :], 65 - 28)
     )
@@ -91,8 +91,8 @@ def test_what_comes_before_a_context(tmp_path: Path) -> None:
         ids = tokenizer.encode("times is")
         assert model.tok_encode("times is") == before + ids
         assert model.tok_encode("times is", add_special_tokens=False) == ids
-        (found,) = model.loglikelihood(asked("loglikelihood", ("times", " is")))
-        assert found[0] == pytest.approx(
+        (score,) = model.loglikelihood(instances("loglikelihood", ("times", " is")))
+        assert score[0] == pytest.approx(
             -nats(model, before + ids, len(before) + len(tokenizer.encode("times"))), abs=1e-4
         )
         assert model.prefix_token_id == begin  # of an empty context
@@ -103,7 +103,7 @@ def test_what_comes_before_a_context(tmp_path: Path) -> None:
         Synthe(saved(tmp_path / "bytes"), device="cpu", prefix="begin")
 
 
-def test_a_chat_template_is_kept_and_its_marks_are_tokens(tmp_path: Path) -> None:
+def test_a_chat_template_is_used_and_its_markers_are_tokens(tmp_path: Path) -> None:
     add_tokenizer(tmp_path / "t")
     template = (
         "{{ bos_token }}{% for m in messages %}<|turn|>{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
@@ -129,33 +129,33 @@ def test_a_chat_template_is_kept_and_its_marks_are_tokens(tmp_path: Path) -> Non
 
 def test_texts_are_written_by_the_settings_of_each_request(model: Synthe) -> None:
     settings = [{"until": ["x"], "max_gen_toks": 5}, {"until": "x", "max_gen_toks": 3, "do_sample": False}]
-    found = model.generate_until(asked("generate_until", *(("a river", each) for each in settings)))
-    assert found[0].encode()[:3] == found[1].encode()[:3] or "\ufffd" in found[0]
+    texts = model.generate_until(instances("generate_until", *(("a river", each) for each in settings)))
+    assert texts[0].encode()[:3] == texts[1].encode()[:3] or "\ufffd" in texts[0]
     drawn = {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 1.0}
-    many = model.generate_until(asked("generate_until", *[("a river", drawn)] * 4))
+    many = model.generate_until(instances("generate_until", *[("a river", drawn)] * 4))
     assert len(set(many)) > 1  # several samples of one request are not one sample several times
     again = Synthe(model.checkpoint.path, device="cpu", batch_size=1)
-    assert again.generate_until(asked("generate_until", *[("a river", drawn)] * 4)) == many
+    assert again.generate_until(instances("generate_until", *[("a river", drawn)] * 4)) == many
     with pytest.raises(InputError, match="unknown generation setting 'temprature'"):
-        model.generate_until(asked("generate_until", ("a", {"temprature": 1.0})))
+        model.generate_until(instances("generate_until", ("a", {"temprature": 1.0})))
 
 
 def test_answers_at_hand_are_not_computed(model: Synthe, tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     pairs = [("a river", " sea"), ("a river", " rain")]
     model.answers = Answers(file)
-    first = model.loglikelihood(asked("loglikelihood", *pairs))
+    first = model.loglikelihood(instances("loglikelihood", *pairs))
     model.answers.close()
     with file.open("a") as out:
         out.write('{"key": "cut o')
     other = Synthe(model.checkpoint.path, device="cpu")
     other.answers = Answers(file)
-    assert other.loglikelihood(asked("loglikelihood", *pairs, ("more", " text")))[:2] == first
+    assert other.loglikelihood(instances("loglikelihood", *pairs, ("more", " text")))[:2] == first
     assert other.reader.counts.requested == len("more text") - 1
     other.answers.close()
-    kept = Answers(file)
-    assert len(kept) == 3 and request_key("loglikelihood", ("more", " text")) in kept
-    kept.close(keep=False)
+    reopened = Answers(file)
+    assert len(reopened) == 3 and request_key("loglikelihood", ("more", " text")) in reopened
+    reopened.close(keep=False)
     assert not file.exists()
     assert other.digest() == model.digest() != Synthe(model.checkpoint.path, device="cpu", max_length=9).digest()
 

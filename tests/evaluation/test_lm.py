@@ -23,7 +23,7 @@ TASKS = ("rivers", "texts", "writing")
 
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of three tasks, one of each kind; the hub is not asked for anything."""
+    """A folder of three tasks, one of each kind; the hub is not contacted."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = tmp_path / "tasks"
     choices(folder), rolling(folder), written(folder)
@@ -49,18 +49,18 @@ def test_a_trained_model(recipe, tasks, tmp_path):  # noqa: F811
     data = {"tokenizer": "bytes", "sequence": 32}
     list(train(recipe(data=data, budget="30steps"), out=tmp_path / "run"))
     events = run([tmp_path / "run"], tasks, output=tmp_path / "out", log_samples=True)
-    (found,) = results(events)
-    assert set(found["results"]) == set(TASKS) and found["n-samples"]["rivers"] == {"original": 6, "effective": 6}
-    assert 0 <= found["results"]["rivers"]["acc,none"] <= 1
-    assert 0 < found["results"]["texts"]["bits_per_byte,none"] < 6  # better than the 8 of knowing nothing
+    (summary,) = results(events)
+    assert set(summary["results"]) == set(TASKS) and summary["n-samples"]["rivers"] == {"original": 6, "effective": 6}
+    assert 0 <= summary["results"]["rivers"]["acc,none"] <= 1
+    assert 0 < summary["results"]["texts"]["bits_per_byte,none"] < 6  # better than the 8 of knowing nothing
     file = events[-1].path
-    kept = json.loads(file.read_text())
-    assert kept["results"] == found["results"]
+    saved = json.loads(file.read_text())
+    assert saved["results"] == summary["results"]
     harness = {"results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "config"}
     harness |= {"git_hash", "date", "pretty_env_info", "lm_eval_version", "task_hashes", "model_name", "chat_template"}
     harness |= {"tokenizer_eos_token", "max_length", "total_evaluation_time_seconds", "fewshot_as_multiturn"}
-    assert harness <= kept.keys() and kept["config"]["model"] == "synthe"
-    ours = kept["synthe"]
+    assert harness <= saved.keys() and saved["config"]["model"] == "synthe"
+    ours = saved["synthe"]
     assert ours["recipe_digest"] and ours["hardware"]["cores"] and ours["seconds"] > 0 and ours["step"] == 30
     assert (ours["context_prefix"], ours["empty_context"]) == (None, "<|endoftext|>")
     assert ours["tokens"]["computed"] > 0 and 0 < ours["tokens"]["generated"] <= 16
@@ -72,8 +72,8 @@ def test_a_trained_model(recipe, tasks, tmp_path):  # noqa: F811
     (samples,) = file.parent.glob("samples_rivers_*")
     first = json.loads(samples.read_text().splitlines()[0])
     assert len(first["resps"]) == 4 and first["doc"]["question"] == "the river runs to the 0"
-    told = [event for event in of(events, Progress) if event.what == "rivers"]
-    assert (told[-1].done, told[-1].total, told[-1].unit) == (24, 24, "requests")
+    progress = [event for event in of(events, Progress) if event.what == "rivers"]
+    assert (progress[-1].done, progress[-1].total, progress[-1].unit) == (24, 24, "requests")
 
 
 def test_results_do_not_depend_on_the_batch(path, tasks):
@@ -92,29 +92,29 @@ def test_a_failing_task_names_itself_and_the_others_run(path, tasks, tmp_path):
     task(tasks, "afar", [], output_type="loglikelihood", doc_to_text="a", doc_to_target="b", **afar)
     events: list[Event] = []
     with pytest.raises(WorkError, match=r"3 of 4 tasks failed: lost, crooked, afar") as caught:
-        asked = EvalConfig(
+        config = EvalConfig(
             tasks=["lost", "crooked", "rivers", "afar"], include=[tasks], output=tmp_path / "out", device="cpu"
         )
-        for event in evaluate([path], asked):
+        for event in evaluate([path], config):
             events.append(event)
     assert caught.value.exit_code == 1
-    (found,) = results(events)
-    assert list(found["results"]) == ["rivers"] and events[-1].path.is_file()
+    (summary,) = results(events)
+    assert list(summary["results"]) == ["rivers"] and events[-1].path.is_file()
     warnings = [event.message for event in of(events, Notice) if event.level == "warning"]
     assert "lost is not evaluated: its data is not there" in warnings[0] and str(tasks) in warnings[0]
     assert "crooked is not evaluated: ZeroDivisionError" in warnings[1]
     assert "afar is not evaluated: its data is not on disk and cannot be fetched" in warnings[2]
-    assert set(found["synthe"]["failed"]) == {"lost", "crooked", "afar"}
+    assert set(summary["synthe"]["failed"]) == {"lost", "crooked", "afar"}
     assert not any("\n" in line for line in warnings)
 
 
 def test_an_interrupted_run_goes_on(path, tasks, tmp_path, monkeypatch):
-    stop, asked = (
+    stop, config = (
         threading.Event(),
         EvalConfig(tasks=TASKS, include=[tasks], output=tmp_path / "out", device="cpu", batch_size=2),
     )
     with pytest.raises(Interrupted, match="answers are saved") as caught:
-        for event in evaluate([path], asked, stop):
+        for event in evaluate([path], config, stop):
             if isinstance(event, Progress) and event.done:
                 stop.set()
     assert caught.value.exit_code == 130 and "--resume" in caught.value.hint
@@ -123,14 +123,14 @@ def test_an_interrupted_run_goes_on(path, tasks, tmp_path, monkeypatch):
     assert 0 < before < 24
     (whole,) = results(run([path], tasks))
     events = run([path], tasks, output=tmp_path / "out", resume=True)
-    (found,) = results(events)
+    (summary,) = results(events)
     assert f"reusing {before} answers of an earlier run" in [event.message for event in of(events, Notice)]
     for name in TASKS:
-        assert found["results"][name] == {
+        assert summary["results"][name] == {
             key: value if isinstance(value, str) else pytest.approx(value, abs=1e-5)
             for key, value in whole["results"][name].items()
         }
-    assert found["synthe"]["tokens"]["requested"] < whole["synthe"]["tokens"]["requested"]
+    assert summary["synthe"]["tokens"]["requested"] < whole["synthe"]["tokens"]["requested"]
     assert not file.exists()  # the run is done
 
 
@@ -153,9 +153,9 @@ def test_several_models(path, tasks, tmp_path):
 def test_a_suite_is_a_file_that_people_edit(path, tasks, tmp_path):
     suite = tmp_path / "mine.yaml"
     suite.write_text(yaml.safe_dump({"tasks": [{"task": "rivers", "num_fewshot": 2}, "texts"]}))
-    (found,) = results(run([path], tasks, tasks=(), suites=[str(suite)]))
-    assert list(found["results"]) == ["rivers", "texts"] and found["n-shot"]["rivers"] == 2
-    for text_, told in (
+    (summary,) = results(run([path], tasks, tasks=(), suites=[str(suite)]))
+    assert list(summary["results"]) == ["rivers", "texts"] and summary["n-shot"]["rivers"] == 2
+    for text_, message in (
         ("tasks: []", "tasks: list should have at least 1 item"),
         ("tasks: [{tsk: a}]", "tasks.0"),
         ("a: [", "is not YAML"),
@@ -164,16 +164,16 @@ def test_a_suite_is_a_file_that_people_edit(path, tasks, tmp_path):
         suite.write_text(text_)
         with pytest.raises(InputError) as caught:
             suites.load_suite(str(suite))
-        assert told in caught.value.message and "\n" not in caught.value.message
+        assert message in caught.value.message and "\n" not in caught.value.message
     with pytest.raises(InputError) as caught:
         suites.load_suite("zero-shoot")
     assert caught.value.hint == "did you mean 'zero-shot'?"
 
 
 def test_a_pass_key_is_hidden_at_a_length(path, tasks):
-    asked = {"tasks": ["passkey"], "metadata": {"max_seq_lengths": [256, 512]}, "limit": 60}
-    (found,) = results(run([path], tasks, **asked))
-    scores = found["results"]["passkey"]
+    options = {"tasks": ["passkey"], "metadata": {"max_seq_lengths": [256, 512]}, "limit": 60}
+    (summary,) = results(run([path], tasks, **options))
+    scores = summary["results"]["passkey"]
     assert scores["acc,none"] == 0 and {"256,none", "512,none"} <= scores.keys()
     from synthe_core.data.tokenizers import ByteTokenizer
     from synthe_core.evaluation.tasks.passkey import documents, judge

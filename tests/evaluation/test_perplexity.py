@@ -36,12 +36,12 @@ def test_bits_per_byte_are_the_models(tmp_path, book, block, monkeypatch):
     monkeypatch.setattr(perplexity, "PREFILL", 48)  # so that a window is read in pieces
     path = saved(tmp_path / "model", block)
     events = list(evaluate(path, sources=[str(book)], contexts=[16, 256, 64], device="cpu"))
-    found = contexts(events)
+    rows = contexts(events)
     model = Checkpoint.open(path).model().eval()
     text = torch.tensor(list(book.read_bytes()))
-    assert [each["context"] for each in found] == [16, 64, 256]
+    assert [each["context"] for each in rows] == [16, 64, 256]
     losses = {}
-    for each in found:
+    for each in rows:
         length = each["context"]
         parts = []
         for first in range(0, 1024, length):
@@ -52,9 +52,9 @@ def test_bits_per_byte_are_the_models(tmp_path, book, block, monkeypatch):
         bits = float(losses[length].sum()) / math.log(2) / 1024
         assert each["tokens"] == each["bytes"] == 1024 and each["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
         assert each["perplexity"] == pytest.approx(2**bits, rel=1e-4)
-    spans = [(each["first"], each["last"]) for each in found]
+    spans = [(each["first"], each["last"]) for each in rows]
     assert spans == [(0, 16), (16, 64), (64, 256)]
-    for each in found:
+    for each in rows:
         here = losses[256].view(4, 256)[:, each["first"] : each["last"]]
         assert each["here"] == pytest.approx(float(here.mean()) / math.log(2), rel=1e-5)
     last = of(events, Progress)[-1]
@@ -70,8 +70,8 @@ def test_a_part_of_the_text_is_spread_over_it(tmp_path, book):
 
 def test_contexts_by_default_go_past_the_training_length(tmp_path, book):
     path = saved(tmp_path / "model")
-    found = contexts(list(evaluate(path, sources=[str(book)], device="cpu")))
-    assert [each["context"] for each in found] == [8, 16, 32, 64, 128, 256]
+    rows = contexts(list(evaluate(path, sources=[str(book)], device="cpu")))
+    assert [each["context"] for each in rows] == [8, 16, 32, 64, 128, 256]
 
 
 def test_what_cannot_be(tmp_path, book):

@@ -11,14 +11,14 @@ from synthe_core.evaluation.prefix_tree import Node, build_tree
 
 def spelled(roots: list[Node]) -> dict[int, list[int]]:
     """Every sequence as the paths to its ends spell it."""
-    found: dict[int, list[int]] = {}
+    sequences: dict[int, list[int]] = {}
 
     def down(node: Node, before: list[int]) -> None:
         assert node.start == len(before) and node.tokens and node.end == node.start + len(node.tokens)
         text = before + list(node.tokens)
         for index in node.ends:
-            assert index not in found
-            found[index] = text
+            assert index not in sequences
+            sequences[index] = text
         below = [*node.ends, *(member for child in node.children for member in child.members)]
         assert sorted(below) == sorted(node.members)
         for child in node.children:
@@ -26,7 +26,7 @@ def spelled(roots: list[Node]) -> dict[int, list[int]]:
 
     for root in roots:
         down(root, [])
-    return found
+    return sequences
 
 
 def tokens(roots: list[Node]) -> int:

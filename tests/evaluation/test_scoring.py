@@ -37,35 +37,37 @@ def requests(seed: int = 1) -> list[Continuation]:
     """Questions with four answers each, half of them behind one long heading, some twice, some within another."""
     draw = random.Random(seed)
     head = [draw.randrange(VOCAB) for _ in range(40)]
-    found = []
+    continuations = []
     for number in range(9):
         context = (head if number % 2 else []) + [draw.randrange(VOCAB) for _ in range(draw.randrange(1, 20))]
-        found += [Continuation(context, [draw.randrange(3) for _ in range(draw.randrange(1, 6))]) for _ in range(4)]
-    longer = Continuation([*found[0].context, *found[0].continuation], [3])
-    return [*found, found[0], longer, Continuation([7], [5])]
+        continuations += [
+            Continuation(context, [draw.randrange(3) for _ in range(draw.randrange(1, 6))]) for _ in range(4)
+        ]
+    longer = Continuation([*continuations[0].context, *continuations[0].continuation], [3])
+    return [*continuations, continuations[0], longer, Continuation([7], [5])]
 
 
 @torch.no_grad()
 def alone(model: LanguageModel, request: Continuation) -> tuple[float, bool]:
     sequence = [*request.context, *request.continuation]
-    found = model(torch.tensor([sequence[:-1]]))[0][0].log_softmax(-1)
+    log_probs = model(torch.tensor([sequence[:-1]]))[0][0].log_softmax(-1)
     places = range(len(request.context) - 1, len(sequence) - 1)
-    total = sum(found[place, sequence[place + 1]].item() for place in places)
-    return total, all(int(found[place].argmax()) == sequence[place + 1] for place in places)
+    total = sum(log_probs[place, sequence[place + 1]].item() for place in places)
+    return total, all(int(log_probs[place].argmax()) == sequence[place + 1] for place in places)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_scores_are_those_of_each_request_alone(name: str) -> None:
-    model, asked = model_of(name), requests()
-    expected = [alone(model, request) for request in asked]
+    model, batch_requests = model_of(name), requests()
+    expected = [alone(model, request) for request in batch_requests]
     for batch in (1, 32):
         reader = Reader(model, batch)
-        found = dict(score(reader, asked))
-        assert sorted(found) == list(range(len(asked)))
+        scores = dict(score(reader, batch_requests))
+        assert sorted(scores) == list(range(len(batch_requests)))
         for index, (loglikelihood, greedy) in enumerate(expected):
-            assert found[index].loglikelihood == pytest.approx(loglikelihood, abs=1e-4)
-            assert found[index].greedy == greedy
-        assert reader.counts.requested == sum(len(r.context) + len(r.continuation) - 1 for r in asked)
+            assert scores[index].loglikelihood == pytest.approx(loglikelihood, abs=1e-4)
+            assert scores[index].greedy == greedy
+        assert reader.counts.requested == sum(len(r.context) + len(r.continuation) - 1 for r in batch_requests)
         assert reader.counts.computed < 0.5 * reader.counts.requested
 
 
@@ -74,9 +76,9 @@ def test_some_answers_are_what_the_model_would_write() -> None:
     text = [7, 8, 9]
     with torch.no_grad():
         likeliest = int(model(torch.tensor([text]))[0][0, -1].argmax())
-    found = dict(score(Reader(model), [Continuation(text, [n]) for n in range(VOCAB)]))
-    assert [index for index, each in found.items() if each.greedy] == [likeliest]
-    assert sum(torch.tensor(each.loglikelihood).exp() for each in found.values()) == pytest.approx(1, abs=1e-5)
+    scores = dict(score(Reader(model), [Continuation(text, [n]) for n in range(VOCAB)]))
+    assert [index for index, each in scores.items() if each.greedy] == [likeliest]
+    assert sum(torch.tensor(each.loglikelihood).exp() for each in scores.values()) == pytest.approx(1, abs=1e-5)
 
 
 def test_answers_of_one_token_take_one_pass() -> None:
@@ -88,10 +90,10 @@ def test_answers_of_one_token_take_one_pass() -> None:
 @pytest.mark.parametrize("name", ["delta", "attention"])
 def test_long_texts_go_piece_by_piece(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "PREFILL", 7)
-    model, asked = model_of(name), requests(2)
-    found = dict(score(Reader(model, 4), asked))
-    for index, request in enumerate(asked):
-        assert found[index].loglikelihood == pytest.approx(alone(model, request)[0], abs=1e-4)
+    model, batch_requests = model_of(name), requests(2)
+    scores = dict(score(Reader(model, 4), batch_requests))
+    for index, request in enumerate(batch_requests):
+        assert scores[index].loglikelihood == pytest.approx(alone(model, request)[0], abs=1e-4)
 
 
 def test_nothing_to_score() -> None:

@@ -47,9 +47,9 @@ def alone(model: LanguageModel, prompt: Prompt, limit: int, stop: list[str]) -> 
 @pytest.mark.parametrize("batch", [1, 4, None])
 def test_greedy_texts_are_those_of_each_prompt_alone(model: LanguageModel, batch: int | None) -> None:
     reader = Reader(model, batch)
-    found = dict(write(reader, TEXT, prompts(), 12, [], GREEDY))
-    assert found == {index: alone(model, prompt, 12, []) for index, prompt in enumerate(prompts())}
-    assert len(set(found.values())) > 2 and reader.counts.generated == 12 * len(found)
+    texts = dict(write(reader, TEXT, prompts(), 12, [], GREEDY))
+    assert texts == {index: alone(model, prompt, 12, []) for index, prompt in enumerate(prompts())}
+    assert len(set(texts.values())) > 2 and reader.counts.generated == 12 * len(texts)
     if batch is None:
         assert reader.counts.computed - reader.counts.generated < sum(len(prompt.tokens) for prompt in prompts())
 
@@ -58,8 +58,8 @@ def test_a_stop_string_ends_a_text_at_once(model: LanguageModel) -> None:
     whole = dict(write(Reader(model), TEXT, prompts(), 12, [], GREEDY))
     stop = whole[1][5:7]
     reader = Reader(model)
-    found = dict(write(reader, TEXT, prompts(), 12, [stop], GREEDY))
-    assert found == {index: text.split(stop)[0] for index, text in whole.items()}
+    texts = dict(write(reader, TEXT, prompts(), 12, [stop], GREEDY))
+    assert texts == {index: text.split(stop)[0] for index, text in whole.items()}
     assert reader.counts.generated == sum(
         12 if stop not in text else len(text.split(stop)[0].encode()) + len(stop.encode()) for text in whole.values()
     )

@@ -1,4 +1,4 @@
-"""The survey finds every operator that learners call, and tells of each kernel what dispatch would do."""
+"""The survey finds every operator that learners call, and reports for each kernel what dispatch would do."""
 
 from __future__ import annotations
 

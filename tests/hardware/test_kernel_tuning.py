@@ -79,9 +79,9 @@ def test_which_kernel_serves_on_which_machine() -> None:
     assert choice("8 GB", "cuda") == choice("H200", "cuda") == "fla"
     assert choice("plain", "cpu") == "chunked"
     bare = dataclasses.replace(MACHINES["H200"], libraries={"torch": "2.13"})
-    told = {each.kernel: each for each in delta_rule.explain(call("cuda"), bare)}
-    assert told["chunked"].chosen
-    assert "fla-core and triton not installed" in str(told["fla"].reason)
+    verdicts = {each.kernel: each for each in delta_rule.explain(call("cuda"), bare)}
+    assert verdicts["chunked"].chosen
+    assert "fla-core and triton not installed" in str(verdicts["fla"].reason)
     plain = {each.kernel: each.reason for each in delta_rule.explain(call("cpu"), MACHINES["plain"])}
     assert "CUDA" in str(plain["fla"])
     assert "compiler" in str(plain["native"])
@@ -100,9 +100,9 @@ def test_device_and_precision_on_which_machine(machine: str, device: str, precis
     def rates(kind: str, dtype: torch.dtype) -> float:  # what tensor cores and tiles are for
         return 4e12 if dtype == torch.bfloat16 else 1e12
 
-    found = MACHINES[machine]
-    assert choose_device("auto", found).value == device
-    assert choose_precision("auto", device, found, rates).value == precision
+    hardware = MACHINES[machine]
+    assert choose_device("auto", hardware).value == device
+    assert choose_precision("auto", device, hardware, rates).value == precision
 
 
 def test_fingerprints_differ_where_speed_would() -> None:

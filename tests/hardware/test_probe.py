@@ -30,14 +30,14 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 
 def test_the_probe_is_of_this_machine() -> None:
-    found = probe()
-    assert found is probe()
-    assert 0 < found.available <= found.memory
-    assert found.cores >= 1
-    assert found.libraries["torch"] == torch.__version__
-    assert found.device == ("cuda" if torch.cuda.is_available() else found.device)
-    assert (found.gpu is None) == (found.gpus == ())
-    assert 0 < available_memory() <= found.memory
+    hardware = probe()
+    assert hardware is probe()
+    assert 0 < hardware.available <= hardware.memory
+    assert hardware.cores >= 1
+    assert hardware.libraries["torch"] == torch.__version__
+    assert hardware.device == ("cuda" if torch.cuda.is_available() else hardware.device)
+    assert (hardware.gpu is None) == (hardware.gpus == ())
+    assert 0 < available_memory() <= hardware.memory
 
 
 @pytest.mark.parametrize(

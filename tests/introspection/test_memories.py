@@ -20,7 +20,7 @@ from tests.introspection.test_linear_memory import call
 SIZE = 5
 
 
-def asked(op: Any, keys: list[int], beta: float = 1.0, decay: float = 1.0) -> MemoryCall:
+def memory_call(op: Any, keys: list[int], beta: float = 1.0, decay: float = 1.0) -> MemoryCall:
     """One head that writes one-hot keys, one a token, each with a value of its own."""
     torch.manual_seed(0)
     k = torch.nn.functional.one_hot(torch.tensor(keys), SIZE).double()[None, :, None]
@@ -39,30 +39,30 @@ def asked(op: Any, keys: list[int], beta: float = 1.0, decay: float = 1.0) -> Me
 
 
 def test_a_write_that_is_overwritten_says_by_whom() -> None:
-    memory = asked(delta_rule, [0, 1, 2, 0, 3])
+    memory = memory_call(delta_rule, [0, 1, 2, 0, 3])
     reads = follow(memory, 5)
     assert reads is not None
-    found = fate(memory, reads, 0)
-    assert found is not None
-    assert (found.left.tolist(), found.gone.tolist(), found.by.tolist()) == ([pytest.approx(0, abs=1e-12)], [3], [3])
-    assert found.took.tolist() == pytest.approx([1.0])
-    assert found.now[0] == 3  # what is there now was written by token 3
-    assert found.shares[0] == pytest.approx(1.0)
-    kept = fate(memory, reads, 1)
-    assert kept is not None
-    assert (kept.left.tolist(), kept.gone.tolist(), kept.by.tolist()) == ([pytest.approx(1.0)], [-1], [-1])
-    assert kept.answers.tolist() == pytest.approx([1.0])
+    lost = fate(memory, reads, 0)
+    assert lost is not None
+    assert (lost.left.tolist(), lost.gone.tolist(), lost.by.tolist()) == ([pytest.approx(0, abs=1e-12)], [3], [3])
+    assert lost.took.tolist() == pytest.approx([1.0])
+    assert lost.now[0] == 3  # what is there now was written by token 3
+    assert lost.shares[0] == pytest.approx(1.0)
+    intact = fate(memory, reads, 1)
+    assert intact is not None
+    assert (intact.left.tolist(), intact.gone.tolist(), intact.by.tolist()) == ([pytest.approx(1.0)], [-1], [-1])
+    assert intact.answers.tolist() == pytest.approx([1.0])
 
 
 def test_a_memory_that_only_adds_loses_by_fading() -> None:
-    memory = asked(linear_attention, [0, 1, 0, 2], decay=0.8)
+    memory = memory_call(linear_attention, [0, 1, 0, 2], decay=0.8)
     reads = follow(memory, 4)
     assert reads is not None
-    found = fate(memory, reads, 0)
-    assert found is not None
-    assert found.left.tolist() == pytest.approx([0.8**3])
-    assert found.gone.tolist() == [-1]
-    longer = asked(linear_attention, [0, 1, 2, 3, 4], decay=0.8)
+    faded = fate(memory, reads, 0)
+    assert faded is not None
+    assert faded.left.tolist() == pytest.approx([0.8**3])
+    assert faded.gone.tolist() == [-1]
+    longer = memory_call(linear_attention, [0, 1, 2, 3, 4], decay=0.8)
     reads = follow(longer, 5)
     assert reads is not None
     faded = fate(longer, reads, 0)
@@ -71,17 +71,17 @@ def test_a_memory_that_only_adds_loses_by_fading() -> None:
 
 
 def test_half_overwritten_is_half_left() -> None:
-    memory = asked(delta_rule, [0, 0], beta=0.5)
+    memory = memory_call(delta_rule, [0, 0], beta=0.5)
     reads = follow(memory, 2)
     assert reads is not None
-    found = fate(memory, reads, 0)
-    assert found is not None
-    assert found.left.tolist() == pytest.approx([0.5])
-    assert found.by.tolist() == [1]
+    half_left = fate(memory, reads, 0)
+    assert half_left is not None
+    assert half_left.left.tolist() == pytest.approx([0.5])
+    assert half_left.by.tolist() == [1]
 
 
 def test_no_fate_without_keys_or_for_another_token() -> None:
-    memory = asked(delta_rule, [0, 1])
+    memory = memory_call(delta_rule, [0, 1])
     reads = follow(memory, 2)
     assert reads is not None
     assert fate(memory, reads, 2) is None
@@ -106,7 +106,7 @@ def test_what_a_memory_holds_is_the_length_of_its_state(op: str) -> None:
 
 
 def test_series_of_a_memory_name_what_they_are() -> None:
-    memory = asked(delta_rule, [0, 1, 2])
+    memory = memory_call(delta_rule, [0, 1, 2])
     reads = follow(memory, 3)
     assert reads is not None
     series = {each.name: each for each in memory_series(memory, reads)}

@@ -83,20 +83,20 @@ def test_what_is_seen_stands_at_its_tokens(case: dict[str, Any]) -> None:
         other = earlier[each.path, each.name]
         at = np.arange(TIME) if each.at is None else each.at
         there = np.arange(29) if other.at is None else other.at
-        kept = at < 29
-        np.testing.assert_array_equal(at[kept], there)
-        np.testing.assert_allclose(each.rows[:, kept], other.rows, rtol=2e-3, atol=2e-4)
+        shared = at < 29
+        np.testing.assert_array_equal(at[shared], there)
+        np.testing.assert_allclose(each.rows[:, shared], other.rows, rtol=2e-3, atol=2e-4)
 
 
 @each_case
 def test_readings_are_made_of_what_they_are_said_to_be(case: dict[str, Any]) -> None:
     model = build([case])
     seen = observe(model, text())
-    found = [reads for asked in seen.memory_calls if (reads := follow(asked, TIME)) is not None]
+    all_reads = [reads for call in seen.memory_calls if (reads := follow(call, TIME)) is not None]
     linear = {"delta", "delta_memory", "fast_weights", "mlstm", "mamba2", "kda", "rwkv7", "momentum", "attention"}
-    own = [reads for reads in found if reads.path == "blocks.0.1"]
+    own = [reads for reads in all_reads if reads.path == "blocks.0.1"]
     assert len(own) == (1 if case["type"] in linear else len(own))
-    for reads in found:
+    for reads in all_reads:
         assert reads.error < 1e-5, reads.path
         count = TIME if reads.at is None else len(reads.at)
         assert reads.sources.shape == reads.shares.shape == (count, 8)
@@ -123,15 +123,15 @@ def test_slow_tiers_and_routed_blocks_say_where_they_stand() -> None:
     assert ticks.at.tolist() == list(range(4, TIME, 4))
     for block in (1, 2):
         added = by_name[f"blocks.{block}.0", "added"]
-        kept = np.flatnonzero(keep[block - 1])
-        assert (np.arange(TIME) if added.at is None else added.at).tolist() == kept.tolist()
-    paths = {asked.path for asked in seen.memory_calls}
+        selected = np.flatnonzero(keep[block - 1])
+        assert (np.arange(TIME) if added.at is None else added.at).tolist() == selected.tolist()
+    paths = {call.path for call in seen.memory_calls}
     assert {"blocks.0.1.fast", "blocks.0.1.slow.0.rule"} <= paths
-    for asked in seen.memory_calls:
-        reads = follow(asked, TIME)
+    for call in seen.memory_calls:
+        reads = follow(call, TIME)
         assert reads is not None
         assert reads.error < 1e-5
-        if asked.path == "blocks.2.1.fast":
+        if call.path == "blocks.2.1.fast":
             assert reads.at is not None
             assert set(reads.sources[reads.sources >= 0].tolist()) <= set(reads.at.tolist())
 
@@ -153,7 +153,7 @@ def test_a_text_of_one_token_is_a_text() -> None:
     seen = observe(model, [3])
     assert np.isnan(seen.predictions.bits).tolist() == [True]
     assert collect(model, seen)[0]
-    assert all(reads is None or reads.error < 1e-5 for reads in (follow(asked, 1) for asked in seen.memory_calls))
+    assert all(reads is None or reads.error < 1e-5 for reads in (follow(call, 1) for call in seen.memory_calls))
 
 
 def test_listening_leaves_no_hook_and_changes_nothing() -> None:

@@ -37,9 +37,9 @@ def report(**keys: Any) -> Report:
 
 
 def unpacked(html: str) -> Any:
-    found = re.search(r'id="data">([A-Za-z0-9+/=]+)</script>', html)
-    assert found
-    return json.loads(zlib.decompress(base64.b64decode(found[1])))
+    match = re.search(r'id="data">([A-Za-z0-9+/=]+)</script>', html)
+    assert match
+    return json.loads(zlib.decompress(base64.b64decode(match[1])))
 
 
 def test_layers_and_groups_choose() -> None:
@@ -70,19 +70,19 @@ def test_facts_are_those_of_the_model() -> None:
 
 def test_lines_are_json_and_hold_everything() -> None:
     seen = report(tokens=[4])
-    told = [json.loads(json.dumps(line, allow_nan=False)) for line in lines(seen)]
-    kinds = [line["event"] for line in told]
+    events = [json.loads(json.dumps(line, allow_nan=False)) for line in lines(seen)]
+    kinds = [line["event"] for line in events]
     assert kinds[0] == "model"
     assert kinds.count("token") == len(TEXT.encode())
     assert kinds.count("series") == len(seen.series)
     assert kinds.count("reads") == len(seen.reads) == 4
     assert kinds.count("fate") == 2  # one for each delta; a momentum has no keys
-    beta = next(line for line in told if line["event"] == "series" and line["name"] == "beta")
+    beta = next(line for line in events if line["event"] == "series" and line["name"] == "beta")
     expected = next(each for each in seen.series if each.name == "beta")
     np.testing.assert_allclose(beta["rows"], expected.rows, rtol=1e-6)
-    reads = next(line for line in told if line["event"] == "reads")
+    reads = next(line for line in events if line["event"] == "reads")
     assert reads["error"] < 1e-5
-    token = next(line for line in told if line["event"] == "token" and line["index"] == 1)
+    token = next(line for line in events if line["event"] == "token" and line["index"] == 1)
     assert token["text"] == "e"
     assert token["bits"] > 0
     assert len(token["next"]) == 5
@@ -93,22 +93,22 @@ def test_the_page_holds_its_data_and_needs_nothing_else() -> None:
     html = page([seen])
 
     class Links(HTMLParser):
-        found: list[str]
+        urls: list[str]
 
         def handle_starttag(self, tag: str, attrs: Any) -> None:
-            self.found += [value for name, value in attrs if name in ("src", "href", "srcset")]
+            self.urls += [value for name, value in attrs if name in ("src", "href", "srcset")]
 
     links = Links()
-    links.found = []
+    links.urls = []
     links.feed(html)
-    assert links.found == []
+    assert links.urls == []
     for word in ("http://", "https://", "fetch(", "import(", "@import", "url(", "XMLHttpRequest"):
         assert word not in html
     assert "{{" not in html
-    told = unpacked(html)
-    assert "".join(told["tokens"]) != ""
-    assert told["ids"] == seen.ids
-    strips = {(strip["path"], strip["name"]): strip for strip in told["models"][0]["strips"]}
+    data = unpacked(html)
+    assert "".join(data["tokens"]) != ""
+    assert data["ids"] == seen.ids
+    strips = {(strip["path"], strip["name"]): strip for strip in data["models"][0]["strips"]}
     for each in seen.series:
         strip = strips[each.path, each.name]
         levels = np.frombuffer(base64.b64decode(strip["levels"]), np.uint8).reshape(strip["rows"], -1).astype(float)
@@ -127,8 +127,8 @@ def test_two_models_of_one_text() -> None:
     one, two = align_reports(first, second)
     gain = next(each for each in two.series if each.name == "advantage")
     np.testing.assert_allclose(gain.rows[0, 1:], one.predictions.bits[1:] - two.predictions.bits[1:])
-    found = {(each.path, each.name): each for each in differences(first, second)}
-    assert found["blocks.0.1", "beta"].rms > 0
+    rows = {(each.path, each.name): each for each in differences(first, second)}
+    assert rows["blocks.0.1", "beta"].rms > 0
     assert all(each.rms == 0 for each in differences(first, first))
     assert len(unpacked(page([one, two]))["models"]) == 2
     with pytest.raises(InputError, match="tokenize the text differently"):

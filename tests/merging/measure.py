@@ -62,14 +62,14 @@ def copy(paths: list[Path], out: Path) -> None:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser()
-    asked.add_argument("folder", type=Path)
-    asked.add_argument("--gigabytes", type=float, default=1.0)
-    asked.add_argument("--models", type=int, default=4)
-    asked.add_argument("--turns", type=int, default=5)
-    asked.add_argument("--threads", type=int)
-    asked.add_argument("--cold", action="store_true")
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--models", type=int, default=4)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--cold", action="store_true")
+    given = parser.parse_args()
     with ProcessPoolExecutor(1) as apart:  # so that what making them takes is not counted
         paths = apart.submit(make, given.folder, given.gigabytes, given.models).result()
     files, out = [path / "model.safetensors" for path in paths], given.folder / "out"
@@ -102,9 +102,9 @@ def main() -> None:
         torch.set_num_threads(1)
         peak = peak_bytes(cases[name])
         print(f"{name}: peak {(peak or 0) / 1e9:.2f} GB", flush=True)
-    found = paired(cases, given.turns)
-    for name, ratio in found.ratios.items():
-        print(f"{name}: median {found.timings[name].median:.2f} s, {ratio:.2f} x copying", flush=True)
+    result = paired(cases, given.turns)
+    for name, ratio in result.ratios.items():
+        print(f"{name}: median {result.timings[name].median:.2f} s, {ratio:.2f} x copying", flush=True)
     shutil.rmtree(out, ignore_errors=True)
 
 

@@ -95,13 +95,13 @@ def adapter(
 ) -> Path:
     """A LoRA adapter as PEFT writes it, random, for these modules of a model with `tensors`."""
     draw = torch.Generator().manual_seed(seed)
-    found = {}
+    lora = {}
     for module in modules:
         rows, columns = tensors[f"{module}.weight"].shape
-        found[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, columns, generator=draw) * 0.3
-        found[f"base_model.model.{module}.lora_B.weight"] = torch.randn(rows, rank, generator=draw) * 0.3
+        lora[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, columns, generator=draw) * 0.3
+        lora[f"base_model.model.{module}.lora_B.weight"] = torch.randn(rows, rank, generator=draw) * 0.3
     path.mkdir(parents=True)
-    save_file(found | more.pop("whole", {}), path / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(lora | more.pop("whole", {}), path / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -142,7 +142,7 @@ def result(out: Path, *arguments: Any, **more: Any) -> dict[str, Tensor]:
     """`run`, and the tensors of what it wrote."""
     (done,) = [event for event in run(out, *arguments, **more) if isinstance(event, Result)]
     assert done.path == out
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in sorted(out.glob("*.safetensors")):
-        found |= load_file(file)
-    return found
+        tensors |= load_file(file)
+    return tensors

@@ -29,8 +29,8 @@ def test_kinds_are_recognised(tmp_path: Path) -> None:
     kinds = [open_input(str(path)).kind for path in (run, tmp_path / "run", hf, lora)]
     assert kinds == ["checkpoint", "checkpoint", "huggingface", "adapter"]
     (tmp_path / "empty").mkdir()
-    for name, told in (("empty", "no model that can be merged"), ("hg", "no such model")):
-        with pytest.raises(InputError, match=told):
+    for name, message in (("empty", "no model that can be merged"), ("hg", "no such model")):
+        with pytest.raises(InputError, match=message):
             open_input(str(tmp_path / name))
     with pytest.raises(InputError) as caught:
         open_input(str(tmp_path / "lara"))
@@ -50,9 +50,9 @@ def test_ids_of_the_hub_come_from_its_cache(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
-    found = open_input("org/small")
-    assert found.kind == "huggingface" and found.path == snapshot
-    assert torch.equal(found.read("lm_head.weight"), llama()["lm_head.weight"])
+    opened = open_input("org/small")
+    assert opened.kind == "huggingface" and opened.path == snapshot
+    assert torch.equal(opened.read("lm_head.weight"), llama()["lm_head.weight"])
     with pytest.raises(SyntheError, match="model 'org/other' cannot be read: offline mode is on"):
         open_input("org/other")
 
@@ -60,8 +60,8 @@ def test_ids_of_the_hub_come_from_its_cache(tmp_path: Path, monkeypatch: pytest.
 def test_tensors_are_read_in_the_order_of_the_file(tmp_path: Path) -> None:
     path = folder(tmp_path / "hf", llama())
     file = HashedFile(path / "model.safetensors")
-    found = open_input(str(path))
-    places = [file.offset(name) for name in found.tensors]
+    opened = open_input(str(path))
+    places = [file.offset(name) for name in opened.tensors]
     assert places == sorted(places) and len(places) == len(llama())
     for name, tensor in llama().items():
         assert torch.equal(file.read(name), tensor)
@@ -73,9 +73,9 @@ def test_a_synapse_file_is_merged_as_its_folder_is(tmp_path: Path) -> None:
     for source, file in zip((base, tuned), files, strict=True):
         list(pack(source, file))
     expected = result(tmp_path / "of-folders", "linear", [base, tuned])
-    found = result(tmp_path / "of-files", "linear", files)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    merged = result(tmp_path / "of-files", "linear", files)
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items())
     parents = json.loads((tmp_path / "of-files" / "manifest.json").read_text())["merge"]["parents"]
     assert [parent["files"]["model.safetensors"] for parent in parents] == [
         Checkpoint.open(file).manifest.files["model.safetensors"].model_dump() for file in files
@@ -91,7 +91,7 @@ def test_quantised_weights_are_not_merged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("merge_method: ties\nmodles: []\n", "m.yaml:2:1: unknown key 'modles'"),
         ("merge_method: ties\n", "give either `models` or `slices`"),
@@ -111,11 +111,11 @@ def test_quantised_weights_are_not_merged(tmp_path: Path) -> None:
         ("- a\n", "is not a mapping"),
     ],
 )
-def test_a_bad_recipe_names_its_place(tmp_path: Path, text: str, told: str) -> None:
+def test_a_bad_recipe_names_its_place(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "m.yaml").write_text(text)
     with pytest.raises(InputError) as caught:
         load(tmp_path / "m.yaml")
-    assert told in caught.value.message
+    assert message in caught.value.message
 
 
 def test_a_layer_that_is_not_there(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_extract_lora_of_ours(tmp_path: Path) -> None:
 def test_extract_lora_refuses(tmp_path: Path) -> None:
     a = folder(tmp_path / "a", llama())
     b = folder(tmp_path / "b", moved(llama(), 1))
-    for arguments, options, told in (
+    for arguments, options, message in (
         ((a, a), {}, "is the same as"),
         ((a, b), {"rank": 0}, "rank 0 is below 1"),
         ((a, b), {"targets": ("nowhere",)}, "no matrix's name contains nowhere"),
@@ -184,5 +184,5 @@ def test_extract_lora_refuses(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError) as caught:
             list(extract_lora(*map(str, arguments), **{"rank": 4, "out": tmp_path / "out", **options}))  # type: ignore[arg-type]
-        assert told in caught.value.message
+        assert message in caught.value.message
     assert not (tmp_path / "out").exists()

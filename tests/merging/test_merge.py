@@ -157,29 +157,29 @@ def test_layers_of_ours_stacked(tmp_path: Path) -> None:
     merged.model()
 
 
-def test_progress_tells_bytes_and_ends(tmp_path: Path) -> None:
+def test_progress_counts_bytes_to_the_total(tmp_path: Path) -> None:
     base, models = family(tmp_path, 2)
-    told = [event for event in run(tmp_path / "out", "ties", models, base) if isinstance(event, Progress)]
+    events = [event for event in run(tmp_path / "out", "ties", models, base) if isinstance(event, Progress)]
     size = sum((path / "model.safetensors").stat().st_size for path in (base, *models))
-    assert told[-1].done == told[-1].total and told[-1].unit == "bytes"
-    assert size < told[-1].total < size * 1.5 and told[-1].eta == 0  # type: ignore[operator]
-    assert [event.done for event in told] == sorted(event.done for event in told)
+    assert events[-1].done == events[-1].total and events[-1].unit == "bytes"
+    assert size < events[-1].total < size * 1.5 and events[-1].eta == 0  # type: ignore[operator]
+    assert [event.done for event in events] == sorted(event.done for event in events)
 
 
-def test_another_config_is_told_and_the_bases_kept(tmp_path: Path) -> None:
+def test_a_differing_config_is_reported_and_the_first_is_used(tmp_path: Path) -> None:
     a = folder(tmp_path / "a", llama())
     b = folder(tmp_path / "b", moved(llama(), 1), CONFIG | {"rope_theta": 1e6, "_name_or_path": "elsewhere"})
-    told = [
+    warnings = [
         e.message for e in run(tmp_path / "out", "linear", [a, b]) if isinstance(e, Notice) and e.level == "warning"
     ]
-    assert len(told) == 1 and "rope_theta" in told[0] and "elsewhere" not in told[0]
+    assert len(warnings) == 1 and "rope_theta" in warnings[0] and "elsewhere" not in warnings[0]
     assert "rope_theta" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
 # What it refuses. Each case makes two Hugging Face folders and changes the second.
 
 
-def lacking(b: Path) -> None:
+def without_tensor(b: Path) -> None:
     tensors = load_file(b / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, b / "model.safetensors")
@@ -229,9 +229,9 @@ def pickled(b: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lacking, "b has no tensor model.layers.1.mlp.up_proj.weight"),
+        (without_tensor, "b has no tensor model.layers.1.mlp.up_proj.weight"),
         (longer, "b has a tensor extra.weight, which"),
         (another_shape, "model.norm.weight: [16] in"),
         (holding(float("nan")), "model.layers.2.mlp.down_proj.weight of"),
@@ -245,12 +245,12 @@ def pickled(b: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", "")[:20],
 )
-def test_bad_models(tmp_path: Path, change: Any, told: str) -> None:
+def test_bad_models(tmp_path: Path, change: Any, message: str) -> None:
     _, (a, b) = family(tmp_path, 2)
     change(b)
     with pytest.raises(InputError) as caught:
         run(tmp_path / "runs" / "out", "linear", [a, b])
-    assert told in caught.value.message and "\n" not in caught.value.message
+    assert message in caught.value.message and "\n" not in caught.value.message
     assert list((tmp_path / "runs").glob("*")) + list((tmp_path / "runs").glob(".*")) == []
 
 
@@ -264,7 +264,7 @@ def test_different_architectures_name_the_difference(tmp_path: Path) -> None:
         run(tmp_path / "out", "linear", [a, folder(tmp_path / "c", llama())])
 
 
-def test_a_damaged_checkpoint_is_found_out_on_the_way(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_detected_while_merging(tmp_path: Path) -> None:
     a, b = (checkpoint(tmp_path / name, seed) for name, seed in (("a", 1), ("b", 2)))
     with (b / "model.safetensors").open("r+b") as file:
         file.seek(-4, os.SEEK_END)
@@ -323,7 +323,7 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "count", "based", "more", "told"),
+    ("method", "count", "based", "more", "message"),
     [
         ("ties", 2, False, {}, "ties needs a base"),
         ("slerp", 2, True, {}, "slerp merges 1 model beside the base, and got 2"),
@@ -335,11 +335,11 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
         ("ties", 2, True, {"as": "adapter"}, "is no adapter"),
     ],
 )
-def test_bad_requests(tmp_path: Path, method: str, count: int, based: bool, more: dict[str, Any], told: str) -> None:
+def test_bad_requests(tmp_path: Path, method: str, count: int, based: bool, more: dict[str, Any], message: str) -> None:
     base, models = family(tmp_path, count)
     with pytest.raises(InputError) as caught:
         run(tmp_path / "out", method, models, base if based else None, **more)
-    assert told in caught.value.message
+    assert message in caught.value.message
 
 
 def test_adapters_stay_adapters_or_go_into_the_base(tmp_path: Path) -> None:
@@ -347,14 +347,14 @@ def test_adapters_stay_adapters_or_go_into_the_base(tmp_path: Path) -> None:
     modules = ["model.layers.0.self_attn.q_proj", "model.layers.2.mlp.up_proj"]
     one = adapter(tmp_path / "one", str(base), llama(), modules, seed=1)
     other = adapter(tmp_path / "other", str(base), llama(), modules[:1], rank=2, seed=2)
-    kept = result(tmp_path / "adapter", "task_arithmetic", [one, other], rank=6)
+    lora = result(tmp_path / "adapter", "task_arithmetic", [one, other], rank=6)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (6, 6, str(base))
     assert sorted(config["target_modules"]) == sorted(modules)
     model = result(tmp_path / "model", "task_arithmetic", [one, other], **{"as": "model"})
     for module in modules:
         name = f"{module}.weight"
-        down, up = (kept[f"base_model.model.{module}.lora_{side}.weight"] for side in "AB")
+        down, up = (lora[f"base_model.model.{module}.lora_{side}.weight"] for side in "AB")
         assert (llama()[name] + up @ down - model[name]).abs().max() < 2e-6  # of rank 6 nothing is lost
     assert torch.equal(model["lm_head.weight"], llama()["lm_head.weight"])
     assert json.loads((tmp_path / "model" / "merge.json").read_text())["parents"][1]["kind"] == "adapter"
@@ -376,7 +376,7 @@ def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
     whole = adapter(
         tmp_path / "whole", str(base), llama(), [module], whole={"base_model.model.lm_head.weight": torch.ones(40, 16)}
     )
-    for models, options, told in (
+    for models, options, message in (
         ([good, wide], {}, "q_proj.weight is [16, 16] in one adapter and [16, 20] in"),
         ([good, wide], {"as": "model"}, "q_proj.weight is [16, 16] in"),
         ([stray], {"as": "model"}, "adapts nowhere.weight, which"),
@@ -387,5 +387,5 @@ def test_adapters_that_do_not_fit(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError) as caught:
             run(tmp_path / "out", "task_arithmetic", models, **options)
-        assert told in caught.value.message, caught.value.message
+        assert message in caught.value.message, caught.value.message
     assert not (tmp_path / "out").exists()

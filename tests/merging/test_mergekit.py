@@ -23,10 +23,10 @@ def theirs(out: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
     run_merge(
         MergeConfiguration.model_validate(config), str(out), MergeOptions(copy_tokenizer=False, write_model_card=False)
     )
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in out.glob("*.safetensors"):
-        found |= load_file(file)
-    return found
+        tensors |= load_file(file)
+    return tensors
 
 
 CASES: list[tuple[str, int, bool, dict[str, Any], dict[str, Any]]] = [
@@ -145,7 +145,7 @@ def test_what_is_drawn_at_random(method: str, rescale: bool) -> None:
 
 
 def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
-    """mergekit reckons in the inputs' type unless told otherwise; with float32 asked for, only the last step rounds."""
+    """mergekit computes in the inputs' dtype by default; with float32 set, only the last step rounds."""
     base = {name: tensor.bfloat16() for name, tensor in llama().items()}
     paths = [
         folder(tmp_path / str(i), {n: t.bfloat16() for n, t in moved(base, i).items()} if i else base, CONFIG)

@@ -85,10 +85,10 @@ def test_task_arithmetic_adds_differences() -> None:
 
 
 def test_ties_trims_votes_and_averages() -> None:
-    """The published steps on three differences of four entries, half of each kept."""
+    """The published steps on three differences of four entries, at density 0.5."""
     base = torch.tensor([10.0, 10.0, 10.0, 10.0])
     deltas = torch.tensor([[4.0, 3.0, 1.0, 0.0], [-1.0, 2.0, 0.0, 3.0], [5.0, -6.0, 1.0, 2.0]])
-    # kept: [4 3 . .], [. 2 . 3], [5 -6 . .]; signs of the sums 9, -1, 0, 3: + - + +; means of those that agree
+    # trimmed: [4 3 . .], [. 2 . 3], [5 -6 . .]; signs of the sums 9, -1, 0, 3: + - + +; means of those that agree
     expected = base + torch.tensor([4.5, -6.0, 0.0, 3.0])
     models = [base + delta for delta in deltas]
     assert torch.equal(call("ties", models, base, density=(0.5,)), expected)
@@ -122,8 +122,8 @@ def test_della_keeps_the_large_more_often() -> None:
 def test_breadcrumbs_drop_both_ends() -> None:
     base = torch.zeros(100)
     model = torch.randperm(100, generator=torch.Generator().manual_seed(0)).float() + 1
-    kept = call("breadcrumbs", [model], base, density=(0.6,), gamma=(0.1,))
-    assert sorted(kept[kept != 0].tolist()) == [float(n) for n in range(31, 91)]
+    merged = call("breadcrumbs", [model], base, density=(0.6,), gamma=(0.1,))
+    assert sorted(merged[merged != 0].tolist()) == [float(n) for n in range(31, 91)]
 
 
 def test_slerp_goes_along_the_circle() -> None:
@@ -159,7 +159,7 @@ def test_sce_selects_what_varies() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameter", "value", "told"),
+    ("name", "parameter", "value", "message"),
     [
         ("ties", "density", 0, "density 0: input should be greater than 0"),
         ("ties", "density", 1.5, "less than or equal to 1"),
@@ -173,10 +173,10 @@ def test_sce_selects_what_varies() -> None:
         ("della", "epsilon", -0.1, "greater than or equal to 0"),
     ],
 )
-def test_values_outside_their_range(name: str, parameter: str, value: Any, told: str) -> None:
+def test_values_outside_their_range(name: str, parameter: str, value: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
         Method(name).parameter(parameter).check(value)
-    assert told in caught.value.message
+    assert message in caught.value.message
 
 
 def test_unknown_names() -> None:

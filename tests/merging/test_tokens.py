@@ -57,7 +57,7 @@ def two(tmp_path: Path) -> list[Path]:
     return [model(tmp_path / "sea", SEA, 1), model(tmp_path / "hill", HILL, 2)]
 
 
-def test_they_are_refused_unless_told_what_to_do(tmp_path: Path, two: list[Path]) -> None:
+def test_different_tokenizers_need_an_option(tmp_path: Path, two: list[Path]) -> None:
     with pytest.raises(InputError, match=r"sea and .*hill have different tokenizers") as caught:
         run(tmp_path / "out", "linear", two)
     assert "--tokenizer union" in str(caught.value.hint)

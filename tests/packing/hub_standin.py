@@ -17,7 +17,8 @@ Files = dict[str, bytes]
 
 class Hub(ThreadingHTTPServer):
     """repos: name -> branch -> commits, oldest first, each (id, files). token: who may write. slow: seconds before a
-    block is sent. damage: whether the last byte is wrong. whole: whether ranges are not known. ranges: those asked."""
+    block is sent. damage: whether the last byte is wrong. whole: whether ranges are not known. ranges: those of
+    the requests."""
 
     daemon_threads = True
 
@@ -81,12 +82,12 @@ class Handler(BaseHTTPRequestHandler):
         path, query = unquote(url.path), parse_qs(url.query)
         if path == "/api/models":
             self._models(query)
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path):
-            self._refs(found[1])
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-            self._info(found[1], found[2] or "main")
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self._resolve(*found.groups())
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/refs", path):
+            self._refs(match[1])
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            self._info(match[1], match[2] or "main")
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._resolve(*match.groups())
         else:
             self._missing(path, "EntryNotFound")
 
@@ -111,10 +112,10 @@ class Handler(BaseHTTPRequestHandler):
     def _info(self, repo: str, revision: str) -> None:
         if repo not in self.server.repos:
             return self._missing(repo)
-        if (found := self.server.find(repo, revision)) is None:
+        if (commit := self.server.find(repo, revision)) is None:
             return self._missing(revision, "RevisionNotFound")
         siblings = []
-        for name, content in found[1].items():
+        for name, content in commit[1].items():
             entry: dict[str, Any] = {
                 "rfilename": name,
                 "size": len(content),
@@ -124,20 +125,20 @@ class Handler(BaseHTTPRequestHandler):
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
-        self._send({"id": repo, "sha": found[0], "siblings": siblings, "tags": ["synapse"]})
+        self._send({"id": repo, "sha": commit[0], "siblings": siblings, "tags": ["synapse"]})
 
     def _resolve(self, repo: str, revision: str, name: str) -> None:
-        found = self.server.find(repo, revision)
-        if found is None or name not in found[1]:
+        commit = self.server.find(repo, revision)
+        if commit is None or name not in commit[1]:
             return self._missing(repo)
-        content = found[1][name]
+        content = commit[1][name]
         if self.server.damage:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         self.server.ranges.append(self.headers.get("Range", ""))
-        if asked is None or self.server.whole:
+        if byte_range is None or self.server.whole:
             return self._send(content)
-        first, last = int(asked[1]), min(int(asked[2]), len(content) - 1)
+        first, last = int(byte_range[1]), min(int(byte_range[2]), len(content) - 1)
         time.sleep(self.server.slow)
         span = f"bytes {first}-{last}/{len(content)}"
         self._send(content[first : last + 1], 206, Content_Range=span)
@@ -155,15 +156,15 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/validate-yaml":
             self._send({"errors": [], "warnings": []})
         elif path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+            request = json.loads(body)
+            name = f"{request['organization']}/{request['name']}" if request.get("organization") else request["name"]
             if name in self.server.repos:
                 return self._send({"error": "exists", "url": f"{self.server.url}/{name}"}, 409)
             self.server.repos[name] = {"main": []}
             self._send({"url": f"{self.server.url}/{name}", "id": name})
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", path):
-            branches = self.server.repos[found[1]]
-            branches.setdefault(found[2], list(branches["main"]))
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", path):
+            branches = self.server.repos[match[1]]
+            branches.setdefault(match[2], list(branches["main"]))
             self._send({})
         elif re.fullmatch(r"/api/models/[^/]+/[^/]+/preupload/.+", path):
             files = [
@@ -177,8 +178,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send({"files": files})
         elif path.endswith(".git/info/lfs/objects/batch"):
             self._send({"transfer": "basic", "objects": [self._upload(each) for each in json.loads(body)["objects"]]})
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", path):
-            self._commit(found[1], found[2], [json.loads(line) for line in body.splitlines()])
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", path):
+            self._commit(match[1], match[2], [json.loads(line) for line in body.splitlines()])
         else:
             self._missing(path)
 

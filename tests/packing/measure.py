@@ -31,8 +31,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 def peak(what: str, work: Callable[[], object]) -> None:
     before = psutil.Process().memory_info().rss
-    found = peak_bytes(work)
-    grown = "unknown" if found is None else f"{(found - before) / 1e6:,.0f} MB over {before / 1e6:,.0f}"
+    after = peak_bytes(work)
+    grown = "unknown" if after is None else f"{(after - before) / 1e6:,.0f} MB over {before / 1e6:,.0f}"
     print(f"{what}: {grown}")
 
 

@@ -263,7 +263,7 @@ def test_links_in_folders(packed, tmp_path):
 
 
 def test_a_database_that_would_run_for_ever(things, packed, tmp_path):
-    """A view in the place of a table, that counts to the end of time: no table, so it is never asked."""
+    """A view in the place of a table that never ends: it is no table, so it is never queried."""
     import sqlite3
 
     graph = tmp_path / "g.sqlite"

@@ -59,7 +59,7 @@ def test_what_is_pushed_is_pulled(hub, packed, tmp_path):
     )
 
 
-def test_revisions_are_kept_apart(hub, packed, things, tmp_path):
+def test_revisions_are_separate(hub, packed, things, tmp_path):
     other = result(pack(things.checkpoint, tmp_path / "full.synapse")).path
     result(push(packed, "acme/small"))
     result(push(other, "acme/small", revision="v2", message="without the rest"))
@@ -79,7 +79,7 @@ def test_search_and_list(hub, packed):
     assert [r["repository"] for r in result(listing("acme")).values["repositories"]] == ["acme/small"]
 
 
-def test_progress_is_told_and_a_pull_that_failed_goes_on(hub, packed, tmp_path, monkeypatch):
+def test_progress_is_reported_and_a_failed_pull_resumes(hub, packed, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 50_000)
     hub.put("acme/small", {"full.synapse": packed.read_bytes()})
     events = pull("acme/small")
@@ -124,8 +124,8 @@ def test_a_pull_that_is_killed_half_way_resumes(hub, packed, tmp_path):
     done = run_program(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "full.synapse\n", done.stderr
     assert (tmp_path / "full.synapse").read_bytes() == packed.read_bytes()
-    asked = [int(re.findall(r"\d+", each)[0]) for each in hub.ranges]
-    assert min(asked) == came, "nothing that had come was asked for again"
+    starts = [int(re.findall(r"\d+", each)[0]) for each in hub.ranges]
+    assert min(starts) == came, "nothing that had come was requested again"
 
 
 def test_a_server_that_knows_no_ranges(hub, packed, monkeypatch):
@@ -136,7 +136,7 @@ def test_a_server_that_knows_no_ranges(hub, packed, monkeypatch):
     assert Path("full.synapse").read_bytes() == packed.read_bytes()
 
 
-def test_what_comes_damaged_or_hostile_is_not_kept(hub, packed, tmp_path):
+def test_damaged_or_hostile_downloads_are_deleted(hub, packed, tmp_path):
     hub.put("acme/small", {"full.synapse": packed.read_bytes()})
     hub.damage = True
     with pytest.raises(WorkError, match="is damaged"):
@@ -169,7 +169,7 @@ def test_names_that_lead_nowhere(hub, repo, message):
             list(pull(repo, name="c.synapse"))
 
 
-def test_who_may_not_write_is_told_to_log_in(hub, packed, monkeypatch):
+def test_a_push_without_permission_points_to_the_login(hub, packed, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(InputError, match="the hub refuses 'acme/small'") as refused:
         list(push(packed, "acme/small"))

@@ -191,7 +191,7 @@ def test_more_is_added_to_a_file(things, packed, tmp_path):
     assert about.licence == "mit" and about.sessions == ["chat"]
 
 
-def test_a_base_that_is_not_carried_is_found_by_its_digest(things, tmp_path):
+def test_an_external_base_is_resolved_by_its_digest(things, tmp_path):
     path = tmp_path / "alone.synapse"
     result(pack(things.checkpoint, path, PackOptions(weights=False)))
     assert path.stat().st_size < 50_000

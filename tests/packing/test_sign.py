@@ -100,7 +100,7 @@ def test_a_flipped_bit_anywhere_is_caught(packed, tmp_path):
     assert result(verify(path)).values["status"] == "signed"
 
 
-def test_a_manifest_that_was_written_anew_is_told_by_the_signature(things, packed, tmp_path):
+def test_a_rewritten_manifest_fails_its_signature(things, packed, tmp_path):
     """Somebody who repairs every checksum cannot repair the signature."""
     from synthe_core.packing.contents import Bytes, FileRange, write_archive
 

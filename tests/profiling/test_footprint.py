@@ -117,7 +117,7 @@ def test_an_encoder_has_a_footprint_too() -> None:
     assert estimate.serving(2).parts["state"] == 0
 
 
-def test_activations_are_told_by_learner() -> None:
+def test_activations_are_listed_by_learner() -> None:
     config = recipe()
     model = build_model(config.model, 257)
     chosen = settings_for(config, probe())
@@ -145,7 +145,7 @@ def test_shipped_recipes_take_what_is_predicted(name: str, rows: int, length: in
     predicted = Estimate(config, probe()).training(rows, length, rows)
     truth = measure_step(config, rows=rows, length=length, precision="float32")
     if truth is None:
-        pytest.skip("this system does not tell a process's peak")
+        pytest.skip("this system does not report a process's peak")
     assert predicted.peak == pytest.approx(truth, rel=0.1)
 
 
@@ -162,7 +162,7 @@ def counted(peak: dict[str, float]) -> Any:
     """A footprint without a measurement: bytes a row, by whether activations are made again and by the length."""
 
     def estimate(config: Recipe, rows: int) -> Footprint:
-        a_row = peak["again" if config.runtime.recompute else "kept"] * config.data.sequence / 128
+        a_row = peak["recomputed" if config.runtime.recompute else "stored"] * config.data.sequence / 128
         fixed = peak["muon" if config.train.optimizer == "muon" else "adamw"]
         parts = {"parameters": fixed, "activations": rows * a_row}
         return Footprint("training", rows, config.data.sequence, "float32", parts, {})
@@ -170,7 +170,7 @@ def counted(peak: dict[str, float]) -> Any:
     return estimate
 
 
-PEAKS = {"kept": 100.0, "again": 20.0, "adamw": 120.0, "muon": 80.0}
+PEAKS = {"stored": 100.0, "recomputed": 20.0, "adamw": 120.0, "muon": 80.0}
 
 
 def tried(room: float, **train: Any) -> Fit:
@@ -213,7 +213,7 @@ def test_room_is_that_of_the_machine() -> None:
 
 def test_the_same_recipe_fits_a_large_card_whole_and_a_small_one_in_parts() -> None:
     """A footprint of a gigabyte a sequence: all eight on the H200, four on a card of 8 GB, after room for the rest."""
-    gigabyte = {"kept": 1e9, "again": 1e8, "adamw": 2e9, "muon": 1.5e9}
+    gigabyte = {"stored": 1e9, "recomputed": 1e8, "adamw": 2e9, "muon": 1.5e9}
     on = {
         name: fit(recipe(), usable_on(machine, machine.device), counted(gigabyte)) for name, machine in MACHINES.items()
     }

@@ -65,7 +65,7 @@ def test_a_learner_inside_another_is_counted_once() -> None:
     assert all(each.flops(9) > each.context.flops(9) > 0 for each in learners)
 
 
-def test_a_tokenizer_still_to_be_trained_counts_as_asked() -> None:
+def test_a_tokenizer_still_to_be_trained_counts_with_its_configured_size() -> None:
     source = parse_yaml(
         "{model: {width: 64, blocks: 1, block: [mlp]}, data: {tokenizer: {type: bpe, vocab: 1000}}}", "test"
     )

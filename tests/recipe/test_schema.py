@@ -55,21 +55,21 @@ def test_what_is_written_is_read_again_as_the_same(tmp_path):
         ("name: t", "name: a/b", "r.yaml:1:1: name: string should match pattern", ""),
     ],
 )
-def test_a_fault_is_told_with_its_place_and_what_was_meant(tmp_path, old, new, message, hint):
-    told, suggestion = fault(tmp_path, GOOD.replace(old, new))
-    assert message in told
+def test_an_error_names_its_place_and_a_suggestion(tmp_path, old, new, message, hint):
+    error, suggestion = fault(tmp_path, GOOD.replace(old, new))
+    assert message in error
     assert hint in suggestion
 
 
-def test_several_faults_are_told_at_once(tmp_path):
-    told, _ = fault(tmp_path, GOOD.replace("width: 32", "width: 0").replace("lr: 1e-3", "lr: 0"))
-    assert len(told.splitlines()) == 2
+def test_several_errors_are_reported_at_once(tmp_path):
+    errors, _ = fault(tmp_path, GOOD.replace("width: 32", "width: 0").replace("lr: 1e-3", "lr: 0"))
+    assert len(errors.splitlines()) == 2
 
 
 @pytest.mark.parametrize("text", ["model: [1, 2", "a: 1\n  b: 2", "model: {width: 3\n"])
 def test_malformed_yaml_names_line_and_column(tmp_path, text):
-    told, _ = fault(tmp_path, text)
-    assert "r.yaml:" in told and told.split("r.yaml:")[1][0].isdigit()
+    error, _ = fault(tmp_path, text)
+    assert "r.yaml:" in error and error.split("r.yaml:")[1][0].isdigit()
 
 
 @pytest.mark.parametrize("content", [b"", b"just words", b"- 1\n", b"\xff\xfe\x00"])
@@ -97,7 +97,7 @@ def test_a_missing_file_names_its_neighbour(tmp_path):
         ("train.bugdet=3m", "--set train.bugdet: unknown key 'train.bugdet'"),
     ],
 )
-def test_a_fault_of_an_override_is_told_as_such(tmp_path, assignment, message):
+def test_an_error_of_an_override_names_it(tmp_path, assignment, message):
     assert message in fault(tmp_path, GOOD, assignment)[0]
 
 
@@ -198,12 +198,12 @@ ENTRY = "r.yaml:13:17: train.stages.0.without.0"
 def test_a_stage_leaves_out_parts_that_there_are_and_nobody_needs(tmp_path, without, message, hint):
     load(tmp_path, PARTS)
     load(tmp_path, PARTS, "train.stages.0.without=[kalman]", "train.stages.0.sequence=256")
-    told, suggestion = fault(tmp_path, PARTS.replace("multiscale_memory.tier3, depth", without))
-    assert message in told and len(told.splitlines()) == 1
+    error, suggestion = fault(tmp_path, PARTS.replace("multiscale_memory.tier3, depth", without))
+    assert message in error and len(error.splitlines()) == 1
     assert hint in suggestion
 
 
 def test_a_confidence_head_needs_its_signals_in_every_stage(tmp_path):
-    asked = "model.confidence={}", "train.stages.0.without=[multiscale_memory]"
-    assert "the confidence head reads the signal 'conflict'" in fault(tmp_path, PARTS, *asked)[0]
-    load(tmp_path, PARTS, asked[0], "train.stages.0.without=[multiscale_memory, confidence]")
+    settings = "model.confidence={}", "train.stages.0.without=[multiscale_memory]"
+    assert "the confidence head reads the signal 'conflict'" in fault(tmp_path, PARTS, *settings)[0]
+    load(tmp_path, PARTS, settings[0], "train.stages.0.without=[multiscale_memory, confidence]")

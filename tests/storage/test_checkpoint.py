@@ -77,7 +77,7 @@ def test_past_the_limit_weights_are_sharded_with_an_index(tmp_path):
             assert len(names) == 1 or sum(opened.get_tensor(name).numel() * 4 for name in names) <= 5000
 
 
-def test_tensors_are_read_only_when_asked_for(tmp_path):
+def test_tensors_are_read_lazily(tmp_path):
     write(tmp_path / "c", shard_bytes=5000)
     index = json.loads((tmp_path / "c" / "model.safetensors.index.json").read_text())["weight_map"]
     broken = tmp_path / "c" / index["norm.weight"]
@@ -184,9 +184,9 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path, monkeypatch, how):
         write(tmp_path / "c", step=2)
     assert failed.value.exit_code == 1
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
-    kept = Checkpoint.open(tmp_path / "c")
-    assert kept.manifest.step == 1
-    assert torch.equal(kept.tensors["embedding.weight"], model.embedding.weight)
+    opened = Checkpoint.open(tmp_path / "c")
+    assert opened.manifest.step == 1
+    assert torch.equal(opened.tensors["embedding.weight"], model.embedding.weight)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a limit on the size of files")

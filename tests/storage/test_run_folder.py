@@ -1,4 +1,4 @@
-"""The folder of a run: metrics that match the steps, checkpoints that are kept, leftovers that are swept."""
+"""The folder of a run: metrics that match the steps, retained checkpoints, removed leftovers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def put(run: RunFolder, step: int, score: float | None) -> None:
     (path / "manifest.json").write_text(facts.model_dump_json())
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
+def test_the_newest_and_the_best_checkpoint_are_retained(tmp_path):
     run = RunFolder(tmp_path / "run")
     for step, score in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 2.5)):
         put(run, step, score)

@@ -20,7 +20,7 @@ def spelled(text: str) -> list[int]:
 
 
 def answers(text: str, encode, *queried: tuple[int, str]) -> tuple[list[int], list[int]]:
-    """The tokens of `text`, and `asked`: (place, what is written after the token there on)."""
+    """The tokens of `text`, and its targets: each of `queried` is (place, the text that follows it)."""
     targets = [X] * len(text)
     for place, answer in queried:
         targets[place : place + len(answer)] = encode(answer)

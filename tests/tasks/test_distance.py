@@ -15,7 +15,7 @@ def make(name: str, **settings):
 
 
 @pytest.mark.parametrize("length", [64, 256, 2048])
-def test_discourse_tells_distance_and_updates(length):
+def test_discourse_has_slices_of_distance_and_updates(length):
     task = make("discourse", length=length, facts=4, updates=3, questions=8)
     inputs, targets, slices = task.batch(60, RandomState(0))
     for row in range(60):

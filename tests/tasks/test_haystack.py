@@ -72,7 +72,7 @@ def test_facts_are_at_every_depth(name):
         assert f" is {answer}. " in text_of(inputs[row])
 
 
-def test_needles_are_about_different_things_and_any_of_them_is_asked_for():
+def test_needles_have_different_keys_and_each_is_queried_equally_often():
     task = make("needle", length=500, needles=6)
     which = []
     for row in task.batch(1_200, RandomState(2)).inputs:

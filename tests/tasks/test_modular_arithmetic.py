@@ -42,7 +42,7 @@ def test_by_hand(expression, value):
     assert task._values(tokens(expression))[0, -1] == value
 
 
-def test_values_are_asked_wherever_the_text_is_an_expression():
+def test_values_are_targets_wherever_the_text_is_an_expression():
     none = UNSCORED
     values = make(brackets=1).solve(tokens("3 + 2 * 4 - 1 =")).tolist()
     assert values == [[3, none, 0, none, 1, none, 0, 0]]
@@ -76,7 +76,7 @@ def test_brackets_nest_as_deep_as_they_may(depth):
 
 
 def test_the_end_is_the_last_of_always():
-    always, end = (make(asked=asked).batch(30, RandomState(2)) for asked in ("always", "end"))
+    always, end = (make(scored=scored).batch(30, RandomState(2)) for scored in ("always", "end"))
     assert np.array_equal(always.inputs, end.inputs)
     assert np.array_equal(always.targets[:, -1], end.targets[:, -1])
     assert (end.targets[:, :-1] == UNSCORED).all()
@@ -102,7 +102,7 @@ def exact_chance(modulus, numbers):
                 product = factor * number % modulus
                 for state in ((value, 1), (value, modulus - 1), (total, product)):
                     later[state] = later.get(state, 0.0) + p / modulus / 3
-        zeros += here * (2 if t == numbers - 1 else 1)  # the last is asked again at the =
+        zeros += here * (2 if t == numbers - 1 else 1)  # the last is queried again at the =
         law = later
     return zeros / (numbers + 1)
 

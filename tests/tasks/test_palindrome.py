@@ -25,7 +25,7 @@ def test_by_hand():
 
 
 def test_verdicts_by_hand():
-    task = make(length=6, asked="verdict")
+    task = make(length=6, target="verdict")
     inputs = np.array([[3, 1, MARK, 1, 3, END], [3, 1, MARK, 1, 2, END], [3, 1, MARK, 3, 1, END]])
     assert task.solve(inputs)[:, -1].tolist() == [YES, NO, NO]
     assert (task.solve(inputs)[:, :-1] == UNSCORED).all()
@@ -36,12 +36,12 @@ def test_every_sequence_is_a_palindrome_around_its_mark():
     inputs, targets, slices = make(length=20).batch(200, RandomState(0))
     assert (inputs[:, 9] == MARK).all() and (inputs[:, -1] == END).all()
     assert np.array_equal(inputs[:, :9], inputs[:, 10:-1][:, ::-1])
-    assert np.array_equal(targets[:, 9:-2], inputs[:, 10:-1])  # the token asked for is the next one
+    assert np.array_equal(targets[:, 9:-2], inputs[:, 10:-1])  # the target is the next token
     assert slices["ago"][0].tolist() == [UNSCORED] * 9 + [1, 2, 4, 4, 8, 8, 8, 8, 16] + [UNSCORED] * 2
 
 
 def test_half_of_the_verdicts_are_yes_and_a_no_is_one_token_off():
-    task = make(length=20, asked="verdict")
+    task = make(length=20, target="verdict")
     inputs, targets, _ = task.batch(2000, RandomState(1))
     wrong = (inputs[:, :9] != inputs[:, 10:-1][:, ::-1]).sum(1)
     assert np.array_equal(targets[:, -1], np.where(wrong, NO, YES))
@@ -52,9 +52,9 @@ def test_half_of_the_verdicts_are_yes_and_a_no_is_one_token_off():
     assert np.array_equal(task.solve(inputs), targets)
 
 
-@pytest.mark.parametrize("asked", ["tokens", "verdict"])
-def test_the_shortest(asked):
-    task = make(length=4, asked=asked)
+@pytest.mark.parametrize("target", ["tokens", "verdict"])
+def test_the_shortest(target):
+    task = make(length=4, target=target)
     inputs, targets, _ = task.batch(30, RandomState(2))
     assert np.array_equal(task.solve(inputs), targets)
 

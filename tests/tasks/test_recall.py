@@ -25,7 +25,7 @@ def test_the_first_keys_question_follows_the_power_law(power):
     """The public generator draws gaps with numpy's choice, without replacement, p ~ (g + 1)^(power - 1)."""
     rows, pairs, length = 20_000, 4, 64
     inputs, targets, _ = make("mqar", vocab=256, length=length, pairs=pairs, power=power).batch(rows, RandomState(0))
-    value = targets == inputs[:, [1]]  # the value of the first key, asked once
+    value = targets == inputs[:, [1]]  # the value of the first key, queried once
     assert (value.sum(axis=1) == 1).all()
     gaps = (value.argmax(axis=1) - 2 * pairs) // 2
     p = np.arange(1, (length - 2 * pairs) // 2 + 1) ** (power - 1)
@@ -114,7 +114,7 @@ def test_forgetting_updates_different_keys_to_other_values():
             assert slices["overwritten"][row, place] == (inputs[row, place] in inputs[row, 12:20:2])
 
 
-def test_compositional_keys_are_a_grid_of_which_no_half_tells_the_value():
+def test_compositional_keys_are_a_grid_where_neither_half_determines_the_value():
     task = make("compositional", vocab=60, length=64, pairs=9)
     inputs, targets, _ = task.batch(300, RandomState(8))
     one, two, values = (inputs[:, i:27:3] for i in range(3))

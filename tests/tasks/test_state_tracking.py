@@ -102,7 +102,7 @@ def test_solver_and_balance(name):
     assert abs(chi_squared - (task.vocab - 1)) < 4.5 * (2 * (task.vocab - 1)) ** 0.5
 
 
-def test_a_start_token_stands_first_and_is_not_asked():
+def test_a_start_token_stands_first_and_is_not_scored():
     with_start, without = (make(group="A5", length=9, start=start).batch(30, RandomState(4)) for start in (True, False))
     for elements, plain, first in zip(with_start[:2], without[:2], (60, UNSCORED), strict=True):
         assert np.array_equal(elements[:, 1:], plain) and (elements[:, 0] == first).all()
@@ -153,7 +153,7 @@ def cycles(permutation):
     return count
 
 
-def test_steps_tell_what_is_not_reached():
+def test_steps_mark_elements_that_are_not_reached():
     even = [i for i in range(6) if i not in group("S3").generators()]
     assert group("S3").steps(np.array(even)).tolist() == [0 if i == 0 else 1 if i in even else -1 for i in range(6)]
 

@@ -111,7 +111,7 @@ def test_going_on_in_any_stage_is_never_having_stopped(staged, settings, tmp_pat
     assert lines[0] == lines[1]
 
 
-def test_metrics_and_notices_tell_the_stage_and_what_it_spares(staged, tmp_path):
+def test_metrics_and_notices_report_the_stage_and_its_operations(staged, tmp_path):
     config = staged()
     events = list(train(config, out=tmp_path / "run"))
     metrics = {metric.step: metric.values for metric in of(events, Metric) if metric.phase == "train"}

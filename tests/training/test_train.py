@@ -22,7 +22,7 @@ from synthe_core.training import gradients, step, train
 from tests.training.conftest import assert_same, files, of
 
 
-def test_a_run_learns_and_tells(recipe, tmp_path):
+def test_a_run_learns_and_reports(recipe, tmp_path):
     config = recipe(budget="40steps", sample="the ", sample_tokens=5, validations=4, log_every=5)
     events = list(train(config, out=tmp_path / "run"))
     steps = [m for m in of(events, Metric) if m.phase == "train"]
@@ -139,7 +139,7 @@ def test_compiled_blocks_train_the_same_names(recipe, tmp_path):
     )
 
 
-def test_auto_is_decided_and_told(recipe, tmp_path):
+def test_auto_settings_are_chosen_and_reported(recipe, tmp_path):
     config = recipe(budget="1steps", micro_batch="auto", runtime={"precision": "auto"})
     notices = [notice.message for notice in of(list(train(config, out=tmp_path / "run")), Notice)]
     assert any(text.startswith("precision ") for text in notices)
@@ -244,14 +244,14 @@ def test_no_validation_text(recipe, tmp_path):
     assert Checkpoint.open(tmp_path / "run").manifest.step == 6
 
 
-def test_events_follow_the_machine_they_are_told_of(recipe, tmp_path):
+def test_events_describe_the_given_hardware(recipe, tmp_path):
     hardware = replace(probe(), processor="a made-up machine")
     events = list(train(recipe(budget="1steps"), out=tmp_path / "run", hardware=hardware))
     assert any("a made-up machine" in notice.message for notice in of(events, Notice))
     assert Checkpoint.open(tmp_path / "run").manifest.hardware["processor"] == "a made-up machine"
 
 
-def test_operations_are_told_as_executed(recipe, tmp_path, monkeypatch):
+def test_operations_are_counted_as_executed(recipe, tmp_path, monkeypatch):
     """A learner that leaves out half of its work in every pass: metrics.jsonl has both counts, and its measures."""
     real = MLP.forward
 

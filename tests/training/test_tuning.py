@@ -20,7 +20,7 @@ from synthe_core.training.tuning import PassTimer, micro_batch_sizes, tune
 
 
 @pytest.fixture(autouse=True)
-def _nothing_kept(tmp_path, monkeypatch):
+def _empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path / "cache"))
 
 
@@ -72,7 +72,7 @@ def test_the_recipe_decides_when_it_says_so(recipe, monkeypatch):
     assert settings.micro_batch == 5 and notices[1] == "micro-batch 5 of 16: the recipe says so"
 
 
-def test_a_choice_is_kept_so_that_runs_repeat(recipe, monkeypatch):
+def test_a_choice_is_cached_so_that_runs_repeat(recipe, monkeypatch):
     first, _ = decide(recipe, monkeypatch, lambda rows, precision: {2: 0.2, 4: 0.3, 8: 0.7, 16: 1.6}[rows])
     again, notices = decide(recipe, monkeypatch, lambda rows, precision: 1 / 0)
     assert again == first and len(notices) == 1 and "measured before" in notices[0]

@@ -60,7 +60,7 @@ def test_a_process_that_dies_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.
         list(sweep.sweep(small(), out=tmp_path, jobs=2))
 
 
-def test_a_lost_job_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_job_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "open_launcher", lambda *_: Unlucky())
     events = list(sweep.sweep(small(), out=tmp_path, jobs=2))
     assert [event.message for event in events if isinstance(event, Notice)] == [
@@ -94,7 +94,7 @@ def test_out_of_memory_leaves_the_others(tmp_path: Path, monkeypatch: pytest.Mon
     assert [record["trial"]["seed"] for record in done(events)] == [1]
 
 
-def test_records_of_another_version_are_kept_and_told(tmp_path: Path) -> None:
+def test_records_of_another_version_are_reused_with_a_warning(tmp_path: Path) -> None:
     list(sweep.sweep(small(), out=tmp_path))
     path = min(tmp_path.glob("trial-*.json"))
     path.write_text(path.read_text().replace(f'"version": "{synthe_core.__version__}"', '"version": "0.0.7"'))
@@ -103,7 +103,7 @@ def test_records_of_another_version_are_kept_and_told(tmp_path: Path) -> None:
     assert isinstance(second, Notice) and second.level == "warning" and "by synthe 0.0.7;" in second.message
 
 
-def test_names_tell_trials_apart() -> None:
+def test_trial_names_are_distinct() -> None:
     assert sweep.trial_names(small(seeds=1)) == ["delta"]
     several = small(layers=["delta", "conv,attention"], swept={"lr": [1e-3, 1e-2]}, seeds=1)
     assert sweep.trial_names(several) == [

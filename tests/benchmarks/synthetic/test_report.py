@@ -78,7 +78,7 @@ def test_settings_that_vary_together_are_all_said() -> None:
     ]
 
 
-def test_models_of_one_label_are_told_apart_by_the_fewest_keys() -> None:
+def test_models_of_one_label_are_named_by_the_fewest_keys() -> None:
     records = [record([0.9], width=width, beta_range=beta) for width in (64, 128) for beta in ([0, 1], [0, 2])]
     result = report.best(report.summaries(records))
     assert [each.name for each in result] == [  # and not by heads, which follow from the width

@@ -89,8 +89,8 @@ def test_a_sweep_keeps_what_is_finished_and_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize(("enough", "reached"), [(0.0, [1, 2, 3, 3]), (2.0, [0, 0, 0, 0])])
-def test_a_level_follows_once_the_one_before_is_known(monkeypatch, enough, reached):
-    """Over ten steps each, at the earliest; tests are of the last level, and who has not seen it is told so."""
+def test_the_next_level_starts_once_the_current_one_is_learned(monkeypatch, enough, reached):
+    """A level takes at least ten steps. Tests are of the last level; a notice reports a trial that did not reach it."""
     monkeypatch.setattr("synthe_core.benchmarks.synthetic.trial.LEARNED", enough)
     monkeypatch.setattr("synthe_core.tasks.state_tracking.LEVELS", 3)
     model = layer_model("delta", 32, {}, blocks=1)

@@ -88,17 +88,17 @@ def test_a_tokenizer_keeps_its_marks_and_its_chat_template(tmp_path: Path) -> No
     options = {"bos_token": "<s>", "eos_token": "<|stop|>", "chat_template": "{{ messages[0]['content'] }}<|turn|>"}
     (source / "tokenizer_config.json").write_text(json.dumps(options))
     list(import_hf(source, out=tmp_path / "ours"))
-    found = load_tokenizer(tmp_path / "ours")
-    assert found.chat_template == options["chat_template"] == (tmp_path / "ours" / CHAT).read_text()
+    tokenizer = load_tokenizer(tmp_path / "ours")
+    assert tokenizer.chat_template == options["chat_template"] == (tmp_path / "ours" / CHAT).read_text()
     folder = exported(tmp_path / "ours", tmp_path / "theirs")
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-    assert theirs("the sea").input_ids == [found.begin, *found.encode("the sea")]
+    assert theirs("the sea").input_ids == [tokenizer.begin, *tokenizer.encode("the sea")]
     assert (theirs.bos_token, theirs.eos_token, theirs.chat_template) == tuple(options.values())
     assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == 99
 
 
 @pytest.mark.parametrize(
-    ("block", "model", "told"),
+    ("block", "model", "message"),
     [
         (DELTA, {}, "it is delta, mlp"),
         (attention(), {"depth": {"min": 1}}, "past blocks"),
@@ -114,11 +114,11 @@ def test_a_tokenizer_keeps_its_marks_and_its_chat_template(tmp_path: Path) -> No
     ],
 )
 def test_what_has_no_architecture_is_refused(
-    tmp_path: Path, block: list[Any], model: dict[str, Any], told: str
+    tmp_path: Path, block: list[Any], model: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         exported(saved(tmp_path / "ours", block, **model), tmp_path / "theirs")
-    assert told in caught.value.message and not (tmp_path / "theirs").exists()
+    assert message in caught.value.message and not (tmp_path / "theirs").exists()
 
 
 def test_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

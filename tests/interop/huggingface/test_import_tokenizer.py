@@ -101,15 +101,15 @@ def test_a_prompt_begins_as_the_model_expects(tmp_path: Path) -> None:
     assert ours("").decode() == by_hand([0]).decode("utf-8", "replace")
 
 
-def test_a_tokenizer_that_says_nothing_is_kept_as_it_is(tmp_path: Path) -> None:
+def test_a_tokenizer_without_settings_is_imported_unchanged(tmp_path: Path) -> None:
     inner = add_tokenizer(tmp_path / "theirs", None)
     inner.add_special_tokens([END])
     inner.save(str(tmp_path / "theirs" / "tokenizer.json"))
     checkpoint, said = imported(tmp_path / "theirs")
     tokenizer = checkpoint.tokenizer()
     assert tokenizer.end == inner.token_to_id(END) and tokenizer.begin is None
-    kept = tokenizers.Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))  # other programs can read it
-    assert kept.get_vocab() == inner.get_vocab()
+    saved = tokenizers.Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))  # other programs can read it
+    assert saved.get_vocab() == inner.get_vocab()
     assert len(said) == 1
 
 
@@ -119,7 +119,7 @@ def test_without_a_tokenizer_the_model_has_none(tmp_path: Path) -> None:
     assert any("has no tokenizer.json" in line for line in said)
 
 
-def test_an_end_that_the_model_does_not_know_is_told(tmp_path: Path) -> None:
+def test_a_model_without_an_end_token_is_reported(tmp_path: Path) -> None:
     add_tokenizer(tmp_path / "theirs")
     transformer(tmp_path / "theirs", layers=1, vocab_size=270, eos_token_id=None)
     (tmp_path / "theirs" / "generation_config.json").unlink()

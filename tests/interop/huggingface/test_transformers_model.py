@@ -75,7 +75,7 @@ def prompts(served: Any, *lengths: int) -> list[list[int]]:
 def own(model: Any, prompt: list[int], count: int) -> list[int]:
     """What transformers writes."""
     given = torch.tensor([prompt])
-    told = model.generate(
+    generated = model.generate(
         given,
         attention_mask=torch.ones_like(given),
         max_new_tokens=count,
@@ -85,7 +85,7 @@ def own(model: Any, prompt: list[int], count: int) -> list[int]:
         eos_token_id=None,
         repetition_penalty=1.0,
     )
-    return told[0, len(prompt) :].tolist()
+    return generated[0, len(prompt) :].tolist()
 
 
 def written(served: Any, texts: list[list[int]], count: int) -> list[list[int]]:
@@ -105,11 +105,11 @@ def test_logits_are_the_same_in_pieces_and_beside_others(pair: Any) -> None:
     text, other = (torch.tensor([each]) for each in prompts(served, 30, 12))
     with torch.inference_mode():
         expected = peer(text).logits
-    state, told = None, []
+    state, pieces = None, []
     for piece in text.split([1, 13, 2, 14], 1):
         logits, state = served.model(piece, state)
-        told.append(logits)
-    torch.testing.assert_close(torch.cat(told, 1), expected, rtol=1e-4, atol=1e-4)
+        pieces.append(logits)
+    torch.testing.assert_close(torch.cat(pieces, 1), expected, rtol=1e-4, atol=1e-4)
     _, read = served.model(text[:, :25])
     _, short = served.model(other)
     joined = states.join([short, read])  # the shorter row is padded in front
@@ -126,14 +126,14 @@ def test_a_row_that_joins_leaves_and_is_put_back_goes_on(pair: Any) -> None:
         expected = peer(torch.tensor([text])).logits[0, -1]
     _, state = served.model.next_logits(torch.tensor([text[:19]]))
     _, beside = served.model.next_logits(torch.tensor([other]))
-    kept = states.from_tensors(served.model.init_state(1), states.to_tensors(state))
-    batch = states.put(states.join([beside, beside, beside]), torch.tensor([1]), kept)
+    restored = states.from_tensors(served.model.init_state(1), states.to_tensors(state))
+    batch = states.put(states.join([beside, beside, beside]), torch.tensor([1]), restored)
     mixed, batch = served.model.next_logits(torch.tensor([[1, 2], text[19:], [3, 3]]), batch, torch.tensor([1, 2, 0]))
     torch.testing.assert_close(mixed[1], expected, rtol=1e-4, atol=1e-4)
     alone = states.take(batch, torch.tensor([0]))
-    told, last = served.model.next_logits(torch.tensor([[9]]), alone)
+    logits, last = served.model.next_logits(torch.tensor([[9]]), alone)
     with torch.inference_mode():
-        torch.testing.assert_close(told[0], peer(torch.tensor([[*other, 1, 9]])).logits[0, -1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits[0], peer(torch.tensor([[*other, 1, 9]])).logits[0, -1], rtol=1e-4, atol=1e-4)
     leaf = last.blocks[0][0].keys
     assert leaf.shape[1] == last.position.item() == 10  # no padding of longer rows is carried on
 
@@ -152,8 +152,8 @@ def test_memory_is_counted(pair: Any) -> None:
 def answers(engine: AsyncEngine, requests: list[Request]) -> list[tuple[list[int], Finished]]:
     """What the engine writes to requests that are all there at once."""
     tickets = [engine.submit(request) for request in requests]
-    told = [list(ticket) for ticket in tickets]
-    return [([event.token_id for event in events if isinstance(event, TokenOutput)], events[-1]) for events in told]
+    outputs = [list(ticket) for ticket in tickets]
+    return [([event.token_id for event in events if isinstance(event, TokenOutput)], events[-1]) for events in outputs]
 
 
 def test_the_engine_serves_it(pair: Any, tmp_path: Path) -> None:
@@ -162,8 +162,10 @@ def test_the_engine_serves_it(pair: Any, tmp_path: Path) -> None:
     texts = prompts(served, 5, 30, 1, 17, 9, 22)
     greedy = {"model": served.name, "sampling": SamplingParams(temperature=0), "ignore_eos": True}
     with AsyncEngine([served], max_num_seqs=3, sessions=tmp_path) as engine:
-        asked = [Request(prompt_token_ids=tuple(text), max_tokens=4 + 5 * i, **greedy) for i, text in enumerate(texts)]
-        for (tokens, end), text, request in zip(answers(engine, asked), texts, asked, strict=True):
+        requests = [
+            Request(prompt_token_ids=tuple(text), max_tokens=4 + 5 * i, **greedy) for i, text in enumerate(texts)
+        ]
+        for (tokens, end), text, request in zip(answers(engine, requests), texts, requests, strict=True):
             assert tokens == own(peer, text, request.max_tokens) and end.reason == "length"
         again = Request(prompt_token_ids=(*texts[1], *own(peer, texts[1], 9), 7), max_tokens=6, **greedy)
         ((tokens, end),) = answers(engine, [again])
@@ -249,7 +251,7 @@ def test_two_models_of_one_shape_have_two_digests(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fault", ["mamba", "no tokenizer", "no limit", "missing tensor", "pickle", "kind", "truncated"]
 )
-def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, fault: str) -> None:
+def test_a_folder_that_cannot_be_served_is_refused_in_one_line(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "m"
     if fault == "mamba":
         add_tokenizer(path)
@@ -277,11 +279,11 @@ def test_what_cannot_be_served_is_told_in_one_line(tmp_path: Path, fault: str) -
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError) as caught:
         transformers_model.load(path)
-    told = {
+    messages = {
         "mamba": "takes no", "no tokenizer": "tokenizer.json", "no limit": "length", "missing tensor": "norm.weight",
         "pickle": "pickle", "kind": "unheard-of", "truncated": "damaged",
     }  # fmt: skip
-    assert told[fault] in caught.value.message and "\n" not in caught.value.message
+    assert messages[fault] in caught.value.message and "\n" not in caught.value.message
 
 
 def test_without_transformers_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
