@@ -17,6 +17,6 @@ def test_every_length_is_measured_and_the_state_is_that_of_the_longest():
         assert event.values["state_bytes"] == learner.state_bytes(16)
 
 
-def test_a_learner_that_does_not_fit_the_width_is_left_out_and_said_so():
+def test_a_learner_that_does_not_fit_the_width_is_reported_and_skipped():
     (notice,) = [e for e in growth((8,), 30, 1, "cpu", ["attention"]) if isinstance(e, Notice)]
     assert "attention is left out" in notice.message

@@ -22,7 +22,7 @@ def test_unknown_names(ops: list[str], against: list[str], message: str, hint: s
     assert (refused.value.message, refused.value.hint) == (message, hint)
 
 
-def test_fla_is_left_out_in_words_without_a_gpu() -> None:
+def test_fla_is_reported_and_skipped_without_a_gpu() -> None:
     events = list(operators.measure("momentum", ("reference",), "cpu", 1))
     assert {"reference"} <= {event.values["candidate"] for event in events if isinstance(event, Measurement)}
     candidates: dict[str, operators.Run] = {}

@@ -30,7 +30,7 @@ def test_ratios_are_taken_turn_by_turn(monkeypatch):
     assert result.timings["long"] == (4.0, 3.0, 15.0) and result.timings["short"] == (2.0, 1.0, 5.0)
 
 
-def test_peak_memory_sees_what_is_gone_again():
+def test_peak_memory_includes_freed_memory():
     size = 64 << 20
     blocks = peak_bytes(lambda: bytearray(size).count(1))
     if blocks is None:

@@ -72,7 +72,7 @@ def test_folders_and_globs_in_order_of_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["é" * PIECE, "word " * (PIECE // 2), "line 雨\n" * (PIECE // 3)])
-def test_a_long_text_comes_in_pieces_that_split_no_character(tmp_path: Path, text: str) -> None:
+def test_a_long_text_is_read_in_pieces_that_split_no_character(tmp_path: Path, text: str) -> None:
     path = tmp_path / "long.txt"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     pieces = list(open_source(str(path), "text").pieces())
@@ -159,7 +159,7 @@ def test_damaged_files(tmp_path: Path) -> None:
         fails(tmp_path / name, f"{name} is damaged")
 
 
-def test_invalid_utf8_is_for_the_byte_tokenizer_alone(tmp_path: Path) -> None:
+def test_only_the_byte_tokenizer_takes_invalid_utf8(tmp_path: Path) -> None:
     text = (b"good \xc3\xa9 line\n" * 40000) + b"bad \xff line\n" + b"more text\n" * 50
     path = tmp_path / "mixed.txt"
     path.write_bytes(text)

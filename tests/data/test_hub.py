@@ -67,7 +67,7 @@ def test_wrong_split_config_and_field(local: list[str]) -> None:
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
-def test_offline_is_said_at_once(variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_mode_is_reported_immediately(variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(variable, "1")
     began = time.monotonic()
     with pytest.raises(WorkError, match="hub:acme/nothing cannot be read: offline mode is on") as raised:
@@ -76,7 +76,7 @@ def test_offline_is_said_at_once(variable: str, monkeypatch: pytest.MonkeyPatch,
     assert "local file" in (raised.value.hint or "")
 
 
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_without_response(monkeypatch: pytest.MonkeyPatch) -> None:
     def silent(self: object, name: str, timeout: float) -> None:
         raise TimeoutError(f"no answer in {timeout} s")
 
@@ -87,7 +87,7 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         load(DataSpec(sources="hub:acme/nothing"))
 
 
-def test_a_connection_that_breaks_says_how_far_it_came(local: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_connection_reports_its_progress(local: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Rows:
         def __iter__(self) -> object:
             yield from ({"text": text} for text in local[:3])

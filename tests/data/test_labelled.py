@@ -46,7 +46,7 @@ def test_every_passage_is_of_its_class_and_of_one_side(folder):
     assert sum(len(window.inputs) for window in held) == len(labelled.validation.starts) > 0
 
 
-def test_documents_are_cut_from_their_beginning_and_short_rests_left_out(tmp_path):
+def test_documents_are_split_from_their_start_and_short_remainders_dropped(tmp_path):
     lengths = [3, 8, 11, 12, 17]  # the end of a document is a token more
     rows = [{"text": "x" * n, "label": str(n)} for n in lengths] * 4
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -61,7 +61,7 @@ def test_documents_are_cut_from_their_beginning_and_short_rests_left_out(tmp_pat
     assert len(labelled.train[0].starts) == 4 * (1 + 1 + 2 + 2 + 2)
 
 
-def test_the_stream_visits_all_and_a_cursor_brings_it_back(folder):
+def test_the_stream_visits_all_and_a_cursor_restores_it(folder):
     packed = load(spec(sources=str(folder)))
     labelled = Labelled.of(packed, 3)
     count = len(labelled.train[0].starts)
@@ -93,7 +93,7 @@ def test_parquet_rows_have_labels(tmp_path):
         assert bytes(packed.train[0].train.read(int(start), 1).tolist()) == (b"s", b"n")[label]
 
 
-def test_what_cannot_be_is_said(folder, tmp_path):
+def test_invalid_sources_are_refused(folder, tmp_path):
     with pytest.raises(InputError, match=r"3 different labels, and model\.head\.classes is 4") as few:
         Labelled.of(load(spec(sources=str(folder))), 4)
     assert few.value.hint == "set model.head.classes=3"
@@ -109,7 +109,7 @@ def test_what_cannot_be_is_said(folder, tmp_path):
         load(spec(sources=str(tmp_path / "rows.jsonl"), labels="field:label"))
 
 
-def test_labels_make_a_folder_of_their_own_and_leave_others_as_they_were(folder):
+def test_labels_have_their_own_folder_and_change_no_other(folder):
     bare = load(spec(sources=str(folder), labels=None))
     labelled = load(spec(sources=str(folder)))
     assert bare.sources[0].folder != labelled.sources[0].folder

@@ -37,7 +37,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("count", [3, 60, 500])
 @pytest.mark.parametrize("tokenizer", ["bytes", BPE])
-def test_all_text_is_packed_once_and_no_document_is_on_both_sides(
+def test_all_text_is_packed_once_and_no_document_is_in_both_splits(
     tmp_path: Path, count: int, tokenizer: object, small_shards: None
 ) -> None:
     texts = [prose(i, 300) for i in range(count)]
@@ -78,14 +78,14 @@ def test_explicit_validation_source(tmp_path: Path) -> None:
         packed(str(tmp_path / "a.txt"), validation=str(tmp_path / "a.txt"))
 
 
-def test_no_validation_where_none_is_wanted(tmp_path: Path) -> None:
+def test_validation_can_be_disabled(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(prose(1, 4000))
     data = packed(str(tmp_path / "a.txt"), sequence=16, validation=0)
     assert (data.validation.tokens, data.validation.bytes) == (0, 0)
     assert data.train[0].train.bytes == len(prose(1, 4000).encode())
 
 
-def test_the_second_time_nothing_is_packed_and_a_change_is_seen(tmp_path: Path) -> None:
+def test_packed_data_is_reused_until_the_source_changes(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text(prose(1, 4000))
     spec = DataSpec(sources=str(path), sequence=16)
@@ -100,7 +100,7 @@ def test_the_second_time_nothing_is_packed_and_a_change_is_seen(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", BPE])
-def test_an_interrupted_preparation_goes_on_to_the_same_bytes(
+def test_an_interrupted_preparation_resumes_to_the_same_bytes(
     tmp_path: Path, tokenizer: object, small_shards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [prose(i, 500) for i in range(150)])
@@ -164,7 +164,7 @@ def test_kill_minus_nine_loses_no_finished_shard(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("harm", ["shard", "index", "missing"])
-def test_damaged_packed_data_is_made_again(tmp_path: Path, harm: str) -> None:
+def test_damaged_packed_data_is_rebuilt(tmp_path: Path, harm: str) -> None:
     (tmp_path / "a.txt").write_text(prose(1, 40_000))
     spec = DataSpec(sources=str(tmp_path / "a.txt"))
     folder = load(spec).sources[0].folder
@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "SYNTHE_CACHE" in (raised.value.hint or "")
 
 
-def test_a_cache_that_only_can_be_read_serves_what_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text(prose(1, 4000))
     spec = DataSpec(sources=str(tmp_path / "a.txt"), sequence=16)
     tokens = load(spec).validation.tokens
@@ -220,7 +220,7 @@ def test_a_cache_that_only_can_be_read_serves_what_is_in_it(tmp_path: Path, monk
         load(DataSpec(sources=str(tmp_path / "a.txt"), sequence=16, limit=3000))
 
 
-def test_a_validation_without_text_is_said(tmp_path: Path) -> None:
+def test_an_empty_validation_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a" * 200)
     spec = DataSpec(sources=str(tmp_path / "a.txt"), sequence=16, validation=0.001)
     for _ in range(2):
@@ -229,7 +229,7 @@ def test_a_validation_without_text_is_said(tmp_path: Path) -> None:
         assert "no document is in the validation split" in notices[0].message
 
 
-def test_pieces_that_are_cut_where_validation_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_document_in_many_pieces_is_split_into_two_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A document in many pieces: wherever the cut falls, each side is one whole document."""
     monkeypatch.setattr(files, "PIECE", 64)
     monkeypatch.setattr(packing, "SHARD", 1)

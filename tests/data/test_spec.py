@@ -15,7 +15,7 @@ def test_short_and_long_forms_are_the_same() -> None:
     assert DataSpec(tokenizer={"type": "bpe", "vocab": 512}).tokenizer.vocab == 512
 
 
-def test_a_resolved_spec_reads_back_as_itself() -> None:
+def test_a_resolved_spec_is_read_back_unchanged() -> None:
     spec = DataSpec(sources=["a", {"source": "b", "weight": 2}], tokenizer="bpe", limit="1MiB", validation="c")
     assert DataSpec.model_validate(spec.model_dump(mode="json")) == spec
 

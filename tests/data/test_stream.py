@@ -71,7 +71,7 @@ def test_an_epoch_visits_every_sequence_once(tmp_path: Path, carry: bool) -> Non
 
 @pytest.mark.parametrize("carry", [False, True])
 @pytest.mark.parametrize("weights", [(1,), (2, 1)])
-def test_the_order_depends_on_seed_and_cursor_alone(tmp_path: Path, weights: tuple[float, ...], carry: bool) -> None:
+def test_the_order_depends_only_on_seed_and_cursor(tmp_path: Path, weights: tuple[float, ...], carry: bool) -> None:
     data = corpus(tmp_path, weights)
     total = 3 * (data.train[0].train.tokens // T)  # past the end of an epoch
     straight = rows_of(Stream(data, 8, T, seed=5, carry=carry), [total])
@@ -102,7 +102,7 @@ def test_source_shares_match_the_weights_at_every_step(tmp_path: Path, weights: 
             assert abs(names[:n].count(chr(ord("a") + number)) - share) <= 1 + 1e-9
 
 
-def test_carried_rows_go_on_where_they_stopped(tmp_path: Path) -> None:
+def test_carried_rows_continue_where_they_stopped(tmp_path: Path) -> None:
     data = corpus(tmp_path)
     stream = Stream(data, 4, T, seed=1, carry=True)
     steps = ((data.train[0].train.tokens - 1) // 4) // T

@@ -40,7 +40,7 @@ def trained(tmp_path: Path, vocab: int = 320) -> Tokenizer:
     return load(DataSpec(sources=str(rows), tokenizer={"type": "bpe", "vocab": vocab}, sequence=8)).tokenizer
 
 
-def test_text_comes_back_and_every_byte_is_counted(tokenizer: Tokenizer) -> None:
+def test_text_round_trips_and_every_byte_is_counted(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(TEXT)
     assert tokenizer.decode(ids) == TEXT
     assert tokenizer.end not in ids  # the name of a special token in a text is only text
@@ -95,7 +95,7 @@ def test_training_is_deterministic_and_cached(tmp_path: Path, monkeypatch: pytes
     assert len(first.encode(prose(3))) < len(prose(3).encode()) / 2
 
 
-def test_too_large_a_vocabulary_is_said(tmp_path: Path) -> None:
+def test_a_vocabulary_larger_than_the_text_supports_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "small.txt"
     path.write_text("abcabcabc\n" * 40)
     spec = DataSpec(sources=str(path), tokenizer={"type": "bpe", "vocab": 3000}, sequence=4)

@@ -47,7 +47,7 @@ def test_calibration_error_by_hand():
     assert calibration_error(bins) == pytest.approx(0.5 * 0.2 + 0.5 * 0.2)
 
 
-def test_bins_have_equal_mass_and_hold_everything():
+def test_bins_have_equal_mass_and_cover_all_answers():
     draw = np.random.default_rng(1)
     score = draw.random(1000) ** 4  # most are small
     bins = reliability(score, draw.random(1000) < score)

@@ -80,7 +80,7 @@ def test_the_head_is_trained_with_the_model(run, recipe, tmp_path):  # noqa: F81
         torch.testing.assert_close(checkpoints[1][name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_a_head_may_be_learned_afterwards(recipe, tmp_path):  # noqa: F811
+def test_a_head_is_trained_on_an_existing_model(recipe, tmp_path):  # noqa: F811
     list(train(recipe(), out=tmp_path / "first"))
     notices = of(list(evaluate(tmp_path / "first", device="cpu")), Notice)
     assert any("no calibrated head" in notice.message for notice in notices)
@@ -107,7 +107,7 @@ def test_no_held_out_text(recipe, tmp_path):  # noqa: F811
         list(evaluate(tmp_path / "run", device="cpu"))
 
 
-def test_pictures(run, tmp_path):
+def test_plots_are_written_as_svg_and_html(run, tmp_path):
     for name in ("a.svg", "a.html"):
         events = list(evaluate(run, tokens=512, device="cpu", plot=tmp_path / name))
         assert result(events).path == tmp_path / name

@@ -40,7 +40,7 @@ def model(tmp_path: Path) -> Synthe:
     return Synthe(saved(tmp_path / "model"), device="cpu")
 
 
-def test_context_and_continuation_are_parted_as_the_harness_does(model: Synthe) -> None:
+def test_context_and_continuation_are_split_as_in_the_harness(model: Synthe) -> None:
     pairs = [("a river ", "sea"), ("a river", " sea"), ("", "sea"), ("a river", " rain"), ("ünï", "cödé")]
     results = model.loglikelihood(instances("loglikelihood", *pairs))
     for (context, rest), (loglikelihood, _) in zip(pairs, results, strict=True):
@@ -80,7 +80,7 @@ def test_attention_reads_long_texts_in_windows(tmp_path: Path) -> None:
     assert Synthe(tmp_path / "model", device="cpu", max_length=1000).limit == 1000
 
 
-def test_what_comes_before_a_context(tmp_path: Path) -> None:
+def test_prefix_tokens(tmp_path: Path) -> None:
     add_tokenizer(tmp_path / "t")
     inner = load_tokenizer(tmp_path / "t")._inner  # type: ignore[attr-defined]
     tokenizer = FileTokenizer(inner, "t", begin="<s>", end="<|stop|>")
@@ -140,7 +140,7 @@ def test_texts_are_written_by_the_settings_of_each_request(model: Synthe) -> Non
         model.generate_until(instances("generate_until", ("a", {"temprature": 1.0})))
 
 
-def test_answers_at_hand_are_not_computed(model: Synthe, tmp_path: Path) -> None:
+def test_cached_answers_are_not_computed(model: Synthe, tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     pairs = [("a river", " sea"), ("a river", " rain")]
     model.answers = Answers(file)
@@ -160,7 +160,7 @@ def test_answers_at_hand_are_not_computed(model: Synthe, tmp_path: Path) -> None
     assert other.digest() == model.digest() != Synthe(model.checkpoint.path, device="cpu", max_length=9).digest()
 
 
-def test_what_cannot_be(tmp_path: Path) -> None:
+def test_invalid_arguments(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such checkpoint"):
         Synthe(tmp_path / "none")
     with pytest.raises(InputError, match="the tokenizer has 257 tokens, and the model knows 99"):
@@ -173,7 +173,7 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     assert Synthe(path, device="cuda:7", batch_size="auto").device  # the harness's default need not be there
 
 
-def test_the_harness_knows_the_name() -> None:
+def test_the_harness_registers_the_name() -> None:
     entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["torch.backends"]
     assert entry == {"synthe": "synthe_core.evaluation.registration:autoload"}
     from lm_eval.api.registry import get_model

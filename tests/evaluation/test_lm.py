@@ -84,7 +84,7 @@ def test_results_do_not_depend_on_the_batch(path, tasks):
     assert one["n-shot"]["rivers"] == 1
 
 
-def test_a_failing_task_names_itself_and_the_others_run(path, tasks, tmp_path):
+def test_a_failing_task_is_reported_and_skipped(path, tasks, tmp_path):
     choices(tasks, "lost")
     (tasks / "lost.jsonl").unlink()
     task(tasks, "crooked", [{"a": 1}], output_type="loglikelihood", doc_to_text="{{a}}", doc_to_target="{{1/0}}")
@@ -108,7 +108,7 @@ def test_a_failing_task_names_itself_and_the_others_run(path, tasks, tmp_path):
     assert not any("\n" in line for line in warnings)
 
 
-def test_an_interrupted_run_goes_on(path, tasks, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes(path, tasks, tmp_path, monkeypatch):
     stop, config = (
         threading.Event(),
         EvalConfig(tasks=TASKS, include=[tasks], output=tmp_path / "out", device="cpu", batch_size=2),
@@ -134,7 +134,7 @@ def test_an_interrupted_run_goes_on(path, tasks, tmp_path, monkeypatch):
     assert not file.exists()  # the run is done
 
 
-def test_a_cache_keeps_answers_for_good(path, tasks, tmp_path):
+def test_a_cache_stores_answers_across_runs(path, tasks, tmp_path):
     first = results(run([path], tasks, use_cache=tmp_path / "answers"))[0]
     again = results(run([path], tasks, use_cache=tmp_path / "answers"))[0]
     assert again["results"] == first["results"] and again["synthe"]["tokens"]["computed"] == 0
@@ -150,7 +150,7 @@ def test_several_models(path, tasks, tmp_path):
     assert {event.what for event in of(events, Progress)} == {"rivers of model", "rivers of other"}
 
 
-def test_a_suite_is_a_file_that_people_edit(path, tasks, tmp_path):
+def test_a_suite_is_an_editable_file(path, tasks, tmp_path):
     suite = tmp_path / "mine.yaml"
     suite.write_text(yaml.safe_dump({"tasks": [{"task": "rivers", "num_fewshot": 2}, "texts"]}))
     (summary,) = results(run([path], tasks, tasks=(), suites=[str(suite)]))

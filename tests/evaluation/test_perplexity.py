@@ -32,7 +32,7 @@ def contexts(events: list[Event]) -> list[dict]:
 
 
 @pytest.mark.parametrize("block", [DELTA, ATTENTION])
-def test_bits_per_byte_are_the_models(tmp_path, book, block, monkeypatch):
+def test_bits_per_byte_equal_those_of_the_logits(tmp_path, book, block, monkeypatch):
     monkeypatch.setattr(perplexity, "PREFILL", 48)  # so that a window is read in pieces
     path = saved(tmp_path / "model", block)
     events = list(evaluate(path, sources=[str(book)], contexts=[16, 256, 64], device="cpu"))
@@ -74,7 +74,7 @@ def test_contexts_by_default_go_past_the_training_length(tmp_path, book):
     assert [each["context"] for each in rows] == [8, 16, 32, 64, 128, 256]
 
 
-def test_what_cannot_be(tmp_path, book):
+def test_invalid_arguments(tmp_path, book):
     path = saved(tmp_path / "model")
     with pytest.raises(InputError, match=r"the text has 1,\d+ tokens, which is no window of 5,000"):
         list(evaluate(path, sources=[str(book)], contexts=[5000], device="cpu"))

@@ -35,7 +35,7 @@ def tokens(roots: list[Node]) -> int:
 
 @pytest.mark.parametrize("seed", range(30))
 @pytest.mark.parametrize("min_saved", [1, 8])
-def test_every_sequence_is_spelled(seed: int, min_saved: int) -> None:
+def test_the_tree_contains_every_sequence(seed: int, min_saved: int) -> None:
     draw = random.Random(seed)
     heads = [[draw.randrange(3) for _ in range(draw.randrange(12))] for _ in range(3)]
     sequences = [
@@ -46,7 +46,7 @@ def test_every_sequence_is_spelled(seed: int, min_saved: int) -> None:
     assert tokens(roots) <= sum(len(each) for each in sequences)
 
 
-def test_what_is_shared_stands_once() -> None:
+def test_a_shared_prefix_is_stored_once() -> None:
     head, first, second = list(range(50)), [60] * 9, [70] * 9
     sequences = [head + first + [1], head + first + [2], head + second + [3], head + second + [3]]
     (root,) = build_tree(sequences)
@@ -55,12 +55,12 @@ def test_what_is_shared_stands_once() -> None:
     assert spelled([root]) == dict(enumerate(sequences))
 
 
-def test_a_little_that_is_shared_is_repeated() -> None:
+def test_a_short_shared_prefix_is_repeated() -> None:
     assert len(build_tree([[1, 2, 3], [1, 2, 4]])) == 2
     assert len(build_tree([[1, 2, 3], [1, 2, 4]], min_saved=2)) == 1
 
 
-def test_a_long_chain_of_beginnings() -> None:
+def test_a_long_chain_of_prefixes() -> None:
     sequences = [list(range(n)) for n in range(1, 1200)]
     roots = build_tree(sequences)
     seen, todo = 0, [(root, 0) for root in roots]

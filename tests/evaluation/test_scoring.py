@@ -57,7 +57,7 @@ def alone(model: LanguageModel, request: Continuation) -> tuple[float, bool]:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_scores_are_those_of_each_request_alone(name: str) -> None:
+def test_batched_scores_equal_those_of_single_requests(name: str) -> None:
     model, batch_requests = model_of(name), requests()
     expected = [alone(model, request) for request in batch_requests]
     for batch in (1, 32):
@@ -71,7 +71,7 @@ def test_scores_are_those_of_each_request_alone(name: str) -> None:
         assert reader.counts.computed < 0.5 * reader.counts.requested
 
 
-def test_some_answers_are_what_the_model_would_write() -> None:
+def test_greedy_marks_the_most_likely_answer() -> None:
     model = model_of("delta")
     text = [7, 8, 9]
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_answers_of_one_token_take_one_pass() -> None:
 
 
 @pytest.mark.parametrize("name", ["delta", "attention"])
-def test_long_texts_go_piece_by_piece(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_texts_are_scored_in_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "PREFILL", 7)
     model, batch_requests = model_of(name), requests(2)
     scores = dict(score(Reader(model, 4), batch_requests))
@@ -102,7 +102,7 @@ def test_nothing_to_score() -> None:
     assert dict(score(reader, [])) == {} and reader.counts.computed == 0
 
 
-def test_states_are_held_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_states_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("attention")
     assert Reader(model, 32).rows(10, 50) == 32
     monkeypatch.setattr(reading, "MAX_STATE_BYTES", 5 * model.state_bytes(50))

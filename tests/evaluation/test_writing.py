@@ -45,7 +45,7 @@ def alone(model: LanguageModel, prompt: Prompt, limit: int, stop: list[str]) -> 
 
 
 @pytest.mark.parametrize("batch", [1, 4, None])
-def test_greedy_texts_are_those_of_each_prompt_alone(model: LanguageModel, batch: int | None) -> None:
+def test_batched_greedy_texts_equal_those_of_single_prompts(model: LanguageModel, batch: int | None) -> None:
     reader = Reader(model, batch)
     texts = dict(write(reader, TEXT, prompts(), 12, [], GREEDY))
     assert texts == {index: alone(model, prompt, 12, []) for index, prompt in enumerate(prompts())}
@@ -54,7 +54,7 @@ def test_greedy_texts_are_those_of_each_prompt_alone(model: LanguageModel, batch
         assert reader.counts.computed - reader.counts.generated < sum(len(prompt.tokens) for prompt in prompts())
 
 
-def test_a_stop_string_ends_a_text_at_once(model: LanguageModel) -> None:
+def test_a_stop_string_ends_a_text_immediately(model: LanguageModel) -> None:
     whole = dict(write(Reader(model), TEXT, prompts(), 12, [], GREEDY))
     stop = whole[1][5:7]
     reader = Reader(model)
@@ -65,7 +65,7 @@ def test_a_stop_string_ends_a_text_at_once(model: LanguageModel) -> None:
     )
 
 
-def test_what_is_drawn_does_not_depend_on_the_batch(model: LanguageModel) -> None:
+def test_samples_do_not_depend_on_the_batch(model: LanguageModel) -> None:
     sampling = SamplingParams(temperature=1.0, top_k=20)
     one, many = (dict(write(Reader(model, n), TEXT, prompts(), 8, ["e"], sampling)) for n in (1, 32))
     assert one == many and one[0] != one[2]  # the same prompt with another seed

@@ -40,7 +40,7 @@ def test_each_call_has_one_kernel_and_reasons(surveyed: dict[str, Survey]) -> No
             assert each.decoding.shape[:2] == (1, 1)
 
 
-def test_the_survey_leaves_random_numbers_alone() -> None:
+def test_the_survey_leaves_the_random_state_unchanged() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)

@@ -118,7 +118,7 @@ def test_fingerprints_differ_where_speed_would() -> None:
 # What is timed, and what is made of it
 
 
-def test_the_ranking_stays_unless_another_is_worth_it() -> None:
+def test_the_ranking_changes_only_for_a_clearly_faster_kernel() -> None:
     times = [Timing("native", 1.0), Timing("chunked", 0.97), Timing("fla", 4.0)]
     assert select_kernel(times, "native") == "native"
     assert select_kernel([Timing("native", 1.0), Timing("chunked", 0.9)], "native") == "chunked"
@@ -194,7 +194,7 @@ def test_a_damaged_file_is_no_choice(recipe: Recipe, text: str) -> None:
     assert tuned_kernels(recipe, "cpu", probe()) == {}
 
 
-def test_tuning_all_ends_with_what_training_will_find(recipe: Recipe) -> None:
+def test_tuning_all_stores_the_choices_that_training_uses(recipe: Recipe) -> None:
     events = list(tune_all(recipe))
     last: Any = events[-1]
     assert last.values["precision"] == "float32"

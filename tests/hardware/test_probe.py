@@ -88,7 +88,7 @@ def test_a_container_limits(tmp_path: Path, files: dict[str, str], cores: float,
     assert container_limits(write(tmp_path, files)) == (cores, memory, used)
 
 
-def test_caches_are_those_that_hold_data(tmp_path: Path) -> None:
+def test_only_data_caches_are_listed(tmp_path: Path) -> None:
     index = "sys/devices/system/cpu/cpu0/cache/index"
     facts = [("1", "Data", "48K"), ("1", "Instruction", "32K"), ("2", "Unified", "2048K"), ("3", "Unified", "1G")]
     for i, (level, kind, size) in enumerate(facts):

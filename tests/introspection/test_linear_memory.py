@@ -44,7 +44,7 @@ def call(op: str, time: int, dtype: torch.dtype = torch.float64, started: bool =
 @pytest.mark.parametrize("op", sorted(RULES))
 @pytest.mark.parametrize("time", [1, 31, 33, 100])
 @pytest.mark.parametrize("started", [True, False])
-def test_attention_gives_back_what_the_operator_answers(op: str, time: int, started: bool) -> None:
+def test_reconstruction_equals_the_reference_output(op: str, time: int, started: bool) -> None:
     given = call(op, time, started=started)
     expected = OPS[op].reference(**given)[0][0].transpose(0, 1)
     memory = linear_memory(op, given)
@@ -53,7 +53,7 @@ def test_attention_gives_back_what_the_operator_answers(op: str, time: int, star
 
 
 @pytest.mark.parametrize("op", sorted(RULES))
-def test_and_what_its_float32_kernels_answer(op: str) -> None:
+def test_reconstruction_equals_the_output_of_float32_kernels(op: str) -> None:
     given = call(op, 300, torch.float32)
     expected = OPS[op](**given)[0][0].transpose(0, 1)
     error = (reconstruct(linear_memory(op, given), 0, 300) - expected).abs().max() / expected.abs().max()
@@ -73,7 +73,7 @@ def test_a_coefficient_is_the_change_that_a_written_value_makes(op: str) -> None
         assert (grad[0, :, head].abs().sum(0)[torch.arange(V) != channel] == 0).all() or op == "mlstm"
 
 
-def test_what_was_overwritten_is_not_read() -> None:
+def test_overwritten_values_are_not_read() -> None:
     """The erase term: a key written twice at full strength answers its second value, and the first counts nothing."""
     k = torch.nn.functional.one_hot(torch.tensor([0, 1, 0, 2]), K).double()[None, :, None]
     given = {"q": k, "k": k, "v": torch.randn(1, 4, 1, V).double(), "beta": torch.ones(1, 4, 1).double()}

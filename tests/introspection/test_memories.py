@@ -38,7 +38,7 @@ def memory_call(op: Any, keys: list[int], beta: float = 1.0, decay: float = 1.0)
     return MemoryCall("blocks.0.0", learner, op, given, None)
 
 
-def test_a_write_that_is_overwritten_says_by_whom() -> None:
+def test_an_overwritten_write_names_the_token_that_overwrote_it() -> None:
     memory = memory_call(delta_rule, [0, 1, 2, 0, 3])
     reads = follow(memory, 5)
     assert reads is not None
@@ -54,7 +54,7 @@ def test_a_write_that_is_overwritten_says_by_whom() -> None:
     assert intact.answers.tolist() == pytest.approx([1.0])
 
 
-def test_a_memory_that_only_adds_loses_by_fading() -> None:
+def test_additive_memory_loses_writes_by_decay() -> None:
     memory = memory_call(linear_attention, [0, 1, 0, 2], decay=0.8)
     reads = follow(memory, 4)
     assert reads is not None
@@ -70,7 +70,7 @@ def test_a_memory_that_only_adds_loses_by_fading() -> None:
     assert faded.gone.tolist() == [4]  # 0.8⁴ < ½ < 0.8³
 
 
-def test_half_overwritten_is_half_left() -> None:
+def test_a_half_strength_overwrite_leaves_half() -> None:
     memory = memory_call(delta_rule, [0, 0], beta=0.5)
     reads = follow(memory, 2)
     assert reads is not None
@@ -88,7 +88,7 @@ def test_no_fate_without_keys_or_for_another_token() -> None:
 
 
 @pytest.mark.parametrize("op", ["delta_rule", "linear_attention", "kda", "generalized_delta_rule", "mlstm"])
-def test_what_a_memory_holds_is_the_length_of_its_state(op: str) -> None:
+def test_memory_norms_equal_those_of_the_state(op: str) -> None:
     from synthe_core.ops.dispatch import OPS
 
     given = call(op, 23)
@@ -105,7 +105,7 @@ def test_what_a_memory_holds_is_the_length_of_its_state(op: str) -> None:
         np.testing.assert_allclose(memory_norms(linear_memory(op, given))[:, stop - 1], expected, rtol=1e-4)
 
 
-def test_series_of_a_memory_name_what_they_are() -> None:
+def test_series_of_a_memory_are_named() -> None:
     memory = memory_call(delta_rule, [0, 1, 2])
     reads = follow(memory, 3)
     assert reads is not None

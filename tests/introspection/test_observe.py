@@ -36,7 +36,7 @@ def text(time: int = TIME) -> list[int]:
 
 
 @each_case
-def test_every_emission_is_declared_and_has_the_shape_it_says(case: dict[str, Any]) -> None:
+def test_every_emission_is_declared_and_has_its_declared_shape(case: dict[str, Any]) -> None:
     model = build([case])
     trace = Trace()
     model.hidden(torch.tensor([text(), text()[::-1]]), trace=trace)
@@ -70,7 +70,7 @@ def test_encoders_too(case: dict[str, Any]) -> None:
 
 
 @each_case
-def test_what_is_seen_stands_at_its_tokens(case: dict[str, Any]) -> None:
+def test_series_are_aligned_with_their_tokens(case: dict[str, Any]) -> None:
     """Series of a text are those of its beginning, for as long as that goes: nothing slips by a token."""
     model = build([case])
     whole, _ = collect(model, observe(model, text()))
@@ -89,7 +89,7 @@ def test_what_is_seen_stands_at_its_tokens(case: dict[str, Any]) -> None:
 
 
 @each_case
-def test_readings_are_made_of_what_they_are_said_to_be(case: dict[str, Any]) -> None:
+def test_attributed_reads_reconstruct_the_output(case: dict[str, Any]) -> None:
     model = build([case])
     seen = observe(model, text())
     all_reads = [reads for call in seen.memory_calls if (reads := follow(call, TIME)) is not None]
@@ -108,7 +108,7 @@ def test_readings_are_made_of_what_they_are_said_to_be(case: dict[str, Any]) -> 
         assert (reads.reach >= -1e-4).all()
 
 
-def test_slow_tiers_and_routed_blocks_say_where_they_stand() -> None:
+def test_slow_tiers_and_routed_blocks_report_their_positions() -> None:
     tiers = [{"every": 1, "rule": "momentum"}, {"every": 4, "size": 8, "rule": {"type": "delta", "heads": 2}}]
     model = build([{"type": "multiscale_memory", "tiers": tiers}], blocks=3, depth={"min": 1, "mode": "skip"})
     assert model.router is not None
@@ -148,7 +148,7 @@ def test_predictions_are_of_the_token_that_follows() -> None:
     assert seen.predictions.rank[1:].tolist() == ranks.tolist()
 
 
-def test_a_text_of_one_token_is_a_text() -> None:
+def test_a_text_of_one_token() -> None:
     model = build([{"type": "delta", "heads": 2}, "experts", "slots", "multiscale_memory"])
     seen = observe(model, [3])
     assert np.isnan(seen.predictions.bits).tolist() == [True]
@@ -156,7 +156,7 @@ def test_a_text_of_one_token_is_a_text() -> None:
     assert all(reads is None or reads.error < 1e-5 for reads in (follow(call, 1) for call in seen.memory_calls))
 
 
-def test_listening_leaves_no_hook_and_changes_nothing() -> None:
+def test_observing_removes_its_hooks_and_changes_no_output() -> None:
     model = build([{"type": "delta", "heads": 2}])
     before = model(torch.tensor([text()]))[0]
     seen = observe(model, text())

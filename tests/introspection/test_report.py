@@ -42,7 +42,7 @@ def unpacked(html: str) -> Any:
     return json.loads(zlib.decompress(base64.b64decode(match[1])))
 
 
-def test_layers_and_groups_choose() -> None:
+def test_layers_and_groups_are_parsed() -> None:
     assert block_range("0-1,3", 5) == {0, 1, 3}
     assert block_range(None, 2) == {0, 1}
     for wrong in ("a", "1-", "3-1", "0-5", "", "-1"):
@@ -68,7 +68,7 @@ def test_facts_are_those_of_the_model() -> None:
     assert facts["tokens"] == len(TEXT.encode())
 
 
-def test_lines_are_json_and_hold_everything() -> None:
+def test_lines_are_json_and_complete() -> None:
     seen = report(tokens=[4])
     events = [json.loads(json.dumps(line, allow_nan=False)) for line in lines(seen)]
     kinds = [line["event"] for line in events]
@@ -88,7 +88,7 @@ def test_lines_are_json_and_hold_everything() -> None:
     assert len(token["next"]) == 5
 
 
-def test_the_page_holds_its_data_and_needs_nothing_else() -> None:
+def test_the_page_is_self_contained() -> None:
     seen = report()
     html = page([seen])
 
@@ -117,7 +117,7 @@ def test_the_page_holds_its_data_and_needs_nothing_else() -> None:
         np.testing.assert_allclose(values, each.rows, atol=strip["span"] / 500 + 1e-6)
 
 
-def test_a_name_cannot_write_into_the_page() -> None:
+def test_names_are_escaped_in_the_page() -> None:
     seen = examine(model(), TOKENIZER, TEXT, name="<script>alert(1)</script>")
     assert page([seen]).count("<script>alert") == 0
 
@@ -136,7 +136,7 @@ def test_two_models_of_one_text() -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])
-def test_what_streams_through_is_what_is_read_at_once(piece: int) -> None:
+def test_streamed_input_equals_input_read_at_once(piece: int) -> None:
     small = model(depth={"min": 1})
     assert small.router is not None
     small.router.thresholds.fill_(0.0)
@@ -154,7 +154,7 @@ def test_what_streams_through_is_what_is_read_at_once(piece: int) -> None:
         np.testing.assert_allclose(got, expected, rtol=2e-3, atol=1e-4)
 
 
-def test_texts_that_cannot_be_looked_at() -> None:
+def test_unsuitable_texts_are_refused() -> None:
     with pytest.raises(InputError, match="no text"):
         examine(model(), TOKENIZER, "")
     with pytest.raises(InputError, match="tokens"):
@@ -163,5 +163,5 @@ def test_texts_that_cannot_be_looked_at() -> None:
         report(tokens=[99])
 
 
-def test_tokens_are_spelled_for_people() -> None:
+def test_tokens_are_printed_readably() -> None:
     assert [token_text(TOKENIZER, token) for token in (97, 0xC3, TOKENIZER.end)] == ["a", "⟨c3⟩", "⟨end⟩"]

@@ -37,7 +37,7 @@ def test_kinds_are_recognised(tmp_path: Path) -> None:
     assert "lora" in str(caught.value.hint)
 
 
-def test_ids_of_the_hub_come_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_ids_are_resolved_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline, what was fetched before serves; the rest is one line."""
     import huggingface_hub.constants as constants
 
@@ -67,7 +67,7 @@ def test_tensors_are_read_in_the_order_of_the_file(tmp_path: Path) -> None:
         assert torch.equal(file.read(name), tensor)
 
 
-def test_a_synapse_file_is_merged_as_its_folder_is(tmp_path: Path) -> None:
+def test_a_synapse_file_is_merged_like_its_folder(tmp_path: Path) -> None:
     base, tuned = (checkpoint(tmp_path / name, seed) for name, seed in (("base", None), ("tuned", 1)))
     files = [tmp_path / f"{name}.synapse" for name in ("base", "tuned")]
     for source, file in zip((base, tuned), files, strict=True):

@@ -63,7 +63,7 @@ def test_a_checkpoint_of_ours(tmp_path: Path) -> None:
     assert digest(tmp_path / "repeated" / "model.safetensors") == digest(tmp_path / "again" / "model.safetensors")
 
 
-def test_counters_are_the_bases(tmp_path: Path) -> None:
+def test_counters_come_from_the_base(tmp_path: Path) -> None:
     base = llama() | {"model.steps": torch.tensor(3)}
     paths = [folder(tmp_path / str(i), moved(base, i) | {"model.steps": torch.tensor(3 + i)}) for i in range(3)]
     ours = result(tmp_path / "out", "ties", paths[1:], paths[0])
@@ -313,7 +313,7 @@ def test_interrupted(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").glob("*")) and not list((tmp_path / "runs").glob(".*"))
 
 
-def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+def test_existing_output_is_not_overwritten(tmp_path: Path) -> None:
     _, models = family(tmp_path, 2)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").touch()

@@ -130,7 +130,7 @@ def result_of(out: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])
 @pytest.mark.parametrize("rescale", [True, False])
-def test_what_is_drawn_at_random(method: str, rescale: bool) -> None:
+def test_random_methods(method: str, rescale: bool) -> None:
     """The same mask from the same seed; rescaled as mergekit does it."""
     from mergekit.merge_methods import merge_tensors
 

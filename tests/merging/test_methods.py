@@ -37,7 +37,7 @@ def inputs(name: str, *shape: int) -> tuple[list[Tensor], Tensor]:
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("shape", [(7, 5), (5,), (), (3, 2, 4), (1, 1)])
-def test_copies_of_one_model_give_it_back(name: str, shape: tuple[int, ...]) -> None:
+def test_merging_copies_of_a_model_gives_that_model(name: str, shape: tuple[int, ...]) -> None:
     models, _ = inputs(name, *shape)
     same = [models[0].clone() for _ in models]
     merged = call(name, same, models[0].clone())
@@ -46,7 +46,7 @@ def test_copies_of_one_model_give_it_back(name: str, shape: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_inputs_are_left_as_they_are_and_the_same_seed_gives_the_same(name: str) -> None:
+def test_inputs_are_unchanged_and_the_result_is_deterministic(name: str) -> None:
     models, base = inputs(name, 6, 9)
     before = [each.clone() for each in (*models, base)]
     values = {key: (0.5,) for key in ("density",) if key in Method(name).parameters}
@@ -56,14 +56,14 @@ def test_inputs_are_left_as_they_are_and_the_same_seed_gives_the_same(name: str)
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if Method(n).needs_base and Method(n).count.most is None])
-def test_a_model_that_learnt_nothing_and_one_that_did(name: str) -> None:
+def test_zero_task_vectors_and_zero_weights_stay_finite(name: str) -> None:
     """Task vectors of zero add nothing of their own, and zeros in base and models stay finite."""
     zeros = torch.zeros(4, 6)
     assert torch.equal(call(name, [zeros, zeros.clone()], zeros), zeros)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_it_says_what_it_does_and_where_it_is_from(name: str) -> None:
+def test_every_method_has_a_summary_and_a_source(name: str) -> None:
     method = Method(name)
     assert method.summary.endswith(".") or method.summary.endswith(":"), method.summary
     assert len(method.paper) > 20

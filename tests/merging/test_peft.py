@@ -120,7 +120,7 @@ def test_into_the_base(tmp_path: Path, base: Path, variant: dict[str, Any]) -> N
         assert (ours[name] - wanted[name]).abs().max() <= 1e-6, name
 
 
-def test_what_is_extracted_is_read_by_peft(tmp_path: Path, base: Path) -> None:
+def test_an_extracted_adapter_is_read_by_peft(tmp_path: Path, base: Path) -> None:
     """At full rank, and with all the rest, the adapter gives the tuned model back."""
     tuned = moved(llama(), 7)
     folder(tmp_path / "tuned", tuned)

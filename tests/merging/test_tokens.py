@@ -63,7 +63,7 @@ def test_different_tokenizers_need_an_option(tmp_path: Path, two: list[Path]) ->
     assert "--tokenizer union" in str(caught.value.hint)
 
 
-def test_the_bases(tmp_path: Path, two: list[Path]) -> None:
+def test_the_tokenizer_of_the_base(tmp_path: Path, two: list[Path]) -> None:
     ours = result(tmp_path / "out", "linear", two, tokenizer="base")
     here, there = ids(SEA), ids(HILL)
     assert ours["lm_head.weight"].shape == (len(here), 16)
@@ -74,7 +74,7 @@ def test_the_bases(tmp_path: Path, two: list[Path]) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == len(here)
 
 
-def test_the_union(tmp_path: Path, two: list[Path]) -> None:
+def test_the_union_of_the_tokenizers(tmp_path: Path, two: list[Path]) -> None:
     ours = result(tmp_path / "out", "linear", two, tokenizer={"source": "union", "pad_to_multiple_of": 8})
     here, there = ids(SEA), ids(HILL)
     merged = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
@@ -95,7 +95,7 @@ def test_the_union(tmp_path: Path, two: list[Path]) -> None:
     assert merged.encode("<pad>").ids == [every["<pad>"]]
 
 
-def test_a_path(tmp_path: Path, two: list[Path]) -> None:
+def test_the_tokenizer_of_a_path(tmp_path: Path, two: list[Path]) -> None:
     ours = result(tmp_path / "out", "linear", two, tokenizer=str(two[1]))
     assert ours["lm_head.weight"].shape[0] == len(ids(HILL))
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == HILL

@@ -112,7 +112,7 @@ def _write(path: Path, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-def test_tricks_are_refused_by_name(tmp_path, trick):
+def test_malicious_archives_are_refused_with_the_reason(tmp_path, trick):
     make, message = TRICKS[trick]
     box = tmp_path / "box"
     box.mkdir()
@@ -145,7 +145,7 @@ def test_duplicates_that_python_writes(tmp_path):
         (16, 7, "overlap|not as a"),
     ],
 )
-def test_fields_that_lie(copy, field, value, message):
+def test_header_fields_that_disagree(copy, field, value, message):
     with pytest.raises(InputError, match=message):
         Archive(patched(copy, "recipe.yaml", field, value))
 
@@ -160,7 +160,7 @@ def test_a_claim_of_sixteen_exabytes(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["before", "after", "between"])
-def test_bytes_that_nobody_speaks_of(copy, where):
+def test_bytes_outside_any_member(copy, where):
     content = copy.read_bytes()
     plan = layout(Archive(copy).members.values())
     middle = len(content) - len(plan.tail)
@@ -174,7 +174,7 @@ def test_bytes_that_nobody_speaks_of(copy, where):
         Archive(copy)
 
 
-def test_every_cut_is_noticed(copy):
+def test_every_truncation_is_detected(copy):
     content = copy.read_bytes()
     for length in [*range(1, 200, 7), *range(200, len(content), len(content) // 40), len(content) - 1]:
         copy.write_bytes(content[:length])
@@ -219,7 +219,7 @@ def test_files_past_four_gigabytes_are_laid_out_as_zip64(tmp_path):
     ],
     ids=lambda value: "" if callable(value) else value,
 )
-def test_members_that_are_not_what_they_say(packed, tmp_path, change, message):
+def test_members_that_do_not_match_their_header(packed, tmp_path, change, message):
     """The digests are right: their author made them. What they are of is still held against what it must be."""
     contents = change(members(packed))
     contents.pop("signature.json")
@@ -240,7 +240,7 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("change", ["width: 1000000000", "blocks: 100000000", "blocks: 999", "hidden: 1000000000000"])
-def test_a_recipe_cannot_ask_for_more_than_its_weights(packed, tmp_path, change):
+def test_a_recipe_larger_than_its_weights_is_refused(packed, tmp_path, change):
     """A few bytes of YAML that describe a model of petabytes: refused at once, in no memory."""
     contents = members(packed)
     contents.pop("signature.json")
@@ -262,7 +262,7 @@ def test_links_in_folders(packed, tmp_path):
         Bundle(tmp_path / "out")
 
 
-def test_a_database_that_would_run_for_ever(things, packed, tmp_path):
+def test_a_database_with_an_endless_query(things, packed, tmp_path):
     """A view in the place of a table that never ends: it is no table, so it is never queried."""
     import sqlite3
 
@@ -303,7 +303,7 @@ def survive(rng: random.Random, victims: list[Path], box: Path) -> None:
     assert list(tree(box)) == before
 
 
-def test_the_victims_themselves_are_sound(victims, tmp_path):
+def test_the_unmodified_files_are_valid(victims, tmp_path):
     assert exercise(victims[0], tmp_path) == 0
     assert exercise(victims[1], tmp_path) == 1  # it has no session
 
@@ -324,7 +324,7 @@ def test_ten_thousand_mutated_files(victims, tmp_path, monkeypatch, part):
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(content=st.binary(max_size=400))
-def test_any_bytes_at_all(tmp_path_factory, content):
+def test_arbitrary_bytes(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "bytes.synapse"
     for head in (b"", b"PK\3\4"):
         path.write_bytes(head + content)

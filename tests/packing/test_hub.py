@@ -44,7 +44,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     server.server_close()
 
 
-def test_what_is_pushed_is_pulled(hub, packed, tmp_path):
+def test_a_pushed_file_is_pulled(hub, packed, tmp_path):
     pushed = result(push(packed, "acme/small", private=True)).values
     assert pushed["file"] == "full.synapse" and pushed["url"].startswith(hub.url)
     files = hub.find("acme/small", "main")[1]
@@ -96,7 +96,7 @@ def test_progress_is_reported_and_a_failed_pull_resumes(hub, packed, tmp_path, m
     assert Path("full.synapse").read_bytes() == packed.read_bytes() and not list(tmp_path.glob(".*.part"))
 
 
-def test_a_pull_that_is_killed_half_way_resumes(hub, packed, tmp_path):
+def test_a_killed_pull_resumes(hub, packed, tmp_path):
     """Two processes of the real command, with HF_ENDPOINT: the first is killed without warning."""
     hub.put("acme/small", {"full.synapse": packed.read_bytes()})
     hub.slow = 0.3
@@ -128,7 +128,7 @@ def test_a_pull_that_is_killed_half_way_resumes(hub, packed, tmp_path):
     assert min(starts) == came, "nothing that had come was requested again"
 
 
-def test_a_server_that_knows_no_ranges(hub, packed, monkeypatch):
+def test_a_server_without_range_requests(hub, packed, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 50_000)
     hub.put("acme/small", {"full.synapse": packed.read_bytes()})
     hub.whole = True
@@ -158,7 +158,7 @@ def test_damaged_or_hostile_downloads_are_deleted(hub, packed, tmp_path):
         ("acme/two", "has 2 .synapse files"),
     ],
 )
-def test_names_that_lead_nowhere(hub, repo, message):
+def test_repositories_that_cannot_be_pulled(hub, repo, message):
     hub.put("acme/bare", {"README.md": b""})
     hub.put("acme/two", {"a.synapse": b"", "b.synapse": b""})
     with pytest.raises(InputError) as refused:
@@ -183,7 +183,7 @@ def test_offline(hub, packed, monkeypatch):
             list(verb)
 
 
-def test_a_base_on_the_hub_is_fetched_once(hub, things, tmp_path):
+def test_a_base_on_the_hub_is_downloaded_once(hub, things, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     base = result(pack(things.checkpoint, tmp_path / "elsewhere" / "base.synapse")).path
     commit = hub.put("acme/base", {"base.synapse": base.read_bytes()})

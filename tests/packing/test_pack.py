@@ -110,7 +110,7 @@ def test_members_are_stored_and_aligned(packed):
                 assert file.read(size) == other.read(info)
 
 
-def test_weights_are_mapped_where_they_lie(packed):
+def test_weights_are_memory_mapped_in_place(packed):
     """A tensor is a mapping of the file itself, not a copy: the process's map names the file."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
@@ -137,7 +137,7 @@ def test_shards_stay_shards(tmp_path):
     assert "model.safetensors" in Bundle(tmp_path / "q.synapse").pack_manifest.files
 
 
-def test_one_of_each_only(things, packed, tmp_path):
+def test_parts_are_unpacked_separately(things, packed, tmp_path):
     model = result(unpack(packed, tmp_path / "m", "model")).path
     assert Checkpoint.open(model).manifest.format == FORMAT  # an ordinary checkpoint
     assert text(Checkpoint.open(model)) == text(Checkpoint.open(things.checkpoint))
@@ -154,7 +154,7 @@ def test_one_of_each_only(things, packed, tmp_path):
     assert refused.value.hint == "did you mean 'model'?"
 
 
-def test_a_packed_session_goes_on(things, packed):
+def test_a_packed_session_continues(things, packed):
     opened = Checkpoint.open(packed)
     model = opened.model().eval()
     by_name, by_file = opened.session(Path("chat"), model), Session.load(things.session, model)
@@ -169,7 +169,7 @@ def test_a_packed_session_goes_on(things, packed):
         opened.session(Path("other"), model)
 
 
-def test_what_inspect_says(things, packed):
+def test_inspect_lists_the_contents(things, packed):
     values = result(inspect(packed)).values
     assert (values["name"], values["licence"], values["capabilities"]) == ("small", "mit", ["python", "sql", "prose"])
     assert values["specialists"] == ["coder", "writer"] and values["sessions"] == ["chat"]
@@ -239,7 +239,7 @@ def test_an_encoder(tmp_path):
             opened.model()
 
 
-def test_what_peft_writes(tmp_path):
+def test_an_adapter_of_peft(tmp_path):
     """The names that PEFT gives to what it trains besides the usual pairs, as PEFT 0.21 writes them."""
     from synthe_core.packing.adapters import check_adapter
     from synthe_core.storage.tensor_file import TensorFile
@@ -333,7 +333,7 @@ def test_knowledge_is_opened_read_only(packed):
         ),
     ],
 )
-def test_what_cannot_be_packed(things: Things, tmp_path, monkeypatch, parts, message):
+def test_unsuitable_inputs_are_refused(things: Things, tmp_path, monkeypatch, parts, message):
     monkeypatch.setenv("SYNTHE_CACHE", str(things.folder / "cache"))
     given = parts(things, tmp_path)
     if given.quantize in ("int8",):
@@ -355,7 +355,7 @@ def test_what_cannot_be_packed(things: Things, tmp_path, monkeypatch, parts, mes
         ("- a", "not a mapping"),
     ],
 )
-def test_agents_that_cannot_be(things, tmp_path, content, message):
+def test_invalid_agents(things, tmp_path, content, message):
     (tmp_path / "agent.yaml").write_text(content)
     with pytest.raises(InputError) as refused:
         list(pack(things.checkpoint, tmp_path / "x.synapse", PackOptions(agent=tmp_path / "agent.yaml")))
@@ -375,7 +375,7 @@ def test_a_folder_that_cannot_be_written(things, tmp_path):
         list(pack(things.checkpoint, tmp_path))
 
 
-def test_a_full_disk_keeps_what_was_there(things, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_old_file(things, tmp_path, monkeypatch):
     def full(path: Path, contents: object) -> None:
         path.write_bytes(b"the beginning")
         raise OSError(28, "No space left on device")
@@ -387,7 +387,7 @@ def test_a_full_disk_keeps_what_was_there(things, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["x.synapse"] and (tmp_path / "x.synapse").read_text() == "before"
 
 
-def test_an_error_while_unpacking_leaves_nothing(packed, tmp_path, monkeypatch):
+def test_a_failed_unpack_leaves_no_folder(packed, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
         yield

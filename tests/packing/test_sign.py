@@ -25,7 +25,7 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
         file.write(bytes([value ^ 1 << bit]))
 
 
-def test_signed_unsigned_and_by_whom(things, packed, tmp_path):
+def test_signatures_are_verified_by_key(things, packed, tmp_path):
     values = result(verify(packed, things.public)).values
     assert values["status"] == "signed" and values["signed by"].startswith("SHA256:")
     assert result(verify(packed, things.private)).values["signed by"] == values["signed by"]
@@ -59,7 +59,7 @@ def test_openssh_keys(copy, tmp_path):
         list(sign(copy, tmp_path / "locked"))
 
 
-def test_keys_that_are_none(things, copy, tmp_path):
+def test_invalid_keys(things, copy, tmp_path):
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
@@ -75,7 +75,7 @@ def test_keys_that_are_none(things, copy, tmp_path):
         list(verify(copy, tmp_path / "text"))
 
 
-def test_a_flipped_bit_in_every_member_is_caught_and_the_member_named(packed, tmp_path):
+def test_a_flipped_bit_in_every_member_is_detected_and_the_member_named(packed, tmp_path):
     archive = Archive(packed)
     for name, member in archive.members.items():
         path = Path(shutil.copy(packed, tmp_path / "x.synapse"))
@@ -85,7 +85,7 @@ def test_a_flipped_bit_in_every_member_is_caught_and_the_member_named(packed, tm
         assert name in refused.value.message, name
 
 
-def test_a_flipped_bit_anywhere_is_caught(packed, tmp_path):
+def test_a_flipped_bit_anywhere_is_detected(packed, tmp_path):
     """Headers, paddings and directory too: every bit of the first kilobyte and of the end, and a sample between."""
     size = packed.stat().st_size
     rng = random.Random(0)

@@ -54,7 +54,7 @@ def old(tmp_path: Path) -> Path:
     return folder
 
 
-def test_it_is_shown(old):
+def test_it_is_inspected(old):
     values = result(inspect(old)).values
     assert {key: values[key] for key in MANIFEST} == MANIFEST
     assert values["models"] == {"model.gguf": 104} and values["adapters"] == {"python_qlora": 2}
@@ -68,7 +68,7 @@ def test_its_model_is_not_run(old):
         assert "pack FOLDER -o FILE" in refused.value.hint
 
 
-def test_it_is_carried_over(old, tmp_path):
+def test_it_is_repacked(old, tmp_path):
     events = list(pack(old, tmp_path / "new.synapse", PackOptions(licence="apache-2.0")))
     assert any(isinstance(event, Notice) and "no alpha was recorded" in event.message for event in events)
     bundle = Bundle(tmp_path / "new.synapse")

@@ -53,7 +53,7 @@ def test_allocations_are_counted_to_the_byte() -> None:
     assert result.retained == 4 * MIB
 
 
-def test_a_plane_goes_through_its_points_and_on() -> None:
+def test_a_plane_interpolates_and_extrapolates_its_points() -> None:
     plane = Plane.fit(lambda blocks, rows: 7 + 3 * blocks + 11 * rows + 5 * blocks * rows)
     assert plane.at(6, 9) == 7 + 18 + 99 + 270
     twice = Plane.fit(lambda blocks, rows: 2 * (4 * blocks * rows))
@@ -72,7 +72,7 @@ def test_a_plane_goes_through_its_points_and_on() -> None:
     ],
     ids=["muon", "in parts", "adamw", "recompute", "depth", "bfloat16"],
 )
-def test_a_step_holds_what_was_predicted_of_it(case: dict[str, Any], rows: int) -> None:
+def test_a_step_takes_the_predicted_memory(case: dict[str, Any], rows: int) -> None:
     """By torch's own allocator, which forgets nothing and keeps nothing back."""
     config = recipe(**case)
     estimate = Estimate(config, probe())
@@ -138,7 +138,7 @@ def test_a_long_context_is_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "thl-tiny", "synapse-tiny", "baselines/transformer", "baselines/mamba2"])
 @pytest.mark.parametrize(("rows", "length"), [(8, 256), (4, 512)])
-def test_shipped_recipes_take_what_is_predicted(name: str, rows: int, length: int) -> None:
+def test_shipped_recipes_take_the_predicted_memory(name: str, rows: int, length: int) -> None:
     """In a process of its own, by what the operating system counts."""
     path = RECIPES / f"{name}.yaml"
     config = Recipe.load(path, ["runtime.precision=float32", "runtime.threads=1", f"train.batch={rows}"])
@@ -150,7 +150,7 @@ def test_shipped_recipes_take_what_is_predicted(name: str, rows: int, length: in
 
 
 @pytest.mark.slow
-def test_a_measured_step_that_fails_says_so() -> None:
+def test_a_failing_measured_step_is_reported() -> None:
     with pytest.raises(WorkError, match="out of memory with 8 rows of 128 tokens"):
         measure_step(recipe(), rows=8, length=128, precision="float32", limit=1 << 20)
 
@@ -186,7 +186,7 @@ def test_fit_takes_the_largest_pass_that_fits() -> None:
     assert result.flags == "--set train.micro_batch=2"
 
 
-def test_and_gives_way_step_by_step() -> None:
+def test_fit_reduces_settings_one_at_a_time() -> None:
     again = tried(80 + 90)
     assert again.changes == {"train.micro_batch": 4, "runtime.recompute": True}
     assert again.flags == "--set train.micro_batch=4 --set runtime.recompute=true"
@@ -211,7 +211,7 @@ def test_room_is_that_of_the_machine() -> None:
     assert usable_bytes(100) == 0
 
 
-def test_the_same_recipe_fits_a_large_card_whole_and_a_small_one_in_parts() -> None:
+def test_the_same_recipe_fits_a_large_card_in_one_pass_and_a_small_one_in_several() -> None:
     """A footprint of a gigabyte a sequence: all eight on the H200, four on a card of 8 GB, after room for the rest."""
     gigabyte = {"stored": 1e9, "recomputed": 1e8, "adamw": 2e9, "muon": 1.5e9}
     on = {
@@ -247,7 +247,7 @@ def test_a_gigabyte_of_a_card_is_a_power_of_ten() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0GB", "-8GB", "RTX 9999 Super Ultra", "8XB"])
-def test_cards_that_are_none(text: str) -> None:
+def test_invalid_cards(text: str) -> None:
     with pytest.raises(InputError, match="no such card"):
         card_memory(text)
 
@@ -261,7 +261,7 @@ def test_the_table_of_cards_is_sorted() -> None:
 # The chart
 
 
-def test_the_transformer_beside_it_has_as_many_parameters() -> None:
+def test_the_compared_transformer_has_as_many_parameters() -> None:
     config = recipe(model={"blocks": 12})
     other = matched_transformer(config)
     own, its = (each.meta_model(257).parameter_count() for each in (config, other))

@@ -49,7 +49,7 @@ def test_only_learners_that_route_leave_parameters_idle(learner: str) -> None:
     assert ("active_parameters" in counted.as_dict()) == routes
 
 
-def test_the_experts_a_token_does_not_meet_are_idle_in_every_block() -> None:
+def test_unselected_experts_are_idle_in_every_block() -> None:
     routed = "{type: context_routed_moe, experts: 5, top_k: 1, hidden: 7}"
     block = "{type: experts, experts: 8, top_k: 2, hidden: 10}, mlp, " + routed
     counted = account(recipe(block))

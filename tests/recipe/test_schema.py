@@ -36,7 +36,7 @@ def test_values_are_read_and_the_rest_has_defaults(tmp_path):
     assert recipe.model.block[0].heads == 4
 
 
-def test_what_is_written_is_read_again_as_the_same(tmp_path):
+def test_a_written_recipe_is_read_back_unchanged(tmp_path):
     recipe = load(tmp_path, GOOD, "train.stages=[{until: 0.5, sequence: 64}]", "runtime.log=[tensorboard]")
     again = load(tmp_path, recipe.to_yaml())
     assert again == recipe and again.digest() == recipe.digest()
@@ -73,7 +73,7 @@ def test_malformed_yaml_names_line_and_column(tmp_path, text):
 
 
 @pytest.mark.parametrize("content", [b"", b"just words", b"- 1\n", b"\xff\xfe\x00"])
-def test_what_is_no_recipe_is_refused(tmp_path, content):
+def test_invalid_content_is_refused(tmp_path, content):
     (tmp_path / "r.yaml").write_bytes(content)
     with pytest.raises(InputError):
         Recipe.load(tmp_path / "r.yaml")
@@ -122,7 +122,7 @@ def test_a_hint_names_keys_of_the_learner_that_is_meant(tmp_path):
         ("a: &x {b: *x}\n", "r.yaml:1:4: an alias refers to what it is part of"),
     ],
 )
-def test_what_yaml_lets_pass_and_nobody_means_is_refused(tmp_path, text, message):
+def test_ambiguous_yaml_is_refused(tmp_path, text, message):
     assert message in fault(tmp_path, text)[0]
 
 
@@ -152,7 +152,7 @@ def test_budgets_are_read_and_written(text, amount, unit):
 
 
 @pytest.mark.parametrize("text", ["", "3", "tokens", "-3m", "0s", "3 parsecs", "5Mm", "m3"])
-def test_what_is_no_budget_is_refused(text):
+def test_invalid_budgets_are_refused(text):
     with pytest.raises(ValueError, match="budget"):
         Budget.parse(text)
 
@@ -195,7 +195,7 @@ ENTRY = "r.yaml:13:17: train.stages.0.without.0"
         ),
     ],
 )
-def test_a_stage_leaves_out_parts_that_there_are_and_nobody_needs(tmp_path, without, message, hint):
+def test_a_stage_leaves_out_existing_parts_that_no_other_part_needs(tmp_path, without, message, hint):
     load(tmp_path, PARTS)
     load(tmp_path, PARTS, "train.stages.0.without=[kalman]", "train.stages.0.sequence=256")
     error, suggestion = fault(tmp_path, PARTS.replace("multiscale_memory.tier3, depth", without))

@@ -61,7 +61,7 @@ def test_baselines_match_in_parameters_and_in_everything_but_the_model(recipe, b
     "recipe,kin",
     [("60m", "60m-flat"), ("60m", "thl"), ("tiny", "synthe-tiny"), ("tiny", "tlm-gpt-tiny"), ("60m", "tlm-gpt")],
 )
-def test_kin_on_other_terms_match_in_parameters(recipe, kin):
+def test_related_recipes_match_in_parameters(recipe, kin):
     ours, theirs = (Recipe.load(FOLDER / f"{name}.yaml") for name in (recipe, kin))
     assert abs(account(theirs).parameters / account(ours).parameters - 1) < 0.02
 

@@ -47,7 +47,7 @@ def write(path: Path, shard_bytes: int = module.SHARD_BYTES, tie: bool = True, *
 
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("shard_bytes", [module.SHARD_BYTES, 5000])
-def test_a_model_comes_back(tmp_path, shard_bytes, tie):
+def test_a_model_round_trips(tmp_path, shard_bytes, tie):
     model = write(tmp_path / "c", shard_bytes, tie)
     opened = Checkpoint.open(tmp_path / "c")
     assert opened.manifest.format == FORMAT and opened.recipe == make(tie)[0] and opened.vocab == 257
@@ -144,7 +144,7 @@ def test_a_missing_folder_suggests_a_near_one(tmp_path):
         Checkpoint.open(tmp_path)
 
 
-def test_a_run_opens_at_its_best_and_goes_on_from_its_newest(tmp_path):
+def test_a_run_opens_at_its_best_and_resumes_from_its_newest(tmp_path):
     run = tmp_path / "run"
     for step, score in ((5, 3.0), (10, 2.0), (15, 2.5), (20, None)):
         write(run / "checkpoints" / f"step-{step:08}", step=step, metrics={"bits_per_byte": score} if score else {})
@@ -171,7 +171,7 @@ def test_weights_of_another_model_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["os", "safetensors"])
-def test_a_full_disk_keeps_what_was_saved(tmp_path, monkeypatch, how):
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch, how):
     model = write(tmp_path / "c", step=1)
 
     def full(*args, **kwargs):
@@ -208,7 +208,7 @@ def test_a_write_that_the_system_refuses(tmp_path):
     assert Checkpoint.open(tmp_path / "c").manifest.step == 1
 
 
-def test_files_are_as_open_as_any(tmp_path):
+def test_files_have_default_permissions(tmp_path):
     write(tmp_path / "c")
     modes = {file.stat().st_mode for file in (tmp_path / "c").iterdir()}
     assert len(modes) == 1

@@ -57,7 +57,7 @@ def test_the_newest_and_the_best_checkpoint_are_retained(tmp_path):
     run.close()
 
 
-def test_leftovers_are_swept_and_a_half_done_replacement_is_undone(tmp_path):
+def test_leftovers_are_removed_and_an_incomplete_replacement_is_undone(tmp_path):
     run = RunFolder(tmp_path / "run")
     put(run, 1, 1.0)
     run.close()
@@ -68,7 +68,7 @@ def test_leftovers_are_swept_and_a_half_done_replacement_is_undone(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["step-00000001"]
 
 
-def test_a_failed_folder_leaves_nothing(tmp_path):
+def test_a_failed_folder_is_removed(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic.new_folder(tmp_path / "a") as folder:
         (folder / "x").write_text("x")
         raise ZeroDivisionError
@@ -78,7 +78,7 @@ def test_a_failed_folder_leaves_nothing(tmp_path):
         pass
 
 
-def test_files_are_replaced_whole(tmp_path, monkeypatch):
+def test_files_are_replaced_atomically(tmp_path, monkeypatch):
     atomic.write_file(tmp_path / "a", "old")
 
     def full(handle):

@@ -49,7 +49,7 @@ def test_a_stretch_of_a_larger_file(tmp_path):
         assert torch.equal(TensorFile(tmp_path / "y", before, len(content))["a"], torch.arange(40_000))
 
 
-def test_what_is_written_stays_in_memory(tmp_path):
+def test_writes_to_a_tensor_do_not_change_the_file(tmp_path):
     save_file({"large": torch.zeros(MIN_MAPPED)}, tmp_path / "x")
     TensorFile(tmp_path / "x")["large"].fill_(1)
     assert not TensorFile(tmp_path / "x")["large"].any()
@@ -86,19 +86,19 @@ GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ({"__metadata__": []}, 0, "metadata are not texts"),
     ],
 )
-def test_headers_that_lie(tmp_path, header, size, message):
+def test_invalid_headers(tmp_path, header, size, message):
     with pytest.raises(InputError) as refused:
         TensorFile(write(tmp_path / "x", header, b"\0" * size))
     assert message in refused.value.message and str(tmp_path / "x") in refused.value.message
 
 
 @pytest.mark.parametrize("length", [3, 1 << 40, (1 << 64) - 1])
-def test_lengths_that_lie(tmp_path, length):
+def test_invalid_lengths(tmp_path, length):
     with pytest.raises(InputError, match="is damaged"):
         TensorFile(write(tmp_path / "x", {"a": GOOD}, b"\0" * 8, length))
 
 
-def test_files_that_are_too_short_or_are_not_there(tmp_path):
+def test_short_or_missing_files(tmp_path):
     (tmp_path / "x").write_bytes(b"1234")
     with pytest.raises(InputError, match="too short"):
         TensorFile(tmp_path / "x")

@@ -58,7 +58,7 @@ def test_a_longer_discourse_only_takes_longer():
     assert np.abs(few / few.sum() - many / many.sum()).max() < 0.04
 
 
-def test_induction_asks_at_all_distances():
+def test_induction_queries_all_distances():
     inputs, targets, slices = make("induction", vocab=8, length=40).batch(4_000, RandomState(3))
     assert ((inputs == 7).sum(axis=1) == 2).all() and (inputs[:, -1] == 7).all()
     first = (inputs == 7).argmax(axis=1)
@@ -77,7 +77,7 @@ def test_selective_copying_puts_data_anywhere():
     assert np.array_equal(text[text != 0].reshape(4_000, 4), targets[:, 20:])
 
 
-def test_memory_copy_asks_for_any_name_once():
+def test_memory_copy_queries_every_name_at_most_once():
     inputs, targets, _ = make("memory-copy", pairs=26, digits=3, questions=5).batch(300, RandomState(5))
     queried = inputs[:, 26 * 7 + np.arange(5) * 16 + 8]
     assert all(len(set(row)) == 5 for row in queried.tolist())

@@ -27,7 +27,7 @@ def test_distinct_integers_are_distinct_and_uniform_at_every_place(low, high, co
         assert not surprising(counts, np.full(high - low, 20_000 / (high - low)))
 
 
-def test_pairs_of_distinct_integers_are_uniform_when_rows_are_drawn_anew():
+def test_pairs_of_distinct_integers_are_uniform_when_rows_are_redrawn():
     drawn = distinct(RandomState(1), 60_000, 0, 6, 2)
     counts = np.bincount(drawn[:, 0] * 6 + drawn[:, 1], minlength=36)
     assert (counts[::7] == 0).all()

@@ -23,7 +23,7 @@ def text_of(row: np.ndarray) -> str:
     return bytes(row.astype(np.uint8).tolist()).decode()
 
 
-def test_the_prose_is_plain_and_hides_nothing_of_its_own():
+def test_the_prose_contains_no_needles():
     assert PROSE.isascii()
     assert not re.search(r"\d|pass key|word of the", PROSE)
     assert set(".,\n ") >= set(re.sub(r"[A-Za-z]", "", PROSE))
@@ -31,7 +31,7 @@ def test_the_prose_is_plain_and_hides_nothing_of_its_own():
     assert len(sentences) > 50 and len({bytes(s) for s in sentences}) == len(sentences)
 
 
-def test_rows_are_whole_sentences_but_for_their_ends():
+def test_rows_are_complete_sentences_except_at_their_ends():
     rows = Haystack(None, "x").cut(RandomState(0), 5, 700)
     known = {" ".join(s.split()) for s in PROSE.split(".")}
     for row in rows:
@@ -43,7 +43,7 @@ def test_rows_are_whole_sentences_but_for_their_ends():
 
 @pytest.mark.parametrize("size", [0, 1, 3, 50])
 @pytest.mark.parametrize("count", [1, 4])
-def test_hidden_facts_stand_before_words_in_order_and_leave_the_text_whole(size, count):
+def test_facts_are_inserted_before_words_in_order_and_the_text_is_unchanged(size, count):
     rng = RandomState(0)
     text = rng.choice(np.frombuffer(b"ab \n", dtype=np.uint8), size=(300, size))
     facts = np.tile(np.frombuffer(b"<0><1><2><3>"[: 3 * count], dtype=np.uint8).reshape(1, count, 3), (300, 1, 1))
@@ -82,7 +82,7 @@ def test_needles_have_different_keys_and_each_is_queried_equally_often():
     assert np.abs(np.bincount(which, minlength=6) / 1_200 - 1 / 6).max() < 4 * np.sqrt(5 / 36 / 1_200)
 
 
-def test_a_file_gives_windows_of_itself_and_is_read_on_from_its_start(tmp_path):
+def test_windows_of_a_file_wrap_around_its_end(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("abcdefghij")
     rows = Haystack(str(path), "x").cut(RandomState(0), 200, 25)
@@ -94,7 +94,7 @@ def test_a_file_gives_windows_of_itself_and_is_read_on_from_its_start(tmp_path):
     assert "hijabc" in text_of(inputs[0])
 
 
-def test_bad_files_are_one_line(tmp_path):
+def test_bad_files_are_reported_in_one_line(tmp_path):
     path = tmp_path / "text.txt"
     with pytest.raises(InputError, match=r"cannot read '.*text\.txt': No such file"):
         make("passkey", text=str(path))
@@ -109,7 +109,7 @@ def test_bad_files_are_one_line(tmp_path):
         make("passkey", text=str(path))
 
 
-def test_the_question_may_stand_in_the_text_too(tmp_path):
+def test_the_question_may_occur_in_the_text(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("He asked: What is the pass key? Nobody knew. What is the word of the garden? Nobody knew that. ")
     for name in ("passkey", "needle"):

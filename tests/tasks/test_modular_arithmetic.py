@@ -75,14 +75,14 @@ def test_brackets_nest_as_deep_as_they_may(depth):
     assert task.vocab == (11 if depth else 9)
 
 
-def test_the_end_is_the_last_of_always():
+def test_the_target_at_the_end_is_the_last_of_always():
     always, end = (make(scored=scored).batch(30, RandomState(2)) for scored in ("always", "end"))
     assert np.array_equal(always.inputs, end.inputs)
     assert np.array_equal(always.targets[:, -1], end.targets[:, -1])
     assert (end.targets[:, :-1] == UNSCORED).all()
 
 
-def test_values_are_nearly_as_frequent_as_each_other_and_zero_is_the_commonest():
+def test_values_are_nearly_uniform_and_zero_is_the_most_frequent():
     targets = make().batch(8000, RandomState(3)).targets
     shares = np.bincount(targets[targets != UNSCORED])
     shares = shares / shares.sum()
@@ -108,11 +108,11 @@ def exact_chance(modulus, numbers):
 
 
 @pytest.mark.parametrize(("modulus", "length"), [(5, 32), (3, 8), (6, 20)])
-def test_the_chance_that_is_measured_is_the_one_that_is_reckoned(modulus, length):
+def test_the_measured_chance_equals_the_computed_one(modulus, length):
     assert make(modulus=modulus, length=length).chance == pytest.approx(exact_chance(modulus, length // 2), abs=5e-3)
 
 
-def test_an_odd_length_names_the_next():
+def test_an_odd_length_is_refused_with_the_next_even_one():
     with pytest.raises(InputError, match="modular-arithmetic: length must be even, not 33") as caught:
         make(length=33)
     assert caught.value.hint == "the next that fits is 34"

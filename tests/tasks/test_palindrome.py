@@ -32,7 +32,7 @@ def test_verdicts_by_hand():
     assert task.vocab == 20
 
 
-def test_every_sequence_is_a_palindrome_around_its_mark():
+def test_every_sequence_is_a_palindrome_around_its_separator():
     inputs, targets, slices = make(length=20).batch(200, RandomState(0))
     assert (inputs[:, 9] == MARK).all() and (inputs[:, -1] == END).all()
     assert np.array_equal(inputs[:, :9], inputs[:, 10:-1][:, ::-1])
@@ -59,7 +59,7 @@ def test_the_shortest(target):
     assert np.array_equal(task.solve(inputs), targets)
 
 
-def test_an_odd_length_names_the_next():
+def test_an_odd_length_is_refused_with_the_next_even_one():
     with pytest.raises(InputError, match="palindrome: length must be even, not 33") as caught:
         make(length=33)
     assert caught.value.hint == "the next that fits is 34"

@@ -33,7 +33,7 @@ def test_the_first_keys_question_follows_the_power_law(power):
     assert chi_square(counts, rows * p / p.sum()) < 4
 
 
-def test_all_questions_stand_where_choice_without_replacement_puts_them():
+def test_query_positions_follow_choice_without_replacement():
     rows, pairs, length = 6_000, 8, 40
     _, targets, _ = make("mqar", vocab=256, length=length, pairs=pairs).batch(rows, RandomState(1))
     taken = (targets[:, 2 * pairs :: 2] != UNSCORED).mean(axis=0)
@@ -78,7 +78,7 @@ def test_filler_is_the_whole_vocabulary_or_zeros(name):
     assert ((targets != UNSCORED).sum(axis=1) == 4).all()
 
 
-def test_overwriting_binds_in_random_order_and_says_how_often():
+def test_overwriting_binds_in_random_order_and_counts_the_bindings():
     task = make("recall-overwrite", vocab=64, length=64, pairs=4, overwrites=8)
     inputs, targets, slices = task.batch(2_000, RandomState(6))
     keys, values = inputs[:, 0:24:2], inputs[:, 1:24:2]

@@ -182,7 +182,7 @@ def test_growing_ends_with_all():
 
 
 @pytest.mark.parametrize("name", ["A4", "A5", "Z2", "Z60"])
-def test_where_there_are_no_swaps_it_says_so(name):
+def test_groups_without_swaps_are_refused(name):
     with pytest.raises(InputError, match="swaps two points"):
         make(group=name, elements="swaps")
 
@@ -194,7 +194,7 @@ def test_over_z2_it_is_parity():
 
 
 @pytest.mark.parametrize("name", ["", "Z1", "Z121", "S2", "S6", "A6", "D4", "s3", "S-3", "Z2x"])
-def test_an_unknown_group_names_the_known(name):
+def test_an_unknown_group_is_refused_with_the_valid_names(name):
     with pytest.raises(InputError, match="unknown group") as caught:
         make(group=name)
     assert caught.value.hint == "known: Z2 … Z120, S3 … S5, A3 … A5"

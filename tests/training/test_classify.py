@@ -58,7 +58,7 @@ def encoder(recipe: Any, labelled: Path) -> Any:
     return make
 
 
-def test_it_learns_and_says_how_well(encoder, tmp_path):
+def test_it_learns_and_reports_its_accuracy(encoder, tmp_path):
     events = list(train(encoder(budget="60steps", batch=16, micro_batch=16, lr=3e-2), out=tmp_path / "run"))
     steps = [event.values for event in of(events, Metric) if event.phase == "train"]
     held_out = [event.values for event in of(events, Metric) if event.phase == "validation"]
@@ -73,7 +73,7 @@ def test_it_learns_and_says_how_well(encoder, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "optimizer": "adamw"}], ids=["muon", "average"])
-def test_going_on_is_never_having_stopped(encoder, settings, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(encoder, settings, tmp_path):
     config = encoder(**settings)
     list(train(config, out=tmp_path / "whole"))
     stop = Stop()
@@ -86,7 +86,7 @@ def test_going_on_is_never_having_stopped(encoder, settings, tmp_path):
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_its_checkpoint_knows_its_classes_and_does_not_write(encoder, tmp_path):
+def test_its_checkpoint_has_class_names_and_does_not_generate(encoder, tmp_path):
     list(train(encoder(budget="30steps", batch=16, lr=3e-2), out=tmp_path / "run"))
     opened = Checkpoint.open(tmp_path / "run")
     assert opened.classes == ["cold", "mild", "warm"]

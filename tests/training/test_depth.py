@@ -19,7 +19,7 @@ ROUTED = {"blocks": 3, "depth": {"min": 1, "target": 0.5, "hidden": 8}}
 
 
 @pytest.mark.parametrize("settings", [{"carry": True}, {"ema": 0.9}], ids=str)
-def test_going_on_is_never_having_stopped(recipe, settings, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(recipe, settings, tmp_path):
     config = recipe(model=ROUTED, **settings)
     list(train(config, out=tmp_path / "whole"))
     stop = Stop()
@@ -31,7 +31,7 @@ def test_going_on_is_never_having_stopped(recipe, settings, tmp_path):
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_depth_is_learned_on_top_of_a_model_that_had_none(recipe, tmp_path):
+def test_depth_is_trained_on_a_model_without_it(recipe, tmp_path):
     list(train(recipe(model={"blocks": 3}), out=tmp_path / "plain"))
     config = recipe(model=ROUTED, budget="12steps")
     list(train(config, out=tmp_path / "routed", init=tmp_path / "plain"))

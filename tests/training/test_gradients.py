@@ -75,7 +75,7 @@ def test_the_curriculum_cuts_rows_into_independent_sequences():
 
 
 @pytest.mark.parametrize("micro", [2, ROWS])
-def test_carried_state_goes_on_and_the_gradient_does_not(micro):
+def test_carried_state_continues_without_its_gradient(micro):
     net, data = model(("momentum", "attention", "mlp")), batch(unscored=False)
     first, _ = gradient(net, data, micro, carry=True, sequence=4)
     whole, _ = gradient(net, data, micro, carry=True)

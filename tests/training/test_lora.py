@@ -41,7 +41,7 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_going_on_is_never_having_stopped(recipe, base, name, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(recipe, base, name, tmp_path):
     config = recipe(**{"lora": LORA, **VARIANTS[name]})
     before = contents(base)
     list(train(config, out=tmp_path / "whole", init=base))
@@ -58,7 +58,7 @@ def test_going_on_is_never_having_stopped(recipe, base, name, tmp_path):
     assert contents(base) == before
 
 
-def test_a_checkpoint_holds_the_adapter_and_nothing_of_its_base(recipe, base, tmp_path):
+def test_a_checkpoint_contains_only_the_adapter(recipe, base, tmp_path):
     events = list(train(recipe(lora=LORA, optimizer="adamw"), out=tmp_path / "run", init=base))
     folder = checkpoints(tmp_path / "run")[-1]
     model = Checkpoint.open(base).model()
@@ -126,7 +126,7 @@ def test_an_adapter_is_trained_further_or_into_the_weights(recipe, base, tmp_pat
         list(train(recipe(lora={**LORA, "rank": 5}), out=tmp_path / "third", init=tmp_path / "first"))
 
 
-def test_thresholds_of_the_base_stay(recipe, tmp_path):
+def test_thresholds_of_the_base_are_unchanged(recipe, tmp_path):
     """A buffer that training moves belongs to the base, which others share."""
     model = {**KALMAN, "depth": {"min": 1, "target": 0.5}}
     list(train(recipe(model=model), out=tmp_path / "base"))
@@ -159,7 +159,7 @@ def test_an_encoder_keeps_its_classes(recipe, text, tmp_path):
         list(train(recipe(**labelled, lora={"rank": 2}), out=tmp_path / "other", init=tmp_path / "base"))
 
 
-def test_what_goes_wrong_is_named(recipe, base, tmp_path):
+def test_errors_are_named(recipe, base, tmp_path):
     config = recipe(lora=LORA, patience=2, lr=1e30, clip=None, optimizer="adamw", budget="20steps")
     with pytest.raises(WorkError, match="not finite"):
         list(train(config, out=tmp_path / "run", init=base))
@@ -173,7 +173,7 @@ def test_what_goes_wrong_is_named(recipe, base, tmp_path):
         ({"lora": {"targets": ["mlp", "head"]}}, "head shares its matrix"),
     ],
 )
-def test_an_adapter_that_cannot_be_is_refused_before_any_work(recipe, base, change, message, tmp_path):
+def test_an_invalid_adapter_is_refused_before_any_work(recipe, base, change, message, tmp_path):
     with pytest.raises(InputError, match=message):
         next(iter(train(recipe(**{"lora": LORA} | change), out=tmp_path / "run", init=base)))
     assert not (tmp_path / "run").exists()
@@ -226,7 +226,7 @@ def test_another_model_is_no_base(recipe, base, tmp_path):
         Checkpoint.open(base, base=tmp_path / "twin")
 
 
-def test_the_recipe_of_a_checkpoint_reads_text_as_it_did(recipe, base, tmp_path):
+def test_the_recipe_of_a_checkpoint_omits_stages_and_keeps_the_tokenizer(recipe, base, tmp_path):
     own = recipe_from_checkpoint(base, ["train.lr=5e-3"])
     assert own.train.lr == 5e-3 and own.model == recipe().model and own.data.tokenizer.type == "bytes"
     list(train(recipe(lora=LORA, stages=[{"until": 0.5, "sequence": 8}]), out=tmp_path / "run", init=base))

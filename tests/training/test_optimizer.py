@@ -29,7 +29,7 @@ def learn(model, optimizer, steps, seed=0):
         optimizer.step(0.5)
 
 
-def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else():
+def test_muon_takes_only_the_matrices_of_the_blocks():
     model, optimizer = make()
     muon, adamw = set(optimizer.names("muon")), set(optimizer.names("adamw"))
     assert muon | adamw == {name for name, _ in model.named_parameters()} and not muon & adamw
@@ -62,7 +62,7 @@ def test_muon_steps_are_of_adamws_size():
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_the_state_comes_back(name):
+def test_the_state_is_restored(name):
     model, optimizer = make(optimizer=name)
     learn(model, optimizer, 3)
     twin, other = make(optimizer=name)

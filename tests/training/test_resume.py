@@ -32,7 +32,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_going_on_is_never_having_stopped(recipe, name, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(recipe, name, tmp_path):
     config = recipe(**VARIANTS[name])
     list(train(config, out=tmp_path / "whole"))
     for step in (1, 4):
@@ -53,7 +53,7 @@ def _losses(run: Path) -> list[tuple[int, str, float]]:
     return [(line["step"], line["phase"], line["loss"]) for line in lines]
 
 
-def test_kill_at_any_moment_loses_nothing(recipe, tmp_path):
+def test_a_run_killed_at_any_time_resumes_without_loss(recipe, tmp_path):
     config = recipe(budget="30steps", save_every="1steps", validations=3)
     (tmp_path / "recipe.yaml").write_text(config.to_yaml())
     list(train(config, out=tmp_path / "whole"))
@@ -120,7 +120,7 @@ def test_changed_text_is_refused(recipe, text, tmp_path):
         list(train(recipe(), out=tmp_path / "run", resume=True))
 
 
-def test_a_finished_run_says_so_and_a_larger_budget_goes_on(recipe, tmp_path):
+def test_a_finished_run_is_reported_and_a_larger_budget_continues_it(recipe, tmp_path):
     list(train(recipe(), out=tmp_path / "run"))
     events = list(train(recipe(), out=tmp_path / "run", resume=True))
     assert "finished" in of(events, Notice)[-1].message and "6steps" in of(events, Notice)[-1].message
@@ -157,7 +157,7 @@ def test_seconds_of_earlier_sessions_count(recipe, tmp_path):
         (lambda path: (path.mkdir(), (path / "x").write_text("x")), "is not a run"),
     ],
 )
-def test_nothing_to_go_on_with(recipe, make, message, tmp_path):
+def test_resuming_without_a_checkpoint(recipe, make, message, tmp_path):
     make(tmp_path / "run")
     with pytest.raises(InputError, match=message):
         list(train(recipe(), out=tmp_path / "run", resume=True))

@@ -64,7 +64,7 @@ def test_the_clock_adds_up_over_processes_and_runs_from_its_start():
     assert clock.seconds == pytest.approx(45, abs=0.5) and clock.seconds > 45.0
 
 
-def test_parts_wait_and_are_alone_when_they_join():
+def test_parts_start_late_and_are_trained_alone_at_first():
     stages = [
         {"until": 0.2, "sequence": 64, "without": ["multiscale_memory", "depth"]},
         {"until": 0.5, "without": ["multiscale_memory.tier3", "depth"], "warm": 0.1},

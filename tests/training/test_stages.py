@@ -63,7 +63,7 @@ def tensors(run: Path) -> dict[int, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_only_what_takes_part_moves_and_what_joins_moves_alone_at_first(staged, optimizer, tmp_path):
+def test_only_active_parts_are_trained_and_new_parts_alone_at_first(staged, optimizer, tmp_path):
     config = staged(save_every="1steps", keep=20, optimizer=optimizer)
     list(train(config, out=tmp_path / "run"))
     after, by_name = tensors(tmp_path / "run"), parts(config.model)
@@ -90,7 +90,7 @@ def test_only_what_takes_part_moves_and_what_joins_moves_alone_at_first(staged, 
 
 
 @pytest.mark.parametrize("settings", [{}, {"carry": True, "ema": 0.9}], ids=str)
-def test_going_on_in_any_stage_is_never_having_stopped(staged, settings, tmp_path):
+def test_a_run_resumed_in_any_stage_equals_an_uninterrupted_one(staged, settings, tmp_path):
     config = staged(**settings)
     list(train(config, out=tmp_path / "whole"))
     for step in (2, 3, 4, 6, 9, 11):  # within a stage, at its end, and while something is trained alone
@@ -136,7 +136,7 @@ def test_metrics_and_notices_report_the_stage_and_its_operations(staged, tmp_pat
     assert notices[-1] == "stage 4 of 4: sequences of 16 tokens"
 
 
-def test_a_checkpoint_of_an_early_stage_is_used_as_it_was_trained_and_begins_other_runs(staged, recipe, tmp_path):
+def test_a_checkpoint_of_an_early_stage_leaves_out_later_parts_and_initializes_other_runs(staged, recipe, tmp_path):
     list(train(staged(save_every="1steps", keep=20), out=tmp_path / "run"))
     early, last = (Checkpoint(checkpoints(tmp_path / "run")[step - 1]) for step in (3, 12))
     assert early.model().without == frozenset(WITHOUT[3]) and last.model().without == frozenset()
@@ -156,7 +156,7 @@ def test_a_checkpoint_of_an_early_stage_is_used_as_it_was_trained_and_begins_oth
     list(train(staged(), out=tmp_path / "again", init=last.path))  # and back into the first stage
 
 
-def test_stages_may_be_taken_out_of_a_run_that_goes_on(staged, recipe, tmp_path):
+def test_stages_may_be_removed_when_a_run_resumes(staged, recipe, tmp_path):
     stop = Stop()
     with pytest.raises(Interrupted):
         for event in train(staged(), out=tmp_path / "run", stop=stop):
@@ -168,7 +168,7 @@ def test_stages_may_be_taken_out_of_a_run_that_goes_on(staged, recipe, tmp_path)
     assert Checkpoint.open(tmp_path / "run", latest=True).manifest.without == []
 
 
-def test_a_part_that_joins_where_it_cannot_act_leaves_the_rest_alone(recipe, tmp_path):
+def test_a_new_part_that_is_never_active_changes_no_other_part(recipe, tmp_path):
     """A tier that speaks once in 64 tokens has nothing to say in sequences of 16: no gradient, no failure."""
     memory = {
         "type": "multiscale_memory",

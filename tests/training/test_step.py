@@ -102,7 +102,7 @@ def test_a_step_that_runs_out_of_memory_may_be_repeated_with_smaller_passes(monk
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(parts).items())
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+def test_other_errors_are_not_treated_as_out_of_memory(monkeypatch):
     def defective(*args, **rest):
         raise RuntimeError("a defect")
 

@@ -83,7 +83,7 @@ def test_runs_are_numbered(recipe, tmp_path):
     assert paths == [Path("runs/tiny"), Path("runs/tiny-2"), Path("runs/tiny-3")]
 
 
-def test_a_folder_with_something_in_it_is_not_overwritten(recipe, tmp_path):
+def test_a_folder_that_is_not_empty_is_not_overwritten(recipe, tmp_path):
     list(train(recipe(budget="1steps"), out=tmp_path / "run"))
     with pytest.raises(InputError, match="is not empty") as refused:
         list(train(recipe(), out=tmp_path / "run"))
@@ -107,7 +107,7 @@ def test_bad_sizes_leave_no_folder(recipe, tmp_path):
         ({"device": "mps"} if not torch.backends.mps.is_available() else {"device": "cuda"}, "no (mps|cuda) device"),
     ],
 )
-def test_what_this_machine_has_not(recipe, runtime, message, tmp_path):
+def test_unavailable_runtime_options(recipe, runtime, message, tmp_path):
     with pytest.raises(InputError, match=message):
         list(train(recipe(runtime=runtime), out=tmp_path / "run"))
 
@@ -148,7 +148,7 @@ def test_auto_settings_are_chosen_and_reported(recipe, tmp_path):
     assert state["precision"] in ("float32", "bfloat16") and state["micro_batch"] in (1, 2, 4)
 
 
-def test_weights_to_begin_with(recipe, tmp_path):
+def test_initial_weights(recipe, tmp_path):
     list(train(recipe(), out=tmp_path / "first"))
     parent = Checkpoint.open(tmp_path / "first")
     list(train(recipe(budget="1steps", lr=1e-9), out=tmp_path / "second", init=tmp_path / "first"))
@@ -210,7 +210,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(recipe, tmp_pat
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
-def test_out_of_memory_lowers_the_micro_batch_and_changes_nothing_else(recipe, tmp_path, monkeypatch):
+def test_out_of_memory_only_lowers_the_micro_batch(recipe, tmp_path, monkeypatch):
     config = recipe(micro_batch=4)
     list(train(recipe(micro_batch=1), out=tmp_path / "whole"))
     real = gradients.accumulate_gradients

@@ -50,7 +50,7 @@ def test_bfloat16_where_passes_are_faster_with_it(recipe, monkeypatch, share, ch
     assert settings.precision == chosen and f"{1 / share:.2f} times" in notices[0]
 
 
-def test_slow_products_are_reason_enough_not_to_try(recipe, monkeypatch):
+def test_slow_bfloat16_products_skip_the_trials(recipe, monkeypatch):
     settings, _ = decide(recipe, monkeypatch, lambda rows, precision: 1 / 0, matmul=1.0, batch=1)
     assert settings.precision == "float32"
 
@@ -67,7 +67,7 @@ def test_no_more_than_fits(recipe, monkeypatch, room, rows):
     assert settings.micro_batch == rows
 
 
-def test_the_recipe_decides_when_it_says_so(recipe, monkeypatch):
+def test_settings_of_the_recipe_take_precedence(recipe, monkeypatch):
     settings, notices = decide(recipe, monkeypatch, lambda rows, precision: 0.1, micro_batch=5)
     assert settings.micro_batch == 5 and notices[1] == "micro-batch 5 of 16: the recipe says so"
 
@@ -124,7 +124,7 @@ def test_recomputing_takes_less(recipe):
     assert sizes[1] < sizes[0] / 2
 
 
-def test_trials_leave_no_trace(recipe):
+def test_trials_change_no_state(recipe):
     model = LanguageModel(recipe().model, 257)
     settings = Settings(ExecutionContext())
     random, weights = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}

@@ -71,7 +71,7 @@ def test_a_lost_job_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.
     assert done(events) == []
 
 
-def test_a_defect_in_a_trial_comes_back_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_in_a_trial_is_returned_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise TypeError("no such thing\nat all")
 

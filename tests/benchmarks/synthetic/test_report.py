@@ -55,7 +55,7 @@ def test_how_trials_ended() -> None:
     assert [report.summaries(records)[0].ended for records in ended] == ["solved", "solved 1/2", "budget"]
 
 
-def test_best_chooses_the_setting_by_its_mean_over_seeds_and_says_which() -> None:
+def test_best_chooses_and_names_the_setting_by_its_mean_over_seeds() -> None:
     records = [
         *(record([accuracy], lr=1e-3, seed=seed) for seed, accuracy in enumerate([0.7, 0.7])),
         *(record([accuracy], lr=3e-3, seed=seed) for seed, accuracy in enumerate([0.9, 0.4])),  # the best single one
@@ -69,7 +69,7 @@ def test_best_chooses_the_setting_by_its_mean_over_seeds_and_says_which() -> Non
     ]
 
 
-def test_settings_that_vary_together_are_all_said() -> None:
+def test_settings_that_vary_together_are_all_named() -> None:
     records = [record([0.9]), record([0.8], lr=3e-3)]
     records[1]["trial"]["batch"] = 128
     assert [each.swept for each in report.summaries(records)] == [
@@ -121,7 +121,7 @@ def test_csv_has_a_row_for_each_trial_and_share() -> None:
     assert rows[0]["digest"] == records[0]["digest"]
 
 
-def test_what_a_sweep_left_is_loaded_once(tmp_path: Path) -> None:
+def test_records_of_a_sweep_are_loaded_once(tmp_path: Path) -> None:
     records = [record([0.9, 0.6], seed=seed) for seed in range(3)]
     keep(records, tmp_path / "a" / "mqar")
     newer = {**records[0], "accuracy": 0.8}
@@ -209,7 +209,7 @@ def records() -> list[dict[str, Any]]:
     return [*result, record([1.0, 1.0], task="parity")]
 
 
-def test_the_page_is_whole_and_needs_nothing(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+def test_the_page_is_self_contained(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     page, table, words = report.write(records, tmp_path / "new" / "folder")
     assert [path.name for path in (page, table, words)] == ["report.html", "report.csv", "report.md"]
     text = page.read_text(encoding="utf-8")
@@ -222,7 +222,7 @@ def test_the_page_is_whole_and_needs_nothing(tmp_path: Path, records: list[dict[
     assert "prefers-color-scheme: dark" in text
 
 
-def test_the_page_shows_the_figures_and_where_they_come_from(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+def test_the_page_shows_the_figures_and_their_sources(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     text = report.write(records, tmp_path)[0].read_text(encoding="utf-8")
     rows = Page(text).rows
     assert ["", "mqar", "parity"] in rows  # the overview
@@ -285,7 +285,7 @@ def test_markdown_has_tables_of_equal_width(tmp_path: Path, records: list[dict[s
 
 
 @pytest.mark.parametrize(("chance", "text"), [(1 / 4096, "0.024%"), (0.125, "12%"), (0.999, "100%"), (1.0, "100%")])
-def test_chance_in_words(chance: float, text: str) -> None:
+def test_chance_as_text(chance: float, text: str) -> None:
     assert chance_text(chance) == text
 
 

@@ -47,7 +47,7 @@ def test_delta_solves_a_small_mqar_and_stops_there():
     assert result["chance"] == pytest.approx(1 / 8)
 
 
-def test_the_record_counts_what_there_is():
+def test_the_record_has_parameters_state_bytes_and_a_digest():
     trial = small("kalman", steps=2)
     result = record(trial)
     model = LanguageModel(trial.model, 16)
@@ -62,7 +62,7 @@ def test_the_record_counts_what_there_is():
     json.dumps(result)
 
 
-def test_a_sweep_keeps_what_is_finished_and_goes_on(tmp_path):
+def test_an_interrupted_sweep_resumes_with_finished_trials(tmp_path):
     planned = [small(seed=seed, steps=2) for seed in range(3)]
 
     def stopped():
@@ -103,7 +103,7 @@ def test_the_next_level_starts_once_the_current_one_is_learned(monkeypatch, enou
     assert [("level 0 of 3" in notice) for notice in notices] == ([] if reached[-1] == 3 else [True])
 
 
-def test_a_trial_that_diverges_is_left_out_and_said_so(tmp_path, monkeypatch):
+def test_a_diverging_trial_is_reported_and_skipped(tmp_path, monkeypatch):
     real = LanguageModel.loss
 
     def broken(self, *args):
@@ -142,7 +142,7 @@ def test_every_combination_is_planned():
         ({"learner": {"heads": "many"}}, "schema"),
     ],
 )
-def test_what_cannot_be_is_said_before_any_work(options, message):
+def test_invalid_settings_are_refused_before_any_work(options, message):
     with pytest.raises(InputError) as failed:
         trials(**({"task": "mqar", "layers": ["delta"]} | options))
     assert message in str(failed.value.hint)

@@ -51,7 +51,7 @@ def exported(source: Path, out: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", MODELS)
-def test_logits_are_the_same_there_and_back(tmp_path: Path, case: str) -> None:
+def test_logits_survive_a_round_trip(tmp_path: Path, case: str) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.disable_progress_bar()
     kind, block, model = MODELS[case]
@@ -69,7 +69,7 @@ def test_logits_are_the_same_there_and_back(tmp_path: Path, case: str) -> None:
         torch.testing.assert_close(back(text)[0], expected, rtol=0, atol=1e-4)
 
 
-def test_bytes_are_read_alike(tmp_path: Path) -> None:
+def test_byte_tokenizers_agree(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     path = saved(tmp_path / "ours", attention())
     theirs = transformers.AutoTokenizer.from_pretrained(exported(path, tmp_path / "theirs"))
@@ -80,7 +80,7 @@ def test_bytes_are_read_alike(tmp_path: Path) -> None:
     assert theirs.eos_token_id == ours.end == 256
 
 
-def test_a_tokenizer_keeps_its_marks_and_its_chat_template(tmp_path: Path) -> None:
+def test_a_tokenizer_keeps_its_special_tokens_and_its_chat_template(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     source = tmp_path / "published"
     transformer(source, vocab_size=300, max_position_embeddings=99, eos_token_id=1)
@@ -113,7 +113,7 @@ def test_a_tokenizer_keeps_its_marks_and_its_chat_template(tmp_path: Path) -> No
         (["mamba", {"type": "mamba", "state_size": 4}], {}, "mamba of several kinds"),
     ],
 )
-def test_what_has_no_architecture_is_refused(
+def test_models_without_an_architecture_are_refused(
     tmp_path: Path, block: list[Any], model: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
@@ -121,7 +121,7 @@ def test_what_has_no_architecture_is_refused(
     assert message in caught.value.message and not (tmp_path / "theirs").exists()
 
 
-def test_where_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = saved(tmp_path / "ours", attention(), confidence={"hidden": 8})
     events = list(export_hf(path))

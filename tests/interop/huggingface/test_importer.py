@@ -152,7 +152,7 @@ def test_shards_are_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert_same_logits(peer, checkpoint)
 
 
-def test_only_a_shard_of_tensors_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_one_shard_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors are read when they are written: never all of them at once."""
     transformer(tmp_path / "theirs", layers=6)
     monkeypatch.setattr("synthe_core.interop.huggingface.importer.SHARD_BYTES", 60_000)
@@ -175,7 +175,7 @@ def test_only_a_shard_of_tensors_is_held(tmp_path: Path, monkeypatch: pytest.Mon
     assert 0 < most < 0.5 * sum(tensor.nbytes for tensor in checkpoint.tensors.values())
 
 
-def test_events_and_manifest_say_where_it_came_from(tmp_path: Path) -> None:
+def test_events_and_manifest_name_the_source(tmp_path: Path) -> None:
     source = tmp_path / "theirs"
     transformer(source, dtype=torch.bfloat16)
     events = list(import_hf(source, out=tmp_path / "ours", name="small"))
@@ -205,7 +205,7 @@ def test_a_head_that_is_stored_but_tied(tmp_path: Path) -> None:
     assert_same_logits(peer, checkpoint)
 
 
-def test_the_older_way_to_write_a_config(tmp_path: Path) -> None:
+def test_the_older_config_format(tmp_path: Path) -> None:
     peer = transformer(tmp_path / "theirs", rope_parameters=LLAMA3)
     older = {key: value for key, value in LLAMA3.items() if key not in ("rope_theta", "rope_type")}
     edit(
@@ -250,7 +250,7 @@ def edit(folder: Path, **keys: Any) -> None:
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_expressed_is_refused_by_name(tmp_path: Path, keys: Any, said: str, hint: str) -> None:
+def test_unsupported_settings_are_refused_by_name(tmp_path: Path, keys: Any, said: str, hint: str) -> None:
     transformer(tmp_path / "theirs")
     edit(tmp_path / "theirs", **keys)
     with pytest.raises(InputError) as caught:
@@ -268,7 +268,7 @@ def test_what_cannot_be_expressed_is_refused_by_name(tmp_path: Path, keys: Any, 
         ({"use_sliding_window": True, "max_window_layers": "0", "sliding_window": 9}, "max_window_layers is '0'"),
     ],
 )
-def test_windows_that_cannot_be_expressed(tmp_path: Path, keys: Any, said: str) -> None:
+def test_unsupported_windows(tmp_path: Path, keys: Any, said: str) -> None:
     transformer(tmp_path / "theirs", "Qwen2")
     edit(tmp_path / "theirs", **keys)
     with pytest.raises(InputError) as caught:
@@ -287,7 +287,7 @@ def test_windows_that_cannot_be_expressed(tmp_path: Path, keys: Any, said: str) 
         ({"conv_kernel": 99}, "model.block.0.conv: "),
     ],
 )
-def test_state_spaces_that_cannot_be_expressed(tmp_path: Path, keys: Any, said: str) -> None:
+def test_unsupported_state_spaces(tmp_path: Path, keys: Any, said: str) -> None:
     published(tmp_path / "theirs", "Mamba2", num_hidden_layers=1, **STATE_SPACES["mamba2"][1])
     edit(tmp_path / "theirs", **keys)
     with pytest.raises(InputError) as caught:
@@ -295,7 +295,7 @@ def test_state_spaces_that_cannot_be_expressed(tmp_path: Path, keys: Any, said: 
     assert said in caught.value.message
 
 
-def test_folders_that_are_not_whole(tmp_path: Path) -> None:
+def test_incomplete_folders(tmp_path: Path) -> None:
     def refused(folder: Path) -> str:
         with pytest.raises(InputError) as caught:
             imported(folder)
@@ -337,7 +337,7 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
         imported(tmp_path / "theirs")
 
 
-def test_what_is_there_already_is_left_alone(tmp_path: Path) -> None:
+def test_existing_output_is_not_overwritten(tmp_path: Path) -> None:
     transformer(tmp_path / "theirs")
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "mine").write_text("precious")
@@ -346,7 +346,7 @@ def test_what_is_there_already_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "ours").iterdir()] == ["mine"]
 
 
-def test_a_name_that_cannot_be_one(tmp_path: Path) -> None:
+def test_an_invalid_name(tmp_path: Path) -> None:
     published(
         tmp_path / "theirs", "Llama", num_attention_heads=2, num_hidden_layers=1, intermediate_size=32, head_dim=32
     )

@@ -92,7 +92,7 @@ def written(served: Any, texts: list[list[int]], count: int) -> list[list[int]]:
     return offline_tokens(served.model, texts, count)
 
 
-def test_writes_what_transformers_writes(pair: Any) -> None:
+def test_greedy_texts_equal_those_of_transformers(pair: Any) -> None:
     served, peer = pair
     texts = prompts(served, 9, 1, 17, 5)
     expected = [own(peer, text, 20) for text in texts]
@@ -100,7 +100,7 @@ def test_writes_what_transformers_writes(pair: Any) -> None:
     assert written(served, texts, 20) == expected
 
 
-def test_logits_are_the_same_in_pieces_and_beside_others(pair: Any) -> None:
+def test_logits_are_the_same_in_pieces_and_in_batches(pair: Any) -> None:
     served, peer = pair
     text, other = (torch.tensor([each]) for each in prompts(served, 30, 12))
     with torch.inference_mode():
@@ -118,7 +118,7 @@ def test_logits_are_the_same_in_pieces_and_beside_others(pair: Any) -> None:
     assert after.position.tolist() == [17, 30]
 
 
-def test_a_row_that_joins_leaves_and_is_put_back_goes_on(pair: Any) -> None:
+def test_a_row_continues_after_leaving_and_rejoining_a_batch(pair: Any) -> None:
     """What batching, the state cache and sessions do with a state: take, put, join, save."""
     served, peer = pair
     text, other = prompts(served, 21, 8)
@@ -186,7 +186,7 @@ def test_the_engine_serves_it(pair: Any, tmp_path: Path) -> None:
         assert engine.status()["state_bytes"] == 0
 
 
-def test_an_answer_ends_at_every_end(tmp_path: Path) -> None:
+def test_a_text_ends_at_every_end_token(tmp_path: Path) -> None:
     path = folder(tmp_path / "chatty", "Llama")
     served = transformers_model.load(path)
     greedy = {"model": "chatty", "sampling": SamplingParams(temperature=0), "max_tokens": 12}
@@ -224,7 +224,7 @@ def test_an_adapter_of_peft_is_applied(tmp_path: Path) -> None:
         pass
 
 
-def test_tokenizer_and_template_come_along(tmp_path: Path) -> None:
+def test_tokenizer_and_template_are_loaded(tmp_path: Path) -> None:
     path = folder(tmp_path / "chatty", "Llama")
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
     (path / "chat_template.jinja").write_text("{{ messages[0].content }}<|turn|>")
@@ -234,7 +234,7 @@ def test_tokenizer_and_template_come_along(tmp_path: Path) -> None:
     assert served.tokenizer.chat_template == "{{ messages[0].content }}<|turn|>"
 
 
-def test_bfloat16_is_served_as_it_is_stored(tmp_path: Path) -> None:
+def test_bfloat16_is_served_as_stored(tmp_path: Path) -> None:
     served = transformers_model.load(folder(tmp_path / "half", "Llama", dtype=torch.bfloat16))
     assert served.model.init_state(1).blocks[0][0].keys.dtype == torch.bfloat16
     assert served.model.state_bytes(10) == 8 + 10 * 2 * 2 * 2 * 16 * 2
@@ -294,7 +294,7 @@ def test_without_transformers_one_line_names_the_extra(tmp_path: Path, monkeypat
     assert "synthe[hf]" in str(caught.value.hint)
 
 
-def test_our_own_checkpoints_are_not_taken_for_theirs(tmp_path: Path) -> None:
+def test_native_checkpoints_are_not_loaded_as_transformers_models(tmp_path: Path) -> None:
     assert not transformers_model.is_published(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert transformers_model.is_published(tmp_path)
@@ -303,7 +303,7 @@ def test_our_own_checkpoints_are_not_taken_for_theirs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Gemma2"])
-def test_rows_with_different_adapters_equal_each_alone(tmp_path: Path, kind: str) -> None:
+def test_rows_with_different_adapters_equal_single_rows(tmp_path: Path, kind: str) -> None:
     """Through prompts of different length, a token after them and the head, whatever the architecture is made of."""
     model = transformers_model.load(folder(tmp_path / "m", kind)).model
     draw = torch.Generator().manual_seed(0)
