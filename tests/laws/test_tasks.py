@@ -197,7 +197,7 @@ def test_chance_is_the_accuracy_of_the_best_constant_guess(case):
 @each_share
 def test_training_ends_with_what_is_tested(case):
     task = make(case)
-    assert raw(task.at(task.levels).batch(3, RandomState(5))) == raw(task.batch(3, RandomState(5)))
+    assert raw(task.at_level(task.levels).batch(3, RandomState(5))) == raw(task.batch(3, RandomState(5)))
 
 
 @each_share
