@@ -186,10 +186,10 @@ def test_chance_is_the_accuracy_of_the_best_constant_guess(case):
     scored = targets != UNSCORED
     counts = np.bincount(targets[:rows][scored[:rows]])
     hits = (targets[rows:] == counts.argmax()).sum(axis=1)
-    asked = scored[rows:].sum(axis=1)
-    accuracy = hits.sum() / asked.sum()
-    error = np.sqrt(((hits - accuracy * asked) ** 2).sum()) / asked.sum()
-    error = max(error, np.sqrt(task.chance * (1 - task.chance) / asked.sum()))
+    scored_per_row = scored[rows:].sum(axis=1)
+    accuracy = hits.sum() / scored_per_row.sum()
+    error = np.sqrt(((hits - accuracy * scored_per_row) ** 2).sum()) / scored_per_row.sum()
+    error = max(error, np.sqrt(task.chance * (1 - task.chance) / scored_per_row.sum()))
     assert error < 0.05, "too few rows to tell"
     assert abs(accuracy - task.chance) < 4.5 * error
 
