@@ -34,7 +34,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The commands of README and guide take minutes: with several workers their tests come first, not last."""
-    items.sort(key=lambda item: item.path.name not in ("test_guide.py", "test_readme.py"))
+    long = ("test_guide.py", "test_readme.py")
+    items.sort(key=lambda item: item.path.name not in long)
     for item in items:
-        if item.get_closest_marker("slow") or item.path.name == "test_readme.py":
+        if item.get_closest_marker("slow") or item.path.name in long:
             item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
