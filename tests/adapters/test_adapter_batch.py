@@ -141,7 +141,7 @@ def test_a_map_without_an_adapter_of_these_rows_does_nothing_more(monkeypatch):
     assert not calls
 
 
-def test_what_cannot_be_told_apart_is_an_error():
+def test_rows_that_cannot_be_matched_to_adapters_are_an_error():
     model = model_of()
     attach(model, adapter_of(model, 1), slot=1)
     maps = linear_maps(model)

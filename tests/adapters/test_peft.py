@@ -165,7 +165,7 @@ def test_a_pickle_is_not_read(base, tmp_path):
     assert "pickle" in refused.value.hint
 
 
-def test_a_flipped_bit_is_found(base, tmp_path):
+def test_a_flipped_bit_is_detected(base, tmp_path):
     path = saved(tmp_path / "a", base, {"rank": 4}).path / format.WEIGHTS
     content = bytearray(path.read_bytes())
     content[-5] ^= 1

@@ -96,7 +96,7 @@ def test_forks_go_on_as_their_source(case):
 
 
 @each_learner
-def test_nothing_is_kept_on_the_module(case):
+def test_nothing_is_stored_on_the_module(case):
     learner = make(case)
     run(learner, inputs(2, 5))  # lazily made constants are made now
     before = {name: dict(vars(module)) for name, module in learner.named_modules()}

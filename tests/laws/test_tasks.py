@@ -97,8 +97,8 @@ def shares() -> Iterator[tuple[str, Share]]:
     """Every share of `quick` and `standard`, each setting once."""
     for name in TASKS:
         presets = [TASKS[name].preset(preset) for preset in ("quick", "standard")]
-        found = {share.config: share for preset in presets for share in (*preset.train, *preset.test)}
-        yield from ((name, share) for share in found.values())
+        distinct = {share.config: share for preset in presets for share in (*preset.train, *preset.test)}
+        yield from ((name, share) for share in distinct.values())
 
 
 def key(case: tuple[str, Share]) -> str:

@@ -115,7 +115,7 @@ def test_between_ticks_no_observation_is_computed():
     assert all_of_them.flops(1) == 2 * WIDTH * WIDTH * 4 + 14 * WIDTH
 
 
-def test_steady_gains_start_at_the_timescales_named():
+def test_stationary_gains_start_at_the_timescales_of_the_recipe():
     learner = make(timescales=(3.0, 100.0))
     with torch.no_grad():
         learner.observe.weight.zero_()  # z = 0 and r = 1
