@@ -1,4 +1,4 @@
-"""Labelled text: whose each passage is, how documents are cut, and what is said where there are no labels."""
+"""Labelled text: the class of each passage, how documents are split, and the errors where there are no labels."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_every_passage_is_of_its_class_and_of_one_side(folder):
         assert (target != -100).sum() == 1 and (row[length:] == 0).all()
         seen.add(letter)
     assert seen == {"a", "b"} and batch.tokens == int(batch.lengths.sum())
-    held = list(labelled.windows(10_000, 3))
-    assert sum(len(window.inputs) for window in held) == len(labelled.validation.starts) > 0
+    windows = list(labelled.windows(10_000, 3))
+    assert sum(len(window.inputs) for window in windows) == len(labelled.validation.starts) > 0
 
 
 def test_documents_are_split_from_their_start_and_short_remainders_dropped(tmp_path):

@@ -41,20 +41,20 @@ def test_scores_are_those_of_the_model(run):
     values = result(events).values
     opened = Checkpoint.open(run)
     model, packed = opened.model().eval(), load(opened.recipe.data)
-    said, right = [], []
+    top_probs, right = [], []
     with torch.no_grad():
         for window in windows(packed.validation, 16, 512 // 16):
             top = model(window.inputs)[0].softmax(-1).max(-1)
-            said.append(top.values.flatten())
+            top_probs.append(top.values.flatten())
             right.append((top.indices == window.targets).flatten())
-    said, right = (torch.cat(parts).double().numpy() for parts in (said, right))
+    top_probs, right = (torch.cat(parts).double().numpy() for parts in (top_probs, right))
     assert values["tokens"] == len(right) == 512
     assert values["accuracy"] == pytest.approx(right.mean())
     by_name = {each["score"]: each for each in values["scores"]}
     assert list(by_name) == [BASELINE, HEAD, "surprise", "confidence"]
-    assert by_name[BASELINE]["auroc"] == pytest.approx(auroc(said, right > 0), abs=1e-3)
+    assert by_name[BASELINE]["auroc"] == pytest.approx(auroc(top_probs, right > 0), abs=1e-3)
     assert np.mean([b["score"] * b["answers"] for b in by_name[BASELINE]["bins"]]) * 15 / 512 == pytest.approx(
-        said.mean(), rel=1e-5
+        top_probs.mean(), rel=1e-5
     )
     assert by_name["surprise"]["ece"] is None and 0 <= by_name["confidence"]["ece"] <= 1
     assert values["ideal_aurc"] < by_name[BASELINE]["aurc"] < 1 - values["accuracy"]

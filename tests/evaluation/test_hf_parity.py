@@ -51,18 +51,18 @@ def test_every_answer_is_the_same(
     theirs = HFLM(pretrained=str(last.path), device="cpu", dtype="float32", batch_size=4, max_length=256)
     ours = Synthe(path, device="cpu", max_length=256)
     loader = Loader([Entry(task=name) for name in tasks], [DATA / "lm_eval_tasks"], {})
-    for wanted in loader.tasks:
-        limit, shots = tasks[wanted.name]
+    for task in loader.tasks:
+        limit, shots = tasks[task.name]
         outputs = []
         for model in (theirs, ours):
-            loaded = loader.load(wanted, ours.text, shots)
+            loaded = loader.load(task, ours.text, shots)
             outputs.append(evaluate(lm=model, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True))
-        for one, other in zip(*(each["samples"][wanted.name] for each in outputs), strict=True):
+        for one, other in zip(*(each["samples"][task.name] for each in outputs), strict=True):
             assert one["prompt_hash"] == other["prompt_hash"]
             for (a,), (b,) in zip(one["resps"], other["resps"], strict=True):
                 (a, greedy), (b, ours_greedy) = ((x, True) if isinstance(x, float) else x for x in (a, b))
                 assert b == pytest.approx(a, abs=1e-3, rel=1e-6) and ours_greedy == greedy
-        assert outputs[1]["results"][wanted.name] == {
+        assert outputs[1]["results"][task.name] == {
             key: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
-            for key, value in outputs[0]["results"][wanted.name].items()
+            for key, value in outputs[0]["results"][task.name].items()
         }

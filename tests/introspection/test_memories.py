@@ -26,7 +26,7 @@ def memory_call(op: Any, keys: list[int], beta: float = 1.0, decay: float = 1.0)
     k = torch.nn.functional.one_hot(torch.tensor(keys), SIZE).double()[None, :, None]
     v = torch.randn(1, len(keys), 1, 3).double()
     strength = torch.full((1, len(keys), 1), beta).double()
-    given = {
+    inputs = {
         "q": k,
         "k": k,
         "v": v,
@@ -35,7 +35,7 @@ def memory_call(op: Any, keys: list[int], beta: float = 1.0, decay: float = 1.0)
         "state": None,
     }
     learner = build(parse({"type": "delta", "heads": 1}), 8)
-    return MemoryCall("blocks.0.0", learner, op, given, None)
+    return MemoryCall("blocks.0.0", learner, op, inputs, None)
 
 
 def test_an_overwritten_write_names_the_token_that_overwrote_it() -> None:
@@ -91,18 +91,18 @@ def test_no_fate_without_keys_or_for_another_token() -> None:
 def test_memory_norms_equal_those_of_the_state(op: str) -> None:
     from synthe_core.ops.dispatch import OPS
 
-    given = call(op, 23)
+    inputs = call(op, 23)
     for stop in (1, 12, 23):
         cut = {
             name: value[:, :stop]
             if isinstance(value, torch.Tensor) and value.dim() > 2 and value.shape[1] == 23
             else value
-            for name, value in given.items()
+            for name, value in inputs.items()
         }
         state = OPS[op].reference(**cut)[1][0]
         state = state[..., :-1] if op == "mlstm" else state
         expected = state.norm(dim=(1, 2)).numpy()
-        np.testing.assert_allclose(memory_norms(linear_memory(op, given))[:, stop - 1], expected, rtol=1e-4)
+        np.testing.assert_allclose(memory_norms(linear_memory(op, inputs))[:, stop - 1], expected, rtol=1e-4)
 
 
 def test_series_of_a_memory_are_named() -> None:

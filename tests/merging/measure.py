@@ -69,15 +69,15 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cold", action="store_true")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with ProcessPoolExecutor(1) as apart:  # so that what making them takes is not counted
-        paths = apart.submit(make, given.folder, given.gigabytes, given.models).result()
-    files, out = [path / "model.safetensors" for path in paths], given.folder / "out"
+        paths = apart.submit(make, args.folder, args.gigabytes, args.models).result()
+    files, out = [path / "model.safetensors" for path in paths], args.folder / "out"
 
     def fresh(work: Callable[[], object]) -> Callable[[], None]:
         def go() -> None:
             shutil.rmtree(out, ignore_errors=True)
-            if given.cold:
+            if args.cold:
                 for file in files:
                     handle = os.open(file, os.O_RDONLY)
                     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -88,11 +88,11 @@ def main() -> None:
 
     def merging(method: str, hashes: bool = True, **values: float) -> Callable[[], None]:
         models, base = (paths, None) if method == "linear" else (paths[1:], paths[0])
-        more = {"parameters": values, "hashes": hashes, "threads": given.threads}
+        more = {"parameters": values, "hashes": hashes, "threads": args.threads}
         return fresh(lambda: run(out, method, models, base, **more))
 
     cases = {
-        "copy": fresh(lambda: copy(files, given.folder / "copy")),
+        "copy": fresh(lambda: copy(files, args.folder / "copy")),
         "linear": merging("linear"),
         "linear, no hashes": merging("linear", hashes=False),
         "ties, density 0.2": merging("ties", density=0.2),
@@ -102,7 +102,7 @@ def main() -> None:
         torch.set_num_threads(1)
         peak = peak_bytes(cases[name])
         print(f"{name}: peak {(peak or 0) / 1e9:.2f} GB", flush=True)
-    result = paired(cases, given.turns)
+    result = paired(cases, args.turns)
     for name, ratio in result.ratios.items():
         print(f"{name}: median {result.timings[name].median:.2f} s, {ratio:.2f} x copying", flush=True)
     shutil.rmtree(out, ignore_errors=True)

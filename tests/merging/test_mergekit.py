@@ -85,11 +85,11 @@ def test_the_same_folder(
         config["base_model"] = str(base)
     if based and method in ("slerp", "nearswap"):
         listed = [{"model": str(base)}, *listed]  # mergekit wants both among the models
-    wanted = theirs(tmp_path / "theirs", config | {"models": listed})
+    expected = theirs(tmp_path / "theirs", config | {"models": listed})
     ours = result(tmp_path / "ours", method, listed, base if based else None, parameters=shared)
-    assert ours.keys() == wanted.keys()
-    for name in wanted:
-        assert (ours[name] - wanted[name]).abs().max() <= 1e-6, name
+    assert ours.keys() == expected.keys()
+    for name in expected:
+        assert (ours[name] - expected[name]).abs().max() <= 1e-6, name
 
 
 def test_layers_stacked(tmp_path: Path) -> None:
@@ -100,11 +100,11 @@ def test_layers_stacked(tmp_path: Path) -> None:
         {"sources": [{"model": str(other), "layer_range": [1, 3], "parameters": {"scale": 0.5}}]},
     ]
     config = {"merge_method": "passthrough", "slices": slices, "dtype": "float32"}
-    wanted = theirs(tmp_path / "theirs", config)
+    expected = theirs(tmp_path / "theirs", config)
     ours = result_of(tmp_path / "ours", config)
-    assert ours.keys() == wanted.keys()
-    for name in wanted:
-        assert torch.equal(ours[name], wanted[name]), name
+    assert ours.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(ours[name], expected[name]), name
 
 
 def test_slices_merged(tmp_path: Path) -> None:
@@ -113,11 +113,11 @@ def test_slices_merged(tmp_path: Path) -> None:
     slices = [{"sources": each, "parameters": {"weight": w}} for each, w in zip(sources, (0.3, 0.8), strict=True)]
     config = {"merge_method": "ties", "base_model": str(base), "slices": slices, "parameters": {"density": 0.5}}
     config["dtype"] = "float32"
-    wanted = theirs(tmp_path / "theirs", config)
+    expected = theirs(tmp_path / "theirs", config)
     ours = result_of(tmp_path / "ours", config)
-    assert ours.keys() == wanted.keys()
-    for name in wanted:
-        assert (ours[name] - wanted[name]).abs().max() <= 1e-6, name
+    assert ours.keys() == expected.keys()
+    for name in expected:
+        assert (ours[name] - expected[name]).abs().max() <= 1e-6, name
 
 
 def result_of(out: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -138,10 +138,10 @@ def test_random_methods(method: str, rescale: bool) -> None:
     models = [moved({"x": base}, seed)["x"] for seed in range(1, 5)]
     values: dict[str, Any] = {"weight": WEIGHTS, "density": 0.5, "rescale": rescale}
     torch.manual_seed(5)
-    wanted = merge_tensors([base, *models], method, parameters=values, base_index=0)
-    given = {"weight": tuple(WEIGHTS), "density": (0.5,), "rescale": rescale, "rescale_by": "l1"}
-    ours = Method(method)(models, base, given, generator=torch.Generator().manual_seed(5))
-    assert (ours - wanted).abs().max() <= 1e-6
+    expected = merge_tensors([base, *models], method, parameters=values, base_index=0)
+    parameters = {"weight": tuple(WEIGHTS), "density": (0.5,), "rescale": rescale, "rescale_by": "l1"}
+    ours = Method(method)(models, base, parameters, generator=torch.Generator().manual_seed(5))
+    assert (ours - expected).abs().max() <= 1e-6
 
 
 def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
@@ -153,10 +153,10 @@ def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
     ]
     listed = [{"model": str(path), "parameters": {"weight": 1.0, "density": 0.5}} for path in paths[1:]]
     config = {"merge_method": "task_arithmetic", "models": listed, "base_model": str(paths[0])}
-    wanted = theirs(tmp_path / "theirs", config | {"dtype": "float32", "out_dtype": "bfloat16"})
+    expected = theirs(tmp_path / "theirs", config | {"dtype": "float32", "out_dtype": "bfloat16"})
     ours = result(
         tmp_path / "ours", "task_arithmetic", [{**each, "parameters": {"weight": 1.0}} for each in listed], paths[0]
     )
-    for name in wanted:
+    for name in expected:
         assert ours[name].dtype == torch.bfloat16
-        assert (ours[name].float() - wanted[name].float()).abs().max() <= 1e-6, name
+        assert (ours[name].float() - expected[name].float()).abs().max() <= 1e-6, name

@@ -74,9 +74,9 @@ def test_adapters_combined(
     ours = result(tmp_path / "ours", method, listed, parameters=density, rank=rank, **{"as": form})
     for module in MODULES:
         inner = theirs.base_model.model.get_submodule(module)
-        wanted = inner.lora_B["merged"].weight @ inner.lora_A["merged"].weight * inner.scaling["merged"]
+        expected = inner.lora_B["merged"].weight @ inner.lora_A["merged"].weight * inner.scaling["merged"]
         down, up = (ours[f"base_model.model.{module}.lora_{side}.weight"] for side in "AB")
-        assert (up @ down - wanted).abs().max() <= 2e-6, module  # entries up to 2.6
+        assert (up @ down - expected).abs().max() <= 2e-6, module  # entries up to 2.6
         if form == "factors":
             assert (down - inner.lora_A["merged"].weight).abs().max() <= 1e-6
 
@@ -87,10 +87,10 @@ def test_drawn_at_random_with_the_same_seed(name: str) -> None:
 
     tensors = [torch.randn(8, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     torch.manual_seed(3)
-    wanted = getattr(merge_utils, name)([each.clone() for each in tensors], torch.ones(3), 0.5)
+    expected = getattr(merge_utils, name)([each.clone() for each in tensors], torch.ones(3), 0.5)
     values = {"weight": (1.0,), "density": (0.5,), **({"normalize": True} if name == "dare_ties" else {})}
     ours = Method(name)(tensors, torch.zeros(8, 16), values, generator=torch.Generator().manual_seed(3))
-    assert (ours - wanted).abs().max() <= 1e-6
+    assert (ours - expected).abs().max() <= 1e-6
 
 
 VARIANTS: list[dict[str, Any]] = [
@@ -114,10 +114,10 @@ def test_into_the_base(tmp_path: Path, base: Path, variant: dict[str, Any]) -> N
                 parameter.add_(torch.randn_like(parameter) * (0.02 if "magnitude" in name else 0.3))
     theirs.save_pretrained(tmp_path / "adapter")
     ours = result(tmp_path / "ours", "linear", [f"{base}+{tmp_path / 'adapter'}"])
-    wanted = theirs.merge_and_unload().state_dict()
-    assert ours.keys() == wanted.keys()
-    for name in wanted:
-        assert (ours[name] - wanted[name]).abs().max() <= 1e-6, name
+    expected = theirs.merge_and_unload().state_dict()
+    assert ours.keys() == expected.keys()
+    for name in expected:
+        assert (ours[name] - expected[name]).abs().max() <= 1e-6, name
 
 
 def test_an_extracted_adapter_is_read_by_peft(tmp_path: Path, base: Path) -> None:

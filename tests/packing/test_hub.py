@@ -90,8 +90,8 @@ def test_progress_is_reported_and_a_failed_pull_resumes(hub, packed, tmp_path, m
     (part,) = tmp_path.glob(".*.part")
     assert part.stat().st_size == 100_000 and not Path("full.synapse").exists()
     hub.ranges.clear()
-    said = list(pull("acme/small"))
-    assert any(isinstance(event, Notice) and "resuming at 97.7 KiB of " in event.message for event in said)
+    events = list(pull("acme/small"))
+    assert any(isinstance(event, Notice) and "resuming at 97.7 KiB of " in event.message for event in events)
     assert hub.ranges[0].startswith("bytes=100000-")
     assert Path("full.synapse").read_bytes() == packed.read_bytes() and not list(tmp_path.glob(".*.part"))
 

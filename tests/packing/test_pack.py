@@ -116,11 +116,11 @@ def test_weights_are_memory_mapped_in_place(packed):
     if not maps.exists():
         pytest.skip("no /proc here")
     tensors = Checkpoint.open(packed).tensors
-    held = [tensors[name] for name in tensors]
+    loaded = [tensors[name] for name in tensors]
     lines = [line for line in maps.read_text().splitlines() if line.endswith(str(packed))]
     assert lines and all(" rw-p " in line for line in lines)  # private: what is written stays in memory
     before = digest(packed)
-    for tensor in held:
+    for tensor in loaded:
         tensor.zero_()
     assert digest(packed) == before
 
@@ -335,11 +335,11 @@ def test_knowledge_is_opened_read_only(packed):
 )
 def test_unsuitable_inputs_are_refused(things: Things, tmp_path, monkeypatch, parts, message):
     monkeypatch.setenv("SYNTHE_CACHE", str(things.folder / "cache"))
-    given = parts(things, tmp_path)
-    if given.quantize in ("int8",):
-        given = PackOptions(**{**given.__dict__, "sources": [str(ROOT / "README.md")]})
+    options = parts(things, tmp_path)
+    if options.quantize in ("int8",):
+        options = PackOptions(**{**options.__dict__, "sources": [str(ROOT / "README.md")]})
     with pytest.raises(InputError) as refused:
-        list(pack(things.checkpoint, tmp_path / "x.synapse", given))
+        list(pack(things.checkpoint, tmp_path / "x.synapse", options))
     assert message in refused.value.message and refused.value.hint
     assert not list(tmp_path.glob("*.synapse")) and not list(tmp_path.glob(".*"))
 

@@ -1,4 +1,4 @@
-"""Predicted memory: linear where it is said to be, made of what it says, and near what a real step takes."""
+"""Predicted memory: it is linear where it claims to be, the sum of its parts, and close to that of a real step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe is said to weigh is what its model weighs."""
+"""The size that a recipe states is that of its model."""
 
 from __future__ import annotations
 

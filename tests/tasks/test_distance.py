@@ -1,4 +1,4 @@
-"""Tasks in which what matters is how far back something was said."""
+"""Tasks in which the distance to an earlier token matters."""
 
 from __future__ import annotations
 

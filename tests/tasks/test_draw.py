@@ -57,8 +57,8 @@ def test_weighted_draws_are_those_of_numpys_choice_without_replacement():
     assert not surprising(np.bincount(second, minlength=5)[1:], len(second) * p[1:] / p[1:].sum())
     reference = RandomState(1)
     chosen = np.stack([reference.choice(5, size=3, replace=False, p=p) for _ in range(10_000)])
-    often, expected = (np.bincount(x.ravel(), minlength=5) / len(x) for x in (drawn, chosen))
-    assert np.abs(often - expected).max() < 4 * np.sqrt(0.25 / 10_000 + 0.25 / rows)
+    frequency, expected = (np.bincount(x.ravel(), minlength=5) / len(x) for x in (drawn, chosen))
+    assert np.abs(frequency - expected).max() < 4 * np.sqrt(0.25 / 10_000 + 0.25 / rows)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

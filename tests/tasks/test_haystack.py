@@ -1,4 +1,4 @@
-"""Facts in text: where they stand, what the text is, and what is said of a bad file."""
+"""Facts in text: their positions, the text around them, and the errors of bad files."""
 
 from __future__ import annotations
 

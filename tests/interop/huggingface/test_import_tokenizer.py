@@ -23,7 +23,7 @@ STOP, TURN = 1, 2
 
 
 def imported(folder: Path, **files: dict[str, Any]) -> tuple[Checkpoint, list[str]]:
-    """The import of a small model with `folder`'s tokenizer and these further files, and what it was said."""
+    """The import of a small model with `folder`'s tokenizer and these further files, and its notices."""
     transformer(folder, layers=1, vocab_size=280, eos_token_id=None, bos_token_id=None)
     (folder / "generation_config.json").unlink()
     for name, content in files.items():
@@ -32,8 +32,8 @@ def imported(folder: Path, **files: dict[str, Any]) -> tuple[Checkpoint, list[st
         path.write_text(json.dumps(old | content))
     events = list(import_hf(folder, out=folder.parent / "ours"))
     assert isinstance(events[-1], Result)
-    said = [event.message for event in events if isinstance(event, Notice)]
-    return Checkpoint.open(folder.parent / "ours"), said
+    notices = [event.message for event in events if isinstance(event, Notice)]
+    return Checkpoint.open(folder.parent / "ours"), notices
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def imported(folder: Path, **files: dict[str, Any]) -> tuple[Checkpoint, list[st
 )
 def test_the_end_is_where_generation_ends(tmp_path: Path, files: Any, end: int) -> None:
     add_tokenizer(tmp_path / "theirs")
-    checkpoint, said = imported(tmp_path / "theirs", **files)
+    checkpoint, notices = imported(tmp_path / "theirs", **files)
     tokenizer = checkpoint.tokenizer()
     assert tokenizer.end == end and tokenizer.pieces[end] == b""
-    assert any("may also end with <|turn|>" in line for line in said) == isinstance(
+    assert any("may also end with <|turn|>" in line for line in notices) == isinstance(
         files.get("generation_config", {}).get("eos_token_id"), list
     )
     again = load_tokenizer(tokenizer.save(tmp_path))
@@ -105,23 +105,23 @@ def test_a_tokenizer_without_settings_is_imported_unchanged(tmp_path: Path) -> N
     inner = add_tokenizer(tmp_path / "theirs", None)
     inner.add_special_tokens([END])
     inner.save(str(tmp_path / "theirs" / "tokenizer.json"))
-    checkpoint, said = imported(tmp_path / "theirs")
+    checkpoint, notices = imported(tmp_path / "theirs")
     tokenizer = checkpoint.tokenizer()
     assert tokenizer.end == inner.token_to_id(END) and tokenizer.begin is None
     saved = tokenizers.Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))  # other programs can read it
     assert saved.get_vocab() == inner.get_vocab()
-    assert len(said) == 1
+    assert len(notices) == 1
 
 
 def test_without_a_tokenizer_the_model_has_none(tmp_path: Path) -> None:
-    checkpoint, said = imported(tmp_path / "theirs")
+    checkpoint, notices = imported(tmp_path / "theirs")
     assert "tokenizer.json" not in checkpoint.manifest.files
-    assert any("has no tokenizer.json" in line for line in said)
+    assert any("has no tokenizer.json" in line for line in notices)
 
 
 def test_a_model_without_an_end_token_is_reported(tmp_path: Path) -> None:
     add_tokenizer(tmp_path / "theirs")
     transformer(tmp_path / "theirs", layers=1, vocab_size=270, eos_token_id=None)
     (tmp_path / "theirs" / "generation_config.json").unlink()
-    said = [e.message for e in import_hf(tmp_path / "theirs", out=tmp_path / "ours") if isinstance(e, Notice)]
-    assert any("has no end-of-text token" in line for line in said)
+    notices = [e.message for e in import_hf(tmp_path / "theirs", out=tmp_path / "ours") if isinstance(e, Notice)]
+    assert any("has no end-of-text token" in line for line in notices)

@@ -156,23 +156,23 @@ def test_at_most_one_shard_is_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
     """Tensors are read when they are written: never all of them at once."""
     transformer(tmp_path / "theirs", layers=6)
     monkeypatch.setattr("synthe_core.interop.huggingface.importer.SHARD_BYTES", 60_000)
-    held, most, original = 0, 0, ConvertedTensors.__getitem__
+    resident, peak, original = 0, 0, ConvertedTensors.__getitem__
 
     def release(size: int) -> None:
-        nonlocal held
-        held -= size
+        nonlocal resident
+        resident -= size
 
     def counted(self: ConvertedTensors, name: str) -> torch.Tensor:
-        nonlocal held, most
+        nonlocal resident, peak
         tensor = original(self, name)
-        held += tensor.nbytes
-        most = max(most, held)
+        resident += tensor.nbytes
+        peak = max(peak, resident)
         weakref.finalize(tensor, release, tensor.nbytes)
         return tensor
 
     monkeypatch.setattr(ConvertedTensors, "__getitem__", counted)
     checkpoint = imported(tmp_path / "theirs")
-    assert 0 < most < 0.5 * sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    assert 0 < peak < 0.5 * sum(tensor.nbytes for tensor in checkpoint.tensors.values())
 
 
 def test_events_and_manifest_name_the_source(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def edit(folder: Path, **keys: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said", "hint"),
+    ("keys", "message", "hint"),
     [
         ({"architectures": ["LamaForCausalLM"]}, "unknown architecture 'LamaForCausalLM'", "'LlamaForCausalLM'"),
         ({"architectures": None}, "names no architecture", "LlamaForCausalLM"),
@@ -250,17 +250,17 @@ def edit(folder: Path, **keys: Any) -> None:
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
-def test_unsupported_settings_are_refused_by_name(tmp_path: Path, keys: Any, said: str, hint: str) -> None:
+def test_unsupported_settings_are_refused_by_name(tmp_path: Path, keys: Any, message: str, hint: str) -> None:
     transformer(tmp_path / "theirs")
     edit(tmp_path / "theirs", **keys)
     with pytest.raises(InputError) as caught:
         imported(tmp_path / "theirs")
-    assert said in caught.value.message and hint in (caught.value.hint or "")
+    assert message in caught.value.message and hint in (caught.value.hint or "")
     assert not (tmp_path / "ours").exists()
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"layer_types": ["full_attention"]}, "layer_types is ['full_attention'], and should be a list of 2"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is 'sliding_attention'"),
@@ -268,16 +268,16 @@ def test_unsupported_settings_are_refused_by_name(tmp_path: Path, keys: Any, sai
         ({"use_sliding_window": True, "max_window_layers": "0", "sliding_window": 9}, "max_window_layers is '0'"),
     ],
 )
-def test_unsupported_windows(tmp_path: Path, keys: Any, said: str) -> None:
+def test_unsupported_windows(tmp_path: Path, keys: Any, message: str) -> None:
     transformer(tmp_path / "theirs", "Qwen2")
     edit(tmp_path / "theirs", **keys)
     with pytest.raises(InputError) as caught:
         imported(tmp_path / "theirs")
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"num_heads": 7}, "num_heads is 7"),
         ({"time_step_limit": 3}, "time_step_limit is 3, and should be a list of 2"),
@@ -287,12 +287,12 @@ def test_unsupported_windows(tmp_path: Path, keys: Any, said: str) -> None:
         ({"conv_kernel": 99}, "model.block.0.conv: "),
     ],
 )
-def test_unsupported_state_spaces(tmp_path: Path, keys: Any, said: str) -> None:
+def test_unsupported_state_spaces(tmp_path: Path, keys: Any, message: str) -> None:
     published(tmp_path / "theirs", "Mamba2", num_hidden_layers=1, **STATE_SPACES["mamba2"][1])
     edit(tmp_path / "theirs", **keys)
     with pytest.raises(InputError) as caught:
         imported(tmp_path / "theirs")
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
 def test_incomplete_folders(tmp_path: Path) -> None:

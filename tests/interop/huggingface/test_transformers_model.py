@@ -74,10 +74,10 @@ def prompts(served: Any, *lengths: int) -> list[list[int]]:
 
 def own(model: Any, prompt: list[int], count: int) -> list[int]:
     """What transformers writes."""
-    given = torch.tensor([prompt])
+    input_ids = torch.tensor([prompt])
     generated = model.generate(
-        given,
-        attention_mask=torch.ones_like(given),
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
         max_new_tokens=count,
         min_new_tokens=count,
         do_sample=False,
