@@ -178,7 +178,7 @@ def test_passes_run_the_tuned_kernels(verb: str, tmp_path: Path, text: Path, use
     assert "chunked" in used
 
 
-def test_a_kernel_that_does_not_exist_is_found_before_any_work(tmp_path: Path) -> None:
+def test_an_unknown_kernel_is_refused_before_any_work(tmp_path: Path) -> None:
     recipe = Checkpoint.open(checkpoint(tmp_path / "model")).recipe
     wrong = recipe.model_copy(
         update={"runtime": recipe.runtime.model_copy(update={"kernels": {"delta_rule": "nativ"}})}
