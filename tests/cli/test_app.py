@@ -41,7 +41,7 @@ def every_command() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("path", every_command(), ids=" ".join)
-def test_every_command_explains_itself(synthe: Run, path: list[str]) -> None:
+def test_every_command_has_help(synthe: Run, path: list[str]) -> None:
     for flag in ("--help", "-h"):
         shown = synthe(*path, flag)
         assert shown.exit_code == 0
@@ -68,7 +68,7 @@ def test_examples_name_real_options(path: list[str], synthe: Run) -> None:
                 assert all(any(f" {word}{end}" in options for end in (" ", ",", "\n")) for word in used), line
 
 
-def test_the_table_is_what_help_lists(synthe: Run) -> None:
+def test_help_lists_the_command_table(synthe: Run) -> None:
     shown = synthe().stdout
     assert shown == synthe("--help").stdout
     for name, (_, line) in COMMANDS.items():
@@ -92,11 +92,11 @@ def test_version(synthe: Run) -> None:
         (["recipe", "show", "a", "b"], "unexpected extra argument", "see `synthe recipe show --help`"),
     ],
 )
-def test_a_wrong_word_gets_the_right_one(synthe: Run, arguments: list[str], message: str, hint: str) -> None:
-    said = synthe(*arguments)
-    assert said.exit_code == 2
-    assert said.stdout == ""
-    first, second = said.stderr.splitlines()
+def test_a_misspelled_command_gets_a_suggestion(synthe: Run, arguments: list[str], message: str, hint: str) -> None:
+    result = synthe(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    first, second = result.stderr.splitlines()
     assert message in first
     assert second.startswith(f"hint: {hint}")
 
@@ -116,7 +116,7 @@ def failing(error: BaseException) -> typer.Typer:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (InputError("no such file: a", "did you mean b?"), 2, "error: no such file: a\nhint: did you mean b?\n"),
         (WorkError("the disk is full"), 1, "error: the disk is full\n"),
@@ -132,19 +132,19 @@ def failing(error: BaseException) -> typer.Typer:
         ),
     ],
 )
-def test_every_failure_is_a_line_and_a_code(
-    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
+def test_every_failure_is_one_line_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
 ) -> None:
     monkeypatch.setattr(application.Root, "list_commands", lambda self, ctx: ["fail"])
     monkeypatch.setattr(application.Root, "get_command", lambda self, ctx, name: self.commands.get(name))
     shown = CliRunner().invoke(failing(error), ["fail"])
     assert (shown.exit_code, shown.stdout) == (code, "")
-    assert shown.stderr == said
+    assert shown.stderr == message
     monkeypatch.setenv("SYNTHE_TRACEBACK", "1")
     assert "Traceback" in CliRunner().invoke(failing(error), ["fail"]).stderr
 
 
-def test_a_reader_that_leaves_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     """As `head` does: quiet, and the code of a process that SIGPIPE ended."""
     command = [sys.executable, "-m", "synthe_cli.app", "--help"]
     surroundings = {**os.environ, "PYTHONPATH": str(Path(synthe_core.__file__).parent.parent)}
@@ -156,7 +156,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert running.wait() == 141
 
 
-def test_a_command_is_one_line(monkeypatch: pytest.MonkeyPatch, synthe: Run) -> None:
+def test_an_error_of_a_command_is_one_line(monkeypatch: pytest.MonkeyPatch, synthe: Run) -> None:
     """A plugin's command, found through the table like ours."""
     monkeypatch.setitem(application.TABLE._entries, "extra", "synthe_cli.commands.recipe:app")
     assert re.search(r"extra +A plugin\.", synthe("--help").stdout)
@@ -178,7 +178,7 @@ def _closed(command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("stream", [">&-", "2>&-", ">&- 2>&-"])
-def test_a_closed_stream_is_no_defect(stream: str) -> None:
+def test_a_closed_stream_is_no_internal_error(stream: str) -> None:
     done = _closed(f"recipe schema mlp {stream}")
     assert done.returncode == 0 and "internal" not in done.stderr
 

@@ -26,9 +26,9 @@ def trials(tmp_path: Path) -> Path:
 
 
 def test_report_prints_the_table_and_last_the_page(synthe: Run, trials: Path) -> None:
-    said = synthe("bench", "report", trials)
-    assert (said.exit_code, said.stderr) == (0, "")
-    lines = said.stdout.splitlines()
+    result = synthe("bench", "report", trials)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
     assert lines[0] == "mqar, quick preset: chance 3.1%"
     assert lines[1].split() == [
         *("model", "lr", "accuracy", "pairs", "4", "pairs", "8", "seeds"),
@@ -41,13 +41,13 @@ def test_report_prints_the_table_and_last_the_page(synthe: Run, trials: Path) ->
     assert [line.split()[0] for line in lines[2:5]] == ["delta", "delta", "mamba"]
     assert len({len(line) for line in lines[1:5]}) == 1  # aligned
     assert lines[-1] == str(trials / "report.html")
-    assert "\x1b" not in said.stdout
+    assert "\x1b" not in result.stdout
     assert {path.name for path in trials.glob("report.*")} == {"report.html", "report.csv", "report.md"}
 
 
-def test_report_writes_elsewhere_and_speaks_json(synthe: Run, trials: Path, tmp_path: Path) -> None:
-    said = synthe("bench", "report", trials.parent, "--out", tmp_path / "out", "--json")
-    (line,) = said.stdout.splitlines()
+def test_report_writes_to_another_path_and_prints_json(synthe: Run, trials: Path, tmp_path: Path) -> None:
+    result = synthe("bench", "report", trials.parent, "--out", tmp_path / "out", "--json")
+    (line,) = result.stdout.splitlines()
     event = json.loads(line)
     assert event["event"] == "result"
     assert event["path"] == str(tmp_path / "out" / "report.html")
@@ -60,13 +60,13 @@ def test_report_writes_elsewhere_and_speaks_json(synthe: Run, trials: Path, tmp_
 def test_report_of_nothing_and_of_a_bad_file(synthe: Run, trials: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    said = synthe("bench", "report", empty)
-    assert said.exit_code == 2
-    assert said.stderr.startswith(f"error: no finished trials in '{empty}'\nhint: ")
+    result = synthe("bench", "report", empty)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: no finished trials in '{empty}'\nhint: ")
     (trials / "trial-x.json").write_text("{")
-    said = synthe("bench", "report", trials)
-    assert said.exit_code == 2
-    assert said.stderr.startswith(f"error: {trials / 'trial-x.json'} is not JSON (line 1)\n")
+    result = synthe("bench", "report", trials)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {trials / 'trial-x.json'} is not JSON (line 1)\n")
 
 
 def test_several_tasks_have_an_overview(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +105,7 @@ def test_control_characters_of_a_label_are_not_printed(capsys: pytest.CaptureFix
     assert "\x1b" not in capsys.readouterr().out
 
 
-def test_a_terminal_gets_what_fits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     summaries = report.summaries([record([0.9, 0.6]), record([0.95, 0.03], label="mamba")])
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -124,20 +124,20 @@ def test_a_terminal_gets_what_fits(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_list_names_every_task_in_a_line(synthe: Run) -> None:
-    said = synthe("bench", "list")
-    assert said.exit_code == 0
-    lines = said.stdout.splitlines()
+    result = synthe("bench", "list")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines] == list(TASKS)
     assert all(len(line.split()) > 3 for line in lines)
 
 
 def test_list_of_a_task_has_its_keys(synthe: Run) -> None:
-    said = synthe("bench", "list", "mqar").stdout
-    lines = [line.split() for line in said.splitlines()]
+    result = synthe("bench", "list", "mqar").stdout
+    lines = [line.split() for line in result.splitlines()]
     assert ["key", "default"] in lines
     assert next(line for line in lines if line[:1] == ["pairs"])[1] == str(TASKS["mqar"].Config().pairs)
     assert next(line for line in lines if line[:1] == ["quick"])[1:4] == ["trains", "on", "pairs"]
-    assert "Arora et al. 2023" in said
+    assert "Arora et al. 2023" in result
 
 
 def test_list_as_json(synthe: Run) -> None:
@@ -151,7 +151,7 @@ def test_list_as_json(synthe: Run) -> None:
     assert json.loads(one) == tasks["parity"]
 
 
-def test_list_of_a_task_that_is_not_there(synthe: Run) -> None:
-    said = synthe("bench", "list", "mqr")
-    assert said.exit_code == 2
-    assert said.stderr == "error: unknown task 'mqr'\nhint: did you mean 'mqar'?\n"
+def test_list_of_an_unknown_task(synthe: Run) -> None:
+    result = synthe("bench", "list", "mqr")
+    assert result.exit_code == 2
+    assert result.stderr == "error: unknown task 'mqr'\nhint: did you mean 'mqar'?\n"

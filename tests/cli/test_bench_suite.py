@@ -19,9 +19,9 @@ SMALL = ("--steps", 1, "--width", 32)
 def test_one_table_and_one_report(synthe: Run, tmp_path: Path) -> None:
     out = tmp_path / "suite"
     chosen = ("--task", "parity", "--task", "stack", "--layer", "conv", "--layer", "mlp", "--out", out)
-    said = synthe("bench", "zoology", *chosen, *SMALL, "--csv", tmp_path / "all.csv")
-    assert said.exit_code == 0, said.stderr
-    lines = [line.split() for line in said.stdout.splitlines()[-6:]]
+    result = synthe("bench", "zoology", *chosen, *SMALL, "--csv", tmp_path / "all.csv")
+    assert result.exit_code == 0, result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()[-6:]]
     assert lines[0] == ["best", "accuracy", "of", "each", "model"]
     assert lines[1:3] == [["parity", "stack"], ["chance", "50%", "12%"]]
     assert [line[0] for line in lines[3:5]] == ["conv", "mlp"]
@@ -35,14 +35,14 @@ def test_one_table_and_one_report(synthe: Run, tmp_path: Path) -> None:
     assert len(list(out.glob("trial-*.json"))) == 4
 
 
-def test_a_wider_suite_runs_only_what_is_new(synthe: Run, tmp_path: Path) -> None:
+def test_a_wider_suite_runs_only_new_trials(synthe: Run, tmp_path: Path) -> None:
     first = synthe("bench", "zoology", "--task", "parity", "--layer", "conv", *SMALL, "--out", tmp_path)
     assert first.exit_code == 0, first.stderr
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("trial-*.json")}
-    said = synthe(
+    result = synthe(
         "bench", "zoology", "--task", "parity", "--layer", "conv", "--layer", "mlp", *SMALL, "--out", tmp_path, "--json"
     )
-    events = [json.loads(line) for line in said.stdout.splitlines()]
+    events = [json.loads(line) for line in result.stdout.splitlines()]
     assert "1 of 2 trials are done already" in events[0]["message"]
     assert [event["step"] for event in events if event["event"] == "metric"] == [1]  # of the new one
     assert events[-1]["event"] == "result" and len(events[-1]["values"]["trials"]) == 2
@@ -63,6 +63,6 @@ def test_unknown_names_are_refused_before_any_trial(synthe: Run, tmp_path: Path)
         (("--layer", "detla"), "did you mean 'delta'?"),
         (("--preset", "quik"), "did you mean 'quick'?"),
     ):
-        said = synthe("bench", "zoology", *words, "--out", tmp_path / "none")
-        assert said.exit_code == 2 and hint in said.stderr, said.stderr
+        result = synthe("bench", "zoology", *words, "--out", tmp_path / "none")
+        assert result.exit_code == 2 and hint in result.stderr, result.stderr
     assert not (tmp_path / "none").exists()

@@ -36,27 +36,27 @@ def saved_records(folder: str | Path = "runs/bench/mqar") -> list[dict[str, Any]
     return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("trial-*.json"))]
 
 
-def events(said: Any) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in said.stdout.splitlines()]
+def events(done: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_a_line_for_the_trial_and_a_table(synthe: Run) -> None:
-    said = synthe("bench", *QUICK)
-    assert said.exit_code == 0, said.stderr
-    trial, title, heads, row = said.stdout.splitlines()
+    done = synthe("bench", *QUICK)
+    assert done.exit_code == 0, done.stderr
+    trial, title, heads, row = done.stdout.splitlines()
     assert trial.startswith("delta  accuracy ")
     assert title == "mqar vocab=16 pairs=2 length=16, quick preset: chance 12%"
     assert heads.split()[:4] == ["model", "accuracy", "pairs", "2"]
     (record,) = saved_records()
     assert row.split()[:3] == ["delta", f"{record['accuracy']:.1%}", f"{record['accuracy']:.1%}"]
-    assert all(c.isprintable() or c == "\n" for c in said.stdout + said.stderr)
-    assert re.search(r"^delta  validation  step 2  loss \d\.\d+  accuracy", said.stderr, re.MULTILINE)
+    assert all(c.isprintable() or c == "\n" for c in done.stdout + done.stderr)
+    assert re.search(r"^delta  validation  step 2  loss \d\.\d+  accuracy", done.stderr, re.MULTILINE)
 
 
 def test_json_lines_end_in_the_records(synthe: Run) -> None:
-    said = synthe("bench", *QUICK, "--layer", "delta", "--layer", "kalman", "--json", "--out", "o")
-    assert (said.exit_code, said.stderr) == (0, "")
-    emitted = events(said)
+    done = synthe("bench", *QUICK, "--layer", "delta", "--layer", "kalman", "--json", "--out", "o")
+    assert (done.exit_code, done.stderr) == (0, "")
+    emitted = events(done)
     assert emitted[-1]["event"] == "result" and emitted[-1]["path"] == "o"
     assert [e["case"] for e in emitted if e["event"] == "measurement"] == ["delta", "kalman"]
     assert {e["what"] for e in emitted if e["event"] == "metric"} == {"delta", "kalman"}
@@ -86,48 +86,48 @@ def test_csv(synthe: Run) -> None:
 
 
 def test_plot_draws_bars_and_writes_the_page(synthe: Run) -> None:
-    said = synthe("bench", *QUICK, "--plot")
-    assert said.exit_code == 0, said.stderr
-    (bar,) = (line for line in said.stdout.splitlines() if "·" in line or "█" in line)
+    done = synthe("bench", *QUICK, "--plot")
+    assert done.exit_code == 0, done.stderr
+    (bar,) = (line for line in done.stdout.splitlines() if "·" in line or "█" in line)
     assert bar.split()[:2] == ["delta", "2"]
     assert Path("runs/bench/mqar/report.html").read_text().startswith("<!doctype html>")
-    assert "charts: runs/bench/mqar/report.html" in said.stderr
+    assert "charts: runs/bench/mqar/report.html" in done.stderr
 
 
 def test_fail_under(synthe: Run) -> None:
     assert synthe("bench", *QUICK, "--fail-under", 0).exit_code == 0
     for as_json in ((), ("--json",)):
-        said = synthe("bench", *QUICK, "--fail-under", 0.9, *as_json)
-        assert said.exit_code == 1
-        assert re.fullmatch(r"error: delta on mqar: accuracy 0\.\d+ is below 0\.9", said.stderr.splitlines()[-1]), (
-            said.stderr
+        done = synthe("bench", *QUICK, "--fail-under", 0.9, *as_json)
+        assert done.exit_code == 1
+        assert re.fullmatch(r"error: delta on mqar: accuracy 0\.\d+ is below 0\.9", done.stderr.splitlines()[-1]), (
+            done.stderr
         )
-    assert events(said)[-1]["event"] == "result"
+    assert events(done)[-1]["event"] == "result"
 
 
 def test_seeds_have_a_mean_and_a_deviation(synthe: Run) -> None:
-    said = synthe("bench", *SMALL, "--steps", 30, "--seeds", 3)
-    assert said.exit_code == 0, said.stderr
-    *lines, row = said.stdout.splitlines()
+    done = synthe("bench", *SMALL, "--steps", 30, "--seeds", 3)
+    assert done.exit_code == 0, done.stderr
+    *lines, row = done.stdout.splitlines()
     assert [line.split("  ")[0] for line in lines[:3]] == ["delta seed=0", "delta seed=1", "delta seed=2"]
     assert re.match(r"delta +[\d.]+% ± [\d.]+ +[\d.]+% +3 ", row)
     assert len({record["accuracy"] for record in saved_records()}) > 1
 
 
 def test_a_sweep_has_a_row_for_each_setting(synthe: Run) -> None:
-    said = synthe("bench", *QUICK, "--sweep", "batch=8,16", "--sweep", "lr=1e-3,3e-3")
-    assert said.exit_code == 0, said.stderr
-    lines = [line.split() for line in said.stdout.splitlines()[-5:]]
+    done = synthe("bench", *QUICK, "--sweep", "batch=8,16", "--sweep", "lr=1e-3,3e-3")
+    assert done.exit_code == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()[-5:]]
     assert lines[0][:4] == ["model", "batch", "lr", "accuracy"]
     assert {tuple(line[1:3]) for line in lines[1:]} == {
         (batch, lr) for batch in ("8", "16") for lr in ("0.001", "0.003")
     }
-    assert "sweep  100%  4/4 trials" in said.stderr
+    assert "sweep  100%  4/4 trials" in done.stderr
 
 
 def test_keys_of_the_learner_and_of_the_task(synthe: Run) -> None:
-    said = synthe("bench", *QUICK, "--set", "learner.heads=4", "-s", "learner.beta_range=[0,2]", "-s", "task.power=0.5")
-    assert said.exit_code == 0, said.stderr
+    done = synthe("bench", *QUICK, "--set", "learner.heads=4", "-s", "learner.beta_range=[0,2]", "-s", "task.power=0.5")
+    assert done.exit_code == 0, done.stderr
     (record,) = saved_records()
     (delta,) = record["trial"]["model"]["block"]
     assert (delta["heads"], delta["beta_range"]) == (4, [0, 2])
@@ -135,16 +135,16 @@ def test_keys_of_the_learner_and_of_the_task(synthe: Run) -> None:
 
 
 def test_keys_of_the_task_are_options(synthe: Run) -> None:
-    said = synthe("bench", "state-tracking", "--group", "S3", "--width", 32, "--steps", 1)
-    assert said.exit_code == 0, said.stderr
+    done = synthe("bench", "state-tracking", "--group", "S3", "--width", 32, "--steps", 1)
+    assert done.exit_code == 0, done.stderr
     (record,) = saved_records("runs/bench/state-tracking")
     assert record["trial"]["settings"] == {"group": "S3"} and record["chance"] == pytest.approx(1 / 6)
     assert {share["settings"]["group"] for share in record["shares"]} == {"S3"}
 
 
 def test_a_hybrid_and_a_recipe(synthe: Run, recipe: Path) -> None:
-    said = synthe("bench", *QUICK, "--layer", "conv,attention", "--recipe", recipe)
-    assert said.exit_code == 0, said.stderr
+    done = synthe("bench", *QUICK, "--layer", "conv,attention", "--recipe", recipe)
+    assert done.exit_code == 0, done.stderr
     blocks = {
         record["trial"]["label"]: [entry["type"] for entry in record["trial"]["model"]["block"]]
         for record in saved_records()
@@ -153,13 +153,13 @@ def test_a_hybrid_and_a_recipe(synthe: Run, recipe: Path) -> None:
 
 
 def test_lr_epochs_and_preset_reach_the_trial(synthe: Run) -> None:
-    said = synthe("bench", *QUICK, "--lr", 0.002, "--epochs", 2, "--preset", "standard")
-    assert said.exit_code == 0, said.stderr
+    done = synthe("bench", *QUICK, "--lr", 0.002, "--epochs", 2, "--preset", "standard")
+    assert done.exit_code == 0, done.stderr
     trial = saved_records()[0]["trial"]
     assert (trial["lr"], trial["epochs"], trial["steps"], trial["preset"]) == (0.002, 2, 2, "standard")
 
 
-def test_the_same_command_again_runs_what_is_missing(synthe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_command_runs_only_missing_trials(synthe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[int] = []
     real = sweeps.run
 
@@ -171,9 +171,9 @@ def test_the_same_command_again_runs_what_is_missing(synthe: Run, monkeypatch: p
 
     def again() -> tuple[list[int], str]:
         ran.clear()
-        said = synthe("bench", *QUICK, "--seeds", 4)
-        assert said.exit_code == 0, said.stderr
-        return list(ran), said.stdout.splitlines()[-1].rpartition("  ")[0]
+        done = synthe("bench", *QUICK, "--seeds", 4)
+        assert done.exit_code == 0, done.stderr
+        return list(ran), done.stdout.splitlines()[-1].rpartition("  ")[0]
 
     first, table = again()
     assert first == [0, 1, 2, 3]
@@ -210,7 +210,7 @@ def begun(*arguments: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_an_interruption_keeps_what_is_finished(jobs: int) -> None:
+def test_an_interruption_preserves_finished_trials(jobs: int) -> None:
     running = begun("--seeds", 40, "--steps", 20, "--jobs", jobs)
     os.killpg(running.pid, signal.SIGINT)  # as Ctrl-C does: to the workers too
     _, err = running.communicate(timeout=60)
@@ -242,12 +242,12 @@ def test_parallel_trials_give_the_same_results_and_report_progress(synthe: Run) 
 
 
 def test_a_learning_rate_that_diverges_leaves_the_others(synthe: Run) -> None:
-    said = synthe("bench", *SMALL, "--layer", "mlp", "--steps", 8, "--sweep", "lr=1e-3,1e30")
-    assert said.exit_code == 1
-    assert re.search(r"^warning: mlp lr=1e\+30: the gradient is not finite at step \d; the trial", said.stderr, re.M)
-    assert "mlp lr=1e+30  ended failed" in said.stdout
-    assert said.stdout.splitlines()[-1].startswith("mlp ")
-    assert said.stderr.splitlines()[-2:] == ["error: 1 of 2 trials failed", "hint: the lines above say why"]
+    done = synthe("bench", *SMALL, "--layer", "mlp", "--steps", 8, "--sweep", "lr=1e-3,1e30")
+    assert done.exit_code == 1
+    assert re.search(r"^warning: mlp lr=1e\+30: the gradient is not finite at step \d; the trial", done.stderr, re.M)
+    assert "mlp lr=1e+30  ended failed" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("mlp ")
+    assert done.stderr.splitlines()[-2:] == ["error: 1 of 2 trials failed", "hint: see the lines above"]
     assert len(saved_records()) == 1
 
 
@@ -284,9 +284,9 @@ def test_a_learning_rate_that_diverges_leaves_the_others(synthe: Run) -> None:
 )
 def test_invalid_arguments(synthe: Run, arguments: list[str], message: str, hint: str) -> None:
     Path("file").touch()
-    said = synthe("bench", *arguments)
-    assert (said.exit_code, said.stdout) == (2, ""), said.stderr
-    first, *rest = said.stderr.splitlines()
+    done = synthe("bench", *arguments)
+    assert (done.exit_code, done.stdout) == (2, ""), done.stderr
+    first, *rest = done.stderr.splitlines()
     assert first.startswith("error: ") and message in first
     assert len(rest) <= 1 and hint in "".join(rest)
     assert not Path("runs").exists()
@@ -297,9 +297,9 @@ def test_a_launcher_that_is_not_installed(
     synthe: Run, monkeypatch: pytest.MonkeyPatch, launcher: str, module: str
 ) -> None:
     monkeypatch.setattr("synthe_core.benchmarks.synthetic.launch.find_spec", lambda name: None)
-    said = synthe("bench", *QUICK, "--launcher", launcher)
-    assert (said.exit_code, said.stdout) == (2, "")
-    assert said.stderr.splitlines() == [
+    done = synthe("bench", *QUICK, "--launcher", launcher)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
         f"error: --launcher {launcher} needs {module}",
         f"hint: pip install {module}, or 'synthe[cluster]'",
     ]
@@ -307,18 +307,18 @@ def test_a_launcher_that_is_not_installed(
 
 def test_a_folder_that_cannot_be_written(synthe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").touch()
-    said = synthe("bench", *QUICK, "--out", "file/below")
-    assert (said.exit_code, said.stdout) == (1, "")
-    assert said.stderr.startswith("error: file/below could not be written: Not a directory\n")
+    done = synthe("bench", *QUICK, "--out", "file/below")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: file/below could not be written: Not a directory\n")
     monkeypatch.setattr(sweeps.os, "access", lambda path, mode: mode != os.W_OK)
-    said = synthe("bench", *QUICK, "--out", "o")
-    assert (said.exit_code, said.stdout) == (1, "")
-    assert said.stderr.startswith("error: o could not be written: it is read-only\n")
+    done = synthe("bench", *QUICK, "--out", "o")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: o could not be written: it is read-only\n")
 
 
-def test_slurm_where_there_is_none(synthe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_without_sbatch(synthe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("synthe_core.benchmarks.synthetic.launch.find_spec", lambda name: name)
     monkeypatch.setenv("PATH", "")
-    said = synthe("bench", *QUICK, "--launcher", "slurm")
-    assert (said.exit_code, said.stdout) == (2, "")
-    assert said.stderr.startswith("error: --launcher slurm: `sbatch` is not found\nhint: ")
+    done = synthe("bench", *QUICK, "--launcher", "slurm")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --launcher slurm: `sbatch` is not found\nhint: ")

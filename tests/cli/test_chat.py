@@ -1,4 +1,4 @@
-"""`synthe chat`: what is said once is read once, whoever keeps it, and a pipe gets answers only."""
+"""`synthe chat`: every message is evaluated once, here or on a server, and a pipe gets only the answers."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def rows(done: Any) -> list[dict[str, Any]]:
 def test_a_line_is_a_message_and_only_answers_are_printed(synthe: Run, talker: Path) -> None:
     done = synthe("chat", talker, "-n", 12, "--seed", 1, "-t", 0, stdin="hello\n\nand then?\n")
     assert (done.exit_code, done.stderr) == (0, "")
-    said = [
+    texts = [
         row["text"] for row in rows(synthe("chat", talker, "-n", 12, "-t", 0, "--json", stdin="hello\nand then?\n"))
     ]
-    assert len(said) == 2 and done.stdout == "".join(f"{text}\n" for text in said)
+    assert len(texts) == 2 and done.stdout == "".join(f"{text}\n" for text in texts)
 
 
-def test_a_turn_costs_its_new_tokens_only(synthe: Run, talker: Path) -> None:
+def test_a_turn_evaluates_only_its_new_tokens(synthe: Run, talker: Path) -> None:
     turns = rows(synthe("chat", talker, "-n", 10, "--json", "--seed", 3, stdin="hello there\n" + "more\n" * 5))
     new = [turn["prompt_tokens"] - turn["cached_tokens"] for turn in turns]
     assert new[0] == turns[0]["prompt_tokens"] == len("[user]hello there[assistant]")
@@ -102,7 +102,7 @@ def test_regenerate_and_settings(synthe: Run, talker: Path) -> None:
     assert "temperature 1.5" in done.stderr
 
 
-def test_a_conversation_outlasts_the_program(synthe: Run, talker: Path) -> None:
+def test_a_conversation_survives_a_restart(synthe: Run, talker: Path) -> None:
     command = ["chat", talker, "-n", 8, "-t", 0, "--json"]
     whole = rows(synthe(*command, stdin="hello\nand then\nat last\n"))
     first = rows(synthe(*command, stdin="hello\n/save evening\n"))
@@ -117,7 +117,7 @@ def test_a_conversation_outlasts_the_program(synthe: Run, talker: Path) -> None:
     assert done.stderr.split() == ["evening", "later"]
 
 
-def test_what_another_conversation_is_named_is_not_written_over(synthe: Run, talker: Path, tmp_path: Path) -> None:
+def test_save_does_not_overwrite_another_conversation(synthe: Run, talker: Path, tmp_path: Path) -> None:
     command = ["chat", talker, "-n", 4, "--sessions", tmp_path]
     again = synthe(*command, stdin="hello\n/save noon\nmore\n/save noon\n")  # its own copy may be renewed
     assert again.exit_code == 0, again.stderr
@@ -143,7 +143,7 @@ def test_reset_forgets(synthe: Run, talker: Path) -> None:
     assert third["prompt_tokens"] == first["prompt_tokens"] + len("[system]be brief")
 
 
-def test_a_model_without_a_template_goes_on_with_the_text(synthe: Run, writer: Path) -> None:
+def test_a_model_without_a_template_continues_the_text(synthe: Run, writer: Path) -> None:
     first, second = rows(synthe("chat", writer, "-n", 6, "-t", 0, "--json", stdin="the river\n runs\n"))
     text = synthe("generate", writer, "-p", "the river", "-n", 6, "-t", 0, "--json")
     assert first["text"] == json.loads(text.stdout)["text"]
@@ -167,7 +167,7 @@ def test_a_model_without_a_template_goes_on_with_the_text(synthe: Run, writer: P
         ("/regenerate", "there is no answer to write again", None),
     ],
 )
-def test_what_cannot_be_is_one_line(synthe: Run, talker: Path, lines: str, message: str, hint: str | None) -> None:
+def test_invalid_commands_are_one_line(synthe: Run, talker: Path, lines: str, message: str, hint: str | None) -> None:
     done = synthe("chat", talker, "-n", 2, stdin=lines)
     assert done.exit_code == 2 and "Traceback" not in done.stderr
     assert message in done.stderr and (hint or "") in done.stderr

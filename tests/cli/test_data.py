@@ -43,7 +43,7 @@ def test_stats_count_a_source(synthe: Run, text: Path) -> None:
     assert table.splitlines()[-1].startswith("unigram bits per byte")
 
 
-def test_prepare_ends_with_where_it_is(synthe: Run, text: Path, cache: Path, recipe: Path) -> None:
+def test_prepare_prints_the_path_last(synthe: Run, text: Path, cache: Path, recipe: Path) -> None:
     shown = synthe("data", "prepare", recipe, "--set", f"data.sources={text}")
     assert shown.exit_code == 0
     place = Path(shown.stdout.splitlines()[-1])
@@ -55,30 +55,30 @@ def test_prepare_ends_with_where_it_is(synthe: Run, text: Path, cache: Path, rec
     ("source", "message"),
     [("stdlibb", "no such file or source: 'stdlibb'"), ("none/*.txt", "no file matches: 'none/*.txt'")],
 )
-def test_a_source_that_is_not_there(synthe: Run, source: str, message: str) -> None:
-    said = synthe("data", "prepare", source)
-    assert (said.exit_code, said.stdout) == (2, "")
-    assert said.stderr.splitlines()[0] == f"error: {message}"
+def test_a_missing_source(synthe: Run, source: str, message: str) -> None:
+    result = synthe("data", "prepare", source)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[0] == f"error: {message}"
 
 
 def test_a_corpus_shorter_than_a_sequence(synthe: Run, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("a few words\n")
-    said = synthe("data", "prepare", short)
-    assert said.exit_code == 2
-    assert "is shorter than one sequence" in said.stderr.splitlines()[-2]
+    result = synthe("data", "prepare", short)
+    assert result.exit_code == 2
+    assert "is shorter than one sequence" in result.stderr.splitlines()[-2]
 
 
 def test_an_empty_file(synthe: Run, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
-    said = synthe("data", "prepare", tmp_path / "empty.txt")
-    assert said.exit_code == 2
-    assert said.stderr.splitlines()[-2].startswith("error: ")
+    result = synthe("data", "prepare", tmp_path / "empty.txt")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-2].startswith("error: ")
 
 
 def test_an_unknown_key_of_data(synthe: Run) -> None:
-    said = synthe("data", "stats", "stdlib", "--set", "data.limt=1MB")
-    assert (said.exit_code, said.stderr) == (
+    result = synthe("data", "stats", "stdlib", "--set", "data.limt=1MB")
+    assert (result.exit_code, result.stderr) == (
         2,
         "error: --set data.limt: unknown key 'data.limt'\nhint: did you mean 'limit'?\n",
     )

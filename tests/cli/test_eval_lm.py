@@ -62,7 +62,7 @@ def test_models_side_by_side(synthe, checkpoint, tasks, tmp_path):
     assert table.splitlines()[2].split() == ["t", "loss", "↓", "2e+09", "2e+09", "-"]
 
 
-def test_failures_exit_with_one_and_keep_the_rest(synthe, checkpoint, tasks):
+def test_failed_tasks_exit_with_1_and_the_others_are_saved(synthe, checkpoint, tasks):
     (tasks / "texts.jsonl").unlink()
     done = synthe("eval", "lm", checkpoint, "--tasks", "rivers,texts", "--include-path", tasks, "--device", "cpu")
     assert done.exit_code == 1 and "|rivers|" in done.stdout

@@ -19,7 +19,7 @@ from tests.processes import start
 Run = Callable[..., Any]
 
 
-def test_it_writes_the_prompt_and_goes_on(synthe: Run, checkpoint: Path) -> None:
+def test_it_prints_the_prompt_and_its_continuation(synthe: Run, checkpoint: Path) -> None:
     first = synthe("generate", checkpoint, "-p", "def ", "-n", 20, "--seed", 1)
     assert (first.exit_code, first.stderr) == (0, "")
     assert first.stdout.startswith("def ") and len(first.stdout) > 6
@@ -40,7 +40,7 @@ def test_several_prompts_are_a_batch(synthe: Run, checkpoint: Path, tmp_path: Pa
     assert alone == rows[1]
 
 
-def test_a_session_goes_on_exactly(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_session_continues_exactly(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
     greedy = ["generate", checkpoint, "--temperature", 0, "--json"]
     whole = json.loads(synthe(*greedy, "-p", "abc", "-n", 12).stdout)["text"]
     first = json.loads(synthe(*greedy, "-p", "abc", "-n", 5, "--state-out", tmp_path / "s").stdout)["text"]
@@ -49,7 +49,7 @@ def test_a_session_goes_on_exactly(synthe: Run, checkpoint: Path, tmp_path: Path
     assert whole.replace("\ufffd", "") == (first + rest).replace("\ufffd", "")
 
 
-def test_a_checkpoint_comes_from_the_verb_before(synthe: Run, checkpoint: Path) -> None:
+def test_a_checkpoint_path_is_read_from_stdin(synthe: Run, checkpoint: Path) -> None:
     expected = synthe("generate", checkpoint, "-p", "a", "-n", 4).stdout
     for upstream in (f"{checkpoint}\n", f"something else\n{checkpoint}\n\n", json.dumps({"path": str(checkpoint)})):
         assert synthe("generate", "-", "-p", "a", "-n", 4, stdin=upstream).stdout == expected
@@ -64,11 +64,11 @@ def test_a_checkpoint_comes_from_the_verb_before(synthe: Run, checkpoint: Path) 
         ("no/such/run\n", "no such checkpoint: no/such/run"),
     ],
 )
-def test_a_verb_before_that_failed(synthe: Run, stdin: str, message: str) -> None:
-    said = synthe("generate", "-", stdin=stdin)
-    assert (said.exit_code, said.stdout) == (2, "")
-    assert said.stderr.splitlines()[0] == f"error: {message}"
-    assert said.stderr.splitlines()[1].startswith("hint: ")
+def test_a_failed_command_before_the_pipe(synthe: Run, stdin: str, message: str) -> None:
+    result = synthe("generate", "-", stdin=stdin)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[0] == f"error: {message}"
+    assert result.stderr.splitlines()[1].startswith("hint: ")
 
 
 @pytest.mark.parametrize(
@@ -82,17 +82,17 @@ def test_a_verb_before_that_failed(synthe: Run, stdin: str, message: str) -> Non
         (["--device", "gpu"], "unknown device 'gpu'"),
     ],
 )
-def test_what_cannot_be_done(synthe: Run, checkpoint: Path, arguments: list[str], message: str) -> None:
-    said = synthe("generate", checkpoint, *arguments)
-    assert (said.exit_code, said.stdout) == (2, "")
-    assert said.stderr.splitlines()[0] == f"error: {message}"
+def test_invalid_arguments(synthe: Run, checkpoint: Path, arguments: list[str], message: str) -> None:
+    result = synthe("generate", checkpoint, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[0] == f"error: {message}"
 
 
-def test_a_prompt_file_that_is_no_text(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_binary_prompt_file(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "prompt").write_bytes(b"ok\xff")
-    said = synthe("generate", checkpoint, "-f", tmp_path / "prompt")
-    assert said.exit_code == 2
-    assert "is not UTF-8 text (byte 2)" in said.stderr
+    result = synthe("generate", checkpoint, "-f", tmp_path / "prompt")
+    assert result.exit_code == 2
+    assert "is not UTF-8 text (byte 2)" in result.stderr
 
 
 def test_a_damaged_checkpoint(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_a_damaged_checkpoint(synthe: Run, checkpoint: Path, tmp_path: Path) -> 
     shutil.copytree(checkpoint, broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    said = synthe("generate", broken)
-    assert (said.exit_code, said.stdout) == (2, "")
-    assert said.stderr.startswith(f"error: {weights} is damaged: ")
-    assert said.stderr.splitlines()[1].startswith("hint: ")
+    result = synthe("generate", broken)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {weights} is damaged: ")
+    assert result.stderr.splitlines()[1].startswith("hint: ")
 
 
 def test_a_checkpoint_of_a_newer_format(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -111,13 +111,13 @@ def test_a_checkpoint_of_a_newer_format(synthe: Run, checkpoint: Path, tmp_path:
     shutil.copytree(checkpoint, newer)
     manifest = json.loads((newer / "manifest.json").read_text())
     (newer / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    said = synthe("generate", newer)
-    assert said.exit_code == 2
-    assert "has checkpoint format 99" in said.stderr.splitlines()[0]
-    assert said.stderr.splitlines()[1].startswith("hint: a newer synthe wrote it")
+    result = synthe("generate", newer)
+    assert result.exit_code == 2
+    assert "has checkpoint format 99" in result.stderr.splitlines()[0]
+    assert result.stderr.splitlines()[1].startswith("hint: a newer synthe wrote it")
 
 
-def test_text_comes_as_it_is_written(checkpoint: Path) -> None:
+def test_text_is_streamed(checkpoint: Path) -> None:
     """The prompt is there before the text that follows it: a reader need not wait for the end."""
     command = [sys.executable, "-m", "synthe_cli.app", "generate", str(checkpoint), "-p", "begin", "-n", "100000"]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}

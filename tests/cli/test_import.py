@@ -61,7 +61,7 @@ def test_text_is_written_with_it(synthe: Run, folder: Path) -> None:
     assert shown.exit_code == 0, shown.stderr
 
 
-def test_training_goes_on_from_it_and_resumes(synthe: Run, folder: Path) -> None:
+def test_training_continues_from_it_and_resumes(synthe: Run, folder: Path) -> None:
     synthe("import", "hf", folder, "--out", "ours")
     quick = ("--set", "train.batch=2", "--set", "train.validation_tokens=64", "--set", "runtime.precision=float32")
     quick = (*quick, "--set", "data.sequence=32", "--set", "train.budget=2steps", "--data", "texts")
@@ -78,7 +78,7 @@ def test_training_goes_on_from_it_and_resumes(synthe: Run, folder: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said", "hint"),
+    ("arguments", "message", "hint"),
     [
         (("models/Little-2",), "no such folder: models/Little-2", "fetch the model first"),
         (("texts",), "texts has no config.json", "safetensors"),
@@ -86,16 +86,16 @@ def test_training_goes_on_from_it_and_resumes(synthe: Run, folder: Path) -> None
         (("models/Little-1", "--name", "a/b"), "name: ", ""),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_exit_code_2(
-    synthe: Run, folder: Path, arguments: tuple[str, ...], said: str, hint: str
+def test_errors_are_one_line_and_exit_code_2(
+    synthe: Run, folder: Path, arguments: tuple[str, ...], message: str, hint: str
 ) -> None:
     done = synthe("import", "hf", *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
-    assert said in done.stderr and hint in done.stderr
+    assert message in done.stderr and hint in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_unknown_architectures_and_formats_are_answered(synthe: Run, folder: Path) -> None:
+def test_unknown_architectures_and_formats_are_named(synthe: Run, folder: Path) -> None:
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | {"architectures": ["Lama2ForCausalLM"]}))
     done = synthe("import", "hf", folder)

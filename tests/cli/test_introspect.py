@@ -13,7 +13,7 @@ Run = Callable[..., Any]
 TEXT = "def fib(n): return 1"
 
 
-def test_people_read_a_table(synthe: Run, checkpoint: Path) -> None:
+def test_the_text_output_is_a_table(synthe: Run, checkpoint: Path) -> None:
     shown = synthe("introspect", checkpoint, "--text", TEXT, "--token", "7")
     assert (shown.exit_code, shown.stderr) == (0, "")
     for word in ("small", "parameters", "surprise", "attention", "added", "reach", "token 7", "reads by"):
@@ -21,7 +21,7 @@ def test_people_read_a_table(synthe: Run, checkpoint: Path) -> None:
     assert "\x1b" not in shown.stdout
 
 
-def test_programs_read_lines(synthe: Run, checkpoint: Path) -> None:
+def test_json_is_lines(synthe: Run, checkpoint: Path) -> None:
     shown = synthe("introspect", checkpoint, "-t", TEXT, "--json", "--what", "stream", "--layers", "0")
     lines = [json.loads(line) for line in shown.stdout.splitlines()]
     assert lines[0]["event"] == "model"
@@ -80,7 +80,7 @@ def test_every_name_is_documented(synthe: Run) -> None:
         (["--text", "x", "--diff", "no/such/run"], "no such checkpoint"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(synthe: Run, checkpoint: Path, arguments: list[str], says: str) -> None:
+def test_invalid_arguments_are_one_line(synthe: Run, checkpoint: Path, arguments: list[str], says: str) -> None:
     shown = synthe("introspect", checkpoint, *arguments)
     assert shown.exit_code == 2
     assert shown.stderr.startswith(f"error: {says}") or says in shown.stderr.splitlines()[0]
@@ -92,7 +92,7 @@ def test_a_missing_checkpoint_argument_is_an_error(synthe: Run) -> None:
     assert (shown.exit_code, shown.stderr.splitlines()[0]) == (2, "error: CHECKPOINT is missing")
 
 
-def test_bytes_are_no_text(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_binary_file_is_an_error(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff\xfe")
     shown = synthe("introspect", checkpoint, "--file", tmp_path / "x")
     assert (shown.exit_code, "is not UTF-8 text" in shown.stderr) == (2, True)

@@ -51,13 +51,13 @@ def test_a_row_for_each_trial(width: int, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == ""  # the table at the end says it all
 
 
-def test_names_give_way_and_figures_do_not() -> None:
+def test_names_are_shortened_and_figures_are_not() -> None:
     long = [Progress("a-model-of-a-very-long-name " * 4, 10, 20, "steps", 5.0)]
     row, _ = frame(SWEEP[:1] + long, 80)
     assert "…" in row and row.endswith("50%  10/20 steps    5s left") and len(row) <= 80
 
 
-def test_the_latest_that_there_is_room_for() -> None:
+def test_the_latest_trials_that_fit_are_shown() -> None:
     many: list[Event] = [Measurement(f"trial {i}", ENDED) for i in range(200)]  # type: ignore[arg-type]
     lines = frame([*SWEEP[:1], SWEEP[1], *many], 100, height=12)
     assert len(lines) < 12
@@ -66,7 +66,7 @@ def test_the_latest_that_there_is_room_for() -> None:
     assert lines[9].startswith("delta lr=0.001") and lines[10].startswith("sweep")
 
 
-def test_one_trial_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_trial_has_one_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(frame([event for event in SWEEP if getattr(event, "what", "") == "delta lr=0.001"], 80)) == 1
     events = [SWEEP[1], Progress("something else", 1, 2), SWEEP[7]]
     assert len(frame(events, 80)) == 1  # without a sweep only the last task is shown

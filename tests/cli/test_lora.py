@@ -38,11 +38,11 @@ BEGIN = ("train", "--init", "runs/small", *QUICK)
         ("targets=blocks.0.*, out , rslora=true", {"targets": ["blocks.0.*", "out"], "rslora": "true"}),
     ],
 )
-def test_what_lora_means(text: str, keys: dict[str, Any]) -> None:
+def test_the_lora_option_is_parsed(text: str, keys: dict[str, Any]) -> None:
     assert lora(text) == f"train.lora={json.dumps(keys)}"
 
 
-def test_an_adapter_is_trained_and_written_with(synthe: Run) -> None:
+def test_an_adapter_is_trained_and_used_to_generate(synthe: Run) -> None:
     done = synthe(*BEGIN, "--lora", "rank=4,targets=attention,mlp,dropout=0.1", "--out", "runs/code")
     assert (done.exit_code, done.stdout) == (0, "runs/code\n"), done.stderr
     assert "the adapter's, are trained" in done.stderr and "None" not in done.stderr
@@ -87,7 +87,7 @@ def test_a_model_is_trained_further_with_its_own_recipe(synthe: Run) -> None:
         (["train", "--init", "runs/none", "--lora", "rank=4"], ["no such checkpoint: runs/none"]),
     ],
 )
-def test_what_cannot_be_done_is_one_line(synthe: Run, recipe: Path, arguments: list[str], words: list[str]) -> None:
+def test_invalid_arguments_are_one_line(synthe: Run, recipe: Path, arguments: list[str], words: list[str]) -> None:
     done = synthe(*arguments)
     assert done.exit_code == 2 and done.stdout == "", done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "hint: "))]

@@ -63,7 +63,7 @@ def test_a_recipe_and_chaining(synthe: Run, here: Path) -> None:
     assert synthe("generate", "-", "-n", 2, "--device", "cpu", stdin=done.stdout).exit_code == 0
 
 
-def test_beside_its_parents(synthe: Run) -> None:
+def test_scores_are_shown_with_those_of_the_parents(synthe: Run) -> None:
     for name in ("one.txt", "two.txt"):
         Path(name).write_text("all the world is a stage\n" * 40)
     done = synthe("merge", "linear", "runs/a", "runs/b", "--eval", "one.txt,two.txt")
@@ -141,7 +141,7 @@ def test_bad_input_is_one_line(synthe: Run, arguments: list[str], message: str) 
     assert sorted(Path("runs").iterdir()) == before
 
 
-def test_no_permission_to_write(synthe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_write_permission(synthe: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, *arguments: Any, **more: Any) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 

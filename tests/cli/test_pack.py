@@ -35,13 +35,13 @@ def test_packed_generated_from_and_unpacked(synthe: Run, checkpoint: Path) -> No
     assert "small.synapse" in synthe("pack", "-", stdin=f"{checkpoint}\n").stdout  # the recipe's name by default
 
 
-def test_what_people_read(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_the_text_output(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
     private, public = write_keys(tmp_path)
     synthe("pack", checkpoint, "-o", "a.synapse", "--license", "mit")
     assert synthe("pack", "verify", "a.synapse").stdout.startswith("unsigned: 5 members are unchanged")
     assert synthe("pack", "sign", "a.synapse", "--key", private).stdout == "a.synapse\n"
-    said = synthe("pack", "verify", "a.synapse", "--key", public)
-    assert said.exit_code == 0 and said.stdout.startswith("signed by SHA256:")
+    result = synthe("pack", "verify", "a.synapse", "--key", public)
+    assert result.exit_code == 0 and result.stdout.startswith("signed by SHA256:")
     shown = synthe("pack", "inspect", "a.synapse").stdout
     for line in ("small  (.synapse 1.0, by synthe/", "licence    mit", "signed by  SHA256:", "model.safetensors"):
         assert line in shown, shown
@@ -57,9 +57,9 @@ def test_tampering_is_an_error(synthe: Run, checkpoint: Path) -> None:
     content[content.find(b"width: 32") + 7] ^= 1
     Path("a.synapse").write_bytes(content)
     for command in (["pack", "verify", "a.synapse"], ["generate", "a.synapse"], ["unpack", "a.synapse"]):
-        said = synthe(*command)
-        assert said.exit_code == 2 and said.stdout == ""
-        assert "recipe.yaml" in said.stderr.splitlines()[-2] and said.stderr.splitlines()[-1].startswith("hint: ")
+        result = synthe(*command)
+        assert result.exit_code == 2 and result.stdout == ""
+        assert "recipe.yaml" in result.stderr.splitlines()[-2] and result.stderr.splitlines()[-1].startswith("hint: ")
     assert [path.name for path in Path().iterdir()] == ["a.synapse"]
 
 
@@ -76,8 +76,8 @@ def test_quantised_from_the_command_line(synthe: Run, checkpoint: Path, monkeypa
     assert quantization["loss"]["tokens"] == 64
     assert synthe("generate", "q.synapse", "-n", "4").exit_code == 0
     assert "its loss" in synthe("pack", "inspect", "q.synapse").stdout
-    said = synthe("pack", "q.synapse", "-o", "r.synapse", "--quantize", "int4")
-    assert said.exit_code == 2 and "is quantised already" in said.stderr
+    result = synthe("pack", "q.synapse", "-o", "r.synapse", "--quantize", "int4")
+    assert result.exit_code == 2 and "is quantised already" in result.stderr
 
 
 def test_a_packed_session_by_its_name(synthe: Run, checkpoint: Path) -> None:
@@ -119,17 +119,17 @@ def test_the_schema_is_of_the_manifest(synthe: Run, checkpoint: Path) -> None:
         (["hub", "psh"], "unknown command 'psh'", "did you mean 'push'?"),
     ],
 )
-def test_wrong_words(synthe: Run, arguments: list[str], message: str, hint: str) -> None:
-    said = synthe(*arguments)
-    assert said.exit_code == 2 and said.stdout == ""
-    first, second = said.stderr.splitlines()
-    assert message in first and second.startswith(f"hint: {hint}"), said.stderr
+def test_invalid_arguments(synthe: Run, arguments: list[str], message: str, hint: str) -> None:
+    result = synthe(*arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    first, second = result.stderr.splitlines()
+    assert message in first and second.startswith(f"hint: {hint}"), result.stderr
 
 
-def test_nothing_is_written_where_nothing_may_be(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
-    said = synthe("pack", checkpoint, "-o", "no/such/folder.synapse")
-    assert said.exit_code == 2 and "no such folder: no/such" in said.stderr
+def test_a_folder_without_write_permission(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
+    result = synthe("pack", checkpoint, "-o", "no/such/folder.synapse")
+    assert result.exit_code == 2 and "no such folder: no/such" in result.stderr
     write_adapter(tmp_path / "lora", "blocks.9.none")
-    said = synthe("pack", checkpoint, "-o", "a.synapse", "--adapter", "lora")
-    assert said.exit_code == 2 and "which the model has not" in said.stderr
+    result = synthe("pack", checkpoint, "-o", "a.synapse", "--adapter", "lora")
+    assert result.exit_code == 2 and "which the model has not" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["lora"]

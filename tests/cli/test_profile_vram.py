@@ -12,14 +12,14 @@ import pytest
 Run = Callable[..., Any]
 
 
-def test_people_read_parts_and_cards(synthe: Run, recipe: Path) -> None:
+def test_the_text_output_has_parts_and_cards(synthe: Run, recipe: Path) -> None:
     shown = synthe("profile-vram", recipe)
     assert (shown.exit_code, shown.stderr) == (0, "")
     for word in ("training", "serving", "parameters", "activations", "peak", "this machine", "H200 141GB", "attention"):
         assert word in shown.stdout
 
 
-def test_programs_read_bytes(synthe: Run, recipe: Path) -> None:
+def test_json_has_bytes(synthe: Run, recipe: Path) -> None:
     output = json.loads(synthe("profile-vram", recipe, "--json", "--train", "--batch", "2", "--gpu", "8GB").stdout)
     assert output["training"]["peak"] == pytest.approx(sum(output["training"]["parts"].values()), abs=8)
     assert output["training"]["rows"] == 2
@@ -28,7 +28,7 @@ def test_programs_read_bytes(synthe: Run, recipe: Path) -> None:
     assert longer["training"]["parts"]["activations"] > output["training"]["parts"]["activations"]
 
 
-def test_fit_prints_flags_that_train_takes(synthe: Run, recipe: Path) -> None:
+def test_fit_prints_flags_of_train(synthe: Run, recipe: Path) -> None:
     shown = synthe("profile-vram", "--fit", recipe, "--gpu", "8GB")
     assert shown.stdout.splitlines()[-1] == "--set train.micro_batch=2"
     output = json.loads(synthe("profile-vram", "--fit", recipe, "--gpu", "8GB", "--json").stdout)
@@ -44,7 +44,7 @@ def test_a_page_with_the_curves(synthe: Run, recipe: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_real_step_stands_beside(synthe: Run, recipe: Path) -> None:
+def test_measure_adds_a_real_step(synthe: Run, recipe: Path) -> None:
     output = json.loads(synthe("profile-vram", recipe, "--train", "--measure", "--json").stdout)
     assert output["training"]["measured"] > 0
 
@@ -58,7 +58,7 @@ def test_a_real_step_stands_beside(synthe: Run, recipe: Path) -> None:
         (["--set", "model.width=0"], "width"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(synthe: Run, recipe: Path, arguments: list[str], says: str) -> None:
+def test_invalid_arguments_are_one_line(synthe: Run, recipe: Path, arguments: list[str], says: str) -> None:
     shown = synthe("profile-vram", recipe, *arguments)
     assert shown.exit_code == 2
     assert says in shown.stderr.splitlines()[0]

@@ -16,7 +16,7 @@ from synthe_core.recipe.schema import Recipe
 Run = Callable[..., Any]
 
 
-def test_show_is_a_recipe_that_means_the_same(synthe: Run, recipe: Path, tmp_path: Path) -> None:
+def test_show_prints_an_equal_recipe(synthe: Run, recipe: Path, tmp_path: Path) -> None:
     shown = synthe("recipe", "show", recipe, "--set", "train.lr=0.25")
     assert shown.exit_code == 0
     again = tmp_path / "again.yaml"
@@ -24,7 +24,7 @@ def test_show_is_a_recipe_that_means_the_same(synthe: Run, recipe: Path, tmp_pat
     assert Recipe.load(again) == Recipe.load(recipe, ["train.lr=0.25"])
 
 
-def test_show_counts_what_is_there(synthe: Run, recipe: Path) -> None:
+def test_show_counts_parameters_flops_and_state(synthe: Run, recipe: Path) -> None:
     output = json.loads(synthe("recipe", "show", recipe, "--json").stdout)
     loaded = Recipe.load(recipe)
     model = LanguageModel(loaded.model, 257)
@@ -55,7 +55,7 @@ def test_an_untied_head_is_counted(synthe: Run, recipe: Path) -> None:
     assert parameters.pop("total") == sum(parameters.values())
 
 
-def test_parameters_that_a_token_meets_are_shown_where_they_are_fewer(synthe: Run, recipe: Path) -> None:
+def test_active_parameters_are_shown_for_sparse_models(synthe: Run, recipe: Path) -> None:
     experts = ("-s", "model.block.1={type: experts, experts: 4, top_k: 1, hidden: 8}")
     dense, sparse = (json.loads(synthe("recipe", "show", recipe, *each, "--json").stdout) for each in ((), experts))
     assert "active_parameters" not in dense
@@ -69,14 +69,14 @@ def test_parameters_that_a_token_meets_are_shown_where_they_are_fewer(synthe: Ru
     assert "active per token" not in synthe("recipe", "show", recipe).stdout
 
 
-def test_validate_is_one_line(synthe: Run, recipe: Path) -> None:
+def test_validate_prints_one_line(synthe: Run, recipe: Path) -> None:
     shown = synthe("recipe", "validate", recipe)
     assert (shown.exit_code, shown.stderr) == (0, "")
     assert shown.stdout.startswith(f"{recipe}: valid, ")
     assert shown.stdout.count("\n") == 1
 
 
-def test_a_shipped_recipe_goes_by_its_name(
+def test_a_shipped_recipe_is_loaded_by_name(
     synthe: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "recipes" / "baselines").mkdir(parents=True)
@@ -85,18 +85,18 @@ def test_a_shipped_recipe_goes_by_its_name(
     shown = synthe("recipe", "validate", "baselines/umbrella")
     assert shown.stdout.startswith("recipes/baselines/umbrella.yaml: valid")
     for wrong in ("baselines/umbrela", "umbrela.yaml", "recipes/baselines/umbrela.yaml"):
-        said = synthe("recipe", "validate", wrong)
-        assert said.exit_code == 2
+        done = synthe("recipe", "validate", wrong)
+        assert done.exit_code == 2
         assert (
-            said.stderr == f"error: no such recipe: '{wrong}'\nhint: did you mean 'recipes/baselines/umbrella.yaml'?\n"
+            done.stderr == f"error: no such recipe: '{wrong}'\nhint: did you mean 'recipes/baselines/umbrella.yaml'?\n"
         )
 
 
-def test_a_missing_file_gets_its_neighbour(synthe: Run, recipe: Path) -> None:
+def test_a_missing_file_suggests_a_similar_name(synthe: Run, recipe: Path) -> None:
     wrong = recipe.with_name("smal.yaml")
-    said = synthe("recipe", "validate", wrong)
-    assert said.exit_code == 2
-    assert said.stderr == f"error: no such recipe: '{wrong}'\nhint: did you mean '{recipe}'?\n"
+    done = synthe("recipe", "validate", wrong)
+    assert done.exit_code == 2
+    assert done.stderr == f"error: no such recipe: '{wrong}'\nhint: did you mean '{recipe}'?\n"
 
 
 GOOD = "model: {width: 32, blocks: 1, block: [mlp]}\n"
@@ -128,15 +128,15 @@ GOOD = "model: {width: 32, blocks: 1, block: [mlp]}\n"
         (GOOD + "data: {tokenizer: bites}\n", "unknown tokenizer 'bites'", "did you mean 'bytes'?"),
     ],
 )
-def test_a_bad_recipe_says_where(synthe: Run, tmp_path: Path, text: str, message: str, hint: str) -> None:
+def test_an_invalid_recipe_names_the_place(synthe: Run, tmp_path: Path, text: str, message: str, hint: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     for verb in (["recipe", "validate"], ["train"]):
-        said = synthe(*verb, path)
-        assert said.exit_code == 2, said.stderr
-        assert message in said.stderr.splitlines()[0]
-        assert said.stderr.splitlines()[1:] == [f"hint: {hint}"]
-        assert said.stdout == ""
+        done = synthe(*verb, path)
+        assert done.exit_code == 2, done.stderr
+        assert message in done.stderr.splitlines()[0]
+        assert done.stderr.splitlines()[1:] == [f"hint: {hint}"]
+        assert done.stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -149,29 +149,31 @@ def test_a_bad_recipe_says_where(synthe: Run, tmp_path: Path, text: str, message
         ("train.lr.peak=1", "unknown key", None),
     ],
 )
-def test_a_bad_override_says_so(synthe: Run, recipe: Path, assignment: str, message: str, hint: str | None) -> None:
-    said = synthe("recipe", "validate", recipe, "--set", assignment)
-    assert said.exit_code == 2
-    assert said.stderr.startswith("error: ")
+def test_an_invalid_override_is_an_error(
+    synthe: Run, recipe: Path, assignment: str, message: str, hint: str | None
+) -> None:
+    done = synthe("recipe", "validate", recipe, "--set", assignment)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
     if hint:
-        assert message in said.stderr
-        assert f"hint: {hint}" in said.stderr
+        assert message in done.stderr
+        assert f"hint: {hint}" in done.stderr
 
 
-def test_a_file_that_is_no_text(synthe: Run, tmp_path: Path) -> None:
+def test_a_binary_file(synthe: Run, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(b"name: \xff\xfe\n")
-    said = synthe("recipe", "validate", path)
-    assert said.exit_code == 2
-    assert "not UTF-8 text (byte 6)" in said.stderr
+    done = synthe("recipe", "validate", path)
+    assert done.exit_code == 2
+    assert "not UTF-8 text (byte 6)" in done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_a_file_that_may_not_be_read(synthe: Run, recipe: Path) -> None:
+def test_a_file_without_read_permission(synthe: Run, recipe: Path) -> None:
     recipe.chmod(0)
-    said = synthe("recipe", "validate", recipe)
-    assert said.exit_code == 2
-    assert "Permission denied" in said.stderr
+    done = synthe("recipe", "validate", recipe)
+    assert done.exit_code == 2
+    assert "Permission denied" in done.stderr
 
 
 def test_the_schema_describes_recipes(synthe: Run) -> None:
@@ -180,10 +182,13 @@ def test_the_schema_describes_recipes(synthe: Run) -> None:
     assert "heads" in json.dumps(schema)  # the learners' keys are in it
     delta = json.loads(synthe("recipe", "schema", "attention").stdout)
     assert delta["properties"]["window"]["description"]
-    said = synthe("recipe", "schema", "atention")
-    assert (said.exit_code, said.stderr) == (2, "error: unknown learner 'atention'\nhint: did you mean 'attention'?\n")
+    done = synthe("recipe", "schema", "atention")
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "error: unknown learner 'atention'\nhint: did you mean 'attention'?\n",
+    )
 
 
-def test_validate_asks_whether_its_sources_exist(synthe: Run) -> None:
-    said = synthe("recipe", "validate", "tiny", "--set", "data.sources=stdlb")
-    assert said.exit_code == 2 and "did you mean 'stdlib'?" in said.stderr
+def test_validate_checks_that_data_sources_exist(synthe: Run) -> None:
+    done = synthe("recipe", "validate", "tiny", "--set", "data.sources=stdlb")
+    assert done.exit_code == 2 and "did you mean 'stdlib'?" in done.stderr

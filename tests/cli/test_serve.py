@@ -64,7 +64,7 @@ def test_adapters_to_load(tmp_path: Path) -> None:
             parse_adapter(text, known)
 
 
-def test_strangers_need_a_key(tmp_path: Path) -> None:
+def test_other_hosts_need_a_key(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no API key is set"):
         settings_of(ServeOptions(host="0.0.0.0"))
     assert settings_of(ServeOptions(host="0.0.0.0", insecure=True)).hosts is None
@@ -77,7 +77,7 @@ def test_strangers_need_a_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"# none\n", b"abc12\n", b"\xff\xfe"])
-def test_keys_that_are_none(tmp_path: Path, content: bytes) -> None:
+def test_invalid_keys(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "keys"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
@@ -87,7 +87,7 @@ def test_keys_that_are_none(tmp_path: Path, content: bytes) -> None:
         read_keys(tmp_path / "none")
 
 
-def test_a_key_file_that_others_read_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_file_readable_by_others_gives_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys"
     path.write_text("a" * 32)
     path.chmod(0o644)
@@ -107,14 +107,14 @@ def test_sizes() -> None:
     "options",
     [("--cors-origin", "a.example"), ("--adapters", "/no/such"), ("--cache", "much"), ("--host", "no.such.invalid")],
 )
-def test_what_cannot_be_served_is_said_in_a_line(synthe: Run, checkpoint: Path, options: tuple[str, str]) -> None:
+def test_invalid_arguments_are_one_line(synthe: Run, checkpoint: Path, options: tuple[str, str]) -> None:
     done = synthe("serve", checkpoint, "--port", 0, *options)
     assert done.exit_code == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_is_taken(synthe: Run, checkpoint: Path) -> None:
+def test_a_port_in_use(synthe: Run, checkpoint: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         done = synthe("serve", checkpoint, "--port", port)
@@ -163,18 +163,18 @@ def test_a_server_from_start_to_end(checkpoint: Path, tmp_path: Path) -> None:
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-        _, said = process.communicate(timeout=30)
-        assert process.returncode == 0, said
+        _, result = process.communicate(timeout=30)
+        assert process.returncode == 0, result
         assert time.monotonic() - begun < 20
         assert [path.stem for path in sessions.glob("*")] == ["talk"]
-    lines_said = said.splitlines()
+    lines_said = result.splitlines()
     assert any(line.startswith("small  ") and "parameters" in line and "state" in line for line in lines_said)
     assert any(line.startswith(f"ready at {ready['url']}") for line in lines_said)
     assert not any("prompt:" in line for line in lines_said)
 
 
 @pytest.mark.slow
-def test_conversations_outlast_a_server_that_is_killed(checkpoint: Path, tmp_path: Path) -> None:
+def test_conversations_survive_a_killed_server(checkpoint: Path, tmp_path: Path) -> None:
     sessions = tmp_path / "chats"
     with serving(f"small={checkpoint}", "--sessions", sessions) as (process, ready):
         body = {"model": "small", "prompt": "x", "max_tokens": 4, "session": "talk"}

@@ -57,7 +57,7 @@ def test_a_signal_between_check_and_wait_interrupts(hook: Path) -> None:
     terminal.close()
 
 
-def test_python_alone_loses_that_signal_until_the_next_key(hook: Path) -> None:
+def test_without_the_handler_the_signal_waits_for_the_next_key(hook: Path) -> None:
     terminal = Terminal("-c", LOST, hook, "bare")
     terminal.until("> ")
     with pytest.raises(AssertionError, match="no 'interrupted'"):

@@ -81,7 +81,7 @@ def begun(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_saves_and_says_how_to_go_on(synthe: Run, recipe: Path, number: int) -> None:
+def test_the_first_signal_saves_and_prints_how_to_resume(synthe: Run, recipe: Path, number: int) -> None:
     running = begun(recipe, "--set", "train.budget=100000steps", "--set", "train.validations=1")
     running.send_signal(number)
     out, err = running.communicate(timeout=120)
@@ -117,7 +117,7 @@ def test_the_second_signal_ends_it_at_once() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_verbs_chain_in_a_shell(recipe: Path) -> None:
+def test_commands_chain_in_a_shell(recipe: Path) -> None:
     synthe = f"{sys.executable} -m synthe_cli.app"
     command = f"{synthe} train {recipe} {' '.join(QUICK)} | {synthe} generate - --prompt 7 --tokens 5"
     done = run_program(
@@ -149,12 +149,12 @@ def test_verbs_chain_in_a_shell(recipe: Path) -> None:
         (["--set", "runtime.kernels.delta_rul=native"], "unknown operator 'delta_rul'"),
     ],
 )
-def test_what_cannot_be_done(synthe: Run, recipe: Path, somewhere: Path, arguments: list[str], message: str) -> None:
+def test_invalid_arguments(synthe: Run, recipe: Path, somewhere: Path, arguments: list[str], message: str) -> None:
     (somewhere / "empty.txt").touch()
     (somewhere / "short.txt").write_text("a few words")
-    said = synthe("train", recipe, *QUICK[2:], *arguments)
-    assert (said.exit_code, said.stdout) == (2, "")
-    errors = [line for line in said.stderr.splitlines() if line.startswith("error: ")]
+    result = synthe("train", recipe, *QUICK[2:], *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0]
-    assert said.stderr.splitlines()[-1].startswith("hint: ")
+    assert result.stderr.splitlines()[-1].startswith("hint: ")
     assert not (somewhere / "runs").exists()

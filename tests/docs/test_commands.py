@@ -36,7 +36,7 @@ def test_commands_exist(path: Path) -> None:
         "python -m tests.no_such_module",
     ],
 )
-def test_wrong_commands_are_noticed(line: str) -> None:
+def test_invalid_commands_are_reported(line: str) -> None:
     with pytest.raises(Exception):  # noqa: B017 (the parser's own error, or an assertion)
         for words in commands(line):
             check(words)
@@ -53,6 +53,6 @@ def test_wrong_commands_are_noticed(line: str) -> None:
         "for r in tiny mamba; do synthe train recipes/$r.yaml; done",
     ],
 )
-def test_right_commands_are_taken(line: str) -> None:
+def test_valid_commands_are_accepted(line: str) -> None:
     for words in commands(line):
         check(words)

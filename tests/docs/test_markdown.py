@@ -15,7 +15,7 @@ PATH = re.compile(r"`((?:synthe_core|synthe_cli|tests|recipes|docs|completions)/
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_blocks_of_code_are_opened_and_closed(path: Path) -> None:
+def test_code_blocks_are_closed(path: Path) -> None:
     split(path)
 
 
@@ -28,7 +28,7 @@ def test_blocks_of_code_are_opened_and_closed(path: Path) -> None:
         ("```klingon\n```\n", "opens as 'klingon'"),
     ],
 )
-def test_broken_blocks_are_noticed(text: str, message: str, tmp_path: Path) -> None:
+def test_unclosed_code_blocks_are_reported(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(Broken, match=message):
         split(tmp_path / "page.md", text)
 
@@ -46,7 +46,7 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_pages_link_to_pages_of_the_site_only(path: Path) -> None:
+def test_pages_link_only_to_pages_of_the_site(path: Path) -> None:
     """MkDocs knows the files of docs/ alone: a page links no file outside of it."""
     docs = ROOT / "docs"
     for line, target in links(path):

@@ -98,7 +98,7 @@ def ask() -> Callable[..., Request]:
     return build
 
 
-def said(events: Any) -> list[int]:
+def output_ids(events: Any) -> list[int]:
     return [event.token_id for event in events if isinstance(event, TokenOutput)]
 
 

@@ -15,13 +15,13 @@ from synthe_core.inference.request import NotFound
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.layers.adapter_batch import current_adapters
 from tests.adapters.conftest import base, saved  # noqa: F401
-from tests.inference.conftest import GREEDY, said
+from tests.inference.conftest import GREEDY, output_ids
 
 
 def test_adapters_are_loaded_used_and_unloaded(base, ask, tmp_path):  # noqa: F811
     paths = [saved(tmp_path / name, base, {"rank": 4}, seed).path for seed, name in enumerate("ab")]
     with AsyncEngine([LoadedModel.load(base)], max_state_bytes=1 << 28) as engine:
-        plain = said(engine.submit(ask(model="base")))
+        plain = output_ids(engine.submit(ask(model="base")))
         for name, path in zip("ab", paths, strict=True):
             engine.load_adapter("base", name, path)
         tickets = [engine.submit(ask(count=12, model=name, logprobs=0)) for name in ("base", "base:a", "base:b") * 2]
@@ -40,8 +40,8 @@ def test_adapters_are_loaded_used_and_unloaded(base, ask, tmp_path):  # noqa: F8
         with pytest.raises(InputError, match="already"):
             engine.load_adapter("base", "b", paths[0])
         engine.load_adapter("base", "a", paths[1])
-        assert said(engine.submit(ask(model="base:a"))) == said(engine.submit(ask(model="base:b")))
-        assert said(engine.submit(ask(model="base"))) == plain
+        assert output_ids(engine.submit(ask(model="base:a"))) == output_ids(engine.submit(ask(model="base:b")))
+        assert output_ids(engine.submit(ask(model="base"))) == plain
 
 
 def with_adapters(served):
@@ -80,14 +80,14 @@ def tokens_of(events):
 
 
 def assert_same(outputs, expected, exact):
-    assert said(outputs) == said(expected)
+    assert output_ids(outputs) == output_ids(expected)
     for one, other in zip(outputs, expected, strict=True):
         pairs = (one.logprob.logprob, other.logprob.logprob), (one.confidence, other.confidence)
         assert all(ours == (theirs if exact else pytest.approx(theirs, abs=1e-4)) for ours, theirs in pairs)
 
 
 @pytest.mark.parametrize("name", ["memory", "window", "whole"])
-def test_company_with_other_adapters_changes_nothing(name, ask, request, passes):
+def test_outputs_do_not_depend_on_other_adapters_in_the_batch(name, ask, request, passes):
     """Rows of two adapters and of none come and go in one batch: every answer and every probability is the same as in
     an engine that has nothing else to do."""
     model = with_adapters(request.getfixturevalue(name))
@@ -110,17 +110,17 @@ def test_company_with_other_adapters_changes_nothing(name, ask, request, passes)
                 assert_same(tokens_of(engine.submit(each)), together[number], engine.status()["exact"])
 
 
-def test_no_adapter_waits_for_another(memory, ask, passes):
+def test_adapters_share_a_batch(memory, ask, passes):
     """As many passes as the longest answer takes, however many adapters there are."""
     names = ("memory", "memory:a", "memory:b") * 2
     with AsyncEngine([with_adapters(memory)], max_state_bytes=1 << 28) as engine:
         handles = engine.call(lambda: [engine.submit(ask(b"one%d" % n, 20, model=m)) for n, m in enumerate(names)])
-        assert all(len(said(handle)) == 20 for handle in handles.result())
+        assert all(len(output_ids(handle)) == 20 for handle in handles.result())
     assert len(passes) == 1 + 19, "one pass over all prompts, and one for each token after the first"
     assert {len(indices) for indices in passes} == {len(names)}
 
 
-def test_one_prompt_for_several_adapters_is_read_by_each(memory, ask):
+def test_each_adapter_has_its_own_prefix_cache(memory, ask):
     with AsyncEngine([with_adapters(memory)], max_state_bytes=1 << 28) as engine:
         first = [list(engine.submit(ask(b"x" * 80, 2, model=name))) for name in ("memory", "memory:a", "memory:b")]
         assert [events[0].num_cached_tokens for events in first] == [0, 0, 0]
@@ -131,7 +131,7 @@ def test_one_prompt_for_several_adapters_is_read_by_each(memory, ask):
         assert sorted(next(iter(handle)).num_cached_tokens for handle in together) == [0, 0, 80, 80]
 
 
-def test_adapters_come_and_go_beside_running_rows(base, ask, tmp_path):  # noqa: F811
+def test_adapters_are_loaded_and_unloaded_during_generation(base, ask, tmp_path):  # noqa: F811
     """One is loaded, and one in use is unloaded and another loaded by its name, while rows are generating."""
     paths = [saved(tmp_path / str(seed), base, {"rank": 2 + seed}, seed).path for seed in range(3)]
     model = LoadedModel.load(base)

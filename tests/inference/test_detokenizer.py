@@ -6,7 +6,7 @@ from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.inference.detokenizer import Detokenizer
 
 
-def test_stop_strings_are_cut_and_never_shown():
+def test_stop_strings_are_removed():
     tokenizer = ByteTokenizer()
     row = Detokenizer(tokenizer.decoder(), ["END", "\n\n"])
     shown = "".join(row.push(b) for b in b"one EN two E")
@@ -16,6 +16,6 @@ def test_stop_strings_are_cut_and_never_shown():
     assert "".join(partial.push(b) for b in b"xEN") + partial.flush() == "xEN"
 
 
-def test_characters_of_several_bytes_come_whole():
+def test_multibyte_characters_are_complete():
     row = Detokenizer(ByteTokenizer().decoder(), [])
     assert [row.push(b) for b in "é€".encode()] == ["", "é", "", "", "€"]

@@ -14,13 +14,13 @@ from synthe_core.inference.offline import generate
 from synthe_core.inference.outputs import Finished, PrefillFinished, PromptLogprob, TokenOutput
 from synthe_core.inference.request import Busy, NotFound, Request
 from synthe_core.inference.sampling_params import SamplingParams
-from tests.inference.conftest import GREEDY, offline_tokens, reference_tokens, said, text
+from tests.inference.conftest import GREEDY, offline_tokens, output_ids, reference_tokens, text
 
 
-def test_an_answer_is_what_generation_gives(engine, memory, ask):
+def test_the_engine_equals_offline_generation(engine, memory, ask):
     events = list(engine.submit(ask(b"Once upon", 20)))
-    assert said(events) == reference_tokens(memory.model, b"Once upon", 20)
-    assert said(events) == offline_tokens(memory.model, [b"Once upon"], 20)[0]
+    assert output_ids(events) == reference_tokens(memory.model, b"Once upon", 20)
+    assert output_ids(events) == offline_tokens(memory.model, [b"Once upon"], 20)[0]
     assert events[0] == PrefillFinished(9, 0) and events[-1].reason == "length"
     assert (events[-1].num_prompt_tokens, events[-1].num_output_tokens) == (9, 20)
     deltas = generate(memory, ["Once upon"], 20, sampling=GREEDY)
@@ -29,11 +29,11 @@ def test_an_answer_is_what_generation_gives(engine, memory, ask):
 
 def test_a_long_prompt_is_read_in_chunks(engine, memory, ask):
     prompt = tuple(int(i) for i in torch.randint(0, 256, (777,)))
-    assert said(engine.submit(ask(prompt, 8))) == reference_tokens(memory.model, prompt, 8)
+    assert output_ids(engine.submit(ask(prompt, 8))) == reference_tokens(memory.model, prompt, 8)
 
 
 @pytest.mark.parametrize("model", ["memory", "window", "whole"])
-def test_company_changes_nothing(engine, ask, model):
+def test_outputs_do_not_depend_on_the_batch(engine, ask, model):
     """Rows that come and go, of all lengths, beside long prompts: every answer and every probability is the same."""
     drawn = torch.Generator().manual_seed(3)
     requests = []
@@ -50,7 +50,7 @@ def test_company_changes_nothing(engine, ask, model):
         for number, request in enumerate(requests):
             if number != 5:
                 alone = [event for event in fresh.submit(request) if isinstance(event, TokenOutput)]
-                assert said(alone) == said(outputs[number])
+                assert output_ids(alone) == output_ids(outputs[number])
                 for one, other in zip(alone, outputs[number], strict=True):
                     assert one.logprob.logprob == (
                         other.logprob.logprob if exact else pytest.approx(other.logprob.logprob, abs=1e-4)
@@ -58,13 +58,13 @@ def test_company_changes_nothing(engine, ask, model):
                     assert one.confidence == (other.confidence if exact else pytest.approx(other.confidence, abs=1e-4))
 
 
-def test_answers_to_one_prompt_read_it_once(engine, ask):
+def test_a_prompt_of_several_requests_is_computed_once(engine, ask):
     tickets = [engine.submit(ask(b"x" * 100, 3, sampling=SamplingParams(), seed=seed)) for seed in range(6)]
-    assert len({tuple(said(ticket)) for ticket in tickets}) > 1
+    assert len({tuple(output_ids(ticket)) for ticket in tickets}) > 1
     assert engine.status()["prompt_tokens"] == 100 and engine.status()["cached_tokens"] == 500
 
 
-def test_a_shared_beginning_changes_nothing(engine, ask):
+def test_a_shared_prefix_does_not_change_outputs(engine, ask):
     """What another prompt has left in the cache is used only where the numbers stay the same, to the bit."""
     shared = bytes(range(50, 150))
     list(engine.submit(ask(shared + b"one", 3)))
@@ -75,17 +75,17 @@ def test_a_shared_beginning_changes_nothing(engine, ask):
         assert alone[1:-1] == events[1:-1] or not fresh.status()["exact"]
 
 
-def test_a_seed_gives_the_same_text_and_another_another(engine, ask):
+def test_the_seed_determines_the_text(engine, ask):
     warm = SamplingParams(temperature=1.0)
     one, again, other = (list(engine.submit(ask(count=20, sampling=warm, seed=seed))) for seed in (7, 7, 8))
-    assert said(one) == said(again) != said(other)
+    assert output_ids(one) == output_ids(again) != output_ids(other)
 
 
 def test_logprobs_are_of_the_model_before_sampling(engine, memory, ask):
     events = list(
         engine.submit(ask(count=4, logprobs=3, sampling=SamplingParams(temperature=2.0, top_k=5), prompt_logprobs=True))
     )
-    tokens = [*b"Once upon", *said(events)]
+    tokens = [*b"Once upon", *output_ids(events)]
     chances = memory.model(torch.tensor([tokens]))[0][0].log_softmax(-1)
     logprobs_of_prompt = [event for event in events if isinstance(event, PromptLogprob)]
     assert logprobs_of_prompt[0] == PromptLogprob(ord("O"), None) and len(logprobs_of_prompt) == 9
@@ -95,13 +95,13 @@ def test_logprobs_are_of_the_model_before_sampling(engine, memory, ask):
         assert [one.token_id for one in event.top_logprobs] == chances[place].topk(3).indices.tolist()
 
 
-def test_nothing_to_write_reads_only(engine, ask):
+def test_zero_tokens_only_prefill(engine, ask):
     events = list(engine.submit(ask(count=0, prompt_logprobs=True, logprobs=0)))
-    assert said(events) == [] and events[-1].reason == "length"
+    assert output_ids(events) == [] and events[-1].reason == "length"
     assert sum(isinstance(event, PromptLogprob) for event in events) == 9
 
 
-def test_the_stop_is_not_shown(engine, ask):
+def test_the_stop_string_is_removed(engine, ask):
     whole = text(engine.submit(ask(count=30)))
     stop = whole[10:13]
     events = list(engine.submit(ask(count=30, stop=(stop,))))
@@ -111,19 +111,19 @@ def test_the_stop_is_not_shown(engine, ask):
 def test_the_end_of_the_document_ends_it(engine, memory, ask):
     never = SamplingParams(temperature=0, logit_bias={256: 1000.0})
     events = list(engine.submit(ask(count=5, sampling=never, ignore_eos=False)))
-    assert said(events) == [256] and events[-1].reason == "stop" and text(events) == ""
-    assert said(engine.submit(ask(count=5, sampling=never))) == [256] * 5
+    assert output_ids(events) == [256] and events[-1].reason == "stop" and text(events) == ""
+    assert output_ids(engine.submit(ask(count=5, sampling=never))) == [256] * 5
 
 
 def test_penalties_and_bias(engine, ask):
     banned = SamplingParams(temperature=0, logit_bias={token: -100.0 for token in range(100)})
-    assert min(said(engine.submit(ask(count=20, sampling=banned)))) >= 100
+    assert min(output_ids(engine.submit(ask(count=20, sampling=banned)))) >= 100
     shy = SamplingParams(temperature=0, presence_penalty=1000.0)
-    written = said(engine.submit(ask(count=40, sampling=shy)))
+    written = output_ids(engine.submit(ask(count=40, sampling=shy)))
     assert len(set(written)) == 40
 
 
-def test_json_that_obeys_a_schema(engine, ask):
+def test_json_follows_a_schema(engine, ask):
     import json
 
     pytest.importorskip("llguidance")
@@ -153,7 +153,7 @@ def test_invalid_requests_are_refused(engine, ask):
         engine.submit(ask(model="memory:nothing"))
 
 
-def test_a_cancelled_row_makes_room(memory, ask):
+def test_a_cancelled_sequence_frees_its_slot(memory, ask):
     with AsyncEngine([memory], max_num_seqs=1, max_state_bytes=1 << 28) as engine:
         long, short = engine.submit(ask(count=100_000)), engine.submit(ask(count=2))
         next(iter(long))
@@ -162,7 +162,7 @@ def test_a_cancelled_row_makes_room(memory, ask):
         assert list(long)[-1].reason == "cancelled"
 
 
-def test_no_room_is_said(memory, ask):
+def test_a_full_queue_is_an_error(memory, ask):
     with AsyncEngine([memory], max_num_seqs=1, max_waiting=2, max_state_bytes=1 << 28) as engine:
         tickets = [engine.submit(ask(count=100_000))]
         time.sleep(0.2)
@@ -189,7 +189,7 @@ def test_a_pass_that_fails_fails_its_rows_only(engine, memory, ask, monkeypatch)
     assert list(other)[-1].reason == "length"
 
 
-def test_a_caller_that_fails_is_dropped(engine, ask):
+def test_a_failing_callback_cancels_its_request(engine, ask):
     def deliver(event: object) -> None:
         raise RuntimeError("gone")
 
@@ -197,7 +197,7 @@ def test_a_caller_that_fails_is_dropped(engine, ask):
     assert list(engine.submit(ask()))[-1].reason == "length"
 
 
-def test_closing_lets_end_and_cuts_off(memory, ask):
+def test_close_finishes_or_cancels_requests(memory, ask):
     engine = AsyncEngine([memory], max_state_bytes=1 << 28)
     list(engine.submit(ask()))
     short, endless = engine.submit(ask(count=4)), engine.submit(ask(count=100_000))
@@ -209,11 +209,11 @@ def test_closing_lets_end_and_cuts_off(memory, ask):
     engine.close()
 
 
-def test_many_threads_ask(engine, ask):
+def test_requests_from_many_threads(engine, ask):
     answers: list[list[int]] = []
 
     def one() -> None:
-        answers.append(said(engine.submit(ask(count=9))))
+        answers.append(output_ids(engine.submit(ask(count=9))))
 
     threads = [threading.Thread(target=one) for _ in range(16)]
     [thread.start() for thread in threads]

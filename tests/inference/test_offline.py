@@ -53,7 +53,7 @@ def run(generator):
             return pieces, stop.value
 
 
-def test_greedy_equals_reading_everything_again(model):
+def test_greedy_equals_recomputing_the_whole_text(model):
     tokens = [1, 2, 3]
     for _ in range(12):
         tokens.append(model(torch.tensor([tokens]))[0][0, -1].argmax().item())
@@ -76,7 +76,7 @@ def test_long_prompts_are_read_in_chunks(model):
     assert offline_tokens(model, [prompt, prompt[:7]], 5, config=chunks) == whole
 
 
-def test_a_saved_session_goes_on_exactly(model, tmp_path):
+def test_a_saved_session_continues_exactly(model, tmp_path):
     tokenizer = ByteTokenizer()
     greedy = SamplingParams(temperature=0)
     whole, _ = run(generate(LoadedModel("model", model, tokenizer), ["hello wor"], 20, sampling=greedy))
@@ -101,7 +101,7 @@ def test_a_session_of_another_model_is_refused(model, tmp_path):
         Session.load(tmp_path / "missing.safetensors", model)
 
 
-def test_a_place_where_no_session_can_be_written_is_refused(model, tmp_path):
+def test_a_session_path_that_cannot_be_written_is_refused(model, tmp_path):
     _, session = run(generate(load(model), ["a"], 1))
     with pytest.raises(InputError, match="no such folder"):
         session.save(tmp_path / "missing" / "s", model)
@@ -110,7 +110,7 @@ def test_a_place_where_no_session_can_be_written_is_refused(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_row_goes_on_from_a_session_of_one(model):
+def test_every_row_continues_from_a_session_of_one_row(model):
     greedy = SamplingParams(temperature=0)
     _, session = run(generate(load(model), ["hello wor"], 4, sampling=greedy))
     alone = [text_of(run(generate(load(model), [p], 9, sampling=greedy, session=session))[0]) for p in ("x", "yz")]
@@ -135,7 +135,7 @@ def test_a_row_that_ends_early_keeps_its_state(model):
     assert [int(sequence.state.position) for sequence in (long, short)] == [6, 2]
 
 
-def test_reading_only_leaves_the_last_token_for_later(model):
+def test_prefill_only_leaves_the_last_token_uncomputed(model):
     greedy = SamplingParams(temperature=0)
     whole, _ = run(generate(load(model), ["hello"], 6, sampling=greedy))
     for prompt, rest in (("hello", ""), ("h", "ello")):
@@ -144,7 +144,7 @@ def test_reading_only_leaves_the_last_token_for_later(model):
         assert run(generate(load(model), [rest], 6, sampling=greedy, session=session))[0] == whole
 
 
-def test_an_error_is_raised_as_it_was(model, monkeypatch):
+def test_errors_are_raised_unchanged(model, monkeypatch):
     class Broken(Exception):
         pass
 
@@ -157,14 +157,14 @@ def test_an_error_is_raised_as_it_was(model, monkeypatch):
         list(generate(loaded, ["a", "bcd"], 3))
 
 
-def test_an_empty_prompt_is_refused_by_tokens_and_begins_a_document_in_text(model):
+def test_an_empty_prompt_is_refused_as_tokens_and_starts_a_document_as_text(model):
     with pytest.raises(InputError, match="empty"):
         offline_tokens(model, [[]], 3)
     _, session = run(generate(load(model), [""], 3))
     assert session.state.position.item() >= 1
 
 
-def test_a_prompt_that_ends_in_a_space_goes_on_with_a_word():
+def test_a_prompt_that_ends_with_a_space_continues_with_a_word():
     import tokenizers
 
     from synthe_core.data.tokenizers import FileTokenizer

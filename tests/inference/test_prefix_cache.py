@@ -8,7 +8,7 @@ import torch
 from synthe_core import state as states
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.prefix_cache import CachedState, PrefixCache
-from tests.inference.conftest import said
+from tests.inference.conftest import output_ids
 
 
 def cached(tokens, logits=None, size=1000):
@@ -31,7 +31,7 @@ def test_the_longest_prefix_is_returned():
     assert store.longest("m", range(6)) is None and store.bytes == 0
 
 
-def test_the_least_used_goes_first_and_comes_back_from_disk(tmp_path):
+def test_the_least_recently_used_entry_is_spilled_to_disk_and_restored(tmp_path):
     store = PrefixCache(25_000, tmp_path / "spill")
     for first in range(10):
         store.put(cached([first, 1, 2]))
@@ -57,32 +57,32 @@ def test_disk_is_bounded(tmp_path):
 
 
 @pytest.mark.parametrize("model", ["memory", "window"])
-def test_a_conversation_costs_its_new_tokens(engine, ask, model):
+def test_a_conversation_computes_only_new_tokens(engine, ask, model):
     text, answers = list(b"Hello there, "), []
     for turn in range(6):
         events = list(engine.submit(ask(tuple(text), 5, model=model)))
         assert events[-1].num_cached_tokens == (0 if turn == 0 else len(text) - 4)
-        answers.append(said(events))
-        text += [*said(events), *b"abc"]
+        answers.append(output_ids(events))
+        text += [*output_ids(events), *b"abc"]
     with AsyncEngine(list(engine.models.values()), cache_bytes=0, max_state_bytes=1 << 28) as fresh:
         text = list(b"Hello there, ")
         for answer in answers:
             events = list(fresh.submit(ask(tuple(text), 5, model=model)))
-            assert said(events) == answer and events[-1].num_cached_tokens == 0
+            assert output_ids(events) == answer and events[-1].num_cached_tokens == 0
             text += [*answer, *b"abc"]
 
 
-def test_the_same_prompt_costs_nothing(engine, ask):
+def test_the_same_prompt_is_not_computed_again(engine, ask):
     first, again = (list(engine.submit(ask(count=7, logprobs=2))) for _ in range(2))
     assert again[0].num_cached_tokens == 9 and first[1:-1] == again[1:-1]
 
 
-def test_a_snapshot_is_not_written_to(engine, ask):
+def test_a_cached_state_is_never_modified(engine, ask):
     list(engine.submit(ask(count=3)))
     snapshot = engine.prefix_cache.longest(engine.registry.resolve("memory").fingerprints.weights, list(b"Once upon"))
     before = states.map_leaves(torch.clone, snapshot.state)
     tickets = [engine.submit(ask(count=9)) for _ in range(4)]
-    assert len({tuple(said(ticket)) for ticket in tickets}) == 1
+    assert len({tuple(output_ids(ticket)) for ticket in tickets}) == 1
     for (_, one), (_, other) in zip(states.named_leaves(before), states.named_leaves(snapshot.state), strict=True):
         assert torch.equal(one, other)
 
@@ -94,7 +94,7 @@ def test_a_short_sequence_in_a_batch_with_a_long_one_caches_its_own_window(windo
         with AsyncEngine([window], max_state_bytes=1 << 28, cache_bytes=1 << 24) as engine:
             for request in company:
                 next(iter(engine.submit(request)))
-            tokens = [*b"ab", *said(engine.submit(ask(b"ab", count=3, model="window")))]
+            tokens = [*b"ab", *output_ids(engine.submit(ask(b"ab", count=3, model="window")))]
             entry = engine.prefix_cache.longest(engine.registry.resolve("window").fingerprints.weights, tokens)
             return entry.length, states.nbytes(entry.state)
 

@@ -20,7 +20,7 @@ from synthe_core.inference.sampling_params import SamplingParams
         (SamplingParams(), {0, 1, 2, 3}),
     ],
 )
-def test_filters_keep_what_they_say(sampling, allowed):
+def test_filters_keep_their_tokens(sampling, allowed):
     logits = torch.log(torch.tensor([[0.04, 0.08, 0.24, 0.64]])).expand(400, -1)
     rows = [SamplingState.create(sampling, seed, 4, [], logits.device) for seed in range(400)]
     assert set(sample(logits, rows)) == allowed
@@ -44,7 +44,7 @@ def test_settings_too_small_for_float32_are_no_error(sampling):
         assert picked.tolist() == [0, 0]
 
 
-def test_repetition_penalty_lowers_what_was_seen():
+def test_repetition_penalty_lowers_previous_tokens():
     logits = torch.tensor([[2.0, 1.9, -1.0]])
     greedy = SamplingParams(temperature=0, repetition_penalty=1.5)
     assert sample(logits, [SamplingState.create(greedy, 0, 3, [0, 2], logits.device)]) == [1]

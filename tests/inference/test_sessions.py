@@ -11,7 +11,7 @@ from synthe_core.errors import InputError
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.request import Busy, NotFound
-from tests.inference.conftest import said
+from tests.inference.conftest import output_ids
 from tests.processes import run_program
 
 
@@ -20,44 +20,44 @@ def serve(served, folder=None):
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_a_conversation_goes_on(memory, ask, tmp_path, saved):
+def test_a_session_continues(memory, ask, tmp_path, saved):
     with serve(memory, tmp_path if saved else None) as engine:
-        whole = said(engine.submit(ask(count=20)))
+        whole = output_ids(engine.submit(ask(count=20)))
         first = list(engine.submit(ask(count=8, session_id="talk")))
         info = engine.sessions.get("talk")
         assert info.tokens == 17 and info.saved == saved and info.model == "memory"
         assert engine.sessions.fork("talk", "other").tokens == 17
         second = list(engine.submit(ask((), 12, session_id="talk")))
-        assert said(first) + said(second) == whole
+        assert output_ids(first) + output_ids(second) == whole
         assert (second[-1].num_prompt_tokens, second[-1].num_cached_tokens) == (17, 16)
-        assert said(engine.submit(ask((), 12, session_id="other"))) == whole[8:]
+        assert output_ids(engine.submit(ask((), 12, session_id="other"))) == whole[8:]
         assert {info.id for info in engine.sessions.list()} == {"talk", "other"}
         engine.sessions.delete("other")
         with pytest.raises(NotFound):
             engine.sessions.get("other")
 
 
-def test_reading_only_keeps_the_last_token_for_later(memory, ask, tmp_path):
+def test_prefill_only_leaves_the_last_token_uncomputed(memory, ask, tmp_path):
     with serve(memory, tmp_path) as engine:
-        whole = said(engine.submit(ask(count=6)))
-        assert said(engine.submit(ask(count=0, session_id="read"))) == []
+        whole = output_ids(engine.submit(ask(count=6)))
+        assert output_ids(engine.submit(ask(count=0, session_id="read"))) == []
         assert engine.sessions.get("read").tokens == 9
-        assert said(engine.submit(ask((), 6, session_id="read"))) == whole
+        assert output_ids(engine.submit(ask((), 6, session_id="read"))) == whole
 
 
-def test_it_is_there_after_a_restart_and_belongs_to_its_model(memory, window, ask, tmp_path):
+def test_a_session_survives_a_restart_and_belongs_to_its_model(memory, window, ask, tmp_path):
     with serve(memory, tmp_path) as engine:
-        whole = said(engine.submit(ask(count=10)))
+        whole = output_ids(engine.submit(ask(count=10)))
         list(engine.submit(ask(count=4, session_id="talk")))
     (tmp_path / "garbage.safetensors").write_bytes(b"no session")
     with serve(memory, tmp_path) as engine:
         assert [info.id for info in engine.sessions.list()] == ["talk"]
-        assert said(engine.submit(ask((), 6, session_id="talk"))) == whole[4:]
+        assert output_ids(engine.submit(ask((), 6, session_id="talk"))) == whole[4:]
     with serve(window, tmp_path) as engine, pytest.raises(InputError, match="belongs to memory"):
         engine.submit(ask(model="window", session_id="talk"))
 
 
-def test_names_are_no_paths(engine, ask):
+def test_names_cannot_be_paths(engine, ask):
     for name in ("../x", "a/b", "", ".", "a b", "x" * 65, "-x", "a\0", "é"):
         with pytest.raises(InputError):
             engine.submit(ask(session_id=name))
@@ -103,9 +103,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_kill_9_keeps_what_was_saved(memory_path, memory: LoadedModel, ask, tmp_path):
+def test_saved_sessions_survive_sigkill(memory_path, memory: LoadedModel, ask, tmp_path):
     run = [sys.executable, "-c", KILLED, str(memory_path), str(tmp_path)]
     first = eval(run_program(run, capture_output=True, text=True).stdout)
     with serve(memory, tmp_path) as engine:
         assert [info.id for info in engine.sessions.list()] == ["kept"]
-        assert said(engine.submit(ask(count=12))) == first + said(engine.submit(ask((), 6, session_id="kept")))
+        assert output_ids(engine.submit(ask(count=12))) == first + output_ids(
+            engine.submit(ask((), 6, session_id="kept"))
+        )

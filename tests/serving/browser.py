@@ -92,8 +92,8 @@ class Browser:
     def press(self, key: str, modifiers: int = 0) -> None:
         code, text = KEYS.get(key, (ord(key[0].upper()), key))
         shared = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
-        said = {"type": "keyDown", "text": text} if text and not modifiers else {"type": "rawKeyDown"}
-        self.call("Input.dispatchKeyEvent", **said, **shared)
+        event = {"type": "keyDown", "text": text} if text and not modifiers else {"type": "rawKeyDown"}
+        self.call("Input.dispatchKeyEvent", **event, **shared)
         self.call("Input.dispatchKeyEvent", type="keyUp", **shared)
 
     def write(self, text: str) -> None:

@@ -110,7 +110,7 @@ def choose(page: Browser, model: str) -> None:
     page.do(f"m = document.querySelector('#model'); m.value = '{model}'; m.dispatchEvent(new Event('change'))")
 
 
-def test_an_answer_streams_in_and_is_what_the_server_says(page: Browser, server: Server, engine: AsyncEngine) -> None:
+def test_an_answer_is_streamed_and_equals_the_response(page: Browser, server: Server, engine: AsyncEngine) -> None:
     say(page, "hello", wait=False)
     page.wait("document.querySelectorAll('.turn.assistant .t').length > 1")
     page.wait(IDLE)
@@ -140,7 +140,7 @@ def test_html_from_a_model_is_text(page: Browser) -> None:
     page.do("document.querySelector('#sessions .open').innerHTML.includes('<img') && (window.hit = 3)")
 
 
-def test_escape_stops_an_answer_and_the_conversation_goes_on(
+def test_escape_stops_an_answer_and_the_conversation_continues(
     page: Browser, server: Server, engine: AsyncEngine
 ) -> None:
     begin(page, server.url, max_tokens=4000, seed=2)
@@ -161,7 +161,7 @@ def test_escape_stops_an_answer_and_the_conversation_goes_on(
     assert len(page.do(TEXT)) == 2
 
 
-def test_a_fork_is_a_second_session_and_delete_asks_first(page: Browser, engine: AsyncEngine) -> None:
+def test_a_fork_is_a_second_session_and_delete_needs_confirmation(page: Browser, engine: AsyncEngine) -> None:
     for info in engine.sessions.list():
         engine.sessions.delete(info.id)
     say(page, "hello")
@@ -182,12 +182,12 @@ def test_a_fork_is_a_second_session_and_delete_asks_first(page: Browser, engine:
     assert len(engine.sessions.list()) == 1
 
 
-def test_a_conversation_is_there_after_a_reload(page: Browser, server: Server, engine: AsyncEngine) -> None:
+def test_a_conversation_survives_a_reload(page: Browser, server: Server, engine: AsyncEngine) -> None:
     say(page, "hello")
-    said = page.do(TEXT)
+    texts = page.do(TEXT)
     page.open(server.url)
     page.wait(READY)
-    assert page.do(TEXT) == said
+    assert page.do(TEXT) == texts
     page.wait("document.querySelector('#sessions [aria-current=true] .dot:not([hidden])')")
     say(page, "again")
     assert len(page.do(TEXT)) == 2
@@ -214,7 +214,7 @@ def test_confidence_is_a_colour_that_can_be_switched_off(page: Browser) -> None:
     assert page.do("document.querySelectorAll('#tip li').length") >= 5
     page.do("document.querySelector('.turn.assistant .body').focus()")
     page.press("ArrowRight")
-    assert re.match(r"“.+”, probability [\d<.]+%", page.do("document.querySelector('#said').textContent"))
+    assert re.match(r"“.+”, probability [\d<.]+%", page.do("document.querySelector('#announcement').textContent"))
     page.click("#tint")
     assert set(page.do(shade)) == {clear}
 
@@ -233,7 +233,7 @@ def test_the_layers_of_the_last_answer(page: Browser) -> None:
         "document.querySelectorAll('.turn.assistant .t').length"
     )
     page.hover(".turn.assistant .t:nth-child(2)")
-    page.wait("document.querySelector('.told').textContent.includes('token 2 of')")
+    page.wait("document.querySelector('.selection').textContent.includes('token 2 of')")
     assert page.do("document.querySelector('.says').textContent") != ""
 
 
@@ -248,7 +248,7 @@ def test_a_model_without_a_template_continues_a_text(page: Browser, engine: Asyn
     assert page.do("document.querySelectorAll('.page .user').length") == 1
 
 
-def test_nothing_is_wider_than_a_phone(page: Browser, server: Server) -> None:
+def test_the_layout_fits_a_phone(page: Browser, server: Server) -> None:
     begin(page, server.url, 360, touch=True)
     page.wait(READY)
     wide = "[document.documentElement, document.querySelector('#scroll')].every(e => e.scrollWidth <= 360)"
@@ -259,11 +259,11 @@ def test_nothing_is_wider_than_a_phone(page: Browser, server: Server) -> None:
     button(page, "Inspect")
     page.wait("document.querySelector('.grid canvas')")
     assert page.do(fits)
-    for pane in ("list", "rail", "talk"):
+    for pane in ("list", "rail", "chat"):
         page.click(f".panes [data-pane={pane}]")
         assert page.do(fits), pane
         assert page.do(
-            "[...document.querySelectorAll('#list, #rail, #talk')].filter(e => e.offsetParent).map(e => e.id)"
+            "[...document.querySelectorAll('#list, #rail, #chat')].filter(e => e.offsetParent).map(e => e.id)"
         ) == [pane]
 
 
@@ -337,7 +337,7 @@ def test_the_api_key_dialog_stores_the_key_for_the_tab(chromium: Browser, models
     assert not [fault for fault in chromium.faults if "401" not in fault]
 
 
-def test_no_file_reaches_for_anything_else() -> None:
+def test_no_file_loads_external_resources() -> None:
     for path in PAGE.iterdir():
         text = path.read_text(encoding="utf-8")
         assert not re.search(

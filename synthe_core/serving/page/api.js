@@ -2,7 +2,7 @@
 
 const KEY = "synthe.key";
 
-export class Failure extends Error {
+export class ApiError extends Error {
   constructor(message, { status = 0, retry = null } = {}) {
     super(message);
     this.status = status;
@@ -10,15 +10,15 @@ export class Failure extends Error {
   }
 }
 
-let unlocking = null;
-let ask_for_key = async () => null;
+let pendingPrompt = null;
+let promptForKey = async () => null;
 
-/** `ask(wrong)` asks the user for a key and returns it, or null. */
-export function onLocked(ask) { ask_for_key = ask; }
+/** `prompt(rejected)` prompts the user for a key and returns it, or null. */
+export function onKeyRequired(prompt) { promptForKey = prompt; }
 
-function unlock(wrong) {
-  unlocking ??= ask_for_key(wrong).finally(() => { unlocking = null; });
-  return unlocking;
+function requestKey(rejected) {
+  pendingPrompt ??= promptForKey(rejected).finally(() => { pendingPrompt = null; });
+  return pendingPrompt;
 }
 
 async function request(path, { method = "GET", body, signal, quiet = false } = {}) {
@@ -34,12 +34,12 @@ async function request(path, { method = "GET", body, signal, quiet = false } = {
       });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Failure("The server does not respond.");
+      throw new ApiError("The server does not respond.");
     }
     if (response.ok) return response;
     if (response.status === 401 && !quiet) {
-      const given = await unlock(Boolean(key) && sessionStorage.getItem(KEY) === key);
-      if (given) { sessionStorage.setItem(KEY, given); continue; }
+      const newKey = await requestKey(Boolean(key) && sessionStorage.getItem(KEY) === key);
+      if (newKey) { sessionStorage.setItem(KEY, newKey); continue; }
     }
     throw await failure(response);
   }
@@ -49,7 +49,7 @@ async function failure(response) {
   let message = `The server responded with ${response.status}.`;
   try { message = (await response.json()).error?.message || message; } catch { /* no JSON: the status says it */ }
   const retry = Number(response.headers.get("retry-after"));
-  return new Failure(message, { status: response.status, retry: retry > 0 ? retry : null });
+  return new ApiError(message, { status: response.status, retry: retry > 0 ? retry : null });
 }
 
 /** The JSON response of a path. */
@@ -65,23 +65,23 @@ export const remove = (path, options) => get(path, { ...options, method: "DELETE
 export async function* stream(path, body, signal) {
   const response = await request(path, { method: "POST", body: { ...body, stream: true }, signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
+  let buffer = "";
   try {
     for (;;) {
       const { value, done } = await reader.read().catch(error => {
         if (error.name === "AbortError") throw error;
-        throw new Failure("The connection closed before the answer ended.");
+        throw new ApiError("The connection closed before the answer ended.");
       });
-      if (done) throw new Failure("The connection closed before the answer ended.");
-      held += value;
-      const lines = held.split(/\r\n|\n|\r(?!$)/);
-      held = lines.pop();
+      if (done) throw new ApiError("The connection closed before the answer ended.");
+      buffer += value;
+      const lines = buffer.split(/\r\n|\n|\r(?!$)/);
+      buffer = lines.pop();
       for (const line of lines) {
         if (!line.startsWith("data:")) continue; // comments keep the line open, and events have no other fields
         const data = line.slice(5).trim();
         if (data === "[DONE]") return;
         const event = JSON.parse(data);
-        if (event.error) throw new Failure(event.error.message || "The request failed.", { status: event.error.code || 500 });
+        if (event.error) throw new ApiError(event.error.message || "The request failed.", { status: event.error.code || 500 });
         yield event;
       }
     }

@@ -1,42 +1,43 @@
 // The conversation: its messages, and the requests that continue it.
 
-import { Failure, stream } from "./api.js";
+import { ApiError, stream } from "./api.js";
 import * as conversations from "./conversations.js";
+import { $, announce, make } from "./dom.js";
+import { count, percent, rate } from "./format.js";
+import { inspectButton } from "./inspection.js";
 import * as models from "./models.js";
 import { sampling, system } from "./settings.js";
-import { inside } from "./strips.js";
 import { element, joined, token } from "./tokens.js";
-import { $, count, make, percent, rate, say } from "./words.js";
 
-const TOP = 5; // likeliest tokens asked for beside each that is written
-let under_way = null; // what stops the answer that is being written
+const TOP = 5; // most likely tokens requested for each output token
+let controller = null; // cancels the answer that is being generated
 
-export const busy = () => under_way !== null;
-export const stop = () => under_way?.abort();
+export const busy = () => controller !== null;
+export const stop = () => controller?.abort();
 
 // The tokens in the chunks of a stream, chat or text.
 
 /** The new token of a chunk, or null. Several tokens that only together are text count as one. */
-function told(event) {
-  const [choice] = event.choices, said = choice.logprobs;
-  const text = choice.text ?? choice.delta?.content ?? "", sure = event.synthe?.confidence ?? null;
-  const chances = (said?.content?.map(t => t.logprob) ?? said?.token_logprobs ?? []).filter(l => l !== null);
-  if (!text && !chances.length) return null;
-  const tops = said?.content ? said.content.map(t => t.top_logprobs.map(o => [o.token, o.logprob])) : (said?.top_logprobs ?? []).map(top => Object.entries(top ?? {}));
+function parseToken(event) {
+  const [choice] = event.choices, logprobs = choice.logprobs;
+  const text = choice.text ?? choice.delta?.content ?? "", confidence = event.synthe?.confidence ?? null;
+  const values = (logprobs?.content?.map(t => t.logprob) ?? logprobs?.token_logprobs ?? []).filter(l => l !== null);
+  if (!text && !values.length) return null;
+  const tops = logprobs?.content ? logprobs.content.map(t => t.top_logprobs.map(o => [o.token, o.logprob])) : (logprobs?.top_logprobs ?? []).map(top => Object.entries(top ?? {}));
   const top = tops.length === 1 ? tops[0].map(([t, l]) => [t, Math.exp(l)]).sort((a, b) => b[1] - a[1]) : [];
-  return token(text, sure, chances.length ? Math.exp(chances.reduce((a, b) => a + b)) : null, top);
+  return token(text, confidence, values.length ? Math.exp(values.reduce((a, b) => a + b)) : null, top);
 }
 
 /** The path and body of the request that continues `c`, and whether it sends the earlier turns too. */
-function asked(c, chat, model) {
+function requestFor(c, chat, model) {
   const past = c.turns.slice(0, -1), words = system();
-  const goesOn = c.read && c.read.model === model && conversations.isKept(c.id) && (c.read.system === null || !chat || c.read.system === words) && c.read.turns < past.length;
-  const news = goesOn ? past.slice(c.read.turns) : past;
+  const resumes = c.read && c.read.model === model && conversations.isSaved(c.id) && (c.read.system === null || !chat || c.read.system === words) && c.read.turns < past.length;
+  const newTurns = resumes ? past.slice(c.read.turns) : past;
   const common = { model, session: c.id, ...sampling(), confidence: true, stream_options: { include_usage: true } };
-  if (!chat) return { path: "v1/completions", goesOn, body: { ...common, prompt: news.map(t => t.text).join(""), logprobs: TOP } };
-  const messages = news.map(({ role, text }) => ({ role, content: text }));
-  if (!goesOn && words) messages.unshift({ role: "system", content: words });
-  return { path: "v1/chat/completions", goesOn, body: { ...common, messages, logprobs: true, top_logprobs: TOP } };
+  if (!chat) return { path: "v1/completions", resumes, body: { ...common, prompt: newTurns.map(t => t.text).join(""), logprobs: TOP } };
+  const messages = newTurns.map(({ role, text }) => ({ role, content: text }));
+  if (!resumes && words) messages.unshift({ role: "system", content: words });
+  return { path: "v1/chat/completions", resumes, body: { ...common, messages, logprobs: true, top_logprobs: TOP } };
 }
 
 /** Sends the typed text; "" continues the text so far. */
@@ -50,7 +51,7 @@ export function send(text) {
 }
 
 /** Generates the last answer again. */
-export function again() {
+export function regenerate() {
   const c = conversations.current();
   if (busy() || !c.turns.length) return;
   if (c.turns.at(-1).role === "assistant") c.turns.pop();
@@ -63,55 +64,55 @@ async function answer(c) {
   const turn = { role: "assistant", text: "", tokens: [], note: null, fault: null };
   c.turns.push(turn);
   c.model = model;
-  under_way = new AbortController();
+  controller = new AbortController();
   working(true);
   conversations.save(c);
   show(c);
-  follow(true);
+  scrollToEnd(true);
   const began = performance.now();
-  let first = null, usage = null, ended = null, held = null;
+  let first = null, usage = null, ended = null, partial = null;
   try {
     if (c.sent) await conversations.refresh(); // what the server remembers at this moment
-    let { path, goesOn, body } = asked(c, chat, model);
-    if (!goesOn) await conversations.forget(c.id);
+    let { path, resumes, body } = requestFor(c, chat, model);
+    if (!resumes) await conversations.deleteSession(c.id);
     c.sent = true;
     const read = async () => {
-      for await (const event of stream(path, body, under_way.signal)) {
+      for await (const event of stream(path, body, controller.signal)) {
         usage = event.usage ?? usage;
         const choice = event.choices?.[0];
         if (!choice) continue;
         ended = choice.finish_reason ?? ended;
-        const one = told(event);
+        const one = parseToken(event);
         if (!one) continue;
         first ??= performance.now();
-        const whole = held ? joined(held, one) : one;
-        held = whole.text ? null : whole;
+        const whole = partial ? joined(partial, one) : one;
+        partial = whole.text ? null : whole;
         if (whole.text) append(turn, whole);
       }
     };
     try { await read(); } catch (error) {
-      if (error.status !== 404 || !goesOn || first) throw error; // the server has forgotten the session: from the beginning
+      if (error.status !== 404 || !resumes || first) throw error; // the server has forgotten the session: from the beginning
       c.read = null;
-      ({ path, goesOn, body } = asked(c, chat, model));
+      ({ path, resumes, body } = requestFor(c, chat, model));
       await read();
     }
     c.read = { turns: c.turns.length, model, system: chat ? system() : null };
   } catch (error) {
     c.read = null; // how far the server has read cannot be known
     if (error.name === "AbortError") ended = "stopped";
-    else turn.fault = { message: error.message, retry: error instanceof Failure ? error.retry : null };
+    else turn.fault = { message: error.message, retry: error instanceof ApiError ? error.retry : null };
   }
   const seconds = (performance.now() - (first ?? began)) / 1000;
   turn.note = {
     tokens: usage?.completion_tokens ?? turn.tokens.length, ended, prompt: usage?.prompt_tokens ?? null,
     cached: usage?.prompt_tokens_details?.cached_tokens ?? null, wait: first && (first - began) / 1000, rate: turn.tokens.length > 2 ? (turn.tokens.length - 1) / seconds : null,
   };
-  under_way = null;
+  controller = null;
   working(false);
   if (conversations.current() === c) finish(c, turn);
   conversations.save(c);
   conversations.refresh();
-  say(turn.fault ? turn.fault.message : ended === "stopped" ? "Stopped." : `Answered, ${turn.note.tokens} tokens.`);
+  announce(turn.fault ? turn.fault.message : ended === "stopped" ? "Stopped." : `Answered, ${turn.note.tokens} tokens.`);
 }
 
 function working(is) {
@@ -133,17 +134,17 @@ function append(turn, one) {
   if (!body) return; // another conversation is open
   body.classList.remove("waiting");
   body.append(element(one));
-  follow();
+  scrollToEnd();
 }
 
-function filled(turn) {
+function renderTurn(turn) {
   const flow = conversations.current().mode === "text";
   const body = make(flow ? "span.body" : "div.body");
   if (turn.tokens?.length) body.append(...turn.tokens.map(element));
   else body.textContent = turn.text;
   if (turn.role === "assistant") {
     body.tabIndex = 0;
-    body.setAttribute("aria-label", "Answer; arrow keys walk through its tokens");
+    body.setAttribute("aria-label", "Answer; arrow keys move through its tokens");
     body.setAttribute("role", "group");
   }
   bodies.set(turn, body);
@@ -154,12 +155,12 @@ export function show(c = conversations.current()) {
   bodies = new Map();
   const log = $("log");
   log.classList.toggle("text", c.mode === "text");
-  if (!c.turns.length) { log.replaceChildren(nothing(c)); return; }
+  if (!c.turns.length) { log.replaceChildren(placeholder(c)); return; }
   if (c.mode === "text") {
-    const page = make("article.page", ...c.turns.map(turn => { const body = filled(turn); body.classList.add(turn.role); return body; }));
+    const page = make("article.page", ...c.turns.map(turn => { const body = renderTurn(turn); body.classList.add(turn.role); return body; }));
     log.replaceChildren(page);
   } else {
-    log.replaceChildren(...c.turns.map(turn => make(`article.turn.${turn.role}`, make("h3.who", turn.role === "user" ? "You" : c.model || "Answer"), filled(turn))));
+    log.replaceChildren(...c.turns.map(turn => make(`article.turn.${turn.role}`, make("h3.who", turn.role === "user" ? "You" : c.model || "Answer"), renderTurn(turn))));
   }
   const last = c.turns.at(-1);
   if (last.role === "assistant") {
@@ -181,13 +182,13 @@ function finish(c, turn) {
   if (turn.fault) after.append(fault(turn.fault));
   const button = (label, title, onclick) => make("button", label, { type: "button", title, onclick });
   const copy = button("Copy", "Copy the text", async () => {
-    await navigator.clipboard?.writeText(c.mode === "text" ? c.turns.map(t => t.text).join("") : turn.text).then(() => { copy.textContent = "Copied"; setTimeout(() => { copy.textContent = "Copy"; }, 1500); }, () => say("The browser did not allow it."));
+    await navigator.clipboard?.writeText(c.mode === "text" ? c.turns.map(t => t.text).join("") : turn.text).then(() => { copy.textContent = "Copied"; setTimeout(() => { copy.textContent = "Copy"; }, 1500); }, () => announce("The browser did not allow it."));
   });
-  const actions = make("p.actions", turn.fault ? null : button("Regenerate", "Generate this answer again", again), turn.text ? copy : null);
-  if (turn.text) actions.append(inside(after, body, c.model, turn.text));
+  const actions = make("p.actions", turn.fault ? null : button("Regenerate", "Generate this answer again", regenerate), turn.text ? copy : null);
+  if (turn.text) actions.append(inspectButton(after, body, c.model, turn.text));
   after.append(make("p.note", facts(turn.note)), actions);
   holder.append(after);
-  follow();
+  scrollToEnd();
 }
 
 function facts(note) {
@@ -202,7 +203,7 @@ function facts(note) {
 }
 
 function fault({ message, retry }) {
-  const button = make("button", "Try again", { type: "button", onclick: again });
+  const button = make("button", "Try again", { type: "button", onclick: regenerate });
   if (retry) {
     const until = performance.now() + retry * 1000;
     button.disabled = true;
@@ -218,32 +219,32 @@ function fault({ message, retry }) {
 }
 
 /** The placeholder of an empty conversation. */
-function nothing(c) {
+function placeholder(c) {
   const chat = models.chatting(), name = models.chosen();
   const suggest = text => make("button", text, { type: "button", onclick: () => { $("prompt").value = text; $("prompt").dispatchEvent(new Event("input")); $("prompt").focus(); } });
   const first = chat ? ["Who are you?", "Tell me a short story.", "Explain rain to a child."] : ["Once upon a time", "def main(", "The history of"];
   if (c.read) return make("div.empty", make("h3", c.title), make("p", "The server has the state of this conversation; its text is not in this browser. Your next message continues it."));
   return make("div.empty",
     make("h3", !name ? "Waiting for the server" : chat ? `Chat with ${name}` : `Write with ${name}`),
-    make("p", !name ? "" : chat && !models.taught() ? "This model has no chat template; text mode may work better." : chat ? "Only new tokens are evaluated: the model’s state holds the conversation so far." : "It continues any text you give it."),
+    make("p", !name ? "" : chat && !models.hasChatTemplate() ? "This model has no chat template; text mode may work better." : chat ? "Only new tokens are evaluated: the model’s state holds the conversation so far." : "It continues any text you give it."),
     name ? make("p.first", ...first.map(suggest)) : null);
 }
 
 // Scrolls with the answer, unless the user has scrolled up
 
-let stuck = true;
+let autoScroll = true;
 
-function follow(force = false) {
+function scrollToEnd(force = false) {
   const box = $("scroll");
-  if (force) stuck = true;
-  if (stuck) box.scrollTop = box.scrollHeight;
+  if (force) autoScroll = true;
+  if (autoScroll) box.scrollTop = box.scrollHeight;
 }
 
-export function begin() {
+export function init() {
   const box = $("scroll");
   box.addEventListener("scroll", () => {
-    stuck = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
-    $("down").hidden = stuck;
+    autoScroll = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+    $("down").hidden = autoScroll;
   }, { passive: true });
-  $("down").addEventListener("click", () => { follow(true); $("down").hidden = true; $("prompt").focus(); });
+  $("down").addEventListener("click", () => { scrollToEnd(true); $("down").hidden = true; $("prompt").focus(); });
 }

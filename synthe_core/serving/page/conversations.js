@@ -1,102 +1,103 @@
 // Conversations: their texts in this browser, their states on the server, and the list of both.
 
 import { get, post, remove } from "./api.js";
-import { $, ago, keep, make, recall, say, several } from "./words.js";
+import { $, announce, loadItem, make, saveItem } from "./dom.js";
+import { ago, several } from "./format.js";
 
 // A conversation: {id, title, model, mode, turns, read, sent, used}. A turn: {role, text, tokens, note, fault}.
 // read: what the server's session of that id contains, {turns, model, system}; null if unknown. sent: whether the server may have the id.
 
-let all = (recall("conversations") ?? []).filter(c => c && typeof c.id === "string" && Array.isArray(c.turns));
-let kept = new Map(); // sessions on the server by id
-let now = null;
-let opened = () => {};
+let all = (loadItem("conversations") ?? []).filter(c => c && typeof c.id === "string" && Array.isArray(c.turns));
+let saved = new Map(); // sessions on the server by id
+let active = null;
+let openListener = () => {};
 
-export const current = () => now;
-export const onOpen = listener => { opened = listener; };
-export const isKept = id => kept.has(id);
+export const current = () => active;
+export const onOpen = listener => { openListener = listener; };
+export const isSaved = id => saved.has(id);
 
 function name() {
   return "chat-" + [...crypto.getRandomValues(new Uint8Array(6))].map(b => (b % 36).toString(36)).join("");
 }
 
-export function begin(id = recall("current")) {
-  now = all.find(c => c.id === id) ?? blank();
+export function init(id = loadItem("current")) {
+  active = all.find(c => c.id === id) ?? blank();
   show();
 }
 
 const blank = () => ({ id: name(), title: "", model: "", mode: "", turns: [], read: null, sent: false, used: Date.now() });
 
 /** A conversation's first words, or its id. */
-const titled = c => c.title || c.turns.find(t => t.text.trim())?.text.trim().replace(/\s+/g, " ").slice(0, 80) || c.id;
+const titleOf = c => c.title || c.turns.find(t => t.text.trim())?.text.trim().replace(/\s+/g, " ").slice(0, 80) || c.id;
 
 export function save(c) {
   c.used = Date.now();
-  if (c === now || all.includes(c)) all = [c, ...all.filter(other => other !== c)]; // and not one that was deleted
+  if (c === active || all.includes(c)) all = [c, ...all.filter(other => other !== c)]; // and not one that was deleted
   store();
   show();
 }
 
 function store() {
-  const lean = (c, tokens) => ({ ...c, turns: c.turns.map(t => ({ ...t, tokens: tokens && t.tokens?.map(({ text, sure, chance }) => ({ text, sure, chance, top: [] })) })) });
+  const compact = (c, tokens) => ({ ...c, turns: c.turns.map(t => ({ ...t, tokens: tokens && t.tokens?.map(({ text, confidence, probability }) => ({ text, confidence, probability, top: [] })) })) });
   // Where there is no room, colours go first, and then the oldest.
-  keep("conversations", all.map(c => lean(c, true))) || keep("conversations", all.map(c => lean(c, false))) || keep("conversations", all.slice(0, 20).map(c => lean(c, false)));
-  keep("current", now.id);
+  saveItem("conversations", all.map(c => compact(c, true))) || saveItem("conversations", all.map(c => compact(c, false))) || saveItem("conversations", all.slice(0, 20).map(c => compact(c, false)));
+  saveItem("current", active.id);
 }
 
 export function open(conversation) {
-  now = conversation;
-  keep("current", now.id);
+  active = conversation;
+  saveItem("current", active.id);
   show();
-  opened(now);
+  openListener(active);
 }
 
-export function fresh() { open(now.turns.length ? blank() : now); }
+export function newConversation() { open(active.turns.length ? blank() : active); }
 
 /** The sessions on the server; none if it does not respond. */
 export async function refresh() {
-  try { kept = new Map((await get("api/sessions", { quiet: true })).data.map(s => [s.id, s])); } catch { return; }
+  try { saved = new Map((await get("api/sessions", { quiet: true })).data.map(s => [s.id, s])); } catch { return; }
   show();
 }
 
-export async function forget(id) {
-  for (let tries = 0; kept.has(id); tries++) {
-    try { await remove(`api/sessions/${encodeURIComponent(id)}`); kept.delete(id); } catch (error) {
-      if (error.status === 404) kept.delete(id);
+export async function deleteSession(id) {
+  for (let tries = 0; saved.has(id); tries++) {
+    try { await remove(`api/sessions/${encodeURIComponent(id)}`); saved.delete(id); } catch (error) {
+      if (error.status === 404) saved.delete(id);
       else if (error.status !== 429 || tries === 20) throw error;
       else await new Promise(resolve => { setTimeout(resolve, 150); }); // an answer that was stopped is still being put away
     }
   }
 }
 
-async function erase(conversation) {
-  try { await forget(conversation.id); } catch (error) { say(error.message); alertIn(error.message); return; }
+async function deleteConversation(conversation) {
+  try { await deleteSession(conversation.id); } catch (error) { announce(error.message); showAlert(error.message); return; }
   const at = all.indexOf(conversation);
   all = all.filter(c => c !== conversation);
-  if (now.id === conversation.id) now = all[Math.min(Math.max(at, 0), all.length - 1)] ?? blank();
+  if (active.id === conversation.id) active = all[Math.min(Math.max(at, 0), all.length - 1)] ?? blank();
   store();
-  say("Conversation deleted.");
-  open(now);
+  announce("Conversation deleted.");
+  open(active);
   ($("sessions").querySelector(".open") ?? $("new")).focus();
 }
 
 /** A copy of a conversation; both continue independently. */
 async function fork(conversation) {
-  const copy = { ...structuredClone(conversation), id: name(), title: `${titled(conversation).replace(/ \(fork.*\)$/, "")} (fork)`, used: Date.now() };
+  const copy = { ...structuredClone(conversation), id: name(), title: `${titleOf(conversation).replace(/ \(fork.*\)$/, "")} (fork)`, used: Date.now() };
   await refresh();
-  if (conversation.read && kept.has(conversation.id)) {
+  if (conversation.read && saved.has(conversation.id)) {
     try { await post(`api/sessions/${encodeURIComponent(conversation.id)}/fork`, { to: copy.id }); } catch (error) {
-      if (error.status !== 404) { alertIn(error.message); return; }
+      if (error.status !== 404) { showAlert(error.message); return; }
       copy.read = null;
     }
   } else copy.read = null;
   all = [copy, ...all];
   store();
   await refresh();
-  say("Forked.");
+  announce("Forked.");
   open(copy);
 }
 
-function alertIn(message) {
+function showAlert(message) {
   const line = make("li.bad", message, { role: "alert" });
   $("sessions").prepend(line);
   setTimeout(() => line.remove(), 6000);
@@ -117,40 +118,40 @@ function icon(name) {
 }
 
 function item(c) {
-  const server = kept.get(c.id);
+  const server = saved.get(c.id);
   const facts = [c.model, server ? several(server.tokens, "token") : null, ago(c.used)].filter(Boolean).join(" · ");
-  const bin = make("button.quiet.icon", icon("delete"), { type: "button", title: "Delete", "aria-label": `Delete ${titled(c)}` });
+  const bin = make("button.quiet.icon", icon("delete"), { type: "button", title: "Delete", "aria-label": `Delete ${titleOf(c)}` });
   bin.addEventListener("click", () => {
-    if (bin.classList.contains("armed")) { erase(c); return; }
+    if (bin.classList.contains("armed")) { deleteConversation(c); return; }
     bin.classList.add("armed");
     bin.replaceChildren("Delete?");
   });
   bin.addEventListener("blur", () => { if (bin.classList.contains("armed")) { bin.classList.remove("armed"); bin.replaceChildren(icon("delete")); } });
   return make("li",
-    make("button.open", make("b", titled(c)), make("span", make("i.dot", { title: server ? "state on the server" : "no state on the server: the text is evaluated again when you continue", hidden: !server }), facts), {
-      type: "button", onclick: () => open(c), "aria-current": c.id === now.id,
+    make("button.open", make("b", titleOf(c)), make("span", make("i.dot", { title: server ? "state on the server" : "no state on the server: the text is evaluated again when you continue", hidden: !server }), facts), {
+      type: "button", onclick: () => open(c), "aria-current": c.id === active.id,
     }),
-    make("button.quiet.icon", icon("fork"), { type: "button", title: "Fork", "aria-label": `Fork ${titled(c)}`, onclick: () => fork(c) }),
+    make("button.quiet.icon", icon("fork"), { type: "button", title: "Fork", "aria-label": `Fork ${titleOf(c)}`, onclick: () => fork(c) }),
     bin);
 }
 
 /** Sessions of other programs or browsers, which are resumed without their text. */
-const strangers = () => [...kept.values()].filter(s => !all.some(c => c.id === s.id) && s.id !== now.id).map(s => ({
+const otherSessions = () => [...saved.values()].filter(s => !all.some(c => c.id === s.id) && s.id !== active.id).map(s => ({
   id: s.id, title: s.id, model: s.model, mode: "", turns: [], read: { turns: 0, model: s.model, system: null }, sent: true, used: s.used * 1000,
 }));
 
 addEventListener("storage", event => { // another tab has written
   if (event.key !== "synthe.conversations") return;
-  all = (recall("conversations") ?? []).map(c => c.id === now.id ? now : c);
+  all = (loadItem("conversations") ?? []).map(c => c.id === active.id ? active : c);
   show();
 });
 
-let drawn = "";
+let rendered = "";
 function show() {
-  const listed = [...all, ...strangers()].sort((a, b) => b.used - a.used);
-  const picture = JSON.stringify(listed.map(c => [c.id, titled(c), c.model, ago(c.used), kept.get(c.id)?.tokens, c.id === now.id]));
-  if (picture === drawn) return; // nothing is built anew under somebody's finger
-  drawn = picture;
+  const listed = [...all, ...otherSessions()].sort((a, b) => b.used - a.used);
+  const key = JSON.stringify(listed.map(c => [c.id, titleOf(c), c.model, ago(c.used), saved.get(c.id)?.tokens, c.id === active.id]));
+  if (key === rendered) return; // nothing is built anew under somebody's finger
+  rendered = key;
   const focused = [...$("sessions").querySelectorAll("button")].indexOf(document.activeElement);
   $("sessions").replaceChildren(...listed.map(item));
   $("no-sessions").hidden = listed.length > 0;

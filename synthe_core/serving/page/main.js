@@ -3,13 +3,13 @@
 import * as api from "./api.js";
 import * as chat from "./chat.js";
 import * as conversations from "./conversations.js";
+import { $, make } from "./dom.js";
+import * as inspection from "./inspection.js";
 import * as models from "./models.js";
-import * as pointing from "./pointing.js";
+import * as selection from "./selection.js";
 import * as settings from "./settings.js";
-import * as strips from "./strips.js";
+import * as status from "./status.js";
 import * as theme from "./theme.js";
-import * as vitals from "./vitals.js";
-import { $, make } from "./words.js";
 
 const touch = matchMedia("(pointer: coarse)");
 const box = $("prompt");
@@ -54,22 +54,22 @@ function show(pane) {
 }
 document.querySelector(".panes").addEventListener("click", event => { if (event.target.dataset.pane) show(event.target.dataset.pane); });
 
-function fresh() { chat.stop(); conversations.fresh(); box.focus(); }
-$("new").addEventListener("click", fresh);
+function newConversation() { chat.stop(); conversations.newConversation(); box.focus(); }
+$("new").addEventListener("click", newConversation);
 conversations.onOpen(c => {
   chat.stop();
   if (c.model) models.choose(c.model);
   models.setMode(c.mode || null);
   chat.show(c);
   $("scroll").scrollTop = $("scroll").scrollHeight;
-  show("talk");
+  show("chat");
   explain();
 });
 
 // The key
 
-api.onLocked(wrong => new Promise(resolve => {
-  $("wrong").hidden = !wrong;
+api.onKeyRequired(rejected => new Promise(resolve => {
+  $("wrong").hidden = !rejected;
   $("key").value = "";
   $("lock").returnValue = "";
   $("lock").showModal();
@@ -85,8 +85,8 @@ addEventListener("keydown", event => {
   if (document.querySelector("dialog[open]")) return;
   const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
   if (event.key === "Escape" && chat.busy()) { event.preventDefault(); chat.stop(); box.focus(); }
-  else if (event.altKey && event.code === "KeyN") { event.preventDefault(); fresh(); }
-  else if (event.key === "/" && !typing) { event.preventDefault(); show("talk"); box.focus(); }
+  else if (event.altKey && event.code === "KeyN") { event.preventDefault(); newConversation(); }
+  else if (event.key === "/" && !typing) { event.preventDefault(); show("chat"); box.focus(); }
   else if (event.key === "?" && !typing) { event.preventDefault(); help(); }
 });
 
@@ -96,25 +96,25 @@ async function load() {
   try {
     await models.load();
     await conversations.refresh();
-    vitals.look();
+    status.poll();
   } catch (error) {
     const retry = make("button", "Try again", { type: "button", onclick: load });
     $("log").replaceChildren(make("div.empty", make("h3", "The server is not available"), make("p", error.message), make("p.first", retry)));
   }
 }
 
-theme.begin();
-settings.begin();
-models.begin();
+theme.init();
+settings.init();
+models.init();
 models.onModel(explain);
-pointing.begin();
-strips.begin();
-chat.begin();
-conversations.begin();
+selection.init();
+inspection.init();
+chat.init();
+conversations.init();
 models.setMode(conversations.current().mode || null);
 chat.show();
 explain();
-vitals.begin();
+status.init();
 load().then(() => {
   const c = conversations.current();
   if (c.model) models.choose(c.model);

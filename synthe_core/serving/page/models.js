@@ -1,14 +1,14 @@
 // The served models and their adapters, and the mode: chat or text.
 
 import { get } from "./api.js";
-import { $, keep, make, recall } from "./words.js";
+import { $, loadItem, make, saveItem } from "./dom.js";
 
 const listeners = [];
 let served = new Map(); // name: {adapters: [name], chat: whether it has a chat template}
 let mode = null; // the mode chosen by the user; null: the default of the model
 
 export const onModel = listener => listeners.push(listener);
-export const known = name => served.has(name.split(":")[0]);
+export const isServed = name => served.has(name.split(":")[0]);
 
 /** `base` or `base:adapter`; "" until the server has responded. */
 export function chosen() {
@@ -16,10 +16,10 @@ export function chosen() {
   return served.has(base) ? base + (adapter && served.get(base).adapters.includes(adapter) ? `:${adapter}` : "") : "";
 }
 
-export const taught = () => served.get($("model").value)?.chat ?? false;
-export const chatting = () => (mode ?? (taught() ? "chat" : "text")) === "chat";
+export const hasChatTemplate = () => served.get($("model").value)?.chat ?? false;
+export const chatting = () => (mode ?? (hasChatTemplate() ? "chat" : "text")) === "chat";
 
-function show(tell = true) {
+function show(notify = true) {
   const model = served.get($("model").value);
   const before = $("adapter").value;
   $("adapter").replaceChildren(make("option", "base", { value: "" }), ...(model?.adapters ?? []).map(name => make("option", name, { value: name })));
@@ -27,7 +27,7 @@ function show(tell = true) {
   $("adapter-pick").hidden = !model?.adapters.length;
   for (const button of $("mode").children) button.setAttribute("aria-pressed", (button.dataset.mode === "chat") === chatting());
   $("system-field").hidden = !chatting();
-  if (tell) for (const listener of listeners) listener();
+  if (notify) for (const listener of listeners) listener();
 }
 
 /** Selects a model (and adapter) if it is served. */
@@ -39,29 +39,29 @@ export function choose(name) {
   $("adapter").value = served.get(base).adapters.includes(adapter) ? adapter : "";
 }
 
-export function setMode(wanted) { mode = wanted; show(false); }
+export function setMode(newMode) { mode = newMode; show(false); }
 
-/** Loads the list of models; throws Failure. */
+/** Loads the list of models; throws ApiError. */
 export async function load() {
   const { data } = await get("v1/models");
-  const found = new Map();
+  const models = new Map();
   for (const entry of data) {
     const [base, adapter] = entry.id.split(":");
-    if (!found.has(base)) found.set(base, { adapters: [], chat: Boolean(entry.synthe?.chat_template) });
-    if (adapter) found.get(base).adapters.push(adapter);
+    if (!models.has(base)) models.set(base, { adapters: [], chat: Boolean(entry.synthe?.chat_template) });
+    if (adapter) models.get(base).adapters.push(adapter);
   }
-  served = found;
-  const now = chosen() || recall("model") || "";
-  $("model").replaceChildren(...[...found.keys()].map(name => make("option", name, { value: name })));
-  $("model").disabled = found.size === 0;
-  if (found.size) { $("model").value = [...found.keys()][0]; choose(now); }
+  served = models;
+  const now = chosen() || loadItem("model") || "";
+  $("model").replaceChildren(...[...models.keys()].map(name => make("option", name, { value: name })));
+  $("model").disabled = models.size === 0;
+  if (models.size) { $("model").value = [...models.keys()][0]; choose(now); }
   else $("model").append(make("option", "no models"));
   show();
 }
 
-export function begin() {
-  $("model").addEventListener("change", () => { show(); keep("model", chosen()); });
-  $("adapter").addEventListener("change", () => { keep("model", chosen()); for (const listener of listeners) listener(); });
+export function init() {
+  $("model").addEventListener("change", () => { show(); saveItem("model", chosen()); });
+  $("adapter").addEventListener("change", () => { saveItem("model", chosen()); for (const listener of listeners) listener(); });
   $("mode").addEventListener("click", event => {
     const button = event.target.closest("button");
     if (button) { mode = button.dataset.mode; show(); }

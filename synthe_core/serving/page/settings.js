@@ -1,10 +1,10 @@
 // Sampling settings and the system prompt, saved in this browser.
 
-import { $, keep, recall } from "./words.js";
+import { $, loadItem, saveItem } from "./dom.js";
 
 const DEFAULTS = { system: "", temperature: 0.8, top_p: 0.95, max_tokens: 400, seed: "", tint: true };
-const SLIDES = ["temperature", "top_p"];
-const values = { ...DEFAULTS, ...recall("settings") };
+const SLIDERS = ["temperature", "top_p"];
+const values = { ...DEFAULTS, ...loadItem("settings") };
 
 const labels = { temperature: v => v === 0 ? "0 (greedy)" : v.toFixed(2), top_p: v => v === 1 ? "all" : v.toFixed(2) };
 
@@ -14,7 +14,7 @@ function show() {
     if (input.type === "checkbox") input.checked = values[name];
     else if (document.activeElement !== input) input.value = values[name];
   }
-  for (const name of SLIDES) $(`${name}-is`).textContent = labels[name](values[name]);
+  for (const name of SLIDERS) $(`${name}-is`).textContent = labels[name](values[name]);
   $("defaults").hidden = Object.keys(DEFAULTS).every(name => name === "tint" || values[name] === DEFAULTS[name]);
   document.body.classList.toggle("tinted", values.tint);
   $("legend").hidden = !values.tint;
@@ -28,12 +28,12 @@ function read(input) {
   return input.value !== "" && input.validity.valid ? number : values[input.id];
 }
 
-export function begin() {
+export function init() {
   for (const name of Object.keys(DEFAULTS)) {
-    $(name).addEventListener("input", () => { values[name] = read($(name)); keep("settings", values); show(); });
+    $(name).addEventListener("input", () => { values[name] = read($(name)); saveItem("settings", values); show(); });
     $(name).addEventListener("blur", show); // an invalid value is replaced by the current one
   }
-  $("defaults").addEventListener("click", () => { Object.assign(values, DEFAULTS, { tint: values.tint }); keep("settings", values); show(); $("system").focus(); });
+  $("defaults").addEventListener("click", () => { Object.assign(values, DEFAULTS, { tint: values.tint }); saveItem("settings", values); show(); $("system").focus(); });
   show();
 }
 

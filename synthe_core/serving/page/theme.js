@@ -1,6 +1,6 @@
 // Light and dark, and the colours that canvases are painted with; the same ramps as the pages of `synthe introspect`.
 
-import { $, keep, recall } from "./words.js";
+import { $, loadItem, saveItem } from "./dom.js";
 
 const HUES = { stream: [215, 12], gates: [186, 45], routing: [34, 62], memory: [212, 58], confidence: [268, 38], depth: [140, 34] };
 const preferred = matchMedia("(prefers-color-scheme: dark)");
@@ -34,12 +34,12 @@ export const ramp = group => ramps[group] || ramps.stream;
 export const empty = () => dark ? [30, 35, 41] : [241, 239, 234];
 export const onTheme = listener => listeners.push(listener);
 
-export function begin() {
-  const chosen = recall("theme");
+export function init() {
+  const chosen = loadItem("theme");
   applyTheme(chosen ? chosen === "dark" : preferred.matches);
-  preferred.addEventListener("change", () => { if (!recall("theme")) applyTheme(preferred.matches); });
+  preferred.addEventListener("change", () => { if (!loadItem("theme")) applyTheme(preferred.matches); });
   $("theme").addEventListener("click", () => {
     applyTheme(!dark);
-    keep("theme", dark === preferred.matches ? null : dark ? "dark" : "light"); // null: the theme of the system
+    saveItem("theme", dark === preferred.matches ? null : dark ? "dark" : "light"); // null: the theme of the system
   });
 }

@@ -145,7 +145,7 @@ def test_the_real_server_answers_every_request_as_it_does_alone(server: Server) 
     assert len(texts) > 6, "prompts differ, and so do their answers"
 
 
-def test_a_conversation_repeats_what_was_said(server: Server) -> None:
+def test_a_conversation_sends_its_earlier_turns(server: Server) -> None:
     values = measured(server.url, clients=2, requests=7, turns=3, prompt_tokens=10, output_tokens=4)
     assert values["answered"] == 7, "three conversations, of which the last is cut short"
     turns = values["turns"]
@@ -154,11 +154,11 @@ def test_a_conversation_repeats_what_was_said(server: Server) -> None:
     by_text = {answer.body["prompt"]: answer for answer in values["answers"]}
     later = [answer for answer in values["answers"] if answer.turn == 2]
     for answer in later:
-        first, said, second, said_too, _ = answer.body["prompt"].split("\n")
-        assert by_text[first].text == said and by_text["\n".join([first, said, second])].text == said_too
+        first, result, second, said_too, _ = answer.body["prompt"].split("\n")
+        assert by_text[first].text == result and by_text["\n".join([first, result, second])].text == said_too
 
 
-def test_every_kind_of_failure_is_counted_and_none_ends_the_run(standin: Standin) -> None:
+def test_every_kind_of_failure_is_counted(standin: Standin) -> None:
     standin.faults = {2: "500", 3: "cut", 4: "error", 5: "malformed", 6: "429", 7: "400"}
     values = measured(standin.url, clients=1, requests=9)
     assert values["errors"] == {
@@ -170,7 +170,7 @@ def test_every_kind_of_failure_is_counted_and_none_ends_the_run(standin: Standin
     assert failed.message == "the engine fell over"
 
 
-def test_a_server_that_is_not_there_or_hangs(standin: Standin) -> None:
+def test_a_missing_or_hanging_server(standin: Standin) -> None:
     with pytest.raises(WorkError, match="no server at"):
         measured("http://127.0.0.1:9")
     for wrong in ("gopher://nowhere", "http://", "http://a:b:c", "127.0.0.1:port"):
@@ -193,7 +193,7 @@ def test_different_answers_are_counted(standin: Standin) -> None:
     assert values["different"] == 5 and len(other.bodies) == 5
 
 
-def test_clients_wait_for_their_answers_and_arrivals_do_not(standin: Standin) -> None:
+def test_clients_are_closed_loop_and_arrivals_are_open_loop(standin: Standin) -> None:
     standin.pace = 0.01
     measured(standin.url, clients=3, requests=12)
     assert standin.most == 3
@@ -236,7 +236,7 @@ def test_chats_count_no_token_for_the_role(standin: Standin) -> None:
     assert any(isinstance(event, Notice) and "returns no token counts" in event.message for event in events)
 
 
-def test_stopping_keeps_what_was_measured(standin: Standin) -> None:
+def test_a_stopped_run_returns_its_measurements(standin: Standin) -> None:
     standin.pace = 0.02
     stop, seen = threading.Event(), []
     for event in run_load_test(LoadTest(standin.url, requests=1000, clients=4), stop):
@@ -265,35 +265,35 @@ def test_figures_by_hand() -> None:
     assert each["jain"] == pytest.approx(5.5**2 / (2 * (1.5**2 + 4.0**2)))
 
 
-def test_a_slice_begins_at_a_word() -> None:
+def test_a_slice_starts_at_a_word() -> None:
     prompts = Prompts("one two three four five six seven", 2, 0)
     assert {prompts.slice(n, length=3) for n in range(60)} <= {"one", "two", "thr", "fou", "fiv", "six", "sev"}
     assert len(prompts.slice(1, length=500)) == 500
 
 
 def test_the_command_prints_a_summary(standin: Standin, synthe: Run) -> None:  # noqa: F811
-    said = synthe("bench", "serve", "--url", standin.url, "-n", 6, "-c", 2, "--check", "--plot", "--multi-turn", 2)
-    assert said.exit_code == 0, said.stderr
-    assert "time to first token" in said.stdout and "between tokens" in said.stdout
-    assert "6 sent again alone, all identical, token by token" in said.stdout
-    assert "25.0% cached" in said.stdout and "not cached" in said.stdout
-    assert "#" in said.stdout or "█" in said.stdout
+    result = synthe("bench", "serve", "--url", standin.url, "-n", 6, "-c", 2, "--check", "--plot", "--multi-turn", 2)
+    assert result.exit_code == 0, result.stderr
+    assert "time to first token" in result.stdout and "between tokens" in result.stdout
+    assert "6 sent again alone, all identical, token by token" in result.stdout
+    assert "25.0% cached" in result.stdout and "not cached" in result.stdout
+    assert "#" in result.stdout or "█" in result.stdout
 
 
 def test_the_command_exits_with_1_on_failed_or_different_answers(standin: Standin, synthe: Run) -> None:  # noqa: F811
     standin.faults = {2: "500"}
-    said = synthe("bench", "serve", "--url", standin.url, "-n", 3, "-c", 1)
-    assert said.exit_code == 1 and "1 of 3 requests failed" in said.stderr
-    assert any(line.split() == ["failed", "1", "HTTP", "500"] for line in said.stdout.splitlines())
+    result = synthe("bench", "serve", "--url", standin.url, "-n", 3, "-c", 1)
+    assert result.exit_code == 1 and "1 of 3 requests failed" in result.stderr
+    assert any(line.split() == ["failed", "1", "HTTP", "500"] for line in result.stdout.splitlines())
     standin.bodies.clear()
     standin.faults = {2: "wrong"}
-    said = synthe("bench", "serve", "--url", standin.url, "-n", 3, "-c", 1, "--check", "--json")
-    assert said.exit_code == 1 and "1 of 3 answers differ" in said.stderr
-    last = json.loads(said.stdout.splitlines()[-1])
+    result = synthe("bench", "serve", "--url", standin.url, "-n", 3, "-c", 1, "--check", "--json")
+    assert result.exit_code == 1 and "1 of 3 answers differ" in result.stderr
+    last = json.loads(result.stdout.splitlines()[-1])
     assert last["event"] == "result" and last["values"]["different"] == 1 and "answers" not in last["values"]
     for wrong in (["--model", "countr"], ["--rate", "2", "--clients", "3"]):
-        said = synthe("bench", "serve", "--url", standin.url, *wrong)
-        assert said.exit_code == 2 and said.stderr.startswith("error: ")
+        result = synthe("bench", "serve", "--url", standin.url, *wrong)
+        assert result.exit_code == 2 and result.stderr.startswith("error: ")
 
 
 def test_check_against_compares_with_another_server(standin: Standin, synthe: Run) -> None:  # noqa: F811
@@ -301,19 +301,19 @@ def test_check_against_compares_with_another_server(standin: Standin, synthe: Ru
         command = ["bench", "serve", "--url", standin.url, "-n", 3, "-c", 1, "--check-against", other.url]
         assert synthe(*command).exit_code == 0 and len(other.bodies) == 3
         other.faults = dict.fromkeys(range(6), "wrong")
-        said = synthe(*command)
-    assert said.exit_code == 1 and "3 of 3 answers differ" in said.stderr
+        result = synthe(*command)
+    assert result.exit_code == 1 and "3 of 3 answers differ" in result.stderr
 
 
 def test_the_command_sends_its_key(standin: Standin, synthe: Run, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "key").write_text("s3cret\n")
-    said = synthe("bench", "serve", "--url", standin.url, "-n", 1, "--api-key-file", tmp_path / "key")
-    assert said.exit_code == 0 and set(standin.keys) == {"Bearer s3cret"}
-    said = synthe("bench", "serve", "--url", standin.url, "--api-key-file", tmp_path / "none")
-    assert said.exit_code == 2 and "s3cret" not in said.stderr
+    result = synthe("bench", "serve", "--url", standin.url, "-n", 1, "--api-key-file", tmp_path / "key")
+    assert result.exit_code == 0 and set(standin.keys) == {"Bearer s3cret"}
+    result = synthe("bench", "serve", "--url", standin.url, "--api-key-file", tmp_path / "none")
+    assert result.exit_code == 2 and "s3cret" not in result.stderr
 
 
-def test_ctrl_c_shows_what_was_measured(standin: Standin) -> None:
+def test_ctrl_c_prints_the_measurements(standin: Standin) -> None:
     standin.pace = 0.02
     command = ["bench", "serve", "--url", standin.url, "-n", "5000", "-c", "2"]
     program = f"from synthe_cli.app import app; app({command!r})"

@@ -23,7 +23,7 @@ BODY = {"model": "m", "prompt": "x"}
 
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", f"Basic {KEYS[0]}", KEYS[0], f"Bearer {KEYS[0]}x"])
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/api/status", "/nothing", "/page/../v1/models"])
-def test_no_answer_without_a_key(ask: Any, given: str, path: str) -> None:
+def test_requests_without_a_key_are_refused(ask: Any, given: str, path: str) -> None:
     client = ask(engine=Scripted(answer), keys=KEYS)
     refused = client.get(path, headers={"Authorization": given} if given else {})
     assert refused.status_code == 401
@@ -32,7 +32,7 @@ def test_no_answer_without_a_key(ask: Any, given: str, path: str) -> None:
     assert not any(key in refused.text for key in KEYS)
 
 
-def test_any_key_opens(ask: Any) -> None:
+def test_every_configured_key_is_accepted(ask: Any) -> None:
     client = ask(engine=Scripted(answer), keys=KEYS)
     for key in KEYS:
         assert client.get("/v1/models", headers={"Authorization": f"Bearer {key}".encode()}).status_code == 200
@@ -54,7 +54,7 @@ def test_any_key_opens(ask: Any) -> None:
         ("a@localhost", False),
     ],
 )
-def test_a_page_that_renames_this_machine_gets_nothing(ask: Any, host: str, allowed: bool) -> None:
+def test_dns_rebinding_is_refused(ask: Any, host: str, allowed: bool) -> None:
     got = ask(engine=Scripted(answer), hosts=LOOPBACK).get("/v1/models", headers={"Host": host})
     assert got.status_code == (200 if allowed else 421)
     assert ask(engine=Scripted(answer)).get("/v1/models", headers={"Host": host}).status_code == 200
@@ -66,7 +66,7 @@ def test_names_of_hosts() -> None:
     assert host_name("a b:c") == ""
 
 
-def test_other_pages_may_not_read_unless_they_are_let(ask: Any) -> None:
+def test_cross_origin_requests_need_an_allowed_origin(ask: Any) -> None:
     headers_sent = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
     closed = ask(engine=Scripted(answer))
     assert closed.options("/v1/completions", headers=headers_sent).status_code == 405
@@ -81,12 +81,12 @@ def test_other_pages_may_not_read_unless_they_are_let(ask: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
-def test_what_a_page_may_send_unasked_is_no_request(ask: Any, kind: str) -> None:
+def test_bodies_of_simple_cross_origin_requests_are_refused(ask: Any, kind: str) -> None:
     got = ask(engine=Scripted(answer)).post("/v1/completions", content=json.dumps(BODY), headers={"Content-Type": kind})
     assert got.status_code == 415
 
 
-def test_what_every_answer_carries(ask: Any) -> None:
+def test_headers_of_every_response(ask: Any) -> None:
     for got in (ask().get("/v1/models"), ask().get("/nowhere"), ask().post("/v1/completions", json={})):
         assert got.headers["x-content-type-options"] == "nosniff"
         assert got.headers["content-security-policy"].startswith("default-src 'none'")
@@ -141,7 +141,7 @@ def test_the_page_is_served_by_name(ask: Any, name: str) -> None:
         (b" " * 200_000, 413),
     ],
 )
-def test_bodies_that_are_none(ask: Any, content: bytes, status: int) -> None:
+def test_invalid_bodies(ask: Any, content: bytes, status: int) -> None:
     client = ask(engine=Scripted(answer), max_body=120_000)
     got = client.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
     assert got.status_code == status
@@ -150,7 +150,7 @@ def test_bodies_that_are_none(ask: Any, content: bytes, status: int) -> None:
     assert "\n" not in error["message"] and len(error["message"]) < 500
 
 
-def test_a_body_without_a_length_is_cut_off_too(ask: Any) -> None:
+def test_a_chunked_body_is_limited_too(ask: Any) -> None:
     def endless() -> Iterator[bytes]:
         for _ in range(200):
             yield b" " * 1000
@@ -215,9 +215,9 @@ def test_an_internal_error_is_logged_in_one_line(ask: Any) -> None:
     assert lines and "ZeroDivisionError: secret of the house" in lines[-1]
 
 
-def connection(server: Server, said: bytes) -> socket.socket:
+def connection(server: Server, sent: bytes) -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", server.port), timeout=10)
-    sock.sendall(said)
+    sock.sendall(sent)
     return sock
 
 
@@ -227,13 +227,13 @@ def hasty() -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("said", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nA: b"])
-def test_a_request_that_does_not_come_is_hung_up_on(hasty: Server, said: bytes) -> None:
-    with connection(hasty, said) as sock, contextlib.suppress(ConnectionResetError):  # which says the same
+@pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nA: b"])
+def test_a_connection_without_a_request_is_closed(hasty: Server, sent: bytes) -> None:
+    with connection(hasty, sent) as sock, contextlib.suppress(ConnectionResetError):  # which says the same
         assert sock.recv(1000) == b""
 
 
-def test_a_body_that_does_not_come_is_408(hasty: Server) -> None:
+def test_a_late_body_is_408(hasty: Server) -> None:
     head = (
         b"POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
     )
@@ -241,7 +241,7 @@ def test_a_body_that_does_not_come_is_408(hasty: Server) -> None:
         assert sock.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
-def test_half_open_clients_stop_nobody() -> None:
+def test_half_open_connections_do_not_block_others() -> None:
     patient = Settings(header_timeout=3600)  # so that none of them is sent away
     with Server(Scripted(answer), patient) as server:  # type: ignore[arg-type]
         idle = [connection(server, b"GET /hea") for _ in range(200)]

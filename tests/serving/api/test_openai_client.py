@@ -37,7 +37,7 @@ def text_of(stream: Any) -> str:
     return "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
 
 
-def test_a_completion_is_what_the_model_says(client: openai.OpenAI, engine: AsyncEngine) -> None:
+def test_a_completion_equals_generation(client: openai.OpenAI, engine: AsyncEngine) -> None:
     model = engine.models["plain"].model
     tokens = list(PROMPT.encode())
     with torch.inference_mode():
@@ -94,7 +94,7 @@ def test_a_stream_is_the_same_text(client: openai.OpenAI) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-def test_many_prompts_at_once_are_each_as_alone(client: openai.OpenAI) -> None:
+def test_a_batch_of_prompts_equals_single_requests(client: openai.OpenAI) -> None:
     prompts = ["a", "the sea", PROMPT]
     together = create(client, prompt=prompts)
     assert [choice.index for choice in together.choices] == [0, 1, 2]
@@ -129,7 +129,7 @@ def test_stop_strings(client: openai.OpenAI) -> None:
     assert text_of(create(client, stream=True, **fields)) == whole[:at]
 
 
-def test_an_answer_may_go_on_past_the_end_of_a_document(client: openai.OpenAI, engine: AsyncEngine) -> None:
+def test_ignore_eos_continues_past_the_end_token(client: openai.OpenAI, engine: AsyncEngine) -> None:
     likes_to_end = {"logit_bias": {str(engine.models["plain"].tokenizer.end): 100}, "max_tokens": 5}
     ended = create(client, **likes_to_end)
     assert (ended.usage.completion_tokens, ended.choices[0].finish_reason) == (1, "stop")
@@ -157,7 +157,7 @@ def test_a_chat_by_the_models_template(client: openai.OpenAI) -> None:
     )
 
 
-def test_a_chat_with_a_model_that_was_taught_none(client: openai.OpenAI) -> None:
+def test_a_chat_with_a_model_without_a_template(client: openai.OpenAI) -> None:
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "hi"},
@@ -172,16 +172,16 @@ def test_a_chat_with_a_model_that_was_taught_none(client: openai.OpenAI) -> None
 
 def test_a_chat_streams(client: openai.OpenAI) -> None:
     whole = chat(client, n=2, seed=1, temperature=1, logprobs=True, top_logprobs=2)
-    said = {0: "", 1: ""}
+    texts = {0: "", 1: ""}
     tokens: dict[int, list[str]] = {0: [], 1: []}
     fields = {"n": 2, "seed": 1, "temperature": 1, "logprobs": True, "top_logprobs": 2, "stream": True}
     for chunk in chat(client, **fields):
         choice = chunk.choices[0]
-        said[choice.index] += choice.delta.content or ""
+        texts[choice.index] += choice.delta.content or ""
         if choice.logprobs:
             tokens[choice.index] += [entry.token for entry in choice.logprobs.content]
             assert all(len(entry.top_logprobs) == 2 for entry in choice.logprobs.content)
-    assert said == {choice.index: choice.message.content for choice in whole.choices}
+    assert texts == {choice.index: choice.message.content for choice in whole.choices}
     assert tokens == {c.index: [entry.token for entry in c.logprobs.content] for c in whole.choices}
     for choice in whole.choices:
         assert (
@@ -246,7 +246,7 @@ def test_embeddings(client: openai.OpenAI, engine: AsyncEngine) -> None:
     assert len(base64.b64decode(raw.http_response.json()["data"][0]["embedding"])) == 4 * 32
 
 
-def test_who_hangs_up_frees_a_row(client: openai.OpenAI, engine: AsyncEngine) -> None:
+def test_a_disconnected_client_frees_its_sequence(client: openai.OpenAI, engine: AsyncEngine) -> None:
     stream = create(client, max_tokens=600, stream=True)
     next(iter(stream))
     stream.close()
@@ -264,7 +264,7 @@ def _idle(engine: AsyncEngine, within: float = 5.0) -> None:
         time.sleep(0.02)
 
 
-def test_a_client_that_does_not_read_stops_nobody(server: Server, client: openai.OpenAI) -> None:
+def test_a_client_that_does_not_read_does_not_block_others(server: Server, client: openai.OpenAI) -> None:
     with httpx.stream(
         "POST",
         f"{server.url}/v1/completions",
@@ -300,7 +300,7 @@ def test_metrics_count(server: Server, client: openai.OpenAI) -> None:
     assert all(math.isfinite(value) for value in after.values())
 
 
-def test_tokens_and_back(server: Server, engine: AsyncEngine) -> None:
+def test_tokenize_and_detokenize(server: Server, engine: AsyncEngine) -> None:
     def post(path: str, **body: Any) -> Any:
         return httpx.post(server.url + path, json=body).json()
 

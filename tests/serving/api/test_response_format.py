@@ -38,7 +38,7 @@ def test_tokens_of_a_stop_string_are_not_sent(ask: Any) -> None:
     assert choice["logprobs"]["tokens"] == ["a", "b"]
 
 
-def test_what_was_held_back_comes_with_its_tokens(ask: Any) -> None:
+def test_delayed_text_is_sent_with_its_tokens(ask: Any) -> None:
     engine = Scripted(script(*written(b"abSo", ["a", "b", "", "So"]), Finished("length", "", 2, 0, 4)))
     streamed = chunks(post(ask, engine, logprobs=0, stream=True))
     pieces = [(c["choices"][0]["text"], c["choices"][0]["logprobs"]["tokens"]) for c in streamed]
@@ -89,12 +89,12 @@ def test_echo_of_tokens_is_their_text(ask: Any) -> None:
     assert answered["usage"]["completion_tokens"] == 12
 
 
-def test_no_probability_is_a_number_all_the_same(ask: Any) -> None:
+def test_a_logprob_of_minus_infinity_is_a_finite_number(ask: Any) -> None:
     engine = Scripted(script(*written(b"a", ["a"], logprob=float("-inf")), Finished("length", "", 2, 0, 1)))
     assert post(ask, engine, logprobs=0).json()["choices"][0]["logprobs"]["token_logprobs"] == [MIN_LOGPROB]
 
 
-def test_seeds_differ_by_answer_and_not_by_prompt(ask: Any) -> None:
+def test_seeds_differ_by_choice_and_not_by_prompt(ask: Any) -> None:
     engine = Scripted(answer)
     post(ask, engine, prompt=["x", "y"], n=2, seed=7)
     assert [request.seed for request in engine.requests] == [7, 8, 7, 8]
@@ -104,7 +104,7 @@ def test_seeds_differ_by_answer_and_not_by_prompt(ask: Any) -> None:
     assert engine.requests[-1].seed != engine.requests[-2].seed
 
 
-def test_a_failure_is_a_500_that_says_why(ask: Any) -> None:
+def test_a_failure_is_a_500_with_its_message(ask: Any) -> None:
     failing = script(*written(b"a", ["a"]), Finished("error", "", 2, 0, 1, "the disk\nis full"))
     answered = post(ask, Scripted(failing))
     assert answered.status_code == 500
@@ -118,7 +118,7 @@ def test_a_failure_is_a_500_that_says_why(ask: Any) -> None:
     assert last["error"]["message"] == "the disk is full"
 
 
-def test_a_shutdown_ends_a_stream_as_streams_end(ask: Any) -> None:
+def test_a_shutdown_ends_a_stream_regularly(ask: Any) -> None:
     engine = Scripted(script(*written(b"a", ["a"]), Finished("shutdown", "", 2, 0, 1)))
     *_, last = chunks(post(ask, engine, stream=True))
     assert last["choices"][0]["finish_reason"] == "length"
@@ -160,6 +160,6 @@ def test_requested_usage_is_the_last_chunk(ask: Any) -> None:
     assert "usage" not in chunks(post(ask, Scripted(answer), stream=True))[0]
 
 
-def test_how_tokens_are_spelled() -> None:
+def test_text_of_tokens() -> None:
     spelled = [token_text(ByteTokenizer(), token) for token in (97, 0xC3, END, 400)]
     assert spelled == ["a", "bytes:\\xc3", "<|endoftext|>", "<400>"]

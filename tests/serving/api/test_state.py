@@ -19,61 +19,63 @@ from synthe_core.inference.loaded_model import LoadedModel
 from tests.serving.api.test_openai_client import chat, create
 
 
-def said(answered: Any) -> Any:
+def json_of(answered: Any) -> Any:
     assert answered.status_code == 200, answered.text
     return answered.json()
 
 
-def test_a_report_on_a_text_and_on_the_last_request(ask: Any) -> None:
+def test_introspection_of_a_text_and_of_the_last_request(ask: Any) -> None:
     client = ask()
-    report = said(client.post("/api/introspect", json={"model": "plain", "text": "the sea"}))
+    report = json_of(client.post("/api/introspect", json={"model": "plain", "text": "the sea"}))
     assert [token["text"] for token in report["tokens"]] == list("the sea")
     assert report["left_out"] == 0
     assert any(len(series["rows"]) for series in report["series"])
     assert {series["path"].split(".")[0] for series in report["series"]} >= {"blocks"}
     assert report["model"]["parameters"] > 0
     assert client.post("/api/introspect", json={"model": "plain"}).status_code == 404
-    said(client.post("/v1/completions", json={"model": "plain", "prompt": "rain", "max_tokens": 4, "temperature": 0}))
-    last = said(client.post("/api/introspect", json={"model": "plain"}))
+    json_of(
+        client.post("/v1/completions", json={"model": "plain", "prompt": "rain", "max_tokens": 4, "temperature": 0})
+    )
+    last = json_of(client.post("/api/introspect", json={"model": "plain"}))
     assert [token["text"] for token in last["tokens"]][:4] == list("rain")
     assert len(last["tokens"]) == 8
 
 
-def test_a_report_needs_the_key_of_the_last_request(ask: Any) -> None:
+def test_introspection_needs_the_key_of_the_last_request(ask: Any) -> None:
     keys = ("a" * 32, "b" * 32)
     client = ask(keys=keys)
     mine, yours = ({"Authorization": f"Bearer {key}"} for key in keys)
-    said(client.post("/v1/completions", json={"model": "plain", "prompt": "secret", "max_tokens": 1}, headers=mine))
+    json_of(client.post("/v1/completions", json={"model": "plain", "prompt": "secret", "max_tokens": 1}, headers=mine))
     assert client.post("/api/introspect", json={"model": "plain"}, headers=yours).status_code == 404
     assert client.post("/api/introspect", json={"model": "plain"}, headers=mine).status_code == 200
 
 
-def test_a_conversation_goes_on_where_it_was(ask: Any) -> None:
+def test_a_session_continues(ask: Any) -> None:
     """Text by text it is what one request over all of it says, and costs the new tokens only."""
     client = ask()
 
     def go_on(prompt: str, session: str, count: int = 6) -> Any:
         body = {"model": "plain", "prompt": prompt, "max_tokens": count, "temperature": 0, "session": session}
-        return said(client.post("/v1/completions", json=body))
+        return json_of(client.post("/v1/completions", json=body))
 
     first = go_on("the sea", "talk")["choices"][0]["text"]
-    listed = {info["id"]: info for info in said(client.get("/api/sessions"))["data"]}
+    listed = {info["id"]: info for info in json_of(client.get("/api/sessions"))["data"]}
     assert (listed["talk"]["model"], listed["talk"]["saved"]) == ("plain", False)
-    assert said(client.get("/api/sessions/talk"))["tokens"] == len("the sea") + 6
-    assert said(client.post("/api/sessions/talk/fork", json={"to": "other"}))["id"] == "other"
+    assert json_of(client.get("/api/sessions/talk"))["tokens"] == len("the sea") + 6
+    assert json_of(client.post("/api/sessions/talk/fork", json={"to": "other"}))["id"] == "other"
     second = go_on(" and", "talk")
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= len("the sea")
     forked = go_on(" and", "other")["choices"][0]["text"]
     assert forked == second["choices"][0]["text"]
     tokens = [*b"the sea", *_tokens(client, first), *b" and"]
-    whole = said(
+    whole = json_of(
         client.post("/v1/completions", json={"model": "plain", "prompt": tokens, "max_tokens": 6, "temperature": 0})
     )
     if "\N{REPLACEMENT CHARACTER}" not in first:
         assert whole["choices"][0]["text"] == second["choices"][0]["text"]
     for name in ("talk", "other"):
-        assert said(client.delete(f"/api/sessions/{name}"))["deleted"] is True
-    assert not {"talk", "other"} & {info["id"] for info in said(client.get("/api/sessions"))["data"]}
+        assert json_of(client.delete(f"/api/sessions/{name}"))["deleted"] is True
+    assert not {"talk", "other"} & {info["id"] for info in json_of(client.get("/api/sessions"))["data"]}
     for refused in (client.get("/api/sessions/talk"), client.delete("/api/sessions/..%2f..%2fx")):
         assert refused.status_code == 404
 
@@ -81,38 +83,38 @@ def test_a_conversation_goes_on_where_it_was(ask: Any) -> None:
 def test_a_conversation_longer_than_the_model_reads_is_refused(
     ask: Any, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is the client's fault, not the server's; and what was said before is still there."""
+    """A client error, not a server error; the earlier turns are still there."""
     client = ask()
     body = {"model": "plain", "prompt": "the sea", "max_tokens": 6, "temperature": 0, "session": "long"}
-    said(client.post("/v1/completions", json=body))
+    json_of(client.post("/v1/completions", json=body))
     monkeypatch.setattr(engine.models["plain"], "max_length", 18)
     refused = client.post("/v1/completions", json=body)
     assert refused.status_code == 400, refused.text
     assert refused.json()["error"]["type"] == "invalid_request_error"
     assert "more than the model's 18 tokens" in refused.json()["error"]["message"]
-    assert said(client.get("/api/sessions/long"))["tokens"] == len("the sea") + 6
-    said(client.delete("/api/sessions/long"))
+    assert json_of(client.get("/api/sessions/long"))["tokens"] == len("the sea") + 6
+    json_of(client.delete("/api/sessions/long"))
 
 
 def _tokens(client: Any, text: str) -> list[int]:
-    return said(client.post("/tokenize", json={"model": "plain", "prompt": text}))["tokens"]
+    return json_of(client.post("/tokenize", json={"model": "plain", "prompt": text}))["tokens"]
 
 
 @pytest.mark.parametrize("model", ["chatty", "plain"])
-def test_a_chat_goes_on_with_what_is_new(ask: Any, model: str) -> None:
+def test_a_chat_session_reads_only_new_messages(ask: Any, model: str) -> None:
     """A session has read what the whole conversation renders to, whatever its answers ended with."""
     client, name = ask(), f"chat-{model}"
     body = {"model": model, "max_completion_tokens": 5, "temperature": 0, "session": name}
-    first = said(client.post("/v1/chat/completions", json=body | {"messages": [{"role": "user", "content": "hi"}]}))
+    first = json_of(client.post("/v1/chat/completions", json=body | {"messages": [{"role": "user", "content": "hi"}]}))
     answer = {"role": "assistant", "content": first["choices"][0]["message"]["content"]}
     more = {"role": "user", "content": "and?"}
-    second = said(client.post("/v1/chat/completions", json=body | {"messages": [more]}))
+    second = json_of(client.post("/v1/chat/completions", json=body | {"messages": [more]}))
     chat_body = {"model": model, "messages": [{"role": "user", "content": "hi"}, answer, more]}
-    count = said(client.post("/tokenize", json=chat_body))["count"]
+    count = json_of(client.post("/tokenize", json=chat_body))["count"]
     if "\N{REPLACEMENT CHARACTER}" not in answer["content"]:
         added = model == "plain" and not answer["content"].startswith(" ")  # the space that a model begins with
         assert second["usage"]["prompt_tokens"] == count - added
-    said(client.delete(f"/api/sessions/{name}"))
+    json_of(client.delete(f"/api/sessions/{name}"))
 
 
 SCHEMA = {
@@ -139,7 +141,7 @@ def test_json_by_a_schema(client: openai.OpenAI, stream: bool) -> None:
     assert value["city"] in ("Bern", "Lima")
 
 
-def test_schemas_that_are_none(client: openai.OpenAI) -> None:
+def test_invalid_schemas_are_refused(client: openai.OpenAI) -> None:
     for schema in ({"type": "nothing"}, {"type": "object", "properties": 3}, {"$ref": "#/nowhere"}):
         response_format = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
         with pytest.raises(openai.BadRequestError):
@@ -161,21 +163,21 @@ def adapter_folder(folder: Path, served: LoadedModel) -> Path:
     return folder
 
 
-def test_adapters_come_and_go(ask: Any, adapters: Path, client: openai.OpenAI) -> None:
+def test_adapters_are_loaded_and_unloaded(ask: Any, adapters: Path, client: openai.OpenAI) -> None:
     closed = ask()
     body = {"model": "plain", "name": "new", "path": "shifted"}
     assert closed.post("/api/adapters", json=body).status_code == 403
     opened = ask(adapters=(adapters,))
     for path in ("nothing", "..", "../x", str(adapters / "shifted"), "shifted/"):
         assert opened.post("/api/adapters", json=body | {"path": path}).status_code == 404
-    loaded = said(opened.post("/api/adapters", json=body))
+    loaded = json_of(opened.post("/api/adapters", json=body))
     assert (loaded["id"], loaded["parent"]) == ("plain:new", "plain")
     try:
         assert "plain:new" in [model.id for model in client.models.list()]
         assert create(client, model="plain:new").choices[0].text != create(client).choices[0].text
         assert opened.post("/api/adapters", json=body).status_code == 400  # there already
     finally:
-        assert said(opened.delete("/api/adapters/plain/new"))["deleted"] is True
+        assert json_of(opened.delete("/api/adapters/plain/new"))["deleted"] is True
     assert opened.delete("/api/adapters/plain/new").status_code == 404
     with pytest.raises(openai.NotFoundError):
         create(client, model="plain:new")

@@ -1,7 +1,8 @@
 // The server status, polled once a second while the page is visible.
 
 import { get } from "./api.js";
-import { $, count, duration, make, percent, rate, size } from "./words.js";
+import { $, make } from "./dom.js";
+import { count, duration, percent, rate, size } from "./format.js";
 
 const POINTS = 90;
 const NS = "http://www.w3.org/2000/svg";
@@ -26,9 +27,9 @@ function spark(kind) {
 }
 
 function vital(kind, label) {
-  const value = make("b", "–"), unit = make("span.of"), drawn = spark(kind);
-  $("vitals").append(make("div.vital", make("span.label", label), make("span.figure", value, unit), drawn.svg));
-  return { value, unit, draw: drawn.draw };
+  const value = make("b", "–"), unit = make("span.of"), chart = spark(kind);
+  $("vitals").append(make("div.vital", make("span.label", label), make("span.figure", value, unit), chart.svg));
+  return { value, unit, draw: chart.draw };
 }
 
 function fact(into, label, text) {
@@ -83,27 +84,27 @@ function pulse(state, text, unit = "") {
   $("pulse").querySelector("em").textContent = unit;
 }
 
-let timer = 0, asking = false;
+let timer = 0, isPolling = false;
 
-export async function look() {
+export async function poll() {
   clearTimeout(timer);
-  if (document.hidden || asking) return;
-  asking = true;
+  if (document.hidden || isPolling) return;
+  isPolling = true;
   let pause = 1000;
   try { show(await get("api/status", { quiet: true, signal: AbortSignal.timeout(8000) })); } catch (error) {
     pulse("off", error.status === 401 ? "locked" : "offline");
     $("vitals").setAttribute("aria-busy", "true");
     pause = 5000;
   }
-  asking = false;
-  timer = setTimeout(look, pause);
+  isPolling = false;
+  timer = setTimeout(poll, pause);
 }
 
-export function begin() {
+export function init() {
   rows.speed = vital("memory", "Throughput");
   rows.speed.unit.textContent = " tok/s";
   rows.live = vital("gates", "Active requests");
   rows.waiting = vital("routing", "Queued");
-  document.addEventListener("visibilitychange", look);
-  look();
+  document.addEventListener("visibilitychange", poll);
+  poll();
 }

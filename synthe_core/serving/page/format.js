@@ -1,4 +1,4 @@
-// Formats of numbers and times, and helpers for elements. Text of a model is only ever set as text, never as HTML.
+// Formats of numbers, sizes and times.
 
 export const count = n => n >= 1e9 ? +(n / 1e9).toPrecision(3) + " G" : n >= 1e6 ? +(n / 1e6).toPrecision(3) + " M" : n >= 1e4 ? +(n / 1e3).toPrecision(3) + " k" : String(Math.round(n));
 export const size = n => n >= 1073741824 ? +(n / 1073741824).toPrecision(3) + " GiB" : n >= 1048576 ? +(n / 1048576).toPrecision(3) + " MiB" : n >= 1024 ? +(n / 1024).toPrecision(3) + " KiB" : Math.round(n) + " B";
@@ -29,36 +29,4 @@ export function ago(time) {
   if (s < 3600) return `${Math.floor(s / 60)} min ago`;
   if (s < 86400) return `${Math.floor(s / 3600)} h ago`;
   return new Date(time).toLocaleDateString(undefined, { day: "numeric", month: "short" });
-}
-
-/** An element: `make("p.nothing", "text", child, {title: "…"})`; plain objects are properties, and "aria-…" attributes. */
-export function make(kind, ...content) {
-  const [tag, ...classes] = kind.split(".");
-  const element = document.createElement(tag);
-  if (classes.length) element.className = classes.join(" ");
-  for (const part of content) {
-    if (part === null || part === undefined) continue;
-    if (part instanceof Node || typeof part !== "object") { element.append(part); continue; }
-    for (const [name, value] of Object.entries(part)) {
-      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-      else if (/^(aria-|data-|role)/.test(name)) element.setAttribute(name, value);
-      else element[name] = value;
-    }
-  }
-  return element;
-}
-
-export const $ = id => document.getElementById(id);
-
-/** Announces a text to screen readers. */
-export function say(text) { $("said").textContent = text; }
-
-/** The value saved in this browser under a name; null if there is none or storage is blocked. */
-export function recall(name) {
-  try { return JSON.parse(localStorage.getItem(`synthe.${name}`)); } catch { return null; }
-}
-
-/** Saves a value in this browser. Returns false if storage is full or blocked. */
-export function keep(name, value) {
-  try { localStorage.setItem(`synthe.${name}`, JSON.stringify(value)); return true; } catch { return false; }
 }

@@ -1,9 +1,10 @@
 // Inside the last answer: gates, routing, memory, depth and confidence of every layer, one strip each, over its tokens.
 
 import { post } from "./api.js";
-import { onPoint, point } from "./pointing.js";
+import { announce, make } from "./dom.js";
+import { short, visible } from "./format.js";
+import { onSelect, selectToken } from "./selection.js";
 import { empty, onTheme, ramp } from "./theme.js";
-import { make, say, short, visible } from "./words.js";
 
 const GROUPS = { gates: "Gates", routing: "Routing", memory: "Memory", depth: "Depth", confidence: "Confidence", stream: "Stream" };
 const CATEGORY = new Set(["chosen", "read_slots", "loudest"]);
@@ -12,16 +13,16 @@ let group = "gates"; // as it was chosen last
 let shown = null; // the panel that is open
 
 /** The button that opens and closes the panel in `holder`; `body` holds the answer's tokens. */
-export function inside(holder, body, model, text) {
+export function inspectButton(holder, body, model, text) {
   const button = make("button", "Inspect", { type: "button", title: "Gates, routing, memory, depth and confidence, layer by layer", "aria-expanded": false });
   let panel = null;
   button.addEventListener("click", async () => {
     const opening = !panel;
     button.setAttribute("aria-expanded", opening);
     if (!opening) { panel.remove(); panel = shown = null; return; }
-    panel = make("section.inside", make("p.loading", "Evaluating the answer again …"), { "aria-label": "Inspection of the answer", "aria-busy": true });
+    panel = make("section.inspection", make("p.loading", "Evaluating the answer again …"), { "aria-label": "Inspection of the answer", "aria-busy": true });
     holder.append(panel);
-    try { draw(panel, body, await look(model, text)); } catch (error) { panel.replaceChildren(make("p.bad", error.message, { role: "alert" })); }
+    try { draw(panel, body, await inspect(model, text)); } catch (error) { panel.replaceChildren(make("p.bad", error.message, { role: "alert" })); }
     panel?.setAttribute("aria-busy", "false");
     panel?.scrollIntoView({ block: "nearest" });
   });
@@ -29,7 +30,7 @@ export function inside(holder, body, model, text) {
 }
 
 /** The inspection of the last request; if another request came after it, of the answer alone. */
-async function look(model, text) {
+async function inspect(model, text) {
   const seen = async body => {
     const { tokens, series } = await post("api/introspect", { model, ...body });
     const spelled = tokens.map(t => t.text);
@@ -49,11 +50,11 @@ async function look(model, text) {
 function start(tokens, text) {
   const target = text.trim();
   for (let end = tokens.length; end >= Math.max(0, tokens.length - 2); end--) { // the last may be an end mark
-    let said = "";
+    let joinedText = "";
     for (let i = end - 1; i >= 0; i--) {
-      said = tokens[i] + said;
-      if (said.length < target.length) continue;
-      if (said.includes(target) || said.trim().endsWith(target.slice(-40))) return i;
+      joinedText = tokens[i] + joinedText;
+      if (joinedText.length < target.length) continue;
+      if (joinedText.includes(target) || joinedText.trim().endsWith(target.slice(-40))) return i;
       break;
     }
   }
@@ -68,7 +69,7 @@ function draw(panel, body, seen) {
   const tabs = make("div.tabs", ...groups.map(name => make("button", GROUPS[name], {
     type: "button", "aria-pressed": name === selected, onclick: () => { group = name; draw(panel, body, seen); panel.querySelector(".tabs [aria-pressed=true]").focus(); },
   })), { role: "group", "aria-label": "What to show" });
-  const told = make("p.told", "Point at a token or a strip.");
+  const selection = make("p.selection", "Point at a token or a strip.");
   const grid = make("div.grid");
   const strips = seen.series.filter(s => s.group === selected).map(s => strip(s, seen, length));
   let block = null;
@@ -77,16 +78,16 @@ function draw(panel, body, seen) {
     block = one.block;
     grid.append(one.row);
   }
-  panel.replaceChildren(tabs, told, grid);
+  panel.replaceChildren(tabs, selection, grid);
   const tokens = [...body.querySelectorAll(".t")];
-  shown = { panel, strips, told, seen, length, tokens };
+  shown = { panel, strips, selection, seen, length, tokens };
   for (const one of strips) {
     paint(one);
     one.canvas.addEventListener("pointermove", event => {
       const box = one.canvas.getBoundingClientRect();
-      tell(Math.min(length - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * length))), one);
+      selectAt(Math.min(length - 1, Math.max(0, Math.floor((event.clientX - box.left) / box.width * length))), one);
     });
-    one.canvas.addEventListener("pointerleave", () => tell(-1));
+    one.canvas.addEventListener("pointerleave", () => selectAt(-1));
   }
   grid.tabIndex = 0;
   grid.setAttribute("role", "group");
@@ -97,10 +98,10 @@ function draw(panel, body, seen) {
     if (!step) return;
     event.preventDefault();
     at = Math.min(length - 1, Math.max(0, at + step));
-    tell(at);
-    say(`${told.textContent}: ${strips.slice(0, 4).map(s => `${s.label} ${s.says.textContent}`).join(", ")}`);
+    selectAt(at);
+    announce(`${selection.textContent}: ${strips.slice(0, 4).map(s => `${s.label} ${s.says.textContent}`).join(", ")}`);
   });
-  grid.addEventListener("blur", () => tell(-1));
+  grid.addEventListener("blur", () => selectAt(-1));
 }
 
 function strip(s, seen, length) {
@@ -137,27 +138,27 @@ function paint(one) {
 }
 
 /** Shows the signals of the answer's token `i`; -1 clears them. */
-function tell(i, over = null, pointing = true) {
+function selectAt(i, over = null, pointing = true) {
   if (!shown) return;
-  const { strips, told, seen, length, tokens, panel } = shown;
-  told.textContent = i < 0 ? "Point at a token or a strip." : "";
-  if (i >= 0) told.append(make("b", visible(seen.tokens[seen.from + i])), ` token ${i + 1} of ${length}${over ? `, ${over.label}` : ""}`);
+  const { strips, selection, seen, length, tokens, panel } = shown;
+  selection.textContent = i < 0 ? "Point at a token or a strip." : "";
+  if (i >= 0) selection.append(make("b", visible(seen.tokens[seen.from + i])), ` token ${i + 1} of ${length}${over ? `, ${over.label}` : ""}`);
   for (const one of strips) {
     const values = i < 0 ? [] : Array.from({ length: one.rows }, (_, r) => one.value(r, i)).filter(v => v !== BLANK);
     one.says.textContent = !values.length ? "" : one.choice ? values.slice(0, 3).join(" ") : `${values.length > 1 ? "ø " : ""}${short(values.reduce((a, b) => a + b, 0) / values.length)}`;
   }
   panel.classList.toggle("at", i >= 0);
   panel.querySelector(".grid").style.setProperty("--at", i < 0 ? 0 : (i + .5) / length);
-  if (pointing && tokens.length) { marked?.classList.remove("now"); marked = i < 0 ? null : tokens[Math.min(i, tokens.length - 1)] ?? null; marked?.classList.add("now"); }
+  if (pointing && tokens.length) { markedToken?.classList.remove("now"); markedToken = i < 0 ? null : tokens[Math.min(i, tokens.length - 1)] ?? null; markedToken?.classList.add("now"); }
 }
-let marked = null;
+let markedToken = null;
 
-export function begin() {
+export function init() {
   onTheme(() => shown?.strips.forEach(paint));
-  onPoint(element => {
+  onSelect(element => {
     if (!shown) return;
     const i = element ? shown.tokens.indexOf(element) : -1;
-    tell(i >= 0 && i < shown.length ? i : -1, null, false);
+    selectAt(i >= 0 && i < shown.length ? i : -1, null, false);
   });
-  addEventListener("keydown", event => { if (event.key === "Escape") point(null); });
+  addEventListener("keydown", event => { if (event.key === "Escape") selectToken(null); });
 }
