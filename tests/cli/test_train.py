@@ -131,7 +131,7 @@ def test_commands_chain_in_a_shell(recipe: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert sorted(line for line in done.stderr.splitlines() if line.startswith("error")) == [
-        "error: - found no checkpoint's path on stdin",
+        "error: no checkpoint path on stdin",
         "error: no such recipe: 'no-such.yaml'",
     ]
 

@@ -197,7 +197,7 @@ def _outcome(name: str, ended: Pending, stop: Stop) -> list[Event]:
 def _make_folder(out: Path) -> None:
     """Makes the folder of the records; an error before any work if it cannot be written."""
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file", "--out trial_names a folder")
+        raise InputError(f"{out} is a file", "--out names a folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
