@@ -14,6 +14,13 @@ class Linear(nn.Linear):
     """y = W x + b by the operator `linear`; `project` is a part of it, for learners that need one: adapters reach every
     such call, and none that reads `weight`."""
 
+    @classmethod
+    def sharing(cls, base: nn.Linear) -> Linear:
+        """The map of `base`, with the same parameters."""
+        shared = cls(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+        shared.weight, shared.bias = base.weight, base.bias
+        return shared.train(base.training)
+
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 

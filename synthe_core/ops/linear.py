@@ -82,9 +82,9 @@ def is_strict(dtype: torch.dtype) -> bool:
 
 
 @cache
-def products_are_batch_invariant() -> bool:
+def products_are_batch_invariant(dtype: torch.dtype = torch.float32) -> bool:
     """Whether those of `batch_invariant_linear` are; not on a processor where products of full fours differ too."""
-    return _rows_alike(batch_invariant_linear.fn, torch.float32)
+    return _rows_alike(batch_invariant_linear.fn, dtype)
 
 
 def _rows_alike(product: Callable[..., Tensor], dtype: torch.dtype) -> bool:

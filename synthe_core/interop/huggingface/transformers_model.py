@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -15,13 +16,17 @@ from torch import Tensor, nn
 
 from synthe_core.adapters.lora_linear import lora_linears
 from synthe_core.errors import InputError
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.interop.huggingface.import_tokenizer import tokenizer_of
+from synthe_core.interop.huggingface.invariant_modules import ForeignCalls, angles_depend_on_batch, use_primitives
 from synthe_core.interop.huggingface.published import CONFIG, Published
 from synthe_core.layers.adapter_batch import current_adapters, per_adapter
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
 from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.ops.dispatch import batch_invariant_on
+from synthe_core.ops.linear import products_are_batch_invariant
 from synthe_core.storage.manifest import MANIFEST
 
 TRIAL = 11  # tokens of the check, when a model is loaded, that chunks and batches do not change its logits
@@ -176,6 +181,28 @@ class TransformersModel:
         self._dtype: torch.dtype = pairs[0][0].dtype
 
     @torch.inference_mode()
+    def is_batch_invariant(self) -> bool:
+        """Whether a row's numbers do not depend on the other rows, in the active context. The model calls no product or
+        activation that may not be batch-invariant, and a short row has the same bits alone and beside longer ones."""
+        if angles_depend_on_batch(self.inner) or not products_are_batch_invariant(self._dtype):
+            return False
+        text = _trial(self, 3 * TRIAL).view(3, TRIAL)
+        lengths = torch.tensor([TRIAL, 3, TRIAL // 2], device=text.device)
+        try:
+            with ForeignCalls() as calls:
+                together = self._read_and_continue(text, lengths)
+            alone = self._read_and_continue(text[1:2], lengths[1:2])
+        except Exception:  # an architecture may pass what the primitives do not take; transformers' own functions do
+            return False
+        return not calls.names and torch.equal(alone[0], together[1])
+
+    def _read_and_continue(self, text: Tensor, lengths: Tensor) -> Tensor:
+        """Logits [B, 2, V] after the first `lengths` [B] tokens of `text` [B, T], and after another one."""
+        first, state = self.next_logits(text, lengths=lengths)
+        second, _ = self.next_logits(text[:, :1], state)
+        return torch.stack([first, second], 1)
+
+    @torch.inference_mode()
     def _check_chunks(self) -> tuple[float, float]:
         """The largest difference of logits between a text read at once, and in two chunks in a batch with a shorter
         one; and the standard deviation of the logits."""
@@ -261,8 +288,14 @@ def load(path: Path, name: str | None = None, device: torch.device | str = "cpu"
         ) from None
     published = Published(path)
     published.files  # noqa: B018 (opens the files, and says in one line what is wrong with them)
-    inner = _from_pretrained(transformers, path)
-    model = TransformersModel(inner.to(device).eval().requires_grad_(False))
+    context = _context(torch.device(device))  # before the first product
+    inner = _from_pretrained(transformers, path).to(device).eval().requires_grad_(False)
+    if context.batch_invariant:
+        use_primitives(inner)
+    model = TransformersModel(inner)
+    with context.activate():
+        if context.batch_invariant and not model.is_batch_invariant():
+            context = replace(context, batch_invariant=False)
     steps = tokenizer_of(published, model.vocab)
     try:
         while True:
@@ -279,7 +312,13 @@ def load(path: Path, name: str | None = None, device: torch.device | str = "cpu"
         model.spec.digest,
         int((path / CONFIG).stat().st_mtime),
         max_length=model.limit,
+        context=context,
     )
+
+
+def _context(device: torch.device) -> ExecutionContext:
+    """A batch-invariant context where the device has such kernels."""
+    return ExecutionContext(device=device, batch_invariant=batch_invariant_on(device.type, {}))
 
 
 def _from_pretrained(transformers: Any, path: Path) -> Any:
