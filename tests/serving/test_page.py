@@ -177,9 +177,12 @@ def test_a_fork_is_a_second_session_and_delete_needs_confirmation(page: Browser,
     page.wait("document.querySelectorAll('.turn').length === 2")
     page.click("#sessions li:has([aria-current=true]) [title=Delete]")
     assert len(engine.sessions.list()) == 2
+    engine.sessions.fork(first.id, "by-another-program")  # the list is drawn again
+    page.do("import(new URL('page/conversations.js', location.href)).then(module => module.refresh())")
+    page.wait("document.querySelectorAll('#sessions .open').length === 3")
     page.click("#sessions li:has([aria-current=true]) [title=Delete]")
-    page.wait("document.querySelectorAll('#sessions .open').length === 1")
-    assert len(engine.sessions.list()) == 1
+    page.wait("document.querySelectorAll('#sessions .open').length === 2")
+    assert len(engine.sessions.list()) == 2
 
 
 def test_a_conversation_survives_a_reload(page: Browser, server: Server, engine: AsyncEngine) -> None:

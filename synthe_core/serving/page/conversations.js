@@ -121,12 +121,18 @@ function item(c) {
   const server = saved.get(c.id);
   const facts = [c.model, server ? several(server.tokens, "token") : null, ago(c.used)].filter(Boolean).join(" · ");
   const bin = make("button.quiet.icon", icon("delete"), { type: "button", title: "Delete", "aria-label": `Delete ${titleOf(c)}` });
+  const arm = on => {
+    armed = on ? c.id : "";
+    bin.classList.toggle("armed", on);
+    bin.replaceChildren(on ? "Delete?" : icon("delete"));
+  };
+  if (armed === c.id) arm(true);
   bin.addEventListener("click", () => {
-    if (bin.classList.contains("armed")) { deleteConversation(c); return; }
-    bin.classList.add("armed");
-    bin.replaceChildren("Delete?");
+    if (armed !== c.id) { arm(true); return; }
+    armed = "";
+    deleteConversation(c);
   });
-  bin.addEventListener("blur", () => { if (bin.classList.contains("armed")) { bin.classList.remove("armed"); bin.replaceChildren(icon("delete")); } });
+  bin.addEventListener("blur", () => { if (armed === c.id && !rendering) arm(false); });
   return make("li",
     make("button.open", make("b", titleOf(c)), make("span", make("i.dot", { title: server ? "state on the server" : "no state on the server: the text is evaluated again when you continue", hidden: !server }), facts), {
       type: "button", onclick: () => open(c), "aria-current": c.id === active.id,
@@ -146,14 +152,17 @@ addEventListener("storage", event => { // another tab has written
   show();
 });
 
-let rendered = "";
+let rendered = "", rendering = false;
+let armed = ""; // the conversation that the next click on "Delete?" deletes; it stays armed when the list is drawn again
 function show() {
   const listed = [...all, ...otherSessions()].sort((a, b) => b.used - a.used);
   const key = JSON.stringify(listed.map(c => [c.id, titleOf(c), c.model, ago(c.used), saved.get(c.id)?.tokens, c.id === active.id]));
   if (key === rendered) return; // nothing is built anew under somebody's finger
   rendered = key;
   const focused = [...$("sessions").querySelectorAll("button")].indexOf(document.activeElement);
+  rendering = true;
   $("sessions").replaceChildren(...listed.map(item));
   $("no-sessions").hidden = listed.length > 0;
   if (focused >= 0) $("sessions").querySelectorAll("button")[focused]?.focus();
+  rendering = false;
 }
