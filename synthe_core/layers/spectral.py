@@ -59,7 +59,8 @@ class Spectral(Learner[tuple[()]]):
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
         decay = 1 - log_spaced(config.timescales, width).reciprocal()[:, None]
-        turn = torch.linspace(0, math.pi, config.points)
+        # the device is named because transformers may replace torch.linspace, which then ignores the default device
+        turn = torch.linspace(0, math.pi, config.points, device=decay.device)
         anticausal = torch.arange(width)[:, None] % 2 == 1
         delay = torch.polar(torch.ones_like(turn), torch.where(anticausal, turn, -turn))
         response = (1 - decay.square()).sqrt() / (1 - decay * delay)  # of sqrt(1 - a²) a^|τ| on one side
