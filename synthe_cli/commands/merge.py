@@ -261,7 +261,7 @@ def _merge(
 ) -> None:
     from synthe_core.merging.merge import merge, merge_and_compare
 
-    limit, names = size_option(shard, "--shard", least=1), _listed(evaluate)
+    limit, names = size_option(shard, "--shard", least=1000), _listed(evaluate)
     with choose_renderer(as_json) as shown, stop_on_signal(ON_STOP) as stop:
         options: dict[str, Any] = {"out": out, "threads": threads, "shard_bytes": limit, "hashes": hashes, "stop": stop}
         events: Iterator[Event] = (
