@@ -28,7 +28,7 @@ from synthe_core.profiling.peak_memory import peak_bytes
 from synthe_core.recipe.accounting import vocabulary_of
 from synthe_core.recipe.schema import Recipe
 from synthe_core.training.gradients import accumulate_gradients, is_out_of_memory
-from synthe_core.training.objectives import default_objective
+from synthe_core.training.objectives import objective_for
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import settings_for
 from synthe_core.training.tuning import PassTimer
@@ -123,7 +123,7 @@ def _work(recipe: Recipe, vocab: int, batch: int, job: dict[str, Any], settings:
             if isinstance(model, LanguageModel):
                 model.next_logits(inputs[:, :1], state)
         return
-    optimizer, objective = Optimizer(model, recipe.train), default_objective(model)
+    optimizer, objective = Optimizer(model, recipe.train), objective_for(model, recipe.train.objective)
     for _ in range(STEPS):
         optimizer.zero_grad()
         accumulate_gradients(objective, model, data, settings, sequence=job["length"])
@@ -136,7 +136,7 @@ def _warm_up(recipe: Recipe, vocab: int, settings: Any, train: bool) -> None:
     spec = recipe.model.model_copy(update={"blocks": 1 + (recipe.model.depth.min if recipe.model.depth else 0)})
     model = build_model(spec, min(vocab, 512), recipe.runtime.recompute).to(settings.device)
     data = PassTimer(model, settings, 16).batch(1)
-    accumulate_gradients(default_objective(model), model, data, settings, sequence=16)
+    accumulate_gradients(objective_for(model), model, data, settings, sequence=16)
     Optimizer(model, recipe.train).step(0.0)
     del model, data
     gc.collect()

@@ -41,6 +41,9 @@ class TrainSpec(Spec):
     """How a model learns."""
 
     budget: Budget = Field(Budget(180, "seconds"), description="tokens, steps or time: 20Mtokens, 500steps, 3m")
+    objective: str | None = Field(
+        None, description="the loss: language_modeling, classification or one that you add; by the model's head if null"
+    )
     batch: int = Field(16, ge=1, description="sequences per optimizer step")
     micro_batch: int | Literal["auto"] = Field("auto", description="sequences per forward pass; auto fits memory")
     optimizer: Literal["muon", "adamw"] = Field(

@@ -26,7 +26,7 @@ from synthe_core.training.adapting import adapt, base_of
 from synthe_core.training.checkpointing import restore
 from synthe_core.training.data import TrainingData
 from synthe_core.training.loggers import require
-from synthe_core.training.objectives import default_objective
+from synthe_core.training.objectives import objective_for
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import Settings, settings_for
 from synthe_core.training.state import TrainState
@@ -181,7 +181,7 @@ def _initial_state(
     spec = recipe.train
     state = TrainState(
         model,
-        default_objective(model),
+        objective_for(model, spec.objective),
         Optimizer(model, spec),
         spec,
         settings,

@@ -24,7 +24,7 @@ from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.atomic import write_file
 from synthe_core.storage.manifest import describe_hardware, package_versions
 from synthe_core.training.gradients import accumulate_gradients, is_out_of_memory
-from synthe_core.training.objectives import default_objective
+from synthe_core.training.objectives import objective_for
 from synthe_core.training.settings import Settings, settings_for
 
 MIN_BFLOAT16_SPEEDUP = 1.1  # bfloat16 must be this much faster to be worth its rounding
@@ -124,7 +124,7 @@ class PassTimer:
     def seconds(self, rows: int, precision: str) -> float:
         """Of one pass over `rows` sequences."""
         settings = Settings(replace(self.settings.context, precision=precision), rows)
-        objective, batch = default_objective(self.model), self.batch(rows)
+        objective, batch = objective_for(self.model), self.batch(rows)
         devices = [settings.device] if settings.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices):

@@ -19,7 +19,7 @@ from synthe_core.profiling.footprint import Estimate, Footprint
 from synthe_core.profiling.measure import measure_step
 from synthe_core.recipe.schema import Recipe
 from synthe_core.training.gradients import accumulate_gradients
-from synthe_core.training.objectives import default_objective
+from synthe_core.training.objectives import objective_for
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import settings_for
 from synthe_core.training.tuning import PassTimer
@@ -86,7 +86,7 @@ def test_a_step_takes_the_predicted_memory(case: dict[str, Any], rows: int) -> N
 
     def step() -> None:
         optimizer.zero_grad()
-        accumulate_gradients(default_objective(model), model, batch, chosen, sequence=config.data.sequence)
+        accumulate_gradients(objective_for(model), model, batch, chosen, sequence=config.data.sequence)
         optimizer.step(1e-3)
 
     step()

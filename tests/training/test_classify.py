@@ -21,7 +21,7 @@ from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training import train
 from synthe_core.training.gradients import accumulate_gradients
 from synthe_core.training.non_finite import first_non_finite
-from synthe_core.training.objectives import default_objective
+from synthe_core.training.objectives import objective_for
 from synthe_core.training.settings import Settings
 from tests.training.conftest import assert_same, of
 
@@ -153,7 +153,7 @@ def test_passes_of_any_size_give_the_same_gradient_and_name_what_is_bad(encoder)
     torch.manual_seed(0)
     model = build_model(config.model, 257).double()
     torch.nn.init.normal_(model.head.weight)
-    objective, gradients = default_objective(model), []
+    objective, gradients = objective_for(model), []
     for rows in (1, 4, 6):
         model.zero_grad()
         outcome = accumulate_gradients(objective, model, batch, Settings(ExecutionContext(), rows), sequence=32)

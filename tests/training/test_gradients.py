@@ -11,7 +11,7 @@ from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import LanguageModel, ModelSpec
 from synthe_core.state import named_leaves
 from synthe_core.training.gradients import accumulate_gradients
-from synthe_core.training.objectives import default_objective
+from synthe_core.training.objectives import objective_for
 from synthe_core.training.settings import Settings
 
 VOCAB, LENGTH, ROWS = 23, 12, 5
@@ -39,7 +39,7 @@ def settings(micro: int) -> Settings:
 
 def gradient(net, data, micro, **rest):
     net.zero_grad()
-    outcome = accumulate_gradients(default_objective(net), net, data, settings(micro), **{"sequence": LENGTH} | rest)
+    outcome = accumulate_gradients(objective_for(net), net, data, settings(micro), **{"sequence": LENGTH} | rest)
     return outcome, {name: p.grad.clone() for name, p in net.named_parameters()}
 
 

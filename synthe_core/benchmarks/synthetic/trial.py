@@ -29,7 +29,7 @@ from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe.schema import TrainSpec
 from synthe_core.tasks import TASKS
 from synthe_core.tasks.task import UNSCORED, Examples, Preset, PresetName, Share
-from synthe_core.training.objectives import default_objective
+from synthe_core.training.objectives import objective_for
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import Settings
 from synthe_core.training.state import TrainState
@@ -142,7 +142,7 @@ def _initial_state(trial: Trial, model: LanguageModel) -> TrainState:
         optimizer=trial.optimizer, lr=trial.lr, weight_decay=trial.weight_decay, warmup=trial.warmup, schedule="cosine"
     )
     settings = Settings(ExecutionContext(model.embedding.weight.device), trial.batch)
-    return TrainState(model, default_objective(model), Optimizer(model, spec), spec, settings)
+    return TrainState(model, objective_for(model, spec.objective), Optimizer(model, spec), spec, settings)
 
 
 def _test_sets(trial: Trial, preset: Preset) -> list[Examples]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from synthe_core.errors import InputError
 from synthe_core.model.classifier import Classifier, Model
 from synthe_core.registry import Table
 from synthe_core.training.objectives.objective import Objective
@@ -16,7 +17,18 @@ OBJECTIVES = Table(
 )
 
 
-def default_objective(model: Model) -> Objective:
-    """The objective of a model's head: classification for an encoder, else language modeling."""
-    objective: Objective = OBJECTIVES["classification" if isinstance(model, Classifier) else "language_modeling"]()
+def objective_for(model: Model, name: str | None = None) -> Objective:
+    """The objective called `name`; without a name, classification for an encoder and language modeling otherwise.
+
+    Raises InputError for an unknown name, and for an objective of the other kind of model.
+    """
+    is_encoder = isinstance(model, Classifier)
+    name = name or ("classification" if is_encoder else "language_modeling")
+    objective: Objective = OBJECTIVES[name]()
+    if objective.of_encoders != is_encoder:
+        kinds = ("a language model", "an encoder")
+        raise InputError(
+            f"train.objective: {name} trains {kinds[objective.of_encoders]}, and the model is {kinds[is_encoder]}",
+            "leave it out: the model's head then decides",
+        )
     return objective

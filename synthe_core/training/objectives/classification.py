@@ -15,6 +15,8 @@ from synthe_core.training.objectives.objective import Objective, ObjectiveContex
 class Classification(Objective):
     """-log p(class | text), summed over rows. `targets` hold a row's class at one token and -100 at the others."""
 
+    of_encoders = True
+
     def __call__(self, model: Classifier, batch: Batch, ctx: ObjectiveContext) -> Loss:
         loss, _ = model.loss(batch.inputs, batch.targets, ctx.state, batch.lengths)
         return loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from synthe_core.data.stream import Batch
 from synthe_core.hardware.execution import ExecutionContext
@@ -40,8 +40,12 @@ class Objective(ABC):
     To add one: a subclass in a file of its own, and a line in the table `OBJECTIVES`. `train_step` does the rest: it
     cuts the batch into micro-batches, calls the objective on each inside the execution context (kernels, autocast),
     and back-propagates `total / count(batch) + sum(auxiliary) * scored / count(batch)`, so that the accumulated
-    gradient is that of the mean over the whole batch, however it was cut.
+    gradient is that of the mean over the whole batch, however it was cut. A recipe chooses it by `train.objective`.
+
+    of_encoders: the objective trains encoders, and otherwise language models.
     """
+
+    of_encoders: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, model: Any, batch: Batch, ctx: ObjectiveContext) -> Loss:
