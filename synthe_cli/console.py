@@ -128,14 +128,17 @@ class PlainRenderer(Renderer):
             self._line()
 
     def _line(self) -> None:
-        parts = []
-        if self._progress:
-            parts.append(progress_text(self._progress))
+        progress = progress_text(self._progress) if self._progress else ""
         if self._metric:
-            parts.append(f"step {self._metric.step}  {figures_text(of_step(self._metric))}")
+            figures = f"step {self._metric.step}  {figures_text(of_step(self._metric))}"
+            task = self._metric.what or self._metric.phase
+            if self._progress and not self._progress.what.startswith(task):  # of another task: a line of their own
+                self._print(f"{self._metric.phase}  {figures}")
+            else:
+                progress = "  ".join(filter(None, (progress, figures)))
         self._metric = None
-        if parts:
-            self._print("  ".join(parts))
+        if progress:
+            self._print(progress)
 
     def _flush(self) -> None:
         if self._metric is not None:

@@ -80,6 +80,15 @@ def test_plain_lines_are_few(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1].endswith("step 100  loss 1.000")  # the last figures are never lost
 
 
+def test_figures_of_training_are_not_printed_on_the_progress_of_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    with PlainRenderer(interval=1e9) as shown:
+        shown.show(Progress("train", 1, 4, "steps"))
+        shown.show(Metric(2, "train", {"loss": 2.0}))
+        shown.show(Progress("validate", 4, 4, "windows"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["train  25%  1/4 steps", "train  step 2  loss 2.000", "validate  100%  4/4 windows"]
+
+
 def test_the_live_display_is_made_of_the_same_events(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = io.StringIO()
     emit_all(LiveRenderer(Console(file=terminal, force_terminal=True, width=120, color_system=None, highlight=False)))
