@@ -14,9 +14,7 @@ from synthe_core import state as states
 from synthe_core.adapters.lora import Adapter, LowRank
 from synthe_core.adapters.lora_linear import attach, linear_maps, with_adapter
 from synthe_core.errors import InputError
-from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.inference.async_engine import AsyncEngine
-from synthe_core.inference.outputs import Finished, TokenOutput
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
@@ -26,57 +24,13 @@ from tests.interop.huggingface.models import add_tokenizer, published
 
 transformers = pytest.importorskip("transformers")
 from synthe_core.interop.huggingface import transformers_model  # noqa: E402
-from synthe_core.interop.huggingface.invariant_modules import use_primitives  # noqa: E402
-from synthe_core.layers.projection import Linear  # noqa: E402
-
-SIZES: dict[str, dict[str, Any]] = {
-    "Llama": {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64},
-    "Qwen2": {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64},
-    "Qwen3": {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64, "head_dim": 24},
-    "Mistral": {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64, "sliding_window": 7},
-    "Gemma2": {  # caps its logits, scales its embedding, and every other layer sees a window only
-        "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64, "head_dim": 16,
-        "sliding_window": 7, "final_logit_softcapping": 3.0,
-    },
-    "Cohere": {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64, "logit_scale": 0.25},
-    "GPTNeoX": {"intermediate_size": 96, "max_position_embeddings": 64},
-    "Gemma": {  # GELU by tanh, and sizes that are no multiples of a processor's vectors
-        "num_key_value_heads": 1, "intermediate_size": 97, "max_position_embeddings": 64, "head_dim": 10,
-    },
-}  # fmt: skip
-
-
-def folder(path: Path, kind: str, **options: Any) -> Path:
-    """A tiny random model of a kind, and a tokenizer."""
-    inner = add_tokenizer(path)
-    vocab = {"vocab_size": inner.get_vocab_size(), "num_attention_heads": 4, "num_hidden_layers": 2}
-    published(path, kind, **{**vocab, **SIZES[kind], **options})
-    return path
-
-
-def gpt2(path: Path) -> Path:
-    inner = add_tokenizer(path)
-    transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=inner.get_vocab_size(), n_embd=64, n_layer=2, n_head=4, n_positions=64)
-    model = transformers.GPT2LMHeadModel(config)
-    for parameter in model.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module", params=[*SIZES, "GPT2"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """A model as it is served, and transformers' own."""
-    path = tmp_path_factory.mktemp("models") / request.param
-    path = gpt2(path) if request.param == "GPT2" else folder(path, request.param)
-    return transformers_model.load(path), transformers.AutoModelForCausalLM.from_pretrained(path).eval()
-
-
-def prompts(served: Any, *lengths: int) -> list[list[int]]:
-    drawn = torch.Generator().manual_seed(3)
-    return [torch.randint(served.model.vocab, (n,), generator=drawn).tolist() for n in lengths]
+from tests.interop.huggingface.served_models import (  # noqa: E402
+    answers,
+    folder,
+    model_pair,  # noqa: F401  (a fixture)
+    prompts,
+    read_and_continue,
+)
 
 
 def own(model: Any, prompt: list[int], count: int) -> list[int]:
@@ -154,13 +108,6 @@ def test_memory_is_counted(pair: Any) -> None:
     assert served.max_length == 64
     _, state = served.model.next_logits(torch.zeros(1, 65, dtype=torch.int64))
     assert states.nbytes(state) == served.model.state_bytes(64), "a row that nobody waits for does not grow past it"
-
-
-def answers(engine: AsyncEngine, requests: list[Request]) -> list[tuple[list[int], Finished]]:
-    """What the engine writes to requests that are all there at once."""
-    tickets = [engine.submit(request) for request in requests]
-    outputs = [list(ticket) for ticket in tickets]
-    return [([event.token_id for event in events if isinstance(event, TokenOutput)], events[-1]) for events in outputs]
 
 
 def test_the_engine_serves_it(pair: Any, tmp_path: Path) -> None:
@@ -345,151 +292,3 @@ def test_rows_with_different_adapters_equal_single_rows(tmp_path: Path, kind: st
         results.append(own)
     with use_adapters(AdapterBatch((NONE,))):
         assert not torch.allclose(model.next_logits(text[:1, :8])[0], results[0], atol=0.1)
-
-
-INVARIANT = ExecutionContext(batch_invariant=True)
-
-
-@pytest.fixture
-def invariant_products() -> None:
-    if not products_are_batch_invariant():
-        pytest.skip("products of this processor depend on their rows even in fours")
-
-
-def read_and_continue(model: Any, texts: list[list[int]], size: int, steps: int = 9) -> list[torch.Tensor]:
-    """Logits [B, V] after each of `texts`, read in one pass of `size` tokens, and after each of `steps` more."""
-    tokens = torch.zeros(len(texts), size, dtype=torch.int64)
-    for row, text in enumerate(texts):
-        tokens[row, : len(text)] = torch.tensor(text)
-    logits, state = model.next_logits(tokens, lengths=torch.tensor([len(text) for text in texts]))
-    results = [logits]
-    for _ in range(steps):
-        logits, state = model.next_logits(logits.argmax(-1, keepdim=True), state)
-        results.append(logits)
-    return results
-
-
-@pytest.mark.usefixtures("invariant_products")
-def test_other_rows_do_not_change_a_row_by_a_bit(pair: Any) -> None:
-    served, peer = pair
-    if served.model.inner.config.model_type == "gemma2":
-        assert not served.batch_invariant  # its attention multiplies matrices by torch's own function
-        return
-    assert served.batch_invariant
-    texts = prompts(served, 17, 3, 32, 1, 9, 31, 5)
-    with served.activate():
-        together = read_and_continue(served.model, texts, 32)
-        for rows in ([0], [1], [2], [3], [6], [1, 5], [4, 3, 0]):
-            few = read_and_continue(served.model, [texts[row] for row in rows], 32)
-            for all_, part in zip(together, few, strict=True):
-                assert torch.equal(part, all_[rows])
-        for row, text in enumerate(texts):
-            written = [*text, *(int(logits[row].argmax()) for logits in together[:-1])]
-            with torch.inference_mode():
-                expected = peer(torch.tensor([written])).logits[0, len(text) - 1 :]
-            torch.testing.assert_close(torch.stack([each[row] for each in together]), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.usefixtures("invariant_products")
-@pytest.mark.parametrize("kind", ["Llama", "Gemma"])
-def test_other_requests_do_not_change_an_answer_by_a_bit(tmp_path: Path, kind: str) -> None:
-    """Through the engine: prompts of several chunks, rows that come and go."""
-    served = transformers_model.load(folder(tmp_path / kind, kind))
-    greedy = {"model": kind, "sampling": SamplingParams(temperature=0), "ignore_eos": True, "return_logprob": True}
-    requests = [
-        Request(prompt_token_ids=tuple(text), max_tokens=3 + 4 * i, **greedy)
-        for i, text in enumerate(prompts(served, 5, 40, 1, 17, 9, 35))
-    ]
-
-    def run(engine: AsyncEngine, several: list[Request]) -> list[list[TokenOutput]]:
-        tickets = [engine.submit(request) for request in several]
-        return [[event for event in ticket if isinstance(event, TokenOutput)] for ticket in tickets]
-
-    with AsyncEngine([served], max_num_seqs=4, cache_bytes=0) as engine:
-        assert engine.status()["exact"]
-        together = run(engine, requests)
-        for request, expected in zip(requests, together, strict=True):
-            (alone,) = run(engine, [request])
-            assert [(each.token_id, each.logprob) for each in alone] == [(e.token_id, e.logprob) for e in expected]
-            assert len(alone) == request.max_tokens
-
-
-@pytest.mark.usefixtures("invariant_products")
-def test_rows_with_different_adapters_have_the_bits_of_single_rows(tmp_path: Path) -> None:
-    served = transformers_model.load(folder(tmp_path / "m", "Llama"))
-    draw = torch.Generator().manual_seed(0)
-    adapters = [
-        Adapter(
-            {
-                name: LowRank(
-                    torch.randn(rank, linear.in_features, generator=draw) / 4,
-                    torch.randn(linear.out_features, rank, generator=draw) / 4,
-                    1.0,
-                )
-                for name, linear in linear_maps(served.model).items()
-            }
-        )
-        for rank in (2, 3)
-    ]
-    rows = [adapters[1], None, adapters[0], adapters[1]]
-    texts = prompts(served, 8, 3, 5, 1)
-    with served.activate():
-        plain = read_and_continue(served.model, texts, 8)
-        with use_adapters(served.adapter_batch(rows)):
-            together = read_and_continue(served.model, texts, 8)
-        for row, adapter in enumerate(rows):
-            with use_adapters(served.adapter_batch([adapter])):
-                alone = read_and_continue(served.model, texts[row : row + 1], 8)
-            assert all(torch.equal(one[0], all_[row]) for one, all_ in zip(alone, together, strict=True))
-            assert torch.equal(plain[0][row], together[0][row]) == (adapter is None)
-
-
-@pytest.mark.parametrize("kind", ["Llama", "Gemma", "Gemma2", "GPT2"])
-def test_without_batch_invariance_the_bits_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
-    """The modules that call primitives compute what they replace, and no parameter is copied."""
-    path = gpt2(tmp_path) if kind == "GPT2" else folder(tmp_path, kind)
-    peer = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
-    before = dict(peer.named_parameters())
-    text = torch.tensor([[1, 5, 9, 2, 7], [3, 3, 8, 4, 6]])
-    with torch.inference_mode():
-        expected = peer(text).logits
-    use_primitives(peer)
-    with torch.inference_mode():
-        assert torch.equal(peer(text).logits, expected)
-    assert all(before[name] is parameter for name, parameter in peer.named_parameters())
-    assert not any(type(module) is torch.nn.Linear for module in peer.modules())
-    assert any(isinstance(module, Linear) for module in peer.modules())
-
-
-@pytest.mark.parametrize("fault", ["activation", "product", "angles"])
-def test_a_model_with_functions_of_its_own_is_not_batch_invariant(tmp_path: Path, fault: str) -> None:
-    options = (
-        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}} if fault == "angles" else {}
-    )
-    path = folder(tmp_path / "m", "Llama", **options)
-    if fault == "angles":
-        assert not transformers_model.load(path).batch_invariant
-        return
-    inner = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
-    mlp = inner.model.layers[1].mlp
-    if fault == "activation":
-        mlp.act_fn = OwnActivation()
-    else:
-        mlp.up_proj.__class__ = OwnLinear
-    use_primitives(inner)
-    model = transformers_model.TransformersModel(inner)
-    with INVARIANT.activate():
-        assert not model.is_batch_invariant()
-    mlp.act_fn, mlp.up_proj = torch.nn.ReLU(), Linear.sharing(mlp.up_proj)
-    with INVARIANT.activate():
-        assert model.is_batch_invariant() == products_are_batch_invariant()
-
-
-class OwnActivation(torch.nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.silu(x)
-
-
-class OwnLinear(torch.nn.Linear):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x @ self.weight.t()
