@@ -181,7 +181,7 @@ def find_checkpoint(text: str) -> Path:
         raise InputError(
             "- reads the checkpoint's path from stdin, but stdin is a terminal", "pipe another command into this one"
         )
-    lines = [line.strip() for line in sys.stdin.read().splitlines()]
+    lines = [line.strip() for line in sys.stdin.read().split("\n")]
     path = next((line for line in reversed(lines) if line), None)
     if path is None:
         raise InputError("no checkpoint path on stdin", "the command before the pipe printed none: did it fail?")

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from synthe_core.benchmarks.load_test.event_stream import EventStreamDecoder
 from synthe_core.chat.conversation import MODEL, SYSTEM, USER, Answer, ChatOptions, Conversation, Reply
 from synthe_core.errors import InputError, SyntheError, WorkError, unknown
 
@@ -149,8 +150,7 @@ def error_of(response: httpx.Response) -> SyntheError:
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    for line in response.iter_lines():
-        data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+    for data in _data(response):
         if data == "[DONE]":
             return
         if data:
@@ -159,6 +159,14 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
                 raise WorkError(f"the answer failed: {event['error'].get('message')}")
             yield event
     raise WorkError("the server broke off before the answer ended")
+
+
+def _data(response: httpx.Response) -> Iterator[str]:
+    """The data of every server-sent event."""
+    decoder = EventStreamDecoder()
+    for piece in response.iter_bytes():
+        yield from decoder.push(piece)
+    yield from decoder.flush()
 
 
 def _path_segment(session: str) -> str:

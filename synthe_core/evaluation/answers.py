@@ -28,21 +28,21 @@ class Answers:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            complete = self._load(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else True
+            complete = self._load(path.read_bytes()) if path.is_file() else True
             self._file = path.open("a", encoding="utf-8", buffering=1)  # line-buffered
             if not complete:
                 self._file.write("\n")
         except OSError as error:
             raise failure(path, error) from error
 
-    def _load(self, text: str) -> bool:
-        for line in text.splitlines():
+    def _load(self, content: bytes) -> bool:
+        for line in content.split(b"\n"):  # not splitlines: an answer may hold U+2028 or U+0085
             try:
                 entry = json.loads(line)
                 self._answers[entry["key"]] = entry["answer"]
             except (ValueError, KeyError, TypeError):
                 continue
-        return not text or text.endswith("\n")
+        return not content or content.endswith(b"\n")
 
     def __len__(self) -> int:
         return len(self._answers)

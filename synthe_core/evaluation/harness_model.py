@@ -19,6 +19,7 @@ from synthe_core.data import chat_template as chat
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, unknown
 from synthe_core.evaluation.answers import Answers, request_key
+from synthe_core.evaluation.continuations import METHOD, Pair, no_tokens, split_pairs
 from synthe_core.evaluation.lengths import trained_length
 from synthe_core.evaluation.reading import Reader
 from synthe_core.evaluation.scoring import Continuation, score
@@ -33,7 +34,6 @@ PREFIXES = ("auto", "begin", "end", "none")
 GENERATED = 256  # tokens, if a task names no limit
 IGNORED = ("num_beams", "use_cache", "pad_token_id", "eos_token_id", "decoder_start_token_id")
 
-Pair = tuple[str, str]
 ReportProgress = Callable[[str, int, int, float | None], None]
 
 
@@ -101,6 +101,7 @@ class Synthe(TemplateLM):
         self.answers = Answers(None)
         self.report: ReportProgress = lambda kind, done, total, eta: None
         self._chat = False
+        self._named: dict[Pair, Instance] = {}  # the first request of each pair
         self._eta: float | None = None  # seconds
 
     # The harness's interface of a model.
@@ -143,13 +144,15 @@ class Synthe(TemplateLM):
         """A digest of everything that answers depend on."""
         parts = [f"{name} {digest.sha256}" for name, digest in sorted(self.checkpoint.manifest.files.items())]
         parts = [part for part in parts if not part.startswith("training/")]
-        settings = [self.prefix, self.limit, self.max_gen_toks, self.seed]
+        settings = [self.prefix, self.limit, self.max_gen_toks, self.seed, METHOD]
         return hashlib.sha256("\n".join([*parts, repr(settings)]).encode()).hexdigest()[:16]
 
     # Requests.
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        scores = self._answered("loglikelihood", [request.args for request in requests], self._score_pairs)
+        pairs = [request.args for request in requests]
+        self._named = dict(zip(reversed(pairs), reversed(requests), strict=True))
+        scores = self._answered("loglikelihood", pairs, self._score_pairs)
         return [(loglikelihood, bool(greedy)) for loglikelihood, greedy in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -231,29 +234,13 @@ class Synthe(TemplateLM):
         return [Continuation(*window) for window in map(make_disjoint_window, rolling)]
 
     def _split(self, pairs: list[Pair]) -> list[Continuation]:
-        """The tokens of context and continuation: those of both together, split at the number of the context's tokens.
-
-        As in the harness, spaces at the context's end belong to the continuation.
-        """
-        texts: dict[str, int] = {}
-        places = []
-        for context, rest in pairs:
-            spaces = len(context) - len(context.rstrip())
-            if spaces:
-                context, rest = context[:-spaces], context[-spaces:] + rest
-            whole = texts.setdefault(context + rest, len(texts))
-            places.append((texts.setdefault(context, len(texts)) if context else None, whole))
-        tokens = self._encode(list(texts))
-        continuations = []
-        for context_index, whole in places:
-            if context_index is None:
-                head, rest_tokens = [self.prefix_token_id], tokens[whole]
-            else:
-                head = self._with_prefix(tokens[context_index])
-                rest_tokens = self._with_prefix(tokens[whole])[len(head) :]
-                head = head or [self.prefix_token_id]
-            continuations.append(Continuation(head, rest_tokens))
-        return continuations
+        """The tokens of each context and continuation (see `split_pairs`). InputError that names the question of a
+        continuation without tokens."""
+        split = split_pairs(pairs, self._encode, self._with_prefix, self.prefix_token_id)
+        for pair, continuation in zip(pairs, split, strict=True):
+            if not pair[1] or not continuation.continuation:
+                raise no_tokens(pair, self._named.get(pair))
+        return split
 
     def _write(self, requests: list[tuple[str, dict[str, Any]]], keys: list[str]) -> Iterator[tuple[int, str]]:
         """Generates the texts; requests with equal settings form batches."""

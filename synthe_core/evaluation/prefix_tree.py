@@ -41,7 +41,7 @@ def build_tree(sequences: Sequence[Sequence[int]], min_saved: int = MIN_SAVED) -
     while stack:
         low, high, start, common, siblings = stack.pop()
         first, last = sequences[order[low]], sequences[order[high - 1]]
-        agreed = _common_length(first, last, common)
+        agreed = common_length(first, last, common)
         if agreed == len(first) == len(last):  # all of the range are equal
             equal = [order[i] for i in range(low, high)]
             siblings.append(Node(start, first[start:], equal, equal))
@@ -58,7 +58,7 @@ def build_tree(sequences: Sequence[Sequence[int]], min_saved: int = MIN_SAVED) -
     return roots
 
 
-def _common_length(one: Sequence[int], other: Sequence[int], least: int) -> int:
+def common_length(one: Sequence[int], other: Sequence[int], least: int = 0) -> int:
     """The length of the common prefix of the two, which is at least `least`."""
     length = min(len(one), len(other))
     if one[least:length] == other[least:length]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 
+from synthe_core.benchmarks.load_test.event_stream import EventStreamDecoder
+
 TOO_MANY_REQUESTS = 429
 CANCELLED = "cancelled"
 MAX_RETRY_AFTER = 60.0  # seconds
@@ -103,9 +105,12 @@ async def _once(http: httpx.AsyncClient, path: str, result: RequestResult) -> fl
 
 async def _events(response: httpx.Response) -> AsyncIterator[str]:
     """The data of every server-sent event."""
-    async for line in response.aiter_lines():
-        if line.startswith("data:"):
-            yield line[5:].strip()
+    decoder = EventStreamDecoder()
+    async for piece in response.aiter_bytes():
+        for data in decoder.push(piece):
+            yield data
+    for data in decoder.flush():
+        yield data
 
 
 def _add_chunk(result: RequestResult, data: str) -> None:
