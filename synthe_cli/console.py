@@ -29,7 +29,7 @@ SHOWN = {
     "lr": ("lr", "{:.1e}".format),
     "grad_norm": ("grad", "{:.2g}".format),
     "tokens_per_second": ("tok/s", format_count),
-    "peak_fraction": ("of peak", "{:.0%}".format),
+    "peak_fraction": ("of peak FLOP/s", "{:.0%}".format),
     "confidence": ("confidence loss", "{:.3f}".format),
     "flops_saved": ("skipped", "{:.0%}".format),
     "depth": ("depth", "{:.2f}".format),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import typer
@@ -34,6 +35,13 @@ def _write_examples(formatter: Any, epilog: str | None) -> None:
         formatter.write("\nExamples:\n" + "".join(f"  {line}\n" for line in epilog.splitlines()))
 
 
+def _aligned(examples: Iterable[str]) -> str:
+    """The examples with their comments, which follow several spaces, in one column."""
+    rows = [re.split(r" {2,}", each, maxsplit=1) for each in examples]
+    width = max((len(row[0]) for row in rows), default=0)
+    return "\n".join("  ".join([row[0].ljust(width), *row[1:]]).rstrip() for row in rows)
+
+
 class Command(TyperCommand):
     """A command whose epilog has its examples, which are printed verbatim."""
 
@@ -51,7 +59,14 @@ class Group(TyperGroup):
         return _colored(super().get_help(ctx))
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        _write_examples(formatter, self.epilog)
+        """Its own examples; without any, the first example of each of its commands."""
+        _write_examples(formatter, self.epilog or _aligned(self._first_examples(ctx)))
+
+    def _first_examples(self, ctx: Any) -> Iterator[str]:
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden and command.epilog:
+                yield command.epilog.splitlines()[0]
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         if not args and not ctx.resilient_parsing:

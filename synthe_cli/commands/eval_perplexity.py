@@ -36,8 +36,8 @@ def perplexity(
 ) -> None:
     """Measure how well a model predicts a text, for several context lengths.
 
-    `bits/byte` is measured on the same text for each context length; the model restarts every that many tokens. `there`
-    is measured on the tokens at these positions only, where the model has read on from position 0.
+    `bits/byte` is measured on the same text for each context length; the model restarts every that many tokens. `at positions`
+    is bits/byte of the tokens at these positions only, read on from position 0: what a longer context is worth.
     """
     path = find_checkpoint(checkpoint)
     contexts = [_length(each) for each in (context or "").split(",") if each.strip()]
@@ -76,4 +76,6 @@ def _table(values: dict[str, Any]) -> str:
     title = f"{first['tokens']:,} tokens ({format_size(first['bytes'])}) in windows of "
     title += f"{values['contexts'][-1]['context']:,}, {values['windows']:,} of them; "
     title += f"trained on sequences of {values['trained']:,}"
-    return f"{title}\n\n" + figures.table(["context", "bits/byte", "perplexity", "positions", "there"], rows, left=0)
+    return f"{title}\n\n" + figures.table(
+        ["context", "bits/byte", "perplexity", "positions", "at positions"], rows, left=0
+    )

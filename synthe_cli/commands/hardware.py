@@ -92,7 +92,7 @@ def hardware(
     print(f"  precision     {precision.value}: {precision.reason}; training measures its own passes and may differ")
     wide, narrow = (rates[f"matmul_{kind}_flops"] / 1e9 for kind in ("float32", "bfloat16"))
     print(f"  arithmetic    {wide:,.0f} GFLOP/s in float32 and {narrow:,.0f} in bfloat16 (matrix products)")
-    print(f"  memory        {rates['copy_bytes'] / 1e9:.1f} GB/s (copy, read and write)")
+    print(f"  bandwidth     {rates['copy_bytes'] / 1e9:.1f} GB/s of memory (copy, read and write)")
     print("\noperators, their kernels, and why other kernels are not used")
     print("\n".join(_operator_lines(each) for each in surveyed))
 

@@ -96,7 +96,7 @@ def _strips(report: Report) -> Table:
         where = f"{_place(each.path)} {each.learner}".strip()
         label = "" if where == before else where
         before = where
-        if each.whole and each.name in ("chosen", "read_slots", "loudest"):
+        if each.whole and each.name in ("chosen", "read_slots", "max_head"):
             table.add_row(label, each.name, _top_choices(each), "", "", "", "")
         else:
             table.add_row(label, each.name, *_sparkline_row(each.rows.mean(0), report, each.at))

@@ -19,11 +19,11 @@ OVERWRITTEN = 0.5  # a write of which less remains counts as overwritten
 def memory_series(call: MemoryCall, reads: Reads) -> list[Series]:
     """Series of a memory by token, besides those that its learner emits: writes, readings and norms."""
     shown = [
-        ("reach", "how many tokens back a reading comes from, weighted by share", reads.reach[None]),
-        ("focus", "share of a reading that comes from one token", reads.focus[None]),
+        ("distance", "how many tokens back a reading comes from, weighted by share", reads.distance[None]),
+        ("max_share", "share of a reading that comes from one token", reads.max_share[None]),
     ]
     if len(reads.read) > 1:
-        shown.append(("loudest", "the head with the largest reading", reads.read.argmax(0)[None].astype(np.float32)))
+        shown.append(("max_head", "the head with the largest reading", reads.read.argmax(0)[None].astype(np.float32)))
         shown.append(("read", "norm of each head's reading", reads.read))
     if call.op.name in RULES:
         memory = linear_memory(call.op.name, call.arguments)
@@ -33,9 +33,9 @@ def memory_series(call: MemoryCall, reads: Reads) -> list[Series]:
         shown += [
             ("written", "norm of the written key times its strength", keys),
             ("value", "norm of the written value", values),
-            ("held", "Frobenius norm of the memory after the token", memory_norms(memory)[:, last]),
+            ("memory_norm", "Frobenius norm of the memory after the token", memory_norms(memory)[:, last]),
         ]
-    whole = {"loudest"}
+    whole = {"max_head"}
     source = (call.path, reads.learner)
     return [Series(*source, name, "memory", what, rows, reads.at, name in whole) for name, what, rows in shown]
 

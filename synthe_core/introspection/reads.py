@@ -27,7 +27,7 @@ class Reads(NamedTuple):
 
     sources [N, k]  the tokens that contribute most, in decreasing order; -1 if there are fewer.
     shares  [N, k]  their shares: the norm of a token's contribution over the sum of such norms, over all heads.
-    reach   [N]     how many tokens back on average, weighted by share.
+    distance [N]    how many tokens back on average, weighted by share.
     read    [H, N]  norm of each head's reading.
     error           largest difference between the sum of contributions and the operator's output, over the largest
                     output.
@@ -39,12 +39,12 @@ class Reads(NamedTuple):
     at: np.ndarray | None
     sources: np.ndarray
     shares: np.ndarray
-    reach: np.ndarray
+    distance: np.ndarray
     read: np.ndarray
     error: float
 
     @property
-    def focus(self) -> np.ndarray:
+    def max_share(self) -> np.ndarray:
         """The largest share [N]: 1 if a reading comes from one token only."""
         return self.shares[:, 0]
 
@@ -67,7 +67,7 @@ def follow(call: MemoryCall, time: int) -> Reads | None:
     late = 1 if isinstance(call.learner, FastWeights) else 0  # it reads before it writes
     sources = np.full((count, MAX_SOURCES), -1, dtype=np.int64)
     shares = np.zeros((count, MAX_SOURCES), dtype=np.float32)
-    reach = np.zeros(count, dtype=np.float32)
+    distance = np.zeros(count, dtype=np.float32)
     read = np.zeros((answer.shape[0], count), dtype=np.float32)
     error = 0.0
     place = torch.arange(count, device=first.device) if at is None else at
@@ -87,12 +87,12 @@ def follow(call: MemoryCall, time: int) -> Reads | None:
         shares[row, :width] = best.values.cpu().numpy()
         sources[row, :width] = np.where(best.values.cpu().numpy() > 0, place[best.indices].cpu().numpy(), -1)
         back = place[token][:, None] - place[: share.shape[1]]
-        reach[row] = (share * back).sum(1).cpu().numpy()
+        distance[row] = (share * back).sum(1).cpu().numpy()
         read[:, row] = total[:, last][:, real].norm(dim=-1).cpu().numpy()
     tokens = None if at is None else at.cpu().numpy()
     scale = max(float(answer.abs().max()), 1e-30)
     learner = call.learner.config.type
-    return Reads(call.path, learner, call.op.name, tokens, sources, shares, reach, read, error / scale)
+    return Reads(call.path, learner, call.op.name, tokens, sources, shares, distance, read, error / scale)
 
 
 def _blocks(call: MemoryCall) -> tuple[Iterator[Block], Tensor]:

@@ -31,17 +31,18 @@ class Pass:
     """One forward call: what learners read besides their input, and what they publish besides their output. No module
     stores it.
 
-    positions: int64 [B, T], the index of each token in its sequence: in a block that some tokens leave out (see
-               `synthe_core.model.depth`), among those that run it.
-    lengths:   int64 [B] or None; tokens at or after a row's length are padding and never touch state.
-    signals:   causal [B, T] values published by one learner and read by another (surprise, confidence).
-    losses:    auxiliary losses, added to the objective by the trainer.
-    measures:  figures of this pass that training logs, 0-dim and without gradient (the share of tokens that a gate
-    selects). skipped:   floating-point operations that learners left out of this pass, of those that their `flops`
-    state. buffer_updates: buffers of the model with their values after the training step (see `apply_buffer_updates`).
-    exploration: the tokens that train a depth router (see `model.depth.ExplorationSample`); None without any. without:
-    paths of the modules that this pass leaves out: they add nothing, and their state is unchanged. tokens:    for a
-    trace, int64 [B, T]: which tokens of the whole pass these are, where they are not all of them.
+    positions:      int64 [B, T], the index of each token in its sequence: in a block that some tokens leave out (see
+                    `synthe_core.model.depth`), among those that run it.
+    lengths:        int64 [B] or None; tokens at or after a row's length are padding and never touch state.
+    signals:        causal [B, T] values published by one learner and read by another (surprise, confidence).
+    losses:         auxiliary losses, added to the objective by the trainer.
+    measures:       figures of this pass that training logs, 0-dim and without gradient (the share of tokens that a
+                    gate selects).
+    skipped:        floating-point operations that learners left out of this pass, of those that their `flops` state.
+    buffer_updates: buffers of the model with their values after the training step (see `apply_buffer_updates`).
+    exploration:    the tokens that train a depth router (see `model.depth.ExplorationSample`); None without any.
+    without:        paths of the modules that this pass leaves out: they add nothing, and their state is unchanged.
+    tokens:         for a trace, int64 [B, T]: which tokens of the whole pass these are, where they are not all of them.
     """
 
     positions: Tensor

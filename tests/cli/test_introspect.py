@@ -16,7 +16,7 @@ TEXT = "def fib(n): return 1"
 def test_the_text_output_is_a_table(synthe: Run, checkpoint: Path) -> None:
     shown = synthe("introspect", checkpoint, "--text", TEXT, "--token", "7")
     assert (shown.exit_code, shown.stderr) == (0, "")
-    for word in ("small", "parameters", "surprise", "attention", "added", "reach", "token 7", "reads by"):
+    for word in ("small", "parameters", "surprise", "attention", "added", "distance", "token 7", "reads by"):
         assert word in shown.stdout
     assert "\x1b" not in shown.stdout
 

@@ -110,6 +110,6 @@ def test_series_of_a_memory_are_named() -> None:
     reads = follow(memory, 3)
     assert reads is not None
     series = {each.name: each for each in memory_series(memory, reads)}
-    assert series.keys() == {"reach", "focus", "written", "value", "held"}
+    assert series.keys() == {"distance", "max_share", "written", "value", "memory_norm"}
     assert series["written"].rows.tolist() == [pytest.approx([1, 1, 1])]
     assert all(each.group == "memory" and each.rows.shape[1] == 3 for each in series.values())

@@ -105,7 +105,7 @@ def test_attributed_reads_reconstruct_the_output(case: dict[str, Any]) -> None:
         place = np.arange(TIME) if reads.at is None else reads.at
         latest = place if case["type"] != "fast_weights" else place - 1
         assert (reads.sources <= latest[:, None]).all() or reads.path != "blocks.0.1"
-        assert (reads.reach >= -1e-4).all()
+        assert (reads.distance >= -1e-4).all()
 
 
 def test_slow_tiers_and_routed_blocks_report_their_positions() -> None:
