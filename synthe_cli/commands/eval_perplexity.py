@@ -36,8 +36,8 @@ def perplexity(
 ) -> None:
     """Measure how well a model predicts a text, for several context lengths.
 
-    `bits/byte` is measured on the same text for each context length; the model restarts every that many tokens. `at positions`
-    is bits/byte of the tokens at these positions only, read on from position 0: what a longer context is worth.
+    `bits/byte` is measured on the same text for each context length; the model restarts every that many tokens. `at
+    positions` is that of the tokens at these positions only, which the model reads on to from position 0.
     """
     path = find_checkpoint(checkpoint)
     contexts = [_length(each) for each in (context or "").split(",") if each.strip()]
