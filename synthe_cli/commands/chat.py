@@ -126,10 +126,10 @@ def chat(
     from synthe_core.hardware.placement import choose_device
     from synthe_core.hardware.probe import cache_dir, probe
     from synthe_core.inference.async_engine import AsyncEngine
-    from synthe_core.inference.loaded_model import LoadedModel
+    from synthe_core.interop.load import load_model
 
     assert checkpoint is not None
-    served = LoadedModel.load(Path(checkpoint).expanduser(), device=choose_device(device or "auto", probe()).value)
+    served = load_model(Path(checkpoint).expanduser(), device=choose_device(device or "auto", probe()).value)
     if adapter is not None:
         served.load_adapter(ADAPTER_NAME, adapter)
     folder = sessions or Path(cache_dir()) / "chats" / served.digest[:16]

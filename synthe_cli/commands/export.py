@@ -44,7 +44,7 @@ def hf(
     """
     path = find_checkpoint(checkpoint)
 
-    from synthe_core.interop.huggingface import export_hf
+    from synthe_core.interop.huggingface.exporter import export_hf
 
     with choose_renderer(as_json) as shown:
         for result in results(export_hf(path, out=out), shown.show):

@@ -88,6 +88,7 @@ def generate(
     from synthe_core.hardware.probe import probe
     from synthe_core.inference import offline
     from synthe_core.inference.loaded_model import LoadedModel
+    from synthe_core.interop.load import load_model, needs_transformers
     from synthe_core.model.session import Session
     from synthe_core.storage.checkpoint import Checkpoint
 
@@ -95,10 +96,14 @@ def generate(
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     })  # fmt: skip
-    opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
     where = choose_device(device or "auto", probe()).value
-    model = LoadedModel.from_checkpoint(opened, path.name, where, batch_invariant=False)
-    session = opened.session(state_in, model.model) if state_in else None
+    if adapter is None and needs_transformers(path):
+        model = load_model(path, device=where)
+        session = Session.load(state_in, model.model) if state_in else None
+    else:
+        opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
+        model = LoadedModel.from_checkpoint(opened, path.name, where, batch_invariant=False)
+        session = opened.session(state_in, model.model) if state_in else None
     if state_out:
         Session.check_target(state_out)
     deltas = offline.generate(model, prompts, tokens, sampling=sampling, seed=seed, stop=stop or (), session=session)

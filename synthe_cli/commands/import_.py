@@ -50,7 +50,7 @@ def hf(
     Works offline and without transformers. Unsupported architectures, options and tensors are refused by name; so are
     pickle files (.bin). Weights are converted to float32.
     """
-    from synthe_core.interop.huggingface import import_hf
+    from synthe_core.interop.importer import import_hf
 
     with choose_renderer(as_json) as shown:
         for result in results(import_hf(folder.expanduser(), out=out, name=name), shown.show):

@@ -48,6 +48,8 @@ def run(options: ServeOptions) -> int | None:
 
     device = choose_device(options.device or "auto", probe()).value
     allow_connections()
+    from synthe_core.interop.load import load_model
+
     models = [load_model(path, name, device) for name, path in paths.items()]
     with (
         AsyncEngine(
@@ -159,17 +161,6 @@ def read_keys(path: Path) -> tuple[str, ...]:
     if path.expanduser().stat().st_mode & 0o044:
         say(f"warning: {path} is readable by other users: chmod 600 {path}")
     return keys
-
-
-def load_model(path: Path, name: str, device: str) -> LoadedModel:
-    """A checkpoint of synthe, or a Hugging Face folder through transformers."""
-    from synthe_core.inference.loaded_model import LoadedModel
-
-    if (path / "config.json").is_file() and not (path / "manifest.json").is_file():
-        from synthe_core.interop.huggingface import transformers_model
-
-        return transformers_model.load(path, name, device)
-    return LoadedModel.load(path, name, device)
 
 
 def report_ready(options: ServeOptions, server: Server, engine: AsyncEngine) -> None:

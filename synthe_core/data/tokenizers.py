@@ -17,12 +17,23 @@ import tokenizers
 
 from synthe_core.data.hub import TIMEOUT, explain, offline, unreachable
 from synthe_core.errors import InputError, SyntheError, closest
+from synthe_core.registry import Table
+from synthe_core.storage.path_format import format_of
 
 END = "<|endoftext|>"
 ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]", "<|im_end|>")
 """Names under which a tokenizer.json may hold its end of document, the likeliest first."""
 MARKS = "synthe"
 """The key under which a tokenizer.json of ours names its begin and end, where they are not what would be guessed."""
+TOKENIZER_FORMATS = Table(
+    "tokenizer format",
+    "synthe.tokenizer_formats",
+    {
+        "gguf": "synthe_core.interop.source:gguf_tokenizer",
+        "huggingface": "synthe_core.interop.source:huggingface_tokenizer",
+    },
+)
+"""What opens the tokenizer of a published model's path, with the begin and end tokens that its configuration states."""
 CHAT = "chat_template.jinja"
 """The file beside a tokenizer.json that says how messages become a prompt."""
 
@@ -194,11 +205,15 @@ class FileTokenizer(Tokenizer):
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """`bytes`, the path of a tokenizer.json or of a folder with one, ORG/NAME of the hub, or `hub:NAME`."""
+    """`bytes`; the path of a tokenizer.json, of a folder with one, or of a GGUF file; ORG/NAME of the hub, or `hub:NAME`."""
     if name == "bytes":
         return ByteTokenizer()
     path = Path(name).expanduser()
     if path.is_dir() or path.is_file():
+        kind = format_of(path)
+        if kind is not None and kind in TOKENIZER_FORMATS:
+            tokenizer: Tokenizer = TOKENIZER_FORMATS[kind](path)
+            return tokenizer
         return load_tokenizer(path)
     looks_local = name.endswith(".json") or name.startswith((".", "/", "~"))
     if not looks_local and (name.startswith("hub:") or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):

@@ -80,6 +80,7 @@ class LoadedModel:
             checkpoint.path,
             checkpoint.digest,
             int(checkpoint.path.stat().st_mtime),
+            max_length=checkpoint.published.get("context"),
             context=context,
         )
 

@@ -14,10 +14,10 @@ from synthe_core.packing.base import BaseReference, candidate_bases
 from synthe_core.packing.download import fetch_base
 from synthe_core.packing.manifest import PackManifest, TitanManifest, read_manifest
 from synthe_core.packing.members import BASE, MANIFEST, SIGNATURE, is_weights, member_index, quoted, size_limit
-from synthe_core.storage.checkpoint.locate import is_synapse
 from synthe_core.storage.checkpoint.sources import CheckpointSource, FolderSource
 from synthe_core.storage.json_reader import UNTRUSTED
 from synthe_core.storage.manifest import Manifest, check_format
+from synthe_core.storage.path_format import is_synapse
 from synthe_core.storage.tensor_file import TensorFile
 from synthe_core.storage.yaml_reader import decode_untrusted_yaml
 

@@ -35,7 +35,7 @@ from synthe_core.packing.members import (
 from synthe_core.packing.titan import is_titan, titan_members
 from synthe_core.quantization.formats import FORMATS
 from synthe_core.quantization.tensor_file import DequantizedTensors, open_tensors, write_quantized
-from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.checkpoint import Checkpoint, copy_checkpoint
 from synthe_core.storage.checkpoint.read import WEIGHTS
 from synthe_core.storage.json_reader import canonical_json, parse_untrusted_json
 from synthe_core.storage.manifest import FileDigest
@@ -94,6 +94,8 @@ def pack(path: Path, out: Path | None = None, options: PackOptions = PackOptions
         raise InputError(f"'{name}' is not a valid name", "letters, digits, . _ and -, no more than 64")
     out = _target(out, name)
     with tempfile.TemporaryDirectory(prefix=".synthe-", dir=out.parent) as scratch:
+        if not checkpoint.source.on_disk:
+            checkpoint = copy_checkpoint(checkpoint, Path(scratch) / "model")
         collected = PackContents(_collect(checkpoint, options, Path(scratch)))
         yield from _weights(checkpoint, options, collected, Path(scratch))
         about = _manifest(checkpoint, options, collected, name)

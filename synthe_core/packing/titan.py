@@ -28,8 +28,8 @@ from synthe_core.packing.manifest import (
     read_manifest,
 )
 from synthe_core.packing.members import AGENT, BASE, KNOWLEDGE, MANIFEST, MIB, NAME
-from synthe_core.storage.checkpoint.locate import is_synapse
 from synthe_core.storage.json_reader import UNTRUSTED, canonical_json
+from synthe_core.storage.path_format import is_synapse
 from synthe_core.storage.tensor_file import TensorFile
 
 GGUF = "model.gguf"

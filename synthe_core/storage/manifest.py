@@ -17,9 +17,10 @@ import synthe_core
 from synthe_core.errors import InputError
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import OPS
+from synthe_core.storage import path_format
 
 FORMAT = 2
-MANIFEST = "manifest.json"
+MANIFEST = path_format.MANIFEST
 
 
 class FileDigest(BaseModel):

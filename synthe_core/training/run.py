@@ -117,9 +117,10 @@ def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     unless the overrides have some."""
     checkpoint = Checkpoint.open(path)
     model = checkpoint.base or checkpoint
-    tokens = [] if model.recipe.data.tokenizer.type == "bytes" else [f"data.tokenizer={model.path / 'tokenizer.json'}"]
+    file = model.path / "tokenizer.json" if model.source.on_disk else model.path
+    tokens = [] if model.recipe.data.tokenizer.type == "bytes" else [f"data.tokenizer={file}"]
     own = checkpoint if "recipe.yaml" in checkpoint.manifest.files else model
-    recipe = Recipe.load(own.path, [*tokens, *overrides])
+    recipe = own.recipe_with([*tokens, *overrides])
     if any(each.startswith("train.stages") for each in overrides):
         return recipe
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": []})})

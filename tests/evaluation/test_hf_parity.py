@@ -12,7 +12,7 @@ from synthe_core.evaluation.harness_model import Synthe
 from synthe_core.evaluation.harness_tasks import Loader
 from synthe_core.evaluation.suites import Entry
 from synthe_core.events import Result
-from synthe_core.interop.huggingface import export_hf
+from synthe_core.interop.huggingface.exporter import export_hf
 from tests.evaluation.models import saved
 from tests.paths import SHARED
 from tests.training.conftest import _own_folders, cache  # noqa: F401  (fixtures)

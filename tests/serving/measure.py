@@ -29,7 +29,7 @@ GREEDY = SamplingParams(temperature=0)
 
 def opened(path: str) -> LoadedModel:
     folder = Path(path)
-    return transformers_model.load(folder) if transformers_model.is_published(folder) else LoadedModel.load(folder)
+    return transformers_model.load(folder) if transformers_model.is_published(folder) else load_model(folder)
 
 
 def paired(candidates: dict[str, Callable[[], float]], turns: int) -> None:

@@ -41,8 +41,7 @@ def export_hf(source: Path, *, out: Path | None = None) -> Iterator[Event]:
     model: Any = recipe.meta_model(checkpoint.vocab)
     if not isinstance(model, LanguageModel):
         raise InputError(f"{source} is an encoder, which is not a language model", "give a language model's checkpoint")
-    published = getattr(checkpoint.manifest, "source", None) or {}
-    values = config_of(model, int(published.get("context") or recipe.data.sequence))
+    values = config_of(model, int(checkpoint.published.get("context") or recipe.data.sequence))
     tokenizer = checkpoint.tokenizer() if "tokenizer.json" in checkpoint.manifest.files else None
     if tokenizer is not None:
         values |= {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end}

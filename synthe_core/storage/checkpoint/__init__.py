@@ -18,6 +18,15 @@ from __future__ import annotations
 from synthe_core.storage.checkpoint.locate import CHECKPOINTS, best_checkpoint, checkpoints
 from synthe_core.storage.checkpoint.read import Checkpoint
 from synthe_core.storage.checkpoint.weights import load_weights, weights
-from synthe_core.storage.checkpoint.write import save
+from synthe_core.storage.checkpoint.write import copy_checkpoint, save
 
-__all__ = ["CHECKPOINTS", "Checkpoint", "best_checkpoint", "checkpoints", "load_weights", "save", "weights"]
+__all__ = [
+    "CHECKPOINTS",
+    "Checkpoint",
+    "best_checkpoint",
+    "checkpoints",
+    "copy_checkpoint",
+    "load_weights",
+    "save",
+    "weights",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from synthe_core.errors import InputError, closest
@@ -29,15 +28,6 @@ def best_checkpoint(paths: list[Path]) -> Path | None:
         if score is not None:
             scores[path] = score
     return min(scores, key=lambda path: scores[path]) if scores else None
-
-
-def is_synapse(folder: Path) -> bool:
-    """Whether a folder has the layout of a .synapse file rather than of a checkpoint."""
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.get("format") == "synapse"
 
 
 def missing_checkpoint(path: Path) -> InputError:

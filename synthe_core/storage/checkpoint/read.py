@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from synthe_core.model.session import Session
 from synthe_core.model.skip_init import skip_init
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage import adapter_files
-from synthe_core.storage.checkpoint.locate import best_checkpoint, checkpoints, is_synapse, missing_checkpoint
+from synthe_core.storage.checkpoint.locate import best_checkpoint, checkpoints, missing_checkpoint
 from synthe_core.storage.checkpoint.sources import FORMATS, CheckpointSource, FolderSource, StoredTensors
 from synthe_core.storage.checkpoint.weights import check_names, check_shape, load_weights, weights
 from synthe_core.storage.manifest import MANIFEST
+from synthe_core.storage.path_format import format_of
 from synthe_core.storage.tensor_file import TensorFile
 from synthe_core.storage.yaml_reader import parse_yaml
 
@@ -47,8 +48,8 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path, *, latest: bool = False, base: str | Path | None = None) -> Checkpoint:
-        """Opens a checkpoint folder, the best checkpoint of a run folder by validation (with `latest` the newest), or a
-        file or folder in the .synapse format.
+        """Opens a checkpoint folder, the best checkpoint of a run folder by validation (with `latest` the newest), a
+        file or folder in the .synapse format, a GGUF file, or a model folder of transformers.
 
         With `base`, opens an adapter over that checkpoint. InputError if `path` is not a checkpoint or not an adapter.
         """
@@ -58,8 +59,8 @@ class Checkpoint:
             if adapter.adapter is None:
                 raise InputError(f"{path} is a model of its own, no adapter", "leave out --adapter")
             return adapter
-        if path.is_file() or is_synapse(path):
-            return cls(FORMATS["synapse"](path))
+        if (kind := format_of(path)) is not None:
+            return cls(FORMATS[kind](path))
         if (path / MANIFEST).is_file() or (path / peft.CONFIG).is_file():
             return cls(path)
         if not path.exists():
@@ -109,7 +110,11 @@ class Checkpoint:
     def recipe(self) -> Recipe:
         if "recipe.yaml" not in self.manifest.files and self.base is not None:
             return self.base.recipe
-        return Recipe.from_source(parse_yaml(self._text("recipe.yaml"), str(self.path / "recipe.yaml")))
+        return self.recipe_with(())
+
+    def recipe_with(self, overrides: Sequence[str]) -> Recipe:
+        """Its own recipe with `key.path=value` overrides."""
+        return Recipe.from_source(parse_yaml(self._text("recipe.yaml"), str(self.path / "recipe.yaml")), overrides)
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -123,6 +128,13 @@ class Checkpoint:
         if not (isinstance(values, dict) and type(values.get("vocab_size")) is int):
             raise self.source.damaged("config.json", "it has no vocab_size")
         return values
+
+    @property
+    def published(self) -> dict[str, Any]:
+        """Where an imported model came from: its format, architecture, and the `context` it was trained for, if known;
+        empty for a model that was trained here."""
+        source = getattr((self.base or self).manifest, "source", None)
+        return source if isinstance(source, dict) else {}
 
     @property
     def vocab(self) -> int:

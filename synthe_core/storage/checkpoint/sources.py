@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -21,12 +21,26 @@ from synthe_core.storage import adapter_files
 from synthe_core.storage.checkpoint.locate import checkpoints
 from synthe_core.storage.manifest import MANIFEST, FileDigest, Manifest
 
-FORMATS = Table("checkpoint format", "synthe.checkpoint_formats", {"synapse": "synthe_core.packing.bundle:Bundle"})
+FORMATS = Table(
+    "checkpoint format",
+    "synthe.checkpoint_formats",
+    {
+        "gguf": "synthe_core.interop.source:gguf",
+        "huggingface": "synthe_core.interop.source:huggingface",
+        "synapse": "synthe_core.packing.bundle:Bundle",
+    },
+)
+"""What opens a path of each format. A checkpoint's own folder has no entry."""
 DAMAGED = "the checkpoint is damaged: use another of the run"
 
 
 class CheckpointSource(ABC):
-    """The files of a checkpoint, under the names that `manifest.files` lists. `path` is its name in messages."""
+    """The files of a checkpoint, under the names that `manifest.files` lists. `path` is its name in messages.
+
+    on_disk: `locate` finds its files. Those of a converted model exist in memory only.
+    """
+
+    on_disk: ClassVar[bool] = True
 
     path: Path
     manifest: Manifest

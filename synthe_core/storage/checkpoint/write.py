@@ -62,6 +62,20 @@ def save(
     return Checkpoint(path)
 
 
+def copy_checkpoint(checkpoint: Checkpoint, path: Path, shard_bytes: int = SHARD_BYTES) -> Checkpoint:
+    """Writes a model that is converted while it is read as a checkpoint of its own."""
+    return save(
+        path,
+        recipe=checkpoint.recipe,
+        vocab=checkpoint.vocab,
+        tensors=checkpoint.tensors,
+        manifest=checkpoint.manifest,
+        tokenizer=checkpoint.tokenizer() if "tokenizer.json" in checkpoint.manifest.files else None,
+        classes=checkpoint.classes,
+        shard_bytes=shard_bytes,
+    )
+
+
 def _write_training(folder: Path, training: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
     folder.mkdir()
     (folder / "state.json").write_text(_json(state), encoding="utf-8")

@@ -12,7 +12,8 @@ import torch
 from synthe_core.data.tokenizers import CHAT, FileTokenizer, load_tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Notice, Result
-from synthe_core.interop.huggingface import export_hf, import_hf
+from synthe_core.interop.huggingface.exporter import export_hf
+from synthe_core.interop.importer import import_hf
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.evaluation.models import DELTA, saved
 from tests.interop.huggingface.models import add_tokenizer, transformer

@@ -15,7 +15,7 @@ from synthe_core.events import Notice, Result
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.offline import generate
 from synthe_core.inference.sampling_params import SamplingParams
-from synthe_core.interop.huggingface import import_hf
+from synthe_core.interop.importer import import_hf
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.interop.huggingface.models import add_tokenizer, transformer
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from synthe_core.errors import InputError
 from synthe_core.events import Notice, Progress, Result, Saved
-from synthe_core.interop.huggingface import import_hf
-from synthe_core.interop.huggingface.importer import ConvertedTensors
+from synthe_core.interop.converted import ConvertedTensors
+from synthe_core.interop.importer import import_hf
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.interop.huggingface.models import VOCAB, published, tokens, transformer
 

@@ -1,0 +1,181 @@
+"""A published model as a checkpoint: its recipe, and its tensors under our names, converted when they are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.errors import InputError
+from synthe_core.events import Notice
+from synthe_core.hardware.probe import probe
+from synthe_core.interop.huggingface.published import Config
+from synthe_core.interop.huggingface.weight_maps import Plan, plan, tied_by_default
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint.weights import weights
+from synthe_core.storage.manifest import Manifest, describe_hardware, package_versions
+from synthe_core.storage.yaml_reader import YamlSource
+
+IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")  # older versions saved this buffer, which follows from config.json
+FINE_TUNING = {"optimizer": "adamw", "lr": 2e-5}  # the learning rates of pretraining would destroy trained weights
+WIDTHS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16}  # bits, for the order in which types are listed
+
+
+class PublishedModel(Protocol):
+    """A model as it is published: config.json of transformers, and tensors under its names."""
+
+    path: Path
+    config: Config
+    format: str
+    """Where it comes from: "huggingface" or "gguf"."""
+
+    def __getitem__(self, name: str, /) -> Tensor: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __contains__(self, name: object, /) -> bool: ...
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor, without reading it."""
+        ...
+
+    def stored_as(self, name: str) -> str:
+        """The name of a tensor's type. InputError for one that cannot be read."""
+        ...
+
+    def digest(self) -> str:
+        """SHA-256 of everything that its numbers depend on."""
+        ...
+
+    def tokenizer(self, vocab: int, notices: list[Notice]) -> Tokenizer | None:
+        """Its tokenizer, None where it has none; what a user should know is added to `notices`."""
+        ...
+
+
+class ConvertedModel:
+    """What a published model is in our terms. InputError for what cannot be expressed, by key or tensor."""
+
+    def __init__(self, published: PublishedModel, name: str | None = None) -> None:
+        self.published = published
+        self.layout: Plan = plan(published.config)
+        self.vocab = published.config.size("vocab_size")
+        self.tie = _is_tied(published, self.layout)
+        self.architecture = str(published.config.values["architectures"][0])
+        self.name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", _stem(published.path)).lstrip("._-") or "imported"
+        self.notices: list[Notice] = []
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.published.tokenizer(self.vocab, self.notices)
+
+    def recipe(self, tokenizer: Path | None) -> Recipe:
+        """The recipe of the model, whose text is read by the tokenizer at a path."""
+        values = {
+            "name": self.name,
+            "description": f"{self.architecture}, imported from {self.published.path}",
+            "model": self.layout.model(self.published.config.size("hidden_size"), self.tie),
+            "data": {} if tokenizer is None else {"tokenizer": str(tokenizer)},
+            "train": FINE_TUNING,
+        }
+        return Recipe.from_source(YamlSource(str(self.published.path), values, {}))
+
+    @cached_property
+    def tensors(self) -> ConvertedTensors:
+        """Our tensors. InputError if the published model has a tensor that none of ours is made of."""
+        own = weights(self.recipe(None).meta_model(self.vocab))
+        tensors = ConvertedTensors(self.published, self.layout.sources(self.tie), own)
+        unused = tensors.unused() - ({self.layout.head} if self.tie else set())
+        if unused:
+            raise InputError(
+                f"{self.published.path} has a tensor {min(unused)}, which {self.architecture} has not by its config",
+                "it is another architecture, or one with additions that synthe does not know",
+            )
+        return tensors
+
+    def manifest(self) -> Manifest:
+        origin: dict[str, Any] = {
+            "format": self.published.format, "architecture": self.architecture, "stored": self.tensors.dtypes
+        }  # fmt: skip
+        if isinstance(context := self.published.config.get("max_position_embeddings"), int):
+            origin["context"] = context  # the longest text that it was trained for
+        return Manifest.model_validate(
+            {
+                "parameters": self.tensors.count,
+                "parents": [str(self.published.path)],
+                "source": origin,
+                "versions": package_versions(),
+                "hardware": describe_hardware(probe()),
+            }
+        )
+
+
+class ConvertedTensors(Mapping[str, Tensor]):
+    """Our tensors, each made of published ones when it is read. InputError if one is missing or has another shape."""
+
+    def __init__(
+        self, published: PublishedModel, sources: dict[str, tuple[str, ...]], own: Mapping[str, Tensor]
+    ) -> None:
+        self._published, self._sources = published, sources
+        assert sources.keys() == own.keys(), sources.keys() ^ own.keys()
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        kinds: set[str] = set()
+        for name, theirs in sources.items():
+            for tensor in theirs:
+                if tensor not in published:
+                    raise InputError(
+                        f"{published.path} has no tensor {tensor}, which its config asks for",
+                        "fetch every file of the model",
+                    )
+                kinds.add(published.stored_as(tensor))
+            self._check(theirs, list(own[name].shape))
+        self.dtypes = "/".join(sorted(kinds, key=lambda kind: (-WIDTHS.get(kind, 0), kind)))
+        self.count = sum(tensor.numel() for tensor in own.values())
+        self.nbytes = self.count * torch.float32.itemsize
+
+    def _check(self, theirs: Iterable[str], expected: list[int]) -> None:
+        shapes = [self._published.shape(tensor) for tensor in theirs]
+        rows = sum(shape[0] if shape else 0 for shape in shapes)
+        if any(shape[1:] != expected[1:] for shape in shapes) or rows != expected[0]:
+            actual = ", ".join(f"{tensor} {shape}" for tensor, shape in zip(theirs, shapes, strict=True))
+            together = " together" if len(shapes) > 1 else ""
+            raise InputError(
+                f"{self._published.path} has {actual}, and by its config that should be {expected}{together}",
+                "config and weights are of two models",
+            )
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return self._shapes[name]
+
+    def unused(self) -> set[str]:
+        """The published tensors that no tensor of ours is made of."""
+        used = {tensor for theirs in self._sources.values() for tensor in theirs}
+        return {tensor for tensor in self._published if tensor not in used and not IGNORED.search(tensor)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = [self._published[tensor].to(torch.float32) for tensor in self._sources[name]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+
+def _stem(path: Path) -> str:
+    return path.resolve().name.removesuffix(".gguf")
+
+
+def _is_tied(published: PublishedModel, layout: Plan) -> bool:
+    """Whether embedding and head share a matrix: as the config says, unless there are two that differ."""
+    if not tied_by_default(published.config):
+        return False
+    if layout.head not in published or layout.embedding not in published:
+        return True
+    one, other = published[layout.head], published[layout.embedding]
+    return one.shape == other.shape and bool(torch.equal(one, other))

@@ -1,0 +1,1 @@
+"""Published models in GGUF files, as llama.cpp runs them."""

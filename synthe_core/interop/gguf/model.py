@@ -1,0 +1,70 @@
+"""A GGUF file as the model folder of transformers that it was made from: its config.json, and its tensors by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.events import Notice
+from synthe_core.interop.gguf.architectures import Metadata, architecture_of, tensor_names
+from synthe_core.interop.gguf.file import GgufFile
+from synthe_core.interop.gguf.tokenizer import tokenizer_of
+from synthe_core.interop.huggingface.published import Config
+from synthe_core.quantization.ggml import BLOCK_FORMATS, PLAIN_FORMATS
+
+PLAIN_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+
+
+class GgufModel(Mapping[str, Tensor]):
+    """The tensors under the names of transformers, each dequantised when it is read."""
+
+    format = "gguf"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = GgufFile(path)
+        data = Metadata(self.file)
+        architecture = architecture_of(data)
+        values = architecture.config(data)
+        self._names = tensor_names(architecture, values["num_hidden_layers"], self.file, path)
+        self._transforms = architecture.transforms(values)
+        values["tie_word_embeddings"] = "lm_head.weight" not in self._names
+        values["vocab_size"] = self.file.shape("token_embd.weight")[0] if "token_embd.weight" in self.file else 0
+        self.config = Config(path, values)
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor, without reading it."""
+        return list(self._made(name, torch.empty(self.file.shape(self._names[name]), device="meta")).shape)
+
+    def stored_as(self, name: str) -> str:
+        """The name of a tensor's type in the file."""
+        kind = self.file.tensors[self._names[name]].kind
+        return PLAIN_NAMES[PLAIN_FORMATS[kind]] if kind in PLAIN_FORMATS else BLOCK_FORMATS[kind].name
+
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def tokenizer(self, vocab: int, notices: list[Notice]) -> Tokenizer | None:
+        """The file's tokenizer, None where it has none."""
+        return tokenizer_of(self.file) if "tokenizer.ggml.tokens" in self.file.metadata else None
+
+    def _made(self, name: str, tensor: Tensor) -> Tensor:
+        last = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
+        transform = self._transforms.get(last)
+        return tensor if transform is None else transform(tensor)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._made(name, self.file[self._names[name]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

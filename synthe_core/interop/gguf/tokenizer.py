@@ -1,0 +1,161 @@
+"""The tokenizer in a GGUF file, as a tokenizer of the tokenizers library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+from synthe_core.data.tokenizers import FileTokenizer
+from synthe_core.errors import InputError, unknown
+from synthe_core.interop.gguf.file import GgufFile
+
+CONTROL, USER_DEFINED = 3, 4  # token types
+SPACE = "\u2581"  # SentencePiece's spelling of a space
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>", "<EOT>")
+"""Tokens that end an answer, whatever the file says, as in llama.cpp."""
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST
+QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST
+QWEN35 = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_WORD = r"[^\r\n\p{L}\p{N}]?" + _UPPER
+_CASED = _WORD + "*" + _LOWER + "+SUFFIX|" + _WORD + "+" + _LOWER + "*SUFFIX"
+_CASED_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+O200K = _CASED.replace("SUFFIX", _CONTRACTIONS + "?") + r"|\p{N}{1,3}" + _CASED_REST
+TEKKEN = _CASED.replace("SUFFIX", "") + r"|\p{N}" + _CASED_REST
+PATTERNS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "jais", "trillion", "granite-docling", "roberta-bpe"), (GPT2,)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), (r"\p{N}", GPT2)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "dbrx", "smaug-bpe"),
+                    (LLAMA3,)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez"), (QWEN2,)),
+    "qwen35": (QWEN35,),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), (O200K,)),
+    "tekken": (TEKKEN,),
+}  # fmt: skip
+"""The expressions that cut a text before its pieces are merged, one after the other, by `tokenizer.ggml.pre`."""
+WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken")
+"""A piece that is in the vocabulary is a token, whatever its merges are."""
+
+
+def tokenizer_of(file: GgufFile) -> FileTokenizer:
+    """The file's tokenizer with its begin and end tokens and its chat template. InputError for a kind without one."""
+    tokens, kinds = _tokens(file)
+    kind = str(file.get("tokenizer.ggml.model", ""))
+    if kind == "gpt2":
+        inner, begins = _byte_level(file, tokens), str(file.get("tokenizer.ggml.pre")) in WHOLE_WORDS
+    elif kind == "llama":
+        inner, begins = _sentencepiece(file, tokens, kinds), True
+    else:
+        raise unknown("tokenizer.ggml.model", kind[:80], ("gpt2", "llama"))
+    added = [
+        AddedToken(token, special=kind == CONTROL, normalized=False)
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    inner.add_tokens(added)  # they have ids of the vocabulary, which they keep
+    return _with_ends(file, inner, tokens, bool(file.get("tokenizer.ggml.add_bos_token", begins)))
+
+
+def _tokens(file: GgufFile) -> tuple[list[str], list[int]]:
+    tokens, kinds = file.get("tokenizer.ggml.tokens"), file.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, list):
+        raise InputError(f"{file.path} has no tokenizer", "its model does not work on text")
+    kinds = [1] * len(tokens) if kinds is None else [int(kind) for kind in kinds]
+    if len(kinds) != len(tokens):
+        raise InputError(f"{file.path} has {len(tokens)} tokens and {len(kinds)} types of tokens", "fetch it again")
+    return tokens, kinds
+
+
+def _with_ends(file: GgufFile, inner: tokenizers.Tokenizer, tokens: Sequence[str], has_begin: bool) -> FileTokenizer:
+    def named(key: str) -> str | None:
+        index = file.get(f"tokenizer.ggml.{key}_token_id")
+        return tokens[index] if type(index) is int and 0 <= index < len(tokens) else None
+
+    stated = [token for key in ("eos", "eot", "eom") if (token := named(key)) is not None]
+    known = [token for token in TURN_ENDS if inner.token_to_id(token) is not None]
+    ends = list(dict.fromkeys([*stated, *known]))
+    tokenizer = FileTokenizer(
+        inner, str(file.path), begin=named("bos") if has_begin else None, end=ends[0] if ends else None
+    )
+    tokenizer.stops = frozenset(i for token in ends[1:] if (i := inner.token_to_id(token)) is not None)
+    template = file.get("tokenizer.chat_template")
+    tokenizer.chat_template = template if isinstance(template, str) else None
+    return tokenizer
+
+
+def _vocabulary(file: GgufFile, tokens: Sequence[str]) -> dict[str, int]:
+    vocab = {token: i for i, token in enumerate(tokens)}
+    if len(vocab) < len(tokens):
+        twice = next(token for i, token in enumerate(tokens) if vocab[token] != i)
+        raise InputError(f"{file.path} has the token {twice[:40]!r} twice", "fetch it again")
+    return vocab
+
+
+def _byte_level(file: GgufFile, tokens: Sequence[str]) -> tokenizers.Tokenizer:
+    """Byte-level BPE."""
+    pre = str(file.get("tokenizer.ggml.pre", "gpt-2"))
+    if pre not in PATTERNS:
+        raise unknown("tokenizer.ggml.pre", pre[:80], PATTERNS)
+    merges = [tuple(merge.split(" ")) for merge in file.get("tokenizer.ggml.merges", [])]
+    if any(len(pair) != 2 for pair in merges):
+        raise InputError(f"{file.path} has a merge that is not of two tokens", "fetch it again")
+    inner = _tokenizer(file, vocab=_vocabulary(file, tokens), merges=merges, ignore_merges=pre in WHOLE_WORDS)
+    cuts = [pre_tokenizers.Split(Regex(each), "isolated") for each in PATTERNS[pre]]
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def _sentencepiece(file: GgufFile, tokens: Sequence[str], kinds: Sequence[int]) -> tokenizers.Tokenizer:
+    """SentencePiece's BPE: of all neighbours, those merge first whose piece has the highest score."""
+    scores = file.get("tokenizer.ggml.scores")
+    if scores is None or len(scores) != len(tokens):
+        raise InputError(f"{file.path} has no score for each of its tokens", "fetch it again")
+    vocab = _vocabulary(file, tokens)
+    unknown_token = file.get("tokenizer.ggml.unknown_token_id", 0)
+    inner = _tokenizer(
+        file,
+        vocab=vocab,
+        merges=_merges(vocab, dict(zip(tokens, scores.tolist(), strict=True)), kinds),
+        unk_token=tokens[unknown_token] if 0 <= unknown_token < len(tokens) else None,
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    prefix = bool(file.get("tokenizer.ggml.add_space_prefix", True))
+    inner.normalizer = normalizers.Sequence(
+        [*([normalizers.Prepend(SPACE)] if prefix else []), normalizers.Replace(" ", SPACE)]
+    )
+    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    inner.decoder = decoders.Sequence([*parts, *([decoders.Strip(" ", 1, 0)] if prefix else [])])
+    return inner
+
+
+def _merges(vocab: Mapping[str, int], scores: Mapping[str, float], kinds: Sequence[int]) -> list[tuple[str, str]]:
+    """Every pair of tokens that makes a token, by its score; order within a piece as in transformers."""
+    found = []
+    for piece, index in vocab.items():
+        if kinds[index] in (CONTROL, USER_DEFINED):
+            continue
+        cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
+        pairs = sorted((vocab[a], vocab[b], a, b) for a, b in cuts if a in vocab and b in vocab)
+        found += [(scores[piece], len(a), len(b), a, b) for _, _, a, b in pairs]
+    found.sort(key=lambda each: each[:3], reverse=True)
+    return [(a, b) for *_, a, b in found]
+
+
+def _tokenizer(file: GgufFile, **arguments: Any) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer(models.BPE(**arguments))
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"{file.path} has no valid tokenizer: {str(error)[:200]}", "fetch it again") from None

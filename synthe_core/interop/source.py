@@ -1,0 +1,94 @@
+"""A published model as a checkpoint source: what every verb takes, without a conversion on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.errors import InputError
+from synthe_core.interop.converted import ConvertedModel, PublishedModel
+from synthe_core.interop.gguf.file import GgufFile
+from synthe_core.interop.gguf.model import GgufModel
+from synthe_core.interop.gguf.tokenizer import tokenizer_of
+from synthe_core.interop.huggingface.model import HuggingFaceModel
+from synthe_core.storage.checkpoint.read import WEIGHTS
+from synthe_core.storage.checkpoint.sources import CheckpointSource
+from synthe_core.storage.checkpoint.write import model_config
+from synthe_core.storage.manifest import FileDigest, Manifest
+
+
+class ConvertedSource(CheckpointSource):
+    """The checkpoint that `synthe import` would write: its small files in memory, its tensors converted when they are
+    read. Nothing is written to disk."""
+
+    on_disk = False
+
+    def __init__(self, published: PublishedModel) -> None:
+        self.path = published.path
+        self.model = ConvertedModel(published)
+
+    @cached_property
+    def _small(self) -> dict[str, bytes]:
+        tokenizer = self.model.tokenizer
+        recipe = self.model.recipe(None if tokenizer is None else self.path)
+        config = model_config(recipe, self.model.vocab, ())
+        files = {"recipe.yaml": recipe.to_yaml().encode(), "config.json": json.dumps(config).encode()}
+        if tokenizer is not None:
+            with tempfile.TemporaryDirectory(prefix="synthe-") as folder:
+                tokenizer.save(Path(folder))
+                files |= {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        return files
+
+    @cached_property
+    def manifest(self) -> Manifest:  # type: ignore[override]
+        """Its weights have the digest of what they are made from."""
+        files = {name: FileDigest(bytes=len(data), sha256=_sha256(data)) for name, data in self._small.items()}
+        files[WEIGHTS] = FileDigest(bytes=self.model.tensors.nbytes, sha256=self.model.published.digest())
+        return self.model.manifest().model_copy(update={"files": files})
+
+    def locate(self, name: str) -> tuple[Path, int, int]:
+        raise InputError(
+            f"{self.path} is a published model, and has no file {name}", "convert it: synthe import hf, or import gguf"
+        )
+
+    def read(self, name: str) -> bytes:
+        if name not in self._small:
+            raise InputError(f"{self.path} has no {name}")
+        return self._small[name]
+
+    def tensors(self, name: str) -> Mapping[str, Tensor]:
+        return self.model.tensors
+
+
+def huggingface(path: Path) -> ConvertedSource:
+    """The model folder of transformers at `path`."""
+    return ConvertedSource(HuggingFaceModel(path))
+
+
+def gguf(path: Path) -> ConvertedSource:
+    """The GGUF file at `path`."""
+    return ConvertedSource(GgufModel(path))
+
+
+def gguf_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a GGUF file."""
+    return tokenizer_of(GgufFile(path))
+
+
+def huggingface_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a model folder. InputError for a folder without one."""
+    model = HuggingFaceModel(path)
+    if (tokenizer := model.tokenizer(model.config.size("vocab_size"), [])) is None:
+        raise InputError(f"{path} has no tokenizer.json", "fetch it as well")
+    return tokenizer
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

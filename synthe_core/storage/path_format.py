@@ -1,0 +1,36 @@
+"""Which format a path is of that may hold a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+MANIFEST, CONFIG, ADAPTER, GGUF = "manifest.json", "config.json", "adapter_config.json", b"GGUF"
+
+
+def format_of(path: Path) -> str | None:
+    """The entry of the table of formats for `path`; None for a checkpoint's or run's own folder."""
+    if path.is_file():
+        return "gguf" if is_gguf(path) else "synapse"
+    if is_synapse(path):
+        return "synapse"
+    is_own = (path / MANIFEST).is_file() or (path / ADAPTER).is_file()
+    return "huggingface" if not is_own and (path / CONFIG).is_file() else None
+
+
+def is_gguf(file: Path) -> bool:
+    """Whether a file begins like a GGUF file."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(GGUF)) == GGUF
+    except OSError:
+        return False
+
+
+def is_synapse(folder: Path) -> bool:
+    """Whether a folder has the layout of a .synapse file rather than of a checkpoint."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("format") == "synapse"
