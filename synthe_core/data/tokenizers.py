@@ -205,7 +205,7 @@ class FileTokenizer(Tokenizer):
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """`bytes`; the path of a tokenizer.json, of a folder with one, or of a GGUF file; ORG/NAME of the hub, or `hub:NAME`."""
+    """`bytes`, the path of a tokenizer.json, of its folder or of a GGUF file, ORG/NAME of the hub, or `hub:NAME`."""
     if name == "bytes":
         return ByteTokenizer()
     path = Path(name).expanduser()

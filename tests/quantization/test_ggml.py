@@ -10,6 +10,7 @@ from synthe_core.quantization.ggml import BLOCK_FORMATS, BlockFormat
 gguf = pytest.importorskip("gguf")
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("kind", BLOCK_FORMATS, ids=[each.name for each in BLOCK_FORMATS.values()])
 def test_numbers_are_those_of_the_gguf_package(kind: int) -> None:
     form = BLOCK_FORMATS[kind]

@@ -21,7 +21,7 @@ from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.outputs import Finished, PrefillFinished, TokenOutput
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
-from synthe_core.interop.huggingface import transformers_model
+from synthe_core.interop.load import load_model
 from synthe_core.model.prefill import prefill
 
 GREEDY = SamplingParams(temperature=0)
@@ -29,7 +29,7 @@ GREEDY = SamplingParams(temperature=0)
 
 def opened(path: str) -> LoadedModel:
     folder = Path(path)
-    return transformers_model.load(folder) if transformers_model.is_published(folder) else load_model(folder)
+    return load_model(folder)
 
 
 def paired(candidates: dict[str, Callable[[], float]], turns: int) -> None:

@@ -143,15 +143,15 @@ def _sentencepiece(file: GgufFile, tokens: Sequence[str], kinds: Sequence[int]) 
 
 def _merges(vocab: Mapping[str, int], scores: Mapping[str, float], kinds: Sequence[int]) -> list[tuple[str, str]]:
     """Every pair of tokens that makes a token, by its score; order within a piece as in transformers."""
-    found = []
+    merges = []
     for piece, index in vocab.items():
         if kinds[index] in (CONTROL, USER_DEFINED):
             continue
         cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
         pairs = sorted((vocab[a], vocab[b], a, b) for a, b in cuts if a in vocab and b in vocab)
-        found += [(scores[piece], len(a), len(b), a, b) for _, _, a, b in pairs]
-    found.sort(key=lambda each: each[:3], reverse=True)
-    return [(a, b) for *_, a, b in found]
+        merges += [(scores[piece], len(a), len(b), a, b) for _, _, a, b in pairs]
+    merges.sort(key=lambda each: each[:3], reverse=True)
+    return [(a, b) for *_, a, b in merges]
 
 
 def _tokenizer(file: GgufFile, **arguments: Any) -> tokenizers.Tokenizer:

@@ -27,7 +27,6 @@ from synthe_core.layers.trace import Trace
 from synthe_core.model.language_model import LanguageModel, ModelState
 from synthe_core.ops.dispatch import batch_invariant_on
 from synthe_core.ops.linear import products_are_batch_invariant
-from synthe_core.storage.manifest import MANIFEST
 
 TRIAL = 11  # tokens of the check, when a model is loaded, that chunks and batches do not change its logits
 TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}  # of the standard deviation of its logits; 0.2 in narrower types
@@ -270,11 +269,6 @@ def _digest(inner: Any) -> str:
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
         digest.update(corner.to(torch.float32).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def is_published(path: Path) -> bool:
-    """Whether `path` is a model folder of transformers, and not a checkpoint."""
-    return (path / CONFIG).is_file() and not (path / MANIFEST).is_file()
 
 
 def load(path: Path, name: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:

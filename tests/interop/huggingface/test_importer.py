@@ -143,7 +143,7 @@ def test_narrow_weights_are_widened_without_loss(tmp_path: Path, dtype: torch.dt
 
 
 def test_shards_are_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synthe_core.interop.huggingface.importer.SHARD_BYTES", 60_000)
+    monkeypatch.setattr("synthe_core.interop.importer.SHARD_BYTES", 60_000)
     peer = transformer(tmp_path / "whole")
     peer.save_pretrained(tmp_path / "theirs", max_shard_size="50KB")
     assert len(list((tmp_path / "theirs").glob("model-*.safetensors"))) > 2
@@ -155,7 +155,7 @@ def test_shards_are_read_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_at_most_one_shard_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors are read when they are written: never all of them at once."""
     transformer(tmp_path / "theirs", layers=6)
-    monkeypatch.setattr("synthe_core.interop.huggingface.importer.SHARD_BYTES", 60_000)
+    monkeypatch.setattr("synthe_core.interop.importer.SHARD_BYTES", 60_000)
     resident, peak, original = 0, 0, ConvertedTensors.__getitem__
 
     def release(size: int) -> None:

@@ -254,14 +254,6 @@ def test_without_transformers_one_line_names_the_extra(tmp_path: Path, monkeypat
     assert "synthe[hf]" in str(caught.value.hint)
 
 
-def test_native_checkpoints_are_not_loaded_as_transformers_models(tmp_path: Path) -> None:
-    assert not transformers_model.is_published(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    assert transformers_model.is_published(tmp_path)
-    (tmp_path / "manifest.json").write_text("{}")
-    assert not transformers_model.is_published(tmp_path)
-
-
 @pytest.mark.parametrize("kind", ["Llama", "Gemma2"])
 def test_rows_with_different_adapters_equal_single_rows(tmp_path: Path, kind: str) -> None:
     """Through prompts of different length, a token after them and the head, whatever the architecture is made of."""
