@@ -26,13 +26,13 @@ def free_memory() -> int:
 class AdmissionControl:
     """At most `max_num_seqs` sequences at a time, of at most `max_state_bytes` together; at most `max_waiting` wait.
 
-    `num_running` and `num_waiting` may be read by any thread.
+    Paused sequences wait with their state: they count in the bytes only. The counts may be read by any thread.
     """
 
     def __init__(self, max_num_seqs: int, max_waiting: int, max_state_bytes: int | None = None) -> None:
         self.max_num_seqs, self.max_waiting = max_num_seqs, max_waiting
         self.max_state_bytes = int(MEMORY_SHARE * free_memory()) if max_state_bytes is None else max_state_bytes
-        self.num_running = self.num_waiting = self.state_bytes = 0
+        self.num_running = self.num_waiting = self.num_paused = self.state_bytes = 0
         self._lock = threading.Lock()
         self._seconds: deque[float] = deque(maxlen=64)  # how long recent sequences took
 
@@ -63,16 +63,30 @@ class AdmissionControl:
         with self._lock:
             self.num_waiting -= 1
 
-    def has_room(self, state_bytes: int) -> bool:
-        """Whether another sequence may start. One alone always may."""
-        fits = self.num_running == 0 or self.state_bytes + state_bytes <= self.max_state_bytes
-        return self.num_running < self.max_num_seqs and fits
+    @property
+    def has_slot(self) -> bool:
+        """Whether fewer sequences run than may."""
+        return self.num_running < self.max_num_seqs
+
+    def has_memory(self, state_bytes: int) -> bool:
+        """Whether there is room for the state of another sequence. For one alone there always is."""
+        return self.state_bytes == 0 or self.state_bytes + state_bytes <= self.max_state_bytes
 
     def acquire(self, state_bytes: int) -> None:
         """A waiting sequence starts."""
         self.dequeue()
         self.num_running += 1
         self.state_bytes += state_bytes
+
+    def pause(self) -> None:
+        """A running sequence makes room for another; its state stays."""
+        self.num_running -= 1
+        self.num_paused += 1
+
+    def resume(self) -> None:
+        """A paused sequence runs again."""
+        self.num_running += 1
+        self.num_paused -= 1
 
     def release(self, state_bytes: int, seconds: float) -> None:
         """A sequence that ran for `seconds` has ended."""

@@ -23,6 +23,7 @@ from synthe_core.inference.outputs import Finished, Output
 from synthe_core.inference.prefix_cache import PrefixCache
 from synthe_core.inference.request import Busy, Request
 from synthe_core.inference.sequence import Sequence as EngineSequence
+from synthe_core.inference.sequence import SequenceStatus
 from synthe_core.inference.session_store import SessionStore
 from synthe_core.inference.validation import check_tokens
 
@@ -243,7 +244,8 @@ class AsyncEngine:
     def _shut_down(self) -> None:
         """Sends waiting sequences away, and past the deadline the running ones too."""
         for sequence in list(self.engine.waiting):
-            self.engine.finish(sequence, "shutdown")
+            if sequence.status is SequenceStatus.WAITING:
+                self.engine.finish(sequence, "shutdown")
         if self._deadline is not None and time.monotonic() >= self._deadline:
             for sequence in list(self.engine.running):
                 self.engine.finish(sequence, "shutdown")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from functools import cache, lru_cache
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
+from functools import cache, cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -12,10 +15,14 @@ from torch import Tensor
 
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, WorkError
+from synthe_core.inference.grammar_check import grammar_checker
+from synthe_core.inference.grammar_worker import LIMITS
+from synthe_core.inference.json_schema import has_finite_value
 
 INSTALL_HINT = "pip install llguidance"
 JSON_FORMAT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """The layout of the JSON. If any white space were allowed, a small model might generate nothing else for ever."""
+SIMPLER = "use a simpler schema: shorter patterns, smaller bounds, fewer alternatives"
 MAX_SCHEMAS = 64
 """Compiled schemas that are kept for the next request with the same one."""
 
@@ -53,59 +60,113 @@ class FirstTokenConstraint:
 
 
 class JsonSchemaConstraint:
-    """A position in the grammar of a JSON schema. `matcher` is llguidance's, of this sequence alone."""
+    """A position in the grammar of a JSON schema. `compiled` is llguidance's matcher at the beginning of the text, of
+    which the sequence makes a copy when it begins."""
 
-    def __init__(self, matcher: Any, vocab: int) -> None:
-        self._matcher, self._vocab = matcher, vocab
+    def __init__(self, compiled: Any, vocab: int) -> None:
+        self._compiled, self._vocab = compiled, vocab
         self._bits = torch.empty((vocab + 31) // 32, dtype=torch.int32)
+
+    @cached_property
+    def _matcher(self) -> Any:
+        return self._compiled.deep_copy()
 
     @property
     def done(self) -> bool:
         return bool(self._matcher.is_stopped())
 
     def allowed_tokens(self) -> Tensor:
-        """bool [V]. Raises WorkError where the grammar cannot be computed."""
+        """bool [V]. Raises InputError where the grammar becomes too complex."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.data_ptr(), self._bits.numel() * 4)
-        if error := self._matcher.get_error():
-            raise WorkError(f"the JSON schema cannot be followed: {' '.join(error.split())[:200]}")
+        self._check()
         places = torch.arange(32, dtype=torch.int32)
         return ((self._bits[:, None] >> places) & 1).bool().flatten()[: self._vocab]
 
     def accept(self, token_id: int) -> None:
         if not self._matcher.consume_token(token_id):
+            self._check()
             raise WorkError("a token was generated that the JSON schema does not allow")
+
+    def _check(self) -> None:
+        if error := self._matcher.get_error():
+            raise InputError(f"the JSON schema cannot be followed further: {_shortened(error)}", SIMPLER)
 
 
 def compile_json_schema(tokenizer: Tokenizer, vocab: int, schema: Mapping[str, Any]) -> JsonSchemaConstraint:
-    """The constraint of a JSON schema, `{}` for any JSON. A schema that was compiled before is copied.
+    """The constraint of a JSON schema, `{}` for any JSON. Each schema is compiled once, and first in another process,
+    within bounds of time and memory. Takes a while: not for the engine's thread.
 
-    Raises InputError for a schema that cannot be compiled, or if llguidance is not installed.
+    Raises InputError for a schema that cannot be compiled or that nothing obeys, or if llguidance is not installed.
     """
     try:
         text = json.dumps(dict(schema))
+        if not has_finite_value(schema):
+            raise InputError(
+                "the JSON schema allows no JSON of finite length",
+                "what is required must be possible, and not contain itself",
+            )
     except (ValueError, TypeError, RecursionError) as error:
         raise _invalid(str(error)) from None
-    return JsonSchemaConstraint(_compile(tokenizer, vocab, text).deep_copy(), vocab)
+    return JsonSchemaConstraint(
+        _compiled.get((tokenizer, vocab, text), partial(_compile, tokenizer, vocab, text)), vocab
+    )
 
 
-@lru_cache(MAX_SCHEMAS)
+class _OnceEach:
+    """Values that take long to make, by key: whoever asks for one that is being made waits for it. An InputError is
+    kept like a value."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._futures: OrderedDict[Hashable, Future[Any]] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            future, is_new = self._futures.get(key), key not in self._futures
+            if future is None:
+                future = self._futures[key] = Future()
+            self._futures.move_to_end(key)
+            while len(self._futures) > self._size:
+                self._futures.popitem(last=False)
+        if is_new:
+            try:
+                future.set_result(make())
+            except BaseException as error:
+                future.set_exception(error)
+                if not isinstance(error, InputError):
+                    with self._lock:
+                        self._futures.pop(key, None)
+        return future.result()
+
+
+_compiled = _OnceEach(MAX_SCHEMAS)
+
+
 def _compile(tokenizer: Tokenizer, vocab: int, schema: str) -> Any:
     """A matcher at the beginning of the text, to copy from."""
     vocabulary = _vocabulary(tokenizer, vocab)
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLParserLimits
 
     try:
-        matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_json_schema(schema, defaults=JSON_FORMAT))
-        error = matcher.get_error()
+        grammar = LLMatcher.grammar_from_json_schema(schema, defaults=JSON_FORMAT)
     except (ValueError, TypeError, RecursionError) as exception:
-        error = str(exception)
+        raise _invalid(str(exception)) from None
+    error = grammar_checker().error_of(grammar)
+    if error is None:
+        matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
+        error = matcher.get_error()
     if error:
         raise _invalid(error)
     return matcher
 
 
 def _invalid(error: str) -> InputError:
-    return InputError(f"the JSON schema is invalid: {' '.join(error.split())[:200]}")
+    return InputError(f"the JSON schema is invalid: {_shortened(error)}", SIMPLER)
+
+
+def _shortened(error: str) -> str:
+    return " ".join(error.replace("<non-verbose/>", "").split())[:200]
 
 
 class _Vocabulary:

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from synthe_core.data.tokenizers import Decoder
 from synthe_core.inference.outputs import Finished, Output, TokenOutput
+from synthe_core.inference.stop_strings import stop_strings
 
 
 class Detokenizer:
-    """The text of one sequence. Text that may be the beginning of a stop string is held back; at a stop string the
-    text ends before it.
+    """The text of one sequence. The end of it that a stop string begins with is held back, and no more. The text ends
+    before the first stop string that is complete; of those that end at the same character, before the longest.
 
     prefix: the beginning of the text that its reader already has; it is not repeated.
     stopped: whether a stop string has come.
@@ -19,7 +20,9 @@ class Detokenizer:
 
     def __init__(self, decoder: Decoder, stop: Sequence[str] = (), prefix: str = "") -> None:
         self.stopped = False
-        self._decoder, self._stop, self._prefix = decoder, [each for each in stop if each], prefix
+        self._decoder, self._prefix = decoder, prefix
+        self._stops = stop_strings(tuple(dict.fromkeys(filter(None, stop)))) if any(stop) else None
+        self._state = 0  # of the automaton
         self._pending = ""
 
     def push(self, token_id: int) -> str:
@@ -45,14 +48,15 @@ class Detokenizer:
     def _release(self, text: str) -> str:
         if self._prefix and text:
             self._prefix, text = "", text.removeprefix(self._prefix)
-        if not self._stop:
-            return text
+        if self.stopped or self._stops is None:
+            return "" if self.stopped else text
+        begin = len(self._pending)
         self._pending += text
-        ends = [place for stop in self._stop if (place := self._pending.find(stop)) >= 0]
-        if ends:
-            self.stopped, text, self._pending = True, self._pending[: min(ends)], ""
-            return text
-        size = max((n for s in self._stop for n in range(1, len(s)) if self._pending.endswith(s[:n])), default=0)
-        cut = len(self._pending) - size
+        for place, character in enumerate(text, begin + 1):
+            self._state = self._stops.step(self._state, character)
+            if length := self._stops.match_lengths[self._state]:
+                self.stopped, text, self._pending = True, self._pending[: place - length], ""
+                return text
+        cut = len(self._pending) - self._stops.depths[self._state]
         text, self._pending = self._pending[:cut], self._pending[cut:]
         return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import Executor
@@ -16,6 +16,7 @@ import torch
 from synthe_core.errors import InputError
 from synthe_core.inference.admission import AdmissionControl
 from synthe_core.inference.constraints import Constraint, compile_json_schema
+from synthe_core.inference.fairness import TokenCounters, WaitingQueue
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.metrics import Metrics
 from synthe_core.inference.model_registry import ModelRegistry
@@ -34,6 +35,7 @@ CACHE_BYTES = 1 << 30
 MAX_COUNTED_TOKENS = 1 << 20
 """The state of a longer text is reckoned as that of so many tokens."""
 MAX_WAITING = 256
+FAILED = ("error", "refused")
 
 
 class Engine:
@@ -67,7 +69,8 @@ class Engine:
         self.metrics = Metrics()
         self.prefix_cache = PrefixCache(cache_bytes, cache_dir)
         self.admission = AdmissionControl(max_num_seqs, max_waiting, max_state_bytes)
-        self.waiting: deque[Sequence] = deque()
+        self.counters = TokenCounters()
+        self.waiting = WaitingQueue()
         self.running: dict[Sequence, ModelScheduler] = {}
         self._schedulers: dict[str, ModelScheduler] = {}
         self._num_saving = 0
@@ -101,6 +104,7 @@ class Engine:
 
     def add_sequence(self, sequence: Sequence) -> None:
         """Queues a sequence; it starts with one of the next steps."""
+        self.counters.enter(sequence.request.client)
         self.waiting.append(sequence)
 
     def add_request(self, request: Request, on_output: OutputCallback, **options: Any) -> Sequence:
@@ -134,21 +138,25 @@ class Engine:
             self.detach_unused(scheduler.model)
 
     def finish(self, sequence: Sequence, reason: FinishReason, error: Exception | None = None) -> None:
-        """Ends a sequence, whatever it is doing. Every sequence ends here, and once.
+        """Ends a sequence, whatever it is doing. Every sequence ends here, and once. For an InputError the reason is
+        "refused".
 
         Its session is saved with what was generated; after an error, or if nothing was generated yet, the session
         stays as it was. `Finished` is emitted after that.
         """
         if sequence.finished:
             return
+        if isinstance(error, InputError):
+            reason = "refused"
         if sequence.status is SequenceStatus.WAITING:
             self.waiting.remove(sequence)
             self.admission.dequeue()
             sequence.state = None  # it is as its session's file has it
         elif failure := self._remove(sequence, reason):
             reason, error = "error", failure
+        self.counters.leave(sequence.request.client)
         sequence.finish_reason, sequence.error = reason, error
-        if reason != "error" and sequence.request.session_id is not None and sequence.state is not None:
+        if reason not in FAILED and sequence.request.session_id is not None and sequence.state is not None:
             self._save_session(sequence)
         else:
             self._emit_finished(sequence)
@@ -167,7 +175,7 @@ class Engine:
         models = self.registry.models.items()
         return {
             "live": self.admission.num_running,
-            "waiting": self.admission.num_waiting,
+            "waiting": self.admission.num_waiting + self.admission.num_paused,
             "max_batch": self.admission.max_num_seqs,
             "max_waiting": self.admission.max_waiting,
             **self.metrics.snapshot(),
@@ -180,22 +188,46 @@ class Engine:
         }
 
     def _admit(self) -> None:
-        """Starts waiting sequences in their order, as long as there is room."""
+        """Starts waiting sequences as long as there is room: those of the clients that have least at work, and among
+        these of the client that got least; of one client in their order."""
         while self.waiting:
-            sequence = self.waiting[0]
+            at_work = Counter(each.request.client for each in self.running if each.status is not SequenceStatus.PAUSED)
+            sequence = self.waiting.first(at_work, self.counters)
+            is_paused = sequence.status is SequenceStatus.PAUSED
             try:
                 if not sequence.token_ids:
                     self._prepare(sequence)
-                if not self.admission.has_room(sequence.state_bytes):
+                has_memory = is_paused or self.admission.has_memory(sequence.state_bytes)
+                if not has_memory or not (self.admission.has_slot or self._make_room(sequence, at_work)):
                     return
             except Exception as error:
-                self.finish(sequence, "refused" if isinstance(error, InputError) else "error", error)
+                self.finish(sequence, "error", error)
                 continue
-            self.waiting.popleft()
-            self.admission.acquire(sequence.state_bytes)
-            sequence.admitted_at = time.monotonic()
+            self.waiting.remove(sequence)
             self.running[sequence] = scheduler = self._scheduler(sequence.resolved.model)
-            scheduler.add(sequence)
+            if is_paused:
+                self.admission.resume()
+                scheduler.resume(sequence)
+            else:
+                self.admission.acquire(sequence.state_bytes)
+                sequence.admitted_at = time.monotonic()
+                scheduler.add(sequence)
+
+    def _make_room(self, sequence: Sequence, at_work: Counter[str]) -> bool:
+        """Pauses a sequence of the client that has most at work, if that is at least two more than the client of
+        `sequence` has: its newest one."""
+        client, most = at_work.most_common(1)[0]
+        if most < at_work[sequence.request.client] + 2:
+            return False
+        newest = next(
+            each
+            for each in reversed(self.running)
+            if each.request.client == client and each.status is not SequenceStatus.PAUSED
+        )
+        self.running[newest].pause(newest)
+        self.admission.pause()
+        self.waiting.push_front(newest)
+        return True
 
     def _prepare(self, sequence: Sequence) -> None:
         """Loads the sequence's session, and sets up what it reads and how it samples."""
@@ -220,14 +252,18 @@ class Engine:
 
     def _scheduler(self, model: LoadedModel) -> ModelScheduler:
         if model.name not in self._schedulers:
-            scheduler = ModelScheduler(model, self.config, self.prefix_cache, self.metrics, self.finish)
-            self._schedulers[model.name] = scheduler
+            self._schedulers[model.name] = ModelScheduler(
+                model, self.config, self.prefix_cache, self.metrics, self.counters, self.finish
+            )
         return self._schedulers[model.name]
 
     def _remove(self, sequence: Sequence, reason: FinishReason) -> Exception | None:
         """Takes a running sequence out of its scheduler; returns what went wrong, if anything."""
         scheduler, failure = self.running.pop(sequence), None
-        keep_state = reason != "error" and (sequence.keep_state or sequence.request.session_id is not None)
+        if sequence.status is SequenceStatus.PAUSED:
+            self.waiting.remove(sequence)
+            self.admission.resume()
+        keep_state = reason not in FAILED and (sequence.keep_state or sequence.request.session_id is not None)
         try:
             scheduler.remove(sequence, keep_state)
         except Exception as error:

@@ -26,8 +26,8 @@ class Request:
     session_id:        a saved conversation to continue; it is saved again at the end.
     json_schema:       the text is JSON that obeys this schema; `{}` allows any JSON.
     ignore_eos:        generation goes on after an end-of-text token.
-    cache_breakpoints: lengths of prefixes of the prompt that other requests share. The state at each is cached, and
-                       requests with an equal prefix wait for it.
+    cache_breakpoints: lengths of prefixes of the prompt that other requests share. The state at each is cached.
+    client:            who sends it. Clients get equal shares of the engine, however much each of them asks for.
     """
 
     model: str
@@ -43,6 +43,7 @@ class Request:
     json_schema: Mapping[str, Any] | None = None
     ignore_eos: bool = False
     cache_breakpoints: tuple[int, ...] = ()
+    client: str = ""
 
 
 class Busy(SyntheError):

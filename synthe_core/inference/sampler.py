@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,31 +69,41 @@ def sample(logits: Tensor, rows: Sequence[SamplingState]) -> list[int | Exceptio
     """
     try:
         scores = _apply_penalties(_apply_constraints(logits, rows), rows)
-        drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
+        likeliest = scores.argmax(-1)  # NaN counts as the largest
+        largest = scores.gather(1, likeliest[:, None])[:, 0].tolist()
+        tokens: list[int | Exception] = [
+            token if math.isfinite(score) else _without_choice(score, row)
+            for token, score, row in zip(likeliest.tolist(), largest, rows, strict=True)
+        ]
+        drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0 and math.isfinite(largest[i])]
         if not drawn:
-            return list(scores.argmax(-1).tolist())
+            return tokens
         probabilities = _probabilities(_select(scores, drawn, len(rows)), [rows[index].params for index in drawn])
     except Exception as error:
         if len(rows) == 1:
             return [error]
         return [token for index, row in enumerate(rows) for token in sample(logits[index : index + 1], [row])]
-    tokens: list[int | Exception] = list(scores.argmax(-1).tolist()) if len(drawn) < len(rows) else [-1] * len(rows)
     for index, token in zip(drawn, _draw(probabilities, [rows[index].generator for index in drawn]), strict=True):
         tokens[index] = token
     return tokens
 
 
+def _without_choice(largest: float, row: SamplingState) -> Exception:
+    """The error of a row whose largest score is no finite number."""
+    if largest == -math.inf:
+        return WorkError(f"{'the grammar' if row.constraint else 'the model'} allows no next token")
+    return WorkError(
+        f"the scores of the next token are not finite: the largest is {largest}",
+        "weights or an adapter with NaN or infinite values, a damaged session, or too large a bias lead to this",
+    )
+
+
 def _draw(probabilities: Tensor, generators: Sequence[torch.Generator | None]) -> list[int | Exception]:
     """A token from each row of probabilities [N, V], by the row's own generator."""
-    finite = [True] * len(generators)
-    if probabilities.device.type != "cpu":  # a device cannot report what it drew from
-        finite = probabilities.isfinite().all(-1).tolist()
     picks: list[Tensor] = []
     errors: dict[int, Exception] = {}
     for index, generator in enumerate(generators):
         try:
-            if not finite[index]:
-                raise WorkError("the probabilities of the next token are not finite")
             picks.append(torch.multinomial(probabilities[index], 1, generator=generator))
         except Exception as error:
             errors[index] = error

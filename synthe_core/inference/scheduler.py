@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from synthe_core import state as states
+from synthe_core.inference.fairness import TokenCounters
+from synthe_core.inference.heads import Heads, next_token_heads, token_outputs
 from synthe_core.inference.loaded_model import ForwardOutput, LoadedModel
 from synthe_core.inference.metrics import Metrics
 from synthe_core.inference.outputs import FinishReason, PrefillFinished, TokenOutput
-from synthe_core.inference.prefill import (
-    PrefillBatch,
-    caches_state,
-    next_keys,
-    next_prefill_batch,
-    prefix_keys,
-    unclaimed,
-)
+from synthe_core.inference.prefill import PrefillBatch, caches_state, furthest, grouped, next_prefill_batch
 from synthe_core.inference.prefix_cache import CachedState, PrefixCache
 from synthe_core.inference.prompt_logprobs import add_prompt_logprobs
-from synthe_core.inference.sampler import sample, token_logprobs
+from synthe_core.inference.sampler import sample
 from synthe_core.inference.scheduler_config import SchedulerConfig
 from synthe_core.inference.sequence import Sequence, SequenceStatus
 from synthe_core.inference.state_batch import StateBatch
@@ -40,17 +34,6 @@ class Finish(Protocol):
     def __call__(self, sequence: Sequence, reason: FinishReason, error: Exception | None = None) -> None: ...
 
 
-class Heads(NamedTuple):
-    """What follows a token: float32 logits [N, V], and the model's confidence [N]; None where nobody asks for it."""
-
-    logits: Tensor
-    confidence: Tensor | None
-
-    def rows(self, index: Tensor) -> Heads:
-        confidence = None if self.confidence is None else self.confidence.index_select(0, index)
-        return Heads(self.logits.index_select(0, index), confidence)
-
-
 class ModelScheduler:
     """Runs the sequences of a model, each with its own adapter or without one, in common passes.
 
@@ -64,9 +47,10 @@ class ModelScheduler:
         config: SchedulerConfig,
         prefix_cache: PrefixCache,
         metrics: Metrics,
+        counters: TokenCounters,
         finish: Finish,
     ) -> None:
-        self.model = model
+        self.model, self.counters = model, counters
         self.config, self.prefix_cache, self.metrics, self.finish = config, prefix_cache, metrics, finish
         self.prefilling: deque[Sequence] = deque()
         self.batch = StateBatch(self.model)
@@ -88,11 +72,9 @@ class ModelScheduler:
         """Takes in an admitted sequence."""
         sequence.status = SequenceStatus.PREFILLING
         sequence.num_cached_tokens = sequence.num_past_tokens
-        if sequence.is_cacheable and not sequence.request.prompt_logprobs and self.prefix_cache.limit:
-            sequence.prefix_keys = prefix_keys(sequence, self.config)
         self.prefilling.append(sequence)
         with self.model.activate():
-            self._continue_from_cache(sequence)
+            self._continue_from_others(sequence)
 
     def remove(self, sequence: Sequence, keep_state: bool) -> None:
         """Takes a sequence out. Its state is then in `sequence.state`: None if its prompt is not read to the end."""
@@ -103,94 +85,129 @@ class ModelScheduler:
         elif sequence in self.prefilling:
             self.prefilling.remove(sequence)
             sequence.state = None
+        elif sequence.status is SequenceStatus.PAUSED and not sequence.output_token_ids:
+            sequence.state = None
+
+    def pause(self, sequence: Sequence) -> None:
+        """Takes a sequence out until `resume`, with what it has computed."""
+        if sequence.status is SequenceStatus.RUNNING:
+            sequence.state = self.batch.state_of(sequence)
+            self.batch.remove(sequence)
+        else:
+            self.prefilling.remove(sequence)
+        sequence.status = SequenceStatus.PAUSED
+
+    def resume(self, sequence: Sequence) -> None:
+        """Goes on with a paused sequence."""
+        sequence.status = SequenceStatus.PREFILLING
+        if not sequence.output_token_ids:
+            self.prefilling.append(sequence)
+            return
+        with self.model.activate():
+            self._start([sequence])
 
     # Prefill
 
     def prefill(self) -> None:
-        """One pass over chunks of prompts, those that wait longest first."""
-        ready, deferred = unclaimed(self.prefilling)
-        batch = next_prefill_batch(ready, self.config, self.model.has_router)
-        if not batch.sequences:
-            return
-        claimed = {key for sequence in batch.sequences for key in next_keys(sequence)}
-        self._prefill(batch)
-        if deferred:
-            unfinished = [sequence for sequence in batch.sequences if sequence in self.prefilling]
-            computed = claimed.difference(*map(next_keys, unfinished))
-            for sequence in deferred:
-                if next_keys(sequence)[0] in computed and not sequence.finished:
-                    self._continue_from_cache(sequence)
+        """One pass over chunks of prompts: those of the clients that got least, and among these those that wait
+        longest, first. What several prompts have in common is computed once."""
+        order = sorted(self.prefilling, key=lambda sequence: self.counters[sequence.request.client])
+        batch = next_prefill_batch(grouped(order, self.config), self.config, self.model.has_router)
+        if batch.groups:
+            self._prefill(batch)
 
     def _prefill(self, batch: PrefillBatch) -> None:
         try:
             output, heads = self._prefill_pass(batch)
         except Exception as error:
-            if len(batch.sequences) == 1:
-                self.finish(batch.sequences[0], "error", error)
+            if len(batch.groups) == 1:
+                for sequence in batch.groups[0]:
+                    self.finish(sequence, "error", error)
             else:
-                for sequence, count in zip(batch.sequences, batch.num_tokens, strict=True):
-                    self._prefill(PrefillBatch([sequence], [count], batch.padded_length))
+                for group, count in zip(batch.groups, batch.num_tokens, strict=True):
+                    self._prefill(PrefillBatch([group], [count], batch.padded_length))
             return
         self.metrics.prompt_tokens += sum(batch.num_tokens)
-        self.metrics.computed_tokens += len(batch.sequences) * batch.padded_length
-        complete = []
-        for row, (sequence, count) in enumerate(zip(batch.sequences, batch.num_tokens, strict=True)):
-            try:
-                self._advance(sequence, row, count, output)
-                if sequence.num_computed_tokens == sequence.num_prefill_tokens:
-                    self._complete(sequence, heads.rows(torch.tensor([row], device=self.model.device)))
-                    complete.append(row)
-            except Exception as error:
-                self.finish(sequence, "error", error)
-        going = [row for row in complete if not batch.sequences[row].finished]
-        if going:
-            index = torch.tensor(going, device=self.model.device)
-            self._append_tokens([batch.sequences[row] for row in going], heads.rows(index))
+        self.metrics.computed_tokens += len(batch.groups) * batch.padded_length
+        complete: list[tuple[int, Sequence]] = []
+        for row, (group, count) in enumerate(zip(batch.groups, batch.num_tokens, strict=True)):
+            self.counters.charge(group[0].request.client, prompt_tokens=count)
+            complete += [(row, sequence) for sequence in self._advance(group, row, count, output)]
+        self._complete(complete, heads)
 
     def _prefill_pass(self, batch: PrefillBatch) -> tuple[ForwardOutput, Heads]:
         """The pass, and what follows each row's last token."""
         device = self.model.device
-        fresh = [self.model.model.init_state(1) if s.state is None else s.state for s in batch.sequences]
+        fresh = [self.model.model.init_state(1) if s.state is None else s.state for s in batch.rows]
         state = states.join(fresh) if len(fresh) > 1 else fresh[0]
         lengths = torch.tensor(batch.num_tokens, device=device)
         is_padded = self.config.batch_invariant or min(batch.num_tokens) < batch.padded_length
         rows, last = torch.arange(len(fresh), device=device), lengths - 1
-        with use_adapters(self._adapters(batch.sequences)):
+        with use_adapters(self._adapters(batch.rows)):
             output = self.model.forward(batch.token_ids().to(device), state, lengths if is_padded else None)
             signals = {name: value[rows, last] for name, value in output.signals.items()}
-            return output, self._heads(output.hidden[rows, last], signals, confidence=True)
+            return output, next_token_heads(self.model, output.hidden[rows, last], signals)
 
-    def _advance(self, sequence: Sequence, row: int, count: int, output: ForwardOutput) -> None:
-        """Records what a pass has done for one of its rows."""
-        first = sequence.num_computed_tokens
-        if sequence.request.prompt_logprobs:
-            self._report_prompt(sequence, output.hidden[row, :count], first)
-        sequence.num_computed_tokens += count
-        sequence.state = states.take(output.state, torch.tensor([row], device=self.model.device))
-        if not self.config.batch_invariant:
-            position = sequence.num_past_tokens + sequence.num_computed_tokens
-            sequence.state = self.batch.trimmed(sequence.state, position)
-        self.prefilling.remove(sequence)
-        if sequence.num_computed_tokens < sequence.num_prefill_tokens:
-            self.prefilling.append(sequence)
-            if caches_state(sequence, self.config):
+    def _advance(self, group: Many[Sequence], row: int, count: int, output: ForwardOutput) -> list[Sequence]:
+        """Records what a pass has done for one of its rows; returns the sequences whose prompt is read to the end."""
+        reader = group[0]
+        try:
+            if reader.request.prompt_logprobs:
+                self._report_prompt(group, output.hidden[row, :count])
+            state = states.take(output.state, torch.tensor([row], device=self.model.device))
+            if not self.config.batch_invariant:
+                position = reader.num_past_tokens + reader.num_computed_tokens + count
+                state = self.batch.trimmed(state, position)
+            for sequence in group:
+                sequence.num_computed_tokens += count
+                sequence.num_cached_tokens += 0 if sequence is reader else count
+                sequence.state = state
+            complete = [each for each in group if each.num_computed_tokens == each.num_prefill_tokens]
+            unfinished = [each for each in group if each.num_computed_tokens < each.num_prefill_tokens]
+            for sequence in unfinished:  # behind the others of its client
+                self.prefilling.remove(sequence)
+                self.prefilling.append(sequence)
+            if caching := next((each for each in unfinished if caches_state(each, self.config)), None):
                 resumable = not self.config.batch_invariant
-                self._cache(sequence, sequence.token_ids[: sequence.num_computed_tokens], resumable=resumable)
+                self._cache(caching, caching.token_ids[: caching.num_computed_tokens], resumable=resumable)
+        except Exception as error:
+            for sequence in group:
+                self.finish(sequence, "error", error)
+            return []
+        return complete
 
-    def _complete(self, sequence: Sequence, heads: Heads) -> None:
-        """The prompt is read: caches its end if it may be shared, and ends a sequence that generates nothing."""
-        length = len(sequence.token_ids)
-        is_shared = self.config.batch_invariant or length in sequence.request.cache_breakpoints
-        if is_shared and sequence.num_prefill_tokens == length:
-            resumable = not self.config.batch_invariant
-            self._cache(sequence, sequence.token_ids, heads, resumable=resumable)
-        if not sequence.request.max_tokens:
-            self._finish_without_output(sequence)
+    def _complete(self, complete: Many[tuple[int, Sequence]], heads: Heads) -> None:
+        """Prompts are read, in these rows of `heads`: caches the end of each row if it may be shared, ends sequences
+        that generate nothing, and samples the first token of the others."""
+        generating, cached = [], set()
+        for row, sequence in complete:
+            self.prefilling.remove(sequence)
+            try:
+                length = len(sequence.token_ids)
+                is_shared = self.config.batch_invariant or length in sequence.request.cache_breakpoints
+                if is_shared and sequence.num_prefill_tokens == length and row not in cached:
+                    cached.add(row)
+                    resumable = not self.config.batch_invariant
+                    self._cache(sequence, sequence.token_ids, heads.rows([row]), resumable=resumable)
+                if sequence.request.max_tokens:
+                    generating.append((row, sequence))
+                else:
+                    self._finish_without_output(sequence)
+            except Exception as error:
+                self.finish(sequence, "error", error)
+        if generating:
+            self._append_tokens([each for _, each in generating], heads.rows([row for row, _ in generating]))
 
-    def _continue_from_cache(self, sequence: Sequence) -> None:
-        """Goes on from the longest cached prefix of the sequence's prompt."""
+    def _continue_from_others(self, sequence: Sequence) -> None:
+        """Goes on from what has been read of the sequence's prompt: by a sequence that is reading the same, or from the
+        longest cached prefix."""
+        if not sequence.is_cacheable or sequence.request.prompt_logprobs:
+            return
         try:
             heads = self._load_prefix(sequence)
+            if (other := furthest(sequence, self.prefilling, self.config)) is not None:
+                sequence.state = other.state
+                sequence.num_computed_tokens = sequence.num_cached_tokens = other.num_computed_tokens
             if sequence.num_computed_tokens < sequence.num_prefill_tokens:
                 return
             self.prefilling.remove(sequence)
@@ -204,7 +221,7 @@ class ModelScheduler:
 
     def _load_prefix(self, sequence: Sequence) -> Heads | None:
         """What follows the prompt, where all of it is cached and something is to be generated."""
-        if not sequence.prefix_keys:
+        if not self.prefix_cache.limit:
             return None
         cached = self.prefix_cache.longest(sequence.fingerprint, sequence.token_ids[: sequence.num_prefill_tokens])
         if cached is None or cached.length <= sequence.num_computed_tokens:
@@ -214,16 +231,20 @@ class ModelScheduler:
         complete = cached.length == sequence.num_prefill_tokens and sequence.request.max_tokens
         return Heads(cached.logits, cached.confidence) if complete and cached.logits is not None else None
 
-    def _report_prompt(self, sequence: Sequence, hidden: Tensor, first: int) -> None:
-        """Logprobs of the prompt's tokens from `first` on, given the head's input after each of them."""
-        if sequence.request.logprobs is None:
-            add_prompt_logprobs(sequence, None, first, first + len(hidden))
-            return
-        size = max(1, LOGITS // self.model.vocab)
+    def _report_prompt(self, group: Many[Sequence], hidden: Tensor) -> None:
+        """Logprobs of the prompt's next tokens, given the head's input after each of them."""
+        reader, before = group[0], len(group[0].prompt_logprobs)
+        first = reader.num_computed_tokens
+        size = len(hidden) if reader.request.logprobs is None else max(1, LOGITS // self.model.vocab)
         for start in range(0, len(hidden), size):
-            with use_adapters(self._adapters([sequence])):
-                logits = self.model.logits(hidden[start : start + size])
-            add_prompt_logprobs(sequence, logits, first + start, first + start + len(logits))
+            part, logits = hidden[start : start + size], None
+            if reader.request.logprobs is not None:
+                with use_adapters(self._adapters([reader])):
+                    logits = self.model.logits(part)
+            add_prompt_logprobs(reader, logits, first + start, first + start + len(part))
+        for sequence in group[1:]:
+            sequence.prompt_logprobs += reader.prompt_logprobs[before:]
+            sequence.last_prompt_logits = reader.last_prompt_logits
 
     def _report_prefill(self, sequence: Sequence) -> None:
         sequence.emit(PrefillFinished(sequence.num_prompt_tokens, sequence.num_cached_tokens))
@@ -247,11 +268,14 @@ class ModelScheduler:
         sequences = self.batch.sequences
         if not sequences:
             return
-        confidence = any(sequence.request.return_logprob for sequence in sequences)
+        asking = [
+            slot for slot, each in enumerate(self.batch.slots) if each is not None and each.request.return_logprob
+        ]
         try:
             with use_adapters(self.batch.adapters):
                 output = self.model.forward(self.batch.last_token_ids, self.batch.state)
-                heads = self._heads(output.hidden[:, 0], {k: v[:, 0] for k, v in output.signals.items()}, confidence)
+                signals = {name: value[:, 0] for name, value in output.signals.items()}
+                heads = next_token_heads(self.model, output.hidden[:, 0], signals, asking)
         except Exception as error:
             self._decode_alone(sequences, error)
             return
@@ -271,7 +295,8 @@ class ModelScheduler:
                 with use_adapters(self._adapters([sequence])):
                     output = self.model.forward(tokens, self.batch.state_of(sequence))
                     signals = {name: value[:, 0] for name, value in output.signals.items()}
-                    heads = self._heads(output.hidden[:, 0], signals, sequence.request.return_logprob)
+                    asking = [0] if sequence.request.return_logprob else []
+                    heads = next_token_heads(self.model, output.hidden[:, 0], signals, asking)
                 self.batch.replace_state(sequence, output.state)
             except Exception as own:
                 self.finish(sequence, "error", own)
@@ -281,21 +306,13 @@ class ModelScheduler:
     def _adapters(self, sequences: Many[Sequence]) -> AdapterBatch:
         return self.model.adapter_batch(sequence.resolved.adapter for sequence in sequences)
 
-    def _heads(self, hidden: Tensor, signals: Mapping[str, Tensor], confidence: bool) -> Heads:
-        """From the head's input [N, D] and the signals [N]."""
-        logits = self.model.logits(hidden)
-        if not confidence:
-            return Heads(logits, None)
-        max_logprob = logits.amax(-1) - logits.logsumexp(-1)
-        beside = {name: value[:, None] for name, value in signals.items()}
-        return Heads(logits, self.model.confidence(hidden[:, None], beside, max_logprob[:, None])[:, 0])
-
     # Output
 
     def _append_tokens(self, sequences: Many[Sequence], heads: Heads) -> None:
         """Samples the next token of each sequence; those that go on have a slot in the batch afterwards."""
         tokens = sample(heads.logits, [sequence.sampling for sequence in sequences])
-        outputs = self._token_outputs(sequences, tokens, heads)
+        self.metrics.add_output_tokens(len(tokens))
+        outputs = token_outputs(sequences, tokens, heads)
         starting = []
         for sequence, output in zip(sequences, outputs, strict=True):
             try:
@@ -313,26 +330,6 @@ class ModelScheduler:
         if starting:
             self._start(starting)
 
-    def _token_outputs(
-        self, sequences: Many[Sequence], tokens: Many[int | Exception], heads: Heads
-    ) -> list[TokenOutput | Exception]:
-        """The output of each sequence, or the error that its token or logprobs led to."""
-        self.metrics.add_output_tokens(len(tokens))
-        if heads.confidence is None or not any(sequence.request.return_logprob for sequence in sequences):
-            return [token if isinstance(token, Exception) else TokenOutput(token) for token in tokens]
-        valid = [0 if isinstance(token, Exception) else token for token in tokens]
-        logprobs = token_logprobs(heads.logits, valid, [sequence.request.logprobs or 0 for sequence in sequences])
-        confidences = heads.confidence.tolist()
-        outputs: list[TokenOutput | Exception] = []
-        for token, logprob, confidence in zip(tokens, logprobs, confidences, strict=True):
-            if isinstance(token, Exception):
-                outputs.append(token)
-            elif isinstance(logprob, Exception):
-                outputs.append(logprob)
-            else:
-                outputs.append(TokenOutput(token, "", *logprob, confidence))
-        return outputs
-
     def _append(self, sequence: Sequence, output: TokenOutput) -> FinishReason | None:
         """Adds a token to the sequence and passes it on; why the sequence ends with it, None if it goes on."""
         token, constraint = output.token_id, sequence.constraint
@@ -341,6 +338,7 @@ class ModelScheduler:
             constraint.accept(token)
         sequence.sampling.accept(token)
         sequence.output_token_ids.append(token)
+        self.counters.charge(sequence.request.client, output_tokens=1)
         if sequence.emit(output) or is_end or (constraint is not None and constraint.done):
             return "stop"
         return "length" if len(sequence.output_token_ids) >= sequence.request.max_tokens else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -20,6 +21,7 @@ class SequenceStatus(Enum):
     WAITING = auto()  # for room
     PREFILLING = auto()  # its prompt is being read
     RUNNING = auto()  # it has a slot in the batch and generates
+    PAUSED = auto()  # it has begun, and waits for room again
     SAVING = auto()  # it has ended, and its session is being saved
     FINISHED = auto()
 
@@ -35,11 +37,12 @@ class Sequence:
     num_computed_tokens: how many of `token_ids` the model has read.
     num_cached_tokens:   prompt tokens, the session's past included, that need not be computed.
     state:               the model's state of one row after `num_computed_tokens`; None at the beginning, and while the
-                         batch holds it. At the end it is the state after all but the last token, if one is to be kept.
+                         batch holds it. Nobody writes to it: sequences that have read the same share the object. At
+                         the end it is the state after all but the last token, if one is to be kept.
     state_bytes:         what the state may take at the end of the sequence.
     keep_state:          the state is wanted at the end.
     session:             where the sequence continues, if not from a session of the store.
-    prefix_keys:         prefixes that other sequences may share; see `prefill`.
+    next_chunk:          what the next pass over the prompt computes; see `prefill`.
     error:               what ended the sequence, with the finish reasons "error" and "refused".
     prompt_logprobs:     those not reported yet. last_prompt_logits [V]: of the next prompt token to report.
     """
@@ -59,7 +62,7 @@ class Sequence:
     state_bytes: int = 0
     keep_state: bool = False
     session: Session | None = None
-    prefix_keys: list[tuple[int, int, str]] = field(default_factory=list)
+    next_chunk: tuple[int, Hashable] | None = None
     prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
     last_prompt_logits: Tensor | None = None
     admitted_at: float = 0.0

@@ -19,6 +19,7 @@ from synthe_core.storage.tensor_file import TensorFile
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SUFFIX = ".safetensors"
+DAMAGED = "the session is damaged: delete it, or begin another"
 HINT = "a session's name has letters, digits, - and _, at most 64 characters"
 
 
@@ -130,7 +131,10 @@ class SessionStore:
             entry = self._entries.get(id)
         if entry is None or entry.session is not None:
             return None if entry is None else entry.session
-        return Session.load(self._path(id), model)
+        session = Session.load(self._path(id), model)
+        if len(session.pending) != 1:
+            raise InputError(f"the session '{id}' has {len(session.pending)} rows; a conversation has one", DAMAGED)
+        return session
 
     def save(self, id: str, model: str, weights: str, shape: str, session: Session) -> SessionInfo:
         """Saves a session; with a folder it is on disk when this returns. weights, shape: the model's fingerprints."""

@@ -50,10 +50,10 @@ class StateBatch:
             self._adapters = self.model.adapter_batch(adapters)
         return self._adapters
 
-    def occupied(self) -> Tensor | None:
-        """int64 [N]: the slots of `sequences`; None if no slot is free."""
+    def occupied(self) -> list[int] | None:
+        """The slots of `sequences`; None if no slot is free."""
         taken = [slot for slot, sequence in enumerate(self.slots) if sequence is not None]
-        return None if len(taken) == len(self.slots) else torch.tensor(taken, device=self.model.device)
+        return None if len(taken) == len(self.slots) else taken
 
     def add(self, sequences: Many[Sequence]) -> None:
         """Gives each sequence a slot, and the slot its state."""

@@ -19,6 +19,8 @@ from synthe_core.storage.atomic import new_file
 from synthe_core.storage.tensor_file import TensorFile
 
 FORMAT = "synthe-session-1"
+DAMAGED = "the session is damaged: begin another"
+MAX_POSITION = 1 << 53
 
 
 class Session(NamedTuple):
@@ -71,20 +73,42 @@ class Session(NamedTuple):
             raise InputError(
                 f"{file.name} belongs to another model", "a session goes on only with the model that made it"
             )
-        rows = file.shape("pending")[0]
         template = model.init_state(1)
-        grown: dict[str, int] = {}
-        for name, leaf in states.named_leaves(template, "state"):
-            shape = file.shape(name) if name in file else ()
-            expected = (rows, *leaf.shape[1:])
-            if leaf.shape[1:2] == (0,) and len(shape) == leaf.dim():  # a window grows, and all of it alike
-                expected = (rows, grown.setdefault(name.rpartition(".")[0], shape[1]), *leaf.shape[2:])
-            if shape != expected:
-                raise InputError(f"{file.name} has no {name} as the model has it", "the session is damaged")
-        pending = file["pending"].to(model.embedding.weight.device)
+        _check_entries(file, template)
+        state, pending = states.from_tensors(template, dict(file), "state"), file["pending"]
         if bool(((pending < 0) | (pending >= model.vocab)).any()):
-            raise InputError(f"{file.name} ends in a token that the model does not know", "the session is damaged")
-        return cls(states.from_tensors(template, dict(file), "state"), pending)
+            raise InputError(f"{file.name} ends in a token that the model does not know", DAMAGED)
+        _check_values(file.name, state)
+        return cls(state, pending.to(model.embedding.weight.device))
+
+
+def _check_entries(file: TensorFile, template: ModelState) -> None:
+    """InputError if the tensors of a session's file are not those of the model's state, by name, type and shape."""
+    rows = file.shape("pending")[0]
+    leaves = dict(states.named_leaves(template, "state"))
+    if foreign := sorted(file.keys() - leaves.keys() - {"pending"}):
+        raise InputError(f"{file.name} has {foreign[0][:80]!r}, which the model has not", DAMAGED)
+    if rows == 0:
+        raise InputError(f"{file.name} has no row", DAMAGED)
+    grown: dict[str, int] = {}
+    for name, leaf in leaves.items():
+        entry = file.entries.get(name)
+        shape = () if entry is None else entry.shape
+        expected = (rows, *leaf.shape[1:])
+        if leaf.shape[1:2] == (0,) and len(shape) == leaf.dim():  # a window grows, and all of it alike
+            expected = (rows, grown.setdefault(name.rpartition(".")[0], shape[1]), *leaf.shape[2:])
+        if entry is None or shape != expected or entry.dtype != leaf.dtype:
+            raise InputError(f"{file.name} has no {name} as the model has it", DAMAGED)
+
+
+def _check_values(name: str, state: ModelState) -> None:
+    """InputError for numbers that no model leaves behind."""
+    for leaf_name, leaf in states.named_leaves(state, "state"):
+        if leaf.is_floating_point():
+            if not bool(leaf.isfinite().all()):
+                raise InputError(f"{name}: {leaf_name} has values that are not finite", DAMAGED)
+        elif leaf.dtype == torch.int64 and bool(((leaf < 0) | (leaf >= MAX_POSITION)).any()):
+            raise InputError(f"{name}: {leaf_name} is no number of tokens", DAMAGED)
 
 
 def write_session(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from synthe_core.data.tokenizers import Decoder
 from synthe_core.errors import InputError
 from synthe_core.inference import engine as engine_module
-from synthe_core.inference import sampler, scheduler
+from synthe_core.inference import heads, sampler
 from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.grammar_check import GrammarChecker
 from synthe_core.inference.outputs import TokenOutput
 from synthe_core.inference.sampling_params import SamplingParams
 from tests.inference.conftest import GREEDY
+from tests.inference.test_adapters import with_adapters
 
 WARM = SamplingParams(temperature=0.9, top_p=0.95)
 BAD = 66  # a token that only the bad request has
@@ -87,12 +92,78 @@ def test_probabilities_that_are_not_finite(memory: Any, neighbours: list[Any], a
     """What a bias of 1e39 led to: it overflows, and nothing can be drawn."""
     patches.set(engine_module, "check_request", lambda *_: None)
     bad = ask(b"bad", 5, sampling=SamplingParams(logit_bias={65: 1e39}))
-    check(memory, neighbours, bad, "probability tensor", patches)
+    check(memory, neighbours, bad, "not finite", patches)
 
 
-def test_a_schema_without_an_end(memory: Any, neighbours: list[Any], ask: Any) -> None:
+REQUIRED = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, REQUIRED], ids=["itself", "required"])
+def test_a_schema_without_an_end_is_refused_at_once(memory: Any, neighbours: list[Any], ask: Any, schema: Any) -> None:
     pytest.importorskip("llguidance")
-    check(memory, neighbours, ask(b"bad", 5, json_schema={"$ref": "#"}), "JSON schema")
+    expected, _ = run(memory, neighbours)
+    with AsyncEngine([memory], max_state_bytes=1 << 28, cache_bytes=0) as engine:
+        handles = [engine.submit(request) for request in neighbours]
+        with pytest.raises(InputError, match="JSON schema allows no JSON of finite length"):
+            engine.submit(ask(b"bad", 5, json_schema=schema))
+        outputs = [[output for output in handle if isinstance(output, TokenOutput)] for handle in handles]
+    assert outputs == expected
+
+
+def test_a_grammar_that_becomes_too_complex(memory: Any, neighbours: list[Any], ask: Any, patches: Patches) -> None:
+    """What is beyond the limits at some token of a text ends that text, and says why."""
+    pytest.importorskip("llguidance")
+    patches.set(GrammarChecker, "error_of", lambda *_: None)
+    patches.redo()
+    bad = ask(b"bad", 5, json_schema={"type": "string", "pattern": "^(a{1000}){1000}$"})
+    expected, _ = run(memory, neighbours)
+    outputs, end = run(memory, neighbours, bad)
+    assert end.reason == "refused" and "JSON schema cannot be followed further" in end.message, end
+    assert outputs == expected
+
+
+def test_an_adapter_that_computes_nan(memory: Any, neighbours: list[Any], ask: Any) -> None:
+    """Its row is in one batch with the others."""
+    nan = with_adapters(memory)
+    for name, low_rank in nan.adapters["a"].maps.items():
+        nan.adapters["a"].maps[name] = replace(low_rank, lora_A=torch.full_like(low_rank.lora_A, torch.nan))
+    expected, _ = run(nan, neighbours)
+    outputs, end = run(nan, neighbours, ask(b"bad", 5, model="memory:a"))
+    assert (end.reason, "not finite" in end.message) == ("error", True), end
+    assert outputs == expected
+
+
+DAMAGES = {
+    "NaN": lambda tensors: {name: t.fill_(torch.nan) if t.is_floating_point() else t for name, t in tensors.items()},
+    "infinite": lambda tensors: {n: t.fill_(torch.inf) if t.is_floating_point() else t for n, t in tensors.items()},
+    "rows": lambda tensors: {name: torch.cat([t, t, t]) for name, t in tensors.items()},
+    "no rows": lambda tensors: {name: t[:0] for name, t in tensors.items()},
+    "float16": lambda tensors: {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()},
+    "position": lambda tensors: tensors | {"state.position": torch.tensor([-5])},
+    "foreign": lambda tensors: tensors | {"state.blocks.9.0": torch.zeros(1, 4)},
+    "shape": lambda tensors: {n: t[..., :-1].contiguous() if t.is_floating_point() else t for n, t in tensors.items()},
+    "missing": lambda tensors: {n: t for n, t in tensors.items() if n == "pending" or "0.1" not in n},
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+def test_a_damaged_session_is_refused(memory: Any, neighbours: list[Any], ask: Any, tmp_path: Any, damage: str) -> None:
+    """It is opened while others generate."""
+    with AsyncEngine([memory], max_state_bytes=1 << 28, cache_bytes=0, sessions=tmp_path) as engine:
+        list(engine.submit(ask(b"a talk", 3, session_id="talk")))
+    path = tmp_path / "talk.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(DAMAGES[damage](tensors), path, metadata)
+    expected, _ = run(memory, neighbours)
+    with AsyncEngine([memory], max_state_bytes=1 << 28, cache_bytes=0, sessions=tmp_path) as engine:
+        handles = [engine.submit(request) for request in neighbours]
+        for handle in handles:
+            next(iter(handle))
+        end = list(engine.submit(ask(b"more", 3, session_id="talk")))[-1]
+        outputs = [[output for output in handle if isinstance(output, TokenOutput)] for handle in handles]
+    assert end.reason == "refused" and "talk" in end.message and "\n" not in end.message, end
+    assert outputs == expected
 
 
 def test_a_constraint_that_refuses_its_token(memory: Any, neighbours: list[Any], ask: Any, patches: Patches) -> None:
@@ -119,7 +190,7 @@ def test_penalties_that_fail(memory: Any, neighbours: list[Any], ask: Any, patch
 
 
 def test_logprobs_that_fail(memory: Any, neighbours: list[Any], ask: Any, patches: Patches) -> None:
-    token_logprobs = scheduler.token_logprobs
+    token_logprobs = heads.token_logprobs
 
     class Top(int):
         def __bool__(self) -> bool:
@@ -131,7 +202,7 @@ def test_logprobs_that_fail(memory: Any, neighbours: list[Any], ask: Any, patche
     def spying(logits: Any, tokens: Any, top: Any) -> Any:
         return token_logprobs(logits, tokens, [Top(9) if count == 1 else count for count in top])
 
-    patches.set(scheduler, "token_logprobs", spying)
+    patches.set(heads, "token_logprobs", spying)
     check(memory, neighbours, bad, "no logprobs", patches)
 
 

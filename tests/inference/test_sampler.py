@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from synthe_core.errors import WorkError
 from synthe_core.inference.sampler import SamplingState, sample
 from synthe_core.inference.sampling_params import SamplingParams
 
@@ -49,3 +50,22 @@ def test_repetition_penalty_lowers_previous_tokens():
     greedy = SamplingParams(temperature=0, repetition_penalty=1.5)
     assert sample(logits, [SamplingState.create(greedy, 0, 3, [0, 2], logits.device)]) == [1]
     assert sample(logits, [SamplingState.create(SamplingParams(temperature=0), 0, 3, [0, 2], logits.device)]) == [0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_without_a_next_token_fails_alone(temperature, bad):
+    """One with NaN among its scores, an infinite one, or none that may come; the others draw what they draw alone."""
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
+    sampling = SamplingParams(temperature=temperature)
+
+    def rows():
+        return [SamplingState.create(sampling, seed, 40, [], logits.device) for seed in range(5)]
+
+    expected = sample(logits, rows())
+    broken = logits.clone()
+    broken[2, slice(None) if bad == -torch.inf else 7] = bad
+    tokens = sample(broken, rows())
+    assert isinstance(tokens[2], WorkError)
+    assert ("allows no next token" if bad == -torch.inf else "not finite") in tokens[2].message
+    assert tokens[:2] + tokens[3:] == expected[:2] + expected[3:]

@@ -30,7 +30,8 @@ SESSION = f"^{session_store.NAME.pattern}$"
 SessionId = Annotated[str, StringConstraints(pattern=SESSION)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Tokens = Annotated[list[Token], Field(min_length=1), BeforeValidator(_wholes)]
-Biases = Annotated[dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")], float], Field(max_length=1024)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Biases = Annotated[dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")], Bias], Field(max_length=1024)]
 
 
 class Body(BaseModel):
@@ -58,7 +59,7 @@ class GenerationBody(Body):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: Biases | None = Field(None, description="values added to logits, by token id")
+    logit_bias: Biases | None = Field(None, description="values from -100 to 100 that are added to logits, by token id")
     n: Int | None = Field(None, ge=1, le=128, description="choices per prompt; choice i is sampled with seed + i")
     seed: Int | None = Field(
         None, ge=-(2**63), lt=2**63, description="the same seed gives the same text; random by default"

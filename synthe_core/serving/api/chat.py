@@ -47,6 +47,8 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             session_id=body.session,
             ignore_eos=bool(body.ignore_eos),
+            return_logprob=bool(body.logprobs) or bool(body.confidence),
+            client=call.sender,
             json_schema=body.response_schema,
         )
         for seed in seeds(body)

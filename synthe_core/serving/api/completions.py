@@ -45,6 +45,8 @@ async def completions(api: Api, call: Call, body: bodies.Completion) -> Response
             prompt_logprobs=bool(body.echo) and body.logprobs is not None,
             session_id=body.session,
             ignore_eos=bool(body.ignore_eos),
+            return_logprob=body.logprobs is not None or bool(body.confidence),
+            client=call.sender,
         )
         for prompt in read
         for seed in seeds(body)

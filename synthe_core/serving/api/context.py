@@ -99,6 +99,11 @@ class Call:
     request: Request
     client: str = ""
 
+    @property
+    def sender(self) -> str:
+        """Who shares the engine with others: the key, or without keys the address."""
+        return self.client or (self.request.client.host if self.request.client is not None else "")
+
     def note(self, text: str) -> None:
         self.request.scope["synthe.note"] = text
 
