@@ -33,7 +33,7 @@ class MergeGroup(Group):
             from synthe_core.merging.methods import METHODS
 
             if args[0] not in METHODS:
-                raise unknown("merge method", args[0], [*METHODS, *names])
+                raise unknown("merge method", args[0], [*METHODS, *(name for name in names if name.islower())])
             command: Any = self.get_command(ctx, "METHOD")
             if "--help" in args or "-h" in args:
                 command.help = f"\b\n{parameters(args[0])}\n\n{command.help}"  # \b: as it is written
@@ -293,6 +293,8 @@ def _split(ctx: typer.Context, chosen: Any, words: list[str]) -> tuple[list[str]
         key, equals, value = word[2:].partition("=")
         name = {"weights": "weight"}.get(key, key).replace("-", "_")
         if name not in chosen.parameters:
+            if having := chosen.others_with(name):
+                raise InputError(f"{chosen.name} has no --{key}", f"methods that have it: {', '.join(having)}")
             raise unknown("option", f"--{key}", [*known, *options])
         if not equals:
             if not rest:

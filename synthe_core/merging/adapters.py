@@ -10,6 +10,7 @@ Merged into the base (`as: model`) the difference is not truncated, and the resu
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from synthe_core.adapters.peft import PREFIX
+from synthe_core.adapters.peft_config import CONFIG
 from synthe_core.errors import InputError
 from synthe_core.merging.config import Form, MergeSpec
 from synthe_core.merging.factors import factored, refactored
 from synthe_core.merging.hashed_file import TensorInfo
-from synthe_core.merging.inputs.adapter import CONFIG, PREFIX, Adapter, Factors
+from synthe_core.merging.inputs.adapter import Adapter, Factors
 from synthe_core.merging.inputs.huggingface import MERGE
 from synthe_core.merging.inputs.model import write_json
 from synthe_core.merging.method import Method
@@ -63,7 +66,7 @@ def plan(spec: MergeSpec, method: Method, adapters: Mapping[str, Adapter], form:
     jobs: list[Job] = []
     for name, shape in shapes.items():
         embedding = any(adapter.embeds(name) for adapter in ordered if name in adapter.adapted)
-        transposed = embedding or bool(ordered[0].config.get("fan_in_fan_out"))
+        transposed = embedding or ordered[0].transposed
         rows, columns = shape[::-1] if transposed else shape
         sources = [adapter if name in adapter.adapted else None for adapter in ordered]
         parameters = {each.model: each.parameters for each in spec.models or []}
@@ -87,7 +90,8 @@ def plan(spec: MergeSpec, method: Method, adapters: Mapping[str, Adapter], form:
         path = PREFIX + name.removesuffix(".weight")
         jobs.append(Job(f"{path}.{down}", TensorInfo((own_rank, columns), torch.float32), pair.first, work))
         jobs.append(Job(f"{path}.{up}", TensorInfo((rows, own_rank), torch.float32), pair.second, 0))
-    return AdapterPlan(jobs, _config(ordered, shapes, rank), notices)
+    own_ranks = {name: ranks[name][0] if form == "factors" else rank for name in shapes}
+    return AdapterPlan(jobs, _config(ordered, own_ranks, rank), notices)
 
 
 class SharedPair:
@@ -182,28 +186,30 @@ def _product(adapter: Adapter, name: str) -> Tensor:
 
 def _check(adapters: Sequence[Adapter], form: Form) -> list[str]:
     for adapter in adapters:
-        if adapter.whole:
-            name = next(iter(adapter.whole))
-            raise InputError(f"{adapter.named} replaces {name} as a whole", "merge it into the base: --as model")
-        if adapter.config.get("use_dora"):
-            raise InputError(f"{adapter.named} scales rows (DoRA)", "merge it into the base: --as model")
-        if bool(adapter.config.get("fan_in_fan_out")) != bool(adapters[0].config.get("fan_in_fan_out")):
+        if adapter.beyond_factors is not None:
+            raise InputError(f"{adapter.named} {adapter.beyond_factors}", "merge it into the base: --as model")
+        if adapter.transposed != adapters[0].transposed:
             raise InputError(f"{adapter.named} differs from {adapters[0].named} in fan_in_fan_out", "merge: --as model")
     bases = sorted({adapter.base or "?" for adapter in adapters})
     return [f"the adapters name different bases: {', '.join(bases)}; the first is used"] if len(bases) > 1 else []
 
 
-def _config(adapters: Sequence[Adapter], shapes: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """adapter_config.json of the result. alpha equals the rank, so that the scale is 1."""
-    keys = ("peft_type", "task_type", "fan_in_fan_out", "bias", "inference_mode")
-    inherited = {key: adapters[0].config[key] for key in keys if key in adapters[0].config}
-    modules = sorted(name.removesuffix(".weight") for name in shapes)
+def _config(adapters: Sequence[Adapter], ranks: Mapping[str, int], rank: int) -> dict[str, Any]:
+    """adapter_config.json of the result; ranks: of each tensor. alpha equals the rank, so that the scale is 1."""
+    keys = ("peft_type", "task_type", "fan_in_fan_out", "inference_mode", "ensure_weight_tying")
+    given = adapters[0].config.values
+    inherited = {key: given[key] for key in keys if key in given}
+    modules = sorted(name.removesuffix(".weight") for name in ranks)
+    others = {re.escape(name.removesuffix(".weight")): own for name, own in ranks.items() if own != rank}
+    if others:
+        inherited |= {"rank_pattern": others, "alpha_pattern": others}
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": adapters[0].base,
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
+        "bias": "none",
         "target_modules": modules,
         **inherited,
     }

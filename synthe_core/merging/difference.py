@@ -13,7 +13,8 @@ from synthe_core.events import Event, Progress, Result
 from synthe_core.merging import stream
 from synthe_core.merging.hashed_file import TensorInfo
 from synthe_core.merging.inputs import open_input
-from synthe_core.merging.inputs.adapter import Adapter, MergedView
+from synthe_core.merging.inputs.adapter import Adapter
+from synthe_core.merging.inputs.merged_view import MergedView
 from synthe_core.merging.inputs.model import Model
 from synthe_core.merging.plan import LISTED, read
 from synthe_core.merging.stream import Job

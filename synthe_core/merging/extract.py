@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from synthe_core.adapters.peft import PREFIX
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.merging import output, stream
@@ -18,7 +19,7 @@ from synthe_core.merging.adapters import SharedPair, write_adapter_files
 from synthe_core.merging.factors import factored
 from synthe_core.merging.hashed_file import TensorInfo
 from synthe_core.merging.inputs import open_input
-from synthe_core.merging.inputs.adapter import PREFIX, Adapter
+from synthe_core.merging.inputs.adapter import Adapter
 from synthe_core.merging.inputs.model import Model
 from synthe_core.merging.plan import compare, listed, read, require_one_kind
 from synthe_core.merging.stream import Job
@@ -134,8 +135,10 @@ def _config(base: str, model: Model, rank: int, factored_names: Sequence[str], w
         "target_modules": sorted(modules.values()),
     }
     ranks = {module: min(rank, *model.tensors[name].shape) for name, module in modules.items()}
-    if lower := {module: each for module, each in ranks.items() if each < rank}:
+    if lower := {re.escape(module): each for module, each in ranks.items() if each < rank}:
         config |= {"rank_pattern": lower, "alpha_pattern": lower}
+    if {*factored_names, *whole} & {*model.tied.values()}:
+        config["ensure_weight_tying"] = True  # the base has one matrix in two places, and so has the tuned model
     if whole:
         config["modules_to_save"] = sorted({name.rpartition(".")[0] or name for name in whole})
     return config

@@ -83,6 +83,20 @@ class HashedFile:
             self._hash_after_read(self._offsets[name] + info.nbytes)
         return data.view(info.dtype).reshape(info.shape)
 
+    def equal(self, name: str, other: HashedFile, other_name: str) -> bool:
+        """Whether two tensors have the same type, shape and bytes."""
+        info = self.tensors[name]
+        if info != other.tensors[other_name]:
+            return False
+        for begin in range(0, info.nbytes, CHUNK):
+            size = min(CHUNK, info.nbytes - begin)
+            here, there = bytearray(size), bytearray(size)
+            self._fill(memoryview(here), self._offsets[name] + begin)
+            other._fill(memoryview(there), other._offsets[other_name] + begin)
+            if here != there:
+                return False
+        return True
+
     def digest(self) -> FileDigest | None:
         """Size and SHA-256 of the whole file; None without hashing."""
         if not self.hashed:

@@ -18,7 +18,8 @@ from synthe_core.merging.card import card, summary
 from synthe_core.merging.config import Form, MergeSpec
 from synthe_core.merging.evaluate import compare, require_runnable, split_targets
 from synthe_core.merging.inputs import open_input
-from synthe_core.merging.inputs.adapter import Adapter, MergedView
+from synthe_core.merging.inputs.adapter import Adapter
+from synthe_core.merging.inputs.merged_view import MergedView
 from synthe_core.merging.inputs.model import Changes, Model, Outcome
 from synthe_core.merging.method import Method
 from synthe_core.merging.plan import merged_models, plan, require_one_kind

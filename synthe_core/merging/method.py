@@ -37,7 +37,7 @@ Several = Annotated[Sequence[Tensor], Count(2)]
 Two = Annotated[Sequence[Tensor], Count(2, 2)]
 One = Annotated[Sequence[Tensor], Count(1, 1)]
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=-1e30, le=1e30)]  # float32 can hold it
 Share = Annotated[float, Field(gt=0, le=1)]
 
 Weight = Annotated[Sequence[Number], Field(description="weight of each model")]
@@ -128,8 +128,14 @@ class Method:
 
     def parameter(self, name: str) -> Parameter:
         if name not in self.parameters:
-            raise unknown(f"parameter of {self.name}", name, self.parameters)
+            error = unknown(f"parameter of {self.name}", name, self.parameters)
+            having = self.others_with(name)
+            raise InputError(error.message, f"methods that have it: {', '.join(having)}") if having else error
         return self.parameters[name]
+
+    def others_with(self, name: str) -> list[str]:
+        """The other methods that have a parameter of this name."""
+        return [each for each in METHODS if each != self.name and name in Method(each).parameters]
 
     def check_count(self, models: int) -> None:
         """InputError where a method is given too few models, or too many."""

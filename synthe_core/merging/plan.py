@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,9 @@ def plan(spec: MergeSpec, method: Method, models: Mapping[str, Model], base: Mod
     else:
         pieces, layers = _whole(spec, method, models, base, reference), None
     dtype = spec.out_dtype or spec.dtype
-    return Plan([_job(piece, method, dtype, spec.seed) for piece in pieces], layers, notices)
+    jobs = {piece.name: _job(piece, method, dtype, spec.seed) for piece in pieces}
+    copies = [replace(jobs[source], name=copy) for copy, source in reference.copies.items() if source in jobs]
+    return Plan([*jobs.values(), *copies], layers, notices)
 
 
 def merged_models(spec: MergeSpec, method: Method, base: str | None) -> list[str]:
@@ -252,6 +254,10 @@ def compare(reference: Model, models: Sequence[Model], whole: bool) -> list[str]
             continue
         changed = differences(reference.config, model.config)
         hint = f"they differ in {'; '.join(changed[:LISTED])}" if changed else "they are not of one architecture"
+        if model.vocab != reference.vocab and not changed:
+            hint = (
+                f"they have {reference.vocab} and {model.vocab} tokens: with a tokenizer.json each, --tokenizer union"
+            )
         if whole:
             _same_tensors(reference, model, hint)
             if changed:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from synthe_core.errors import Interrupted
+from synthe_core.errors import InputError, Interrupted
 from synthe_core.hardware.probe import probe
 from synthe_core.merging.hashed_file import TensorInfo
 
@@ -70,4 +70,21 @@ def _compute(job: Job) -> Tensor:
         result = job.compute()
     if result.shape != job.info.shape:
         raise AssertionError(f"{job.name} has shape {list(result.shape)}, planned {list(job.info.shape)}")
-    return result.to(job.info.dtype).contiguous()
+    stored = result.to(job.info.dtype).contiguous()
+    if job.info.floats and not torch.isfinite(stored.sum(dtype=torch.promote_types(stored.dtype, torch.float32))):
+        _require_finite(job, result, stored)
+    return stored
+
+
+def _require_finite(job: Job, result: Tensor, stored: Tensor) -> None:
+    """InputError for a tensor of finite numbers that its type in the result cannot hold."""
+    if torch.isfinite(stored).all():
+        return
+    name = str(job.info.dtype).removeprefix("torch.")
+    if not torch.isfinite(result).all():
+        raise InputError(f"the merged {job.name} is not finite", "smaller weights, or another method")
+    raise InputError(
+        f"{job.name} has numbers up to {result.abs().max():.6g}, and {name} holds at most "
+        f"{torch.finfo(job.info.dtype).max:.6g}",
+        f"write the result as --dtype {'bfloat16 or float32' if job.info.dtype == torch.float16 else 'float64'}",
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from synthe_core.adapters import peft
+from synthe_core.adapters.peft_config import read_config
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.errors import InputError
 from synthe_core.storage.manifest import MANIFEST, Base, FileDigest, Manifest
@@ -18,11 +19,11 @@ OTHER = "say which it is: synthe generate MODEL --adapter ADAPTER"
 
 def manifest_of(path: Path) -> Manifest:
     """The manifest of a folder of PEFT's that has none."""
-    config = peft.read_config(path / peft.CONFIG)
+    config = read_config(path / peft.CONFIG)
     files = [path / name for name in (peft.CONFIG, peft.WEIGHTS)]
     if not files[1].is_file():
         raise InputError(f"{path} has no {peft.WEIGHTS}", "pickle files (.bin) are not read")
-    base = config.get("base_model_name_or_path")
+    base = config.values.get("base_model_name_or_path")
     return Manifest(
         kind="adapter",
         base=Base(path=base) if isinstance(base, str) else None,

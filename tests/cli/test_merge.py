@@ -120,6 +120,7 @@ def test_diff_and_list(synthe: Run) -> None:
         (["ties", "runs/base", "runs/a", "runs/b", "--weights", "1,2,3"], "--weight has 3 values for 2 models"),
         (["slerp", "runs/a", "runs/b", "--t", "0.1,0.2"], "one value is for all models"),
         (["tise", "runs/a"], "did you mean 'ties'?"),
+        (["median", "runs/a"], "unknown merge method 'median'"),
         (["linear", "runs/a", "runs/c"], "no such model: runs/c"),
         (["linear", "runs/a", "runs/a"], "runs/a is named twice"),
         (["linear", "runs/a", "runs/b", "--dtype", "int8"], "unknown value of --dtype 'int8'"),
@@ -140,6 +141,15 @@ def test_bad_input_is_one_line(synthe: Run, arguments: list[str], message: str) 
     lines = [line for line in done.stderr.splitlines() if not line.startswith("compare ")]
     assert len(lines) == (2 if "hint: " in done.stderr else 1) and "Traceback" not in done.stderr
     assert sorted(Path("runs").iterdir()) == before
+
+
+@pytest.mark.parametrize("option,methods", [("--weights", "ties"), ("--density", "ties"), ("--t", "slerp")])
+def test_an_option_of_other_methods_names_them(synthe: Run, option: str, methods: str) -> None:
+    done = synthe("merge", "model_stock", "runs/base", "runs/a", "runs/b", option, 2)
+    assert done.exit_code == 2 and f"model_stock has no {option}" in done.stderr
+    assert "methods that have it: " in done.stderr and methods in done.stderr and "did you mean" not in done.stderr
+    assert "did you mean" in synthe("merge", "ties", "runs/a", "runs/b", "--densty", 2).stderr
+    assert "METHOD'" not in synthe("merge", "median", "runs/a", "runs/b").stderr  # a placeholder of help, no method
 
 
 def test_a_folder_without_write_permission(synthe: Run, monkeypatch: pytest.MonkeyPatch) -> None:

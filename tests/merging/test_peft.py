@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from synthe_core.events import Result
 from synthe_core.merging.extract import extract_lora
 from synthe_core.merging.method import Method
-from tests.merging.models import adapter, folder, llama, moved, result
+from tests.merging.models import CONFIG, adapter, folder, llama, moved, result
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 transformers = pytest.importorskip("transformers")
@@ -100,12 +100,34 @@ VARIANTS: list[dict[str, Any]] = [
     {"r": 4, "target_modules": ["v_proj", "embed_tokens"]},
     {"r": 4, "target_modules": ["v_proj", "o_proj"], "use_dora": True},
     {"r": 4, "target_modules": ["v_proj"], "modules_to_save": ["lm_head"]},
+    {"r": 4, "target_modules": ["v_proj"], "trainable_token_indices": [3, 39]},
+    {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": "gaussian"},
+    {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": "orthogonal"},
+    {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": "olora", "use_rslora": True},
+    {"r": 4, "lora_alpha": 9, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": "pissa"},
+    {"r": 4, "target_modules": ["q_proj"], "init_lora_weights": "pissa", "use_dora": True},
+    {
+        "r": 4,
+        "target_modules": ["up_proj"],
+        "rank_pattern": {r"layers\.(0|2)\.mlp.*": 2},
+        "alpha_pattern": {"^.*1.*$": 3},
+    },
+    {"r": 4, "target_modules": ["q_proj", "o_proj"], "lora_bias": True, "use_rslora": True},
+    {"r": 4, "target_modules": ["q_proj"], "bias": "all"},
+    {"r": 4, "target_modules": ["q_proj"], "bias": "lora_only"},
 ]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "+".join(v))
-def test_into_the_base(tmp_path: Path, base: Path, variant: dict[str, Any]) -> None:
+def test_into_the_base(tmp_path: Path, variant: dict[str, Any]) -> None:
     """What `merge_and_unload` gives, in every layout that PEFT saves."""
+    biases = {
+        f"{name.removesuffix('weight')}bias": torch.arange(len(tensor)) / 50
+        for name, tensor in llama().items()
+        if "self_attn" in name
+    }
+    with_bias = "bias" in "".join(variant)
+    base = folder(tmp_path / "base", llama() | (biases if with_bias else {}), CONFIG | {"attention_bias": with_bias})
     torch.manual_seed(0)
     theirs = peft.get_peft_model(load(base), peft.LoraConfig(task_type="CAUSAL_LM", **variant))
     with torch.no_grad():

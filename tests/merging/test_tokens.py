@@ -116,3 +116,11 @@ def test_no_union_of_different_kinds(tmp_path: Path, two: list[Path]) -> None:
     (two[1] / "tokenizer.json").unlink()
     with pytest.raises(InputError, match="hill has no tokenizer"):
         run(tmp_path / "out", "linear", two, tokenizer="union")
+
+
+def test_sizes_that_differ_without_tokenizers_are_explained(tmp_path: Path) -> None:
+    wider = CONFIG | {"vocab_size": 44}
+    paths = [folder(tmp_path / "a", llama()), folder(tmp_path / "b", llama(wider), wider)]
+    with pytest.raises(InputError, match=r"\[40, 16\] in .*a and \[44, 16\] in .*b") as caught:
+        run(tmp_path / "out", "linear", paths)
+    assert "they have 40 and 44 tokens" in str(caught.value.hint) and "--tokenizer union" in str(caught.value.hint)

@@ -14,21 +14,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from synthe_core.adapters.peft import PREFIX, WEIGHTS
+from synthe_core.adapters.peft_config import CONFIG, read_config
 from synthe_core.errors import InputError
-from synthe_core.merging.hashed_file import HashedFile, TensorInfo
-from synthe_core.merging.inputs.model import Model, View
-from synthe_core.storage.json_reader import read_json
+from synthe_core.merging.hashed_file import HashedFile
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
-PART = re.compile(r"^(?P<module>.+?)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.\w+)*$")
+PART = re.compile(
+    r"^(?P<module>.+?)\.(lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.\w+)*?(?P<bias>\.bias)?(\.weight)?"
+    r"|token_adapter\.(?P<rows>trainable_tokens_delta)(\.\w+)?)$"
+)
 
 
 class Factors(NamedTuple):
     """W + scale up down, float32: down [r, in], up [out, r]; transposed if the base stores W as [in, out].
 
-    magnitude [out]: with DoRA, the norms to which the rows of the sum are scaled.
+    magnitude [out]: with DoRA, the norms to which the rows of the sum are scaled. moved: the initialisation that took a
+    part of the base's weight into the factors, "pissa" or "olora".
     """
 
     down: Tensor
@@ -36,6 +37,7 @@ class Factors(NamedTuple):
     scale: float
     transposed: bool = False
     magnitude: Tensor | None = None
+    moved: str | None = None
 
     @property
     def rank(self) -> int:
@@ -48,12 +50,26 @@ class Factors(NamedTuple):
 
     def applied(self, weight: Tensor) -> Tensor:
         """The base's weight with the adapter merged in."""
-        total = weight + self.product()
+        total = self._remaining(weight) + self.product()
         if self.magnitude is None:
             return total
         rows = total.T if self.transposed else total
         rows = rows * (self.magnitude / rows.norm(dim=1))[:, None]
         return rows.T if self.transposed else rows
+
+    def _remaining(self, weight: Tensor) -> Tensor:
+        """The base's weight without the part that the factors began as.
+
+        PiSSA (Meng et al. 2024): its `rank` largest singular values. OLoRA (Büyükakyüz 2024): scale times the first
+        `rank` columns of Q and rows of R of its QR decomposition.
+        """
+        if self.moved == "pissa":
+            left, values, right = torch.linalg.svd(weight, full_matrices=False)
+            return weight - (left[:, : self.rank] * values[: self.rank]) @ right[: self.rank]
+        if self.moved == "olora":
+            columns, rows = torch.linalg.qr(weight)
+            return weight - self.scale * (columns[:, : self.rank] @ rows[: self.rank])
+        return weight
 
 
 class Adapter:
@@ -64,26 +80,25 @@ class Adapter:
     def __init__(self, path: Path, named: str) -> None:
         self.path, self.named = path, named
         self.name = path.resolve().name
-        self.config = read_json(path / CONFIG)
-        kind = str(self.config.get("peft_type", "LORA")).upper()
-        if kind != "LORA":
-            raise InputError(f"{path} is an adapter of the kind {kind}", "synthe merges LoRA adapters")
+        self.config = read_config(path / CONFIG, merging=True)
         if not (path / WEIGHTS).is_file():
             raise InputError(f"{path} has no {WEIGHTS}", "save the adapter as safetensors: PEFT's save_pretrained does")
         self.file = HashedFile(path / WEIGHTS)
         self.whole: dict[str, str] = {}
+        self.biases: dict[str, str] = {}
+        self.rows: dict[str, str] = {}
         self._parts: dict[str, dict[str, str]] = {}
-        for stored in self.file.tensors:
-            name = stored.removeprefix(PREFIX)
-            if part := PART.match(name):
-                self._parts.setdefault(f"{part['module']}.weight", {})[part["part"]] = stored
-            else:
-                self.whole[name.replace(".base_layer.", ".")] = stored  # an embedding saved beside its factors
+        for stored, info in self.file.tensors.items():
+            if not info.floats:
+                raise InputError(f"{self.file.path}: {stored} has no floats", "quantised adapters cannot be merged")
+            self._sort(stored)
         for name, parts in self._parts.items():
             kinds = parts.keys() - {"magnitude_vector"}
             if kinds not in ({"A", "B"}, {"embedding_A", "embedding_B"}):
                 raise InputError(f"{self.file.path}: {name} has no pair of factors", "the adapter is damaged")
             self._shape(name)
+            self._check_rank(name)
+        self._check_extras()
 
     @classmethod
     def claims(cls, path: Path) -> bool:
@@ -103,7 +118,23 @@ class Adapter:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes that the base's tensors must have, of all that the adapter adapts or replaces."""
         added = {name: self._shape(name) for name in self._parts}
-        return added | {name: self.file.tensors[stored].shape for name, stored in self.whole.items()}
+        stored = self.whole | self.biases
+        return added | {name: self.file.tensors[each].shape for name, each in stored.items()}
+
+    @property
+    def beyond_factors(self) -> str | None:
+        """What the adapter has that factors alone cannot express; None if it is W + scale B A."""
+        if self.whole:
+            return f"replaces {next(iter(self.whole))} as a whole"
+        if self.biases:
+            return f"changes {next(iter(self.biases))} (lora_bias)"
+        if self.rows:
+            return f"replaces rows of {next(iter(self.rows))} (trainable_token_indices)"
+        if self.config.get("use_dora"):
+            return "scales rows (DoRA)"
+        if self.config.moved:
+            return f"moves a part of the base's weights (init_lora_weights '{self.config.moved}')"
+        return None
 
     def rank(self, name: str) -> int:
         """The rank of a tensor's factors."""
@@ -120,29 +151,85 @@ class Adapter:
         magnitude = parts.get("magnitude_vector")
         if "embedding_A" in parts:  # A [r, vocabulary], B [width, r]; the base is [vocabulary, width]
             return Factors(parts["embedding_A"], parts["embedding_B"], self.scale(name), True, magnitude)
-        return Factors(parts["A"], parts["B"], self.scale(name), self._transposed, magnitude)
+        return Factors(parts["A"], parts["B"], self.scale(name), self.transposed, magnitude, self.config.moved)
 
     def replaced(self, name: str) -> Tensor:
         """A tensor that the adapter stores as a whole."""
         return self.file.read(self.whole[name])
 
+    def added_bias(self, name: str) -> Tensor:
+        """What the adapter adds to a bias of the base: lora_bias is inside the scale."""
+        module = name.removesuffix(".bias")
+        return self.file.read(self.biases[name]).to(torch.float32) * self.scale(f"{module}.weight")
+
+    def token_rows(self, name: str) -> tuple[list[int], Tensor]:
+        """Rows of an embedding, and what the adapter replaces them by."""
+        return self._indices(name), self.file.read(self.rows[name])
+
     def scale(self, name: str) -> float:
         """alpha / r, or alpha / sqrt(r) with use_rslora; alpha_pattern overrides alpha by module."""
-        rank = self.rank(name)
-        alpha = self._pattern("alpha_pattern", name, self.config.get("lora_alpha", rank))
-        try:
-            return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
-        except (TypeError, ValueError):
-            raise InputError(f"{self.path / CONFIG}: lora_alpha is {alpha!r}, and should be a number") from None
+        return self.config.scaling(name.removesuffix(".weight"), self.rank(name))
 
     @property
-    def _transposed(self) -> bool:
+    def transposed(self) -> bool:
+        """Whether the base stores its matrices as [in, out]."""
         return bool(self.config.get("fan_in_fan_out"))
 
-    def _pattern(self, key: str, name: str, default: Any) -> Any:
+    def _sort(self, stored: str) -> None:
+        """Puts a tensor of the file where its name says it belongs."""
+        name = stored.removeprefix(PREFIX)
+        part = PART.match(name)
+        if part is None:
+            if ".lora_" in name or ".token_adapter." in name:
+                raise InputError(f"{self.file.path}: {stored} is no part of LoRA", "the adapter is of another kind")
+            self.whole[name.replace(".base_layer.", ".")] = stored  # an embedding saved beside its factors
+        elif part["rows"]:
+            self.rows[f"{part['module']}.weight"] = stored
+        elif part["bias"]:
+            if part["part"] != "B":
+                raise InputError(f"{self.file.path}: {stored} is no part of LoRA", "the adapter is of another kind")
+            self.biases[f"{part['module']}.bias"] = stored
+        else:
+            self._parts.setdefault(f"{part['module']}.weight", {})[part["part"]] = stored
+
+    def _indices(self, name: str) -> list[int]:
+        """The rows of an embedding that trainable_token_indices names: a list, or lists by module."""
+        named = self.config.get("trainable_token_indices")
         module = name.removesuffix(".weight")
-        patterns = self.config.get(key) or {}
-        return next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", module)), default)
+        if isinstance(named, dict):
+            named = next((rows for key, rows in named.items() if f".{module}".endswith(f".{key}")), None)
+        count = self.file.tensors[self.rows[name]].shape[0]
+        if not isinstance(named, list) or len(named) != count or not all(type(row) is int for row in named):
+            raise InputError(
+                f"{self.config.path}: trainable_token_indices does not name the {count} rows of {name}",
+                "the adapter is damaged",
+            )
+        return named
+
+    def _check_rank(self, name: str) -> None:
+        rank, expected = self.rank(name), self.config.rank(name.removesuffix(".weight"))
+        if rank != expected:
+            raise InputError(
+                f"{self.file.path}: the factors of {name} have rank {rank}, and {CONFIG} gives it {expected}",
+                "the adapter is damaged",
+            )
+
+    def _check_extras(self) -> None:
+        """InputError where the config names parts that the file has not, or the file has parts that it does not name.
+
+        PEFT leaves out the one, and begins anew with the other.
+        """
+        rows = {f"{name.removesuffix('.bias')}.weight" for name in self.biases}
+        magnitudes = {name for name, parts in self._parts.items() if "magnitude_vector" in parts}
+        for key, having in (("lora_bias", rows), ("use_dora", magnitudes)):
+            expected = set(self._parts) if self.config.get(key) else set()
+            if odd := sorted(having ^ expected):
+                said = "says" if expected else "does not say"
+                raise InputError(
+                    f"{self.file.path} and {CONFIG}, which {said} {key}, differ in {odd[0]}", "it is damaged"
+                )
+        if bool(self.rows) != bool(self.config.get("trainable_token_indices")):
+            raise InputError(f"{self.file.path} and {CONFIG} differ in trainable_token_indices", "it is damaged")
 
     def _shape(self, name: str) -> tuple[int, ...]:
         parts = self._parts[name]
@@ -155,51 +242,10 @@ class Adapter:
                 "adapters of convolutions cannot be merged",
             )
         shape = (up.shape[0], down.shape[1])
-        return shape[::-1] if embedding or self._transposed else shape
+        return shape[::-1] if embedding or self.transposed else shape
 
     def provenance(self) -> dict[str, Any]:
         """The manifest's entry of this parent."""
         digest = self.file.digest()
         files = {WEIGHTS: digest and digest.model_dump()}
         return {"model": self.named, "path": str(self.path), "kind": self.kind, "files": files}
-
-
-class MergedView(View):
-    """A base with an adapter merged into each tensor while it is read."""
-
-    def __init__(self, base: Model, adapter: Adapter) -> None:
-        super().__init__(base)
-        self.adapter = adapter
-        self.named = adapter.named
-        for name, shape in adapter.shapes.items():
-            if name not in base.tensors:
-                raise InputError(
-                    f"{adapter.named} adapts {name}, which {base.named} has not", "the adapter is for another base"
-                )
-            if base.tensors[name].shape != shape:
-                raise InputError(
-                    f"{name} is {list(base.tensors[name].shape)} in {base.named} and {list(shape)} in {adapter.named}",
-                    "the adapter is for another base",
-                )
-
-    @property
-    def files(self) -> list[HashedFile]:
-        return [*self.inner.files, self.adapter.file]
-
-    @property
-    def tensors(self) -> dict[str, TensorInfo]:
-        """The base's, with adapted ones in float32, so that the adapter's difference is not rounded away."""
-        adapted = self.adapter.adapted
-        return {
-            name: info._replace(dtype=torch.float32) if name in adapted else info
-            for name, info in self.inner.tensors.items()
-        }
-
-    def read(self, name: str) -> Tensor:
-        own = self.adapter.replaced(name) if name in self.adapter.whole else self.inner.read(name)
-        if name in self.adapter.adapted:
-            return self.adapter.factors(name).applied(own.to(torch.float32))
-        return own
-
-    def provenance(self) -> dict[str, Any]:
-        return self.adapter.provenance() | {"base": self.inner.provenance()}

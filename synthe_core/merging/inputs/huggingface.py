@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from synthe_core.interop.huggingface.published import CONFIG, INDEX, PICKLES, WEIGHTS, Published
-from synthe_core.merging.hashed_file import HashedFile
+from synthe_core.merging.hashed_file import HashedFile, TensorInfo
 from synthe_core.merging.inputs.model import Changes, Model, Outcome, write_json
+from synthe_core.merging.inputs.quantized import require_plain_weights
+from synthe_core.merging.inputs.tied import find_copies, find_ties
 from synthe_core.storage.json_reader import read_json
 
 MERGE = "merge.json"
@@ -48,8 +50,30 @@ class HuggingFaceModel(Model):
         return (path / CONFIG).is_file() and any(next(path.glob(name), None) for name in weights)
 
     def locate_tensors(self) -> Mapping[str, HashedFile]:
+        return {name: file for name, file in self._stored.items() if name not in self.copies}
+
+    @cached_property
+    def _stored(self) -> dict[str, HashedFile]:
+        """The file of every stored tensor, tied ones included. InputError for quantised weights."""
         files = {name: HashedFile(self.path / name) for name in sorted(set(self._published.files.values()))}
-        return {tensor: files[file] for tensor, file in self._published.files.items()}
+        stored = {tensor: files[file] for tensor, file in self._published.files.items()}
+        require_plain_weights(self.path, self._config, {name: file.tensors[name] for name, file in stored.items()})
+        return stored
+
+    @cached_property
+    def copies(self) -> Mapping[str, str]:
+        def equal(one: str, other: str) -> bool:
+            return self._stored[one].equal(one, self._stored[other], other)
+
+        return find_copies(self._config, self._infos, equal)
+
+    @cached_property
+    def tied(self) -> Mapping[str, str]:
+        return find_ties(self._config, self._infos, self.copies)
+
+    @cached_property
+    def _infos(self) -> dict[str, TensorInfo]:
+        return {name: file.tensors[name] for name, file in self._stored.items()}
 
     @property
     def config(self) -> dict[str, Any]:

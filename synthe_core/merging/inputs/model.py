@@ -80,6 +80,17 @@ class Model(ABC):
     def write_files(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
         """Writes the files beside the weights of a model of this kind into `folder`, the manifest last."""
 
+    @property
+    def tied(self) -> Mapping[str, str]:
+        """Names of parts that share a tensor with another part of the model, and the name of that tensor in `tensors`,
+        which they are not in themselves."""
+        return {}
+
+    @property
+    def copies(self) -> Mapping[str, str]:
+        """The tied names under which the files store the tensor once more."""
+        return {}
+
     def expected(self) -> Mapping[str, FileDigest]:
         """The digests that files must have, by name, as far as they are known."""
         return {}
@@ -157,6 +168,14 @@ class View(Model):
     @property
     def tensors(self) -> dict[str, TensorInfo]:
         return self.inner.tensors
+
+    @property
+    def tied(self) -> Mapping[str, str]:
+        return self.inner.tied
+
+    @property
+    def copies(self) -> Mapping[str, str]:
+        return self.inner.copies
 
     @property
     def files(self) -> list[HashedFile]:
