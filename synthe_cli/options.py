@@ -99,6 +99,30 @@ def spelled_option(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
+GenerationConfigOption = Annotated[
+    str,
+    typer.Option(
+        "--generation-config",
+        metavar="auto|none",
+        help="auto: the model's generation_config.json sets what is not given. none: ignore that file.",
+    ),
+]
+
+
+def uses_generation_config(text: str) -> bool:
+    """Whether --generation-config is `auto`; InputError for a value that does not exist."""
+    if text not in ("auto", "none"):
+        raise InputError(f"--generation-config {text}: expected auto or none")
+    return text == "auto"
+
+
+def with_defaults(context: typer.Context, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of options, with the model's defaults for those that are not given on the command line."""
+    sources = {key: context.get_parameter_source(key) for key in values}
+    not_given = {key for key, source in sources.items() if source is None or source.name.startswith("DEFAULT")}
+    return {**values, **{key: value for key, value in defaults.items() if key in not_given}}
+
+
 def sampled(values: Mapping[str, Any], spelled: Callable[[str], str] = spelled_option) -> SamplingParams:
     """The sampling parameters of the options above. Raises InputError that names the invalid option."""
     from pydantic import ValidationError

@@ -13,6 +13,7 @@ from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import (
     AdapterOption,
     DeviceOption,
+    GenerationConfigOption,
     JsonOption,
     MinPOption,
     RepetitionOption,
@@ -21,6 +22,8 @@ from synthe_cli.options import (
     TopPOption,
     complete_run,
     sampled,
+    uses_generation_config,
+    with_defaults,
 )
 from synthe_core.errors import InputError
 
@@ -41,6 +44,7 @@ synthe chat 60m --url http://127.0.0.1:6900             use this one of its mode
 synthe chat runs/60m --json < questions.txt             one message per line; prints the answers only""",
 )
 def chat(
+    context: typer.Context,
     checkpoint: Annotated[
         str | None,
         typer.Argument(
@@ -81,6 +85,7 @@ def chat(
             "--seed", metavar="N", min=0, max=2**62, help="Random seed. The same seed gives the same answers."
         ),
     ] = None,
+    generation_config: GenerationConfigOption = "auto",
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -102,14 +107,20 @@ def chat(
 
     from synthe_cli.chat_loop import ChatLoop
     from synthe_core.chat.conversation import ChatOptions, Conversation
+    from synthe_core.inference.generation_defaults import GenerationDefaults
 
     values = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }  # fmt: skip
-    options = ChatOptions(tokens, sampled(values), seed)
+    recommended = uses_generation_config(generation_config)
+    sampled(values)  # before a model is loaded
 
     def converse(conversation: Conversation) -> None:
+        defaults = conversation.defaults if recommended else GenerationDefaults()
+        sampling = sampled(with_defaults(context, values, defaults.sampling))
+        count = with_defaults(context, {"tokens": tokens}, defaults.limits("tokens"))["tokens"]
+        options = ChatOptions(count, sampling, seed)
         try:
             ChatLoop(conversation, options, as_json=as_json).run()
         finally:
@@ -132,6 +143,7 @@ def chat(
     served = load_model(Path(checkpoint).expanduser(), device=choose_device(device or "auto", probe()).value)
     if adapter is not None:
         served.load_adapter(ADAPTER_NAME, adapter)
+    served.recommended = recommended
     folder = sessions or Path(cache_dir()) / "chats" / served.digest[:16]
     with AsyncEngine([served], sessions=folder) as engine:
         name = served.name if adapter is None else f"{served.name}:{ADAPTER_NAME}"

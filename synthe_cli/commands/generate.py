@@ -15,6 +15,7 @@ from synthe_cli.options import (
     AdapterOption,
     CheckpointArgument,
     DeviceOption,
+    GenerationConfigOption,
     JsonOption,
     MinPOption,
     RepetitionOption,
@@ -23,6 +24,8 @@ from synthe_cli.options import (
     TopPOption,
     find_checkpoint,
     sampled,
+    uses_generation_config,
+    with_defaults,
 )
 from synthe_core.errors import InputError
 
@@ -42,6 +45,7 @@ synthe generate runs/tiny --adapter runs/letters -p "Dear "      the same, with 
 synthe train tiny | synthe generate - -p "import "\n""",
 )
 def generate(
+    context: typer.Context,
     checkpoint: CheckpointArgument,
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue. Repeat for a batch.")
@@ -72,6 +76,7 @@ def generate(
     state_out: Annotated[
         Path | None, typer.Option("--state-out", metavar="FILE", help="Save the session at the end to this file.")
     ] = None,
+    generation_config: GenerationConfigOption = "auto",
     adapter: AdapterOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -83,6 +88,12 @@ def generate(
     """
     path = find_checkpoint(checkpoint)
     prompts = [*(prompt or []), *map(_read, prompt_file or [])] or [""]
+    recommended = uses_generation_config(generation_config)
+    values = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }  # fmt: skip
+    sampled(values)  # before a model is loaded
 
     from synthe_core.hardware.placement import choose_device
     from synthe_core.hardware.probe import probe
@@ -92,10 +103,6 @@ def generate(
     from synthe_core.model.session import Session
     from synthe_core.storage.checkpoint import Checkpoint
 
-    sampling = sampled({
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-    })  # fmt: skip
     where = choose_device(device or "auto", probe()).value
     if adapter is None and needs_transformers(path):
         model = load_model(path, device=where)
@@ -104,6 +111,11 @@ def generate(
         opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
         model = LoadedModel.from_checkpoint(opened, path.name, where, batch_invariant=False)
         session = opened.session(state_in, model.model) if state_in else None
+    model.recommended = recommended
+    if defaults := str(model.defaults):
+        print(f"generation_config.json: {defaults}", file=sys.stderr)
+    sampling = sampled(with_defaults(context, values, model.defaults.sampling))
+    tokens = with_defaults(context, {"tokens": tokens}, model.defaults.limits("tokens"))["tokens"]
     if state_out:
         Session.check_target(state_out)
     deltas = offline.generate(model, prompts, tokens, sampling=sampling, seed=seed, stop=stop or (), session=session)

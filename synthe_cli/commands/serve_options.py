@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from synthe_cli.options import DeviceOption, JsonOption, complete_run
+from synthe_cli.options import DeviceOption, GenerationConfigOption, JsonOption, complete_run
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class ServeOptions:
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, metavar="N", help="Maximum number of output tokens.")
     ] = 4096
+    generation_config: GenerationConfigOption = "auto"
     max_n: Annotated[
         int, typer.Option("--max-n", min=1, max=128, metavar="N", help="Maximum number of choices per prompt.")
     ] = 16

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from synthe_cli.api_key import keys_in
 from synthe_cli.commands.serve_options import ServeOptions
 from synthe_cli.console import printable
-from synthe_cli.options import size_option
+from synthe_cli.options import size_option, uses_generation_config
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError, WorkError
 from synthe_core.units import format_count, format_size
@@ -38,6 +38,7 @@ def run(options: ServeOptions) -> int | None:
 
     request_strict_mode()  # before anything is computed
     settings = settings_of(options)
+    recommended = uses_generation_config(options.generation_config)
     adapters = [parse_adapter(text, paths) for text in options.adapter or ()]
     cache = size_option(options.cache, "--cache")
 
@@ -51,6 +52,9 @@ def run(options: ServeOptions) -> int | None:
     from synthe_core.interop.load import load_model
 
     models = [load_model(path, name, device) for name, path in paths.items()]
+    for each in models:
+        each.recommended = recommended
+        _ = each.defaults  # an invalid file ends here
     with (
         AsyncEngine(
             models,
@@ -169,7 +173,7 @@ def report_ready(options: ServeOptions, server: Server, engine: AsyncEngine) -> 
         {
             "name": name,
             "path": str(model.path),
-            "parameters": model.model.parameter_count(),
+            "parameters": model.parameter_count(),
             "state_bytes_per_sequence": model.state_bytes(options.max_prompt + options.max_tokens),
             "adapters": sorted(model.adapters),
         }
@@ -205,10 +209,12 @@ def summary(options: ServeOptions, engine: AsyncEngine) -> list[str]:
     """A line for every model and adapter, and one for the limits."""
     lines = []
     for name, model in engine.models.items():
-        facts = [f"{format_count(model.model.parameter_count())} parameters"]
+        facts = [f"{format_count(model.parameter_count())} parameters"]
         facts.append(state_size(model, options.max_prompt + options.max_tokens))
         if model.tokenizer.chat_template is None:
             facts.append("no chat template: chat prompts are lines of `User:` and `Assistant:`")
+        if defaults := str(model.defaults):
+            facts.append(f"generation_config.json: {defaults}")
         lines.append(f"{name}  {'  '.join(facts)}")
         lines += [f"{name}:{adapter}  adapter" for adapter in sorted(model.adapters)]
     status = engine.status()

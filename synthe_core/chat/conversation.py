@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from synthe_core.errors import InputError, SyntheError, unknown
+from synthe_core.inference.generation_defaults import GenerationDefaults
 from synthe_core.inference.sampling_params import SamplingParams
 
 SYSTEM, USER, MODEL = "system", "user", "assistant"
@@ -67,10 +68,13 @@ class Conversation(ABC):
 
     session:      the name of the saved conversation.
     is_saved:     whether the session is this conversation; if not, the next turn reads it from the beginning.
+    defaults:     the sampling that the model's publisher recommends.
     is_temporary: whether the session has no name of the user's, and is deleted at the end.
     has_history:  whether all turns are known here.
     copies:       names under which this conversation was saved, and may be saved again.
     """
+
+    defaults = GenerationDefaults()
 
     def __init__(
         self, model: str, has_chat_template: bool, system: str | None = None, session: str | None = None

@@ -30,7 +30,9 @@ class LocalConversation(Conversation):
         self, engine: AsyncEngine, model: str, *, system: str | None = None, session: str | None = None
     ) -> None:
         self.engine = engine
-        self.tokenizer: Tokenizer = engine.find(model)[0].tokenizer
+        served = engine.find(model)[0]
+        self.tokenizer: Tokenizer = served.tokenizer
+        self.defaults = served.defaults
         super().__init__(model, self.tokenizer.chat_template is not None, system, session)
         self.tokens: list[int] | None = []
         self.turn_starts: list[int] = []
@@ -116,8 +118,9 @@ class LocalConversation(Conversation):
         _, mark, rest = chat.render(tokenizer, [*before, entry]).partition(MARK)
         if not mark:
             raise InputError("the chat template leaves out older messages", "/reset before every message")
-        ended = self.tokens is None or self.tokens[-1:] == [tokenizer.end]
-        return tokenizer.encode_marked(rest.removeprefix(tokenizer.spelling(tokenizer.end)) if ended else rest)
+        ends = tokenizer.ends if self.tokens is None else tokenizer.ends & set(self.tokens[-1:])
+        read = next((name for name in map(tokenizer.spelling, ends) if rest.startswith(name)), "")
+        return tokenizer.encode_marked(rest.removeprefix(read))
 
     def _on_turn_removed(self) -> None:
         if self.turn_starts and len(self.turn_starts) > len(self.turns):

@@ -12,6 +12,7 @@ import httpx
 from synthe_core.benchmarks.load_test.event_stream import EventStreamDecoder
 from synthe_core.chat.conversation import MODEL, SYSTEM, USER, Answer, ChatOptions, Conversation, Reply
 from synthe_core.errors import InputError, SyntheError, WorkError, unknown
+from synthe_core.inference.generation_defaults import GenerationDefaults
 
 REASONS = ("stop", "length")
 
@@ -43,7 +44,9 @@ class RemoteConversation(Conversation):
         if model is not None and model not in served:
             raise unknown("model of this server", model, served)
         entry = served[model or next(iter(served))]
-        super().__init__(entry["id"], bool(entry.get("synthe", {}).get("chat_template")), system, session)
+        facts = entry.get("synthe", {})
+        self.defaults = GenerationDefaults(facts.get("sampling", {}), facts.get("max_tokens"))
+        super().__init__(entry["id"], bool(facts.get("chat_template")), system, session)
         if session is not None and session in self.saved_names():
             self.load(session)
 

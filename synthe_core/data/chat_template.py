@@ -2,44 +2,176 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, NoReturn
+from contextlib import suppress
+from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from synthe_core.data import template_worker
+from synthe_core.data.template_worker import FAILED, REFUSED, TEXT, read_message, write_message
+from synthe_core.data.tokenizer_config import CHAT
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.errors import InputError, WorkError
 
-from synthe_core.data.tokenizers import CHAT, Tokenizer
-from synthe_core.errors import InputError
+MEMORY = 512 << 20
+CPU_SECONDS, SECONDS = 2.0, 60.0
+"""What rendering once may take; a slow machine is no fault of a template, so the limit of a clock is far higher."""
+MAX_TEXT = 64 << 20
+"""Characters of a prompt."""
+MAX_IDLE = 4
+"""Processes that wait for the next template."""
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class TemplateError(InputError):
+    """A chat template fails. refused: by its own `raise_exception`, which is about the messages."""
+
+    def __init__(self, message: str, hint: str | None = None, *, refused: bool = False) -> None:
+        super().__init__(message, hint)
+        self.refused = refused
 
 
 def render(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *, answer: bool = True, template: str | None = None
+    tokenizer: Tokenizer, messages: Messages, *, answer: bool = True, variables: Mapping[str, Any] | None = None
 ) -> str:
     """The text of `messages` ({"role", "content"}), special tokens written out; with `answer`, and the beginning of the
-    model's reply. `encode_marked` makes tokens of it. InputError for a tokenizer without a template, or a bad one.
+    model's reply. `encode_marked` makes tokens of it. InputError for a tokenizer without a template, TemplateError if
+    it fails or takes too much time or memory: it runs in a process of its own.
 
-    template: to take instead of the tokenizer's own.
+    variables: further ones for the template.
     """
-    source = tokenizer.chat_template if template is None else template
-    if source is None:
+    if tokenizer.chat_template is None:
         raise InputError("the model has no chat template", f"put its {CHAT} beside its tokenizer.json")
-    begin = None if tokenizer.begin is None else tokenizer.spelling(tokenizer.begin)
-    names = {"bos_token": begin or "", "eos_token": tokenizer.spelling(tokenizer.end)}
-    try:
-        return _environment().from_string(source).render(messages=messages, add_generation_prompt=answer, **names)
-    except (jinja2.TemplateError, TypeError) as error:
-        raise InputError(f"the chat template fails: {' '.join(str(error).split())}", f"mend its {CHAT}") from None
+    values = {"tools": None, "documents": None, "bos_token": "", **tokenizer.named_tokens, **(variables or {})}
+    values |= {"messages": messages, "add_generation_prompt": answer}
+    return WORKERS.render(tokenizer.chat_template, values)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """What published templates expect to find: whitespace control and three functions."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-    return environment
+def render_trusted(source: str, messages: Messages, *, answer: bool = True) -> str:
+    """The same by a template of our own, in this process."""
+    return template_worker.render(source, {"messages": messages, "add_generation_prompt": answer}, MAX_TEXT)
 
 
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+class Worker:
+    """A process that renders templates one after another; see `template_worker`."""
+
+    def __init__(self, memory: int, cpu_seconds: float, seconds: float) -> None:
+        self._limits = (memory, cpu_seconds, seconds)
+        command = [sys.executable, "-P", template_worker.__file__, *map(str, self._limits)]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the program, not for it
+            )
+        except OSError as error:
+            raise WorkError(f"the process that renders chat templates does not start: {error.strerror}") from error
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, message: bytes) -> bytes:
+        """The answer. Raises TemplateError if the process ends instead."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            write_message(self._process.stdin, message)  # type: ignore[arg-type]
+            answer = read_message(self._process.stdout)  # type: ignore[arg-type]
+        except OSError:
+            answer = None
+        if answer is None:
+            self.kill()
+            raise TemplateError(f"the chat template fails: {self._end()}", f"mend its {CHAT}")
+        return answer
+
+    def _end(self) -> str:
+        """Why the process has ended."""
+        _, cpu_seconds, seconds = self._limits
+        code = self._process.returncode
+        if code == -getattr(signal, "SIGPROF", 0):
+            return f"it takes more than {cpu_seconds:g} s"
+        return f"it takes more than {seconds:g} s" if code == 1 else f"its process ends with status {code}"
+
+    def close(self) -> None:
+        """Ends a process that has nothing to do."""
+        with suppress(OSError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends it at once, unless it has ended by itself."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):
+                if stream is not None:
+                    stream.close()
+
+
+class Workers:
+    """The processes that wait for the next template; each is started when it is first needed."""
+
+    def __init__(self, memory: int = MEMORY, cpu_seconds: float = CPU_SECONDS, seconds: float = SECONDS) -> None:
+        self._limits = (memory, cpu_seconds, seconds)
+        self._idle: list[Worker] = []
+        self._lock = threading.Lock()
+
+    def render(self, source: str, variables: Mapping[str, Any], limit: int = MAX_TEXT) -> str:
+        """The text of a template. TemplateError if it fails."""
+        request = {"source": source, "variables": variables, "limit": limit}
+        try:
+            message = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"the messages are no JSON: {error}") from None
+        worker = self._take()
+        try:
+            answer = worker.ask(message)
+        except BaseException:
+            worker.kill()  # an interrupt leaves an answer in the pipe
+            raise
+        self._put(worker)
+        kind, words = answer[:1], answer[1:].decode("utf-8")
+        if kind == TEXT:
+            return words
+        assert kind in (REFUSED, FAILED)
+        refused = kind == REFUSED
+        verb = "refuses these messages" if refused else "fails"
+        raise TemplateError(
+            f"the chat template {verb}: {words}", None if refused else f"mend its {CHAT}", refused=refused
+        )
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.close()
+
+    def _take(self) -> Worker:
+        with self._lock:
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.alive:
+                    return worker
+        return Worker(*self._limits)
+
+    def _put(self, worker: Worker) -> None:
+        with self._lock:
+            if len(self._idle) < MAX_IDLE:
+                self._idle.append(worker)
+                return
+        worker.close()
+
+
+WORKERS = Workers()
+atexit.register(WORKERS.close)

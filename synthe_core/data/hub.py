@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, streamed."""
+"""Data sets of the Hugging Face hub, streamed, and its tokenizers."""
 
 from __future__ import annotations
 
@@ -125,3 +125,24 @@ class Hub(Source):
             raise explain(self.name, error) from error
         except Exception as error:  # the hub's libraries raise errors of many packages
             raise explain(self.name, error) from error
+
+
+def tokenizer_file(name: str) -> Path:
+    """The tokenizer.json of ORG/NAME, downloaded unless it is in the hub's cache."""
+    from huggingface_hub import HfApi, hf_hub_download, utils  # slow to import, and only needed here
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    what = f"tokenizer '{name}'"
+    utils.disable_progress_bars()
+    try:
+        try:
+            return Path(hf_hub_download(name, "tokenizer.json", local_files_only=True))
+        except LocalEntryNotFoundError as error:
+            if offline():
+                raise unreachable(what) from error
+            HfApi().model_info(name, timeout=TIMEOUT)  # answers at once where the download would retry
+            return Path(hf_hub_download(name, "tokenizer.json", etag_timeout=TIMEOUT))
+    except SyntheError:
+        raise
+    except Exception as error:  # the hub's library raises errors of many packages
+        raise explain(what, error) from error

@@ -8,23 +8,33 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from functools import cache, cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
+from tokenizers import processors
 
-from synthe_core.data.hub import TIMEOUT, explain, offline, unreachable
-from synthe_core.errors import InputError, SyntheError, closest
+from synthe_core.data.byte_level import END, byte_alphabet, byte_spelling, bytes_model, is_bytes_model
+from synthe_core.data.hub import tokenizer_file
+from synthe_core.data.tokenizer_config import (
+    BESIDE,
+    CHAT,
+    CONFIG,
+    GENERATION,
+    MARKS,
+    TokenizerConfig,
+    likeliest_end,
+    prefix,
+)
+from synthe_core.errors import InputError, closest
 from synthe_core.registry import Table
 from synthe_core.storage.path_format import format_of
 
-END = "<|endoftext|>"
-ENDS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]", "<|im_end|>")
-"""Names under which a tokenizer.json may hold its end of document, the likeliest first."""
-MARKS = "synthe"
-"""The key under which a tokenizer.json of ours names its begin and end, where they are not what would be guessed."""
+FILES = ("tokenizer.json", *BESIDE)
+"""The files of a tokenizer, in the format of the libraries tokenizers and transformers."""
 TOKENIZER_FORMATS = Table(
     "tokenizer format",
     "synthe.tokenizer_formats",
@@ -34,8 +44,6 @@ TOKENIZER_FORMATS = Table(
     },
 )
 """What opens the tokenizer of a published model's path, with the begin and end tokens that its configuration states."""
-CHAT = "chat_template.jinja"
-"""The file beside a tokenizer.json that says how messages become a prompt."""
 
 # The library warns when a process that used its threads forks, unless a variable sets whether it uses threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -47,8 +55,8 @@ class Tokenizer(ABC):
     name: for people. digest: differs where tokens differ. vocab_size: ids are below it. end: the id of the end of a
     document. begin: the id that a model of somebody else's expects before a text, None where it expects none. pieces:
     the bytes that each id stands for; special tokens stand for none. stops: further ids at which an answer ends (of a
-    turn, for one), while the tokenizer is in memory. chat_template: how messages become a prompt, as a
-    Jinja template, None for a model without one; it is stored in CHAT beside tokenizer.json.
+    turn, for one). chat_template: how messages become a prompt, as a Jinja template, None for a model without one.
+    special_tokens: their texts by name, as the chat template knows them. sampling: defaults of generation_config.json.
     """
 
     name: str
@@ -59,8 +67,15 @@ class Tokenizer(ABC):
     pieces: list[bytes]
     chat_template: str | None = None
     stops: frozenset[int] = frozenset()
+    special_tokens: Mapping[str, str] = {}
+    sampling: Mapping[str, Any] = {}
     reads_bytes = False
     """Whether text that is no valid UTF-8 has tokens too."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The tokens that stand for no text."""
+        return frozenset({self.end})
 
     @property
     def ends(self) -> frozenset[int]:
@@ -84,12 +99,40 @@ class Tokenizer(ABC):
         """What a token, special or not, is called in the vocabulary."""
 
     def save(self, folder: Path) -> Path:
-        """Writes `folder`/tokenizer.json, from which `load_tokenizer` makes this tokenizer again."""
+        """Writes `folder`/tokenizer.json and what belongs beside it, from which `load_tokenizer` makes this tokenizer
+        again. The libraries tokenizers and transformers read them too, and give the same ids; only the name of a
+        special token in a text is that token for them, and text here."""
         path = folder / "tokenizer.json"
         path.write_text(self.to_json(), encoding="utf-8")
+        (folder / CONFIG).write_text(_json(self.options), encoding="utf-8")
         if self.chat_template is not None:
             (folder / CHAT).write_text(self.chat_template, encoding="utf-8")
+        if self.stops or self.sampling or self.options["eos_token"] != self.spelling(self.end):
+            (folder / GENERATION).write_text(_json(self.generation_config), encoding="utf-8")
         return path
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """`special_tokens`, with what begins a text and ends a document where no others are named."""
+        begin = {} if self.begin is None else {"bos_token": self.spelling(self.begin)}
+        return begin | {"eos_token": self.spelling(self.end)} | dict(self.special_tokens)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What tokenizer_config.json holds."""
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "add_bos_token": self.begin is not None,
+            **self.named_tokens,
+        }
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """What generation_config.json holds."""
+        ends = [self.end, *sorted(self.stops - {self.end})]
+        ids = {"bos_token_id": self.begin, "eos_token_id": ends if len(ends) > 1 else self.end}
+        return ids | dict(self.sampling)
 
     @abstractmethod
     def to_json(self) -> str:
@@ -104,9 +147,19 @@ class Tokenizer(ABC):
         """The bytes that `ids` stand for; an id outside the vocabulary (a padded row of the embedding) for none."""
         return b"".join(self.pieces[i] for i in ids if 0 <= i < self.vocab_size)
 
+    adds_space = False
+    """Whether `encode` puts a space before a text, as SentencePiece does; `decode` takes it away."""
+
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD."""
-        return self.bytes_of(ids).decode("utf-8", "replace")
+        """The text of `ids`, a whole text; bytes that are no UTF-8 become U+FFFD."""
+        text = self.bytes_of(ids).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.adds_space else text
+
+    def decode_marked(self, ids: Iterable[int]) -> str:
+        """The text of `ids` with special tokens written out: the inverse of `encode_marked`."""
+        return b"".join(self.pieces[i] or self.spelling(i).encode() for i in ids if 0 <= i < self.vocab_size).decode(
+            "utf-8", "replace"
+        )
 
     def decoder(self) -> Decoder:
         """A decoder for tokens that come one by one."""
@@ -123,6 +176,11 @@ class Decoder:
     def push(self, ids: int | Iterable[int]) -> str:
         """The text that is complete with these tokens; "" while a character is unfinished."""
         return self._utf8.decode(self._tokenizer.bytes_of([ids] if isinstance(ids, int) else ids))
+
+    def special(self, token: int) -> str | None:
+        """The name of a token that stands for no text; None for any other."""
+        tokenizer = self._tokenizer
+        return tokenizer.spelling(token) if 0 <= token < tokenizer.vocab_size and not tokenizer.pieces[token] else None
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that never was completed."""
@@ -146,16 +204,16 @@ class ByteTokenizer(Tokenizer):
         return [np.frombuffer(_bytes(text), dtype=np.uint8) for text in texts]
 
     def spelling(self, token: int) -> str:
-        return END if token == self.end else _byte_spelling()[token]
+        return END if token == self.end else byte_spelling()[token]
 
     def to_json(self) -> str:
-        return json.dumps({"type": "bytes", "vocab_size": 257, "end": 256}) + "\n"
+        return _json(bytes_model())
 
 
 class FileTokenizer(Tokenizer):
     """A tokenizer.json of the tokenizers library. Its special tokens in a text are encoded as plain text.
 
-    begin, end: tokens to take instead of none and of the likeliest; the file that is written says so under MARKS.
+    begin, end: tokens to take instead of none and of the likeliest. The digest depends on them.
     """
 
     def __init__(
@@ -163,19 +221,23 @@ class FileTokenizer(Tokenizer):
     ) -> None:
         inner.no_truncation()
         inner.no_padding()
-        marks = {key: token for key, token in (("begin", begin), ("end", end)) if token is not None}
-        specials = {token.content: i for i, token in inner.get_added_tokens_decoder().items() if token.special}
-        end = end or next((token for token in ENDS if token in specials), None)
+        likeliest = likeliest_end(inner)
+        end = likeliest if end is None else end
+        marks = {} if begin is None else {"begin": begin}
+        marks |= {} if end is None or end == likeliest else {"end": end}
         if end is None:
             end = END
             inner.add_special_tokens([END])
-        self._json = inner.to_str()
+        if begin is not None and ":" not in begin and prefix(inner) != begin:  # so that other libraries add it too
+            special = [(begin, inner.token_to_id(begin))]
+            inner.post_processor = processors.TemplateProcessing([begin, "$A"], special_tokens=special)
+        self._json = identity = inner.to_str()
         if marks:
-            self._json = json.dumps(json.loads(self._json) | {MARKS: marks}, ensure_ascii=False)
+            identity = json.dumps(json.loads(identity) | {MARKS: marks}, ensure_ascii=False)
         inner.encode_special_tokens = True
         self._inner = inner
         self.name = name
-        self.digest = hashlib.sha256(self._json.encode()).hexdigest()[:16]
+        self.digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         ids = inner.get_vocab(with_added_tokens=True)
         self.begin, self.end = None if begin is None else ids[begin], ids[end]
         self.pieces = _pieces(inner, self._json)
@@ -197,6 +259,29 @@ class FileTokenizer(Tokenizer):
         """The same, which takes special tokens in a text for themselves."""
         return tokenizers.Tokenizer.from_str(self._inner.to_str())  # the flag that says otherwise is not saved
 
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        added = self._inner.get_added_tokens_decoder()
+        return frozenset(i for i, token in added.items() if token.special) | {self.end}
+
+    @cached_property
+    def adds_space(self) -> bool:  # type: ignore[override]
+        return self.bytes_of(self.encode("a")).startswith(b" ")
+
+    def decode_marked(self, ids: Iterable[int]) -> str:
+        """An added token ends a section, and a space may be added before each section."""
+        added, mark = self._inner.get_added_tokens_decoder(), self.spelling(self.end)
+        each = self.adds_space and self.bytes_of(self.encode_marked(mark + "a")[1:]).startswith(b" ")
+        parts, section, strips = [], b"", self.adds_space
+        for i in [*(i for i in ids if 0 <= i < self.vocab_size), None]:
+            if i is not None and i not in added:
+                section += self.pieces[i]
+                continue
+            parts.append(section.removeprefix(b" ") if strips else section)
+            parts.append(b"" if i is None else added[i].content.encode("utf-8", "replace"))
+            section, strips = b"", each
+        return b"".join(parts).decode("utf-8", "replace")
+
     def spelling(self, token: int) -> str:
         return self._inner.id_to_token(token) or ""
 
@@ -217,7 +302,8 @@ def open_tokenizer(name: str) -> Tokenizer:
         return load_tokenizer(path)
     looks_local = name.endswith(".json") or name.startswith((".", "/", "~"))
     if not looks_local and (name.startswith("hub:") or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
-        return _from_hub(name.removeprefix("hub:"))
+        path = tokenizer_file(name.removeprefix("hub:"))
+        return read_tokenizer(path.read_bytes(), str(path))  # alone: what lies beside it depends on earlier downloads
     if near := closest(name, ["bytes", "bpe"]):
         raise InputError(f"unknown tokenizer '{name}'", f"did you mean '{near}'?")
     kind = "no such tokenizer file" if looks_local else "unknown tokenizer"
@@ -225,56 +311,60 @@ def open_tokenizer(name: str) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, or of the folder (a checkpoint, for one) that holds it."""
+    """The tokenizer of a tokenizer.json and the files BESIDE it, or of the folder (a checkpoint, for one) that holds
+    them."""
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"{path.parent} holds no tokenizer.json", "name the file, or a folder that has one")
-    chat = path.with_name(CHAT)
+    beside = [path.with_name(name) for name in BESIDE]
     try:
         return read_tokenizer(
-            path.read_bytes(), str(path), chat.read_text(encoding="utf-8") if chat.is_file() else None
+            path.read_bytes(), str(path), {each.name: each.read_bytes() for each in beside if each.is_file()}
         )
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def read_tokenizer(content: bytes, name: str, chat_template: str | None = None) -> Tokenizer:
-    """The tokenizer of what a tokenizer.json holds; `name` is what it is called."""
+def read_tokenizer(
+    content: bytes, name: str, beside: Mapping[str, bytes] | None = None, ends: Sequence[Any] = ()
+) -> Tokenizer:
+    """The tokenizer of what a tokenizer.json holds; `name` is what it is called.
+
+    beside: the contents of those of the files BESIDE that exist. ends: `eos_token_id` of other files, or names of
+    tokens that end an answer.
+    """
+    try:
+        config = TokenizerConfig.parse(beside or {})
+    except ValueError as error:
+        raise InputError(f"beside {name}, {' '.join(str(error).split())[:200]}", "copy it again") from None
     try:
         text = content.decode("utf-8")
         values = json.loads(text)
-        if isinstance(values, dict) and values.get("type") == "bytes":
-            tokenizer: Tokenizer = ByteTokenizer()
-        else:
-            marks = values.pop(MARKS, {})
-            tokenizer = FileTokenizer(
-                tokenizers.Tokenizer.from_str(json.dumps(values) if marks else text), name, **marks
-            )
-        tokenizer.chat_template = chat_template
-        return tokenizer
+        if is_bytes_model(values):
+            tokenizer = ByteTokenizer()
+            ids = {tokenizer.spelling(i): i for i in range(tokenizer.vocab_size)}
+            names = config.ends(ids.get, lambda i: tokenizer.spelling(i) if i < len(ids) else None, ends)
+            return _described(tokenizer, config, [ids[each] for each in names])
+        marks = values.pop(MARKS, {})
+        inner = tokenizers.Tokenizer.from_str(json.dumps(values) if marks else text)
+        names = config.ends(inner.token_to_id, inner.id_to_token, ends)
+        begin = config.begin(inner.token_to_id, lambda: prefix(inner))
+        marks = {"begin": begin, "end": names[0] if names else None} | marks
+        ids = inner.get_vocab(with_added_tokens=True)
+        return _described(FileTokenizer(inner, name, **marks), config, [ids[each] for each in names])
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{name} is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
 
 
-def _from_hub(name: str) -> Tokenizer:
-    from huggingface_hub import HfApi, hf_hub_download, utils  # slow to import, and only needed here
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def _described(tokenizer: Tokenizer, config: TokenizerConfig, ends: Sequence[int]) -> Tokenizer:
+    """The tokenizer with what the files beside it say."""
+    tokenizer.chat_template, tokenizer.special_tokens = config.chat_template, config.special_tokens
+    tokenizer.stops, tokenizer.sampling = frozenset(ends) - {tokenizer.end}, config.sampling
+    return tokenizer
 
-    what = f"tokenizer '{name}'"
-    utils.disable_progress_bars()
-    try:
-        try:
-            path = hf_hub_download(name, "tokenizer.json", local_files_only=True)
-        except LocalEntryNotFoundError as error:
-            if offline():
-                raise unreachable(what) from error
-            HfApi().model_info(name, timeout=TIMEOUT)  # answers at once where the download would retry
-            path = hf_hub_download(name, "tokenizer.json", etag_timeout=TIMEOUT)
-    except SyntheError:
-        raise
-    except Exception as error:  # the hub's library raises errors of many packages
-        raise explain(what, error) from error
-    return load_tokenizer(Path(path))
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def _bytes(text: str | bytes) -> bytes:
@@ -285,25 +375,12 @@ def _str(text: str | bytes) -> str:
     return text.decode("utf-8") if isinstance(text, bytes) else text
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes as printable characters: printable Latin-1 is itself, the rest follows from U+0100."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    other = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(other)}
-
-
-@cache
-def _byte_spelling() -> dict[int, str]:
-    """Every byte as a byte-level vocabulary spells it."""
-    return {byte: c for c, byte in _byte_alphabet().items()}
-
-
 def _pieces(inner: tokenizers.Tokenizer, description: str) -> list[bytes]:
     """The bytes of every id: exact for byte-level vocabularies and byte fallback, by spelling for the others."""
     content = json.loads(description)
     parts = json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
     byte_level = '"ByteLevel"' in parts
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     added = inner.get_added_tokens_decoder()
     vocab = inner.get_vocab(with_added_tokens=True)
     pieces = [b""] * (max(vocab.values()) + 1)

@@ -11,7 +11,6 @@ from synthe_core.errors import SyntheError
 from synthe_core.evaluation.suites import Entry
 from synthe_core.evaluation.task_index import resolve, task_manager
 from synthe_core.hardware.probe import cache_dir
-from synthe_core.interop.huggingface.export_tokenizer import write_tokenizer
 
 LENGTHS = "max_seq_lengths"
 """The metadata key of tasks that generate texts of given lengths in tokens; they need the tokenizer too."""
@@ -70,7 +69,7 @@ class Loader:
             if tokenizer is not None:
                 folder = cache_dir() / "evaluation" / "tokenizers" / digest
                 folder.mkdir(parents=True, exist_ok=True)
-                write_tokenizer(folder, tokenizer)
+                tokenizer.save(folder)
                 metadata["tokenizer"] = str(folder)
             self._managers[digest] = task_manager(self._include, metadata, self._names)
         return self._managers[digest]

@@ -12,7 +12,8 @@ from synthe_core.inference.stop_strings import stop_strings
 
 class Detokenizer:
     """The text of one sequence. The end of it that a stop string begins with is held back, and no more. The text ends
-    before the first stop string that is complete; of those that end at the same character, before the longest.
+    before the first stop string that is complete; of those that end at the same character, before the longest. A stop
+    string that names a special token is that token.
 
     prefix: the beginning of the text that its reader already has; it is not repeated.
     stopped: whether a stop string has come.
@@ -22,11 +23,16 @@ class Detokenizer:
         self.stopped = False
         self._decoder, self._prefix = decoder, prefix
         self._stops = stop_strings(tuple(dict.fromkeys(filter(None, stop)))) if any(stop) else None
+        self._names = frozenset(stop)
         self._state = 0  # of the automaton
         self._pending = ""
 
     def push(self, token_id: int) -> str:
         """The text that is final once `token_id` has come."""
+        if self._names and not self.stopped and self._decoder.special(token_id) in self._names:
+            text = self._release(self._decoder.flush())
+            text, self._pending, self.stopped = text + self._pending, "", True
+            return text
         return self._release(self._decoder.push(token_id))
 
     def flush(self) -> str:

@@ -19,6 +19,7 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.recipe_context import context_for_recipe
+from synthe_core.inference.generation_defaults import GenerationDefaults
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
@@ -48,7 +49,7 @@ class Fingerprints(NamedTuple):
 class LoadedModel:
     """name: what requests call it. max_length: the largest number of tokens it can read, None for no limit.
 
-    context: how its passes run.
+    context: how its passes run. recommended: whether `defaults` are those of its generation_config.json.
     """
 
     name: str
@@ -60,7 +61,12 @@ class LoadedModel:
     adapters: dict[str, Adapter] = field(default_factory=dict)
     max_length: int | None = None
     context: ExecutionContext = field(default_factory=ExecutionContext)
+    recommended: bool = True
     _slots: dict[int, Adapter] = field(default_factory=dict, repr=False)
+    _num_parameters: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._num_parameters = self.model.parameter_count()  # later, adapters that requests have used are attached
 
     @classmethod
     def load(cls, path: Path, name: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
@@ -103,9 +109,19 @@ class LoadedModel:
         return self.tokenizer.ends
 
     @property
+    def defaults(self) -> GenerationDefaults:
+        """How answers are sampled where a request does not say. InputError if generation_config.json is invalid."""
+        return GenerationDefaults.parse(self.tokenizer.sampling if self.recommended else {}, self.path)
+
+    @property
     def has_router(self) -> bool:
         """Whether each token decides how many blocks it runs."""
         return getattr(self.model, "router", None) is not None
+
+    def parameter_count(self, adapter: str | None = None) -> int:
+        """Its parameters, with those of the adapter of that name, whichever adapters are attached."""
+        factors = self.adapters[adapter].tensors.values() if adapter in self.adapters else ()
+        return self._num_parameters + sum(factor.numel() for factor in factors)
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state after `length` tokens."""

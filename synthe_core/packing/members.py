@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from synthe_core.data.tokenizers import CHAT
+from synthe_core.data.tokenizer_config import CHAT, CONFIG, GENERATION
 from synthe_core.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -26,7 +26,9 @@ MEMBERS = [
     (AGENT, 256 * KIB),
     (BASE, MIB),
     ("tokenizer.json", 256 * MIB),
+    (re.escape(CONFIG), 16 * MIB),
     (re.escape(CHAT), MIB),
+    (re.escape(GENERATION), MIB),
     (rf"adapters/{NAME}/{re.escape(ADAPTER_CONFIG)}", MIB),
     (rf"adapters/{NAME}/{re.escape(ADAPTER_WEIGHTS)}", ANY),
     (KNOWLEDGE, ANY),

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synthe_core.data.tokenizers import CHAT, read_tokenizer
+from synthe_core.data.tokenizers import FILES
 from synthe_core.errors import InputError, unknown
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.model.session import fingerprint, is_session
@@ -119,7 +119,7 @@ def _name(checkpoint: Checkpoint) -> str:
 def _collect(checkpoint: Checkpoint, options: PackOptions, scratch: Path) -> dict[str, Content]:
     """All contents but weights and manifest: those of a packed source, and those that the options name."""
     files = checkpoint.manifest.files
-    small = [name for name in ("recipe.yaml", "config.json", "tokenizer.json", CHAT) if name in files]
+    small = [name for name in ("recipe.yaml", "config.json", *FILES) if name in files]
     contents: dict[str, Content] = {name: Bytes(checkpoint.source.read(name)) for name in small}
     if isinstance(checkpoint.source, Bundle):
         packed = [name for name in checkpoint.source.pack_manifest.files if "/" in name or name == AGENT]
@@ -193,7 +193,7 @@ def _manifest(checkpoint: Checkpoint, options: PackOptions, collected: PackConte
     contents, manifest, recipe = collected.contents, checkpoint.manifest, checkpoint.recipe
     source_manifest = checkpoint.source.pack_manifest if isinstance(checkpoint.source, Bundle) else None
     if "tokenizer.json" in contents:
-        read_tokenizer(checkpoint.source.read("tokenizer.json"), str(checkpoint.path / "tokenizer.json"))
+        checkpoint.tokenizer()
     adapters = []
     for each in adapters_in(contents):
         config, file = (contents[f"adapters/{each}/{part}"] for part in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from synthe_core.data.tokenizers import CHAT
+from synthe_core.data.tokenizers import FILES
 from synthe_core.errors import InputError, unknown
 from synthe_core.events import Event, Progress, Result
 from synthe_core.packing.bundle import Bundle
@@ -16,7 +16,7 @@ from synthe_core.storage.atomic import new_folder
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.manifest import MANIFEST
 
-MODEL = ("recipe.yaml", "config.json", "tokenizer.json", CHAT)
+MODEL = ("recipe.yaml", "config.json", *FILES)
 ONLY: dict[str, Callable[[str], bool]] = {
     "model": lambda name: name in MODEL or is_weights(name),
     "adapters": lambda name: name.startswith("adapters/"),

@@ -87,6 +87,8 @@ def _with_ends(file: GgufFile, inner: tokenizers.Tokenizer, tokens: Sequence[str
         inner, str(file.path), begin=named("bos") if has_begin else None, end=ends[0] if ends else None
     )
     tokenizer.stops = frozenset(i for token in ends[1:] if (i := inner.token_to_id(token)) is not None)
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    tokenizer.special_tokens = {name: token for key, name in names.items() if (token := named(key)) is not None}
     template = file.get("tokenizer.chat_template")
     tokenizer.chat_template = template if isinstance(template, str) else None
     return tokenizer

@@ -14,7 +14,6 @@ from torch import Tensor
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.interop.huggingface.export_config import config_of
-from synthe_core.interop.huggingface.export_tokenizer import write_tokenizer
 from synthe_core.interop.huggingface.published import Config
 from synthe_core.interop.huggingface.weight_maps import Part, plan
 from synthe_core.model.language_model import LanguageModel
@@ -60,9 +59,9 @@ def export_hf(source: Path, *, out: Path | None = None) -> Iterator[Event]:
         if tokenizer is None:
             yield Notice(f"{source} has no tokenizer, and so the folder has none", "warning")
         else:
-            ends = {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end}
-            (folder / "generation_config.json").write_text(json.dumps(ends) + "\n", encoding="utf-8")
-            write_tokenizer(folder, tokenizer)
+            tokenizer.save(folder)
+            content = json.dumps(tokenizer.generation_config) + "\n"
+            (folder / "generation_config.json").write_text(content, encoding="utf-8")
     yield Progress("export", len(tensors), len(tensors), "tensors")
     yield Result({"architecture": architecture, "parameters": model.parameter_count()}, path)
 

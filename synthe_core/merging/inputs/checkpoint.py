@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from synthe_core.data.tokenizers import CHAT
+from synthe_core.data.tokenizer_config import BESIDE, GENERATION, to_current_format
+from synthe_core.data.tokenizers import read_tokenizer
 from synthe_core.hardware.probe import probe
 from synthe_core.merging.hashed_file import HashedFile
 from synthe_core.merging.inputs.model import Changes, Model, Outcome, write_json
@@ -66,7 +67,7 @@ class CheckpointModel(Model):
     @cached_property
     def tokenizer(self) -> dict[str, Any] | None:
         exists = "tokenizer.json" in self.checkpoint.manifest.files
-        return json.loads(self.checkpoint.source.read("tokenizer.json")) if exists else None
+        return to_current_format(json.loads(self.checkpoint.source.read("tokenizer.json"))) if exists else None
 
     def write_files(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
         recipe = self.checkpoint.recipe
@@ -78,11 +79,8 @@ class CheckpointModel(Model):
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         labels = self.checkpoint.classes
         write_json(folder / "config.json", model_config(recipe, vocab, labels) | {"torch_dtype": changes.dtype})
-        content = changes.tokenizer or self.tokenizer
-        if content is not None:
-            write_json(folder / "tokenizer.json", content)
-        if CHAT in self.checkpoint.manifest.files:
-            (folder / CHAT).write_bytes(self.checkpoint.source.read(CHAT))
+        if self.tokenizer is not None:
+            self._write_tokenizer(folder, changes)
         manifest = Manifest.model_validate(
             {
                 "parameters": outcome.parameters,
@@ -95,3 +93,17 @@ class CheckpointModel(Model):
         )
         manifest = manifest.with_files(folder, outcome.files)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    def _write_tokenizer(self, folder: Path, changes: Changes) -> None:
+        """Writes the tokenizer, whose ids may have changed."""
+        tokenizer = self.checkpoint.tokenizer()
+        if changes.tokenizer is not None:
+            names = [name for name in BESIDE if name in self.checkpoint.manifest.files and name != GENERATION]
+            beside = {name: self.checkpoint.source.read(name) for name in names}
+            ends = [tokenizer.spelling(i) for i in sorted(tokenizer.ends, key=lambda i: i != tokenizer.end)]
+            content = json.dumps(changes.tokenizer).encode()
+            changed = read_tokenizer(content, "the new tokenizer.json", beside, ends)
+            changed.sampling = tokenizer.sampling
+            tokenizer = changed
+        tokenizer.save(folder)
+        write_json(folder / "tokenizer.json", changes.tokenizer or self.tokenizer)

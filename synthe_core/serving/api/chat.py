@@ -34,14 +34,15 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
     session = body.session if api.has_session(body.session) else None
     prompt = await prompts.conversation(api, served, body.messages, session=session)
     if count is None:  # as long as it may be
-        count = max(1, min(api.settings.max_tokens, api.max_length(served) - len(prompt.tokens)))
+        limits = (api.settings.max_tokens, api.max_length(served) - len(prompt.tokens), served.defaults.max_tokens)
+        count = max(1, min(limit for limit in limits if limit is not None))
     note_prompts(api, [prompt.text])
     requests = [
         Request(
             body.model,
             prompt.tokens,
             max_tokens=count,
-            sampling=sampling(body),
+            sampling=sampling(body, served.defaults),
             stop=(*body.stops, *prompt.stop),
             seed=seed,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,

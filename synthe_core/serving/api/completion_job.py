@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import SyntheError
+from synthe_core.inference.generation_defaults import GenerationDefaults
 from synthe_core.inference.outputs import Finished, Logprob, Output, PrefillFinished, PromptLogprob, TokenOutput
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
@@ -30,8 +31,8 @@ STATUS = {"refused": 400, "error": 500}
 REASONS = {"stop": "stop", "length": "length", "cancelled": "length", "shutdown": "length"}
 
 
-def sampling(body: bodies.GenerationBody) -> SamplingParams:
-    """The sampling parameters of a request."""
+def sampling(body: bodies.GenerationBody, defaults: GenerationDefaults) -> SamplingParams:
+    """The sampling parameters of a request, with those of its model where it has none."""
     values: dict[str, Any] = {
         "temperature": body.temperature,
         "top_k": None if body.top_k is None else max(0, body.top_k),
@@ -43,7 +44,7 @@ def sampling(body: bodies.GenerationBody) -> SamplingParams:
         "logit_bias": {int(token): bias for token, bias in body.logit_bias.items()} if body.logit_bias else None,
     }
     try:
-        return SamplingParams.model_validate({key: value for key, value in values.items() if value is not None})
+        return defaults.apply({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
         raise invalid(error, type(body)) from None
 

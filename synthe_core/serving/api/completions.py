@@ -38,7 +38,7 @@ async def completions(api: Api, call: Call, body: bodies.Completion) -> Response
             body.model,
             prompt.tokens,
             max_tokens=DEFAULT_COUNT if body.max_tokens is None else body.max_tokens,
-            sampling=sampling(body),
+            sampling=sampling(body, served.defaults),
             stop=body.stops,
             seed=seed,
             logprobs=body.logprobs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Api:
     closing:     set when it begins to shut down.
     last_tokens: the tokens of the last request of each (client, model), for their inspection.
     tails:       the last text of each session that was continued here.
+    template_locks: held while a chat template is rendered, one for each model.
     """
 
     engine: AsyncEngine
@@ -44,6 +46,7 @@ class Api:
     closing: bool = False
     last_tokens: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
     tails: dict[str, str] = field(default_factory=dict)
+    template_locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     receiving_bytes: int = 0
     background_count: int = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,9 +79,10 @@ async def conversation(
     plain = tokenizer.chat_template is None
     turns = [{"role": _role(each), "content": each.text} for each in messages]
     if session is None:
-        text = _rendered(tokenizer, turns, answer)
+        text = await _rendered(api, served, turns, answer)
     else:
-        text = _continuation(tokenizer, turns, api.tails.get(session, tokenizer.spelling(tokenizer.end)))
+        tails = [api.tails[session]] if session in api.tails else [tokenizer.spelling(end) for end in tokenizer.ends]
+        text = await _continuation(api, served, turns, tails)
     tokens = await encoded(api, served, text, plain=plain)
     begin = tokenizer.begin
     if session is None and begin is not None and tokens[:1] != [begin]:
@@ -92,23 +94,32 @@ def _role(message: Message) -> str:
     return "system" if message.role == "developer" else message.role
 
 
-def _rendered(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], answer: bool = True) -> str:
-    return chat.render(tokenizer, messages, answer=answer, template=None if tokenizer.chat_template else PLAIN)
+async def _rendered(api: Api, served: LoadedModel, messages: Sequence[dict[str, str]], answer: bool = True) -> str:
+    """The text of messages, outside the event loop. A model renders one prompt at a time, so that one whose template
+    is slow delays no other."""
+    if served.tokenizer.chat_template is None:
+        return chat.render_trusted(PLAIN, messages, answer=answer)
+    async with api.template_locks[served.name]:
+        try:
+            return await asyncio.to_thread(chat.render, served.tokenizer, messages, answer=answer)
+        except chat.TemplateError as error:
+            raise HttpError(400 if error.refused else 500, error.message) from None
 
 
 MARK = "\N{OGHAM LETTER BEITH}" * 4
 """A placeholder for an answer whose text is not needed."""
 
 
-def _continuation(tokenizer: Tokenizer, messages: Sequence[dict[str, str]], tail: str) -> str:
+async def _continuation(api: Api, served: LoadedModel, messages: Sequence[dict[str, str]], tails: Sequence[str]) -> str:
     """What comes after the model's own last message: the rendering of a conversation around them, from there on. What
-    the model has begun of it itself, with which its `tail` ends, is not repeated: its end of turn, a stop string."""
+    the model has begun of it itself, with which its text ends (one of `tails`), is not repeated: its end of turn, a
+    stop string."""
     before = [{"role": "user", "content": "."}, {"role": "assistant", "content": MARK}]
-    _, separator, rest = _rendered(tokenizer, [*before, *messages]).partition(MARK)
+    _, separator, rest = (await _rendered(api, served, [*before, *messages])).partition(MARK)
     if not separator:  # the template drops older messages
-        return _rendered(tokenizer, messages)
-    shared = next((n for n in range(min(len(tail), len(rest)), 0, -1) if tail.endswith(rest[:n])), 0)
-    return rest[shared:]
+        return await _rendered(api, served, messages)
+    sizes = (n for tail in tails for n in range(min(len(tail), len(rest)), 0, -1) if tail.endswith(rest[:n]))
+    return rest[max(sizes, default=0) :]
 
 
 def _fitting(api: Api, tokens: Sequence[int]) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ async def model(api: Api, call: Call, body: None) -> Response:
 
 def _model(api: Api, name: str) -> dict[str, Any]:
     served = api.served(name)
-    base, colon, _ = name.partition(":")
+    base, colon, adapter = name.partition(":")
     return {
         "id": name,
         "object": "model",
@@ -41,11 +41,13 @@ def _model(api: Api, name: str) -> dict[str, Any]:
         "parent": base if colon else None,
         "max_model_len": api.max_length(served),
         "synthe": {
-            "parameters": served.model.parameter_count(),
+            "parameters": served.parameter_count(adapter or None),
             "state_bytes_per_sequence": served.state_bytes(api.max_length(served)),
             "vocab": served.model.vocab,
             "digest": served.digest,
             "chat_template": served.tokenizer.chat_template is not None,
+            "sampling": dict(served.defaults.sampling),
+            "max_tokens": served.defaults.max_tokens,
         },
     }
 

@@ -33,19 +33,22 @@ async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
 
 async def detokenize(api: Api, call: Call, body: bodies.Detokenize) -> Response:
     served = api.served(body.model)
-    return JSONResponse({"prompt": served.tokenizer.decode(body.tokens)})
+    tokenizer, tokens = served.tokenizer, body.tokens
+    if tokenizer.begin is not None and tokens[:1] == [tokenizer.begin]:  # which /tokenize has added
+        tokens = tokens[1:]
+    return JSONResponse({"prompt": tokenizer.decode_marked(tokens)})
 
 
 async def tokenizer_info(api: Api, call: Call, body: None) -> Response:
     served = api.served(call.request.query_params.get("model"))
     tokenizer = served.tokenizer
-    begin = None if tokenizer.begin is None else tokenizer.spelling(tokenizer.begin)
+    names = tokenizer.named_tokens
     return JSONResponse(
         {
             "tokenizer_class": type(tokenizer).__name__,
-            "bos_token": begin,
-            "eos_token": tokenizer.spelling(tokenizer.end),
-            "pad_token": tokenizer.spelling(tokenizer.end),
+            "bos_token": names.get("bos_token"),
+            "eos_token": names["eos_token"],
+            "pad_token": names.get("pad_token", tokenizer.spelling(tokenizer.end)),
             "bos_token_id": tokenizer.begin,
             "eos_token_id": tokenizer.end,
             "vocab_size": tokenizer.vocab_size,

@@ -3,7 +3,8 @@
     model.safetensors      the weights (past 5 GB: several files and model.safetensors.index.json)
     recipe.yaml            resolved: every key with the value in force
     config.json            the sizes, for other programs
-    tokenizer.json         if the model works on text
+    tokenizer.json         if the model works on text; beside it tokenizer_config.json, and where the model has them
+                           chat_template.jinja and generation_config.json
     manifest.json          what it is, where it came from, and the SHA-256 of every file
     training/              what resuming needs: state.json and safetensors files
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from synthe_core.adapters import peft
 from synthe_core.adapters.lora import Adapter, MergedTensors
-from synthe_core.data.tokenizers import CHAT, Tokenizer, read_tokenizer
+from synthe_core.data.tokenizer_config import BESIDE
+from synthe_core.data.tokenizers import Tokenizer, read_tokenizer
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.model.language_model import LanguageModel
@@ -146,8 +147,8 @@ class Checkpoint:
             return self.base.tokenizer()
         if "tokenizer.json" not in self.manifest.files:
             raise InputError(f"{self.path} has no tokenizer", "its model does not work on text")
-        chat = self._text(CHAT) if CHAT in self.manifest.files else None
-        return read_tokenizer(self.source.read("tokenizer.json"), str(self.path / "tokenizer.json"), chat)
+        beside = {name: self.source.read(name) for name in BESIDE if name in self.manifest.files}
+        return read_tokenizer(self.source.read("tokenizer.json"), str(self.path / "tokenizer.json"), beside)
 
     @cached_property
     def tensors(self) -> StoredTensors | MergedTensors:

@@ -1,0 +1,195 @@
+"""A process that renders chat templates, which are code of strangers: a sandbox, and limits of time, memory and length.
+
+It is a script of its own that imports only Jinja. Each message on its pipes is a length and as many bytes; the first
+byte of an answer says what it is.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import struct
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, BinaryIO, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+LENGTH = struct.Struct("<Q")
+TEXT, REFUSED, FAILED = b"t", b"r", b"f"
+"""Kinds of answers: the text, what the template itself says against the messages, and why it fails."""
+MAX_WORDS = 400
+"""Characters of a message; the rest is cut."""
+
+
+class Refused(jinja2.TemplateError):
+    """The template calls `raise_exception`."""
+
+
+class Generation(jinja2.ext.Extension):
+    """`{% generation %}`, which marks what the model writes: what is in it is rendered."""
+
+    tags = frozenset({"generation"})  # type: ignore[assignment]
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+
+class Namespace(jinja2.utils.Namespace):
+    """Without attributes that begin with an underscore, which Python's own objects have."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *rest = args
+        values = dict(*rest, **kwargs)
+        for name in values:
+            _check_attribute(name)
+        jinja2.utils.Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_attribute(name)
+        super().__setitem__(name, value)
+
+
+class Dict:
+    """`dict` of templates: it makes dictionaries, and has no other attribute."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+def render(source: str, variables: Mapping[str, Any], limit: int) -> str:
+    """The text. ValueError if it has more than `limit` characters or is not Unicode."""
+    pieces, size = [], 0
+    for piece in _compiled(source).generate(**variables):
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise ValueError(f"the text has more than {limit:,} characters")
+    text = "".join(pieces)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text has half a surrogate pair at character {error.start}") from None
+    return text
+
+
+def explain(error: Exception) -> str:
+    """Why rendering fails, in at most MAX_WORDS characters of one line."""
+    if isinstance(error, MemoryError):
+        return "it takes too much memory"
+    words = " ".join(str(error)[: 2 * MAX_WORDS].split())
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        words = f"line {error.lineno}: {words}"
+    elif not isinstance(error, jinja2.TemplateError | ValueError | OverflowError):
+        words = f"{type(error).__name__}: {words}"
+    return words[:MAX_WORDS]
+
+
+@lru_cache(16)
+def _compiled(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What published templates expect to find, as in transformers."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {
+        "raise_exception": _refuse,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+        "dict": Dict(),
+        "namespace": Namespace,
+    }
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON in which no HTML is escaped."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise Refused(message)
+
+
+def _check_attribute(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace has no attribute {name!r}")
+
+
+def read_message(stream: BinaryIO) -> bytes | None:
+    """The next message; None at the end of the stream."""
+    head = stream.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    (size,) = LENGTH.unpack(head)
+    content = stream.read(size)
+    return content if len(content) == size else None
+
+
+def write_message(stream: BinaryIO, content: bytes) -> None:
+    stream.write(LENGTH.pack(len(content)))
+    stream.write(content)
+    stream.flush()
+
+
+def _answer(message: bytes) -> bytes:
+    try:
+        request = json.loads(message.decode("utf-8", "surrogatepass"))
+        return TEXT + render(request["source"], request["variables"], request["limit"]).encode()
+    except Refused as error:
+        return REFUSED + explain(error).encode("utf-8", "replace")
+    except Exception as error:  # a template may raise anything
+        return FAILED + explain(error).encode("utf-8", "replace")
+
+
+def _limit_memory(size: int) -> None:
+    try:
+        import resource
+    except ImportError:  # not everywhere
+        return
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if hard == resource.RLIM_INFINITY or size < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (size, hard))
+
+
+def main(memory: int, cpu_seconds: float, seconds: float) -> None:
+    """Answers until the pipe closes. The process ends itself if one answer takes too long: CPython cannot interrupt a
+    single operation such as 10 ** 10 ** 8."""
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    has_cpu_timer = hasattr(signal, "setitimer")
+    _limit_memory(memory)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        while (message := read_message(requests)) is not None:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+            if has_cpu_timer:
+                signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF ends the process
+            answer = _answer(message)
+            if has_cpu_timer:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+            faulthandler.cancel_dump_traceback_later()
+            write_message(answers, answer)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))
