@@ -64,16 +64,13 @@ def validate(recipe: RecipeArgument, assign: SetOption = None) -> None:
 
     Prints one line and exits with 0, or reports the invalid key and exits with 2.
     """
-    from synthe_core.data.corpora import open_source
+    from synthe_core.data.prepare import corpora
     from synthe_core.recipe.accounting import account
     from synthe_core.recipe.schema import Recipe
 
     path = find_recipe(recipe)
     loaded = Recipe.load(path, overrides(None, assign))
-    for source in loaded.data.sources:
-        open_source(
-            source.source, source.field or loaded.data.field
-        )  # raises if it does not exist; makes no request to the hub
+    corpora(loaded.data)  # raises if a source does not exist; makes no request to the hub
     print(f"{path}: valid, {format_count(account(loaded).parameters)} parameters")
 
 

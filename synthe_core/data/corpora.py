@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from synthe_core.data.documents import Source
-from synthe_core.data.files import Files, find
+from synthe_core.data.files import Files
 from synthe_core.data.hub import Hub
 from synthe_core.data.stdlib import StandardLibrary
 from synthe_core.errors import InputError, closest
 
 
 def open_source(text: str, field: str, labels: str | None = None) -> Source:
-    """The source that `text` names in a recipe; `field` holds the text of .jsonl, .parquet and hub rows.
+    """The source that `text` names in a recipe; `field` holds the text of the rows of tables and the hub.
 
     Documents have labels by their path where it gives any; `labels` = "field:NAME" takes them from that field of rows.
 
@@ -23,8 +23,8 @@ def open_source(text: str, field: str, labels: str | None = None) -> Source:
         return StandardLibrary()
     if text.startswith("hub:"):
         return Hub(text, field, label_field)
-    if paths := find(text):
-        return Files(text, paths, field, label_field)
+    if (files := Files.open(text, field, label_field)) is not None:
+        return files
     raise _missing(text)
 
 

@@ -18,6 +18,7 @@ class Piece(NamedTuple):
     document: its number in the source; `offset`: bytes of it before this piece; `last`: whether it ends here.
     key:      hash of the document's first piece, by which it falls to training or validation.
     label:    the document's class, "" where it has none.
+    digest:   hash of how the document begins, equal for equal documents however they are stored.
     """
 
     text: bytes
@@ -27,16 +28,19 @@ class Piece(NamedTuple):
     last: bool
     key: bytes
     label: str = ""
+    digest: bytes = b""
 
     @classmethod
     def whole(cls, text: bytes, name: str, document: int, label: str = "") -> Piece:
-        return cls(text, name, document, 0, True, key_of(text), label)
+        return cls(text, name, document, 0, True, key_of(text), label, digest_of(text))
 
 
 class Source(ABC):
     """A finite or endless run of documents, always in the same order."""
 
     name: str
+    notes: tuple[str, ...] = ()
+    """What a person should know of it, such as files that are left out, each a line."""
 
     @abstractmethod
     def identity(self) -> Any:
@@ -54,6 +58,13 @@ class Source(ABC):
 def key_of(text: bytes) -> bytes:
     """The hash of a document's first bytes; equal documents have equal keys."""
     return hashlib.blake2b(text, digest_size=8).digest()
+
+
+def digest_of(text: bytes) -> bytes:
+    """The hash of a document's first piece without white space around it; of a whole document, that it would have."""
+    if len(text) > PIECE:
+        text = text[: cut_near(text, PIECE, reach=PIECE // 2) or PIECE]
+    return key_of(text.strip())
 
 
 def boundary(text: bytes, at: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from synthe_core.data.documents import Piece, Source
-from synthe_core.data.files import label_of, text_of
+from synthe_core.data.rows import label_of, text_of
 from synthe_core.errors import InputError, SyntheError, WorkError
 
 SPLITS = {"train", "validation", "valid", "dev", "test"}

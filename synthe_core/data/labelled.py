@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from synthe_core.data.prepare import Packed
-from synthe_core.data.shards import Split, labels_file
+from synthe_core.data.shards import Split
 from synthe_core.data.stream import Batch, Stream
 from synthe_core.errors import InputError
 from synthe_core.ops.cross_entropy import IGNORED
@@ -46,12 +45,12 @@ class Labelled:
 
         InputError if the text has too few labels.
         """
-        documents = [_documents(source.train) for source in packed.train]
+        documents = [source.train.labels() for source in packed.train]
         seen = Counter(label for source in documents for label, _ in source if label)
         if not seen:
             raise InputError(
                 f"data.labels is {packed.spec.labels}, and no document has such a label",
-                "`path` is for a folder of folders, `field:NAME` for rows of .jsonl, .parquet and the hub",
+                "`path` is for a folder of folders, `field:NAME` for rows of tables and the hub",
             )
         if len(seen) < count:
             raise InputError(
@@ -64,7 +63,7 @@ class Labelled:
             classes,
             sequence,
             tuple(_passages(source, classes, sequence) for source in documents),
-            _passages(_documents(packed.validation), classes, sequence),
+            _passages(packed.validation.labels(), classes, sequence),
             packed.validation,
         )
 
@@ -105,12 +104,6 @@ def batch(places: Sequence[tuple[Split, Passages, int]], time: int) -> Batch:
         targets[row, length - 1] = int(passages.labels[number])
         lengths[row] = length
     return Batch(inputs, targets, lengths)
-
-
-def _documents(split: Split) -> list[tuple[str, int]]:
-    """(label, tokens) of every run of tokens in `split`, in order."""
-    files = [path.with_name(labels_file(path.name)) for path in split.shards]
-    return [(label, tokens) for file in files for label, tokens in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def _passages(documents: Sequence[tuple[str, int]], classes: Sequence[str], sequence: int) -> Passages:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,19 @@ from filelock import FileLock, Timeout
 
 from synthe_core.data.bpe import decoded
 from synthe_core.data.documents import Piece, Source, limited
-from synthe_core.data.shards import FORMAT, SIDES, Index, cannot_write, labels_file, write_whole
+from synthe_core.data.shards import (
+    FORMAT,
+    RUN,
+    SIDES,
+    Index,
+    cannot_write,
+    documents_file,
+    labels_file,
+    write_whole,
+)
 from synthe_core.data.splitting import Part, Plan, survey
 from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.data.verification import read_intact
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice, Progress
 from synthe_core.hardware.probe import cache_dir
@@ -44,6 +54,26 @@ class Corpus:
         return [self.source.identity(), self.limit, self.fraction, *labels]
 
 
+@dataclass
+class _Pending:
+    """What is not written yet of one side: tokens, RUNs, and the label and the number of tokens of each run."""
+
+    tokens: list[np.ndarray] = field(default_factory=list)
+    runs: list[tuple[int, int, int, int, bool]] = field(default_factory=list)
+    labels: list[tuple[str, int]] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, part: Part, ids: np.ndarray, ends: np.ndarray, token_bytes: int) -> int:
+        """Adds a part in tokens, and the end of its document if that is there; returns the number of tokens."""
+        tokens = len(ids) + part.ends
+        self.tokens += [ids.astype(ends.dtype), ends] if part.ends else [ids.astype(ends.dtype)]
+        digest = int.from_bytes(part.digest, "little")
+        self.runs.append((digest, tokens, len(part.text), token_bytes, part.ends))
+        self.labels.append((part.label, tokens))
+        self.count += tokens
+        return tokens
+
+
 def pack(corpus: Corpus, tokenizer: Tokenizer) -> Generator[Event, None, tuple[Path, Index]]:
     """The folder that holds `corpus` in tokens of `tokenizer`, and its index; made now if it is not there yet.
 
@@ -54,7 +84,7 @@ def pack(corpus: Corpus, tokenizer: Tokenizer) -> Generator[Event, None, tuple[P
     """
     identity = json.dumps([FORMAT, corpus.identity(), tokenizer.digest])
     folder = cache_dir() / "data" / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    if (index := Index.read(folder)) is not None and index.complete:
+    if (index := (yield from read_intact(folder))) is not None and index.complete:
         return folder, index
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +97,7 @@ def pack(corpus: Corpus, tokenizer: Tokenizer) -> Generator[Event, None, tuple[P
     except OSError as error:
         raise cannot_write(folder, error) from error
     try:
-        index = Index.read(folder)
+        index = yield from read_intact(folder)
         if index is None or not index.complete:
             index = yield from _pack(corpus, tokenizer, folder, index)
         return folder, index
@@ -91,8 +121,7 @@ def _pack(corpus: Corpus, tokenizer: Tokenizer, folder: Path, index: Index | Non
     if corpus.limit is not None:
         total = min(corpus.limit, total) if total is not None else corpus.limit
     ends = np.array([tokenizer.end], dtype=index.dtype)
-    pending: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
-    labels: dict[str, list[tuple[str, int]]] | None = {side: [] for side in SIDES} if corpus.labels else None
+    pending = {side: _Pending() for side in SIDES}
     began, before, shown = time.monotonic(), _packed_bytes(index), 0.0
     rest = None if corpus.limit is None else corpus.limit - before
     pieces = limited(corpus.source.pieces(index.pieces), rest)
@@ -101,18 +130,14 @@ def _pack(corpus: Corpus, tokenizer: Tokenizer, folder: Path, index: Index | Non
         parts = [part for piece in batch if piece.text or piece.offset for part in plan.parts(piece)]
         for part, ids in zip(parts, tokenizer.encode_batch(_texts(parts, tokenizer)), strict=True):
             side = "train" if part.train else "validation"
-            pending[side].append(ids.astype(index.dtype))
-            if part.ends:
-                pending[side].append(ends)
-            if labels is not None:
-                labels[side].append((part.label, len(ids) + part.ends))
+            token_bytes = int(tokenizer.widths[ids].sum())
             figures = index.sides[side]
+            figures.tokens += pending[side].add(part, ids, ends, token_bytes)
             figures.text_bytes += len(part.text)
-            figures.token_bytes += int(tokenizer.widths[ids].sum())
+            figures.token_bytes += token_bytes
             figures.documents += part.ends
-            figures.tokens += len(ids) + part.ends
-        if sum(len(ids) for ids_of_side in pending.values() for ids in ids_of_side) >= SHARD:
-            _save(folder, index, pending, labels)
+        if sum(each.count for each in pending.values()) >= SHARD:
+            _save(folder, index, pending, corpus.labels is not None)
         if (now := time.monotonic()) - shown > 0.2:
             shown, done = now, _packed_bytes(index)
             rate = (done - before) / max(now - began, 1e-9)
@@ -121,7 +146,7 @@ def _pack(corpus: Corpus, tokenizer: Tokenizer, folder: Path, index: Index | Non
     if _packed_bytes(index) == 0:
         raise InputError(f"'{name}' holds no text", "name a source with text in it")
     index.complete = True
-    _save(folder, index, pending, labels)
+    _save(folder, index, pending, corpus.labels is not None)
     done = _packed_bytes(index)
     yield Progress(f"packing {name}", done, done, "B", 0.0)
     return index
@@ -147,25 +172,25 @@ def _texts(parts: list[Part], tokenizer: Tokenizer) -> list[str | bytes]:
     return [decoded(part.text, part.name, part.offset) for part in parts]
 
 
-def _save(
-    folder: Path,
-    index: Index,
-    pending: dict[str, list[np.ndarray]],
-    labels: dict[str, list[tuple[str, int]]] | None,
-) -> None:
+def _save(folder: Path, index: Index, pending: dict[str, _Pending], labelled: bool) -> None:
     """Writes what is pending as shards, with their labels where there are any, then the index that names them."""
     try:
-        for side, arrays in pending.items():
-            if not any(map(len, arrays)):
+        for side, waiting in pending.items():
+            if not waiting.count:
                 continue
-            tokens = np.concatenate(arrays)
             file = f"{side}-{len(index.sides[side].shards):05d}.bin"
-            write_whole(folder / file, tokens.tobytes())
-            if labels is not None:
-                write_whole(folder / labels_file(file), json.dumps(labels[side]).encode())
-                labels[side].clear()
-            index.sides[side].shards.append((file, len(tokens)))
-            arrays.clear()
+            contents = {
+                file: np.concatenate(waiting.tokens).tobytes(),
+                documents_file(file): np.array(waiting.runs, dtype=RUN).tobytes(),
+            }
+            if labelled:
+                contents[labels_file(file)] = json.dumps(waiting.labels).encode()
+            digest = hashlib.sha256()
+            for name, content in contents.items():
+                write_whole(folder / name, content)
+                digest.update(content)
+            index.sides[side].shards.append((file, waiting.count, digest.hexdigest()))
+            pending[side] = _Pending()
         index.write(folder)
     except OSError as error:
         raise cannot_write(folder, error) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,10 @@ import numpy as np
 
 from synthe_core.data import bpe
 from synthe_core.data.corpora import open_source
+from synthe_core.data.documents import Source
+from synthe_core.data.files import Files
 from synthe_core.data.packing import Corpus, pack
-from synthe_core.data.shards import Split
+from synthe_core.data.shards import Index, Split, document_digests
 from synthe_core.data.spec import DataSpec
 from synthe_core.data.splitting import survey
 from synthe_core.data.tokenizers import Tokenizer, open_tokenizer
@@ -78,25 +80,65 @@ def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
     the hub cannot be reached or the disk cannot be written.
     """
     weighted = corpora(spec)
+    for _, corpus in weighted:
+        for note in corpus.source.notes:
+            yield Notice(f"{corpus.source.name}: {note}", "warning")
     tokenizer = yield from _tokenizer(spec, [corpus for weight, corpus in weighted if weight > 0])
-    sources = []
     places = []
-    for weight, corpus in weighted:
+    for _, corpus in weighted:
         folder, index = yield from pack(corpus, tokenizer)
-        train, validation = (Split([(folder, index, side)], tokenizer.widths) for side in ("train", "validation"))
+        places.append((folder, index))
+    held_out = [document_digests(folder, index, "validation") for folder, index in places] if len(places) > 1 else []
+    sources = []
+    for number, (weight, corpus) in enumerate(weighted):
+        folder, index = places[number]
+        train = Split([(folder, index, "train")], tokenizer.widths, _of_others(number, places, held_out))
+        validation = Split([(folder, index, "validation")], tokenizer.widths)
+        if train.left_out:
+            yield Notice(_left_out(corpus.source.name, train))
         if weight > 0 and train.tokens <= spec.sequence:
-            raise InputError(
-                f"'{corpus.source.name}' is shorter than one sequence: it has {train.tokens} training tokens, and a "
-                f"sequence of {spec.sequence} takes {spec.sequence + 1}",
-                "give more text, or a shorter data.sequence",
-            )
+            raise _too_short(corpus.source.name, train, spec)
         if corpus.fraction > 0 and validation.tokens < 2:
             yield Notice(
                 f"{corpus.source.name}: no document is in the validation split; raise data.validation", "warning"
             )
         sources.append(PackedSource(corpus.source.name, weight, train, validation, folder))
-        places.append((folder, index, "validation"))
-    return Packed(spec, tokenizer, tuple(sources), Split(places, tokenizer.widths))
+    validations = [(folder, index, "validation") for folder, index in places]
+    return Packed(spec, tokenizer, tuple(sources), Split(validations, tokenizer.widths))
+
+
+def _of_others(number: int, places: Sequence[tuple[Path, Index]], held_out: Sequence[np.ndarray]) -> np.ndarray | None:
+    """The digests of the documents that are validation text of other sources than source `number`.
+
+    Where both cut their documents by position, those are none: the same tail of a document is validation text in both.
+    """
+    cut = [index.plan["cuts"] is not None for _, index in places]
+    others = [d for other, d in enumerate(held_out) if other != number and not (cut[number] and cut[other])]
+    return np.unique(np.concatenate(others)) if others else None
+
+
+def _left_out(name: str, train: Split) -> str:
+    what = "1 document is" if train.left_out == 1 else f"{train.left_out:,} documents are"
+    return f"{name}: {what} also in the validation text, and left out of training"
+
+
+def _too_short(name: str, train: Split, spec: DataSpec) -> InputError:
+    if train.left_out and not train.tokens and isinstance(spec.validation, str):
+        return _both(name, spec.validation)
+    rest = f" besides the {train.left_out:,} documents of the validation text" if train.left_out else ""
+    return InputError(
+        f"'{name}' is shorter than one sequence: it has {train.tokens} training tokens{rest}, and a sequence of "
+        f"{spec.sequence} takes {spec.sequence + 1}",
+        "give more text, or a shorter data.sequence",
+    )
+
+
+def _both(name: str, validation: str) -> InputError:
+    other = "" if name == validation else f" ('{validation}')"
+    return InputError(
+        f"'{name}' is both a source of training text and all of the validation text{other}",
+        "name another source for one of them, or a fraction such as validation: 0.05",
+    )
 
 
 def corpora(spec: DataSpec) -> list[tuple[float, Corpus]]:
@@ -115,14 +157,25 @@ def corpora(spec: DataSpec) -> list[tuple[float, Corpus]]:
         for each in spec.sources
     ]
     if isinstance(spec.validation, str):
-        if spec.validation in [each.source for each in spec.sources]:
-            raise InputError(
-                f"'{spec.validation}' is both a source of training text and all of the validation text",
-                "name another source for one of them, or a fraction such as validation: 0.05",
-            )
         held_out = open_source(spec.validation, spec.field, spec.labels)
+        for each, (_, corpus) in zip(spec.sources, weighted, strict=True):
+            same = each.source == spec.validation and each.field in (None, spec.field)
+            if same or _within(corpus.source, held_out):
+                raise _both(each.source, spec.validation)
         weighted.append((0.0, Corpus(held_out, spec.limit, 1.0, spec.labels)))
     return weighted
+
+
+def _within(source: Source, other: Source) -> bool:
+    """Whether every file of a source is one of the other, whatever their paths, and the same field of it is read."""
+    if not isinstance(source, Files) or not isinstance(other, Files) or source.field != other.field:
+        return False
+    return not {_file(path) for path in source.paths} - {_file(path) for path in other.paths}
+
+
+def _file(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _tokenizer(spec: DataSpec, training: list[Corpus]) -> Generator[Event, None, Tokenizer]:

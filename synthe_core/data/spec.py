@@ -88,10 +88,10 @@ class DataSpec(Spec):
     tokenizer:  see TokenizerSpec.
     sequence:   tokens per training sequence.
     validation: fraction of each source's documents for validation, or a source that is all validation.
-    field:      the field of .jsonl, .parquet and hub rows that holds the text.
+    field:      the field of rows of tables and the hub that holds the text.
     limit:      at most this many bytes of text are read from each source ("20MB"); None = all.
     labels:     for an encoder, what each document's class is: `path`, the first folder below the source (of `stdlib`
-                the package), or `field:NAME`, that field of .jsonl, .parquet and hub rows.
+                the package), or `field:NAME`, that field of rows of tables and the hub.
     """
 
     sources: Annotated[tuple[SourceSpec, ...], BeforeValidator(_as_list), Field(min_length=1)] = (

@@ -27,6 +27,7 @@ class Part(NamedTuple):
     offset: int
     ends: bool
     label: str
+    digest: bytes
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,19 @@ class Plan:
 
     def parts(self, piece: Piece) -> Iterator[Part]:
         """The one or two parts of `piece`."""
+        of = (piece.label, piece.digest or piece.key)
         if self.cuts is None:
-            yield Part(self._in_train(piece.key), piece.text, piece.name, piece.offset, piece.last, piece.label)
+            yield Part(self._in_train(piece.key), piece.text, piece.name, piece.offset, piece.last, *of)
             return
         cut = self.cuts[piece.document] - piece.offset
         if cut > len(piece.text) or (cut == len(piece.text) and piece.last):
-            yield Part(True, piece.text, piece.name, piece.offset, piece.last, piece.label)
+            yield Part(True, piece.text, piece.name, piece.offset, piece.last, *of)
         elif cut <= 0:
-            yield Part(False, piece.text, piece.name, piece.offset, piece.last, piece.label)
+            yield Part(False, piece.text, piece.name, piece.offset, piece.last, *of)
         else:
             cut = cut_near(piece.text, cut, reach=min(4096, self.cuts[piece.document] // 20))
-            yield Part(True, piece.text[:cut], piece.name, piece.offset, True, piece.label)
-            yield Part(False, piece.text[cut:], piece.name, piece.offset + cut, piece.last, piece.label)
+            yield Part(True, piece.text[:cut], piece.name, piece.offset, True, *of)
+            yield Part(False, piece.text[cut:], piece.name, piece.offset + cut, piece.last, *of)
 
     def _in_train(self, key: bytes) -> bool:
         if self.chosen is not None:

@@ -98,10 +98,10 @@ def restore(state: TrainState, checkpoint: Checkpoint, data: TrainingData) -> No
     """Brings `state` and the stream of `data` to a checkpoint of the same run; InputError if the text or the sizes have
     changed."""
     facts = checkpoint.training_state()
-    if facts["text"] != data.fingerprint():
+    if difference := data.difference(facts["text"]):
         raise InputError(
-            "the training text has changed since the run began",
-            "restore the old text, or start a new run from these weights",
+            difference,
+            f"restore the old text, or start a new run from these weights: synthe train --init {checkpoint.path}",
         )
     _restore_tensors(state, checkpoint)
     state.step, state.tokens, state.validations = facts["step"], facts["tokens"], facts["validated"]

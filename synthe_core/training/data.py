@@ -62,10 +62,38 @@ class TrainingData:
         return windows(self._packed.validation, self.sequence, limit, rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the order of the stream depends on: the tokenizer and the size of each source; of an encoder, its
-        classes too."""
+        """What the run depends on: the tokenizer, the tokens of each source and of the validation text by size and
+        digest; of an encoder, its classes too."""
         facts = {
             "tokenizer": self.tokenizer.digest,
             "tokens": [source.train.tokens for source in self._packed.train],
+            "digests": [source.train.digest for source in self._packed.train],
+            "validation": self._packed.validation.digest,
         }
         return facts if self._labelled is None else facts | {"classes": list(self.classes)}
+
+    def difference(self, fingerprint: Any) -> str | None:
+        """How the text differs from the `fingerprint` that a run has stored, as a sentence; None if it does not."""
+        now = self.fingerprint()
+        if fingerprint == now:
+            return None
+        then = fingerprint if isinstance(fingerprint, dict) else {}
+        changed = "the training text is not what it was"
+        if then.get("tokenizer") != now["tokenizer"]:
+            return f"{changed}: its tokenizer is another"
+        names = [source.name for source in self._packed.train]
+        tokens, digests = then.get("tokens"), then.get("digests")
+        if (
+            not isinstance(tokens, list)
+            or not isinstance(digests, list)
+            or not len(tokens) == len(digests) == len(names)
+        ):
+            return f"{changed}: its sources are others"
+        for name, had, has, was, digest in zip(names, tokens, now["tokens"], digests, now["digests"], strict=True):
+            if had != has:
+                return f"{changed}: '{name}' has changed since the run began: {has} training tokens, not {had}"
+            if was != digest:
+                return f"{changed}: '{name}' has changed since the run began: as many tokens, but others"
+        if then.get("validation") != now["validation"]:
+            return "the validation text is not what it was: it has changed since the run began"
+        return f"{changed}: its classes are others"

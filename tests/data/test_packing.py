@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from synthe_core.data import files, packing
+from synthe_core.data import files, packing, verification
 from synthe_core.data.prepare import load, open_data, prepare, stats
 from synthe_core.data.spec import DataSpec
 from synthe_core.errors import InputError, WorkError
@@ -163,7 +163,7 @@ def test_kill_minus_nine_loses_no_finished_shard(tmp_path: Path, monkeypatch: py
     assert everything(load(spec).sources[0].folder) == killed
 
 
-@pytest.mark.parametrize("harm", ["shard", "index", "missing"])
+@pytest.mark.parametrize("harm", ["shard", "index", "missing", "bit", "documents"])
 def test_damaged_packed_data_is_rebuilt(tmp_path: Path, harm: str) -> None:
     (tmp_path / "a.txt").write_text(prose(1, 40_000))
     spec = DataSpec(sources=str(tmp_path / "a.txt"))
@@ -174,10 +174,51 @@ def test_damaged_packed_data_is_rebuilt(tmp_path: Path, harm: str) -> None:
         os.truncate(shard, shard.stat().st_size - 2)
     elif harm == "index":
         (folder / "index.json").write_text('{"source": ')
+    elif harm == "bit":
+        shard.write_bytes(shard.read_bytes().replace(b"s", b"t", 1))
+    elif harm == "documents":
+        (folder / "train-00000.documents.bin").unlink()
     else:
         shard.unlink()
     load(spec)
     assert everything(folder) == before
+
+
+def test_the_digests_of_shards_are_checked_again_only_after_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text(prose(1, 40_000))
+    spec = DataSpec(sources=str(tmp_path / "a.txt"))
+    monkeypatch.setattr(verification, "SETTLED", -(10**18))  # the files are as old as they need be
+    folder = load(spec).sources[0].folder
+    shard = folder / "train-00000.bin"
+    hashed: list[Path] = []
+    digest = verification._digest
+    monkeypatch.setattr(verification, "_digest", lambda paths: hashed.extend(paths) or digest(paths))
+    load(spec)
+    assert shard in hashed  # once, since it was written
+    hashed.clear()
+    load(spec)
+    assert not hashed
+    before, times = shard.read_bytes(), shard.stat()
+    shard.write_bytes(before.replace(b"s", b"t", 1))
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    load(spec)
+    assert shard in hashed and shard.read_bytes() == before
+
+
+def test_files_that_have_just_changed_are_checked_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text(prose(1, 40_000))
+    spec = DataSpec(sources=str(tmp_path / "a.txt"))
+    monkeypatch.setattr(verification, "SETTLED", 10**18)
+    shard = load(spec).sources[0].folder / "train-00000.bin"
+    hashed: list[Path] = []
+    digest = verification._digest
+    monkeypatch.setattr(verification, "_digest", lambda paths: hashed.extend(paths) or digest(paths))
+    for _ in range(2):
+        hashed.clear()
+        load(spec)
+        assert shard in hashed
 
 
 def test_a_second_process_waits(tmp_path: Path, cache: Path) -> None:

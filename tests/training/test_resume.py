@@ -116,8 +116,44 @@ def test_a_changed_model_is_refused_by_name(recipe, change, named, tmp_path):
 def test_changed_text_is_refused(recipe, text, tmp_path):
     list(train(recipe(), out=tmp_path / "run"))
     (text / "more.txt").write_text("words " * 500)
-    with pytest.raises(InputError, match="training text has changed"):
+    with pytest.raises(
+        InputError, match=r"training text is not what it was: .* has changed since the run began: .* not "
+    ):
         list(train(recipe(), out=tmp_path / "run", resume=True))
+
+
+def test_other_text_of_as_many_tokens_is_refused(recipe, text, tmp_path):
+    plain = {"validation": 0}  # a fraction would be other documents, and another number of tokens
+    list(train(recipe(data=plain), out=tmp_path / "run"))
+    before = {path: path.read_text() for path in sorted(text.iterdir())}
+    for path, content in before.items():
+        path.write_text(content.replace("r", "s"))
+    with pytest.raises(
+        InputError, match=r"training text is not what it was: .*: as many tokens, but others"
+    ) as refused:
+        list(train(recipe(data=plain), out=tmp_path / "run", resume=True))
+    assert "restore the old text" in refused.value.hint
+    for path, content in before.items():
+        path.write_text(content)
+    events = list(train(recipe(data=plain, budget="7steps"), out=tmp_path / "run", resume=True))
+    assert [m.step for m in of(events, Metric) if m.phase == "train"] == [7]
+
+
+def test_other_validation_text_is_refused(recipe, text, tmp_path):
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text("the stone remembers the river\n" * 50)
+    config = recipe(data={"validation": str(held_out)})
+    list(train(config, out=tmp_path / "run"))
+    held_out.write_text("the river remembers the stone\n" * 50)
+    with pytest.raises(InputError, match="validation text is not what it was: it has changed since the run began"):
+        list(train(config, out=tmp_path / "run", resume=True))
+
+
+def test_the_state_of_a_run_says_which_text_it_is(recipe, text, tmp_path):
+    list(train(recipe(), out=tmp_path / "run"))
+    facts = Checkpoint.open(tmp_path / "run", latest=True).training_state()["text"]
+    assert len(facts["digests"]) == len(facts["tokens"]) == 1
+    assert len(facts["digests"][0]) == len(facts["validation"]) == 64
 
 
 def test_a_finished_run_is_reported_and_a_larger_budget_continues_it(recipe, tmp_path):
