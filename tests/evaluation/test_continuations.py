@@ -20,7 +20,7 @@ from synthe_core.evaluation.continuations import split_pairs
 from synthe_core.evaluation.harness_model import Synthe
 from synthe_core.evaluation.lm import EvalConfig, evaluate
 from synthe_core.events import Notice, Result
-from synthe_core.interop.huggingface import export_hf
+from synthe_core.interop.huggingface.exporter import export_hf
 from tests.evaluation.models import ATTENTION, saved, task
 from tests.training.conftest import _own_folders, cache  # noqa: F401  (fixtures)
 
