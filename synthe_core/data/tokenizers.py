@@ -252,7 +252,7 @@ class FileTokenizer(Tokenizer):
         return [np.array(each.ids, dtype=np.int64) for each in encoded]
 
     def encode_marked(self, text: str) -> list[int]:
-        return self._marked.encode(text, add_special_tokens=False).ids
+        return self._marked.encode(_str(text), add_special_tokens=False).ids
 
     @cached_property
     def _marked(self) -> tokenizers.Tokenizer:
@@ -372,7 +372,8 @@ def _bytes(text: str | bytes) -> bytes:
 
 
 def _str(text: str | bytes) -> str:
-    return text.decode("utf-8") if isinstance(text, bytes) else text
+    """Half a surrogate pair is none of Unicode's characters: "?", as `_bytes` has it."""
+    return text.decode("utf-8") if isinstance(text, bytes) else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _pieces(inner: tokenizers.Tokenizer, description: str) -> list[bytes]:

@@ -52,6 +52,12 @@ def test_text_round_trips_and_every_byte_is_counted(tokenizer: Tokenizer) -> Non
     assert [b.tolist() for b in batch] == [ids, ids, []]
 
 
+def test_half_a_surrogate_pair_is_a_question_mark(tokenizer: Tokenizer) -> None:
+    expected = tokenizer.encode("a?b")
+    assert tokenizer.encode("a\ud800b") == tokenizer.encode_marked("a\udfffb") == expected
+    assert [ids.tolist() for ids in tokenizer.encode_batch(["a\udcffb", ""])] == [expected, []]
+
+
 def test_characters_split_between_tokens_are_held_back(tokenizer: Tokenizer) -> None:
     decoder = tokenizer.decoder()
     pieces = [decoder.push(i) for i in tokenizer.encode("é🙂雨\U0001f9ea!")]
