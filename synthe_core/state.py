@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 Tree = Any
+LEAF_BYTES = 500
+"""Memory that a tensor takes beside its values (measured): its objects, and the allocator's rounding."""
 
 
 def map_leaves(fn: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
@@ -50,6 +52,11 @@ def rows(tree: Tree) -> int:
 def nbytes(tree: Tree) -> int:
     """Bytes of all leaves."""
     return sum(leaf.numel() * leaf.element_size() for _, leaf in named_leaves(tree))
+
+
+def memory_bytes(tree: Tree) -> int:
+    """Bytes of a state that is kept: of all leaves, and of the objects that hold them."""
+    return sum(LEAF_BYTES + leaf.numel() * leaf.element_size() for _, leaf in named_leaves(tree))
 
 
 def detach(tree: Tree) -> Tree:

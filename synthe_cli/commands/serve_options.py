@@ -34,6 +34,12 @@ class ServeOptions:
         Path | None,
         typer.Option("--api-key-file", metavar="FILE", help="API keys, one a line. Every request must send one."),
     ] = None
+    shared: Annotated[
+        bool,
+        typer.Option(
+            "--shared", help="API keys share conversations, cached states and adapters. Otherwise each has its own."
+        ),
+    ] = False
     insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without an API key.")] = False
     allow_host: Annotated[
         list[str] | None,
@@ -52,6 +58,16 @@ class ServeOptions:
         int,
         typer.Option("--max-waiting", min=0, metavar="N", help="Maximum queue length. Further requests get 429."),
     ] = 256
+    max_key_requests: Annotated[
+        int | None,
+        typer.Option(
+            "--max-key-requests",
+            min=1,
+            metavar="N",
+            help="Maximum number of requests of one API key, running and queued. Default: --max-batch and half of "
+            "--max-waiting.",
+        ),
+    ] = None
     cache: Annotated[
         str, typer.Option("--cache", metavar="SIZE", help="Memory for cached prompt states. 0 turns the cache off.")
     ] = "512MiB"
@@ -62,6 +78,13 @@ class ServeOptions:
     sessions: Annotated[
         Path | None, typer.Option("--sessions", metavar="DIR", help="Save conversations in this folder.")
     ] = None
+    max_sessions: Annotated[
+        int, typer.Option("--max-sessions", min=1, metavar="N", help="Maximum number of conversations of one API key.")
+    ] = 1000
+    max_session_bytes: Annotated[
+        str,
+        typer.Option("--max-session-bytes", metavar="SIZE", help="Maximum size of the conversations of one API key."),
+    ] = "16GiB"
     adapter: Annotated[
         list[str] | None,
         typer.Option("--adapter", metavar="[MODEL:]NAME=DIR", help="Load this adapter at startup. Repeatable."),
@@ -70,6 +93,10 @@ class ServeOptions:
         list[Path] | None,
         typer.Option("--adapters", metavar="DIR", help="Requests may load adapters from this folder. Repeatable."),
     ] = None
+    max_adapters: Annotated[
+        int,
+        typer.Option("--max-adapters", min=0, metavar="N", help="Maximum number of adapters that one API key loads."),
+    ] = 16
     max_prompt: Annotated[
         int, typer.Option("--max-prompt", min=1, metavar="N", help="Maximum number of prompt tokens.")
     ] = 131_072

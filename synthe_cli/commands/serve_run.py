@@ -41,10 +41,12 @@ def run(options: ServeOptions) -> int | None:
     recommended = uses_generation_config(options.generation_config)
     adapters = [parse_adapter(text, paths) for text in options.adapter or ()]
     cache = size_option(options.cache, "--cache")
+    session_bytes = size_option(options.max_session_bytes, "--max-session-bytes")
 
     from synthe_core.hardware.placement import choose_device
     from synthe_core.hardware.probe import probe
     from synthe_core.inference.async_engine import AsyncEngine
+    from synthe_core.inference.session_store import SessionLimits
     from synthe_core.serving.api.server import Server, allow_connections
 
     device = choose_device(options.device or "auto", probe()).value
@@ -63,6 +65,8 @@ def run(options: ServeOptions) -> int | None:
             cache_bytes=cache,
             cache_dir=options.cache_dir,
             sessions=options.sessions,
+            session_limits=SessionLimits(options.max_sessions, session_bytes),
+            max_owned=options.max_key_requests or options.max_batch + options.max_waiting // 2,
         ) as engine,
         Server(engine, settings, options.host, options.port) as server,
         stop_on_signal(f"running requests get {options.grace:g} s to finish") as stop,
@@ -142,6 +146,7 @@ def settings_of(options: ServeOptions) -> Settings:
     hosts = {options.host.lower(), *(name.lower() for name in options.allow_host or ())}
     return Settings(
         keys=keys,
+        shared=options.shared,
         hosts=LOOPBACK | hosts if loopback else None,
         origins=tuple(options.cors_origin or ()),
         adapters=tuple(options.adapters or ()),
@@ -149,6 +154,7 @@ def settings_of(options: ServeOptions) -> Settings:
         max_prompt=options.max_prompt,
         max_tokens=options.max_tokens,
         max_n=options.max_n,
+        max_adapters=options.max_adapters,
         log_prompts=options.log_prompts,
         log=silent if options.quiet else log,
     )

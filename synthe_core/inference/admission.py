@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 from synthe_core.errors import InputError
@@ -25,19 +25,23 @@ def free_memory() -> int:
 
 class AdmissionControl:
     """At most `max_num_seqs` sequences at a time, of at most `max_state_bytes` together; at most `max_waiting` wait.
+    Of an owner other than "", at most `max_owned` run and wait (None: any number).
 
     Paused sequences wait with their state: they count in the bytes only. The counts may be read by any thread.
     """
 
-    def __init__(self, max_num_seqs: int, max_waiting: int, max_state_bytes: int | None = None) -> None:
-        self.max_num_seqs, self.max_waiting = max_num_seqs, max_waiting
+    def __init__(
+        self, max_num_seqs: int, max_waiting: int, max_state_bytes: int | None = None, max_owned: int | None = None
+    ) -> None:
+        self.max_num_seqs, self.max_waiting, self.max_owned = max_num_seqs, max_waiting, max_owned
         self.max_state_bytes = int(MEMORY_SHARE * free_memory()) if max_state_bytes is None else max_state_bytes
         self.num_running = self.num_waiting = self.num_paused = self.state_bytes = 0
         self._lock = threading.Lock()
+        self._owned: Counter[str] = Counter()  # sequences of each owner that have not ended
         self._seconds: deque[float] = deque(maxlen=64)  # how long recent sequences took
 
-    def check(self, state_bytes: int) -> None:
-        """Raises InputError for a sequence that never fits, and Busy if too many wait already."""
+    def check(self, state_bytes: int, owner: str = "") -> None:
+        """Raises InputError for a sequence that never fits, and Busy if too many wait, or too many of this owner."""
         if state_bytes > self.max_state_bytes:
             raise InputError(
                 f"a text of this length takes {state_bytes / 1e6:,.0f} MB of state, "
@@ -47,16 +51,27 @@ class AdmissionControl:
         ahead = self.num_waiting - max(0, self.max_num_seqs - self.num_running)
         if ahead >= self.max_waiting:
             raise Busy(f"{ahead} requests are waiting already", self.retry_after(ahead))
+        own = self._owned[owner] if owner else 0
+        if self.max_owned is not None and own >= self.max_owned:
+            raise Busy(f"this API key has {own} requests at once, as many as are allowed", self.retry_after(0))
 
     def retry_after(self, ahead: int) -> float:
         """Seconds until one more than `ahead` requests may have started, from what recent ones took."""
         each = sum(self._seconds) / len(self._seconds) if self._seconds else MIN_RETRY
         return min(MAX_RETRY, max(MIN_RETRY, each * (ahead + 1) / self.max_num_seqs))
 
-    def enqueue(self) -> None:
+    def enqueue(self, owner: str = "") -> None:
         """Counts a request that waits from now on."""
         with self._lock:
             self.num_waiting += 1
+            self._owned[owner] += 1
+
+    def leave(self, owner: str = "") -> None:
+        """Counts a request that has ended."""
+        with self._lock:
+            self._owned[owner] -= 1
+            if not self._owned[owner]:
+                del self._owned[owner]
 
     def dequeue(self) -> None:
         """Counts a request that waits no more."""

@@ -18,10 +18,10 @@ from synthe_core.errors import InputError
 from synthe_core.inference.detokenizer import Detokenizer
 from synthe_core.inference.engine import Engine
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.model_registry import ModelRegistry
+from synthe_core.inference.model_registry import ModelRegistry, owned_name
 from synthe_core.inference.outputs import Finished, Output
 from synthe_core.inference.prefix_cache import PrefixCache
-from synthe_core.inference.request import Busy, Request
+from synthe_core.inference.request import Busy, QuotaExceeded, Request
 from synthe_core.inference.sequence import Sequence as EngineSequence
 from synthe_core.inference.sequence import SequenceStatus
 from synthe_core.inference.session_store import SessionStore
@@ -112,14 +112,14 @@ class AsyncEngine:
     def prefix_cache(self) -> PrefixCache:
         return self.engine.prefix_cache
 
-    def find(self, name: str) -> tuple[LoadedModel, str | None]:
+    def find(self, name: str, owner: str = "") -> tuple[LoadedModel, str | None]:
         """The model of that name, and the name of its adapter; raises NotFound."""
-        resolved = self.registry.resolve(name)
+        resolved = self.registry.resolve(name, owner)
         return resolved.model, resolved.adapter_name
 
     def submit(self, request: Request, deliver: Callable[[Output], None] | None = None) -> RequestHandle:
         """Starts a request. Raises NotFound, InputError for what the model cannot do, Busy if there is no room."""
-        model = self.registry.resolve(request.model).model
+        model = self.registry.resolve(request.model, request.owner).model
         if self._deadline is not None:
             raise _stopping()
         handle = RequestHandle(request, Detokenizer(model.tokenizer.decoder(), request.stop), deliver)
@@ -145,9 +145,11 @@ class AsyncEngine:
         self._inbox.put(run)
         return future
 
-    def with_model(self, name: str, tokens: Sequence[int], work: Callable[[LoadedModel], T]) -> Future[T]:
+    def with_model(
+        self, name: str, tokens: Sequence[int], work: Callable[[LoadedModel], T], owner: str = ""
+    ) -> Future[T]:
         """Runs `work` on the engine's thread with that model and its adapter, which are to read `tokens`."""
-        resolved = self.registry.resolve(name)
+        resolved = self.registry.resolve(name, owner)
         check_tokens(tokens, resolved.model)
 
         def run() -> T:
@@ -167,24 +169,41 @@ class AsyncEngine:
             check_tokens(text, self.registry.resolve(name).model)
         return torch.cat([self.with_model(name, text, partial(mean_hidden, text)).result() for text in texts])
 
-    def load_adapter(self, model_name: str, adapter_name: str, path: Path) -> None:
-        """Serves the adapter at `path` as `model_name:adapter_name` from now on."""
+    def load_adapter(
+        self, model_name: str, adapter_name: str, path: Path, owner: str = "", max_adapters: int | None = None
+    ) -> None:
+        """Serves the adapter at `path` as `model_name:adapter_name` from now on, to `owner` ("": to all).
+
+        Raises QuotaExceeded if the owner has `max_adapters` already.
+        """
         model, own = self.find(model_name)
-        if own is not None or ":" in adapter_name or not adapter_name:
+        if own is not None or ":" in adapter_name or "/" in adapter_name or not adapter_name:
             raise InputError("an adapter has a name of its own, on a model without one")
 
-        def load() -> None:
-            model.load_adapter(adapter_name, path)
-            self.registry.register(model, adapter_name)
+        def check() -> None:
+            if f"{model_name}:{adapter_name}" in self.registry.names(owner):
+                hint = "unload it first, or choose another name"
+                raise InputError(f"{model_name} has an adapter '{adapter_name}' already", hint)
+            if max_adapters is not None and self.registry.owned_adapters(owner) >= max_adapters:
+                raise QuotaExceeded(f"{max_adapters} adapters are loaded, as many as are allowed", "unload one")
 
-        self.call(load).result()
+        check()  # before the file is read, and again when nobody else can load one
+        adapter = model.read_adapter(path)
 
-    def unload_adapter(self, model_name: str, adapter_name: str) -> None:
-        """Removes an adapter; sequences that use it run to their end."""
-        model, _ = self.find(f"{model_name}:{adapter_name}")
+        def add() -> None:
+            check()
+            model.check_adapter(adapter, path)
+            model.adapters[owned_name(adapter_name, owner)] = adapter
+            self.registry.register(model, adapter_name, owner)
+
+        self.call(add).result()
+
+    def unload_adapter(self, model_name: str, adapter_name: str, owner: str = "") -> None:
+        """Removes an adapter of this owner; sequences that use it run to their end."""
+        model, _ = self.find(f"{model_name}:{adapter_name}", owner)
 
         def unload() -> None:
-            removed = self.registry.remove_adapter(model, adapter_name)
+            removed = self.registry.remove_adapter(model, adapter_name, owner)
             self.prefix_cache.drop_model(removed.fingerprints.weights)
             self.engine.detach_unused(model)
 

@@ -27,7 +27,7 @@ from synthe_core.inference.sampler import SamplingState
 from synthe_core.inference.scheduler import ModelScheduler
 from synthe_core.inference.scheduler_config import SchedulerConfig
 from synthe_core.inference.sequence import Sequence, SequenceStatus
-from synthe_core.inference.session_store import SessionStore
+from synthe_core.inference.session_store import SessionLimits, SessionStore
 from synthe_core.inference.validation import check_request, empty_prompt, one_line
 from synthe_core.model.session import Session
 
@@ -45,6 +45,8 @@ class Engine:
     max_state_bytes: what the states of all running sequences may take; by default half of the free memory.
     cache_bytes:     cached prefixes in memory, and in files of `cache_dir` eight times as many.
     sessions:        the folder of saved conversations; without it they are kept in memory.
+    session_limits:  what an owner may save. max_owned: requests that an owner may have at once, waiting ones included;
+                     the owner "" any number.
     saver, post:     where sessions are saved, and how work comes back to the engine's thread; by default both happen
                      within the step.
     """
@@ -59,16 +61,18 @@ class Engine:
         cache_bytes: int = CACHE_BYTES,
         cache_dir: Path | None = None,
         sessions: Path | None = None,
+        session_limits: SessionLimits | None = None,
+        max_owned: int | None = None,
         config: SchedulerConfig | None = None,
         saver: Executor | None = None,
         post: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self.config = config or SchedulerConfig()
         self.registry = ModelRegistry(models)
-        self.sessions = SessionStore(sessions, cache_bytes)
+        self.sessions = SessionStore(sessions, cache_bytes, session_limits)
         self.metrics = Metrics()
         self.prefix_cache = PrefixCache(cache_bytes, cache_dir)
-        self.admission = AdmissionControl(max_num_seqs, max_waiting, max_state_bytes)
+        self.admission = AdmissionControl(max_num_seqs, max_waiting, max_state_bytes, max_owned)
         self.counters = TokenCounters()
         self.waiting = WaitingQueue()
         self.running: dict[Sequence, ModelScheduler] = {}
@@ -91,14 +95,16 @@ class Engine:
         continue. keep_state: `sequence.state` is wanted at the end.
         Raises NotFound, InputError for what the model cannot do, Busy if there is no room.
         """
-        resolved = self.registry.resolve(request.model)
+        owner = request.owner
+        resolved = self.registry.resolve(request.model, owner)
         check_request(request, resolved.model, session is not None or request.session_id is not None)
-        self.admission.check(_state_bytes(resolved.model, len(request.prompt_token_ids) + request.max_tokens))
+        state_bytes = _state_bytes(resolved.model, len(request.prompt_token_ids) + request.max_tokens)
+        self.admission.check(state_bytes, owner)
         if request.json_schema is not None:
             constraint = compile_json_schema(resolved.model.tokenizer, resolved.model.vocab, request.json_schema)
         if request.session_id is not None:
-            self.sessions.claim(request.session_id, resolved.fingerprints.weights)
-        self.admission.enqueue()
+            self.sessions.claim(request.session_id, resolved.fingerprints.weights, owner, state_bytes)
+        self.admission.enqueue(owner)
         self.metrics.requests += 1
         return Sequence(request, on_output, resolved, constraint, session=session, keep_state=keep_state)
 
@@ -183,7 +189,7 @@ class Engine:
             "state_bytes_per_sequence": {name: model.state_bytes(MAX_COUNTED_TOKENS) for name, model in models},
             "state_bytes": self.admission.state_bytes,
             "state_bytes_limit": self.admission.max_state_bytes,
-            "sessions": len(self.sessions.list()),
+            "sessions": self.sessions.count(),
             "cache": self.prefix_cache.stats(),
         }
 
@@ -234,7 +240,7 @@ class Engine:
         request, model, session = sequence.request, sequence.resolved.model, sequence.session
         if request.session_id is not None:
             with model.activate(sequence.resolved.adapter):
-                session = self.sessions.open(request.session_id, model.model)
+                session = self.sessions.open(request.session_id, model.model, request.owner)
         tokens = list(request.prompt_token_ids)
         if session is not None:
             sequence.state, sequence.num_past_tokens = session.state, int(session.state.position[0])
@@ -292,7 +298,8 @@ class Engine:
         assert request.session_id is not None
         try:
             with torch.inference_mode():
-                self.sessions.save(request.session_id, request.model, fingerprints.weights, fingerprints.shape, session)
+                weights, shape = fingerprints.weights, fingerprints.shape
+                self.sessions.save(request.session_id, request.model, weights, shape, session, request.owner)
         except Exception as error:
             return error
         return None
@@ -307,7 +314,8 @@ class Engine:
         sequence.status = SequenceStatus.FINISHED
         assert sequence.finish_reason is not None
         if sequence.request.session_id is not None:
-            self.sessions.release(sequence.request.session_id)
+            self.sessions.release(sequence.request.session_id, sequence.request.owner)
+        self.admission.leave(sequence.request.owner)
         self.metrics.failed += sequence.finish_reason == "error"
         num_prompt_tokens = sequence.num_prompt_tokens or len(sequence.request.prompt_token_ids)
         finished = Finished(

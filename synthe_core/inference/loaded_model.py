@@ -181,13 +181,22 @@ class LoadedModel:
             return max_logprob.exp()
         return sigmoid(self.model.confidence(hidden, signals, max_logprob))
 
-    def load_adapter(self, name: str, path: Path) -> None:
-        """Loads the adapter at `path`, a checkpoint or a folder of PEFT's; InputError if it is of another model."""
-        if name in self.adapters:
-            raise InputError(f"{self.name} has an adapter '{name}' already", "unload it first, or choose another name")
+    def read_adapter(self, path: Path) -> Adapter:
+        """The adapter at `path`, a checkpoint or a folder of PEFT's; see `check_adapter`."""
         adapter = Checkpoint.open(path, base=self.path).adapter
         assert adapter is not None
+        return adapter
+
+    def check_adapter(self, adapter: Adapter, path: Path) -> None:
+        """InputError if the adapter read from `path` is of another model. Not during a pass."""
         maps = linear_maps(self.model)
         for each in adapter.maps:
             adapter.check(each, base_weight(maps[each]).shape if each in maps else None, path)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Loads the adapter at `path`; InputError if it is of another model."""
+        if name in self.adapters:
+            raise InputError(f"{self.name} has an adapter '{name}' already", "unload it first, or choose another name")
+        adapter = self.read_adapter(path)
+        self.check_adapter(adapter, path)
         self.adapters[name] = adapter

@@ -23,36 +23,57 @@ class ResolvedModel(NamedTuple):
 
 
 class ModelRegistry:
-    """Read by any thread; changed by the engine's, as fingerprints need the model to themselves."""
+    """Models and their adapters. An adapter that an owner has loaded exists for that owner only; those of "" for all.
+
+    Read by any thread; changed by the engine's, as fingerprints need the model to themselves."""
 
     def __init__(self, models: Sequence[LoadedModel]) -> None:
         self.models: dict[str, LoadedModel] = {model.name: model for model in models}
         if len(self.models) < len(models):
             raise InputError("two models have the same name", "give each a name of its own")
-        self._resolved: dict[str, ResolvedModel] = {}
+        self._resolved: dict[tuple[str, str], ResolvedModel] = {}  # by owner and name
         for model in models:
             for adapter in (None, *model.adapters):
                 self.register(model, adapter)
 
-    def resolve(self, name: str) -> ResolvedModel:
+    def names(self, owner: str = "") -> list[str]:
+        """Every name that an owner's requests can use: each model, and after it the model with each adapter."""
+        visible = [(name, each.model) for (holder, name), each in list(self._resolved.items()) if holder in ("", owner)]
+        return [name for model in self.models.values() for name, base in visible if base is model]
+
+    def resolve(self, name: str, owner: str = "") -> ResolvedModel:
         """What `base` or `base:adapter` stands for; raises NotFound."""
-        resolved = self._resolved.get(name.removesuffix(":"))
+        full = name.removesuffix(":")
+        resolved = self._resolved.get(("", full)) or self._resolved.get((owner, full))
         if resolved is None:
-            names, short = list(self._resolved), name[:100]
+            names, short = self.names(owner), name[:100]
             near = closest(short, names)
             hint = f"did you mean '{near}'?" if near else f"served here: {', '.join(names)}"
             raise NotFound(f"no such model: {short}", hint)
         return resolved
 
-    def register(self, model: LoadedModel, adapter_name: str | None) -> None:
+    def owned_adapters(self, owner: str) -> int:
+        """How many adapters an owner has loaded."""
+        keys = list(self._resolved.items())
+        return sum(holder == owner and each.adapter is not None for (holder, _), each in keys)
+
+    def register(self, model: LoadedModel, adapter_name: str | None, owner: str = "") -> None:
         """Makes a model available with one of its adapters, or without."""
-        adapter = model.adapters[adapter_name] if adapter_name else None
+        adapter = model.adapters[owned_name(adapter_name, owner)] if adapter_name else None
         with torch.inference_mode():
             fingerprints = model.fingerprints(adapter)
         name = f"{model.name}:{adapter_name}" if adapter_name else model.name
-        self._resolved[name] = ResolvedModel(model, adapter_name, adapter, fingerprints)
+        self._resolved[owner, name] = ResolvedModel(model, adapter_name, adapter, fingerprints)
 
-    def remove_adapter(self, model: LoadedModel, adapter_name: str) -> ResolvedModel:
-        """Makes an adapter unavailable; sequences that use it go on."""
-        model.adapters.pop(adapter_name, None)
-        return self._resolved.pop(f"{model.name}:{adapter_name}")
+    def remove_adapter(self, model: LoadedModel, adapter_name: str, owner: str = "") -> ResolvedModel:
+        """Makes an owner's adapter unavailable; sequences that use it go on. NotFound if it is not the owner's."""
+        name = f"{model.name}:{adapter_name}"
+        if (owner, name) not in self._resolved:
+            raise NotFound(f"{name} is not yours to unload", "it was loaded at the start, or by another API key")
+        model.adapters.pop(owned_name(adapter_name, owner), None)
+        return self._resolved.pop((owner, name))
+
+
+def owned_name(adapter_name: str, owner: str) -> str:
+    """Under which name a model holds an owner's adapter: no adapter's name has a slash."""
+    return f"{owner}/{adapter_name}" if owner else adapter_name

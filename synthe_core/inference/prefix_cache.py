@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,22 @@ from synthe_core import state as states
 DISK_FACTOR = 8
 """Files may take so many times the bytes that are cached in memory."""
 SUFFIX = ".state"
+INDEX_SHARE = 4
+"""One part in so many of the memory may be taken by what is known of the files."""
+ENTRY_BYTES, INDEX_BYTES = 1000, 650
+"""Memory that an entry takes beside its tensors and tokens: in memory, and in a file (measured)."""
 ALIGNMENT = 16
 """A text may be cut at multiples of this for two passes, and gives the same numbers as in one."""
 _FACTOR = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)  # no text from outside can be made to collide
+
+
+TOKEN = np.dtype(np.int32)
+OF = "@"  # in a fingerprint, between the model's and its owner
+
+
+def owned_fingerprint(weights: str, owner: str) -> str:
+    """The fingerprint of states that belong to an owner: other owners do not find them."""
+    return f"{weights}{OF}{owner}" if owner else weights
 
 
 @dataclass
@@ -51,17 +64,20 @@ class CachedState:
         return self.logits is not None if length == self.length else self.resumable or self.length % ALIGNMENT == 0
 
 
-@dataclass
+@dataclass(slots=True)
 class _Entry:
-    """A cached state in memory, or in a file: then `template` holds meta tensors, the shape of the state's tree."""
+    """A cached state in memory; or in a file, which has its tokens too. `cached` is None once that is written, and
+    `written` too."""
 
-    tokens: np.ndarray
     cached: CachedState | None
     bytes: int
+    resumable: bool = False
     file: Path | None = None
     written: Future[None] | None = None
-    template: Any = None
-    resumable: bool = False
+
+    def forget(self, written: Future[None]) -> None:
+        """Called when the file is written: whatever happened, the memory is free."""
+        self.cached = self.written = None
 
 
 Key = tuple[str, int, int]  # fingerprint, length, hash of the tokens
@@ -76,8 +92,9 @@ def prefix_hashes(tokens: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 class PrefixCache:
-    """At most `limit` bytes in memory. The least recently used states are moved to files in `folder`, at most
-    `DISK_FACTOR` times as many bytes, or dropped if there is no folder. Used by one thread."""
+    """At most `limit` bytes in memory, with tokens and Python's objects. The least recently used states are moved to
+    files in `folder`, at most `DISK_FACTOR` times as many bytes, or dropped if there is no folder. Used by one thread.
+    """
 
     def __init__(self, limit: int, folder: Path | None = None) -> None:
         self.limit, self.folder = limit, folder
@@ -85,6 +102,8 @@ class PrefixCache:
         self._in_memory: OrderedDict[Key, _Entry] = OrderedDict()
         self._on_disk: OrderedDict[Key, _Entry] = OrderedDict()
         self._lengths: dict[str, dict[int, int]] = {}  # fingerprint -> length -> number of states
+        self._templates: dict[str, Any] = {}  # fingerprint -> a state without values, for the shape of the tree
+        self._writing: deque[Future[None]] = deque()
         self._names = itertools.count()
         self._writer = ThreadPoolExecutor(1, "prefix-cache") if folder is not None else None
         if folder is not None:
@@ -107,11 +126,11 @@ class PrefixCache:
 
     def put(self, cached: CachedState) -> None:
         """Adds a state, which nobody may write to from now on."""
-        size = states.nbytes(cached.state) + 8 * cached.length + 1024
-        size += 0 if cached.logits is None else states.nbytes(cached.logits)
+        size = ENTRY_BYTES + TOKEN.itemsize * cached.length + states.memory_bytes(cached.state)
+        size += sum(states.memory_bytes(each) for each in (cached.logits, cached.confidence) if each is not None)
         if size > self.limit or not cached.length:
             return
-        tokens = np.asarray(cached.tokens, dtype=np.int64)
+        cached.tokens = tokens = np.array(cached.tokens, dtype=TOKEN)
         key = (cached.fingerprint, len(tokens), int(prefix_hashes(tokens)[-1]))
         if (old := self._in_memory.get(key)) is not None:
             if cached.logits is None and old.cached is not None and old.cached.logits is not None:
@@ -120,12 +139,12 @@ class PrefixCache:
             self._drop(key)
         elif key in self._on_disk:
             self._drop(key)
-        self._insert(key, _Entry(tokens, cached, size, resumable=cached.resumable))
+        self._insert(key, _Entry(cached, size, cached.resumable))
 
     def longest(self, fingerprint: str, tokens: Sequence[int]) -> CachedState | None:
         """The state of the longest prefix of `tokens` that a prompt of these tokens may continue from."""
         lengths = self._lengths.get(fingerprint)
-        cached = self._lookup(fingerprint, np.asarray(tokens, dtype=np.int64), lengths) if lengths else None
+        cached = self._lookup(fingerprint, np.asarray(tokens, dtype=TOKEN), lengths) if lengths else None
         self.hits += cached is not None
         self.misses += cached is None
         self.tokens_saved += 0 if cached is None else cached.length
@@ -136,20 +155,21 @@ class PrefixCache:
         for length in sorted((n for n in lengths if n <= len(tokens)), reverse=True):
             key = (fingerprint, length, int(known[length]))
             entry = self._in_memory.get(key) or self._on_disk.get(key)
-            if entry is None or not np.array_equal(entry.tokens, tokens[:length]):
+            if entry is None:
                 continue
             cached = entry.cached or self._load(key, entry)
-            if cached is None or not cached.serves(len(tokens)):
+            if cached is None or not np.array_equal(cached.tokens, tokens[:length]) or not cached.serves(len(tokens)):
                 continue
             if key in self._in_memory:
                 self._in_memory.move_to_end(key)
             return cached
         return None
 
-    def drop_model(self, fingerprint: str) -> None:
-        """Drops every state of a model."""
-        for key in [key for key in [*self._in_memory, *self._on_disk] if key[0] == fingerprint]:
+    def drop_model(self, weights: str) -> None:
+        """Drops every state of a model, whosever it is."""
+        for key in [key for key in [*self._in_memory, *self._on_disk] if key[0].partition(OF)[0] == weights]:
             self._drop(key)
+        self._templates = {key: each for key, each in self._templates.items() if key.partition(OF)[0] != weights}
 
     def close(self) -> None:
         """Removes everything, the files included: they are of this process's requests."""
@@ -160,12 +180,13 @@ class PrefixCache:
         self._in_memory.clear()
         self._on_disk.clear()
         self._lengths.clear()
+        self._templates.clear()
 
     def _insert(self, key: Key, entry: _Entry) -> None:
         self._in_memory[key] = entry
         self.bytes += entry.bytes
         self._count(key, 1)
-        while self.bytes > self.limit:
+        while self._in_memory and self.bytes + INDEX_BYTES * len(self._on_disk) > self.limit:
             oldest = next(iter(self._in_memory))
             entry = self._in_memory[oldest]
             self._drop(oldest)
@@ -189,42 +210,48 @@ class PrefixCache:
             del lengths[key[1]]
 
     def _spill(self, key: Key, entry: _Entry) -> None:
+        """Moves a state to a file. Waits for files that are still being written: their states take memory."""
         assert self.folder is not None and self._writer is not None and entry.cached is not None
         if entry.bytes > DISK_FACTOR * self.limit:
             return
+        while self._writing:
+            wait([self._writing.popleft()])
         cached = entry.cached
-        entry.template = states.map_leaves(lambda leaf: leaf.to("meta"), cached.state)
+        if key[0] not in self._templates:
+            self._templates[key[0]] = states.map_leaves(lambda leaf: leaf.to("meta"), cached.state)
         entry.file = self.folder / f"{next(self._names)}{SUFFIX}"
-        entry.written = self._writer.submit(_write, entry.file, cached)
-        entry.written.add_done_callback(lambda _: setattr(entry, "cached", None))
+        entry.written = written = self._writer.submit(_write, entry.file, cached)
+        written.add_done_callback(entry.forget)
+        self._writing.append(written)
         self._on_disk[key] = entry
         self.spilled_bytes += entry.bytes
         self._count(key, 1)
-        while self.spilled_bytes > DISK_FACTOR * self.limit:
+        most = self.limit // INDEX_SHARE // INDEX_BYTES
+        while self.spilled_bytes > DISK_FACTOR * self.limit or len(self._on_disk) > max(1, most):
             self._drop(next(iter(self._on_disk)))
 
     def _load(self, key: Key, entry: _Entry) -> CachedState | None:
         """A state from its file; None if the file is not what was written."""
-        assert entry.file is not None and entry.written is not None
+        assert entry.file is not None
         try:
-            entry.written.result()
+            if (written := entry.written) is not None:
+                written.result()
             tensors = load_file(entry.file)
-            values = iter([tensors[name] for name, _ in states.named_leaves(entry.template, "state")])
-            state = states.map_leaves(lambda _: next(values), entry.template)
+            template = self._templates[key[0]]
+            values = iter([tensors[name] for name, _ in states.named_leaves(template, "state")])
+            state = states.map_leaves(lambda _: next(values), template)
+            tokens = tensors["tokens"].numpy()
         except (OSError, SafetensorError, KeyError):
             self._drop(key)
             return None
-        cached = CachedState(
-            key[0], entry.tokens, state, tensors.get("logits"), tensors.get("confidence"), entry.resumable
-        )
-        size = entry.bytes
+        cached = CachedState(key[0], tokens, state, tensors.get("logits"), tensors.get("confidence"), entry.resumable)
         self._drop(key)
-        self._insert(key, _Entry(entry.tokens, cached, size, resumable=entry.resumable))
+        self._insert(key, _Entry(cached, entry.bytes, entry.resumable))
         return cached
 
 
 def _write(path: Path, cached: CachedState) -> None:
-    tensors = states.to_tensors(cached.state, "state")
+    tensors = {**states.to_tensors(cached.state, "state"), "tokens": torch.from_numpy(cached.tokens)}
     if cached.logits is not None and cached.confidence is not None:
         tensors |= {"logits": cached.logits, "confidence": cached.confidence}
     with torch.inference_mode():

@@ -28,6 +28,8 @@ class Request:
     ignore_eos:        generation goes on after an end-of-text token.
     cache_breakpoints: lengths of prefixes of the prompt that other requests share. The state at each is cached.
     client:            who sends it. Clients get equal shares of the engine, however much each of them asks for.
+    owner:             whose it is: sessions and cached states are shared within an owner only. "" is everybody where
+                       there are no owners.
     """
 
     model: str
@@ -44,6 +46,7 @@ class Request:
     ignore_eos: bool = False
     cache_breakpoints: tuple[int, ...] = ()
     client: str = ""
+    owner: str = ""
 
 
 class Busy(SyntheError):
@@ -56,3 +59,7 @@ class Busy(SyntheError):
 
 class NotFound(InputError):
     """No model, adapter or session has that name."""
+
+
+class QuotaExceeded(SyntheError):
+    """The owner has as much stored as it may."""

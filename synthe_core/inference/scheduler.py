@@ -370,5 +370,5 @@ class ModelScheduler:
     ) -> None:
         if sequence.is_cacheable and self.prefix_cache.limit:
             logits, confidence = heads or (None, None)
-            state = CachedState(sequence.fingerprint, list(tokens), sequence.state, logits, confidence, resumable)
+            state = CachedState(sequence.fingerprint, tokens, sequence.state, logits, confidence, resumable)
             self.prefix_cache.put(state)

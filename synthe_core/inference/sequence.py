@@ -12,6 +12,7 @@ from torch import Tensor
 from synthe_core.inference.constraints import Constraint
 from synthe_core.inference.model_registry import ResolvedModel
 from synthe_core.inference.outputs import FinishReason, Output, OutputCallback, PromptLogprob
+from synthe_core.inference.prefix_cache import owned_fingerprint
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampler import SamplingState
 from synthe_core.model.session import Session
@@ -71,8 +72,8 @@ class Sequence:
 
     @property
     def fingerprint(self) -> str:
-        """What identifies its states: a digest of the model's weights and its adapter's."""
-        return self.resolved.fingerprints.weights
+        """What identifies its states: a digest of the model's weights and its adapter's, and the owner."""
+        return owned_fingerprint(self.resolved.fingerprints.weights, self.request.owner)
 
     @property
     def finished(self) -> bool:

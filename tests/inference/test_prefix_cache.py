@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from synthe_core import state as states
 from synthe_core.inference.async_engine import AsyncEngine
-from synthe_core.inference.prefix_cache import CachedState, PrefixCache
+from synthe_core.inference.prefix_cache import INDEX_BYTES, INDEX_SHARE, CachedState, PrefixCache
 from tests.inference.conftest import output_ids
+from tests.paths import ROOT
+from tests.processes import run_program
 
 
 def cached(tokens, logits=None, size=1000):
@@ -99,3 +104,60 @@ def test_a_short_sequence_in_a_batch_with_a_long_one_caches_its_own_window(windo
             return entry.length, states.nbytes(entry.state)
 
     assert cached_size(ask(b"a longer text than that", count=40, model="window")) == cached_size()
+
+
+def test_other_owners_find_nothing(engine, ask):
+    """Not a state, and not one that another owner's request is about to compute."""
+    mine, yours = "a" * 32, "b" * 32
+    for owner, cached_tokens in ((mine, 0), (yours, 0), ("", 0), (mine, 9), (yours, 9)):
+        assert list(engine.submit(ask(owner=owner)))[-1].num_cached_tokens == cached_tokens
+    handles = [engine.submit(ask(b"another beginning of " * 20, owner=owner)) for owner in (mine, yours)]
+    assert [list(handle)[-1].num_cached_tokens for handle in handles] == [0, 0]
+    weights = engine.registry.resolve("memory").fingerprints.weights
+    engine.call(lambda: engine.prefix_cache.drop_model(weights)).result()
+    assert engine.prefix_cache.stats()["bytes"] == 0
+
+
+MEASURED = """
+import gc, sys
+from pathlib import Path
+import torch
+from synthe_core import state as states
+from synthe_core.inference.prefix_cache import INDEX_BYTES, INDEX_SHARE, CachedState, PrefixCache
+def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+def fill(store, first, count):
+    batch = [torch.zeros(4, size) for _ in range(leaves)]
+    for i in range(first, first + count):
+        state = states.take(batch, torch.tensor([i % 4]))
+        tokens = list(range(1000 + i, 1000 + i + length))
+        store.put(CachedState("m", tokens, state, torch.zeros(1, 257), torch.ones(1)))
+leaves, size, length, count = map(int, sys.argv[1:5])
+with torch.inference_mode():
+    fill(PrefixCache(1 << 20), 0, 200)
+    gc.collect()
+    before, store = resident(), PrefixCache(48 << 20)
+    fill(store, 0, count)
+    gc.collect()
+    print((resident() - before) / store.limit, store.bytes / store.limit, len(store._in_memory) < count)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs /proc")
+@pytest.mark.parametrize("shape", [(8, 16, 4000, 4000), (24, 64, 50, 8000)])
+def test_memory_is_what_is_counted(shape):
+    """Long texts with small states, and many small tensors: tokens and objects are counted too."""
+    done = run_program([sys.executable, "-c", MEASURED, *map(str, shape)], capture_output=True, text=True, cwd=ROOT)
+    taken, counted, dropped = done.stdout.split()
+    assert dropped == "True" and 0.9 < float(counted) <= 1, done.stderr
+    assert 0.8 < float(taken) < 1.15
+
+
+def test_memory_of_what_is_spilled_is_bounded(tmp_path):
+    """What is known of the files takes memory: of the limit, and a part of it."""
+    store = PrefixCache(20 * INDEX_BYTES, tmp_path)
+    for first in range(60):
+        store.put(cached([first, 1, 2], size=8))
+        assert store.bytes + INDEX_BYTES * len(store._on_disk) <= store.limit
+    assert 1 < len(store._on_disk) <= 20 // INDEX_SHARE
+    assert all(entry.cached is None for entry in list(store._on_disk.values())[:-1])
+    store.close()

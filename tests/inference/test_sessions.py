@@ -8,9 +8,11 @@ import time
 import pytest
 
 from synthe_core.errors import InputError
+from synthe_core.inference import session_store
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.request import Busy, NotFound
+from synthe_core.inference.request import Busy, NotFound, QuotaExceeded
+from synthe_core.inference.session_store import SessionLimits
 from tests.inference.conftest import output_ids
 from tests.processes import run_program
 
@@ -111,3 +113,80 @@ def test_saved_sessions_survive_sigkill(memory_path, memory: LoadedModel, ask, t
         assert output_ids(engine.submit(ask(count=12))) == first + output_ids(
             engine.submit(ask((), 6, session_id="kept"))
         )
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_fork_of_a_busy_session_leaves_no_name_reserved(memory, ask, tmp_path, saved):
+    """Neither name, whichever of the two was in use."""
+    with serve(memory, tmp_path if saved else None) as engine:
+        for name in ("talk", "other"):
+            list(engine.submit(ask(count=2, session_id=name)))
+        long = engine.submit(ask((), count=100_000, session_id="talk"))
+        next(iter(long))
+        for _ in range(2):
+            with pytest.raises(Busy, match="'talk'"):
+                engine.sessions.fork("talk", "copy")
+        with pytest.raises(InputError, match="already"):
+            engine.sessions.fork("other", "talk")
+        fresh = engine.submit(ask(count=100_000, session_id="fresh"))
+        next(iter(fresh))
+        with pytest.raises(Busy, match="'fresh'"):
+            engine.sessions.fork("other", "fresh")
+        engine.sessions.fork("other", "third")  # which is free again
+        for endless in (long, fresh):
+            endless.cancel()
+            list(endless)
+        assert engine.sessions.fork("talk", "copy").id == "copy"
+        assert engine.sessions._busy == {}
+
+
+def test_a_failed_fork_leaves_no_name_reserved(memory, ask, tmp_path, monkeypatch):
+    with serve(memory, tmp_path) as engine:
+        list(engine.submit(ask(count=2, session_id="talk")))
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(session_store, "write_session", full)
+            with pytest.raises(OSError):
+                engine.sessions.fork("talk", "copy")
+        assert engine.sessions.fork("talk", "copy").id == "copy"
+
+
+def test_limits_are_of_each_owner_and_count_what_is_being_written(memory, ask, tmp_path):
+    one = memory.state_bytes(1)
+    limits = SessionLimits(max_count=3, max_bytes=2 * one + one // 2)
+    with AsyncEngine([memory], sessions=tmp_path, session_limits=limits, max_state_bytes=1 << 28) as engine:
+        mine, yours = "a" * 32, "b" * 32
+        list(engine.submit(ask(count=2, session_id="first", owner=mine)))
+        long = engine.submit(ask(count=100_000, session_id="second", owner=mine))
+        next(iter(long))
+        with pytest.raises(QuotaExceeded, match="are allowed"):
+            engine.submit(ask(count=2, session_id="third", owner=mine))  # the second is not written yet
+        with pytest.raises(QuotaExceeded):
+            engine.sessions.fork("first", "third", mine)
+        list(engine.submit(ask(count=2, session_id="third", owner=yours)))
+        long.cancel()
+        list(long)
+        engine.sessions.delete("first", mine)
+        list(engine.submit(ask(count=2, session_id="third", owner=mine)))
+        assert {info.id for info in engine.sessions.list(mine)} == {"second", "third"}
+        assert {info.id for info in engine.sessions.list(yours)} == {"third"}
+        assert engine.sessions.count() == 3 and engine.sessions._busy == {}
+
+
+def test_in_memory_an_owner_with_many_sessions_drops_its_own(memory, ask):
+    one = memory.state_bytes(1)
+    with AsyncEngine([memory], cache_bytes=4 * one + one // 2, max_state_bytes=1 << 28) as engine:
+        mine, yours = "a" * 32, "b" * 32
+        list(engine.submit(ask(count=2, session_id="old", owner=yours)))
+        for name in ("a", "b", "c", "d", "e", "f"):
+            list(engine.submit(ask(count=2, session_id=name, owner=mine)))
+        assert {info.id for info in engine.sessions.list(mine)} == {"d", "e", "f"}
+        assert {info.id for info in engine.sessions.list(yours)} == {"old"}
+    few = AsyncEngine([memory], session_limits=SessionLimits(2, None), max_state_bytes=1 << 28)
+    with few as engine:
+        for name in ("a", "b", "c"):
+            list(engine.submit(ask(count=2, session_id=name)))
+        assert {info.id for info in engine.sessions.list()} == {"b", "c"}

@@ -5,7 +5,15 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    StringConstraints,
+    model_validator,
+)
 
 from synthe_core.inference import session_store
 
@@ -34,8 +42,28 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 Biases = Annotated[dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")], Bias], Field(max_length=1024)]
 
 
+def _fail_fast(schema: Any) -> None:
+    """Marks every list of a core schema."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for inner in schema.values():
+            _fail_fast(inner)
+    elif isinstance(schema, (list, tuple)):
+        for inner in schema:
+            _fail_fast(inner)
+
+
 class Body(BaseModel):
+    """Every list of a body is validated up to its first error: a million items must not make a million errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
 
 
 class StreamOptions(Body):

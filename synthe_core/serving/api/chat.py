@@ -26,13 +26,14 @@ from synthe_core.serving.api.response_format import ResponseFormat, confidences
 
 async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
     """Generates the next message, with `n` choices."""
-    served = api.served(body.model)
+    served = api.served(body.model, call.owner)
     if None not in (body.max_completion_tokens, body.max_tokens) and body.max_completion_tokens != body.max_tokens:
         raise HttpError(400, "max_tokens: differs from max_completion_tokens, which replaces it")
     count = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     check_counts(api, body, 1, count)
-    session = body.session if api.has_session(body.session) else None
-    prompt = await prompts.conversation(api, served, body.messages, session=session)
+    continues = api.has_session(body.session, call.owner)
+    tails = prompts.tails_of(api, served, call.owner, body.session) if continues else None
+    prompt = await prompts.conversation(api, served, body.messages, tails=tails)
     if count is None:  # as long as it may be
         limits = (api.settings.max_tokens, api.max_length(served) - len(prompt.tokens), served.defaults.max_tokens)
         count = max(1, min(limit for limit in limits if limit is not None))
@@ -51,6 +52,7 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
             return_logprob=bool(body.logprobs) or bool(body.confidence),
             client=call.sender,
             json_schema=body.response_schema,
+            owner=call.owner,
         )
         for seed in seeds(body)
     ]

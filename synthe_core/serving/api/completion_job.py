@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -257,15 +258,17 @@ class CompletionJob:
                     usage.cached += choice.usage.num_cached_tokens
         return usage
 
-    def record_last_output(self, client: str) -> None:
+    def record_last_output(self) -> None:
         """Stores the tokens of the last choice, for its inspection, and the end of its text, for the next turn."""
-        request, tokens = self.requests[-1], self.tokens[-1]
-        self.api.last_tokens[client, request.model] = (*request.prompt_token_ids, *tokens)
+        request, tokens, tails = self.requests[-1], self.tokens[-1], self.api.tails
+        self.api.last_tokens[request.owner, request.model] = array("i", (*request.prompt_token_ids, *tokens))
         if request.session_id is not None:
-            self.api.tails.pop(request.session_id, None)
-            self.api.tails[request.session_id] = tail(self.tokenizer, tokens)
-            while len(self.api.tails) > MAX_TAILS:
-                del self.api.tails[next(iter(self.api.tails))]
+            key = (request.owner, request.session_id)
+            tails.pop(key, None)
+            tails[key] = tail(self.tokenizer, tokens)
+            own = [each for each in tails if each[0] == request.owner] if len(tails) > MAX_TAILS else []
+            for each in own[: len(tails) - MAX_TAILS]:
+                del tails[each]
 
 
 def tail(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:

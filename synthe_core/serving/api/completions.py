@@ -27,10 +27,10 @@ DEFAULT_COUNT = 16
 
 async def completions(api: Api, call: Call, body: bodies.Completion) -> Response:
     """Completes every prompt, with `n` choices each."""
-    served = api.served(body.model)
+    served = api.served(body.model, call.owner)
     texts = several(body.prompt)
     check_counts(api, body, len(texts), body.max_tokens)
-    continues = api.has_session(body.session)
+    continues = api.has_session(body.session, call.owner)
     read = [await prompts.completion(api, served, text, continues=continues) for text in texts]
     note_prompts(api, [prompt.text for prompt in read])
     requests = [
@@ -47,6 +47,7 @@ async def completions(api: Api, call: Call, body: bodies.Completion) -> Response
             ignore_eos=bool(body.ignore_eos),
             return_logprob=body.logprobs is not None or bool(body.confidence),
             client=call.sender,
+            owner=call.owner,
         )
         for prompt in read
         for seed in seeds(body)
@@ -55,7 +56,7 @@ async def completions(api: Api, call: Call, body: bodies.Completion) -> Response
     if body.echo:
         n = body.n or 1
         echoes = [
-            served.tokenizer.decode(prompt.tokens) if prompt.text is None else prompt.text
+            await prompts.decoded(api, served, prompt.tokens) if prompt.text is None else prompt.text
             for prompt in read
             for _ in range(n)
         ]

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.request import NotFound
-from synthe_core.serving.api.errors import HttpError, busy, invalid
+from synthe_core.serving.api.errors import HttpError, busy
+from synthe_core.serving.api.json_body import MAX_VALUES, parse_body
 from synthe_core.serving.api.metrics import Metrics
 from synthe_core.serving.api.settings import Settings
 
 T = TypeVar("T")
 B = TypeVar("B", bound=BaseModel)
+
+MAX_INLINE_BODY = 16_384  # bytes that are parsed in the event loop; more in a thread
+PARSERS = 2
+"""Bodies that are parsed at a time; the others wait."""
 
 
 class ClientDisconnected(Exception):
@@ -34,8 +42,8 @@ class Api:
     """The server.
 
     closing:     set when it begins to shut down.
-    last_tokens: the tokens of the last request of each (client, model), for their inspection.
-    tails:       the last text of each session that was continued here.
+    last_tokens: the tokens of the last request of each (owner, model), for their inspection.
+    tails:       the last text of each session that was continued here, by owner and name.
     template_locks: held while a chat template is rendered, one for each model.
     """
 
@@ -44,36 +52,33 @@ class Api:
     metrics: Metrics
     started: float = field(default_factory=time.time)
     closing: bool = False
-    last_tokens: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict)
-    tails: dict[str, str] = field(default_factory=dict)
+    last_tokens: dict[tuple[str, str], array[int]] = field(default_factory=dict)
+    tails: dict[tuple[str, str], str] = field(default_factory=dict)
     template_locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     receiving_bytes: int = 0
     background_count: int = 0
+    parsers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(PARSERS, "bodies"))
 
     @property
-    def names(self) -> list[str]:
-        """Every model name that requests can use: models, and models with an adapter."""
-        return [
-            name
-            for base, served in self.engine.models.items()
-            for name in (base, *(f"{base}:{adapter}" for adapter in list(served.adapters)))
-        ]
+    def max_values(self) -> int:
+        """The maximum number of values of a body: a prompt may come as token ids, each of them one."""
+        return max(MAX_VALUES, 2 * self.settings.max_prompt)
 
-    def served(self, name: str | None) -> LoadedModel:
-        """The model of that name, the first for None; raises NotFound."""
-        return self.engine.find(name)[0] if name is not None else next(iter(self.engine.models.values()))
+    def served(self, name: str | None, owner: str) -> LoadedModel:
+        """The owner's model of that name, the first for None; raises NotFound."""
+        return self.engine.find(name, owner)[0] if name is not None else next(iter(self.engine.models.values()))
 
     def max_length(self, served: LoadedModel) -> int:
         """The maximum number of tokens of a prompt and its output together."""
         allowed = self.settings.max_prompt + self.settings.max_tokens
         return allowed if served.max_length is None else min(allowed, served.max_length)
 
-    def has_session(self, name: str | None) -> bool:
-        """Whether a conversation of this name exists."""
+    def has_session(self, name: str | None, owner: str) -> bool:
+        """Whether the owner has a conversation of this name."""
         if name is None:
             return False
         try:
-            self.engine.sessions.get(name)
+            self.engine.sessions.get(name, owner)
         except NotFound:
             return False
         return True
@@ -97,10 +102,12 @@ class Api:
 
 @dataclass
 class Call:
-    """An HTTP request. client: the label of its API key. note: adds a text to its log line."""
+    """An HTTP request. client: the digest of its API key. owner: whose it is, "" where all share everything. note: adds
+    a text to its log line."""
 
     request: Request
     client: str = ""
+    owner: str = ""
 
     @property
     def sender(self) -> str:
@@ -136,15 +143,20 @@ async def read_body(api: Api, request: Request, model: type[B]) -> B:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # which a cross-origin page cannot send without a preflight request
         raise HttpError(415, f"the content type must be application/json, not {kind[:80] or 'missing'}")
-    content = await _read(api, request)
+    content = bytearray()
     try:
-        return model.model_validate_json(content)
-    except ValidationError as error:
-        raise invalid(error, model) from None
+        await _read(api, request, content)
+        parse = partial(parse_body, bytes(content), model, api.max_values)
+        if len(content) <= MAX_INLINE_BODY:
+            return parse()
+        return await asyncio.get_running_loop().run_in_executor(api.parsers, parse)
+    finally:
+        api.receiving_bytes -= len(content)
 
 
-async def _read(api: Api, request: Request) -> bytes:
-    settings, content = api.settings, bytearray()
+async def _read(api: Api, request: Request, content: bytearray) -> None:
+    """Adds the body to `content`, and its size to `api.receiving_bytes`."""
+    settings = api.settings
     too_large = HttpError(413, f"the body is larger than {settings.max_body:,} bytes", headers={"Connection": "close"})
     content_length = request.headers.get("content-length", "0")
     if not content_length.isdecimal() or int(content_length) > settings.max_body:
@@ -162,6 +174,3 @@ async def _read(api: Api, request: Request) -> bytes:
         raise HttpError(408, "the body did not arrive in time", headers={"Connection": "close"}) from None
     except ClientDisconnect:
         raise ClientDisconnected from None
-    finally:
-        api.receiving_bytes -= len(content)
-    return bytes(content)

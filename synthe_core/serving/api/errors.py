@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse
 
 from synthe_core.errors import InputError, SyntheError, closest
-from synthe_core.inference.request import Busy, NotFound
+from synthe_core.inference.request import Busy, NotFound, QuotaExceeded
 
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 QUOTED = 200  # characters of the request that an error repeats
@@ -52,6 +52,8 @@ def http_error(error: SyntheError) -> HttpError:
     message = f"{error.message} ({error.hint})" if error.hint else error.message
     if isinstance(error, Busy):
         return busy(message, error.retry)
+    if isinstance(error, QuotaExceeded):
+        return HttpError(507, message, code="quota_exceeded")
     if isinstance(error, NotFound):
         return HttpError(404, message, code="not_found")
     return HttpError(400 if isinstance(error, InputError) else 500, message)
@@ -64,7 +66,7 @@ def invalid(error: ValidationError, body: type[BaseModel]) -> HttpError:
     where = [str(part) for part in fault["loc"]]
     text = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":  # of several fields; the message names them
-        return HttpError(400, text, param=text.partition(":")[0])
+        return HttpError(400, text[: 2 * QUOTED], param=text.partition(":")[0][:QUOTED])
     if not where:
         return HttpError(400, f"the body is invalid: {text[:QUOTED]}")
     name = where[0][:QUOTED]

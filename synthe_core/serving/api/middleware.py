@@ -80,7 +80,7 @@ class AccessMiddleware:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
-        self.keys = {hashlib.sha256(key.encode()).digest(): f"key {i}" for i, key in enumerate(settings.keys, 1)}
+        self.keys = {hashlib.sha256(key.encode()).digest(): digest_of(key) for key in settings.keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -101,11 +101,17 @@ class AccessMiddleware:
         matches = [client for key, client in self.keys.items() if hmac.compare_digest(key, digest)]  # constant time
         if matches and scheme.lower() == "bearer":
             scope["synthe.client"] = matches[0]
+            scope["synthe.owner"] = "" if self.settings.shared else matches[0]
             return None
         if OPEN.fullmatch(scope["path"]):
             return None
         message = "the API key is invalid" if header else "an API key is required: Authorization: Bearer KEY"
         return HttpError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def digest_of(key: str) -> str:
+    """What an API key is known by, and what it owns is named by."""
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def host_name(header: str) -> str:

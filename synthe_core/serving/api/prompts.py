@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from synthe_core.data import chat_template as chat
 from synthe_core.data.tokenizers import Tokenizer
@@ -13,7 +14,7 @@ from synthe_core.serving.api.bodies import Message
 from synthe_core.serving.api.context import Api
 from synthe_core.serving.api.errors import HttpError
 
-MAX_INLINE = 4096  # characters that are tokenized in the event loop; more in a thread
+MAX_INLINE = 4096  # characters or tokens that are tokenized or decoded in the event loop; more in a thread
 
 PLAIN = """\
 {% for message in messages %}\
@@ -57,6 +58,12 @@ async def encoded(api: Api, served: LoadedModel, text: str, *, plain: bool = Fal
     return list(tokens)
 
 
+async def decoded(api: Api, served: LoadedModel, tokens: Sequence[int], *, marked: bool = False) -> str:
+    """The text of tokens. With `marked`, special tokens are spelled out."""
+    decode = partial(served.tokenizer.decode_marked if marked else served.tokenizer.decode, tokens)
+    return decode() if len(tokens) <= MAX_INLINE else await api.in_thread(decode)
+
+
 async def completion(api: Api, served: LoadedModel, prompt: str | Sequence[int], *, continues: bool = False) -> Prompt:
     """The prompt of a completion. A text starts a document, unless it continues a session."""
     if not isinstance(prompt, str):
@@ -69,25 +76,35 @@ async def completion(api: Api, served: LoadedModel, prompt: str | Sequence[int],
 
 
 async def conversation(
-    api: Api, served: LoadedModel, messages: Sequence[Message], *, session: str | None = None, answer: bool = True
+    api: Api,
+    served: LoadedModel,
+    messages: Sequence[Message],
+    *,
+    tails: Sequence[str] | None = None,
+    answer: bool = True,
 ) -> Prompt:
     """The messages by the model's own template, or as `PLAIN` for a model that has none.
 
-    session: they are the next ones of this session, whose last message was the model's own.
+    tails: they are the next ones of a session that ends with one of these texts of the model's own.
     """
     tokenizer = served.tokenizer
     plain = tokenizer.chat_template is None
     turns = [{"role": _role(each), "content": each.text} for each in messages]
-    if session is None:
+    if tails is None:
         text = await _rendered(api, served, turns, answer)
     else:
-        tails = [api.tails[session]] if session in api.tails else [tokenizer.spelling(end) for end in tokenizer.ends]
         text = await _continuation(api, served, turns, tails)
     tokens = await encoded(api, served, text, plain=plain)
     begin = tokenizer.begin
-    if session is None and begin is not None and tokens[:1] != [begin]:
+    if tails is None and begin is not None and tokens[:1] != [begin]:
         tokens = [begin, *tokens]
     return Prompt(_fitting(api, tokens), text, (PLAIN_STOP,) if plain else ())
+
+
+def tails_of(api: Api, served: LoadedModel, owner: str, session: str | None) -> list[str]:
+    """What a saved session's text may end with: if it was not continued here, with any end of texts."""
+    tail = api.tails.get((owner, session or ""))
+    return [served.tokenizer.spelling(end) for end in served.tokenizer.ends] if tail is None else [tail]
 
 
 def _role(message: Message) -> str:

@@ -89,6 +89,7 @@ class Server:
         self.engine.close(grace)
         self._server.should_exit = True
         self._thread.join(2 * SHUTDOWN_TIMEOUT)
+        self.app.api.parsers.shutdown(wait=False, cancel_futures=True)
 
     def _serve(self) -> None:
         asyncio.run(self._answer())

@@ -16,6 +16,7 @@ class Settings:
     """Limits are per request unless stated otherwise; times are in seconds.
 
     keys:     bearer tokens, one of which a request must send; without keys, none is required.
+    shared:   whether the keys share sessions, cached states and adapters; otherwise each has its own.
     hosts:    accepted names of the `Host` header, None for any. The check protects a server on loopback from web pages
               whose own name resolves to 127.0.0.1 (DNS rebinding).
     origins:  origins whose pages may send cross-origin requests (CORS); none by default.
@@ -24,11 +25,13 @@ class Settings:
     max_prompt, max_tokens: the maximum number of prompt tokens, and of output tokens of one choice; `max_tokens` is the
               default of a chat without a limit.
     max_n, max_choices: the maximum number of choices of a prompt, and of all prompts of a request.
+    max_adapters: the maximum number of adapters that the requests of one key may have loaded.
     max_background: the maximum number of concurrent embeddings, reports and long tokenizations, over all requests.
     log:      called with a line for every request; without `log_prompts` it never contains prompt text.
     """
 
     keys: tuple[str, ...] = ()
+    shared: bool = False
     hosts: frozenset[str] | None = None
     origins: tuple[str, ...] = ()
     adapters: tuple[Path, ...] = ()
@@ -37,6 +40,7 @@ class Settings:
     max_tokens: int = 4096
     max_n: int = 16
     max_choices: int = 128
+    max_adapters: int = 16
     max_background: int = 8
     header_timeout: float = 10.0
     body_timeout: float = 30.0

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from synthe_core.errors import InputError, closest
 from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.model_registry import owned_name
 from synthe_core.introspection.report import Report, examine_tokens, lines
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.context import Api, Call
@@ -21,18 +22,20 @@ MOST_EXAMINED = 2048
 
 
 async def models(api: Api, call: Call, body: None) -> Response:
-    return JSONResponse({"object": "list", "data": [_model(api, name) for name in api.names]})
+    return JSONResponse(
+        {"object": "list", "data": [_model(api, name, call.owner) for name in api.engine.registry.names(call.owner)]}
+    )
 
 
 async def model(api: Api, call: Call, body: None) -> Response:
     name = call.request.path_params["model"]
-    api.served(name)
-    return JSONResponse(_model(api, name))
+    return JSONResponse(_model(api, name, call.owner))
 
 
-def _model(api: Api, name: str) -> dict[str, Any]:
-    served = api.served(name)
+def _model(api: Api, name: str, owner: str) -> dict[str, Any]:
+    served = api.served(name, owner)
     base, colon, adapter = name.partition(":")
+    adapter = adapter if adapter in served.adapters else owned_name(adapter, owner)
     return {
         "id": name,
         "object": "model",
@@ -41,7 +44,7 @@ def _model(api: Api, name: str) -> dict[str, Any]:
         "parent": base if colon else None,
         "max_model_len": api.max_length(served),
         "synthe": {
-            "parameters": served.parameter_count(adapter or None),
+            "parameters": served.parameter_count(adapter),
             "state_bytes_per_sequence": served.state_bytes(api.max_length(served)),
             "vocab": served.model.vocab,
             "digest": served.digest,
@@ -70,16 +73,17 @@ async def status(api: Api, call: Call, body: None) -> Response:
         "max_n": settings.max_n,
         "max_body": settings.max_body,
     }
-    return JSONResponse({**api.engine.status(), "models": api.names, "limits": limits})
+    own = {"sessions": len(api.engine.sessions.list(call.owner)), "models": api.engine.registry.names(call.owner)}
+    return JSONResponse({**api.engine.status(), **own, "limits": limits})
 
 
 async def introspect(api: Api, call: Call, body: bodies.Introspect) -> Response:
     """The signals of every layer on a text, or on the last request of the model (with the same key)."""
-    served = api.served(body.model)
+    served = api.served(body.model, call.owner)
     if body.text is not None:
         tokens = (await prompts.completion(api, served, body.text)).tokens
     else:
-        tokens = api.last_tokens.get((call.client, body.model), ())
+        tokens = tuple(api.last_tokens.get((call.owner, body.model), ()))
         if not tokens:
             raise HttpError(404, f"{body.model} has had no request yet", code="not_found")
     read = tokens[:MOST_EXAMINED]
@@ -108,25 +112,25 @@ async def introspect(api: Api, call: Call, body: bodies.Introspect) -> Response:
 
 
 async def sessions(api: Api, call: Call, body: None) -> Response:
-    return JSONResponse({"object": "list", "data": [_session(info) for info in api.engine.sessions.list()]})
+    return JSONResponse({"object": "list", "data": [_session(info) for info in api.engine.sessions.list(call.owner)]})
 
 
 async def session(api: Api, call: Call, body: None) -> Response:
-    return JSONResponse(_session(api.engine.sessions.get(call.request.path_params["id"])))
+    return JSONResponse(_session(api.engine.sessions.get(call.request.path_params["id"], call.owner)))
 
 
 async def fork_session(api: Api, call: Call, body: bodies.Fork) -> Response:
     session_id = call.request.path_params["id"]
-    info = await api.in_thread(lambda: api.engine.sessions.fork(session_id, body.to))
-    if session_id in api.tails:
-        api.tails[body.to] = api.tails[session_id]
+    info = await api.in_thread(lambda: api.engine.sessions.fork(session_id, body.to, call.owner))
+    if (tail := api.tails.get((call.owner, session_id))) is not None:
+        api.tails[call.owner, body.to] = tail
     return JSONResponse(_session(info))
 
 
 async def delete_session(api: Api, call: Call, body: None) -> Response:
     session_id = call.request.path_params["id"]
-    await api.in_thread(lambda: api.engine.sessions.delete(session_id))
-    api.tails.pop(session_id, None)
+    await api.in_thread(lambda: api.engine.sessions.delete(session_id, call.owner))
+    api.tails.pop((call.owner, session_id), None)
     return JSONResponse({"id": session_id, "object": "session.deleted", "deleted": True})
 
 
@@ -147,11 +151,12 @@ async def load_adapter(api: Api, call: Call, body: bodies.AdapterLoad) -> Respon
         hint = f"did you mean '{near}'?" if near else f"available: {', '.join(sorted(allowed)) or 'none'}"
         raise HttpError(404, f"no such adapter ({hint})", param="path", code="not_found")
     if body.model not in api.engine.models:
-        api.served(body.model)  # says which models there are
+        api.served(body.model, call.owner)  # says which models there are
         raise InputError(f"{body.model} is an adapter itself", "name its base")
     path = allowed[body.path]
-    await api.in_thread(lambda: api.engine.load_adapter(body.model, body.name, path))
-    return JSONResponse(_model(api, f"{body.model}:{body.name}"))
+    most = api.settings.max_adapters
+    await api.in_thread(lambda: api.engine.load_adapter(body.model, body.name, path, call.owner, most))
+    return JSONResponse(_model(api, f"{body.model}:{body.name}", call.owner))
 
 
 def entries(folders: tuple[Path, ...]) -> dict[str, Path]:
@@ -161,6 +166,5 @@ def entries(folders: tuple[Path, ...]) -> dict[str, Path]:
 
 async def unload_adapter(api: Api, call: Call, body: None) -> Response:
     base, name = (call.request.path_params[key] for key in ("model", "name"))
-    api.served(f"{base}:{name}")
-    await api.in_thread(lambda: api.engine.unload_adapter(base, name))
+    await api.in_thread(lambda: api.engine.unload_adapter(base, name, call.owner))
     return JSONResponse({"id": f"{base}:{name}", "object": "model", "deleted": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import Any
 
@@ -16,7 +17,7 @@ from synthe_core.serving.api.errors import HttpError
 
 
 async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
-    served = api.served(body.model)
+    served = api.served(body.model, call.owner)
     begins = body.add_special_tokens is not False
     if body.messages is not None:
         answer = body.add_generation_prompt is not False
@@ -27,20 +28,22 @@ async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
             tokens = [served.tokenizer.begin, *tokens]
     response: dict[str, Any] = {"count": len(tokens), "max_model_len": api.max_length(served), "tokens": tokens}
     if body.return_token_strs:
-        response["token_strs"] = [token_text(served.tokenizer, token) for token in tokens]
+        response["token_strs"] = await asyncio.to_thread(
+            lambda: [token_text(served.tokenizer, each) for each in tokens]
+        )
     return JSONResponse(response)
 
 
 async def detokenize(api: Api, call: Call, body: bodies.Detokenize) -> Response:
-    served = api.served(body.model)
+    served = api.served(body.model, call.owner)
     tokenizer, tokens = served.tokenizer, body.tokens
     if tokenizer.begin is not None and tokens[:1] == [tokenizer.begin]:  # which /tokenize has added
         tokens = tokens[1:]
-    return JSONResponse({"prompt": tokenizer.decode_marked(tokens)})
+    return JSONResponse({"prompt": await prompts.decoded(api, served, tokens, marked=True)})
 
 
 async def tokenizer_info(api: Api, call: Call, body: None) -> Response:
-    served = api.served(call.request.query_params.get("model"))
+    served = api.served(call.request.query_params.get("model"), call.owner)
     tokenizer = served.tokenizer
     names = tokenizer.named_tokens
     return JSONResponse(
@@ -60,7 +63,7 @@ async def tokenizer_info(api: Api, call: Call, body: None) -> Response:
 
 async def embeddings(api: Api, call: Call, body: bodies.Embedding) -> Response:
     """The mean over a text's tokens of the last block's output."""
-    served = api.served(body.model)
+    served = api.served(body.model, call.owner)
     read = [(await prompts.completion(api, served, text)).tokens for text in several(body.input)]
     count = sum(map(len, read))
     if len(read) > api.settings.max_choices:

@@ -31,15 +31,16 @@ class Scripted:
                 max_length=None,
             )
         }
-        self.sessions = SimpleNamespace(get=self._no_session)
+        self.sessions = SimpleNamespace(get=self._no_session, list=lambda owner: [])
+        self.registry = SimpleNamespace(names=lambda owner: list(self.models))
         self.requests: list[Request] = []
         self.cancelled = threading.Semaphore(0)
         self.closed: list[float] = []
 
-    def _no_session(self, name: str) -> None:
+    def _no_session(self, name: str, owner: str) -> None:
         raise NotFound(f"no such session: {name}")
 
-    def find(self, name: str) -> tuple[Any, None]:
+    def find(self, name: str, owner: str) -> tuple[Any, None]:
         if name not in self.models:
             raise NotFound(f"no such model: {name}")
         return self.models[name], None
