@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from synthe_core.errors import InputError
+from synthe_core.errors import InputError, WorkError
 from synthe_core.inference.detokenizer import Detokenizer
 from synthe_core.inference.engine import Engine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.model_registry import ModelRegistry, owned_name
-from synthe_core.inference.outputs import Finished, Output
+from synthe_core.inference.outputs import Finished, Output, PooledOutput
 from synthe_core.inference.prefix_cache import PrefixCache
 from synthe_core.inference.request import Busy, QuotaExceeded, Request
 from synthe_core.inference.sequence import Sequence as EngineSequence
@@ -160,14 +160,14 @@ class AsyncEngine:
 
     def embed(self, name: str, texts: Sequence[Sequence[int]]) -> Tensor:
         """float32 [N, D]: the mean over each text's tokens of the last block's output, after the norm."""
-
-        def mean_hidden(text: Sequence[int], model: LoadedModel) -> Tensor:
-            tokens = torch.tensor([list(text)], device=model.device)
-            return model.forward(tokens, None).hidden.float().mean(1)
-
-        for text in texts:
-            check_tokens(text, self.registry.resolve(name).model)
-        return torch.cat([self.with_model(name, text, partial(mean_hidden, text)).result() for text in texts])
+        handles: list[RequestHandle] = []
+        try:
+            for text in texts:
+                handles.append(self.submit(Request(name, tuple(text), max_tokens=0, pooling=True)))
+            return torch.stack([_pooled(handle) for handle in handles])
+        finally:
+            for handle in handles:
+                handle.cancel()
 
     def load_adapter(
         self, model_name: str, adapter_name: str, path: Path, owner: str = "", max_adapters: int | None = None
@@ -268,6 +268,17 @@ class AsyncEngine:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             for sequence in list(self.engine.running):
                 self.engine.finish(sequence, "shutdown")
+
+
+def _pooled(handle: RequestHandle) -> Tensor:
+    hidden = None
+    for output in handle:
+        if isinstance(output, PooledOutput):
+            hidden = output.hidden
+        elif isinstance(output, Finished) and hidden is None:
+            raise WorkError(f"the text could not be read: {output.message or output.reason}")
+    assert hidden is not None
+    return hidden
 
 
 def _stopping() -> Busy:

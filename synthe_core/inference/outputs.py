@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor
+
 FinishReason = Literal["stop", "length", "cancelled", "refused", "error", "shutdown"]
 
 
@@ -51,6 +53,13 @@ class TokenOutput:
 
 
 @dataclass(frozen=True)
+class PooledOutput:
+    """float32 [D]: the mean over the prompt's tokens of the last block's output, after the norm."""
+
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last output of every sequence. text: what the detokenizer still held back. message: why, for an error."""
 
@@ -62,6 +71,6 @@ class Finished:
     message: str = ""
 
 
-Output = PrefillFinished | PromptLogprob | TokenOutput | Finished
+Output = PrefillFinished | PromptLogprob | TokenOutput | PooledOutput | Finished
 OutputCallback = Callable[[Output], bool]
 """Receives the outputs of one sequence, on the engine's thread. Returns whether the sequence stops with this token."""

@@ -67,7 +67,7 @@ def _next_chunk(sequence: Sequence, config: SchedulerConfig) -> Hashable:
     first, request = sequence.num_computed_tokens, sequence.request
     if sequence.next_chunk is None or sequence.next_chunk[0] != first:
         tokens = array("q", sequence.token_ids[first : first + chunk_length(sequence, config)]).tobytes()
-        reports = request.prompt_logprobs, request.logprobs if request.prompt_logprobs else None
+        reports = request.pooling, request.prompt_logprobs, request.logprobs if request.prompt_logprobs else None
         sequence.next_chunk = first, (sequence.fingerprint, first, tokens, reports)
     return None if sequence.state is None else id(sequence.state), sequence.next_chunk[1]
 

@@ -28,6 +28,7 @@ class Request:
     ignore_eos:        generation goes on after an end-of-text token.
     cache_breakpoints: lengths of prefixes of the prompt that other requests share. The state at each is cached.
     client:            who sends it. Clients get equal shares of the engine, however much each of them asks for.
+    pooling:           the mean of the prompt's hidden states is reported; with `max_tokens` 0.
     owner:             whose it is: sessions and cached states are shared within an owner only. "" is everybody where
                        there are no owners.
     """
@@ -46,6 +47,7 @@ class Request:
     ignore_eos: bool = False
     cache_breakpoints: tuple[int, ...] = ()
     client: str = ""
+    pooling: bool = False
     owner: str = ""
 
 

@@ -14,7 +14,7 @@ from synthe_core.inference.fairness import TokenCounters
 from synthe_core.inference.heads import Heads, next_token_heads, token_outputs
 from synthe_core.inference.loaded_model import ForwardOutput, LoadedModel
 from synthe_core.inference.metrics import Metrics
-from synthe_core.inference.outputs import FinishReason, PrefillFinished, TokenOutput
+from synthe_core.inference.outputs import FinishReason, PooledOutput, PrefillFinished, TokenOutput
 from synthe_core.inference.prefill import PrefillBatch, caches_state, furthest, grouped, next_prefill_batch
 from synthe_core.inference.prefix_cache import CachedState, PrefixCache
 from synthe_core.inference.prompt_logprobs import add_prompt_logprobs
@@ -158,6 +158,11 @@ class ModelScheduler:
             if not self.config.batch_invariant:
                 position = reader.num_past_tokens + reader.num_computed_tokens + count
                 state = self.batch.trimmed(state, position)
+            if reader.request.pooling:
+                total = output.hidden[row, :count].float().sum(0)
+                total = total if reader.hidden_sum is None else reader.hidden_sum + total
+                for sequence in group:
+                    sequence.hidden_sum = total
             for sequence in group:
                 sequence.num_computed_tokens += count
                 sequence.num_cached_tokens += 0 if sequence is reader else count
@@ -259,6 +264,8 @@ class ModelScheduler:
         if sequence.state is None:  # nothing is read but what comes next
             sequence.state = self.model.model.init_state(1)
         self._report_prefill(sequence)
+        if sequence.hidden_sum is not None:
+            sequence.emit(PooledOutput((sequence.hidden_sum / sequence.num_computed_tokens).cpu()))
         self.finish(sequence, "length")
 
     # Decode

@@ -45,6 +45,7 @@ class Sequence:
     session:             where the sequence continues, if not from a session of the store.
     next_chunk:          what the next pass over the prompt computes; see `prefill`.
     error:               what ended the sequence, with the finish reasons "error" and "refused".
+    hidden_sum:          float32 [D]: of the tokens read so far, where the request pools them.
     prompt_logprobs:     those not reported yet. last_prompt_logits [V]: of the next prompt token to report.
     """
 
@@ -66,6 +67,7 @@ class Sequence:
     next_chunk: tuple[int, Hashable] | None = None
     prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
     last_prompt_logits: Tensor | None = None
+    hidden_sum: Tensor | None = None
     admitted_at: float = 0.0
     finish_reason: FinishReason | None = None
     error: Exception | None = None
@@ -104,8 +106,9 @@ class Sequence:
 
     @property
     def is_cacheable(self) -> bool:
-        """Whether all that its state has read is in `token_ids`: what a session read before them is not known."""
-        return self.num_past_tokens == 0
+        """Whether all that its state has read is in `token_ids`: what a session read before them is not known. What an
+        embedding has read, nobody continues."""
+        return self.num_past_tokens == 0 and not self.request.pooling
 
     def emit(self, output: Output) -> bool:
         """Passes an output on; returns whether the receiver stops the sequence."""

@@ -18,7 +18,7 @@ from synthe_core.serving.api.completion_job import (
     seeds,
     token_text,
 )
-from synthe_core.serving.api.completions import check_counts, note_prompts
+from synthe_core.serving.api.completions import check_counts, check_logprobs, note_prompts
 from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.response_format import ResponseFormat, confidences
@@ -56,6 +56,7 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
         )
         for seed in seeds(body)
     ]
+    check_logprobs(api, requests)
     job = CompletionJob(api, requests, served.tokenizer, len(requests))
     return await ChatResponse(body, served).respond(call, job)
 

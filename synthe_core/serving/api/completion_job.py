@@ -1,34 +1,28 @@
-"""A completion job: one HTTP request as requests to the engine, and the output that can be sent so far."""
+"""A completion job: the choices of one HTTP request, and the output that can be sent so far."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from array import array
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
 from synthe_core.data.tokenizers import Tokenizer
-from synthe_core.errors import SyntheError
 from synthe_core.inference.generation_defaults import GenerationDefaults
-from synthe_core.inference.outputs import Finished, Logprob, Output, PrefillFinished, PromptLogprob, TokenOutput
-from synthe_core.inference.request import Request
+from synthe_core.inference.outputs import Finished, Logprob, Output, PromptLogprob, TokenOutput
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.serving.api import bodies
-from synthe_core.serving.api.context import Api
-from synthe_core.serving.api.errors import HttpError, http_error, invalid
+from synthe_core.serving.api.engine_job import EngineJob, failure_of
+from synthe_core.serving.api.errors import HttpError, invalid
 
 MIN_LOGPROB = -9999.0
 """Replaces -inf, which JSON cannot represent."""
 TAIL_TOKENS, MAX_TAILS = 64, 10_000  # last tokens stored per session, and the number of sessions
-STATUS = {"refused": 400, "error": 500}
 REASONS = {"stop": "stop", "length": "length", "cancelled": "length", "shutdown": "length"}
 
 
@@ -109,8 +103,7 @@ class Choice:
                 self.usage = event
                 delta = self._delta(self._take_echo() + text, last=reason) or OutputDelta(self.index, "", [])
                 delta.reason = REASONS.get(reason)
-                if status := STATUS.get(reason):
-                    delta.failure = HttpError(status, event.message or "the request failed")
+                delta.failure = failure_of(event)
                 return delta
         return None
 
@@ -156,79 +149,25 @@ class Usage:
 
 
 @dataclass
-class CompletionJob:
-    """The engine requests of one HTTP request, `per_prompt` for each prompt, with their events in one queue.
+class CompletionJob(EngineJob):
+    """The engine requests of one HTTP request, `per_prompt` for each prompt, with their output as choices."""
 
-    As a context manager it cancels the unfinished requests at its end.
-    """
-
-    api: Api
-    requests: Sequence[Request]
     tokenizer: Tokenizer
     per_prompt: int = 1
     echoes: Sequence[str | None] | None = None
-    handles: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Output]] = asyncio.Queue()
+        super().__post_init__()
         echoes = self.echoes or [None] * len(self.requests)
         self.choices = [Choice(i, self.tokenizer, echo) for i, echo in enumerate(echoes)]
         self.tokens: list[list[int]] = [[] for _ in self.requests]
-        self._cancelled = False
-        self._started = time.monotonic()
         self._last = [0.0] * len(self.requests)
-
-    async def begin(self) -> Self:
-        """Submits all requests. On an error none remains submitted, and the error is raised as HttpError."""
-        if self.api.closing:
-            raise HttpError(503, "the server is shutting down", headers={"Retry-After": "5"})
-        try:
-            for index, request in enumerate(self.requests):
-                submit = partial(self._submit, index)
-                if request.json_schema is None:
-                    submit()
-                else:
-                    await self.api.in_thread(submit)  # which compiles it
-        except BaseException as error:
-            self.cancel()
-            raise http_error(error) if isinstance(error, SyntheError) else error from None
-        return self
-
-    def _submit(self, index: int) -> None:
-        """Submits one request, from any thread. It is cancelled at once if the job was cancelled."""
-        handle = self.api.engine.submit(self.requests[index], partial(self._deliver, index))
-        self.handles.append(handle)
-        if self._cancelled:
-            handle.cancel()
-
-    def _deliver(self, index: int, event: Output) -> None:
-        """Puts an event of the engine's thread into the queue."""
-        with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cancel()
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        for handle, choice in zip(self.handles, self.choices, strict=False):
-            if choice.usage is None:
-                handle.cancel()
-                self.api.metrics.finished.labels(handle.request.model, "cancelled").inc()
-        self.handles = []
 
     async def deltas(self) -> AsyncIterator[OutputDelta]:
         """New output of any choice, until all choices have ended."""
-        left = len(self.requests)
-        while left:
-            index, event = await self._events.get()
+        async for index, event in self.events():
             self._measure(index, event)
             if (delta := self.choices[index].push(event)) is not None:
-                left -= isinstance(event, Finished)
                 yield delta
 
     def _measure(self, index: int, event: Output) -> None:
@@ -240,13 +179,9 @@ class CompletionJob:
             if last:
                 metrics.between.labels(model).observe(now - last)
             else:
-                metrics.first.labels(model).observe(now - self._started)
-        elif isinstance(event, PrefillFinished):
-            metrics.prompt.labels(model).inc(event.num_prompt_tokens)
-            metrics.cached.labels(model).inc(event.num_cached_tokens)
+                metrics.first.labels(model).observe(now - self.started)
         elif isinstance(event, Finished):
             metrics.written.labels(model).inc(event.num_output_tokens)
-            metrics.finished.labels(model, event.reason).inc()
 
     def usage(self) -> Usage:
         usage = Usage()

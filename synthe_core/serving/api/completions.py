@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import Response
@@ -52,6 +53,7 @@ async def completions(api: Api, call: Call, body: bodies.Completion) -> Response
         for prompt in read
         for seed in seeds(body)
     ]
+    check_logprobs(api, requests)
     echoes: list[str | None] = [None] * len(requests)
     if body.echo:
         n = body.n or 1
@@ -80,6 +82,21 @@ def check_counts(api: Api, body: bodies.GenerationBody, prompt_count: int, count
         raise HttpError(400, f"max_tokens: {count} requested; this server allows at most {settings.max_tokens}")
     if body.session is not None and n * prompt_count > 1:
         raise HttpError(400, "session: a conversation takes one prompt and one choice", param="session")
+
+
+def check_logprobs(api: Api, requests: Sequence[Request]) -> None:
+    """Raises HttpError for more log-probabilities than the server answers with."""
+    most, count = api.settings.max_logprobs, 0
+    for request in requests:
+        if request.logprobs is not None:
+            tokens = request.max_tokens + (len(request.prompt_token_ids) if request.prompt_logprobs else 0)
+            count += tokens * (1 + request.logprobs)
+    if count > most:
+        raise HttpError(
+            400,
+            f"logprobs: {count:,} of them requested (choices x tokens x logprobs); this server allows at most {most:,}",
+            param="logprobs",
+        )
 
 
 def note_prompts(api: Api, texts: list[str | None]) -> None:

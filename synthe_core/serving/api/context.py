@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -59,6 +59,10 @@ class Api:
     background_count: int = 0
     parsers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(PARSERS, "bodies"))
 
+    def __post_init__(self) -> None:
+        self._background = ThreadPoolExecutor(self.settings.max_background, "requests")
+        self._background_lock = threading.Lock()
+
     @property
     def max_values(self) -> int:
         """The maximum number of values of a body: a prompt may come as token ids, each of them one."""
@@ -83,21 +87,27 @@ class Api:
             return False
         return True
 
-    @asynccontextmanager
-    async def background_slot(self) -> AsyncIterator[None]:
-        """Limits concurrent work outside the engine. Raises 429 if there is too much."""
-        if self.background_count >= self.settings.max_background:
-            raise busy("too many concurrent requests of this kind", 1)
-        self.background_count += 1
-        try:
-            yield
-        finally:
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Runs `work` in a thread, so that other requests continue. Raises 429 if there is too much such work.
+
+        Its place is taken until the work itself ends, though nobody may wait for it any more.
+        """
+        with self._background_lock:
+            if self.background_count >= self.settings.max_background:
+                raise busy("too many concurrent requests of this kind", 1)
+            self.background_count += 1
+        future = self._background.submit(work)
+        future.add_done_callback(self._work_ended)
+        return await asyncio.wrap_future(future)
+
+    def _work_ended(self, future: Future[Any]) -> None:
+        with self._background_lock:
             self.background_count -= 1
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Runs `work` in a thread, so that other requests continue."""
-        async with self.background_slot():
-            return await asyncio.to_thread(work)
+    def close(self) -> None:
+        """Lets the threads end."""
+        for threads in (self.parsers, self._background):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from pydantic_core import to_json
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.responses import JSONResponse, Response
@@ -20,6 +22,7 @@ from synthe_core.serving.api.completion_job import CompletionJob, OutputDelta
 from synthe_core.serving.api.context import Call
 
 DONE = "[DONE]"
+MAX_INLINE_ITEMS = 1000  # of an answer that is written in the event loop
 
 
 class ResponseFormat(ABC):
@@ -64,10 +67,22 @@ class ResponseFormat(ABC):
             async for delta in job.deltas():
                 if delta.failure is not None:
                     raise delta.failure
+                if not self.needs_entries:
+                    delta.entries = []
                 deltas[delta.index].append(delta)
         self._end(call, job)
+        size = sum(len(delta.entries) for each in deltas for delta in each)
+        return await json_response(lambda: self._complete(deltas, job), size)
+
+    def _complete(self, deltas: list[list[OutputDelta]], job: CompletionJob) -> dict[str, Any]:
         choices = [self.whole(each) for each in deltas]
-        return JSONResponse({**self.head, "object": self.whole_kind, "choices": choices, "usage": job.usage().json()})
+        return {**self.head, "object": self.whole_kind, "choices": choices, "usage": job.usage().json()}
+
+    @property
+    def needs_entries(self) -> bool:
+        """Whether the answer has anything of each token; a long one takes much memory then."""
+        logprobs = getattr(self.body, "logprobs", None)
+        return bool(self.body.confidence) or (logprobs is not None and logprobs is not False)
 
     async def _events(self, call: Call, job: CompletionJob) -> AsyncIterator[dict[str, str]]:
         for index in range(len(job.requests)):
@@ -101,6 +116,14 @@ class ResponseFormat(ABC):
         usage = job.usage()
         job.record_last_output()
         call.note(f"{self.body.model}  {usage.prompt} ({usage.cached} cached) + {usage.written} tokens")
+
+
+async def json_response(build: Callable[[], Any], size: int) -> Response:
+    """What `build` returns, as JSON; of `size` items, many of which are built and written in a thread."""
+    if size <= MAX_INLINE_ITEMS:
+        return JSONResponse(build())
+    content = await asyncio.to_thread(lambda: to_json(build(), inf_nan_mode="null"))
+    return Response(content, media_type="application/json")
 
 
 class EventStream(EventSourceResponse):

@@ -89,7 +89,7 @@ class Server:
         self.engine.close(grace)
         self._server.should_exit = True
         self._thread.join(2 * SHUTDOWN_TIMEOUT)
-        self.app.api.parsers.shutdown(wait=False, cancel_futures=True)
+        self.app.api.close()
 
     def _serve(self) -> None:
         asyncio.run(self._answer())

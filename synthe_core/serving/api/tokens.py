@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 from starlette.responses import JSONResponse, Response
 
+from synthe_core.inference.outputs import Finished, PooledOutput
+from synthe_core.inference.request import Request
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.completion_job import token_text
 from synthe_core.serving.api.completions import several
 from synthe_core.serving.api.context import Api, Call
+from synthe_core.serving.api.engine_job import EngineJob, failure_of
 from synthe_core.serving.api.errors import HttpError
+from synthe_core.serving.api.response_format import json_response
 
 
 async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
@@ -31,7 +35,7 @@ async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
         response["token_strs"] = await asyncio.to_thread(
             lambda: [token_text(served.tokenizer, each) for each in tokens]
         )
-    return JSONResponse(response)
+    return await json_response(lambda: response, len(tokens))
 
 
 async def detokenize(api: Api, call: Call, body: bodies.Detokenize) -> Response:
@@ -70,17 +74,35 @@ async def embeddings(api: Api, call: Call, body: bodies.Embedding) -> Response:
         raise HttpError(400, f"input: at most {api.settings.max_choices} texts at a time", param="input")
     if count > api.settings.max_prompt:
         raise HttpError(400, f"input: at most {api.settings.max_prompt:,} tokens at a time", param="input")
-    rows = await call.while_connected(api.in_thread(lambda: api.engine.embed(body.model, read).numpy()))
+    job = EngineJob(api, [Request(body.model, each, max_tokens=0, pooling=True, owner=call.owner) for each in read])
+    rows = await call.while_connected(_pooled(job))
     if body.dimensions not in (None, rows.shape[1]):
         raise HttpError(400, f"dimensions: the embeddings of {body.model} have {rows.shape[1]}", param="dimensions")
     in_base64 = body.encoding_format == "base64"
-    data = [
-        {"object": "embedding", "index": i, "embedding": _base64(row) if in_base64 else row.tolist()}
-        for i, row in enumerate(rows)
-    ]
     call.note(f"{body.model}  {count} tokens")
-    usage = {"prompt_tokens": count, "total_tokens": count}
-    return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
+
+    def build() -> dict[str, Any]:
+        data = [
+            {"object": "embedding", "index": i, "embedding": _base64(row) if in_base64 else row.tolist()}
+            for i, row in enumerate(rows)
+        ]
+        usage = {"prompt_tokens": count, "total_tokens": count}
+        return {"object": "list", "data": data, "model": body.model, "usage": usage}
+
+    return await json_response(build, rows.size)
+
+
+async def _pooled(job: EngineJob) -> np.ndarray:
+    """float32 [N, D]: what each request has pooled."""
+    rows: dict[int, np.ndarray] = {}
+    with job:
+        await job.begin()
+        async for index, event in job.events():
+            if isinstance(event, PooledOutput):
+                rows[index] = event.hidden.numpy()
+            elif isinstance(event, Finished) and index not in rows:
+                raise failure_of(event) or HttpError(503, "the server is shutting down")
+    return np.stack([rows[index] for index in range(len(rows))])
 
 
 def _base64(row: np.ndarray) -> str:

@@ -1,0 +1,144 @@
+"""What a request costs beside its tokens: log-probabilities, long answers, threads; and who gives a place back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from synthe_core.inference.outputs import PrefillFinished
+from synthe_core.serving.api import response_format
+from synthe_core.serving.api.context import Api
+from synthe_core.serving.api.errors import HttpError
+from synthe_core.serving.api.metrics import Metrics
+from synthe_core.serving.api.server import Server
+from synthe_core.serving.api.settings import Settings
+from tests.serving.api.scripted import Scripted, answer
+
+TYPE = "Content-Type: application/json"
+USER = [{"role": "user", "content": "x"}]
+
+
+@pytest.mark.parametrize(
+    "path,body,count",
+    [
+        ("completions", {"prompt": ["x"] * 4, "n": 2, "max_tokens": 30, "logprobs": 4}, 4 * 2 * 30 * 5),
+        ("completions", {"prompt": "x" * 400, "max_tokens": 0, "logprobs": 2, "echo": True}, 400 * 3),
+        ("chat/completions", {"messages": USER, "n": 4, "logprobs": True, "top_logprobs": 9, "max_tokens": 30}, 1200),
+    ],
+)
+def test_logprobs_are_bounded_over_choices_and_tokens(ask: Any, path: str, body: dict[str, Any], count: int) -> None:
+    for most, status in ((count, 200), (count - 1, 400)):
+        client = ask(engine=Scripted(answer), max_logprobs=most)
+        got = client.post(f"/v1/{path}", json={"model": "m", **body})
+        assert got.status_code == status, got.text
+    assert f"{count:,}" in got.json()["error"]["message"] and f"{count - 1:,}" in got.json()["error"]["message"]
+    assert got.json()["error"]["param"] == "logprobs"
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions", "embeddings"])
+def test_a_long_answer_is_written_in_a_thread_and_is_the_same(
+    ask: Any, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body: dict[str, Any] = {"model": "plain", "temperature": 0, "max_tokens": 8, "logprobs": 3, "prompt": "the sea"}
+    if path == "chat/completions":
+        body |= {"logprobs": True, "top_logprobs": 3, "messages": USER}
+        del body["prompt"]
+    if path == "embeddings":
+        body = {"model": "plain", "input": ["the sea", "rain"]}
+    threads: list[str] = []
+    write = response_format.to_json
+
+    def recorded(value: Any, **options: Any) -> bytes:
+        threads.append(threading.current_thread().name)
+        return write(value, **options)
+
+    monkeypatch.setattr(response_format, "to_json", recorded)
+    short, long = [], []
+    for most, answers in ((10**6, short), (0, long)):
+        monkeypatch.setattr(response_format, "MAX_INLINE_ITEMS", most)
+        got = ask().post(f"/v1/{path}", json=body)
+        assert got.headers["content-type"] == "application/json"
+        answers.append({k: v for k, v in got.json().items() if k not in ("id", "created", "usage")})
+    assert short == long
+    assert len(threads) == 1 and "MainThread" not in threads
+
+
+def test_an_answer_without_logprobs_keeps_no_tokens(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text is all that grows with its length."""
+    kept: list[int] = []
+    complete = response_format.ResponseFormat._complete
+
+    def recorded(self: Any, deltas: Any, job: Any) -> Any:
+        kept.append(sum(len(delta.entries) for each in deltas for delta in each))
+        return complete(self, deltas, job)
+
+    monkeypatch.setattr(response_format.ResponseFormat, "_complete", recorded)
+    client = ask(engine=Scripted(answer))
+    for more in ({}, {"logprobs": 0}, {"confidence": True}):
+        assert client.post("/v1/completions", json={"model": "m", "prompt": "x", **more}).status_code == 200
+    for more in ({}, {"logprobs": False}, {"logprobs": True}):
+        body = {"model": "m", "messages": USER, **more}
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+    assert [bool(each) for each in kept] == [False, True, True, False, False, True]
+
+
+def test_a_place_is_held_until_the_work_ends() -> None:
+    """Not only until nobody waits for it: a client that hangs up and asks again has two at work."""
+    api = Api(Scripted(answer), Settings(max_background=2), Metrics(dict))  # type: ignore[arg-type]
+    release, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        assert release.wait(60)
+
+    async def run() -> None:
+        for _ in range(2):
+            waiting = asyncio.ensure_future(api.in_thread(work))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        assert api.background_count == 2
+        with pytest.raises(HttpError) as caught:
+            await api.in_thread(work)
+        assert caught.value.status == 429
+        release.set()
+        while api.background_count:
+            await asyncio.sleep(0.001)
+        assert await api.in_thread(lambda: 5) == 5
+        with pytest.raises(ZeroDivisionError):
+            await api.in_thread(lambda: 1 // 0)
+        ended.set()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert ended.is_set() and api.background_count == 0
+    api.close()
+
+
+@pytest.mark.parametrize(
+    "path,body",
+    [
+        ("/v1/embeddings", {"input": ["a", "b"]}),
+        ("/v1/completions", {"prompt": ["a", "b"], "echo": True, "logprobs": 1, "max_tokens": 0}),
+    ],
+)
+def test_a_client_that_hangs_up_cancels_its_work(path: str, body: dict[str, Any]) -> None:
+    engine = Scripted(lambda request: [PrefillFinished(1, 0)])  # and no end
+    with Server(engine, Settings()) as server:  # type: ignore[arg-type]
+        content = json.dumps({"model": "m", **body}).encode()
+        lines = (
+            f"POST {path} HTTP/1.1",
+            "Host: a",
+            "Content-Type: application/json",
+            f"Content-Length: {len(content)}",
+        )
+        head = "".join(f"{line}\r\n" for line in (*lines, ""))
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
+            sock.sendall(head.encode() + content)
+            while len(engine.requests) < 2:
+                threading.Event().wait(0.01)
+        assert all(engine.cancelled.acquire(timeout=60) for _ in range(2))
