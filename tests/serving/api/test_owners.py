@@ -84,7 +84,7 @@ def test_sessions_stay_with_their_key_after_a_restart(
         assert engine.sessions.list() == []
 
 
-def test_nothing_tells_what_another_key_has_sent(keyed: Callable[..., TestClient]) -> None:
+def test_nothing_shows_what_another_key_has_sent(keyed: Callable[..., TestClient]) -> None:
     client = keyed()
 
     def cached(headers: dict[str, str]) -> int:

@@ -70,11 +70,11 @@ def test_a_long_answer_is_written_in_a_thread_and_is_the_same(
 
 def test_an_answer_without_logprobs_keeps_no_tokens(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its text is all that grows with its length."""
-    kept: list[int] = []
+    held: list[int] = []
     complete = response_format.ResponseFormat._complete
 
     def recorded(self: Any, deltas: Any, job: Any) -> Any:
-        kept.append(sum(len(delta.entries) for each in deltas for delta in each))
+        held.append(sum(len(delta.entries) for each in deltas for delta in each))
         return complete(self, deltas, job)
 
     monkeypatch.setattr(response_format.ResponseFormat, "_complete", recorded)
@@ -84,7 +84,7 @@ def test_an_answer_without_logprobs_keeps_no_tokens(ask: Any, monkeypatch: pytes
     for more in ({}, {"logprobs": False}, {"logprobs": True}):
         body = {"model": "m", "messages": USER, **more}
         assert client.post("/v1/chat/completions", json=body).status_code == 200
-    assert [bool(each) for each in kept] == [False, True, True, False, False, True]
+    assert [bool(each) for each in held] == [False, True, True, False, False, True]
 
 
 def test_a_place_is_held_until_the_work_ends() -> None:
