@@ -74,7 +74,10 @@ async def embeddings(api: Api, call: Call, body: bodies.Embedding) -> Response:
         raise HttpError(400, f"input: at most {api.settings.max_choices} texts at a time", param="input")
     if count > api.settings.max_prompt:
         raise HttpError(400, f"input: at most {api.settings.max_prompt:,} tokens at a time", param="input")
-    job = EngineJob(api, [Request(body.model, each, max_tokens=0, pooling=True, owner=call.owner) for each in read])
+    job = EngineJob(
+        api,
+        [Request(body.model, each, max_tokens=0, pooling=True, client=call.sender, owner=call.owner) for each in read],
+    )
     rows = await call.while_connected(_pooled(job))
     if body.dimensions not in (None, rows.shape[1]):
         raise HttpError(400, f"dimensions: the embeddings of {body.model} have {rows.shape[1]}", param="dimensions")
