@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 from synthe_core.errors import InputError
+
+WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as PowerShell writes files
 
 
 def keys_in(path: Path) -> tuple[str, ...]:
     """The distinct keys of a file. Lines that start with # are comments."""
     try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+        content = path.expanduser().read_bytes()
+        lines = content.decode("utf-16" if content.startswith(WIDE) else "utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--api-key-file {path}: {getattr(error, 'strerror', None) or 'is not text'}") from None
     keys = tuple(dict.fromkeys(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")))

@@ -217,7 +217,7 @@ def find_checkpoint(text: str) -> Path:
 def _path_of(line: str) -> str:
     try:
         return str(json.loads(line)["path"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         raise InputError("the JSON on stdin has no path", "the command before the pipe did not finish") from None
 
 

@@ -19,7 +19,8 @@ LOOSE = 6  # files of synthe_core itself
 
 LAYERS = [
     "__init__ errors registry events budget units state charts",
-    "storage storage.atomic storage.path_format storage.json_reader storage.yaml_reader storage.tensor_file",
+    "storage storage.atomic storage.path_format storage.json_reader storage.yaml_reader "
+    "storage.tensor_file storage.named_path",
     "quantization",
     "hardware hardware.probe hardware.rates hardware.placement hardware.mkl hardware.execution",
     "ops",

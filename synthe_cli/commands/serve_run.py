@@ -18,6 +18,7 @@ from synthe_cli.console import printable
 from synthe_cli.options import size_option, uses_generation_config
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError, WorkError
+from synthe_core.storage.named_path import split_named
 from synthe_core.units import format_count, format_size
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def model_paths(models: list[str]) -> dict[str, Path]:
     """The path of every model by name. Raises InputError for a duplicate or invalid name."""
     paths: dict[str, Path] = {}
     for text in models or [str(newest_run())]:
-        name, equals, rest = text.partition("=")
-        path = Path(rest if equals else text).expanduser()
-        if not equals:
+        given, path = split_named(text)
+        name = given or ""
+        if given is None:
             name = re.sub(r"[^A-Za-z0-9_.-]", "-", path.resolve().name.removesuffix(".synapse"))
         if not NAME.fullmatch(name):
             raise InputError(

@@ -59,6 +59,8 @@ class TokenizerSpec(Spec):
 
 
 def _as_list(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)  # the name of a folder
     return [value] if isinstance(value, str | dict | SourceSpec) else value
 
 

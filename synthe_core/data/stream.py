@@ -90,17 +90,20 @@ class Stream:
 
     def seek(self, cursor: dict[str, Any]) -> None:
         """Moves to the cursor of a stream of the same data, sequence and seed. InputError if the data differ."""
-        if len(cursor["drawn"]) != len(self._splits):
+        done, drawn = cursor.get("sequences"), cursor.get("drawn")
+        if not isinstance(drawn, list) or not all(type(each) is int and each >= 0 for each in [done, *drawn]):
+            raise InputError("the place in the training text is damaged", "resume from another checkpoint of the run")
+        if len(drawn) != len(self._splits):
             raise InputError(
-                f"the stream was saved over {len(cursor['drawn'])} sources, and the recipe names {len(self._splits)}",
+                f"the stream was saved over {len(drawn)} sources, and the recipe names {len(self._splits)}",
                 "resume with the data of the run",
             )
         rows = cursor.get("rows")
         if rows != (self.batch if self._carry else None):
             was, now = (f"carried over {n} rows" if n else "shuffled" for n in (rows, self.batch * self._carry))
             raise InputError(f"the stream was saved {was}, and is now {now}", "resume with the batch of the run")
-        self._done = int(cursor["sequences"])
-        self._drawn = np.array(cursor["drawn"], dtype=np.int64)
+        self._done = cursor["sequences"]
+        self._drawn = np.array(drawn, dtype=np.int64)
 
     def _shuffled(self) -> tuple[int, int]:
         """(source, first token) of the next sequence."""

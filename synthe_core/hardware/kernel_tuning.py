@@ -49,7 +49,7 @@ def tuned_kernels(recipe: Recipe, device: str, hardware: Hardware) -> dict[str, 
     try:
         stored = json.loads(tuned_kernels_path(recipe, device, hardware).read_text(encoding="utf-8"))["kernels"]
         return {str(op): str(kernel) for op, kernel in stored.items() if kernel_exists(op, kernel)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from synthe_core.layers.trace import Emission, Trace
@@ -21,9 +22,31 @@ S = TypeVar("S")
 
 
 class Spec(BaseModel):
-    """Base of every configuration: frozen, and an unknown key is an error."""
+    """Base of every configuration: frozen; an unknown key, infinity, NaN, and true or false for a number are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_not_true_or_false(cls, values: Any) -> Any:
+        """YAML reads `on`, `off`, `yes` and `no` as true and false, and pydantic true as 1."""
+        for key, value in values.items() if isinstance(values, dict) else ():
+            info = cls.model_fields.get(key)
+            if isinstance(value, bool) and info is not None and _takes(info.annotation, int, float):
+                if _takes(info.annotation, bool, Any):
+                    continue
+                facts = {
+                    "value": str(value).lower(),
+                    "path": (key,),
+                    "hint": "YAML reads on and yes as true, off and no as false",
+                }
+                raise PydanticCustomError("field", "a number is expected, not {value}", facts)
+        return values
+
+
+def _takes(annotation: Any, *kinds: Any) -> bool:
+    """Whether one of `kinds` is part of an annotation."""
+    return annotation in kinds or any(_takes(each, *kinds) for each in get_args(annotation))
 
 
 @dataclass

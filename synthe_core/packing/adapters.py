@@ -18,6 +18,7 @@ from synthe_core.errors import InputError, closest
 from synthe_core.packing.contents import Content, FileRange
 from synthe_core.packing.manifest import Adapter
 from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NAME, quoted
+from synthe_core.storage.named_path import split_named
 from synthe_core.storage.tensor_file import TensorFile
 
 PREFIX = "base_model.model."
@@ -29,9 +30,8 @@ Shape = Callable[[str], tuple[int, ...] | None]
 
 def parse_named(text: str) -> tuple[str, Path]:
     """NAME and FOLDER of `--adapter NAME=FOLDER`; the name defaults to the folder's."""
-    name, equals, folder = text.partition("=")
-    path = Path(folder if equals else text).expanduser()
-    name = name if equals else path.resolve().name
+    given, path = split_named(text)
+    name = path.resolve().name if given is None else given
     if not re.fullmatch(NAME, name):
         raise InputError(f"'{name}' is not a valid name for an adapter", "as in --adapter code=runs/lora-code")
     return name, path

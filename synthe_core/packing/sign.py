@@ -8,6 +8,7 @@ folders, and depends on sigstore, a dozen packages and a network protocol.
 from __future__ import annotations
 
 import base64
+import codecs
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +114,11 @@ def _private(path: Path) -> Ed25519PrivateKey:
 def _content(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(1 << 16)
+            content = file.read(1 << 16)
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            content = content.decode("utf-16", "replace").encode()
+        lines = content.removeprefix(codecs.BOM_UTF8).splitlines()  # an editor of another system may have changed both
+        return b"".join(line.rstrip() + b"\n" for line in lines)
     except FileNotFoundError:
         raise InputError(f"no such key: {path}", MAKE) from None
     except OSError as error:

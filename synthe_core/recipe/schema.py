@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +23,10 @@ from synthe_core.layers.learner import Spec
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.language_model import ModelSpec, field_error
 from synthe_core.model.parts import missing_dependency, parts, without_parts
-from synthe_core.storage.yaml_reader import Key, YamlSource, read_yaml
+from synthe_core.storage.yaml_reader import Key, YamlSource, parse_value, read_yaml
+
+PATH_KEYS = {"data.sources", "data.sources.source", "data.validation", "data.tokenizer", "data.tokenizer.type"}
+"""Keys of which a value may be a path; numbers that index a list are left out."""
 
 
 class Stage(Spec):
@@ -204,10 +209,7 @@ def _assign(values: dict[str, Any], assignment: str) -> tuple[Key, ...]:
     if not equals or not path.strip():
         raise InputError(f"--set {assignment}: expected key=value", "for example --set train.lr=1e-3")
     keys = path.strip().split(".")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {assignment}: '{text}' is not a YAML value") from None
+    value = _value(keys, text, f"--set {assignment}")
     node: Any = values
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
@@ -228,6 +230,24 @@ def _assign(values: dict[str, Any], assignment: str) -> tuple[Key, ...]:
         else:
             raise InputError(f"--set {path}: '{'.'.join(keys[:depth])}' is a single value, not a mapping")
     return tuple(int(key) if key.isdigit() else key for key in keys)
+
+
+def _value(keys: Sequence[str], text: str, name: str) -> Any:
+    """The YAML value in `text`. Where a path may stand, one that exists, or is no YAML, is taken as it is written."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"{name!a}: this is not UTF-8", "give the file a name in UTF-8")
+    path = ".".join(key for key in keys if not key.isdigit()) in PATH_KEYS
+    if path and text and os.path.lexists(os.path.expanduser(text)):
+        return text
+    if text[:1] in '["{':
+        with suppress(ValueError):
+            return json.loads(text)  # YAML would read a letter of two escapes as two halves
+    try:
+        return parse_value(text, name)
+    except InputError:
+        if path and text[-1:] not in ("]", "}"):
+            return text
+        raise
 
 
 def _keep_only(entry: dict[str, Any], config: type[Spec]) -> None:

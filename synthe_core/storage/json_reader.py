@@ -15,7 +15,7 @@ EXCERPT = 120  # letters of a library's message that an error repeats
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, Infinity and NaN included (published models have them). InputError otherwise."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}", "copy it again") from None
     if not isinstance(values, dict):

@@ -67,15 +67,23 @@ class RunFolder:
         except OSError as error:
             raise failure(self.path / "metrics.jsonl", error) from error
 
-    def rewind(self, step: int) -> None:
-        """Drops the metrics of steps after `step`, and a last line that was cut short."""
+    def rewind(self, step: int) -> int:
+        """Drops the metrics of steps after `step`, and a last line that was cut short.
+
+        Lines that are no metrics stay where they are; returns their number.
+        """
         self._metrics.seek(0)
-        end = 0
+        end = unreadable = 0
         for line in self._metrics:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            if not line.endswith(b"\n"):
                 break
+            number = _step(line)
+            if number is not None and number > step:
+                break
+            unreadable += number is None
             end += len(line)
         self._metrics.truncate(end)
+        return unreadable
 
     def prune(self, keep: int) -> None:
         """Deletes all checkpoints but the `keep` newest and the best by validation."""
@@ -89,6 +97,16 @@ class RunFolder:
 
     def close(self) -> None:
         self._metrics.close()
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a line of metrics; None if it is none."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = entry.get("step") if isinstance(entry, dict) else None
+    return step if type(step) is int else None
 
 
 def new_run(name: str, out: Path | None) -> Path:

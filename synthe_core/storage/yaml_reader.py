@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,10 @@ from synthe_core.errors import InputError, closest
 from synthe_core.storage.json_reader import EXCERPT, UNTRUSTED
 
 MAX_DEPTH = 64  # of an untrusted file
+MAX_BYTES = 2**22
+MAX_VALUES = 100_000
+"""Values of a file, those that its aliases repeat included: nine lines of nine aliases each are 387 millions."""
+_AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*(:[0-9._]+)+")
 Key = str | int
 VALUE_ERRORS = (ValueError, OverflowError, TypeError, AttributeError, KeyError, RecursionError)
 """What the library raises for a malformed value, such as a date in month 13 or a number of 5,000 digits."""
@@ -50,7 +55,9 @@ class YamlSource(NamedTuple):
 def read_yaml(path: Path) -> YamlSource:
     """Parses the YAML mapping in a file. InputError, with line and column where it is malformed."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", _suggestion(path)) from None
     except IsADirectoryError:
@@ -59,6 +66,8 @@ def read_yaml(path: Path) -> YamlSource:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start})", "a recipe is a YAML text file") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MiB", "a recipe is a short YAML file")
     return parse_yaml(text, str(path))
 
 
@@ -80,6 +89,20 @@ def parse_yaml(text: str, name: str) -> YamlSource:
     if not isinstance(values, dict):
         raise InputError(f"{name} is not a mapping of keys", "a recipe has the keys model, data, train, runtime")
     return YamlSource(name, values, positions)
+
+
+def parse_value(text: str, name: str) -> Any:
+    """The YAML value in `text`, which is that of an option; errors call it `name`."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, *VALUE_ERRORS):
+        raise InputError(f"{name}: '{text}' is not a YAML value") from None
+    try:
+        _collect(node, (), {}, ())
+    except yaml.MarkedYAMLError as error:
+        raise InputError(f"{name}: {error.problem}") from None
+    return value
 
 
 def decode_untrusted_yaml(content: bytes, name: str) -> str:
@@ -107,6 +130,12 @@ def _collect(
         raise yaml.MarkedYAMLError(problem="an alias refers to what it is part of", problem_mark=node.start_mark)
     if isinstance(node, yaml.ScalarNode) and any("\ud800" <= letter <= "\udfff" for letter in node.value):
         raise yaml.MarkedYAMLError(problem="an escape stands for half a character", problem_mark=node.start_mark)
+    if len(positions) > MAX_VALUES:
+        problem = f"more than {MAX_VALUES:,} values, those that aliases repeat included"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    if isinstance(node, yaml.ScalarNode) and _is_ambiguous(node):
+        problem = f"{node.value} is another number in YAML: write it in decimal without leading zeros, or in quotes"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     parents = (*parents, node)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -120,6 +149,12 @@ def _collect(
         for index, value in enumerate(node.value):
             positions[(*path, index)] = _position(value)
             _collect(value, (*path, index), positions, parents)
+
+
+def _is_ambiguous(node: yaml.ScalarNode) -> bool:
+    """Whether YAML reads another number than what is written: 0100 is 64 (octal), 1:30 is 90 (base 60)."""
+    number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    return number and node.style is None and _AMBIGUOUS.fullmatch(node.value) is not None
 
 
 def _position(node: Any) -> Position:

@@ -76,7 +76,9 @@ def train(
         state = _initial_state(recipe, data, settings, source, base, begins=checkpoint is None)
         if checkpoint is not None:
             finished = yield from _resume(state, checkpoint, recipe, data, changes)
-            run.rewind(state.step)
+            if unreadable := run.rewind(state.step):
+                metrics = path / "metrics.jsonl"
+                yield Notice(f"{metrics}: {unreadable} lines are no metrics, and stay as they are", "warning")
             if finished:
                 yield Result({"steps": state.step, **state.metrics}, path)
                 return

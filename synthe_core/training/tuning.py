@@ -46,7 +46,7 @@ def tune(model: Model, recipe: Recipe, settings: Settings, hardware: Hardware) -
         settings.precision, settings.micro_batch = str(cached["precision"]), int(cached["micro_batch"])
         yield Notice(f"{cached['why']} (measured before: {path})")
         return
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass  # not cached
     timer = PassTimer(model, settings, recipe.data.sequence)
     reasons = [_precision(timer, recipe, settings, hardware), _micro_batch(timer, recipe, settings)]

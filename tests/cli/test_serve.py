@@ -18,11 +18,13 @@ from typing import Any
 import httpx
 import pytest
 
+from synthe_cli.api_key import keys_in
 from synthe_cli.commands import serve_run
 from synthe_cli.commands.serve_options import ServeOptions
 from synthe_cli.commands.serve_run import model_paths, parse_adapter, read_keys, settings_of
 from synthe_cli.options import size_option
 from synthe_core.errors import InputError
+from synthe_core.packing.adapters import parse_named
 from tests.paths import ROOT
 from tests.processes import start
 
@@ -43,6 +45,30 @@ def test_names(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError):
             model_paths(bad)
+
+
+@pytest.mark.parametrize("folder", ["a=b", "x+y", "my [run]", "50%", "a b"])
+def test_a_path_may_have_any_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    (tmp_path / folder / "m").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert model_paths([f"{tmp_path}/{folder}/m"]) == {"m": tmp_path / folder / "m"}
+    assert list(model_paths([folder]).values()) == [Path(folder)]
+    assert model_paths([f"n={folder}/m"]) == {"n": Path(folder) / "m"}
+    assert parse_adapter(f"a={folder}/m", {"m": tmp_path})[2] == Path(folder) / "m"
+    assert parse_named(f"{folder}/m") == ("m", Path(folder) / "m")
+    assert parse_named(f"code={folder}/m") == ("code", Path(folder) / "m")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + b"k" * 32 + b"\r\n\r\n# two\r\n" + b"l" * 32,
+        (("k" * 32) + "\r\n" + ("l" * 32) + "\r\n").encode("utf-16"),
+    ],
+)
+def test_keys_saved_by_editors_of_windows(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "keys.txt").write_bytes(content)
+    assert keys_in(tmp_path / "keys.txt") == ("k" * 32, "l" * 32)
 
 
 def test_the_newest_run_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import random
 import shutil
 from pathlib import Path
@@ -57,6 +58,22 @@ def test_openssh_keys(copy, tmp_path):
     assert result(verify(copy, tmp_path / "k.pub")).values["status"] == "signed"
     with pytest.raises(InputError, match="is locked with a password"):
         list(sign(copy, tmp_path / "locked"))
+
+
+@pytest.mark.parametrize("saved", ["mark", "lines", "wide", "spaces", "end"])
+def test_keys_that_an_editor_has_saved_again(copy, tmp_path, saved):
+    for path in write_keys(tmp_path):
+        text = path.read_text()
+        content = {
+            "mark": codecs.BOM_UTF8 + text.encode(),
+            "lines": codecs.BOM_UTF8 + text.replace("\n", "\r\n").encode(),
+            "wide": text.replace("\n", "\r\n").encode("utf-16"),
+            "spaces": text.replace("\n", " \n").encode(),
+            "end": text.rstrip().encode(),
+        }
+        path.write_bytes(content[saved])
+    list(sign(copy, tmp_path / "k.pem"))
+    assert result(verify(copy, tmp_path / "k.pub")).values["status"] == "signed"
 
 
 def test_invalid_keys(things, copy, tmp_path):

@@ -1,5 +1,6 @@
 import pytest
 
+from synthe_cli.options import overrides
 from synthe_core.budget import Budget
 from synthe_core.errors import InputError
 from synthe_core.recipe.schema import Recipe
@@ -124,6 +125,91 @@ def test_a_hint_names_keys_of_the_learner_that_is_meant(tmp_path):
 )
 def test_ambiguous_yaml_is_refused(tmp_path, text, message):
     assert message in fault(tmp_path, text)[0]
+
+
+@pytest.mark.parametrize(
+    "value,message",
+    [
+        ("batch: on", "train.batch: a number is expected, not true"),
+        ("batch: no", "train.batch: a number is expected, not false"),
+        ("micro_batch: yes", "train.micro_batch: a number is expected, not true"),
+        ("lr: off", "train.lr: a number is expected, not false"),
+        ("ema: true", "train.ema: a number is expected, not true"),
+        ("lr: .inf", "train.lr: input should be a finite number"),
+        ("lr: .nan", "train.lr: input should be a finite number"),
+        ("batch: 0100", "0100 is another number in YAML"),
+        ("batch: 1:30", "1:30 is another number in YAML"),
+        ("budget: 1:30", "1:30 is another number in YAML"),
+    ],
+)
+def test_values_that_yaml_reads_as_others(tmp_path, value, message):
+    text = "model: {width: 32, blocks: 1, block: [mlp]}\n"
+    assert "r.yaml:2:" in (error := fault(tmp_path, f"{text}train: {{{value}}}\n")[0]) and message in error
+    key, _, plain = value.partition(": ")
+    assert message in fault(tmp_path, text, f"train.{key}={plain}")[0]
+
+
+def test_values_that_are_what_they_look_like(tmp_path):
+    text = "model: {width: 32, blocks: 1, block: [mlp]}\ntrain: {lr: 1e-3, batch: 0x10, carry: on}\nname: '0100'\n"
+    read = load(tmp_path, text)
+    assert (read.train.lr, read.train.batch, read.train.carry, read.name) == (1e-3, 16, True, "0100")
+    (tmp_path / "r.yaml").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert Recipe.load(tmp_path / "r.yaml") == read
+
+
+def test_aliases_of_aliases_end(tmp_path):
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    assert "more than 100,000 values" in fault(tmp_path, "\n".join(lines))[0]
+    assert (
+        "more than 100,000 values"
+        in fault(tmp_path, "model: {width: 1, blocks: 1, block: [mlp]}", "name={" + ", ".join(lines) + "}")[0]
+    )
+    assert "larger than 4 MiB" in fault(tmp_path, "#" * 2**22 + "\n")[0]
+
+
+NAMES = [
+    "2024",
+    "a b#c",
+    "a #b",
+    "[x].txt",
+    "a: b",
+    "%x",
+    "@x",
+    "*y",
+    "&z",
+    "日本",
+    "😀",
+    "a=b",
+    "+p",
+    "{q}",
+    "'q'",
+    "yes",
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "~t", "-", "- a", "!k", "null", "0100"])
+def test_a_path_that_exists_is_taken_as_it_is_written(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    text = "model: {width: 32, blocks: 1, block: [mlp]}\ndata: {sources: [x, y]}\n"
+    for assignment in (f"data.sources={name}", *overrides([name], None)):
+        assert [each.source for each in load(tmp_path, text, assignment).data.sources] == [name]
+    assert load(tmp_path, text, f"data.sources.1={name}").data.sources[1].source == name
+    assert load(tmp_path, text, f"data.tokenizer={name}").data.tokenizer.type == name
+    if name not in ("2024", "0100"):
+        assert load(tmp_path, text, f"data.validation={name}").data.validation == name
+
+
+def test_patterns_need_no_quotes(tmp_path):
+    text = "model: {width: 32, blocks: 1, block: [mlp]}\n"
+    for pattern in ("*.txt", "**/*.txt", "[ab]*.txt", "@x/*", "%x"):
+        assert load(tmp_path, text, f"data.sources={pattern}").data.sources[0].source == pattern
+        assert load(tmp_path, text, f"data.validation={pattern}").data.validation == pattern
+    assert "this is not UTF-8" in fault(tmp_path, text, "data.sources=\udce9.txt")[0]
 
 
 def test_stages_must_divide_the_sequence_and_rise(tmp_path):

@@ -39,6 +39,25 @@ def test_metrics_are_rewound(tmp_path):
     run.close()
 
 
+def test_lines_that_are_no_metrics_stay_and_are_counted(tmp_path):
+    folder = tmp_path / "run"
+    RunFolder(folder).close()
+    lines = [
+        b'{"step": 1}\n',
+        b"\x00\xff\xfe\n",
+        b"[]\n",
+        b'{"step": "2"}\n',
+        b'{"step": true}\n',
+        b"{" * 99_999 + b"\n",
+    ]
+    more = [b'{"step": 2}\n', b"[" * 99_999 + b"\n", b'{"step": 3}\n', b"garbage\n", b"cut"]
+    (folder / "metrics.jsonl").write_bytes(b"".join([*lines, *more]))
+    run = RunFolder(folder)
+    assert run.rewind(2) == 6
+    run.close()
+    assert (folder / "metrics.jsonl").read_bytes() == b"".join([*lines, *more[:2]])
+
+
 def put(run: RunFolder, step: int, score: float | None) -> None:
     path = run.checkpoint(step)
     path.mkdir()

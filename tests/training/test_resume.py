@@ -16,6 +16,7 @@ import torch
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Metric, Notice, Result
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints
+from synthe_core.storage.manifest import FileDigest
 from synthe_core.training import train
 from tests.paths import ROOT
 from tests.processes import run_program, start
@@ -197,3 +198,47 @@ def test_resuming_without_a_checkpoint(recipe, make, message, tmp_path):
     make(tmp_path / "run")
     with pytest.raises(InputError, match=message):
         list(train(recipe(), out=tmp_path / "run", resume=True))
+
+
+def test_garbage_among_the_metrics_is_noted(recipe, tmp_path):
+    list(train(recipe(), out=tmp_path / "run"))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_bytes(b"\xff\x00 garbage\n" + metrics.read_bytes() + b'{"step": ')
+    events = list(train(recipe(budget="7steps"), out=tmp_path / "run", resume=True))
+    assert any("1 lines are no metrics" in notice.message for notice in of(events, Notice))
+    assert [m.step for m in of(events, Metric) if m.phase == "train"] == [7]
+
+
+HARM = {
+    "binary": b"\x00\xff\xfe",
+    "cut": b'{"step": 6, "tok',
+    "list": b"[]",
+    "deep": b"[" * 100_000,
+    "number": b"7",
+    "missing": ("step", None),
+    "text": ("tokens", "many"),
+    "true": ("stage", True),
+    "cursor": ("cursor", {"sequences": "x", "drawn": [1]}),
+    "drawn": ("cursor", {"sequences": 1, "drawn": 1}),
+    "negative": ("cursor", {"sequences": -1, "drawn": [-1]}),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_damaged_state_is_one_line(recipe, harm, signed, tmp_path):
+    """`signed`: the manifest says so too, so that the digest is right and the content is not."""
+    list(train(recipe(), out=tmp_path / "run"))
+    folder = checkpoints(tmp_path / "run")[-1]
+    state, value = folder / "training" / "state.json", HARM[harm]
+    if isinstance(value, tuple):
+        facts = json.loads(state.read_text()) | {value[0]: value[1]}
+        value = json.dumps(facts).encode()
+    state.write_bytes(value)
+    if signed:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"]["training/state.json"] = FileDigest.of(state).model_dump()
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="damaged") as refused:
+        list(train(recipe(budget="7steps"), out=tmp_path / "run", resume=True))
+    assert "\n" not in refused.value.message

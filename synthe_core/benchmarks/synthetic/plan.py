@@ -15,6 +15,7 @@ from synthe_core.errors import InputError, unknown
 from synthe_core.layers import LAYERS
 from synthe_core.model.language_model import ModelSpec
 from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.yaml_reader import parse_value
 from synthe_core.tasks import TASKS
 from synthe_core.tasks.task import PresetName
 
@@ -163,10 +164,7 @@ def parse_assignments(texts: Iterable[str], option: str) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise InputError(f"{option} {text}: expected key=value")
-        try:
-            values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f"{option} {text}: '{value}' is not a YAML value") from None
+        values[key.strip()] = parse_value(value, f"{option} {text}")
     return values
 
 

@@ -78,7 +78,7 @@ def read(path: Path) -> Record:
         raise InputError(f"{path} could not be read: {error.strerror or error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON (line {error.lineno})", "remove it, and run its sweep again") from None
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError):
         raise InputError(f"{path} is not the record of a trial", "remove it, and run its sweep again") from None
     return record
 

@@ -39,7 +39,9 @@ class CheckpointModel(Model):
         if INDEX not in self.checkpoint.manifest.files:
             file = self._file(WEIGHTS)
             return dict.fromkeys(file.tensors, file)
-        index = json.loads(self.checkpoint.source.read(INDEX))["weight_map"]
+        index = self._object(INDEX).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise self.checkpoint.source.damaged(INDEX, "it has no weight_map")
         files = {name: self._file(name) for name in sorted(set(index.values()))}
         return {tensor: files[name] for tensor, name in index.items()}
 
@@ -66,8 +68,18 @@ class CheckpointModel(Model):
 
     @cached_property
     def tokenizer(self) -> dict[str, Any] | None:
-        exists = "tokenizer.json" in self.checkpoint.manifest.files
-        return to_current_format(json.loads(self.checkpoint.source.read("tokenizer.json"))) if exists else None
+        name = "tokenizer.json"
+        return to_current_format(self._object(name)) if name in self.checkpoint.manifest.files else None
+
+    def _object(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file. InputError otherwise."""
+        try:
+            values = json.loads(self.checkpoint.source.read(name))
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            raise self.checkpoint.source.damaged(name, "it is no JSON object")
+        return values
 
     def write_files(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
         recipe = self.checkpoint.recipe

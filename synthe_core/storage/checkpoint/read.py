@@ -34,6 +34,15 @@ from synthe_core.storage.yaml_reader import parse_yaml
 EMBEDDING = "embedding.weight"
 WEIGHTS = "model.safetensors"
 
+TRAINING_STATE: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("step", "tokens", "validated", "micro_batch", "stage"), (int,)),
+    **dict.fromkeys(("device", "precision"), (str,)),
+    **dict.fromkeys(("cursor", "tuned_kernels", "text"), (dict,)),
+    "seconds": (int, float),
+    "windows": (int, type(None)),
+}
+"""What training/state.json has, and the types of it."""
+
 
 class Checkpoint:
     """A checkpoint on disk. Each file is read when it is first used, after its SHA-256 has been checked.
@@ -229,7 +238,17 @@ class Checkpoint:
         """training/state.json. InputError for a checkpoint with weights only."""
         if not self.resumable:
             raise InputError(f"{self.path} holds weights only", "training cannot go on from it; begin a run from them")
-        return json.loads(self._text("training/state.json"))
+        name = "training/state.json"
+        try:
+            values = json.loads(self._text(name))
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            raise self.source.damaged(name, "it is no JSON object")
+        for key, kinds in TRAINING_STATE.items():
+            if not isinstance(values.get(key), kinds) or (bool not in kinds and isinstance(values[key], bool)):
+                raise self.source.damaged(name, f"{key} is missing, or of another type")
+        return values
 
     def training_tensors(self, name: str) -> Mapping[str, Tensor]:
         """training/`name`.safetensors; empty if there is none."""

@@ -149,6 +149,8 @@ def test_folders_without_trials(tmp_path: Path) -> None:
     [
         ("{", "is not JSON"),
         ("[1]", "is not the record of a trial"),
+        ("[" * 100_000, "is not the record of a trial"),
+        ("\x00", "is not JSON"),
         ("{}", "is not the record of a trial"),
         ('{"trial": {"task": "mqar"}}', "is not the record of a trial"),
     ],
