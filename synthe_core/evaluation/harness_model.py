@@ -81,7 +81,7 @@ class Synthe(TemplateLM):
         super().__init__()
         if prefix not in PREFIXES:
             raise unknown("prefix", prefix, PREFIXES)
-        self.checkpoint = Checkpoint.open(path)
+        self.checkpoint = Checkpoint.open(str(path))  # the harness makes a number of path=2024
         self.text = self.checkpoint.tokenizer()
         self._device = _device(device or "auto")
         self.context = context_for_recipe(self.checkpoint.recipe, torch.device(self._device))

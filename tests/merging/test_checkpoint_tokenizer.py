@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from synthe_core.data.tokenizers import ByteTokenizer, FileTokenizer
+from synthe_core.errors import InputError
 from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.manifest import FileDigest
 from tests.evaluation.models import saved
 from tests.merging.models import run
 
@@ -65,3 +69,16 @@ def test_bytes_of_an_earlier_version(tmp_path: Path) -> None:
     run(tmp_path / "out", "linear", paths)
     assert isinstance(Checkpoint.open(tmp_path / "out").tokenizer(), ByteTokenizer)
     assert tokenizers.Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).get_vocab_size() == 257
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"7", b"\x00\xff", b'{"version": ', b"[" * 100_000])
+def test_a_damaged_tokenizer_is_one_line(tmp_path: Path, content: bytes) -> None:
+    """The manifest says so too, so that the digest is right and the content is not."""
+    paths = [saved(tmp_path / name, tokenizer=ByteTokenizer(), vocab=257) for name in "ab"]
+    file = paths[1] / "tokenizer.json"
+    file.write_bytes(content)
+    manifest = json.loads((paths[1] / "manifest.json").read_text())
+    manifest["files"][file.name] = FileDigest.of(file).model_dump()
+    (paths[1] / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"b/tokenizer\.json is damaged: it is no JSON object"):
+        run(tmp_path / "out", "linear", paths)
