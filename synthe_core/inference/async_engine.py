@@ -148,15 +148,28 @@ class AsyncEngine:
     def with_model(
         self, name: str, tokens: Sequence[int], work: Callable[[LoadedModel], T], owner: str = ""
     ) -> Future[T]:
-        """Runs `work` on the engine's thread with that model and its adapter, which are to read `tokens`."""
+        """Runs `work` on the engine's thread with that model and its adapter, which are to read `tokens`.
+
+        It counts as a request that waits until it has ended. Cancelled before it begins, it does not run.
+        Raises NotFound, InputError for tokens that the model cannot read, Busy if there is no room.
+        """
         resolved = self.registry.resolve(name, owner)
         check_tokens(tokens, resolved.model)
+        admission = self.engine.admission
+        admission.check(resolved.model.state_bytes(len(tokens)), owner)
 
         def run() -> T:
             with resolved.model.activate(resolved.adapter):
                 return work(resolved.model)
 
-        return self.call(run)
+        def ended(future: Future[T]) -> None:
+            admission.dequeue()
+            admission.leave(owner)
+
+        admission.enqueue(owner)
+        future = self.call(run)
+        future.add_done_callback(ended)
+        return future
 
     def embed(self, name: str, texts: Sequence[Sequence[int]]) -> Tensor:
         """float32 [N, D]: the mean over each text's tokens of the last block's output, after the norm."""

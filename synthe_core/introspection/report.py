@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, unknown
@@ -116,6 +117,26 @@ def examine_tokens(
         if not 0 <= token < len(ids):
             raise InputError(f"there is no token {token}: the text has {len(ids)}", "counting starts at 0")
     observed = observe(model, ids, memories="memory" in selected or bool(tokens))
+    return report_of(model, tokenizer, observed, name=name, selected=selected, blocks=blocks, tokens=tokens)
+
+
+@torch.inference_mode()
+def report_of(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    observed: Observation,
+    *,
+    name: str = "model",
+    selected: frozenset[str] = frozenset(GROUPS),
+    blocks: frozenset[int] | None = None,
+    tokens: Sequence[int] = (),
+) -> Report:
+    """The report of what was observed. It runs no pass of the model, which others may use meanwhile.
+
+    selected: groups of figures. blocks: the blocks to report, None for all. tokens: as in `examine`.
+    """
+    ids = observed.tokens
+    blocks = frozenset(range(model.spec.blocks)) if blocks is None else blocks
     observed = replace(
         observed, memory_calls=[call for call in observed.memory_calls if _is_selected(call.path, blocks)]
     )

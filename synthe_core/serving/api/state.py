@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 
 from synthe_core.errors import InputError, closest
-from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.model_registry import owned_name
-from synthe_core.introspection.report import Report, examine_tokens, lines
+from synthe_core.introspection.observe import observe
+from synthe_core.introspection.report import Report, lines, report_of
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.errors import HttpError
 
-MOST_EXAMINED = 2048
-"""Maximum number of tokens of a report, which has the signals of every layer for each."""
+T = TypeVar("T")
+MOST_EXAMINED = 512
+"""Maximum number of tokens of a report, which has the signals of every layer for each. One pass reads them, and others
+wait for it: it is no longer than a pass over prompts (`SchedulerConfig.max_prefill_tokens`)."""
 
 
 async def models(api: Api, call: Call, body: None) -> Response:
@@ -87,28 +91,32 @@ async def introspect(api: Api, call: Call, body: bodies.Introspect) -> Response:
         if not tokens:
             raise HttpError(404, f"{body.model} has had no request yet", code="not_found")
     read = tokens[:MOST_EXAMINED]
+    pass_ = api.engine.with_model(body.model, read, lambda model: observe(model.model, list(read)), call.owner)
+    observed = await call.while_connected(_result(pass_))
 
-    def examine(served: LoadedModel) -> Report:
-        return examine_tokens(served.model, served.tokenizer, list(read), name=body.model)
+    def answer() -> bytes:
+        with served.context.activate():
+            report = report_of(served.model, served.tokenizer, observed, name=body.model)
+        return to_json(_fields(report, len(tokens) - len(read)), inf_nan_mode="null")
 
-    report = await call.while_connected(
-        api.in_thread(lambda: api.engine.with_model(body.model, read, examine).result())
-    )
-    report_fields: dict[str, Any] = {
-        "left_out": len(tokens) - len(read),
-        "tokens": [],
-        "series": [],
-        "figures": [],
-        "reads": [],
-    }
+    return Response(await call.while_connected(api.in_thread(answer)), media_type="application/json")
+
+
+async def _result(future: Future[T]) -> T:
+    return await asyncio.wrap_future(future)
+
+
+def _fields(report: Report, left_out: int) -> dict[str, Any]:
+    """A report as an object."""
+    fields: dict[str, Any] = {"left_out": left_out, "tokens": [], "series": [], "figures": [], "reads": []}
     kinds = {"token": "tokens", "series": "series", "figure": "figures", "reads": "reads"}
-    for line in await asyncio.to_thread(lambda: list(lines(report))):
+    for line in lines(report):
         kind = line.pop("event")
         if kind == "model":
-            report_fields["model"] = line | {"name": body.model}
+            fields["model"] = line | {"name": report.name}
         elif kind in kinds:
-            report_fields[kinds[kind]].append(line)
-    return JSONResponse(report_fields)
+            fields[kinds[kind]].append(line)
+    return fields
 
 
 async def sessions(api: Api, call: Call, body: None) -> Response:

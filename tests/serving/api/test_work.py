@@ -6,12 +6,17 @@ import asyncio
 import json
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.outputs import PrefillFinished
-from synthe_core.serving.api import response_format
+from synthe_core.inference.request import Busy
+from synthe_core.serving.api import response_format, state
 from synthe_core.serving.api.context import Api
 from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.metrics import Metrics
@@ -142,3 +147,70 @@ def test_a_client_that_hangs_up_cancels_its_work(path: str, body: dict[str, Any]
             while len(engine.requests) < 2:
                 threading.Event().wait(0.01)
         assert all(engine.cancelled.acquire(timeout=60) for _ in range(2))
+
+
+def test_a_report_holds_up_others_for_no_longer_than_a_prompt_does(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass of bounded length is read between steps; what is made of it is made in another thread."""
+    begun, release = threading.Event(), threading.Event()
+    report_of = state.report_of
+
+    def held(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        assert release.wait(60)
+        return report_of(*arguments, **options)
+
+    monkeypatch.setattr(state, "report_of", held)
+    reports: list[Any] = []
+    with (
+        AsyncEngine([LoadedModel.load(checkpoints / "plain")]) as engine,
+        Server(engine, Settings()) as server,
+        httpx.Client(base_url=server.url, timeout=60, trust_env=False) as client,
+    ):
+
+        def post() -> None:
+            body = {"model": "plain", "text": "the sea " * 100}
+            reports.append(httpx.post(f"{server.url}/api/introspect", json=body, timeout=60, trust_env=False).json())
+
+        sender = threading.Thread(target=post)
+        sender.start()
+        try:
+            assert begun.wait(60)
+            body = {"model": "plain", "prompt": "x", "max_tokens": 3}
+            assert client.post("/v1/completions", json=body).status_code == 200
+            assert not reports
+        finally:
+            release.set()
+            sender.join(60)
+    (report,) = reports
+    assert len(report["tokens"]) == state.MOST_EXAMINED == engine.engine.config.max_prefill_tokens
+    assert report["left_out"] == 800 - state.MOST_EXAMINED
+
+
+def test_a_report_counts_as_a_request(engine: AsyncEngine) -> None:
+    """It waits with the others, is refused when too many do, and one that is given up is not made."""
+    begun, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        assert release.wait(60)
+
+    holding = engine.call(hold)
+    try:
+        assert begun.wait(60)
+        admission, made = engine.engine.admission, []
+        future = engine.with_model("plain", [1, 2], lambda model: made.append(1), "a" * 32)
+        assert admission.num_waiting == 1
+        admission.max_owned = 1
+        with pytest.raises(Busy, match="API key"):
+            engine.with_model("plain", [1, 2], lambda model: None, "a" * 32)
+        other = engine.with_model("plain", [1, 2], lambda model: made.append(2), "b" * 32)
+        assert future.cancel() and admission.num_waiting == 1
+    finally:
+        engine.engine.admission.max_owned = None
+        release.set()
+    holding.result(60)
+    other.result(60)
+    engine.call(lambda: None).result(60)
+    assert made == [2] and admission.num_waiting == 0 and not admission._owned
