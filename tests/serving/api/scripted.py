@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from synthe_core.data.tokenizers import ByteTokenizer
+from synthe_core.inference.generation_defaults import GenerationDefaults
 from synthe_core.inference.outputs import Finished, Logprob, Output, PrefillFinished, PromptLogprob, TokenOutput
 from synthe_core.inference.request import NotFound, Request
 
@@ -29,6 +30,8 @@ class Scripted:
                 created=0,
                 state_bytes=lambda length: 8,
                 max_length=None,
+                defaults=GenerationDefaults(),
+                parameter_count=lambda adapter=None: 1,
             )
         }
         self.sessions = SimpleNamespace(get=self._no_session, list=lambda owner: [])
