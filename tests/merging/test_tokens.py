@@ -101,6 +101,20 @@ def test_the_tokenizer_of_a_path(tmp_path: Path, two: list[Path]) -> None:
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == HILL
 
 
+def test_ids_of_special_tokens_follow_the_vocabulary(tmp_path: Path, two: list[Path]) -> None:
+    here, there = ids(SEA), ids(HILL)
+    for name in ("config.json", "generation_config.json"):
+        path = two[0] / name
+        values = json.loads(path.read_text()) if path.is_file() else {}
+        ends = {"eos_token_id": [here["<end>"], here["s"]], "bos_token_id": here["<end>"], "pad_token_id": None}
+        path.write_text(json.dumps(values | ends | {"top_k": 5}))
+    run(tmp_path / "out", "linear", two, tokenizer=str(two[1]))
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((tmp_path / "out" / name).read_text())
+        assert values["eos_token_id"] == [there[token] for token in ("<end>", "s") if token in there]
+        assert (values["bos_token_id"], values["pad_token_id"], values["top_k"]) == (there["<end>"], None, 5)
+
+
 def test_padded_embeddings_of_one_tokenizer(tmp_path: Path) -> None:
     models_ = [model(tmp_path / "a", SEA, 1), model(tmp_path / "b", SEA, 2, padded=5)]
     with pytest.raises(InputError, match=r"embed_tokens\.weight"):

@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from synthe_core.data.tokenizer_config import GENERATION
 from synthe_core.interop.huggingface.published import CONFIG, INDEX, PICKLES, WEIGHTS, Published
 from synthe_core.merging.hashed_file import HashedFile, TensorInfo
 from synthe_core.merging.inputs.model import Changes, Model, Outcome, write_json
 from synthe_core.merging.inputs.quantized import require_plain_weights
 from synthe_core.merging.inputs.tied import find_copies, find_ties
+from synthe_core.merging.inputs.token_ids import with_new_ids
 from synthe_core.storage.json_reader import read_json
 
 MERGE = "merge.json"
@@ -99,6 +101,8 @@ class HuggingFaceModel(Model):
             for key, value in config.items():
                 if isinstance(value, list) and len(value) == depth:  # one entry for each layer, as layer_types
                     config[key] = [value[layer] for layer in changes.layers]
+        if changes.tokenizer is not None and self.tokenizer is not None:
+            config = with_new_ids(config, self.tokenizer, changes.tokenizer)
         write_json(folder / CONFIG, config)
         copied = (*COPIED, *TOKENIZER, *(OLD_TOKENIZER if changes.tokenizer is None else ()))
         for name in copied:
@@ -106,5 +110,7 @@ class HuggingFaceModel(Model):
                 shutil.copyfile(self.path / name, folder / name)
         if changes.tokenizer is not None:
             write_json(folder / "tokenizer.json", changes.tokenizer)
+            if self.tokenizer is not None and (settings := folder / GENERATION).is_file():
+                write_json(settings, with_new_ids(read_json(settings), self.tokenizer, changes.tokenizer))
         digests = {name: digest.model_dump() for name, digest in outcome.files.items()}
         write_json(folder / MERGE, {"parents": outcome.parents, **outcome.merge, "files": digests})
