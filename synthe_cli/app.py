@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import synthe_core
+from synthe_cli.escape import escaped
 from synthe_cli.failures import report
 from synthe_cli.help import SETTINGS, Group
 from synthe_core.registry import Table
@@ -129,6 +131,11 @@ def synthe(
     """
 
 
+def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    if not issubclass(category, (DeprecationWarning, PendingDeprecationWarning)):
+        print(escaped(f"warning: {' '.join(str(message).split())}"), file=sys.stderr)
+
+
 def main() -> None:
     """The `synthe` script."""
     # OpenMP threads that spin while they wait slow training down beside other busy processes, at worst tenfold:
@@ -137,6 +144,7 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open for as long as the process)
+    warnings.showwarning = _warn  # type: ignore[assignment]  # a library's warning is a line, as every notice is
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C; long commands save first, see signals.py
     app()
 

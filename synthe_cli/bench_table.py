@@ -6,7 +6,7 @@ import os
 import sys
 
 from synthe_cli import figures
-from synthe_cli.console import printable
+from synthe_cli.escape import escaped, printable
 from synthe_core.benchmarks.synthetic.summary import (
     Bench,
     Summary,
@@ -105,8 +105,8 @@ def _print_rich(title: str, columns: list[str], lines: list[list[Cell]]) -> None
     for i in columns_shown:
         table.add_column(Text(columns[i]), justify="right" if i else "left", no_wrap=bool(i))
     for line in lines:
-        table.add_row(*(Text(printable(line[i][0]), line[i][1]) for i in columns_shown))
-    console.print(Text(printable(title), "bold"))
+        table.add_row(*(Text(escaped(line[i][0]), line[i][1]) for i in columns_shown))
+    console.print(Text(escaped(title), "bold"))
     console.print(table)
     if absent := [name for i, name in enumerate(columns) if i not in columns_shown]:
         console.print(Text(f"not shown in this width: {', '.join(absent)}", "dim"))

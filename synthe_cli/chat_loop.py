@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from synthe_cli.console import printable
+from synthe_cli.escape import escaped, json_text, printable
 from synthe_cli.options import sampled
 from synthe_cli.signals import interruptible_input
 from synthe_core.chat.conversation import Answer, ChatOptions, Conversation, Reply
@@ -43,7 +42,7 @@ class ChatLoop:
         """Runs until the end of input, /exit, or Ctrl-C at the prompt. From a pipe, the first error ends it."""
         if self.terminal:
             kind = "chat" if self.conversation.has_chat_template else "no chat template: continues your text"
-            self.notify(f"{self.conversation.model}  {kind}  /help lists the commands, Ctrl-D leaves")
+            self.notify(f"{escaped(self.conversation.model)}  {kind}  /help lists the commands, Ctrl-D leaves")
         for line in self.lines():
             try:
                 self.handle(line)
@@ -52,7 +51,7 @@ class ChatLoop:
             except SyntheError as error:
                 if not self.terminal:
                     raise
-                self.notify(f"{error.message}" + (f"\n{error.hint}" if error.hint else ""))
+                self.notify("\n".join(map(escaped, [*error.lines, *([error.hint] if error.hint else [])])))
 
     def handle(self, line: str) -> None:
         """Answers a message or runs a command. A message that starts with a slash is written with two."""
@@ -98,7 +97,7 @@ class ChatLoop:
                 "prompt_tokens": reply.prompt, "cached_tokens": reply.cached,
                 "tokens_per_second": round(reply.rate, 2), "session": self.conversation.session,
             }  # fmt: skip
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            print(json_text(row), flush=True)
         elif self.terminal:
             self.notify(summary_of(reply))
 
@@ -190,7 +189,7 @@ class ChatLoop:
     def sessions(self, rest: str) -> None:
         """list the saved conversations"""
         current, names = self.conversation.session, sorted(self.conversation.saved_names())
-        names = [f"{name}  (current)" if name == current else name for name in names]
+        names = [f"{escaped(name)}  (current)" if name == current else escaped(name) for name in names]
         self.notify("\n".join(names) or "no saved conversations")
 
     def exit(self, rest: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from synthe_cli import figures
+from synthe_cli.escape import escaped, json_text, printable
 from synthe_core.events import Event, Measurement, Metric, Notice, Progress, Result, Sample, Saved
 from synthe_core.units import format_count, format_size
 
@@ -157,15 +157,15 @@ def describe(event: Event) -> list[str]:
     match event:
         case Metric():
             named = f"{event.what}  " if event.what else ""
-            return [f"{named}{event.phase}  step {event.step}  {figures_text(of_step(event))}"]
+            return [f"{escaped(named)}{event.phase}  step {event.step}  {figures_text(of_step(event))}"]
         case Measurement():
-            return [f"{event.case}  {figures_text(event.values)}"]
+            return [f"{escaped(event.case)}  {figures_text(event.values)}"]
         case Sample():
             return [f"sample  step {event.step}", *(f"  | {line}" for line in printable(event.text).splitlines())]
         case Notice():
-            return [f"{event.level}: {event.message}" if event.level != "info" else event.message]
+            return [escaped(f"{event.level}: {event.message}" if event.level != "info" else event.message)]
         case Saved():
-            return [f"saved  step {event.step}  {event.path}"]
+            return [f"saved  step {event.step}  {escaped(event.path)}"]
         case Result():
             return [figures_text(event.values)] if event.values else []
     return []
@@ -183,7 +183,8 @@ def labelled(values: dict[str, Any]) -> list[tuple[str, str]]:
     if flops < dense:
         values["flops_saved"] = 1 - flops / dense
     known = [(SHOWN[key][0], _form(key, values[key])) for key in SHOWN if key in values]
-    return known + [(key.replace("_", " "), _form(key, values[key])) for key in values if key not in SHOWN]
+    others = [key for key in values if key not in SHOWN]
+    return known + [(escaped(key.replace("_", " ")), _form(key, values[key])) for key in others]
 
 
 def figures_text(values: dict[str, Any]) -> str:
@@ -194,14 +195,14 @@ def figures_text(values: dict[str, Any]) -> str:
 def _form(key: str, value: Any) -> str:
     if key in SHOWN and isinstance(value, (int, float)):
         return SHOWN[key][1](value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else escaped(value)
 
 
 def progress_text(event: Progress) -> str:
     """`prepare  34%  1.2M/3.5M bytes  12s left`"""
     share = f"{event.done / event.total:.0%}" if event.total else ""
     left = f"{figures.duration(event.eta)} left" if event.eta is not None and event.done != event.total else ""
-    return "  ".join(part for part in (event.what, share, amount(event), left) if part)
+    return "  ".join(part for part in (escaped(event.what), share, amount(event), left) if part)
 
 
 def amount(event: Progress) -> str:
@@ -211,15 +212,10 @@ def amount(event: Progress) -> str:
     return form(event.done) + (f"/{form(event.total)}" if event.total else "") + unit
 
 
-def printable(text: str) -> str:
-    """A model's text with control characters replaced, which is safe on a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def json_line(event: Event) -> str:
     """An event as one JSON line."""
     values = {field.name: getattr(event, field.name) for field in fields(event)}
-    return json.dumps({"event": event.kind, **_plain(values)}, ensure_ascii=False, allow_nan=False)
+    return json_text({"event": event.kind, **_plain(values)}, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 
+from synthe_cli.escape import escaped
+
+CELL = 300  # characters of a cell; more are cut
+
 
 def duration(seconds: float | None) -> str:
     """93 -> 1m33s; unknown is a dash."""
@@ -33,6 +37,7 @@ def sparkline(values: list[float], width: int = 24) -> str:
 
 def table(heads: list[str], rows: list[list[str]], left: int = 1) -> str:
     """A table as text. The first `left` columns are left-aligned, the others right-aligned."""
+    heads, *rows = ([escaped(cell, CELL) for cell in row] for row in [heads, *rows])
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     lines = []
     for row in [heads, *rows]:

@@ -11,7 +11,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from synthe_cli import figures
-from synthe_cli.console import Renderer, amount, describe, labelled, of_step, printable
+from synthe_cli.console import Renderer, amount, describe, labelled, of_step
+from synthe_cli.escape import escaped, printable
 from synthe_core.events import Event, Measurement, Metric, Notice, Progress, Result, Sample, Saved
 from synthe_core.units import format_count
 
@@ -80,14 +81,14 @@ class LiveRenderer(Renderer):
     def _once(self, event: Event) -> list[RenderableType]:
         match event:
             case Notice(level="warning"):
-                return [f"[yellow]warning[/] {escape(event.message)}"]
+                return [f"[yellow]warning[/] {escape(escaped(event.message))}"]
             case Sample():
                 text = Text(printable(event.text), style="cyan")
                 return [f"[dim]step {event.step} writes[/]", Padding(text, (0, 2))]
             case Metric():
-                return [f"[bold]{event.phase}[/]  [dim]step {event.step}[/]  {_figures(event)}"]
+                return [f"[bold]{escape(escaped(event.phase))}[/]  [dim]step {event.step}[/]  {_figures(event)}"]
             case Saved():
-                return [f"[dim]saved step {event.step} to {escape(str(event.path))}[/]"]
+                return [f"[dim]saved step {event.step} to {escape(escaped(event.path))}[/]"]
             case Result():
                 return [f"[green]done[/]  {escape(line)}" for line in describe(event)]
         return [escape(line) for line in describe(event)]
@@ -137,8 +138,8 @@ def _ended_row(event: Measurement) -> list[RenderableType]:
     taken = figures.duration(seconds) if isinstance(seconds, (int, float)) else ""
     many = f"{format_count(steps)} steps" if isinstance(steps, (int, float)) else ""
     return [
-        Text(printable(event.case)),
-        Text(str(ended or ""), style),
+        Text(escaped(event.case)),
+        Text(escaped(ended or ""), style),
         "",
         Text(many, "dim"),
         _accuracy(accuracy),
@@ -147,7 +148,7 @@ def _ended_row(event: Measurement) -> list[RenderableType]:
 
 
 def _name(text: str, style: str = "") -> Text:
-    return Text(printable(text), style, no_wrap=True, overflow="ellipsis")
+    return Text(escaped(text), style, no_wrap=True, overflow="ellipsis")
 
 
 def _accuracy(value: object) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class SyntheError(Exception):
-    """An error that is shown without a traceback: `message` says what failed, `hint` what to do."""
+    """An error that is shown without a traceback: `message` says what failed, `hint` what to do.
+
+    lines: the message, or several of equal rank, such as the faults of a recipe. Each is shown as one line, whatever it
+    quotes.
+    """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, message: str | Sequence[str], hint: str | None = None) -> None:
+        self.lines = [message] if isinstance(message, str) else list(message)
+        self.message = "\n".join(self.lines)
+        super().__init__(self.message)
         self.hint = hint
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthe_cli import console, figures
+from synthe_cli import figures
 from synthe_cli.api_key import keys_in
+from synthe_cli.escape import escaped
 from synthe_cli.options import JsonOption
 from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
@@ -167,7 +168,7 @@ def report(values: dict[str, Any]) -> str:
             f"slowest {each['slowest']:.3g}, fastest {each['fastest']:.3g}" if values["output_tokens"] else "",
         ),
         ("rejected (429)", f"{values['turned_away']:,}, sent again" if values["turned_away"] else ""),
-        *(("failed", f"{count:,}  {kind}") for kind, count in values["errors"].items()),
+        *(("failed", f"{count:,}  {escaped(kind)}") for kind, count in values["errors"].items()),
         ("checked", _checked(values)),
     ]
     text_lines: list[str] = []
@@ -178,7 +179,7 @@ def report(values: dict[str, Any]) -> str:
             text_lines[-1] += f", {text}"
     lines += text_lines
     if "example" in values:
-        lines += [f"  {key:<8}{console.printable(json.dumps(text))}" for key, text in values["example"].items()]
+        lines += [f"  {key:<8}{json.dumps(text)}" for key, text in values["example"].items()]
     if "turns" in values:
         lines += ["", _turns(values["turns"])]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthe_cli import figures
+from synthe_cli.escape import escaped
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption, SetOption, find_recipe, overrides, shipped_recipes
 from synthe_cli.renderer import choose_renderer
@@ -100,5 +101,8 @@ def _table(values: dict[str, Any]) -> str:
     heads = ["source", "split", "documents", "bytes", "tokens", "bytes/token"]
     totals = {key: value for key, value in values.items() if key != "sources"}
     width = max(map(len, totals))
-    lines = [f"{key.replace('_', ' '):<{width}}  {f'{v:,}' if isinstance(v, int) else v}" for key, v in totals.items()]
+    lines = [
+        f"{key.replace('_', ' '):<{width}}  {f'{v:,}' if isinstance(v, int) else escaped(v)}"
+        for key, v in totals.items()
+    ]
     return figures.table(heads, rows, left=2) + "\n\n" + "\n".join(lines)

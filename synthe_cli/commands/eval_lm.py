@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from synthe_cli import figures
+from synthe_cli.escape import escaped, json_text, printable
 from synthe_cli.options import DeviceOption, JsonOption, complete_run, find_checkpoint
 from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
@@ -168,7 +169,7 @@ def list_tasks(
         print(f"\n{counts['task']:,} tasks, {counts['group']:,} groups, {counts['tag']:,} tags: synthe eval list PART")
         return
     if as_json:
-        print(json.dumps(matches, ensure_ascii=False))
+        print(json_text(matches))
         return
     if not matches:
         from synthe_core.errors import unknown
@@ -184,13 +185,13 @@ def show(models: list[dict[str, Any]]) -> None:
     if len(models) == 1:
         from lm_eval.utils import make_table
 
-        print(make_table(models[0]).rstrip())
+        print(printable(make_table(models[0])).rstrip())
         if models[0].get("groups"):
-            print("\n" + make_table(models[0], "groups").rstrip())
+            print("\n" + printable(make_table(models[0], "groups")).rstrip())
     elif models:
         print(side_by_side(models))
     for model in models:
-        print(("\n" if model is models[0] else "") + conditions(model["synthe"]))
+        print(("\n" if model is models[0] else "") + escaped(conditions(model["synthe"])))
 
 
 def side_by_side(models: list[dict[str, Any]]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from synthe_cli.console import printable
+from synthe_cli.escape import json_text, printable
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import (
     AdapterOption,
@@ -136,9 +135,7 @@ def generate(
         print()
     else:
         for index, (each, text) in enumerate(zip(prompts, texts, strict=True)):
-            print(
-                json.dumps({"prompt": each, "text": text}, ensure_ascii=False) if as_json else _entry(index, each, text)
-            )
+            print(json_text({"prompt": each, "text": text}) if as_json else _entry(index, each, text))
     if state_out:
         after.save(state_out, model.model)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from synthe_cli import figures
+from synthe_cli.escape import escaped
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import CheckpointArgument, JsonOption, find_checkpoint
 from synthe_cli.renderer import choose_renderer
@@ -58,7 +59,7 @@ def push(
                 shown.show(result)
             else:
                 shown.close()
-                print(result.values["url"])
+                print(escaped(result.values["url"]))
 
 
 @app.command(

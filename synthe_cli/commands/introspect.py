@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from synthe_cli.escape import json_text
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import CheckpointArgument, DeviceOption, JsonOption, find_checkpoint
 from synthe_core.errors import InputError
@@ -94,7 +94,7 @@ def introspect(
     if as_json:
         for report in seen:
             for line in reports.lines(report):
-                print(json.dumps(line, ensure_ascii=False))
+                print(json_text(line))
     elif html is None:
         introspect_view.show(seen, token or ())
     if html is not None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from synthe_cli import figures
+from synthe_cli.escape import escaped, printable
 from synthe_core.introspection.compare import differences
 from synthe_core.introspection.watch import watch as read_along
 from synthe_core.layers import LAYERS
@@ -51,8 +52,8 @@ def show(reports: Sequence[Report], tokens: Sequence[int]) -> None:
 
 def _console() -> Console:
     """A console as wide as the terminal, or of fixed width for a file."""
-    console = Console(highlight=False, emoji=False)
-    return console if console.is_terminal else Console(highlight=False, emoji=False, width=WIDTH)
+    console = Console(highlight=False, emoji=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, markup=False, width=WIDTH)
 
 
 def _heading(report: Report) -> Text:
@@ -76,7 +77,7 @@ def _text(pieces: Sequence[str], bits: np.ndarray) -> Text:
     text = Text()
     for piece, surprise in zip(pieces[:TEXT], bits[:TEXT], strict=True):
         level = 0 if not math.isfinite(surprise) else min(len(SURPRISE_STYLES) - 1, int(surprise // 4))
-        text.append(_printable(piece), SURPRISE_STYLES[level])
+        text.append(printable(piece), SURPRISE_STYLES[level])
     if len(pieces) > TEXT:
         text.append(f" ... {len(pieces) - TEXT:,} more tokens", "dim")
     text.append("\n")
@@ -196,7 +197,7 @@ def _show_comparison(console: Console, first: Report, second: Report) -> None:
 
 def watch(model: Any, tokenizer: Any, text: str, **options: Any) -> None:
     """Shows the text as it is read, with the latest signals of every learner; plain lines if this is not a terminal."""
-    console = Console(highlight=False, emoji=False)
+    console = Console(highlight=False, emoji=False, markup=False)
     pieces: deque[str] = deque(maxlen=4 * ROLLING)
     bits: deque[float] = deque(maxlen=4 * ROLLING)
     courses: dict[tuple[str, str, str], deque[float]] = {}
@@ -275,8 +276,4 @@ def _short(value: float) -> str:
 
 
 def _quoted(piece: str) -> str:
-    return "'" + piece.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r") + "'"
-
-
-def _printable(piece: str) -> str:
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in piece)
+    return f"'{escaped(piece)}'"

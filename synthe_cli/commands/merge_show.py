@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from synthe_cli import figures
+from synthe_cli.escape import escaped
 
 SHOWN = 20
 
@@ -73,7 +74,9 @@ def differences(values: dict[str, Any], every: bool, based: bool) -> str:
     if left_out:
         lines.append(f"\n{left_out} tensors that differ less are not shown: use --all")
     if values["only"]:
-        lines.append(f"\nnot compared (missing in one model, or of different shape): {', '.join(values['only'])}")
+        lines.append(
+            f"\nnot compared (missing in one model, or of different shape): {escaped(', '.join(values['only']))}"
+        )
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from synthe_cli import figures
-from synthe_cli.console import printable
+from synthe_cli.escape import escaped
 from synthe_core.units import format_count, format_size
 
 SHOWN = 12  # tensors of a comparison
@@ -45,7 +45,7 @@ def overview(values: dict[str, Any]) -> str:
     rows.append(("signed by", values["signed_by"] or "unsigned"))
     title = f"{values['name']}  (.synapse {values['version']}, by {values['created_by']})"
     files = [[name, format_size(facts["bytes"]), facts["sha256"][:16]] for name, facts in values["files"].items()]
-    return _text(title, rows) + "\n\n" + printable(figures.table(["member", "size", "sha256"], files))
+    return _text(title, rows) + "\n\n" + figures.table(["member", "size", "sha256"], files)
 
 
 def _parameters(count: int) -> str:
@@ -70,9 +70,9 @@ def _knowledge(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _text(title: str, rows: list[tuple[str, str]]) -> str:
-    rows = [(label, text) for label, text in rows if text]
+    rows = [(escaped(label), text) for label, text in rows if text]
     width = max(len(label) for label, _ in rows)
-    return printable("\n".join([title, "", *(f"{label:<{width}}  {text}" for label, text in rows)]))
+    return "\n".join([escaped(title), "", *(f"{label:<{width}}  {escaped(text)}" for label, text in rows)])
 
 
 def differences(values: dict[str, Any]) -> str:
@@ -82,12 +82,13 @@ def differences(values: dict[str, Any]) -> str:
     lines = [*(f"manifest  {line}" for line in values["manifest"]), *(f"recipe    {line}" for line in values["recipe"])]
     lines += [f"member    {name}: {where}" for where, names in values["members"].items() for name in names]
     lines += [f"tensor    {name}: {where}" for where, names in values["tensors_absent"].items() for name in names]
+    lines = [escaped(line) for line in lines]
     tensors = values["tensors"]
     if tensors:
         rows = [[each["name"], *_change(each)] for each in tensors[:SHOWN]]
         more = f"\nand {len(tensors) - SHOWN} more; --json lists all" if len(tensors) > SHOWN else ""
         lines += ["", figures.table(["tensor", "largest change", "relative"], rows) + more]
-    return printable("\n".join(lines))
+    return "\n".join(lines)
 
 
 def _change(each: dict[str, Any]) -> tuple[str, str]:

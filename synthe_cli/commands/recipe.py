@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated
 
 import typer
 
+from synthe_cli.escape import printable
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption, RecipeArgument, SetOption, find_recipe, overrides
 from synthe_core.units import format_count, format_size
@@ -49,7 +51,8 @@ def show(recipe: RecipeArgument, assign: SetOption = None, as_json: JsonOption =
         f"vocabulary          {cost.vocabulary}",
     ]
     print("\n".join(f"# {line}" for line in lines))
-    print(loaded.to_yaml(), end="")
+    text = loaded.to_yaml()
+    print(printable(text) if sys.stdout.isatty() else text, end="")
 
 
 @app.command(

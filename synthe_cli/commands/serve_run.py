@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from synthe_cli.api_key import keys_in
 from synthe_cli.commands.serve_options import ServeOptions
-from synthe_cli.console import printable
+from synthe_cli.escape import escaped
 from synthe_cli.options import size_option, uses_generation_config
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError, WorkError
@@ -241,4 +241,4 @@ def log(line: str) -> None:
 def say(line: str) -> None:
     """Prints a line of progress. stderr may be closed already."""
     with contextlib.suppress(OSError):
-        print(printable(line), file=sys.stderr, flush=True)
+        print(escaped(line), file=sys.stderr, flush=True)

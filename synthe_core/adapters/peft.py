@@ -20,10 +20,16 @@ from synthe_core.errors import InputError
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+BASE_DIGEST = "base_sha256"
+"""The key, in the metadata of the factors, of the digest of the base's weights."""
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], spec: LoraSpec, base: str) -> None:
-    """Writes the factors `tensors` (see `Adapter.tensors`); `base` is where PEFT finds the model."""
+def write(
+    folder: Path, tensors: Mapping[str, Tensor], spec: LoraSpec, base: str, base_digest: str | None = None
+) -> None:
+    """Writes the factors `tensors` (see `Adapter.tensors`); `base` is where PEFT finds the model, and `base_digest`
+    identifies its weights: PEFT takes no other keys in the configuration, so that it is in the metadata of the factors.
+    """
     ranks = {name.removesuffix(".lora_A.weight"): t.shape[0] for name, t in tensors.items() if ".lora_A." in name}
     smaller = {name: rank for name, rank in ranks.items() if rank != spec.rank}
     config = {
@@ -46,7 +52,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], spec: LoraSpec, base: str
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     plain = {f"{PREFIX}{name}": t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()}
-    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"} | ({BASE_DIGEST: base_digest} if base_digest else {}))
 
 
 def read(config_path: Path, weights_path: Path) -> Adapter:

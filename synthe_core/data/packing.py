@@ -22,14 +22,15 @@ from synthe_core.data.shards import (
     cannot_write,
     documents_file,
     labels_file,
-    write_whole,
 )
 from synthe_core.data.splitting import Part, Plan, survey
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.data.verification import read_intact
-from synthe_core.errors import InputError
+from synthe_core.errors import InputError, WorkError
 from synthe_core.events import Event, Notice, Progress
 from synthe_core.hardware.probe import cache_dir
+from synthe_core.storage.atomic import write_file
+from synthe_core.storage.claim import sweep
 
 SHARD = 2**24
 """Tokens between two saves: what a killed preparation loses at most."""
@@ -107,8 +108,7 @@ def pack(corpus: Corpus, tokenizer: Tokenizer) -> Generator[Event, None, tuple[P
 
 def _pack(corpus: Corpus, tokenizer: Tokenizer, folder: Path, index: Index | None) -> Generator[Event, None, Index]:
     name = corpus.source.name
-    for leftover in folder.glob("*.tmp"):
-        leftover.unlink()
+    sweep(folder)
     if index is None:
         plan = yield from survey(corpus.source, corpus.fraction, corpus.limit)
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
@@ -187,10 +187,10 @@ def _save(folder: Path, index: Index, pending: dict[str, _Pending], labelled: bo
                 contents[labels_file(file)] = json.dumps(waiting.labels).encode()
             digest = hashlib.sha256()
             for name, content in contents.items():
-                write_whole(folder / name, content)
+                write_file(folder / name, content)
                 digest.update(content)
             index.sides[side].shards.append((file, waiting.count, digest.hexdigest()))
             pending[side] = _Pending()
         index.write(folder)
-    except OSError as error:
+    except (OSError, WorkError) as error:
         raise cannot_write(folder, error) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from synthe_core.errors import WorkError
+from synthe_core.storage.atomic import write_file
 
 FORMAT = 2
 OPEN = 64
@@ -73,7 +73,7 @@ class Index:
         return index if whole and index.format == FORMAT else None
 
     def write(self, folder: Path) -> None:
-        write_whole(folder / "index.json", json.dumps(asdict(self)).encode())
+        write_file(folder / "index.json", json.dumps(asdict(self)))
 
 
 def labels_file(shard: str) -> str:
@@ -92,20 +92,11 @@ def shard_files(folder: Path, shard: str) -> list[Path]:
     return [path for name in names if (path := folder / name).exists()]
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all, whenever the process dies."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def cannot_write(folder: Path, error: OSError) -> WorkError:
+def cannot_write(folder: Path, error: OSError | WorkError) -> WorkError:
     """One line for a cache folder that takes no more, or nothing."""
+    cause = error.__cause__ or error
     return WorkError(
-        f"cannot write packed data to {folder}: {error.strerror or error}",
+        f"cannot write packed data to {folder}: {getattr(cause, 'strerror', None) or cause}",
         "make room there, or point SYNTHE_CACHE at a disk that has it; packed text is stored",
     )
 

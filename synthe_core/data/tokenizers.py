@@ -29,6 +29,7 @@ from synthe_core.data.tokenizer_config import (
     likeliest_end,
     prefix,
 )
+from synthe_core.data.tokenizer_limits import parse_limited, read_limited
 from synthe_core.errors import InputError, closest
 from synthe_core.registry import Table
 from synthe_core.storage.path_format import format_of
@@ -319,7 +320,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     beside = [path.with_name(name) for name in BESIDE]
     try:
         return read_tokenizer(
-            path.read_bytes(), str(path), {each.name: each.read_bytes() for each in beside if each.is_file()}
+            read_limited(path), str(path), {each.name: each.read_bytes() for each in beside if each.is_file()}
         )
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
@@ -338,8 +339,7 @@ def read_tokenizer(
     except ValueError as error:
         raise InputError(f"beside {name}, {' '.join(str(error).split())[:200]}", "copy it again") from None
     try:
-        text = content.decode("utf-8")
-        values = json.loads(text)
+        text, values = parse_limited(content)
         if is_bytes_model(values):
             tokenizer = ByteTokenizer()
             ids = {tokenizer.spelling(i): i for i in range(tokenizer.vocab_size)}

@@ -9,8 +9,10 @@ from collections.abc import Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from synthe_core.data.shards import Index, shard_files, write_whole
+from synthe_core.data.shards import Index, shard_files
+from synthe_core.errors import WorkError
 from synthe_core.events import Event, Progress
+from synthe_core.storage.atomic import write_file
 
 SETTLED = 2 * 10**9
 """Nanoseconds after which a change of a file surely shows in its times."""
@@ -39,8 +41,8 @@ def read_intact(folder: Path) -> Generator[Event, None, Index | None]:
         if all(time.time_ns() - changed > SETTLED for path in paths for changed in _status(path)[1:3]):
             stamps[file] = stamp
     if stamps != seen:
-        with suppress(OSError):  # of a folder that cannot be written, everything is checked each time
-            write_whole(_stamps_file(folder), json.dumps(stamps).encode())
+        with suppress(OSError, WorkError):  # of a folder that cannot be written, everything is checked each time
+            write_file(_stamps_file(folder), json.dumps(stamps))
     return index
 
 

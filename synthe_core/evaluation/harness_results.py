@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from synthe_core.errors import InputError, WorkError
-from synthe_core.storage.atomic import failure
+from synthe_core.storage.atomic import WAIT, failure, scratch_folder
+from synthe_core.storage.claim import claim
 
+RESULTS = "results"
 JOINED = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 """The parts of the harness's results that are keyed by task and merge over calls."""
 
@@ -44,10 +47,25 @@ class Results:
         return results
 
     def save(self, output: Path, results: dict[str, Any], chat_template: str | None, system: str | None) -> Path:
-        """Writes results_*.json, and samples_*.jsonl if there are samples; returns the path of the results."""
+        """Writes results_*.json, and samples_*.jsonl if there are samples; returns the path of the results.
+
+        They are written beside their place and then moved: a file of results is whole.
+        """
+        tracker = self._tracker
+        with claim(output / RESULTS, wait=WAIT) as place, scratch_folder(place) as scratch:
+            written = self._write(tracker, scratch, results, chat_template, system)
+            folder = output / written.parent.name
+            folder.mkdir(exist_ok=True)
+            for each in sorted(written.parent.iterdir(), key=lambda each: each == written):  # the results last
+                os.replace(each, folder / each.name)
+        return folder / written.name
+
+    def _write(
+        self, tracker: Any, output: Path, results: dict[str, Any], chat_template: str | None, system: str | None
+    ) -> Path:
+        """Writes the files below `output`; returns the path of the results."""
         from lm_eval.loggers.utils import add_env_info
 
-        tracker = self._tracker
         tracker.output_path = str(output)
         tracker.general_config_tracker.log_experiment_args(
             model_source="synthe",

@@ -25,6 +25,7 @@ from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
 from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.linear import products_are_batch_invariant
+from synthe_core.storage.adapter_files import check_base
 from synthe_core.storage.checkpoint import Checkpoint
 
 
@@ -50,6 +51,7 @@ class LoadedModel:
     """name: what requests call it. max_length: the largest number of tokens it can read, None for no limit.
 
     context: how its passes run. recommended: whether `defaults` are those of its generation_config.json.
+    base_digests: those that an adapter of it may record.
     """
 
     name: str
@@ -60,6 +62,7 @@ class LoadedModel:
     created: int = 0
     adapters: dict[str, Adapter] = field(default_factory=dict)
     max_length: int | None = None
+    base_digests: tuple[str, ...] = ()
     context: ExecutionContext = field(default_factory=ExecutionContext)
     recommended: bool = True
     _slots: dict[int, Adapter] = field(default_factory=dict, repr=False)
@@ -87,6 +90,7 @@ class LoadedModel:
             checkpoint.digest,
             int(checkpoint.path.stat().st_mtime),
             max_length=checkpoint.published.get("context"),
+            base_digests=checkpoint.base_digests,
             context=context,
         )
 
@@ -183,8 +187,10 @@ class LoadedModel:
 
     def read_adapter(self, path: Path) -> Adapter:
         """The adapter at `path`, a checkpoint or a folder of PEFT's; see `check_adapter`."""
-        adapter = Checkpoint.open(path, base=self.path).adapter
+        opened = Checkpoint.open(path, base=self.path)
+        adapter, recorded = opened.adapter, opened.manifest.base
         assert adapter is not None
+        check_base(path, recorded.sha256 if recorded else None, self.base_digests or (self.digest,), self.name)
         return adapter
 
     def check_adapter(self, adapter: Adapter, path: Path) -> None:

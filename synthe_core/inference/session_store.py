@@ -14,7 +14,8 @@ from synthe_core.errors import InputError
 from synthe_core.inference.request import Busy, NotFound, QuotaExceeded
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import Session, is_session, write_session
-from synthe_core.storage.atomic import failure, sweep
+from synthe_core.storage.atomic import failure
+from synthe_core.storage.claim import sweep
 from synthe_core.storage.tensor_file import TensorFile
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")

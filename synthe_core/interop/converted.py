@@ -15,10 +15,11 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Notice
 from synthe_core.hardware.probe import probe
-from synthe_core.interop.huggingface.published import Config
+from synthe_core.interop.huggingface.published import Config, check_depth
 from synthe_core.interop.huggingface.weight_maps import Plan, plan, tied_by_default
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint.weights import weights
+from synthe_core.storage.finite import check_finite
 from synthe_core.storage.manifest import Manifest, describe_hardware, package_versions
 from synthe_core.storage.yaml_reader import YamlSource
 
@@ -61,6 +62,7 @@ class ConvertedModel:
 
     def __init__(self, published: PublishedModel, name: str | None = None) -> None:
         self.published = published
+        check_depth(published.config, sum(1 for _ in published))
         self.layout: Plan = plan(published.config)
         self.vocab = published.config.size("vocab_size")
         self.tie = _is_tied(published, self.layout)
@@ -157,7 +159,8 @@ class ConvertedTensors(Mapping[str, Tensor]):
         return {tensor for tensor in self._published if tensor not in used and not IGNORED.search(tensor)}
 
     def __getitem__(self, name: str) -> Tensor:
-        parts = [self._published[tensor].to(torch.float32) for tensor in self._sources[name]]
+        path = self._published.path
+        parts = [check_finite(each, self._published[each], path).to(torch.float32) for each in self._sources[name]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def __iter__(self) -> Iterator[str]:

@@ -38,7 +38,12 @@ def import_gguf(source: Path, *, out: Path | None = None, name: str | None = Non
 
 def _import(published: PublishedModel, out: Path | None, name: str | None) -> Iterator[Event]:
     model = ConvertedModel(published, name)
-    path = new_run(model.name, out)
+    with new_run(model.name, out) as path:
+        yield from _write(model, path)
+
+
+def _write(model: ConvertedModel, path: Path) -> Iterator[Event]:
+    """Writes the checkpoint at `path`, which is claimed."""
     tokenizer = model.tokenizer
     yield from model.notices
     recipe = model.recipe(None if tokenizer is None else path / "tokenizer.json")
@@ -54,6 +59,7 @@ def _import(published: PublishedModel, out: Path | None, name: str | None) -> It
         manifest=manifest,
         tokenizer=tokenizer,
         shard_bytes=SHARD_BYTES,
+        claimed=True,
     )
     yield Progress("import", tensors.nbytes, tensors.nbytes, "bytes")
     yield Saved(path, 0)

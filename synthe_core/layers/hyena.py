@@ -55,7 +55,7 @@ class Hyena(Learner[HyenaState]):
         type: Literal["hyena"] = "hyena"
         length: int = Field(1024, ge=2, description="tokens that the filter reaches back over, the present included")
         filter_width: int = Field(64, ge=1, description="hidden units of the network that computes the filter")
-        filter_layers: int = Field(3, ge=1, description="layers of sines in that network")
+        filter_layers: int = Field(3, ge=1, le=100, description="layers of sines in that network")
         bands: int | None = Field(
             None, ge=1, description="frequencies in its positional features; default a 16th of length"
         )

@@ -52,7 +52,7 @@ class Tiers(Learner[TiersState]):
 
     class Config(Spec):
         type: Literal["tiers"] = "tiers"
-        tiers: int = Field(4, ge=1)
+        tiers: int = Field(4, ge=1, le=64)
         size: int | None = Field(None, ge=1, description="channels of each tier; default half the width")
         ratio: int = Field(2, ge=2, description="each tier ticks this many times as slowly as the one below")
         timescales: tuple[Timescale, Timescale] = Field(

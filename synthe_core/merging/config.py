@@ -218,7 +218,7 @@ def _explain(error: ValidationError, source: YamlSource) -> InputError:
         elif shown:
             message = f"{shown}: {message[:1].lower()}{message[1:]}"
         lines.append(f"{source.locate(path)}: {message}")
-    return InputError("\n".join(lines), hint or "recipes/merge/ has examples of every key")
+    return InputError(lines, hint or "recipes/merge/ has examples of every key")
 
 
 def _keys_at(path: Sequence[str | int]) -> list[str]:

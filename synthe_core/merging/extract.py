@@ -57,12 +57,27 @@ def extract_lora(
     require_one_kind(models)
     for text in compare(base_model, [tuned_model], whole=True):
         yield Notice(text, "warning")
-    path = new_run(f"{tuned_model.name}-lora", out)
+    with new_run(f"{tuned_model.name}-lora", out) as path:
+        yield from _extract(path, (base, tuned), base_model, tuned_model, rank, targets, rest, threads, stop)
+
+
+def _extract(
+    path: Path,
+    names: tuple[str, str],
+    base_model: Model,
+    tuned_model: Model,
+    rank: int,
+    targets: tuple[str, ...],
+    rest: bool,
+    threads: int | None,
+    stop: threading.Event | None,
+) -> Iterator[Event]:
+    """Writes the adapter at `path`, which is claimed. names: what the user called the two models."""
     candidates = _candidates(base_model, targets)
     differences = Differences(base_model, tuned_model)
     changed = yield from _measure(differences, base_model, stop)
     if not changed:
-        raise InputError(f"{tuned} is the same as {base}", "there is nothing to extract")
+        raise InputError(f"{names[1]} is the same as {names[0]}", "there is nothing to extract")
     factored_names = [name for name in changed if name in candidates]
     other_names = [name for name in changed if name not in candidates]
     jobs = [job for name in factored_names for job in _jobs(name, base_model.tensors[name], differences, rank)]
@@ -72,14 +87,14 @@ def extract_lora(
         yield Notice(f"not in the adapter: {listed(other_names)}; --with-rest includes them", "warning")
     if not jobs:
         raise InputError("nothing that changed is a matrix", "--with-rest stores the rest as a whole")
-    config = _config(base, base_model, rank, factored_names, other_names if rest else [])
-    with new_folder(path) as folder:
+    config = _config(names[0], base_model, rank, factored_names, other_names if rest else [])
+    with new_folder(path, claimed=True) as folder:
         digests: dict[str, FileDigest] = {}
         size = sum(job.info.nbytes for job in jobs)
         results = stream.run(jobs, threads, stop)
         for written in output.write(folder, "adapter_model", [jobs], results, digests):
             yield Progress("extract", written, size, "bytes")
-        parents = [each.provenance() for each in models]
+        parents = [each.provenance() for each in (base_model, tuned_model)]
         write_adapter_files(folder, config, parents, {"method": "extract-lora", "rank": rank}, digests)
     retained = differences.retained(factored_names, other_names if rest else [])
     size = digests["adapter_model.safetensors"].bytes

@@ -63,15 +63,15 @@ def merge(
     method = Method(spec.merge_method)
     spec.checked()
     opened = open_all(spec, method)
-    path = new_run(spec.name or f"merge-{method.name}", out)
     if not hashes:
         for each in [*opened.inputs.values(), *([opened.base] if opened.base else [])]:
             for file in [each.file] if isinstance(each, Adapter) else each.files:
                 file.hashed = False
-    if opened.form == "model":
-        yield from _models(spec, method, opened, path, threads, shard_bytes, stop)
-    else:
-        yield from _adapters(spec, method, opened, path, threads, stop)
+    with new_run(spec.name or f"merge-{method.name}", out) as path:
+        if opened.form == "model":
+            yield from _models(spec, method, opened, path, threads, shard_bytes, stop)
+        else:
+            yield from _adapters(spec, method, opened, path, threads, stop)
 
 
 def merge_and_compare(
@@ -186,11 +186,11 @@ def _models(
     size = f"{len(merge_plan.jobs)} tensors, {count:,} numbers as {changes.dtype}"
     yield Notice(f"{method.name} of {names_merged}{base_text}: {size}")
 
-    with new_folder(path) as folder:
+    with new_folder(path, claimed=True) as folder:
         files = output.shards(merge_plan.jobs, shard_bytes)
         digests = yield from _write_tensors(folder, "model", files, threads, stop, read_bytes=_size(parents))
         provenance = [model.provenance() for model in parents]
-        _write_card(folder, path.name, spec, method, provenance)
+        _write_card(folder, path.resolve().name, spec, method, provenance)
         reference.write_files(
             folder, changes, Outcome(_name(path), count, provenance, _description(spec, method), digests)
         )
@@ -205,7 +205,7 @@ def _adapters(
         yield Notice(text, "warning")
     parents = list(opened.inputs.values())
     yield Notice(f"{method.name} of {len(parents)} adapters, as {opened.form}s: rank {merge_plan.config['r']}")
-    with new_folder(path) as folder:
+    with new_folder(path, claimed=True) as folder:
         digests = yield from _write_tensors(
             folder,
             "adapter_model",
@@ -215,7 +215,7 @@ def _adapters(
             read_bytes=sum(each.file.size for each in parents),
         )
         provenance = [each.provenance() for each in parents]
-        _write_card(folder, path.name, spec, method, provenance, adapter=True)
+        _write_card(folder, path.resolve().name, spec, method, provenance, adapter=True)
         adapters.write_adapter_files(folder, merge_plan.config, provenance, _description(spec, method), digests)
     yield Result(_summary(method, provenance, merge_plan.jobs, digests), path)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from synthe_core.data.tokenizer_limits import MAX_BYTES, MAX_VALUES
 from synthe_core.errors import InputError
 from synthe_core.merging.config import TokenizerSpec
 from synthe_core.merging.hashed_file import TensorInfo
@@ -142,9 +143,9 @@ def _target(spec: TokenizerSpec, everyone: Sequence[Model], contents: Sequence[C
             return model.tokenizer, model
     path = Path(spec.source).expanduser()
     if path.is_file():
-        return read_json(path), None
+        return read_json(path, MAX_BYTES, MAX_VALUES), None
     if (path / "tokenizer.json").is_file():
-        return read_json(path / "tokenizer.json"), None
+        return read_json(path / "tokenizer.json", MAX_BYTES, MAX_VALUES), None
     model_of_source = open_input(spec.source)
     if getattr(model_of_source, "tokenizer", None) is None:
         raise InputError(f"{spec.source} has no tokenizer.json", "--tokenizer is base, union or the path of one")

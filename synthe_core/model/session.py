@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from synthe_core import state as states
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import Backbone, LanguageModel, ModelState
-from synthe_core.storage.atomic import new_file
+from synthe_core.storage.atomic import WAIT, new_file
 from synthe_core.storage.tensor_file import TensorFile
 
 FORMAT = "synthe-session-1"
@@ -113,7 +113,7 @@ def _check_values(name: str, state: ModelState) -> None:
 
 def write_session(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a session's file; it is on disk, whole, when this returns."""
-    with new_file(path) as partial:
+    with new_file(path, wait=WAIT) as partial:
         on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_file(on_cpu, partial, {"format": FORMAT, **metadata})
 
@@ -125,11 +125,14 @@ def is_session(file: TensorFile) -> bool:
     return is_format and pending is not None and (pending.dtype, len(pending.shape)) == (torch.int64, 1)
 
 
-def fingerprint(model: Backbone, tensors: Mapping[str, Tensor] | None = None) -> str:
-    """A digest of the model's shape and of a corner of each of its matrices, by which sessions of another model are
-    refused. With an adapter it is another model. tensors: the weights by name, if the model is on `meta`.
+def fingerprint(model: Backbone, tensors: Mapping[str, Tensor] | None = None, weights: str | None = None) -> str:
+    """A digest of the model's shape and weights, by which sessions of another model are refused. With an adapter it is
+    another model.
+
+    tensors, weights: the weights by name and their digest, if the model is on `meta`.
     """
-    text = json.dumps([model.spec.model_dump(mode="json"), model.vocab], sort_keys=True)
+    weights = weights or weights_digest(model)
+    text = json.dumps([model.spec.model_dump(mode="json"), model.vocab, weights], sort_keys=True)
     digest = hashlib.sha256(text.encode())
     maps = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
     for name, module in maps.items():
@@ -137,3 +140,35 @@ def fingerprint(model: Backbone, tensors: Mapping[str, Tensor] | None = None) ->
             weight = module.weight if tensors is None else tensors[f"{name}.weight"]
             digest.update(weight.detach()[:8, :8].to(torch.float32).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def weights_digest(model: Backbone) -> str:
+    """A digest of all weights but those of attached adapters: as its checkpoint states it, else computed once, and
+    again after a weight has changed in place."""
+    if (stated := getattr(model.spec, "digest", None)) is not None:  # a model of transformers
+        return str(stated)
+    digest, versions = getattr(model, "_weights_digest", ("", []))
+    if not versions or any(_version(tensor) != version for tensor, version in versions):
+        digest = tensors_digest(model.state_dict())
+        set_weights_digest(model, digest)
+    return digest
+
+
+def set_weights_digest(model: nn.Module, digest: str) -> None:
+    """States the digest of the weights that the model has now."""
+    versions = [(tensor, _version(tensor)) for tensor in model.state_dict(keep_vars=True).values()]
+    object.__setattr__(model, "_weights_digest", (digest, versions))
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of the names, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

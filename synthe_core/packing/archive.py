@@ -267,12 +267,14 @@ class Tree:
     def __init__(self, path: Path, links: tuple[str, ...] = ()) -> None:
         self.path = path
         self._sizes: dict[str, int] = {}
-        for file in sorted(path.rglob("*")):
+        for file in sorted(itertools.islice(path.rglob("*"), 2 * COUNT)):
             name = file.relative_to(path).as_posix()
             if file.is_symlink() and name not in links:
                 raise InputError(f"{path} is refused: {quoted(name)} is a symbolic link", "put the file itself there")
             if file.is_file():
                 self._sizes[name] = file.stat().st_size
+            if len(self._sizes) > COUNT:
+                raise InputError(f"{path} is refused: it has more than {COUNT:,} files", "name an unpacked file")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sizes)

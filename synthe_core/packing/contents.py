@@ -53,10 +53,12 @@ def digest_and_crc(content: Content) -> tuple[FileDigest, int]:
     return FileDigest(bytes=content.size, sha256=digest.hexdigest()), crc
 
 
-def write_archive(path: Path, contents: Mapping[str, Content], sums: Mapping[str, int] | None = None) -> None:
+def write_archive(
+    path: Path, contents: Mapping[str, Content], sums: Mapping[str, int] | None = None, *, claimed: bool = False
+) -> None:
     """Writes a .synapse file atomically, in constant memory.
 
-    sums: CRC-32 of contents, as far as it is known.
+    sums: CRC-32 of contents, as far as it is known. claimed: whether the caller has claimed the path.
     """
     members = []
     for name in sorted(contents, key=member_order):
@@ -67,5 +69,5 @@ def write_archive(path: Path, contents: Mapping[str, Content], sums: Mapping[str
         members.append(
             (Member(name, content.size, digest_and_crc(content)[1] if crc is None else crc), content.pieces())
         )
-    with new_file(path) as partial:
+    with new_file(path, claimed=claimed) as partial:
         write(partial, members)

@@ -7,6 +7,7 @@ it removes on failure. Its client, addresses, token and retries are used here.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from synthe_core.data.hub import TIMEOUT, explain, offline, unreachable
 from synthe_core.errors import InputError, WorkError, unknown
 from synthe_core.events import Event, Notice, Progress
 from synthe_core.hardware.probe import cache_dir
-from synthe_core.storage.atomic import failure
+from synthe_core.storage.claim import claim, failure
 from synthe_core.units import format_size
 
 BLOCK = 16 << 20
@@ -63,7 +64,7 @@ def check_name(repo: str) -> None:
 
 
 def download(remote: Remote, target: Path) -> Iterator[Event]:
-    """Downloads a file to `target` atomically, resuming an interrupted download."""
+    """Downloads a file to `target`, which the caller has claimed, atomically; resumes an interrupted download."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
@@ -108,13 +109,15 @@ def download(remote: Remote, target: Path) -> Iterator[Event]:
         raise WorkError(
             f"{remote.name} is damaged: its SHA-256 is not the hub's", "the download was removed: try again"
         )
-    part.replace(target)
+    part.replace(os.path.realpath(target))
 
 
 def fetch_base(repo: str, revision: str | None) -> Path:
     """The base model of a file that does not contain it, in the cache."""
     cached = cache_dir() / "bases" / re.sub(r"[^\w.-]+", "--", f"{repo}@{revision}{SUFFIX}")
     if revision is None or not cached.is_file():
-        for _ in download(find(repo, revision), cached):
-            pass
+        remote = find(repo, revision)
+        with claim(cached, "downloading", parents=True):
+            for _ in download(remote, cached):
+                pass
     return cached

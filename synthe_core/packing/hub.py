@@ -13,6 +13,7 @@ from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.download import SUFFIX, check_name, download, find
 from synthe_core.packing.members import README
+from synthe_core.storage.claim import claim
 
 TAG = "synapse"
 LISTED = 30
@@ -59,18 +60,19 @@ def pull(
     out = Path(Path(remote.name).name) if out is None else out
     if out.is_dir():
         out = out / Path(remote.name).name
-    if out.exists():
-        raise InputError(f"{out} is there already", "name another file with -o, or remove it")
-    yield Notice(f"{repo} at {remote.commit[:12]}: {remote.name}")
-    try:
-        yield from download(remote, out)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped; the part that was downloaded is kept", "repeat the command to resume") from None
-    try:
-        about = Bundle(out).pack_manifest
-    except SyntheError:
-        out.unlink()
-        raise
+    with claim(out, "downloading", parents=True):
+        if out.exists():
+            raise InputError(f"{out} is there already", "name another file with -o, or remove it")
+        yield Notice(f"{repo} at {remote.commit[:12]}: {remote.name}")
+        try:
+            yield from download(remote, out)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped; the part that was downloaded is kept", "repeat the command to resume") from None
+        try:
+            about = Bundle(out).pack_manifest
+        except SyntheError:
+            out.unlink()
+            raise
     yield Result({"name": about.name, "bytes": remote.size, "commit": remote.commit}, out)
 
 

@@ -8,11 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import synthe_core
 from synthe_core.errors import InputError
-from synthe_core.storage.json_reader import canonical_json, parse_untrusted_json
+from synthe_core.packing.members import COUNT
+from synthe_core.storage.json_reader import UNTRUSTED, canonical_json, parse_untrusted_json
 from synthe_core.storage.manifest import FileDigest
 
 FORMAT = "synapse"
-VERSION = "1.0"
+FORMAT_VERSION = 2
+VERSION = "2.0"
+"""The major version is the format of the checkpoint in it."""
 
 
 class Part(BaseModel):
@@ -95,7 +98,7 @@ class PackManifest(Part):
     """manifest.json of a .synapse file. `files` lists every other member but the signature, with its SHA-256."""
 
     format: Literal["synapse"] = "synapse"
-    version: str = Field(VERSION, pattern=r"^1\.\d{1,4}$")
+    version: str = Field(VERSION, pattern=r"^2\.\d{1,4}$")
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     description: str = ""
     created_by: str = f"synthe/{synthe_core.__version__}"
@@ -140,11 +143,15 @@ def read_manifest(content: bytes, name: str) -> PackManifest | TitanManifest:
     if values.get("format") != FORMAT or not isinstance(version, str):
         raise InputError(f"{name} is not the manifest of a .synapse file", "its format must be 'synapse'")
     major = version.partition(".")[0]
-    if major.isdigit() and len(major) < 5 and int(major) > 1:
+    if major.isdigit() and len(major) < 5 and int(major) not in (0, FORMAT_VERSION):
+        newer = "a newer synthe wrote it: upgrade with pip install -U synthe"
+        older = "pack its model again, or use the version of synthe that wrote it"
         raise InputError(
-            f"{name} has .synapse version {version[:20]}, and this synthe reads 1",
-            "a newer synthe wrote it: upgrade with pip install -U synthe",
+            f"{name} has .synapse version {version[:20]}, and this synthe reads {FORMAT_VERSION}",
+            newer if int(major) > FORMAT_VERSION else older,
         )
+    if isinstance(files := values.get("files"), dict) and len(files) > COUNT:
+        raise InputError(f"{name} lists {len(files):,} members, and may list {COUNT:,}", UNTRUSTED)
     kind: type[PackManifest | TitanManifest] = TitanManifest if major == "0" else PackManifest
     try:
         return kind.model_validate(values)

@@ -19,7 +19,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 KIB, MIB, ANY = 1 << 10, 1 << 20, 1 << 62
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?"
 MEMBERS = [
-    (MANIFEST, 16 * MIB),
+    (MANIFEST, 4 * MIB),
     (README, MIB),
     ("recipe.yaml", 256 * KIB),
     ("config.json", MIB),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +35,12 @@ from synthe_core.packing.members import (
 from synthe_core.packing.titan import is_titan, titan_members
 from synthe_core.quantization.formats import FORMATS
 from synthe_core.quantization.tensor_file import DequantizedTensors, open_tensors, write_quantized
+from synthe_core.storage.adapter_files import check_base, recorded_base
+from synthe_core.storage.atomic import scratch_folder
 from synthe_core.storage.checkpoint import Checkpoint, copy_checkpoint
-from synthe_core.storage.checkpoint.read import WEIGHTS
+from synthe_core.storage.checkpoint.read import ORIGINAL, WEIGHTS
+from synthe_core.storage.claim import claim
+from synthe_core.storage.finite import check_finite
 from synthe_core.storage.json_reader import canonical_json, parse_untrusted_json
 from synthe_core.storage.manifest import FileDigest
 from synthe_core.storage.tensor_file import TensorFile
@@ -86,24 +90,28 @@ def pack(path: Path, out: Path | None = None, options: PackOptions = PackOptions
         contents, about = titan_members(path, options.name, options.licence)
         if about.adapters:
             yield Notice("no alpha was recorded for its adapters: they are packed with a scale of 1", "warning")
-        yield from _finish(_target(out, about.name), contents, about, classifies=False)
+        out = _target(out, about.name)
+        with claim(out):
+            yield from _finish(out, contents, about, classifies=False)
         return
     checkpoint = Checkpoint.open(path)
     name = options.name or _name(checkpoint)
     if not re.fullmatch(NAME, name):
         raise InputError(f"'{name}' is not a valid name", "letters, digits, . _ and -, no more than 64")
     out = _target(out, name)
-    with tempfile.TemporaryDirectory(prefix=".synthe-", dir=out.parent) as scratch:
+    with claim(out) as target, scratch_folder(target) as scratch:
         if not checkpoint.source.on_disk:
-            checkpoint = copy_checkpoint(checkpoint, Path(scratch) / "model")
-        collected = PackContents(_collect(checkpoint, options, Path(scratch)))
-        yield from _weights(checkpoint, options, collected, Path(scratch))
+            checkpoint = copy_checkpoint(checkpoint, scratch / "model")
+        collected = PackContents(_collect(checkpoint, options, scratch))
+        yield from _weights(checkpoint, options, collected, scratch)
         about = _manifest(checkpoint, options, collected, name)
         yield from _finish(out, collected.contents, about, bool(checkpoint.classes))
 
 
 def _target(out: Path | None, name: str) -> Path:
     out = Path(f"{name}.synapse") if out is None else out
+    if out.is_dir() and os.path.samefile(out, Path.cwd()):
+        out = out / f"{name}.synapse"
     if out.is_dir():
         raise InputError(f"{out} is a folder", "a .synapse file is one file: name it with -o")
     if not out.absolute().parent.is_dir():
@@ -149,6 +157,9 @@ def _weights(
 ) -> Generator[Event, None, None]:
     """Adds the weights: as they are, quantised, or by reference."""
     checkpoint.check_sizes()
+    for count, name in enumerate(checkpoint.tensors, start=1):
+        check_finite(name, checkpoint.tensors[name], checkpoint.path)
+        yield Progress("read", count, len(checkpoint.tensors), "tensors")
     files = {name: digest for name, digest in checkpoint.manifest.files.items() if is_weights(name)}
     bundle = checkpoint.source if isinstance(checkpoint.source, Bundle) else None
     collected.quantization = bundle.pack_manifest.base.quantization if bundle else None
@@ -201,10 +212,14 @@ def _manifest(checkpoint: Checkpoint, options: PackOptions, collected: PackConte
         assert isinstance(file, FileRange)
         tensors = TensorFile(*file, name=f"{ADAPTER_WEIGHTS} of {each}")
         adapters.append(check_adapter(each, values, tensors, _shape_of(checkpoint)))
+        check_base(tensors.name, recorded_base(tensors), checkpoint.base_digests, checkpoint.path)
+        for key in tensors:
+            check_finite(key, tensors[key], tensors.name)
     sessions = _sessions(checkpoint, contents, collected.quantization)
     agent = None
     if AGENT in contents:
         agent = read_agent(b"".join(contents[AGENT].pieces()), str(options.agent or AGENT), [a.name for a in adapters])
+    original = {ORIGINAL: checkpoint.digest} if options.quantize is not None else {}
     model = recipe.meta_model(checkpoint.vocab)
     length = recipe.data.sequence
     return PackManifest(
@@ -233,7 +248,7 @@ def _manifest(checkpoint: Checkpoint, options: PackOptions, collected: PackConte
         scores=_scores(checkpoint, collected.quantization),
         parents=manifest.parents,
         licence=options.licence or (source_manifest.licence if source_manifest else None),
-        checkpoint=manifest.model_dump(mode="json", exclude={"files"}),
+        checkpoint=manifest.model_dump(mode="json", exclude={"files"}) | original,
         files={},
     )
 
@@ -253,13 +268,16 @@ def _sessions(checkpoint: Checkpoint, contents: Mapping[str, Content], quantizat
             "a session works only with the model that made it, and the quantised model is another one",
             "leave out --quantize or --session, or make the session with the quantised file",
         )
-    own = fingerprint(checkpoint.recipe.meta_model(checkpoint.vocab), checkpoint.tensors)
+    meta = checkpoint.recipe.meta_model(checkpoint.vocab)
+    own = fingerprint(meta, checkpoint.tensors, checkpoint.weights_digest)
     for name in sessions:
         content = contents[name]
         assert isinstance(content, FileRange)
         file = TensorFile(*content, name=name)
         if not is_session(file):
             raise InputError(f"{content.path} is not a session", "`synthe generate --state-out` writes one")
+        for key in file:
+            check_finite(key, file[key], content.path)
         if file.metadata.get("model") != own:
             raise InputError(
                 f"{content.path} belongs to another model", "a session goes on only with the model that made it"
@@ -294,6 +312,6 @@ def _finish(out: Path, contents: dict[str, Content], manifest: PackManifest, cla
         yield Progress("check", done, total, "bytes")
     manifest = manifest.model_copy(update={"files": dict(sorted(digests.items()))})
     yield Progress("pack", 0, total, "bytes")
-    write_archive(out, {MANIFEST: Bytes(manifest.to_bytes()), **contents}, sums)
+    write_archive(out, {MANIFEST: Bytes(manifest.to_bytes()), **contents}, sums, claimed=True)
     yield Progress("pack", total, total, "bytes")
     yield Result({"members": len(contents) + 1, "bytes": out.stat().st_size, "name": manifest.name}, out)

@@ -22,6 +22,7 @@ from synthe_core.events import Event, Result
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.contents import Bytes, Content, FileRange, write_archive
 from synthe_core.packing.members import MANIFEST, SIGNATURE
+from synthe_core.storage.claim import claim
 from synthe_core.storage.json_reader import UNTRUSTED, canonical_json, parse_untrusted_json
 
 ALGORITHM = "ed25519"
@@ -32,14 +33,15 @@ MAKE = "make a pair: ssh-keygen -t ed25519 -N '' -f k.pem (k.pem.pub is the publ
 def sign(path: Path, key: Path) -> Iterator[Event]:
     """Adds a signature to a file, or replaces it, atomically."""
     private = _private(key)
-    bundle = Bundle(path)
-    if not path.is_file():
+    if path.is_dir():
         raise InputError(f"{path} is a folder", "sign the .synapse file")
-    for name in bundle.pack_manifest.files:
-        bundle.check(name)  # a damaged file is not signed
-    contents: dict[str, Content] = {name: FileRange(*bundle.container.locate(name)) for name in bundle.container}
-    contents[SIGNATURE] = Bytes(signature(bundle.manifest_bytes, private))
-    write_archive(path, contents)
+    with claim(path):
+        bundle = Bundle(path)
+        for name in bundle.pack_manifest.files:
+            bundle.check(name)  # a damaged file is not signed
+        contents: dict[str, Content] = {name: FileRange(*bundle.container.locate(name)) for name in bundle.container}
+        contents[SIGNATURE] = Bytes(signature(bundle.manifest_bytes, private))
+        write_archive(path, contents, claimed=True)
     yield Result({"signed by": fingerprint(private.public_key())}, path)
 
 

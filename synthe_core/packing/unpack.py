@@ -14,7 +14,9 @@ from synthe_core.packing.members import BASE, is_weights
 from synthe_core.packing.verify import check_contents
 from synthe_core.storage.atomic import new_folder
 from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.claim import claim
 from synthe_core.storage.manifest import MANIFEST
+from synthe_core.storage.run_folder import taken
 
 MODEL = ("recipe.yaml", "config.json", *FILES)
 ONLY: dict[str, Callable[[str], bool]] = {
@@ -35,19 +37,25 @@ def unpack(path: Path, out: Path | None = None, only: str | None = None) -> Iter
         raise unknown("part", only, ONLY)
     bundle = Bundle(path)
     out = Path(path.stem if path.suffix else f"{path.name}-unpacked") if out is None else out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists already", "name another folder with -o")
+    with claim(out, parents=True):
+        if taken(out):
+            raise InputError(f"{out} exists already", "name another folder with -o")
+        yield from _unpack(bundle, out, only)
+
+
+def _unpack(bundle: Bundle, out: Path, only: str | None) -> Iterator[Event]:
+    """Writes the folder `out`, which is claimed."""
     files = (
         bundle.manifest.files if only == "model" and BASE in bundle.pack_manifest.files else bundle.pack_manifest.files
     )
     chosen = [name for name in files if only is None or ONLY[only](name)]
     if not chosen:
-        raise InputError(f"{path} has no {only}", "`synthe pack inspect` shows its contents")
+        raise InputError(f"{bundle.path} has no {only}", "`synthe pack inspect` shows its contents")
     for name in chosen:  # before a byte is written
         bundle.locate(name)
     check_contents(bundle)
     total, done = sum(files[name].bytes for name in chosen), 0
-    with new_folder(out) as folder:
+    with new_folder(out, claimed=True) as folder:
         extra = [name for name in bundle.container if name not in bundle.pack_manifest.files] if only is None else []
         for name in [*chosen, *extra]:
             target = folder / name

@@ -14,13 +14,15 @@ from synthe_core.packing.knowledge import tables
 from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AGENT, BASE, KNOWLEDGE
 from synthe_core.packing.sign import fingerprint, read_public, signer
 from synthe_core.quantization.tensor_file import open_tensors
+from synthe_core.storage.finite import check_finite
 from synthe_core.storage.json_reader import UNTRUSTED, parse_untrusted_json
 
 
 def verify(path: Path, key: Path | None = None) -> Iterator[Event]:
     """Checks a file; the last event is a Result with the signer, or None if it is unsigned.
 
-    key: a public key; InputError if the file is not signed with it. InputError names every damaged member.
+    key: a public key; InputError if the file is not signed with it. InputError names every damaged member, and the
+    first tensor that is not finite.
     """
     expected = read_public(key) if key is not None else None
     bundle = Bundle(path)
@@ -35,6 +37,12 @@ def verify(path: Path, key: Path | None = None) -> Iterator[Event]:
     if damaged:
         raise InputError(f"{path} has been tampered with or damaged, in {', '.join(damaged)}", UNTRUSTED)
     check_contents(bundle)
+    for name in bundle.pack_manifest.files:
+        if name.endswith(".safetensors"):
+            tensors = open_tensors(*bundle.locate(name), f"{bundle.path / name}")
+            for count, tensor in enumerate(tensors, start=1):
+                check_finite(tensor, tensors[tensor], bundle.path / name)
+                yield Progress("read", count, len(tensors), "tensors")
     public = signer(bundle)
     signed_by = None if public is None else fingerprint(public)
     if expected is not None and signed_by != fingerprint(expected):

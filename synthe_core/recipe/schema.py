@@ -266,7 +266,7 @@ def _explain(error: ValidationError, source: YamlSource) -> InputError:
             hints.append(hint)
     if len(faults) > 5:
         lines.append(f"and {len(faults) - 5} more")
-    return InputError("\n".join(lines), hints[0] if hints else "`synthe recipe schema` lists every key")
+    return InputError(lines, hints[0] if hints else "`synthe recipe schema` lists every key")
 
 
 def _flatten(

@@ -9,18 +9,32 @@ from typing import Any, NoReturn
 from synthe_core.errors import InputError
 
 UNTRUSTED = "this file is not to be trusted: get another copy from where it came"
+MAX_BYTES = 64 << 20
+MAX_VALUES = 4_000_000  # commas and brackets
 EXCERPT = 120  # letters of a library's message that an error repeats
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, Infinity and NaN included (published models have them). InputError otherwise."""
+def read_json(path: Path, max_bytes: int = MAX_BYTES, max_values: int = MAX_VALUES) -> dict[str, Any]:
+    """The object in a JSON file, Infinity and NaN included (published models have them). InputError otherwise, and for
+    a file past the bounds."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        if (size := path.stat().st_size) > max_bytes:
+            raise ValueError(f"it has {size:,} bytes, and may have {max_bytes:,}")
+        content = path.read_bytes()
+        check_values(content, max_values)
+        values = json.loads(content.decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}", "copy it again") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a JSON object", "copy it again")
     return values
+
+
+def check_values(content: bytes, most: int) -> None:
+    """ValueError for JSON of so many values that parsing it would take much more memory than the text does."""
+    count = sum(content.count(mark) for mark in (b",", b"[", b"{"))
+    if count > most:
+        raise ValueError(f"it has {count:,} values, and may have {most:,}")
 
 
 def parse_untrusted_json(content: bytes, name: str) -> dict[str, Any]:
@@ -36,6 +50,7 @@ def parse_untrusted_json(content: bytes, name: str) -> dict[str, Any]:
         raise ValueError(f"{constant} is not a number")
 
     try:
+        check_values(content, MAX_VALUES)
         values = json.loads(content.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
         json.dumps(values, ensure_ascii=False).encode()  # fails for a lone surrogate
     except (ValueError, RecursionError) as error:

@@ -20,7 +20,7 @@ from synthe_core.ops.dispatch import OPS
 from synthe_core.storage import path_format
 
 FORMAT = 2
-MANIFEST = path_format.MANIFEST
+MANIFEST, MAX_BYTES = path_format.MANIFEST, path_format.MAX_BYTES
 
 
 class FileDigest(BaseModel):
@@ -75,6 +75,8 @@ class Manifest(BaseModel):
         """The manifest of a checkpoint folder. InputError if it is damaged or of another format."""
         path = folder / MANIFEST
         try:
+            if (size := path.stat().st_size) > MAX_BYTES:
+                raise InputError(f"{path} has {size:,} bytes, and may have {MAX_BYTES:,}", "use another checkpoint")
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}", "the checkpoint is damaged: use another") from None

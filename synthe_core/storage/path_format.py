@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 MANIFEST, CONFIG, ADAPTER, GGUF = "manifest.json", "config.json", "adapter_config.json", b"GGUF"
+MAX_BYTES = 16 << 20  # of a manifest
 
 
 def format_of(path: Path) -> str | None:
@@ -30,6 +31,8 @@ def is_gguf(file: Path) -> bool:
 def is_synapse(folder: Path) -> bool:
     """Whether a folder has the layout of a .synapse file rather than of a checkpoint."""
     try:
+        if (folder / MANIFEST).stat().st_size > MAX_BYTES:
+            return False
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return False

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 
 from synthe_core.errors import InputError
 from synthe_core.recipe.schema import Recipe
-from synthe_core.storage.atomic import PARTIAL, failure, sweep, write_file
+from synthe_core.storage.atomic import failure, remove_folder, write_file
 from synthe_core.storage.checkpoint import CHECKPOINTS, best_checkpoint, checkpoints
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock
-    fcntl = None  # type: ignore[assignment]
+from synthe_core.storage.claim import Busy, claim, is_empty, sweep
 
 RUNS = Path("runs")
 
 
 class RunFolder:
-    """The folder of one run, locked by one process at a time.
+    """The folder of one run. Who writes to it has claimed it (`new_run`, `claim`).
 
     metrics.jsonl has a line for every metric: {"step", "phase", "seconds", ...}. Lines are only appended, except that
     resuming from step n first drops the lines after n.
@@ -31,25 +30,12 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / CHECKPOINTS
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            os.makedirs(os.path.realpath(self.checkpoints), exist_ok=True)  # `path` may be a link to a new folder
+            sweep(path)
+            sweep(self.checkpoints)
             self._metrics = (path / "metrics.jsonl").open("a+b")
         except OSError as error:
             raise failure(path, error) from error
-        self._lock()
-        sweep(path)
-        sweep(self.checkpoints)
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._metrics.close()
-            hint = "wait for it, or choose another --out"
-            raise InputError(f"another process is training in {self.path}", hint) from None
-        except OSError:
-            return  # a network file system without locks
 
     def write_recipe(self, recipe: Recipe) -> None:
         write_file(self.path / "recipe.yaml", recipe.to_yaml())
@@ -91,9 +77,7 @@ class RunFolder:
         retained = {*paths[-keep:], best_checkpoint(paths)}
         for path in paths:
             if path not in retained:
-                partial = path.with_name(f".{path.name}{PARTIAL}")
-                path.rename(partial)  # a half deleted checkpoint must not look like one
-                shutil.rmtree(partial, ignore_errors=True)
+                remove_folder(path)
 
     def close(self) -> None:
         self._metrics.close()
@@ -109,22 +93,46 @@ def _step(line: bytes) -> int | None:
     return step if type(step) is int else None
 
 
-def new_run(name: str, out: Path | None) -> Path:
-    """The folder for a new run: `out`, or the first free of runs/NAME, runs/NAME-2, runs/NAME-3 ..."""
-    if out is None:
-        number = 1
-        while taken(path := RUNS / (name if number == 1 else f"{name}-{number}")):
-            number += 1
-        return path
+@contextmanager
+def new_run(name: str, out: Path | None, doing: str = "writing") -> Iterator[Path]:
+    """Claims the folder for a new run: `out`, or the first free of runs/NAME, runs/NAME-2, runs/NAME-3 ...
+
+    InputError if `out` is not empty, Busy if another process writes there.
+    """
+    with ExitStack() as stack:
+        if out is None:
+            out = _claim_free(name, doing, stack)
+        else:
+            stack.enter_context(claim(out, doing, parents=True))
+            _check_new(out)
+        yield out
+
+
+def _claim_free(name: str, doing: str, stack: ExitStack) -> Path:
+    for number in count(1):
+        path = RUNS / (name if number == 1 else f"{name}-{number}")
+        if taken(path):
+            continue
+        with ExitStack() as attempt:
+            try:
+                attempt.enter_context(claim(path, doing, parents=True))
+            except Busy:
+                continue
+            if not taken(path):
+                stack.push(attempt.pop_all())
+                return path
+    raise AssertionError("the numbers do not end")
+
+
+def _check_new(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", "--out names a folder")
     if taken(out):
         resumable = bool(checkpoints(out))
         hint = f"resume it: synthe train {out} --resume; or choose another --out"
         raise InputError(f"{out} is not empty", hint if resumable else "choose another --out")
-    return out
 
 
 def taken(path: Path) -> bool:
     """Whether a path exists and is not an empty folder."""
-    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    return path.exists() and (not path.is_dir() or not is_empty(path))

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
+from synthe_core.storage.json_reader import check_values
 
-HEADER_LIMIT = 100_000_000  # bytes, the limit of the format
+HEADER_LIMIT = 32 << 20  # bytes; the format allows 100 MB, of which parsing would make more than a gigabyte
+MAX_VALUES = 4_000_000  # commas and brackets of a header
 MIN_MAPPED = 1 << 16  # bytes; smaller tensors are read, because every mapping costs a page and a system call
 ALIGN = 64  # bytes; the data of a written file begin at a multiple of this
 DTYPES = {
@@ -79,6 +81,7 @@ class TensorFile(Mapping[str, Tensor]):
 
     def _parse(self, header: bytes) -> tuple[dict[str, str], dict[str, Entry]]:
         try:
+            check_values(header, MAX_VALUES)
             content = json.loads(header.decode("utf-8"), object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             raise self._damaged(f"its header is not JSON: {str(error)[:100]}") from None

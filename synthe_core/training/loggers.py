@@ -48,7 +48,9 @@ class Tracker:
             extra |= {"dir": str(run), "id": _wandb_id(run)}
         self._package = import_module(package)
         with redirect_stdout(sys.stderr):  # stdout is for results
-            self._package.init(project="synthe", name=run.name, config=recipe.model_dump(mode="json"), **extra)
+            self._package.init(
+                project="synthe", name=run.resolve().name, config=recipe.model_dump(mode="json"), **extra
+            )
 
     def log(self, step: int, phase: str, values: dict[str, float]) -> None:
         self._package.log({f"{phase}/{name}": value for name, value in values.items()}, step=step)
@@ -62,7 +64,7 @@ def _wandb_id(run: Path) -> str:
     """The run's id: random, stored in RUN/wandb-id, so that a resumed run continues its curves."""
     path = run / "wandb-id"
     if not path.exists():
-        path.write_text(f"{run.name}-{secrets.token_hex(4)}")
+        path.write_text(f"{run.resolve().name}-{secrets.token_hex(4)}")
     return path.read_text()
 
 

@@ -21,6 +21,7 @@ from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe.differences import differences
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints, load_weights
+from synthe_core.storage.claim import claim
 from synthe_core.storage.run_folder import RunFolder, new_run, taken
 from synthe_core.training.adapting import adapt, base_of
 from synthe_core.training.checkpointing import restore
@@ -37,6 +38,7 @@ from synthe_core.training.weight_average import WeightAverage
 IMMUTABLE_KEYS = ("model", "data", "seed", "train.batch", "train.optimizer", "train.carry", "train.ema", "train.lora")
 """What a resumed run cannot change: its state would not fit."""
 PROBE_VOCAB = 257
+TRAINING = "training in"  # what other processes are told
 
 
 def train(
@@ -62,12 +64,12 @@ def train(
     recipe.meta_model(PROBE_VOCAB)  # an error for impossible sizes, before any work
     settings = settings_for(recipe, hardware)
     require(recipe.runtime.log)
-    path, checkpoint = _open_run(recipe, out, resume, init)
-    changes = [] if checkpoint is None else _changes(checkpoint, recipe)
-    source = Checkpoint.open(init) if init is not None else checkpoint
-    base = None if recipe.train.lora is None else base_of(source, recipe)
     threads = torch.get_num_threads()
     with ExitStack() as stack:
+        path, checkpoint = _open_run(recipe, out, resume, init, stack)
+        changes = [] if checkpoint is None else _changes(checkpoint, recipe)
+        source = Checkpoint.open(init) if init is not None else checkpoint
+        base = None if recipe.train.lora is None else base_of(source, recipe)
         stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(recipe.runtime.threads or threads)
         data = TrainingData(recipe, (yield from _prepare(recipe, stop)))
@@ -128,16 +130,19 @@ def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": []})})
 
 
-def _open_run(recipe: Recipe, out: Path | None, resume: bool, init: Path | None) -> tuple[Path, Checkpoint | None]:
-    """The run folder, and the checkpoint to resume from."""
+def _open_run(
+    recipe: Recipe, out: Path | None, resume: bool, init: Path | None, stack: ExitStack
+) -> tuple[Path, Checkpoint | None]:
+    """The run folder, claimed until `stack` ends, and the checkpoint to resume from."""
     if not resume:
-        return new_run(recipe.name, out), None
+        return stack.enter_context(new_run(recipe.name, out, TRAINING)), None
     if out is None:
         raise InputError("--resume needs the folder of a run", "synthe train runs/NAME --resume")
     if init is not None:
         raise InputError("a resumed run has weights already", "leave out --resume or --init")
     if not taken(out):
         raise InputError(f"no such run: {out}", "leave out --resume to start one")
+    stack.enter_context(claim(out, TRAINING))
     if not checkpoints(out):
         if not (out / "recipe.yaml").is_file():
             raise InputError(

@@ -43,7 +43,7 @@ def test_the_text_output(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
     result = synthe("pack", "verify", "a.synapse", "--key", public)
     assert result.exit_code == 0 and result.stdout.startswith("signed by SHA256:")
     shown = synthe("pack", "inspect", "a.synapse").stdout
-    for line in ("small  (.synapse 1.0, by synthe/", "licence    mit", "signed by  SHA256:", "model.safetensors"):
+    for line in ("small  (.synapse 2.0, by synthe/", "licence    mit", "signed by  SHA256:", "model.safetensors"):
         assert line in shown, shown
     values = json.loads(synthe("pack", "inspect", "a.synapse", "--json").stdout)["values"]
     assert values["licence"] == "mit" and values["format"] == "synapse"

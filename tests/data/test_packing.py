@@ -18,6 +18,7 @@ from synthe_core.data.prepare import load, open_data, prepare, stats
 from synthe_core.data.spec import DataSpec
 from synthe_core.errors import InputError, WorkError
 from synthe_core.events import Notice, Progress, Result
+from synthe_core.storage.claim import partial_path
 from tests.data.conftest import packed, prose, text_of, write_rows
 from tests.paths import ROOT
 from tests.processes import start
@@ -115,7 +116,7 @@ def test_an_interrupted_preparation_resumes_to_the_same_bytes(
         nonlocal saves
         saves += 1
         if saves == 3:
-            (folder / "train-00002.bin.tmp").write_bytes(b"half a shard")
+            partial_path(folder / "train-00002.bin").write_bytes(b"half a shard")
             raise KeyboardInterrupt
         save(folder, *rest)
 
@@ -241,7 +242,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packing, "write_whole", full)
+    monkeypatch.setattr(packing, "write_file", full)
     with pytest.raises(WorkError, match=r"cannot write packed data to .*: No space left on device") as raised:
         packed(str(tmp_path / "a.txt"), sequence=16)
     assert "SYNTHE_CACHE" in (raised.value.hint or "")

@@ -7,7 +7,8 @@ import pytest
 
 from synthe_core.errors import WorkError
 from synthe_core.storage import atomic
-from synthe_core.storage.atomic import new_file, new_folder, sweep, write_file
+from synthe_core.storage.atomic import new_file, new_folder, write_file
+from synthe_core.storage.claim import REPLACED, partial_path, sweep
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_file_is_synced_before_it_is_renamed_and_its_folder_afterwards(tmp_path: Path, synced: list[str]) -> None:
     with new_file(tmp_path / "a") as partial:
         partial.write_text("new")
-    assert synced == [".a.partial", "rename", tmp_path.name]
+    assert [synced[0][:3], synced[0][-8:], *synced[1:]] == [".a.", ".partial", "rename", tmp_path.name]
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "new"
 
 
@@ -75,9 +76,9 @@ def test_a_folder_is_replaced_or_unchanged(tmp_path: Path) -> None:
 
 
 def test_sweep_removes_partial_files_and_restores_a_folder_between_its_renames(tmp_path: Path) -> None:
-    (tmp_path / ".a.partial").touch()
-    (tmp_path / ".f.partial").mkdir()
-    (tmp_path / ".g.old.partial").mkdir()
+    partial_path(tmp_path / "a").touch()
+    partial_path(tmp_path / "f").mkdir()
+    partial_path(tmp_path / "g").with_suffix(REPLACED).mkdir()
     (tmp_path / "other").touch()
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "other"]

@@ -12,6 +12,7 @@ from synthe_core.errors import InputError, WorkError
 from synthe_core.recipe.differences import differences
 from synthe_core.storage import atomic
 from synthe_core.storage.checkpoint import checkpoints
+from synthe_core.storage.claim import REPLACED, partial_path
 from synthe_core.storage.manifest import Manifest
 from synthe_core.storage.run_folder import RunFolder
 from synthe_core.training import loggers
@@ -81,8 +82,8 @@ def test_leftovers_are_removed_and_an_incomplete_replacement_is_undone(tmp_path)
     put(run, 1, 1.0)
     run.close()
     folder = tmp_path / "run" / "checkpoints"
-    (folder / ".step-00000002.partial").mkdir()
-    (folder / "step-00000001").rename(folder / ".step-00000001.old.partial")
+    partial_path(folder / "step-00000002").mkdir()
+    (folder / "step-00000001").rename(partial_path(folder / "step-00000001").with_suffix(REPLACED))
     RunFolder(tmp_path / "run").close()
     assert [path.name for path in folder.iterdir()] == ["step-00000001"]
 

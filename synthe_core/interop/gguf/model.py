@@ -14,7 +14,7 @@ from synthe_core.events import Notice
 from synthe_core.interop.gguf.architectures import Metadata, architecture_of, tensor_names
 from synthe_core.interop.gguf.file import GgufFile
 from synthe_core.interop.gguf.tokenizer import tokenizer_of
-from synthe_core.interop.huggingface.published import Config
+from synthe_core.interop.huggingface.published import Config, check_depth
 from synthe_core.quantization.ggml import BLOCK_FORMATS, PLAIN_FORMATS
 
 PLAIN_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
@@ -31,6 +31,7 @@ class GgufModel(Mapping[str, Tensor]):
         data = Metadata(self.file)
         architecture = architecture_of(data)
         values = architecture.config(data)
+        check_depth(Config(path, values), len(self.file))
         self._names = tensor_names(architecture, values["num_hidden_layers"], self.file, path)
         self._transforms = architecture.transforms(values)
         values["tie_word_embeddings"] = "lm_head.weight" not in self._names

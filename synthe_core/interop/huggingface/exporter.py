@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.interop.huggingface.export_config import config_of
@@ -20,6 +21,9 @@ from synthe_core.model.language_model import LanguageModel
 from synthe_core.storage.atomic import new_folder
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.checkpoint.write import write_tensors
+from synthe_core.storage.claim import claim
+from synthe_core.storage.finite import check_finite
+from synthe_core.storage.run_folder import taken
 
 SHARD_BYTES = 5 * 10**9
 
@@ -45,19 +49,27 @@ def export_hf(source: Path, *, out: Path | None = None) -> Iterator[Event]:
     if tokenizer is not None:
         values |= {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end}
     path = out or Path("exports") / recipe.name
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path} exists already", "name another folder with --out, or remove it")
+    with claim(path, parents=True):
+        if taken(path):
+            raise InputError(f"{path} exists already", "name another folder with --out, or remove it")
+        yield from _export(path, checkpoint, model, values, tokenizer)
+
+
+def _export(
+    path: Path, checkpoint: Checkpoint, model: LanguageModel, values: dict[str, Any], tokenizer: Tokenizer | None
+) -> Iterator[Event]:
+    """Writes the folder at `path`, which is claimed."""
     architecture = values["architectures"][0]
     yield Notice(f"{architecture}: {model.parameter_count():,} parameters")
     if model.confidence is not None:
         yield Notice("the confidence head is left out: no published architecture has one", "warning")
     tensors = PublishedTensors(checkpoint, model, values)
     yield Progress("export", 0, len(tensors), "tensors")
-    with new_folder(path) as folder:
+    with new_folder(path, claimed=True) as folder:
         write_tensors(folder, tensors, SHARD_BYTES)
         (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         if tokenizer is None:
-            yield Notice(f"{source} has no tokenizer, and so the folder has none", "warning")
+            yield Notice(f"{checkpoint.path} has no tokenizer, and so the folder has none", "warning")
         else:
             tokenizer.save(folder)
             content = json.dumps(tokenizer.generation_config) + "\n"
@@ -70,7 +82,7 @@ class PublishedTensors(Mapping[str, Tensor]):
     """The tensors under their published names, each made of ours when it is read."""
 
     def __init__(self, checkpoint: Checkpoint, model: LanguageModel, values: dict[str, Any]) -> None:
-        self._ours, self._model = checkpoint.tensors, model
+        self._ours, self._model, self._path = checkpoint.tensors, model, checkpoint.path
         self._sources: dict[str, tuple[str, slice]] = {}  # published name -> our name, and its rows
         layout = plan(Config(Path("config.json"), values))
         self._head = layout.head
@@ -114,7 +126,7 @@ class PublishedTensors(Mapping[str, Tensor]):
         ours, rows = self._sources[name]
         if ours not in self._ours:  # a norm without weights, or a missing bias
             return (torch.ones if ours.endswith("_norm") else torch.zeros)(rows.stop - rows.start)
-        tensor = self._ours[ours].to(torch.float32)
+        tensor = check_finite(ours, self._ours[ours], self._path).to(torch.float32)
         if ours == "embedding.weight" and self._model.spec.embed_norm and name != self._head:
             tensor = F.rms_norm(tensor, (tensor.shape[1],), eps=self._model.spec.norm_eps)
         return tensor[rows]

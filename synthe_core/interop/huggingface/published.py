@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+DEPTH = re.compile(r"(?:num|n)_(?:\w+_)?layers?")
+"""Keys of config.json that say how many modules a model has, each of them with tensors."""
 BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 """The stored types that float32 represents exactly, and their sizes in bytes."""
 
@@ -90,6 +93,20 @@ class Config:
         return InputError(
             f"{self.path}: {self._within}{key} {problem}, and should be {expected}", "copy the folder again"
         )
+
+
+def check_depth(config: Config, tensors: int) -> None:
+    """InputError if a config asks, at any depth of it, for more layers than the model has tensors."""
+    pending: list[Any] = [config.values]
+    while pending:
+        for key, value in pending.pop().items():
+            if isinstance(value, dict):
+                pending.append(value)
+            elif DEPTH.fullmatch(key) and isinstance(value, int) and value > tensors:
+                raise InputError(
+                    f"{config.path}: {key} is {value}, and the model has {tensors} tensors",
+                    "config and weights are of two models: copy it again",
+                )
 
 
 class Published(Mapping[str, Tensor]):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +20,17 @@ from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.interop.huggingface.import_tokenizer import tokenizer_of
 from synthe_core.interop.huggingface.invariant_modules import ForeignCalls, angles_depend_on_batch, use_primitives
-from synthe_core.interop.huggingface.published import CONFIG, Published
+from synthe_core.interop.huggingface.published import CONFIG, Published, check_depth
 from synthe_core.layers.adapter_batch import current_adapters, per_adapter
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
 from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.model.session import tensors_digest
 from synthe_core.ops.dispatch import batch_invariant_on
 from synthe_core.ops.linear import products_are_batch_invariant
+from synthe_core.storage.finite import check_finite
 
+SLACK = 1 << 30  # bytes of tables that a model may have beside its weights
 TRIAL = 11  # tokens of the check, when a model is loaded, that chunks and batches do not change its logits
 TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}  # of the standard deviation of its logits; 0.2 in narrower types
 
@@ -78,7 +81,7 @@ class TransformersModel:
             )
         self.limit, self.vocab = limit, int(config.vocab_size)
         self.embedding = inner.get_input_embeddings()
-        self.spec = Spec(json.loads(inner.config.to_json_string(use_diff=False)), _digest(inner))
+        self.spec = Spec(json.loads(inner.config.to_json_string(use_diff=False)), tensors_digest(inner.state_dict()))
         try:
             self._measure()
             difference, spread = self._check_chunks()
@@ -261,16 +264,6 @@ def _trial(model: TransformersModel, length: int) -> Tensor:
     return tokens.to(model.embedding.weight.device)
 
 
-def _digest(inner: Any) -> str:
-    """A digest of a corner of each weight."""
-    digest = hashlib.sha256()
-    for name, tensor in inner.state_dict().items():
-        corner = tensor[tuple(slice(8) for _ in range(tensor.dim()))]
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(corner.to(torch.float32).cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def load(path: Path, name: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
     """The model folder at `path`, in the dtype of its weights. Nothing is downloaded, no pickle is read and no code of
     the folder runs."""
@@ -281,9 +274,9 @@ def load(path: Path, name: str | None = None, device: torch.device | str = "cpu"
             f"{path} is a model of transformers, which is not installed", "pip install 'synthe[hf]' brings it"
         ) from None
     published = Published(path)
-    published.files  # noqa: B018 (opens the files, and says in one line what is wrong with them)
+    check_depth(published.config, len(published))  # opens the files too, and says in one line what is wrong with them
     context = _context(torch.device(device))  # before the first product
-    inner = _from_pretrained(transformers, path).to(device).eval().requires_grad_(False)
+    inner = _from_pretrained(transformers, path, published).to(device).eval().requires_grad_(False)
     if context.batch_invariant:
         use_primitives(inner)
     model = TransformersModel(inner)
@@ -315,16 +308,19 @@ def _context(device: torch.device) -> ExecutionContext:
     return ExecutionContext(device=device, batch_invariant=batch_invariant_on(device.type, {}))
 
 
-def _from_pretrained(transformers: Any, path: Path) -> Any:
+def _from_pretrained(transformers: Any, path: Path, published: Published) -> Any:
     """The model with every weight from its files."""
     log = transformers.utils.logging
     before, shown = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
+        _check_sizes(transformers, path, published)
         inner, info = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype="auto", local_files_only=True, use_safetensors=True, output_loading_info=True
         )
+    except InputError:
+        raise
     except Exception as error:  # the library raises errors of many kinds
         raise InputError(
             f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}", "does transformers load it?"
@@ -337,4 +333,23 @@ def _from_pretrained(transformers: Any, path: Path) -> Any:
         raise InputError(f"{path} has no tensor {missing[0]}, which its config.json asks for", "fetch every file")
     if info.get("mismatched_keys"):
         raise InputError(f"{path}: config.json and the weights are of two models", "copy the folder again")
+    for name, tensor in inner.state_dict().items():
+        check_finite(name, tensor, path)
     return inner
+
+
+def _check_sizes(transformers: Any, path: Path, published: Published) -> None:
+    """InputError if config.json describes a model that is much larger than the weights: memory is allocated only for
+    what the files hold. Its own tables, such as masks, may take as much, and SLACK."""
+    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    with torch.device("meta"):
+        sketch = transformers.AutoModelForCausalLM.from_config(config)
+    stored = sum(math.prod(published.shape(name)) for name in published)
+    own = sum(parameter.numel() for parameter in sketch.parameters())
+    tables = sum(buffer.numel() * buffer.element_size() for buffer in sketch.buffers())
+    if own > 2 * stored or tables > SLACK + 4 * stored:
+        raise InputError(
+            f"{path}: config.json describes a model of {own:,} numbers and {tables:,} bytes of tables, and the files "
+            f"hold {stored:,} numbers",
+            "config.json and the weights are of two models: copy the folder again",
+        )

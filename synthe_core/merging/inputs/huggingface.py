@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synthe_core.data.tokenizer_config import GENERATION
+from synthe_core.data.tokenizer_limits import MAX_BYTES, MAX_VALUES
 from synthe_core.interop.huggingface.published import CONFIG, INDEX, PICKLES, WEIGHTS, Published
 from synthe_core.merging.hashed_file import HashedFile, TensorInfo
 from synthe_core.merging.inputs.model import Changes, Model, Outcome, write_json
@@ -88,7 +89,7 @@ class HuggingFaceModel(Model):
     @cached_property
     def tokenizer(self) -> dict[str, Any] | None:
         path = self.path / "tokenizer.json"
-        return read_json(path) if path.is_file() else None
+        return read_json(path, MAX_BYTES, MAX_VALUES) if path.is_file() else None
 
     def write_files(self, folder: Path, changes: Changes, outcome: Outcome) -> None:
         config = {key: value for key, value in self._config.items() if key not in ("_name_or_path", "torch_dtype")}

@@ -19,7 +19,7 @@ from synthe_core.data.tokenizers import Tokenizer, read_tokenizer
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.model.session import Session
+from synthe_core.model.session import Session, set_weights_digest
 from synthe_core.model.skip_init import skip_init
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage import adapter_files
@@ -30,9 +30,15 @@ from synthe_core.storage.manifest import MANIFEST
 from synthe_core.storage.path_format import format_of
 from synthe_core.storage.tensor_file import TensorFile
 from synthe_core.storage.yaml_reader import parse_yaml
+from synthe_core.units import format_size
 
 EMBEDDING = "embedding.weight"
 WEIGHTS = "model.safetensors"
+LARGEST_STATE = 1 << 30
+STATE_SHARE = 64
+"""Bytes of state of one text that any model may have, and that it may have for each of its weights."""
+ORIGINAL = "original"
+"""The key in the manifest of quantised weights: the digest of those that they were made from."""
 
 TRAINING_STATE: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("step", "tokens", "validated", "micro_batch", "stage"), (int,)),
@@ -99,11 +105,7 @@ class Checkpoint:
             raise InputError(
                 f"{path} is an adapter itself, and not the model that {self.path} changes", adapter_files.OTHER
             )
-        if reference is not None and reference.sha256 not in (None, base.digest):
-            raise InputError(
-                f"{base.path} is not the model that {self.path} is an adapter of: its weights are others",
-                adapter_files.OTHER,
-            )
+        adapter_files.check_base(self.path, reference.sha256 if reference else None, base.base_digests, base.path)
         return base
 
     @property
@@ -115,6 +117,20 @@ class Checkpoint:
             if "/" not in name and name.endswith(".safetensors")
         }
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def base_digests(self) -> tuple[str, ...]:
+        """The digests that an adapter of this model may record: of its weights, or of what they were quantised from."""
+        original = getattr(self.manifest, ORIGINAL, None)
+        return (self.digest, original) if isinstance(original, str) else (self.digest,)
+
+    @property
+    def weights_digest(self) -> str:
+        """Identifies the weights of the model: the digest, of an adapter with that of its base."""
+        if self.base is None:
+            return self.digest
+        config = self.manifest.files[peft.CONFIG].sha256
+        return hashlib.sha256(f"{self.base.digest} {self.digest} {config}".encode()).hexdigest()
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -203,7 +219,9 @@ class Checkpoint:
         load_weights(model, self.tensors, self.path)
         source = self if self.base is None or (self.path / MANIFEST).is_file() else self.base
         model.leave_out(source.manifest.without)
-        return model.to(device=device, dtype=dtype or torch.float32)
+        model.to(device=device, dtype=dtype or torch.float32)
+        set_weights_digest(model, self.weights_digest)
+        return model
 
     def check_sizes(self) -> None:
         """InputError if recipe and weights belong to different models.
@@ -212,10 +230,11 @@ class Checkpoint:
         """
         spec, stored = self.recipe.model, self._stored
         width = stored.shape(EMBEDDING)[-1:] if EMBEDDING in stored else ()
-        if spec.blocks > len(stored) or (width and width[0] != spec.width):
+        if spec.blocks * len(spec.block) > len(stored) or (width and width[0] != spec.width):
             raise InputError(f"{self.path} holds no weights of the model in its recipe.yaml", "they are of two models")
         try:
-            own = weights(self.recipe.meta_model(self.vocab))
+            model: Any = self.recipe.meta_model(self.vocab)
+            own = weights(model)
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"the recipe of {self.path} makes no model: {' '.join(str(error).split())[:200]}"
@@ -223,6 +242,12 @@ class Checkpoint:
         check_names(own, stored, self.path)
         for name, tensor in own.items():
             check_shape(name, tensor, stored.shape(name), self.path)
+        size, state = sum(tensor.numel() for tensor in own.values()), model.state_bytes(1)
+        if state > LARGEST_STATE + STATE_SHARE * size:
+            raise InputError(
+                f"the recipe of {self.path} makes a state of {format_size(state)} for one text, of {size:,} weights",
+                "this checkpoint is not to be trusted: get another copy of it",
+            )
 
     @property
     def classes(self) -> list[str]:

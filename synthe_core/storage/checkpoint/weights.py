@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from synthe_core.adapters.lora_linear import adapter_parameters
 from synthe_core.errors import InputError
+from synthe_core.storage.finite import check_finite
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -30,7 +31,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path, fresh: tuple[str, ...] = ()) -> None:
-    """Copies `tensors` into the model. InputError names the first tensor that does not fit.
+    """Copies `tensors` into the model. InputError names the first tensor that does not fit, or is not finite.
 
     source: the checkpoint's path, for messages.
     fresh: prefixes of names that keep the model's initial values if `tensors` has none of them.
@@ -41,7 +42,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path, 
         if name in tensors:
             value = tensors[name]
             check_shape(name, target, tuple(value.shape), source)
-            target.copy_(value)
+            target.copy_(check_finite(name, value, source))
 
 
 def check_names(own: Iterable[str], stored: Iterable[str], source: Path, fresh: tuple[str, ...] = ()) -> None:

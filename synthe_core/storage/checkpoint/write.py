@@ -35,18 +35,20 @@ def save(
     training: Mapping[str, Mapping[str, Tensor]] | None = None,
     state: Mapping[str, Any] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    claimed: bool = False,
 ) -> Checkpoint:
     """Writes a checkpoint atomically and fills in `manifest.files`.
 
     classes: the names of an encoder's classes, in the order of its logits.
     base: writes an adapter of that model, whose factors are the `tensors`.
     training: name -> tensors, written as training/`name`.safetensors; state: JSON for training/state.json.
+    claimed: whether the caller has claimed the path.
     Raises WorkError if the disk is full; an earlier checkpoint at `path` is then unchanged.
     """
-    with new_folder(path) as folder:
+    with new_folder(path, claimed=claimed) as folder:
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         if base is not None and recipe.train.lora is not None:
-            base_path = adapter_files.write(folder, tensors, recipe.train.lora, path, base.path)
+            base_path = adapter_files.write(folder, tensors, recipe.train.lora, path, base.path, base.digest)
             reference = Base(path=base_path, sha256=base.digest)
             manifest = manifest.model_copy(update={"kind": "adapter", "base": reference})
         else:
