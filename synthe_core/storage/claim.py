@@ -25,6 +25,7 @@ LEFTOVER = re.compile(rf"\.(.+)\.{TOKEN}\.(?:partial|replaced)|\.(.+)\.synthe-lo
 INSIDE = re.compile(rf"\.synthe-lock|\.{TOKEN}\.(?:partial|complete)")
 """What a writer keeps in a folder that it fills in place."""
 POLL = 0.01  # seconds
+UNNAMED = 2.0  # seconds in which the holder of a lock has written its name
 MISSING = 5.0  # seconds in which a folder that others remove is made again
 LAST = ("config.json", "manifest.json")
 """Files that say what a folder is: they come last into one that is filled in place."""
@@ -124,7 +125,7 @@ def _acquire(lock: Path, path: Path, doing: str, deadline: float, parents: bool)
         except BlockingIOError:
             holder = os.pread(handle, 4096, 0).decode("utf-8", "replace")
             os.close(handle)
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline + (0 if holder else UNNAMED):
                 raise _busy(path, doing, holder) from None
             time.sleep(POLL)
         except OSError:
