@@ -59,12 +59,14 @@ def token_outputs(
     outputs: list[TokenOutput | Exception] = [
         token if isinstance(token, Exception) else TokenOutput(token) for token in tokens
     ]
+    if heads.confidence is None:
+        return outputs
     asking = {
         row: token
         for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))
         if sequence.request.return_logprob and not isinstance(token, Exception)
     }
-    if heads.confidence is None or not asking:
+    if not asking:
         return outputs
     if len(asking) < len(sequences):
         heads = heads.rows(list(asking))

@@ -69,22 +69,34 @@ def sample(logits: Tensor, rows: Sequence[SamplingState]) -> list[int | Exceptio
     """
     try:
         scores = _apply_penalties(_apply_constraints(logits, rows), rows)
-        likeliest = scores.argmax(-1)  # NaN counts as the largest
-        largest = scores.gather(1, likeliest[:, None])[:, 0].tolist()
-        tokens: list[int | Exception] = [
-            token if math.isfinite(score) else _without_choice(score, row)
-            for token, score, row in zip(likeliest.tolist(), largest, rows, strict=True)
-        ]
-        drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0 and math.isfinite(largest[i])]
-        if not drawn:
-            return tokens
-        probabilities = _probabilities(_select(scores, drawn, len(rows)), [rows[index].params for index in drawn])
+        drawn = [index for index, row in enumerate(rows) if row.params.temperature > 0]
+        probabilities = (
+            _probabilities(_select(scores, drawn, len(rows)), [rows[i].params for i in drawn]) if drawn else None
+        )
+        is_greedy = len(drawn) < len(rows)
+        tokens: list[int | Exception] = _likeliest(scores, rows) if is_greedy else [-1] * len(rows)
     except Exception as error:
         if len(rows) == 1:
             return [error]
         return [token for index, row in enumerate(rows) for token in sample(logits[index : index + 1], [row])]
+    if probabilities is None:
+        return tokens
     for index, token in zip(drawn, _draw(probabilities, [rows[index].generator for index in drawn]), strict=True):
+        if isinstance(token, Exception) and not math.isfinite(largest := float(scores[index].amax())):
+            token = _without_choice(largest, rows[index])
         tokens[index] = token
+    return tokens
+
+
+def _likeliest(scores: Tensor, rows: Sequence[SamplingState]) -> list[int | Exception]:
+    """The token with the largest score of each row."""
+    likeliest = scores.argmax(-1)  # NaN counts as the largest
+    tokens: list[int | Exception] = list(likeliest.tolist())
+    largest = scores.gather(1, likeliest[:, None])[:, 0]
+    if not bool(largest.isfinite().all()):
+        for index, score in enumerate(largest.tolist()):
+            if not math.isfinite(score):
+                tokens[index] = _without_choice(score, rows[index])
     return tokens
 
 
@@ -100,10 +112,15 @@ def _without_choice(largest: float, row: SamplingState) -> Exception:
 
 def _draw(probabilities: Tensor, generators: Sequence[torch.Generator | None]) -> list[int | Exception]:
     """A token from each row of probabilities [N, V], by the row's own generator."""
+    finite = [True] * len(generators)
+    if probabilities.device.type != "cpu":  # a device cannot report what it drew from
+        finite = probabilities.isfinite().all(-1).tolist()
     picks: list[Tensor] = []
     errors: dict[int, Exception] = {}
     for index, generator in enumerate(generators):
         try:
+            if not finite[index]:
+                raise WorkError("the probabilities of the next token are not finite")
             picks.append(torch.multinomial(probabilities[index], 1, generator=generator))
         except Exception as error:
             errors[index] = error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence as Many
 from typing import Protocol
 
@@ -319,6 +319,8 @@ class ModelScheduler:
         """Samples the next token of each sequence; those that go on have a slot in the batch afterwards."""
         tokens = sample(heads.logits, [sequence.sampling for sequence in sequences])
         self.metrics.add_output_tokens(len(tokens))
+        for client, count in Counter(sequence.request.client for sequence in sequences).items():
+            self.counters.charge(client, output_tokens=count)
         outputs = token_outputs(sequences, tokens, heads)
         starting = []
         for sequence, output in zip(sequences, outputs, strict=True):
@@ -345,7 +347,6 @@ class ModelScheduler:
             constraint.accept(token)
         sequence.sampling.accept(token)
         sequence.output_token_ids.append(token)
-        self.counters.charge(sequence.request.client, output_tokens=1)
         if sequence.emit(output) or is_end or (constraint is not None and constraint.done):
             return "stop"
         return "length" if len(sequence.output_token_ids) >= sequence.request.max_tokens else None
