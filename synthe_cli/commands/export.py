@@ -49,3 +49,36 @@ def hf(
     with choose_renderer(as_json) as shown:
         for result in results(export_hf(path, out=out), shown.show):
             shown.result(result)
+
+
+@app.command(
+    cls=Command,
+    short_help="A GGUF file for llama.cpp: Llama, Mistral, Qwen2, Qwen3, Mamba, Mamba2.",
+    epilog="""\
+synthe export gguf runs/transformer                              to exports/transformer-f16.gguf
+synthe export gguf runs/transformer --quantize q4_k_m --out small.gguf
+synthe export gguf models/Qwen3-0.6B --quantize q8_0             a folder of transformers, without importing it""",
+)
+def gguf(
+    checkpoint: CheckpointArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The file. Default: exports/NAME-TYPE.gguf.")
+    ] = None,
+    quantize: Annotated[
+        str,
+        typer.Option("--quantize", "-q", metavar="TYPE", help="Type of matrices: f32, f16, bf16, q8_0, q4_0, q4_k_m."),
+    ] = "f16",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a model as one GGUF file with its tokenizer and chat template, and print its path.
+
+    Supported are the models that `synthe export hf` writes. Vectors stay float32. A matrix whose rows no block of the
+    type divides is written as q8_0 or f16.
+    """
+    path = find_checkpoint(checkpoint)
+
+    from synthe_core.interop.gguf.exporter import export_gguf
+
+    with choose_renderer(as_json) as shown:
+        for result in results(export_gguf(path, out=out, quantize=quantize), shown.show):
+            shown.result(result)

@@ -55,3 +55,35 @@ def hf(
     with choose_renderer(as_json) as shown:
         for result in results(import_hf(folder.expanduser(), out=out, name=name), shown.show):
             shown.result(result)
+
+
+@app.command(
+    cls=Command,
+    short_help="A GGUF file: Llama, Mistral, Qwen2, Qwen3, Mamba, Mamba2.",
+    epilog="""\
+synthe import gguf SmolLM2-135M-Instruct.Q4_1.gguf               to runs/SmolLM2-135M-Instruct.Q4_1
+synthe import gguf qwen3-0.6b-q4_k_m.gguf --out runs/qwen
+synthe generate qwen3-0.6b-q4_k_m.gguf --prompt "The sea "       every command also takes the file itself""",
+)
+def gguf(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The GGUF file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="The checkpoint folder. Default: runs/NAME, numbered if taken."),
+            "--out", "-o", metavar="DIR", help="The checkpoint folder. Default: runs/NAME, numbered if it exists."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the model. Default: the name of FILE.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Import a GGUF file with its tokenizer and chat template, and print the checkpoint's path.
+
+    Quantised weights are dequantised to float32. Unsupported architectures, types and tensors are refused by name.
+    """
+    from synthe_core.interop.importer import import_gguf
+
+    with choose_renderer(as_json) as shown:
+        for result in results(import_gguf(file.expanduser(), out=out, name=name), shown.show):
+            shown.result(result)

@@ -71,8 +71,10 @@ def _q4_0(x: Tensor) -> Tensor:
 
 
 def _fit_offset(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Scales and offsets [N, G, 1], both at least 0, with x [N, G, S] ~ scale * code - offset and little error, weighted
-    towards large numbers: candidates for the scale are each refined by least squares."""
+    """Scales and offsets [N, G, 1], both at least 0, with x [N, G, S] ~ scale * code - offset.
+
+    The error is weighted towards large numbers; each candidate for the scale is refined by least squares.
+    """
     weight = x.abs() + x.square().mean(-1, keepdim=True).sqrt()
     least = x.amin(-1, keepdim=True).clamp_max(0)
     span = (x.amax(-1, keepdim=True) - least).clamp_min(SMALL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -256,20 +256,34 @@ def architecture_of(data: Metadata) -> Architecture:
     return ARCHITECTURES[data.architecture]
 
 
-def tensor_names(architecture: Architecture, layers: int, file: Mapping[str, Any], path: Path) -> dict[str, str]:
+def stored_names(architecture: Architecture, layers: int, theirs: Collection[str]) -> dict[str, str]:
+    """For each of transformers' names in `theirs` its name in a file."""
+    names: dict[str, str] = {}
+    for name, place in _places(architecture, layers):
+        for suffix in (".weight", ".bias", ""):
+            if name + suffix in theirs:
+                names[name + suffix] = place + suffix
+    return names
+
+
+def tensor_names(architecture: Architecture, layers: int, file: Collection[str], path: Path) -> dict[str, str]:
     """transformers' names of the tensors in a file, with the names that they have there. InputError for one that no
     name is known of."""
-    stored: dict[str, str] = {}
-    for theirs, ours in architecture.names.items():
-        for i in range(layers if "{i}" in theirs else 1):
-            place, name = ours.replace("{i}", str(i)), theirs.replace("{i}", str(i))
-            for suffix in (".weight", ".bias", ""):
-                if place + suffix in file:
-                    stored[name + suffix] = place + suffix
-    unused = set(file) - set(stored.values()) - set(IGNORED)
+    names: dict[str, str] = {}
+    for name, place in _places(architecture, layers):
+        for suffix in (".weight", ".bias", ""):
+            if place + suffix in file:
+                names[name + suffix] = place + suffix
+    unused = set(file) - set(names.values()) - set(IGNORED)
     if unused:
         raise InputError(
             f"{path} has a tensor {min(unused)[:80]}, which its architecture has not",
             "it is another architecture, or one with additions that synthe does not know",
         )
-    return stored
+    return names
+
+
+def _places(architecture: Architecture, layers: int) -> Iterator[tuple[str, str]]:
+    for name, place in architecture.names.items():
+        for i in range(layers if "{i}" in name else 1):
+            yield name.replace("{i}", str(i)), place.replace("{i}", str(i))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-
-from synthe_core.data.tokenizers import FileTokenizer, Tokenizer
+from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
-from synthe_core.interop.gguf.tokenizer import CONTROL, PATTERNS, SPACE, USER_DEFINED, tokenizer_of
-from synthe_core.interop.huggingface.export_tokenizer import tokenizer_json
+from synthe_core.interop.gguf.tokenizer import CONTROL, PATTERNS, USER_DEFINED, tokenizer_of
 
 NORMAL, UNUSED, BYTE = 1, 5, 6
 SAMPLES = (
@@ -38,7 +37,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab: int, source: Path) -> dict[s
 
     vocab: rows of the embedding; a file names them all.
     """
-    content = tokenizer_json(tokenizer)
+    content = json.loads(tokenizer.to_json())
     if (model := content.get("model", {})).get("type") != "BPE":
         raise _unsupported(source, f"a tokenizer of type {model.get('type')}")
     common = _common(tokenizer, content, vocab)
@@ -108,5 +107,6 @@ def _sentencepiece(
 
 def _unsupported(source: Path, what: str) -> InputError:
     return InputError(
-        f"{source}: {what} has no name in the GGUF format", "export hf writes any tokenizer; leave this one out with --no-tokenizer"
+        f"{source}: {what} has no name in the GGUF format",
+        "export hf writes any tokenizer",
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from synthe_core.data.tokenizers import FileTokenizer
 from synthe_core.errors import InputError, unknown
-from synthe_core.interop.gguf.file import GgufFile
 
 CONTROL, USER_DEFINED = 3, 4  # token types
 SPACE = "\u2581"  # SentencePiece's spelling of a space
@@ -46,7 +46,15 @@ WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtr
 """A piece that is in the vocabulary is a token, whatever its merges are."""
 
 
-def tokenizer_of(file: GgufFile) -> FileTokenizer:
+class Metadata(Protocol):
+    """The metadata of a file at a path."""
+
+    path: Path
+
+    def get(self, key: str, default: Any = None) -> Any: ...
+
+
+def tokenizer_of(file: Metadata) -> FileTokenizer:
     """The file's tokenizer with its begin and end tokens and its chat template. InputError for a kind without one."""
     tokens, kinds = _tokens(file)
     kind = str(file.get("tokenizer.ggml.model", ""))
@@ -65,7 +73,7 @@ def tokenizer_of(file: GgufFile) -> FileTokenizer:
     return _with_ends(file, inner, tokens, bool(file.get("tokenizer.ggml.add_bos_token", begins)))
 
 
-def _tokens(file: GgufFile) -> tuple[list[str], list[int]]:
+def _tokens(file: Metadata) -> tuple[list[str], list[int]]:
     tokens, kinds = file.get("tokenizer.ggml.tokens"), file.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, list):
         raise InputError(f"{file.path} has no tokenizer", "its model does not work on text")
@@ -75,7 +83,7 @@ def _tokens(file: GgufFile) -> tuple[list[str], list[int]]:
     return tokens, kinds
 
 
-def _with_ends(file: GgufFile, inner: tokenizers.Tokenizer, tokens: Sequence[str], has_begin: bool) -> FileTokenizer:
+def _with_ends(file: Metadata, inner: tokenizers.Tokenizer, tokens: Sequence[str], has_begin: bool) -> FileTokenizer:
     def named(key: str) -> str | None:
         index = file.get(f"tokenizer.ggml.{key}_token_id")
         return tokens[index] if type(index) is int and 0 <= index < len(tokens) else None
@@ -94,7 +102,7 @@ def _with_ends(file: GgufFile, inner: tokenizers.Tokenizer, tokens: Sequence[str
     return tokenizer
 
 
-def _vocabulary(file: GgufFile, tokens: Sequence[str]) -> dict[str, int]:
+def _vocabulary(file: Metadata, tokens: Sequence[str]) -> dict[str, int]:
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
         twice = next(token for i, token in enumerate(tokens) if vocab[token] != i)
@@ -102,7 +110,7 @@ def _vocabulary(file: GgufFile, tokens: Sequence[str]) -> dict[str, int]:
     return vocab
 
 
-def _byte_level(file: GgufFile, tokens: Sequence[str]) -> tokenizers.Tokenizer:
+def _byte_level(file: Metadata, tokens: Sequence[str]) -> tokenizers.Tokenizer:
     """Byte-level BPE."""
     pre = str(file.get("tokenizer.ggml.pre", "gpt-2"))
     if pre not in PATTERNS:
@@ -119,7 +127,7 @@ def _byte_level(file: GgufFile, tokens: Sequence[str]) -> tokenizers.Tokenizer:
     return inner
 
 
-def _sentencepiece(file: GgufFile, tokens: Sequence[str], kinds: Sequence[int]) -> tokenizers.Tokenizer:
+def _sentencepiece(file: Metadata, tokens: Sequence[str], kinds: Sequence[int]) -> tokenizers.Tokenizer:
     """SentencePiece's BPE: of all neighbours, those merge first whose piece has the highest score."""
     scores = file.get("tokenizer.ggml.scores")
     if scores is None or len(scores) != len(tokens):
@@ -156,7 +164,7 @@ def _merges(vocab: Mapping[str, int], scores: Mapping[str, float], kinds: Sequen
     return [(a, b) for *_, a, b in merges]
 
 
-def _tokenizer(file: GgufFile, **arguments: Any) -> tokenizers.Tokenizer:
+def _tokenizer(file: Metadata, **arguments: Any) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer(models.BPE(**arguments))
     except Exception as error:  # the library raises bare Exception

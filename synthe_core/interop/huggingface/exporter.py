@@ -36,15 +36,7 @@ def export_hf(source: Path, *, out: Path | None = None) -> Iterator[Event]:
     """
     checkpoint = Checkpoint.open(source)
     recipe = checkpoint.recipe
-    if checkpoint.manifest.without:
-        raise InputError(
-            f"{source} is of an early stage of training: {', '.join(checkpoint.manifest.without)} is not in use yet",
-            "export a checkpoint of the last stage",
-        )
-    model: Any = recipe.meta_model(checkpoint.vocab)
-    if not isinstance(model, LanguageModel):
-        raise InputError(f"{source} is an encoder, which is not a language model", "give a language model's checkpoint")
-    values = config_of(model, int(checkpoint.published.get("context") or recipe.data.sequence))
+    model, values = exportable(checkpoint)
     tokenizer = checkpoint.tokenizer() if "tokenizer.json" in checkpoint.manifest.files else None
     if tokenizer is not None:
         values |= {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end}
@@ -76,6 +68,20 @@ def _export(
             (folder / "generation_config.json").write_text(content, encoding="utf-8")
     yield Progress("export", len(tensors), len(tensors), "tensors")
     yield Result({"architecture": architecture, "parameters": model.parameter_count()}, path)
+
+
+def exportable(checkpoint: Checkpoint) -> tuple[LanguageModel, dict[str, Any]]:
+    """The model without storage, and the config.json of the architecture that computes it. InputError without one."""
+    path, recipe = checkpoint.path, checkpoint.recipe
+    if checkpoint.manifest.without:
+        raise InputError(
+            f"{path} is of an early stage of training: {', '.join(checkpoint.manifest.without)} is not in use yet",
+            "export a checkpoint of the last stage",
+        )
+    model: Any = recipe.meta_model(checkpoint.vocab)
+    if not isinstance(model, LanguageModel):
+        raise InputError(f"{path} is an encoder, which is not a language model", "give a language model's checkpoint")
+    return model, config_of(model, int(checkpoint.published.get("context") or recipe.data.sequence))
 
 
 class PublishedTensors(Mapping[str, Tensor]):
@@ -121,6 +127,12 @@ class PublishedTensors(Mapping[str, Tensor]):
         return (
             learner.size if name.endswith("_norm") else learner.get_submodule(name.removesuffix(".bias")).out_features
         )
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        ours, rows = self._sources[name]
+        inner = self._ours.shape(ours)[1:] if ours in self._ours else ()
+        return (rows.stop - rows.start, *inner)
 
     def __getitem__(self, name: str) -> Tensor:
         ours, rows = self._sources[name]
