@@ -80,8 +80,8 @@ def _llama(values: Mapping[str, Any]) -> bool:
 
 def _qwen(kind: str) -> Callable[[Mapping[str, Any]], bool]:
     def matches(values: Mapping[str, Any]) -> bool:
-        plain = not values.get("use_sliding_window") and not values.get("attention_bias") and not values["rope_scaling"]
-        return bool(values["model_type"] == kind and plain)
+        options = ("use_sliding_window", "attention_bias", "rope_scaling")
+        return values["model_type"] == kind and not any(values.get(option) for option in options)
 
     return matches
 

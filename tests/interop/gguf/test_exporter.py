@@ -30,7 +30,7 @@ MODELS: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "llama, linear scaling": ("llama", attention(rope_scaling={"type": "linear", "factor": 4.0}), {}),
     "mistral": ("llama", attention(window=7), {"tie": False}),
     "qwen2": ("qwen2", attention(bias="qkv"), {}),
-    "qwen3": ("qwen3", attention(qk_norm="weighted"), {}),
+    "qwen3": ("qwen3", attention(qk_norm="weighted", head_size=128), {}),
     "mamba": ("mamba", ["mamba"], {}),
     "mamba, biases": ("mamba", [{"type": "mamba", "conv_bias": False, "state_size": 6}], {"tie": False}),
     "mamba2": ("mamba2", [{"type": "mamba2", "head_size": 16, "groups": 2}], {"norm_eps": 1e-5}),
@@ -82,7 +82,7 @@ def test_transformers_reads_the_same_model(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize("quantize", TYPES)
 def test_every_type_is_what_the_gguf_package_reads(tmp_path: Path, quantize: str) -> None:
     block = [{"type": "attention", "heads": 4, "head_size": 64, "qk_norm": False}, {"type": "mlp", "hidden": 256}]
-    path = saved(tmp_path / "ours", block, width=256)
+    path = saved(tmp_path / "ours", block, width=256, embed_norm=False)
     file = exported(path, tmp_path / "model.gguf", quantize=quantize)
     ours = Checkpoint.open(file).source.model.published  # type: ignore[attr-defined]
     there = {each.name: each for each in gguf.GGUFReader(file).tensors}
