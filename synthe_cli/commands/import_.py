@@ -69,7 +69,7 @@ def gguf(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The GGUF file.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="The checkpoint folder. Default: runs/NAME, numbered if taken."),
+        typer.Option(
             "--out", "-o", metavar="DIR", help="The checkpoint folder. Default: runs/NAME, numbered if it exists."
         ),
     ] = None,
