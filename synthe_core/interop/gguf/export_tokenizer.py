@@ -21,7 +21,7 @@ SAMPLES = (
 """Texts that a tokenizer must cut alike after a round trip: numbers, cases, contractions, spaces, scripts."""
 
 
-class _Metadata:
+class MetadataOf:
     """What `tokenizer_of` reads of a file."""
 
     def __init__(self, path: Path, metadata: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab: int, source: Path) -> dict[s
         candidates = [common | kind | {"tokenizer.ggml.pre": pre} for pre in _one_for_each(PATTERNS)]
     expected = [tokenizer.encode(text) for text in SAMPLES]
     for metadata in candidates:
-        read = tokenizer_of(_Metadata(source, metadata))
+        read = tokenizer_of(MetadataOf(source, metadata))
         if [read.encode(text) for text in SAMPLES] == expected:
             return metadata
     raise _unsupported(source, "how this tokenizer cuts a text")

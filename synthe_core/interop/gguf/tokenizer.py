@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
@@ -137,7 +138,7 @@ def _sentencepiece(file: Metadata, tokens: Sequence[str], kinds: Sequence[int]) 
     inner = _tokenizer(
         file,
         vocab=vocab,
-        merges=_merges(vocab, dict(zip(tokens, scores.tolist(), strict=True)), kinds),
+        merges=_merges(vocab, dict(zip(tokens, np.asarray(scores, float).tolist(), strict=True)), kinds),
         unk_token=tokens[unknown_token] if 0 <= unknown_token < len(tokens) else None,
         fuse_unk=True,
         byte_fallback=True,
