@@ -69,7 +69,7 @@ def profile_vram(
     """
     from synthe_core.hardware.probe import probe
     from synthe_core.profiling.footprint import Estimate
-    from synthe_core.recipe.schema import Recipe
+    from synthe_core.storage.checkpoint.recipe import load_recipe
 
     if snapshot and not measure:
         raise InputError("--snapshot needs --measure", "add --measure")
@@ -78,7 +78,7 @@ def profile_vram(
             raise InputError(f"no such folder: {path.parent}", "create it first")
     changes = [f"data.sequence={context}"] if context else []
     changes += [f"runtime.device={device}"] if device else []
-    loaded = Recipe.load(find_recipe(recipe), overrides(None, [*changes, *(assign or [])]))
+    loaded = load_recipe(find_recipe(recipe), overrides(None, [*changes, *(assign or [])]))
     machine = probe()
     room = _room(gpu, machine, loaded)
     if fits:

@@ -31,9 +31,9 @@ def show(recipe: RecipeArgument, assign: SetOption = None, as_json: JsonOption =
     State is the memory of one sequence during inference. FLOPs per token are given for the forward pass and training.
     """
     from synthe_core.recipe.accounting import account
-    from synthe_core.recipe.schema import Recipe
+    from synthe_core.storage.checkpoint.recipe import load_recipe
 
-    loaded = Recipe.load(find_recipe(recipe), overrides(None, assign))
+    loaded = load_recipe(find_recipe(recipe), overrides(None, assign))
     cost = account(loaded)
     if as_json:
         print(json.dumps({"recipe": loaded.model_dump(mode="json"), "digest": loaded.digest(), **cost.as_dict()}))

@@ -64,14 +64,15 @@ def evaluate(
     contexts read the same tokens, cut again. By position: in windows of the longest context, the tokens between one
     length and the next, so that a model that uses distant text scores better with each length.
 
-    contexts: tokens; by default powers of two from an eighth of the training length to four times it.
+    contexts: tokens; by default powers of two from an eighth of the training length to four times it, as far as
+    `tokens` allow; of a published model, as far as it was trained.
     """
     checkpoint = Checkpoint.open(path)
     context = context_for_recipe(checkpoint.recipe, device)
     model = checkpoint.model(context.device).eval()
     trained, grows = trained_length(checkpoint)
     split = yield from held_out(checkpoint, sources)
-    requested = sorted(set(contexts)) or [max(1, trained // 8) * n for n in (1, 2, 4, 8, 16, 32)]
+    requested = sorted(set(contexts)) or _default_contexts(trained, tokens, checkpoint.published.get("context"))
     lengths = _lengths(requested, split.tokens)
     if len(lengths) < len(requested):
         yield Notice(f"the text has {split.tokens:,} tokens: longer contexts are left out", "warning")
@@ -82,6 +83,13 @@ def evaluate(
     losses = yield from _token_losses(model, text, lengths, context)
     scores = _scores(losses, text.widths, lengths)
     yield Result({"trained": trained, "windows": len(text.tokens), "contexts": [asdict(each) for each in scores]})
+
+
+def _default_contexts(trained: int, tokens: int, limit: int | None) -> list[int]:
+    """At least one; the longest is no longer than `tokens`, nor than a published model's `limit`."""
+    first = max(1, trained // 8)
+    most = max(first, min(tokens, limit or tokens))
+    return [length for n in (1, 2, 4, 8, 16, 32) if (length := first * n) <= most]
 
 
 def _lengths(requested: Sequence[int], available: int) -> list[int]:

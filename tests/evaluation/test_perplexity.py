@@ -10,7 +10,7 @@ import torch
 
 from synthe_core.errors import InputError
 from synthe_core.evaluation import perplexity
-from synthe_core.evaluation.perplexity import evaluate
+from synthe_core.evaluation.perplexity import _default_contexts, evaluate
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.evaluation.models import ATTENTION, DELTA, saved
@@ -82,3 +82,11 @@ def test_invalid_arguments(tmp_path, book):
         list(evaluate(path, sources=[str(book)], contexts=[100, 256], device="cpu"))
     events = list(evaluate(path, sources=[str(book)], contexts=[128, 4096], device="cpu"))
     assert any("longer contexts are left out" in event.message for event in of(events, Notice))
+
+
+def test_default_contexts_are_no_longer_than_the_text_to_read_nor_a_published_limit() -> None:
+    assert _default_contexts(64, 10**6, None) == [8, 16, 32, 64, 128, 256]
+    assert _default_contexts(64, 100, None) == [8, 16, 32, 64]
+    assert _default_contexts(8192, 4096, 8192) == [1024, 2048, 4096]
+    assert _default_contexts(8192, 10**6, 8192) == [1024, 2048, 4096, 8192]
+    assert _default_contexts(8192, 10, None) == [1024]
