@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -74,6 +75,8 @@ def run(options: ServeOptions) -> int | None:
     ):
         for model, name, path in adapters:
             engine.load_adapter(model, name, path)
+        gc.collect()
+        gc.freeze()  # what serving needs is there: a collection need not look at it again
         report_ready(options, server, engine)
         while not stop.wait(0.5):
             if not server.alive:

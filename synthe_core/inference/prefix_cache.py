@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -26,8 +28,11 @@ INDEX_SHARE = 4
 """One part in so many of the memory may be taken by what is known of the files."""
 ENTRY_BYTES, INDEX_BYTES = 1000, 650
 """Memory that an entry takes beside its tensors and tokens: in memory, and in a file (measured)."""
+TRIM_SHARE = 8
+"""Free pages are given back to the system each time that one part in so many of the memory was freed."""
 ALIGNMENT = 16
 """A text may be cut at multiples of this for two passes, and gives the same numbers as in one."""
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _FACTOR = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)  # no text from outside can be made to collide
 
 
@@ -103,6 +108,7 @@ class PrefixCache:
         self._on_disk: OrderedDict[Key, _Entry] = OrderedDict()
         self._lengths: dict[str, dict[int, int]] = {}  # fingerprint -> length -> number of states
         self._templates: dict[str, Any] = {}  # fingerprint -> a state without values, for the shape of the tree
+        self._freed = 0  # bytes since the last `trim`
         self._writing: deque[Future[None]] = deque()
         self._names = itertools.count()
         self._writer = ThreadPoolExecutor(1, "prefix-cache") if folder is not None else None
@@ -192,10 +198,14 @@ class PrefixCache:
             self._drop(oldest)
             if self.folder is not None:
                 self._spill(oldest, entry)
+        if self._freed > self.limit // TRIM_SHARE:
+            self._freed = 0
+            trim()
 
     def _drop(self, key: Key) -> None:
         if (entry := self._in_memory.pop(key, None)) is not None:
             self.bytes -= entry.bytes
+            self._freed += entry.bytes
             self._count(key, -1)
         if (entry := self._on_disk.pop(key, None)) is not None:
             self.spilled_bytes -= entry.bytes
@@ -248,6 +258,13 @@ class PrefixCache:
         self._drop(key)
         self._insert(key, _Entry(cached, entry.bytes, entry.resumable))
         return cached
+
+
+def trim() -> None:
+    """Gives the allocator's free pages back to the system: where states come and go, small objects between them would
+    hold gaps as large as the states. Only glibc has it."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
 
 
 def _write(path: Path, cached: CachedState) -> None:

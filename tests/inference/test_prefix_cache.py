@@ -143,9 +143,9 @@ with torch.inference_mode():
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs /proc")
-@pytest.mark.parametrize("shape", [(8, 16, 4000, 4000), (24, 64, 50, 8000)])
+@pytest.mark.parametrize("shape", [(8, 16, 4000, 4000), (24, 64, 50, 8000), (4, 40_000, 500, 300)])
 def test_memory_is_what_is_counted(shape):
-    """Long texts with small states, and many small tensors: tokens and objects are counted too."""
+    """Long texts with small states, many small tensors, and large ones: tokens and objects are counted too."""
     done = run_program([sys.executable, "-c", MEASURED, *map(str, shape)], capture_output=True, text=True, cwd=ROOT)
     taken, counted, dropped = done.stdout.split()
     assert dropped == "True" and 0.9 < float(counted) <= 1, done.stderr
