@@ -122,7 +122,13 @@ class AsyncEngine:
         model = self.registry.resolve(request.model, request.owner).model
         if self._deadline is not None:
             raise _stopping()
-        handle = RequestHandle(request, Detokenizer(model.tokenizer.decoder(), request.stop), deliver)
+        detokenizer = Detokenizer(
+            model.tokenizer.decoder(),
+            request.stop,
+            stop_token_ids=request.stop_token_ids,
+            min_tokens=request.min_tokens,
+        )
+        handle = RequestHandle(request, detokenizer, deliver)
         sequence = self.engine.make_sequence(request, handle.process)
         handle.on_cancel = lambda: self._inbox.put(partial(self.engine.abort, sequence))
         self._inbox.put(sequence)

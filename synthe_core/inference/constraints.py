@@ -1,4 +1,4 @@
-"""Which tokens may come next: JSON that obeys a schema (by the library llguidance), or a set for the first token."""
+"""Which tokens may come next: text of a JSON schema or a grammar (by llguidance), or a set for the first one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from synthe_core.errors import InputError, WorkError
 from synthe_core.inference.grammar_check import grammar_checker
 from synthe_core.inference.grammar_worker import LIMITS
 from synthe_core.inference.json_schema import has_finite_value
+from synthe_core.inference.request import Grammar
 
 INSTALL_HINT = "pip install llguidance"
 JSON_FORMAT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """The layout of the JSON. If any white space were allowed, a small model might generate nothing else for ever."""
-SIMPLER = "use a simpler schema: shorter patterns, smaller bounds, fewer alternatives"
+SIMPLER = "use a simpler one: shorter patterns, smaller bounds, fewer alternatives"
 MAX_SCHEMAS = 64
-"""Compiled schemas that are kept for the next request with the same one."""
+"""Compiled schemas and grammars that are kept for the next request with the same one."""
+NAMES = {"json_schema": "JSON schema", "regex": "regular expression", "choice": "choice", "grammar": "grammar"}
 
 
 class Constraint(Protocol):
@@ -60,11 +62,11 @@ class FirstTokenConstraint:
 
 
 class JsonSchemaConstraint:
-    """A position in the grammar of a JSON schema. `compiled` is llguidance's matcher at the beginning of the text, of
-    which the sequence makes a copy when it begins."""
+    """A position in the grammar of a JSON schema, or another. `compiled` is llguidance's matcher at the beginning of the
+    text, of which the sequence makes a copy when it begins."""
 
-    def __init__(self, compiled: Any, vocab: int) -> None:
-        self._compiled, self._vocab = compiled, vocab
+    def __init__(self, compiled: Any, vocab: int, kind: str = "json_schema") -> None:
+        self._compiled, self._vocab, self._name = compiled, vocab, NAMES[kind]
         self._bits = torch.empty((vocab + 31) // 32, dtype=torch.int32)
 
     @cached_property
@@ -85,11 +87,11 @@ class JsonSchemaConstraint:
     def accept(self, token_id: int) -> None:
         if not self._matcher.consume_token(token_id):
             self._check()
-            raise WorkError("a token was generated that the JSON schema does not allow")
+            raise WorkError(f"a token was generated that the {self._name} does not allow")
 
     def _check(self) -> None:
         if error := self._matcher.get_error():
-            raise InputError(f"the JSON schema cannot be followed further: {_shortened(error)}", SIMPLER)
+            raise InputError(f"the {self._name} cannot be followed further: {_shortened(error)}", SIMPLER)
 
 
 def compile_json_schema(tokenizer: Tokenizer, vocab: int, schema: Mapping[str, Any]) -> JsonSchemaConstraint:
@@ -106,10 +108,18 @@ def compile_json_schema(tokenizer: Tokenizer, vocab: int, schema: Mapping[str, A
                 "what is required must be possible, and not contain itself",
             )
     except (ValueError, TypeError, RecursionError) as error:
-        raise _invalid(str(error)) from None
-    return JsonSchemaConstraint(
-        _compiled.get((tokenizer, vocab, text), partial(_compile, tokenizer, vocab, text)), vocab
-    )
+        raise InvalidGrammar("json_schema", str(error)) from None
+    return _constraint(tokenizer, vocab, "json_schema", text)
+
+
+def compile_grammar(tokenizer: Tokenizer, vocab: int, grammar: Grammar) -> JsonSchemaConstraint:
+    """The constraint of a regular expression, of choices or of a grammar; see `compile_json_schema`."""
+    return _constraint(tokenizer, vocab, grammar.kind, grammar.text)
+
+
+def _constraint(tokenizer: Tokenizer, vocab: int, kind: str, text: str) -> JsonSchemaConstraint:
+    key = (tokenizer, vocab, kind, text)
+    return JsonSchemaConstraint(_compiled.get(key, partial(_compile, *key)), vocab, kind)
 
 
 class _OnceEach:
@@ -143,26 +153,33 @@ class _OnceEach:
 _compiled = _OnceEach(MAX_SCHEMAS)
 
 
-def _compile(tokenizer: Tokenizer, vocab: int, schema: str) -> Any:
+def _compile(tokenizer: Tokenizer, vocab: int, kind: str, text: str) -> Any:
     """A matcher at the beginning of the text, to copy from."""
     vocabulary = _vocabulary(tokenizer, vocab)
-    from llguidance import LLMatcher, LLParserLimits
+    from llguidance import LLMatcher, LLParserLimits, grammar_from
 
     try:
-        grammar = LLMatcher.grammar_from_json_schema(schema, defaults=JSON_FORMAT)
+        if kind == "json_schema":
+            grammar = LLMatcher.grammar_from_json_schema(text, defaults=JSON_FORMAT)
+        else:
+            grammar = grammar_from(kind, text)  # type: ignore[arg-type]
     except (ValueError, TypeError, RecursionError) as exception:
-        raise _invalid(str(exception)) from None
+        raise InvalidGrammar(kind, str(exception)) from None
     error = grammar_checker().error_of(grammar)
     if error is None:
         matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
         error = matcher.get_error()
     if error:
-        raise _invalid(error)
+        raise InvalidGrammar(kind, error)
     return matcher
 
 
-def _invalid(error: str) -> InputError:
-    return InputError(f"the JSON schema is invalid: {_shortened(error)}", SIMPLER)
+class InvalidGrammar(InputError):
+    """A schema or grammar that cannot be compiled. reason: the message without details, which may quote it."""
+
+    def __init__(self, kind: str, error: str) -> None:
+        self.reason = f"the {NAMES[kind]} is invalid"
+        super().__init__(f"{self.reason}: {_shortened(error)}", SIMPLER)
 
 
 def _shortened(error: str) -> str:
@@ -187,5 +204,5 @@ def _vocabulary(tokenizer: Tokenizer, vocab: int) -> Any:
     try:
         from llguidance import LLTokenizer, TokenizerWrapper
     except ImportError:
-        raise InputError("JSON schemas need the library llguidance", INSTALL_HINT) from None
+        raise InputError("JSON schemas and grammars need the library llguidance", INSTALL_HINT) from None
     return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocab)), n_vocab=vocab)

@@ -16,24 +16,40 @@ class Detokenizer:
     string that names a special token is that token.
 
     prefix: the beginning of the text that its reader already has; it is not repeated.
+    stop_token_ids: tokens without text, at which the sequence ends.
+    min_tokens: stop strings are not looked for in that many tokens.
     stopped: whether a stop string has come.
     """
 
-    def __init__(self, decoder: Decoder, stop: Sequence[str] = (), prefix: str = "") -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        stop: Sequence[str] = (),
+        prefix: str = "",
+        *,
+        stop_token_ids: Sequence[int] = (),
+        min_tokens: int = 0,
+    ) -> None:
         self.stopped = False
         self._decoder, self._prefix = decoder, prefix
         self._stops = stop_strings(tuple(dict.fromkeys(filter(None, stop)))) if any(stop) else None
         self._names = frozenset(stop)
         self._state = 0  # of the automaton
+        self._stop_token_ids, self._num_unsearched = frozenset(stop_token_ids), min_tokens
         self._pending = ""
 
     def push(self, token_id: int) -> str:
         """The text that is final once `token_id` has come."""
-        if self._names and not self.stopped and self._decoder.special(token_id) in self._names:
+        if token_id in self._stop_token_ids:
+            return ""
+        is_searched = not (self.stopped or self._num_unsearched)
+        if self._names and is_searched and self._decoder.special(token_id) in self._names:
             text = self._release(self._decoder.flush())
             text, self._pending, self.stopped = text + self._pending, "", True
             return text
-        return self._release(self._decoder.push(token_id))
+        text = self._release(self._decoder.push(token_id))
+        self._num_unsearched -= self._num_unsearched > 0
+        return text
 
     def flush(self) -> str:
         """The rest of the text, at the end of the sequence."""
@@ -54,7 +70,7 @@ class Detokenizer:
     def _release(self, text: str) -> str:
         if self._prefix and text:
             self._prefix, text = "", text.removeprefix(self._prefix)
-        if self.stopped or self._stops is None:
+        if self.stopped or self._stops is None or self._num_unsearched:
             return "" if self.stopped else text
         begin = len(self._pending)
         self._pending += text

@@ -15,14 +15,14 @@ import torch
 
 from synthe_core.errors import InputError
 from synthe_core.inference.admission import AdmissionControl
-from synthe_core.inference.constraints import Constraint, compile_json_schema
+from synthe_core.inference.constraints import Constraint, compile_grammar, compile_json_schema
 from synthe_core.inference.fairness import TokenCounters, WaitingQueue
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.metrics import Metrics
 from synthe_core.inference.model_registry import ModelRegistry
 from synthe_core.inference.outputs import Finished, FinishReason, OutputCallback
 from synthe_core.inference.prefix_cache import PrefixCache
-from synthe_core.inference.request import Request
+from synthe_core.inference.request import ContextLengthExceeded, Request
 from synthe_core.inference.sampler import SamplingState
 from synthe_core.inference.scheduler import ModelScheduler
 from synthe_core.inference.scheduler_config import SchedulerConfig
@@ -91,8 +91,8 @@ class Engine:
     ) -> Sequence:
         """A sequence for `add_sequence`; it counts as waiting from now on. May be called by any thread.
 
-        constraint: what the sequence may generate, where the request has no JSON schema. session: of one row, to
-        continue. keep_state: `sequence.state` is wanted at the end.
+        constraint: what the sequence may generate, where the request has no JSON schema and no grammar. session: of one
+        row, to continue. keep_state: `sequence.state` is wanted at the end.
         Raises NotFound, InputError for what the model cannot do, Busy if there is no room.
         """
         owner = request.owner
@@ -102,6 +102,8 @@ class Engine:
         self.admission.check(state_bytes, owner)
         if request.json_schema is not None:
             constraint = compile_json_schema(resolved.model.tokenizer, resolved.model.vocab, request.json_schema)
+        elif request.grammar is not None:
+            constraint = compile_grammar(resolved.model.tokenizer, resolved.model.vocab, request.grammar)
         if request.session_id is not None:
             self.sessions.claim(request.session_id, resolved.fingerprints.weights, owner, state_bytes)
         self.admission.enqueue(owner)
@@ -249,10 +251,15 @@ class Engine:
             raise empty_prompt()
         length = sequence.num_past_tokens + len(tokens) + request.max_tokens
         if model.max_length is not None and length > model.max_length:
-            raise InputError(f"with what the session has read that is more than the model's {model.max_length} tokens")
+            raise ContextLengthExceeded(
+                f"with what the session has read that is more than the model's {model.max_length} tokens"
+            )
         sequence.sampling = SamplingState.create(
             request.sampling, request.seed, model.vocab, tokens, model.device, sequence.constraint
         )
+        if request.min_tokens:
+            ends = () if request.ignore_eos else model.end_token_ids
+            sequence.sampling.postpone_end(request.min_tokens, (*ends, *request.stop_token_ids), model.vocab)
         sequence.state_bytes = _state_bytes(model, length)
         sequence.token_ids = tokens
 
@@ -325,6 +332,7 @@ class Engine:
             sequence.num_cached_tokens,
             len(sequence.output_token_ids),
             "" if sequence.error is None else one_line(sequence.error),
+            getattr(sequence.error, "code", None),
         )
         try:
             sequence.emit(finished)

@@ -61,7 +61,8 @@ class PooledOutput:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last output of every sequence. text: what the detokenizer still held back. message: why, for an error."""
+    """The last output of every sequence. text: what the detokenizer still held back. message: why, for an error; code:
+    its kind, as OpenAI names it."""
 
     reason: FinishReason
     text: str = ""
@@ -69,6 +70,7 @@ class Finished:
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
     message: str = ""
+    code: str | None = None
 
 
 Output = PrefillFinished | PromptLogprob | TokenOutput | PooledOutput | Finished

@@ -13,6 +13,7 @@ from torch import Tensor
 from synthe_core.errors import WorkError
 from synthe_core.inference.constraints import Constraint
 from synthe_core.inference.outputs import Logprob
+from synthe_core.inference.random_generator import random_generator
 from synthe_core.inference.sampling_params import SamplingParams
 
 
@@ -23,6 +24,7 @@ class SamplingState:
     generator:    every row draws from its own, so that it does not depend on the rows beside it; None if greedy.
     seen_tokens:  bool [V], tokens that the repetition penalty applies to; None without one.
     token_counts: float32 [V], how often each token was generated; None where no penalty needs it.
+    end_tokens:   bool [V], tokens that end the text, and so may not come among the next `num_postponed`.
     """
 
     params: SamplingParams
@@ -30,6 +32,8 @@ class SamplingState:
     seen_tokens: Tensor | None = None
     token_counts: Tensor | None = None
     constraint: Constraint | None = None
+    end_tokens: Tensor | None = None
+    num_postponed: int = 0
 
     @classmethod
     def create(
@@ -44,7 +48,7 @@ class SamplingState:
         """The state of a sequence that has generated nothing."""
         state = cls(params, constraint=constraint)
         if params.temperature > 0:
-            state.generator = torch.Generator(device).manual_seed(seed % (1 << 63))
+            state.generator = random_generator(seed, device)
         if params.repetition_penalty != 1.0:
             state.seen_tokens = torch.zeros(vocab, dtype=torch.bool, device=device)
             state.seen_tokens[torch.tensor(prompt, dtype=torch.int64, device=device)] = True
@@ -52,8 +56,24 @@ class SamplingState:
             state.token_counts = torch.zeros(vocab, device=device)
         return state
 
+    def postpone_end(self, num_tokens: int, token_ids: Sequence[int], vocab: int) -> None:
+        """None of these tokens comes among the next `num_tokens`."""
+        self.num_postponed = num_tokens
+        self.end_tokens = torch.zeros(vocab, dtype=torch.bool)
+        self.end_tokens[torch.tensor([each for each in token_ids if each < vocab], dtype=torch.int64)] = True
+
+    def forbidden_tokens(self) -> Tensor | None:
+        """bool [V]: the tokens that may not come next; None for none."""
+        allowed = None if self.constraint is None else self.constraint.allowed_tokens()
+        forbidden = None if allowed is None else ~allowed
+        if self.num_postponed and self.end_tokens is not None:
+            early = self.end_tokens if forbidden is None else forbidden | self.end_tokens
+            return forbidden if early.all() else early  # a grammar may allow nothing but the end
+        return forbidden
+
     def accept(self, token_id: int) -> None:
         """Records a generated token."""
+        self.num_postponed -= self.num_postponed > 0
         if self.seen_tokens is not None:
             self.seen_tokens[token_id] = True
         if self.token_counts is not None:
@@ -161,14 +181,14 @@ def _token_logprobs(logits: Tensor, tokens: Sequence[int], top: Sequence[int]) -
 
 
 def _apply_constraints(logits: Tensor, rows: Sequence[SamplingState]) -> Tensor:
-    """-inf for tokens that a row's constraint does not allow."""
+    """-inf for tokens that a row may not generate."""
     copied = False
     for index, row in enumerate(rows):
-        if row.constraint is None or (allowed := row.constraint.allowed_tokens()) is None:
+        if (forbidden := row.forbidden_tokens()) is None:
             continue
         if not copied:
             logits, copied = logits.clone(), True
-        logits[index].masked_fill_(~allowed.to(logits.device), -torch.inf)
+        logits[index].masked_fill_(forbidden.to(logits.device), -torch.inf)
     return logits
 
 

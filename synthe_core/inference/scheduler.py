@@ -342,7 +342,9 @@ class ModelScheduler:
     def _append(self, sequence: Sequence, output: TokenOutput) -> FinishReason | None:
         """Adds a token to the sequence and passes it on; why the sequence ends with it, None if it goes on."""
         token, constraint = output.token_id, sequence.constraint
-        is_end = token in self.model.end_token_ids and not sequence.request.ignore_eos
+        is_end = token in sequence.request.stop_token_ids or (
+            token in self.model.end_token_ids and not sequence.request.ignore_eos
+        )
         if constraint is not None and not is_end:
             constraint.accept(token)
         sequence.sampling.accept(token)

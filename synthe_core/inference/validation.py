@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from synthe_core.errors import InputError, SyntheError
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.request import Request
+from synthe_core.inference.request import ContextLengthExceeded, Request
 
 MAX_LOGIT_BIAS = 3e38  # float32
 
@@ -37,9 +37,14 @@ def check_request(request: Request, model: LoadedModel, has_session: bool) -> No
             raise InputError(f"logit_bias: no token {token}", f"the vocabulary has {model.vocab} tokens")
         if math.isnan(bias) or bias > MAX_LOGIT_BIAS:
             raise InputError(f"logit_bias: {bias} is not a finite number", "values from -100 to 100 do")
+    for token in request.stop_token_ids:
+        if not 0 <= token < model.vocab:
+            raise InputError(f"stop_token_ids: no token {token}", f"the vocabulary has {model.vocab} tokens")
+    if request.min_tokens > request.max_tokens:
+        raise InputError(f"min_tokens: {request.min_tokens} is more than the {request.max_tokens} of max_tokens")
     length = len(request.prompt_token_ids) + request.max_tokens
     if model.max_length is not None and length > model.max_length:
-        raise InputError(
+        raise ContextLengthExceeded(
             f"{len(request.prompt_token_ids)} tokens and {request.max_tokens} to come are more than the model's "
             f"{model.max_length}",
             "shorten the prompt, or ask for less",
@@ -51,7 +56,9 @@ def check_tokens(tokens: Sequence[int], model: LoadedModel) -> None:
     if not tokens:
         raise InputError("nothing to read: the text is empty", "give at least one token")
     if model.max_length is not None and len(tokens) > model.max_length:
-        raise InputError(f"{len(tokens)} tokens are more than the model's {model.max_length}", "shorten the text")
+        raise ContextLengthExceeded(
+            f"{len(tokens)} tokens are more than the model's {model.max_length}", "shorten the text"
+        )
     if min(tokens) < 0 or max(tokens) >= model.vocab:
         foreign = next(token for token in tokens if not 0 <= token < model.vocab)
         raise InputError(f"there is no token {foreign}", f"the vocabulary has {model.vocab} tokens")
