@@ -114,6 +114,13 @@ class ServeOptions:
             "--grace", min=0, metavar="SECONDS", help="How long running requests may finish when the server stops."
         ),
     ] = 10.0
+    open_objects: Annotated[
+        bool,
+        typer.Option(
+            "--open-objects",
+            help="JSON objects may have more properties than their schema names. Default: only if it says so.",
+        ),
+    ] = False
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Log the prompts.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not log requests.")] = False
     device: DeviceOption = None

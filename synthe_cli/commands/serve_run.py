@@ -159,6 +159,7 @@ def settings_of(options: ServeOptions) -> Settings:
         max_tokens=options.max_tokens,
         max_n=options.max_n,
         max_adapters=options.max_adapters,
+        open_objects=options.open_objects,
         log_prompts=options.log_prompts,
         log=silent if options.quiet else log,
     )

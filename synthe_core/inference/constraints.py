@@ -62,8 +62,8 @@ class FirstTokenConstraint:
 
 
 class JsonSchemaConstraint:
-    """A position in the grammar of a JSON schema, or another. `compiled` is llguidance's matcher at the beginning of the
-    text, of which the sequence makes a copy when it begins."""
+    """A position in the grammar of a JSON schema, or in another. `compiled` is llguidance's matcher at the beginning of
+    the text, of which the sequence makes a copy when it begins."""
 
     def __init__(self, compiled: Any, vocab: int, kind: str = "json_schema") -> None:
         self._compiled, self._vocab, self._name = compiled, vocab, NAMES[kind]

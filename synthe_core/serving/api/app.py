@@ -21,6 +21,7 @@ from synthe_core.serving.api.endpoints import ENDPOINTS, Endpoint, document
 from synthe_core.serving.api.errors import HttpError, http_error
 from synthe_core.serving.api.metrics import Metrics
 from synthe_core.serving.api.middleware import AccessMiddleware, RequestMiddleware
+from synthe_core.serving.api.routing import no_such_path, other_methods
 from synthe_core.serving.api.settings import Settings
 
 PAGE = Path(__file__).parent.parent / "page"
@@ -48,6 +49,10 @@ class App:
             methods.setdefault(endpoint.path, []).append(route)
         routes = [route for of_path in methods.values() for route in of_path]
         self._paths = {*methods, "/", "/openapi.json", "/page/{name}"}
+        taken = {
+            path: [method for route in of_path for method in route.methods or ()] for path, of_path in methods.items()
+        }
+        routes += [other_methods(path, names) for path, names in taken.items()]
         routes += [*_page(), Route("/openapi.json", _fixed(JSONResponse(document())))]
         handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _defect}
         inner: ASGIApp = AccessMiddleware(Starlette(routes=routes, exception_handlers=handlers), settings)
@@ -56,8 +61,8 @@ class App:
                 inner,
                 allow_origins=settings.origins,
                 allow_methods=["GET", "POST", "DELETE"],
-                allow_headers=["Authorization", "Content-Type"],
-                expose_headers=["X-Request-Id", "Retry-After"],
+                allow_headers=["*"],  # those that the request for permission names
+                expose_headers=["X-Request-Id", "X-Synthe-Note", "Retry-After"],
             )
         self._app = RequestMiddleware(inner, settings, self.api.metrics, self._path)
 
@@ -80,11 +85,13 @@ def _handler(api: Api, endpoint: Endpoint) -> Callable[[Request], Any]:
         call = Call(request, *(request.scope.get(f"synthe.{name}", "") for name in ("client", "owner")))
         try:
             body = await read_body(api, request, endpoint.body) if endpoint.body else None
-            return await endpoint.handler(api, call, body)
-        except HttpError as error:
-            return error.response()
-        except SyntheError as error:
-            return http_error(error).response()
+            response = await endpoint.handler(api, call, body)
+            response.headers.update(call.headers)
+            return response
+        except (HttpError, SyntheError) as error:
+            answer = error if isinstance(error, HttpError) else http_error(error)
+            call.note(answer.reason)
+            return answer.response()
         except ClientDisconnected:
             return Response(status_code=CLIENT_CLOSED)
 
@@ -93,10 +100,13 @@ def _handler(api: Api, endpoint: Endpoint) -> Callable[[Request], Any]:
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
     """Errors of the router, in the format of all errors."""
-    message = {404: "no such path", 405: "this path does not support that method"}
-    return HttpError(
-        error.status_code, message.get(error.status_code, str(error.detail)), headers=error.headers
-    ).response()
+    if error.status_code == 404:
+        answer = no_such_path(request.url.path, {each.path: [each.method] for each in ENDPOINTS})
+    else:
+        message = {405: "this path does not support that method"}.get(error.status_code, str(error.detail))
+        answer = HttpError(error.status_code, message, headers=error.headers)
+    request.scope["synthe.note"] = answer.reason
+    return answer.response()
 
 
 async def _defect(request: Request, error: Exception) -> Response:

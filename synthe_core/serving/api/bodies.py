@@ -1,77 +1,63 @@
-"""Bodies of requests. Unknown fields and numbers out of range are errors."""
+"""Bodies of requests, by endpoint."""
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    StringConstraints,
-    model_validator,
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from synthe_core.serving.api import neutral_fields
+from synthe_core.serving.api.body import (
+    IGNORED,
+    Body,
+    Int,
+    Name,
+    SessionId,
+    Text,
+    TokenList,
+    Tokens,
+    field_error,
 )
+from synthe_core.serving.api.messages import Message
+from synthe_core.serving.api.structured_output import StructuredBody
 
-from synthe_core.inference import session_store
-
-
-def _whole(value: Any) -> Any:
-    """1.0 is an integer in JSON, which has one type of numbers."""
-    return int(value) if type(value) is float and value.is_integer() else value
-
-
-def _wholes(value: Any) -> Any:
-    return [_whole(each) for each in value] if isinstance(value, list) else value
-
-
-LONGEST_SCHEMA = 50_000
-Int = Annotated[int, BeforeValidator(_whole)]
-Text = Annotated[str, StringConstraints(max_length=1000)]
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 """An adapter's name; `$` is the very end here, as in JSON Schema."""
-SESSION = f"^{session_store.NAME.pattern}$"
-SessionId = Annotated[str, StringConstraints(pattern=SESSION)]
-Token = Annotated[int, Field(ge=0, lt=2**31)]
-Tokens = Annotated[list[Token], Field(min_length=1), BeforeValidator(_wholes)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Biases = Annotated[dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")], Bias], Field(max_length=1024)]
+Count = Annotated[Int, Field(ge=0, lt=2**31)]
+Prompt = Annotated[
+    str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)],
+    Field(description="a text, a list of texts, a list of tokens or a list of lists of tokens, none of them empty"),
+]
+OF_THE_CONVERSATION = ("messages", "add_generation_prompt")
 
 
-def _fail_fast(schema: Any) -> None:
-    """Marks every list of a core schema."""
-    if isinstance(schema, dict):
-        if schema.get("type") == "list":
-            schema["fail_fast"] = True
-        for inner in schema.values():
-            _fail_fast(inner)
-    elif isinstance(schema, (list, tuple)):
-        for inner in schema:
-            _fail_fast(inner)
+def _template_values(values: dict[str, Any]) -> dict[str, Any]:
+    for name in OF_THE_CONVERSATION:
+        if name in values:
+            raise PydanticCustomError("template_value", "{name} comes from the conversation itself", {"name": name})
+    return values
 
 
-class Body(BaseModel):
-    """Every list of a body is validated up to its first error: a million items must not make a million errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
-        schema = handler(source)
-        _fail_fast(schema)
-        return schema
+TemplateValues = Annotated[dict[str, Any], Field(max_length=64), AfterValidator(_template_values)]
 
 
 class StreamOptions(Body):
+    NEUTRAL: ClassVar = {"include_obfuscation": IGNORED}
+
     include_usage: bool | None = Field(None, description="send the usage in a last chunk")
+    continuous_usage_stats: bool | None = Field(
+        None, description="with include_usage, send the usage so far in every chunk"
+    )
 
 
-class GenerationBody(Body):
+class GenerationBody(StructuredBody):
     """Fields of completions and chats. A null field counts as absent."""
+
+    SYNONYMS: ClassVar = neutral_fields.SYNONYMS
 
     model: Name = Field(description="a name of /v1/models, `base:adapter` for a base with an adapter")
     temperature: float | None = Field(None, ge=0, le=100, description="0 is greedy; 1 by default")
@@ -85,6 +71,7 @@ class GenerationBody(Body):
         None, ge=0, lt=1, description="drop tokens less likely than this share of the most likely one"
     )
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    repeat_penalty: float | None = Field(None, ge=0.01, le=100, description="another name of repetition_penalty")
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: Biases | None = Field(None, description="values from -100 to 100 that are added to logits, by token id")
@@ -95,20 +82,34 @@ class GenerationBody(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
         None, description="a text or up to 16 texts, none empty; the output stops before them"
     )
+    stop_token_ids: Annotated[TokenList, Field(max_length=64)] | None = Field(
+        None, description="the output stops before these tokens"
+    )
+    min_tokens: Count | None = Field(None, description="no end before that many tokens; at most max_tokens")
     ignore_eos: bool | None = Field(None, description="continue after the end token")
+    truncate_prompt_tokens: Int | None = Field(
+        None, ge=-1, lt=2**31, description="read that many tokens of the prompt's end; -1 for as many as fit"
+    )
+    add_special_tokens: bool | None = Field(None, description="add the begin token; true by default")
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(None, description="without effect unless stream is true")
     session: SessionId | None = Field(None, description="continue this conversation, and save it")
     confidence: bool | None = Field(None, description="return the model's confidence with each delta")
-    user: Text | None = Field(None, description="ignored")
-    metadata: dict[str, Any] | None = Field(None, description="ignored")
-    store: bool | None = Field(None, description="ignored: nothing is stored")
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
 
     @model_validator(mode="after")
-    def _together(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: only if stream is true")
+    def _agree(self) -> Self:
+        for name, other in (("max_tokens", "max_completion_tokens"), ("repeat_penalty", "repetition_penalty")):
+            one, two = getattr(self, name), getattr(self, other)
+            if None not in (one, two) and one != two:
+                raise field_error(name, f"differs from {other}, which it is another name of")
         return self
+
+    @property
+    def count(self) -> int | None:
+        """The maximum number of tokens."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -118,116 +119,115 @@ class GenerationBody(Body):
     def with_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def with_running_usage(self) -> bool:
+        return self.with_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+
+def _number_of_logprobs(value: Any) -> Any:
+    if value is True:
+        raise PydanticCustomError("logprobs", "expected a number of tokens (true is for /v1/chat/completions)")
+    return None if value is False else value
+
+
+def _with_logprobs(value: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise PydanticCustomError("logprobs", "expected true or false (top_logprobs has the number of tokens)")
+    return value
+
 
 class Completion(GenerationBody):
-    prompt: Annotated[
-        str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)],
-        Field(description="a text, a list of texts, a list of tokens or a list of lists of tokens, none of them empty"),
-    ]
-    max_tokens: Int | None = Field(None, ge=0, lt=2**31, description="16 by default")
+    NEUTRAL: ClassVar = neutral_fields.COMPLETION
+    SYNONYMS: ClassVar = {**neutral_fields.SYNONYMS, "messages": "prompt", "input": "prompt", "text": "prompt"}
+
+    prompt: Prompt
+    max_tokens: Count | None = Field(
+        None, description="16 by default; at most the server's maximum, to which it is cut"
+    )
+    max_completion_tokens: Count | None = Field(None, description="another name of max_tokens")
     echo: bool | None = Field(None, description="return the prompt before the text, with its logprobs if requested")
-    logprobs: Int | None = Field(None, ge=0, le=20, description="number of most likely tokens to return")
-    suffix: None = Field(None, description="not supported")
-    best_of: Literal[1] | None = Field(None, description="not supported")
-
-
-class TextPart(Body):
-    type: Literal["text"]
-    text: str
-
-
-class Message(Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: Text | None = None
-
-    @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
-class Schema(Body):
-    name: Text | None = None
-    description: str | None = None
-    schema_: dict[str, Any] = Field({}, alias="schema", description=f"at most {LONGEST_SCHEMA:,} characters")
-    strict: bool | None = None
+    logprobs: Annotated[
+        Annotated[Int, Field(ge=0, le=20)] | None,
+        BeforeValidator(
+            _number_of_logprobs, json_schema_input_type=Annotated[int, Field(ge=0, le=20)] | Literal[False]
+        ),
+    ] = Field(None, description="number of most likely tokens to return")
+    best_of: Int | None = Field(None, ge=1, le=128, description="only n is supported")
 
     @model_validator(mode="after")
-    def _short(self) -> Self:
-        if len(json.dumps(self.schema_)) > LONGEST_SCHEMA:
-            raise ValueError(f"response_format: the schema has more than {LONGEST_SCHEMA:,} characters")
+    def _best(self) -> Self:
+        if self.best_of not in (None, self.n or 1):
+            raise field_error("best_of", "only the value of n is supported")
         return self
-
-
-class AsText(Body):
-    type: Literal["text"]
-
-
-class AsObject(Body):
-    type: Literal["json_object"]
-
-
-class AsSchema(Body):
-    type: Literal["json_schema"]
-    json_schema: Schema
 
 
 class Chat(GenerationBody):
+    NEUTRAL: ClassVar = neutral_fields.CHAT
+    SYNONYMS: ClassVar = {**neutral_fields.SYNONYMS, "prompt": "messages", "input": "messages", "system": "messages"}
+
     messages: list[Message] = Field(min_length=1, description="with a session, the new ones only")
-    max_completion_tokens: Int | None = Field(None, ge=0, lt=2**31, description="the server's maximum by default")
-    max_tokens: Int | None = Field(None, ge=0, lt=2**31, description="former name of max_completion_tokens")
-    logprobs: bool | None = None
-    top_logprobs: Int | None = Field(None, ge=0, le=20)
-    response_format: Annotated[AsText | AsObject | AsSchema, Field(discriminator="type")] | None = Field(
-        None, description="text, any JSON object, or JSON by a schema"
+    max_completion_tokens: Count | None = Field(
+        None, description="the server's maximum by default, to which larger ones are cut"
     )
+    max_tokens: Count | None = Field(None, description="former name of max_completion_tokens")
+    logprobs: Annotated[bool | None, BeforeValidator(_with_logprobs)] = None
+    top_logprobs: Int | None = Field(None, ge=0, le=20)
+    add_generation_prompt: bool | None = Field(None, description="add the start of the reply; true by default")
+    continue_final_message: bool | None = Field(None, description="continue the last message instead of a new one")
+    chat_template_kwargs: TemplateValues | None = Field(None, description="values for the model's chat template")
+    reasoning_effort: Text | None = Field(None, description="given to the model's chat template")
 
     @model_validator(mode="after")
-    def _with_logprobs(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs: only if logprobs is true")
+    def _together(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise field_error("top_logprobs", "only if logprobs is true")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise field_error("continue_final_message", "cannot be combined with add_generation_prompt")
         return self
 
     @property
-    def response_schema(self) -> dict[str, Any] | None:
-        """The JSON Schema of the output."""
-        match self.response_format:
-            case AsObject():
-                return {"type": "object"}
-            case AsSchema(json_schema=schema):
-                return schema.schema_
-        return None
+    def template_values(self) -> dict[str, Any]:
+        """What the chat template gets beside the messages."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return effort | (self.chat_template_kwargs or {})
 
 
 class Embedding(Body):
+    NEUTRAL: ClassVar = neutral_fields.EMBEDDING
+    SYNONYMS: ClassVar = {"prompt": "input", "text": "input", "texts": "input", "messages": "input"}
+
     model: Name
-    input: Annotated[
-        str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[list[Tokens], Field(min_length=1)],
-        Field(description="a text, a list of texts, a list of tokens or a list of lists of tokens, none of them empty"),
-    ]
+    input: Prompt
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Int | None = Field(None, ge=1, lt=2**31, description="only the model's width is supported")
-    user: Text | None = Field(None, description="ignored")
+    truncate_prompt_tokens: Int | None = Field(
+        None, ge=-1, lt=2**31, description="read that many tokens of each text's end; -1 for as many as fit"
+    )
+    add_special_tokens: bool | None = Field(None, description="add the begin token; true by default")
 
 
 class Tokenize(Body):
+    NEUTRAL: ClassVar = neutral_fields.TOKENIZE
+
     model: Name | None = Field(None, description="the first served model by default")
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     add_special_tokens: bool | None = Field(None, description="add the begin token; true by default")
     add_generation_prompt: bool | None = Field(None, description="add the start of the reply; true by default")
+    continue_final_message: bool | None = Field(None, description="leave the last message open")
+    chat_template_kwargs: TemplateValues | None = Field(None, description="values for the model's chat template")
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("prompt: give either prompt or messages")
+            raise field_error("prompt", "give either prompt or messages")
         return self
 
 
 class Detokenize(Body):
     model: Name | None = Field(None, description="the first served model by default")
-    tokens: Annotated[list[Token], BeforeValidator(_wholes)]
+    tokens: TokenList
 
 
 class Introspect(Body):

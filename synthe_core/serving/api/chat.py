@@ -14,29 +14,32 @@ from synthe_core.serving.api.completion_job import (
     OutputDelta,
     OutputToken,
     finite,
+    response_schema,
     sampling,
     seeds,
     token_text,
 )
-from synthe_core.serving.api.completions import check_counts, check_logprobs, note_prompts
+from synthe_core.serving.api.completions import check_counts, check_logprobs, note_prompts, output_limit
 from synthe_core.serving.api.context import Api, Call
-from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.response_format import ResponseFormat, confidences
 
 
 async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
     """Generates the next message, with `n` choices."""
     served = api.served(body.model, call.owner)
-    if None not in (body.max_completion_tokens, body.max_tokens) and body.max_completion_tokens != body.max_tokens:
-        raise HttpError(400, "max_tokens: differs from max_completion_tokens, which replaces it")
-    count = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    check_counts(api, body, 1, count)
+    check_counts(api, body, 1)
     continues = api.has_session(body.session, call.owner)
     tails = prompts.tails_of(api, served, call.owner, body.session) if continues else None
-    prompt = await prompts.conversation(api, served, body.messages, tails=tails)
-    if count is None:  # as long as it may be
-        limits = (api.settings.max_tokens, api.max_length(served) - len(prompt.tokens), served.defaults.max_tokens)
-        count = max(1, min(limit for limit in limits if limit is not None))
+    reading = prompts.Reading(
+        truncated_to=body.truncate_prompt_tokens,
+        begins=body.add_special_tokens is not False,
+        answer=body.add_generation_prompt is not False,
+        continues=bool(body.continue_final_message),
+        values=body.template_values,
+    )
+    prompt = await prompts.conversation(api, served, body.messages, reading, tails=tails)
+    default = api.settings.max_tokens if served.defaults.max_tokens is None else served.defaults.max_tokens
+    count = output_limit(api, call, served, body, len(prompt.tokens), default)
     note_prompts(api, [prompt.text])
     requests = [
         Request(
@@ -44,14 +47,17 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
             prompt.tokens,
             max_tokens=count,
             sampling=sampling(body, served.defaults),
+            min_tokens=min(body.min_tokens or 0, count),
             stop=(*body.stops, *prompt.stop),
+            stop_token_ids=tuple(body.stop_token_ids or ()),
             seed=seed,
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             session_id=body.session,
             ignore_eos=bool(body.ignore_eos),
             return_logprob=bool(body.logprobs) or bool(body.confidence),
             client=call.sender,
-            json_schema=body.response_schema,
+            json_schema=response_schema(api, body),
+            grammar=body.grammar,
             owner=call.owner,
         )
         for seed in seeds(body)

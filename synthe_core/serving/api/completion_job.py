@@ -6,7 +6,7 @@ import secrets
 import time
 from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,12 @@ from pydantic import ValidationError
 
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.inference.generation_defaults import GenerationDefaults
-from synthe_core.inference.outputs import Finished, Logprob, Output, PromptLogprob, TokenOutput
+from synthe_core.inference.outputs import Finished, Logprob, Output, PrefillFinished, PromptLogprob, TokenOutput
+from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.serving.api import bodies
+from synthe_core.serving.api.closed_objects import closed
+from synthe_core.serving.api.context import Api
 from synthe_core.serving.api.engine_job import EngineJob, failure_of
 from synthe_core.serving.api.errors import HttpError, invalid
 
@@ -33,7 +36,7 @@ def sampling(body: bodies.GenerationBody, defaults: GenerationDefaults) -> Sampl
         "top_k": None if body.top_k is None else max(0, body.top_k),
         "top_p": body.top_p,
         "min_p": body.min_p,
-        "repetition_penalty": body.repetition_penalty,
+        "repetition_penalty": body.repeat_penalty if body.repetition_penalty is None else body.repetition_penalty,
         "frequency_penalty": body.frequency_penalty,
         "presence_penalty": body.presence_penalty,
         "logit_bias": {int(token): bias for token, bias in body.logit_bias.items()} if body.logit_bias else None,
@@ -45,9 +48,15 @@ def sampling(body: bodies.GenerationBody, defaults: GenerationDefaults) -> Sampl
 
 
 def seeds(body: bodies.GenerationBody) -> list[int]:
-    """A seed for each choice of a prompt; random if the request has none."""
-    first = secrets.randbits(62) if body.seed is None else body.seed
-    return [(first + i) % 2**62 for i in range(body.n or 1)]
+    """A seed for each choice of a prompt, of 64 bits with a sign; random if the request has none."""
+    first = secrets.randbits(63) if body.seed is None else body.seed
+    return [(first + i + 2**63) % 2**64 - 2**63 for i in range(body.n or 1)]
+
+
+def response_schema(api: Api, body: bodies.GenerationBody) -> Mapping[str, Any] | None:
+    """The JSON Schema of a request's output, its objects closed unless the server leaves them open."""
+    schema = body.response_schema
+    return schema if schema is None or api.settings.open_objects else closed(schema)
 
 
 @dataclass
@@ -80,8 +89,9 @@ class OutputDelta:
 class Choice:
     """One choice of the response. A token is sent together with its text, which may be complete only later."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, echo: str | None) -> None:
+    def __init__(self, index: int, request: Request, tokenizer: Tokenizer, echo: str | None) -> None:
         self.index, self.tokenizer, self.echo = index, tokenizer, echo
+        self.ends = {*tokenizer.ends, *request.stop_token_ids}
         self.decoder = tokenizer.decoder()
         self.num_decoded_chars = 0  # in all tokens so far
         self.num_sent_chars = 0
@@ -128,7 +138,7 @@ class Choice:
 
     def _ends(self, reason: str | None) -> bool:
         """Whether the text ended with an end token, and not at a stop string, whose tokens are not sent."""
-        return reason == "stop" and self.pending[-1].token in self.tokenizer.ends
+        return reason == "stop" and self.pending[-1].token in self.ends
 
 
 @dataclass
@@ -159,9 +169,11 @@ class CompletionJob(EngineJob):
     def __post_init__(self) -> None:
         super().__post_init__()
         echoes = self.echoes or [None] * len(self.requests)
-        self.choices = [Choice(i, self.tokenizer, echo) for i, echo in enumerate(echoes)]
+        pairs = zip(self.requests, echoes, strict=True)
+        self.choices = [Choice(i, request, self.tokenizer, echo) for i, (request, echo) in enumerate(pairs)]
         self.tokens: list[list[int]] = [[] for _ in self.requests]
         self._last = [0.0] * len(self.requests)
+        self._prefilled: dict[int, PrefillFinished] = {}
 
     async def deltas(self) -> AsyncIterator[OutputDelta]:
         """New output of any choice, until all choices have ended."""
@@ -180,6 +192,8 @@ class CompletionJob(EngineJob):
                 metrics.between.labels(model).observe(now - last)
             else:
                 metrics.first.labels(model).observe(now - self.started)
+        elif isinstance(event, PrefillFinished):
+            self._prefilled[index] = event
         elif isinstance(event, Finished):
             metrics.written.labels(model).inc(event.num_output_tokens)
 
@@ -191,6 +205,15 @@ class CompletionJob(EngineJob):
                 if index % self.per_prompt == 0:
                     usage.prompt += choice.usage.num_prompt_tokens
                     usage.cached += choice.usage.num_cached_tokens
+        return usage
+
+    def usage_so_far(self) -> Usage:
+        """Before the end."""
+        usage = Usage(written=sum(map(len, self.tokens)))
+        for index, event in self._prefilled.items():
+            if index % self.per_prompt == 0:
+                usage.prompt += event.num_prompt_tokens
+                usage.cached += event.num_cached_tokens
         return usage
 
     def record_last_output(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.outputs import Logprob
 from synthe_core.inference.request import Request
 from synthe_core.serving.api import bodies, prompts
@@ -15,6 +16,7 @@ from synthe_core.serving.api.completion_job import (
     OutputDelta,
     OutputToken,
     finite,
+    response_schema,
     sampling,
     seeds,
     token_text,
@@ -30,17 +32,21 @@ async def completions(api: Api, call: Call, body: bodies.Completion) -> Response
     """Completes every prompt, with `n` choices each."""
     served = api.served(body.model, call.owner)
     texts = several(body.prompt)
-    check_counts(api, body, len(texts), body.max_tokens)
+    check_counts(api, body, len(texts))
     continues = api.has_session(body.session, call.owner)
-    read = [await prompts.completion(api, served, text, continues=continues) for text in texts]
+    reading = prompts.Reading(body.truncate_prompt_tokens, begins=body.add_special_tokens is not False)
+    read = [await prompts.completion(api, served, text, reading, continues=continues) for text in texts]
     note_prompts(api, [prompt.text for prompt in read])
+    counts = [output_limit(api, call, served, body, len(prompt.tokens), DEFAULT_COUNT) for prompt in read]
     requests = [
         Request(
             body.model,
             prompt.tokens,
-            max_tokens=DEFAULT_COUNT if body.max_tokens is None else body.max_tokens,
+            max_tokens=count,
             sampling=sampling(body, served.defaults),
+            min_tokens=min(body.min_tokens or 0, count),
             stop=body.stops,
+            stop_token_ids=tuple(body.stop_token_ids or ()),
             seed=seed,
             logprobs=body.logprobs,
             prompt_logprobs=bool(body.echo) and body.logprobs is not None,
@@ -48,9 +54,11 @@ async def completions(api: Api, call: Call, body: bodies.Completion) -> Response
             ignore_eos=bool(body.ignore_eos),
             return_logprob=body.logprobs is not None or bool(body.confidence),
             client=call.sender,
+            json_schema=response_schema(api, body),
+            grammar=body.grammar,
             owner=call.owner,
         )
-        for prompt in read
+        for prompt, count in zip(read, counts, strict=True)
         for seed in seeds(body)
     ]
     check_logprobs(api, requests)
@@ -71,15 +79,13 @@ def several(prompt: str | list[Any]) -> list[Any]:
     return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
 
 
-def check_counts(api: Api, body: bodies.GenerationBody, prompt_count: int, count: int | None) -> None:
-    """Raises HttpError for more choices or tokens than the server allows."""
+def check_counts(api: Api, body: bodies.GenerationBody, prompt_count: int) -> None:
+    """Raises HttpError for more choices than the server allows."""
     settings, n = api.settings, body.n or 1
     if n > settings.max_n:
         raise HttpError(400, f"n: {n} choices requested; this server allows at most {settings.max_n}", param="n")
     if n * prompt_count > settings.max_choices:
         raise HttpError(400, f"{n * prompt_count} choices requested; this server allows at most {settings.max_choices}")
-    if count is not None and count > settings.max_tokens:
-        raise HttpError(400, f"max_tokens: {count} requested; this server allows at most {settings.max_tokens}")
     if body.session is not None and n * prompt_count > 1:
         raise HttpError(400, "session: a conversation takes one prompt and one choice", param="session")
 
@@ -97,6 +103,19 @@ def check_logprobs(api: Api, requests: Sequence[Request]) -> None:
             f"logprobs: {count:,} of them requested (choices x tokens x logprobs); this server allows at most {most:,}",
             param="logprobs",
         )
+
+
+def output_limit(
+    api: Api, call: Call, served: LoadedModel, body: bodies.GenerationBody, num_prompt_tokens: int, default: int
+) -> int:
+    """The maximum number of tokens of a choice. More than the server allows is cut, and a header says so."""
+    most, count = api.settings.max_tokens, body.count
+    if count is None:  # as many as fit, or one too many, which the engine refuses
+        return max(1, min(default, most, api.max_length(served) - num_prompt_tokens))
+    if count > most:
+        call.add_notice(f"max_tokens was cut to {most}, the maximum of this server")
+        return most
+    return count
 
 
 def note_prompts(api: Api, texts: list[str | None]) -> None:

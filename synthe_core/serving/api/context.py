@@ -20,6 +20,7 @@ from starlette.responses import Response
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.request import NotFound
+from synthe_core.serving.api import content as contents
 from synthe_core.serving.api.errors import HttpError, busy
 from synthe_core.serving.api.json_body import MAX_VALUES, parse_body
 from synthe_core.serving.api.metrics import Metrics
@@ -112,12 +113,17 @@ class Api:
 
 @dataclass
 class Call:
-    """An HTTP request. client: the digest of its API key. owner: whose it is, "" where all share everything. note: adds
-    a text to its log line."""
+    """An HTTP request.
+
+    client:  the digest of its API key.
+    owner:   whose it is, "" where all share everything.
+    headers: what the response gets beside its own.
+    """
 
     request: Request
     client: str = ""
     owner: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def sender(self) -> str:
@@ -125,7 +131,12 @@ class Call:
         return self.client or (self.request.client.host if self.request.client is not None else "")
 
     def note(self, text: str) -> None:
+        """Adds a text to the request's log line."""
         self.request.scope["synthe.note"] = text
+
+    def add_notice(self, text: str) -> None:
+        """Adds a header that says what was done otherwise than requested."""
+        self.headers["X-Synthe-Note"] = text
 
     async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which is cancelled if the client disconnects. The body must have been read."""
@@ -153,11 +164,13 @@ async def read_body(api: Api, request: Request, model: type[B]) -> B:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # which a cross-origin page cannot send without a preflight request
         raise HttpError(415, f"the content type must be application/json, not {kind[:80] or 'missing'}")
+    compression = contents.compression(request.headers)
     content = bytearray()
     try:
         await _read(api, request, content)
-        parse = partial(parse_body, bytes(content), model, api.max_values)
-        if len(content) <= MAX_INLINE_BODY:
+        whole = await contents.plain(bytes(content), compression, api.settings.max_body)
+        parse = partial(parse_body, whole, model, api.max_values)
+        if len(whole) <= MAX_INLINE_BODY:
             return parse()
         return await asyncio.get_running_loop().run_in_executor(api.parsers, parse)
     finally:

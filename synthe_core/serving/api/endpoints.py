@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 import synthe_core
 from synthe_core.serving.api import bodies, chat, completions, responses, state, tokens
-from synthe_core.serving.api.bodies import SESSION
+from synthe_core.serving.api.body import SESSION
 from synthe_core.serving.api.context import Handler
 from synthe_core.serving.api.middleware import OPEN
 

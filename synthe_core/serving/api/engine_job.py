@@ -14,7 +14,7 @@ from synthe_core.errors import SyntheError
 from synthe_core.inference.outputs import Finished, Output, PrefillFinished
 from synthe_core.inference.request import Request
 from synthe_core.serving.api.context import Api
-from synthe_core.serving.api.errors import HttpError, http_error
+from synthe_core.serving.api.errors import HttpError, http_error, without_folders
 
 STATUS = {"refused": 400, "error": 500}
 
@@ -22,7 +22,11 @@ STATUS = {"refused": 400, "error": 500}
 def failure_of(event: Finished) -> HttpError | None:
     """The error of a request that the engine has ended; None if it has an answer."""
     status = STATUS.get(event.reason)
-    return HttpError(status, event.message or "the request failed") if status else None
+    if status is None:
+        return None
+    message = without_folders(event.message or "the request failed")
+    # What the log gets ends before the details, which may quote the request.
+    return HttpError(status, message, code=event.code, reason=message.partition(":")[0])
 
 
 @dataclass
@@ -50,7 +54,7 @@ class EngineJob:
         try:
             for index, request in enumerate(self.requests):
                 submit = partial(self._submit, index)
-                if request.json_schema is None:
+                if request.json_schema is None and request.grammar is None:
                     submit()
                 else:
                     await self.api.in_thread(submit)  # which compiles it

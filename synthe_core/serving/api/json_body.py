@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
+from synthe_core.serving.api.content import check_text
 from synthe_core.serving.api.errors import QUOTED, HttpError, invalid
 
 B = TypeVar("B", bound=BaseModel)
@@ -29,6 +30,7 @@ def parse_body(content: bytes, model: type[B], max_values: int = MAX_VALUES) -> 
     try:
         value = from_json(content, allow_inf_nan=False)  # which limits the depth and the digits of a number
     except ValueError as error:
+        check_text(content)
         raise HttpError(400, f"the body is invalid: {str(error)[:QUOTED]}") from None
     _check_names(value)
     try:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.metrics import Metrics
+from synthe_core.serving.api.routing import METHODS
 from synthe_core.serving.api.settings import Settings
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -70,7 +71,6 @@ class RequestMiddleware:
                 self.settings.log(f"{method} {path_text}  {status}  {seconds:.2f}s  {note}{failed}".rstrip())
 
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 UNLOGGED = ("/health", "/metrics", "/api/status", "/", "/page/{name}")
 """Polled paths, which are logged only if they fail."""
 
@@ -85,6 +85,8 @@ class AccessMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         refused = self._host(headers.getlist("host")) or self._key(scope, headers.get("authorization", ""))
+        if refused:
+            scope["synthe.note"] = refused.reason
         await (refused.response() if refused else self.app)(scope, receive, send)
 
     def _host(self, names: list[str]) -> HttpError | None:
@@ -103,7 +105,7 @@ class AccessMiddleware:
             scope["synthe.client"] = matches[0]
             scope["synthe.owner"] = "" if self.settings.shared else matches[0]
             return None
-        if OPEN.fullmatch(scope["path"]):
+        if OPEN.fullmatch(scope["path"]) or scope["method"] == "OPTIONS":  # which tells no more than the document
             return None
         message = "the API key is invalid" if header else "an API key is required: Authorization: Bearer KEY"
         return HttpError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

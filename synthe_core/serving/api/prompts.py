@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from synthe_core.data import chat_template as chat
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.serving.api.bodies import Message
 from synthe_core.serving.api.context import Api
 from synthe_core.serving.api.errors import HttpError
+from synthe_core.serving.api.messages import Message
 
 MAX_INLINE = 4096  # characters or tokens that are tokenized or decoded in the event loop; more in a thread
 
@@ -40,6 +41,24 @@ class Prompt:
     stop: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a prompt is read.
+
+    truncated_to: the number of tokens of its end that are read, -1 for as many as fit; None for all.
+    begins:       whether it begins with the model's begin token.
+    answer:       whether the beginning of a reply follows the messages.
+    continues:    whether the last message is left open, for the model to continue.
+    values:       for the chat template.
+    """
+
+    truncated_to: int | None = None
+    begins: bool = True
+    answer: bool = True
+    continues: bool = False
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
 def marked(tokenizer: Tokenizer, text: str) -> list[int]:
     """The tokens of a text in which special tokens are spelled out."""
     for special in (tokenizer.end, tokenizer.begin):
@@ -48,11 +67,16 @@ def marked(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode_marked(text)
 
 
-async def encoded(api: Api, served: LoadedModel, text: str, *, plain: bool = False) -> list[int]:
-    """The tokens of a text. With `plain`, special tokens in it are read as text."""
+async def encoded(
+    api: Api, served: LoadedModel, text: str, *, plain: bool = False, truncated: bool = False
+) -> list[int]:
+    """The tokens of a text. With `plain`, special tokens in it are read as text. With `truncated`, a text that is much
+    too long is read from somewhere in its middle on."""
     tokenizer = served.tokenizer
-    if len(text) > api.settings.max_prompt * max(1, int(tokenizer.widths.max())):
+    most = api.settings.max_prompt * max(1, int(tokenizer.widths.max()))
+    if len(text) > most and not truncated:
         raise _too_long(api)  # without counting
+    text = text[-2 * most :]
     work = tokenizer.encode if plain else lambda whole: marked(tokenizer, whole)
     tokens = work(text) if len(text) <= MAX_INLINE else await api.in_thread(lambda: work(text))
     return list(tokens)
@@ -64,24 +88,27 @@ async def decoded(api: Api, served: LoadedModel, tokens: Sequence[int], *, marke
     return decode() if len(tokens) <= MAX_INLINE else await api.in_thread(decode)
 
 
-async def completion(api: Api, served: LoadedModel, prompt: str | Sequence[int], *, continues: bool = False) -> Prompt:
+async def completion(
+    api: Api, served: LoadedModel, prompt: str | Sequence[int], reading: Reading = Reading(), *, continues: bool = False
+) -> Prompt:
     """The prompt of a completion. A text starts a document, unless it continues a session."""
     if not isinstance(prompt, str):
-        return Prompt(_fitting(api, prompt))
-    tokens = await encoded(api, served, prompt)
+        return Prompt(_fitting(api, served, prompt, reading))
+    tokens = await encoded(api, served, prompt, truncated=reading.truncated_to is not None)
     if not continues:
-        begin = served.tokenizer.begin
+        begin = served.tokenizer.begin if reading.begins else None
         tokens = ([] if begin is None else [begin]) + tokens or [served.tokenizer.end]
-    return Prompt(_fitting(api, tokens), prompt)
+    fitting = _fitting(api, served, tokens, reading)
+    return Prompt(fitting, prompt if reading.truncated_to is None else None)
 
 
 async def conversation(
     api: Api,
     served: LoadedModel,
     messages: Sequence[Message],
+    reading: Reading = Reading(),
     *,
     tails: Sequence[str] | None = None,
-    answer: bool = True,
 ) -> Prompt:
     """The messages by the model's own template, or as `PLAIN` for a model that has none.
 
@@ -89,16 +116,16 @@ async def conversation(
     """
     tokenizer = served.tokenizer
     plain = tokenizer.chat_template is None
-    turns = [{"role": _role(each), "content": each.text} for each in messages]
+    turns = [each.turn() for each in messages]
     if tails is None:
-        text = await _rendered(api, served, turns, answer)
+        text = await _rendered(api, served, turns, reading)
     else:
-        text = await _continuation(api, served, turns, tails)
-    tokens = await encoded(api, served, text, plain=plain)
-    begin = tokenizer.begin
+        text = await _continuation(api, served, turns, tails, reading)
+    tokens = await encoded(api, served, text, plain=plain, truncated=reading.truncated_to is not None)
+    begin = tokenizer.begin if reading.begins else None
     if tails is None and begin is not None and tokens[:1] != [begin]:
         tokens = [begin, *tokens]
-    return Prompt(_fitting(api, tokens), text, (PLAIN_STOP,) if plain else ())
+    return Prompt(_fitting(api, served, tokens, reading), text, (PLAIN_STOP,) if plain else ())
 
 
 def tails_of(api: Api, served: LoadedModel, owner: str, session: str | None) -> list[str]:
@@ -107,39 +134,57 @@ def tails_of(api: Api, served: LoadedModel, owner: str, session: str | None) -> 
     return [served.tokenizer.spelling(end) for end in served.tokenizer.ends] if tail is None else [tail]
 
 
-def _role(message: Message) -> str:
-    return "system" if message.role == "developer" else message.role
-
-
-async def _rendered(api: Api, served: LoadedModel, messages: Sequence[dict[str, str]], answer: bool = True) -> str:
+async def _rendered(api: Api, served: LoadedModel, messages: Sequence[dict[str, str]], reading: Reading) -> str:
     """The text of messages, outside the event loop. A model renders one prompt at a time, so that one whose template
     is slow delays no other."""
+    answer = reading.answer and not reading.continues
+    if reading.continues:
+        *before, last = messages
+        messages = [*before, last | {"content": last["content"] + OPEN}]
     if served.tokenizer.chat_template is None:
-        return chat.render_trusted(PLAIN, messages, answer=answer)
+        text = chat.render_trusted(PLAIN, messages, answer=answer)
+    else:
+        text = await _rendered_by_model(api, served, messages, answer, reading.values)
+    return text.partition(OPEN)[0] if reading.continues else text
+
+
+async def _rendered_by_model(
+    api: Api, served: LoadedModel, messages: Sequence[dict[str, str]], answer: bool, values: Mapping[str, Any]
+) -> str:
+    work = partial(chat.render, served.tokenizer, messages, answer=answer, variables=values)
     async with api.template_locks[served.name]:
         try:
-            return await asyncio.to_thread(chat.render, served.tokenizer, messages, answer=answer)
-        except chat.TemplateError as error:
-            raise HttpError(400 if error.refused else 500, error.message) from None
+            return await asyncio.to_thread(work)
+        except chat.TemplateError as error:  # whose words may be about the messages
+            status = 400 if error.refused else 500
+            raise HttpError(status, error.message, reason=error.message.partition(":")[0]) from None
 
 
 MARK = "\N{OGHAM LETTER BEITH}" * 4
 """A placeholder for an answer whose text is not needed."""
+OPEN = "\N{OGHAM LETTER LUIS}" * 4
+"""What ends a message that is to be continued, where the template would end it."""
 
 
-async def _continuation(api: Api, served: LoadedModel, messages: Sequence[dict[str, str]], tails: Sequence[str]) -> str:
+async def _continuation(
+    api: Api, served: LoadedModel, messages: Sequence[dict[str, str]], tails: Sequence[str], reading: Reading
+) -> str:
     """What comes after the model's own last message: the rendering of a conversation around them, from there on. What
     the model has begun of it itself, with which its text ends (one of `tails`), is not repeated: its end of turn, a
     stop string."""
     before = [{"role": "user", "content": "."}, {"role": "assistant", "content": MARK}]
-    _, separator, rest = (await _rendered(api, served, [*before, *messages])).partition(MARK)
+    _, separator, rest = (await _rendered(api, served, [*before, *messages], reading)).partition(MARK)
     if not separator:  # the template drops older messages
-        return await _rendered(api, served, messages)
+        return await _rendered(api, served, messages, reading)
     sizes = (n for tail in tails for n in range(min(len(tail), len(rest)), 0, -1) if tail.endswith(rest[:n]))
     return rest[max(sizes, default=0) :]
 
 
-def _fitting(api: Api, tokens: Sequence[int]) -> tuple[int, ...]:
+def _fitting(api: Api, served: LoadedModel, tokens: Sequence[int], reading: Reading) -> tuple[int, ...]:
+    size = reading.truncated_to
+    if size is not None:
+        most = min(api.settings.max_prompt, api.max_length(served) - 1)
+        tokens = tokens[max(0, len(tokens) - (most if size < 0 else size)) :]
     if len(tokens) > api.settings.max_prompt:
         raise _too_long(api)
     return tuple(tokens)

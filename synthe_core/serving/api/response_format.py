@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api import bodies
-from synthe_core.serving.api.completion_job import CompletionJob, OutputDelta
+from synthe_core.serving.api.completion_job import CompletionJob, OutputDelta, Usage
 from synthe_core.serving.api.context import Call
 
 DONE = "[DONE]"
@@ -87,16 +87,20 @@ class ResponseFormat(ABC):
     async def _events(self, call: Call, job: CompletionJob) -> AsyncIterator[dict[str, str]]:
         for index in range(len(job.requests)):
             if (opening := self.opening(index)) is not None:
-                yield self._event(opening)
+                yield self._event(opening, job.usage_so_far())
+        failure = None
         async for delta in job.deltas():
             if delta.failure is not None:
-                yield {"data": json.dumps(delta.failure.body)}
+                failure = delta.failure
+                yield {"data": json.dumps(failure.body)}
                 break
-            yield self._event(self._extended(self.chunk(delta), delta))
+            yield self._event(self._extended(self.chunk(delta), delta), job.usage_so_far())
         else:
             if self.body.with_usage:
-                yield self._event(None, job)
+                yield self._event(None, job.usage())
         self._end(call, job)
+        if failure is not None:
+            call.note(failure.reason)
         yield {"data": DONE}
 
     def _extended(self, choice: dict[str, Any], delta: OutputDelta) -> dict[str, Any]:
@@ -104,10 +108,12 @@ class ResponseFormat(ABC):
             choice["synthe"] = {"confidence": delta.confidence}
         return choice
 
-    def _event(self, choice: dict[str, Any] | None, ended: CompletionJob | None = None) -> dict[str, str]:
+    def _event(self, choice: dict[str, Any] | None, usage: Usage) -> dict[str, str]:
+        """A chunk of one choice, or of none, which is the last and has the usage."""
         chunk = {**self.head, "object": self.chunk_kind, "choices": [] if choice is None else [choice]}
         if self.body.with_usage:
-            chunk["usage"] = ended.usage().json() if ended else None
+            is_due = choice is None or self.body.with_running_usage
+            chunk["usage"] = usage.json() if is_due else None
         if choice is not None and "synthe" in choice:
             chunk["synthe"] = choice.pop("synthe")
         return {"data": json.dumps(chunk, ensure_ascii=False, allow_nan=False)}

@@ -28,6 +28,7 @@ class Settings:
     max_logprobs: the maximum number of log-probabilities of an answer: its tokens, times one more than `logprobs`.
     max_adapters: the maximum number of adapters that the requests of one key may have loaded.
     max_background: the maximum number of concurrent embeddings, reports and long tokenizations, over all requests.
+    open_objects: whether objects of a JSON Schema may have other properties than those it names, if it does not say.
     log:      called with a line for every request; without `log_prompts` it never contains prompt text.
     """
 
@@ -47,5 +48,6 @@ class Settings:
     header_timeout: float = 10.0
     body_timeout: float = 30.0
     send_timeout: float = 30.0
+    open_objects: bool = False
     log_prompts: bool = False
     log: Callable[[str], None] = silent

@@ -24,8 +24,13 @@ async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
     served = api.served(body.model, call.owner)
     begins = body.add_special_tokens is not False
     if body.messages is not None:
-        answer = body.add_generation_prompt is not False
-        tokens = list((await prompts.conversation(api, served, body.messages, answer=answer)).tokens)
+        reading = prompts.Reading(
+            begins=begins,
+            answer=body.add_generation_prompt is not False,
+            continues=bool(body.continue_final_message),
+            values=body.chat_template_kwargs or {},
+        )
+        tokens = list((await prompts.conversation(api, served, body.messages, reading)).tokens)
     else:
         tokens = await prompts.encoded(api, served, body.prompt or "")
         if begins and served.tokenizer.begin is not None:
@@ -66,9 +71,10 @@ async def tokenizer_info(api: Api, call: Call, body: None) -> Response:
 
 
 async def embeddings(api: Api, call: Call, body: bodies.Embedding) -> Response:
-    """The mean over a text's tokens of the last block's output."""
+    """The mean over a text's tokens of the last block's output, as a vector of length 1."""
     served = api.served(body.model, call.owner)
-    read = [(await prompts.completion(api, served, text)).tokens for text in several(body.input)]
+    reading = prompts.Reading(body.truncate_prompt_tokens, begins=body.add_special_tokens is not False)
+    read = [(await prompts.completion(api, served, text, reading)).tokens for text in several(body.input)]
     count = sum(map(len, read))
     if len(read) > api.settings.max_choices:
         raise HttpError(400, f"input: at most {api.settings.max_choices} texts at a time", param="input")
@@ -78,7 +84,7 @@ async def embeddings(api: Api, call: Call, body: bodies.Embedding) -> Response:
         api,
         [Request(body.model, each, max_tokens=0, pooling=True, client=call.sender, owner=call.owner) for each in read],
     )
-    rows = await call.while_connected(_pooled(job))
+    rows = unit_length(await call.while_connected(_pooled(job)))
     if body.dimensions not in (None, rows.shape[1]):
         raise HttpError(400, f"dimensions: the embeddings of {body.model} have {rows.shape[1]}", param="dimensions")
     in_base64 = body.encoding_format == "base64"
@@ -106,6 +112,15 @@ async def _pooled(job: EngineJob) -> np.ndarray:
             elif isinstance(event, Finished) and index not in rows:
                 raise failure_of(event) or HttpError(503, "the server is shutting down")
     return np.stack([rows[index] for index in range(len(rows))])
+
+
+def unit_length(rows: np.ndarray) -> np.ndarray:
+    """float32 [N, D]: every row divided by its length; zeros stay zeros."""
+    rows = rows.astype(np.float32)
+    largest = np.abs(rows).max(1, keepdims=True)  # so that no square overflows
+    rows = rows / np.where(largest > 0, largest, np.float32(1))
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, np.float32(1)), dtype=np.float32)
 
 
 def _base64(row: np.ndarray) -> str:

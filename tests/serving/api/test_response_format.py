@@ -99,7 +99,9 @@ def test_seeds_differ_by_choice_and_not_by_prompt(ask: Any) -> None:
     post(ask, engine, prompt=["x", "y"], n=2, seed=7)
     assert [request.seed for request in engine.requests] == [7, 8, 7, 8]
     post(ask, engine, seed=-1)
-    assert 0 <= engine.requests[-1].seed < 2**62
+    assert engine.requests[-1].seed == -1
+    post(ask, engine, n=2, seed=2**63 - 1)
+    assert [request.seed for request in engine.requests[-2:]] == [2**63 - 1, -(2**63)]
     post(ask, engine), post(ask, engine)
     assert engine.requests[-1].seed != engine.requests[-2].seed
 

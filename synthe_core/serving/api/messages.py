@@ -1,0 +1,111 @@
+"""Messages of a conversation: what a client writes, and what servers gave it that it sends back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from synthe_core.errors import closest
+from synthe_core.serving.api.body import IGNORED, Body, Text, field_error, only
+
+TOOLS = "tools are not supported yet"
+MEDIA = ("image_url", "image", "input_image", "input_audio", "audio_url", "audio", "video_url", "video", "file")
+MEDIA_AND_TOOLS = frozenset((*MEDIA, "input_file", "tool_use", "tool_result", "thinking"))
+TEXT_TAG, PARTS_TAG = "content as text", "content as parts"
+
+
+class TextPart(Body):
+    NEUTRAL: ClassVar = {"cache_control": IGNORED, "annotations": IGNORED, "logprobs": IGNORED, "id": IGNORED}
+
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(Body):
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+def _supported(part: Any) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str) or kind in ("text", "refusal"):
+        return part
+    if kind in MEDIA_AND_TOOLS:
+        raise PydanticCustomError("unsupported_part", "{kind} is not supported", {"kind": kind})
+    near = closest(kind[:50], ("text", *MEDIA))
+    hint = " (did you mean 'text'?)" if near == "text" else " (text is)"
+    raise PydanticCustomError("unsupported_part", "this type of part is not supported{hint}", {"hint": hint})
+
+
+Part = Annotated[TextPart | RefusalPart, Field(discriminator="type"), BeforeValidator(_supported)]
+
+
+def _tag(content: Any) -> str | None:
+    if isinstance(content, str):
+        return TEXT_TAG
+    return PARTS_TAG if isinstance(content, list) else None
+
+
+Content = Annotated[
+    Annotated[str, Tag(TEXT_TAG)] | Annotated[list[Part], Tag(PARTS_TAG)],
+    Discriminator(_tag, custom_error_type="content", custom_error_message="expected a text or a list of parts"),
+]
+
+
+def _role(role: Any) -> Any:
+    if role in ("tool", "function"):
+        raise PydanticCustomError("unsupported_role", "{role} messages: " + TOOLS, {"role": role})
+    return role
+
+
+class Message(Body):
+    """A message. Of a reply that is sent back, what is not its text has no effect."""
+
+    NEUTRAL: ClassVar = {
+        "tool_calls": only([], reason=TOOLS),
+        "function_call": only(reason=TOOLS),
+        "tool_call_id": IGNORED,
+        "audio": only(reason="audio is not supported"),
+        "images": only([], reason="images are not supported"),
+        "annotations": IGNORED,
+        "cache_control": IGNORED,
+        "id": IGNORED,
+        "parsed": IGNORED,
+        "provider_specific_fields": IGNORED,
+        "reasoning_details": IGNORED,
+        "thinking_blocks": IGNORED,
+        "weight": IGNORED,
+    }
+    SYNONYMS: ClassVar = {"text": "content", "message": "content", "parts": "content"}
+
+    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_role)]
+    content: Content | None = Field(None, description="a text or parts, which are joined by line breaks")
+    name: Text | None = Field(None, description="ignored")
+    refusal: str | None = Field(None, description="the text of a message without content")
+    reasoning_content: str | None = Field(None, description="given to the model's chat template")
+    reasoning: str | None = Field(None, description="another name of reasoning_content")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise field_error("content", f"a message of the {self.role} needs one")
+        return self
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or self.refusal or ""
+
+    def turn(self) -> dict[str, str]:
+        """The message as chat templates read it."""
+        turn = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        if reasoning := self.reasoning_content or self.reasoning:
+            turn["reasoning_content"] = reasoning
+        return turn

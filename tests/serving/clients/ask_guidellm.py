@@ -1,0 +1,36 @@
+"""guidellm: its benchmark of chats and of completions, with the requests that it sends by default."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from common import MODEL, URL
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+tokenizer = Tokenizer(models.BPE(vocabulary, []))
+tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+tokenizer.decoder = decoders.ByteLevel()
+PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained("tokenizer")
+
+for path in ("/v1/chat/completions", "/v1/completions"):
+    output = Path("report.json")
+    settings = {
+        "--backend": f"kind=openai_http,target={URL.removesuffix('/v1')},model={MODEL},request_format={path}",
+        "--profile": "kind=synchronous",
+        "--constraint": "kind=max_requests,count=3",
+        "--tokenizer": "kind=huggingface_auto,model=tokenizer",
+        "--data": "kind=synthetic_text,prompt_tokens=24,output_tokens=6",
+        "--output": f"kind=json,path={output}",
+    }
+    command = [sys.executable, "-m", "guidellm", "run", "--disable-console"]
+    command += [part for pair in settings.items() for part in pair]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=140)
+    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-2500:]
+    totals = json.loads(output.read_text())["benchmarks"][0]["metrics"]["request_totals"]
+    assert totals["successful"] == 3 and not totals["errored"], totals
+print("ok")

@@ -1,0 +1,74 @@
+"""OpenAI's client: chats, streams, history, structured output, embeddings; tools and responses are refused in words."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import openai
+from common import KEY, MODEL, URL, check_shape, check_unit, refused
+from pydantic import BaseModel
+
+
+class City(enum.Enum):
+    BERN = "Bern"
+    LIMA = "Lima"
+
+
+class Place(BaseModel):
+    city: City
+    size: int = 0
+
+
+client = openai.OpenAI(base_url=URL, api_key=KEY, max_retries=0)
+messages: list[Any] = [{"role": "user", "content": "hello"}]
+reply = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=6, seed=1, user="me", store=False)
+assert reply.choices[0].message.content is not None and reply.usage.completion_tokens == 6
+messages += [reply.choices[0].message, {"role": "user", "content": "again"}]
+client.chat.completions.create(model=MODEL, messages=messages, max_tokens=6)
+messages[1] = reply.choices[0].message.model_dump()
+whole = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=6, seed=2)
+
+options: Any = {"include_usage": True}
+stream = client.chat.completions.create(
+    model=MODEL, messages=messages, max_tokens=6, seed=2, stream=True, stream_options=options
+)
+chunks = list(stream)
+text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+assert text == whole.choices[0].message.content
+assert chunks[-1].usage.completion_tokens == 6
+with client.chat.completions.stream(model=MODEL, messages=messages, max_completion_tokens=6) as events:
+    assert [event for event in events][-1].type in ("content.done", "chunk")
+
+parsed = client.chat.completions.parse(model=MODEL, messages=messages, response_format=Place, max_tokens=300, seed=3)
+assert isinstance(parsed.choices[0].message.parsed, Place)
+client.chat.completions.create(  # with `parsed` in it
+    model=MODEL, messages=[*messages, parsed.choices[0].message, messages[0]], max_tokens=2
+)
+shaped = client.chat.completions.create(
+    model=MODEL,
+    messages=messages,
+    max_tokens=60,
+    extra_body={"guided_json": {"type": "object", "properties": {"city": {"enum": ["Bern"]}, "size": {"enum": [1]}},
+                                "required": ["city", "size"]}},
+)  # fmt: skip
+check_shape(shaped.choices[0].message.content)
+
+for encoding in ({"encoding_format": "float"}, {}):  # its default is base64
+    for row in client.embeddings.create(model=MODEL, input=["the sea", "rain"], **encoding).data:
+        check_unit(row.embedding)
+assert client.completions.create(model=MODEL, prompt="a", max_tokens=3, echo=True).choices[0].text.startswith("a")
+assert MODEL in [model.id for model in client.models.list()]
+
+tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+refused(
+    openai.BadRequestError,
+    "tools are not supported yet",
+    lambda: client.chat.completions.create(model=MODEL, messages=messages[:1], tools=[tool]),
+)
+refused(
+    openai.NotFoundError,
+    "/v1/responses is not supported yet; use /v1/chat/completions",
+    lambda: client.responses.create(model=MODEL, input="hello"),
+)
+print("ok")
