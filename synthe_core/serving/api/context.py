@@ -58,6 +58,7 @@ class Api:
     template_locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     receiving_bytes: int = 0
     background_count: int = 0
+    compiling_count: int = 0
     parsers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(PARSERS, "bodies"))
 
     def __post_init__(self) -> None:
@@ -88,22 +89,27 @@ class Api:
             return False
         return True
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
+    async def in_thread(self, work: Callable[[], T], *, compiles: bool = False) -> T:
         """Runs `work` in a thread, so that other requests continue. Raises 429 if there is too much such work.
 
-        Its place is taken until the work itself ends, though nobody may wait for it any more.
+        Its place is taken until the work itself ends, though nobody may wait for it any more. Work that `compiles` a
+        schema may take long: it gets half of the places, so that the texts of others are still read.
         """
         with self._background_lock:
-            if self.background_count >= self.settings.max_background:
+            places = self.settings.max_background
+            is_full = compiles and self.compiling_count >= max(1, places // 2)
+            if is_full or self.background_count >= places:
                 raise busy("too many concurrent requests of this kind", 1)
             self.background_count += 1
+            self.compiling_count += compiles
         future = self._background.submit(work)
-        future.add_done_callback(self._work_ended)
+        future.add_done_callback(partial(self._work_ended, compiles))
         return await asyncio.wrap_future(future)
 
-    def _work_ended(self, future: Future[Any]) -> None:
+    def _work_ended(self, compiles: bool, future: Future[Any]) -> None:
         with self._background_lock:
             self.background_count -= 1
+            self.compiling_count -= compiles
 
     def close(self) -> None:
         """Lets the threads end."""

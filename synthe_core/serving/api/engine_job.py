@@ -57,7 +57,7 @@ class EngineJob:
                 if request.json_schema is None and request.grammar is None:
                     submit()
                 else:
-                    await self.api.in_thread(submit)  # which compiles it
+                    await self.api.in_thread(submit, compiles=True)
         except BaseException as error:
             self.cancel()
             raise http_error(error) if isinstance(error, SyntheError) else error from None

@@ -124,6 +124,27 @@ def test_a_place_is_held_until_the_work_ends() -> None:
     api.close()
 
 
+def test_schemas_that_take_long_leave_places_for_others() -> None:
+    api = Api(Scripted(answer), Settings(max_background=4), Metrics(dict))  # type: ignore[arg-type]
+    release = threading.Event()
+
+    def work() -> bool:
+        return release.wait(60)
+
+    async def run() -> None:
+        compiling = [asyncio.ensure_future(api.in_thread(work, compiles=True)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(HttpError):
+            await api.in_thread(work, compiles=True)
+        assert await api.in_thread(lambda: 5) == 5
+        release.set()
+        assert await asyncio.gather(*compiling) == [True, True]
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert (api.background_count, api.compiling_count) == (0, 0)
+    api.close()
+
+
 @pytest.mark.parametrize(
     "path,body",
     [
