@@ -15,15 +15,13 @@ from synthe_core.errors import InputError
 from synthe_core.evaluation import confidence_chart
 from synthe_core.evaluation.calibration import ScoreQuality, area, auroc, calibration_error, reliability, risk_coverage
 from synthe_core.evaluation.held_out import held_out
+from synthe_core.evaluation.opened_model import open_model
 from synthe_core.events import Event, Notice, Progress, Result
-from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.model.head_chunks import logits_in_chunks, places_per_chunk
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.model.parts import without_parts
 from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.logprobs import max_logprob
 from synthe_core.storage.atomic import write_file
-from synthe_core.storage.checkpoint import Checkpoint
 
 BASELINE, HEAD = "max-softmax", "calibrated head"
 DRAWN = 200  # points of a curve
@@ -59,18 +57,17 @@ def evaluate(
         raise InputError(f"cannot draw into {plot}", f"name a file that ends in {' or '.join(FORMS)}")
     if plot is not None and not plot.absolute().parent.is_dir():
         raise InputError(f"no such folder: {plot.parent}", "make it first")
-    checkpoint = Checkpoint.open(path)
-    context = context_for_recipe(checkpoint.recipe, device)
-    model = checkpoint.model(context.device).eval()
+    opened = open_model(path, device)
+    model = opened.model
     if model.confidence is None:
         yield Notice("the model has no calibrated head; a recipe asks for one with model.confidence={}")
-    split = yield from held_out(checkpoint, sources)
-    length = min(checkpoint.recipe.data.sequence, split.tokens - 1)
+    split = yield from held_out(opened.data, opened.tokenizer, sources)
+    length = min(opened.trained if opened.data is None else opened.data.sequence, split.tokens - 1)
     count = min(max(1, tokens // length), (split.tokens - 1) // length)
     scores: dict[str, list[np.ndarray]] = {}
     rights, done = [], 0
     for window in windows(split, length, count, places_per_chunk(model, length)):
-        with context.activate():
+        with opened.context.activate():
             values, right = read_scores(model, window)
         for name, value in values.items():
             scores.setdefault(name, []).append(value.flatten().double().cpu().numpy())
@@ -83,7 +80,7 @@ def evaluate(
     summary = {"tokens": len(truth), "accuracy": float(truth.mean()), "ideal_aurc": ideal}
     if plot is not None:
         draw = confidence_chart.page if plot.suffix == ".html" else confidence_chart.picture
-        write_file(plot, draw(f"{checkpoint.recipe.name}: does it know when it is right?", summary, qualities))
+        write_file(plot, draw(f"{opened.name}: does it know when it is right?", summary, qualities))
     scored = [asdict(each) | {"bins": [bin._asdict() for bin in each.bins]} for each in qualities]
     yield Result({**summary, "scores": scored}, plot)
 
@@ -102,5 +99,4 @@ def read_scores(model: LanguageModel, window: Window) -> tuple[dict[str, Tensor]
     scores = {BASELINE: logprob.exp()}
     if model.confidence is not None and "confidence" not in model.without:
         scores[HEAD] = sigmoid(model.confidence(hidden, ctx.signals, logprob))
-    published = without_parts(model.spec, model.without).published
-    return scores | {name: ctx.signals[name] for name in published}, torch.cat(right, 1)
+    return scores | {name: ctx.signals[name] for name in model.signals}, torch.cat(right, 1)

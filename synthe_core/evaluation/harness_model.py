@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -20,15 +19,13 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, unknown
 from synthe_core.evaluation.answers import Answers, request_key
 from synthe_core.evaluation.continuations import METHOD, Pair, no_tokens, split_pairs
-from synthe_core.evaluation.lengths import trained_length
+from synthe_core.evaluation.opened_model import open_model
 from synthe_core.evaluation.reading import Reader
 from synthe_core.evaluation.scoring import Continuation, score
 from synthe_core.evaluation.writing import Prompt, write
 from synthe_core.hardware.placement import choose_device
 from synthe_core.hardware.probe import probe
-from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.inference.sampling_params import SamplingParams
-from synthe_core.storage.checkpoint import Checkpoint
 
 PREFIXES = ("auto", "begin", "end", "none")
 GENERATED = 256  # tokens, if a task names no limit
@@ -81,21 +78,19 @@ class Synthe(TemplateLM):
         super().__init__()
         if prefix not in PREFIXES:
             raise unknown("prefix", prefix, PREFIXES)
-        self.checkpoint = Checkpoint.open(str(path))  # the harness makes a number of path=2024
-        self.text = self.checkpoint.tokenizer()
         self._device = _device(device or "auto")
-        self.context = context_for_recipe(self.checkpoint.recipe, torch.device(self._device))
-        self.model = self.checkpoint.model(self._device).eval()
+        self.opened = open_model(Path(str(path)), self._device)  # the harness makes a number of path=2024
+        self.text, self.model, self.context = self.opened.tokenizer, self.opened.model, self.opened.context
         if self.text.vocab_size > self.model.vocab:
             raise InputError(
                 f"the tokenizer has {self.text.vocab_size} tokens, and the model knows {self.model.vocab}",
-                f"{self.checkpoint.path}/tokenizer.json is not the one that it was trained with",
+                f"the tokenizer of {self.opened.path} is not the one that it was trained with",
             )
         self.tokenizer = SpecialTokens.of(self.text)
         self.prefix = _prefix(prefix, self.text)
         self.reader = Reader(self.model, _rows(batch_size, max_batch_size))
-        self.trained, grows = trained_length(self.checkpoint)
-        self.limit = max_length or (self.trained if grows else None)
+        self.trained = self.opened.trained
+        self.limit = max_length or (self.trained if self.opened.grows else None)
         self.max_gen_toks, self.seed = int(max_gen_toks), int(seed)
         self.longer = 0  # requests longer than the training sequences
         self.answers = Answers(None)
@@ -136,16 +131,14 @@ class Synthe(TemplateLM):
         return {
             "model_num_parameters": self.model.parameter_count(),
             "model_dtype": str(self.model.embedding.weight.dtype),
-            "model_revision": self.checkpoint.recipe.digest(),
+            "model_revision": self.opened.recipe_digest,
             "model_sha": self.digest(),
         }
 
     def digest(self) -> str:
         """A digest of everything that answers depend on."""
-        parts = [f"{name} {digest.sha256}" for name, digest in sorted(self.checkpoint.manifest.files.items())]
-        parts = [part for part in parts if not part.startswith("training/")]
         settings = [self.prefix, self.limit, self.max_gen_toks, self.seed, METHOD]
-        return hashlib.sha256("\n".join([*parts, repr(settings)]).encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join([*self.opened.files, repr(settings)]).encode()).hexdigest()[:16]
 
     # Requests.
 

@@ -1,4 +1,4 @@
-"""The text that a checkpoint is evaluated on, as tokens of its tokenizer."""
+"""The text that a model is evaluated on, as tokens of its tokenizer."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from synthe_core.data.corpora import open_source
 from synthe_core.data.packing import Corpus, pack
 from synthe_core.data.prepare import corpora
 from synthe_core.data.shards import Split
+from synthe_core.data.spec import DataSpec
+from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Event
-from synthe_core.storage.checkpoint import Checkpoint
 
 
-def held_out(checkpoint: Checkpoint, sources: Sequence[str] = ()) -> Generator[Event, None, Split]:
-    """The validation text of the checkpoint's recipe; or all of `sources`, written as in a recipe.
+def held_out(spec: DataSpec | None, tokenizer: Tokenizer, sources: Sequence[str] = ()) -> Generator[Event, None, Split]:
+    """The validation text of a recipe's data; or all of `sources`, written as in a recipe.
 
     Raises InputError if there is none.
     """
-    spec, tokenizer = checkpoint.recipe.data, checkpoint.tokenizer()
     if sources:
-        chosen = [Corpus(open_source(source, spec.field), None, 1.0) for source in sources]
+        field = DataSpec().field if spec is None else spec.field
+        chosen = [Corpus(open_source(source, field), None, 1.0) for source in sources]
+    elif spec is None:
+        raise InputError("there is no held-out text: the model has no recipe", "name some: --data FILE")
     else:
         chosen = [corpus for _, corpus in corpora(spec)]
     places = []

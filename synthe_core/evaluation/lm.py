@@ -242,13 +242,13 @@ def _settings(model: Any, config: EvalConfig) -> dict[str, Any]:
 
 def _info(model: Any, seconds: float, failed: dict[str, str]) -> dict[str, Any]:
     """What synthe adds to the harness's results."""
-    checkpoint, text = model.checkpoint, model.text
+    opened, text = model.opened, model.text
     cut = "cut into windows" if model.limit is not None else "run as they are"
     return {
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.manifest.step,
-        "recipe": checkpoint.recipe.name,
-        "recipe_digest": checkpoint.recipe.digest(),
+        "checkpoint": str(opened.path),
+        "step": opened.step,
+        "recipe": opened.name,
+        "recipe_digest": opened.recipe_digest,
         "hardware": describe_hardware(probe()),
         "device": model.device,
         "versions": package_versions(),

@@ -17,14 +17,12 @@ from synthe_core.data.stream import Window
 from synthe_core.errors import InputError
 from synthe_core.evaluation.bits_per_byte import evaluate_bits_per_byte
 from synthe_core.evaluation.held_out import held_out
-from synthe_core.evaluation.lengths import trained_length
+from synthe_core.evaluation.opened_model import open_model
 from synthe_core.evaluation.reading import MAX_STATE_BYTES
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.hardware.execution import ExecutionContext
-from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.prefill import PREFILL
-from synthe_core.storage.checkpoint import Checkpoint
 
 TOKENS = 4096  # of a pass
 
@@ -67,20 +65,18 @@ def evaluate(
     contexts: tokens; by default powers of two from an eighth of the training length to four times it, as far as
     `tokens` allow; of a published model, as far as it was trained.
     """
-    checkpoint = Checkpoint.open(path)
-    context = context_for_recipe(checkpoint.recipe, device)
-    model = checkpoint.model(context.device).eval()
-    trained, grows = trained_length(checkpoint)
-    split = yield from held_out(checkpoint, sources)
-    requested = sorted(set(contexts)) or _default_contexts(trained, tokens, checkpoint.published.get("context"))
+    opened = open_model(path, device)
+    trained = opened.trained
+    split = yield from held_out(opened.data, opened.tokenizer, sources)
+    requested = sorted(set(contexts)) or _default_contexts(trained, tokens, opened.limit)
     lengths = _lengths(requested, split.tokens)
     if len(lengths) < len(requested):
         yield Notice(f"the text has {split.tokens:,} tokens: longer contexts are left out", "warning")
     if lengths[-1] > trained:
-        how = "its window grows with them" if grows else "its state does not grow"
+        how = "its window grows with them" if opened.grows else "its state does not grow"
         yield Notice(f"the model was trained on {trained:,} tokens; longer contexts run as they are: {how}")
-    text = _read_text(split, lengths[-1], tokens, checkpoint.tokenizer().widths)
-    losses = yield from _token_losses(model, text, lengths, context)
+    text = _read_text(split, lengths[-1], tokens, opened.tokenizer.widths)
+    losses = yield from _token_losses(opened.model, text, lengths, opened.context)
     scores = _scores(losses, text.widths, lengths)
     yield Result({"trained": trained, "windows": len(text.tokens), "contexts": [asdict(each) for each in scores]})
 

@@ -104,7 +104,7 @@ def compare(models: Mapping[str, Model], texts: Sequence[str], tokens: int = TOK
         figures: dict[str, float] = {}
         for text in texts:
             yield Progress("evaluate", done * len(texts) + len(figures), len(models) * len(texts), "texts")
-            split = yield from held_out(checkpoint, [text])
+            split = yield from held_out(checkpoint.recipe.data, checkpoint.tokenizer(), [text])
             length = recipe.data.sequence
             *_, score = evaluate_bits_per_byte(built, windows(split, length, max(1, tokens // length), ROWS), context)
             figures[text] = score.bits_per_byte

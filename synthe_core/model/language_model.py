@@ -23,7 +23,7 @@ from synthe_core.layers.trace import Trace
 from synthe_core.model.block import EPS, Block, RMSNorm
 from synthe_core.model.confidence import ConfidenceHead, ConfidenceSpec
 from synthe_core.model.depth import Choice, DepthSpec, ExplorationSample, Router
-from synthe_core.model.parts import parts
+from synthe_core.model.parts import parts, without_parts
 from synthe_core.ops.cross_entropy import IGNORED, linear_cross_entropy
 from synthe_core.ops.linear import linear
 
@@ -225,6 +225,11 @@ class Backbone(nn.Module):
             raise unknown("part of the model", name, known)
         self.without = without
         self._excluded_paths = frozenset(path for name in self.without for path in known[name].paths)
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The names of the signals that its learners publish."""
+        return tuple(without_parts(self.spec, self.without).published)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What the first block reads, [B, T, D]."""

@@ -27,7 +27,7 @@ def measure_loss(
     """
     recipe = checkpoint.recipe
     context = context_for_recipe(recipe, recipe.runtime.device)
-    split = yield from held_out(checkpoint, sources)
+    split = yield from held_out(checkpoint.recipe.data, checkpoint.tokenizer(), sources)
     length = min(recipe.data.sequence, split.tokens - 1)
     count = min(max(1, tokens // length), (split.tokens - 1) // length)
     model = checkpoint.model(context.device).eval()

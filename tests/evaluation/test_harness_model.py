@@ -134,7 +134,7 @@ def test_texts_are_written_by_the_settings_of_each_request(model: Synthe) -> Non
     drawn = {"until": [], "max_gen_toks": 6, "do_sample": True, "temperature": 1.0}
     many = model.generate_until(instances("generate_until", *[("a river", drawn)] * 4))
     assert len(set(many)) > 1  # several samples of one request are not one sample several times
-    again = Synthe(model.checkpoint.path, device="cpu", batch_size=1)
+    again = Synthe(model.opened.path, device="cpu", batch_size=1)
     assert again.generate_until(instances("generate_until", *[("a river", drawn)] * 4)) == many
     with pytest.raises(InputError, match="unknown generation setting 'temprature'"):
         model.generate_until(instances("generate_until", ("a", {"temprature": 1.0})))
@@ -148,7 +148,7 @@ def test_cached_answers_are_not_computed(model: Synthe, tmp_path: Path) -> None:
     model.answers.close()
     with file.open("a") as out:
         out.write('{"key": "cut o')
-    other = Synthe(model.checkpoint.path, device="cpu")
+    other = Synthe(model.opened.path, device="cpu")
     other.answers = Answers(file)
     assert other.loglikelihood(instances("loglikelihood", *pairs, ("more", " text")))[:2] == first
     assert other.reader.counts.requested == len("more text") - 1
@@ -157,7 +157,7 @@ def test_cached_answers_are_not_computed(model: Synthe, tmp_path: Path) -> None:
     assert len(reopened) == 3 and request_key("loglikelihood", ("more", " text")) in reopened
     reopened.close(keep=False)
     assert not file.exists()
-    assert other.digest() == model.digest() != Synthe(model.checkpoint.path, device="cpu", max_length=9).digest()
+    assert other.digest() == model.digest() != Synthe(model.opened.path, device="cpu", max_length=9).digest()
 
 
 def test_invalid_arguments(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthe_core.adapters.lora_linear import lora_linears
@@ -24,8 +25,10 @@ from synthe_core.interop.huggingface.published import CONFIG, Published, check_d
 from synthe_core.layers.adapter_batch import current_adapters, per_adapter
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
-from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.model.head_chunks import logits_in_chunks
+from synthe_core.model.language_model import LanguageModel, Loss, ModelState
 from synthe_core.model.session import tensors_digest
+from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.ops.dispatch import batch_invariant_on
 from synthe_core.ops.linear import products_are_batch_invariant
 from synthe_core.storage.finite import check_finite
@@ -64,6 +67,8 @@ class TransformersModel:
 
     confidence = None
     router = None
+    without: frozenset[str] = frozenset()
+    signals: tuple[str, ...] = ()
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -163,12 +168,31 @@ class TransformersModel:
         hidden, after, ctx = self.hidden(tokens, state, lengths)
         return self.head(ctx.last(hidden, 1))[:, 0], after
 
+    @torch.inference_mode()
+    def loss(
+        self, tokens: Tensor, targets: Tensor, state: ModelState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Loss, ModelState]:
+        """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each."""
+        hidden, after, _ = self.hidden(tokens, state, lengths)
+        chunks = logits_in_chunks(cast(LanguageModel, self), hidden, targets)
+        each = torch.cat(
+            [F.cross_entropy(logits.transpose(1, 2), part, reduction="none") for logits, part in chunks], 1
+        )
+        return Loss(each.sum(), (targets != IGNORED).sum(), {}, each, {}, 0.0), after
+
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
         """Its modules under the names of transformers, which adapters use."""
         return self.inner.named_modules(*args, **kwargs)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.inner.parameters()
+
+    def flops(self, time: int) -> float:
+        """Floating-point operations per token: two for each entry of a matrix that is not an embedding alone. What
+        attention reads of the text is not counted."""
+        tied = self.inner.get_output_embeddings().weight is self.embedding.weight
+        matrices = sum(each.numel() for each in self.parameters() if each.dim() >= 2)
+        return 2.0 * (matrices if tied else matrices - self.embedding.weight.numel())
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

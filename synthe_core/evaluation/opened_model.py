@@ -1,0 +1,85 @@
+"""A model that is opened for evaluation, and what its results record of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from synthe_core.data.spec import DataSpec
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.evaluation.lengths import trained_length
+from synthe_core.hardware.execution import ExecutionContext
+from synthe_core.hardware.placement import choose_device
+from synthe_core.hardware.probe import probe
+from synthe_core.hardware.recipe_context import context_for_recipe
+from synthe_core.interop.huggingface import transformers_model
+from synthe_core.interop.load import needs_transformers
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.storage.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A checkpoint, or a model folder that transformers runs.
+
+    files: name and SHA-256 of everything that answers depend on. trained: the tokens of a training sequence; grows:
+    whether the state grows with longer ones. limit: the context of a published model. data: the recipe's, None without
+    a recipe; step: of its training.
+    """
+
+    path: Path
+    name: str
+    model: LanguageModel
+    tokenizer: Tokenizer
+    context: ExecutionContext
+    files: tuple[str, ...]
+    recipe_digest: str
+    trained: int
+    grows: bool
+    limit: int | None = None
+    data: DataSpec | None = None
+    step: int = 0
+
+
+def open_model(path: Path, device: str = "auto") -> OpenedModel:
+    """The model at `path` with its weights on `device`, ready to read."""
+    if needs_transformers(path):
+        return _transformers(path, choose_device(device, probe()).value)
+    checkpoint = Checkpoint.open(path)
+    recipe, context = checkpoint.recipe, context_for_recipe(checkpoint.recipe, device)
+    trained, grows = trained_length(checkpoint)
+    files = sorted(checkpoint.manifest.files.items())
+    return OpenedModel(
+        checkpoint.path,
+        recipe.name,
+        checkpoint.model(context.device).eval(),
+        checkpoint.tokenizer(),
+        context,
+        tuple(f"{name} {digest.sha256}" for name, digest in files if not name.startswith("training/")),
+        recipe.digest(),
+        trained,
+        grows,
+        checkpoint.published.get("context"),
+        recipe.data,
+        checkpoint.manifest.step,
+    )
+
+
+def _transformers(path: Path, device: str) -> OpenedModel:
+    loaded = transformers_model.load(path, device=torch.device(device))
+    limit = loaded.max_length
+    assert limit is not None  # it is not loaded without one
+    return OpenedModel(
+        path,
+        loaded.name,
+        loaded.model,
+        loaded.tokenizer,
+        loaded.context,
+        (f"weights {loaded.digest}", f"tokenizer {loaded.tokenizer.digest}"),
+        loaded.digest[:12],
+        limit,
+        loaded.state_bytes(2 * limit) > loaded.state_bytes(limit // 2),
+        limit,
+    )
