@@ -73,12 +73,12 @@ def test_tasks_are_answered(folder: Path, tmp_path: Path) -> None:
 def test_scores_are_those_of_transformers(folder: Path) -> None:
     model = Synthe(folder, device="cpu", prefix="none")
     context, rest = model.text.encode("times is"), model.text.encode(" the sea")
-    (found,) = model._loglikelihood_tokens([(("", ""), context, rest)])
+    (scored,) = model._loglikelihood_tokens([(("", ""), context, rest)])
     peer = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
         logprobs = peer(torch.tensor([context + rest])).logits[0].log_softmax(-1)
     expected = sum(float(logprobs[len(context) - 1 + n, token]) for n, token in enumerate(rest))
-    assert found[0] == pytest.approx(expected, abs=1e-4)
+    assert scored[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_without_text_one_line_asks_for_some(folder: Path) -> None:
