@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
+
+MAX_DIVIDED = 10**12  # the largest size whose divisors are looked for
 
 
 class SyntheError(Exception):
@@ -54,6 +57,9 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
 
 
 def nearest_divisor(size: int, count: int, word: str = "heads") -> str:
-    """The hint if `count` does not divide `size`: the nearest divisor."""
-    best = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: (abs(n - count), n))
+    """The hint if `count` does not divide `size`: the nearest divisor, where finding it takes no time."""
+    if size > MAX_DIVIDED:
+        return f"change {word}"
+    small = [n for n in range(1, math.isqrt(size) + 1) if size % n == 0]
+    best = min([*small, *(size // n for n in small)], key=lambda n: (abs(n - count), n))
     return f"the nearest that works is {word}: {best}"

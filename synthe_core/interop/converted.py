@@ -15,7 +15,7 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Notice
 from synthe_core.hardware.probe import probe
-from synthe_core.interop.huggingface.published import Config, check_depth
+from synthe_core.interop.huggingface.published import Config, check_depth, check_widths
 from synthe_core.interop.huggingface.weight_maps import Plan, plan, tied_by_default
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint.weights import weights
@@ -63,6 +63,7 @@ class ConvertedModel:
     def __init__(self, published: PublishedModel, name: str | None = None) -> None:
         self.published = published
         check_depth(published.config, sum(1 for _ in published))
+        check_widths(published.config, max((side for name in published for side in published.shape(name)), default=0))
         self.layout: Plan = plan(published.config)
         self.vocab = published.config.size("vocab_size")
         self.tie = _is_tied(published, self.layout)

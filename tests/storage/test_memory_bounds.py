@@ -188,7 +188,8 @@ PUBLISHED = {
     "hidden_size": (10**9, ""),
     "intermediate_size": (10**9, ""),
     "vocab_size": (10**10, ""),
-    "num_attention_heads": (10**9, ""),
+    "num_attention_heads": (10**9, "the longest side of its tensors is"),
+    "rms_norm_eps": (10**400, "is a number of 1329 bits, and should be"),
     "head_dim": (10**9, ""),
 }
 

@@ -42,6 +42,13 @@ class Metadata:
             raise self.wrong(key, value, "a whole number above 0, the same in every layer")
         return value
 
+    def optional(self, key: str) -> int:
+        """A whole number; 0 for one that is missing."""
+        value = self.get(key, 0)
+        if type(value) is not int or value < 0:
+            raise self.wrong(key, value, "a whole number")
+        return value
+
     def wrong(self, key: str, value: Any, expected: str) -> InputError:
         problem = "is missing" if value is None else f"is {str(value)[:60]!r}"
         return InputError(
@@ -94,7 +101,6 @@ def _transformer(name: str, **more: Any) -> Callable[[Metadata], dict[str, Any]]
         head = data.size("attention.key_length", width // heads)
         if data.size("attention.value_length", head) != head or data.size("rope.dimension_count", head) != head:
             raise data.wrong("rope.dimension_count", data.get("rope.dimension_count"), f"{head}, the size of a head")
-        window = data.get("attention.sliding_window")
         return {
             "architectures": [f"{name}ForCausalLM"],
             "model_type": name.lower(),
@@ -109,7 +115,7 @@ def _transformer(name: str, **more: Any) -> Callable[[Metadata], dict[str, Any]]
             "rms_norm_eps": _rounded(data.number("attention.layer_norm_rms_epsilon")),
             "rope_theta": data.number("rope.freq_base", 10_000.0),
             "rope_scaling": _rope_scaling(data, head),
-            "sliding_window": window if isinstance(window, int) and window else None,
+            "sliding_window": data.optional("attention.sliding_window") or None,
             **more,
         }
 
@@ -123,9 +129,9 @@ def _rounded(value: float) -> float:
 
 def _llama(data: Metadata) -> dict[str, Any]:
     """Llama, and Mistral, which is the same with a window."""
-    if data.get("expert_count"):
+    if data.optional("expert_count"):
         raise InputError(f"{data.path} has experts, which are not supported in llama")
-    name = "Mistral" if data.get("attention.sliding_window") else "Llama"
+    name = "Mistral" if data.optional("attention.sliding_window") else "Llama"
     biased = "blk.0.attn_q.bias" in data.file
     return _transformer(name, attention_bias=biased, mlp_bias="blk.0.ffn_up.bias" in data.file)(data)
 
@@ -141,6 +147,8 @@ def _qwen3(data: Metadata) -> dict[str, Any]:
 
 def _rope_scaling(data: Metadata, head: int) -> dict[str, Any] | None:
     kind = data.get("rope.scaling.type", "none")
+    if not isinstance(kind, str):
+        raise data.wrong("rope.scaling.type", kind, "none or linear")
     if kind == "linear":
         return {"rope_type": "linear", "factor": data.number("rope.scaling.factor")}
     if kind != "none":
@@ -171,8 +179,8 @@ def _llama3_scaling(data: Metadata, head: int) -> dict[str, Any]:
 
 
 def _mamba(data: Metadata) -> dict[str, Any]:
-    if data.get("ssm.dt_b_c_rms"):
-        raise data.wrong("ssm.dt_b_c_rms", True, "false: norms on dt, B and C are not supported")
+    if (norms := data.get("ssm.dt_b_c_rms", False)) is not False:
+        raise data.wrong("ssm.dt_b_c_rms", norms, "false: norms on dt, B and C are not supported")
     return _of_state_space(data, "Mamba") | {
         "time_step_rank": data.size("ssm.time_step_rank"),
         "intermediate_size": data.size("ssm.inner_size"),

@@ -140,7 +140,7 @@ class _Header:
     def _info(self, name: str) -> TensorInfo:
         """Its place is an offset in the data until all are read."""
         dims = self._scalar("I")
-        if dims > MAX_DIMS:
+        if not 0 < dims <= MAX_DIMS:
             raise self._damaged(f"{name[:80]!r} has {dims} dimensions")
         shape = tuple(self._scalar("Q") for _ in range(dims))[::-1]
         kind, start = self._scalar("I"), self._scalar("Q")

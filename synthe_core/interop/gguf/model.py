@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.errors import InputError
 from synthe_core.events import Notice
 from synthe_core.interop.gguf.architectures import Metadata, architecture_of, tensor_names
 from synthe_core.interop.gguf.file import GgufFile
-from synthe_core.interop.gguf.tokenizer import tokenizer_of
+from synthe_core.interop.gguf.tokenizer import tokenizer_of, tokens_of
 from synthe_core.interop.huggingface.published import Config, check_depth
 from synthe_core.quantization.ggml import BLOCK_FORMATS, PLAIN_FORMATS
 
@@ -40,7 +41,14 @@ class GgufModel(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> list[int]:
         """The shape of a tensor, without reading it."""
-        return list(self._made(name, torch.empty(self.file.shape(self._names[name]), device="meta")).shape)
+        stored = self.file.shape(self._names[name])
+        try:
+            return list(self._made(name, torch.empty(stored, device="meta")).shape)
+        except (RuntimeError, IndexError):
+            raise InputError(
+                f"{self.path} has {self._names[name]} {list(stored)}, which is not the shape that its metadata give it",
+                "fetch it again",
+            ) from None
 
     def stored_as(self, name: str) -> str:
         """The name of a tensor's type in the file."""
@@ -54,7 +62,11 @@ class GgufModel(Mapping[str, Tensor]):
 
     def tokenizer(self, vocab: int, notices: list[Notice]) -> Tokenizer | None:
         """The file's tokenizer, None where it has none."""
-        return tokenizer_of(self.file) if "tokenizer.ggml.tokens" in self.file.metadata else None
+        if "tokenizer.ggml.tokens" not in self.file.metadata:
+            return None
+        if (count := len(tokens_of(self.file))) > vocab:
+            raise InputError(f"{self.path} has {count} tokens, and the model {vocab}", "fetch it again")
+        return tokenizer_of(self.file)
 
     def _made(self, name: str, tensor: Tensor) -> Tensor:
         last = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]

@@ -14,6 +14,8 @@ from synthe_core.data.tokenizers import FileTokenizer
 from synthe_core.errors import InputError, unknown
 
 CONTROL, USER_DEFINED = 3, 4  # token types
+MAX_TOKEN = 1024  # characters; every way to cut a token in two is tried
+NO_TOKEN = 2**32 - 1  # -1 of an unsigned number
 SPACE = "\u2581"  # SentencePiece's spelling of a space
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|endoftext|>", "<EOT>")
 """Tokens that end an answer, whatever the file says, as in llama.cpp."""
@@ -71,14 +73,22 @@ def tokenizer_of(file: Metadata) -> FileTokenizer:
         if kind in (CONTROL, USER_DEFINED)
     ]
     inner.add_tokens(added)  # they have ids of the vocabulary, which they keep
-    return _with_ends(file, inner, tokens, bool(file.get("tokenizer.ggml.add_bos_token", begins)))
+    return _with_ends(file, inner, tokens, _flag(file, "add_bos_token", begins))
+
+
+def tokens_of(file: Metadata) -> list[str]:
+    """The texts of its tokens by id. InputError for a file without them."""
+    if file.get("tokenizer.ggml.tokens") is None:
+        raise InputError(f"{file.path} has no tokenizer", "its model does not work on text")
+    tokens = _texts(file, "tokens")
+    if (longest := max(map(len, tokens), default=0)) > MAX_TOKEN:
+        raise InputError(f"{file.path} has a token of {longest} characters, and may have {MAX_TOKEN}", "fetch it again")
+    return tokens
 
 
 def _tokens(file: Metadata) -> tuple[list[str], list[int]]:
-    tokens, kinds = file.get("tokenizer.ggml.tokens"), file.get("tokenizer.ggml.token_type")
-    if not isinstance(tokens, list):
-        raise InputError(f"{file.path} has no tokenizer", "its model does not work on text")
-    kinds = [1] * len(tokens) if kinds is None else [int(kind) for kind in kinds]
+    tokens, kinds = tokens_of(file), _numbers(file, "token_type", "iu")
+    kinds = [1] * len(tokens) if kinds is None else kinds
     if len(kinds) != len(tokens):
         raise InputError(f"{file.path} has {len(tokens)} tokens and {len(kinds)} types of tokens", "fetch it again")
     return tokens, kinds
@@ -87,7 +97,11 @@ def _tokens(file: Metadata) -> tuple[list[str], list[int]]:
 def _with_ends(file: Metadata, inner: tokenizers.Tokenizer, tokens: Sequence[str], has_begin: bool) -> FileTokenizer:
     def named(key: str) -> str | None:
         index = file.get(f"tokenizer.ggml.{key}_token_id")
-        return tokens[index] if type(index) is int and 0 <= index < len(tokens) else None
+        if index is None or (type(index) is int and index in (-1, NO_TOKEN)):
+            return None
+        if type(index) is not int or not 0 <= index < len(tokens):
+            raise _wrong(file, f"{key}_token_id", index, f"a whole number below {len(tokens)}")
+        return tokens[index]
 
     stated = [token for key in ("eos", "eot", "eom") if (token := named(key)) is not None]
     known = [token for token in TURN_ENDS if inner.token_to_id(token) is not None]
@@ -99,8 +113,45 @@ def _with_ends(file: Metadata, inner: tokenizers.Tokenizer, tokens: Sequence[str
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     tokenizer.special_tokens = {name: token for key, name in names.items() if (token := named(key)) is not None}
     template = file.get("tokenizer.chat_template")
-    tokenizer.chat_template = template if isinstance(template, str) else None
+    if template is not None and not isinstance(template, str):
+        raise InputError(f"{file.path}: tokenizer.chat_template is {str(template)[:60]!r}, and should be a text")
+    tokenizer.chat_template = template
     return tokenizer
+
+
+def _wrong(file: Metadata, key: str, value: Any, expected: str) -> InputError:
+    return InputError(
+        f"{file.path}: tokenizer.ggml.{key} is {str(value)[:60]!r}, and should be {expected}", "fetch the file again"
+    )
+
+
+def _texts(file: Metadata, key: str) -> list[str]:
+    """A list of texts; empty if it is missing."""
+    value = file.get(f"tokenizer.ggml.{key}", [])
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence | np.ndarray)
+        or not all(isinstance(each, str) for each in value)
+    ):
+        raise _wrong(file, key, value, "a list of texts")
+    return list(value)
+
+
+def _numbers(file: Metadata, key: str, kinds: str) -> list[Any] | None:
+    """A list of numbers whose type numpy counts among `kinds`; None if it is missing."""
+    if (value := file.get(f"tokenizer.ggml.{key}")) is None:
+        return None
+    values = np.asarray(value)
+    if values.ndim != 1 or (values.size and (values.dtype.kind not in kinds or np.isnan(values).any())):
+        raise _wrong(file, key, value, "a list of numbers")
+    return values.tolist()
+
+
+def _flag(file: Metadata, key: str, default: bool) -> bool:
+    value = file.get(f"tokenizer.ggml.{key}", default)
+    if not isinstance(value, bool):
+        raise _wrong(file, key, value, "true or false")
+    return value
 
 
 def _vocabulary(file: Metadata, tokens: Sequence[str]) -> dict[str, int]:
@@ -116,7 +167,7 @@ def _byte_level(file: Metadata, tokens: Sequence[str]) -> tokenizers.Tokenizer:
     pre = str(file.get("tokenizer.ggml.pre", "gpt-2"))
     if pre not in PATTERNS:
         raise unknown("tokenizer.ggml.pre", pre[:80], PATTERNS)
-    merges = [tuple(merge.split(" ")) for merge in file.get("tokenizer.ggml.merges", [])]
+    merges = [tuple(merge.split(" ")) for merge in _texts(file, "merges")]
     if any(len(pair) != 2 for pair in merges):
         raise InputError(f"{file.path} has a merge that is not of two tokens", "fetch it again")
     inner = _tokenizer(file, vocab=_vocabulary(file, tokens), merges=merges, ignore_merges=pre in WHOLE_WORDS)
@@ -130,20 +181,22 @@ def _byte_level(file: Metadata, tokens: Sequence[str]) -> tokenizers.Tokenizer:
 
 def _sentencepiece(file: Metadata, tokens: Sequence[str], kinds: Sequence[int]) -> tokenizers.Tokenizer:
     """SentencePiece's BPE: of all neighbours, those merge first whose piece has the highest score."""
-    scores = file.get("tokenizer.ggml.scores")
+    scores = _numbers(file, "scores", "iuf")
     if scores is None or len(scores) != len(tokens):
         raise InputError(f"{file.path} has no score for each of its tokens", "fetch it again")
     vocab = _vocabulary(file, tokens)
     unknown_token = file.get("tokenizer.ggml.unknown_token_id", 0)
+    if type(unknown_token) is not int:
+        raise _wrong(file, "unknown_token_id", unknown_token, "a whole number")
     inner = _tokenizer(
         file,
         vocab=vocab,
-        merges=_merges(vocab, dict(zip(tokens, np.asarray(scores, float).tolist(), strict=True)), kinds),
+        merges=_merges(vocab, dict(zip(tokens, scores, strict=True)), kinds),
         unk_token=tokens[unknown_token] if 0 <= unknown_token < len(tokens) else None,
         fuse_unk=True,
         byte_fallback=True,
     )
-    prefix = bool(file.get("tokenizer.ggml.add_space_prefix", True))
+    prefix = _flag(file, "add_space_prefix", True)
     inner.normalizer = normalizers.Sequence(
         [*([normalizers.Prepend(SPACE)] if prefix else []), normalizers.Replace(" ", SPACE)]
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,11 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DEPTH = re.compile(r"(?:num|n)_(?:\w+_)?layers?")
 """Keys of config.json that say how many modules a model has, each of them with tensors."""
+WIDTHS = {
+    "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "state_size", "conv_kernel", "time_step_rank", "num_heads", "n_groups", "expand",
+}  # fmt: skip
+"""Keys of config.json that are no larger than the longest side of a tensor."""
 BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 """The stored types that float32 represents exactly, and their sizes in bytes."""
 
@@ -61,7 +66,7 @@ class Config:
     def number(self, key: str, default: float | None = None) -> float:
         """A number above 0."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
             raise self._wrong(key, value, "a number above 0")
         return float(value)
 
@@ -86,10 +91,10 @@ class Config:
     def unsupported(self, key: str, value: Any, allowed: Iterable[Any]) -> InputError:
         known = ", ".join(map(str, allowed))
         name = f"{self.path}: {self._within}{key}"
-        return InputError(f"{name} is {value!r}, which synthe cannot express", f"it can be: {known}")
+        return InputError(f"{name} is {shown(value)}, which synthe cannot express", f"it can be: {known}")
 
     def _wrong(self, key: str, value: Any, expected: str) -> InputError:
-        problem = "is missing" if value is None else f"is {value!r}"
+        problem = "is missing" if value is None else f"is {shown(value)}"
         return InputError(
             f"{self.path}: {self._within}{key} {problem}, and should be {expected}", "copy the folder again"
         )
@@ -104,9 +109,28 @@ def check_depth(config: Config, tensors: int) -> None:
                 pending.append(value)
             elif DEPTH.fullmatch(key) and isinstance(value, int) and value > tensors:
                 raise InputError(
-                    f"{config.path}: {key} is {value}, and the model has {tensors} tensors",
+                    f"{config.path}: {key} is {shown(value)}, and the model has {tensors} tensors",
                     "config and weights are of two models: copy it again",
                 )
+
+
+def check_widths(config: Config, longest: int) -> None:
+    """InputError if a config asks for widths beyond the longest side of any tensor: their products may overflow."""
+    for key in WIDTHS & config.values.keys():
+        value = config.values[key]
+        if isinstance(value, int | float) and value > longest:
+            raise InputError(
+                f"{config.path}: {key} is {shown(value)}, and the longest side of its tensors is {longest}",
+                "config and weights are of two models: copy it again",
+            )
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut where it is long."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 class Published(Mapping[str, Tensor]):
