@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
@@ -24,6 +25,9 @@ INSTALL_HINT = "pip install llguidance"
 JSON_FORMAT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """The layout of the JSON. If any white space were allowed, a small model might generate nothing else for ever."""
 SIMPLER = "use a simpler one: shorter patterns, smaller bounds, fewer alternatives"
+MALFORMED = re.compile(r"NoExtensionBias|parse error|unimplemented|not found|does not exist|registry", re.IGNORECASE)
+"""Errors of a schema or grammar that a simpler one would have as well."""
+NO_TEXT = "it allows no text"
 MAX_SCHEMAS = 64
 """Compiled schemas and grammars that are kept for the next request with the same one."""
 NAMES = {"json_schema": "JSON schema", "regex": "regular expression", "choice": "choice", "grammar": "grammar"}
@@ -179,7 +183,8 @@ class InvalidGrammar(InputError):
 
     def __init__(self, kind: str, error: str) -> None:
         self.reason = f"the {NAMES[kind]} is invalid"
-        super().__init__(f"{self.reason}: {_shortened(error)}", SIMPLER)
+        text = NO_TEXT if "NoExtensionBias" in error else _shortened(error)
+        super().__init__(f"{self.reason}: {text}", None if MALFORMED.search(error) else SIMPLER)
 
 
 def _shortened(error: str) -> str:

@@ -13,9 +13,10 @@ import pytest
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.errors import InputError
 from synthe_core.inference import constraints, grammar_check, grammar_worker
-from synthe_core.inference.constraints import compile_json_schema
+from synthe_core.inference.constraints import compile_grammar, compile_json_schema
 from synthe_core.inference.grammar_check import GrammarChecker, grammar_checker
 from synthe_core.inference.json_schema import has_finite_value
+from synthe_core.inference.request import Grammar
 
 pytest.importorskip("llguidance")
 
@@ -208,3 +209,18 @@ def test_the_worker_answers_what_is_no_grammar() -> None:
 def test_the_worker_imports_nothing_of_the_package() -> None:
     with open(grammar_worker.__file__, encoding="utf-8") as file:
         assert "synthe" not in file.read()
+
+
+@pytest.mark.parametrize(
+    "kind,text,says,simpler",
+    [
+        ("grammar", "start: start", "it allows no text", False),
+        ("grammar", "root ::= x", "'x' not found", False),
+        ("regex", "((", "unclosed group", False),
+        ("regex", "(a{1000}){1000}", "too many expressions", True),
+    ],
+)
+def test_the_hint_to_simplify_is_for_what_is_too_much(kind: str, text: str, says: str, simpler: bool) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        compile_grammar(ByteTokenizer(), 257, Grammar(kind, text))  # type: ignore[arg-type]
+    assert (caught.value.hint is not None) == simpler

@@ -25,6 +25,7 @@ from synthe_core.serving.api.errors import HttpError, busy
 from synthe_core.serving.api.json_body import MAX_VALUES, parse_body
 from synthe_core.serving.api.metrics import Metrics
 from synthe_core.serving.api.settings import Settings
+from synthe_core.serving.api.turns import Turns
 
 T = TypeVar("T")
 B = TypeVar("B", bound=BaseModel)
@@ -32,6 +33,8 @@ B = TypeVar("B", bound=BaseModel)
 MAX_INLINE_BODY = 16_384  # bytes that are parsed in the event loop; more in a thread
 PARSERS = 2
 """Bodies that are parsed at a time; the others wait."""
+MAX_COMPILING = 256
+"""Requests whose schema is compiled, or waits for it."""
 
 
 class ClientDisconnected(Exception):
@@ -45,6 +48,7 @@ class Api:
     closing:     set when it begins to shut down.
     last_tokens: the tokens of the last request of each (owner, model), for their inspection.
     tails:       the last text of each session that was continued here, by owner and name.
+    compiling:   the turns of clients at compiling schemas.
     template_locks: held while a chat template is rendered, one for each model.
     """
 
@@ -62,6 +66,7 @@ class Api:
     parsers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(PARSERS, "bodies"))
 
     def __post_init__(self) -> None:
+        self.compiling = Turns(max(1, self.settings.max_background // 2), MAX_COMPILING)
         self._background = ThreadPoolExecutor(self.settings.max_background, "requests")
         self._background_lock = threading.Lock()
 

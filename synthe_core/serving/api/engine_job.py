@@ -16,6 +16,7 @@ from synthe_core.inference.request import Request
 from synthe_core.serving.api.context import Api
 from synthe_core.serving.api.errors import HttpError, http_error, without_folders
 
+MAX_UNINTERRUPTED = 256  # events that are taken before other requests get their turn
 STATUS = {"refused": 400, "error": 500}
 
 
@@ -57,7 +58,8 @@ class EngineJob:
                 if request.json_schema is None and request.grammar is None:
                     submit()
                 else:
-                    await self.api.in_thread(submit, compiles=True)
+                    compiled = partial(self.api.in_thread, submit, compiles=True)
+                    await self.api.compiling.run(request.client, compiled)
         except BaseException as error:
             self.cancel()
             raise http_error(error) if isinstance(error, SyntheError) else error from None
@@ -91,9 +93,12 @@ class EngineJob:
 
     async def events(self) -> AsyncIterator[tuple[int, Output]]:
         """The events of all requests, each with the request's index, until all have ended."""
-        metrics = self.api.metrics
+        metrics, taken = self.api.metrics, 0
         while len(self._ended) < len(self.requests):
             index, event = await self._events.get()
+            taken += 1
+            if taken % MAX_UNINTERRUPTED == 0:  # a queue that has events does not give way by itself
+                await asyncio.sleep(0)
             model = self.requests[index].model
             if isinstance(event, PrefillFinished):
                 metrics.prompt.labels(model).inc(event.num_prompt_tokens)

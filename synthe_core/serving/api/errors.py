@@ -78,18 +78,19 @@ def invalid(error: ValidationError, body: type[BaseModel]) -> HttpError:
     """400 for an invalid body: its first error, and the field."""
     faults = error.errors(include_url=False, include_input=False)
     fault = faults[0]
-    where = [part for part in fault["loc"] if part not in (TEXT_TAG, PARTS_TAG)]
+    where = _fields_of(fault["loc"])
     context, text = fault.get("ctx", {}), fault["msg"].removeprefix("Value error, ")
     if "name" in context and fault["type"] in ("unknown_field", "field_error"):
         return _field_error(fault["type"], where, context)
     if not where:
-        return HttpError(400, f"the body is invalid: {text[:QUOTED]}")
+        return HttpError(400, f"the body is invalid: {TYPES.get(fault['type'], text)[:QUOTED]}")
     name = str(where[0])[:QUOTED]
     field = body.model_fields.get(name)
     if _matches_no_type(faults) and field is not None and field.description:
         return HttpError(400, f"{name}: expected {field.description}", param=name)
     if where[-1] == "[key]":
-        where, text = where[:-2], f"the key '{str(where[-2])[:QUOTED]}' is invalid: {text}"
+        text = TYPES.get(fault["type"], text).format(**context)
+        where, text = where[:-2], f"the key '{str(where[-2])[:QUOTED]}' is invalid: it {text}"
         return HttpError(400, f"{spelled(where)}: {text}", param=name, reason=f"{name}: a key is invalid")
     words = TYPES.get(fault["type"])
     text = words.format(**context) if words else f"{text[:1].lower()}{text[1:]}"
@@ -104,15 +105,27 @@ TYPES = {
     "bool_type": "expected true or false",
     "list_type": "expected a list",
     "dict_type": "expected an object",
+    "model_type": "expected an object",
+    "model_attributes_type": "expected an object",
     "missing": "this field is required",
     "greater_than": "must be greater than {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",
     "less_than_equal": "must be at most {le}",
+    "string_pattern_mismatch": "must match {pattern}",
+    "union_tag_invalid": "expected one of {expected_tags} as {discriminator}",
+    "union_tag_not_found": "{discriminator} is required",
     "too_short": "must have at least {min_length}",
     "too_long": "must have at most {max_length}",
 }
 """Errors of pydantic in the words of JSON."""
+
+
+def _fields_of(place: Sequence[int | str]) -> list[int | str]:
+    """The names of fields in the place of a fault, where pydantic also names the member of a union."""
+    tagged = [part for part in place if part not in (TEXT_TAG, PARTS_TAG)]
+    is_format = tagged[:1] == ["response_format"]  # whose members are tagged by their type
+    return tagged[:1] + tagged[2:] if is_format else tagged
 
 
 def _field_error(kind: str, where: Sequence[int | str], context: Mapping[str, Any]) -> HttpError:

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from pydantic_core import to_json
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.responses import JSONResponse, Response
@@ -20,6 +19,7 @@ from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api import bodies
 from synthe_core.serving.api.completion_job import CompletionJob, OutputDelta, Usage
 from synthe_core.serving.api.context import Call
+from synthe_core.serving.api.json_parts import to_json
 
 DONE = "[DONE]"
 MAX_INLINE_ITEMS = 1000  # of an answer that is written in the event loop
@@ -128,7 +128,7 @@ async def json_response(build: Callable[[], Any], size: int) -> Response:
     """What `build` returns, as JSON; of `size` items, many of which are built and written in a thread."""
     if size <= MAX_INLINE_ITEMS:
         return JSONResponse(build())
-    content = await asyncio.to_thread(lambda: to_json(build(), inf_nan_mode="null"))
+    content = await asyncio.to_thread(lambda: to_json(build()))
     return Response(content, media_type="application/json")
 
 

@@ -42,7 +42,7 @@ class Settings:
     max_tokens: int = 4096
     max_n: int = 16
     max_choices: int = 128
-    max_logprobs: int = 1 << 19
+    max_logprobs: int = 1 << 18
     max_adapters: int = 16
     max_background: int = 8
     header_timeout: float = 10.0

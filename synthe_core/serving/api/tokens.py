@@ -46,6 +46,9 @@ async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
 async def detokenize(api: Api, call: Call, body: bodies.Detokenize) -> Response:
     served = api.served(body.model, call.owner)
     tokenizer, tokens = served.tokenizer, body.tokens
+    most = served.model.vocab
+    if (unknown := max(tokens, default=0)) >= most:
+        raise HttpError(400, f"tokens: no token {unknown} (the vocabulary has {most} tokens)", param="tokens")
     if tokenizer.begin is not None and tokens[:1] == [tokenizer.begin]:  # which /tokenize has added
         tokens = tokens[1:]
     return JSONResponse({"prompt": await prompts.decoded(api, served, tokens, marked=True)})

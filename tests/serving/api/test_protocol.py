@@ -248,3 +248,45 @@ def test_errors_show_no_paths(ask: Any, tmp_path: Path, kind: type[Exception]) -
     for stream in (False, True):
         client = ask(engine=Scripted(lambda request: failed))
         assert str(tmp_path) not in client.post("/v1/completions", json={**BODY, "stream": stream}).text
+
+
+@pytest.mark.parametrize(
+    "path,body,message",
+    [
+        ("chat/completions", {"response_format": {"type": "xml"}}, "response_format: expected one of 'text', 'json_o"),
+        ("chat/completions", {"response_format": {}}, "response_format: 'type' is required"),
+        (
+            "chat/completions",
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}},
+            "response_format.json_schema.schema: expected an object",
+        ),
+        (
+            "chat/completions",
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema: this field is required",
+        ),
+        ("chat/completions", {"response_format": "json"}, "response_format: expected an object"),
+        ("completions", {"session": "../x"}, "session: must match ^["),
+        ("completions", {"logit_bias": {"-1": 1}}, "logit_bias: the key '-1' is invalid: it must match ^["),
+    ],
+)
+def test_faults_are_named_in_the_words_of_json(ask: Any, path: str, body: dict[str, Any], message: str) -> None:
+    given = {"prompt": "x"} if path == "completions" else {"messages": [{"role": "user", "content": "x"}]}
+    got = ask(engine=Scripted(answer)).post(f"/v1/{path}", json={"model": "m", **given, **body})
+    assert got.status_code == 400 and got.json()["error"]["message"].startswith(message), got.text
+
+
+@pytest.mark.parametrize("body", ["null", "[]", '"x"', "5"])
+def test_a_body_that_is_no_object_is_said_to_be_none(ask: Any, body: str) -> None:
+    got = ask(engine=Scripted(answer)).post(
+        "/v1/completions", content=body, headers={"content-type": "application/json"}
+    )
+    assert got.json()["error"]["message"] == "the body is invalid: expected an object"
+
+
+def test_tokens_outside_the_vocabulary_have_no_text(ask: Any) -> None:
+    client = ask(engine=Scripted(answer))
+    got = client.post("/detokenize", json={"tokens": [65, 257]})
+    assert got.status_code == 400 and "no token 257" in got.json()["error"]["message"]
+    assert client.post("/detokenize", json={"tokens": [65, 256]}).status_code == 200
+    assert client.post("/detokenize", json={"tokens": []}).status_code == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 import threading
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic_core import to_json
 
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.outputs import PrefillFinished
-from synthe_core.inference.request import Busy
+from synthe_core.inference.outputs import PrefillFinished, PromptLogprob
+from synthe_core.inference.request import Busy, Request
 from synthe_core.serving.api import response_format, state
 from synthe_core.serving.api.context import Api
+from synthe_core.serving.api.engine_job import MAX_UNINTERRUPTED, EngineJob
 from synthe_core.serving.api.errors import HttpError
+from synthe_core.serving.api.json_parts import json_parts
 from synthe_core.serving.api.metrics import Metrics
 from synthe_core.serving.api.server import Server
 from synthe_core.serving.api.settings import Settings
@@ -235,3 +239,47 @@ def test_a_report_counts_as_a_request(engine: AsyncEngine) -> None:
     other.result(60)
     engine.call(lambda: None).result(60)
     assert made == [2] and admission.num_waiting == 0 and not admission._owned
+
+
+def test_a_long_answer_is_written_in_parts_that_are_the_same_json() -> None:
+    long = [{"a": float(i), "b": [i, None, "é\n"]} for i in range(2500)]
+    for value in (
+        {
+            "choices": [{"content": long, "none": None}, {"content": [], "empty": {}}],
+            "nan": math.nan,
+            "é": [[1, 2], []],
+        },
+        [],
+        {},
+        long,
+        "text",
+    ):
+        parts = list(json_parts(value))
+        assert b"".join(parts) == to_json(value, inf_nan_mode="null")
+        assert max(map(len, parts)) < 60_000
+
+
+def test_events_that_are_there_give_way_to_other_requests() -> None:
+    """A queue that is not empty does not suspend its reader."""
+
+    async def run() -> None:
+        api = Api(Scripted(answer), Settings(), Metrics(dict))  # type: ignore[arg-type]
+        job, others = EngineJob(api, [Request("m", (1,), max_tokens=0)]), 0
+        for _ in range(4 * MAX_UNINTERRUPTED):
+            job._events.put_nowait((0, PromptLogprob(1, None)))
+
+        async def other() -> None:
+            nonlocal others
+            while True:
+                others += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.ensure_future(other())
+        events = job.events()
+        for _ in range(4 * MAX_UNINTERRUPTED):
+            await anext(events)
+        task.cancel()
+        assert others >= 4
+        api.close()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
