@@ -153,7 +153,7 @@ def settings_of(options: ServeOptions) -> Settings:
         shared=options.shared,
         hosts=LOOPBACK | hosts if loopback else None,
         origins=tuple(options.cors_origin or ()),
-        adapters=tuple(options.adapters or ()),
+        adapters=tuple(folder.absolute() for folder in options.adapters or ()),
         max_body=size_option(options.max_body, "--max-body"),
         max_prompt=options.max_prompt,
         max_tokens=options.max_tokens,

@@ -66,6 +66,7 @@ class SessionStore:
     """
 
     def __init__(self, folder: Path | None, limit: int, limits: SessionLimits | None = None) -> None:
+        folder = None if folder is None else folder.absolute()  # which the server leaves out of its answers
         self.folder, self.limit, self.limits = folder, limit, limits or SessionLimits()
         self._entries: dict[str, dict[str, _Entry]] = {}
         self._busy: dict[tuple[str, str], int] = {}  # what each reserved session may still grow by, in bytes

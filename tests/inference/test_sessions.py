@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -190,3 +191,12 @@ def test_in_memory_an_owner_with_many_sessions_drops_its_own(memory, ask):
         for name in ("a", "b", "c"):
             list(engine.submit(ask(count=2, session_id=name)))
         assert {info.id for info in engine.sessions.list()} == {"b", "c"}
+
+
+def test_the_folder_of_sessions_is_absolute(memory, ask, tmp_path, monkeypatch):
+    """A server leaves absolute paths out of its answers."""
+    monkeypatch.chdir(tmp_path)
+    with serve(memory, Path("chats")) as engine:
+        list(engine.submit(ask(count=1, session_id="one")))
+        assert engine.sessions.folder == tmp_path / "chats"
+    assert list((tmp_path / "chats").iterdir())

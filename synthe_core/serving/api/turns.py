@@ -37,6 +37,7 @@ class Turns:
                     return await asyncio.shield(running)
                 finally:
                     await asyncio.wait((running,))
+                    _ = running.cancelled() or running.exception()  # if nobody waits, nobody asks for it
         finally:
             self._counts[client] -= 1
             if not self._counts[client]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any
@@ -94,3 +95,30 @@ def test_a_failure_ends_its_turn() -> None:
                 await turns.run("a", fails)
 
     run(scenario())
+
+
+def test_a_failure_that_nobody_waits_for_is_not_logged() -> None:
+    """The log has no traceback for a client that sends a bad schema and hangs up."""
+    logged: list[Any] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: logged.append(context))
+        turns, gate = Turns(at_once=1, most=2), asyncio.Event()
+
+        async def fails() -> None:
+            await gate.wait()
+            raise ValueError("no")
+
+        waiting = asyncio.ensure_future(turns.run("a", fails))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        del waiting
+        gc.collect()
+
+    run(scenario())
+    assert logged == []
