@@ -16,6 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from synthe_core.errors import InputError
 from synthe_core.storage.claim import COMPLETE, PARTIAL, REPLACED, claim, move_into, partial_path, remove
 from synthe_core.storage.claim import failure as failure
 
@@ -88,8 +89,10 @@ def new_file(path: Path, *, claimed: bool = False, wait: float = 0.0) -> Iterato
 
     The folder is synced too. After an error in the block, `path` is unchanged. What is no ordinary file, such as a
     pipe, is written into. claimed: whether the caller has claimed the path; wait: see `claim`. Busy if another process
-    writes it, WorkError if the disk is full or cannot be written.
+    writes it, InputError for a folder, WorkError if the disk is full or cannot be written.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and a file is written", f"name the file: {path / 'NAME'}")
     try:
         if _is_special(path):
             with tempfile.TemporaryDirectory() as scratch:

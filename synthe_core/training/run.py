@@ -214,7 +214,9 @@ def _initial_model(
     model = build_model(recipe.model, vocab, recipe.runtime.recompute)
     if begins and source is not None and source.tokenizer().digest != data.tokenizer.digest:
         owner = (source.base or source).path
-        theirs = owner / "tokenizer.json" if owner.is_dir() else "DIR, after synthe unpack -o DIR"
+        theirs = str(owner / "tokenizer.json" if owner.is_dir() else owner)
+        if owner.suffix == ".synapse":
+            theirs = "DIR, after synthe unpack -o DIR"
         raise InputError(
             f"{source.path} was trained with other tokens than the recipe's",
             f"use its tokenizer: --set data.tokenizer={theirs}",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from synthe_core.errors import WorkError
+from synthe_core.errors import InputError, WorkError
 from synthe_core.storage import atomic
 from synthe_core.storage.atomic import new_file, new_folder, write_file
 from synthe_core.storage.claim import REPLACED, partial_path, sweep
@@ -51,6 +51,12 @@ def test_a_file_is_unchanged_after_an_error(tmp_path: Path) -> None:
         partial.write_text("new")
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"), new_file(tmp_path):
+        raise AssertionError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
