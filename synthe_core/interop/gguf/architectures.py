@@ -12,6 +12,7 @@ from torch import Tensor
 
 from synthe_core.errors import InputError, unknown
 from synthe_core.interop.gguf.file import GgufFile
+from synthe_core.interop.gguf.rope_divisors import scaling_of
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -157,25 +158,11 @@ def _rope_scaling(data: Metadata, head: int) -> dict[str, Any] | None:
 
 
 def _llama3_scaling(data: Metadata, head: int) -> dict[str, Any]:
-    """Llama 3's scaling. A file has only the divisors of the frequencies; the other values are those that give them."""
     divisors = data.file["rope_freqs.weight"].double().flatten()
-    base = data.number("rope.freq_base", 10_000.0)
-    frequencies = base ** (-torch.arange(0, head, 2, dtype=torch.float64) / head)
-    factor = float(divisors.max())
-    for context in (8192, data.size("context_length")):
-        low, high = 1.0, 4.0
-        turns = context * frequencies / (2 * math.pi)
-        share = ((turns - low) / (high - low)).clamp(0, 1)
-        expected = 1 / ((1 - share) / factor + share)
-        if expected.shape == divisors.shape and torch.allclose(expected, divisors, rtol=1e-3):
-            return {
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": context,
-            }
-    raise InputError(f"{data.path}: the divisors in rope_freqs.weight are not those of Llama 3, and are not supported")
+    base, contexts = data.number("rope.freq_base", 10_000.0), (8192, data.size("context_length"))
+    if (scaling := scaling_of(divisors, head, base, contexts)) is None:
+        raise InputError(f"{data.path}: the divisors in rope_freqs.weight are not Llama 3's, and are not supported")
+    return scaling
 
 
 def _mamba(data: Metadata) -> dict[str, Any]:

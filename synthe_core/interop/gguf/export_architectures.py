@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 Transform = Callable[[Tensor], Tensor]
@@ -43,19 +42,6 @@ def _transformer(values: Mapping[str, Any]) -> dict[str, Any]:
     if scaling.get("rope_type") == "linear":
         metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling["factor"])}
     return metadata
-
-
-def rope_divisors(values: Mapping[str, Any]) -> Tensor | None:
-    """What Llama 3's scaling divides each frequency by, float32 [head / 2]; None without such a scaling."""
-    scaling = values.get("rope_scaling") or {}
-    if scaling.get("rope_type") != "llama3":
-        return None
-    head, base = values["head_dim"], values["rope_theta"]
-    frequencies = base ** (-torch.arange(0, head, 2, dtype=torch.float64) / head)
-    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    share = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 / ((1 - share) / scaling["factor"] + share)).float()
 
 
 def _neighbours(values: Mapping[str, Any]) -> Mapping[str, Transform]:

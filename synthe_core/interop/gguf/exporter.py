@@ -13,8 +13,9 @@ from torch import Tensor
 from synthe_core.errors import InputError, unknown
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.interop.gguf.architectures import ARCHITECTURES, stored_names
-from synthe_core.interop.gguf.export_architectures import EXPORT_ARCHITECTURES, Transform, rope_divisors
+from synthe_core.interop.gguf.export_architectures import EXPORT_ARCHITECTURES, Transform
 from synthe_core.interop.gguf.export_tokenizer import tokenizer_metadata
+from synthe_core.interop.gguf.rope_divisors import rope_divisors
 from synthe_core.interop.gguf.writer import PlannedTensor, write_gguf
 from synthe_core.interop.huggingface.exporter import PublishedTensors, exportable
 from synthe_core.quantization.ggml import BLOCK_FORMATS
@@ -80,7 +81,9 @@ def _planned(
         read = partial(_read, tensors, name, transforms)
         shape = tuple(_transformed(torch.empty(tensors.shape(name), device="meta"), name, transforms).shape)
         planned[place] = PlannedTensor(shape, _type_of(place, shape, quantize, layers, values), read)
-    if (divisors := rope_divisors(values)) is not None:
+    scaling = values.get("rope_scaling") or {}
+    if scaling.get("rope_type") == "llama3":
+        divisors = rope_divisors(scaling, values["head_dim"], values["rope_theta"])
         planned["rope_freqs.weight"] = PlannedTensor(tuple(divisors.shape), F32, lambda: divisors)
     return planned
 
