@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Scope
 
 from synthe_core.errors import SyntheError
 from synthe_core.inference.async_engine import AsyncEngine
-from synthe_core.serving.api.context import Api, Call, ClientDisconnected, read_body
+from synthe_core.serving.api.context import SENDER, Api, Call, ClientDisconnected, read_body
 from synthe_core.serving.api.endpoints import ENDPOINTS, Endpoint, document
 from synthe_core.serving.api.errors import HttpError, http_error
 from synthe_core.serving.api.metrics import Metrics
@@ -83,6 +83,7 @@ def _handler(api: Api, endpoint: Endpoint) -> Callable[[Request], Any]:
 
     async def answer(request: Request) -> Response:
         call = Call(request, *(request.scope.get(f"synthe.{name}", "") for name in ("client", "owner")))
+        SENDER.set(call.sender)
         try:
             body = await read_body(api, request, endpoint.body) if endpoint.body else None
             response = await endpoint.handler(api, call, body)

@@ -9,6 +9,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -35,6 +36,10 @@ PARSERS = 2
 """Bodies that are parsed at a time; the others wait."""
 MAX_COMPILING = 256
 """Requests whose schema is compiled, or waits for it."""
+MAX_TOKENIZING = 1024
+"""Long texts that are tokenized, or wait for it."""
+SENDER: ContextVar[str] = ContextVar("sender", default="")
+"""The `Call.sender` of the request that is handled."""
 
 
 class ClientDisconnected(Exception):
@@ -66,7 +71,9 @@ class Api:
     parsers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(PARSERS, "bodies"))
 
     def __post_init__(self) -> None:
-        self.compiling = Turns(max(1, self.settings.max_background // 2), MAX_COMPILING)
+        places = self.settings.max_background  # some are left for what takes no turns
+        self.compiling = Turns(max(1, places // 2), MAX_COMPILING)
+        self.tokenizing = Turns(max(1, places // 4), MAX_TOKENIZING)
         self._background = ThreadPoolExecutor(self.settings.max_background, "requests")
         self._background_lock = threading.Lock()
 
@@ -93,6 +100,10 @@ class Api:
         except NotFound:
             return False
         return True
+
+    async def tokenize(self, work: Callable[[], T]) -> T:
+        """Runs `work` on a long text in a thread, in the turn of the request's sender. Raises 429 if too much waits."""
+        return await self.tokenizing.run(SENDER.get(), partial(self.in_thread, work))
 
     async def in_thread(self, work: Callable[[], T], *, compiles: bool = False) -> T:
         """Runs `work` in a thread, so that other requests continue. Raises 429 if there is too much such work.

@@ -78,14 +78,14 @@ async def encoded(
         raise _too_long(api)  # without counting
     text = text[-2 * most :]
     work = tokenizer.encode if plain else lambda whole: marked(tokenizer, whole)
-    tokens = work(text) if len(text) <= MAX_INLINE else await api.in_thread(lambda: work(text))
+    tokens = work(text) if len(text) <= MAX_INLINE else await api.tokenize(lambda: work(text))
     return list(tokens)
 
 
 async def decoded(api: Api, served: LoadedModel, tokens: Sequence[int], *, marked: bool = False) -> str:
     """The text of tokens. With `marked`, special tokens are spelled out."""
     decode = partial(served.tokenizer.decode_marked if marked else served.tokenizer.decode, tokens)
-    return decode() if len(tokens) <= MAX_INLINE else await api.in_thread(decode)
+    return decode() if len(tokens) <= MAX_INLINE else await api.tokenize(decode)
 
 
 async def completion(

@@ -19,7 +19,7 @@ from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.outputs import PrefillFinished, PromptLogprob
 from synthe_core.inference.request import Busy, Request
 from synthe_core.serving.api import response_format, state
-from synthe_core.serving.api.context import Api
+from synthe_core.serving.api.context import SENDER, Api
 from synthe_core.serving.api.engine_job import MAX_UNINTERRUPTED, EngineJob
 from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.json_parts import json_parts
@@ -283,3 +283,21 @@ def test_events_that_are_there_give_way_to_other_requests() -> None:
         api.close()
 
     asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_long_texts_wait_for_their_senders_turn() -> None:
+    """More texts at once than there are places: none is refused, and a second sender's is read before most of them."""
+    api = Api(Scripted(answer), Settings(max_background=4), Metrics(dict))  # type: ignore[arg-type]
+    order: list[str] = []
+
+    async def read(sender: str) -> None:
+        SENDER.set(sender)
+        await api.tokenize(lambda: order.append(sender))
+
+    async def run() -> None:
+        flood = [asyncio.create_task(read("many")) for _ in range(60)]
+        await asyncio.gather(*flood, asyncio.create_task(read("one")))
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert len(order) == 61 and order.index("one") < 10
+    api.close()
