@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from synthe_core.adapters.lora import FACTORS, Adapter, LowRank
@@ -17,6 +16,7 @@ from synthe_core.adapters.peft_config import CONFIG as CONFIG
 from synthe_core.adapters.peft_config import PLAIN, PeftConfig, read_config
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.errors import InputError
+from synthe_core.storage.tensor_file import save_tensors
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -52,7 +52,8 @@ def write(
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     plain = {f"{PREFIX}{name}": t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()}
-    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"} | ({BASE_DIGEST: base_digest} if base_digest else {}))
+    digest = {BASE_DIGEST: base_digest} if base_digest else {}
+    save_tensors(plain, folder / WEIGHTS, {"format": "pt"} | digest)
 
 
 def read(config_path: Path, weights_path: Path) -> Adapter:

@@ -73,9 +73,9 @@ def train(
         stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(recipe.runtime.threads or threads)
         data = TrainingData(recipe, (yield from _prepare(recipe, stop)))
-        run = RunFolder(path)
-        stack.callback(run.close)
         state = _initial_state(recipe, data, settings, source, base, begins=checkpoint is None)
+        run = RunFolder(path)  # once nothing of the command is refused any more
+        stack.callback(run.close)
         if checkpoint is not None:
             finished = yield from _resume(state, checkpoint, recipe, data, changes)
             if unreadable := run.rewind(state.step):

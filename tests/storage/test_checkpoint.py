@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch, how):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(module, "save_tensors", full)
     with pytest.raises(WorkError, match="the disk is full") as failed:
         write(tmp_path / "c", step=2)
     assert failed.value.exit_code == 1

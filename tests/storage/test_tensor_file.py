@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from synthe_core.errors import InputError
-from synthe_core.storage.tensor_file import DTYPES, MIN_MAPPED, TensorFile, write_tensors
+from synthe_core.storage.tensor_file import DTYPES, MIN_MAPPED, TensorFile, save_tensors, write_tensors
 
 
 def write(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
@@ -31,6 +31,13 @@ def test_it_reads_what_the_library_wrote(tmp_path):
         assert torch.equal(
             read.view(torch.uint8) if read.dim() else read, tensor.view(torch.uint8) if read.dim() else tensor
         )
+
+
+def test_others_may_read_a_file_as_they_may_any_new_one(tmp_path):
+    (tmp_path / "plain").touch()
+    save_tensors({"a": torch.zeros(2)}, tmp_path / "x", {"format": "pt"})
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert TensorFile(tmp_path / "x").metadata == {"format": "pt"}
 
 
 def test_the_library_reads_what_it_wrote(tmp_path):

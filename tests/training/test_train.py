@@ -159,6 +159,9 @@ def test_initial_weights(recipe, tmp_path):
     with pytest.raises(InputError, match="other tokens"):
         other = recipe(data={"tokenizer": {"type": "bpe", "vocab": 300}})
         list(train(other, out=tmp_path / "third", init=tmp_path / "first"))
+    list(
+        train(recipe(budget="1steps"), out=tmp_path / "third", init=tmp_path / "first")
+    )  # nothing is left there
 
 
 def test_a_stop_while_data_is_prepared(recipe, tmp_path):
@@ -192,7 +195,7 @@ def test_one_process_a_run(recipe, tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(recipe, tmp_path, monkeypatch):
-    real, calls = write.save_file, []
+    real, calls = write.save_tensors, []
 
     def full(*args, **kwargs):
         calls.append(args)
@@ -201,7 +204,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(recipe, tmp_pat
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(WorkError, match="the disk is full"):
-        patch.setattr(write, "save_file", full)
+        patch.setattr(write, "save_tensors", full)
         list(train(recipe(), out=tmp_path / "run"))
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000003"]
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))

@@ -47,6 +47,8 @@ def export_gguf(source: Path, *, out: Path | None = None, quantize: str = "f16")
             "synthe export hf writes it",
         )
     path = out or Path("exports") / f"{checkpoint.recipe.name}-{quantize}.gguf"
+    if path.is_file():
+        raise InputError(f"{path} exists already", "name another file with --out, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata: dict[str, Any] = {
         "general.architecture": architecture,

@@ -25,6 +25,7 @@ class Settings:
     max_prompt, max_tokens: the maximum number of prompt tokens, and of output tokens of one choice; `max_tokens` is the
               default of a chat without a limit.
     max_n, max_choices: the maximum number of choices of a prompt, and of all prompts of a request.
+    max_texts: the maximum number of texts of a request for embeddings.
     max_logprobs: the maximum number of log-probabilities of an answer: its tokens, times one more than `logprobs`.
     max_adapters: the maximum number of adapters that the requests of one key may have loaded.
     max_background: the maximum number of concurrent embeddings, reports and long tokenizations, over all requests.
@@ -42,6 +43,7 @@ class Settings:
     max_tokens: int = 4096
     max_n: int = 16
     max_choices: int = 128
+    max_texts: int = 2048
     max_logprobs: int = 1 << 18
     max_adapters: int = 16
     max_background: int = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -79,15 +80,14 @@ async def embeddings(api: Api, call: Call, body: bodies.Embedding) -> Response:
     reading = prompts.Reading(body.truncate_prompt_tokens, begins=body.add_special_tokens is not False)
     read = [(await prompts.completion(api, served, text, reading)).tokens for text in several(body.input)]
     count = sum(map(len, read))
-    if len(read) > api.settings.max_choices:
-        raise HttpError(400, f"input: at most {api.settings.max_choices} texts at a time", param="input")
+    if len(read) > api.settings.max_texts:
+        raise HttpError(400, f"input: at most {api.settings.max_texts} texts at a time", param="input")
     if count > api.settings.max_prompt:
         raise HttpError(400, f"input: at most {api.settings.max_prompt:,} tokens at a time", param="input")
-    job = EngineJob(
-        api,
-        [Request(body.model, each, max_tokens=0, pooling=True, client=call.sender, owner=call.owner) for each in read],
-    )
-    rows = unit_length(await call.while_connected(_pooled(job)))
+    requests = [
+        Request(body.model, each, max_tokens=0, pooling=True, client=call.sender, owner=call.owner) for each in read
+    ]
+    rows = unit_length(await call.while_connected(_pooled(api, requests)))
     if body.dimensions not in (None, rows.shape[1]):
         raise HttpError(400, f"dimensions: the embeddings of {body.model} have {rows.shape[1]}", param="dimensions")
     in_base64 = body.encoding_format == "base64"
@@ -104,16 +104,18 @@ async def embeddings(api: Api, call: Call, body: bodies.Embedding) -> Response:
     return await json_response(build, rows.size)
 
 
-async def _pooled(job: EngineJob) -> np.ndarray:
-    """float32 [N, D]: what each request has pooled."""
+async def _pooled(api: Api, requests: Sequence[Request]) -> np.ndarray:
+    """float32 [N, D]: what each request has pooled; the engine has as many at a time as a request may have choices."""
     rows: dict[int, np.ndarray] = {}
-    with job:
-        await job.begin()
-        async for index, event in job.events():
-            if isinstance(event, PooledOutput):
-                rows[index] = event.hidden.numpy()
-            elif isinstance(event, Finished) and index not in rows:
-                raise failure_of(event) or HttpError(503, "the server is shutting down")
+    size = api.settings.max_choices
+    for first in range(0, len(requests), size):
+        with EngineJob(api, requests[first : first + size]) as job:
+            await job.begin()
+            async for index, event in job.events():
+                if isinstance(event, PooledOutput):
+                    rows[first + index] = event.hidden.numpy()
+                elif isinstance(event, Finished) and first + index not in rows:
+                    raise failure_of(event) or HttpError(503, "the server is shutting down")
     return np.stack([rows[index] for index in range(len(rows))])
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from synthe_core.data.tokenizers import Tokenizer
@@ -17,6 +15,7 @@ from synthe_core.storage import adapter_files
 from synthe_core.storage.atomic import new_folder
 from synthe_core.storage.checkpoint.read import WEIGHTS, Checkpoint
 from synthe_core.storage.manifest import MANIFEST, Base, Manifest
+from synthe_core.storage.tensor_file import save_tensors
 
 SHARD_BYTES = 5 * 10**9
 INDEX = f"{WEIGHTS}.index.json"
@@ -58,8 +57,6 @@ def save(
                 tokenizer.save(folder)
         if state is not None:
             _write_training(folder / "training", training or {}, state)
-        for file in folder.rglob("*.safetensors"):
-            shutil.copymode(folder / "recipe.yaml", file)  # safetensors writes files that only their owner may read
         (folder / MANIFEST).write_text(manifest.with_files(folder).model_dump_json(indent=1) + "\n", encoding="utf-8")
     return Checkpoint(path)
 
@@ -83,7 +80,7 @@ def _write_training(folder: Path, training: Mapping[str, Mapping[str, Tensor]], 
     (folder / "state.json").write_text(_json(state), encoding="utf-8")
     for name, group in training.items():
         if group:
-            save_file(_on_cpu(group), folder / f"{name}.safetensors")
+            save_tensors(_on_cpu(group), folder / f"{name}.safetensors")
 
 
 def model_config(recipe: Recipe, vocab: int, classes: Sequence[str]) -> dict[str, Any]:
@@ -113,12 +110,12 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int)
         shards[-1].append(name)
         shard_size += size
     if len(shards) == 1:
-        save_file(_on_cpu(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(_on_cpu(tensors), folder / WEIGHTS, metadata={"format": "pt"})
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(_on_cpu({name: tensors[name] for name in names}), folder / file, metadata={"format": "pt"})
+        save_tensors(_on_cpu({name: tensors[name] for name in names}), folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(_json(index), encoding="utf-8")

@@ -109,6 +109,13 @@ def test_what_no_file_computes_is_refused(tmp_path: Path, block: list[Any]) -> N
     assert not (tmp_path / "model.gguf").exists()
 
 
+def test_a_file_that_exists_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"precious")
+    with pytest.raises(InputError, match="exists already"):
+        list(export_gguf(saved(tmp_path / "ours", attention()), out=tmp_path / "model.gguf"))
+    assert (tmp_path / "model.gguf").read_bytes() == b"precious"
+
+
 def test_an_unknown_type_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="q8"):
         list(export_gguf(saved(tmp_path / "ours", attention()), out=tmp_path / "m.gguf", quantize="q8"))

@@ -245,6 +245,9 @@ def test_embeddings(client: openai.OpenAI, engine: AsyncEngine) -> None:
     assert response.usage.prompt_tokens == sum(map(len, texts))
     with pytest.raises(openai.BadRequestError, match="have 32"):
         client.embeddings.create(model="plain", input="x", dimensions=31)
+    many = client.embeddings.create(model="plain", input=[*texts, *(f"sea {n}" for n in range(29))])  # in portions
+    assert [each.index for each in many.data] == list(range(31))
+    np.testing.assert_allclose(np.array([each.embedding for each in many.data[:2]]), rows, atol=1e-5)
     raw = client.embeddings.with_raw_response.create(model="plain", input="x", encoding_format="base64")
     assert len(base64.b64decode(raw.http_response.json()["data"][0]["embedding"])) == 4 * 32
 
