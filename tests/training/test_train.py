@@ -159,9 +159,7 @@ def test_initial_weights(recipe, tmp_path):
     with pytest.raises(InputError, match="other tokens"):
         other = recipe(data={"tokenizer": {"type": "bpe", "vocab": 300}})
         list(train(other, out=tmp_path / "third", init=tmp_path / "first"))
-    list(
-        train(recipe(budget="1steps"), out=tmp_path / "third", init=tmp_path / "first")
-    )  # nothing is left there
+    list(train(recipe(budget="1steps"), out=tmp_path / "third", init=tmp_path / "first"))  # nothing is left there
 
 
 def test_a_stop_while_data_is_prepared(recipe, tmp_path):
