@@ -152,3 +152,12 @@ def test_the_cases(tmp_path: Path) -> None:
             result(tmp_path / "out", "linear", [cases / name for name in pair])
     with pytest.raises(InputError, match="float16 holds at most 65504"):
         result(tmp_path / "out", "linear", [cases / "o1", cases / "o2"], dtype="float16")
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "intermediate_size"])
+def test_a_config_beyond_the_tensors_is_refused(tmp_path: Path, key: str) -> None:
+    """The result would be a model that nothing loads."""
+    other = str(folder(tmp_path / "a", llama(), CONFIG | {key: 10**9}))
+    with pytest.raises(InputError, match=f"{key} is 1000000000"):
+        result(tmp_path / "out", "linear", [other, str(folder(tmp_path / "b", llama(seed=1)))])
+    assert not (tmp_path / "out").exists()

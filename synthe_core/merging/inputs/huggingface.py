@@ -10,7 +10,15 @@ from typing import Any
 
 from synthe_core.data.tokenizer_config import GENERATION
 from synthe_core.data.tokenizer_limits import MAX_BYTES, MAX_VALUES
-from synthe_core.interop.huggingface.published import CONFIG, INDEX, PICKLES, WEIGHTS, Published
+from synthe_core.interop.huggingface.published import (
+    CONFIG,
+    INDEX,
+    PICKLES,
+    WEIGHTS,
+    Published,
+    check_depth,
+    check_widths,
+)
 from synthe_core.merging.hashed_file import HashedFile, TensorInfo
 from synthe_core.merging.inputs.model import Changes, Model, Outcome, write_json
 from synthe_core.merging.inputs.quantized import require_plain_weights
@@ -57,10 +65,14 @@ class HuggingFaceModel(Model):
 
     @cached_property
     def _stored(self) -> dict[str, HashedFile]:
-        """The file of every stored tensor, tied ones included. InputError for quantised weights."""
+        """The file of every stored tensor, tied ones included. InputError for quantised weights, and for a config of more
+        or wider layers than there are."""
         files = {name: HashedFile(self.path / name) for name in sorted(set(self._published.files.values()))}
         stored = {tensor: files[file] for tensor, file in self._published.files.items()}
-        require_plain_weights(self.path, self._config, {name: file.tensors[name] for name, file in stored.items()})
+        infos = {name: file.tensors[name] for name, file in stored.items()}
+        require_plain_weights(self.path, self._config, infos)
+        check_depth(self._published.config, len(infos))
+        check_widths(self._published.config, max((side for info in infos.values() for side in info.shape), default=0))
         return stored
 
     @cached_property
