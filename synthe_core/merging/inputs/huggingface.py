@@ -65,8 +65,8 @@ class HuggingFaceModel(Model):
 
     @cached_property
     def _stored(self) -> dict[str, HashedFile]:
-        """The file of every stored tensor, tied ones included. InputError for quantised weights, and for a config of more
-        or wider layers than there are."""
+        """The file of every stored tensor, tied ones included. InputError for quantised weights, and for a config of
+        more or wider layers than there are."""
         files = {name: HashedFile(self.path / name) for name in sorted(set(self._published.files.values()))}
         stored = {tensor: files[file] for tensor, file in self._published.files.items()}
         infos = {name: file.tensors[name] for name, file in stored.items()}
