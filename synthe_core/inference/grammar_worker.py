@@ -69,14 +69,19 @@ def main() -> None:
     check(vocabulary, '{"grammars": [{"json_schema": {}}]}')  # loads what every job needs
     with suppress(OSError):
         os.nice(10)  # whoever generates comes first
-    print("ready", flush=True)
+    _answer("ready")
     for line in sys.stdin:
         _bound()
         try:
             error = check(vocabulary, json.loads(line)["grammar"])
         except (ValueError, TypeError, RecursionError) as exception:
             error = str(exception)
-        print(json.dumps({"error": error}), flush=True)
+        _answer(json.dumps({"error": error}))
+
+
+def _answer(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _bound() -> None:

@@ -16,6 +16,7 @@ from synthe_core.ops.hashing import hash_uniform
 RANDOM = "random"
 THRESHOLD_RATE = 0.1  # share of the distance to the step's quantile by which the threshold moves each step
 QUANTILE_SAMPLE = 1 << 18  # signals that a quantile is taken of, at most
+UNSET = -(2.0**100)  # a threshold below every signal; a number, as weights that are saved must be
 
 
 class Condition(Spec):
@@ -118,9 +119,9 @@ class ConditionalGate(nn.Module):
 
 def moved_threshold(threshold: Tensor, signal: Tensor, mask: Tensor | None, share: float, rate: float) -> Tensor:
     """The threshold after a training step: moved by `rate` of its distance to the quantile `share` of the signals of
-    real tokens, and all the way from infinity. Unchanged after a step without a real token."""
+    real tokens, and all the way from UNSET or infinity. Unchanged after a step without a real token."""
     sample = signal if mask is None else signal.masked_fill(~mask, torch.nan)
     sample = sample.flatten()[:: -(-sample.numel() // QUANTILE_SAMPLE)]
     quantile = sample.nanquantile(share).to(threshold.dtype)
-    moved = torch.where(threshold.isinf(), quantile, threshold.lerp(quantile, rate))
+    moved = torch.where(threshold.isinf() | (threshold <= UNSET), quantile, threshold.lerp(quantile, rate))
     return torch.where(quantile.isnan(), threshold, moved)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from synthe_core import state as states
 from synthe_core.layers.adapter_batch import per_adapter, select_rows
-from synthe_core.layers.conditional_gate import moved_threshold
+from synthe_core.layers.conditional_gate import UNSET, moved_threshold
 from synthe_core.layers.learner import Pass, Spec
 from synthe_core.layers.projection import matrix_size, project_in
 from synthe_core.layers.trace import Emission, Trace, schema
@@ -266,7 +266,7 @@ class Router(nn.Module):
         with torch.no_grad():
             self.inner.weight.mul_(WEIGHT_SCALE)
             self.outer.weight.mul_(WEIGHT_SCALE)
-        self.register_buffer("thresholds", torch.full((self.routed,), -torch.inf))
+        self.register_buffer("thresholds", torch.full((self.routed,), UNSET))
 
     def scores(self, x: Tensor) -> Tensor:
         """[B, T, 1] or [B, T, blocks], in float32 or float64 in any model.

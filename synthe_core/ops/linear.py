@@ -29,11 +29,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @linear.kernel("batch-invariant", rank=0, tolerance=1e-6, batch_invariant=("cpu",))
 def batch_invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Torch's product, lengthened by zeros to full fours where it depends on its rows."""
+    """Torch's product of matrices, lengthened by zeros to full fours where it depends on its rows.
+
+    Of more dimensions, torch takes a product of batches or of matrices, as the strides happen to be.
+    """
     rows, columns = _padding(x, len(weight))
+    flat = x.reshape(-1, x.shape[-1])
     if not rows and not columns:
-        return F.linear(x, weight, bias)
-    padded = F.pad(x.reshape(-1, x.shape[-1]), (0, columns, 0, rows))
+        return F.linear(flat, weight, bias).view(*x.shape[:-1], len(weight))
+    padded = F.pad(flat, (0, columns, 0, rows))
     y = F.linear(padded, F.pad(weight, (0, columns)) if columns else weight, bias)
     return y[: len(y) - rows].view(*x.shape[:-1], len(weight))
 

@@ -38,7 +38,7 @@ def test_packed_generated_from_and_unpacked(synthe: Run, checkpoint: Path) -> No
 def test_the_text_output(synthe: Run, checkpoint: Path, tmp_path: Path) -> None:
     private, public = write_keys(tmp_path)
     synthe("pack", checkpoint, "-o", "a.synapse", "--license", "mit")
-    assert synthe("pack", "verify", "a.synapse").stdout.startswith("unsigned: 5 members are unchanged")
+    assert synthe("pack", "verify", "a.synapse").stdout.startswith("unsigned: 6 members are unchanged")
     assert synthe("pack", "sign", "a.synapse", "--key", private).stdout == "a.synapse\n"
     result = synthe("pack", "verify", "a.synapse", "--key", public)
     assert result.exit_code == 0 and result.stdout.startswith("signed by SHA256:")

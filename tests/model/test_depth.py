@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
+from synthe_core.layers.conditional_gate import UNSET
 from synthe_core.layers.learner import Pass, apply_buffer_updates
 from synthe_core.layers.trace import Trace
 from synthe_core.model import depth as routing
@@ -237,7 +238,7 @@ def test_its_loss_compares_the_models_predictions_with_and_without_the_blocks(mo
     )
     inputs, targets = text[:, :-1], text[:, 1:].clone()
     targets[1, 5:20] = -100
-    model.loss(inputs, targets)  # thresholds at minus infinity: all tokens run every block
+    model.loss(inputs, targets)  # thresholds are not set: all tokens run every block
     at = seen["at"]
     assert 0 < len(at) < 0.4 * inputs.numel() and (targets.flatten()[at] != -100).all()
     for row, blocks in enumerate((1, 2, 2, 3) if mode == "skip" else (1, 3)):
@@ -326,7 +327,7 @@ def test_padding_does_not_count():
     assert depth == pytest.approx(float((depths_of(model, text, lengths)[real] - 2).double().mean()) / 4)
     nothing = model_of(SETTLED)
     apply_buffer_updates(nothing.loss(text, text, lengths=torch.zeros(4, dtype=torch.int64))[0].buffer_updates)
-    assert (nothing.router.thresholds == -torch.inf).all()
+    assert (nothing.router.thresholds == UNSET).all()
 
 
 def depths_of(model, text, lengths):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.ops import linear as products_module
 from synthe_core.ops.activations import sigmoid
-from synthe_core.ops.linear import addmm, grouped_mm, linear
+from synthe_core.ops.linear import addmm, batch_invariant_linear, grouped_mm, linear
 from synthe_core.ops.scaled_dot_product_attention import scaled_dot_product_attention
 
 KERNEL = "batch-invariant"
@@ -92,3 +92,15 @@ def test_a_sum_of_products_is_torchs(products):
         y, x, weight = drawn(rows, 5), drawn(rows, 7), drawn(7, 5)
         product = addmm.named(KERNEL)(y, x, weight, alpha=0.5)
         torch.testing.assert_close(product, torch.addmm(y, x, weight, alpha=0.5), rtol=1e-13, atol=1e-13)
+
+
+def test_a_product_does_not_depend_on_the_strides_of_its_rows() -> None:
+    """Of a slice in the middle of three dimensions torch itself takes a product of batches."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(6, 2, 64, generator=generator), torch.randn(4, 64, generator=generator)
+    whole = batch_invariant_linear.fn(x, weight)
+    for row in range(6):
+        for step in range(2):
+            one = x[row : row + 1, step : step + 1]
+            assert torch.equal(batch_invariant_linear.fn(one, weight), batch_invariant_linear.fn(one.clone(), weight))
+    assert whole.shape == (6, 2, 4)

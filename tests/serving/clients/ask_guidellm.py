@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +17,19 @@ tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
 tokenizer.decoder = decoders.ByteLevel()
 PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained("tokenizer")
 
+
+async def run(*command: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), 140)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode == 0, output.decode()[-2500:]
+
+
 for path in ("/v1/chat/completions", "/v1/completions"):
     output = Path("report.json")
     settings = {
@@ -29,8 +42,7 @@ for path in ("/v1/chat/completions", "/v1/completions"):
     }
     command = [sys.executable, "-m", "guidellm", "run", "--disable-console"]
     command += [part for pair in settings.items() for part in pair]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=140)
-    assert ran.returncode == 0, (ran.stdout + ran.stderr)[-2500:]
+    asyncio.run(run(*command))
     totals = json.loads(output.read_text())["benchmarks"][0]["metrics"]["request_totals"]
     assert totals["successful"] == 3 and not totals["errored"], totals
 print("ok")
