@@ -23,7 +23,7 @@ WINDOW = 2**31
 LONGEST = 2**28
 """Bytes of the longest row that is read: a row is held in memory."""
 _WIDE = [(codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")]
-_WIDE += [(codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")]  # after those that begin alike
+_WIDE += [(codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")]  # after those with the same first bytes
 _NO_TEXT = [
     (0, b"%PDF-", "a PDF", "extract its text first"),
     (0, b"PK\x03\x04", "a zip archive", "unpack it and name the folder"),

@@ -159,7 +159,7 @@ class Split:
 
     @cached_property
     def digest(self) -> str:
-        """Equal for equal tokens, packed alike."""
+        """Equal for equal tokens, packed in the same way."""
         parts = [(self._digests[stretch.path], stretch.begin, stretch.tokens) for stretch in self._stretches]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

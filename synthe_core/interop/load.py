@@ -8,16 +8,16 @@ import torch
 
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.interop.huggingface import transformers_model
-from synthe_core.interop.huggingface.published import Config
-from synthe_core.interop.huggingface.weight_maps import ARCHITECTURES
+from synthe_core.interop.huggingface.published import Published, UnsupportedModel, check_depth
+from synthe_core.interop.huggingface.weight_maps import plan
 from synthe_core.storage.checkpoint import Checkpoint
-from synthe_core.storage.path_format import CONFIG, format_of
+from synthe_core.storage.path_format import format_of
 
 
 def load_model(
     path: Path, name: str | None = None, device: torch.device | str = "cpu", *, batch_invariant: bool = True
 ) -> LoadedModel:
-    """The model at `path`, run by our learners where they express its architecture, and by transformers otherwise.
+    """The model at `path`, run by our learners where they express it, and by transformers otherwise.
 
     batch_invariant: choose kernels with which a text does not depend on the texts beside it, where there are such.
     """
@@ -28,8 +28,13 @@ def load_model(
 
 
 def needs_transformers(path: Path) -> bool:
-    """Whether `path` is a model folder of an architecture that is not in our table."""
+    """Whether `path` is a model folder whose architecture, or an option of it, our learners do not express."""
     if format_of(path) != "huggingface":
         return False
-    names = Config.read(path / CONFIG).get("architectures", [])
-    return not (isinstance(names, list) and names and names[0] in ARCHITECTURES)
+    published = Published(path)
+    check_depth(published.config, len(published))  # before a plan of as many layers is made
+    try:
+        plan(published.config)
+    except UnsupportedModel:
+        return True
+    return False

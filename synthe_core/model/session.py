@@ -95,7 +95,7 @@ def _check_entries(file: TensorFile, template: ModelState) -> None:
         entry = file.entries.get(name)
         shape = () if entry is None else entry.shape
         expected = (rows, *leaf.shape[1:])
-        if leaf.shape[1:2] == (0,) and len(shape) == leaf.dim():  # a window grows, and all of it alike
+        if leaf.shape[1:2] == (0,) and len(shape) == leaf.dim():  # a window grows, and all of it in the same way
             expected = (rows, grown.setdefault(name.rpartition(".")[0], shape[1]), *leaf.shape[2:])
         if entry is None or shape != expected or entry.dtype != leaf.dtype:
             raise InputError(f"{file.name} has no {name} as the model has it", DAMAGED)

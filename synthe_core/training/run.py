@@ -38,7 +38,7 @@ from synthe_core.training.weight_average import WeightAverage
 IMMUTABLE_KEYS = ("model", "data", "seed", "train.batch", "train.optimizer", "train.carry", "train.ema", "train.lora")
 """What a resumed run cannot change: its state would not fit."""
 PROBE_VOCAB = 257
-TRAINING = "training in"  # what other processes are told
+TRAINING = "training in"  # in the message to other processes
 
 
 def train(

@@ -18,7 +18,7 @@ SAMPLES = (
     "emoji 😀👍🏽 combining é ä\u0301 zero\u200bwidth \u00a0 nbsp ...!!! ??? <<>> {}[] $%^&*",
     "<s>[INST] <|im_start|>user\n</s> \\n \x00\x07 \x7f",
 )
-"""Texts that a tokenizer must cut alike after a round trip: numbers, cases, contractions, spaces, scripts."""
+"""Texts that a tokenizer must cut in the same way after a round trip: numbers, cases, contractions, spaces, scripts."""
 
 
 class MetadataOf:

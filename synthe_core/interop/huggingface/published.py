@@ -30,6 +30,10 @@ BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 """The stored types that float32 represents exactly, and their sizes in bytes."""
 
 
+class UnsupportedModel(InputError):
+    """A model that our learners do not express. transformers may run it."""
+
+
 class Config:
     """The keys of a config.json, or of a mapping in it. InputError names a key with a missing or wrong value."""
 
@@ -91,7 +95,7 @@ class Config:
     def unsupported(self, key: str, value: Any, allowed: Iterable[Any]) -> InputError:
         known = ", ".join(map(str, allowed))
         name = f"{self.path}: {self._within}{key}"
-        return InputError(f"{name} is {shown(value)}, which synthe cannot express", f"it can be: {known}")
+        return UnsupportedModel(f"{name} is {shown(value)}, which synthe cannot express", f"it can be: {known}")
 
     def _wrong(self, key: str, value: Any, expected: str) -> InputError:
         problem = "is missing" if value is None else f"is {shown(value)}"

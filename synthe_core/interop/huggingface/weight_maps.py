@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from synthe_core.errors import InputError, unknown
-from synthe_core.interop.huggingface.published import Config
+from synthe_core.errors import unknown
+from synthe_core.interop.huggingface.published import Config, UnsupportedModel
 
 
 class Part(NamedTuple):
@@ -62,13 +62,14 @@ class Plan(NamedTuple):
 
 
 def plan(config: Config) -> Plan:
-    """The plan of the model in config.json. InputError for an architecture or option that cannot be expressed."""
+    """The plan of the model in config.json. UnsupportedModel for an architecture or option that is not expressed."""
     names = config.items("architectures", [])
     if not names:
         known = ", ".join(ARCHITECTURES)
-        raise InputError(f"{config.path} names no architecture", f"`architectures` should hold one of {known}")
+        raise UnsupportedModel(f"{config.path} names no architecture", f"`architectures` should hold one of {known}")
     if (name := str(names[0])) not in ARCHITECTURES:
-        raise unknown("architecture", name, ARCHITECTURES)
+        error = unknown("architecture", name, ARCHITECTURES)
+        raise UnsupportedModel(error.message, error.hint)
     config.only("quantization_config", None)
     return ARCHITECTURES[name](config)
 

@@ -67,7 +67,6 @@ class Api:
     template_locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     receiving_bytes: int = 0
     background_count: int = 0
-    compiling_count: int = 0
     parsers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(PARSERS, "bodies"))
 
     def __post_init__(self) -> None:
@@ -105,30 +104,25 @@ class Api:
         """Runs `work` on a long text in a thread, in the turn of the request's sender. Raises 429 if too much waits."""
         return await self.tokenizing.run(SENDER.get(), partial(self.in_thread, work))
 
-    async def in_thread(self, work: Callable[[], T], *, compiles: bool = False) -> T:
+    async def in_thread(self, work: Callable[[], T]) -> T:
         """Runs `work` in a thread, so that other requests continue. Raises 429 if there is too much such work.
 
-        Its place is taken until the work itself ends, though nobody may wait for it any more. Work that `compiles` a
-        schema may take long: it gets half of the places, so that the texts of others are still read.
+        Its place is taken until the work itself ends, though nobody may wait for it any more.
         """
         with self._background_lock:
-            places = self.settings.max_background
-            is_full = compiles and self.compiling_count >= max(1, places // 2)
-            if is_full or self.background_count >= places:
+            if self.background_count >= self.settings.max_background:
                 raise busy("too many concurrent requests of this kind", 1)
             self.background_count += 1
-            self.compiling_count += compiles
         future = self._background.submit(work)
-        future.add_done_callback(partial(self._work_ended, compiles))
+        future.add_done_callback(self._work_ended)
         return await asyncio.wrap_future(future)
 
-    def _work_ended(self, compiles: bool, future: Future[Any]) -> None:
+    def _work_ended(self, future: Future[Any]) -> None:
         with self._background_lock:
             self.background_count -= 1
-            self.compiling_count -= compiles
 
     def close(self) -> None:
-        """Lets the threads end."""
+        """Shuts the threads down."""
         for threads in (self.parsers, self._background):
             threads.shutdown(wait=False, cancel_futures=True)
 

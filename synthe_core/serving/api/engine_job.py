@@ -58,7 +58,7 @@ class EngineJob:
                 if request.json_schema is None and request.grammar is None:
                     submit()
                 else:
-                    compiled = partial(self.api.in_thread, submit, compiles=True)
+                    compiled = partial(self.api.in_thread, submit)
                     await self.api.compiling.run(request.client, compiled)
         except BaseException as error:
             self.cancel()

@@ -105,7 +105,7 @@ class AccessMiddleware:
             scope["synthe.client"] = matches[0]
             scope["synthe.owner"] = "" if self.settings.shared else matches[0]
             return None
-        if OPEN.fullmatch(scope["path"]) or scope["method"] == "OPTIONS":  # which tells no more than the document
+        if OPEN.fullmatch(scope["path"]) or scope["method"] == "OPTIONS":  # which shows no more than the document
             return None
         message = "the API key is invalid" if header else "an API key is required: Authorization: Bearer KEY"
         return HttpError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

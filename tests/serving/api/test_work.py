@@ -7,6 +7,7 @@ import json
 import math
 import socket
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,16 +137,17 @@ def test_schemas_that_take_long_leave_places_for_others() -> None:
         return release.wait(60)
 
     async def run() -> None:
-        compiling = [asyncio.ensure_future(api.in_thread(work, compiles=True)) for _ in range(2)]
-        await asyncio.sleep(0)
-        with pytest.raises(HttpError):
-            await api.in_thread(work, compiles=True)
+        compiled = partial(api.in_thread, work)
+        compiling = [asyncio.ensure_future(api.compiling.run(client, compiled)) for client in "abcd"]
+        while api.background_count < 2:
+            await asyncio.sleep(0.001)
         assert await api.in_thread(lambda: 5) == 5
+        assert api.background_count == 2  # the others wait
         release.set()
-        assert await asyncio.gather(*compiling) == [True, True]
+        assert await asyncio.gather(*compiling) == [True] * 4
 
     asyncio.run(asyncio.wait_for(run(), 60))
-    assert (api.background_count, api.compiling_count) == (0, 0)
+    assert api.background_count == 0
     api.close()
 
 
