@@ -26,6 +26,7 @@ LAYERS = Table(
         "hyena": "synthe_core.layers.hyena:Hyena",
         "kalman": "synthe_core.layers.kalman:Kalman",
         "kda": "synthe_core.layers.kda:KDA",
+        "latent_attention": "synthe_core.layers.latent_attention:LatentAttention",
         "mamba": "synthe_core.layers.mamba:Mamba",
         "mamba2": "synthe_core.layers.mamba2:Mamba2",
         "mlp": "synthe_core.layers.mlp:MLP",

@@ -48,16 +48,53 @@ class Llama3Scaling(Spec):
         return (1 - share) * frequencies / self.factor + share * frequencies
 
 
-Scaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="type")]
+class YarnScaling(Spec):
+    """Slow pairs are stretched, quick ones stay, between them the share rises with the index i of the pair:
+
+        f' = (1 - s) f + s f / factor,    s = (i - i_fast) / (i_slow - i_fast), cut to [0, 1]
+
+    i_r is the index of the pair that turns r times within `context` tokens, rounded outward with `truncate`. cos and
+    sin are multiplied by `attention_factor`. Source: Peng et al. 2023, "YaRN".
+    """
+
+    type: Literal["yarn"] = "yarn"
+    factor: float = Field(..., gt=0, description="how much longer texts are to become")
+    context: int = Field(..., ge=1, description="length of the texts before stretching")
+    fast: float = Field(32.0, gt=0, description="pairs that turn more often than this within `context` are left alone")
+    slow: float = Field(1.0, gt=0, description="pairs that turn less often are stretched by the whole factor")
+    truncate: bool = Field(True, description="round the indices of these pairs outward")
+    attention_factor: float | None = Field(
+        None, gt=0, description="what rotated queries and keys are multiplied by; default 0.1 ln(factor) + 1"
+    )
+
+    @property
+    def amplitude(self) -> float:
+        return self.attention_factor or 0.1 * math.log(max(self.factor, 1.0)) + 1
+
+    def apply(self, frequencies: Tensor) -> Tensor:
+        if len(frequencies) == 1:  # the quickest pair is never stretched
+            return frequencies
+        step = -math.log(float(frequencies[1]))  # f_i = exp(-i step)
+        first, last = (math.log(self.context / (2 * math.pi * turns)) / step for turns in (self.fast, self.slow))
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, 2 * len(frequencies) - 1)
+        index = torch.arange(len(frequencies), dtype=frequencies.dtype, device=frequencies.device)
+        share = ((index - first) / (last - first if last != first else 1e-3)).clamp(0, 1)
+        return (1 - share) * frequencies + share * frequencies / self.factor
+
+
+AnyScaling = LinearScaling | Llama3Scaling | YarnScaling
+Scaling = Annotated[AnyScaling, Field(discriminator="type")]
 
 
 def rotary_angles(
-    positions: Tensor, size: int, base: float | None, scaling: LinearScaling | Llama3Scaling | None, dtype: torch.dtype
+    positions: Tensor, size: int, base: float | None, scaling: AnyScaling | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """cos and sin [B, T, K/2] as `dtype` of each token's angles: `positions` int64 [B, T] times base^(-2i / K).
 
     K is the head's `size`. Without a base all angles are 0. Angles are float64, which keeps late positions
-    exact.
+    exact. A `scaling` changes the frequencies, and may multiply cos and sin by its amplitude.
     """
     wide = torch.float32 if positions.device.type == "mps" else torch.float64  # mps has no float64
     steps = torch.arange(0, size, 2, device=positions.device, dtype=wide)
@@ -65,4 +102,7 @@ def rotary_angles(
     if scaling is not None:
         frequencies = scaling.apply(frequencies)
     angles = positions[..., None] * frequencies
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = angles.cos(), angles.sin()
+    if isinstance(scaling, YarnScaling):
+        cos, sin = cos * scaling.amplitude, sin * scaling.amplitude
+    return cos.to(dtype), sin.to(dtype)

@@ -1,4 +1,4 @@
-"""Linear maps of rows: `linear`, `addmm` and `grouped_mm`, each with a batch-invariant kernel for CPUs.
+"""Linear maps of rows: `linear`, `addmm`, `grouped_mm` and `block_linear`, each with a batch-invariant kernel for CPUs.
 
 MKL has products of its own for few rows, so a row's numbers depend on how many rows a product has. Its strict mode has
 one product for any number, and costs a single row up to twice the time; it exists on Intel's processors only. On others
@@ -77,6 +77,28 @@ def batch_invariant_grouped_mm(x: Tensor, weight: Tensor, *, offs: Tensor) -> Te
         return grouped_mm.torch_function(x, weight, offs=offs)
     groups = x.tensor_split(offs[:-1].long().cpu())
     return torch.cat([batch_invariant_linear(rows, each.t()) for rows, each in zip(groups, weight, strict=True)])
+
+
+def _block_products(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Torch's product of batches, of which a block is one."""
+    rows = x.flatten(0, -3).transpose(0, 1)  # [H, N, I]
+    y = torch.bmm(rows, weight.transpose(1, 2)).transpose(0, 1).unflatten(0, x.shape[:-2])
+    return y if bias is None else y + bias
+
+
+@primitive(_block_products)
+def block_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y_h = W_h x_h + b_h, a block-diagonal map; x [..., H, I], W [H, O, I], b [H, O], y [..., H, O]."""
+    y = (x[..., None, :] * weight).sum(-1)
+    return y if bias is None else y + bias
+
+
+@block_linear.kernel("batch-invariant", rank=0, tolerance=1e-6, batch_invariant=("cpu",))
+def batch_invariant_block_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear`, block by block."""
+    parts = [batch_invariant_linear(each.contiguous(), w) for each, w in zip(x.unbind(-2), weight, strict=True)]
+    y = torch.stack(parts, -2)
+    return y if bias is None else y + bias
 
 
 @cache

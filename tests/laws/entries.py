@@ -79,6 +79,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "kalman": [{}, {"every": 3, "rank": 12}],
     "kda": [{"heads": 2}, {"heads": 2, "key_size": 5, "value_size": 7, "conv": 1, "rank": 3}],
+    "latent_attention": [
+        {"heads": 4, "rank": 24},
+        {"heads": 2, "rank": 7, "q_rank": 9, "key_size": 6, "value_size": 11, "rope_size": 4, "window": 5}
+        | {"bias": True, "rope_scaling": {"type": "yarn", "factor": 4.0, "context": 64}, "interleaved": True},
+        {"heads": 3, "rank": 12, "key_size": 5, "value_size": 4, "rope_size": 3, "rope": None, "scale": 0.5},
+        {"heads": 2, "rank": 10, "rope_size": 0, "window": 1},
+    ],
     "mamba": [{"state_size": 5}, {"conv": 1, "conv_bias": False, "bias": True, "dt_rank": 3, "expand": 1}],
     "mamba2": [
         {"head_size": 16, "state_size": 8},

@@ -117,6 +117,9 @@ def primitive_arguments(name: str, rows: int) -> dict[str, Any]:
     if name == "grouped_mm":  # the last rows are of the second group
         x, weight = torch.randn(ROWS, 12)[:rows].clone(), torch.randn(2, 16, 12).transpose(1, 2)
         return {"x": x, "weight": weight, "offs": torch.tensor([min(rows, 5), rows], dtype=torch.int32)}
+    if name == "block_linear":  # 5 blocks
+        x, weight = torch.randn(ROWS, 5, 7)[:rows].clone(), torch.randn(5, 11, 7)
+        return {"x": x, "weight": weight, "bias": torch.randn(5, 11)}
     if name == "scaled_dot_product_attention":
         q, k, v = (torch.randn(ROWS, 3, time, 16)[:rows].clone() for time in (1, 201, 201))
         return {"q": q, "k": k, "v": v, "attn_mask": torch.ones(rows, 1, 1, 201, dtype=torch.bool)}

@@ -12,7 +12,7 @@ from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
 from synthe_core.layers.attention import Attention
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.rope import LinearScaling, Llama3Scaling, rotary_angles
+from synthe_core.layers.rope import LinearScaling, Llama3Scaling, YarnScaling, rotary_angles
 
 
 def make(width: int = 24, **keys: Any) -> Attention:
@@ -103,6 +103,32 @@ def test_scaled_frequencies_equal_transformers(kind: str) -> None:
     base = 1e4 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
     torch.testing.assert_close(ours.apply(base), expected.double(), rtol=1e-6, atol=0)
     assert not torch.allclose(expected.double(), base)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"beta_fast": 20.0, "beta_slow": 2.0, "truncate": False},
+        {"attention_factor": 0.7, "beta_fast": 4.0, "beta_slow": 3.9},
+    ],
+    ids=str,
+)
+def test_yarn_equals_transformers(keys: dict[str, Any]) -> None:
+    rope = pytest.importorskip("transformers.modeling_rope_utils")
+    transformers = pytest.importorskip("transformers")
+    given = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128} | keys
+    config = transformers.LlamaConfig(hidden_size=256, num_attention_heads=4, head_dim=64, rope_parameters=given)
+    expected, amplitude = rope.ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
+    renamed = {"beta_fast": "fast", "beta_slow": "slow"}
+    ours = YarnScaling(factor=4, context=128, **{renamed.get(key, key): value for key, value in keys.items()})
+    base = 1e4 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
+    torch.testing.assert_close(ours.apply(base), expected.double(), rtol=1e-6, atol=0)
+    assert not torch.allclose(expected.double(), base)
+    cos, sin = rotary_angles(torch.tensor([[9]]), 64, 1e4, ours, torch.float64)
+    torch.testing.assert_close(cos[0, 0], (9 * ours.apply(base)).cos() * amplitude)
+    torch.testing.assert_close(sin[0, 0], (9 * ours.apply(base)).sin() * amplitude)
+    assert ours.apply(base[:1]) == 1
 
 
 def test_llama3_leaves_quick_pairs_alone_and_stretches_slow_ones() -> None:
