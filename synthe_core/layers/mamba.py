@@ -102,8 +102,9 @@ def initial_dt_bias(count: int) -> Tensor:
     return step + torch.log(-torch.expm1(-step))
 
 
-def convolve(conv1d: nn.Conv1d, u: Tensor, before: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
-    """silu of the causal convolution of u [B, T, E] after the inputs `before` [B, J-1, E], and the next call's inputs.
+def convolve(conv1d: nn.Conv1d, u: Tensor, before: Tensor, ctx: Pass, silu: bool = True) -> tuple[Tensor, Tensor]:
+    """The causal convolution of u [B, T, E] after the inputs `before` [B, J-1, E], its `silu` unless that is false, and
+    the next call's inputs.
 
     `conv1d` holds the weights; torch's own convolution needs time last, and is slower.
     """
@@ -111,5 +112,5 @@ def convolve(conv1d: nn.Conv1d, u: Tensor, before: Tensor, ctx: Pass) -> tuple[T
     bias = None if conv1d.bias is None else conv1d.bias.to(u.dtype)
     taps = weight.shape[1]
     with torch.autocast(u.device.type, enabled=False):
-        y, last = short_conv(u, weight, before, bias=bias)
+        y, last = short_conv(u, weight, before, silu, bias)
     return y, last if ctx.lengths is None else ctx.last(with_history(u, before, taps), taps - 1)

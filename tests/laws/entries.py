@@ -73,6 +73,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "reset_every": 16,
         },
     ],
+    "gated_conv": [{}, {"taps": 5, "bias": True}],
     "hyena": [
         {"length": 9, "filter_width": 8, "bands": 2},
         {"length": 70, "filter_layers": 1, "frequency": 1.0, "decay": [0.5, 0.5], "shift": 0.05},
@@ -96,6 +97,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mlstm": [
         {"heads": 2},
         {"heads": 2, "conv": 0, "cap": None, "forget": "exponential", "output": "silu", "forget_bias": [-1, 1]},
+    ],
+    "rg_lru": [
+        {"heads": 4},
+        {"heads": 3, "channels": 21, "conv": 2, "bias": False, "activation": "silu"},
+        {"heads": 1, "channels": 5, "conv": 1, "activation": "gelu"},
     ],
     "rwkv7": [{"head_size": 16}, {"head_size": 4}],
     "slots": [
