@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -118,6 +119,8 @@ def chat(
 
     def converse(conversation: Conversation) -> None:
         defaults = conversation.defaults if recommended else GenerationDefaults()
+        if shown := str(defaults):
+            print(f"generation_config.json: {shown}", file=sys.stderr)
         sampling = sampled(with_defaults(context, values, defaults.sampling))
         count = with_defaults(context, {"tokens": tokens}, defaults.limits("tokens"))["tokens"]
         options = ChatOptions(count, sampling, seed)

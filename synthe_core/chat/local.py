@@ -106,21 +106,20 @@ class LocalConversation(Conversation):
         """The tokens of the next turn, up to the beginning of the answer."""
         tokenizer = self.tokenizer
         first = len(self.turns) == 1 and self.tokens is not None
-        begin = [] if tokenizer.begin is None or not first else [tokenizer.begin]
         if not self.has_chat_template:
+            begin = [] if tokenizer.begin is None or not first else [tokenizer.begin]
             return begin + tokenizer.encode(message)
         entry = {"role": USER, "content": message}
         if first:
             system = [{"role": SYSTEM, "content": self.system}] if self.system else []
-            tokens = tokenizer.encode_marked(chat.render(tokenizer, [*system, entry]))
-            return tokens if tokens[:1] == begin else begin + tokens
+            return tokenizer.encode_marked(chat.render(tokenizer, [*system, entry]))
         before = [{"role": USER, "content": "."}, {"role": MODEL, "content": MARK}]
         _, mark, rest = chat.render(tokenizer, [*before, entry]).partition(MARK)
         if not mark:
             raise InputError("the chat template leaves out older messages", "/reset before every message")
         ends = tokenizer.ends if self.tokens is None else tokenizer.ends & set(self.tokens[-1:])
         read = next((name for name in map(tokenizer.spelling, ends) if rest.startswith(name)), "")
-        return tokenizer.encode_marked(rest.removeprefix(read))
+        return tokenizer.encode_after(read or "\n", rest.removeprefix(read))
 
     def _on_turn_removed(self) -> None:
         if self.turn_starts and len(self.turn_starts) > len(self.turns):

@@ -26,6 +26,9 @@ MAX_TEXT = 64 << 20
 MAX_IDLE = 4
 """Processes that wait for the next template."""
 
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names under which messages have their reasoning, the most usual first."""
+
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -44,13 +47,22 @@ def render(
     model's reply. `encode_marked` makes tokens of it. InputError for a tokenizer without a template, TemplateError if
     it fails or takes too much time or memory: it runs in a process of its own.
 
-    variables: further ones for the template.
+    The content of a message is a text or a list of parts ({"type": "text", "text": ...}); a template that reads only
+    one of the two gets that one. variables: further ones for the template.
     """
     if tokenizer.chat_template is None:
         raise InputError("the model has no chat template", f"put its {CHAT} beside its tokenizer.json")
     values = {"tools": None, "documents": None, "bos_token": "", **tokenizer.named_tokens, **(variables or {})}
-    values |= {"messages": messages, "add_generation_prompt": answer}
+    values |= {"messages": [_complete(each) for each in messages], "add_generation_prompt": answer}
     return WORKERS.render(tokenizer.chat_template, values)
+
+
+def _complete(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message as transformers gives it to templates: without keys that are null, and the reasoning under each of
+    its two names."""
+    message = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((message[name] for name in REASONING if name in message), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def render_trusted(source: str, messages: Messages, *, answer: bool = True) -> str:

@@ -72,6 +72,9 @@ class Dict:
 def render(source: str, variables: Mapping[str, Any], limit: int) -> str:
     """The text. ValueError if it has more than `limit` characters or is not Unicode."""
     pieces, size = [], 0
+    if isinstance(messages := variables.get("messages"), list):
+        reads_parts, reads_text = _content_forms(source)
+        variables = {**variables, "messages": [_in_form(each, reads_parts, reads_text) for each in messages]}
     for piece in _compiled(source).generate(**variables):
         pieces.append(piece)
         size += len(piece)
@@ -100,6 +103,43 @@ def explain(error: Exception) -> str:
 @lru_cache(16)
 def _compiled(source: str) -> jinja2.Template:
     return _environment().from_string(source)
+
+
+@lru_cache(16)
+def _content_forms(source: str) -> tuple[bool, bool]:
+    """Whether a template reads a message's content as a list of parts (it has a loop over it), and whether as a text
+    (it has no such loop, or asks whether it is a string)."""
+    tree = _environment().parse(source)
+    names = {"content"}  # of macros' arguments, for one
+
+    def is_content(node: jinja2.nodes.Node) -> bool:
+        match node:
+            case jinja2.nodes.Name(name=name):
+                return name in names
+            case jinja2.nodes.Getattr(attr="content") | jinja2.nodes.Getitem(arg=jinja2.nodes.Const(value="content")):
+                return True
+            case jinja2.nodes.Filter(node=jinja2.nodes.Node() as inner):
+                return is_content(inner)
+        return False
+
+    for assignment in tree.find_all(jinja2.nodes.Assign):
+        if isinstance(assignment.target, jinja2.nodes.Name) and is_content(assignment.node):
+            names.add(assignment.target.name)
+    reads_parts = any(is_content(loop.iter) for loop in tree.find_all(jinja2.nodes.For))
+    tests = (test for test in tree.find_all(jinja2.nodes.Test) if test.name == "string")
+    return reads_parts, not reads_parts or any(is_content(test.node) for test in tests)
+
+
+def _in_form(message: Any, reads_parts: bool, reads_text: bool) -> Any:
+    """The message with its content as the template reads it. Parts of text become one text with a line each."""
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, str) and not reads_text:
+        return {**message, "content": [{"type": "text", "text": content}]}
+    if isinstance(content, list) and not reads_parts:
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        if all(isinstance(text, str) for text in texts):
+            return {**message, "content": "\n".join(texts)}
+    return message
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -95,6 +95,13 @@ class Tokenizer(ABC):
         """The tokens of `text` in which special tokens are written out, as chat templates write them."""
         return self.encode(text)
 
+    def encode_after(self, before: str, text: str) -> list[int]:
+        """The tokens of `text`, special ones written out, where it follows the text `before`: no space is put in front
+        of it as in front of a whole text, and a special token before it may take its white space."""
+        head = self.encode_marked(before)
+        whole = self.encode_marked(before + text)
+        return whole[len(head) :] if whole[: len(head)] == head else self.encode_marked(text)
+
     @abstractmethod
     def spelling(self, token: int) -> str:
         """What a token, special or not, is called in the vocabulary."""
@@ -268,6 +275,10 @@ class FileTokenizer(Tokenizer):
     @cached_property
     def adds_space(self) -> bool:  # type: ignore[override]
         return self.bytes_of(self.encode("a")).startswith(b" ")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """As the library decodes a whole text, which may join pieces in its own way."""
+        return self._inner.decode([i for i in ids if i != self.end], skip_special_tokens=True)
 
     def decode_marked(self, ids: Iterable[int]) -> str:
         """An added token ends a section, and a space may be added before each section."""

@@ -210,4 +210,5 @@ def _vocabulary(tokenizer: Tokenizer, vocab: int) -> Any:
         from llguidance import LLTokenizer, TokenizerWrapper
     except ImportError:
         raise InputError("JSON schemas and grammars need the library llguidance", INSTALL_HINT) from None
-    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocab)), n_vocab=vocab)
+    ends = [tokenizer.end, *sorted(end for end in tokenizer.stops if end < vocab)]
+    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocab)), n_vocab=vocab, eos_token=ends)

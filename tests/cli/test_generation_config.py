@@ -47,8 +47,11 @@ def test_generate(synthe: Run, greedy: Path) -> None:
 
 def test_chat(synthe: Run, greedy: Path, tmp_path: Path) -> None:
     arguments = ("chat", greedy, "--json", "--sessions", tmp_path)
-    (row,) = (json.loads(line) for line in synthe(*arguments, stdin="hello\n").stdout.splitlines())
+    done = synthe(*arguments, stdin="hello\n")
+    (row,) = (json.loads(line) for line in done.stdout.splitlines())
+    assert SHOWN in done.stderr
     explicit = synthe(*arguments, "--generation-config", "none", "-t", 0, "-n", 5, stdin="hello\n")
+    assert SHOWN not in explicit.stderr
     assert json.loads(explicit.stdout)["text"] == row["text"] and row["tokens"] <= 5
 
 

@@ -224,3 +224,15 @@ def test_the_hint_to_simplify_is_for_what_is_too_much(kind: str, text: str, says
     with pytest.raises(InputError, match=says) as caught:
         compile_grammar(ByteTokenizer(), 257, Grammar(kind, text))  # type: ignore[arg-type]
     assert (caught.value.hint is not None) == simpler
+
+
+def test_every_end_token_ends_the_text() -> None:
+    several = ByteTokenizer()
+    several.stops = frozenset({1, 7})
+    for constraint in (
+        compile_grammar(several, 300, Grammar("regex", "ab*")),
+        compile_json_schema(several, 300, {"type": "integer"}),
+    ):
+        constraint.accept(ord("a" if constraint._name == "regular expression" else "3"))
+        allowed = constraint.allowed_tokens()
+        assert allowed[[1, 7, several.end]].all() and not allowed[[2, 299]].any()

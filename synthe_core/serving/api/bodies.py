@@ -90,7 +90,9 @@ class GenerationBody(StructuredBody):
     truncate_prompt_tokens: Int | None = Field(
         None, ge=-1, lt=2**31, description="read that many tokens of the prompt's end; -1 for as many as fit"
     )
-    add_special_tokens: bool | None = Field(None, description="add the begin token; true by default")
+    add_special_tokens: bool | None = Field(
+        None, description="add the begin token; by default to a text, and not to messages by a chat template"
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = Field(None, description="without effect unless stream is true")
     session: SessionId | None = Field(None, description="continue this conversation, and save it")
@@ -212,7 +214,9 @@ class Tokenize(Body):
     model: Name | None = Field(None, description="the first served model by default")
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
-    add_special_tokens: bool | None = Field(None, description="add the begin token; true by default")
+    add_special_tokens: bool | None = Field(
+        None, description="add the begin token; by default to a text, and not to messages by a chat template"
+    )
     add_generation_prompt: bool | None = Field(None, description="add the start of the reply; true by default")
     continue_final_message: bool | None = Field(None, description="leave the last message open")
     chat_template_kwargs: TemplateValues | None = Field(None, description="values for the model's chat template")

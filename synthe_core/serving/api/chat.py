@@ -32,7 +32,7 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
     tails = prompts.tails_of(api, served, call.owner, body.session) if continues else None
     reading = prompts.Reading(
         truncated_to=body.truncate_prompt_tokens,
-        begins=body.add_special_tokens is not False,
+        begins=body.add_special_tokens,
         answer=body.add_generation_prompt is not False,
         continues=bool(body.continue_final_message),
         values=body.template_values,

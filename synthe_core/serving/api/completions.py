@@ -34,7 +34,7 @@ async def completions(api: Api, call: Call, body: bodies.Completion) -> Response
     texts = several(body.prompt)
     check_counts(api, body, len(texts))
     continues = api.has_session(body.session, call.owner)
-    reading = prompts.Reading(body.truncate_prompt_tokens, begins=body.add_special_tokens is not False)
+    reading = prompts.Reading(body.truncate_prompt_tokens, begins=body.add_special_tokens)
     read = [await prompts.completion(api, served, text, reading, continues=continues) for text in texts]
     note_prompts(api, [prompt.text for prompt in read])
     counts = [output_limit(api, call, served, body, len(prompt.tokens), DEFAULT_COUNT) for prompt in read]

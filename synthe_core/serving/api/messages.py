@@ -85,7 +85,9 @@ class Message(Body):
     SYNONYMS: ClassVar = {"text": "content", "message": "content", "parts": "content"}
 
     role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_role)]
-    content: Content | None = Field(None, description="a text or parts, which are joined by line breaks")
+    content: Content | None = Field(
+        None, description="a text or parts, which are joined by line breaks if the chat template reads none"
+    )
     name: Text | None = Field(None, description="ignored")
     refusal: str | None = Field(None, description="the text of a message without content")
     reasoning_content: str | None = Field(None, description="given to the model's chat template")
@@ -97,15 +99,12 @@ class Message(Body):
             raise field_error("content", f"a message of the {self.role} needs one")
         return self
 
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
-        return self.content or self.refusal or ""
-
-    def turn(self) -> dict[str, str]:
+    def turn(self) -> dict[str, Any]:
         """The message as chat templates read it."""
-        turn = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        content: Any = self.content or self.refusal or ""
+        if isinstance(content, list):
+            content = [{"type": "text", "text": part.text} for part in content]
+        turn = {"role": "system" if self.role == "developer" else self.role, "content": content}
         if reasoning := self.reasoning_content or self.reasoning:
             turn["reasoning_content"] = reasoning
         return turn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -46,14 +46,15 @@ class Reading:
     """How a prompt is read.
 
     truncated_to: the number of tokens of its end that are read, -1 for as many as fit; None for all.
-    begins:       whether it begins with the model's begin token.
+    begins:       whether it begins with the model's begin token; None for what is usual: a text does, and messages by a
+                  chat template, which writes the token itself, do not.
     answer:       whether the beginning of a reply follows the messages.
     continues:    whether the last message is left open, for the model to continue.
     values:       for the chat template.
     """
 
     truncated_to: int | None = None
-    begins: bool = True
+    begins: bool | None = None
     answer: bool = True
     continues: bool = False
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -68,16 +69,18 @@ def marked(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 async def encoded(
-    api: Api, served: LoadedModel, text: str, *, plain: bool = False, truncated: bool = False
+    api: Api, served: LoadedModel, text: str, *, plain: bool = False, truncated: bool = False, before: str = ""
 ) -> list[int]:
-    """The tokens of a text. With `plain`, special tokens in it are read as text. With `truncated`, a text that is much
-    too long is read from somewhere in its middle on."""
+    """The tokens of a text that follows the text `before`. With `plain`, special tokens in it are read as text. With
+    `truncated`, a text that is much too long is read from somewhere in its middle on."""
     tokenizer = served.tokenizer
     most = api.settings.max_prompt * max(1, int(tokenizer.widths.max()))
     if len(text) > most and not truncated:
         raise _too_long(api)  # without counting
     text = text[-2 * most :]
-    work = tokenizer.encode if plain else lambda whole: marked(tokenizer, whole)
+    work: Callable[[str], list[int]] = tokenizer.encode
+    if not plain:
+        work = partial(tokenizer.encode_after, before) if before else partial(marked, tokenizer)
     tokens = work(text) if len(text) <= MAX_INLINE else await api.tokenize(lambda: work(text))
     return list(tokens)
 
@@ -96,7 +99,7 @@ async def completion(
         return Prompt(_fitting(api, served, prompt, reading))
     tokens = await encoded(api, served, prompt, truncated=reading.truncated_to is not None)
     if not continues:
-        begin = served.tokenizer.begin if reading.begins else None
+        begin = served.tokenizer.begin if reading.begins is not False else None
         tokens = ([] if begin is None else [begin]) + tokens or [served.tokenizer.end]
     fitting = _fitting(api, served, tokens, reading)
     return Prompt(fitting, prompt if reading.truncated_to is None else None)
@@ -117,12 +120,14 @@ async def conversation(
     tokenizer = served.tokenizer
     plain = tokenizer.chat_template is None
     turns = [each.turn() for each in messages]
+    before = ""
     if tails is None:
         text = await _rendered(api, served, turns, reading)
     else:
-        text = await _continuation(api, served, turns, tails, reading)
-    tokens = await encoded(api, served, text, plain=plain, truncated=reading.truncated_to is not None)
-    begin = tokenizer.begin if reading.begins else None
+        before, text = await _continuation(api, served, turns, tails, reading)
+    truncated = reading.truncated_to is not None
+    tokens = await encoded(api, served, text, plain=plain, truncated=truncated, before=before)
+    begin = tokenizer.begin if (plain if reading.begins is None else reading.begins) else None
     if tails is None and begin is not None and tokens[:1] != [begin]:
         tokens = [begin, *tokens]
     return Prompt(_fitting(api, served, tokens, reading), text, (PLAIN_STOP,) if plain else ())
@@ -134,22 +139,33 @@ def tails_of(api: Api, served: LoadedModel, owner: str, session: str | None) -> 
     return [served.tokenizer.spelling(end) for end in served.tokenizer.ends] if tail is None else [tail]
 
 
-async def _rendered(api: Api, served: LoadedModel, messages: Sequence[dict[str, str]], reading: Reading) -> str:
+async def _rendered(api: Api, served: LoadedModel, messages: Sequence[dict[str, Any]], reading: Reading) -> str:
     """The text of messages, outside the event loop. A model renders one prompt at a time, so that one whose template
     is slow delays no other."""
     answer = reading.answer and not reading.continues
     if reading.continues:
         *before, last = messages
-        messages = [*before, last | {"content": last["content"] + OPEN}]
+        messages = [*before, last | {"content": _opened(last["content"])}]
     if served.tokenizer.chat_template is None:
         text = chat.render_trusted(PLAIN, messages, answer=answer)
     else:
         text = await _rendered_by_model(api, served, messages, answer, reading.values)
-    return text.partition(OPEN)[0] if reading.continues else text
+    if not reading.continues:
+        return text
+    text, mark, rest = text.rpartition(OPEN)
+    return text if rest.startswith(" ") or not mark else text.rstrip()  # as transformers: it trims the message
+
+
+def _opened(content: str | list[dict[str, str]]) -> str | list[dict[str, str]]:
+    """The content of a message that is to be continued, with a mark where it ends."""
+    if isinstance(content, str):
+        return content + OPEN + " "
+    *before, last = content
+    return [*before, last | {"text": last["text"] + OPEN + " "}]
 
 
 async def _rendered_by_model(
-    api: Api, served: LoadedModel, messages: Sequence[dict[str, str]], answer: bool, values: Mapping[str, Any]
+    api: Api, served: LoadedModel, messages: Sequence[dict[str, Any]], answer: bool, values: Mapping[str, Any]
 ) -> str:
     work = partial(chat.render, served.tokenizer, messages, answer=answer, variables=values)
     async with api.template_locks[served.name]:
@@ -167,17 +183,18 @@ OPEN = "\N{OGHAM LETTER LUIS}" * 4
 
 
 async def _continuation(
-    api: Api, served: LoadedModel, messages: Sequence[dict[str, str]], tails: Sequence[str], reading: Reading
-) -> str:
+    api: Api, served: LoadedModel, messages: Sequence[dict[str, Any]], tails: Sequence[str], reading: Reading
+) -> tuple[str, str]:
     """What comes after the model's own last message: the rendering of a conversation around them, from there on. What
     the model has begun of it itself, with which its text ends (one of `tails`), is not repeated: its end of turn, a
-    stop string."""
+    stop string. It is the first of the two texts, or a line break."""
     before = [{"role": "user", "content": "."}, {"role": "assistant", "content": MARK}]
     _, separator, rest = (await _rendered(api, served, [*before, *messages], reading)).partition(MARK)
     if not separator:  # the template drops older messages
-        return await _rendered(api, served, messages, reading)
+        return "", await _rendered(api, served, messages, reading)
     sizes = (n for tail in tails for n in range(min(len(tail), len(rest)), 0, -1) if tail.endswith(rest[:n]))
-    return rest[max(sizes, default=0) :]
+    size = max(sizes, default=0)
+    return rest[:size] or "\n", rest[size:]
 
 
 def _fitting(api: Api, served: LoadedModel, tokens: Sequence[int], reading: Reading) -> tuple[int, ...]:

@@ -23,10 +23,9 @@ from synthe_core.serving.api.response_format import json_response
 
 async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
     served = api.served(body.model, call.owner)
-    begins = body.add_special_tokens is not False
     if body.messages is not None:
         reading = prompts.Reading(
-            begins=begins,
+            begins=body.add_special_tokens,
             answer=body.add_generation_prompt is not False,
             continues=bool(body.continue_final_message),
             values=body.chat_template_kwargs or {},
@@ -34,7 +33,7 @@ async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
         tokens = list((await prompts.conversation(api, served, body.messages, reading)).tokens)
     else:
         tokens = await prompts.encoded(api, served, body.prompt or "")
-        if begins and served.tokenizer.begin is not None:
+        if body.add_special_tokens is not False and served.tokenizer.begin is not None:
             tokens = [served.tokenizer.begin, *tokens]
     response: dict[str, Any] = {"count": len(tokens), "max_model_len": api.max_length(served), "tokens": tokens}
     if body.return_token_strs:
@@ -77,7 +76,7 @@ async def tokenizer_info(api: Api, call: Call, body: None) -> Response:
 async def embeddings(api: Api, call: Call, body: bodies.Embedding) -> Response:
     """The mean over a text's tokens of the last block's output, as a vector of length 1."""
     served = api.served(body.model, call.owner)
-    reading = prompts.Reading(body.truncate_prompt_tokens, begins=body.add_special_tokens is not False)
+    reading = prompts.Reading(body.truncate_prompt_tokens, begins=body.add_special_tokens)
     read = [(await prompts.completion(api, served, text, reading)).tokens for text in several(body.input)]
     count = sum(map(len, read))
     if len(read) > api.settings.max_texts:

@@ -137,7 +137,7 @@ def test_the_template_gets_its_values(ask: Any, engine: Any, monkeypatch: Any) -
     assert prompt(USER, chat_template_kwargs={"mood": "calm "}) == "calm [user:hi]>"
     assert prompt(USER, add_generation_prompt=False) == "[user:hi]"
     assert prompt(USER, reply) == "[user:hi][assistant:because so]>"
-    assert prompt(USER, reply, continue_final_message=True) == "[user:hi][assistant:because so "
+    assert prompt(USER, reply, continue_final_message=True) == "[user:hi][assistant:because so"
     body = {"model": "chatty", "messages": [USER], "max_tokens": 1}
     used = client.post(
         "/v1/chat/completions", json={**body, "reasoning_effort": "low", "chat_template_kwargs": {"mood": "x"}}
