@@ -136,8 +136,8 @@ def _in_form(message: Any, reads_parts: bool, reads_text: bool) -> Any:
     if isinstance(content, str) and not reads_text:
         return {**message, "content": [{"type": "text", "text": content}]}
     if isinstance(content, list) and not reads_parts:
-        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if all(isinstance(text, str) for text in texts):
+        texts = [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+        if len(texts) == len(content):
             return {**message, "content": "\n".join(texts)}
     return message
 

@@ -62,7 +62,7 @@ def test_a_session_reads_what_the_whole_conversation_reads(tmp_path: Path, name:
         for text in ("\n<|im_start|>user\n hé", "a b", "  x", "\n\nx", "<|im_start|>", ""):
             whole = tokenizer.encode_marked(f"so{end}{text}")
             assert tokenizer.encode_marked(f"so{end}") + tokenizer.encode_after(end, text) == whole
-    if name != "roberta":  # whose first line break takes a space
+    if name not in ("roberta", "wordpiece"):  # whose words begin with a space
         assert tokenizer.bytes_of(tokenizer.encode_after("\n", "a")) == b"a"
 
 
