@@ -30,6 +30,8 @@ def page() -> str:
             "Every `type` that `model.block` takes. Parameters and state are those of one learner with its default "
             f"keys at width {WIDTH}. State is in bytes for one sequence; a state that grows is that after "
             f"{TOKENS[1]:,} tokens. Shape letters: B batch rows, T time, D width, H heads, K key size, V value size.\n",
+            "Every learner also takes `residual`, which says how the block adds it to the stream: "
+            "[ResidualSpec](recipe.md#residualspec).\n",
             table(["type", "equation", "parameters", "state", "source"], rows),
             *sections,
         ]
@@ -52,4 +54,6 @@ def _section(name: str, learner: Any) -> str:
     schema = learner.Config.model_json_schema()
     signals = learner.publishes(learner.Config())
     notes = f"\nPublishes with its default keys: {', '.join(f'`{each}`' for each in signals)}.\n" if signals else ""
-    return f"## {name}\n\n{prose(learner)}{notes}\n{keys(schema, recipe.links('recipe.md'), without=('type',))}"
+    return (
+        f"## {name}\n\n{prose(learner)}{notes}\n{keys(schema, recipe.links('recipe.md'), without=('type', 'residual'))}"
+    )

@@ -68,6 +68,8 @@ def _first_and_code(text: str) -> str:
 
 
 def _with_learners(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a model in which `block` is a list of learners, each described on its own page."""
-    block = {**schema["properties"]["block"], "items": {"enum": list(LAYERS)}}
+    """The schema of a model in which `block` is a list of learners, each described on its own page, or several."""
+    learners = {"type": "array", "items": {"enum": list(LAYERS)}}
+    kinds = {"anyOf": [learners, {"const": "a list of such lists"}]}
+    block = {"description": schema["properties"]["block"]["description"], **kinds}
     return {**schema, "properties": {**schema["properties"], "block": block}}

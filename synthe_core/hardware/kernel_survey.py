@@ -12,7 +12,8 @@ from synthe_core.errors import SyntheError
 from synthe_core.layers import LAYERS
 from synthe_core.layers.learner import Spec
 from synthe_core.model.classifier import build_model
-from synthe_core.model.language_model import ClassifySpec, LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ClassifySpec, ModelSpec
 from synthe_core.ops.dispatch import OPS, Call, Choice, Op, record_ops
 
 WIDTH, TIME, VOCAB = 512, 512, 256

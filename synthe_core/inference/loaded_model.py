@@ -89,7 +89,7 @@ class LoadedModel:
             checkpoint.path,
             checkpoint.digest,
             int(checkpoint.path.stat().st_mtime),
-            max_length=checkpoint.published.get("context"),
+            max_length=_shorter(checkpoint.published.get("context"), checkpoint.recipe.model.positions),
             base_digests=checkpoint.base_digests,
             context=context,
         )
@@ -206,3 +206,8 @@ class LoadedModel:
         adapter = self.read_adapter(path)
         self.check_adapter(adapter, path)
         self.adapters[name] = adapter
+
+
+def _shorter(*limits: int | None) -> int | None:
+    """The least of the limits that there are."""
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,12 +11,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from synthe_core.data.spec import DataSpec
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Notice
 from synthe_core.hardware.probe import probe
+from synthe_core.interop.huggingface.families import plan
+from synthe_core.interop.huggingface.families.plan import Origin, Plan
 from synthe_core.interop.huggingface.published import Config, check_depth, check_widths
-from synthe_core.interop.huggingface.weight_maps import Plan, plan, tied_by_default
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint.weights import weights
 from synthe_core.storage.finite import check_finite
@@ -65,7 +67,7 @@ class ConvertedModel:
         check_depth(published.config, sum(1 for _ in published))
         check_widths(published.config, max((side for name in published for side in published.shape(name)), default=0))
         self.layout: Plan = plan(published.config)
-        self.vocab = published.config.size("vocab_size")
+        self.vocab = self.layout.vocab
         self.tie = _is_tied(published, self.layout)
         self.architecture = str(published.config.values["architectures"][0])
         self.name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", _stem(published.path)).lstrip("._-") or "imported"
@@ -80,18 +82,24 @@ class ConvertedModel:
         values = {
             "name": self.name,
             "description": f"{self.architecture}, imported from {self.published.path}",
-            "model": self.layout.model(self.published.config.size("hidden_size"), self.tie),
-            "data": {} if tokenizer is None else {"tokenizer": str(tokenizer)},
+            "model": self.layout.model(self.tie),
+            "data": self._data(tokenizer),
             "train": FINE_TUNING,
         }
         return Recipe.from_source(YamlSource(str(self.published.path), values, {}))
+
+    def _data(self, tokenizer: Path | None) -> dict[str, Any]:
+        """The `data` of its recipe: sequences as long as usual, or as the model's positions reach."""
+        positions = self.layout.options.get("positions", DataSpec().sequence)
+        data: dict[str, Any] = {"sequence": min(positions, DataSpec().sequence)}
+        return data if tokenizer is None else data | {"tokenizer": str(tokenizer)}
 
     @cached_property
     def tensors(self) -> ConvertedTensors:
         """Our tensors. InputError if the published model has a tensor that none of ours is made of."""
         own = weights(self.recipe(None).meta_model(self.vocab))
-        tensors = ConvertedTensors(self.published, self.layout.sources(self.tie), own)
-        unused = tensors.unused() - ({self.layout.head} if self.tie else set())
+        tensors = ConvertedTensors(self.published, self.layout.origins(self.tie), own)
+        unused = tensors.unused(self.layout.ignored) - ({self.layout.head} if self.tie else set())
         if unused:
             raise InputError(
                 f"{self.published.path} has a tensor {min(unused)}, which {self.architecture} has not by its config",
@@ -119,56 +127,66 @@ class ConvertedModel:
 class ConvertedTensors(Mapping[str, Tensor]):
     """Our tensors, each made of published ones when it is read. InputError if one is missing or has another shape."""
 
-    def __init__(
-        self, published: PublishedModel, sources: dict[str, tuple[str, ...]], own: Mapping[str, Tensor]
-    ) -> None:
-        self._published, self._sources = published, sources
-        assert sources.keys() == own.keys(), sources.keys() ^ own.keys()
+    def __init__(self, published: PublishedModel, origins: dict[str, Origin], own: Mapping[str, Tensor]) -> None:
+        self._published, self._origins = published, origins
+        assert origins.keys() == own.keys(), origins.keys() ^ own.keys()
         self._shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
         kinds: set[str] = set()
-        for name, theirs in sources.items():
-            for tensor in theirs:
+        for name, origin in origins.items():
+            for tensor in origin.names:
                 if tensor not in published:
                     raise InputError(
                         f"{published.path} has no tensor {tensor}, which its config asks for",
                         "fetch every file of the model",
                     )
                 kinds.add(published.stored_as(tensor))
-            self._check(theirs, list(own[name].shape))
+            self._check(origin, own[name].shape)
         self.dtypes = "/".join(sorted(kinds, key=lambda kind: (-WIDTHS.get(kind, 0), kind)))
         self.count = sum(tensor.numel() for tensor in own.values())
         self.nbytes = self.count * torch.float32.itemsize
 
-    def _check(self, theirs: Iterable[str], expected: list[int]) -> None:
-        shapes = [self._published.shape(tensor) for tensor in theirs]
-        rows = sum(shape[0] if shape else 0 for shape in shapes)
-        if any(shape[1:] != expected[1:] for shape in shapes) or rows != expected[0]:
-            actual = ", ".join(f"{tensor} {shape}" for tensor, shape in zip(theirs, shapes, strict=True))
-            together = " together" if len(shapes) > 1 else ""
-            raise InputError(
-                f"{self._published.path} has {actual}, and by its config that should be {expected}{together}",
-                "config and weights are of two models",
-            )
+    def _check(self, origin: Origin, expected: torch.Size) -> None:
+        shapes = [self._published.shape(tensor) for tensor in origin.names]
+        try:
+            made = _make(origin, [torch.empty(shape, device="meta") for shape in shapes]).shape
+        except (RuntimeError, IndexError, ValueError):
+            made = None
+        if made != expected:
+            actual = ", ".join(f"{tensor} {shape}" for tensor, shape in zip(origin.names, shapes, strict=True))
+            should = f"and by its config that should be {list(expected)}{' together' if len(shapes) > 1 else ''}"
+            if origin.make is not None:
+                should = f"of which its config makes a tensor {list(expected)}"
+            raise InputError(f"{self._published.path} has {actual}, {should}", "config and weights are of two models")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
         return self._shapes[name]
 
-    def unused(self) -> set[str]:
-        """The published tensors that no tensor of ours is made of."""
-        used = {tensor for theirs in self._sources.values() for tensor in theirs}
-        return {tensor for tensor in self._published if tensor not in used and not IGNORED.search(tensor)}
+    def unused(self, ignored: str | None) -> set[str]:
+        """The published tensors that no tensor of ours is made of, except for names with the pattern `ignored`."""
+        used = {tensor for origin in self._origins.values() for tensor in origin.names}
+        rest = {tensor for tensor in self._published if tensor not in used and not IGNORED.search(tensor)}
+        return rest if ignored is None else {tensor for tensor in rest if not re.search(ignored, tensor)}
 
     def __getitem__(self, name: str) -> Tensor:
         path = self._published.path
-        parts = [check_finite(each, self._published[each], path).to(torch.float32) for each in self._sources[name]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        origin = self._origins[name]
+        return _make(
+            origin, [check_finite(each, self._published[each], path).to(torch.float32) for each in origin.names]
+        )
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._sources)
+        return iter(self._origins)
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return len(self._origins)
+
+
+def _make(origin: Origin, parts: list[Tensor]) -> Tensor:
+    """Our tensor, of the published ones."""
+    if origin.make is not None:
+        return origin.make(*parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _stem(path: Path) -> str:
@@ -177,7 +195,7 @@ def _stem(path: Path) -> str:
 
 def _is_tied(published: PublishedModel, layout: Plan) -> bool:
     """Whether embedding and head share a matrix: as the config says, unless there are two that differ."""
-    if not tied_by_default(published.config):
+    if not layout.tie:
         return False
     if layout.head not in published or layout.embedding not in published:
         return True

@@ -8,8 +8,8 @@ import torch
 
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.interop.huggingface import transformers_model
+from synthe_core.interop.huggingface.families import plan
 from synthe_core.interop.huggingface.published import Published, UnsupportedModel, check_depth
-from synthe_core.interop.huggingface.weight_maps import plan
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.path_format import format_of
 

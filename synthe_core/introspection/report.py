@@ -235,7 +235,7 @@ def facts(model: LanguageModel, observed: Observation) -> dict[str, Any]:
         "sparsity": 1 - active / total,
         "blocks": model.spec.blocks,
         "width": model.spec.width,
-        "learners": [entry["type"] for entry in model.spec.model_dump()["block"]],
+        "learners": [spec.type for spec in model.spec.learners],  # type: ignore[attr-defined]
         "state_bytes": model.state_bytes(len(observed.tokens)),
         "tokens": len(observed.tokens),
     }

@@ -62,7 +62,7 @@ def parse(entry: Any) -> Any:
     try:
         return config.model_validate(entry)
     except ValidationError as error:
-        keys = list(config.model_fields)
+        keys = sorted(config.model_fields, key=lambda key: key == "residual")  # last: all have it
         context = {"count": error.error_count(), "nested": error, "keys": keys}
         raise PydanticCustomError("nested", "{count} errors", context) from None
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.adapter_batch import select_rows
 from synthe_core.layers.conditional_gate import Condition, ConditionalGate, SelectedTokens
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.rope import Scaling, rotary_angles
 from synthe_core.layers.trace import Emission, schema
@@ -46,7 +46,7 @@ class Attention(Learner[AttentionState]):
     Sources: Vaswani et al. 2017; RoPE: Su et al. 2021; GQA: Ainslie et al. 2023; query-key norm: Henry et al. 2020.
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["attention"] = "attention"
         heads: int = Field(8, ge=1)
         kv_heads: int | None = Field(None, ge=1, description="key/value heads; default as many as heads")

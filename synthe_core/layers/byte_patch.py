@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import matrix_size, project_in
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.silu_gate import silu_gate
@@ -34,7 +34,7 @@ class BytePatch(Learner[BytePatchState]):
     the norm after it are those of TLM's byte-latent encoder.
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["byte_patch"] = "byte_patch"
         stride: int = Field(4, ge=1, description="tokens a patch")
         taps: int = Field(6, ge=1, description="tokens that a patch's latent is made of, neighbours included")

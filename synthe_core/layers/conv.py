@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_out
 from synthe_core.ops.short_conv import MAX_TAPS, short_conv, with_history
 
@@ -20,7 +20,7 @@ class Conv(Learner[Tensor]):
     which recall needs. Source: Arora et al. 2023, "Zoology" (BaseConv).
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["conv"] = "conv"
         taps: int = Field(4, ge=2, le=MAX_TAPS, description="tokens that each output sees, itself included")
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid, silu, softplus
@@ -58,7 +58,7 @@ class Delta(Learner[DeltaState]):
     Siems et al. 2025 (DeltaProduct: several steps).
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["delta"] = "delta"
         heads: int = Field(8, ge=1)
         key_size: int | None = Field(None, ge=1, description="size of a head's keys; default width / heads")

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError
 from synthe_core.layers.adapter_batch import per_adapter
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.dispatch import compute_dtype
 from synthe_core.ops.expert_mlp import expert_mlp
 
 
-class PoolSpec(Spec):
+class PoolSpec(LearnerConfig):
     """The settings of a pool of experts."""
 
     experts: int = Field(8, ge=2, description="how many experts there are")

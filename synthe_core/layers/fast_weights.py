@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid
@@ -39,7 +39,7 @@ class FastWeights(Learner[FastWeightsState]):
     (strength 0.1 times a gate per head, read before write; no `qk_norm`).
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["fast_weights"] = "fast_weights"
         heads: int = Field(8, ge=1)
         key_size: int | None = Field(None, ge=1, description="size of a head's keys; default width / heads")

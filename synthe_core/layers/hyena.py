@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError
 from synthe_core.layers.adapter_batch import per_adapter
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.linear import linear
@@ -51,7 +51,7 @@ class Hyena(Learner[HyenaState]):
     Source: Poli et al. 2023 (order 2), with the windows of its code.
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["hyena"] = "hyena"
         length: int = Field(1024, ge=2, description="tokens that the filter reaches back over, the present included")
         filter_width: int = Field(64, ge=1, description="hidden units of the network that computes the filter")

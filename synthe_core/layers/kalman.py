@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
@@ -48,7 +48,7 @@ class Kalman(Learner[KalmanState]):
     Sources: Kalman 1960; Särkkä & García-Fernández 2020 for the parallel form.
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["kalman"] = "kalman"
         rank: int | None = Field(None, ge=1, description="channels filtered; default the width")
         every: int = Field(1, ge=1, description="measure at every K-th position only")

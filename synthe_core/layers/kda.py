@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.mamba import convolve, initial_dt_bias
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
@@ -40,7 +40,7 @@ class KDA(Learner[KDAState]):
     Source: Kimi Team 2025 (Kimi Linear).
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["kda"] = "kda"
         heads: int = Field(8, ge=1)
         key_size: int | None = Field(None, ge=1, description="size of a head's keys; default width / heads")

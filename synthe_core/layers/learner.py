@@ -8,10 +8,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
@@ -47,6 +54,39 @@ class Spec(BaseModel):
 def _takes(annotation: Any, *kinds: Any) -> bool:
     """Whether one of `kinds` is part of an annotation."""
     return annotation in kinds or any(_takes(each, *kinds) for each in get_args(annotation))
+
+
+class ResidualSpec(Spec):
+    """How a block adds a learner f to the stream x: x' = skip · x + scale · f(norm(x)).
+
+    Sources: norms after a learner: Liu et al. 2021 (Swin V2), Team OLMo 2024; before and after: Ding et al. 2021
+    (Sandwich-LN); learners side by side: Wang & Komatsuzaki 2021 (GPT-J).
+    """
+
+    norm: Literal["pre", "post", "both", "shared", "stream"] = Field(
+        "pre",
+        description="pre: of what the learner reads; post: of what it adds; both; shared: it reads the normalised "
+        "stream of the learner before it; stream: as pre, and the learner is added to the normalised stream",
+    )
+    parallel: bool = Field(False, description="read the stream that the learner before it reads, not the one after it")
+    input_scale: float = Field(1.0, description="what its input is multiplied by, after the norm")
+    scale: float = Field(1.0, description="what its output is multiplied by")
+    skip: float = Field(1.0, description="what the stream is multiplied by before the learner's output is added")
+
+
+class LearnerConfig(Spec):
+    """Base of the learners' configurations."""
+
+    residual: ResidualSpec | None = Field(
+        None, description="how the block adds the learner to the stream; null: behind one norm, unscaled"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_residual(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Its keys, the residual last, and only where it is not the usual one."""
+        written: dict[str, Any] = values(self)
+        residual = written.pop("residual", None)
+        return written if residual is None else written | {"residual": residual}
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import Linear, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import softplus
@@ -40,7 +40,7 @@ class Mamba(Learner[MambaState]):
     Source: Gu & Dao 2023, "Mamba: Linear-time sequence modeling with selective state spaces".
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["mamba"] = "mamba"
         state_size: int = Field(16, ge=1, description="numbers of state in every channel")
         expand: int = Field(2, ge=1, description="channels, as a multiple of the width")

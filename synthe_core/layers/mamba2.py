@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.mamba import MambaState, convolve, initial_dt_bias
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
@@ -37,7 +37,7 @@ class Mamba2(Learner[MambaState]):
     space duality".
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["mamba2"] = "mamba2"
         state_size: int = Field(64, ge=1, description="rows of a head's state; the published models have 128")
         head_size: int = Field(64, ge=1, description="channels a head")

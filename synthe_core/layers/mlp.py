@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.ops.swiglu import swiglu
 
@@ -15,7 +15,7 @@ from synthe_core.ops.swiglu import swiglu
 class MLP(Learner[tuple[()]]):
     """y = W_out (silu(W_g x) * W_u x), x [B, T, D], no state. Source: Shazeer 2020, "GLU variants"."""
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["mlp"] = "mlp"
         hidden: int | None = Field(None, ge=1, description="inner width; default 8/3 of the width, rounded up to 32")
         bias: bool = Field(False, description="learned biases, as some published transformers have")

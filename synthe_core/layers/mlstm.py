@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid
@@ -45,7 +45,7 @@ class MLSTM(Learner[MLSTMState]):
     15, gates without weights at first, no convolution; their input bias is -10, their forget bias 3 to 6).
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["mlstm"] = "mlstm"
         heads: int = Field(4, ge=1)
         key_size: int | None = Field(None, ge=1, description="size of a head's keys; default half of width / heads")

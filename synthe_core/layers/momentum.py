@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid
@@ -35,7 +35,7 @@ class Momentum(Learner[MomentumState]):
     timescales 1 / (1 - a) spread evenly in their logarithm. Padding is a = 1. Raises InputError if no channel is left.
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["momentum"] = "momentum"
         expand: float = Field(1.0, gt=0, description="channels averaged, as a multiple of the width")
         gate: bool = Field(True, description="gate the average by silu of a projection of the input")

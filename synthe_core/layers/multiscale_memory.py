@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from synthe_core import state as states
 from synthe_core.errors import InputError
 from synthe_core.layers import LAYERS, build, parse
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass, Spec
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.slow_tiers import SpanTier, SummaryItems, SummaryTier, TierOutput
 from synthe_core.layers.test_time import TTT
@@ -89,7 +89,7 @@ class MultiscaleMemory(Learner[MultiscaleState]):
     Sources: Koutník et al. 2014 (clocks), Perez et al. 2018 (scale and shift), Sun et al. 2024, Behrouz et al. 2025.
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["multiscale_memory"] = "multiscale_memory"
         tiers: list[TierSpec] = Field(
             default_factory=lambda: [

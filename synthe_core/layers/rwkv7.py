@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.kda import l2_norm
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import Linear
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid
@@ -55,7 +55,7 @@ class RWKV7(Learner[RWKV7State]):
     Source: Peng et al. 2025, "RWKV-7 Goose with expressive dynamic state evolution". Its channel mixing is an MLP.
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["rwkv7"] = "rwkv7"
         head_size: int = Field(64, ge=2, description="channels of a head: its memory is this squared")
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import Linear, matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid
@@ -55,7 +55,7 @@ class Slots(Learner[SlotsState]):
     Source: THL (Transformer Hierarchical Layers, EGen 2026), whose bank ticks at every token.
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["slots"] = "slots"
         slots: int = Field(1024, ge=2, description="slots of the bank")
         heads: int = Field(4, ge=1)

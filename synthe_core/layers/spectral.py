@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import matrix_size, project_out
 from synthe_core.layers.trace import Emission, schema
@@ -42,7 +42,7 @@ class Spectral(Learner[tuple[()]]):
 
     causal = False
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["spectral"] = "spectral"
         points: int = Field(129, ge=2, description="frequencies at which the filter is learned; reach 2(points - 1)")
         timescales: tuple[Timescale, Timescale] = Field(

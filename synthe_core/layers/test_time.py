@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass, Spec
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
@@ -153,7 +153,7 @@ class TTT(Learner[TTTState]):
     Sources: Sun et al. 2024 (TTT-Linear with a mini-batch of `span`), Behrouz et al. 2025 (Titans).
     """
 
-    class Config(SpanSpec):
+    class Config(SpanSpec, LearnerConfig):
         type: Literal["test_time"] = "test_time"
         size: int | None = Field(None, ge=1, description="channels of all heads; default the width")
         span: int = Field(16, ge=1, description="tokens that the memory learns from at once")

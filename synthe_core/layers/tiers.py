@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.momentum import Timescale, log_spaced
 from synthe_core.layers.projection import matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
@@ -50,7 +50,7 @@ class Tiers(Learner[TiersState]):
     (minimal GRU); Perez et al. 2018 (conditioning by scale and shift).
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["tiers"] = "tiers"
         tiers: int = Field(4, ge=1, le=64)
         size: int | None = Field(None, ge=1, description="channels of each tier; default half the width")

@@ -13,7 +13,8 @@ from synthe_core.layers.byte_patch import Stem
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.projection import Linear, matrix_size
 from synthe_core.layers.trace import Emission, Trace, schema
-from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelSpec, ModelState, auxiliary, measures
+from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelState, auxiliary, measures
+from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.cross_entropy import IGNORED
 
 
@@ -67,7 +68,7 @@ class Classifier(Backbone):
 
     def read(self, tokens: Tensor, lengths: Tensor | None, trace: Trace | None = None) -> tuple[Tensor, Pass]:
         """The logits, and the pass with the learners' measures."""
-        x = self.embed(tokens)
+        x = self.embed(tokens, torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens))
         if self.patch is not None:
             x, lengths = self.patch(x, lengths)
         ctx = Pass.over(x, lengths, trace=trace)

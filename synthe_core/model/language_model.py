@@ -2,141 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from synthe_core.errors import InputError, closest, unknown
-from synthe_core.layers import LAYERS, LearnerSpec
+from synthe_core.errors import InputError, unknown
 from synthe_core.layers.adapter_batch import AdapterBatch, current_adapters, use_adapters
-from synthe_core.layers.byte_patch import BytePatch
-from synthe_core.layers.learner import Learner, Pass, Spec
-from synthe_core.layers.projection import Linear
+from synthe_core.layers.learner import Learner, Pass
 from synthe_core.layers.trace import Trace
-from synthe_core.model.block import EPS, Block, RMSNorm
-from synthe_core.model.confidence import ConfidenceHead, ConfidenceSpec
-from synthe_core.model.depth import Choice, DepthSpec, ExplorationSample, Router
+from synthe_core.model.block import NORMS, Block
+from synthe_core.model.confidence import ConfidenceHead
+from synthe_core.model.depth import Choice, ExplorationSample, Router
+from synthe_core.model.head import Head
 from synthe_core.model.parts import parts, without_parts
-from synthe_core.ops.cross_entropy import IGNORED, linear_cross_entropy
-from synthe_core.ops.linear import linear
+from synthe_core.model.spec import ModelSpec
+from synthe_core.ops.cross_entropy import IGNORED
 
 EMBEDDING_STD = 0.02
-
-
-class ClassifySpec(Spec):
-    """The head of an encoder: one class for the whole text."""
-
-    type: Literal["classify"] = "classify"
-    classes: int = Field(..., ge=2, description="how many; the most frequent labels of the data are kept")
-    pool: Literal["attention", "mean"] = Field("attention", description="how the tokens become one vector")
-
-
-class ModelSpec(Spec):
-    """The shape of a model: `block` is the list of learners, repeated `blocks` times."""
-
-    width: int = Field(..., ge=1, description="channels of the residual stream")
-    blocks: int = Field(..., ge=1, le=1000, description="how many times the block is repeated")
-    block: list[LearnerSpec] = Field(..., min_length=1, max_length=100, description="the learners of a block, in order")
-    tie: bool = Field(True, description="one matrix for the embedding and the head")
-    embed_norm: bool = Field(True, description="normalise embeddings to unit scale before the first block")
-    norm_eps: float = Field(EPS, gt=0, description="added to a mean square by the norms")
-    depth: DepthSpec | None = Field(None, description="lets each token decide how many blocks it runs; null: all")
-    confidence: ConfidenceSpec | None = Field(
-        None, description="a small head that predicts whether the most likely next token is correct"
-    )
-    head: ClassifySpec | None = Field(
-        None, description="classification head, which makes the model an encoder; null: a language model"
-    )
-    patch: BytePatch.Config | None = Field(None, description="an encoder's stem: strided convolution over the tokens")
-
-    @property
-    def published(self) -> tuple[str, ...]:
-        """The signals that the learners of a block publish."""
-        names = [name for spec in self.block for name in LAYERS[spec.type].publishes(spec)]  # type: ignore[attr-defined]
-        return tuple(dict.fromkeys(names))
-
-    @model_validator(mode="after")
-    def _depth_leaves_blocks_to_choose(self) -> ModelSpec:
-        if self.depth is None:
-            return self
-        if self.depth.min >= self.blocks:
-            raise field_error(
-                ("depth", "min"),
-                f"{self.depth.min} of {self.blocks} blocks are run by every token, which leaves none to choose",
-                f"at most {self.blocks - 1}, or leave out model.depth" if self.blocks > 1 else "leave out model.depth",
-            )
-        if self.head is not None:
-            raise field_error(("depth",), "an encoder runs every block", "leave out model.depth, or model.head")
-        return self
-
-    @model_validator(mode="after")
-    def _an_encoder_predicts_no_token(self) -> ModelSpec:
-        if self.confidence is not None and self.head is not None:
-            raise field_error(
-                ("confidence",), "an encoder predicts no next token", "leave out model.confidence, or model.head"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _only_encoders_see_the_whole_text(self) -> ModelSpec:
-        if self.head is not None:
-            return self
-        for place, spec in enumerate(self.block):
-            if not LAYERS[spec.type].causal:  # type: ignore[attr-defined]
-                raise field_error(
-                    ("block", place),
-                    f"{spec.type} sees the whole text, and a language model may not see what it is to predict",  # type: ignore[attr-defined]
-                    "use it in an encoder: model.head={type: classify, classes: N}; `hyena` is its causal kin",
-                )
-        if self.patch is not None:
-            raise field_error(
-                ("patch",),
-                "a stem shortens the text, and a language model predicts every token",
-                "use it in an encoder (model.head), or put the learner `byte_patch` into the block",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _signals_come_before_their_readers(self) -> ModelSpec:
-        for place, name in self.unresolved_signals():
-            raise field_error(
-                ("block", place),
-                f"no learner before it in the block publishes the signal '{name}'",
-                _publisher_hint(name),
-            )
-        return self
-
-    def unresolved_signals(self) -> Iterator[tuple[int, str]]:
-        """Every signal that a learner reads and no learner before it publishes: the reader's place, the name."""
-        published: set[str] = set()
-        for place, spec in enumerate(self.block):
-            learner = LAYERS[spec.type]  # type: ignore[attr-defined]
-            yield from ((place, name) for name in learner.reads(spec) if name not in published)
-            published.update(learner.publishes(spec))
-
-
-def _publisher_hint(name: str) -> str:
-    """The hint for a signal that is not published: the learners that publish it, or the nearest name."""
-    by_signal: dict[str, list[str]] = {}
-    for learner in LAYERS:
-        for signal in LAYERS[learner].publishes(LAYERS[learner].Config()):
-            by_signal.setdefault(signal, []).append(learner)
-    if name in by_signal:
-        return f"put one that does before it: {', '.join(by_signal[name])}"
-    near = closest(name, by_signal)
-    return f"did you mean '{near}'?" if near else f"signals: {', '.join(sorted(by_signal))}"
-
-
-def field_error(path: tuple[str | int, ...], message: str, hint: str) -> PydanticCustomError:
-    """An error of several keys together, reported at `path` below the mapping that is validated."""
-    return PydanticCustomError("field", "{message}", {"message": message, "path": path, "hint": hint})
 
 
 class ModelState(NamedTuple):
@@ -201,8 +88,12 @@ class Backbone(nn.Module):
         self._excluded_paths: frozenset[str] = frozenset()
         self.embedding = nn.Embedding(vocab, spec.width)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
-        self.blocks = nn.ModuleList(Block(spec.block, spec.width, spec.norm_eps) for _ in range(spec.blocks))
-        self.norm = RMSNorm(spec.width, spec.norm_eps)
+        self.positions = None if spec.positions is None else nn.Embedding(spec.positions, spec.width)
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=EMBEDDING_STD)
+        learners = (spec.learners_of(index) for index in range(spec.blocks))
+        self.blocks = nn.ModuleList(Block(each, spec.width, spec.norm_eps, spec.norm) for each in learners)
+        self.norm = NORMS[spec.norm](spec.width, spec.norm_eps)
         self.router = None if spec.depth is None else Router(spec.depth, spec.width, spec.blocks, spec.norm_eps)
 
     def init_state(self, batch: int, *, device: Any = None) -> ModelState:
@@ -231,11 +122,15 @@ class Backbone(nn.Module):
         """The names of the signals that its learners publish."""
         return tuple(without_parts(self.spec, self.without).published)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """What the first block reads, [B, T, D]."""
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """What the first block reads, [B, T, D], of tokens int64 [B, T] at their `positions` in the text."""
         x = self.embedding(tokens)
         if self.spec.embed_norm:  # a unit-scale stream, whatever scale the shared embedding needs as a head
             x = F.rms_norm(x, (self.spec.width,), eps=self.spec.norm_eps)
+        if self.spec.embedding_scale != 1.0:
+            x = x * self.spec.embedding_scale
+        if self.positions is not None:  # texts end before the last one; what is left are rows of padding
+            x = x + self.positions(positions.clamp_max(self.positions.num_embeddings - 1))
         return x
 
     def run(self, x: Tensor, states: list[list[Any]], ctx: Pass) -> tuple[Tensor, list[list[Any]]]:
@@ -308,7 +203,7 @@ class LanguageModel(Backbone):
         if spec.head is not None:
             raise InputError("this recipe is of an encoder, which is no language model", "leave out model.head")
         super().__init__(spec, vocab, recompute)
-        self.head = Linear(spec.width, vocab, bias=False)
+        self.head = Head(spec.width, vocab, spec.logit_scale, spec.logit_cap)
         if spec.tie:
             self.head.weight = self.embedding.weight
         else:
@@ -323,7 +218,7 @@ class LanguageModel(Backbone):
         """The normalised output of the last block, [B, T, D], before the head."""
         state = state or self.init_state(tokens.shape[0])
         ctx = Pass.over(tokens, lengths, state.position, trace)
-        hidden, after = self.run(self.embed(tokens), state.blocks, ctx)
+        hidden, after = self.run(self.embed(tokens, ctx.positions), state.blocks, ctx)
         seen = tokens.shape[1] if lengths is None else lengths
         return hidden, ModelState(state.position + seen, after), ctx
 
@@ -347,7 +242,7 @@ class LanguageModel(Backbone):
         """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each."""
         hidden, after, ctx = self.hidden(tokens, state, lengths)
         confidence = None if "confidence" in ctx.without else self.confidence
-        total, each, top = linear_cross_entropy(hidden, self.head.weight, targets, confidence is not None)
+        total, each, top = self.head.cross_entropy(hidden, targets, confidence is not None)
         scored, logged, losses = (targets != IGNORED).sum(), measures(ctx), auxiliary(ctx)
         if confidence is not None and top is not None:
             losses["confidence"] = confidence.loss(hidden, ctx.signals, top, targets != IGNORED)
@@ -364,7 +259,7 @@ class LanguageModel(Backbone):
         answers = targets.flatten().index_select(0, sample.indices)
         wide = sample.scores.dtype
         with torch.no_grad(), torch.autocast(targets.device.type, enabled=False):
-            logits = linear(self.norm(torch.stack(sample.ends).to(wide)), self.head.weight.to(wide))
+            logits = self.head.in_dtype(self.norm(torch.stack(sample.ends).to(wide)), wide)
             losses = F.cross_entropy(logits.flatten(0, 1), answers.repeat(len(logits)), reduction="none")
         return sample.router_loss(losses.view(len(logits), -1))
 

@@ -28,9 +28,9 @@ def parts(spec: Any) -> dict[str, Part]:
         named[name] = Part((*before.paths, path), (*before.prefixes, *prefixes))
 
     for block in range(spec.blocks):
-        for place, entry in enumerate(spec.block):
+        for place, entry in enumerate(spec.learners_of(block)):
             path, tensors = f"blocks.{block}.{place}", f"blocks.{block}.learners.{place}."
-            add(entry.type, path, tensors, f"blocks.{block}.norms.{place}.")
+            add(entry.type, path, tensors, *(f"blocks.{block}.{norms}.{place}." for norms in ("norms", "post_norms")))
             for name, modules in LAYERS[entry.type].parts(entry).items():
                 add(f"{entry.type}.{name}", f"{path}.{modules[0]}", *(f"{tensors}{module}." for module in modules))
     for name, module, present in (("depth", "router", spec.depth), ("confidence", "confidence", spec.confidence)):
@@ -41,13 +41,14 @@ def parts(spec: Any) -> dict[str, Part]:
 
 def without_parts(spec: Any, without: Collection[str]) -> Any:
     """The specification `spec` without these parts."""
-    block = []
-    for entry in spec.block:
-        if entry.type not in without:
-            learner = LAYERS[entry.type]
-            block.append(learner.without_parts(entry, omitted(entry, without)))
+    kinds = [[_without(entry, without) for entry in kind if entry.type not in without] for kind in spec.kinds]
+    block = kinds if isinstance(spec.block[0], list) else kinds[0]
     removed = {name: None for name in ("depth", "confidence") if name in without}
     return spec.model_copy(update={"block": block, **removed})
+
+
+def _without(entry: Any, without: Collection[str]) -> Any:
+    return LAYERS[entry.type].without_parts(entry, omitted(entry, without))
 
 
 def omitted(entry: Any, without: Collection[str]) -> list[str]:
@@ -57,7 +58,7 @@ def omitted(entry: Any, without: Collection[str]) -> list[str]:
 
 def missing_dependency(spec: Any, without: Collection[str]) -> tuple[str, str] | None:
     """A part that runs, and a part that it needs and that is left out; None without such a pair."""
-    for entry in spec.block:
+    for entry in spec.learners:
         left_out = omitted(entry, without)
         names = list(LAYERS[entry.type].parts(entry))
         for name in names[names.index(left_out[0]) :] if left_out else ():

@@ -25,9 +25,10 @@ class TopPrediction(NamedTuple):
 
 @op
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, with_top: bool = False
+    hidden: Tensor, weight: Tensor, targets: Tensor, with_top: bool = False, cap: float | None = None
 ) -> tuple[Tensor, Tensor, TopPrediction | None]:
-    """Cross-entropy in nats of the logits `hidden @ weight.T`: its sum, and each token's share.
+    """Cross-entropy in nats of the logits `hidden @ weight.T`: its sum, and each token's share. With a cap c the logits
+    are c tanh(l / c).
 
     hidden [B, T, D], weight [V, D], targets int64 [B, T] with -100 = not scored. Returns the sum over scored tokens
     (a scalar that carries the gradient), the losses [B, T] (without gradient, 0 where not scored) and, with `with_top`,
@@ -35,6 +36,7 @@ def linear_cross_entropy(
     """
     logits = F.linear(hidden, weight).flatten(0, 1)
     logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
     losses = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none").view_as(targets)
     top = None
     if with_top:
@@ -45,16 +47,18 @@ def linear_cross_entropy(
 
 @linear_cross_entropy.kernel("chunked", rank=10, tolerance=1e-5)
 def chunked(
-    hidden: Tensor, weight: Tensor, targets: Tensor, with_top: bool = False
+    hidden: Tensor, weight: Tensor, targets: Tensor, with_top: bool = False, cap: float | None = None
 ) -> tuple[Tensor, Tensor, TopPrediction | None]:
     """Computes the gradients with each chunk's logits: memory for one chunk, and no second product."""
-    total, losses, *top = _Chunked.apply(hidden, weight, targets, with_top)
+    total, losses, *top = _Chunked.apply(hidden, weight, targets, with_top, cap)
     return total, losses, TopPrediction(*top) if with_top else None
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_top: bool) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_top: bool, cap: float | None
+    ) -> tuple[Tensor, ...]:
         flat, labels = hidden.flatten(0, 1), targets.flatten()
         chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
         narrow = compute_dtype(hidden)
@@ -68,6 +72,10 @@ class _Chunked(torch.autograd.Function):
             part = slice(start, start + chunk)
             inputs = flat[part].to(narrow)
             logits = inputs @ matrix.T
+            slope = None
+            if cap is not None:
+                bounded = torch.tanh(logits / cap)
+                logits, slope = cap * bounded, 1 - bounded.square()
             if with_top:
                 predicted, answer = logits.argmax(-1), labels[part]
                 ahead = (logits.gather(1, torch.stack([predicted, answer.clamp_min(0)], 1)).to(wide)).diff(dim=1)[:, 0]
@@ -75,6 +83,8 @@ class _Chunked(torch.autograd.Function):
             losses[part], error = softmax_error(logits, labels[part])
             if with_top:  # log p(predicted) = log p(answer) + logit of predicted - logit of answer
                 top[1][part] = torch.where(answer < 0, 0.0, -losses[part] - ahead)
+            if slope is not None:
+                error = error * slope
             if hidden_grad is not None:
                 hidden_grad[part] = error @ matrix
             if weight_grad is not None:
@@ -93,4 +103,4 @@ class _Chunked(torch.autograd.Function):
             hidden_grad = (hidden_grad * upstream).view(ctx.shape)
         if weight_grad is not None:
             weight_grad = weight_grad * upstream
-        return hidden_grad, weight_grad, None, None
+        return hidden_grad, weight_grad, None, None, None

@@ -67,13 +67,15 @@ def vocabulary_of(recipe: Recipe) -> int:
 def _by_learner(model: Model) -> dict[str, int]:
     counts: dict[str, int] = {}
     norms = 0
-    names = [entry["type"] for entry in model.spec.model_dump()["block"]]
     blocks: Any = model.blocks  # torch types what a ModuleList holds as Module
     for block in blocks:
-        for name, learner in zip(names, block.learners, strict=True):
+        for learner in block.learners:
+            name = learner.config.type
             counts[name] = counts.get(name, 0) + sum(p.numel() for p in learner.parameters())
-        norms += sum(p.numel() for p in block.norms.parameters())
+        norms += sum(p.numel() for part in (block.norms, block.post_norms) for p in part.parameters())
     counts["embedding"] = model.embedding.weight.numel()
+    if model.positions is not None:
+        counts["positions"] = model.positions.weight.numel()
     if isinstance(model, Classifier):
         for name, part in (("patch", model.patch), ("pool", model.pool)):
             if part is not None and (size := sum(p.numel() for p in part.parameters())):

@@ -21,8 +21,8 @@ from synthe_core.errors import InputError, closest, unknown
 from synthe_core.layers import LAYERS
 from synthe_core.layers.learner import Spec
 from synthe_core.model.classifier import Model, build_model
-from synthe_core.model.language_model import ModelSpec, field_error
 from synthe_core.model.parts import missing_dependency, parts, without_parts
+from synthe_core.model.spec import UNION_TAGS, ModelSpec, field_error
 from synthe_core.storage.yaml_reader import Key, YamlSource, parse_value, read_yaml
 
 PATH_KEYS = {"data.sources", "data.sources.source", "data.validation", "data.tokenizer", "data.tokenizer.type"}
@@ -124,6 +124,16 @@ class Recipe(Spec):
         return self
 
     @model_validator(mode="after")
+    def _positions_reach_to_the_end(self) -> Recipe:
+        if self.model.positions is not None and self.model.positions < self.data.sequence:
+            raise field_error(
+                ("model", "positions"),
+                f"{self.model.positions} positions are fewer than the tokens of a sequence, {self.data.sequence}",
+                "raise model.positions, or lower data.sequence",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stages_leave_out_parts_of_the_model(self) -> Recipe:
         known = parts(self.model)
         for place, stage in enumerate(self.train.stages):
@@ -135,8 +145,8 @@ class Recipe(Spec):
             if pair := missing_dependency(self.model, stage.without):
                 raise field_error(path, "{} builds on {}, which is left out".format(*pair), f"leave out {pair[0]} too")
             rest = without_parts(self.model, stage.without)
-            for reader, signal in rest.unresolved_signals():
-                name = rest.block[reader].type
+            for _, reader, signal in rest.unresolved_signals():
+                name = reader.type
                 message = f"{name} reads the signal '{signal}', and what publishes it is left out"
                 raise field_error(path, message, f"leave out {name} too")
             if rest.confidence is not None and (lost := set(self.model.published) - set(rest.published)):
@@ -274,7 +284,7 @@ def _flatten(
 ) -> Iterable[tuple[tuple[Key, ...], str, str | None]]:
     """Path, message and hint of each error; `keys` are those of the learner that the errors are in."""
     for fault in errors:
-        path = (*prefix, *fault["loc"])
+        path = (*prefix, *(key for key in fault["loc"] if key not in UNION_TAGS))
         context = fault.get("ctx", {})
         if fault["type"] == "nested":
             yield from _flatten(context["nested"].errors(include_url=False), path, context["keys"])

@@ -12,7 +12,8 @@ from synthe_core import state as states
 from synthe_core.adapters.lora import Adapter, LowRank
 from synthe_core.adapters.lora_linear import LoRALinear, adapter_parameters, attach, detach, linear_maps, with_adapter
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, current_adapters, select_rows, use_adapters
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 
 VOCAB, TIME = 29, 24
 BLOCK = [{"type": "momentum"}, {"type": "mlp", "hidden": 12}]

@@ -14,7 +14,8 @@ from synthe_core.adapters import peft as format
 from synthe_core.adapters.lora_linear import attach
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.errors import InputError
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.adapters.conftest import random_adapter, saved
 

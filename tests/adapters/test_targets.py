@@ -8,7 +8,8 @@ import torch
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.adapters.targets import find_targets, new_adapter
 from synthe_core.errors import InputError
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 
 BLOCK = [
     {"type": "conv"},

@@ -15,7 +15,8 @@ from synthe_core.data.stream import Batch
 from synthe_core.layers import LAYERS
 from synthe_core.merging.method import Method
 from synthe_core.merging.methods import METHODS
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from synthe_core.training.objectives.objective import ObjectiveContext
 from tests.docs.markdown import blocks
 from tests.paths import ROOT

@@ -10,7 +10,8 @@ import torch
 from synthe_core.data.stream import Window
 from synthe_core.evaluation.bits_per_byte import TextScore, evaluate_bits_per_byte
 from synthe_core.hardware.execution import ExecutionContext
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 
 BLOCK = ["momentum", {"type": "delta", "heads": 2}, {"type": "attention", "heads": 2, "window": 8}, "mlp"]
 

@@ -11,7 +11,8 @@ import torch
 from synthe_core.evaluation import reading
 from synthe_core.evaluation.reading import Reader
 from synthe_core.evaluation.scoring import Continuation, score
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 
 VOCAB = 50
 BLOCKS: dict[str, list[Any]] = {

@@ -11,7 +11,8 @@ from synthe_core.evaluation.writing import Prompt, write
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.offline import generate
 from synthe_core.inference.sampling_params import SamplingParams
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 
 GREEDY = SamplingParams(temperature=0.0)
 TEXT = ByteTokenizer()

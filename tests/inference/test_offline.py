@@ -15,8 +15,9 @@ from synthe_core.inference.outputs import TokenOutput
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.inference.scheduler_config import offline
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import Session
+from synthe_core.model.spec import ModelSpec
 from tests.inference.conftest import offline_tokens
 
 BLOCK = [

@@ -13,7 +13,8 @@ from synthe_core.introspection.reads import follow
 from synthe_core.introspection.series import collect, meaning_of
 from synthe_core.layers.trace import Trace
 from synthe_core.model.classifier import Classifier, build_model
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from tests.laws.entries import CASES, CAUSAL, WIDTH, case_name
 
 VOCAB, TIME = 61, 43

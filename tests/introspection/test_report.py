@@ -20,7 +20,8 @@ from synthe_core.introspection.page import page
 from synthe_core.introspection.report import LONGEST, Report, block_range, examine, groups, lines, token_text
 from synthe_core.introspection.watch import watch
 from synthe_core.layers.trace import GROUPS
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 
 TEXT = "def fib(n):\n    return fib(n - 1) </script> é"
 TOKENIZER = ByteTokenizer()

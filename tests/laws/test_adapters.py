@@ -27,7 +27,7 @@ from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.layers import LAYERS
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.model.classifier import build_model
-from synthe_core.model.language_model import ModelSpec
+from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.linear import products_are_batch_invariant
 from synthe_core.state import named_leaves
 from synthe_core.storage.checkpoint import weights

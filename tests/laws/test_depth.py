@@ -9,7 +9,8 @@ from synthe_core import state as states
 from synthe_core.layers import LAYERS
 from synthe_core.layers.learner import Pass, apply_buffer_updates
 from synthe_core.model.depth import depths
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from tests.laws.entries import FIRST, WIDTH, case_name
 
 VOCAB, TIME = 31, 29
@@ -69,7 +70,7 @@ def test_no_later_token_alters_an_earlier_logit_or_depth(case):
 @each_causal_learner
 def test_no_gradient_comes_from_a_later_token(case):
     model, text = model_of(case), tokens()
-    x = model.embed(text).detach().requires_grad_()
+    x = model.embed(text, torch.zeros_like(text)).detach().requires_grad_()
     hidden, _ = model.run(x, model.init_state(3).blocks, Pass.over(x))
     for t in (0, 17, TIME - 2):
         (gradient,) = torch.autograd.grad(hidden[:, : t + 1].sum(), x, retain_graph=True)

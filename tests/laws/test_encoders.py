@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from synthe_core.layers import LAYERS, parse
 from synthe_core.model.classifier import Classifier
-from synthe_core.model.language_model import ModelSpec
+from synthe_core.model.spec import ModelSpec
 from tests.laws.entries import CASES, CAUSAL, WIDTH, case_name, inputs, make, run
 
 WHOLE = [case for case in CASES if case not in CAUSAL]

@@ -11,8 +11,9 @@ from synthe_core.layers import LAYERS, build, parse
 from synthe_core.layers.learner import Learner
 from synthe_core.layers.trace import Trace
 from synthe_core.model import block as block_module
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.skip_init import skip_init
+from synthe_core.model.spec import ModelSpec
 from tests.laws.entries import CASES, CAUSAL, FIRST, WIDTH, as_built, block_of, case_name, inputs, make, run
 
 each_learner = pytest.mark.parametrize("case", CASES, ids=case_name)

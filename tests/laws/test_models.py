@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from synthe_core.hardware.execution import ExecutionContext
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from tests.laws.entries import CAUSAL, WIDTH, block_of, case_name
 
 VOCAB, TIME = 31, 45

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from synthe_core.layers import parse
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from synthe_core.recipe.schema import TrainSpec
 from synthe_core.training import schedule
 from synthe_core.training.optimizer import Optimizer

@@ -8,8 +8,9 @@ from synthe_core.layers.experts import Experts
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.momentum import Momentum
 from synthe_core.layers.trace import Trace
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import Session
+from synthe_core.model.spec import ModelSpec
 from synthe_core.state import named_leaves, nbytes
 
 WIDTH, EXPERTS, TOP = 12, 5, 2

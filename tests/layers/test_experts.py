@@ -8,7 +8,8 @@ from synthe_core.layers.experts import Experts
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.mlp import MLP
 from synthe_core.layers.trace import Trace
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 
 WIDTH = 12
 

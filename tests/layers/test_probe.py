@@ -15,7 +15,8 @@ from synthe_core.layers import build, parse
 from synthe_core.layers.attention import Attention
 from synthe_core.layers.conditional_gate import Condition, ConditionalGate
 from synthe_core.layers.learner import Pass, apply_buffer_updates
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.hashing import hash_uniform
 from synthe_core.recipe.schema import Recipe
 from tests.paths import RECIPES

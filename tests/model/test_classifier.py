@@ -9,7 +9,8 @@ import torch
 
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Classifier, build_model
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.yaml_reader import parse_yaml
 

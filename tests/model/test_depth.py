@@ -19,7 +19,8 @@ from synthe_core.model.depth import (
     group_by_count,
     padded_tokens,
 )
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.hashing import hash_uniform
 from synthe_core.recipe.accounting import account
 from synthe_core.recipe.schema import Recipe
@@ -184,7 +185,7 @@ def test_a_block_lives_in_its_own_time():
     apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
     keep = depths(model, text)[0] == 2
     assert 0 < int(keep.sum()) < 40
-    x, states = model.embed(text), model.init_state(1).blocks
+    x, states = model.embed(text, torch.zeros_like(text)), model.init_state(1).blocks
     first, _ = model.blocks[0](x, states[0], Pass.over(x))
     short = first[:, keep]
     last, _ = model.blocks[1](short, model.blocks[1].init_state(1), Pass.over(short))
@@ -409,7 +410,7 @@ def test_bfloat16_routes_in_float32():
     apply_buffer_updates(model.loss(text, text)[0].buffer_updates)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _ = model.loss(text[:, :-1], text[:, 1:])
-        scores = model.router.scores(model.embed(text))
+        scores = model.router.scores(model.embed(text, torch.zeros_like(text)))
     assert scores.dtype == torch.float32
     loss.objective.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())

@@ -8,8 +8,9 @@ import torch
 from synthe_core import state as states
 from synthe_core.errors import InputError
 from synthe_core.layers.learner import apply_buffer_updates
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.parts import parts, without_parts
+from synthe_core.model.spec import ModelSpec
 
 VOCAB, TIME, WIDTH = 31, 29, 16
 MEMORY = {

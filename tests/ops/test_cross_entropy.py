@@ -14,13 +14,14 @@ def problem(vocab=37, time=29):
     return hidden, weight, targets
 
 
+@pytest.mark.parametrize("cap", [None, 1.5])
 @pytest.mark.parametrize("chunk_bytes", [1, 4 * 37 * 10, 1 << 20])
-def test_chunked_equals_the_reference(chunk_bytes, monkeypatch):
+def test_chunked_equals_the_reference(chunk_bytes, cap, monkeypatch):
     monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", chunk_bytes)
     results = []
     for kernel in ("reference", "chunked"):
         hidden, weight, targets = problem()
-        total, each, verdict = linear_cross_entropy.named(kernel)(hidden, weight, targets, True)
+        total, each, verdict = linear_cross_entropy.named(kernel)(hidden, weight, targets, True, cap)
         (1.7 * total).backward()
         results.append((total.detach(), each, hidden.grad, weight.grad, *verdict))
     for a, b in zip(*results, strict=True):
@@ -60,7 +61,7 @@ def test_right_is_where_the_likeliest_token_is_the_target(kernel, monkeypatch):
     max_logprob, likeliest = (hidden @ weight.T).log_softmax(-1).max(-1)
     targets[0] = likeliest[0]
     targets[2, 3] = likeliest[2, 3]
-    _, _, (right, said) = linear_cross_entropy.named(kernel)(hidden, weight, targets, True)
+    _, _, (right, said) = linear_cross_entropy.named(kernel)(hidden, weight, targets, True, cap)
     assert right.shape == targets.shape and not right.requires_grad and not said.requires_grad
     torch.testing.assert_close(said, torch.where(targets < 0, 0.0, max_logprob))
     assert torch.equal(right, likeliest == targets)

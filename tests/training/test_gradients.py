@@ -8,7 +8,8 @@ from pydantic import TypeAdapter
 
 from synthe_core.data.stream import Batch
 from synthe_core.hardware.execution import ExecutionContext
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from synthe_core.state import named_leaves
 from synthe_core.training.gradients import accumulate_gradients
 from synthe_core.training.objectives import objective_for

@@ -8,7 +8,7 @@ import torch
 from synthe_core.data.stream import Batch
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Model, build_model
-from synthe_core.model.language_model import ModelSpec
+from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.training.objectives import OBJECTIVES, objective_for
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from synthe_core.recipe.schema import TrainSpec
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.weight_average import WeightAverage

@@ -9,7 +9,8 @@ import torch
 
 from synthe_core.data.stream import Batch
 from synthe_core.hardware.execution import ExecutionContext
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from synthe_core.recipe.schema import TrainSpec
 from synthe_core.training import step as steps
 from synthe_core.training.objectives import OBJECTIVES, objective_for

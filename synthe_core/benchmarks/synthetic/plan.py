@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from synthe_core.benchmarks.synthetic.trial import Trial
 from synthe_core.errors import InputError, unknown
 from synthe_core.layers import LAYERS
-from synthe_core.model.language_model import ModelSpec
+from synthe_core.model.spec import ModelSpec
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.yaml_reader import parse_value
 from synthe_core.tasks import TASKS

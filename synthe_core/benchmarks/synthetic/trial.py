@@ -24,7 +24,8 @@ from synthe_core.events import Event, Metric, Notice, Progress, Result
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.probe import probe
 from synthe_core.layers.learner import Spec
-from synthe_core.model.language_model import LanguageModel, ModelSpec
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe.schema import TrainSpec
 from synthe_core.tasks import TASKS

@@ -1,4 +1,4 @@
-"""The published architecture of a recipe's model, and its config.json: the inverse of `weight_maps`."""
+"""The published architecture of a recipe's model, and its config.json: the inverse of `families`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from synthe_core.errors import InputError
+from synthe_core.model.block import PRE_NORM, residual_of
 from synthe_core.model.language_model import LanguageModel
 
 MIXERS = ("mamba", "mamba2")
@@ -22,8 +23,9 @@ def config_of(model: LanguageModel, context: int) -> dict[str, Any]:
     spec = model.spec
     if spec.depth is not None:
         raise _unsupported("routes tokens past blocks (model.depth)")
-    kinds = [entry.type for entry in spec.block]  # type: ignore[attr-defined]
-    layers = [learner for block in model.blocks for learner in block.learners]  # type: ignore[union-attr]
+    _check_plain(model)
+    layers = model.learners
+    kinds = [learner.config.type for learner in layers]
     common = {
         "vocab_size": model.vocab,
         "hidden_size": spec.width,
@@ -35,7 +37,18 @@ def config_of(model: LanguageModel, context: int) -> dict[str, Any]:
     if kinds == ["attention", "mlp"] * (len(kinds) // 2):
         architecture = _transformer(layers[::2], layers[1::2], spec.norm_eps)
         return common | {"max_position_embeddings": context} | architecture
-    raise _unsupported(f"is {', '.join(kinds)}")
+    raise _unsupported(f"is {', '.join(dict.fromkeys(kinds))}")
+
+
+def _check_plain(model: LanguageModel) -> None:
+    """InputError for a key of the model, or of the residual around a learner, that these architectures lack."""
+    defaults = {"embedding_scale": 1.0, "positions": None, "norm": "rms", "logit_scale": 1.0, "logit_cap": None}
+    for key, value in defaults.items():
+        if getattr(model.spec, key) != value:
+            raise _unsupported(f"has model.{key}")
+    for learner in model.learners:
+        if residual_of(learner.config) != PRE_NORM:
+            raise _unsupported(f"has {learner.config.type} with `residual`")
 
 
 def _transformer(attention: Sequence[Any], mlps: Sequence[Any], eps: float) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.interop.huggingface.export_config import config_of
+from synthe_core.interop.huggingface.families import plan
+from synthe_core.interop.huggingface.families.plan import Part
 from synthe_core.interop.huggingface.published import Config
-from synthe_core.interop.huggingface.weight_maps import Part, plan
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.storage.atomic import new_folder
 from synthe_core.storage.checkpoint import Checkpoint
@@ -93,19 +94,20 @@ class PublishedTensors(Mapping[str, Tensor]):
         layout = plan(Config(Path("config.json"), values))
         self._head = layout.head
         self._add("embedding.weight", (layout.embedding,), None)
-        self._add("norm.weight", (layout.norm,), None)
+        self._add("norm.weight", layout.norm["weight"].names, None)
         if not values["tie_word_embeddings"]:
             self._add("embedding.weight" if model.spec.tie else "head.weight", (layout.head,), None)
         parts = [part for layer in layout.layers for part in layer]
-        places = [(block, place) for block in range(model.spec.blocks) for place in range(len(model.spec.block))]
+        blocks = range(model.spec.blocks)
+        places = [(block, place) for block in blocks for place in range(len(model.spec.learners_of(block)))]
         for (block, place), part in zip(places, parts, strict=True):
             self._add_part(f"blocks.{block}", place, part)
 
     def _add_part(self, block: str, place: int, part: Part) -> None:
         learner = self._model.get_submodule(f"{block}.learners.{place}")
-        self._add(f"{block}.norms.{place}.weight", (part.norm,), None)
-        for name, theirs in part.tensors.items():
-            self._add(f"{block}.learners.{place}.{name}", theirs, learner)
+        self._add(f"{block}.norms.{place}.weight", part.norm["weight"].names, None)
+        for name, origin in part.tensors.items():
+            self._add(f"{block}.learners.{place}.{name}", origin.names, learner)
 
     def _add(self, ours: str, theirs: tuple[str, ...], learner: Any) -> None:
         """Maps `theirs` to consecutive rows of our tensor."""

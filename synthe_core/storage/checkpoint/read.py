@@ -230,7 +230,8 @@ class Checkpoint:
         """
         spec, stored = self.recipe.model, self._stored
         width = stored.shape(EMBEDDING)[-1:] if EMBEDDING in stored else ()
-        if spec.blocks * len(spec.block) > len(stored) or (width and width[0] != spec.width):
+        learners = sum(len(spec.learners_of(index)) for index in range(spec.blocks))
+        if learners > len(stored) or (width and width[0] != spec.width):
             raise InputError(f"{self.path} holds no weights of the model in its recipe.yaml", "they are of two models")
         try:
             model: Any = self.recipe.meta_model(self.vocab)

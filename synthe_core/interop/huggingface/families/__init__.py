@@ -1,0 +1,32 @@
+"""Each published architecture in our learners, and the mapping of its tensors: one file a family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from synthe_core.errors import unknown
+from synthe_core.interop.huggingface.families import state_space, transformer
+from synthe_core.interop.huggingface.families.plan import Plan
+from synthe_core.interop.huggingface.published import Config, UnsupportedModel
+
+ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
+    "LlamaForCausalLM": transformer.llama,
+    "Mamba2ForCausalLM": state_space.mamba2,
+    "MambaForCausalLM": state_space.mamba,
+    "MistralForCausalLM": transformer.mistral,
+    "Qwen2ForCausalLM": transformer.qwen2,
+    "Qwen3ForCausalLM": transformer.qwen3,
+}
+
+
+def plan(config: Config) -> Plan:
+    """The plan of the model in config.json. UnsupportedModel for an architecture or option that is not expressed."""
+    names = config.items("architectures", [])
+    if not names:
+        known = ", ".join(ARCHITECTURES)
+        raise UnsupportedModel(f"{config.path} names no architecture", f"`architectures` should hold one of {known}")
+    if (name := str(names[0])) not in ARCHITECTURES:
+        error = unknown("architecture", name, ARCHITECTURES)
+        raise UnsupportedModel(error.message, error.hint)
+    config.only("quantization_config", None)
+    return ARCHITECTURES[name](config)

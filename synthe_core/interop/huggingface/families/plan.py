@@ -1,0 +1,107 @@
+"""What a published architecture is in our learners: the model of a recipe, and what each of our tensors is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Origin(NamedTuple):
+    """What a tensor of ours is made of: published tensors, and how.
+
+    make: of the tensors in the order of their names, in float32, ours; it works on shapes too (device `meta`). None:
+    they are concatenated along their rows.
+    """
+
+    names: tuple[str, ...]
+    make: Callable[..., Tensor] | None = None
+
+
+def origin(*names: str, make: Callable[..., Tensor] | None = None) -> Origin:
+    return Origin(names, make)
+
+
+def linear(ours: str, *theirs: str, bias: bool = False) -> dict[str, Origin]:
+    """The matrix of a linear map, and its bias, of those of published maps one below the other."""
+    kinds = ("weight", "bias") if bias else ("weight",)
+    return {f"{ours}.{kind}": origin(*(f"{name}.{kind}" for name in theirs)) for kind in kinds}
+
+
+def norm(theirs: str, *, bias: bool = False, zero_centered: bool = False) -> dict[str, Origin]:
+    """The weight of a norm, and its bias. zero_centered: the published weight is w of 1 + w."""
+    make = _one_more if zero_centered else None
+    return {"weight": origin(f"{theirs}.weight", make=make)} | ({"bias": origin(f"{theirs}.bias")} if bias else {})
+
+
+def _one_more(weight: Tensor) -> Tensor:
+    return weight + 1
+
+
+class Part(NamedTuple):
+    """One learner of a layer: its `spec`, the tensors of the norm before it, those of its own, and those of the norm
+    after it. A learner without such a norm has none."""
+
+    spec: dict[str, Any]
+    norm: dict[str, Origin]
+    tensors: dict[str, Origin]
+    post_norm: dict[str, Origin] = {}  # noqa: RUF012 (never changed)
+
+
+@dataclass
+class Plan:
+    """A model: `layers` from the bottom up, each a block, and the tensors outside them.
+
+    eps:       epsilon of its norms.
+    options:   other keys of a recipe's `model`, such as `embedding_scale`.
+    positions: the published name of learned position embeddings.
+    tie:       whether embedding and head share a matrix by config.json.
+    ignored:   a pattern of the names of published tensors that the language model has no use for.
+    """
+
+    layers: list[list[Part]]
+    width: int
+    vocab: int
+    embedding: str
+    norm: dict[str, Origin]
+    eps: float
+    tie: bool
+    head: str = "lm_head.weight"
+    options: dict[str, Any] = field(default_factory=dict)
+    positions: str | None = None
+    ignored: str | None = None
+
+    def model(self, tie: bool) -> dict[str, Any]:
+        """The `model` of a recipe: the kinds of block whose repetition gives the layers."""
+        specs = [[part.spec for part in layer] for layer in self.layers]
+        count = len(specs)
+        period = next(n for n in range(1, count + 1) if all(specs[i] == specs[i % n] for i in range(count)))
+        return {
+            "width": self.width,
+            "blocks": count,
+            "block": specs[0] if period == 1 else specs[:period],
+            "tie": tie,
+            "embed_norm": False,
+            "norm_eps": self.eps,
+            **self.options,
+        }
+
+    def origins(self, tie: bool) -> dict[str, Origin]:
+        """Every tensor of our model, and what it is made of."""
+        origins = {"embedding.weight": origin(self.embedding)} | _under("norm", self.norm)
+        if self.positions is not None:
+            origins["positions.weight"] = origin(self.positions)
+        if not tie:
+            origins["head.weight"] = origin(self.head)
+        for block, layer in enumerate(self.layers):
+            for place, part in enumerate(layer):
+                origins |= _under(f"blocks.{block}.norms.{place}", part.norm)
+                origins |= _under(f"blocks.{block}.post_norms.{place}", part.post_norm)
+                origins |= _under(f"blocks.{block}.learners.{place}", part.tensors)
+        return origins
+
+
+def _under(prefix: str, origins: dict[str, Origin]) -> dict[str, Origin]:
+    return {f"{prefix}.{name}": each for name, each in origins.items()}

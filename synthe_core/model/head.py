@@ -1,0 +1,39 @@
+"""The head of a language model: the logits of the next token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from synthe_core.layers.projection import Linear, product
+from synthe_core.ops.cross_entropy import TopPrediction, linear_cross_entropy
+
+
+class Head(Linear):
+    """l = cap(scale W h) with cap(l) = c tanh(l / c), or l where no cap c is given. h [..., D], W [V, D].
+
+    Source of the cap: Bello et al. 2016; of its use in language models: Gemma Team 2024.
+    """
+
+    def __init__(self, width: int, vocab: int, scale: float = 1.0, cap: float | None = None) -> None:
+        super().__init__(width, vocab, bias=False)
+        self.scale, self.cap = scale, cap
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._capped(super().forward(self._scaled(x)))
+
+    def in_dtype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The logits computed in a dtype, whatever autocast says."""
+        return self._capped(product(self._scaled(x), self.weight, None, dtype=dtype))
+
+    def cross_entropy(
+        self, hidden: Tensor, targets: Tensor, with_top: bool = False
+    ) -> tuple[Tensor, Tensor, TopPrediction | None]:
+        """The loss of `linear_cross_entropy` on these logits."""
+        return linear_cross_entropy(self._scaled(hidden), self.weight, targets, with_top, self.cap)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.scale == 1.0 else x * self.scale
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
