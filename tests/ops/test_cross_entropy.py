@@ -61,7 +61,7 @@ def test_right_is_where_the_likeliest_token_is_the_target(kernel, monkeypatch):
     max_logprob, likeliest = (hidden @ weight.T).log_softmax(-1).max(-1)
     targets[0] = likeliest[0]
     targets[2, 3] = likeliest[2, 3]
-    _, _, (right, said) = linear_cross_entropy.named(kernel)(hidden, weight, targets, True, cap)
+    _, _, (right, said) = linear_cross_entropy.named(kernel)(hidden, weight, targets, True)
     assert right.shape == targets.shape and not right.requires_grad and not said.requires_grad
     torch.testing.assert_close(said, torch.where(targets < 0, 0.0, max_logprob))
     assert torch.equal(right, likeliest == targets)
