@@ -54,6 +54,5 @@ def _section(name: str, learner: Any) -> str:
     schema = learner.Config.model_json_schema()
     signals = learner.publishes(learner.Config())
     notes = f"\nPublishes with its default keys: {', '.join(f'`{each}`' for each in signals)}.\n" if signals else ""
-    return (
-        f"## {name}\n\n{prose(learner)}{notes}\n{keys(schema, recipe.links('recipe.md'), without=('type', 'residual'))}"
-    )
+    own = keys(schema, recipe.links("recipe.md"), without=("type", "residual"))
+    return f"## {name}\n\n{prose(learner)}{notes}\n{own}"
