@@ -116,6 +116,12 @@ def uses_generation_config(text: str) -> bool:
     return text == "auto"
 
 
+def show_defaults(defaults: object) -> None:
+    """Writes which defaults of generation_config.json are used, if there are any."""
+    if shown := str(defaults):
+        print(f"generation_config.json: {shown}", file=sys.stderr)
+
+
 def with_defaults(context: typer.Context, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The values of options, with the model's defaults for those that are not given on the command line."""
     sources = {key: context.get_parameter_source(key) for key in values}

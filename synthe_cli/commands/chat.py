@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from synthe_cli.options import (
     TopPOption,
     complete_run,
     sampled,
+    show_defaults,
     uses_generation_config,
     with_defaults,
 )
@@ -119,13 +119,11 @@ def chat(
 
     def converse(conversation: Conversation) -> None:
         defaults = conversation.defaults if recommended else GenerationDefaults()
-        if shown := str(defaults):
-            print(f"generation_config.json: {shown}", file=sys.stderr)
+        show_defaults(defaults)
         sampling = sampled(with_defaults(context, values, defaults.sampling))
         count = with_defaults(context, {"tokens": tokens}, defaults.limits("tokens"))["tokens"]
-        options = ChatOptions(count, sampling, seed)
         try:
-            ChatLoop(conversation, options, as_json=as_json).run()
+            ChatLoop(conversation, ChatOptions(count, sampling, seed), as_json=as_json).run()
         finally:
             conversation.close()
 

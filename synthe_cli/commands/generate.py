@@ -23,6 +23,7 @@ from synthe_cli.options import (
     TopPOption,
     find_checkpoint,
     sampled,
+    show_defaults,
     uses_generation_config,
     with_defaults,
 )
@@ -111,8 +112,7 @@ def generate(
         model = LoadedModel.from_checkpoint(opened, path.name, where, batch_invariant=False)
         session = opened.session(state_in, model.model) if state_in else None
     model.recommended = recommended
-    if defaults := str(model.defaults):
-        print(f"generation_config.json: {defaults}", file=sys.stderr)
+    show_defaults(model.defaults)
     sampling = sampled(with_defaults(context, values, model.defaults.sampling))
     tokens = with_defaults(context, {"tokens": tokens}, model.defaults.limits("tokens"))["tokens"]
     if state_out:
