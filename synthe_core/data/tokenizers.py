@@ -17,8 +17,9 @@ import numpy as np
 import tokenizers
 from tokenizers import processors
 
-from synthe_core.data.byte_level import END, byte_alphabet, byte_spelling, bytes_model, is_bytes_model
+from synthe_core.data.byte_level import END, byte_spelling, bytes_model, is_bytes_model
 from synthe_core.data.hub import tokenizer_file
+from synthe_core.data.token_pieces import token_pieces
 from synthe_core.data.tokenizer_config import (
     BESIDE,
     CHAT,
@@ -248,7 +249,7 @@ class FileTokenizer(Tokenizer):
         self.digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         ids = inner.get_vocab(with_added_tokens=True)
         self.begin, self.end = None if begin is None else ids[begin], ids[end]
-        self.pieces = _pieces(inner, self._json)
+        self.pieces = token_pieces(inner, self._json)
         self.pieces[self.end] = b""
         self.vocab_size = len(self.pieces)
 
@@ -385,26 +386,3 @@ def _bytes(text: str | bytes) -> bytes:
 def _str(text: str | bytes) -> str:
     """Half a surrogate pair is none of Unicode's characters: "?", as `_bytes` has it."""
     return text.decode("utf-8") if isinstance(text, bytes) else text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _pieces(inner: tokenizers.Tokenizer, description: str) -> list[bytes]:
-    """The bytes of every id: exact for byte-level vocabularies and byte fallback, by spelling for the others."""
-    content = json.loads(description)
-    parts = json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
-    byte_level = '"ByteLevel"' in parts
-    alphabet = byte_alphabet()
-    added = inner.get_added_tokens_decoder()
-    vocab = inner.get_vocab(with_added_tokens=True)
-    pieces = [b""] * (max(vocab.values()) + 1)
-    for token, i in vocab.items():
-        if i in added:
-            pieces[i] = b"" if added[i].special else token.encode("utf-8", "replace")
-        elif byte_level:
-            pieces[i] = bytes(alphabet[c] for c in token if c in alphabet)
-        elif fallback := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
-            pieces[i] = bytes([int(fallback[1], 16)])
-        elif '"WordPiece"' in parts:
-            pieces[i] = (token[2:] if token.startswith("##") else " " + token).encode("utf-8", "replace")
-        else:
-            pieces[i] = token.replace("\u2581", " ").encode("utf-8", "replace")
-    return pieces
