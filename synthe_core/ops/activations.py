@@ -1,4 +1,4 @@
-"""Activations of single numbers: `sigmoid`, `softplus`, `silu` and `gelu`, each with a batch-invariant kernel for CPUs.
+"""Activations of single numbers; `sigmoid`, `softplus`, `silu` and `gelu` have a batch-invariant kernel for CPUs.
 
 Torch's own take other instructions for the last few numbers of a tensor, so a row's numbers depend on where in the
 tensor they stand. The batch-invariant kernels are made of exp, log1p, erf and tanh, which do not.
@@ -7,6 +7,9 @@ tensor they stand. The batch-invariant kernels are made of exp, log1p, erf and t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -63,3 +66,18 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 def batch_invariant_gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     """The definition."""
     return gelu.reference(x, approximate=approximate)
+
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)². Source: So et al. 2021, "Primer"."""
+    return F.relu(x).square()
+
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": relu2,
+}

@@ -93,7 +93,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"head_size": 8, "state_size": 6, "groups": 2, "bias": True, "time_step_limit": [0.01, 0.5]},
         {"head_size": 32, "state_size": 4, "expand": 1, "conv": 2, "conv_bias": False},
     ],
-    "mlp": [{}, {"hidden": 24, "bias": True}],
+    "mlp": [
+        {},
+        {"hidden": 24, "bias": True},
+        {"hidden": 20, "activation": "gelu_tanh"},
+        {"hidden": 20, "activation": "relu2", "gated": False, "bias": True},
+    ],
     "mlstm": [
         {"heads": 2},
         {"heads": 2, "conv": 0, "cap": None, "forget": "exponential", "output": "silu", "forget_bias": [-1, 1]},
