@@ -38,11 +38,12 @@ class MLSTM(Learner[MLSTMState]):
 
     x [B, T, D]. One projection of x gives q, k [B, T, H, K], v, o [B, T, H, V] and per head the gates' ĩ and f̃, whose
     weights start at zero; the cap c bounds both gates to c tanh(·/c). q and k pass a causal convolution of `conv` taps
-    and SiLU. Keys are divided by √K, here through the input gate. norm is root-mean-square per head. The memory is
-    HK(V + 1) numbers a row and a scale per head; every gate of any size is exact, see the operator.
+    and SiLU. Keys are divided by √K, here through the input gate. norm is per head, root-mean-square with V weights for
+    all heads or a layer norm with weights for each. The memory is HK(V + 1) numbers a row and a scale per head; every
+    gate of any size is exact, see the operator.
 
     Sources: Beck et al. 2024 (xLSTM: the cell, the convolution, input bias 0); Beck et al. 2025 (xLSTM-7B: sizes, cap
-    15, gates without weights at first, no convolution; their input bias is -10, their forget bias 3 to 6).
+    15, gates without weights at first, no convolution, layer norm; their input bias is -10, their forget bias 3 to 6).
     """
 
     class Config(LearnerConfig):
@@ -59,6 +60,8 @@ class MLSTM(Learner[MLSTMState]):
         input_bias: float = Field(0.0, description="the input gate's initial bias")
         cap: float | None = Field(15.0, gt=0, description="bounds the gates' logits smoothly; null = no bound")
         output: Literal["sigmoid", "silu"] = Field("sigmoid", description="the output gate's function")
+        norm: Literal["rms", "layer"] = Field("rms", description="norm of a head's outputs; layer: weights for each head")
+        norm_eps: float = Field(EPS, gt=0, description="what that norm adds to a mean square or variance")
 
     emits = schema(
         {
@@ -80,7 +83,7 @@ class MLSTM(Learner[MLSTMState]):
         self.taps = max(config.conv, 1)
         self.project = project_in(width, sum(self.features))
         self.out = project_out(values, width)
-        self.norm = nn.Parameter(torch.ones(self.value))
+        self.norm = nn.Parameter(torch.ones(self.value if config.norm == "rms" else (heads, self.value)))
         with torch.no_grad():
             self.project.weight[-2 * heads :] = 0
         first, last = config.forget_bias if isinstance(config.forget_bias, tuple) else (config.forget_bias,) * 2
@@ -107,8 +110,15 @@ class MLSTM(Learner[MLSTMState]):
             if ctx.trace is not None:
                 ctx.emit("output", sigmoid(gate.to(h.dtype)).unflatten(-1, h.shape[2:]).mean(-1))
             open_gate = silu_gate if self.config.output == "silu" else sigmoid_gate
-            y = open_gate(rms_norm(h, self.norm, EPS, h.dtype).flatten(2), gate)
+            y = open_gate(self._normed(h).flatten(2), gate)
         return self.out(y), MLSTMState(memory, scale, conv)
+
+    def _normed(self, h: Tensor) -> Tensor:
+        """h [B, T, H, V] at unit scale, head by head."""
+        eps, weight = self.config.norm_eps, self.norm.to(h.dtype)
+        if self.config.norm == "rms":
+            return rms_norm(h, weight, eps, h.dtype)
+        return F.layer_norm(h, h.shape[-1:], eps=eps) * weight
 
     def _convolve(self, qk: Tensor, before: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
         """Queries and keys after the convolution and SiLU, and the inputs that its next call needs."""

@@ -102,6 +102,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mlstm": [
         {"heads": 2},
         {"heads": 2, "conv": 0, "cap": None, "forget": "exponential", "output": "silu", "forget_bias": [-1, 1]},
+        {"heads": 4, "key_size": 3, "value_size": 6, "conv": 0, "norm": "layer", "norm_eps": 1e-3},
     ],
     "rg_lru": [
         {"heads": 4},

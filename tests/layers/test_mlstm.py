@@ -105,9 +105,10 @@ def test_flops_count_matrices_and_memory():
     assert learner.flops(100) == matrices + 5 * 2 * 8 * 17
 
 
+@pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("time", [16, 48])
-def test_equals_transformers_layer_with_the_same_weights(time, monkeypatch):
-    """xLSTM-7B's layer: no convolution, sigmoid gates, cap 15. Only its norm, which takes the mean off, is not ours."""
+def test_equals_transformers_layer_with_the_same_weights(time, norm, monkeypatch):
+    """xLSTM-7B's layer: no convolution, sigmoid gates, cap 15, a layer norm (in whose place we may have another)."""
     xlstm = pytest.importorskip("transformers.models.xlstm.modeling_xlstm")
     if getattr(xlstm, "external_xlstm", True):
         pytest.skip("this transformers brings no layer of its own")
@@ -115,8 +116,12 @@ def test_equals_transformers_layer_with_the_same_weights(time, monkeypatch):
     torch.manual_seed(0)
     config = xlstm.xLSTMConfig(hidden_size=width, num_heads=heads, chunk_size=16, eps=0.0, mode="train")
     peer = xlstm.xLSTMLayer(config).double()
-    monkeypatch.setattr(peer, "multihead_norm", PlainNorm(width // heads))
-    entry = {"type": "mlstm", "heads": heads, "conv": 0, "key_size": width // heads // 2}
+    if norm == "rms":
+        monkeypatch.setattr(peer, "multihead_norm", PlainNorm(width // heads))
+    else:
+        torch.nn.init.normal_(peer.multihead_norm.weight)
+        monkeypatch.setattr(peer.multihead_norm, "force_float32_reductions", False)
+    entry = {"type": "mlstm", "heads": heads, "conv": 0, "key_size": width // heads // 2, "norm": norm}
     ours = build(parse(entry), width).double()
     names = ["q", "k", "v", "ogate_preact", "igate_preact", "fgate_preact"]
     with torch.no_grad():
@@ -124,6 +129,8 @@ def test_equals_transformers_layer_with_the_same_weights(time, monkeypatch):
         ours.input_bias.copy_(peer.igate_preact.bias)
         ours.forget_bias.copy_(peer.fgate_preact.bias)
         ours.out.weight.copy_(peer.out_proj.weight)
+        if norm == "layer":
+            ours.norm.copy_(peer.multihead_norm.weight.view_as(ours.norm))
     x, upstream = torch.randn(2, 2, time, width, dtype=torch.float64)
     mine, theirs = (x.clone().requires_grad_() for _ in range(2))
     y, state = run(ours, mine)
@@ -141,6 +148,8 @@ def test_equals_transformers_layer_with_the_same_weights(time, monkeypatch):
         "forget_bias": (ours.forget_bias.grad, peer.fgate_preact.bias.grad),
         "out": (ours.out.weight.grad, peer.out_proj.weight.grad),
     }
+    if norm == "layer":
+        slopes["norm"] = (ours.norm.grad.flatten(), peer.multihead_norm.weight.grad)
     for name, (actual, expected) in slopes.items():
         torch.testing.assert_close(
             actual, expected, rtol=1e-7, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
