@@ -17,6 +17,7 @@ LAYERS = Table(
     {
         "attention": "synthe_core.layers.attention:Attention",
         "byte_patch": "synthe_core.layers.byte_patch:BytePatch",
+        "channel_mixing": "synthe_core.layers.channel_mixing:ChannelMixing",
         "context_routed_moe": "synthe_core.layers.context_routed_moe:ContextRoutedMoE",
         "conv": "synthe_core.layers.conv:Conv",
         "delta": "synthe_core.layers.delta:Delta",
@@ -28,6 +29,7 @@ LAYERS = Table(
         "kalman": "synthe_core.layers.kalman:Kalman",
         "kda": "synthe_core.layers.kda:KDA",
         "latent_attention": "synthe_core.layers.latent_attention:LatentAttention",
+        "lightning_attention": "synthe_core.layers.lightning_attention:LightningAttention",
         "mamba": "synthe_core.layers.mamba:Mamba",
         "mamba2": "synthe_core.layers.mamba2:Mamba2",
         "mlp": "synthe_core.layers.mlp:MLP",

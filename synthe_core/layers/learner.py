@@ -98,6 +98,7 @@ class Pass:
                     `synthe_core.model.depth`), among those that run it.
     lengths:        int64 [B] or None; tokens at or after a row's length are padding and never touch state.
     signals:        causal [B, T] values published by one learner and read by another (surprise, confidence).
+    shared:         causal [B, T, ...] tensors that one learner computes and later ones use in the same pass (values).
     losses:         auxiliary losses, added to the objective by the trainer.
     measures:       figures of this pass that training logs, 0-dim and without gradient (the share of tokens that a
                     gate selects).
@@ -111,6 +112,7 @@ class Pass:
     positions: Tensor
     lengths: Tensor | None = None
     signals: dict[str, Tensor] = field(default_factory=dict)
+    shared: dict[str, Tensor] = field(default_factory=dict)
     losses: list[tuple[str, Tensor]] = field(default_factory=list)
     measures: list[tuple[str, Tensor]] = field(default_factory=list)
     skipped: list[float | Tensor] = field(default_factory=list)
@@ -225,6 +227,16 @@ class Learner(nn.Module, ABC, Generic[S]):
     @classmethod
     def reads(cls, config: Any) -> tuple[str, ...]:
         """The signals that it needs of a learner before it; a model without one is refused when it is specified."""
+        return ()
+
+    @classmethod
+    def shares(cls, config: Any) -> tuple[str, ...]:
+        """The tensors that a learner of this configuration puts into `ctx.shared`."""
+        return ()
+
+    @classmethod
+    def uses(cls, config: Any) -> tuple[str, ...]:
+        """The tensors that it needs there, of a learner in this block or an earlier one."""
         return ()
 
     @classmethod

@@ -60,7 +60,9 @@ class MLSTM(Learner[MLSTMState]):
         input_bias: float = Field(0.0, description="the input gate's initial bias")
         cap: float | None = Field(15.0, gt=0, description="bounds the gates' logits smoothly; null = no bound")
         output: Literal["sigmoid", "silu"] = Field("sigmoid", description="the output gate's function")
-        norm: Literal["rms", "layer"] = Field("rms", description="norm of a head's outputs; layer: weights for each head")
+        norm: Literal["rms", "layer"] = Field(
+            "rms", description="norm of a head's outputs; layer: weights for each head"
+        )
         norm_eps: float = Field(EPS, gt=0, description="what that norm adds to a mean square or variance")
 
     emits = schema(

@@ -20,7 +20,7 @@ from synthe_core.ops.generalized_delta_rule import generalized_delta_rule
 from synthe_core.ops.token_shift import token_shift
 
 FASTEST = math.exp(-0.5)  # no channel's decay is stronger than exp(-exp(-1/2)) = 0.545 a token
-NORM_EPS = 1e-5  # times the head's size
+VALUES = "rwkv7.values"  # of the layer that shares its own
 DEPTH = 0.5  # initial values that RWKV-7 varies with depth are those of the middle layer
 
 
@@ -46,8 +46,9 @@ class RWKV7(Learner[RWKV7State]):
     with ξ, α, ρ learned. norm is a layer norm per head. Ranks of the low-rank maps follow the paper's rule for the
     width. The memory is D K numbers a row.
 
-    Left out: the value residual, by which later layers mix in the values of the first. A learner reads its own input
-    only; a pass carries no vectors from layer to layer.
+    With the value residual one layer, the first, shares its v^1_t, and later ones mix it in, channel by channel:
+
+        v ← v + σ(v_0 + x^v V_1 V_2) ⊙ (v^1 - v)
 
     Initial values are those of the authors' code, W_o = 0 included, so that a fresh layer adds nothing; where they
     depend on the layer's index, μ and w_0, they are those of the middle layer of a stack.
@@ -58,6 +59,15 @@ class RWKV7(Learner[RWKV7State]):
     class Config(LearnerConfig):
         type: Literal["rwkv7"] = "rwkv7"
         head_size: int = Field(64, ge=2, description="channels of a head: its memory is this squared")
+        values: Literal["own", "share", "mix"] = Field(
+            "own", description="share: later layers may mix in these values; mix: mix in those of the layer that shares"
+        )
+        decay_rank: int | None = Field(None, ge=1, description="of the map that makes decays; default by the width")
+        rate_rank: int | None = Field(None, ge=1, description="of the map that makes learning rates")
+        gate_rank: int | None = Field(None, ge=1, description="of the map that makes the output gate")
+        value_rank: int | None = Field(None, ge=1, description="of the map that says how values are mixed")
+        norm_eps: float = Field(1e-5, gt=0, description="what the layer norm adds to a variance, divided by head_size")
+        key_norm_eps: float = Field(1e-12, gt=0, description="added to the squared length of a key that is normalised")
 
     emits = schema(
         {
@@ -78,9 +88,9 @@ class RWKV7(Learner[RWKV7State]):
         self.key = _uniform(width, 0.05)
         self.value = _uniform(width, 0.5)
         self.out = _uniform(width, 0.0)
-        self.decay_in, self.decay_out = _low_rank(width, 2.5)
-        self.rate_in, self.rate_out = _low_rank(width, 2.5)
-        self.gate_in, self.gate_out = _low_rank(width, 5.0)
+        self.decay_in, self.decay_out = _low_rank(width, config.decay_rank or _rank(width, 2.5))
+        self.rate_in, self.rate_out = _low_rank(width, config.rate_rank or _rank(width, 2.5))
+        self.gate_in, self.gate_out = _low_rank(width, config.gate_rank or _rank(width, 5.0))
 
         at, within = torch.arange(width) / width, torch.arange(width) % size
         linear = torch.arange(width) / max(width - 1, 1)
@@ -95,6 +105,17 @@ class RWKV7(Learner[RWKV7State]):
         self.r_k = nn.Parameter(torch.full((self.heads, size), -0.04))
         self.norm = nn.Parameter(torch.ones(self.heads, size))
         self.norm_bias = nn.Parameter(torch.zeros(self.heads, size))
+        if config.values == "mix":
+            self.value_in, self.value_out = _low_rank(width, config.value_rank or _rank(width, 1.7))
+            self.value_bias = nn.Parameter(0.73 - 0.4 * (linear - 0.5))
+
+    @classmethod
+    def shares(cls, config: Config) -> tuple[str, ...]:
+        return (VALUES,) if config.values == "share" else ()
+
+    @classmethod
+    def uses(cls, config: Config) -> tuple[str, ...]:
+        return (VALUES,) if config.values == "mix" else ()
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> RWKV7State:
         size = self.config.head_size
@@ -111,11 +132,12 @@ class RWKV7(Learner[RWKV7State]):
         decay = self.decay_out(torch.tanh(self.decay_in(for_decay)))
         rate = self.rate_out(self.rate_in(for_rate))
         gate = self.gate_out(sigmoid(self.gate_in(for_gate)))
+        v = self._values(v, for_v, ctx)
         with torch.autocast(x.device.type, enabled=False):
             log_decay = -FASTEST * sigmoid(decay.to(dtype) + self.decay_bias)
             rate = sigmoid(rate.to(dtype) + self.rate_bias)
             k = k.to(dtype)
-            removed = l2_norm(self._heads(k * self.k_k), 1e-12)
+            removed = l2_norm(self._heads(k * self.k_k), self.config.key_norm_eps)
             written = k * (1 + (rate - 1) * self.k_a)
             if ctx.mask is not None:  # padding leaves the memory unchanged
                 real = ctx.mask[..., None]
@@ -125,10 +147,19 @@ class RWKV7(Learner[RWKV7State]):
                 ctx.emit("decay", log_decay.exp())
             r, written, v, rate, log_decay = (self._heads(y.to(dtype)) for y in (r, written, v, rate, log_decay))
             o, memory = generalized_delta_rule(r, written, v, -removed, rate * removed, log_decay, state.memory)
-            o = F.layer_norm(o, o.shape[-1:], eps=NORM_EPS * o.shape[-1]) * self.norm + self.norm_bias
+            o = F.layer_norm(o, o.shape[-1:], eps=self.config.norm_eps * o.shape[-1]) * self.norm + self.norm_bias
             o = o + (r * written * self.r_k).sum(-1, keepdim=True) * v
             y = (o.flatten(2) * gate.to(dtype)).to(gate.dtype)
         return self.out(y), RWKV7State(memory, last.to(dtype, copy=True))
+
+    def _values(self, v: Tensor, for_v: Tensor, ctx: Pass) -> Tensor:
+        """Values [B, T, D] as the residual has them."""
+        if self.config.values == "share":
+            ctx.shared[VALUES] = v
+        if self.config.values != "mix":
+            return v
+        share = self.value_out(self.value_in(for_v)).to(self.state_dtype) + self.value_bias
+        return torch.lerp(v.to(share.dtype), ctx.shared[VALUES].to(share.dtype), sigmoid(share))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.config.head_size))
@@ -146,9 +177,13 @@ def _uniform(width: int, scale: float) -> Linear:
     return linear
 
 
-def _low_rank(width: int, scale: float) -> tuple[Linear, Linear]:
-    """Maps to and from about scale √width numbers, in steps of 32: zero at first, and orthogonal of gain 0.1."""
-    rank = max(32, round(scale * width**0.5 / 32) * 32)
+def _rank(width: int, scale: float) -> int:
+    """About scale √width numbers, in steps of 32."""
+    return max(32, round(scale * width**0.5 / 32) * 32)
+
+
+def _low_rank(width: int, rank: int) -> tuple[Linear, Linear]:
+    """Maps to and from `rank` numbers: zero at first, and orthogonal of gain 0.1."""
     down, up = Linear(width, rank, bias=False), Linear(rank, width, bias=False)
     nn.init.zeros_(down.weight)
     nn.init.orthogonal_(up.weight, gain=0.1 * max(1.0, rank / width) ** 0.5)

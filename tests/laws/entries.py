@@ -27,6 +27,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "window": 8, "rope": None, "qk_norm": False, "when": {"signal": "random", "below": 0.4}},
     ],
     "byte_patch": [{}, {"stride": 3, "taps": 3}, {"stride": 1, "taps": 2}],
+    "channel_mixing": [{}, {"hidden": 20}],
     "conv": [{}, {"taps": 2}],
     "delta": [
         {"heads": 2},
@@ -79,7 +80,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"length": 70, "filter_layers": 1, "frequency": 1.0, "decay": [0.5, 0.5], "shift": 0.05},
     ],
     "kalman": [{}, {"every": 3, "rank": 12}],
-    "kda": [{"heads": 2}, {"heads": 2, "key_size": 5, "value_size": 7, "conv": 1, "rank": 3}],
+    "kda": [
+        {"heads": 2},
+        {"heads": 2, "key_size": 5, "value_size": 7, "conv": 1, "rank": 3},
+        {"heads": 2, "value_heads": 4, "key_size": 5, "value_size": 3, "conv": 0, "gate_bias": False}
+        | {"beta_range": [0, 2]},
+        {"heads": 2, "value_heads": 6, "conv": 2, "conv_bias": True, "decay_floor": -2.0},
+    ],
     "latent_attention": [
         {"heads": 4, "rank": 24},
         {"heads": 2, "rank": 7, "q_rank": 9, "key_size": 6, "value_size": 11, "rope_size": 4, "window": 5}
@@ -87,6 +94,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 3, "rank": 12, "key_size": 5, "value_size": 4, "rope_size": 3, "rope": None, "scale": 0.5},
         {"heads": 2, "rank": 10, "rope_size": 0, "window": 1},
     ],
+    "lightning_attention": [{"heads": 4}, {"heads": 3, "head_size": 5, "decay_scale": 0.2}],
     "mamba": [{"state_size": 5}, {"conv": 1, "conv_bias": False, "bias": True, "dt_rank": 3, "expand": 1}],
     "mamba2": [
         {"head_size": 16, "state_size": 8},
@@ -109,7 +117,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 3, "channels": 21, "conv": 2, "bias": False, "activation": "silu"},
         {"heads": 1, "channels": 5, "conv": 1, "activation": "gelu"},
     ],
-    "rwkv7": [{"head_size": 16}, {"head_size": 4}],
+    "rwkv7": [
+        {"head_size": 16},
+        {"head_size": 4, "values": "share", "decay_rank": 3, "rate_rank": 5, "gate_rank": 4},
+        {"head_size": 8, "values": "mix", "value_rank": 3, "norm_eps": 1e-3, "key_norm_eps": 1e-6},
+    ],
     "slots": [
         {"slots": 12, "heads": 2, "key_size": 4, "reads": 3, "writes": 2, "chunk": 7, "match": 0.3},
         {"slots": 9, "heads": 1, "key_size": 3, "reads": 4, "writes": 5, "chunk": 10, "router": "sparsemax"}
@@ -140,7 +152,9 @@ def case_name(case: dict[str, Any]) -> str:
 
 
 def block_of(case: dict[str, Any]) -> list[dict[str, Any]]:
-    """The case, behind a learner that publishes signals if it has a condition."""
+    """The case, behind a learner that publishes signals if it has a condition, or shares values if it mixes them in."""
+    if case.get("values") == "mix":
+        return [{"type": "rwkv7", "head_size": 8, "values": "share"}, case]
     return [{"type": "kalman"}, case] if "when" in case else [case]
 
 
