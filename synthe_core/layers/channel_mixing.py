@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.ops.token_shift import token_shift
 
@@ -19,7 +19,7 @@ class ChannelMixing(Learner[Tensor]):
     Source: Peng et al. 2023 (RWKV); without a gate, as Peng et al. 2025 (RWKV-7).
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["channel_mixing"] = "channel_mixing"
         hidden: int | None = Field(None, ge=1, description="inner width; default 4 times the width, rounded up to 32")
 

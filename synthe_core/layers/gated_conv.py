@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.mamba import convolve
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.ops.short_conv import MAX_TAPS
@@ -25,7 +25,7 @@ class GatedConv(Learner[Tensor]):
     Source: Liquid AI 2025, "LFM2 technical report".
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["gated_conv"] = "gated_conv"
         taps: int = Field(3, ge=2, le=MAX_TAPS, description="tokens that each output sees, itself included")
         bias: bool = Field(False, description="learned biases of both projections and the convolution")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.adapter_batch import per_adapter
 from synthe_core.layers.attention import FULL_WINDOW
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.rope import Scaling, rotary_angles
 from synthe_core.ops.attention import window_attention
@@ -45,7 +45,7 @@ class LatentAttention(Learner[LatentAttentionState]):
     Sources: DeepSeek-AI 2024 (DeepSeek-V2: the latent, the shared rotary key, q_rank); Kimi Team 2025 (no positions).
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["latent_attention"] = "latent_attention"
         heads: int = Field(8, ge=1)
         rank: int | None = Field(None, ge=1, description="numbers of the latent; default 4 key_size")

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.ops.activations import sigmoid, silu
 from synthe_core.ops.linear_attention import linear_attention
@@ -29,7 +29,7 @@ class LightningAttention(Learner[Tensor]):
     Sources: Qin et al. 2024 (Lightning Attention-2); MiniMax 2025 (MiniMax-01); the slopes: Press et al. 2022 (ALiBi).
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["lightning_attention"] = "lightning_attention"
         heads: int = Field(8, ge=1)
         head_size: int | None = Field(None, ge=1, description="channels of a head; default the width divided by heads")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from synthe_core.errors import InputError, nearest_divisor
-from synthe_core.layers.learner import Learner, Pass, Spec
+from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.mamba import convolve
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
@@ -46,7 +46,7 @@ class RGLRU(Learner[RGLRUState]):
     Source: De et al. 2024, "Griffin: Mixing gated linear recurrences with local attention".
     """
 
-    class Config(Spec):
+    class Config(LearnerConfig):
         type: Literal["rg_lru"] = "rg_lru"
         heads: int = Field(8, ge=1, description="blocks of the gates' matrices")
         channels: int | None = Field(None, ge=1, description="channels of the recurrence; default the width")

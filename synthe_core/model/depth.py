@@ -88,7 +88,7 @@ class Choice(NamedTuple):
 
         x [B, T, D]; `remembered` is the block's state and, last, its clock: int64 [B], how many tokens it has seen.
         Positions within the block count those tokens, so windows and ticks are in tokens of the block. It publishes
-        signals for its tokens; the others keep the signal of the block before.
+        signals for its tokens; the others keep the signal of the block before. What it shares no later block has.
         """
         *before, clock = remembered
         time = self.keep.shape[1]
@@ -126,6 +126,7 @@ class Choice(NamedTuple):
             mask=places.real if ragged else None,
             tokens=ctx.global_tokens(places.index % x.shape[1]),
             signals={name: places.gather(value) for name, value in ctx.signals.items()},
+            shared={name: places.gather(value) for name, value in ctx.shared.items()},
             losses=[],
         )
         published = dict(inner.signals)

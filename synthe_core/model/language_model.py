@@ -148,7 +148,7 @@ class Backbone(nn.Module):
                 sample.record(x)
             ctx.path = f"blocks.{index}"
             if self.recompute and torch.is_grad_enabled():
-                again = partial(_recompute, dict(ctx.signals), current_adapters(), step)
+                again = partial(_recompute, dict(ctx.signals), dict(ctx.shared), current_adapters(), step)
                 x, remembered = checkpoint(again, x, remembered, ctx, use_reentrant=False)
             else:
                 x, remembered = step(x, remembered, ctx)
@@ -183,15 +183,16 @@ class Backbone(nn.Module):
 
 def _recompute(
     signals: dict[str, Tensor],
+    shared: dict[str, Tensor],
     adapters: AdapterBatch | None,
     block: Callable[..., Any],
     x: Tensor,
     states: list[Any],
     ctx: Pass,
 ) -> Any:
-    """A block that may run twice: the second time too it reads the signals of earlier blocks, not of later ones, and
-    has the adapters of its pass."""
-    ctx.signals = dict(signals)
+    """A block that may run twice: the second time too it reads the signals and shared tensors of earlier blocks, not of
+    later ones, and has the adapters of its pass."""
+    ctx.signals, ctx.shared = dict(signals), dict(shared)
     with use_adapters(adapters):
         return block(x, states, ctx)
 

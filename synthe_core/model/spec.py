@@ -143,6 +143,26 @@ class ModelSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _tensors_are_shared_before_they_are_used(self) -> ModelSpec:
+        """By a learner before, in the same block or in an earlier one that every token runs."""
+        shared: set[str] = set()
+        for block in range(self.blocks):
+            own = set(shared)
+            for place, spec in enumerate(self.learners_of(block)):
+                learner = LAYERS[spec.type]  # type: ignore[attr-defined]
+                for name in learner.uses(spec):
+                    if name not in own:
+                        kind = [block % len(self.kinds)] if isinstance(self.block[0], list) else []
+                        raise field_error(
+                            ("block", *kind, place),
+                            f"no learner before it shares '{name}'",
+                            "give the first layer's learner values: share, in a kind of block of its own",
+                        )
+                own.update(learner.shares(spec))
+            shared = own if self.depth is None or block not in self.depth.places(self.blocks) else shared
+        return self
+
+    @model_validator(mode="after")
     def _residuals_have_a_learner_before_them(self) -> ModelSpec:
         for path, spec in self.paths():
             residual = residual_of(spec)

@@ -7,21 +7,24 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.rwkv7 import RWKV7State
+from synthe_core.layers.rwkv7 import VALUES, RWKV7State
 from synthe_core.layers.trace import Trace
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.dispatch import use_kernels
 from synthe_core.state import nbytes
 
 
-def make(width=32, head_size=8, awake=False):
+def make(width=32, head_size=8, awake=False, **keys):
     """`awake`: its parameters moved away from the zeros that they begin with."""
     torch.manual_seed(0)
-    learner = build(parse({"type": "rwkv7", "head_size": head_size}), width)
+    learner = build(parse({"type": "rwkv7", "head_size": head_size, **keys}), width)
     if awake:
         with torch.no_grad():
             for parameter in learner.parameters():
@@ -33,19 +36,30 @@ def run(learner, x, state=None, trace=None):
     return learner(x, state, Pass.over(x, trace=trace))
 
 
-def test_is_the_papers_equations_from_any_state():
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"values": "share", "decay_rank": 3, "rate_rank": 4}, {"values": "mix", "value_rank": 5, "norm_eps": 1e-3}],
+    ids=str,
+)
+def test_is_the_papers_equations_from_any_state(keys):
     """The paper writes the state with values in its rows and multiplies it from the right."""
-    learner = make(awake=True).double()
+    learner = make(awake=True, **keys).double()
     torch.manual_seed(1)
-    x = torch.randn(2, 9, 32, dtype=torch.float64)
+    x, first = torch.randn(2, 2, 9, 32, dtype=torch.float64)
     state = RWKV7State(*(torch.randn_like(leaf) for leaf in learner.init_state(2)))
     heads = lambda y: y.view(2, 4, 8)  # noqa: E731
     with torch.no_grad():
-        y, after = run(learner, x, state)
+        ctx = Pass.over(x)
+        ctx.shared = {VALUES: first} if keys.get("values") == "mix" else {}
+        y, after = learner(x, state, ctx)
         memory, before = state.memory.mT, state.last[:, 0]
         for t in range(9):
             xr, xw, xk, xv, xa, xg = (x[:, t] + (before - x[:, t]) * mu for mu in learner.mix)
             r, k, v = learner.receptance(xr), learner.key(xk), learner.value(xv)
+            if keys.get("values") == "share":
+                torch.testing.assert_close(ctx.shared[VALUES][:, t], v)
+            elif keys.get("values") == "mix":
+                v = v + (first[:, t] - v) * torch.sigmoid(learner.value_bias + learner.value_out(learner.value_in(xv)))
             d = learner.decay_bias + learner.decay_out(torch.tanh(learner.decay_in(xw)))
             w = torch.exp(-torch.exp(-F.softplus(-d) - 0.5))
             a = torch.sigmoid(learner.rate_bias + learner.rate_out(learner.rate_in(xa)))
@@ -56,7 +70,7 @@ def test_is_the_papers_equations_from_any_state():
             passed = torch.diag_embed(w) - removal[..., :, None] * (a * removal)[..., None, :]
             memory = memory @ passed + v[..., :, None] * k[..., None, :]
             o = (memory @ r[..., None])[..., 0].flatten(1)
-            o = F.group_norm(o, 4, learner.norm.flatten(), learner.norm_bias.flatten(), eps=8e-5)
+            o = F.group_norm(o, 4, learner.norm.flatten(), learner.norm_bias.flatten(), 8 * keys.get("norm_eps", 1e-5))
             bonus = (r * k * learner.r_k).sum(-1, keepdim=True) * v
             torch.testing.assert_close(y[:, t], learner.out((o + bonus.flatten(1)) * g), rtol=1e-9, atol=1e-9)
             before = x[:, t]
@@ -179,3 +193,46 @@ def test_it_learns_to_recall():
         loss.backward()
         optimizer.step()
     assert (scores.argmax(-1) == values.gather(1, queried)[:, 0]).float().mean() > 0.9
+
+
+VALUES_KINDS = [
+    [{"type": "rwkv7", "head_size": 8, "values": each}, {"type": "channel_mixing"}] for each in ("share", "mix")
+]
+
+
+def test_later_blocks_mix_in_the_values_of_the_first():
+    torch.manual_seed(0)
+    spec = {"width": 16, "blocks": 3, "block": [*VALUES_KINDS, VALUES_KINDS[1]], "norm": "layer"}
+    text = torch.randint(0, 11, (2, 20))
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = LanguageModel(ModelSpec.model_validate(spec), 11, recompute).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        model.loss(text[:, :-1], text[:, 1:])[0].objective.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert {name.split(".")[1] for name in gradients[0] if "value_in" in name} == {"1", "2"}
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-12, atol=1e-14, msg=name)
+    with torch.no_grad():
+        whole, _ = model(text)
+        state, pieces = None, []
+        for piece in text.split([7, 1, 12], 1):
+            logits, state = model(piece, state)
+            pieces.append(logits)
+        torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-9, atol=1e-10)
+        before = model(text)[0]
+        model.blocks[0].learners[0].value.weight.mul_(2)
+        assert (model(text)[0] - before).abs().max() > 1e-3
+
+
+def test_values_that_nobody_shares_are_refused_by_their_place():
+    spec = {"width": 16, "blocks": 2, "block": VALUES_KINDS[::-1]}
+    with pytest.raises(ValidationError, match="no learner before it shares 'rwkv7"):
+        ModelSpec.model_validate(spec)
+    routed = {"width": 16, "blocks": 3, "depth": {"min": 1}, "block": [["momentum"], *VALUES_KINDS]}
+    with pytest.raises(ValidationError, match="no learner before it shares"):
+        ModelSpec.model_validate(routed)
+    ModelSpec.model_validate(routed | {"depth": {"min": 2}})
