@@ -14,10 +14,13 @@ from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.placement import choose_device
 from synthe_core.hardware.probe import probe
 from synthe_core.hardware.recipe_context import context_for_recipe
-from synthe_core.interop.huggingface import transformers_model
+from synthe_core.interop.huggingface import backend
 from synthe_core.interop.load import needs_transformers
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.storage.checkpoint import Checkpoint
+
+UNSTATED = 2048
+"""Tokens that a recurrent model is taken to be trained on if its config does not say: those of Mamba."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,8 @@ def open_model(path: Path, device: str = "auto") -> OpenedModel:
 
 
 def _transformers(path: Path, device: str) -> OpenedModel:
-    loaded = transformers_model.load(path, device=torch.device(device))
-    limit = loaded.max_length
-    assert limit is not None  # it is not loaded without one
+    loaded = backend.load(path, device=torch.device(device))
+    trained = loaded.max_length or UNSTATED
     return OpenedModel(
         path,
         loaded.name,
@@ -79,7 +81,7 @@ def _transformers(path: Path, device: str) -> OpenedModel:
         loaded.context,
         (f"weights {loaded.digest}", f"tokenizer {loaded.tokenizer.digest}"),
         loaded.digest[:12],
-        limit,
-        loaded.state_bytes(2 * limit) > loaded.state_bytes(limit // 2),
-        limit,
+        trained,
+        loaded.state_bytes(2 * trained) > loaded.state_bytes(trained // 2),
+        loaded.max_length,
     )

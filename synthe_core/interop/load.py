@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.interop.huggingface import transformers_model
+from synthe_core.interop.huggingface import backend
 from synthe_core.interop.huggingface.families import plan
 from synthe_core.interop.huggingface.published import Published, UnsupportedModel, check_depth
 from synthe_core.storage.checkpoint import Checkpoint
@@ -22,7 +22,7 @@ def load_model(
     batch_invariant: choose kernels with which a text does not depend on the texts beside it, where there are such.
     """
     if needs_transformers(path):
-        return transformers_model.load(path, name, device)
+        return backend.load(path, name, device)
     stem = path.resolve().name.removesuffix(".synapse").removesuffix(".gguf")
     return LoadedModel.from_checkpoint(Checkpoint.open(path), name or stem, device, batch_invariant=batch_invariant)
 

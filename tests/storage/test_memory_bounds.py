@@ -206,7 +206,7 @@ def test_a_published_model_whose_config_does_not_fit_its_weights(tmp_path: Path,
 @pytest.mark.parametrize("key", [*PUBLISHED, "max_position_embeddings"])
 def test_a_published_model_that_is_served(tmp_path: Path, key: str) -> None:
     transformers = pytest.importorskip("transformers")
-    from synthe_core.interop.huggingface import transformers_model
+    from synthe_core.interop.huggingface import backend
 
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "max_position_embeddings")
     config = transformers.GPT2Config(
@@ -218,7 +218,7 @@ def test_a_published_model_that_is_served(tmp_path: Path, key: str) -> None:
         pytest.skip("GPT-2 has no such key")
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(values | {own[key]: 10**6}))
-    text = within_bounds(lambda: transformers_model.load(tmp_path))
+    text = within_bounds(lambda: backend.load(tmp_path))
     assert text.startswith("refused: "), text
 
 

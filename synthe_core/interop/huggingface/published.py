@@ -182,9 +182,13 @@ class Published(Mapping[str, Tensor]):
     def shape(self, name: str) -> list[int]:
         return list(self._slice(name).get_shape())
 
+    def kind(self, name: str) -> str:
+        """The name of the type that a tensor is stored in, such as BF16."""
+        return str(self._slice(name).get_dtype())
+
     def stored_as(self, name: str) -> str:
         """F32, BF16 or F16. InputError for a type that float32 does not represent exactly."""
-        kind = str(self._slice(name).get_dtype())
+        kind = self.kind(name)
         if kind not in BYTES:
             raise InputError(
                 f"{name} is stored as {kind}, and synthe imports {', '.join(BYTES)}",

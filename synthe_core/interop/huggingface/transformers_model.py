@@ -1,49 +1,28 @@
-"""Model folders of Hugging Face, run by the library transformers (extra `hf`) and served like our own."""
+"""A causal language model of transformers behind the interface of our own: state in, state out."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import json
-import math
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthe_core import state as states
 from synthe_core.adapters.lora_linear import lora_linears
 from synthe_core.errors import InputError
-from synthe_core.hardware.execution import ExecutionContext
-from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.interop.huggingface.import_tokenizer import tokenizer_of
-from synthe_core.interop.huggingface.invariant_modules import ForeignCalls, angles_depend_on_batch, use_primitives
-from synthe_core.interop.huggingface.published import CONFIG, Published, check_depth
-from synthe_core.layers.adapter_batch import current_adapters, per_adapter
+from synthe_core.interop.huggingface.cache_state import ARGUMENTS, CacheForm, LayerCache, cache_form, initial_blocks
+from synthe_core.layers.adapter_batch import current_adapters, per_adapter, select_rows
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
 from synthe_core.model.head_chunks import logits_in_chunks
 from synthe_core.model.language_model import LanguageModel, Loss, ModelState
 from synthe_core.model.session import tensors_digest
 from synthe_core.ops.cross_entropy import IGNORED
-from synthe_core.ops.dispatch import batch_invariant_on
-from synthe_core.ops.linear import products_are_batch_invariant
-from synthe_core.storage.finite import check_finite
-
-SLACK = 1 << 30  # bytes of tables that a model may have beside its weights
-TRIAL = 11  # tokens of the check, when a model is loaded, that chunks and batches do not change its logits
-TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}  # of the standard deviation of its logits; 0.2 in narrower types
-
-
-class LayerCache(NamedTuple):
-    """The keys and values of every token so far, [B, n, H, K] each and the newest last. Shorter rows have padding in
-    front."""
-
-    keys: Tensor
-    values: Tensor
 
 
 class Spec(NamedTuple):
@@ -56,14 +35,28 @@ class Spec(NamedTuple):
         return self._asdict()
 
 
+class Reading(NamedTuple):
+    """What one pass of a model may read. pieces: several tokens that continue a text; else they are read one by one.
+    batches: several rows; else each is read alone."""
+
+    pieces: bool = True
+    batches: bool = True
+
+
 class TransformersModel:
     """A causal language model of transformers with an explicit state: the interface that the engine uses of a
     `LanguageModel`.
 
-    Its state grows by keys and values with every token, up to `limit` of them. The engine refuses longer texts; in a
-    longer text the oldest tokens are dropped. Any architecture works whose state is keys and values, which is checked
-    on a few tokens when a model is loaded; InputError otherwise.
+    Its state is the tree of its cache's tensors (see `cache_state`). Keys and values grow with every token, up to
+    `limit` of them; the engine refuses longer texts, and in a longer text the oldest tokens are dropped. A model whose
+    tensors are all recurrent has no `limit`.
+
+    Padding would change recurrent tensors: the rows of a pass are then read in groups of equal length, without any.
+    InputError for a model without a cache that it takes and returns. Whether pieces and batches give the same numbers
+    is another check (`transformers_trial`), which sets `reading`.
     """
+
+    reading = Reading()
 
     confidence = None
     router = None
@@ -73,44 +66,50 @@ class TransformersModel:
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.base: Any = getattr(inner, inner.base_model_prefix, None)
-        known = set() if self.base is None else set(inspect.signature(self.base.forward).parameters)
-        name = type(inner).__name__
-        if missing := {"position_ids", "attention_mask", "past_key_values", "use_cache"} - known:
-            raise InputError(f"{name} cannot be served: it takes no {min(missing)}", _OTHERS)
+        self._known = set() if self.base is None else set(inspect.signature(self.base.forward).parameters)
+        self.name = type(inner).__name__
+        argument = next((name for name in ARGUMENTS if name in self._known), None)
+        if argument is None or "use_cache" not in self._known:
+            raise InputError(f"{self.name} cannot run: it takes no cache", OTHERS)
         config = inner.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
-        if not isinstance(limit, int) or limit < 1:
-            raise InputError(
-                f"{name} cannot be served: its config.json does not limit the length of a text",
-                "put in its max_position_embeddings, in tokens",
-            )
-        self.limit, self.vocab = limit, int(config.vocab_size)
+        self.vocab = int(config.vocab_size)
         self.embedding = inner.get_input_embeddings()
         self.spec = Spec(json.loads(inner.config.to_json_string(use_diff=False)), tensors_digest(inner.state_dict()))
         try:
-            self._measure()
-            difference, spread = self._check_chunks()
+            self._measure(argument, config)
+        except InputError as error:
+            raise InputError(f"{self.name} cannot run: {error.message}", OTHERS) from None
         except Exception as error:  # an architecture may raise anything for these arguments
-            raise InputError(f"{name} cannot be served: {' '.join(str(error).split())[:200]}", _OTHERS) from error
-        if not difference <= TOLERANCE.get(self._dtype, 0.2) * spread:
+            raise InputError(f"{self.name} cannot run: {' '.join(str(error).split())[:200]}", OTHERS) from error
+        limit = getattr(config, "max_position_embeddings", None)
+        self.limit = limit if isinstance(limit, int) and limit > 0 else None
+        if self._has_windows and self.limit is None:
             raise InputError(
-                f"{name} cannot be served: its logits differ by {difference:.2g} if texts are read in chunks",
-                _OTHERS,
+                f"{self.name} cannot run: its config.json does not limit the length of a text",
+                "put in its max_position_embeddings, in tokens",
             )
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> ModelState:
         """The initial state of `batch` texts."""
         device = self.embedding.weight.device if device is None else device
-        caches = [
-            LayerCache(*(torch.zeros(batch, 0, *shape, dtype=self._dtype, device=device) for shape in pair))
-            for pair in self._shapes
-        ]
-        return ModelState(torch.zeros(batch, dtype=torch.int64, device=device), [[seen] for seen in caches])
+
+        def spread(leaf: Tensor) -> Tensor:
+            return torch.zeros(batch, *leaf.shape[1:], dtype=leaf.dtype, device=device)
+
+        position = torch.zeros(batch, dtype=torch.int64, device=device)
+        return ModelState(position, states.map_leaves(spread, self._initial))
 
     def state_bytes(self, time: int = 1) -> int:
         """Bytes of one text's state after `time` tokens."""
-        numbers = sum(heads * size for pair in self._shapes for heads, size in pair)
-        return 8 + min(time, self.limit) * numbers * self._dtype.itemsize
+        total, time = 8, time if self.limit is None else min(time, self.limit)
+        for block, parts in enumerate(self._initial):
+            for part in parts:
+                bound = self.form.window_bound(block)
+                length = time if bound is None else min(time, bound)
+                for _, leaf in states.named_leaves(part):
+                    numbers = length * leaf[:, :0].shape[2:].numel() if isinstance(part, LayerCache) else leaf.numel()
+                    total += numbers * leaf.element_size()
+        return total
 
     @torch.inference_mode()
     def hidden(
@@ -130,29 +129,83 @@ class TransformersModel:
 
     def _hidden(self, tokens: Tensor, state: ModelState, lengths: Tensor | None = None) -> tuple[Tensor, ModelState]:
         """The pass of rows with one adapter."""
+        if self.reading.batches and not self._is_recurrent:
+            return self._pass(tokens, state, lengths)
+        time = tokens.shape[1]
+        each = [time] * len(tokens) if lengths is None else lengths.tolist()
+        groups = self._groups(each, (state.position == 0).tolist())
+        if len(groups) == 1 and each[0] == time:
+            return self._read(tokens, state)
+        hidden, parts = None, []
+        for group in groups:
+            rows, length = torch.tensor(group, device=tokens.device), each[group[0]]
+            part = states.take(state, rows)
+            if length:
+                with select_rows(group):
+                    read, part = self._read(tokens[rows, :length], part)
+                if hidden is None:
+                    hidden = read.new_zeros(len(tokens), time, read.shape[-1])
+                hidden[rows, :length] = read
+            parts.append(part)
+        assert hidden is not None, "a pass reads a token at least"
+        order = torch.tensor([row for group in groups for row in group], device=tokens.device)
+        return hidden, states.take(states.join(parts), order.argsort())
+
+    def _groups(self, lengths: list[int], begins: list[bool]) -> list[list[int]]:
+        """The rows that are read together without padding: as many tokens of each, and all from their beginning or
+        none."""
+        if not self.reading.batches:
+            return [[row] for row in range(len(lengths))]
+        keys = list(zip(lengths, begins, strict=True))
+        return [[row for row, key in enumerate(keys) if key == kind] for kind in sorted(set(keys))]
+
+    def _read(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """Reads rows without padding, all from their beginning or none, in as many passes as the model needs."""
+        if self.reading.pieces or tokens.shape[1] == 1 or not bool(state.position.any()):
+            return self._pass(tokens, state, None)
+        hidden = []
+        for token in tokens.split(1, 1):
+            one, state = self._pass(token, state, None)
+            hidden.append(one)
+        return torch.cat(hidden, 1), state
+
+    def _pass(self, tokens: Tensor, state: ModelState, lengths: Tensor | None) -> tuple[Tensor, ModelState]:
+        """One call of the model, with padding in front of the windows of shorter rows, and behind by `lengths`."""
         ctx = Pass.over(tokens, lengths, state.position)
-        position = (state.position + (tokens.shape[1] if lengths is None else lengths)).clamp_max(self.limit)
-        stored = state.blocks[0][0].keys.shape[1]
-        past = min(stored, int(state.position.max()))  # more is padding
-        seen = [LayerCache(*(t[:, stored - past :] for t in layer[0])) for layer in state.blocks]
-        ages = torch.arange(past, 0, -1, device=tokens.device)
-        real = ages <= state.position[:, None]
-        now = torch.ones_like(tokens, dtype=torch.bool) if ctx.mask is None else ctx.mask
-        mask = torch.cat([real, now], 1)
-        cache = _cache(seen)
-        outputs = self.base(
-            input_ids=tokens,
-            attention_mask=None if bool(mask.all()) else mask.long(),
-            position_ids=ctx.positions.clamp_max(self.limit - 1),  # padding may lie past the end
-            past_key_values=cache,
-            use_cache=True,
-        )
-        retained = min(past + tokens.shape[1], int(position.max()))
+        most, past = self.limit, int(state.position.max())
+        position = state.position + (tokens.shape[1] if lengths is None else lengths)
+        position = position if most is None else position.clamp_max(most)
+        inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": True}
+        if self._has_windows:
+            real = torch.arange(past, 0, -1, device=tokens.device) <= state.position[:, None]
+            now = torch.ones_like(tokens, dtype=torch.bool) if ctx.mask is None else ctx.mask
+            mask = torch.cat([real, now], 1)
+            inputs["attention_mask"] = None if bool(mask.all()) else mask.long()
+        # padding may lie past the end
+        inputs["position_ids"] = ctx.positions if most is None else ctx.positions.clamp_max(most - 1)
+        cut = [[_newest(part, past) for part in parts] for parts in state.blocks]
+        inputs[self.form.argument] = self.form.restore(cut, past) if past else self.form.fresh()
+        outputs = self.base(**{name: value for name, value in inputs.items() if name in self._known})
+        stored = min(past + tokens.shape[1], int(position.max()))
         after = [
-            [LayerCache(*(ctx.last(t.transpose(1, 2), retained) for t in (layer.keys, layer.values)))]
-            for layer in cache.layers
+            [self._kept(part, ctx, block, stored) for part in parts]
+            for block, parts in enumerate(self.form.read(self._cache_of(outputs, inputs)))
         ]
         return outputs.last_hidden_state, ModelState(position, after)
+
+    def _cache_of(self, outputs: Any, inputs: dict[str, Any]) -> Any:
+        """The cache after a pass: what it returned, or what it was given and wrote to."""
+        cache = outputs.get(self.form.argument)
+        return inputs[self.form.argument] if cache is None else cache
+
+    def _kept(self, part: Any, ctx: Pass, block: int, stored: int) -> Any:
+        """What the state keeps of a layer's cache after a pass."""
+        if not isinstance(part, LayerCache):
+            return part
+        bound = self.form.window_bound(block)
+        if bound is None or stored <= bound:
+            return LayerCache(*(ctx.last(tensor, stored) for tensor in part))
+        return LayerCache(*(ctx.last(tensor, bound).clone() for tensor in part))  # a view would keep the whole
 
     def __call__(
         self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
@@ -197,69 +250,45 @@ class TransformersModel:
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
-    @torch.inference_mode()
-    def _measure(self) -> None:
-        """Finds the shape of each layer's keys and values and their dtype by reading one token."""
-        outputs = self.base(input_ids=_trial(self, 1), past_key_values=_cache([]), use_cache=True)
-        self.head = _head(self.inner, type(outputs))
-        pairs = [(layer.keys, layer.values) for layer in outputs.past_key_values.layers]
-        self._shapes = [tuple((t.shape[1], t.shape[3]) for t in pair) for pair in pairs]
-        self._dtype: torch.dtype = pairs[0][0].dtype
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its embedding, in which it computes."""
+        return cast(torch.dtype, self.embedding.weight.dtype)
 
     @torch.inference_mode()
-    def is_batch_invariant(self) -> bool:
-        """Whether a row's numbers do not depend on the other rows, in the active context. The model calls no product or
-        activation that may not be batch-invariant, and a short row has the same bits alone and beside longer ones."""
-        if angles_depend_on_batch(self.inner) or not products_are_batch_invariant(self._dtype):
-            return False
-        text = _trial(self, 3 * TRIAL).view(3, TRIAL)
-        lengths = torch.tensor([TRIAL, 3, TRIAL // 2], device=text.device)
-        try:
-            with ForeignCalls() as calls:
-                together = self._read_and_continue(text, lengths)
-            alone = self._read_and_continue(text[1:2], lengths[1:2])
-        except Exception:  # an architecture may pass what the primitives do not take; transformers' own functions do
-            return False
-        return not calls.names and torch.equal(alone[0], together[1])
-
-    def _read_and_continue(self, text: Tensor, lengths: Tensor) -> Tensor:
-        """Logits [B, 2, V] after the first `lengths` [B] tokens of `text` [B, T], and after another one."""
-        first, state = self.next_logits(text, lengths=lengths)
-        second, _ = self.next_logits(text[:, :1], state)
-        return torch.stack([first, second], 1)
-
-    @torch.inference_mode()
-    def _check_chunks(self) -> tuple[float, float]:
-        """The largest difference of logits between a text read at once, and in two chunks in a batch with a shorter
-        one; and the standard deviation of the logits."""
-        text = _trial(self, TRIAL)
-        alone = self.inner(input_ids=text).logits[0].float()
-        both = torch.cat([text, text.flip(1)])
-        cut = TRIAL // 2
-        early, state = self(both[:, :cut], lengths=torch.tensor([cut, 1], device=text.device))
-        late, _ = self(both[:, cut:], state)
-        pieces = torch.cat([early[0], late[0]]).float()
-        return float((pieces - alone).abs().max()), float(alone.std())
+    def _measure(self, argument: str, config: Any) -> None:
+        """Learns the form of the cache and the shapes of its tensors by reading one token."""
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.embedding.weight.device)
+        outputs = self.base(input_ids=token, use_cache=True)
+        self.head = _head(self.inner, self.base, type(outputs))
+        self.form: CacheForm = cache_form(outputs, argument, config)
+        self._initial = initial_blocks(self.form.read(outputs[argument]))
+        parts = [part for parts in self._initial for part in parts]
+        self._has_windows = any(isinstance(part, LayerCache) for part in parts)
+        self._is_recurrent = not all(isinstance(part, LayerCache) for part in parts)
 
 
-_OTHERS = "synthe import hf reads Mamba, Mamba-2, Llama, Mistral and Qwen; others with keys and values are served as is"
+OTHERS = "synthe import hf lists the architectures that our learners have; others run if transformers gives their cache"
 
 
 class _Identity(nn.Module):
-    """Replaces the blocks: returns its input in the type of their output."""
+    """Replaces the blocks: returns its input in the type of their output. Its other attributes are theirs."""
 
-    def __init__(self, form: type[Any]) -> None:
+    def __init__(self, base: nn.Module, form: type[Any]) -> None:
         super().__init__()
-        self.form = form
+        self.form, self.bases = form, (base,)  # in a tuple: not a module inside this one
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.bases[0], name)
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
         return self.form(last_hidden_state=inputs_embeds)
 
 
-def _head(inner: Any, form: type[Any]) -> Any:
+def _head(inner: Any, base: nn.Module, form: type[Any]) -> Any:
     """The function from hidden [B, ..., D] to logits [B, ..., V]: the architecture's own code without its blocks. Its
     matrices are the model's, with the adapters attached at the time of the call."""
-    bare, identity = copy.copy(inner), _Identity(form)
+    bare, identity = copy.copy(inner), _Identity(base, form)
 
     def head(hidden: Tensor) -> Tensor:
         bare._modules = dict(inner._modules) | {inner.base_model_prefix: identity}
@@ -269,111 +298,8 @@ def _head(inner: Any, form: type[Any]) -> Any:
     return head
 
 
-def _cache(layers: list[LayerCache]) -> Any:
-    """transformers' cache of these keys and values, without a copy."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    cache = DynamicCache()
-    for each in layers:
-        keys, values = (t.transpose(1, 2) for t in each)
-        layer = DynamicLayer()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
-    return cache
-
-
-def _trial(model: TransformersModel, length: int) -> Tensor:
-    tokens = torch.randint(model.vocab, (1, length), generator=torch.Generator().manual_seed(0))
-    return tokens.to(model.embedding.weight.device)
-
-
-def load(path: Path, name: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
-    """The model folder at `path`, in the dtype of its weights. Nothing is downloaded, no pickle is read and no code of
-    the folder runs."""
-    try:
-        import transformers
-    except ImportError:
-        raise InputError(
-            f"{path} is a model of transformers, which is not installed", "pip install 'synthe[hf]' brings it"
-        ) from None
-    published = Published(path)
-    check_depth(published.config, len(published))  # opens the files too, and says in one line what is wrong with them
-    context = _context(torch.device(device))  # before the first product
-    inner = _from_pretrained(transformers, path, published).to(device).eval().requires_grad_(False)
-    if context.batch_invariant:
-        use_primitives(inner)
-    model = TransformersModel(inner)
-    with context.activate():
-        if context.batch_invariant and not model.is_batch_invariant():
-            context = replace(context, batch_invariant=False)
-    steps = tokenizer_of(published, model.vocab)
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        tokenizer = end.value
-    if tokenizer is None:
-        raise InputError(f"{path} has no tokenizer.json", "fetch it as well")
-    return LoadedModel(
-        name or path.resolve().name,
-        cast(LanguageModel, model),  # it has the interface that the engine uses
-        tokenizer,
-        path,
-        model.spec.digest,
-        int((path / CONFIG).stat().st_mtime),
-        max_length=model.limit,
-        context=context,
-    )
-
-
-def _context(device: torch.device) -> ExecutionContext:
-    """A batch-invariant context where the device has such kernels."""
-    return ExecutionContext(device=device, batch_invariant=batch_invariant_on(device.type, {}))
-
-
-def _from_pretrained(transformers: Any, path: Path, published: Published) -> Any:
-    """The model with every weight from its files."""
-    log = transformers.utils.logging
-    before, shown = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        _check_sizes(transformers, path, published)
-        inner, info = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype="auto", local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except InputError:
-        raise
-    except Exception as error:  # the library raises errors of many kinds
-        raise InputError(
-            f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}", "does transformers load it?"
-        ) from None
-    finally:
-        log.set_verbosity(before)
-        if shown:
-            log.enable_progress_bar()
-    if missing := sorted(info["missing_keys"]):
-        raise InputError(f"{path} has no tensor {missing[0]}, which its config.json asks for", "fetch every file")
-    if info.get("mismatched_keys"):
-        raise InputError(f"{path}: config.json and the weights are of two models", "copy the folder again")
-    for name, tensor in inner.state_dict().items():
-        check_finite(name, tensor, path)
-    return inner
-
-
-def _check_sizes(transformers: Any, path: Path, published: Published) -> None:
-    """InputError if config.json describes a model that is much larger than the weights: memory is allocated only for
-    what the files hold. Its own tables, such as masks, may take as much, and SLACK."""
-    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-    with torch.device("meta"):
-        sketch = transformers.AutoModelForCausalLM.from_config(config)
-    stored = sum(math.prod(published.shape(name)) for name in published)
-    own = sum(parameter.numel() for parameter in sketch.parameters())
-    tables = sum(buffer.numel() * buffer.element_size() for buffer in sketch.buffers())
-    if own > 2 * stored or tables > SLACK + 4 * stored:
-        raise InputError(
-            f"{path}: config.json describes a model of {own:,} numbers and {tables:,} bytes of tables, and the files "
-            f"hold {stored:,} numbers",
-            "config.json and the weights are of two models: copy the folder again",
-        )
+def _newest(part: Any, count: int) -> Any:
+    """The newest `count` tokens of a window; what is older is padding. A recurrent part is itself."""
+    if not isinstance(part, LayerCache):
+        return part
+    return LayerCache(*(tensor[:, max(0, tensor.shape[1] - count) :] for tensor in part))

@@ -14,7 +14,7 @@ from synthe_core.inference.request import Request
 from tests.interop.huggingface.models import add_tokenizer, published
 
 transformers = pytest.importorskip("transformers")
-from synthe_core.interop.huggingface import transformers_model  # noqa: E402
+from synthe_core.interop.huggingface import backend  # noqa: E402
 
 SIZES: dict[str, dict[str, Any]] = {
     "Llama": {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64},
@@ -58,7 +58,7 @@ def model_pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """A model as it is served, and transformers' own."""
     path = tmp_path_factory.mktemp("models") / request.param
     path = gpt2(path) if request.param == "GPT2" else folder(path, request.param)
-    return transformers_model.load(path), transformers.AutoModelForCausalLM.from_pretrained(path).eval()
+    return backend.load(path), transformers.AutoModelForCausalLM.from_pretrained(path).eval()
 
 
 def prompts(served: Any, *lengths: int) -> list[list[int]]:

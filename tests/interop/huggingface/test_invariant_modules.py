@@ -19,8 +19,10 @@ from synthe_core.layers.adapter_batch import use_adapters
 from synthe_core.ops.linear import products_are_batch_invariant
 
 transformers = pytest.importorskip("transformers")
-from synthe_core.interop.huggingface import transformers_model  # noqa: E402
+from synthe_core.interop.huggingface import backend  # noqa: E402
 from synthe_core.interop.huggingface.invariant_modules import use_primitives  # noqa: E402
+from synthe_core.interop.huggingface.transformers_model import TransformersModel  # noqa: E402
+from synthe_core.interop.huggingface.transformers_trial import is_batch_invariant  # noqa: E402
 from synthe_core.layers.projection import Linear  # noqa: E402
 from tests.interop.huggingface.served_models import folder, gpt2, model_pair, prompts, read_and_continue  # noqa: E402, F401  (a fixture)
 
@@ -58,7 +60,7 @@ def test_other_rows_do_not_change_a_row_by_a_bit(pair: Any) -> None:
 @pytest.mark.parametrize("kind", ["Llama", "Gemma"])
 def test_other_requests_do_not_change_an_answer_by_a_bit(tmp_path: Path, kind: str) -> None:
     """Through the engine: prompts of several chunks, rows that come and go."""
-    served = transformers_model.load(folder(tmp_path / kind, kind))
+    served = backend.load(folder(tmp_path / kind, kind))
     greedy = {"model": kind, "sampling": SamplingParams(temperature=0), "ignore_eos": True, "return_logprob": True}
     requests = [
         Request(prompt_token_ids=tuple(text), max_tokens=3 + 4 * i, **greedy)
@@ -80,7 +82,7 @@ def test_other_requests_do_not_change_an_answer_by_a_bit(tmp_path: Path, kind: s
 
 @pytest.mark.usefixtures("invariant_products")
 def test_rows_with_different_adapters_have_the_bits_of_single_rows(tmp_path: Path) -> None:
-    served = transformers_model.load(folder(tmp_path / "m", "Llama"))
+    served = backend.load(folder(tmp_path / "m", "Llama"))
     draw = torch.Generator().manual_seed(0)
     adapters = [
         Adapter(
@@ -132,7 +134,7 @@ def test_a_model_with_functions_of_its_own_is_not_batch_invariant(tmp_path: Path
     )
     path = folder(tmp_path / "m", "Llama", **options)
     if fault == "angles":
-        assert not transformers_model.load(path).batch_invariant
+        assert not backend.load(path).batch_invariant
         return
     inner = transformers.AutoModelForCausalLM.from_pretrained(path).eval()
     mlp = inner.model.layers[1].mlp
@@ -141,12 +143,12 @@ def test_a_model_with_functions_of_its_own_is_not_batch_invariant(tmp_path: Path
     else:
         mlp.up_proj.__class__ = OwnLinear
     use_primitives(inner)
-    model = transformers_model.TransformersModel(inner)
+    model = TransformersModel(inner)
     with INVARIANT.activate():
-        assert not model.is_batch_invariant()
+        assert not is_batch_invariant(model)
     mlp.act_fn, mlp.up_proj = torch.nn.ReLU(), Linear.sharing(mlp.up_proj)
     with INVARIANT.activate():
-        assert model.is_batch_invariant() == products_are_batch_invariant()
+        assert is_batch_invariant(model) == products_are_batch_invariant()
 
 
 class OwnActivation(torch.nn.Module):

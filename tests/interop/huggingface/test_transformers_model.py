@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from synthe_core import state as states
 from synthe_core.adapters.lora import Adapter, LowRank
 from synthe_core.adapters.lora_linear import attach, linear_maps, with_adapter
 from synthe_core.errors import InputError
+from synthe_core.hardware.placement import Chosen
+from synthe_core.hardware.probe import probe
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.ops.linear import products_are_batch_invariant
 from tests.inference.conftest import offline_tokens
-from tests.interop.huggingface.models import add_tokenizer, published
+from tests.interop.huggingface.backend_families import family
 
 transformers = pytest.importorskip("transformers")
-from synthe_core.interop.huggingface import transformers_model  # noqa: E402
+from synthe_core.interop.huggingface import backend, pretrained  # noqa: E402
+from synthe_core.interop.huggingface.published import Published  # noqa: E402
 from tests.interop.huggingface.served_models import (  # noqa: E402
     answers,
     folder,
@@ -95,8 +99,8 @@ def test_a_row_continues_after_leaving_and_rejoining_a_batch(pair: Any) -> None:
     logits, last = served.model.next_logits(torch.tensor([[9]]), alone)
     with torch.inference_mode():
         torch.testing.assert_close(logits[0], peer(torch.tensor([[*other, 1, 9]])).logits[0, -1], rtol=1e-4, atol=1e-4)
-    leaf = last.blocks[0][0].keys
-    assert leaf.shape[1] == last.position.item() == 10  # no padding of longer rows is carried on
+    length, bound = last.blocks[0][0].keys.shape[1], served.model.form.window_bound(0)
+    assert last.position.item() == 10 and length == min(10, bound or 10)  # no padding of longer rows is carried on
 
 
 def test_memory_is_counted(pair: Any) -> None:
@@ -142,7 +146,7 @@ def test_the_engine_serves_it(pair: Any, tmp_path: Path) -> None:
 
 def test_a_text_ends_at_every_end_token(tmp_path: Path) -> None:
     path = folder(tmp_path / "chatty", "Llama")
-    served = transformers_model.load(path)
+    served = backend.load(path)
     greedy = {"model": "chatty", "sampling": SamplingParams(temperature=0), "max_tokens": 12}
     with AsyncEngine([served]) as engine:
         ((tokens, _),) = answers(engine, [Request(prompt_token_ids=(5, 6), **greedy)])
@@ -154,7 +158,7 @@ def test_a_text_ends_at_every_end_token(tmp_path: Path) -> None:
 def test_an_adapter_of_peft_is_applied(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     path = folder(tmp_path / "m", "Llama")
-    served = transformers_model.load(path)
+    served = backend.load(path)
     peer = peft.get_peft_model(
         transformers.AutoModelForCausalLM.from_pretrained(path),
         peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj", "lm_head"]),
@@ -182,14 +186,15 @@ def test_tokenizer_and_template_are_loaded(tmp_path: Path) -> None:
     path = folder(tmp_path / "chatty", "Llama")
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
     (path / "chat_template.jinja").write_text("{{ messages[0].content }}<|turn|>")
-    served = transformers_model.load(path)
+    served = backend.load(path)
     assert served.name == "chatty"
     assert (served.tokenizer.begin, served.tokenizer.end, served.tokenizer.stops) == (0, 1, {2})
     assert served.tokenizer.chat_template == "{{ messages[0].content }}<|turn|>"
 
 
-def test_bfloat16_is_served_as_stored(tmp_path: Path) -> None:
-    served = transformers_model.load(folder(tmp_path / "half", "Llama", dtype=torch.bfloat16))
+def test_bfloat16_is_served_as_stored_where_that_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "choose_precision", lambda *_: Chosen("bfloat16", "measured"))
+    served = backend.load(folder(tmp_path / "half", "Llama", dtype=torch.bfloat16))
     assert served.model.init_state(1).blocks[0][0].keys.dtype == torch.bfloat16
     assert served.model.state_bytes(10) == 8 + 10 * 2 * 2 * 2 * 16 * 2
     assert served.context.batch_invariant == products_are_batch_invariant(torch.bfloat16)
@@ -200,22 +205,42 @@ def test_bfloat16_is_served_as_stored(tmp_path: Path) -> None:
         assert all(torch.equal(all_[1], one[0]) for all_, one in zip(together, alone, strict=True))
 
 
+def test_bfloat16_is_read_as_float32_where_that_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "choose_precision", lambda *_: Chosen("float32", "measured"))
+    path = folder(tmp_path / "half", "Llama", dtype=torch.bfloat16)
+    served = backend.load(path)
+    assert served.model.dtype == torch.float32
+    peer = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    (text,) = prompts(served, 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(served.model(torch.tensor([text]))[0], peer(torch.tensor([text])).logits)
+    hardware = replace(probe(), available=1000)
+    assert pretrained.choose_dtype(Published(path), torch.device("cpu"), hardware) is None, "float32 needs more memory"
+
+
+def test_a_model_that_bfloat16_rounds_too_coarsely_is_read_as_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "choose_precision", lambda *_: Chosen("bfloat16", "measured"))
+    served = backend.load(family(tmp_path / "m", "xLSTM", dtype=torch.bfloat16))  # its states are float32 in products
+    assert served.model.dtype == torch.float32
+
+
 def test_two_models_of_one_shape_have_two_digests(tmp_path: Path) -> None:
     one, same, other = (
-        transformers_model.load(folder(tmp_path / name, "Llama", seed=seed)).digest
+        backend.load(folder(tmp_path / name, "Llama", seed=seed)).digest
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert one == same != other
 
 
 @pytest.mark.parametrize(
-    "fault", ["mamba", "no tokenizer", "no limit", "missing tensor", "pickle", "kind", "truncated"]
+    "fault", ["hidden state", "no tokenizer", "no limit", "missing tensor", "pickle", "kind", "truncated"]
 )
 def test_a_folder_that_cannot_be_served_is_refused_in_one_line(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "m"
-    if fault == "mamba":
-        add_tokenizer(path)
-        published(path, "Mamba", state_size=4, num_hidden_layers=1, vocab_size=270)
+    if fault == "hidden state":
+        family(path, "RecurrentGemma")
     else:
         folder(path, "Llama")
     config = json.loads((path / "config.json").read_text())
@@ -238,10 +263,10 @@ def test_a_folder_that_cannot_be_served_is_refused_in_one_line(tmp_path: Path, f
         weights.write_bytes(weights.read_bytes()[:1000])
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError) as caught:
-        transformers_model.load(path)
+        backend.load(path)
     messages = {
-        "mamba": "takes no", "no tokenizer": "tokenizer.json", "no limit": "length", "missing tensor": "norm.weight",
-        "pickle": "pickle", "kind": "unheard-of", "truncated": "damaged",
+        "hidden state": "returns no cache", "no tokenizer": "tokenizer.json", "no limit": "length",
+        "missing tensor": "norm.weight", "pickle": "pickle", "kind": "unheard-of", "truncated": "damaged",
     }  # fmt: skip
     assert messages[fault] in caught.value.message and "\n" not in caught.value.message
 
@@ -250,14 +275,14 @@ def test_without_transformers_one_line_names_the_extra(tmp_path: Path, monkeypat
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match="transformers, which is not installed") as caught:
-        transformers_model.load(tmp_path)
+        backend.load(tmp_path)
     assert "synthe[hf]" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Gemma2"])
 def test_rows_with_different_adapters_equal_single_rows(tmp_path: Path, kind: str) -> None:
     """Through prompts of different length, a token after them and the head, whatever the architecture is made of."""
-    model = transformers_model.load(folder(tmp_path / "m", kind)).model
+    model = backend.load(folder(tmp_path / "m", kind)).model
     draw = torch.Generator().manual_seed(0)
     for slot, rank in ((1, 2), (2, 3)):
         maps = {
