@@ -188,7 +188,7 @@ class TransformersModel:
         outputs = self.base(**{name: value for name, value in inputs.items() if name in self._known})
         stored = min(past + tokens.shape[1], int(position.max()))
         after = [
-            [self._kept(part, ctx, block, stored) for part in parts]
+            [self._stored(part, ctx, block, stored) for part in parts]
             for block, parts in enumerate(self.form.read(self._cache_of(outputs, inputs)))
         ]
         return outputs.last_hidden_state, ModelState(position, after)
@@ -198,7 +198,7 @@ class TransformersModel:
         cache = outputs.get(self.form.argument)
         return inputs[self.form.argument] if cache is None else cache
 
-    def _kept(self, part: Any, ctx: Pass, block: int, stored: int) -> Any:
+    def _stored(self, part: Any, ctx: Pass, block: int, stored: int) -> Any:
         """What the state keeps of a layer's cache after a pass."""
         if not isinstance(part, LayerCache):
             return part
