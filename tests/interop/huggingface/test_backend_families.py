@@ -129,9 +129,9 @@ def test_the_engine_serves_it(pair: Any, tmp_path: Path) -> None:
         again = Request(prompt_token_ids=(*texts[1], 7, 8), max_tokens=4, **greedy)
         ((tokens, end),) = answers(engine, [again])
         assert tokens == expected([*texts[1], 7, 8], 4) and end.num_cached_tokens >= 16
-        talk = {"max_tokens": 5, "session_id": "talk", **greedy}
-        ((begun, _),) = answers(engine, [Request(prompt_token_ids=tuple(texts[3]), **talk)])
-        ((tokens, _),) = answers(engine, [Request(prompt_token_ids=(8, 9), **talk)])
+        turn = {"max_tokens": 5, "session_id": "talk", **greedy}
+        ((begun, _),) = answers(engine, [Request(prompt_token_ids=tuple(texts[3]), **turn)])
+        ((tokens, _),) = answers(engine, [Request(prompt_token_ids=(8, 9), **turn)])
         assert tokens == expected([*texts[3], *begun, 8, 9], 5)
 
 
