@@ -158,7 +158,8 @@ def _answers(call: MemoryCall, out: Tensor) -> Tensor:
 
 
 def _softmax(call: MemoryCall) -> Iterator[Block]:
-    """softmax(q·k / √K) v over the window, grouped heads; the reading is zero if no key is visible."""
+    """softmax(q·k / √K) v over the window, grouped heads, scores bounded where there is a cap; the reading is zero if
+    no key is visible."""
     arguments = call.arguments
     probed = call.op.name == "probed_attention"
     selected = arguments["selected"][0] if probed else None
@@ -186,6 +187,8 @@ def _softmax(call: MemoryCall) -> Iterator[Block]:
         if selected is not None:
             seen = seen & selected[start:stop, None]
         scores = q[:, start:stop] @ k[:, : stop + past].transpose(1, 2) / q.shape[-1] ** 0.5
+        if (cap := arguments.get("cap")) is not None:
+            scores = cap * torch.tanh(scores / cap)
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
         total = weights @ v[:, : stop + past]
         lengths = weights * sizes[:, None, : stop + past]

@@ -9,21 +9,28 @@ from torch import Tensor
 from synthe_core.hardware.execution import active_context
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, Slower, op
-from synthe_core.ops.scaled_dot_product_attention import scaled_dot_product_attention
+from synthe_core.ops.scaled_dot_product_attention import capped_attention, scaled_dot_product_attention
 
 MOST_PACKS = 8  # of a block's queries
+CAPPED = 256  # queries in a block where scores are bounded
+BOUNDED = "scores are bounded, which torch's fused attention does not do"
 COPY = 16  # queries whose scores cost what copying their keys does
 
 
 @op
-def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None) -> Tensor:
+def window_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None
+) -> Tensor:
     """Softmax attention of each token to itself and the `window - 1` tokens before it.
 
-        o_t = sum_s softmax_s(q_t . k_s / sqrt(K)) v_s        over  s in (P + t - window, P + t]
+        o_t = sum_s softmax_s(f(q_t . k_s / sqrt(K))) v_s        over  s in (P + t - window, P + t]
+
+    f bounds scores, f(a) = cap tanh(a / cap); without a `cap` it is the identity.
 
     q [B, T, H, K]; k, v [B, P + T, G, K] where the first P entries are the past and G divides H (query h reads
     key head h // (H / G)); valid bool [B, P + T] or None: keys that are False are never read. A query with no valid
-    key gives zeros. Returns o [B, T, H, K]. Source: Vaswani et al. 2017; grouped heads: Ainslie et al. 2023.
+    key gives zeros. Returns o [B, T, H, K]. Source: Vaswani et al. 2017; grouped heads: Ainslie et al. 2023; the cap:
+    Gemma Team 2024, "Gemma 2".
     """
     past = k.shape[1] - q.shape[1]
     group = q.shape[2] // k.shape[2]
@@ -33,6 +40,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor
         keys = k[:, first:last].repeat_interleave(group, dim=2)
         values = v[:, first:last].repeat_interleave(group, dim=2)
         scores = torch.einsum("bhk,bshk->bhs", q[:, t], keys) * q.shape[-1] ** -0.5
+        if cap is not None:
+            scores = cap * torch.tanh(scores / cap)
         if valid is not None:
             scores = scores.masked_fill(~valid[:, None, first:last], -torch.inf)
         weights = torch.nan_to_num(scores.softmax(-1))
@@ -40,8 +49,35 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor
     return torch.stack(outputs, dim=1)
 
 
+@window_attention.kernel("capped-blocks", rank=40, tolerance=1e-5, batch_invariant=("cpu",))
+def capped_blocks(
+    q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None
+) -> Tensor:
+    """Queries in blocks, each against the keys that one of them reads: scores of a block only are in memory."""
+    assert cap is not None
+    past = k.shape[1] - q.shape[1]
+    outputs = []
+    for start in range(0, q.shape[1], CAPPED):
+        queries = q[:, start : start + CAPPED]
+        first, last = max(0, past + start + 1 - window), past + start + queries.shape[1]
+        row = torch.arange(past + start, last, device=q.device)[:, None]
+        column = torch.arange(first, last, device=q.device)
+        mask = ((column <= row) & (column > row - window))[None, None]
+        if valid is not None:
+            mask = mask & valid[:, None, None, first:last]
+        outputs.append(_capped(queries, k[:, first:last], v[:, first:last], mask, cap))
+    return torch.cat(outputs, 1)
+
+
+@capped_blocks.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    return "scores are not bounded" if call.arguments.get("cap") is None else None
+
+
 @window_attention.kernel("causal-sdpa", rank=30, tolerance=1e-5, batch_invariant=("cpu",))
-def causal_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None) -> Tensor:
+def causal_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None
+) -> Tensor:
     """Torch's fused attention with its own causal flag: no past, every token within the window, no padding."""
     return _sdpa(q, k, v, mask=None, causal=q.shape[1] > 1)
 
@@ -49,6 +85,8 @@ def causal_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | No
 @causal_sdpa.refuses
 def _(hardware: Hardware, call: Call) -> str | None:
     keys, single = call.arguments["k"].shape[1], call.time == 1
+    if call.arguments.get("cap") is not None:
+        return BOUNDED
     if call.arguments["valid"] is not None:
         return "some keys are padding, so a mask is needed"
     if keys > call.arguments["window"]:
@@ -59,7 +97,9 @@ def _(hardware: Hardware, call: Call) -> str | None:
 
 
 @window_attention.kernel("banded-sdpa", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-def banded_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None) -> Tensor:
+def banded_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None
+) -> Tensor:
     """Queries in blocks of `window`, each against its own block of keys and the one before: cost T 2 window, not T²."""
     batch, time, heads, size = q.shape
     past = k.shape[1] - time
@@ -77,6 +117,8 @@ def banded_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | No
 @banded_sdpa.refuses
 def _(hardware: Hardware, call: Call) -> str | None:
     window, keys = call.arguments["window"], call.arguments["k"].shape[1]
+    if call.arguments.get("cap") is not None:
+        return BOUNDED
     if keys - call.time > window:
         return "the past is longer than the window"
     if call.time < 2 * window:
@@ -85,7 +127,9 @@ def _(hardware: Hardware, call: Call) -> str | None:
 
 
 @window_attention.kernel("masked-sdpa", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
-def masked_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None) -> Tensor:
+def masked_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None
+) -> Tensor:
     """Torch's fused attention with an explicit mask: any past, any padding."""
     past = k.shape[1] - q.shape[1]
     row = torch.arange(q.shape[1], device=q.device)[:, None] + past
@@ -94,6 +138,11 @@ def masked_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | No
     if valid is not None:
         mask = mask & valid[:, None, None]
     return _sdpa(q, k, v, mask=mask, causal=False)
+
+
+@masked_sdpa.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    return None if call.arguments.get("cap") is None else BOUNDED
 
 
 def _pairs(x: Tensor, front: int, back: int, block: int) -> Tensor:
@@ -112,19 +161,28 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) ->
     return out.transpose(1, 2)
 
 
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return capped_attention(q, k, v, mask, cap).transpose(1, 2)
+
+
 @op
-def probed_attention(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, valid: Tensor | None) -> Tensor:
+def probed_attention(
+    q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, valid: Tensor | None, cap: float | None = None
+) -> Tensor:
     """`window_attention` of some tokens only: those where `selected`, bool [B, T], N in all.
 
     q [N, H, K], their queries, row by row; k, v [B, P + T, G, K] and valid as there: every key may be read.
     Returns o [N, H, K].
     """
     queries = q.new_zeros(*selected.shape, *q.shape[1:]).masked_scatter(selected[..., None, None], q)
-    return window_attention.reference(queries, k, v, window, valid)[selected]
+    return window_attention.reference(queries, k, v, window, valid, cap)[selected]
 
 
 @probed_attention.kernel("packed-sdpa", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
-def packed_sdpa(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, valid: Tensor | None) -> Tensor:
+def packed_sdpa(
+    q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, valid: Tensor | None, cap: float | None = None
+) -> Tensor:
     """Tokens in blocks of `window`; the queries of each, packed, against its keys and those of the block before it.
 
     A pack holds m queries; a block with more queries has several packs, and one without queries has none.
@@ -155,7 +213,9 @@ def packed_sdpa(q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, 
     own = own.view(-1, size, 1)
     place = torch.arange(k.shape[1], device=k.device)
     mask = (place <= own) & (place > own - window) & real[:, None]
-    return _sdpa(packed, k, v, mask[:, None], causal=False).flatten(0, 1).index_select(0, slot)
+    mask = mask[:, None]
+    out = _sdpa(packed, k, v, mask, causal=False) if cap is None else _capped(packed, k, v, mask, cap)
+    return out.flatten(0, 1).index_select(0, slot)
 
 
 def _pack_size(counts: list[int], time: int) -> int:

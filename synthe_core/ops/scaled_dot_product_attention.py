@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from synthe_core.hardware.execution import active_context
 from synthe_core.ops.dispatch import primitive
 from synthe_core.ops.linear import FOUR
 
@@ -53,13 +54,42 @@ def batch_invariant_attention(
     single = attn_mask is not None and attn_mask.dtype == torch.bool and attn_mask.shape[1:3] == (1, 1)
     if attn_mask is None or not single or q.shape[2] > 1:
         return F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal, enable_gqa=enable_gqa)
+    return _one_query(q, k, v, attn_mask)
+
+
+def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float) -> Tensor:
+    """o = softmax(cap tanh(q kᵀ / (cap sqrt(K)))) v over the keys where `mask`, bool [B or 1, 1, T, S], is true.
+
+    q [B, H, T, K]; k, v [B, G, S, K], H / G query heads in a row read one key head; o [B, H, T, K], zeros for a query
+    without a key. Torch's fused attention bounds no scores. Source: Gemma Team 2024, "Gemma 2".
+    """
+    if q.shape[2] == 1 and active_context().batch_invariant:
+        return _one_query(q, k, v, mask, cap)
+    queries = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3) * q.shape[-1] ** -0.5  # [B, G, H / G T, K]
+    scores = _capped(queries @ k.transpose(-1, -2), cap).unflatten(2, (-1, q.shape[2]))
+    weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
+    weights = weights.masked_fill(~mask.any(-1, keepdim=True)[:, None], 0.0).to(v.dtype)
+    return (weights.flatten(2, 3) @ v).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
+
+
+def _capped(scores: Tensor, cap: float) -> Tensor:
+    """cap tanh(scores / cap), at least in float32."""
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return cap * torch.tanh(scores.to(wide) / cap)
+
+
+def _one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float | None = None) -> Tensor:
+    """The batch-invariant attention of a single query; `cap` bounds its scores."""
     queries = q[:, :, 0].unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # [B, G, H / G, K]
     heads = queries.shape[2]
     queries = F.pad(queries, (0, 0, 0, -heads % FOUR))  # products of other sizes depend on how many keys there are
     if front := -k.shape[2] % BLOCK:
         k, v = (F.pad(x, (0, 0, front, 0)) for x in (k, v))
-        attn_mask = F.pad(attn_mask, (front, 0))
-    scores = (queries @ k.transpose(-1, -2)).masked_fill(~attn_mask, -torch.inf)  # [B, G, H / G, S]
+        mask = F.pad(mask, (front, 0))
+    scores = queries @ k.transpose(-1, -2)  # [B, G, H / G, S]
+    if cap is not None:
+        scores = _capped(scores, cap).to(q.dtype)
+    scores = scores.masked_fill(~mask, -torch.inf)
     largest = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
     weights, ones = (scores - largest).exp(), scores.new_ones(BLOCK, 1)
     weighted, total = scores.new_zeros(()), scores.new_zeros(())

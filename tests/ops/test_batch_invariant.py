@@ -10,7 +10,7 @@ from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.ops import linear as products_module
 from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.linear import addmm, batch_invariant_linear, grouped_mm, linear
-from synthe_core.ops.scaled_dot_product_attention import scaled_dot_product_attention
+from synthe_core.ops.scaled_dot_product_attention import capped_attention, scaled_dot_product_attention
 
 KERNEL = "batch-invariant"
 attend = scaled_dot_product_attention.named(KERNEL)
@@ -73,18 +73,29 @@ def test_a_context_chooses_the_kernels_and_leaves_torch_alone():
 
 @pytest.mark.parametrize(("heads", "groups"), [(2, 2), (4, 2), (3, 1)])
 @pytest.mark.parametrize("keys", [1, 7, 128, 129, 200])
-def test_attention_of_one_query_is_the_same_beside_longer_windows(heads, groups, keys):
+@pytest.mark.parametrize("cap", [None, 0.9])
+def test_attention_of_one_query_is_the_same_beside_longer_windows(heads, groups, keys, cap):
     alike_in_fours(torch.float32)
     q, k, v = (drawn(3, h, n, 16, dtype=torch.float32) for h, n in ((heads, 1), (groups, 300), (groups, 300)))
     real = torch.zeros(3, 1, 1, 300, dtype=torch.bool)
     real[:2, ..., 300 - keys :] = True
     real[2] = True
-    together = attend(q, k, v, real, enable_gqa=True)
-    torch.testing.assert_close(together, F.scaled_dot_product_attention(q, k, v, real, enable_gqa=True))
+
+    def answers(q, k, v, mask):
+        if cap is None:
+            return attend(q, k, v, mask, enable_gqa=True)
+        with ExecutionContext(batch_invariant=True).activate():
+            return capped_attention(q, k, v, mask, cap)
+
+    together = answers(q, k, v, real)
+    if cap is None:
+        expected = F.scaled_dot_product_attention(q, k, v, real, enable_gqa=True)
+    else:
+        expected = capped_attention(q, k, v, real, cap)
+    torch.testing.assert_close(together, expected)
     for row in range(2):
         own = (x[row : row + 1, :, 300 - keys :].contiguous() for x in (k, v))
-        alone = attend(q[row : row + 1], *own, real[row : row + 1, ..., 300 - keys :], enable_gqa=True)
-        assert torch.equal(alone[0], together[row])
+        assert torch.equal(answers(q[row : row + 1], *own, real[row : row + 1, ..., 300 - keys :])[0], together[row])
 
 
 def test_a_sum_of_products_is_torchs(products):
