@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from synthe_core.ops.dispatch import compute_dtype
 from synthe_core.ops.rms_norm import rms_norm
 
 EPS = 1e-6
-NormType = Literal["rms", "layer"]
+NormType = Literal["rms", "layer", "layer_no_bias", "layer_no_affine"]
 PRE_NORM = ResidualSpec()
 
 
@@ -38,16 +39,22 @@ class LayerNorm(nn.Module):
     Source: Ba et al. 2016.
     """
 
-    def __init__(self, width: int, eps: float = EPS) -> None:
+    def __init__(self, width: int, eps: float = EPS, *, affine: bool = True, bias: bool = True) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(width)) if affine and bias else None
+        self.width, self.eps = width, eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).to(compute_dtype(x))
+        return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps).to(compute_dtype(x))
 
 
-NORMS: dict[NormType, type[RMSNorm | LayerNorm]] = {"rms": RMSNorm, "layer": LayerNorm}
+NORMS: dict[NormType, Callable[[int, float], RMSNorm | LayerNorm]] = {
+    "rms": RMSNorm,
+    "layer": LayerNorm,
+    "layer_no_bias": partial(LayerNorm, bias=False),
+    "layer_no_affine": partial(LayerNorm, affine=False),
+}
 
 
 def residual_of(spec: Any) -> ResidualSpec:

@@ -10,13 +10,16 @@ from synthe_core.ops.cross_entropy import TopPrediction, linear_cross_entropy
 
 
 class Head(Linear):
-    """l = cap(scale W h) with cap(l) = c tanh(l / c), or l where no cap c is given. h [..., D], W [V, D].
+    """l = cap(scale W h + b) with cap(l) = c tanh(l / c), or l where no cap c is given. h [..., D], W [V, D], b [V] or
+    none.
 
     Source of the cap: Bello et al. 2016; of its use in language models: Gemma Team 2024.
     """
 
-    def __init__(self, width: int, vocab: int, scale: float = 1.0, cap: float | None = None) -> None:
-        super().__init__(width, vocab, bias=False)
+    def __init__(
+        self, width: int, vocab: int, scale: float = 1.0, cap: float | None = None, bias: bool = False
+    ) -> None:
+        super().__init__(width, vocab, bias=bias)
         self.scale, self.cap = scale, cap
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,13 +27,17 @@ class Head(Linear):
 
     def in_dtype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The logits computed in a dtype, whatever autocast says."""
-        return self._capped(product(self._scaled(x), self.weight, None, dtype=dtype))
+        return self._capped(product(self._scaled(x), self.weight, self.bias, dtype=dtype))
 
     def cross_entropy(
         self, hidden: Tensor, targets: Tensor, with_top: bool = False
     ) -> tuple[Tensor, Tensor, TopPrediction | None]:
         """The loss of `linear_cross_entropy` on these logits."""
-        return linear_cross_entropy(self._scaled(hidden), self.weight, targets, with_top, self.cap)
+        hidden, weight = self._scaled(hidden), self.weight
+        if self.bias is not None:  # one more channel, which is 1
+            hidden = torch.cat([hidden, hidden.new_ones(*hidden.shape[:-1], 1)], -1)
+            weight = torch.cat([weight, self.bias[:, None]], 1)
+        return linear_cross_entropy(hidden, weight, targets, with_top, self.cap)
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.scale == 1.0 else x * self.scale

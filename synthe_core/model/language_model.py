@@ -204,11 +204,13 @@ class LanguageModel(Backbone):
         if spec.head is not None:
             raise InputError("this recipe is of an encoder, which is no language model", "leave out model.head")
         super().__init__(spec, vocab, recompute)
-        self.head = Head(spec.width, vocab, spec.logit_scale, spec.logit_cap)
+        self.head = Head(spec.width, vocab, spec.logit_scale, spec.logit_cap, spec.head_bias)
         if spec.tie:
             self.head.weight = self.embedding.weight
         else:
             nn.init.zeros_(self.head.weight)
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
         self.confidence = None  # initialised last, so that all other initial values are the same with and without it
         if spec.confidence is not None:
             self.confidence = ConfidenceHead(spec.confidence, spec.width, spec.published)

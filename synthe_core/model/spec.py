@@ -56,8 +56,13 @@ class ModelSpec(Spec):
     positions: int | None = Field(
         None, ge=1, le=1 << 20, description="learned embeddings of as many positions, which texts cannot be longer than"
     )
-    norm: NormType = Field("rms", description="of the norms: root mean square, or LayerNorm, with a bias")
+    norm: NormType = Field(
+        "rms",
+        description="of the norms: root mean square; layer: LayerNorm; layer_no_bias: without a bias; layer_no_affine: "
+        "without a weight too",
+    )
     norm_eps: float = Field(EPS, gt=0, description="added to a mean square by the norms")
+    head_bias: bool = Field(False, description="a learned bias of the logits")
     logit_scale: float = Field(1.0, gt=0, description="what logits are multiplied by")
     logit_cap: float | None = Field(None, gt=0, description="c of c tanh(logits / c), which bounds logits; null: none")
     depth: DepthSpec | None = Field(None, description="lets each token decide how many blocks it runs; null: all")

@@ -84,7 +84,7 @@ def _by_learner(model: Model) -> dict[str, int]:
         counts["confidence"] = sum(p.numel() for p in model.confidence.parameters())
     if model.router is not None:
         counts["router"] = sum(p.numel() for p in model.router.parameters())
-    if model.head.weight is not model.embedding.weight:
-        counts["head"] = sum(p.numel() for p in model.head.parameters())
+    if head := sum(p.numel() for p in model.head.parameters() if p is not model.embedding.weight):
+        counts["head"] = head
     counts["norms"] = norms + sum(p.numel() for p in model.norm.parameters())
     return counts

@@ -38,7 +38,10 @@ def run(made, x):
 
 def norm(module, x):
     if hasattr(module, "bias"):
-        return F.layer_norm(x, (WIDTH,), module.weight, module.bias, module.eps)
+        centred = x - x.mean(-1, keepdim=True)
+        y = centred / (centred.square().mean(-1, keepdim=True) + module.eps).sqrt()
+        y = y if module.weight is None else y * module.weight
+        return y if module.bias is None else y + module.bias
     return F.rms_norm(x, (WIDTH,), module.weight, module.eps)
 
 
@@ -47,7 +50,7 @@ def learned(made, place, x):
     return learner(x, (), Pass.over(x))[0]
 
 
-@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("kind", ["rms", "layer", "layer_no_bias", "layer_no_affine"])
 @pytest.mark.parametrize("where", ["pre", "post", "both", "stream"])
 def test_a_learner_is_added_as_its_residual_says(kind, where):
     made = block({"norm": where, "input_scale": 0.7, "scale": 1.3, "skip": 0.9}, norm=kind)
@@ -56,6 +59,15 @@ def test_a_learner_is_added_as_its_residual_says(kind, where):
     y = learned(made, 0, 0.7 * inputs)
     y = norm(made.post_norms["0"], y) if where in ("post", "both") else y
     torch.testing.assert_close(run(made, x), 0.9 * (inputs if where == "stream" else x) + 1.3 * y)
+
+
+@pytest.mark.parametrize(
+    "kind, parameters", [("layer", {"weight", "bias"}), ("layer_no_bias", {"weight"}), ("layer_no_affine", set())]
+)
+def test_a_norm_has_the_parameters_of_its_kind(kind, parameters):
+    model = LanguageModel(spec(norm=kind), VOCAB)
+    assert {name for name, _ in model.norm.named_parameters()} == parameters
+    assert {name for name, _ in model.blocks[0].norms.named_parameters()} == {f"0.{name}" for name in parameters}
 
 
 def test_learners_side_by_side_read_the_same_stream():
@@ -100,10 +112,12 @@ def test_text_in_pieces_has_the_logits_of_the_whole():
     assert whole.abs().max() < 2
 
 
-def test_every_parameter_gets_the_gradient_of_its_loss():
+@pytest.mark.parametrize("head", [{}, {"head_bias": True}, {"head_bias": True, "tie": True, "logit_cap": None}])
+def test_every_parameter_gets_the_gradient_of_its_loss(head):
     torch.manual_seed(0)
-    model = LanguageModel(spec(**EVERYTHING, tie=False), VOCAB).double()
-    torch.nn.init.normal_(model.head.weight)
+    model = LanguageModel(spec(**EVERYTHING | {"tie": False} | head), VOCAB).double()
+    for parameter in model.head.parameters():
+        torch.nn.init.normal_(parameter)
     text = torch.randint(0, VOCAB, (2, 34))
     loss, _ = model.loss(text[:, :-1], text[:, 1:])
     given = torch.autograd.grad(loss.total, list(model.parameters()))

@@ -41,6 +41,16 @@ def test_parameters_are_those_of_the_real_model(learner: str) -> None:
     assert counted.flops == model.flops(9) > 0
 
 
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("keys", ["head_bias: true", "norm: layer, positions: 16", "norm: layer_no_affine"])
+def test_what_is_outside_the_learners_is_counted(keys: str, tie: bool) -> None:
+    text = f"{{model: {{width: 64, blocks: 2, block: [mlp], tie: {tie}, {keys}}}, data: {{sequence: 9}}}}"
+    spec = Recipe.from_source(parse_yaml(text, "test"))
+    counted = account(spec)
+    model = LanguageModel(spec.model, 257)
+    assert sum(counted.by_learner.values()) == counted.parameters == sum(p.numel() for p in model.parameters())
+
+
 @each_causal_learner
 def test_only_learners_that_route_leave_parameters_idle(learner: str) -> None:
     counted = account(recipe(learner))
