@@ -75,9 +75,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
 
 
 @window_attention.kernel("causal-sdpa", rank=30, tolerance=1e-5, batch_invariant=("cpu",))
-def causal_sdpa(
-    q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None
-) -> Tensor:
+def causal_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None) -> Tensor:
     """Torch's fused attention with its own causal flag: no past, every token within the window, no padding."""
     return _sdpa(q, k, v, mask=None, causal=q.shape[1] > 1)
 
@@ -97,9 +95,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
 
 
 @window_attention.kernel("banded-sdpa", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-def banded_sdpa(
-    q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None
-) -> Tensor:
+def banded_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None) -> Tensor:
     """Queries in blocks of `window`, each against its own block of keys and the one before: cost T 2 window, not T²."""
     batch, time, heads, size = q.shape
     past = k.shape[1] - time
@@ -127,9 +123,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
 
 
 @window_attention.kernel("masked-sdpa", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
-def masked_sdpa(
-    q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None
-) -> Tensor:
+def masked_sdpa(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None) -> Tensor:
     """Torch's fused attention with an explicit mask: any past, any padding."""
     past = k.shape[1] - q.shape[1]
     row = torch.arange(q.shape[1], device=q.device)[:, None] + past
