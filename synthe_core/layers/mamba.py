@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import Linear, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import softplus
+from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.selective_scan import selective_scan
 from synthe_core.ops.short_conv import MAX_TAPS, short_conv, with_history
 from synthe_core.ops.silu_gate import silu_gate
@@ -35,9 +37,12 @@ class Mamba(Learner[MambaState]):
     Δ = softplus(W_Δ dt + b) [B, T, E]. A = -exp(A_log), at first -1 ... -N in every channel (S4D-real), and softplus(b)
     is spread evenly in its logarithm over [0.001, 0.1]. Padding is Δ = 0. The state is E (N + J - 1) numbers a row.
 
+    `bc_dt_norm` puts root-mean-square norms on dt, B and C, each over its own numbers.
+
     Parameters are named and shaped as those of transformers' `MambaMixer`, so its weights load as they are.
 
-    Source: Gu & Dao 2023, "Mamba: Linear-time sequence modeling with selective state spaces".
+    Sources: Gu & Dao 2023, "Mamba: Linear-time sequence modeling with selective state spaces"; the norms: Lieber et al.
+    2024 (Jamba, weighted), Zuo et al. 2024 (Falcon Mamba, without weights).
     """
 
     class Config(LearnerConfig):
@@ -48,6 +53,10 @@ class Mamba(Learner[MambaState]):
         dt_rank: int | None = Field(None, ge=1, description="numbers that Δ is made from; default width / 16, up")
         conv_bias: bool = Field(True, description="a bias in the convolution")
         bias: bool = Field(False, description="biases in the projections from and to the width")
+        bc_dt_norm: bool | Literal["weighted"] = Field(
+            False, description="normalise B, C and what Δ is made from; weighted: with a learned scale for each number"
+        )
+        norm_eps: float = Field(1e-6, gt=0, description="what that norm adds to a mean square")
 
     emits = schema({"delta": Emission("B T E", "gates", "step size: what of a token is taken in, mean over channels")})
 
@@ -62,6 +71,10 @@ class Mamba(Learner[MambaState]):
         self.dt_proj = Linear(self.rank, channels)
         nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
         self.dt_proj.bias = nn.Parameter(initial_dt_bias(channels))
+        if config.bc_dt_norm == "weighted":
+            self.dt_layernorm, self.b_layernorm, self.c_layernorm = (
+                nn.RMSNorm(numbers, eps=config.norm_eps) for numbers in (self.rank, size, size)
+            )
         self.A_log = nn.Parameter(torch.arange(1, size + 1).float().log().repeat(channels, 1))
         self.D = nn.Parameter(torch.ones(channels))
         self.out_proj = project_out(channels, width)
@@ -78,7 +91,7 @@ class Mamba(Learner[MambaState]):
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u, conv = convolve(self.conv1d, u.to(self.state_dtype), state.conv, ctx)
         size = self.config.state_size
-        dt, B, C = self.x_proj(u.to(z.dtype)).split([self.rank, size, size], dim=-1)
+        dt, B, C = self._normed(*self.x_proj(u.to(z.dtype)).split([self.rank, size, size], dim=-1))
         logits = self.dt_proj.project(dt, bias=False)
         with torch.autocast(x.device.type, enabled=False):
             delta = softplus(logits.to(u.dtype) + self.dt_proj.bias.to(u.dtype))
@@ -89,6 +102,17 @@ class Mamba(Learner[MambaState]):
             y, scan = selective_scan(u, delta, A, B.to(u.dtype), C.to(u.dtype), D, state.scan)
             y = silu_gate(y, z)
         return self.out_proj(y), MambaState(scan, conv)
+
+    def _normed(self, *parts: Tensor) -> Sequence[Tensor]:
+        """dt, B and C behind the norms that they have."""
+        if not self.config.bc_dt_norm:
+            return parts
+        wide = self.state_dtype
+        weights = [torch.ones(part.shape[-1], dtype=wide, device=part.device) for part in parts]
+        if self.config.bc_dt_norm == "weighted":
+            weights = [norm.weight.to(wide) for norm in (self.dt_layernorm, self.b_layernorm, self.c_layernorm)]
+        pairs = zip(parts, weights, strict=True)
+        return [rms_norm(part.to(wide), weight, self.config.norm_eps, part.dtype) for part, weight in pairs]
 
     def flops(self, time: int) -> float:
         """The matrices, and per number of state 7 operations: 2 for exp(Δ A), 1 to decay, 2 to write, 2 to read. The

@@ -95,11 +95,19 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "rank": 10, "rope_size": 0, "window": 1},
     ],
     "lightning_attention": [{"heads": 4}, {"heads": 3, "head_size": 5, "decay_scale": 0.2}],
-    "mamba": [{"state_size": 5}, {"conv": 1, "conv_bias": False, "bias": True, "dt_rank": 3, "expand": 1}],
+    "mamba": [
+        {"state_size": 5},
+        {"conv": 1, "conv_bias": False, "bias": True, "dt_rank": 3, "expand": 1},
+        {"state_size": 6, "dt_rank": 5, "bc_dt_norm": True},
+        {"state_size": 3, "bc_dt_norm": "weighted", "norm_eps": 1e-3},
+    ],
     "mamba2": [
         {"head_size": 16, "state_size": 8},
         {"head_size": 8, "state_size": 6, "groups": 2, "bias": True, "time_step_limit": [0.01, 0.5]},
         {"head_size": 32, "state_size": 4, "expand": 1, "conv": 2, "conv_bias": False},
+        {"head_size": 7, "heads": 6, "state_size": 5, "groups": 3, "norm": "before_gate", "norm_groups": 2}
+        | {"multipliers": [0.7, 1.3, 0.5, 2.0, 1.1], "bias": "in"},
+        {"head_size": 5, "heads": 3, "state_size": 4, "norm": "none", "bias": "out"},
     ],
     "mlp": [
         {},

@@ -22,6 +22,23 @@ def make(**config):
     return Mamba(Mamba.Config(**config), WIDTH)
 
 
+def normed_peer(kind):
+    """transformers' mixer with norms on Δ, B and C: Falcon Mamba's, without weights, or Jamba's."""
+    if kind == "jamba":
+        jamba = pytest.importorskip("transformers.models.jamba.modeling_jamba")
+        own = {"mamba_d_state": 5, "mamba_dt_rank": 3, "rms_norm_eps": 1e-2}
+        return jamba.JambaMambaMixer(jamba.JambaConfig(hidden_size=WIDTH, **own), layer_idx=0)
+    falcon = pytest.importorskip("transformers.models.falcon_mamba.modeling_falcon_mamba")
+    own = {"state_size": 5, "time_step_rank": 3, "mixer_rms_eps": 1e-2, "use_bias": True}
+    config = falcon.FalconMambaConfig(hidden_size=WIDTH, **own)
+    mixer = falcon.FalconMambaMixer(config, layer_idx=0, initialize_mixer_weights=False)
+    with torch.no_grad():
+        mixer.A_log.copy_(torch.arange(1.0, 6).log().expand(24, 5))
+        for parameter in (mixer.D, mixer.dt_proj.bias):
+            parameter.fill_(1)
+    return mixer
+
+
 def peer(**config):
     """transformers' mixer of this configuration, and its own one."""
     mamba = pytest.importorskip("transformers.models.mamba.modeling_mamba")
@@ -38,6 +55,13 @@ def test_equals_transformers_in_outputs_and_every_gradient(time, config, kernel)
     learner, mixer = twins(make(**config), peer(**config)[0])
     with use_kernels(selective_scan=kernel):
         assert_same_layer(learner, mixer, WIDTH, time)
+
+
+@pytest.mark.parametrize(("kind", "norm", "bias"), [("falcon_mamba", True, True), ("jamba", "weighted", False)])
+@pytest.mark.parametrize("time", [1, 2, 131])
+def test_norms_on_the_step_and_what_is_written_and_read_are_those_of_transformers(kind, norm, bias, time):
+    learner = make(state_size=5, dt_rank=3, bc_dt_norm=norm, norm_eps=1e-2, bias=bias)
+    assert_same_layer(*twins(learner, normed_peer(kind)), WIDTH, time)
 
 
 @pytest.mark.parametrize("config", PEERS, ids=str)

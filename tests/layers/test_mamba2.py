@@ -22,6 +22,14 @@ PEERS = [
 ]
 
 
+SIZES = {"state_size": 5, "head_size": 3, "heads": 6, "groups": 3}  # 18 channels, which 12 of width do not give
+HYBRIDS = [
+    SIZES | {"norm": "before_gate", "bias": "in", "multipliers": [0.75, 1.25, 0.5, 2.0, 1.125]},
+    SIZES | {"norm": "none", "bias": "out", "conv_bias": False, "time_step_limit": [1.2, 1.4]},
+    SIZES | {"norm": "after_gate", "bias": True, "norm_eps": 1e-2},
+]
+
+
 def make(**config):
     torch.manual_seed(0)
     return Mamba2(Mamba2.Config(**config), WIDTH)
@@ -42,6 +50,55 @@ def peer(**config):
     heads = 2 * WIDTH // own["head_dim"]
     config = mamba2.Mamba2Config(hidden_size=WIDTH, num_hidden_layers=1, num_heads=heads, chunk_size=32, **own)
     return mamba2.Mamba2Mixer(config, layer_idx=0), config
+
+
+def falcon_peer(**config):
+    """transformers' mixer of Falcon-H1 of this configuration, and its own one."""
+    falcon = pytest.importorskip("transformers.models.falcon_h1.modeling_falcon_h1")
+    own = falcon.FalconH1Config(
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        mamba_d_ssm=config["heads"] * config["head_size"],
+        mamba_n_heads=config["heads"],
+        mamba_d_head=config["head_size"],
+        mamba_d_state=config["state_size"],
+        mamba_n_groups=config["groups"],
+        mamba_rms_norm=config["norm"] != "none",
+        mamba_norm_before_gate=config["norm"] == "before_gate",
+        mamba_proj_bias=config["bias"] in (True, "in"),
+        projectors_bias=config["bias"] in (True, "out"),
+        mamba_conv_bias=config.get("conv_bias", True),
+        time_step_limit=config.get("time_step_limit", (0.0, float("inf"))),
+        ssm_multipliers=config.get("multipliers"),
+        rms_norm_eps=config.get("norm_eps", 1e-5),
+    )
+    mixer = falcon.FalconH1Mixer(own, layer_idx=0)
+    mixer.mup_vector = falcon.compute_mup_vector(own).double()
+    return mixer, own
+
+
+@pytest.mark.parametrize("config", HYBRIDS, ids=str)
+@pytest.mark.parametrize("time", [1, 2, 131])
+def test_norms_biases_sizes_and_multipliers_are_those_of_falcon_h1(time, config):
+    assert_same_layer(*twins(make(**config), falcon_peer(**config)[0]), WIDTH, time)
+
+
+@pytest.mark.parametrize("config", [HYBRIDS[0], HYBRIDS[2]], ids=str)
+def test_decodes_as_falcon_h1_does(config):
+    cache_utils = pytest.importorskip("transformers.cache_utils")
+    mixer, its_config = falcon_peer(**config)
+    learner, mixer = twins(make(**config), mixer)
+    assert_same_decoding(learner, mixer, cache_utils.DynamicCache(config=its_config), WIDTH)
+
+
+def test_a_norm_may_have_other_groups_than_the_heads():
+    learner, x = make(**SIZES, norm_groups=2), torch.randn(2, 5, WIDTH)
+    assert learner.norm.weight.shape == (18,)
+    y, z = torch.randn(2, 2, 5, 18).unbind()
+    gated = (y * F.silu(z)).unflatten(-1, (2, 9))
+    expected = (gated / (gated.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(2)
+    torch.testing.assert_close(learner._gated(y, z), expected)
+    assert learner(x, None, Pass.over(x))[0].shape == x.shape
 
 
 @pytest.mark.parametrize("kernel", ["reference", "chunked", pytest.param("native", marks=needs_compiler)])
@@ -121,9 +178,10 @@ def test_eight_thousand_tokens_stay_finite_in_bfloat16(scale):
     [
         ({"head_size": 7}, "do not split into heads of 7", "head_size: 6"),
         ({"head_size": 8, "groups": 2}, "3 heads do not split into 2 groups", "groups: "),
+        ({"head_size": 5, "heads": 3, "norm_groups": 2}, "15 channels do not split into 2 groups", "norm_groups: "),
         ({"head_size": 8, "time_step_limit": [0.1, 0.1]}, "must rise", "such as"),
     ],
-    ids=["head_size", "groups", "limit"],
+    ids=["head_size", "groups", "norm_groups", "limit"],
 )
 def test_impossible_sizes_say_why(config, message, hint):
     with pytest.raises(InputError, match=message) as raised:

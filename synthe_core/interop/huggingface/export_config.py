@@ -124,11 +124,31 @@ def _scaling(scaling: Any) -> dict[str, Any] | None:
     }
 
 
+def _check_state_space(layer: Any) -> None:
+    """InputError for an option of a mixer that neither Mamba nor Mamba-2 has as they were published."""
+    config = layer.config
+    if config.type == "mamba":
+        if config.bc_dt_norm:
+            raise _unsupported("has mamba with norms on B, C and Δ (bc_dt_norm)")
+        return
+    if layer.channels != config.expand * layer.width:
+        raise _unsupported(f"has mamba2 of {layer.channels} channels, which is not expand x width")
+    if config.norm != "after_gate":
+        raise _unsupported(f"has mamba2 with norm: {config.norm}")
+    if config.norm_groups not in (None, config.groups):
+        raise _unsupported("has mamba2 with other groups in its norm (norm_groups)")
+    if config.multipliers is not None:
+        raise _unsupported("has mamba2 with `multipliers`")
+    if not isinstance(config.bias, bool):
+        raise _unsupported(f"has mamba2 with bias: {config.bias}")
+
+
 def _state_space(layers: Sequence[Any], kind: str, eps: float) -> dict[str, Any]:
     first = layers[0]
     config = first.config
     if any(each.config != config for each in layers):
         raise _unsupported(f"has {kind} of several kinds")
+    _check_state_space(first)
     values = {
         "state_size": config.state_size,
         "expand": config.expand,
