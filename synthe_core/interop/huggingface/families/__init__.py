@@ -10,6 +10,7 @@ from synthe_core.interop.huggingface.families.plan import Plan
 from synthe_core.interop.huggingface.published import Config, UnsupportedModel
 
 ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
+    "FalconMambaForCausalLM": state_space.falcon_mamba,
     "LlamaForCausalLM": transformer.llama,
     "Mamba2ForCausalLM": state_space.mamba2,
     "MambaForCausalLM": state_space.mamba,

@@ -1,4 +1,4 @@
-"""Mamba and Mamba-2: one mixer a layer."""
+"""Mamba, Falcon Mamba and Mamba-2: one mixer a layer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from synthe_core.interop.huggingface.published import Config
 
 
 def mamba(config: Config) -> Plan:
+    return _mamba(config)
+
+
+def falcon_mamba(config: Config) -> Plan:
+    """Mamba with norms on Δ, B and C, which have no weights."""
+    return _mamba(config, bc_dt_norm=True, norm_eps=config.number("mixer_rms_eps", 1e-6))
+
+
+def _mamba(config: Config, **options: Any) -> Plan:
     spec = {
         "type": "mamba",
         "state_size": config.size("state_size", 16),
         "dt_rank": None if config.get("time_step_rank") == "auto" else config.get("time_step_rank"),
+        **options,
     }
-    names = ["x_proj.weight", "dt_proj.weight", "dt_proj.bias", "A_log", "D"]
-    return _state_space(config, spec, names)
+    return _state_space(config, spec, ["x_proj.weight", "dt_proj.weight", "dt_proj.bias", "A_log", "D"])
 
 
 def mamba2(config: Config) -> Plan:
@@ -60,5 +69,5 @@ def _state_space(config: Config, spec: dict[str, Any], names: list[str]) -> Plan
         "backbone.embeddings.weight",
         norm("backbone.norm_f"),
         config.number("layer_norm_epsilon", 1e-5),
-        config.flag("tie_word_embeddings", config.get("model_type") == "mamba"),
+        config.flag("tie_word_embeddings", spec["type"] == "mamba"),
     )
