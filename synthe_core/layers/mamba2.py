@@ -24,10 +24,11 @@ from synthe_core.ops.silu_gate import silu_gate
 class Mamba2(Learner[MambaState]):
     """S_t = exp(Δ_t A) S_{t-1} + Δ_t B_t u_tᵀ, y_t = W_out norm((S_tᵀ C_t + D u_t) ⊙ silu(z_t)), head by head.
 
-    x [B, T, W] of width W, E channels in H heads of P = head_size, E = expand · W unless `heads` says H. W_in x gives z [B, T, E], one logit of
-    Δ a head, and u [B, T, H, P] with B, C [B, T, G, N], N = state_size, which pass a causal convolution and SiLU
-    together; H / G heads share each group's B and C. Δ = softplus(dt + b), clamped to `time_step_limit`; A =
-    -exp(A_log), initially uniform in [-16, -1]; softplus(b) starts spread evenly in its logarithm over [0.001, 0.1].
+    x [B, T, W] of width W, E channels in H heads of P = head_size, E = expand · W unless `heads` says H. W_in x gives
+    z [B, T, E], one logit of Δ a head, and u [B, T, H, P] with B, C [B, T, G, N], N = state_size, which pass a causal
+    convolution and SiLU together; H / G heads share each group's B and C. Δ = softplus(dt + b), clamped to
+    `time_step_limit`; A = -exp(A_log), initially uniform in [-16, -1]; softplus(b) starts spread evenly in its
+    logarithm over [0.001, 0.1].
     The root-mean-square norm is over the E / G channels of a group, or of each of `norm_groups`; it may stand before
     the gate, norm(y) ⊙ silu(z), or be left out. `multipliers` scale what W_in x gives: z, u, B, C and dt. Padding is
     Δ = 0. The state is H N P numbers a row, and (J - 1) (E + 2 G N) of the convolution of J taps.
