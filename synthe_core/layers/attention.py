@@ -15,6 +15,7 @@ from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.rope import Scaling, rotary_angles
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.attention import probed_attention, window_attention
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.rotary import rotary
@@ -39,11 +40,14 @@ class Attention(Learner[AttentionState]):
     x [B, T, D]; H query heads of size K (D / H by default) read G = `kv_heads` key heads. The state grows with the
     sequence up to `window` tokens (`full` = 131,072), 2 n G K values a row.
 
+    With `gate` the heads' outputs are multiplied by σ(W_g x), channel by channel, before the output map.
+
     With `when` it is a probe: it runs only at the tokens that a `ConditionalGate` selects. The others get y = 0, and no
     query, score or output is computed for them. Keys and values are computed for every token, as later queries read
     them.
 
-    Sources: Vaswani et al. 2017; RoPE: Su et al. 2021; GQA: Ainslie et al. 2023; query-key norm: Henry et al. 2020.
+    Sources: Vaswani et al. 2017; RoPE: Su et al. 2021; GQA: Ainslie et al. 2023; query-key norm: Henry et al. 2020;
+    gate: Qiu et al. 2025.
     """
 
     class Config(LearnerConfig):
@@ -53,6 +57,9 @@ class Attention(Learner[AttentionState]):
         head_size: int | None = Field(None, ge=1, description="channels of a head; default the width divided by heads")
         window: int | Literal["full"] = Field("full", description="how many tokens back a token sees, itself included")
         rope: float | None = Field(10_000.0, gt=0, description="base of the rotary frequencies; null = no positions")
+        rope_size: int | None = Field(
+            None, ge=2, description="channels of a head that rotary positions turn, the first; default all"
+        )
         rope_scaling: Scaling | None = Field(None, description="how rotary positions are stretched for longer texts")
         qk_norm: bool | Literal["weighted"] = Field(
             True,
@@ -63,6 +70,7 @@ class Attention(Learner[AttentionState]):
         bias: Literal["none", "qkv", "all"] = Field(
             "none", description="learned biases: of queries, keys and values, or of the output too"
         )
+        gate: bool = Field(False, description="a sigmoid gate on every channel of the heads' outputs")
         when: Condition | None = Field(
             None, description="run only at the tokens that this selects; null = at every token"
         )
@@ -81,20 +89,33 @@ class Attention(Learner[AttentionState]):
                 f"attention: heads {self.heads} is not divisible by kv_heads {self.groups}",
                 nearest_divisor(self.heads, self.groups, "kv_heads"),
             )
-        if config.rope is None and config.rope_scaling is not None:
-            raise InputError("attention: rope_scaling stretches rotary positions, and rope is null", "leave one out")
         self.size = config.head_size or width // self.heads
-        self.rotates = config.rope is not None or config.qk_norm is True  # `rotary` applies the plain norm
-        if self.rotates and self.size % 2:
-            raise InputError(f"attention: rotary positions need an even head size, not {self.size}", "change heads")
+        self.turned = self._turned(config)
+        self.rotates = self.turned > 0 or config.qk_norm is True  # `rotary` applies the plain norm
         if isinstance(config.window, int) and config.window < 1:
             raise InputError(f"attention: window must be at least 1, not {config.window}", "or `full`")
         self.window = FULL_WINDOW if config.window == "full" else config.window
-        self.qkv = project_in(width, (self.heads + 2 * self.groups) * self.size, config.bias != "none")
+        self.parts = [n * self.size for n in (self.heads, self.groups, self.groups, self.heads * config.gate)]
+        self.qkv = project_in(width, sum(self.parts), config.bias != "none")  # and the gate
         self.out = project_out(self.heads * self.size, width, config.bias == "all")
         if config.qk_norm == "weighted":
             self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.size)) for _ in range(2))
         self.conditional_gate = None if config.when is None else ConditionalGate(config.when)
+
+    def _turned(self, config: Config) -> int:
+        """How many channels of a head its position turns."""
+        if config.rope is None:
+            for key in ("rope_size", "rope_scaling"):
+                if getattr(config, key) is not None:
+                    raise InputError(f"attention: {key} is of rotary positions, and rope is null", "leave one out")
+            return 0
+        turned = config.rope_size or self.size
+        if turned > self.size:
+            raise InputError(f"attention: rope_size {turned} of heads of {self.size} channels", "leave out rope_size")
+        if turned % 2:
+            what, hint = ("an even rope_size", "change it") if config.rope_size else ("an even head size", "change heads")
+            raise InputError(f"attention: rotary positions need {what}, not {turned}", hint)
+        return turned
 
     @classmethod
     def reads(cls, config: Any) -> tuple[str, ...]:
@@ -109,21 +130,24 @@ class Attention(Learner[AttentionState]):
     def forward(self, x: Tensor, state: AttentionState | None, ctx: Pass) -> tuple[Tensor, AttentionState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         selected = None if self.conditional_gate is None else self.conditional_gate(ctx, self.state_dtype)
+        queries, keys, values, gates = self.parts
         if selected is None:
-            heads, v = self.qkv(x).unflatten(-1, (-1, self.size)).split((self.heads + self.groups, self.groups), dim=2)
+            qk, v, gate = self.qkv(x).split((queries + keys, values, gates), dim=-1)
+            heads, v = (part.unflatten(-1, (-1, self.size)) for part in (qk, v))
             q, k = self._normalise_and_rotate(heads, (self.heads, self.groups), ctx.positions)
         else:
-            q = self._queries(x, selected, ctx.positions)
-            k, v = self._project(x, slice(self.heads * self.size, None)).chunk(2, dim=2)
+            q, gate = self._queries(x, selected, ctx.positions)
+            k, v = self._project(x, slice(queries, queries + keys + values)).chunk(2, dim=2)
             k = self._normalise_and_rotate(k, (0, self.groups), ctx.positions)[1]
         if state.keys.shape[1]:
             k = torch.cat([state.keys.to(k.dtype), k], dim=1)
             v = torch.cat([state.values.to(v.dtype), v], dim=1)
         valid = self._valid(state, ctx)
         if selected is None:
-            y = self.out(window_attention(q, k, v, self.window, valid).flatten(2))
+            y = self.out(self._gated(window_attention(q, k, v, self.window, valid).flatten(2), gate))
         else:
-            y = self._scatter_outputs(probed_attention(q, k, v, selected.mask, self.window, valid), selected, ctx)
+            o = probed_attention(q, k, v, selected.mask, self.window, valid).flatten(1)
+            y = self._scatter_outputs(self._gated(o, gate), selected, ctx)
         length = min(self.window, k.shape[1])
         keys, values = (ctx.last(t, length).to(state.keys.dtype) for t in (k, v))
         new = x.shape[1] if ctx.mask is None else ctx.mask.sum(1)
@@ -133,20 +157,24 @@ class Attention(Learner[AttentionState]):
         """Some rows of the projection, as heads: [..., h, K]."""
         return self.qkv.project(x, rows).unflatten(-1, (-1, self.size))
 
-    def _queries(self, x: Tensor, selected: SelectedTokens, positions: Tensor) -> Tensor:
-        """The queries of the selected tokens, [N, H, K]."""
+    def _queries(self, x: Tensor, selected: SelectedTokens, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The queries [N, H, K] and the gate's logits [N, HK] of the selected tokens."""
         inputs = x.flatten(0, 1).index_select(0, selected.indices)
         with select_rows(selected.indices // x.shape[1]):
-            q = self._project(inputs, slice(self.heads * self.size))[None]
-        return self._normalise_and_rotate(
-            q, (self.heads, 0), positions.flatten().index_select(0, selected.indices)[None]
-        )[0][0]
+            q = self._project(inputs, slice(self.parts[0]))[None]
+            gate = self.qkv.project(inputs, slice(sum(self.parts[:3]), None)) if self.config.gate else q[..., :0]
+        positions = positions.flatten().index_select(0, selected.indices)[None]
+        return self._normalise_and_rotate(q, (self.heads, 0), positions)[0][0], gate
+
+    def _gated(self, o: Tensor, gate: Tensor) -> Tensor:
+        """The heads' outputs o [..., HK], each channel times the sigmoid of its logit where there is a gate."""
+        return o * sigmoid(gate) if self.config.gate else o
 
     def _scatter_outputs(self, o: Tensor, selected: SelectedTokens, ctx: Pass) -> Tensor:
-        """y [B, T, D] from the selected tokens' attention outputs o [N, H, K]; zeros elsewhere."""
+        """y [B, T, D] from the selected tokens' attention outputs o [N, HK]; zeros elsewhere."""
         ctx.skipped.append(self._skipped_flops(selected.mask, ctx))
         with select_rows(selected.indices // selected.mask.shape[1]):
-            y = self.out(o.flatten(1))
+            y = self.out(o)
         y = y * selected.scale[:, None].to(y.dtype)
         outputs = y.new_zeros(selected.mask.numel(), self.width).index_copy(0, selected.indices, y)
         return outputs.unflatten(0, selected.mask.shape)
@@ -157,7 +185,9 @@ class Attention(Learner[AttentionState]):
             parts = zip(heads.split(counts, dim=2), (self.q_norm, self.k_norm), counts, strict=True)
             heads = torch.cat([self._normed(part, weight) for part, weight, count in parts if count], dim=2)
         if self.rotates:
-            cos, sin = rotary_angles(positions, self.size, self.config.rope, self.config.rope_scaling, self.state_dtype)
+            cos, sin = rotary_angles(
+                positions, self.turned, self.config.rope, self.config.rope_scaling, self.state_dtype
+            )
             heads = rotary(heads, cos, sin, self.config.norm_eps if self.config.qk_norm is True else None)
         return heads.split(counts, dim=2)
 
@@ -191,4 +221,4 @@ class Attention(Learner[AttentionState]):
         if ctx.mask is not None:
             unselected = unselected * ctx.mask
         seen = torch.arange(1, selected.shape[1] + 1, device=selected.device).clamp_max(self.window)
-        return 4.0 * self.heads * self.size * (unselected * (self.width + seen)).sum()
+        return 4.0 * self.heads * self.size * (unselected * ((1 + self.config.gate / 2) * self.width + seen)).sum()

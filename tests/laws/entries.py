@@ -25,6 +25,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
             "when": {"signal": "surprise", "above": 1.3, "target": None, "explore": 0},
         },
         {"heads": 2, "window": 8, "rope": None, "qk_norm": False, "when": {"signal": "random", "below": 0.4}},
+        {"heads": 4, "kv_heads": 2, "rope_size": 4, "gate": True, "qk_norm": "weighted"},
+        {"heads": 2, "rope_size": 6, "gate": True, "bias": "all", "when": {"signal": "confidence", "below": 0.86}},
     ],
     "byte_patch": [{}, {"stride": 3, "taps": 3}, {"stride": 1, "taps": 2}],
     "channel_mixing": [{}, {"hidden": 20}],

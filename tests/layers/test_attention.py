@@ -29,19 +29,22 @@ def by_hand(learner: Attention, x: torch.Tensor) -> torch.Tensor:
     config, size = learner.config, learner.size
     heads = (learner.qkv.weight @ x.T).T + (0 if learner.qkv.bias is None else learner.qkv.bias)
     heads = heads.view(len(x), -1, size)
-    q, k, v = heads.split([learner.heads, learner.groups, learner.groups], dim=1)
+    gates = learner.heads if config.gate else 0
+    q, k, v, gate = heads.split([learner.heads, learner.groups, learner.groups, gates], dim=1)
     if config.qk_norm:
         q, k = (u / (u.square().mean(-1, keepdim=True) + config.norm_eps).sqrt() for u in (q, k))
     if config.qk_norm == "weighted":
         q, k = q * learner.q_norm, k * learner.k_norm
     if config.rope is not None:
-        frequencies = torch.tensor([config.rope ** (-2 * i / size) for i in range(size // 2)], dtype=torch.float64)
+        turned = config.rope_size or size
+        frequencies = torch.tensor([config.rope ** (-2 * i / turned) for i in range(turned // 2)], dtype=torch.float64)
         angles = torch.arange(len(x))[:, None] * frequencies
         phase = torch.polar(torch.ones_like(angles), angles)[:, None]
 
         def turn(u: torch.Tensor) -> torch.Tensor:
-            turned = torch.complex(u[..., : size // 2], u[..., size // 2 :]) * phase
-            return torch.cat([turned.real, turned.imag], -1)
+            first, second, rest = u.split([turned // 2, turned // 2, size - turned], -1)
+            product = torch.complex(first, second) * phase
+            return torch.cat([product.real, product.imag, rest], -1)
 
         q, k = turn(q), turn(k)
     past = torch.arange(len(x))[:, None] - torch.arange(len(x))
@@ -51,6 +54,8 @@ def by_hand(learner: Attention, x: torch.Tensor) -> torch.Tensor:
         group = head // (learner.heads // learner.groups)
         scores = (q[:, head] @ k[:, group].T / math.sqrt(size)).masked_fill(~seen, -math.inf)
         out.append(scores.softmax(-1) @ v[:, group])
+        if config.gate:
+            out[-1] = out[-1] / (1 + (-gate[:, head]).exp())
     return (learner.out.weight @ torch.cat(out, -1).T).T + (0 if learner.out.bias is None else learner.out.bias)
 
 
@@ -62,6 +67,10 @@ def by_hand(learner: Attention, x: torch.Tensor) -> torch.Tensor:
         {"heads": 3, "head_size": 10, "kv_heads": 1, "qk_norm": "weighted", "norm_eps": 0.1, "bias": "all"},
         {"heads": 2, "head_size": 3, "qk_norm": "weighted", "rope": None},
         {"heads": 2, "head_size": 14, "qk_norm": False},
+        {"heads": 4, "kv_heads": 2, "gate": True, "bias": "qkv"},
+        {"heads": 2, "head_size": 7, "rope_size": 4, "qk_norm": "weighted", "gate": True},
+        {"heads": 2, "head_size": 9, "rope_size": 2},
+        {"heads": 2, "head_size": 5, "rope": None},
     ],
     ids=str,
 )
@@ -80,6 +89,7 @@ def test_parameters_follow_the_keys() -> None:
     assert names() == names(qk_norm=False) == plain  # checkpoints from before these keys still load
     assert names(bias="qkv") == plain | {"qkv.bias"}
     assert names(bias="all", qk_norm="weighted") == plain | {"qkv.bias", "out.bias", "q_norm", "k_norm"}
+    assert make(heads=4, gate=True).qkv.weight.shape == (4 * 24, 24)
     assert make(heads=4, head_size=10).out.weight.shape == (24, 40)
 
 
@@ -154,6 +164,9 @@ def test_angles_are_exact_far_into_a_text() -> None:
         ({"heads": 4, "kv_heads": 3}, "heads 4 is not divisible by kv_heads 3"),
         ({"heads": 8}, "even head size, not 3"),
         ({"heads": 4, "head_size": 5}, "even head size, not 5"),
+        ({"heads": 4, "rope_size": 3}, "even rope_size, not 3"),
+        ({"heads": 4, "rope_size": 8}, "rope_size 8 of heads of 6 channels"),
+        ({"heads": 4, "rope": None, "rope_size": 2}, "rope is null"),
         ({"heads": 4, "window": 0}, "window must be at least 1"),
         ({"heads": 4, "rope": None, "rope_scaling": {"type": "linear", "factor": 2}}, "rope is null"),
     ],

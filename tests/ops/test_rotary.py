@@ -5,10 +5,10 @@ from synthe_core.ops.rotary import rotary
 from tests.conftest import needs_compiler
 
 
-def problem(dtype=torch.float64, heads=3, size=6):
+def problem(dtype=torch.float64, heads=3, size=6, turned=6):
     torch.manual_seed(0)
     projected = torch.randn(2, 7, heads * size + 5, dtype=torch.float64).to(dtype).requires_grad_()
-    angles = torch.randn(2, 7, size // 2, dtype=torch.float64)
+    angles = torch.randn(2, 7, turned // 2, dtype=torch.float64)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return projected, angles.cos().to(wide), angles.sin().to(wide)
 
@@ -20,9 +20,11 @@ def sliced(projected, heads=3, size=6, start=0):
 @needs_compiler
 @pytest.mark.parametrize("eps", [None, 1e-6])
 @pytest.mark.parametrize("start", [0, 5])
-def test_native_equals_the_reference_on_a_slice_of_a_projection(eps, start):
-    projected, cos, sin = problem()
-    actual, expected = (rotary.named(k)(sliced(projected, start=start), cos, sin, eps) for k in ("native", "reference"))
+@pytest.mark.parametrize("size,turned", [(6, 6), (6, 2), (7, 4), (5, 0)])
+def test_native_equals_the_reference_on_a_slice_of_a_projection(eps, start, size, turned):
+    projected, cos, sin = problem(size=size, turned=turned)
+    heads = sliced(projected, size=size, start=start)
+    actual, expected = (rotary.named(k)(heads, cos, sin, eps) for k in ("native", "reference"))
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     upstream = torch.randn(actual.shape, dtype=torch.float64)
     a, b = (torch.autograd.grad(y, projected, upstream)[0] for y in (actual, expected))
@@ -57,3 +59,12 @@ def test_turning_keeps_lengths_and_makes_products_depend_on_distance():
     torch.testing.assert_close(turned(q, 5).norm(), q.norm())
     near, far = ((turned(q, 9 + shift) * turned(k, 4 + shift)).sum() for shift in (0, 100))
     torch.testing.assert_close(near, far)
+
+
+def test_channels_that_are_not_turned_are_normalised_only():
+    projected, cos, sin = problem(size=7, turned=4)
+    x = sliced(projected, size=7)
+    y = rotary(x, cos, sin, 1e-6)
+    normed = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(y[..., 4:], normed[..., 4:])
+    torch.testing.assert_close(y[..., :4], rotary(normed[..., :4], cos, sin, None))

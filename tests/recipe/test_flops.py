@@ -101,6 +101,7 @@ CASES: dict[str, dict[str, Any]] = {name: {"type": name} for name in LAYERS} | {
     "delta, several steps": {"type": "delta", "householder": 3},
     "delta, adding": {"type": "delta", "overwrite": False},
     "attention, window": {"type": "attention", "window": 7},
+    "attention, gate": {"type": "attention", "gate": True},
 }
 UNCOUNTED = ("spectral", "slots")
 """Stated by the kernel that runs, not by the definition: FFTs, which torch does not count; whole frames of tokens."""

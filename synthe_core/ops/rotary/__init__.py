@@ -19,20 +19,22 @@ _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float64: "d
 
 @op(batch_invariant=("cpu",))
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, eps: float | None) -> Tensor:
-    """Turns each pair of channels (i, i + K/2) of every head by the token's angle, after a root-mean-square norm.
+    """Turns each pair of channels (i, i + R/2), i < R/2, of every head by the token's angle, after a
+    root-mean-square norm.
 
         u = x / sqrt(mean(x²) + eps)   (u = x where eps is None)
-        y = [u₁ cos - u₂ sin, u₁ sin + u₂ cos]      u₁, u₂ the halves of u
+        y = [u₁ cos - u₂ sin, u₁ sin + u₂ cos, u₃]      u₁, u₂ the halves of the first R channels of u, u₃ its others
 
-    x [B, T, H, K], K even; cos and sin [B, T, K/2], float32 (float64 for a float64 x). y as x is stored.
+    x [B, T, H, K]; cos and sin [B, T, R/2], R at most K, float32 (float64 for a float64 x). y as x is stored.
     Sources: Su et al. 2021 (rotary positions); Henry et al. 2020 (query-key norm).
     """
     wide = x.to(cos.dtype)
     if eps is not None:
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    first, second = wide.chunk(2, dim=-1)
+    half = cos.shape[-1]
+    first, second, rest = wide.split([half, half, x.shape[-1] - 2 * half], dim=-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1).to(x.dtype)
 
 
 @rotary.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
@@ -58,7 +60,7 @@ class _Native(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
         x, cos, sin = _side_by_side(x), cos.contiguous(), sin.contiguous()
         y = x.new_empty(x.shape)
-        _call("rotary", x, eps, cos, sin, y)
+        _call("rotary", x, eps, 2 * cos.shape[-1], cos, sin, y)
         ctx.save_for_backward(x, cos, sin)
         ctx.eps = eps
         return y
@@ -68,7 +70,7 @@ class _Native(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, cos, sin = ctx.saved_tensors
         x_grad = x.new_empty(x.shape)
-        _call("rotary_back", x, ctx.eps, cos, sin, grad.contiguous(), x_grad)
+        _call("rotary_back", x, ctx.eps, 2 * cos.shape[-1], cos, sin, grad.contiguous(), x_grad)
         return x_grad, None, None, None
 
 
@@ -79,9 +81,9 @@ def _side_by_side(x: Tensor) -> Tensor:
     return x if fits else x.contiguous()
 
 
-def _call(name: str, x: Tensor, eps: float, *others: Tensor) -> None:
+def _call(name: str, x: Tensor, eps: float, turned: int, *others: Tensor) -> None:
     batch, time, heads, size = x.shape
     slice_of_tokens = ctypes.c_void_p(x.data_ptr())  # not contiguous: its tokens are stride(1) apart
-    sizes = map(ctypes.c_int64, (batch * time, heads, size, x.stride(1)))
+    sizes = map(ctypes.c_int64, (batch * time, heads, size, turned, x.stride(1)))
     function = getattr(library(SOURCE), f"{name}_{_SUFFIX[x.dtype]}")
     function(slice_of_tokens, *map(pointer, others), ctypes.c_double(eps), *sizes)

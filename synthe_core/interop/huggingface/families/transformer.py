@@ -104,12 +104,23 @@ def sliding_window(config: Config) -> int | None:
     return None if config.values.get("sliding_window", 4096) is None else config.size("sliding_window", 4096)
 
 
-def rotary(config: Config) -> dict[str, Any]:
-    """The rotary base and its scaling, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`."""
+def rotary(config: Config, head_size: int | None = None, share: float = 1.0) -> dict[str, Any]:
+    """The rotary base and its scaling, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`.
+
+    head_size: of an architecture that turns a share of a head's channels, `partial_rotary_factor`; `share` where the
+    config has none.
+    """
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     given = config.inner(key)
-    for place in (config, given):
-        place.only("partial_rotary_factor", 1)
+    if head_size is None:
+        for place in (config, given):
+            place.only("partial_rotary_factor", 1)
+        turned: dict[str, Any] = {}
+    else:
+        share = given.number("partial_rotary_factor", config.number("partial_rotary_factor", share))
+        if not (size := int(head_size * share)) or size % 2 or size > head_size:
+            raise given.unsupported("partial_rotary_factor", share, ["a share that turns an even number of channels"])
+        turned = {"rope_size": None if size == head_size else size}
     kind = given.get("rope_type", given.get("type", "default"))
     scaling: dict[str, Any] = {"type": kind}
     if kind == "default":
@@ -126,4 +137,5 @@ def rotary(config: Config) -> dict[str, Any]:
         }
     else:
         raise given.unsupported("rope_type", kind, ("default", "linear", "llama3"))
-    return {"rope": given.number("rope_theta", config.number("rope_theta", 10_000.0)), "rope_scaling": scaling or None}
+    base = given.number("rope_theta", config.number("rope_theta", 10_000.0))
+    return {"rope": base, "rope_scaling": scaling or None, **turned}
