@@ -95,8 +95,8 @@ class Attention(Learner[AttentionState]):
         if isinstance(config.window, int) and config.window < 1:
             raise InputError(f"attention: window must be at least 1, not {config.window}", "or `full`")
         self.window = FULL_WINDOW if config.window == "full" else config.window
-        self.parts = [n * self.size for n in (self.heads, self.groups, self.groups, self.heads * config.gate)]
-        self.qkv = project_in(width, sum(self.parts), config.bias != "none")  # and the gate
+        self.features = [n * self.size for n in (self.heads, self.groups, self.groups, self.heads * config.gate)]
+        self.qkv = project_in(width, sum(self.features), config.bias != "none")  # and the gate
         self.out = project_out(self.heads * self.size, width, config.bias == "all")
         if config.qk_norm == "weighted":
             self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.size)) for _ in range(2))
@@ -113,7 +113,9 @@ class Attention(Learner[AttentionState]):
         if turned > self.size:
             raise InputError(f"attention: rope_size {turned} of heads of {self.size} channels", "leave out rope_size")
         if turned % 2:
-            what, hint = ("an even rope_size", "change it") if config.rope_size else ("an even head size", "change heads")
+            what, hint = (
+                ("an even rope_size", "change it") if config.rope_size else ("an even head size", "change heads")
+            )
             raise InputError(f"attention: rotary positions need {what}, not {turned}", hint)
         return turned
 
@@ -130,7 +132,7 @@ class Attention(Learner[AttentionState]):
     def forward(self, x: Tensor, state: AttentionState | None, ctx: Pass) -> tuple[Tensor, AttentionState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         selected = None if self.conditional_gate is None else self.conditional_gate(ctx, self.state_dtype)
-        queries, keys, values, gates = self.parts
+        queries, keys, values, gates = self.features
         if selected is None:
             qk, v, gate = self.qkv(x).split((queries + keys, values, gates), dim=-1)
             heads, v = (part.unflatten(-1, (-1, self.size)) for part in (qk, v))
@@ -161,8 +163,8 @@ class Attention(Learner[AttentionState]):
         """The queries [N, H, K] and the gate's logits [N, HK] of the selected tokens."""
         inputs = x.flatten(0, 1).index_select(0, selected.indices)
         with select_rows(selected.indices // x.shape[1]):
-            q = self._project(inputs, slice(self.parts[0]))[None]
-            gate = self.qkv.project(inputs, slice(sum(self.parts[:3]), None)) if self.config.gate else q[..., :0]
+            q = self._project(inputs, slice(self.features[0]))[None]
+            gate = self.qkv.project(inputs, slice(sum(self.features[:3]), None)) if self.config.gate else q[..., :0]
         positions = positions.flatten().index_select(0, selected.indices)[None]
         return self._normalise_and_rotate(q, (self.heads, 0), positions)[0][0], gate
 
