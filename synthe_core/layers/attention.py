@@ -132,14 +132,13 @@ class Attention(Learner[AttentionState]):
     def forward(self, x: Tensor, state: AttentionState | None, ctx: Pass) -> tuple[Tensor, AttentionState]:
         state = state or self.init_state(x.shape[0], device=x.device)
         selected = None if self.conditional_gate is None else self.conditional_gate(ctx, self.state_dtype)
-        queries, keys, values, gates = self.features
         if selected is None:
-            qk, v, gate = self.qkv(x).split((queries + keys, values, gates), dim=-1)
+            qk, v, gate = self.qkv(x).split((sum(self.features[:2]), *self.features[2:]), dim=-1)
             heads, v = (part.unflatten(-1, (-1, self.size)) for part in (qk, v))
             q, k = self._normalise_and_rotate(heads, (self.heads, self.groups), ctx.positions)
         else:
             q, gate = self._queries(x, selected, ctx.positions)
-            k, v = self._project(x, slice(queries, queries + keys + values)).chunk(2, dim=2)
+            k, v = self._project(x, slice(self.features[0], sum(self.features[:3]))).chunk(2, dim=2)
             k = self._normalise_and_rotate(k, (0, self.groups), ctx.positions)[1]
         if state.keys.shape[1]:
             k = torch.cat([state.keys.to(k.dtype), k], dim=1)
