@@ -35,6 +35,8 @@ COMMANDS = {
     "pack": ("synthe_cli.commands.pack:app", "Pack a model and its adapters into one file."),
     "unpack": ("synthe_cli.commands.unpack:app", "Unpack a .synapse file into a folder."),
     "hub": ("synthe_cli.commands.hub:app", "Upload and download .synapse files."),
+    "pull": ("synthe_cli.commands.pull:app", "Download a model of the Hugging Face hub."),
+    "models": ("synthe_cli.commands.models:app", "List or remove downloaded models."),
     "bench": ("synthe_cli.commands.bench:app", "Benchmark learners: quality, speed and serving."),
     "hardware": (
         "synthe_cli.commands.hardware:app",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from synthe_cli.hub_models import complete_hub, find_model
 from synthe_core.errors import InputError, closest
 from synthe_core.units import parse_size
 
@@ -23,8 +24,9 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 
 def complete_run(incomplete: str) -> list[str]:
-    """The folders in runs/."""
-    return [str(path) for path in sorted(Path("runs").glob("*/")) if str(path).startswith(incomplete)]
+    """The folders in runs/, and the models in the hub's cache."""
+    runs = [str(path) for path in sorted(Path("runs").glob("*/")) if str(path).startswith(incomplete)]
+    return runs if incomplete.startswith("runs") else [*runs, *complete_hub(incomplete)]
 
 
 def complete_device(incomplete: str) -> list[str]:
@@ -39,11 +41,19 @@ RecipeArgument = Annotated[
         autocompletion=complete_recipe,
     ),
 ]
+ModelOrRecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE_OR_MODEL",
+        help="A recipe file, the name of a shipped recipe, or any checkpoint: a path, or ORG/NAME of the hub.",
+        autocompletion=complete_recipe,
+    ),
+]
 CheckpointArgument = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="A run or checkpoint folder. - reads the path from stdin.",
+        help="A run or checkpoint, .synapse or GGUF file, model folder, or ORG/NAME of the hub. - reads it from stdin.",
         autocompletion=complete_run,
     ),
 ]
@@ -80,7 +90,9 @@ RepetitionOption = Annotated[
 ]
 AdapterOption = Annotated[
     Path | None,
-    typer.Option("--adapter", metavar="DIR", help="Apply this adapter: a run, or a folder in PEFT's format."),
+    typer.Option(
+        "--adapter", metavar="DIR", help="Apply this adapter: a run, a folder of PEFT, or ORG/NAME of the hub."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
 DeviceOption = Annotated[
@@ -183,6 +195,15 @@ def find_recipe(text: str) -> Path:
     raise InputError(f"no such recipe: '{path}'", hint)
 
 
+def find_recipe_or_model(text: str) -> Path:
+    """The path of a RECIPE_OR_MODEL argument: what `find_recipe` finds, else a model of the hub, which is fetched."""
+    from synthe_core.storage.hub.model_id import hub_id
+
+    groups = {name.partition("/")[0] for name in shipped_recipes() if "/" in name}
+    is_model = text not in shipped_recipes() and text.partition("/")[0] not in groups and hub_id(text) is not None
+    return find_model(text) if is_model else find_recipe(text)
+
+
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that came with synthe and those in ./recipes, by name; those of the working folder win.
 
@@ -204,9 +225,12 @@ def recipes_folder() -> Path:
 
 
 def find_checkpoint(text: str) -> Path:
-    """The path of a CHECKPOINT argument. `-` is the last non-empty line of stdin, which other commands print."""
+    """The path of a CHECKPOINT argument: a path, or a model of the hub, which is fetched.
+
+    `-` is the last non-empty line of stdin, which other commands print.
+    """
     if text != "-":
-        return Path(text).expanduser()
+        return find_model(text)
     if sys.stdin.isatty():
         raise InputError(
             "- reads the checkpoint's path from stdin, but stdin is a terminal", "pipe another command into this one"
@@ -217,7 +241,7 @@ def find_checkpoint(text: str) -> Path:
         raise InputError("no checkpoint path on stdin", "the command before the pipe printed none: did it fail?")
     if path.startswith("{"):  # the last event of a command with --json
         path = _path_of(path)
-    return Path(path)
+    return find_model(path)
 
 
 def _path_of(line: str) -> str:

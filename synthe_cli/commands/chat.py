@@ -10,6 +10,7 @@ import typer
 
 from synthe_cli.api_key import keys_in
 from synthe_cli.help import SETTINGS, Command
+from synthe_cli.hub_models import find_model
 from synthe_cli.options import (
     AdapterOption,
     DeviceOption,
@@ -37,6 +38,7 @@ ADAPTER_NAME = "adapter"
     cls=Command,
     epilog="""\
 synthe chat runs/60m                                    start a conversation; /help lists the commands
+synthe chat Qwen/Qwen3-0.6B                             a model of the Hugging Face hub, downloaded first
 synthe chat story.synapse --system "You tell stories."
 synthe chat runs/60m --adapter runs/letters             the model with an adapter
 synthe chat runs/60m --session evening                  resume this conversation, or start it
@@ -50,7 +52,8 @@ def chat(
         str | None,
         typer.Argument(
             metavar="[CHECKPOINT]",
-            help="A run, checkpoint or .synapse file. With --url: a model name of the server.",
+            help="A run, checkpoint, model file or folder, or ORG/NAME of the hub. With --url: a model name of the "
+            "server.",
             show_default=False,
             autocompletion=complete_run,
         ),
@@ -141,9 +144,9 @@ def chat(
     from synthe_core.interop.load import load_model
 
     assert checkpoint is not None
-    served = load_model(Path(checkpoint).expanduser(), device=choose_device(device or "auto", probe()).value)
+    served = load_model(find_model(checkpoint), device=choose_device(device or "auto", probe()).value)
     if adapter is not None:
-        served.load_adapter(ADAPTER_NAME, adapter)
+        served.load_adapter(ADAPTER_NAME, find_model(adapter))
     served.recommended = recommended
     folder = sessions or Path(cache_dir()) / "chats" / served.digest[:16]
     with AsyncEngine([served], sessions=folder) as engine:

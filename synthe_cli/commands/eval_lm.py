@@ -36,7 +36,7 @@ def lm(
         list[str],
         typer.Argument(
             metavar="CHECKPOINT...",
-            help="Run or checkpoint folders. - reads a path from stdin.",
+            help="Runs, checkpoints, model files or folders, or ORG/NAME of the hub. - reads a path from stdin.",
             autocompletion=complete_run,
         ),
     ],

@@ -10,6 +10,7 @@ import typer
 
 from synthe_cli.escape import json_text, printable
 from synthe_cli.help import SETTINGS, Command
+from synthe_cli.hub_models import find_model
 from synthe_cli.options import (
     AdapterOption,
     CheckpointArgument,
@@ -102,14 +103,16 @@ def generate(
     from synthe_core.interop.load import load_model, needs_transformers
     from synthe_core.model.session import Session
     from synthe_core.storage.checkpoint import Checkpoint
+    from synthe_core.storage.hub.snapshot import model_name
 
     where = choose_device(device or "auto", probe()).value
+    adapter = find_model(adapter) if adapter else None
     if adapter is None and needs_transformers(path):
         model = load_model(path, device=where)
         session = Session.load(state_in, model.model) if state_in else None
     else:
         opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
-        model = LoadedModel.from_checkpoint(opened, path.name, where, batch_invariant=False)
+        model = LoadedModel.from_checkpoint(opened, model_name(path), where, batch_invariant=False)
         session = opened.session(state_in, model.model) if state_in else None
     model.recommended = recommended
     show_defaults(model.defaults)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from synthe_cli.help import SETTINGS, Command, Group
+from synthe_cli.hub_models import find_model
 from synthe_cli.options import JsonOption
 from synthe_cli.renderer import choose_renderer
 from synthe_core.events import results
@@ -25,12 +26,16 @@ def _group() -> None:
     short_help="A Hugging Face model folder: Llama, Mistral, Qwen2, Qwen3, Mamba, Mamba2.",
     epilog="""\
 synthe import hf models/Qwen3-0.6B                               to runs/Qwen3-0.6B
+synthe import hf Qwen/Qwen3-0.6B                                 a model of the Hugging Face hub
 synthe import hf models/mamba-130m-hf --out checkpoints/mamba
 synthe import hf models/Llama-3.2-1B | synthe generate - --prompt "The sea "
 synthe train runs/Qwen3-0.6B --init runs/Qwen3-0.6B --data my.txt --out runs/mine     fine-tune it""",
 )
 def hf(
-    folder: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Folder with config.json and safetensors files.")],
+    folder: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Folder with config.json and safetensors files, or ORG/NAME of the hub."),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -41,7 +46,7 @@ def hf(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Name of the model. Default: the name of MODEL_DIR.")
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the model. Default: the name of MODEL.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,8 +57,9 @@ def hf(
     """
     from synthe_core.interop.importer import import_hf
 
+    path = find_model(folder)
     with choose_renderer(as_json) as shown:
-        for result in results(import_hf(folder.expanduser(), out=out, name=name), shown.show):
+        for result in results(import_hf(path, out=out, name=name), shown.show):
             shown.result(result)
 
 
@@ -66,7 +72,9 @@ synthe import gguf qwen3-0.6b-q4_k_m.gguf --out runs/qwen
 synthe generate qwen3-0.6b-q4_k_m.gguf --prompt "The sea "       every command also takes the file itself""",
 )
 def gguf(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The GGUF file.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The GGUF file, or ORG/NAME:QUANT or ORG/NAME/FILE of the hub.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -84,6 +92,7 @@ def gguf(
     """
     from synthe_core.interop.importer import import_gguf
 
+    path = find_model(file)
     with choose_renderer(as_json) as shown:
-        for result in results(import_gguf(file.expanduser(), out=out, name=name), shown.show):
+        for result in results(import_gguf(path, out=out, name=name), shown.show):
             shown.result(result)

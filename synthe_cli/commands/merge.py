@@ -130,10 +130,14 @@ def method(
     --density 0.2 for all models, --density 0.2,0.5 for each. Only a few tensors are in memory at a time.
     """
     from synthe_core.merging.config import spec_of
+    from synthe_core.merging.inputs import fetch_inputs
     from synthe_core.merging.method import Method
 
     chosen = Method(str(ctx.info_name))
     named, arguments = _split(ctx, chosen, models)
+    with choose_renderer(as_json) as shown:
+        for event in fetch_inputs([base, *named]):
+            shown.show(event)
     spec = spec_of(
         chosen, named, arguments, base=base, dtype=dtype, form=form, rank=rank, tokenizer=tokenizer, seed=seed
     )

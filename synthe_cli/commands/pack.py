@@ -10,6 +10,7 @@ import typer
 
 from synthe_cli.commands.pack_text import differences, overview
 from synthe_cli.help import SETTINGS, Command, Group
+from synthe_cli.hub_models import find_model
 from synthe_cli.options import CheckpointArgument, DataOption, JsonOption, find_checkpoint
 from synthe_cli.renderer import choose_renderer
 from synthe_core.errors import closest, unknown
@@ -150,7 +151,7 @@ def inspect(file: FileArgument, as_json: JsonOption = False) -> None:
     from synthe_core.packing.inspect import inspect
 
     with choose_renderer(as_json) as shown:
-        for result in results(inspect(file.expanduser()), shown.show):
+        for result in results(inspect(find_model(file)), shown.show):
             if as_json:
                 shown.result(result)
             else:
@@ -180,7 +181,7 @@ def verify(
     from synthe_core.packing.verify import verify
 
     with choose_renderer(as_json) as shown:
-        for result in results(verify(file.expanduser(), key), shown.show):
+        for result in results(verify(find_model(file), key), shown.show):
             if as_json:
                 shown.result(result)
                 continue
@@ -222,7 +223,7 @@ synthe pack diff old.synapse new.synapse
 synthe pack diff runs/60m synthe-60m.synapse --json | jq .values.tensors""",
 )
 def diff(
-    one: Annotated[Path, typer.Argument(metavar="A", help="A .synapse file or a checkpoint.")],
+    one: Annotated[Path, typer.Argument(metavar="A", help="A .synapse file or a checkpoint, or ORG/NAME of the hub.")],
     other: Annotated[Path, typer.Argument(metavar="B", help="The other one.")],
     as_json: JsonOption = False,
 ) -> None:
@@ -230,7 +231,7 @@ def diff(
     from synthe_core.packing.diff import diff
 
     with choose_renderer(as_json) as shown:
-        for result in results(diff(one.expanduser(), other.expanduser()), shown.show):
+        for result in results(diff(find_model(one), find_model(other)), shown.show):
             if as_json:
                 shown.result(result)
                 continue

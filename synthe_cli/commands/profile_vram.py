@@ -10,7 +10,14 @@ import typer
 
 from synthe_cli import figures
 from synthe_cli.help import SETTINGS, Command
-from synthe_cli.options import DeviceOption, JsonOption, RecipeArgument, SetOption, find_recipe, overrides
+from synthe_cli.options import (
+    DeviceOption,
+    JsonOption,
+    ModelOrRecipeArgument,
+    SetOption,
+    find_recipe_or_model,
+    overrides,
+)
 from synthe_core.errors import InputError
 from synthe_core.units import format_size
 
@@ -34,7 +41,7 @@ synthe profile-vram 60m --serve --html memory.html                    memory by 
 synthe profile-vram 60m --json | jq .training.peak""",
 )
 def profile_vram(
-    recipe: RecipeArgument,
+    recipe: ModelOrRecipeArgument,
     batch: Annotated[
         int | None,
         typer.Option("--batch", "-b", min=1, metavar="N", help="Sequences per pass. Default: the recipe's batch."),
@@ -78,7 +85,7 @@ def profile_vram(
             raise InputError(f"no such folder: {path.parent}", "create it first")
     changes = [f"data.sequence={context}"] if context else []
     changes += [f"runtime.device={device}"] if device else []
-    loaded = load_recipe(find_recipe(recipe), overrides(None, [*changes, *(assign or [])]))
+    loaded = load_recipe(find_recipe_or_model(recipe), overrides(None, [*changes, *(assign or [])]))
     machine = probe()
     room = _room(gpu, machine, loaded)
     if fits:

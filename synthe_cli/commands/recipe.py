@@ -10,7 +10,15 @@ import typer
 
 from synthe_cli.escape import printable
 from synthe_cli.help import SETTINGS, Command, Group
-from synthe_cli.options import JsonOption, RecipeArgument, SetOption, find_recipe, overrides
+from synthe_cli.options import (
+    JsonOption,
+    ModelOrRecipeArgument,
+    RecipeArgument,
+    SetOption,
+    find_recipe,
+    find_recipe_or_model,
+    overrides,
+)
 from synthe_core.units import format_count, format_size
 
 app = typer.Typer(cls=Group, help="Show, validate or describe recipes.", **SETTINGS)
@@ -25,7 +33,7 @@ synthe recipe show recipes/60m.yaml --set model.width=768
 synthe recipe show tiny > mine.yaml                      a recipe to start from
 synthe recipe show 60m --json | jq .parameters.total""",
 )
-def show(recipe: RecipeArgument, assign: SetOption = None, as_json: JsonOption = False) -> None:
+def show(recipe: ModelOrRecipeArgument, assign: SetOption = None, as_json: JsonOption = False) -> None:
     """Print a recipe with every key resolved, and its parameters, state and cost as comments above.
 
     State is the memory of one sequence during inference. FLOPs per token are given for the forward pass and training.
@@ -33,7 +41,7 @@ def show(recipe: RecipeArgument, assign: SetOption = None, as_json: JsonOption =
     from synthe_core.recipe.accounting import account
     from synthe_core.storage.checkpoint.recipe import load_recipe
 
-    loaded = load_recipe(find_recipe(recipe), overrides(None, assign))
+    loaded = load_recipe(find_recipe_or_model(recipe), overrides(None, assign))
     cost = account(loaded)
     if as_json:
         print(json.dumps({"recipe": loaded.model_dump(mode="json"), "digest": loaded.digest(), **cost.as_dict()}))

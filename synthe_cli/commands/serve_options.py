@@ -19,7 +19,7 @@ class ServeOptions:
         list[str] | None,
         typer.Argument(
             metavar="[NAME=]MODEL...",
-            help="Runs, checkpoints, .synapse files or Hugging Face folders. Default: the newest run in runs/.",
+            help="Runs, checkpoints, model files or folders, or ORG/NAME of the hub. Default: the newest run in runs/.",
             autocompletion=complete_run,
         ),
     ] = None

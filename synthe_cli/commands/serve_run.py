@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 from synthe_cli.api_key import keys_in
 from synthe_cli.commands.serve_options import ServeOptions
 from synthe_cli.escape import escaped
+from synthe_cli.hub_models import find_model
 from synthe_cli.options import size_option, uses_generation_config
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError, WorkError
+from synthe_core.storage.hub.snapshot import model_name
 from synthe_core.storage.named_path import split_named
 from synthe_core.units import format_count, format_size
 
@@ -89,10 +91,11 @@ def model_paths(models: list[str]) -> dict[str, Path]:
     """The path of every model by name. Raises InputError for a duplicate or invalid name."""
     paths: dict[str, Path] = {}
     for text in models or [str(newest_run())]:
-        given, path = split_named(text)
+        given, named = split_named(text)
+        path = find_model(named)
         name = given or ""
         if given is None:
-            name = re.sub(r"[^A-Za-z0-9_.-]", "-", path.resolve().name.removesuffix(".synapse"))
+            name = re.sub(r"[^A-Za-z0-9_.-]", "-", model_name(path))
         if not NAME.fullmatch(name):
             raise InputError(
                 f"'{name}' is not a valid model name", "use letters, digits, dots, dashes and underscores: NAME=PATH"
@@ -100,7 +103,10 @@ def model_paths(models: list[str]) -> dict[str, Path]:
         if name in paths:
             raise InputError(f"two models are named '{name}'", f"name one of them, for example {name}-2={path}")
         if not path.exists():
-            raise InputError(f"no such model: {path}", "a run, a checkpoint, a .synapse file or a Hugging Face folder")
+            raise InputError(
+                f"no such model: {path}",
+                "a run, a checkpoint, a .synapse or GGUF file, a Hugging Face folder, or ORG/NAME",
+            )
         paths[name] = path
     return paths
 
@@ -123,9 +129,10 @@ def parse_adapter(text: str, paths: dict[str, Path]) -> tuple[str, str, Path]:
         model = next(iter(paths))
     if not equals or model not in paths or not NAME.fullmatch(name):
         raise InputError(f"--adapter {text}: expected MODEL:NAME=DIR", f"the models are {', '.join(paths)}")
-    if not Path(path).expanduser().exists():
+    folder = find_model(path)
+    if not folder.exists():
         raise InputError(f"--adapter {text}: no such folder: {path}")
-    return model, name, Path(path).expanduser()
+    return model, name, folder
 
 
 def settings_of(options: ServeOptions) -> Settings:

@@ -62,7 +62,7 @@ def train(
         typer.Option(
             "--init",
             metavar="CHECKPOINT",
-            help="Start from the weights of this checkpoint. - reads its path from stdin.",
+            help="Start from these weights: a path, or ORG/NAME of the hub. - reads a path from stdin.",
         ),
     ] = None,
     adapter: Annotated[

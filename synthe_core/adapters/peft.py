@@ -25,10 +25,16 @@ BASE_DIGEST = "base_sha256"
 
 
 def write(
-    folder: Path, tensors: Mapping[str, Tensor], spec: LoraSpec, base: str, base_digest: str | None = None
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    spec: LoraSpec,
+    base: str,
+    base_digest: str | None = None,
+    revision: str | None = None,
 ) -> None:
-    """Writes the factors `tensors` (see `Adapter.tensors`); `base` is where PEFT finds the model, and `base_digest`
-    identifies its weights: PEFT takes no other keys in the configuration, so that it is in the metadata of the factors.
+    """Writes the factors `tensors` (see `Adapter.tensors`); `base` is where PEFT finds the model, at a `revision` if it
+    is on the hub, and `base_digest` identifies its weights: PEFT takes no other keys in the configuration, so that it
+    is in the metadata of the factors.
     """
     ranks = {name.removesuffix(".lora_A.weight"): t.shape[0] for name, t in tensors.items() if ".lora_A." in name}
     smaller = {name: rank for name, rank in ranks.items() if rank != spec.rank}
@@ -36,6 +42,7 @@ def write(
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": base,
+        **({"revision": revision} if revision else {}),
         "inference_mode": True,
         "r": spec.rank,
         "lora_alpha": _plain(spec.scaling * spec.divisor(spec.rank)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from synthe_core.data.hub import offline
+from synthe_core.storage.hub.access import offline
 
 TIMEOUT = 5.0  # seconds to wait for the hub's answer
 

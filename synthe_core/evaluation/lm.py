@@ -24,6 +24,7 @@ from synthe_core.evaluation.in_thread import in_thread
 from synthe_core.evaluation.suites import Entry, load_suite
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.hardware.probe import cache_dir, probe
+from synthe_core.storage.hub.snapshot import model_name
 from synthe_core.storage.manifest import describe_hardware, package_versions
 
 BOOTSTRAP = 1000  # resamples for the error of a metric that has no formula; the harness's 100,000 take minutes
@@ -152,7 +153,7 @@ def _evaluate_model(
     began = time.monotonic()
     try:
         for task in loader.tasks:
-            label = f"{task.name} of {path.name}" if several else task.name
+            label = f"{task.name} of {model_name(path)}" if several else task.name
             error = yield from _evaluate_task(collected, _work(model, loader, task, label, config), label, stop)
             if error is not None:
                 failed[task.name] = explain(error)

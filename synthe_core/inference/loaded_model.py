@@ -27,6 +27,7 @@ from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.linear import products_are_batch_invariant
 from synthe_core.storage.adapter_files import check_base
 from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.hub.snapshot import model_name
 
 
 class ForwardOutput(NamedTuple):
@@ -74,7 +75,7 @@ class LoadedModel:
     @classmethod
     def load(cls, path: Path, name: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
         """The checkpoint, run folder or .synapse file at `path`, for a server."""
-        return cls.from_checkpoint(Checkpoint.open(path), name or path.resolve().name.removesuffix(".synapse"), device)
+        return cls.from_checkpoint(Checkpoint.open(path), name or model_name(path), device)
 
     @classmethod
     def from_checkpoint(

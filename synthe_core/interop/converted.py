@@ -22,6 +22,7 @@ from synthe_core.interop.huggingface.published import Config, check_depth, check
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint.weights import weights
 from synthe_core.storage.finite import check_finite
+from synthe_core.storage.hub.snapshot import model_name, source_name
 from synthe_core.storage.manifest import Manifest, describe_hardware, package_versions
 from synthe_core.storage.yaml_reader import YamlSource
 
@@ -70,7 +71,7 @@ class ConvertedModel:
         self.vocab = self.layout.vocab
         self.tie = _is_tied(published, self.layout)
         self.architecture = str(published.config.values["architectures"][0])
-        self.name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", _stem(published.path)).lstrip("._-") or "imported"
+        self.name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(published.path)).lstrip("._-") or "imported"
         self.notices: list[Notice] = []
 
     @cached_property
@@ -81,7 +82,7 @@ class ConvertedModel:
         """The recipe of the model, whose text is read by the tokenizer at a path."""
         values = {
             "name": self.name,
-            "description": f"{self.architecture}, imported from {self.published.path}",
+            "description": f"{self.architecture}, imported from {source_name(self.published.path)}",
             "model": self.layout.model(self.tie),
             "data": self._data(tokenizer),
             "train": FINE_TUNING,
@@ -116,7 +117,7 @@ class ConvertedModel:
         return Manifest.model_validate(
             {
                 "parameters": self.tensors.count,
-                "parents": [str(self.published.path)],
+                "parents": [source_name(self.published.path)],
                 "source": origin,
                 "versions": package_versions(),
                 "hardware": describe_hardware(probe()),
@@ -187,10 +188,6 @@ def _make(origin: Origin, parts: list[Tensor]) -> Tensor:
     if origin.make is not None:
         return origin.make(*parts)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _stem(path: Path) -> str:
-    return path.resolve().name.removesuffix(".gguf")
 
 
 def _is_tied(published: PublishedModel, layout: Plan) -> bool:

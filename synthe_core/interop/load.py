@@ -11,6 +11,7 @@ from synthe_core.interop.huggingface import backend
 from synthe_core.interop.huggingface.families import plan
 from synthe_core.interop.huggingface.published import Published, UnsupportedModel, check_depth
 from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.hub.snapshot import model_name
 from synthe_core.storage.path_format import format_of
 
 
@@ -22,9 +23,9 @@ def load_model(
     batch_invariant: choose kernels with which a text does not depend on the texts beside it, where there are such.
     """
     if needs_transformers(path):
-        return backend.load(path, name, device)
-    stem = path.resolve().name.removesuffix(".synapse").removesuffix(".gguf")
-    return LoadedModel.from_checkpoint(Checkpoint.open(path), name or stem, device, batch_invariant=batch_invariant)
+        return backend.load(path, name or model_name(path), device)
+    name = name or model_name(path)
+    return LoadedModel.from_checkpoint(Checkpoint.open(path), name, device, batch_invariant=batch_invariant)
 
 
 def needs_transformers(path: Path) -> bool:

@@ -12,7 +12,7 @@ from synthe_core.errors import InputError
 from synthe_core.events import Event, Progress, Result
 from synthe_core.merging import stream
 from synthe_core.merging.hashed_file import TensorInfo
-from synthe_core.merging.inputs import open_input
+from synthe_core.merging.inputs import fetch_inputs, open_input
 from synthe_core.merging.inputs.adapter import Adapter
 from synthe_core.merging.inputs.merged_view import MergedView
 from synthe_core.merging.inputs.model import Model
@@ -45,6 +45,7 @@ def diff(one: str, other: str, *, base: str | None = None, threads: int | None =
 
     The last event is a Result: "tensors" in the first model's order, "total" over all, "only" those that one lacks.
     """
+    yield from fetch_inputs([one, other, base])
     a, b = _open(one, base), _open(other, base)
     base_model = open_input(base) if base is not None else None
     pairs = [name for name in a.tensors if name in b.tensors and a.tensors[name].shape == b.tensors[name].shape]

@@ -18,7 +18,7 @@ from synthe_core.merging import output, stream
 from synthe_core.merging.adapters import SharedPair, write_adapter_files
 from synthe_core.merging.factors import factored
 from synthe_core.merging.hashed_file import TensorInfo
-from synthe_core.merging.inputs import open_input
+from synthe_core.merging.inputs import fetch_inputs, open_input
 from synthe_core.merging.inputs.adapter import Adapter
 from synthe_core.merging.inputs.model import Model
 from synthe_core.merging.plan import compare, listed, read, require_one_kind
@@ -52,6 +52,7 @@ def extract_lora(
     """
     if rank < 1:
         raise InputError(f"rank {rank} is below 1", "16 is a usual rank")
+    yield from fetch_inputs([base, tuned])
     models = [_open_model(text) for text in (base, tuned)]
     base_model, tuned_model = models
     require_one_kind(models)

@@ -17,7 +17,7 @@ from synthe_core.merging import adapters, output, stream
 from synthe_core.merging.card import card, summary
 from synthe_core.merging.config import Form, MergeSpec
 from synthe_core.merging.evaluate import compare, require_runnable, split_targets
-from synthe_core.merging.inputs import open_input
+from synthe_core.merging.inputs import fetch_inputs, open_input
 from synthe_core.merging.inputs.adapter import Adapter
 from synthe_core.merging.inputs.merged_view import MergedView
 from synthe_core.merging.inputs.model import Changes, Model, Outcome
@@ -62,6 +62,7 @@ def merge(
     """
     method = Method(spec.merge_method)
     spec.checked()
+    yield from fetch_inputs([spec.base_model, *(each.model for each in spec.inputs)])
     opened = open_all(spec, method)
     if not hashes:
         for each in [*opened.inputs.values(), *([opened.base] if opened.base else [])]:
@@ -82,6 +83,7 @@ def merge_and_compare(
     targets: texts (see `compare`) and tasks of lm-evaluation-harness, at most `limit` questions of each.
     """
     method = Method(spec.merge_method)
+    yield from fetch_inputs([spec.base_model, *(each.model for each in spec.inputs)])
     opened = open_all(spec, method)
     if opened.form != "model":
         raise InputError("an adapter alone cannot be evaluated", "merge it into the base: --as model")

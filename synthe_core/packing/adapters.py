@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from synthe_core.errors import InputError, closest
+from synthe_core.interop.hub import local_path
 from synthe_core.packing.contents import Content, FileRange
 from synthe_core.packing.manifest import Adapter
 from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NAME, quoted
+from synthe_core.storage.hub.snapshot import model_name
 from synthe_core.storage.named_path import split_named
 from synthe_core.storage.tensor_file import TensorFile
 
@@ -29,9 +31,10 @@ Shape = Callable[[str], tuple[int, ...] | None]
 
 
 def parse_named(text: str) -> tuple[str, Path]:
-    """NAME and FOLDER of `--adapter NAME=FOLDER`; the name defaults to the folder's."""
+    """NAME and FOLDER of `--adapter NAME=FOLDER`, or NAME=ORG/NAME of the hub; the name defaults to the folder's."""
     given, path = split_named(text)
-    name = path.resolve().name if given is None else given
+    path = local_path(path, weights_only=True)
+    name = model_name(path) if given is None else given
     if not re.fullmatch(NAME, name):
         raise InputError(f"'{name}' is not a valid name for an adapter", "as in --adapter code=runs/lora-code")
     return name, path

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from synthe_core.errors import InputError
 from synthe_core.packing.archive import Archive, Tree
 from synthe_core.packing.base import BaseReference, candidate_bases
-from synthe_core.packing.download import fetch_base
 from synthe_core.packing.manifest import PackManifest, TitanManifest, read_manifest
 from synthe_core.packing.members import BASE, MANIFEST, SIGNATURE, is_weights, member_index, quoted, size_limit
-from synthe_core.storage.checkpoint.sources import CheckpointSource, FolderSource
+from synthe_core.storage.checkpoint.sources import FORMATS, CheckpointSource, FolderSource
+from synthe_core.storage.hub.model_id import PREFIX
 from synthe_core.storage.json_reader import UNTRUSTED
 from synthe_core.storage.manifest import Manifest, check_format
 from synthe_core.storage.path_format import is_synapse
@@ -129,7 +129,8 @@ def find_base(reference: BaseReference, file: Path) -> CheckpointSource:
         if _has_weights(source, reference):
             return source
     if reference.hub is not None:
-        source = Bundle(fetch_base(reference.hub, reference.revision))
+        at = f"@{reference.revision}" if reference.revision else ""
+        source = FORMATS["hub"](Path(f"{PREFIX}{reference.hub}{at}"))
         if _has_weights(source, reference):
             return source
         raise InputError(

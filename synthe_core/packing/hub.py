@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from synthe_core.data.hub import explain, offline, unreachable
-from synthe_core.errors import InputError, Interrupted, SyntheError
+from synthe_core.errors import InputError, Interrupted, SyntheError, unknown
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.packing.bundle import Bundle
-from synthe_core.packing.download import SUFFIX, check_name, download, find
 from synthe_core.packing.members import README
 from synthe_core.storage.claim import claim
+from synthe_core.storage.hub.access import explain, offline, unreachable
+from synthe_core.storage.hub.download import RemoteFile, download
+from synthe_core.storage.hub.model_id import HubId
+from synthe_core.storage.hub.repository import SYNAPSE as SUFFIX
+from synthe_core.storage.hub.repository import Repository
+from synthe_core.units import format_size
 
 TAG = "synapse"
 LISTED = 30
@@ -65,7 +70,7 @@ def pull(
             raise InputError(f"{out} is there already", "name another file with -o, or remove it")
         yield Notice(f"{repo} at {remote.commit[:12]}: {remote.name}")
         try:
-            yield from download(remote, out)
+            yield from _download(remote, out)
         except KeyboardInterrupt:
             raise Interrupted("stopped; the part that was downloaded is kept", "repeat the command to resume") from None
         try:
@@ -74,6 +79,39 @@ def pull(
             out.unlink()
             raise
     yield Result({"name": about.name, "bytes": remote.size, "commit": remote.commit}, out)
+
+
+def check_name(repo: str) -> None:
+    """InputError for what is no name of a repository."""
+    if (parsed := HubId.parse(repo)) is None or parsed != HubId(repo):
+        raise InputError(f"'{repo}' is not a repository name of the hub", "a name is ORG/NAME")
+
+
+def find(repo: str, revision: str | None = None, name: str | None = None) -> RemoteFile:
+    """The .synapse file of a repository of the hub, `name` if it has several."""
+    check_name(repo)
+    listed = Repository.read(HubId(repo, revision=revision)).files
+    files = {each: file for each, file in listed.items() if each.endswith(SUFFIX)}
+    if not files:
+        raise InputError(f"{repo} has no {SUFFIX} file", "`synthe hub search` finds repositories that do")
+    if name is None and len(files) > 1:
+        raise InputError(f"{repo} has {len(files)} {SUFFIX} files", f"name one with --file: {', '.join(sorted(files))}")
+    name = name or next(iter(files))
+    if name not in files:
+        raise unknown(f"{SUFFIX} file of {repo}", name, files)
+    return files[name]
+
+
+def _download(remote: RemoteFile, out: Path) -> Iterator[Event]:
+    """Downloads a file to `out`, which is claimed."""
+    part = out.with_name(f".{out.name}.{remote.blob[:16]}.part")
+    first = True
+    for done in download(remote, part):
+        if first and done:
+            yield Notice(f"resuming at {format_size(done)} of {format_size(remote.size)}")
+        first = False
+        yield Progress(f"pull {remote.name}", done, remote.size, "bytes")
+    part.replace(os.path.realpath(out))
 
 
 def search(words: str) -> Iterator[Event]:

@@ -13,6 +13,8 @@ from synthe_core.adapters import peft
 from synthe_core.adapters.peft_config import read_config
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.errors import InputError
+from synthe_core.storage.hub.model_id import PREFIX, HubId
+from synthe_core.storage.hub.snapshot import origin_of
 from synthe_core.storage.manifest import MANIFEST, Base, FileDigest, Manifest
 from synthe_core.storage.tensor_file import TensorFile
 
@@ -25,7 +27,9 @@ def manifest_of(path: Path) -> Manifest:
     files = [path / name for name in (peft.CONFIG, peft.WEIGHTS)]
     if not files[1].is_file():
         raise InputError(f"{path} has no {peft.WEIGHTS}", "pickle files (.bin) are not read")
-    base = config.values.get("base_model_name_or_path")
+    base, revision = (config.values.get(key) for key in ("base_model_name_or_path", "revision"))
+    if isinstance(base, str) and isinstance(revision, str) and HubId.parse(base):
+        base = f"{base}@{revision}"
     return Manifest(
         kind="adapter",
         base=Base(path=base if isinstance(base, str) else "", sha256=recorded_base(TensorFile(files[1]))),
@@ -39,6 +43,8 @@ def locate_base(path: Path, manifest: Manifest) -> Path:
         raise InputError(f"{path} does not say which model it is an adapter of", OTHER)
     where = Path(os.path.normpath(path / manifest.base.path))
     if not where.exists():
+        if HubId.parse(manifest.base.path) is not None:
+            return Path(f"{PREFIX}{manifest.base.path}")
         mend = f"bring it back, write its new place into {path / MANIFEST} (base.path), or "
         hint = mend + OTHER if (path / MANIFEST).is_file() else OTHER
         raise InputError(f"the model that {path} is an adapter of is not there: {where}", hint)
@@ -64,8 +70,12 @@ def write(
 ) -> str:
     """Writes PEFT's files of the factors `tensors` into `folder`; returns the path of `base` that they name.
 
-    It is relative to `start`, so that both may be moved together; absolute if there is no relative one.
+    It is relative to `start`, so that both may be moved together; absolute if there is no relative one; the id of a
+    model of the hub.
     """
+    if origin := origin_of(base):
+        peft.write(folder, tensors, spec, origin.repo, base_digest, origin.commit)
+        return str(origin)
     try:
         base_path = Path(os.path.relpath(base.resolve(), start.resolve())).as_posix()
     except ValueError:  # another drive, on Windows

@@ -22,6 +22,7 @@ from synthe_core.recipe.differences import differences
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints, load_weights
 from synthe_core.storage.claim import claim
+from synthe_core.storage.hub.snapshot import source_name
 from synthe_core.storage.run_folder import RunFolder, new_run, taken
 from synthe_core.training.adapting import adapt, base_of
 from synthe_core.training.checkpointing import restore
@@ -195,7 +196,7 @@ def _initial_state(
         settings,
         average=WeightAverage(model, spec.ema) if spec.ema is not None else None,
         cursor=data.stream.cursor(),
-        parents=[str(source.path)] if begins and source is not None else [],
+        parents=[source_name(source.path)] if begins and source is not None else [],
         base=base,
     )
     if base is not None and data.classes and list(data.classes) != base.classes:

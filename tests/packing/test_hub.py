@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -15,33 +14,19 @@ import pytest
 
 from synthe_core.errors import InputError, SyntheError, WorkError
 from synthe_core.events import Notice, Progress
-from synthe_core.packing import download as module
 from synthe_core.packing.hub import listing, pull, push, search
 from synthe_core.packing.pack import PackOptions, pack
 from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.hub import download as module
+from tests.hub_standin import Hub, hub_on_this_machine, surroundings
 from tests.packing.conftest import result
-from tests.packing.hub_standin import Hub
-from tests.paths import ROOT
 from tests.processes import run_program, start
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    from huggingface_hub import constants
-
-    server = Hub()
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_TOKEN", server.token)
-    monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path / "cache"))
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    yield server
-    server.shutdown()
-    server.server_close()
+    with hub_on_this_machine(monkeypatch, tmp_path) as server:
+        yield server
 
 
 def test_a_pushed_file_is_pulled(hub, packed, tmp_path):
@@ -100,17 +85,12 @@ def test_a_killed_pull_resumes(hub, packed, tmp_path):
     """Two processes of the real command, with HF_ENDPOINT: the first is killed without warning."""
     hub.put("acme/small", {"full.synapse": packed.read_bytes()})
     hub.slow = 0.3
-    surroundings = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = surroundings(hub, tmp_path)
     program = (
-        "from synthe_core.packing import download; download.BLOCK = 60_000\nfrom synthe_cli.app import main; main()"
+        "from synthe_core.storage.hub import download; download.BLOCK = 60_000\nfrom synthe_cli.app import main; main()"
     )
     command = [sys.executable, "-c", program, "hub", "pull", "acme/small"]
-    first = start(command, cwd=tmp_path, env=surroundings, stderr=subprocess.DEVNULL)
+    first = start(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (parts := [p for p in tmp_path.glob(".*.part") if p.stat().st_size >= 120_000]):
         assert first.poll() is None and time.monotonic() < deadline
@@ -121,7 +101,7 @@ def test_a_killed_pull_resumes(hub, packed, tmp_path):
     assert 0 < came < packed.stat().st_size
     hub.ranges.clear()
     hub.slow = 0
-    done = run_program(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
+    done = run_program(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "full.synapse\n", done.stderr
     assert (tmp_path / "full.synapse").read_bytes() == packed.read_bytes()
     starts = [int(re.findall(r"\d+", each)[0]) for each in hub.ranges]

@@ -4,12 +4,15 @@ KINDS.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from synthe_core.errors import InputError, closest
-from synthe_core.merging.inputs.hub import from_hub, is_hub_id
+from synthe_core.events import Event
+from synthe_core.interop.hub import fetch_named, local_path
 from synthe_core.registry import Table
+from synthe_core.storage.hub.model_id import hub_id
 
 _HERE = "synthe_core.merging.inputs"
 
@@ -29,9 +32,9 @@ def open_input(text: str) -> Any:
     """The model or adapter at a path or of an id of the hub. InputError if there is none."""
     path = Path(text).expanduser()
     if not path.exists():
-        if not is_hub_id(text):
+        if hub_id(text) is None:
             raise InputError(f"no such model: {text}", _suggestion(path))
-        path = from_hub(text)
+        path = local_path(text, weights_only=True)
     for kind in KINDS:
         if KINDS[kind].claims(path):
             return KINDS[kind](path, text)
@@ -43,8 +46,15 @@ def open_input(text: str) -> Any:
 
 
 def is_adapter(text: str) -> bool:
-    """Whether `text` is the path of an adapter's folder."""
-    return bool(KINDS["adapter"].claims(Path(text).expanduser()))
+    """Whether `text` is the path, or id of the hub, of an adapter."""
+    return bool(KINDS["adapter"].claims(local_path(text, weights_only=True)))
+
+
+def fetch_inputs(names: Iterable[str | None]) -> Iterator[Event]:
+    """Fetches the models of the hub among the names of models and adapters (as MODEL+ADAPTER, too), with its events."""
+    for name in names:
+        if name is not None and not Path(name).exists():
+            yield from fetch_named(name.split("+"), weights_only=True)
 
 
 def _suggestion(path: Path) -> str:

@@ -18,6 +18,8 @@ from synthe_core.adapters.peft import PREFIX, WEIGHTS
 from synthe_core.adapters.peft_config import CONFIG, read_config
 from synthe_core.errors import InputError
 from synthe_core.merging.hashed_file import HashedFile
+from synthe_core.storage.hub.model_id import hub_id
+from synthe_core.storage.hub.snapshot import model_name, source_name
 
 PART = re.compile(
     r"^(?P<module>.+?)\.(lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.\w+)*?(?P<bias>\.bias)?(\.weight)?"
@@ -79,7 +81,7 @@ class Adapter:
 
     def __init__(self, path: Path, named: str) -> None:
         self.path, self.named = path, named
-        self.name = path.resolve().name
+        self.name = model_name(path)
         self.config = read_config(path / CONFIG, merging=True)
         if not (path / WEIGHTS).is_file():
             raise InputError(f"{path} has no {WEIGHTS}", "save the adapter as safetensors: PEFT's save_pretrained does")
@@ -106,8 +108,9 @@ class Adapter:
 
     @property
     def base(self) -> str | None:
-        """The base that the adapter's config names."""
-        return self.config.get("base_model_name_or_path") or None
+        """The base that the adapter's config names, of a model of the hub with its revision."""
+        base, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
+        return f"{base}@{revision}" if base and revision and hub_id(base) else base or None
 
     @property
     def adapted(self) -> Collection[str]:
@@ -248,4 +251,4 @@ class Adapter:
         """The manifest's entry of this parent."""
         digest = self.file.digest()
         files = {WEIGHTS: digest and digest.model_dump()}
-        return {"model": self.named, "path": str(self.path), "kind": self.kind, "files": files}
+        return {"model": self.named, "path": source_name(self.path), "kind": self.kind, "files": files}

@@ -24,6 +24,7 @@ from synthe_core.merging.inputs.model import Changes, Model, Outcome, write_json
 from synthe_core.merging.inputs.quantized import require_plain_weights
 from synthe_core.merging.inputs.tied import find_copies, find_ties
 from synthe_core.merging.inputs.token_ids import with_new_ids
+from synthe_core.storage.hub.snapshot import model_name
 from synthe_core.storage.json_reader import read_json
 
 MERGE = "merge.json"
@@ -51,7 +52,7 @@ class HuggingFaceModel(Model):
 
     def __init__(self, path: Path, named: str) -> None:
         super().__init__(path, named)
-        self.name = path.resolve().name
+        self.name = model_name(path)
         self._published = Published(path)
         self._config = self._published.config.values
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from synthe_core.errors import InputError
 from synthe_core.merging.hashed_file import HashedFile, TensorInfo
+from synthe_core.storage.hub.snapshot import source_name
 from synthe_core.storage.manifest import FileDigest
 
 
@@ -133,7 +134,7 @@ class Model(ABC):
             files[file.name] = digest and digest.model_dump()
         return {
             "model": self.named,
-            "path": str(self.path),
+            "path": source_name(self.path),
             "kind": self.kind,
             "files": files,
         }

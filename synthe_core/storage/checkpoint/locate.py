@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from synthe_core.errors import InputError, closest
+from synthe_core.storage.hub.model_id import OWN_FOLDERS, PREFIX, HubId
 from synthe_core.storage.manifest import MANIFEST, Manifest
 
 CHECKPOINTS = "checkpoints"
@@ -37,4 +38,6 @@ def missing_checkpoint(path: Path) -> InputError:
         names = [each.name for each in path.parent.iterdir() if each.is_dir() or each.suffix == ".synapse"]
         if near := closest(path.name, names):
             hint = f"did you mean {path.parent / near}?"
+    if HubId.parse(str(path)) and path.parts[0] not in OWN_FOLDERS:
+        hint += f" Or for a model of the hub: {PREFIX}{path}"
     return InputError(f"no such checkpoint: {path}", hint)

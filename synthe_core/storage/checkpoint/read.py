@@ -26,6 +26,7 @@ from synthe_core.storage import adapter_files
 from synthe_core.storage.checkpoint.locate import best_checkpoint, checkpoints, missing_checkpoint
 from synthe_core.storage.checkpoint.sources import FORMATS, CheckpointSource, FolderSource, StoredTensors
 from synthe_core.storage.checkpoint.weights import check_names, check_shape, load_weights, weights
+from synthe_core.storage.hub.model_id import hub_id
 from synthe_core.storage.manifest import MANIFEST
 from synthe_core.storage.path_format import format_of
 from synthe_core.storage.tensor_file import TensorFile
@@ -65,7 +66,8 @@ class Checkpoint:
     @classmethod
     def open(cls, path: str | Path, *, latest: bool = False, base: str | Path | None = None) -> Checkpoint:
         """Opens a checkpoint folder, the best checkpoint of a run folder by validation (with `latest` the newest), a
-        file or folder in the .synapse format, a GGUF file, or a model folder of transformers.
+        file or folder in the .synapse format, a GGUF file, a model folder of transformers, or a model of the hub by its
+        id, which is fetched if the cache does not have it.
 
         With `base`, opens an adapter over that checkpoint. InputError if `path` is not a checkpoint or not an adapter.
         """
@@ -80,6 +82,8 @@ class Checkpoint:
         if (path / MANIFEST).is_file() or (path / peft.CONFIG).is_file():
             return cls(path)
         if not path.exists():
+            if hub_id(str(path)) is not None:
+                return cls(FORMATS["hub"](path))
             raise missing_checkpoint(path)
         paths = checkpoints(path)
         if not paths:

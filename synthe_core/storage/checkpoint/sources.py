@@ -26,6 +26,7 @@ FORMATS = Table(
     "synthe.checkpoint_formats",
     {
         "gguf": "synthe_core.interop.source:gguf",
+        "hub": "synthe_core.interop.hub:source",
         "huggingface": "synthe_core.interop.source:huggingface",
         "synapse": "synthe_core.packing.bundle:Bundle",
     },

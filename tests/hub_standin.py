@@ -1,24 +1,69 @@
-"""A hub on this machine: as much of the Hugging Face hub's interface as pushing, pulling and searching ask for."""
+"""A hub on this machine: as much of the Hugging Face hub's interface as pushing, fetching and searching ask for."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+import os
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
+from tests.paths import ROOT
+
 Files = dict[str, bytes]
+PIECE = 60_000
+LARGE = (".synapse", ".safetensors", ".gguf", ".bin")
+"""Files that are stored by their SHA-256 (Git LFS), as the hub does with large ones."""
+
+
+def git_digest(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@contextmanager
+def hub_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """Within the block the hub's library in this process asks a new stand-in, and its cache is tmp_path/hub."""
+    from huggingface_hub import constants
+
+    server = Hub()
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path / "cache"))
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def surroundings(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """The environment of a program that asks the stand-in, with the same cache."""
+    own = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_TOKEN": hub.token}
+    return {**os.environ, **own, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_XET": "1"}
 
 
 class Hub(ThreadingHTTPServer):
-    """repos: name -> branch -> commits, oldest first, each (id, files). token: who may write. slow: seconds before a
-    block is sent. damage: whether the last byte is wrong. whole: whether ranges are not known. ranges: those of
-    the requests."""
+    """repos: name -> branch -> commits, oldest first, each (id, files). token: who may write. gated: repositories whose
+    files may be listed, but not read. listed: name -> changed entries of a listing's files. slow: seconds before each
+    PIECE is sent. cut: bytes after which a connection is closed, for so many `cuts`. damage: whether the last byte is
+    wrong. whole: whether ranges are not known. ranges: those of the requests; requests: their paths."""
 
     daemon_threads = True
 
@@ -27,8 +72,12 @@ class Hub(ThreadingHTTPServer):
         self.repos: dict[str, dict[str, list[tuple[str, Files]]]] = {}
         self.blobs: dict[str, bytes] = {}
         self.token, self.slow, self.damage, self.whole = token, 0.0, False, False
+        self.gated: set[str] = set()
+        self.listed: dict[str, dict[str, Any]] = {}
+        self.cut, self.cuts = 0, 0
         self.ranges: list[str] = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        self.requests: list[str] = []
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -61,8 +110,19 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        if self.command == "HEAD":
+            return
+        if not self.path.startswith("/api/") and self.server.cuts and len(body) > self.server.cut:
+            self.server.cuts -= 1
+            self.wfile.write(body[: self.server.cut])
+            self.close_connection = True
+            return
+        for start in range(0, len(body), PIECE):
+            time.sleep(self.server.slow)
+            try:
+                self.wfile.write(body[start : start + PIECE])
+            except OSError:  # the client was killed
+                return
 
     def _missing(self, repo: str, code: str = "RepoNotFound") -> None:
         self._send({"error": f"{repo} not found"}, 404, X_Error_Code=code, X_Error_Message="not found")
@@ -78,6 +138,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def do_GET(self) -> None:
+        self.server.requests.append(f"{self.command} {self.path}")
         url = urlsplit(self.path)
         path, query = unquote(url.path), parse_qs(url.query)
         if path == "/api/models":
@@ -121,27 +182,34 @@ class Handler(BaseHTTPRequestHandler):
                 "size": len(content),
                 "blobId": hashlib.sha1(content).hexdigest(),
             }
-            if name.endswith(".synapse"):
+            if name.endswith(LARGE):
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
-            siblings.append(entry)
+            else:
+                entry["blobId"] = git_digest(content)
+            siblings.append(entry | self.server.listed.get(name, {}))
         self._send({"id": repo, "sha": commit[0], "siblings": siblings, "tags": ["synapse"]})
 
     def _resolve(self, repo: str, revision: str, name: str) -> None:
         commit = self.server.find(repo, revision)
         if commit is None or name not in commit[1]:
-            return self._missing(repo)
+            return self._missing(repo, "EntryNotFound" if commit else "RepoNotFound")
+        if repo in self.server.gated:
+            return self._send({"error": "gated"}, 403, X_Error_Code="GatedRepo", X_Error_Message="gated")
         content = commit[1][name]
+        digest = hashlib.sha256(content).hexdigest() if name.endswith(LARGE) else git_digest(content)
+        headers = {"X_Repo_Commit": commit[0], "ETag": f'"{digest}"', "Accept_Ranges": "bytes"}
         if self.server.damage:
             content = content[:-1] + bytes([content[-1] ^ 1])
         byte_range = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         self.server.ranges.append(self.headers.get("Range", ""))
         if byte_range is None or self.server.whole:
-            return self._send(content)
+            return self._send(content, **headers)
         first, last = int(byte_range[1]), min(int(byte_range[2]), len(content) - 1)
-        time.sleep(self.server.slow)
+        if first >= len(content):
+            return self._send(b"", 416, Content_Range=f"bytes */{len(content)}")
         span = f"bytes {first}-{last}/{len(content)}"
-        self._send(content[first : last + 1], 206, Content_Range=span)
+        self._send(content[first : last + 1], 206, Content_Range=span, **headers)
 
     def _may_write(self) -> bool:
         if self.headers.get("Authorization") == f"Bearer {self.server.token}":

@@ -1,0 +1,1 @@
+"""Models of the Hugging Face hub: their ids, their download, and the hub's cache folder."""
