@@ -62,9 +62,7 @@ synthe models rm Qwen/Qwen3-0.6B@v1.0           one revision
 synthe models rm ORG/NAME-GGUF:Q8_0             one file""",
 )
 def rm(
-    names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Names as listed.", autocompletion=complete_hub)
-    ],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Names as listed.", autocompletion=complete_hub)],
     as_json: JsonOption = False,
 ) -> None:
     """Remove models from the cache. A model that another process of synthe uses stays."""

@@ -62,7 +62,7 @@ def _check_synthe(arguments: list[str]) -> None:
     while hasattr(command, "resolve_command"):
         options, arguments = _parsed(command, context, arguments)
         if not arguments:
-            assert options, f"synthe {' '.join(path)} needs a command"
+            assert options or command.invoke_without_command, f"synthe {' '.join(path)} needs a command"
             return
         name, command, arguments = command.resolve_command(context, arguments)
         path.append(name)
