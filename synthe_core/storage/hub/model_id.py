@@ -13,18 +13,21 @@ PREFIX = "hub:"
 _PART = r"[A-Za-z0-9][\w.-]*"
 _ID = re.compile(
     rf"(?P<repo>{_PART}/{_PART})"
-    r"(?::(?P<quant>[A-Za-z0-9][\w-]*)|/(?P<file>[\w][\w .+/-]*))?"
+    r"(?::(?P<quant>[A-Za-z0-9][\w-]*)|/(?P<file>\w[\w .+/-]*\.(?:gguf|synapse)))?"
     r"(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?"
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
 OWN_FOLDERS = {"runs", "exports", "recipes"}
 """Folders of synthe itself: a name in one of them is a path, also where the folder does not exist."""
 
+FILES = (".gguf", ".synapse", ".yaml", ".yml", ".json", ".safetensors")
+
 
 class HubId(NamedTuple):
     """A model of the hub: of a repository at a revision the model folder, or one file.
 
-    quant: the type in the name of a GGUF file, as Q4_K_M. revision: a branch, tag or commit; None is the branch main.
+    quant: the type in the name of a GGUF file, as Q4_K_M. file: a .gguf or .synapse file. revision: a branch, tag or
+    commit; None is the branch main.
     """
 
     repo: str
@@ -52,14 +55,16 @@ class HubId(NamedTuple):
 def hub_id(text: str) -> HubId | None:
     """The model of the hub that an argument names, None for a path.
 
-    A path that exists always wins, and so does one whose first folder exists: a mistyped path is not looked for on the
-    hub. With `hub:` in front the text is an id in any case; InputError if it is malformed.
+    A path that exists always wins, and so does one whose first folder exists, or that ends like a file in a folder: a
+    mistyped path is not looked for on the hub. With `hub:` in front the text is an id in any case; InputError if it is malformed.
     """
     if text.startswith(PREFIX):
         if (parsed := HubId.parse(text)) is None:
             raise InputError(f"'{text}' is no model of the hub", f"write {PREFIX}{SYNTAX}")
         return parsed
     first = text.partition("/")[0]
+    if text.count("/") == 1 and text.endswith(FILES):
+        return None
     if first in OWN_FOLDERS or Path(text).exists() or Path(first).exists():
         return None
     return HubId.parse(text)

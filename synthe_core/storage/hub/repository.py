@@ -87,8 +87,6 @@ def choose_file(model: HubId, names: Collection[str]) -> str | None:
     if model.file is not None:
         if model.file not in names:
             raise unknown(f"file of {model.repo}", model.file, [n for n in names if n.endswith((GGUF, SYNAPSE))])
-        if not model.file.endswith((GGUF, SYNAPSE)):
-            raise InputError(f"{model.file} of {model.repo} is no model", f"a model is one {GGUF} or {SYNAPSE} file")
         return _whole(model, model.file)
     if model.quant is not None:
         return _whole(model, _of_type(model, model.quant, ggufs))

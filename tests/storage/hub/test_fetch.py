@@ -218,7 +218,6 @@ def test_two_pulls_at_once_fetch_once(hub: Hub, monkeypatch: pytest.MonkeyPatch)
         ("acme/x:Q5_0", {"a.Q8_0.gguf": b"G"}, "unknown type of the .gguf files of acme/x 'Q5_0'"),
         ("acme/x:Q5_0", model_files(), "has no .gguf file"),
         ("acme/x/b.gguf", {"a.gguf": b"G"}, "unknown file of acme/x 'b.gguf'"),
-        ("acme/x/config.json", model_files(), "is no model"),
         ("acme/x:Q8_0", {"a-Q8_0-00001-of-00002.gguf": b"G"}, "is split into 2 files"),
         ("acme/x", {**model_files(), "model.safetensors.index.json": b'{"weight_map": {"w": "../w.safetensors"}}'},
          "there is no ../w.safetensors, which"),

@@ -32,7 +32,8 @@ def test_ids(text: str, expected: HubId) -> None:
     "text",
     ["name", "", "/org/name", "./org/name", "../org/name", "~/org/name", "org/../name", "org/name/../x",
      "org/name@../x",
-     "org/name@", "org/name:", "org//name", "org/name\n", "org/na me", "-x/y", "org\\name"],
+     "org/name@", "org/name/config.json", "no/such/run",
+     "org/name:", "org//name", "org/name\n", "org/na me", "-x/y", "org\\name"],
 )  # fmt: skip
 def test_what_is_no_id(text: str) -> None:
     assert HubId.parse(text) is None
@@ -42,6 +43,7 @@ def test_a_local_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     assert hub_id("org/name") == HubId("org/name")
     assert hub_id("runs/tiny") is None and hub_id("exports/x") is None  # folders of synthe, which need not exist
+    assert hub_id("models/x.gguf") is None and hub_id("org/name/x.gguf") is not None
     (tmp_path / "org" / "name").mkdir(parents=True)
     assert hub_id("org/name") is None
     assert hub_id("org/mane") is None, "a mistyped path is not looked for on the hub"
