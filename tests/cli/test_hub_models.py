@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from synthe_cli.app import COMMANDS
-from synthe_core.interop.hub import check_runs_without_code
+from synthe_core.interop.huggingface.remote_code import check_runs_without_code
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.hub_standin import Hub, hub_on_this_machine
 
@@ -181,7 +181,9 @@ def test_a_name_that_is_neither_is_one_line(hub: Hub, synthe: Callable, tmp_path
         assert len(done.stderr.splitlines()) <= 2 and done.stdout == ""
 
 
-def test_a_model_with_code_of_its_own_is_refused_before_its_weights(hub: Hub, synthe: Callable, folder: Path) -> None:
+def test_a_model_with_code_of_its_own_is_refused_before_its_weights(
+    hub: Hub, synthe: Callable, folder: Path, tmp_path: Path
+) -> None:
     config = json.loads((folder / "config.json").read_text())
     own = {"architectures": ["MyForCausalLM"], "auto_map": {"AutoModelForCausalLM": "modeling_my.MyForCausalLM"}}
     hub.put("acme/code", contents(folder) | {"config.json": json.dumps(config | own).encode()})
@@ -189,6 +191,11 @@ def test_a_model_with_code_of_its_own_is_refused_before_its_weights(hub: Hub, sy
     assert done.exit_code == 2 and len(re.findall("^error:", done.stderr, re.M)) == 1
     assert "modeling_my.MyForCausalLM" in done.stderr and "synthe merge" in done.stderr
     assert not any("model.safetensors" in each for each in hub.requests)
+    (tmp_path / "here").mkdir()
+    for name, content in hub.find("acme/code", "main")[1].items():  # type: ignore[index]
+        (tmp_path / "here" / name).write_bytes(content)
+    local = synthe("generate", "here")
+    assert local.exit_code == 2 and "modeling_my.MyForCausalLM" in local.stderr
     merged = synthe("merge", "linear", "acme/code", "--out", "merged")
     assert merged.exit_code == 0, merged.stderr
     check_runs_without_code("x", config | own | {"architectures": ["LlamaForCausalLM"]})  # known without the code

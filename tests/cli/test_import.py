@@ -109,7 +109,7 @@ def test_help_shows_examples(synthe: Run) -> None:
     for arguments in (("import",), ("import", "--help")):
         assert "hf" in synthe(*arguments).stdout
     shown = synthe("import", "hf", "--help").stdout
-    assert "synthe import hf models/Qwen3-0.6B" in shown and "ORG/NAME of the hub" in shown
+    assert "synthe import hf models/Qwen3-0.6B" in shown and "ORG/NAME" in shown
 
 
 def test_it_needs_neither_transformers_nor_the_network(folder: Path) -> None:

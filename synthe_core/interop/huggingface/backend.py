@@ -21,6 +21,7 @@ from synthe_core.interop.huggingface.transformers_model import TransformersModel
 from synthe_core.interop.huggingface.transformers_trial import FailedTrial
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.ops.dispatch import batch_invariant_on
+from synthe_core.storage.hub.snapshot import model_name
 
 
 def load(path: Path, name: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
@@ -43,7 +44,7 @@ def load(path: Path, name: str | None = None, device: torch.device | str = "cpu"
     if tokenizer is None:
         raise InputError(f"{path} has no tokenizer.json", "fetch it as well")
     return LoadedModel(
-        name or path.resolve().name,
+        name or model_name(path),
         cast(LanguageModel, model),  # it has the interface that the engine uses
         tokenizer,
         path,

@@ -12,6 +12,7 @@ from synthe_core.errors import InputError
 from synthe_core.hardware.placement import choose_precision
 from synthe_core.hardware.probe import Hardware
 from synthe_core.interop.huggingface.published import Published
+from synthe_core.interop.huggingface.remote_code import check_runs_without_code
 from synthe_core.storage.finite import check_finite
 
 SLACK = 1 << 30  # bytes of tables that a model may have beside its weights
@@ -43,6 +44,7 @@ def choose_dtype(published: Published, device: torch.device, hardware: Hardware)
 def read_pretrained(published: Published, dtype: torch.dtype | None = None) -> Any:
     """The model of transformers with every weight from its files, in `dtype` (None: as stored)."""
     transformers, path = library(published.path), published.path
+    check_runs_without_code(str(path), published.config.values)
     log = transformers.utils.logging
     before, shown = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -50,7 +52,12 @@ def read_pretrained(published: Published, dtype: torch.dtype | None = None) -> A
     try:
         check_sizes(published)
         inner, info = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype or "auto", local_files_only=True, use_safetensors=True, output_loading_info=True
+            path,
+            dtype=dtype or "auto",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,  # if it is not given, a terminal is asked
         )
     except InputError:
         raise
@@ -89,6 +96,6 @@ def check_sizes(published: Published) -> None:
 def _sketch(published: Published) -> Any:
     """The model without memory for its weights."""
     transformers = library(published.path)
-    config = transformers.AutoConfig.from_pretrained(published.path, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(published.path, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config)
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)

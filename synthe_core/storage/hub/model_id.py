@@ -56,7 +56,8 @@ def hub_id(text: str) -> HubId | None:
     """The model of the hub that an argument names, None for a path.
 
     A path that exists always wins, and so does one whose first folder exists, or that ends like a file in a folder: a
-    mistyped path is not looked for on the hub. With `hub:` in front the text is an id in any case; InputError if it is malformed.
+    mistyped path is not looked for on the hub. With `hub:` in front the text is an id in any case; InputError if it is
+    malformed.
     """
     if text.startswith(PREFIX):
         if (parsed := HubId.parse(text)) is None:
