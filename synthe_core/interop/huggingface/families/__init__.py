@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from synthe_core.errors import unknown
-from synthe_core.interop.huggingface.families import state_space, transformer
+from synthe_core.interop.huggingface.families import lfm2, state_space, transformer, xlstm
 from synthe_core.interop.huggingface.families.plan import Plan
 from synthe_core.interop.huggingface.published import Config, UnsupportedModel
 
 ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "FalconMambaForCausalLM": state_space.falcon_mamba,
+    "Lfm2ForCausalLM": lfm2.lfm2,
     "LlamaForCausalLM": transformer.llama,
     "Mamba2ForCausalLM": state_space.mamba2,
     "MambaForCausalLM": state_space.mamba,
     "MistralForCausalLM": transformer.mistral,
     "Qwen2ForCausalLM": transformer.qwen2,
     "Qwen3ForCausalLM": transformer.qwen3,
+    "xLSTMForCausalLM": xlstm.xlstm,
 }
 
 

@@ -104,11 +104,13 @@ def sliding_window(config: Config) -> int | None:
     return None if config.values.get("sliding_window", 4096) is None else config.size("sliding_window", 4096)
 
 
-def rotary(config: Config, head_size: int | None = None, share: float = 1.0) -> dict[str, Any]:
+def rotary(
+    config: Config, head_size: int | None = None, share: float = 1.0, base: float = 10_000.0
+) -> dict[str, Any]:
     """The rotary base and its scaling, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`.
 
     head_size: of an architecture that turns a share of a head's channels, `partial_rotary_factor`; `share` where the
-    config has none.
+    config has none. base: where the config has none.
     """
     key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     given = config.inner(key)
@@ -137,5 +139,5 @@ def rotary(config: Config, head_size: int | None = None, share: float = 1.0) -> 
         }
     else:
         raise given.unsupported("rope_type", kind, ("default", "linear", "llama3"))
-    base = given.number("rope_theta", config.number("rope_theta", 10_000.0))
+    base = given.number("rope_theta", config.number("rope_theta", base))
     return {"rope": base, "rope_scaling": scaling or None, **turned}
