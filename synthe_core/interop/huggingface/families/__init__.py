@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from synthe_core.errors import unknown
-from synthe_core.interop.huggingface.families import lfm2, state_space, transformer, xlstm
+from synthe_core.interop.huggingface.families import lfm2, rwkv7, state_space, transformer, xlstm
 from synthe_core.interop.huggingface.families.plan import Plan
 from synthe_core.interop.huggingface.published import Config, UnsupportedModel
 
@@ -18,6 +18,7 @@ ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "MistralForCausalLM": transformer.mistral,
     "Qwen2ForCausalLM": transformer.qwen2,
     "Qwen3ForCausalLM": transformer.qwen3,
+    "RWKV7ForCausalLM": rwkv7.rwkv7,
     "xLSTMForCausalLM": xlstm.xlstm,
 }
 

@@ -57,6 +57,7 @@ class Plan:
     eps:       epsilon of its norms.
     options:   other keys of a recipe's `model`, such as `embedding_scale`.
     positions: the published name of learned position embeddings.
+    embedded:  what our embeddings are made of, where that is not `embedding` as it is.
     tie:       whether embedding and head share a matrix by config.json.
     ignored:   a pattern of the names of published tensors that the language model has no use for.
     """
@@ -71,6 +72,7 @@ class Plan:
     head: str = "lm_head.weight"
     options: dict[str, Any] = field(default_factory=dict)
     positions: str | None = None
+    embedded: Origin | None = None
     ignored: str | None = None
 
     def model(self, tie: bool) -> dict[str, Any]:
@@ -90,7 +92,7 @@ class Plan:
 
     def origins(self, tie: bool) -> dict[str, Origin]:
         """Every tensor of our model, and what it is made of."""
-        origins = {"embedding.weight": origin(self.embedding)} | _under("norm", self.norm)
+        origins = {"embedding.weight": self.embedded or origin(self.embedding)} | _under("norm", self.norm)
         if self.positions is not None:
             origins["positions.weight"] = origin(self.positions)
         if not tie:

@@ -21,11 +21,11 @@ SHIFTS = "rwkvag"  # of what is read, in the order of our mixes
 def rwkv7(config: Config) -> Plan:
     width, count = config.size("hidden_size"), config.size("num_hidden_layers", 24)
     config.only("hidden_act", "sqrelu")
-    config.only("norm_bias", True)
     config.only("attn", None)
     config.only("value_dim", None, width, [width] * count)
     size = config.size("head_dim", max(2, width // config.size("num_heads", max(1, width // 64))), least=2)
     eps, ratio = config.number("norm_eps", 1e-5), config.number("hidden_ratio", 4)
+    bias = config.flag("norm_bias", True)
     mixer: dict[str, Any] = {
         "type": "rwkv7",
         "head_size": size,
@@ -42,8 +42,8 @@ def rwkv7(config: Config) -> Plan:
         feeding["mix"] = origin(f"{place}.ffn.x_k")
         layers.append(
             [
-                Part(spec, norm(f"{place}.attn_norm", bias=True), _mixing(f"{place}.attn", width // size, index > 0)),
-                Part({"type": "channel_mixing", "hidden": hidden}, norm(f"{place}.ffn_norm", bias=True), feeding),
+                Part(spec, norm(f"{place}.attn_norm", bias=bias), _mixing(f"{place}.attn", width // size, index > 0)),
+                Part({"type": "channel_mixing", "hidden": hidden}, norm(f"{place}.ffn_norm", bias=bias), feeding),
             ]
         )
     embedding = "model.embeddings.weight"
@@ -53,12 +53,13 @@ def rwkv7(config: Config) -> Plan:
         layers,
         width,
         config.size("vocab_size", 32000),
-        _normalised(embedding, width, eps) if first else embedding,
-        norm("model.norm", bias=True),
+        embedding,
+        norm("model.norm", bias=bias),
         eps,
         tie and not first,
         head=embedding if tie and first else "lm_head.weight",
-        options={"norm": "layer"},
+        options={"norm": "layer" if bias else "layer_no_bias"},
+        embedded=_normalised(embedding, width, eps, bias) if first else None,
     )
 
 
@@ -91,7 +92,12 @@ def _stacked(*mixes: Tensor) -> Tensor:
     return torch.cat([mix.flatten()[None] for mix in mixes])
 
 
-def _normalised(embedding: str, width: int, eps: float) -> Origin:
+def _normalised(embedding: str, width: int, eps: float, bias: bool) -> Origin:
     """Embeddings behind the norm that the first block has before all others: each row once, for all texts."""
-    names = (embedding, "model.layers.0.pre_norm.weight", "model.layers.0.pre_norm.bias")
-    return origin(*names, make=lambda rows, weight, bias: F.layer_norm(rows, (width,), weight, bias, eps))
+    place = "model.layers.0.pre_norm"
+    names = (embedding, f"{place}.weight", *((f"{place}.bias",) if bias else ()))
+
+    def normalised(rows: Tensor, weight: Tensor, offset: Tensor | None = None) -> Tensor:
+        return F.layer_norm(rows, (width,), weight, offset, eps)
+
+    return origin(*names, make=normalised)

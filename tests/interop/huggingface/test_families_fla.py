@@ -1,0 +1,61 @@
+"""flash-linear-attention's checkpoints in our learners: what its own models computed is stored beside their weights.
+
+`make_fla_fixtures.py` makes them; `model.safetensors` is as fla saves it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from synthe_core.interop.huggingface.published import UnsupportedModel
+from synthe_core.storage.checkpoint import Checkpoint
+from tests.interop.huggingface.families import GRADIENTS, LOGITS, assert_close, published_gradients
+
+FOLDER = Path(__file__).parent / "fla"
+FOLDERS = sorted(path.name for path in FOLDER.iterdir())
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_logits_and_gradients_are_those_of_fla(name: str) -> None:
+    folder = FOLDER / name
+    expected = load_file(folder / "expected.safetensors")
+    text, logits = expected.pop("text"), expected.pop("logits")
+    model = Checkpoint.open(folder).model()
+    with torch.no_grad():
+        assert_close(model(text)[0], logits, LOGITS, "the logits of a text")
+        state, pieces = None, []
+        for piece in text.split([11, 4, text.shape[1] - 35, *[1] * 20], dim=1):
+            part, state = model(piece, state)
+            pieces.append(part)
+        assert_close(torch.cat(pieces, 1), logits, LOGITS, "the logits of pieces and of decoded tokens")
+    gradients = published_gradients(folder, model, text[:, :-1], text[:, 1:])
+    given = {key.removeprefix("gradient."): value for key, value in expected.items()}
+    assert given.keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        assert_close(gradient, given[key], GRADIENTS, f"the gradient of {key}")
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("rwkv7", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    ("rwkv7", {"value_dim": [32, 32, 32]}, "value_dim is"),
+    ("rwkv7", {"attn": {"layers": [1], "num_heads": 2}}, "attn is"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), REFUSED, ids=str)
+def test_what_is_not_expressed_is_refused_by_name(
+    tmp_path: Path, name: str, options: dict[str, Any], message: str
+) -> None:
+    folder = tmp_path / name
+    shutil.copytree(FOLDER / name, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | options), encoding="utf-8")
+    with pytest.raises(UnsupportedModel, match=message):
+        Checkpoint.open(folder)
