@@ -104,9 +104,7 @@ def sliding_window(config: Config) -> int | None:
     return None if config.values.get("sliding_window", 4096) is None else config.size("sliding_window", 4096)
 
 
-def rotary(
-    config: Config, head_size: int | None = None, share: float = 1.0, base: float = 10_000.0
-) -> dict[str, Any]:
+def rotary(config: Config, head_size: int | None = None, share: float = 1.0, base: float = 10_000.0) -> dict[str, Any]:
     """The rotary base and its scaling, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`.
 
     head_size: of an architecture that turns a share of a head's channels, `partial_rotary_factor`; `share` where the
