@@ -114,7 +114,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mlp": [
         {},
         {"hidden": 24, "bias": True},
-        {"hidden": 20, "activation": "gelu_tanh"},
+        {"hidden": 20, "activation": "gelu_tanh", "gate_scale": 0.4},
         {"hidden": 20, "activation": "relu2", "gated": False, "bias": True},
     ],
     "mlstm": [

@@ -101,6 +101,9 @@ def _check_uniform(attention: Sequence[Any], mlps: Sequence[Any], eps: float) ->
         raise _unsupported("has attention of several kinds")
     if any(each.config != mlps[0].config for each in mlps):
         raise _unsupported("has MLPs of several kinds")
+    mlp = mlps[0].config
+    if not mlp.gated or mlp.activation != "silu" or mlp.gate_scale != 1:
+        raise _unsupported("has an MLP that is no SwiGLU (activation, gated or gate_scale)")
     if config.when is not None:
         raise _unsupported("has attention that runs at some tokens only (when)")
     if config.rope is None:
