@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from synthe_core.errors import InputError
 from synthe_core.layers.adapter_batch import per_adapter
 from synthe_core.layers.learner import Learner, LearnerConfig, Pass
-from synthe_core.layers.projection import matrix_size, project_in, project_out
+from synthe_core.layers.projection import Linear, matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
+from synthe_core.ops.activations import Activation
 from synthe_core.ops.dispatch import compute_dtype
 from synthe_core.ops.expert_mlp import expert_mlp
 
@@ -25,12 +26,15 @@ class PoolSpec(LearnerConfig):
     hidden: int | None = Field(
         None, ge=1, description="inner width of an expert; default 8/3 of the width over top_k, rounded up to 32"
     )
+    activation: Activation = Field("silu", description="of an expert, as `mlp` has them")
+    gated: bool = Field(True, description="an expert's activation multiplies another map; false: one map and it")
     balance: float = Field(0.01, ge=0, description="weight of the loss that spreads the tokens over the experts")
     z_loss: float = Field(0.0, ge=0, description="weight of the loss that keeps the router's logits small")
 
 
 class ExpertPool(nn.Module):
-    """N SwiGLU networks, the choice among them by a router's logits, and the losses that balance it.
+    """N feed-forward networks as `mlp` has them, the choice among them by a router's logits, and the losses that
+    balance it.
 
     Token t goes to the K experts of largest logit; y_t = Σ_k w_k E_k(x_t), where w is the softmax over the K chosen
     logits (Shazeer et al. 2017). With K = 1 that is 1, which would teach the router nothing: there w is the expert's
@@ -42,7 +46,8 @@ class ExpertPool(nn.Module):
     the real tokens of the pass.
 
     All experts together are one wide MLP, of which a token uses K/N: their matrices are concatenated in two linear
-    maps, `gate_up` [N 2H, D] and `out` [D, N H], as optimizers, checkpoints and merges see them.
+    maps, `gate_up` [N 2H, D], or `up` [N H, D] without a gate, and `out` [D, N H], as optimizers, checkpoints and
+    merges see them.
     """
 
     emits = schema(
@@ -67,10 +72,18 @@ class ExpertPool(nn.Module):
             )
         self.config = config
         hidden = config.hidden or -(-8 * width // (3 * 32 * config.top_k)) * 32
-        self.gate_up = project_in(width, config.experts * 2 * hidden)
+        if config.gated:
+            self.gate_up = project_in(width, config.experts * 2 * hidden)
+        else:
+            self.up = project_in(width, config.experts * hidden)
         self.out = project_out(config.experts * hidden, width)
         with torch.no_grad():
             self.out.weight.mul_(config.experts**0.5)  # an expert's output is a sum over its own hidden units only
+
+    @property
+    def inputs(self) -> Linear:
+        """The maps that read the input."""
+        return self.gate_up if self.config.gated else self.up
 
     def top(self, logits: Tensor, ctx: Pass) -> Tensor:
         """The K experts of largest logit, int64 [B, T, K] of [B, T, N]. Padding goes to expert 0: its values
@@ -93,12 +106,13 @@ class ExpertPool(nn.Module):
     def _run(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
         """Σ_k w_k E_k(x) [B, T, D]. The op reads the matrices: of rows with different adapters, apart for each."""
         dtype = compute_dtype(x)
-        return per_adapter((self.gate_up, self.out), self._experts, x.to(dtype), chosen, weight.to(dtype))
+        return per_adapter((self.inputs, self.out), self._experts, x.to(dtype), chosen, weight.to(dtype))
 
     def _experts(self, x: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
-        gate_up = self.gate_up.weight.to(x.dtype).unflatten(0, (self.config.experts, -1))
-        out = self.out.weight.to(x.dtype).unflatten(1, (self.config.experts, -1)).transpose(0, 1)
-        return expert_mlp(x, chosen, weight, gate_up, out)
+        config = self.config
+        gate_up = self.inputs.weight.to(x.dtype).unflatten(0, (config.experts, -1))
+        out = self.out.weight.to(x.dtype).unflatten(1, (config.experts, -1)).transpose(0, 1)
+        return expert_mlp(x, chosen, weight, gate_up, out, config.activation, config.gated)
 
     def _add_losses(self, logits: Tensor, chosen: Tensor, ctx: Pass) -> None:
         real = torch.ones_like(logits[..., :1]) if ctx.mask is None else ctx.mask[..., None].to(logits.dtype)
@@ -135,7 +149,7 @@ class ExpertPool(nn.Module):
 
     def active_parameters(self) -> int:
         """The weights that one token uses: those of K experts."""
-        total = matrix_size(self.gate_up) + matrix_size(self.out)
+        total = matrix_size(self.inputs) + matrix_size(self.out)
         return total // self.config.experts * self.config.top_k
 
 

@@ -1,8 +1,9 @@
-"""Many SwiGLU networks, of which every token runs through a few."""
+"""Many feed-forward networks, of which every token runs through a few."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,24 +12,35 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.activations import silu
+from synthe_core.ops.activations import ACTIVATIONS, Activation
 from synthe_core.ops.dispatch import Call, op
 from synthe_core.ops.linear import grouped_mm, linear
 from synthe_core.ops.swiglu import swiglu
 
 GroupedLinear = Callable[[Tensor, Tensor, Tensor], Tensor]
+Inner = Callable[[Tensor], Tensor]
 OLDEST_CUDA = (8, 0)  # the compute capability from which torch multiplies groups on the device
 
 
 @op
-def expert_mlp(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor) -> Tensor:
-    """y_t = Σ_k w_tk O_e (silu(G_e x_t) ⊙ U_e x_t) with e = chosen_tk: each chosen expert's output times its weight.
+def expert_mlp(
+    x: Tensor,
+    chosen: Tensor,
+    weight: Tensor,
+    gate_up: Tensor,
+    out: Tensor,
+    activation: Activation = "silu",
+    gated: bool = True,
+) -> Tensor:
+    """y_t = Σ_k w_tk O_e (f(G_e x_t) ⊙ U_e x_t) with e = chosen_tk: each chosen expert's output times its weight.
 
-    x        [B, T, D]
-    chosen   int64 [B, T, K]: indices of experts, each in [0, N).
-    weight   [B, T, K]
-    gate_up  [N, 2H, D]: every expert's G and U, one above the other.
-    out      [N, D, H]: every expert's O.
+    x           [B, T, D]
+    chosen      int64 [B, T, K]: indices of experts, each in [0, N).
+    weight      [B, T, K]
+    gate_up     [N, 2H, D]: every expert's G and U, one above the other.
+    out         [N, D, H]: every expert's O.
+    activation  f.
+    gated       False: an expert is O_e f(U_e x_t), and gate_up [N, H, D] has every expert's U.
 
     Returns y [B, T, D]. All but `chosen` of one floating dtype. No expert has a capacity, none turns a token away: what
     becomes of a token depends on nothing but itself. The reference computes every expert on every token and picks; the
@@ -36,17 +48,30 @@ def expert_mlp(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: 
     """
     y = torch.zeros_like(x)
     for expert in range(len(gate_up)):
-        gate, up = linear(x, gate_up[expert]).chunk(2, dim=-1)
+        hidden, f = linear(x, gate_up[expert]), ACTIVATIONS[activation]
+        if gated:
+            gate, up = hidden.chunk(2, dim=-1)
+            hidden = f(gate) * up
+        else:
+            hidden = f(hidden)
         share = (weight * (chosen == expert)).sum(-1, keepdim=True)
-        y = y + share * linear(silu(gate) * up, out[expert])
+        y = y + share * linear(hidden, out[expert])
     return y
 
 
 @expert_mlp.kernel("grouped", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
 @torch.compiler.disable
-def grouped(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor) -> Tensor:
+def grouped(
+    x: Tensor,
+    chosen: Tensor,
+    weight: Tensor,
+    gate_up: Tensor,
+    out: Tensor,
+    activation: Activation = "silu",
+    gated: bool = True,
+) -> Tensor:
     """torch's grouped matrix product: all experts in one call, no round trip between GPU and CPU."""
-    return _sorted_by_expert(x, chosen, weight, gate_up, out, _Grouped.apply)
+    return _sorted_by_expert(x, chosen, weight, gate_up, out, _Grouped.apply, _inner(activation, gated))
 
 
 @grouped.refuses
@@ -69,9 +94,17 @@ def _(hardware: Hardware, call: Call) -> str | None:
 
 @expert_mlp.kernel("sorted", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 @torch.compiler.disable
-def sorted_(x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor) -> Tensor:
+def sorted_(
+    x: Tensor,
+    chosen: Tensor,
+    weight: Tensor,
+    gate_up: Tensor,
+    out: Tensor,
+    activation: Activation = "silu",
+    gated: bool = True,
+) -> Tensor:
     """Torch: one matrix product per expert that has tokens."""
-    return _sorted_by_expert(x, chosen, weight, gate_up, out, _GroupLoop.apply)
+    return _sorted_by_expert(x, chosen, weight, gate_up, out, _GroupLoop.apply, _inner(activation, gated))
 
 
 @sorted_.refuses
@@ -79,8 +112,20 @@ def _(hardware: Hardware, call: Call) -> str | None:
     return None if call.device in ("cpu", "cuda") else f"not tried on {call.device}"
 
 
+def _inner(activation: Activation, gated: bool) -> Inner:
+    """What the output maps read, of what the maps before give."""
+    if not gated:
+        return ACTIVATIONS[activation]
+    return swiglu if activation == "silu" else partial(_gate, ACTIVATIONS[activation])
+
+
+def _gate(activation: Inner, gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return activation(gate) * up
+
+
 def _sorted_by_expert(
-    x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor, product: GroupedLinear
+    x: Tensor, chosen: Tensor, weight: Tensor, gate_up: Tensor, out: Tensor, product: GroupedLinear, inner: Inner
 ) -> Tensor:
     """Every token visits its K experts: M = B T K visits, sorted by expert and computed group by group."""
     experts = chosen.flatten()
@@ -90,7 +135,7 @@ def _sorted_by_expert(
     ends = torch.searchsorted(experts[order], labels, right=True, out_int32=True)
     token, place = order // chosen.shape[-1], place.view(-1, chosen.shape[-1])
     visits = _GatherVisits.apply(x.flatten(0, 1), token, place)
-    outputs = product(swiglu(product(visits, gate_up, ends)), out, ends)
+    outputs = product(inner(product(visits, gate_up, ends)), out, ends)
     return _CombineOutputs.apply(outputs, weight.flatten(0, 1), order, token, place).view_as(x)
 
 

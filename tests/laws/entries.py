@@ -41,7 +41,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "householder": 2, "decay": False, "signals": True},
     ],
     "delta_memory": [{"heads": 2}],
-    "experts": [{"experts": 5, "hidden": 12}, {"experts": 3, "top_k": 1, "hidden": 8, "z_loss": 0.1}],
+    "experts": [
+        {"experts": 5, "hidden": 12},
+        {"experts": 3, "top_k": 1, "hidden": 8, "z_loss": 0.1},
+        {"experts": 4, "hidden": 10, "activation": "relu2", "gated": False},
+        {"hidden": 8, "activation": "gelu"},
+    ],
     "fast_weights": [
         {"heads": 2},
         {"heads": 2, "key_size": 5, "value_size": 7, "decay": 1.0, "strength": 0.5, "qk_norm": False},

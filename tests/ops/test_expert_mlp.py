@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,6 +65,28 @@ SHAPES = [(1, 1, 2, 1), (1, 1, 8, 2), (2, 3, 5, 5), (3, 37, 4, 2), (1, 70, 16, 3
 def test_sorted_equals_the_reference(shape):
     a = arguments(*shape)
     assert_same(outcome(expert_mlp.named("sorted"), a), outcome(expert_mlp.reference, a), 1e-13)
+
+
+@pytest.mark.parametrize("kernel", ["sorted", pytest.param("grouped", marks=needs_groups)])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "relu2"])
+def test_experts_have_other_activations_and_no_gate(kernel, gated, activation):
+    a = arguments(2, 19, experts=4, top=2, hidden=16, dtype=torch.float32)
+    a["gate_up"] = a["gate_up"] if gated else a["gate_up"][:, :16].clone()
+    options = {"activation": activation, "gated": gated}
+    exact = {k: v.double() if v.is_floating_point() else v for k, v in a.items()}
+    expected = outcome(partial(expert_mlp.reference, **options), exact)
+    assert_same(outcome(partial(expert_mlp.named(kernel), **options), a), expected, 2e-6)
+
+
+def test_the_reference_without_a_gate_is_its_equation():
+    a = arguments(1, 3, experts=3, top=1)
+    up = a["gate_up"][:, :12]
+    y = expert_mlp.reference(**a | {"gate_up": up}, activation="relu2", gated=False)
+    for t in range(3):
+        expert, weight = a["chosen"][0, t, 0], a["weight"][0, t, 0]
+        expected = weight * (a["out"][expert] @ (up[expert] @ a["x"][0, t]).clamp_min(0).square())
+        torch.testing.assert_close(y[0, t], expected, rtol=1e-12, atol=1e-12)
 
 
 @needs_groups
