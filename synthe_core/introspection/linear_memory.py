@@ -90,6 +90,8 @@ def linear_memory(op: str, arguments: Mapping[str, Any]) -> LinearMemory:
     """The memory of a call of an operator of RULES; the first row of a batch."""
     values = {name: _first(name, value) for name, value in arguments.items()}
     q, k, v = values["q"], values["k"], values["v"]
+    if len(q) != len(v):  # several value heads read each of their heads
+        q, k = (x.repeat_interleave(len(v) // len(x), dim=0) for x in (q, k))
     if op == "mlstm":
         return _mlstm(q, k, v, values)
     state = values.get("state")

@@ -27,8 +27,8 @@ ENERGY_EPS = 1e-6  # added to a value's mean square, which errors are divided by
 
 
 class DeltaState(NamedTuple):
-    """memory [B, H, K, V]; conv [B, J-1, HK + n(HK + HV)], the last inputs of the convolution of J taps (0 rows
-    without); n is `householder`."""
+    """memory [B, H, K, V]; conv [B, J-1, GK + n(GK + HV)], the last inputs of the convolution of J taps (0 rows
+    without); n is `householder`, G the heads of queries and keys, H those of values."""
 
     memory: Tensor
     conv: Tensor
@@ -37,10 +37,11 @@ class DeltaState(NamedTuple):
 class Delta(Learner[DeltaState]):
     """S_t = α_t S_{t-1} (I - β_t k_t k_tᵀ) + β_t v_t k_tᵀ, o_t = S_t q_t, y_t = W_out (norm(o_t) ⊙ silu(g_t)).
 
-    x [B, T, D]. One projection of x gives q, k [B, T, H, K], v, g [B, T, H, V] and per head the logits of β and α.
-    q, k and v pass a causal convolution of `conv` taps and SiLU; q and k are then brought to length 1, so that β = 1
+    x [B, T, D]. One projection of x gives q, k [B, T, G, K], v, g [B, T, H, V] and per value head the logits of β and
+    α; with more value heads than heads, H / G of them in a row read one head of q and k. q, k and v pass a causal
+    convolution of `conv` taps and SiLU; q and k are then brought to length 1 (q to `query_scale`), so that β = 1
     replaces the value stored at k and β up to 2 reflects it. α_t = exp(-A softplus(a_t + b)), A and b learned per
-    head, initially A in [1, 16] and softplus(b) in [0.001, 0.1] as in Mamba-2. The memory is HKV numbers a row.
+    value head, initially A in [1, 16] and softplus(b) in [0.001, 0.1] as in Mamba-2. The memory is HKV numbers a row.
 
     `clip` c bounds every written value, ‖v_t‖ <= c. The whole update β_t (v_t - S k_t) also contains what the memory
     recalls; a bound on that would make each token depend on the one before it, which no parallel form computes. `scale`
@@ -63,7 +64,9 @@ class Delta(Learner[DeltaState]):
         heads: int = Field(8, ge=1)
         key_size: int | None = Field(None, ge=1, description="size of a head's keys; default width / heads")
         value_size: int | None = Field(None, ge=1, description="size of a head's values; default width / heads")
+        value_heads: int | None = Field(None, ge=1, description="heads of values; default as many as heads")
         conv: int | None = Field(4, ge=0, le=MAX_TAPS, description="taps of the causal convolution; 0 = none")
+        conv_bias: bool = Field(False, description="a bias in the convolution")
         gate: bool = Field(True, description="an output gate per channel")
         decay: bool = Field(True, description="a data-dependent decay of the memory per head")
         beta_range: tuple[float, float] = Field((0.0, 1.0), description="of the write strength; up to [0, 2]")
@@ -71,6 +74,9 @@ class Delta(Learner[DeltaState]):
         overwrite: bool = Field(True, description="false adds instead of replacing: gated linear attention")
         clip: float | None = Field(None, gt=0, description="largest length of a written value; null = any")
         scale: float = Field(1.0, gt=0, description="what the output is multiplied by")
+        query_scale: float = Field(1.0, gt=0, description="length of the queries")
+        norm_eps: float = Field(EPS, gt=0, description="what the norm of a head's outputs adds to a mean square")
+        key_norm_eps: float = Field(EPS, gt=0, description="added to the squared length of queries and keys")
         signals: bool = Field(
             False, description="publish surprise and confidence: how well the memory predicts a value"
         )
@@ -97,12 +103,20 @@ class Delta(Learner[DeltaState]):
             )
         if config.signals and not config.overwrite:
             raise InputError(f"{config.type}: only a memory that overwrites predicts values", "leave out `signals`")
+        values_of = self.value_heads = config.value_heads or heads
+        if values_of % heads:
+            raise InputError(
+                f"{config.type}: value_heads {values_of} is not a multiple of heads {heads}",
+                nearest_divisor(values_of, heads),
+            )
+        if config.conv_bias and (config.conv or 0) < 2:
+            raise InputError(f"{config.type}: conv_bias without a convolution", "leave it out, or set conv")
         self.key = config.key_size or width // heads
         self.value = config.value_size or width // heads
         self.taps = max(config.conv or 0, 1)
-        steps, values = config.householder, heads * self.value
+        steps, values = config.householder, values_of * self.value
         mixed = [(1 + steps) * heads * self.key, steps * values]
-        self.features = [*mixed, values if config.gate else 0, steps * heads, heads if config.decay else 0]
+        self.features = [*mixed, values if config.gate else 0, steps * values_of, values_of if config.decay else 0]
         self.project = project_in(width, sum(self.features))
         self.out = project_out(values, width)
         self.norm = nn.Parameter(torch.ones(self.value))
@@ -110,9 +124,10 @@ class Delta(Learner[DeltaState]):
         if self.taps > 1:
             # Uniform, as torch's convolutions: some channels weight the present, some the tokens before.
             self.conv = nn.Parameter(torch.empty(sum(mixed), self.taps).uniform_(-1, 1) * self.taps**-0.5)
+        self.conv_bias = nn.Parameter(torch.zeros(sum(mixed))) if config.conv_bias else None
         if config.decay:
-            step = torch.empty(heads).uniform_(math.log(1e-3), math.log(1e-1)).exp()
-            self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+            step = torch.empty(values_of).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+            self.A_log = nn.Parameter(torch.empty(values_of).uniform_(1, 16).log())
             self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus gives `step` back
 
     @classmethod
@@ -120,7 +135,7 @@ class Delta(Learner[DeltaState]):
         return ("surprise", "confidence") if config.signals else ()
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> DeltaState:
-        memory = (batch, self.config.heads, self.key, self.value)
+        memory = (batch, self.value_heads, self.key, self.value)
         conv = (batch, self.taps - 1, sum(self.features[:2]))
         return DeltaState(*(torch.zeros(size, dtype=self.state_dtype, device=device) for size in (memory, conv)))
 
@@ -132,7 +147,7 @@ class Delta(Learner[DeltaState]):
             qk, v, conv = self._convolve(qk.to(state.conv.dtype), v.to(state.conv.dtype), state.conv, ctx)
             steps, heads = self.config.householder, self.config.heads
             q, k = self._unit(qk.unflatten(-1, (1 + steps, heads, self.key))).split([1, steps], 2)
-            v = v.unflatten(-1, (steps, heads, self.value))
+            v = v.unflatten(-1, (steps, self.value_heads, self.value))
             if self.config.clip is not None:
                 v = v * (self.config.clip / v.norm(dim=-1, keepdim=True).clamp_min(self.config.clip))
             write, log_decay = self._gates(beta.to(v.dtype), decay.to(v.dtype), ctx)
@@ -142,7 +157,7 @@ class Delta(Learner[DeltaState]):
             o, memory, *error = rule(*inputs, state.memory)
             if self.config.signals:
                 self._publish(error[0], inputs[2], ctx)
-            y = rms_norm(o.unflatten(1, (-1, steps))[:, :, -1], self.config.scale * self.norm, EPS, o.dtype).flatten(2)
+            y = self._read(o.unflatten(1, (-1, steps))[:, :, -1]).flatten(2)
             if self.config.gate:
                 y = silu_gate(y, gate)
         return self.out(y), DeltaState(memory, conv)
@@ -151,10 +166,11 @@ class Delta(Learner[DeltaState]):
         """Queries, keys and values after the convolution and SiLU, and the inputs that its next call needs."""
         if self.taps == 1:
             return silu(qk), silu(v), before
-        mixed, after = [], []
-        parts = zip((qk, v), self.conv.split(self.features[:2]), before.split(self.features[:2], -1), strict=True)
-        for part, weight, past in parts:
-            y, last = short_conv(part, weight, past)
+        mixed, after, sizes = [], [], self.features[:2]
+        biases = (None, None) if self.conv_bias is None else self.conv_bias.split(sizes)
+        parts = zip((qk, v), self.conv.split(sizes), before.split(sizes, -1), biases, strict=True)
+        for part, weight, past, bias in parts:
+            y, last = short_conv(part, weight, past, bias=bias)
             mixed.append(y)
             after.append(last if ctx.lengths is None else ctx.last(with_history(part, past, self.taps), self.taps - 1))
         return mixed[0], mixed[1], torch.cat(after, -1)
@@ -171,15 +187,23 @@ class Delta(Learner[DeltaState]):
 
     def _unit(self, x: Tensor) -> Tensor:
         """x / ‖x‖ over the last axis, as a root-mean-square norm with every weight K^-1/2."""
-        return rms_norm(x, self.unit, EPS / self.key, x.dtype)
+        return rms_norm(x, self.unit, self.config.key_norm_eps / self.key, x.dtype)
+
+    def _read(self, o: Tensor) -> Tensor:
+        """What is read, o [B, T, H, V] with queries of length 1, after the norm and times `scale`.
+
+        norm(s o) with eps is norm(o) with eps / s²: a query's length costs nothing.
+        """
+        eps = self.config.norm_eps / self.config.query_scale**2
+        return rms_norm(o, self.config.scale * self.norm, eps, o.dtype)
 
     def _unroll_steps(
         self, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """The rule's inputs with the n steps of a token one after another: [B, nT, H, ...].
+        """The rule's inputs with the n steps of a token one after another: [B, nT, ...].
 
-        q [B, T, 1, H, K] is repeated at each step, k and v [B, T, n, H, ...] and β [B, T, nH] have one for each, and
-        the decay [B, T, H] applies at the first.
+        q [B, T, 1, G, K] is repeated at each step, k [B, T, n, G, K], v [B, T, n, H, V] and β [B, T, nH] have one for
+        each, and the decay [B, T, H] applies at the first.
         """
         steps = self.config.householder
         if log_decay is not None:
@@ -206,4 +230,4 @@ class Delta(Learner[DeltaState]):
         where the memory is overwritten 2KV to recall, and 2KV to read (only the last step's reading is used)."""
         config = self.config
         passes = config.householder * (6 if config.overwrite else 4) + config.decay
-        return super().flops(time) + float(passes * config.heads * self.key * self.value)
+        return super().flops(time) + float(passes * self.value_heads * self.key * self.value)

@@ -13,6 +13,7 @@ from synthe_core.ops.delta_rule.fla import fla as fla_rule
 from synthe_core.ops.delta_rule.fla import refusal as fla_refusal
 from synthe_core.ops.delta_rule.native import compiled_memory
 from synthe_core.ops.delta_rule.native import refusal as native_refusal
+from synthe_core.ops.delta_rule.reference import per_value_head
 from synthe_core.ops.dispatch import op, require_float
 
 
@@ -25,6 +26,7 @@ def delta_rule_error(
     Arguments and the first two results are those of `delta_rule`.
     """
     require_float("q", q)
+    q, k = per_value_head(q, v), per_value_head(k, v)
     batch, time, heads, key = q.shape
     memory = q.new_zeros(batch, heads, key, v.shape[-1]) if state is None else state
     outputs, errors = [], []

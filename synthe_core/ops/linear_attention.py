@@ -14,6 +14,7 @@ from synthe_core.ops.delta_rule.fla import call_fla, to_bfloat16, use_recurrent
 from synthe_core.ops.delta_rule.fla import refusal as fla_refusal
 from synthe_core.ops.delta_rule.native import compiled_memory
 from synthe_core.ops.delta_rule.native import refusal as native_refusal
+from synthe_core.ops.delta_rule.reference import per_value_head
 from synthe_core.ops.dispatch import op, require_float
 
 
@@ -23,7 +24,7 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """S_t = α_t S_{t-1} + β_t v_t k_tᵀ and o_t = S_t q_t, with α_t = exp(log_decay_t).
 
-    q, k       [B, T, H, K]: as they are; the operator neither scales nor normalises them.
+    q, k       [B, T, G, K]: as they are; the operator neither scales nor normalises them. G divides H, as there.
     v          [B, T, H, V]
     beta       [B, T, H]: the strength with which a value is written.
     log_decay  [B, T, H], at most 0; None is no decay.
@@ -32,6 +33,7 @@ def linear_attention(
     Returns o [B, T, H, V] and S_T [B, H, K, V]. float32 or float64, one dtype for all.
     """
     require_float("q", q)
+    q, k = per_value_head(q, v), per_value_head(k, v)
     batch, time, heads, key = q.shape
     memory = q.new_zeros(batch, heads, key, v.shape[-1]) if state is None else state
     outputs = []
@@ -50,6 +52,7 @@ def fla(
     """Triton (simple GLA): queries, keys and values rounded to bfloat16; all float32 when decoding."""
     from fla.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla  # optional, and slow to import
 
+    q, k = per_value_head(q, v), per_value_head(k, v)
     decay = torch.zeros_like(beta) if log_decay is None else log_decay
     written = beta[..., None] * v
     if use_recurrent(q, k, written, decay, state):

@@ -39,6 +39,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "householder": 2, "beta_range": [0, 2]},
         {"heads": 2, "signals": True},
         {"heads": 2, "householder": 2, "decay": False, "signals": True},
+        {"heads": 2, "value_heads": 4, "key_size": 5, "value_size": 7, "conv_bias": True, "query_scale": 0.3},
+        {"heads": 1, "value_heads": 3, "key_size": 4, "value_size": 6, "householder": 2, "signals": True},
     ],
     "delta_memory": [{"heads": 2}],
     "experts": [

@@ -38,6 +38,31 @@ def test_beta_range_lies_within_0_and_2(pair):
         make(beta_range=pair)
 
 
+def test_value_heads_come_in_groups_and_a_bias_needs_a_convolution():
+    with pytest.raises(InputError, match="value_heads 3 is not a multiple of heads 2"):
+        make(value_heads=3)
+    with pytest.raises(InputError, match="conv_bias without a convolution"):
+        make(conv=1, conv_bias=True)
+    learner = make(value_heads=6, key_size=8, value_size=5)
+    assert learner.project.out_features == 2 * 2 * 8 + 2 * 6 * 5 + 2 * 6
+    assert run(learner, torch.randn(3, 4, 32))[1].memory.shape == (3, 6, 8, 5)
+    assert learner.flops(9) == 2 * 32 * (learner.project.out_features + 30) + 7 * 6 * 8 * 5
+
+
+def test_grouped_value_heads_read_one_key_head():
+    """Equal to as many key heads with the same weights."""
+    few, many = make(value_heads=4, key_size=8, value_size=5), make(heads=4, key_size=8, value_size=5)
+    with torch.no_grad():
+        for name, parameter in few.named_parameters():
+            if name in ("project.weight", "conv"):
+                queries, keys, *rest = parameter.split([16, 16, len(parameter) - 32])
+                queries, keys = (x.unflatten(0, (2, 8)).repeat_interleave(2, 0).flatten(0, 1) for x in (queries, keys))
+                parameter = torch.cat([queries, keys, *rest])
+            dict(many.named_parameters())[name].copy_(parameter)
+    x = torch.randn(2, 9, 32)
+    torch.testing.assert_close(run(few, x)[0], run(many, x)[0])
+
+
 def test_an_unknown_key_is_an_error():
     with pytest.raises(PydanticCustomError):
         make(head=2)

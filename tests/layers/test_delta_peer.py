@@ -5,35 +5,35 @@ from __future__ import annotations
 import pytest
 import torch
 
-from synthe_core.layers import build, delta, parse
+from synthe_core.layers import build, parse
 from synthe_core.layers.learner import Pass
 from synthe_core.ops.dispatch import use_kernels
 
 qwen3_next = pytest.importorskip("transformers.models.qwen3_next")
 
 WIDTH, HEADS, KEY, VALUE, TAPS = 48, 3, 8, 12, 4
-L2_EPS = 1e-6  # of its keys and queries
+EPS = 1e-5  # of its norm
 
 
-@pytest.fixture
-def pair(monkeypatch):
-    """Our learner, theirs, and theirs' parameters as pieces of ours: {ours: function of theirs}."""
-    monkeypatch.setattr(delta, "EPS", L2_EPS)
+@pytest.fixture(params=[1, 2], ids=["", "grouped"])
+def pair(request):
+    """Our learner, and theirs with the same parameters; with as many value heads as heads, or twice as many."""
     torch.manual_seed(0)
     config = qwen3_next.Qwen3NextConfig(
         hidden_size=WIDTH,
         num_hidden_layers=1,
         layer_types=["linear_attention"],
         linear_num_key_heads=HEADS,
-        linear_num_value_heads=HEADS,
+        linear_num_value_heads=HEADS * request.param,
         linear_key_head_dim=KEY,
         linear_value_head_dim=VALUE,
         linear_conv_kernel_dim=TAPS,
-        rms_norm_eps=L2_EPS / KEY,  # they divide queries by √K, and so what is normed
+        rms_norm_eps=EPS,
     )
     peer = qwen3_next.modeling_qwen3_next.Qwen3NextGatedDeltaNet(config, 0)
-    entry = {"type": "delta", "heads": HEADS, "key_size": KEY, "value_size": VALUE, "conv": TAPS}
-    ours = build(parse(entry), WIDTH)
+    sizes = {"heads": HEADS, "value_heads": HEADS * request.param, "key_size": KEY, "value_size": VALUE, "conv": TAPS}
+    norms = {"query_scale": KEY**-0.5, "norm_eps": EPS, "key_norm_eps": 1e-6}
+    ours = build(parse({"type": "delta", **sizes, **norms}), WIDTH)
     with torch.no_grad():
         peer.norm.weight.uniform_(0.5, 1.5)
         peer.dt_bias.uniform_(-3, 1)
@@ -44,9 +44,10 @@ def pair(monkeypatch):
 
 def as_ours(theirs):
     """Their parameters (or gradients) by our names: they interleave heads, q, k, v and z of one head after another."""
-    sizes = [KEY, KEY, VALUE, VALUE]
+    group = len(theirs["A_log"]) // HEADS
+    sizes = [KEY, KEY, group * VALUE, group * VALUE]
     q, k, v, z = theirs["in_proj_qkvz.weight"].unflatten(0, (HEADS, sum(sizes))).split(sizes, 1)
-    b, a = theirs["in_proj_ba.weight"].unflatten(0, (HEADS, 2)).unbind(1)
+    b, a = (x.flatten(0, 1) for x in theirs["in_proj_ba.weight"].unflatten(0, (HEADS, 2, group)).unbind(1))
     return {
         "project.weight": torch.cat([*(x.flatten(0, 1) for x in (q, k, v, z)), b, a]),
         "conv": theirs["conv1d.weight"][:, 0],

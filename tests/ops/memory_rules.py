@@ -17,6 +17,7 @@ def arguments(
     value: int = 10,
     *,
     heads: int = 2,
+    key_heads: int | None = None,
     decay: float | None = 1.0,
     state: bool = True,
     dtype: torch.dtype = torch.float64,
@@ -24,7 +25,8 @@ def arguments(
     """Two rows; keys of length 1, beta in [0, 2] with some exact zeros, log decays in [-decay, 0]."""
     generator = torch.Generator().manual_seed(time)
     draw = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
-    q, k, v = draw(2, time, heads, key), F.normalize(draw(2, time, heads, key), dim=-1), draw(2, time, heads, value)
+    fewer = key_heads or heads
+    q, k, v = draw(2, time, fewer, key), F.normalize(draw(2, time, fewer, key), dim=-1), draw(2, time, heads, value)
     beta = 2 * torch.rand(2, time, heads, generator=generator, dtype=torch.float64).to(dtype)
     beta[:, ::5, 0] = 0
     log_decay = None if decay is None else -decay * torch.rand(2, time, heads, generator=generator).to(dtype)

@@ -55,6 +55,21 @@ def test_any_size_of_head_and_no_state(kernel, key, value):
     assert_same(outcome(kernel, inputs), outcome(delta_rule.reference, inputs), 1e-11)
 
 
+@pytest.mark.parametrize("time", [1, 17, 70])
+@pytest.mark.parametrize(("key_heads", "heads"), [(1, 3), (2, 4), (3, 6)])
+def test_several_value_heads_read_one_head_of_keys(kernel, time, key_heads, heads):
+    inputs = arguments(time, heads=heads, key_heads=key_heads)
+    actual = outcome(kernel, inputs)
+    assert actual["dk"].shape == inputs[1].shape
+    assert_same(actual, outcome(delta_rule.reference, inputs), 1e-11)
+    q, k, *rest = inputs
+    group = heads // key_heads
+    copied = [torch.stack([x] * group, 3).flatten(2, 3) for x in (q, k)]
+    with torch.no_grad():
+        for one, other in zip(kernel(*inputs), kernel(*copied, *rest), strict=True):
+            assert torch.equal(one, other)
+
+
 def test_reads_views_that_are_not_contiguous(kernel):
     inputs = arguments(37)
     expected = outcome(delta_rule.reference, inputs)

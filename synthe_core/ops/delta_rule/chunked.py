@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.delta_rule.reference import delta_rule
+from synthe_core.ops.delta_rule.reference import delta_rule, per_value_head
 from synthe_core.ops.dispatch import Call, Slower
 from synthe_core.ops.frames import join_chunks, split_chunks
 
@@ -181,6 +181,7 @@ def chunked_memory(
 
     With `with_error`, the errors v_t - S k_t [B, T, H, V] are the third output.
     """
+    q, k = per_value_head(q, v), per_value_head(k, v)  # chunks are copies in any case
     with torch.autocast(q.device.type, enabled=False):
         return ChunkedMemory.apply(q, k, v, beta, log_decay, state, overwrite, with_error)
 

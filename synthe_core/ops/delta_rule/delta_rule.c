@@ -31,9 +31,10 @@ typedef struct {
     int64_t b, t, h;
 } View;
 
-/* Sizes of a call; `blocks` splits the value columns; `overwrite` 0 is linear attention. */
+/* Sizes of a call; `group` value heads read each head of q and k; `blocks` splits the value columns; `overwrite` 0 is
+   linear attention. */
 typedef struct {
-    int64_t batch, time, heads, key, value, blocks, overwrite;
+    int64_t batch, time, heads, group, key, value, blocks, overwrite;
 } Shape;
 
 static inline int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }

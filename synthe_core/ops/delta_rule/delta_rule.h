@@ -119,8 +119,8 @@ static void NAME(prepare)(const Shape *shape, const View *q, const View *k, cons
     REAL *keys = qk + CHUNK * kp;
     g->n = n;
     if (n < CHUNK) memset(keys, 0, CHUNK * kp * sizeof(REAL));
-    NAME(gather)(NAME(at)(q, b, t0, h), q->t, n, shape->key, qk, kp);
-    NAME(gather)(NAME(at)(k, b, t0, h), k->t, n, shape->key, keys, kp);
+    NAME(gather)(NAME(at)(q, b, t0, h / shape->group), q->t, n, shape->key, qk, kp);
+    NAME(gather)(NAME(at)(k, b, t0, h / shape->group), k->t, n, shape->key, keys, kp);
     memset(g->decay, 0, sizeof g->decay);
     REAL through = 1;
     for (int64_t t = 0; t < n; t++) {
@@ -173,8 +173,8 @@ static int NAME(forward_head)(const Shape *shape, const View *q, const View *k, 
     for (int64_t t0 = 0; t0 < shape->time; t0 += CHUNK) {
         if (saved->data && t0 % (CHUNK * SEGMENT) == 0)
             NAME(scatter)(S, vp, K, width, NAME(at)(saved, b, t0 / (CHUNK * SEGMENT) * K, h) + first, saved->t);
-        NAME(expect)(shape, q, b, t0 + CHUNK, h, 0, K);
-        NAME(expect)(shape, k, b, t0 + CHUNK, h, 0, K);
+        NAME(expect)(shape, q, b, t0 + CHUNK, h / shape->group, 0, K);
+        NAME(expect)(shape, k, b, t0 + CHUNK, h / shape->group, 0, K);
         NAME(expect)(shape, v, b, t0 + CHUNK, h, first, width);
         NAME(prepare)(shape, q, k, beta, log_decay, b, t0, h, kp, &g, qk, kt, products);
         const int64_t n = g.n;

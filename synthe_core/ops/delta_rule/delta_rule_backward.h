@@ -68,8 +68,8 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
             const REAL *keys = qk + CHUNK * kp;
             NAME(expect)(shape, out_grad, b, t0 - CHUNK, h, first, width);
             NAME(expect)(shape, v, b, t0 - CHUNK, h, first, width);
-            NAME(expect)(shape, q, b, t0 - SEGMENT * CHUNK, h, 0, K);
-            NAME(expect)(shape, k, b, t0 - SEGMENT * CHUNK, h, 0, K);
+            NAME(expect)(shape, q, b, t0 - SEGMENT * CHUNK, h / shape->group, 0, K);
+            NAME(expect)(shape, k, b, t0 - SEGMENT * CHUNK, h / shape->group, 0, K);
             NAME(expect)(shape, written, b, t0 - SEGMENT * CHUNK, h, first, width);
             if (n < CHUNK) { /* rows past the end take part in the stacked products below */
                 memset(qk + n * kp, 0, (CHUNK - n) * kp * sizeof(REAL));
@@ -149,7 +149,8 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
     return 0;
 }
 
-/* Returns 0, or 1 where there is no memory for scratch. Gradients of q, k, beta and log_decay are [blocks, ...]. */
+/* Returns 0, or 1 where there is no memory for scratch. Gradients of q, k, beta and log_decay are [blocks, ...]; those
+   of q and k have a part for each value head. */
 int NAME(delta_rule_backward)(const Shape *shape, const View *q, const View *k, const View *v, const View *beta,
                               const View *log_decay, const View *error, const View *saved, const View *final,
                               const View *out_grad, const View *final_grad, const View *q_grad, const View *k_grad,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.delta_rule.reference import delta_rule
+from synthe_core.ops.delta_rule.reference import delta_rule, per_value_head
 from synthe_core.ops.dispatch import Call
 
 LARGEST_KEY = 256
@@ -20,6 +20,7 @@ def fla(
     """Triton: queries, keys and values rounded to bfloat16, gates and memory in float32; all float32 when decoding."""
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule  # slow to import
 
+    q, k = per_value_head(q, v), per_value_head(k, v)  # of all supported versions only some take fewer
     decay = torch.zeros_like(beta) if log_decay is None else log_decay
     if use_recurrent(q, k, v, beta, decay, state):
         return call_fla(fused_recurrent_gated_delta_rule, q, k, v, state, g=decay, beta=beta)

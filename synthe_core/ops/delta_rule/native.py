@@ -29,7 +29,7 @@ class View(ctypes.Structure):
 class Shape(ctypes.Structure):
     """`Shape` in delta_rule.c."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "time", "heads", "key", "value", "blocks", "overwrite")]
+    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "time", "heads", "group", "key", "value", "blocks", "overwrite")]
 
 
 NOTHING = View(None, 0, 0, 0)
@@ -80,8 +80,8 @@ class NativeMemory(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         q, k, v = packed(q), packed(k), packed(v)
         state = None if state is None else packed(state)
-        (batch, time, heads, key), value = q.shape, v.shape[-1]
-        shape = Shape(batch, time, heads, key, value, blocks(batch, heads, value), overwrite)
+        (batch, time, heads, value), key = v.shape, q.shape[-1]
+        shape = Shape(batch, time, heads, heads // q.shape[2], key, value, blocks(batch, heads, value), overwrite)
         out = q.new_empty(batch, time, heads, value)
         final = q.new_empty(batch, heads, key, value)
         error = q.new_empty(batch, time, heads, value) if with_error or (keep and overwrite) else None
@@ -98,11 +98,11 @@ class NativeMemory(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, out_grad: Tensor, final_grad: Tensor, *error_grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, beta, log_decay, error, saved, final = ctx.saved_tensors
-        (batch, time, heads, key), value = q.shape, v.shape[-1]
+        (batch, time, heads, value), (of_keys, key) = v.shape, q.shape[2:]
         parts = blocks(batch, heads, value)
-        shape = Shape(batch, time, heads, key, value, parts, ctx.overwrite)
+        shape = Shape(batch, time, heads, heads // of_keys, key, value, parts, ctx.overwrite)
         out_grad, final_grad = packed(out_grad), packed(final_grad)
-        q_grad, k_grad = q.new_empty(parts, *q.shape), q.new_empty(parts, *k.shape)
+        q_grad, k_grad = (q.new_empty(parts, batch, time, heads, key) for _ in range(2))
         v_grad = q.new_empty(v.shape)
         beta_grad = q.new_empty(parts, batch, time, heads)
         decay_grad = None if log_decay is None else q.new_empty(parts, batch, time, heads)
@@ -125,6 +125,8 @@ class NativeMemory(torch.autograd.Function):
         shared = [
             None if x is None else x[0] if parts == 1 else x.sum(0) for x in (q_grad, k_grad, beta_grad, decay_grad)
         ]
+        if heads != of_keys:
+            shared[:2] = (x.unflatten(2, (of_keys, -1)).sum(3) for x in shared[:2] if x is not None)
         return shared[0], shared[1], v_grad, shared[2], shared[3], state_grad, None, None, None
 
 

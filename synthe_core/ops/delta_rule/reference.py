@@ -17,7 +17,8 @@ def delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """S_t = α_t S_{t-1} (I - β_t k_t k_tᵀ) + β_t v_t k_tᵀ and o_t = S_t q_t, with α_t = exp(log_decay_t).
 
-    q, k       [B, T, H, K]: queries and keys as they are; the operator neither scales nor normalises them.
+    q, k       [B, T, G, K]: queries and keys as they are; the operator neither scales nor normalises them. G divides H:
+               H / G value heads in a row read one head of q and k.
     v          [B, T, H, V]
     beta       [B, T, H]: how much of the old value at k_t is replaced; 0 leaves the memory, 1 overwrites, up to 2
                reflects, for keys of length 1.
@@ -28,6 +29,7 @@ def delta_rule(
     A token with beta = 0 and log_decay = 0 leaves the memory untouched, which is how padding is written.
     """
     require_float("q", q)
+    q, k = per_value_head(q, v), per_value_head(k, v)
     batch, time, heads, key = q.shape
     memory = q.new_zeros(batch, heads, key, v.shape[-1]) if state is None else state
     outputs = []
@@ -39,3 +41,9 @@ def delta_rule(
         memory = memory + k[:, t, :, :, None] * written[:, :, None, :]
         outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], memory))
     return torch.stack(outputs, 1), memory
+
+
+def per_value_head(x: Tensor, v: Tensor) -> Tensor:
+    """x [B, T, G, K] for each of the heads of v [B, T, H, V]: [B, T, H, K], a copy where G < H."""
+    group = v.shape[2] // x.shape[2]
+    return x if group == 1 else x.repeat_interleave(group, dim=2)
