@@ -43,7 +43,7 @@ def test_value_heads_come_in_groups_and_a_bias_needs_a_convolution():
         make(value_heads=3)
     with pytest.raises(InputError, match="conv_bias without a convolution"):
         make(conv=1, conv_bias=True)
-    learner = make(value_heads=6, key_size=8, value_size=5)
+    learner = make(value_heads=6, key_size=8, value_size=5, conv=0)
     assert learner.project.out_features == 2 * 2 * 8 + 2 * 6 * 5 + 2 * 6
     assert run(learner, torch.randn(3, 4, 32))[1].memory.shape == (3, 6, 8, 5)
     assert learner.flops(9) == 2 * 32 * (learner.project.out_features + 30) + 7 * 6 * 8 * 5
