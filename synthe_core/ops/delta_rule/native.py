@@ -29,7 +29,9 @@ class View(ctypes.Structure):
 class Shape(ctypes.Structure):
     """`Shape` in delta_rule.c."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "time", "heads", "group", "key", "value", "blocks", "overwrite")]
+    _fields_ = [
+        (name, ctypes.c_int64) for name in ("batch", "time", "heads", "group", "key", "value", "blocks", "overwrite")
+    ]
 
 
 NOTHING = View(None, 0, 0, 0)
