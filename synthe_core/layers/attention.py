@@ -67,8 +67,8 @@ class Attention(Learner[AttentionState]):
             "scale for each channel of a head",
         )
         norm_eps: float = Field(1e-6, gt=0, description="what that norm adds to a mean square")
-        bias: Literal["none", "qkv", "all"] = Field(
-            "none", description="learned biases: of queries, keys and values, or of the output too"
+        bias: Literal["none", "qkv", "out", "all"] = Field(
+            "none", description="learned biases: of queries, keys and values, of the output, or of all"
         )
         gate: bool = Field(False, description="a sigmoid gate on every channel of the heads' outputs")
         when: Condition | None = Field(
@@ -96,8 +96,8 @@ class Attention(Learner[AttentionState]):
             raise InputError(f"attention: window must be at least 1, not {config.window}", "or `full`")
         self.window = FULL_WINDOW if config.window == "full" else config.window
         self.features = [n * self.size for n in (self.heads, self.groups, self.groups, self.heads * config.gate)]
-        self.qkv = project_in(width, sum(self.features), config.bias != "none")  # and the gate
-        self.out = project_out(self.heads * self.size, width, config.bias == "all")
+        self.qkv = project_in(width, sum(self.features), config.bias in ("qkv", "all"))  # and the gate
+        self.out = project_out(self.heads * self.size, width, config.bias in ("out", "all"))
         if config.qk_norm == "weighted":
             self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.size)) for _ in range(2))
         self.conditional_gate = None if config.when is None else ConditionalGate(config.when)

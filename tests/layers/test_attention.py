@@ -88,6 +88,7 @@ def test_parameters_follow_the_keys() -> None:
     plain = {"qkv.weight", "out.weight"}
     assert names() == names(qk_norm=False) == plain  # checkpoints from before these keys still load
     assert names(bias="qkv") == plain | {"qkv.bias"}
+    assert names(bias="out") == plain | {"out.bias"}
     assert names(bias="all", qk_norm="weighted") == plain | {"qkv.bias", "out.bias", "q_norm", "k_norm"}
     assert make(heads=4, gate=True).qkv.weight.shape == (4 * 24, 24)
     assert make(heads=4, head_size=10).out.weight.shape == (24, 40)

@@ -108,6 +108,8 @@ def _check_uniform(attention: Sequence[Any], mlps: Sequence[Any], eps: float) ->
         raise _unsupported("has attention that runs at some tokens only (when)")
     if config.rope is None:
         raise _unsupported("has attention without positions (rope: null)")
+    if config.bias == "out":
+        raise _unsupported("has attention with a bias of its output only")
     if config.gate or config.rope_size not in (None, attention[0].size):
         raise _unsupported(f"has attention with {'a gate' if config.gate else 'rope_size'}")
     if config.qk_norm and config.norm_eps != eps:

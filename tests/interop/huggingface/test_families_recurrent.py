@@ -15,6 +15,9 @@ from tests.interop.huggingface.models import published
 LFM2 = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
 LFM2 |= {"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8}
 XLSTM = {"num_hidden_layers": 2, "num_heads": 4, "autocast_kernel_dtype": "float32", "chunk_size": 64}
+GEMMA = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
+MINIMAX = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24}
+MINIMAX |= {"num_local_experts": 5, "block_size": 16}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("Lfm2", LFM2),
     "lfm2, biases, untied, as it is": (
@@ -34,6 +37,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         XLSTM | {"hidden_size": 36, "num_heads": 3, "v_dim_factor": 1.5, "norm_eps": 1e-3, "ffn_proj_factor": 1.3}
         | {"ffn_round_up_to_multiple_of": 8, "output_logit_soft_cap": 2.0},
     ),
+    "recurrent gemma": ("RecurrentGemma", GEMMA | {"attention_window_size": 9, "num_key_value_heads": 1}),
+    "recurrent gemma, untied, biases": (
+        "RecurrentGemma",
+        GEMMA | {"block_types": ["attention", "recurrent"], "attention_bias": True, "tie_word_embeddings": False}
+        | {"conv1d_width": 2, "hidden_activation": "silu", "logits_soft_cap": 3.0, "rms_norm_eps": 1e-3},
+    ),
+    "recurrent gemma, a wide recurrence": (
+        "RecurrentGemma",
+        GEMMA | {"hidden_size": 48, "lru_width": 60, "num_attention_heads": 6, "num_hidden_layers": 4}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 1.0}},
+    ),
+    "minimax": ("MiniMax", MINIMAX),
+    "minimax, factors, tied": (
+        "MiniMax",
+        MINIMAX | {"tie_word_embeddings": True, "head_dim": 10, "num_key_value_heads": 4, "num_experts_per_tok": 3}
+        | {"full_attn_alpha_factor": 1.3, "full_attn_beta_factor": 0.8, "linear_attn_alpha_factor": 0.7}
+        | {"linear_attn_beta_factor": 1.1, "mlp_alpha_factor": 1.2, "mlp_beta_factor": 0.9},
+    ),
+    "minimax, another pattern": (
+        "MiniMax",
+        MINIMAX | {"hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 4}
+        | {"layer_types": ["linear_attention"] * 3 + ["full_attention"], "rms_norm_eps": 1e-3},
+    ),
 }  # fmt: skip
 
 
@@ -50,6 +76,7 @@ def test_logits_and_gradients_are_those_of_transformers(
 
 REFUSED = {
     "xlstm, biases": ("xLSTM", XLSTM | {"use_bias": True}, "use_bias is True"),
+    "minimax, one expert a token": ("MiniMax", MINIMAX | {"num_experts_per_tok": 1}, "num_experts_per_tok"),
     "xlstm, another epsilon": ("xLSTM", XLSTM | {"eps": 1e-3}, "eps is 0.001"),
 }
 

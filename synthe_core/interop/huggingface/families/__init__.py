@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from synthe_core.errors import unknown
-from synthe_core.interop.huggingface.families import lfm2, rwkv7, state_space, transformer, xlstm
+from synthe_core.interop.huggingface.families import (
+    lfm2,
+    minimax,
+    recurrent_gemma,
+    rwkv7,
+    state_space,
+    transformer,
+    xlstm,
+)
 from synthe_core.interop.huggingface.families.plan import Plan
 from synthe_core.interop.huggingface.published import Config, UnsupportedModel
 
@@ -15,9 +23,11 @@ ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "LlamaForCausalLM": transformer.llama,
     "Mamba2ForCausalLM": state_space.mamba2,
     "MambaForCausalLM": state_space.mamba,
+    "MiniMaxForCausalLM": minimax.minimax,
     "MistralForCausalLM": transformer.mistral,
     "Qwen2ForCausalLM": transformer.qwen2,
     "Qwen3ForCausalLM": transformer.qwen3,
+    "RecurrentGemmaForCausalLM": recurrent_gemma.recurrent_gemma,
     "RWKV7ForCausalLM": rwkv7.rwkv7,
     "xLSTMForCausalLM": xlstm.xlstm,
 }
