@@ -191,7 +191,9 @@ class SessionStore:
     def _get(self, id: str, owner: str) -> _Entry:
         with self._lock:
             if (entry := self._of(owner).get(id)) is None:
-                raise NotFound(f"no such session: {id if NAME.fullmatch(id) else 'of that name'}", HINT)
+                if NAME.fullmatch(id):
+                    raise NotFound(f"no such session: {id}")
+                raise NotFound("no such session: of that name", HINT)
             return entry
 
     def _put(self, owner: str, entry: _Entry) -> None:

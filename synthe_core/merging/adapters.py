@@ -23,6 +23,7 @@ from torch import Tensor
 from synthe_core.adapters.peft import PREFIX
 from synthe_core.adapters.peft_config import CONFIG
 from synthe_core.errors import InputError
+from synthe_core.merging.base_digest import common_metadata
 from synthe_core.merging.config import Form, MergeSpec
 from synthe_core.merging.factors import factored, refactored
 from synthe_core.merging.hashed_file import TensorInfo
@@ -42,8 +43,11 @@ ComputePair = Callable[[], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class AdapterPlan:
+    """metadata: of the file with the factors: which base they are for."""
+
     jobs: list[Job]
     config: dict[str, Any]
+    metadata: dict[str, str]
     notices: list[str] = field(default_factory=list)
 
 
@@ -91,7 +95,7 @@ def plan(spec: MergeSpec, method: Method, adapters: Mapping[str, Adapter], form:
         jobs.append(Job(f"{path}.{down}", TensorInfo((own_rank, columns), torch.float32), pair.first, work))
         jobs.append(Job(f"{path}.{up}", TensorInfo((rows, own_rank), torch.float32), pair.second, 0))
     own_ranks = {name: ranks[name][0] if form == "factors" else rank for name in shapes}
-    return AdapterPlan(jobs, _config(ordered, own_ranks, rank), notices)
+    return AdapterPlan(jobs, _config(ordered, own_ranks, rank), common_metadata(ordered), notices)
 
 
 class SharedPair:

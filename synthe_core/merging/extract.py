@@ -16,6 +16,7 @@ from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.merging import output, stream
 from synthe_core.merging.adapters import SharedPair, write_adapter_files
+from synthe_core.merging.base_digest import base_metadata
 from synthe_core.merging.factors import factored
 from synthe_core.merging.hashed_file import TensorInfo
 from synthe_core.merging.inputs import fetch_inputs, open_input
@@ -93,7 +94,7 @@ def _extract(
         digests: dict[str, FileDigest] = {}
         size = sum(job.info.nbytes for job in jobs)
         results = stream.run(jobs, threads, stop)
-        for written in output.write(folder, "adapter_model", [jobs], results, digests):
+        for written in output.write(folder, "adapter_model", [jobs], results, digests, base_metadata(base_model.path)):
             yield Progress("extract", written, size, "bytes")
         parents = [each.provenance() for each in (base_model, tuned_model)]
         write_adapter_files(folder, config, parents, {"method": "extract-lora", "rank": rank}, digests)

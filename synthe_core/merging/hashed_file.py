@@ -63,6 +63,7 @@ class HashedFile:
                     f"{file.name}: {tensor[:80]} is stored as {NAMES[entry.dtype]}, which cannot be merged",
                     "quantised weights cannot be merged: use the original model",
                 )
+        self.metadata = file.metadata
         self.tensors = {name: TensorInfo(entry.shape, entry.dtype) for name, entry in file.entries.items()}
         self.size = file.data + max((entry.end for entry in file.entries.values()), default=0) - start
         self._offsets = {name: file.data + entry.begin for name, entry in file.entries.items()}

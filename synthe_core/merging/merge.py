@@ -6,7 +6,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from synthe_core.errors import InputError, SyntheError, WorkError
 from synthe_core.evaluation.lm import EvalConfig, evaluate
 from synthe_core.events import Event, Notice, Progress, Result, without_results
 from synthe_core.merging import adapters, output, stream
+from synthe_core.merging.base_digest import compare_base
 from synthe_core.merging.card import card, summary
 from synthe_core.merging.config import Form, MergeSpec
 from synthe_core.merging.evaluate import compare, require_runnable, split_targets
@@ -140,6 +141,8 @@ def open_all(spec: MergeSpec, method: Method) -> Opened:
         base = resolve(_base_of(adapters))
     if base is None and method.needs_base:
         raise InputError(f"{method.name} needs a base", "name one: --base MODEL, or base_model in YAML")
+    if base is not None:
+        compare_base(base.path, base.named, adapters)
     models = {name: MergedView(base, each) if isinstance(each, Adapter) else each for name, each in inputs.items()}
     return Opened(form, models, base)
 
@@ -147,6 +150,7 @@ def open_all(spec: MergeSpec, method: Method) -> Opened:
 def _joined(base: Any, adapter: Any) -> Model:
     if isinstance(base, Adapter) or not isinstance(adapter, Adapter):
         raise InputError(f"{base.named}+{adapter.named} is no model with an adapter", "write MODEL+ADAPTER")
+    compare_base(base.path, base.named, [adapter])
     return MergedView(base, adapter)
 
 
@@ -215,6 +219,7 @@ def _adapters(
             threads,
             stop,
             read_bytes=sum(each.file.size for each in parents),
+            metadata=merge_plan.metadata,
         )
         provenance = [each.provenance() for each in parents]
         _write_card(folder, path.resolve().name, spec, method, provenance, adapter=True)
@@ -229,6 +234,7 @@ def _write_tensors(
     threads: int | None,
     stop: threading.Event | None,
     read_bytes: int,
+    metadata: Mapping[str, str] | None = None,
 ) -> Generator[Event, None, dict[str, FileDigest]]:
     """Runs the jobs, writes their results and yields progress; returns size and SHA-256 of the files."""
     jobs = [job for each in files for job in each]
@@ -242,7 +248,7 @@ def _write_tensors(
     digests: dict[str, FileDigest] = {}
     began = time.monotonic()
     results = stream.run(jobs, threads, stop)
-    for done in output.write(folder, stem, files, results, digests):
+    for done in output.write(folder, stem, files, results, digests, metadata):
         share = done / total if total else 1.0
         elapsed = time.monotonic() - began
         processed = round(share * (total + read_bytes))

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,10 +43,12 @@ def write(
     files: list[list[Job]],
     results: Iterable[tuple[Job, Tensor]],
     digests: dict[str, FileDigest],
+    metadata: Mapping[str, str] | None = None,
 ) -> Iterator[int]:
     """Writes the results, which come in the order of `files`, and yields the bytes written so far.
 
-    One file is STEM.safetensors; several have numbers, and an index. `digests` receives size and SHA-256 of each.
+    One file is STEM.safetensors; several have numbers, and an index. `digests` receives size and SHA-256 of each,
+    and each has `metadata` in its header.
     """
     names = [f"{stem}.safetensors"]
     if len(files) > 1:
@@ -58,7 +60,7 @@ def write(
             flushed: Future[None] | None = None
             with (folder / name).open("wb", buffering=0) as file:
                 described = {job.name: (job.info.dtype, job.info.shape) for job in jobs}
-                head = memoryview(header(described, {"format": "pt"}))
+                head = memoryview(header(described, {"format": "pt"} | dict(metadata or {})))
                 for piece in itertools.chain([head], (_bytes(next(stream), job) for job in jobs)):
                     _put(file.fileno(), piece)
                     digest.update(piece)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.tensor_file import TensorFile
 from tests.evaluation.models import choices
 from tests.merging.models import adapter, checkpoint, family, llama
 
@@ -94,6 +95,29 @@ def test_adapters(synthe: Run) -> None:
     assert into.exit_code == 0 and Checkpoint.open("into").model() is not None
     alone = synthe("merge", "linear", "runs/base+la", "runs/base+lb", "-o", "joined")
     assert alone.exit_code == 0, alone.stderr
+
+
+def test_other_weights_than_an_adapter_was_trained_on_are_reported(synthe: Run) -> None:
+    for name, base, tuned in (
+        ("la", "runs/base", "runs/a"),
+        ("lb", "runs/base", "runs/b"),
+        ("other", "runs/a", "runs/b"),
+    ):
+        assert synthe("merge", "extract-lora", base, tuned, "--rank", 4, "-o", name).exit_code == 0
+    for message, command in (
+        ("la was trained on other weights than those of runs/a", ["--base", "runs/a", "la", "-o", "into"]),
+        ("other was trained on other weights than those of runs/base", ["runs/base+la", "runs/base+other", "-o", "j"]),
+        ("la and other are adapters of different weights", ["la", "other", "-o", "both"]),
+        ("", ["la", "lb", "-o", "twice"]),
+    ):
+        done = synthe("merge", "linear", *command)
+        assert done.exit_code == 0 and message in done.stderr, done.stderr
+        assert "weights" in done.stderr or not message
+    recorded = [
+        TensorFile(Path(name) / "adapter_model.safetensors").metadata.get("base_sha256")
+        for name in ("la", "twice", "both")
+    ]
+    assert recorded == [Checkpoint.open("runs/base").digest] * 2 + [None]
 
 
 def test_diff_and_list(synthe: Run) -> None:

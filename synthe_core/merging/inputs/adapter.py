@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from synthe_core.adapters.peft import PREFIX, WEIGHTS
+from synthe_core.adapters.peft import BASE_DIGEST, PREFIX, WEIGHTS
 from synthe_core.adapters.peft_config import CONFIG, read_config
 from synthe_core.errors import InputError
 from synthe_core.merging.hashed_file import HashedFile
@@ -111,6 +111,11 @@ class Adapter:
         """The base that the adapter's config names, of a model of the hub with its revision."""
         base, revision = self.config.get("base_model_name_or_path"), self.config.get("revision")
         return f"{base}@{revision}" if base and revision and hub_id(base) else base or None
+
+    @property
+    def recorded_base(self) -> str | None:
+        """The digest of the weights that the adapter was trained on, if it records one."""
+        return self.file.metadata.get(BASE_DIGEST)
 
     @property
     def adapted(self) -> Collection[str]:

@@ -67,6 +67,9 @@ class App:
         self._app = RequestMiddleware(inner, settings, self.api.metrics, self._path)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """A slash at the end of a path means nothing."""
+        if scope["type"] == "http" and len(path := scope["path"]) > 1 and path.endswith("/"):
+            scope = {**scope, "path": path.rstrip("/") or "/"}
         await self._app(scope, receive, send)
 
     def _path(self, scope: Scope) -> str:

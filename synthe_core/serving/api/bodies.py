@@ -80,7 +80,7 @@ class GenerationBody(StructuredBody):
         None, ge=-(2**63), lt=2**63, description="the same seed gives the same text; random by default"
     )
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(
-        None, description="a text or up to 16 texts, none empty; the output stops before them"
+        None, description="a text or up to 16 texts, each of 1 to 1000 characters; the output stops before them"
     )
     stop_token_ids: Annotated[TokenList, Field(max_length=64)] | None = Field(
         None, description="the output stops before these tokens"

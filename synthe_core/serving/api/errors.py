@@ -15,6 +15,8 @@ from synthe_core.inference.request import Busy, NotFound, QuotaExceeded
 from synthe_core.serving.api.messages import PARTS_TAG, TEXT_TAG
 
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+NO_RETRY = {"X-Should-Retry": "false"}
+"""The clients of OpenAI repeat a request that ends in 5xx, unless they are told that it is in vain."""
 QUOTED = 200  # characters of the request that an error repeats
 
 
@@ -62,7 +64,7 @@ def http_error(error: SyntheError) -> HttpError:
     if isinstance(error, Busy):
         return busy(message, error.retry)
     if isinstance(error, QuotaExceeded):
-        return HttpError(507, message, code="quota_exceeded")
+        return HttpError(507, message, code="quota_exceeded", headers=NO_RETRY)
     if isinstance(error, NotFound):
         return HttpError(404, message, code="not_found", reason=error.message)
     status = 400 if isinstance(error, InputError) else 500

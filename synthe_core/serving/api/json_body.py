@@ -26,6 +26,8 @@ REST = re.compile(INSIDE, re.DOTALL)
 
 def parse_body(content: bytes, model: type[B], max_values: int = MAX_VALUES) -> B:
     """The validated body. Raises HttpError for one that is not JSON, exceeds a limit or is invalid."""
+    if not content.strip():
+        raise HttpError(400, "the body is empty: it should be a JSON object")
     _check_size(content, max_values)
     try:
         value = from_json(content, allow_inf_nan=False)  # which limits the depth and the digits of a number

@@ -84,14 +84,17 @@ class AccessMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        refused = self._host(headers.getlist("host")) or self._key(scope, headers.get("authorization", ""))
+        refused = self._host(scope, headers.getlist("host")) or self._key(scope, headers.get("authorization", ""))
         if refused:
             scope["synthe.note"] = refused.reason
         await (refused.response() if refused else self.app)(scope, receive, send)
 
-    def _host(self, names: list[str]) -> HttpError | None:
-        """Rejects names of other hosts: a page whose own name resolves to this machine sends that name."""
+    def _host(self, scope: Scope, names: list[str]) -> HttpError | None:
+        """Rejects names of other hosts: a page whose own name resolves to this machine sends that name. HTTP/1.0, which
+        no browser speaks, need not name one."""
         if self.settings.hosts is None or (len(names) == 1 and host_name(names[0]) in self.settings.hosts):
+            return None
+        if not names and scope.get("http_version") == "1.0":
             return None
         return HttpError(421, "unknown host name (allow it with --allow-host)")
 

@@ -60,6 +60,34 @@ def test_dns_rebinding_is_refused(ask: Any, host: str, allowed: bool) -> None:
     assert ask(engine=Scripted(answer)).get("/v1/models", headers={"Host": host}).status_code == 200
 
 
+def test_a_request_in_http_1_0_need_not_name_a_host() -> None:
+    with Server(Scripted(answer), Settings(hosts=LOOPBACK)) as server:  # type: ignore[arg-type]
+        for version, host, status in (
+            ("1.0", "", b"200"),
+            ("1.0", "Host: evil.example\r\n", b"421"),
+            ("1.0", "Host: localhost\r\n", b"200"),
+        ):
+            with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port), timeout=30) as sock:
+                sock.sendall(f"GET /v1/models HTTP/{version}\r\n{host}\r\n".encode())
+                assert sock.recv(64).split()[1] == status
+
+
+def test_a_slash_at_the_end_of_a_path_means_nothing(ask: Any) -> None:
+    client = ask(engine=Scripted(answer))
+    assert client.get("/v1/models/").json() == client.get("/v1/models").json()
+    assert client.post("/v1/completions/", json=BODY, follow_redirects=False).status_code == 200
+    assert client.get("/v1/nothing/").status_code == 404
+    assert client.get("//").status_code == 200
+
+
+def test_an_empty_body_is_called_empty(ask: Any) -> None:
+    headers = {"Content-Type": "application/json"}
+    for content in (b"", b" \n"):
+        got = ask(engine=Scripted(answer)).post("/v1/completions", content=content, headers=headers)
+        assert got.status_code == 400
+        assert got.json()["error"]["message"] == "the body is empty: it should be a JSON object"
+
+
 def test_names_of_hosts() -> None:
     assert host_name("[::1]:6900") == "::1"
     assert host_name("Example.ORG:80") == "example.org"

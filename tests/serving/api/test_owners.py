@@ -123,6 +123,7 @@ def test_an_adapter_is_of_the_key_that_loads_it(keyed: Callable[..., TestClient]
     assert client.post("/api/adapters", json=body, headers=MINE).status_code == 400  # there already
     full = client.post("/api/adapters", json=body | {"name": "more"}, headers=MINE)
     assert (full.status_code, full.json()["error"]["code"]) == (507, "quota_exceeded")
+    assert full.headers["x-should-retry"] == "false"
     json_of(client.post("/api/adapters", json=body, headers=YOURS))  # of the same name
     json_of(client.delete("/api/adapters/plain/new", headers=MINE))
     assert (names(MINE), names(YOURS)) == (["plain"], ["plain", "plain:new"])
