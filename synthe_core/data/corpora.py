@@ -40,6 +40,6 @@ def _missing(text: str) -> InputError:
     elif near is not None and path.parent.is_dir():
         hint = f"did you mean '{path.parent / near}'?"
     else:
-        hint = "a source is 'stdlib', a file, a folder, a glob, or hub:NAME[:config][:split]"
+        hint = "a source is 'stdlib', a file, a folder, a glob, or hub:NAME[@revision][:config][:split]"
     what = "no file matches" if any(c in text for c in "*?[") else "no such file or source"
     return InputError(f"{what}: '{text}'", hint)

@@ -12,13 +12,15 @@ from synthe_core.errors import InputError, SyntheError
 from synthe_core.storage.hub.access import TIMEOUT, explain, offline, unreachable
 
 SPLITS = {"train", "validation", "valid", "dev", "test"}
+FORM = "write hub:NAME[@revision][:config][:split]"
 
 
 class Hub(Source):
-    """`hub:NAME[:config][:split]`: the rows of a data set, streamed; a local folder NAME comes before the hub.
+    """`hub:NAME[@revision][:config][:split]`: the rows of a data set, streamed; a local folder comes first.
 
-    One part after the name is a split where it is one's usual name (train, validation, valid, dev, test), else a
-    configuration. The split is `train` unless named.
+    Without a revision (a branch, tag or commit) the newest is read, once: tokens are cached by this name. One part
+    after it is a split where it is one's usual name (train, validation, valid, dev, test), else a configuration.
+    The split is `train` unless named.
     """
 
     def __init__(self, name: str, field: str, label_field: str | None = None) -> None:
@@ -26,8 +28,12 @@ class Hub(Source):
         self.field = field
         self.label_field = label_field
         self.dataset, *rest = name.removeprefix("hub:").split(":", 2)
+        self.revision: str | None = None
+        if not Path(self.dataset).is_dir():
+            self.dataset, _, revision = self.dataset.partition("@")
+            self.revision = revision or None
         if not self.dataset:
-            raise InputError(f"'{name}' names no data set", "write hub:NAME[:config][:split]")
+            raise InputError(f"'{name}' names no data set", FORM)
         if len(rest) == 1 and rest[0] in SPLITS:
             rest = ["", rest[0]]
         self.config = rest[0] or None if rest else None
@@ -37,7 +43,8 @@ class Hub(Source):
         local = Path(self.dataset)
         files = sorted(p for p in local.rglob("*") if p.is_file()) if local.is_dir() else []
         listing = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-        return ["hub", self.dataset, self.config, self.split, self.field, listing]
+        revision = [self.revision] if self.revision is not None else []
+        return ["hub", self.dataset, self.config, self.split, self.field, listing, *revision]
 
     def pieces(self, skip: int = 0) -> Iterator[Piece]:
         rows = self._open()
@@ -71,18 +78,19 @@ class Hub(Source):
             if not local and not offline():
                 from huggingface_hub import HfApi
 
-                HfApi().dataset_info(self.dataset, timeout=TIMEOUT)  # answers at once where `datasets` would retry
+                # This answers at once where `datasets` would retry.
+                HfApi().dataset_info(self.dataset, revision=self.revision, timeout=TIMEOUT)
             streaming = local or not offline()  # offline, a data set that was downloaded before is still in its cache
             if not streaming and not datasets.config.HF_HUB_OFFLINE:
                 raise unreachable(self.name)  # the libraries read the variable when imported, and would try the network
-            return datasets.load_dataset(self.dataset, self.config, split=self.split, streaming=streaming)
+            return datasets.load_dataset(
+                self.dataset, self.config, split=self.split, streaming=streaming, revision=self.revision
+            )
         except SyntheError:
             raise
         except (ValueError, datasets.exceptions.DatasetNotFoundError) as error:
             if local or isinstance(error, ValueError):
-                raise InputError(
-                    f"{self.name}: {' '.join(str(error).split())[:300]}", "write hub:NAME[:config][:split]"
-                ) from error
+                raise InputError(f"{self.name}: {' '.join(str(error).split())[:300]}", FORM) from error
             raise explain(self.name, error) from error
         except Exception as error:  # the hub's libraries raise errors of many packages
             raise explain(self.name, error) from error

@@ -312,6 +312,8 @@ def _finish(out: Path, contents: dict[str, Content], manifest: PackManifest, cla
         yield Progress("check", done, total, "bytes")
     manifest = manifest.model_copy(update={"files": dict(sorted(digests.items()))})
     yield Progress("pack", 0, total, "bytes")
+    if out.exists():
+        yield Notice(f"{out} existed, and is replaced")
     write_archive(out, {MANIFEST: Bytes(manifest.to_bytes()), **contents}, sums, claimed=True)
     yield Progress("pack", total, total, "bytes")
     yield Result({"members": len(contents) + 1, "bytes": out.stat().st_size, "name": manifest.name}, out)

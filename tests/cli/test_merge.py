@@ -98,12 +98,9 @@ def test_adapters(synthe: Run) -> None:
 
 
 def test_other_weights_than_an_adapter_was_trained_on_are_reported(synthe: Run) -> None:
-    for name, base, tuned in (
-        ("la", "runs/base", "runs/a"),
-        ("lb", "runs/base", "runs/b"),
-        ("other", "runs/a", "runs/b"),
-    ):
-        assert synthe("merge", "extract-lora", base, tuned, "--rank", 4, "-o", name).exit_code == 0
+    for name, base, tuned in (("la", "base", "a"), ("lb", "base", "b"), ("other", "a", "b")):
+        done = synthe("merge", "extract-lora", f"runs/{base}", f"runs/{tuned}", "--rank", 4, "-o", name)
+        assert done.exit_code == 0, done.stderr
     for message, command in (
         ("la was trained on other weights than those of runs/a", ["--base", "runs/a", "la", "-o", "into"]),
         ("other was trained on other weights than those of runs/base", ["runs/base+la", "runs/base+other", "-o", "j"]),

@@ -180,6 +180,19 @@ def test_two_writers_of_one_place(name: str, rounds: int, inputs: Path, forked: 
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
+def test_two_prepare_the_same_text(rounds: int, inputs: Path, forked: Forks) -> None:
+    """Both succeed, and training reads what a single writer makes."""
+    for number in range(rounds):
+        text = f"text {rounds} {number} the quick brown fox jumps over the lazy dog\n" * 600
+        (inputs / "new.txt").write_text(text)
+        ended = forked.run(inputs, ["data", "prepare", "new.txt"], ["data", "prepare", "new.txt"])
+        assert [each.code for each in ended] == [0, 0], [each.stderr for each in ended]
+        (counted,) = forked.run(inputs, ["data", "prepare", "new.txt", "--json"])
+        assert json.loads(counted.stdout.splitlines()[-1])["values"]["bytes"] == len(text.encode()), counted.stdout
+        assert leftovers(inputs) == []
+
+
+@pytest.mark.parametrize("rounds", ROUNDS)
 @pytest.mark.parametrize("name", ["merge ties", "pack", "quantise", "unpack", "export", "import", "train"])
 def test_a_kill_leaves_no_half_result(name: str, rounds: int, inputs: Path, forked: Forks) -> None:
     verb = VERBS[name]

@@ -42,6 +42,17 @@ def test_names(name: str, expected: tuple[str, str | None, str]) -> None:
         Hub("hub:", "text")
 
 
+def test_a_revision_is_part_of_the_name_and_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest, tagged = Hub("hub:a/b:en", "text"), Hub("hub:a/b@v1.0:en:test", "text")
+    assert (tagged.dataset, tagged.revision, tagged.config, tagged.split) == ("a/b", "v1.0", "en", "test")
+    assert newest.revision is None
+    identities = [Hub(f"hub:a/b{revision}", "text").identity() for revision in ("", "@v1", "@v2")]
+    assert all(identities.count(each) == 1 for each in identities)
+    (tmp_path / "a@b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert (Hub("hub:a@b", "text").dataset, Hub("hub:a@b", "text").revision) == ("a@b", None)  # a local folder
+
+
 def test_rows_are_streamed_and_packed(local: list[str]) -> None:
     data = packed("hub:acme/words", sequence=16, validation=0.1)
     both = text_of(data.sources[0].train, data.tokenizer) + text_of(data.validation, data.tokenizer)
@@ -77,7 +88,7 @@ def test_offline_mode_is_reported_immediately(variable: str, monkeypatch: pytest
 
 
 def test_a_hub_without_response(monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent(self: object, name: str, timeout: float) -> None:
+    def silent(self: object, name: str, revision: str | None, timeout: float) -> None:
         raise TimeoutError(f"no answer in {timeout} s")
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
