@@ -16,7 +16,7 @@ from synthe_core.serving.api.messages import PARTS_TAG, TEXT_TAG
 
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 NO_RETRY = {"X-Should-Retry": "false"}
-"""The clients of OpenAI repeat a request that ends in 5xx, unless they are told that it is in vain."""
+"""The clients of OpenAI repeat a request that ends in 5xx unless a header says not to."""
 QUOTED = 200  # characters of the request that an error repeats
 
 
