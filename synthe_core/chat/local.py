@@ -30,9 +30,9 @@ class LocalConversation(Conversation):
         self, engine: AsyncEngine, model: str, *, system: str | None = None, session: str | None = None
     ) -> None:
         self.engine = engine
-        served = engine.find(model)[0]
-        self.tokenizer: Tokenizer = served.tokenizer
-        self.defaults = served.defaults
+        self.served = engine.find(model)[0]
+        self.tokenizer: Tokenizer = self.served.tokenizer
+        self.defaults = self.served.defaults
         super().__init__(model, self.tokenizer.chat_template is not None, system, session)
         self.tokens: list[int] | None = []
         self.turn_starts: list[int] = []
@@ -43,10 +43,11 @@ class LocalConversation(Conversation):
         new_tokens = self._encode(message)
         prompt = (*(self.tokens or ()), *new_tokens) if fresh else tuple(new_tokens)
         self.turn_starts.append(len(self.tokens or []))
+        past = self.engine.sessions.get(self.session).tokens if self.tokens is None else len(self.tokens)
         request = Request(
             self.model,
             prompt,
-            max_tokens=options.max_tokens,
+            max_tokens=self.served.fitting(options.max_tokens, past + len(new_tokens)),
             sampling=options.sampling,
             seed=options.next_seed,
             session_id=self.session,

@@ -9,6 +9,6 @@ from synthe_core.storage.checkpoint import Checkpoint
 
 def trained_length(checkpoint: Checkpoint) -> tuple[int, bool]:
     """The tokens of a training sequence, and whether the state grows with longer sequences."""
-    trained = int(checkpoint.published.get("context") or checkpoint.recipe.data.sequence)
+    trained = int(checkpoint.context or checkpoint.recipe.data.sequence)
     model: Any = checkpoint.recipe.meta_model(checkpoint.vocab)
     return trained, model.state_bytes(2 * trained) > model.state_bytes(trained)

@@ -64,7 +64,7 @@ def open_model(path: Path, device: str = "auto") -> OpenedModel:
         recipe.digest(),
         trained,
         grows,
-        checkpoint.published.get("context"),
+        checkpoint.context,
         recipe.data,
         checkpoint.manifest.step,
     )

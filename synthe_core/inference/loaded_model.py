@@ -90,7 +90,7 @@ class LoadedModel:
             checkpoint.path,
             checkpoint.digest,
             int(checkpoint.path.stat().st_mtime),
-            max_length=_shorter(checkpoint.published.get("context"), checkpoint.recipe.model.positions),
+            max_length=_shorter(checkpoint.context, checkpoint.recipe.model.positions),
             base_digests=checkpoint.base_digests,
             context=context,
         )
@@ -127,6 +127,12 @@ class LoadedModel:
         """Its parameters, with those of the adapter of that name, whichever adapters are attached."""
         factors = self.adapters[adapter].tensors.values() if adapter in self.adapters else ()
         return self._num_parameters + sum(factor.numel() for factor in factors)
+
+    def fitting(self, count: int, read: int) -> int:
+        """`count` tokens, or as many as it can generate after `read` ones; if there is no room for any, `count`, for
+        which a request is refused."""
+        room = count if self.max_length is None else self.max_length - read
+        return min(count, room) if room > 0 else count
 
     def state_bytes(self, length: int) -> int:
         """Bytes of one sequence's state after `length` tokens."""

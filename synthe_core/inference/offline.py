@@ -65,8 +65,9 @@ def generate(
 ) -> Generator[TextDelta, None, Session]:
     """Continues each prompt by up to `max_tokens` tokens; returns the session, from which a later call continues.
 
-    A text ends at the tokenizer's end of text or before the first stop string. An empty prompt starts a document. Row i
-    draws with `seed` + i. With a session of one row and several prompts, each prompt continues that row.
+    A text ends at the tokenizer's end of text, before the first stop string, or where the model can read no more. An
+    empty prompt starts a document. Row i draws with `seed` + i. With a session of one row and several prompts, each
+    prompt continues that row.
     """
     engine = offline_engine(model, max(1, len(prompts)))
     pasts: Sequence[Session | None] = [None] * len(prompts)
@@ -77,10 +78,11 @@ def generate(
     for row, (prompt, past) in enumerate(zip(prompts, pasts, strict=True)):
         encoded = encode_prompt(model, prompt, begins=past is None)
         detokenizer = Detokenizer(model.tokenizer.decoder(), stop, encoded.repeated)
+        read = len(encoded.token_ids) + (0 if past is None else int(past.state.position[0]) + 1)
         request = Request(
             model.name,
             tuple(encoded.token_ids),
-            max_tokens,
+            model.fitting(max_tokens, read),
             sampling or SamplingParams(),
             seed=seed + row,
             return_logprob=False,

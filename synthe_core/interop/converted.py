@@ -16,10 +16,12 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Notice
 from synthe_core.hardware.probe import probe
+from synthe_core.interop.huggingface.context_limit import context_limit
 from synthe_core.interop.huggingface.families import plan
 from synthe_core.interop.huggingface.families.plan import Origin, Plan
 from synthe_core.interop.huggingface.published import Config, check_depth, check_widths
 from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint.read import WEIGHTS, digest_of
 from synthe_core.storage.checkpoint.weights import weights
 from synthe_core.storage.finite import check_finite
 from synthe_core.storage.hub.snapshot import model_name, source_name
@@ -78,6 +80,11 @@ class ConvertedModel:
     def tokenizer(self) -> Tokenizer | None:
         return self.published.tokenizer(self.vocab, self.notices)
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that its numbers depend on."""
+        return self.published.digest()
+
     def recipe(self, tokenizer: Path | None) -> Recipe:
         """The recipe of the model, whose text is read by the tokenizer at a path."""
         values = {
@@ -91,8 +98,9 @@ class ConvertedModel:
 
     def _data(self, tokenizer: Path | None) -> dict[str, Any]:
         """The `data` of its recipe: sequences as long as usual, or as the model's positions reach."""
-        positions = self.layout.options.get("positions", DataSpec().sequence)
-        data: dict[str, Any] = {"sequence": min(positions, DataSpec().sequence)}
+        usual = DataSpec().sequence
+        limits = (self.layout.options.get("positions"), context_limit(self.published.config))
+        data: dict[str, Any] = {"sequence": min(usual, *(limit or usual for limit in limits))}
         return data if tokenizer is None else data | {"tokenizer": str(tokenizer)}
 
     @cached_property
@@ -112,8 +120,9 @@ class ConvertedModel:
         origin: dict[str, Any] = {
             "format": self.published.format, "architecture": self.architecture, "stored": self.tensors.dtypes
         }  # fmt: skip
-        if isinstance(context := self.published.config.get("max_position_embeddings"), int):
-            origin["context"] = context  # the longest text that it was trained for
+        origin["digest"] = digest_of({WEIGHTS: self.digest})  # sessions and adapters know the model by it
+        if (context := context_limit(self.published.config)) is not None:
+            origin["context"] = context
         return Manifest.model_validate(
             {
                 "parameters": self.tensors.count,

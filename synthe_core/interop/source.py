@@ -50,7 +50,7 @@ class ConvertedSource(CheckpointSource):
     def manifest(self) -> Manifest:  # type: ignore[override]
         """Its weights have the digest of what they are made from."""
         files = {name: FileDigest(bytes=len(data), sha256=_sha256(data)) for name, data in self._small.items()}
-        files[WEIGHTS] = FileDigest(bytes=self.model.tensors.nbytes, sha256=self.model.published.digest())
+        files[WEIGHTS] = FileDigest(bytes=self.model.tensors.nbytes, sha256=self.model.digest)
         return self.model.manifest().model_copy(update={"files": files})
 
     def locate(self, name: str) -> tuple[Path, int, int]:

@@ -46,6 +46,7 @@ class Manifest(BaseModel):
     """What a checkpoint is. It is written last, after the files that it lists.
 
     kind: "model" or "adapter"; an adapter has a `base`.
+    context: the longest text that it is made for, if it was trained or merged from a published model.
     step, tokens, seconds: how far training was. parents: the checkpoints that it was made from.
     metrics: validation metrics of exactly these weights, if they were measured.
     without: parts of the model that training has not used yet; inference does not use them either.
@@ -64,6 +65,7 @@ class Manifest(BaseModel):
     metrics: dict[str, float] = {}
     parents: list[str] = []
     base: Base | None = None
+    context: int | None = None
     without: list[str] = []
     kernels: dict[str, list[str]] = {}
     versions: dict[str, str] = {}

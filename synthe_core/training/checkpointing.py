@@ -61,6 +61,7 @@ def _manifest(state: TrainState, hardware: Hardware) -> Manifest:
         parameters=sum(p.numel() for p in state.optimizer.parameters),
         metrics={name: value for name, value in state.metrics.items() if math.isfinite(value)},
         parents=state.parents,
+        context=state.context,
         without=sorted(state.model.without),
         kernels=kernels_used(),
         versions=package_versions(),
@@ -112,7 +113,7 @@ def restore(state: TrainState, checkpoint: Checkpoint, data: TrainingData) -> No
     state.stage = facts["stage"]
     state.model.leave_out(checkpoint.manifest.without)
     state.metrics = checkpoint.manifest.metrics
-    state.parents = checkpoint.manifest.parents
+    state.parents, state.context = checkpoint.manifest.parents, checkpoint.manifest.context
     _set_random_state(checkpoint.training_tensors("random"), state.settings.device)
 
 

@@ -197,6 +197,7 @@ def _initial_state(
         average=WeightAverage(model, spec.ema) if spec.ema is not None else None,
         cursor=data.stream.cursor(),
         parents=[source_name(source.path)] if begins and source is not None else [],
+        context=_context(source, recipe) if begins else None,
         base=base,
     )
     if base is not None and data.classes and list(data.classes) != base.classes:
@@ -205,6 +206,13 @@ def _initial_state(
             "an adapter keeps the head: use text with the same labels, or leave out train.lora",
         )
     return state
+
+
+def _context(source: Checkpoint | None, recipe: Recipe) -> int | None:
+    """The longest text of the model that a run begins with: what that was made for, or longer ones that it reads."""
+    if source is None or source.context is None:
+        return None
+    return max(source.context, recipe.data.sequence)
 
 
 def _initial_model(

@@ -72,6 +72,7 @@ class TrainState:
     metrics:            the validation figures of the weights as they are; empty after another step.
     cursor:             the position of the training data after the last batch that was used.
     parents:            the checkpoints that the first weights come from.
+    context:            the longest text of the published model that they come from; None for none.
     base:               the checkpoint under the adapter that is trained, whose weights are frozen; None without one.
 
     Random numbers come from torch's global generators, which a checkpoint saves too.
@@ -96,6 +97,7 @@ class TrainState:
     metrics: dict[str, float] = field(default_factory=dict)
     cursor: dict[str, Any] = field(default_factory=dict)
     parents: list[str] = field(default_factory=list)
+    context: int | None = None
     base: Checkpoint | None = None
 
     @property

@@ -82,7 +82,7 @@ def exportable(checkpoint: Checkpoint) -> tuple[LanguageModel, dict[str, Any]]:
     model: Any = recipe.meta_model(checkpoint.vocab)
     if not isinstance(model, LanguageModel):
         raise InputError(f"{path} is an encoder, which is not a language model", "give a language model's checkpoint")
-    return model, config_of(model, int(checkpoint.published.get("context") or recipe.data.sequence))
+    return model, config_of(model, int(checkpoint.context or recipe.data.sequence))
 
 
 class PublishedTensors(Mapping[str, Tensor]):

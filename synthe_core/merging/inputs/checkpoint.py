@@ -97,6 +97,7 @@ class CheckpointModel(Model):
             {
                 "parameters": outcome.parameters,
                 "parents": [parent["path"] for parent in outcome.parents],
+                "context": self.checkpoint.context,
                 "without": self.checkpoint.manifest.without,
                 "versions": package_versions(),
                 "hardware": describe_hardware(probe()),

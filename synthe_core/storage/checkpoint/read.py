@@ -120,21 +120,24 @@ class Checkpoint:
             for name, digest in self.manifest.files.items()
             if "/" not in name and name.endswith(".safetensors")
         }
-        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        return digest_of(files)
 
     @property
     def base_digests(self) -> tuple[str, ...]:
-        """The digests that an adapter of this model may record: of its weights, or of what they were quantised from."""
-        original = getattr(self.manifest, ORIGINAL, None)
-        return (self.digest, original) if isinstance(original, str) else (self.digest,)
+        """The digests that an adapter of this model may record: of its weights, of what they were quantised from, or of
+        the published model that they were converted from."""
+        others = (getattr(self.manifest, ORIGINAL, None), self.published.get("digest"))
+        return (self.digest, *(each for each in others if isinstance(each, str)))
 
     @property
     def weights_digest(self) -> str:
-        """Identifies the weights of the model: the digest, of an adapter with that of its base."""
+        """Identifies the weights of the model: the digest, of an adapter with that of its base. A published model and
+        what `import` made of it have one."""
         if self.base is None:
-            return self.digest
+            origin = self.published.get("digest")
+            return origin if isinstance(origin, str) and not hasattr(self.manifest, ORIGINAL) else self.digest
         config = self.manifest.files[peft.CONFIG].sha256
-        return hashlib.sha256(f"{self.base.digest} {self.digest} {config}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.base.weights_digest} {self.digest} {config}".encode()).hexdigest()
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -161,10 +164,17 @@ class Checkpoint:
 
     @property
     def published(self) -> dict[str, Any]:
-        """Where an imported model came from: its format, architecture, and the `context` it was trained for, if known;
-        empty for a model that was trained here."""
+        """Where an imported model came from: its format, architecture and `digest`, and the `context` it was trained
+        for, if known; empty for a model that was trained here."""
         source = getattr((self.base or self).manifest, "source", None)
         return source if isinstance(source, dict) else {}
+
+    @property
+    def context(self) -> int | None:
+        """The longest text that a published model, or the one that this was made from, is made for; None for a model
+        of ours."""
+        stated = (self.base or self).manifest.context or self.published.get("context")
+        return stated if type(stated) is int and stated > 0 else None
 
     @property
     def vocab(self) -> int:
@@ -291,3 +301,8 @@ class Checkpoint:
             return self.source.read(name).decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.source.damaged(name, f"it is not UTF-8 text (byte {error.start})") from None
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """The digest of weights, of the SHA-256 of each file with them."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -47,8 +47,8 @@ def save(
     with new_folder(path, claimed=claimed) as folder:
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         if base is not None and recipe.train.lora is not None:
-            base_path = adapter_files.write(folder, tensors, recipe.train.lora, path, base.path, base.digest)
-            reference = Base(path=base_path, sha256=base.digest)
+            base_path = adapter_files.write(folder, tensors, recipe.train.lora, path, base.path, base.weights_digest)
+            reference = Base(path=base_path, sha256=base.weights_digest)
             manifest = manifest.model_copy(update={"kind": "adapter", "base": reference})
         else:
             write_tensors(folder, tensors, shard_bytes)
