@@ -35,7 +35,7 @@ def test_generate_and_chat_stop_there(synthe: Run, folder: Path, name: str) -> N
     assert done.exit_code == 0, done.stderr
     tokenizer = Checkpoint.open(folder / "copy").tokenizer()
     assert 20 < len(tokenizer.encode(json.loads(done.stdout)["text"])) <= 4 * LIMIT
-    done = synthe("chat", folder / name, "--json", stdin="hi\nhello\n")
+    done = synthe("chat", folder / name, "--json", "-t", 0, stdin="hi\nhello\n")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert answers[0]["finish_reason"] == "length"
     assert answers[0]["tokens"] + answers[0]["prompt_tokens"] == LIMIT

@@ -18,16 +18,16 @@ def context_limit(config: Config) -> int | None:
     Linear and dynamic scaling multiply the config's number; YaRN multiplies the original one that its own parameters
     name, or else the config's.
     """
-    stated = next((value for key in KEYS if _is_count(value := config.get(key))), None)
+    stated: int | None = next((value for key in KEYS if _is_count(value := config.get(key))), None)
     if stated is None:
         return None
     given = _scaling(config)
     kind, factor = given.get("rope_type", given.get("type", "default")), given.get("factor")
     if kind in BUILT_IN or isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < 2**31:
-        return int(stated)
+        return stated
     original = given.get("original_max_position_embeddings")
-    if kind == "yarn" and _is_count(original):
-        return max(int(stated), int(original * factor))
+    if kind == "yarn" and isinstance(original, int) and _is_count(original):
+        return max(stated, int(original * factor))
     return int(stated * factor)
 
 
