@@ -69,12 +69,12 @@ class ConvertedModel:
         self.published = published
         check_depth(published.config, sum(1 for _ in published))
         check_widths(published.config, max((side for name in published for side in published.shape(name)), default=0))
-        self.layout: Plan = plan(published.config)
+        self.layout: Plan = plan(published.config).spelled_as(published)
         self.vocab = self.layout.vocab
         self.tie = _is_tied(published, self.layout)
         self.architecture = str(published.config.values["architectures"][0])
         self.name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(published.path)).lstrip("._-") or "imported"
-        self.notices: list[Notice] = []
+        self.notices: list[Notice] = [Notice(text) for text in self.layout.notices]
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -84,6 +84,12 @@ class ConvertedModel:
     def digest(self) -> str:
         """SHA-256 of everything that its numbers depend on."""
         return self.published.digest()
+
+    @property
+    def context(self) -> int | None:
+        """The longest text that it is made for, None where there is no limit."""
+        limits = (self.layout.context, context_limit(self.published.config))
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def recipe(self, tokenizer: Path | None) -> Recipe:
         """The recipe of the model, whose text is read by the tokenizer at a path."""
@@ -99,7 +105,7 @@ class ConvertedModel:
     def _data(self, tokenizer: Path | None) -> dict[str, Any]:
         """The `data` of its recipe: sequences as long as usual, or as the model's positions reach."""
         usual = DataSpec().sequence
-        limits = (self.layout.options.get("positions"), context_limit(self.published.config))
+        limits = (self.layout.options.get("positions"), self.context)
         data: dict[str, Any] = {"sequence": min(usual, *(limit or usual for limit in limits))}
         return data if tokenizer is None else data | {"tokenizer": str(tokenizer)}
 
@@ -121,7 +127,7 @@ class ConvertedModel:
             "format": self.published.format, "architecture": self.architecture, "stored": self.tensors.dtypes
         }  # fmt: skip
         origin["digest"] = digest_of({WEIGHTS: self.digest})  # sessions and adapters know the model by it
-        if (context := context_limit(self.published.config)) is not None:
+        if (context := self.context) is not None:
             origin["context"] = context
         return Manifest.model_validate(
             {

@@ -13,7 +13,7 @@ from synthe_core.layers.adapter_batch import select_rows
 from synthe_core.layers.conditional_gate import Condition, ConditionalGate, SelectedTokens
 from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.layers.rope import Scaling, rotary_angles
+from synthe_core.layers.rope import Scaling, check_pairs, rotary_angles
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.attention import probed_attention, window_attention
@@ -37,6 +37,8 @@ class AttentionState(NamedTuple):
 class Attention(Learner[AttentionState]):
     """o_t = sum_s softmax_s(q_t . k_s / sqrt(K)) v_s over the last `window` tokens, rotary positions, grouped heads.
 
+    `scale` replaces 1 / sqrt(K). With `logit_cap` c, scores a become c tanh(a / c) before the softmax.
+
     x [B, T, D]; H query heads of size K (D / H by default) read G = `kv_heads` key heads. The state grows with the
     sequence up to `window` tokens (`full` = 131,072), 2 n G K values a row.
 
@@ -47,7 +49,7 @@ class Attention(Learner[AttentionState]):
     them.
 
     Sources: Vaswani et al. 2017; RoPE: Su et al. 2021; GQA: Ainslie et al. 2023; query-key norm: Henry et al. 2020;
-    gate: Qiu et al. 2025.
+    gate: Qiu et al. 2025; cap: Gemma Team 2024, "Gemma 2"; clip: MosaicML 2023, "MPT"; joint norm: Team OLMo 2024.
     """
 
     class Config(LearnerConfig):
@@ -61,14 +63,19 @@ class Attention(Learner[AttentionState]):
             None, ge=2, description="channels of a head that rotary positions turn, the first; default all"
         )
         rope_scaling: Scaling | None = Field(None, description="how rotary positions are stretched for longer texts")
-        qk_norm: bool | Literal["weighted"] = Field(
+        scale: float | None = Field(None, gt=0, description="what scores are multiplied by; default head_size^-1/2")
+        logit_cap: float | None = Field(None, gt=0, description="c of c tanh(score / c), which bounds scores; null: none")
+        qk_norm: bool | Literal["weighted", "joint"] = Field(
             True,
             description="normalise queries and keys, which keeps large learning rates stable; weighted: with a learned "
-            "scale for each channel of a head",
+            "scale for each channel of a head; joint: all heads together, with a learned scale for each channel of each",
         )
         norm_eps: float = Field(1e-6, gt=0, description="what that norm adds to a mean square")
         bias: Literal["none", "qkv", "out", "all"] = Field(
             "none", description="learned biases: of queries, keys and values, of the output, or of all"
+        )
+        clip: float | None = Field(
+            None, gt=0, description="the largest absolute value of a channel of projected queries, keys and values"
         )
         gate: bool = Field(False, description="a sigmoid gate on every channel of the heads' outputs")
         when: Condition | None = Field(
@@ -98,8 +105,9 @@ class Attention(Learner[AttentionState]):
         self.features = [n * self.size for n in (self.heads, self.groups, self.groups, self.heads * config.gate)]
         self.qkv = project_in(width, sum(self.features), config.bias in ("qkv", "all"))  # and the gate
         self.out = project_out(self.heads * self.size, width, config.bias in ("out", "all"))
-        if config.qk_norm == "weighted":
-            self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.size)) for _ in range(2))
+        if config.qk_norm in ("weighted", "joint"):
+            counts = (1, 1) if config.qk_norm == "weighted" else (self.heads, self.groups)
+            self.q_norm, self.k_norm = (nn.Parameter(torch.ones(n * self.size)) for n in counts)
         self.conditional_gate = None if config.when is None else ConditionalGate(config.when)
 
     def _turned(self, config: Config) -> int:
@@ -117,6 +125,7 @@ class Attention(Learner[AttentionState]):
                 ("an even rope_size", "change it") if config.rope_size else ("an even head size", "change heads")
             )
             raise InputError(f"attention: rotary positions need {what}, not {turned}", hint)
+        check_pairs(config.rope_scaling, turned // 2, "attention")
         return turned
 
     @classmethod
@@ -134,7 +143,7 @@ class Attention(Learner[AttentionState]):
         selected = None if self.conditional_gate is None else self.conditional_gate(ctx, self.state_dtype)
         if selected is None:
             qk, v, gate = self.qkv(x).split((sum(self.features[:2]), *self.features[2:]), dim=-1)
-            heads, v = (part.unflatten(-1, (-1, self.size)) for part in (qk, v))
+            heads, v = (self._clipped(part).unflatten(-1, (-1, self.size)) for part in (qk, v))
             q, k = self._normalise_and_rotate(heads, (self.heads, self.groups), ctx.positions)
         else:
             q, gate = self._queries(x, selected, ctx.positions)
@@ -145,9 +154,10 @@ class Attention(Learner[AttentionState]):
             v = torch.cat([state.values.to(v.dtype), v], dim=1)
         valid = self._valid(state, ctx)
         if selected is None:
-            y = self.out(self._gated(window_attention(q, k, v, self.window, valid).flatten(2), gate))
+            o = window_attention(q, k, v, self.window, valid, self.config.logit_cap).flatten(2)
+            y = self.out(self._gated(o, gate))
         else:
-            o = probed_attention(q, k, v, selected.mask, self.window, valid).flatten(1)
+            o = probed_attention(q, k, v, selected.mask, self.window, valid, self.config.logit_cap).flatten(1)
             y = self._scatter_outputs(self._gated(o, gate), selected, ctx)
         length = min(self.window, k.shape[1])
         keys, values = (ctx.last(t, length).to(state.keys.dtype) for t in (k, v))
@@ -156,7 +166,10 @@ class Attention(Learner[AttentionState]):
 
     def _project(self, x: Tensor, rows: slice) -> Tensor:
         """Some rows of the projection, as heads: [..., h, K]."""
-        return self.qkv.project(x, rows).unflatten(-1, (-1, self.size))
+        return self._clipped(self.qkv.project(x, rows)).unflatten(-1, (-1, self.size))
+
+    def _clipped(self, features: Tensor) -> Tensor:
+        return features if self.config.clip is None else features.clamp(-self.config.clip, self.config.clip)
 
     def _queries(self, x: Tensor, selected: SelectedTokens, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The queries [N, H, K] and the gate's logits [N, HK] of the selected tokens."""
@@ -182,7 +195,7 @@ class Attention(Learner[AttentionState]):
 
     def _normalise_and_rotate(self, heads: Tensor, counts: tuple[int, int], positions: Tensor) -> tuple[Tensor, ...]:
         """Query and key heads [B, T, h, K], `counts` of each, normalised and rotated by their positions."""
-        if self.config.qk_norm == "weighted":
+        if self.config.qk_norm in ("weighted", "joint"):
             parts = zip(heads.split(counts, dim=2), (self.q_norm, self.k_norm), counts, strict=True)
             heads = torch.cat([self._normed(part, weight) for part, weight, count in parts if count], dim=2)
         if self.rotates:
@@ -190,12 +203,16 @@ class Attention(Learner[AttentionState]):
                 positions, self.turned, self.config.rope, self.config.rope_scaling, self.state_dtype
             )
             heads = rotary(heads, cos, sin, self.config.norm_eps if self.config.qk_norm is True else None)
-        return heads.split(counts, dim=2)
+        q, k = heads.split(counts, dim=2)
+        return q if self.config.scale is None else q * (self.config.scale * self.size**0.5), k
 
     def _normed(self, heads: Tensor, weight: Tensor) -> Tensor:
-        """Each head of [B, T, H, K] at unit scale, times `weight` [K]."""
+        """Each head of [B, T, H, K], or all together where `weight` is so long, at unit scale, times `weight`."""
         wide = self.state_dtype
-        return rms_norm(heads.to(wide), weight.to(wide), self.config.norm_eps, heads.dtype)
+        normed = rms_norm(
+            heads.flatten(2).unflatten(-1, (-1, len(weight))).to(wide), weight.to(wide), self.config.norm_eps, heads.dtype
+        )
+        return normed.view(heads.shape)
 
     def _valid(self, state: AttentionState, ctx: Pass) -> Tensor | None:
         """Which keys are real: neither padding nor entries of the window that a shorter row has not filled."""

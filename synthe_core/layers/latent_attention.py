@@ -14,7 +14,7 @@ from synthe_core.layers.adapter_batch import per_adapter
 from synthe_core.layers.attention import FULL_WINDOW
 from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.layers.rope import Scaling, rotary_angles
+from synthe_core.layers.rope import Scaling, check_pairs, rotary_angles
 from synthe_core.ops.attention import window_attention
 from synthe_core.ops.linear import block_linear
 from synthe_core.ops.rms_norm import rms_norm
@@ -85,6 +85,7 @@ class LatentAttention(Learner[LatentAttentionState]):
             raise InputError(
                 "latent_attention: rope_scaling stretches rotary positions, and rope is null", "leave one out"
             )
+        check_pairs(config.rope_scaling, self.shared // 2, "latent_attention")
         if isinstance(config.window, int) and config.window < 1:
             raise InputError(f"latent_attention: window must be at least 1, not {config.window}", "or `full`")
         self.window = FULL_WINDOW if config.window == "full" else config.window

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from synthe_core.errors import InputError
 from synthe_core.layers.learner import Spec
 
 
@@ -84,8 +85,38 @@ class YarnScaling(Spec):
         return (1 - share) * frequencies + share * frequencies / self.factor
 
 
-AnyScaling = LinearScaling | Llama3Scaling | YarnScaling
+class LongRopeScaling(Spec):
+    """f'_i = f_i / factor_i, a factor for every pair; cos and sin are multiplied by `attention_factor`.
+
+    Source: Ding et al. 2024, "LongRoPE". A published model has factors for short texts and others for long ones; these
+    are the factors of one of them.
+    """
+
+    type: Literal["longrope"] = "longrope"
+    factors: list[Annotated[float, Field(gt=0)]] = Field(
+        ..., min_length=1, description="what the frequency of each pair is divided by"
+    )
+    attention_factor: float = Field(1.0, gt=0, description="what rotated queries and keys are multiplied by")
+
+    @property
+    def amplitude(self) -> float:
+        return self.attention_factor
+
+    def apply(self, frequencies: Tensor) -> Tensor:
+        return frequencies / torch.tensor(self.factors, dtype=frequencies.dtype, device=frequencies.device)
+
+
+AnyScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
 Scaling = Annotated[AnyScaling, Field(discriminator="type")]
+
+
+def check_pairs(scaling: AnyScaling | None, pairs: int, learner: str) -> None:
+    """InputError for a scaling that has factors for another number of pairs."""
+    if isinstance(scaling, LongRopeScaling) and len(scaling.factors) != pairs:
+        raise InputError(
+            f"{learner}: rope_scaling has {len(scaling.factors)} factors, and {pairs} pairs of channels are rotated",
+            "give a factor for each pair",
+        )
 
 
 def rotary_angles(
@@ -103,6 +134,6 @@ def rotary_angles(
         frequencies = scaling.apply(frequencies)
     angles = positions[..., None] * frequencies
     cos, sin = angles.cos(), angles.sin()
-    if isinstance(scaling, YarnScaling):
+    if isinstance(scaling, YarnScaling | LongRopeScaling):
         cos, sin = cos * scaling.amplitude, sin * scaling.amplitude
     return cos.to(dtype), sin.to(dtype)

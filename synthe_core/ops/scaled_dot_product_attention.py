@@ -54,7 +54,7 @@ def batch_invariant_attention(
     single = attn_mask is not None and attn_mask.dtype == torch.bool and attn_mask.shape[1:3] == (1, 1)
     if attn_mask is None or not single or q.shape[2] > 1:
         return F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal, enable_gqa=enable_gqa)
-    return _one_query(q, k, v, attn_mask)
+    return _by_blocks(q, k, v, attn_mask)
 
 
 def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float) -> Tensor:
@@ -63,8 +63,8 @@ def capped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float) 
     q [B, H, T, K]; k, v [B, G, S, K], H / G query heads in a row read one key head; o [B, H, T, K], zeros for a query
     without a key. Torch's fused attention bounds no scores. Source: Gemma Team 2024, "Gemma 2".
     """
-    if q.shape[2] == 1 and active_context().batch_invariant:
-        return _one_query(q, k, v, mask, cap)
+    if active_context().batch_invariant:
+        return _by_blocks(q, k, v, mask, cap)
     queries = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3) * q.shape[-1] ** -0.5  # [B, G, H / G T, K]
     scores = _capped(queries @ k.transpose(-1, -2), cap).unflatten(2, (-1, q.shape[2]))
     weights = scores.masked_fill(~mask[:, None], -torch.inf).softmax(-1)
@@ -78,15 +78,18 @@ def _capped(scores: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(scores.to(wide) / cap)
 
 
-def _one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float | None = None) -> Tensor:
-    """The batch-invariant attention of a single query; `cap` bounds its scores."""
-    queries = q[:, :, 0].unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # [B, G, H / G, K]
-    heads = queries.shape[2]
-    queries = F.pad(queries, (0, 0, 0, -heads % FOUR))  # products of other sizes depend on how many keys there are
+def _by_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float | None = None) -> Tensor:
+    """Attention whose sums go over blocks of keys, counted from the last; `cap` bounds scores."""
+    time = q.shape[2]
+    queries = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3) * q.shape[-1] ** -0.5  # [B, G, H / G T, K]
+    count = queries.shape[2]
+    mask = mask.expand(-1, -1, count // time, -1) if time == 1 else mask.repeat(1, 1, count // time, 1)
+    rows = -count % FOUR  # products of other sizes depend on how many keys there are
+    queries, mask = F.pad(queries, (0, 0, 0, rows)), F.pad(mask, (0, 0, 0, rows))
     if front := -k.shape[2] % BLOCK:
         k, v = (F.pad(x, (0, 0, front, 0)) for x in (k, v))
         mask = F.pad(mask, (front, 0))
-    scores = queries @ k.transpose(-1, -2)  # [B, G, H / G, S]
+    scores = queries @ k.transpose(-1, -2)  # [B, G, H / G T, S]
     if cap is not None:
         scores = _capped(scores, cap).to(q.dtype)
     scores = scores.masked_fill(~mask, -torch.inf)
@@ -98,4 +101,4 @@ def _one_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float | None 
         weighted = weighted + part @ v[:, :, first : first + BLOCK]
         total = total + part @ ones
     out = weighted / total.clamp_min(torch.finfo(scores.dtype).tiny)
-    return out[:, :, :heads].flatten(1, 2)[:, :, None]
+    return out[:, :, :count].unflatten(2, (-1, time)).flatten(1, 2)

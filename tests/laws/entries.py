@@ -17,6 +17,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 4, "kv_heads": 2, "window": 5},
         {"heads": 2, "window": 1, "rope": None, "qk_norm": False},
         {"heads": 2, "head_size": 6, "qk_norm": "weighted", "bias": "all", "rope_scaling": {"type": "llama3"}},
+        {"heads": 4, "kv_heads": 2, "window": 7, "logit_cap": 0.7, "scale": 0.3, "clip": 1.1, "qk_norm": "joint"},
+        {"heads": 2, "logit_cap": 2.0, "clip": 1.5, "qk_norm": "joint", "when": {"signal": "random", "below": 0.4}},
         {"heads": 4, "kv_heads": 2, "window": 5, "when": {"signal": "confidence", "below": 0.86}},
         {
             "heads": 2,

@@ -12,7 +12,7 @@ from synthe_core.errors import InputError
 from synthe_core.layers import build, parse
 from synthe_core.layers.attention import Attention
 from synthe_core.layers.learner import Pass
-from synthe_core.layers.rope import LinearScaling, Llama3Scaling, YarnScaling, rotary_angles
+from synthe_core.layers.rope import LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling, rotary_angles
 
 
 def make(width: int = 24, **keys: Any) -> Attention:
@@ -31,13 +31,21 @@ def by_hand(learner: Attention, x: torch.Tensor) -> torch.Tensor:
     heads = heads.view(len(x), -1, size)
     gates = learner.heads if config.gate else 0
     q, k, v, gate = heads.split([learner.heads, learner.groups, learner.groups, gates], dim=1)
-    if config.qk_norm:
+    if config.clip is not None:
+        q, k, v = (u.sign() * torch.where(u.abs() > config.clip, config.clip, u.abs()) for u in (q, k, v))
+    if config.qk_norm == "joint":
+        means = (u.square().mean((1, 2), keepdim=True) for u in (q, k))
+        q, k = (u / (mean + config.norm_eps).sqrt() for u, mean in zip((q, k), means, strict=True))
+        q, k = q * learner.q_norm.view(-1, size), k * learner.k_norm.view(-1, size)
+    elif config.qk_norm:
         q, k = (u / (u.square().mean(-1, keepdim=True) + config.norm_eps).sqrt() for u in (q, k))
     if config.qk_norm == "weighted":
         q, k = q * learner.q_norm, k * learner.k_norm
     if config.rope is not None:
         turned = config.rope_size or size
         frequencies = torch.tensor([config.rope ** (-2 * i / turned) for i in range(turned // 2)], dtype=torch.float64)
+        if config.rope_scaling is not None:
+            frequencies = frequencies / torch.tensor(config.rope_scaling.factors)
         angles = torch.arange(len(x))[:, None] * frequencies
         phase = torch.polar(torch.ones_like(angles), angles)[:, None]
 
@@ -52,7 +60,10 @@ def by_hand(learner: Attention, x: torch.Tensor) -> torch.Tensor:
     out = []
     for head in range(learner.heads):
         group = head // (learner.heads // learner.groups)
-        scores = (q[:, head] @ k[:, group].T / math.sqrt(size)).masked_fill(~seen, -math.inf)
+        scores = q[:, head] @ k[:, group].T * (config.scale or size**-0.5)
+        if config.logit_cap is not None:
+            scores = config.logit_cap * torch.tanh(scores / config.logit_cap)
+        scores = scores.masked_fill(~seen, -math.inf)
         out.append(scores.softmax(-1) @ v[:, group])
         if config.gate:
             out[-1] = out[-1] / (1 + (-gate[:, head]).exp())
@@ -71,6 +82,10 @@ def by_hand(learner: Attention, x: torch.Tensor) -> torch.Tensor:
         {"heads": 2, "head_size": 7, "rope_size": 4, "qk_norm": "weighted", "gate": True},
         {"heads": 2, "head_size": 9, "rope_size": 2},
         {"heads": 2, "head_size": 5, "rope": None},
+        {"heads": 4, "kv_heads": 2, "window": 3, "logit_cap": 0.4, "scale": 0.7, "clip": 0.8},
+        {"heads": 4, "kv_heads": 2, "qk_norm": "joint", "norm_eps": 0.1, "scale": 1.3},
+        {"heads": 2, "clip": 0.5, "gate": True, "qk_norm": False, "logit_cap": 5.0},
+        {"heads": 2, "rope_size": 4, "rope_scaling": {"type": "longrope", "factors": [2.0, 3.0]}},
     ],
     ids=str,
 )
@@ -142,6 +157,25 @@ def test_yarn_equals_transformers(keys: dict[str, Any]) -> None:
     assert ours.apply(base[:1]) == 1
 
 
+@pytest.mark.parametrize("keys", [{}, {"factor": 6.0}, {"attention_factor": 1.3}], ids=str)
+def test_longrope_equals_transformers(keys: dict[str, Any]) -> None:
+    rope = pytest.importorskip("transformers.modeling_rope_utils")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    short, long = (torch.rand(32) + 1).tolist(), (torch.rand(32) + 4).tolist()
+    given = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": short, "long_factor": long}
+    given |= {"original_max_position_embeddings": 128} | keys
+    sizes = {"hidden_size": 256, "num_attention_heads": 4, "head_dim": 64, "max_position_embeddings": 512}
+    config = transformers.LlamaConfig(rope_parameters=given, **sizes)
+    base = 1e4 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)
+    for length, factors in ((128, short), (129, long)):
+        expected, amplitude = rope.ROPE_INIT_FUNCTIONS["longrope"](config, "cpu", seq_len=length)
+        ours = LongRopeScaling(factors=factors, attention_factor=amplitude)
+        torch.testing.assert_close(ours.apply(base), expected.double(), rtol=1e-6, atol=0)
+        cos, _ = rotary_angles(torch.tensor([[9]]), 64, 1e4, ours, torch.float64)
+        torch.testing.assert_close(cos[0, 0], (9 * ours.apply(base)).cos() * amplitude)
+
+
 def test_llama3_leaves_quick_pairs_alone_and_stretches_slow_ones() -> None:
     scaling = Llama3Scaling(factor=8, low=1, high=4, context=8192)
     frequencies = torch.tensor([2.0, 4.01, 1.0, 0.99, 2.5]) * 2 * math.pi / 8192
@@ -168,6 +202,7 @@ def test_angles_are_exact_far_into_a_text() -> None:
         ({"heads": 4, "rope_size": 3}, "even rope_size, not 3"),
         ({"heads": 4, "rope_size": 8}, "rope_size 8 of heads of 6 channels"),
         ({"heads": 4, "rope": None, "rope_size": 2}, "rope is null"),
+        ({"heads": 4, "rope_scaling": {"type": "longrope", "factors": [1.0]}}, "1 factors, and 3 pairs"),
         ({"heads": 4, "window": 0}, "window must be at least 1"),
         ({"heads": 4, "rope": None, "rope_scaling": {"type": "linear", "factor": 2}}, "rope is null"),
     ],

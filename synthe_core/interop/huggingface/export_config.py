@@ -42,7 +42,14 @@ def config_of(model: LanguageModel, context: int) -> dict[str, Any]:
 
 def _check_plain(model: LanguageModel) -> None:
     """InputError for a key of the model, or of the residual around a learner, that these architectures lack."""
-    defaults = {"embedding_scale": 1.0, "positions": None, "norm": "rms", "logit_scale": 1.0, "logit_cap": None}
+    defaults = {
+        "embedding_scale": 1.0,
+        "positions": None,
+        "norm": "rms",
+        "head_bias": False,
+        "logit_scale": 1.0,
+        "logit_cap": None,
+    }
     for key, value in defaults.items():
         if getattr(model.spec, key) != value:
             raise _unsupported(f"has model.{key}")
@@ -110,8 +117,13 @@ def _check_uniform(attention: Sequence[Any], mlps: Sequence[Any], eps: float) ->
         raise _unsupported("has attention without positions (rope: null)")
     if config.bias == "out":
         raise _unsupported("has attention with a bias of its output only")
-    if config.gate or config.rope_size not in (None, attention[0].size):
-        raise _unsupported(f"has attention with {'a gate' if config.gate else 'rope_size'}")
+    if config.qk_norm == "joint" or config.rope_size not in (None, attention[0].size):
+        raise _unsupported(f"has attention with {'qk_norm: joint' if config.qk_norm == 'joint' else 'rope_size'}")
+    for key in ("gate", "logit_cap", "scale", "clip"):
+        if getattr(config, key):
+            raise _unsupported(f"has attention with {key}")
+    if config.rope_scaling is not None and config.rope_scaling.type == "longrope":
+        raise _unsupported("has factors of rotary positions for texts of one length (longrope)")
     if config.qk_norm and config.norm_eps != eps:
         raise _unsupported(f"has two epsilons, {config.norm_eps:g} in attention and {eps:g} in the norms between")
 
@@ -122,6 +134,16 @@ def _scaling(scaling: Any) -> dict[str, Any] | None:
         return None
     if scaling.type == "linear":
         return {"rope_type": "linear", "factor": scaling.factor}
+    if scaling.type == "yarn":
+        return {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.context,
+            "beta_fast": scaling.fast,
+            "beta_slow": scaling.slow,
+            "truncate": scaling.truncate,
+            "attention_factor": scaling.amplitude,
+        }
     return {
         "rope_type": "llama3",
         "factor": scaling.factor,

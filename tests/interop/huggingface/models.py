@@ -13,14 +13,22 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 WIDTH, VOCAB = 64, 97
 
 
+CLASSES = {
+    "GPT2": ("GPT2Config", "GPT2LMHeadModel"),
+    "Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+}
+"""The names of config and model where they are not those of a kind with `Config` and `ForCausalLM`."""
+
+
 def published(folder: Path, kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """Saves a `kind`ForCausalLM whose every parameter is away from its initial value, and gives it in float32."""
     transformers = pytest.importorskip("transformers")
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    config = getattr(transformers, f"{kind}Config")(**{"vocab_size": VOCAB, "hidden_size": WIDTH, **options})
+    names = CLASSES.get(kind, (f"{kind}Config", f"{kind}ForCausalLM"))
+    config = getattr(transformers, names[0])(**{"vocab_size": VOCAB, "hidden_size": WIDTH, **options})
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model = getattr(transformers, names[1])(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -37,7 +37,7 @@ def folder(path: Path, kind: str, **options: Any) -> Path:
     """A tiny random model of a kind, and a tokenizer."""
     inner = add_tokenizer(path)
     vocab = {"vocab_size": inner.get_vocab_size(), "num_attention_heads": 4, "num_hidden_layers": 2}
-    published(path, kind, **{**vocab, **SIZES[kind], **options})
+    published(path, kind, **{**vocab, **SIZES.get(kind, {}), **options})
     return path
 
 

@@ -28,6 +28,7 @@ LLAMA3 = {
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.5}
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+PROPORTIONAL = {"rope_type": "proportional", "rope_theta": 10_000.0, "factor": 4.0}
 
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -35,6 +36,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, tied, one key head each": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
     "llama 3": ("Llama", {"rope_parameters": LLAMA3, "rms_norm_eps": 1e-3, "head_dim": 24}),
     "llama, linear": ("Llama", {"rope_parameters": LINEAR}),
+    "llama, YaRN": ("Llama", {"rope_parameters": YARN, "hidden_act": "gelu"}),
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 32}),
     "mistral, window": ("Mistral", {"sliding_window": 7}),
     "qwen2": ("Qwen2", {}),
@@ -233,9 +235,9 @@ def edit(folder: Path, **keys: Any) -> None:
         ({"architectures": ["LamaForCausalLM"]}, "unknown architecture 'LamaForCausalLM'", "'LlamaForCausalLM'"),
         ({"architectures": None}, "names no architecture", "LlamaForCausalLM"),
         ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM', and should be a list", "again"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'", "silu"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish'", "silu"),
         ({"quantization_config": {"bits": 4}}, "quantization_config", "None"),
-        ({"rope_parameters": YARN}, "rope_parameters.rope_type is 'yarn'", "default, linear, llama3"),
+        ({"rope_parameters": PROPORTIONAL}, "rope_type is 'proportional'", "default, linear, llama3, yarn"),
         ({"rope_parameters": {"rope_theta": "big"}}, "rope_parameters.rope_theta is 'big'", "again"),
         ({"rope_parameters": LLAMA3 | {"factor": None}}, "rope_parameters.factor is missing", "again"),
         ({"rope_parameters": LLAMA3 | {"low_freq_factor": 9.0}}, "low 9.0 must be below high 4.0", ""),

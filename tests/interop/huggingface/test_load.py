@@ -16,16 +16,17 @@ transformers = pytest.importorskip("transformers")
 from synthe_core.interop.huggingface.transformers_model import TransformersModel  # noqa: E402
 from tests.interop.huggingface.served_models import folder, gpt2  # noqa: E402
 
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10_000.0}
+PROPORTIONAL = {"rope_type": "proportional", "factor": 4.0, "rope_theta": 10_000.0}
+BITNET = {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64}
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "runs"),
     [
         ("Llama", {}, LanguageModel),
-        ("Llama", {"rope_parameters": YARN}, TransformersModel),
-        ("Llama", {"hidden_act": "gelu"}, TransformersModel),
-        ("Gemma", {}, TransformersModel),
+        ("Llama", {"rope_parameters": PROPORTIONAL}, TransformersModel),
+        ("Llama", {"hidden_act": "mish"}, TransformersModel),
+        ("BitNet", BITNET, TransformersModel),
     ],
     ids=["known", "an option that is not expressed", "another activation", "another architecture"],
 )

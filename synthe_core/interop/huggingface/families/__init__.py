@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from synthe_core.errors import unknown
-from synthe_core.interop.huggingface.families import (
-    lfm2,
-    minimax,
-    recurrent_gemma,
-    rwkv7,
-    state_space,
-    transformer,
-    xlstm,
-)
+from synthe_core.interop.huggingface.families import gemma, lfm2, minimax, recurrent_gemma, rwkv7, state_space, transformer, xlstm
 from synthe_core.interop.huggingface.families.plan import Plan
 from synthe_core.interop.huggingface.published import Config, UnsupportedModel
 
 ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "FalconMambaForCausalLM": state_space.falcon_mamba,
+    "Gemma2ForCausalLM": gemma.gemma2,
+    "Gemma3ForCausalLM": gemma.gemma3,
+    "Gemma3ForConditionalGeneration": gemma.gemma3_multimodal,
+    "GemmaForCausalLM": gemma.gemma,
     "Lfm2ForCausalLM": lfm2.lfm2,
     "LlamaForCausalLM": transformer.llama,
     "Mamba2ForCausalLM": state_space.mamba2,
@@ -29,6 +25,7 @@ ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "Qwen3ForCausalLM": transformer.qwen3,
     "RecurrentGemmaForCausalLM": recurrent_gemma.recurrent_gemma,
     "RWKV7ForCausalLM": rwkv7.rwkv7,
+    "VaultGemmaForCausalLM": gemma.vault_gemma,
     "xLSTMForCausalLM": xlstm.xlstm,
 }
 

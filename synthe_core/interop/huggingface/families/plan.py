@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -28,6 +28,15 @@ def linear(ours: str, *theirs: str, bias: bool = False) -> dict[str, Origin]:
     """The matrix of a linear map, and its bias, of those of published maps one below the other."""
     kinds = ("weight", "bias") if bias else ("weight",)
     return {f"{ours}.{kind}": origin(*(f"{name}.{kind}" for name in theirs)) for kind in kinds}
+
+
+def transposed(ours: str, theirs: str) -> dict[str, Origin]:
+    """The matrix and bias of a linear map whose published matrix [inputs, outputs] is transposed."""
+    return {f"{ours}.weight": origin(f"{theirs}.weight", make=_transposed), f"{ours}.bias": origin(f"{theirs}.bias")}
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    return matrix.t().contiguous()
 
 
 def norm(theirs: str, *, bias: bool = False, zero_centered: bool = False) -> dict[str, Origin]:
@@ -60,6 +69,9 @@ class Plan:
     embedded:  what our embeddings are made of, where that is not `embedding` as it is.
     tie:       whether embedding and head share a matrix by config.json.
     ignored:   a pattern of the names of published tensors that the language model has no use for.
+    context:   the longest text that it computes as published, where that is less than the config's limit.
+    aliases:   other beginnings that names have in some files.
+    notices:   what a user should know.
     """
 
     layers: list[list[Part]]
@@ -74,6 +86,9 @@ class Plan:
     positions: str | None = None
     embedded: Origin | None = None
     ignored: str | None = None
+    context: int | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
 
     def model(self, tie: bool) -> dict[str, Any]:
         """The `model` of a recipe: the kinds of block whose repetition gives the layers."""
@@ -97,12 +112,37 @@ class Plan:
             origins["positions.weight"] = origin(self.positions)
         if not tie:
             origins["head.weight"] = origin(self.head)
+        if self.options.get("head_bias"):
+            origins["head.bias"] = origin(f"{self.head.removesuffix('weight')}bias")
         for block, layer in enumerate(self.layers):
             for place, part in enumerate(layer):
                 origins |= _under(f"blocks.{block}.norms.{place}", part.norm)
                 origins |= _under(f"blocks.{block}.post_norms.{place}", part.post_norm)
                 origins |= _under(f"blocks.{block}.learners.{place}", part.tensors)
         return origins
+
+
+    def spelled_as(self, published: Container[object]) -> Plan:
+        """This plan with the names that `published` has: its own, or their aliases."""
+
+        def name(own: str) -> str:
+            others = (new + own.removeprefix(old) for old, new in self.aliases.items() if own.startswith(old))
+            return own if own in published else next((other for other in others if other in published), own)
+
+        def named(origins: dict[str, Origin]) -> dict[str, Origin]:
+            return {key: each._replace(names=tuple(map(name, each.names))) for key, each in origins.items()}
+
+        if not self.aliases:
+            return self
+        layers = [[Part(each.spec, *map(named, each[1:])) for each in layer] for layer in self.layers]
+        return replace(
+            self,
+            layers=layers,
+            embedding=name(self.embedding),
+            norm=named(self.norm),
+            head=name(self.head),
+            positions=None if self.positions is None else name(self.positions),
+        )
 
 
 def _under(prefix: str, origins: dict[str, Origin]) -> dict[str, Origin]:
