@@ -64,11 +64,13 @@ class Attention(Learner[AttentionState]):
         )
         rope_scaling: Scaling | None = Field(None, description="how rotary positions are stretched for longer texts")
         scale: float | None = Field(None, gt=0, description="what scores are multiplied by; default head_size^-1/2")
-        logit_cap: float | None = Field(None, gt=0, description="c of c tanh(score / c), which bounds scores; null: none")
+        logit_cap: float | None = Field(
+            None, gt=0, description="c of c tanh(score / c), which bounds scores; null: none"
+        )
         qk_norm: bool | Literal["weighted", "joint"] = Field(
             True,
             description="normalise queries and keys, which keeps large learning rates stable; weighted: with a learned "
-            "scale for each channel of a head; joint: all heads together, with a learned scale for each channel of each",
+            "scale for each channel of a head; joint: all heads together, with a scale for each channel of each",
         )
         norm_eps: float = Field(1e-6, gt=0, description="what that norm adds to a mean square")
         bias: Literal["none", "qkv", "out", "all"] = Field(
@@ -210,7 +212,10 @@ class Attention(Learner[AttentionState]):
         """Each head of [B, T, H, K], or all together where `weight` is so long, at unit scale, times `weight`."""
         wide = self.state_dtype
         normed = rms_norm(
-            heads.flatten(2).unflatten(-1, (-1, len(weight))).to(wide), weight.to(wide), self.config.norm_eps, heads.dtype
+            heads.flatten(2).unflatten(-1, (-1, len(weight))).to(wide),
+            weight.to(wide),
+            self.config.norm_eps,
+            heads.dtype,
         )
         return normed.view(heads.shape)
 

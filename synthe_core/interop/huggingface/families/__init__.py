@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from synthe_core.errors import unknown
-from synthe_core.interop.huggingface.families import gemma, lfm2, minimax, recurrent_gemma, rwkv7, state_space, transformer, xlstm
+from synthe_core.interop.huggingface.families import (
+    gemma,
+    lfm2,
+    minimax,
+    recurrent_gemma,
+    rwkv7,
+    state_space,
+    transformer,
+    xlstm,
+)
 from synthe_core.interop.huggingface.families.plan import Plan
 from synthe_core.interop.huggingface.published import Config, UnsupportedModel
 

@@ -76,7 +76,12 @@ def attention_tensors(
 
 def mlp_keys(config: Config, *, key: str = "hidden_act", default: str = "silu", **keys: Any) -> dict[str, Any]:
     """The specification of an MLP. key: that of its activation; default: the activation where it is absent."""
-    return {"type": "mlp", "hidden": config.size("intermediate_size"), "activation": activation(config, key, default), **keys}
+    return {
+        "type": "mlp",
+        "hidden": config.size("intermediate_size"),
+        "activation": activation(config, key, default),
+        **keys,
+    }
 
 
 def mlp_tensors(inner: str, keys: Mapping[str, Any], up: str = "up_proj", down: str = "down_proj") -> dict[str, Origin]:
@@ -101,9 +106,7 @@ def interleaved(tensors: dict[str, Origin], keys: Mapping[str, Any]) -> dict[str
     def qkv(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.cat([without_pairs(q, keys["heads"], size), without_pairs(k, keys["kv_heads"], size), v])
 
-    return {
-        name: each._replace(make=qkv) if name.startswith("qkv.") else each for name, each in tensors.items()
-    }
+    return {name: each._replace(make=qkv) if name.startswith("qkv.") else each for name, each in tensors.items()}
 
 
 def transformer_plan(config: Config, layers: list[list[Part]], **options: Any) -> Plan:

@@ -121,7 +121,6 @@ class Plan:
                 origins |= _under(f"blocks.{block}.learners.{place}", part.tensors)
         return origins
 
-
     def spelled_as(self, published: Container[object]) -> Plan:
         """This plan with the names that `published` has: its own, or their aliases."""
 
