@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from synthe_core.errors import InputError
 from synthe_core.layers import LAYERS
-from synthe_core.layers.experts import ExpertPool, PoolSpec, one_hot
+from synthe_core.layers.experts import ExpertPool, PoolSpec
 from synthe_core.layers.learner import Learner, Pass
 from synthe_core.layers.projection import matrix_size, project_in
+from synthe_core.layers.routing import one_hot
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.linear_scan import linear_scan
 
@@ -35,7 +36,7 @@ class ContextRoutedMoE(Learner[ContextRoutedState]):
     """y_t = Σ_{e in top K} w_e E_e(x_t), routed by logits l_t = R (h_t + context(h)_t), h_t = W_down x_t.
 
     x [B, T, D]; h [B, T, C] with C = `channels`; `context` is a learner of the table at its default settings, C wide; R
-    [N, C]. What the experts do, their weights and the losses are `ExpertPool`'s.
+    [N, C]. What the experts do is `ExpertPool`'s, their weights and the losses are `Routing`'s.
 
     Every row keeps a Hebbian strength for each expert's pathway, s_t = decay · s_{t-1} + rate · f_t, with f_t [N] ones
     at the K experts of largest l_t and zeros elsewhere: a decayed count of uses, which tends to
@@ -106,7 +107,7 @@ class ContextRoutedMoE(Learner[ContextRoutedState]):
 
     def _strengthen(self, logits: Tensor, strength: Tensor, ctx: Pass) -> tuple[Tensor, Tensor]:
         """s_t at every token [B, T, N] and after the last [B, N]; padding changes no strength."""
-        used = self.config.rate * one_hot(self.pool.top(logits, ctx), logits)
+        used = self.config.rate * one_hot(self.pool.routing.choose(logits, ctx), logits)
         decay = torch.full_like(used, self.config.decay)
         if ctx.mask is not None:
             used = used * ctx.mask[..., None]

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from synthe_core.errors import InputError
 from synthe_core.layers.experts import Experts
-from synthe_core.layers.learner import Pass
+from synthe_core.layers.learner import Pass, apply_buffer_updates
 from synthe_core.layers.mlp import MLP
 from synthe_core.layers.trace import Trace
 from synthe_core.model.language_model import LanguageModel
