@@ -149,8 +149,8 @@ class ExpertPool(nn.Module):
 class Experts(Learner[tuple[()]]):
     """y_t = Σ_{e in top K} w_e E_e(x_t), routed by the token alone: logits R x_t. x [B, T, D], R [N, D], no state.
 
-    The experts are `ExpertPool`'s, the choice, its weights and the losses `Routing`'s. Logits are computed in float32 also under autocast: a
-    rounded logit is another choice.
+    The experts are `ExpertPool`'s, the choice, its weights and the losses `Routing`'s. Logits are computed in float32
+    also under autocast: a rounded logit is another choice.
 
     Sources: Shazeer et al. 2017 (the sparsely gated mixture), Fedus et al. 2021 (the loss).
     """

@@ -195,3 +195,83 @@ def test_an_answer_begins_as_loud_as_an_mlps():
     learner(x, None, Pass.over(x, trace=trace))
     expected = mlp(x, None, Pass.over(x))[0].norm(dim=-1).mean()
     torch.testing.assert_close(trace.records[0].value, expected.expand(8), rtol=0.15, atol=0)
+
+
+def by_hand(learner, x):
+    """One token x [D] through loops over experts and groups: its experts, the best first, and its output."""
+    config, routing = learner.config, learner.pool.routing
+    logits = (learner.router.weight @ x).detach()
+    scores = 1 / (1 + (-logits).exp()) if config.scores == "sigmoid" else logits.exp() / logits.exp().sum()
+    preferred = (scores + (routing.bias if config.bias_rate is not None else 0)).tolist()
+    each = config.experts // config.groups
+    sums = [sum(sorted(preferred[g * each : (g + 1) * each])[-2:]) for g in range(config.groups)]
+    best_groups = sorted(range(config.groups), key=lambda g: -sums[g])[: config.top_groups]
+    candidates = [e for e in range(config.experts) if e // each in best_groups]
+    best = sorted(candidates, key=lambda e: -preferred[e])[: config.top_k]
+    total = sum(scores[e] for e in best) if config.normalize or (config.normalize is None and config.top_k > 1) else 1
+    y = sum(config.weight_scale * scores[e] / total * expert(learner, e, x) for e in best)
+    if config.shared:
+        gate, up = (learner.pool.shared.gate_up.weight @ x).chunk(2)
+        own = learner.pool.shared.out.weight @ (F.silu(gate) * up)
+        y = y + own * (1 / (1 + (-learner.pool.shared_gate.weight @ x).exp()) if config.shared_gate else 1)
+    return best, y
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"normalize": False},
+        {"top_k": 1, "normalize": True},
+        {"scores": "sigmoid", "weight_scale": 2.5},
+        {"scores": "sigmoid", "normalize": False, "bias_rate": 0.1, "top_k": 3},
+        {"bias_rate": 0.0, "shared": 7},
+        {"scores": "sigmoid", "groups": 3, "top_groups": 2, "top_k": 4, "bias_rate": 0.1},
+        {"groups": 2, "top_k": 3, "shared": 4, "shared_gate": True},
+    ],
+    ids=str,
+)
+def test_scores_groups_biases_and_a_shared_expert(keys):
+    learner, x = make(experts=6, hidden=5, **keys), inputs(2, 9)
+    if "bias_rate" in keys:
+        learner.pool.routing.bias.copy_(torch.linspace(-0.5, 0.5, 6)[torch.tensor([3, 0, 5, 1, 4, 2])])
+    trace = Trace(frozenset({"chosen"}))
+    y, _ = run(learner, x, trace=trace)
+    for b in range(2):
+        for t in range(9):
+            best, expected = by_hand(learner, x[b, t])
+            assert trace.records[0].value[b, t].tolist() == best
+            torch.testing.assert_close(y[b, t], expected, rtol=1e-11, atol=1e-12)
+    unused = 3 * 5 * WIDTH * (6 - learner.config.top_k)
+    assert learner.active_parameters() == sum(p.numel() for p in learner.parameters()) - unused
+
+
+def test_the_bias_moves_against_the_load_in_training_only():
+    learner, x = make(experts=4, top_k=1, hidden=5, bias_rate=0.25, balance=0), inputs(1, 8)
+    with torch.no_grad():
+        learner.router.weight.zero_()
+        learner.pool.routing.bias.copy_(torch.tensor([0.0, 1.0, 0.0, 0.0]))  # every token goes to expert 1
+    for training in (True, False):
+        ctx = Pass.over(x)
+        learner.train(training)(x, None, ctx)
+        assert len(ctx.buffer_updates) == training and not ctx.losses
+        apply_buffer_updates(ctx.buffer_updates)
+        assert learner.pool.routing.bias.tolist() == [0.25, 0.75, 0.25, 0.25]
+    ctx = Pass.over(x)
+    make(experts=4, hidden=5, bias_rate=0.0).train()(x, None, ctx)
+    assert not ctx.buffer_updates
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"groups": 4}, "6 experts make no 4 groups"),
+        ({"groups": 6}, "6 experts make no 6 groups of two or more"),
+        ({"groups": 3, "top_k": 3}, "top_k 3 of the experts of 1 of 3 groups"),
+        ({"groups": 2, "top_groups": 3}, "3 of 2 groups"),
+        ({"shared_gate": True}, "shared_gate without a shared expert"),
+    ],
+    ids=str,
+)
+def test_groups_must_hold_the_choice(keys, said):
+    with pytest.raises(InputError, match=said):
+        make(experts=6, **keys)
