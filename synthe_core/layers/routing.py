@@ -59,6 +59,8 @@ class Routing(nn.Module):
     DeepSeek-AI 2024 (DeepSeek-V3); the bias: Wang et al. 2024, "Auxiliary-loss-free load balancing".
     """
 
+    bias: Tensor
+
     def __init__(self, config: RoutingSpec, name: str) -> None:
         super().__init__()
         if config.top_k > config.experts:
