@@ -14,6 +14,7 @@ from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.placement import choose_device
 from synthe_core.hardware.probe import probe
 from synthe_core.hardware.recipe_context import context_for_recipe
+from synthe_core.interop.hub import local_path
 from synthe_core.interop.huggingface import backend
 from synthe_core.interop.load import needs_transformers
 from synthe_core.model.language_model import LanguageModel
@@ -47,7 +48,8 @@ class OpenedModel:
 
 
 def open_model(path: Path, device: str = "auto") -> OpenedModel:
-    """The model at `path` with its weights on `device`, ready to read."""
+    """The model at `path`, or of an id of the hub, with its weights on `device`, ready to read."""
+    path = local_path(path)
     if needs_transformers(path):
         return _transformers(path, choose_device(device, probe()).value)
     checkpoint = Checkpoint.open(path)

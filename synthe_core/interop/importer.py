@@ -8,6 +8,7 @@ from pathlib import Path
 from synthe_core.events import Event, Notice, Progress, Result, Saved
 from synthe_core.interop.converted import ConvertedModel, PublishedModel
 from synthe_core.interop.gguf.model import GgufModel
+from synthe_core.interop.hub import local_path
 from synthe_core.interop.huggingface.model import HuggingFaceModel
 from synthe_core.storage.checkpoint import save
 from synthe_core.storage.run_folder import new_run
@@ -16,7 +17,8 @@ SHARD_BYTES = 10**9  # about twice this is in memory at a time
 
 
 def import_hf(source: Path, *, out: Path | None = None, name: str | None = None) -> Iterator[Event]:
-    """Writes the model of folder `source` as a checkpoint and yields events; the last is a Result with its path.
+    """Writes the model of folder `source`, or of an id of the hub, as a checkpoint and yields events; the last is a
+    Result with its path.
 
     out:  the checkpoint's folder; by default runs/NAME, or the first free runs/NAME-N.
     name: the name in its recipe; by default that of the source folder.
@@ -27,13 +29,13 @@ def import_hf(source: Path, *, out: Path | None = None, name: str | None = None)
     Logits differ by rounding only. Thousands of tokens into a text most of it is transformers' own: its rotary angles
     are float32, and ours are float64 before the cosine.
     """
-    return _import(HuggingFaceModel(source), out, name)
+    return _import(HuggingFaceModel(local_path(source)), out, name)
 
 
 def import_gguf(source: Path, *, out: Path | None = None, name: str | None = None) -> Iterator[Event]:
     """Writes the model of the GGUF file `source` as a checkpoint, its quantised weights dequantised to float32. Options
     and events are those of `import_hf`."""
-    return _import(GgufModel(source), out, name)
+    return _import(GgufModel(local_path(source)), out, name)
 
 
 def _import(published: PublishedModel, out: Path | None, name: str | None) -> Iterator[Event]:

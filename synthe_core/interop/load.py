@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.interop.hub import local_path
 from synthe_core.interop.huggingface import backend
 from synthe_core.interop.huggingface.families import plan
 from synthe_core.interop.huggingface.published import Published, UnsupportedModel, check_depth
@@ -18,10 +19,12 @@ from synthe_core.storage.path_format import format_of
 def load_model(
     path: Path, name: str | None = None, device: torch.device | str = "cpu", *, batch_invariant: bool = True
 ) -> LoadedModel:
-    """The model at `path`, run by our learners where they express it, and by transformers otherwise.
+    """The model at `path`, or of an id of the hub, run by our learners where they express it, otherwise by
+    transformers.
 
     batch_invariant: choose kernels with which a text does not depend on the texts beside it, where there are such.
     """
+    path = local_path(path)
     if needs_transformers(path):
         return backend.load(path, name or model_name(path), device)
     name = name or model_name(path)

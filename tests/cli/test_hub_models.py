@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from synthe_cli.app import COMMANDS
+from synthe_cli.options import complete_run
+from synthe_core.evaluation.opened_model import open_model
 from synthe_core.interop.huggingface.remote_code import check_runs_without_code
+from synthe_core.interop.load import load_model
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.hub_standin import Hub, hub_on_this_machine
 
@@ -209,5 +211,15 @@ def test_a_damaged_shard_is_one_line(hub: Hub, synthe: Callable, folder: Path) -
     assert done.exit_code == 2 and "is damaged" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_help_names_the_hub() -> None:
-    assert {"pull", "models"} <= COMMANDS.keys()
+def test_the_shell_is_offered_what_is_in_the_cache(hub: Hub, synthe: Callable, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "acme").mkdir(parents=True)
+    assert complete_run("acme") == [] and complete_run("runs") == ["runs/acme"]
+    assert synthe("pull", ID).exit_code == 0
+    assert complete_run("acme") == [ID] and complete_run("runs") == ["runs/acme"]
+
+
+def test_a_library_takes_ids(hub: Hub, tmp_path: Path) -> None:
+    path = Path(ID)
+    model = load_model(path)
+    assert model.name == "tiny" and tmp_path / "hub" in model.path.parents
+    assert open_model(path, "cpu").path == Checkpoint.open(path).path == model.path

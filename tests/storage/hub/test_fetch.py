@@ -55,12 +55,15 @@ def test_a_model_folder_is_fetched_with_progress(hub: Hub, tmp_path: Path) -> No
 
 def test_the_layout_is_that_of_the_hubs_own_library(hub: Hub) -> None:
     """Its functions take what is fetched here from the cache, and what they fetched is used here."""
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
 
     hub.put("acme/small", model_files())
     path = path_of("acme/small")
-    hub.requests.clear()
     assert Path(snapshot_download("acme/small", local_files_only=True)) == path
+    scanned = scan_cache_dir()
+    (repo,) = scanned.repos
+    assert scanned.warnings == [] and repo.repo_id == "acme/small"
+    assert [len(revision.files) for revision in repo.revisions] == [7] and set(repo.refs) == {"main"}
     assert Path(hf_hub_download("acme/small", "config.json", local_files_only=True)) == path / "config.json"
     commit = hub.put("acme/theirs", model_files())
     for name in model_files():
