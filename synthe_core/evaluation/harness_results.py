@@ -10,6 +10,7 @@ from typing import Any
 from synthe_core.errors import InputError, WorkError
 from synthe_core.storage.atomic import WAIT, failure, scratch_folder
 from synthe_core.storage.claim import claim
+from synthe_core.storage.hub.snapshot import source_name
 
 RESULTS = "results"
 JOINED = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
@@ -38,7 +39,7 @@ class Results:
         from lm_eval.loggers.utils import add_tokenizer_info
 
         results = {name: part for name, part in self.values.items() if part or name != "groups"}
-        arguments = {"path": str(self.path)}
+        arguments = {"path": source_name(self.path)}
         results["config"] = {"model": "synthe", "model_args": arguments} | model.get_model_info() | self.settings
         results["git_hash"] = None
         results["date"] = self.began
@@ -69,7 +70,7 @@ class Results:
         tracker.output_path = str(output)
         tracker.general_config_tracker.log_experiment_args(
             model_source="synthe",
-            model_args={"path": str(self.path)},
+            model_args={"path": source_name(self.path)},
             system_instruction=system,
             chat_template=chat_template,
             fewshot_as_multiturn=chat_template is not None,
@@ -89,7 +90,7 @@ def results_folder(output: Path, path: Path) -> Path:
     """Where the results of the model at `path` go."""
     from lm_eval.utils import sanitize_model_name
 
-    return output / sanitize_model_name(str(path))
+    return output / sanitize_model_name(source_name(path))
 
 
 def check_output(output: Path | None) -> None:

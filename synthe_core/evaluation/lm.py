@@ -24,7 +24,7 @@ from synthe_core.evaluation.in_thread import in_thread
 from synthe_core.evaluation.suites import Entry, load_suite
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.hardware.probe import cache_dir, probe
-from synthe_core.storage.hub.snapshot import model_name
+from synthe_core.storage.hub.snapshot import model_name, source_name
 from synthe_core.storage.manifest import describe_hardware, package_versions
 
 BOOTSTRAP = 1000  # resamples for the error of a metric that has no formula; the harness's 100,000 take minutes
@@ -246,7 +246,7 @@ def _info(model: Any, seconds: float, failed: dict[str, str]) -> dict[str, Any]:
     opened, text = model.opened, model.text
     cut = "cut into windows" if model.limit is not None else "run as they are"
     return {
-        "checkpoint": str(opened.path),
+        "checkpoint": source_name(opened.path),
         "step": opened.step,
         "recipe": opened.name,
         "recipe_digest": opened.recipe_digest,

@@ -122,6 +122,20 @@ def test_records_name_the_commit(hub: Hub, synthe: Callable, tmp_path: Path) -> 
     assert synthe("merge", "linear", ID, "runs/tiny", "--out", "merged").exit_code == 2, "two kinds are no merge"
 
 
+def test_an_evaluation_names_the_commit(hub: Hub, synthe: Callable, tmp_path: Path) -> None:
+    source = f"{ID}@{hub.find(ID, 'main')[0]}"  # type: ignore[index]
+    (tmp_path / "rows.jsonl").write_text('{"text": "the sea and the sky"}\n')
+    (tmp_path / "own.yaml").write_text(
+        "task: own\ndataset_path: json\ndataset_kwargs: {data_files: rows.jsonl}\ntest_split: train\n"
+        "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
+        "metric_list: [{metric: bits_per_byte}]\n"
+    )
+    done = synthe("eval", "lm", ID, "--tasks", "own.yaml", "--output", "results")
+    assert done.exit_code == 0, done.stderr
+    (file,) = (tmp_path / "results").rglob("results_*.json")
+    assert file.parent.name == source.replace("/", "__") and source in file.read_text()
+
+
 def test_a_gguf_file_of_the_hub(hub: Hub, synthe: Callable, tmp_path: Path) -> None:
     for kind in ("f16", "q8_0"):
         assert synthe("export", "gguf", ID, "--out", f"tiny-{kind}.gguf", "--quantize", kind).exit_code == 0

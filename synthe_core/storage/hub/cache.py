@@ -19,6 +19,7 @@ from synthe_core.storage.hub.usage import alone
 from synthe_core.storage.path_format import ADAPTER, MANIFEST
 
 INCOMPLETE = "incomplete"
+SHORTEST = 7  # letters of a commit that name it, as with git
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ def _entry(name: str, repo: str, place: Path, kind: str, path: Path, files: list
 
 def _is_meant(model: HubId, each: CachedModel) -> bool:
     """Whether a name means an entry of the cache."""
-    if model.revision is not None and each.commit != snapshot.commit_of(model):
+    revision = model.revision
+    is_short = revision is not None and len(revision) >= SHORTEST and each.commit.startswith(revision)
+    if revision is not None and not is_short and each.commit != snapshot.commit_of(model):
         return False
     if model.file is None and model.quant is None:
         return True

@@ -71,7 +71,10 @@ def test_other_commits_and_unfinished_downloads_are_listed(hub: Hub) -> None:
     assert models[f"acme/small@{first}"]["kind"] == "safetensors"
     assert models["acme/part"]["kind"] == models["acme/gguf"]["kind"] == "incomplete"
     assert models["acme/gguf"]["bytes"] == 4
-    assert removed(f"acme/small@{first}")["removed"] == [f"acme/small@{first}"]
+    for revision in (first[:6], "v1"):
+        with pytest.raises(InputError, match="unknown model in the cache"):
+            removed(f"acme/small@{revision}")
+    assert removed(f"acme/small@{first[:12]}")["removed"] == [f"acme/small@{first}"]
     assert cached(HubId("acme/small")) is not None and f"acme/small@{first}" not in listed()
     assert removed("acme/gguf")["bytes"] == 4 and not repo_folder("acme/gguf").exists()
 

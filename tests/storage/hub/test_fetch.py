@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -273,6 +274,18 @@ def test_space_is_checked_before_the_weights(hub: Hub, monkeypatch: pytest.Monke
         path_of("acme/small")
     assert "HF_HOME" in str(refused.value.hint)
     assert not any("model-0000" in each for each in hub.requests)
+
+
+def test_a_disk_that_fills_up_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    hub.put("acme/small", model_files())
+    with monkeypatch.context() as patch:
+        patch.setattr(download.PartFile, "append", fail)
+        with pytest.raises(WorkError, match="the disk is full"):
+            path_of("acme/small")
+    assert (path_of("acme/small") / "config.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["../x.json", "/etc/x.json", "a/../../x.json", "C:\\x.json", "..\\x.json", "x\0.json"])
