@@ -24,6 +24,9 @@ DEPTH = re.compile(r"(?:num|n)_(?:\w+_)?layers?")
 WIDTHS = {
     "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim",
     "state_size", "conv_kernel", "time_step_rank", "num_heads", "n_groups", "expand",
+    "mamba_n_heads", "mamba_d_state", "mamba_d_ssm", "mamba_n_groups", "mamba_d_conv", "mamba_expand", "mamba_dt_rank",
+    "mamba_num_heads", "mamba_head_dim", "ssm_state_size", "shared_intermediate_size",
+    "num_local_experts", "num_experts", "n_routed_experts",
 }  # fmt: skip
 """Keys of config.json that are no larger than the longest side of a tensor."""
 BYTES = {"F32": 4, "BF16": 2, "F16": 2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from synthe_core.interop.huggingface.families.plan import Part, Plan, norm, origin
+from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, norm, origin
 from synthe_core.interop.huggingface.published import Config
 
 
@@ -25,7 +25,7 @@ def _mamba(config: Config, **options: Any) -> Plan:
         "dt_rank": None if config.get("time_step_rank") == "auto" else config.get("time_step_rank"),
         **options,
     }
-    return _state_space(config, spec, ["x_proj.weight", "dt_proj.weight", "dt_proj.bias", "A_log", "D"])
+    return _state_space(config, spec)
 
 
 def mamba2(config: Config) -> Plan:
@@ -38,10 +38,28 @@ def mamba2(config: Config) -> Plan:
         "state_size": config.size("state_size", 128),
         "head_size": size,
         "groups": config.size("n_groups", 8),
-        "time_step_limit": [_finite(limit) for limit in config.items("time_step_limit", [0.0, math.inf], 2)],
+        "time_step_limit": time_step_limit(config),
         "norm_eps": config.number("layer_norm_epsilon", 1e-5),
     }
-    return _state_space(config, spec, ["dt_bias", "A_log", "D", "norm.weight"])
+    return _state_space(config, spec)
+
+
+def time_step_limit(config: Config) -> list[Any]:
+    return [_finite(limit) for limit in config.items("time_step_limit", [0.0, math.inf], 2)]
+
+
+def mixer_tensors(spec: dict[str, Any], place: str) -> dict[str, Origin]:
+    """The tensors of a `mamba` or `mamba2` below a published name: its parameters are ours by name."""
+    names = ["A_log", "D", "in_proj.weight", "conv1d.weight", "out_proj.weight"]
+    if spec["type"] == "mamba":
+        names += ["x_proj.weight", "dt_proj.weight", "dt_proj.bias"]
+        if spec.get("bc_dt_norm") == "weighted":
+            names += ["dt_layernorm.weight", "b_layernorm.weight", "c_layernorm.weight"]
+    else:
+        names += ["dt_bias"] + ([] if spec.get("norm") == "none" else ["norm.weight"])
+    names += [f"{part}_proj.bias" for part in ("in", "out") if spec["bias"] in (True, part)]
+    names += ["conv1d.bias"] if spec["conv_bias"] else []
+    return {name: origin(f"{place}.{name}") for name in names}
 
 
 def _finite(limit: Any) -> Any:
@@ -49,19 +67,20 @@ def _finite(limit: Any) -> Any:
     return None if limit == math.inf or isinstance(limit, dict) else limit
 
 
-def _state_space(config: Config, spec: dict[str, Any], names: list[str]) -> Plan:
-    """One mixer a layer, whose parameters are ours by name: `names`, and those that both kinds have."""
+def _state_space(config: Config, spec: dict[str, Any]) -> Plan:
+    """One mixer a layer."""
     config.only("hidden_act", "silu", "swish")
-    biases = {"bias": config.flag("use_bias", False), "conv_bias": config.flag("use_conv_bias", True)}
-    spec = {**spec, "expand": config.size("expand", 2), "conv": config.size("conv_kernel", 4), **biases}
-    names = [*names, "in_proj.weight", "conv1d.weight", "out_proj.weight"]
-    names += ["in_proj.bias", "out_proj.bias"] if biases["bias"] else []
-    names += ["conv1d.bias"] if biases["conv_bias"] else []
+    spec = {
+        **spec,
+        "expand": config.size("expand", 2),
+        "conv": config.size("conv_kernel", 4),
+        "bias": config.flag("use_bias", False),
+        "conv_bias": config.flag("use_conv_bias", True),
+    }
     layers = []
     for index in range(config.size("num_hidden_layers")):
         place = f"backbone.layers.{index}"
-        tensors = {name: origin(f"{place}.mixer.{name}") for name in names}
-        layers.append([Part(spec, norm(f"{place}.norm"), tensors)])
+        layers.append([Part(spec, norm(f"{place}.norm"), mixer_tensors(spec, f"{place}.mixer"))])
     return Plan(
         layers,
         config.size("hidden_size"),
