@@ -67,6 +67,15 @@ class GgufFile(Mapping[str, Tensor]):
             return data.view(PLAIN_FORMATS[info.kind]).view(info.shape)
         return BLOCK_FORMATS[info.kind].dequantize(data, info.shape)
 
+    def part(self, name: str, index: int) -> Tensor:
+        """A tensor's entry at `index` along its first dimension, which alone is read. It has more dimensions."""
+        info = self.tensors[name]
+        size = info.nbytes // info.shape[0]
+        data = self.raw(name)[index * size : (index + 1) * size]
+        if info.kind in PLAIN_FORMATS:
+            return data.view(PLAIN_FORMATS[info.kind]).view(info.shape[1:])
+        return BLOCK_FORMATS[info.kind].dequantize(data, info.shape[1:])
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
 

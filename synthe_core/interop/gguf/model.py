@@ -12,8 +12,9 @@ from torch import Tensor
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Notice
-from synthe_core.interop.gguf.architectures import Metadata, architecture_of, tensor_names
+from synthe_core.interop.gguf.architectures import architecture_of, tensor_names
 from synthe_core.interop.gguf.file import GgufFile
+from synthe_core.interop.gguf.metadata import Metadata
 from synthe_core.interop.gguf.tokenizer import tokenizer_of, tokens_of
 from synthe_core.interop.huggingface.published import Config, check_depth
 from synthe_core.quantization.ggml import BLOCK_FORMATS, PLAIN_FORMATS
@@ -33,26 +34,29 @@ class GgufModel(Mapping[str, Tensor]):
         architecture = architecture_of(data)
         values = architecture.config(data)
         check_depth(Config(path, values), len(self.file))
-        self._names = tensor_names(architecture, values["num_hidden_layers"], self.file, path)
+        experts = _experts(self.file, values.get("num_experts", 0), path)
+        self._places = tensor_names(architecture, data.size("block_count"), experts, self.file, path)
         self._transforms = architecture.transforms(values)
-        values["tie_word_embeddings"] = "lm_head.weight" not in self._names
+        values["tie_word_embeddings"] = "output.weight" not in self.file
         values["vocab_size"] = self.file.shape("token_embd.weight")[0] if "token_embd.weight" in self.file else 0
         self.config = Config(path, values)
 
     def shape(self, name: str) -> list[int]:
         """The shape of a tensor, without reading it."""
-        stored = self.file.shape(self._names[name])
+        place = self._places[name]
+        stored = self.file.shape(place.name)
         try:
-            return list(self._made(name, torch.empty(stored, device="meta")).shape)
+            kept = stored if place.part is None else stored[1:]
+            return list(self._made(name, torch.empty(kept, device="meta")).shape)
         except (RuntimeError, IndexError):
             raise InputError(
-                f"{self.path} has {self._names[name]} {list(stored)}, which is not the shape that its metadata give it",
+                f"{self.path} has {place.name} {list(stored)}, which is not the shape that its metadata give it",
                 "fetch it again",
             ) from None
 
     def stored_as(self, name: str) -> str:
         """The name of a tensor's type in the file."""
-        kind = self.file.tensors[self._names[name]].kind
+        kind = self.file.tensors[self._places[name].name].kind
         return PLAIN_NAMES[PLAIN_FORMATS[kind]] if kind in PLAIN_FORMATS else BLOCK_FORMATS[kind].name
 
     def digest(self) -> str:
@@ -74,10 +78,24 @@ class GgufModel(Mapping[str, Tensor]):
         return tensor if transform is None else transform(tensor)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._made(name, self.file[self._names[name]])
+        place = self._places[name]
+        stored = self.file[place.name] if place.part is None else self.file.part(place.name, place.part)
+        return self._made(name, stored)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._places)
+
+
+def _experts(file: GgufFile, count: int, path: Path) -> int:
+    """How many experts every layer has. InputError if a tensor of theirs has another number."""
+    stacked = [name for name in file if name.endswith("_exps.weight")]
+    for name in stacked:
+        if file.shape(name)[0] != count:
+            raise InputError(
+                f"{path} has {name[:80]} {list(file.shape(name))}, and {count} experts by its metadata",
+                "fetch it again",
+            )
+    return count if stacked else 0

@@ -1,0 +1,14 @@
+"""Each architecture of GGUF files: the config.json that its metadata stand for, and where its tensors are."""
+
+from __future__ import annotations
+
+from synthe_core.interop.gguf.families import gemma, gpt, hybrid, llama, state_space
+from synthe_core.interop.gguf.families.architecture import Architecture
+
+ARCHITECTURES: dict[str, Architecture] = {
+    **llama.ARCHITECTURES,
+    **gemma.ARCHITECTURES,
+    **gpt.ARCHITECTURES,
+    **state_space.ARCHITECTURES,
+    **hybrid.ARCHITECTURES,
+}
