@@ -46,8 +46,8 @@ class GgufModel(Mapping[str, Tensor]):
         place = self._places[name]
         stored = self.file.shape(place.name)
         try:
-            kept = stored if place.part is None else stored[1:]
-            return list(self._made(name, torch.empty(kept, device="meta")).shape)
+            shape = stored if place.part is None else stored[1:]
+            return list(self._made(name, torch.empty(shape, device="meta")).shape)
         except (RuntimeError, IndexError):
             raise InputError(
                 f"{self.path} has {place.name} {list(stored)}, which is not the shape that its metadata give it",

@@ -62,8 +62,8 @@ def _extra(config: Any) -> dict[str, Any]:
         "logits_scaling": "logit_scale", "num_experts": "expert_count", "num_experts_per_tok": "expert_used_count",
         "moe_intermediate_size": "expert_feed_forward_length",
     }  # fmt: skip
-    found = {theirs: getattr(config, ours, None) for ours, theirs in named.items()}
-    values = {key: value for key, value in found.items() if value is not None}
+    values = {theirs: getattr(config, ours, None) for ours, theirs in named.items()}
+    values = {key: value for key, value in values.items() if value is not None}
     if config.model_type == "gemma3_text":
         full = config.rope_parameters["full_attention"]
         values["rope__freq_base"] = full["rope_theta"]
