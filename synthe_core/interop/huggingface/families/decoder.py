@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +107,38 @@ def interleaved(tensors: dict[str, Origin], keys: Mapping[str, Any]) -> dict[str
         return torch.cat([without_pairs(q, keys["heads"], size), without_pairs(k, keys["kv_heads"], size), v])
 
     return {name: each._replace(make=qkv) if name.startswith("qkv.") else each for name, each in tensors.items()}
+
+
+def decoder_layers(
+    config: Config,
+    attention: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    mlp: Mapping[str, Any],
+    *,
+    norm: Callable[[str], dict[str, Origin]] = norm,
+    before: Sequence[str | None] = ("input_layernorm", "post_attention_layernorm"),
+    after: Sequence[str | None] = (None, None),
+    attend: Callable[[str, Mapping[str, Any]], dict[str, Origin]] = attention_tensors,
+    feed: Callable[[str, Mapping[str, Any]], dict[str, Origin]] = mlp_tensors,
+    prefix: str = "model.layers",
+    inner: Sequence[str] = ("self_attn", "mlp"),
+) -> list[list[Part]]:
+    """Layers of attention and an MLP of these specifications, that of attention the same in all layers or one for each.
+
+    norm: the tensors of a norm, by its published name. before, after: the names of the norms before and after the two,
+    None for one that is not there. attend, feed: their tensors from the published names in `inner`.
+    """
+    layers = []
+    for index, place in layer_places(config, prefix):
+        keys = attention if isinstance(attention, Mapping) else attention[index]
+        tensors = attend(f"{place}.{inner[0]}", keys), feed(f"{place}.{inner[1]}", mlp)
+        norms = [[{} if name is None else norm(f"{place}.{name}") for name in names] for names in (before, after)]
+        layers.append(
+            [
+                Part(dict(spec), first, part, second)
+                for spec, part, first, second in zip((keys, mlp), tensors, *norms, strict=True)
+            ]
+        )
+    return layers
 
 
 def transformer_plan(config: Config, layers: list[list[Part]], **options: Any) -> Plan:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthe_core.interop.huggingface.families.decoder import (
     attention_keys,
     attention_tensors,
-    layer_places,
+    decoder_layers,
     mlp_keys,
-    mlp_tensors,
     optional,
     sliding_window,
     transformer_plan,
@@ -22,6 +21,7 @@ from synthe_core.interop.huggingface.published import Config
 
 GELU = "gelu_pytorch_tanh"
 BOTH = {"norm": "both"}
+BEFORE = ("input_layernorm", "pre_feedforward_layernorm")
 
 
 def gemma(config: Config) -> Plan:
@@ -29,26 +29,20 @@ def gemma(config: Config) -> Plan:
     bias = _bias(config)
     keys = attention_keys(config, size=256, groups=16, bias=bias, **rotary(config))
     mlp = mlp_keys(config, default=GELU, **activation)
-    layers = []
-    for _, place in layer_places(config):
-        attention = Part(keys, _norm(f"{place}.input_layernorm"), attention_tensors(f"{place}.self_attn", keys))
-        feeding = Part(mlp, _norm(f"{place}.post_attention_layernorm"), mlp_tensors(f"{place}.mlp", mlp))
-        layers.append([attention, feeding])
-    return _plan(config, layers)
+    return _plan(config, decoder_layers(config, keys, mlp, norm=_norm))
 
 
 def gemma2(config: Config) -> Plan:
-    return _sandwiched(config, _gemma2_layers(config), logit_cap=optional(config, "final_logit_softcapping", 30.0))
+    cap = optional(config, "final_logit_softcapping", 30.0)
+    return _plan(config, _sandwiched(config, _gemma2_attention(config)), logit_cap=cap)
 
 
 def vault_gemma(config: Config) -> Plan:
     """Gemma 2 without norms after its learners."""
-    plan = _sandwiched(config, _gemma2_layers(config), logit_cap=optional(config, "final_logit_softcapping", 30.0))
-    for layer in plan.layers:
-        for place, part in enumerate(layer):
-            spec = {key: value for key, value in part.spec.items() if key != "residual"}
-            layer[place] = part._replace(spec=spec, post_norm={})
-    return plan
+    attention = [keys | {"residual": None} for keys in _gemma2_attention(config)]
+    mlp = mlp_keys(config, key="hidden_activation", default=GELU)
+    layers = decoder_layers(config, attention, mlp, norm=_norm, before=BEFORE)
+    return _plan(config, layers, logit_cap=optional(config, "final_logit_softcapping", 30.0))
 
 
 def gemma3(config: Config) -> Plan:
@@ -66,8 +60,9 @@ def gemma3(config: Config) -> Plan:
         eps = config.number("rms_norm_eps", 1e-6)
         positions = rotary(config, given=bases[kind])
         specs.append({**_keys(config), "window": window, "qk_norm": "weighted", "norm_eps": eps, **positions})
-    limit = config.size("max_position_embeddings", 131_072)
-    return _sandwiched(config, specs, logit_cap=optional(config, "final_logit_softcapping", None), context=limit)
+    plan = _plan(config, _sandwiched(config, specs), logit_cap=optional(config, "final_logit_softcapping", None))
+    plan.context = config.size("max_position_embeddings", 131_072)
+    return plan
 
 
 def gemma3_multimodal(config: Config) -> Plan:
@@ -81,7 +76,7 @@ def gemma3_multimodal(config: Config) -> Plan:
     return plan
 
 
-def _gemma2_layers(config: Config) -> list[dict[str, Any]]:
+def _gemma2_attention(config: Config) -> list[dict[str, Any]]:
     windows = windows_of(config, _kinds(config, 2), sliding_window(config))
     cap = optional(config, "attn_logit_softcapping", 50.0)
     return [{**_keys(config), "window": window, "logit_cap": cap, **rotary(config)} for window in windows]
@@ -103,23 +98,17 @@ def _kinds(config: Config, pattern: int) -> list[str]:
     return ["sliding_attention" if index % pattern else "full_attention" for index in layers]
 
 
-def _sandwiched(
-    config: Config, specs: Sequence[dict[str, Any]], logit_cap: float | None, context: int | None = None
-) -> Plan:
-    """Layers whose attention has `specs`, with norms before and after each learner."""
+def _sandwiched(config: Config, attention: Sequence[dict[str, Any]]) -> list[list[Part]]:
+    """Layers with norms before and after each learner."""
     mlp = mlp_keys(config, key="hidden_activation", default=GELU, residual=BOTH)
-    layers = []
-    for (_, place), keys in zip(layer_places(config), specs, strict=True):
-        tensors = attention_tensors(f"{place}.self_attn", keys)
-        if keys["qk_norm"]:
-            tensors |= {name: _norm(f"{place}.self_attn.{name}")["weight"] for name in ("q_norm", "k_norm")}
-        before, after = _norm(f"{place}.input_layernorm"), _norm(f"{place}.post_attention_layernorm")
-        attention = Part(keys, before, tensors, after)
-        before, after = _norm(f"{place}.pre_feedforward_layernorm"), _norm(f"{place}.post_feedforward_layernorm")
-        layers.append([attention, Part(mlp, before, mlp_tensors(f"{place}.mlp", mlp), after)])
-    plan = _plan(config, layers, logit_cap=logit_cap)
-    plan.context = context or plan.context
-    return plan
+    after = ("post_attention_layernorm", "post_feedforward_layernorm")
+    return decoder_layers(config, attention, mlp, norm=_norm, before=BEFORE, after=after, attend=_attention)
+
+
+def _attention(inner: str, keys: Mapping[str, Any]) -> dict[str, Origin]:
+    tensors = attention_tensors(inner, keys)
+    norms = [name for name in tensors if name.endswith("_norm")]  # their weights are w of 1 + w too
+    return tensors | {name: _norm(f"{inner}.{name}")["weight"] for name in norms}
 
 
 def _norm(theirs: str) -> dict[str, Origin]:

@@ -57,7 +57,7 @@ def layer_parameters(config: Config, kind: str, base: float) -> Config:
     given = Config(config.path, {"rope_theta": base} | values, f"rope_parameters.{kind}.")
     if nested.values and not any(isinstance(each, dict) for each in nested.values.values()):
         raise config.unsupported("rope_parameters", nested.values, ["parameters for each kind of layer"])
-    if (scaling := _kind(given)) in ("dynamic", "longrope"):
+    if (scaling := rotary_kind(given)) in ("dynamic", "longrope"):
         raise given.unsupported("rope_type", scaling, [each for each in KINDS if each not in ("dynamic", "longrope")])
     given.only("truncate", True)  # transformers reads it elsewhere
     return given
@@ -66,7 +66,7 @@ def layer_parameters(config: Config, kind: str, base: float) -> Config:
 def exact_length(config: Config) -> int | None:
     """The length up to which the angles of a text do not depend on its length; None where they never do."""
     given = parameters(config)
-    kind = _kind(given)
+    kind = rotary_kind(given)
     if kind == "dynamic":
         return config.size("max_position_embeddings", 2048)
     if kind != "longrope" or given.get("short_factor") == given.get("long_factor"):
@@ -74,7 +74,7 @@ def exact_length(config: Config) -> int | None:
     return _original(config, given)
 
 
-def _kind(given: Config) -> str:
+def rotary_kind(given: Config) -> str:
     kind = given.get("rope_type", given.get("type", "default"))
     return "longrope" if kind == "su" else str(kind)
 
@@ -86,7 +86,7 @@ def _original(config: Config, given: Config) -> int:
 
 
 def _scaling(config: Config, given: Config) -> dict[str, Any] | None:
-    kind = _kind(given)
+    kind = rotary_kind(given)
     if kind not in KINDS:
         raise given.unsupported("rope_type", kind, KINDS)
     if kind in ("default", "dynamic"):

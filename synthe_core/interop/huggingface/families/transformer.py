@@ -7,15 +7,14 @@ from typing import Any
 
 from synthe_core.interop.huggingface.families.decoder import (
     attention_keys,
-    attention_tensors,
+    decoder_layers,
     layer_places,
     mlp_keys,
-    mlp_tensors,
     sliding_window,
     transformer_plan,
     windows_of,
 )
-from synthe_core.interop.huggingface.families.plan import Part, Plan, norm
+from synthe_core.interop.huggingface.families.plan import Plan
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -51,18 +50,8 @@ def _transformer(
     `windows` the window of each layer if it is not among them, `head_size` the default of head_dim."""
     keys = {**attention_keys(config, size=head_size), **rotary(config), **attention}
     mlp = mlp_keys(config, bias=mlp_bias)
-    layers = []
-    for index, place in layer_places(config):
-        window = {} if windows is None else {"window": windows[index]}
-        mixing = attention_tensors(f"{place}.self_attn", keys)
-        feeding = mlp_tensors(f"{place}.mlp", mlp)
-        layers.append(
-            [
-                Part(keys | window, norm(f"{place}.input_layernorm"), mixing),
-                Part(mlp, norm(f"{place}.post_attention_layernorm"), feeding),
-            ]
-        )
-    return transformer_plan(config, layers)
+    each = [keys | ({} if windows is None else {"window": windows[index]}) for index, _ in layer_places(config)]
+    return transformer_plan(config, decoder_layers(config, each, mlp))
 
 
 def layer_windows(config: Config) -> list[int | str]:

@@ -1,0 +1,112 @@
+"""GPT-2: learned positions, LayerNorm, transposed maps. GPT-NeoX (Pythia): rotary positions, learners side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from synthe_core.interop.huggingface.families.decoder import (
+    ACTIVATIONS,
+    attention_keys,
+    decoder_layers,
+    mlp_keys,
+    mlp_tensors,
+    transformer_plan,
+)
+from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin, transposed
+from synthe_core.interop.huggingface.families.rotary import parameters, rotary
+from synthe_core.interop.huggingface.published import Config
+
+WITH_BIAS = partial(norm, bias=True)
+
+
+def gpt2(config: Config) -> Plan:
+    """Names begin with `transformer.`, or not, in files of the model without its head."""
+    config.only("add_cross_attention", False)
+    width, heads, positions = config.size("n_embd", 768), config.size("n_head", 12), config.size("n_positions", 1024)
+    name = config.get("activation_function", "gelu_new")
+    if name not in ACTIVATIONS:
+        raise config.unsupported("activation_function", name, ACTIVATIONS)
+    inner = config.size("n_inner", 4 * width)
+    mlp = {"type": "mlp", "hidden": inner, "activation": ACTIVATIONS[name], "gated": False, "bias": True}
+    scale = (width // heads) ** -0.5 if config.flag("scale_attn_weights", True) else 1.0
+    by_layer = config.flag("scale_attn_by_inverse_layer_idx", False)
+    layers = []
+    for index in range(config.size("n_layer", 12)):
+        place = f"transformer.h.{index}"
+        attention = {"type": "attention", "heads": heads, "rope": None, "qk_norm": False, "bias": "all"}
+        attention["scale"] = scale / (index + 1 if by_layer else 1)
+        mixing = transposed("qkv", f"{place}.attn.c_attn") | transposed("out", f"{place}.attn.c_proj")
+        feeding = transposed("up", f"{place}.mlp.c_fc") | transposed("out", f"{place}.mlp.c_proj")
+        layers.append(
+            [Part(attention, WITH_BIAS(f"{place}.ln_1"), mixing), Part(mlp, WITH_BIAS(f"{place}.ln_2"), feeding)]
+        )
+    return Plan(
+        layers,
+        width,
+        config.size("vocab_size"),
+        "transformer.wte.weight",
+        WITH_BIAS("transformer.ln_f"),
+        config.number("layer_norm_epsilon", 1e-5),
+        config.flag("tie_word_embeddings", True),
+        options={"norm": "layer", "positions": positions},
+        positions="transformer.wpe.weight",
+        ignored=r"\.attn\.(masked_)?bias$",  # buffers of older versions
+        aliases={"transformer.": ""},
+    )
+
+
+def gpt_neox(config: Config) -> Plan:
+    bias = config.flag("attention_bias", True)
+    heads = config.size("num_attention_heads")
+    keys = attention_keys(config, bias="all" if bias else "none")
+    keys |= _rotary(config, keys["head_size"])
+    parallel = {"parallel": True} if config.flag("use_parallel_residual", True) else None
+    mlp = mlp_keys(config, default="gelu", gated=False, bias=True, residual=parallel)
+    layers = decoder_layers(
+        config,
+        keys,
+        mlp,
+        norm=WITH_BIAS,
+        attend=partial(_fused_by_head, heads),
+        feed=partial(mlp_tensors, up="dense_h_to_4h", down="dense_4h_to_h"),
+        prefix="gpt_neox.layers",
+        inner=("attention", "mlp"),
+    )
+    return transformer_plan(
+        config,
+        layers,
+        embedding="gpt_neox.embed_in.weight",
+        norm=WITH_BIAS("gpt_neox.final_layer_norm"),
+        eps=config.number("layer_norm_eps", 1e-5),
+        options={"norm": "layer"},
+        head="embed_out.weight",
+        aliases={"embed_out.": "lm_head."},
+        ignored=r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",  # buffers of older versions
+    )
+
+
+def _rotary(config: Config, head_size: int) -> dict[str, Any]:
+    """Positions, whose base and share have names of their own in older configs."""
+    given = parameters(config).values
+    older = {
+        "rope_theta": config.values.get("rotary_emb_base"),
+        "partial_rotary_factor": config.values.get("rotary_pct"),
+    }
+    values = {key: value for key, value in older.items() if value is not None} | given
+    return rotary(config, head_size, 0.25, given=Config(config.path, values, "rope_parameters."))
+
+
+def _fused_by_head(heads: int, inner: str, keys: Mapping[str, Any]) -> dict[str, Origin]:
+    """One map whose rows are the query, key and value of each head in turn."""
+
+    def by_kind(matrix: Tensor) -> Tensor:
+        return matrix.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+    bias = keys["bias"] == "all"
+    kinds = ("weight", "bias") if bias else ("weight",)
+    qkv = {f"qkv.{kind}": origin(f"{inner}.query_key_value.{kind}", make=by_kind) for kind in kinds}
+    return qkv | linear("out", f"{inner}.dense", bias=bias)
