@@ -99,21 +99,16 @@ def generate(
     from synthe_core.hardware.placement import choose_device
     from synthe_core.hardware.probe import probe
     from synthe_core.inference import offline
-    from synthe_core.inference.loaded_model import LoadedModel
-    from synthe_core.interop.load import load_model, needs_transformers
+    from synthe_core.interop.load import load_checkpoint
     from synthe_core.model.session import Session
     from synthe_core.storage.checkpoint import Checkpoint
     from synthe_core.storage.hub.snapshot import model_name
 
     where = choose_device(device or "auto", probe()).value
     adapter = find_model(adapter) if adapter else None
-    if adapter is None and needs_transformers(path):
-        model = load_model(path, device=where)
-        session = Session.load(state_in, model.model) if state_in else None
-    else:
-        opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
-        model = LoadedModel.from_checkpoint(opened, model_name(path), where, batch_invariant=False)
-        session = opened.session(state_in, model.model) if state_in else None
+    opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
+    model = load_checkpoint(opened, model_name(path), where, batch_invariant=False)
+    session = opened.session(state_in, model.model) if state_in else None
     model.recommended = recommended
     show_defaults(model.defaults)
     sampling = sampled(with_defaults(context, values, model.defaults.sampling))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from synthe_core.data.spec import DataSpec
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.evaluation.lengths import trained_length
@@ -16,8 +14,8 @@ from synthe_core.hardware.probe import probe
 from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.interop.hub import local_path
 from synthe_core.interop.huggingface import backend
-from synthe_core.interop.load import needs_transformers
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.storage.checkpoint import Checkpoint
 
 UNSTATED = 2048
@@ -50,9 +48,9 @@ class OpenedModel:
 def open_model(path: Path, device: str = "auto") -> OpenedModel:
     """The model at `path`, or of an id of the hub, with its weights on `device`, ready to read."""
     path = local_path(path)
-    if needs_transformers(path):
-        return _transformers(path, choose_device(device, probe()).value)
     checkpoint = Checkpoint.open(path)
+    if isinstance(checkpoint.recipe.model, PublishedSpec):
+        return _transformers(checkpoint, choose_device(device, probe()).value)
     recipe, context = checkpoint.recipe, context_for_recipe(checkpoint.recipe, device)
     trained, grows = trained_length(checkpoint)
     files = sorted(checkpoint.manifest.files.items())
@@ -72,11 +70,11 @@ def open_model(path: Path, device: str = "auto") -> OpenedModel:
     )
 
 
-def _transformers(path: Path, device: str) -> OpenedModel:
-    loaded = backend.load(path, device=torch.device(device))
+def _transformers(checkpoint: Checkpoint, device: str) -> OpenedModel:
+    loaded = backend.load_checkpoint(checkpoint, checkpoint.recipe.name, device)
     trained = loaded.max_length or UNSTATED
     return OpenedModel(
-        path,
+        checkpoint.path,
         loaded.name,
         loaded.model,
         loaded.tokenizer,

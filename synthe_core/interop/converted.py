@@ -73,7 +73,7 @@ class ConvertedModel:
         self.vocab = self.layout.vocab
         self.tie = _is_tied(published, self.layout)
         self.architecture = str(published.config.values["architectures"][0])
-        self.name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(published.path)).lstrip("._-") or "imported"
+        self.name = name or recipe_name(published.path)
         self.notices: list[Notice] = [Notice(text) for text in self.layout.notices]
 
     @cached_property
@@ -203,6 +203,11 @@ def _make(origin: Origin, parts: list[Tensor]) -> Tensor:
     if origin.make is not None:
         return origin.make(*parts)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def recipe_name(path: Path) -> str:
+    """The name of the model at a path, in a recipe."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(path)).lstrip("._-") or "imported"
 
 
 def _is_tied(published: PublishedModel, layout: Plan) -> bool:

@@ -9,11 +9,9 @@ import torch
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.interop.hub import local_path
 from synthe_core.interop.huggingface import backend
-from synthe_core.interop.huggingface.families import plan
-from synthe_core.interop.huggingface.published import Published, UnsupportedModel, check_depth
+from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.hub.snapshot import model_name
-from synthe_core.storage.path_format import format_of
 
 
 def load_model(
@@ -25,20 +23,13 @@ def load_model(
     batch_invariant: choose kernels with which a text does not depend on the texts beside it, where there are such.
     """
     path = local_path(path)
-    if needs_transformers(path):
-        return backend.load(path, name or model_name(path), device)
-    name = name or model_name(path)
-    return LoadedModel.from_checkpoint(Checkpoint.open(path), name, device, batch_invariant=batch_invariant)
+    return load_checkpoint(Checkpoint.open(path), name or model_name(path), device, batch_invariant=batch_invariant)
 
 
-def needs_transformers(path: Path) -> bool:
-    """Whether `path` is a model folder whose architecture, or an option of it, our learners do not express."""
-    if format_of(path) != "huggingface":
-        return False
-    published = Published(path)
-    check_depth(published.config, len(published))  # before a plan of as many layers is made
-    try:
-        plan(published.config)
-    except UnsupportedModel:
-        return True
-    return False
+def load_checkpoint(
+    checkpoint: Checkpoint, name: str, device: torch.device | str = "cpu", *, batch_invariant: bool = True
+) -> LoadedModel:
+    """The model of an open checkpoint, or of an adapter's with the adapter merged."""
+    if isinstance(checkpoint.recipe.model, PublishedSpec):
+        return backend.load_checkpoint(checkpoint, name, device)
+    return LoadedModel.from_checkpoint(checkpoint, name, device, batch_invariant=batch_invariant)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,11 @@ from synthe_core.interop.converted import ConvertedModel, PublishedModel
 from synthe_core.interop.gguf.file import GgufFile
 from synthe_core.interop.gguf.model import GgufModel
 from synthe_core.interop.gguf.tokenizer import tokenizer_of
+from synthe_core.interop.huggingface.families import plan
 from synthe_core.interop.huggingface.model import HuggingFaceModel
+from synthe_core.interop.huggingface.pretrained import library
+from synthe_core.interop.huggingface.published import UnsupportedModel, check_depth
+from synthe_core.interop.published_source import PublishedSource, files_of
 from synthe_core.storage.checkpoint.read import WEIGHTS
 from synthe_core.storage.checkpoint.sources import CheckpointSource
 from synthe_core.storage.checkpoint.write import model_config
@@ -40,11 +43,7 @@ class ConvertedSource(CheckpointSource):
         recipe = self.model.recipe(None if tokenizer is None else self.path)
         config = model_config(recipe, self.model.vocab, ())
         files = {"recipe.yaml": recipe.to_yaml().encode(), "config.json": json.dumps(config).encode()}
-        if tokenizer is not None:
-            with tempfile.TemporaryDirectory(prefix="synthe-") as folder:
-                tokenizer.save(Path(folder))
-                files |= {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-        return files
+        return files if tokenizer is None else files | files_of(tokenizer)
 
     @cached_property
     def manifest(self) -> Manifest:  # type: ignore[override]
@@ -67,9 +66,21 @@ class ConvertedSource(CheckpointSource):
         return self.model.tensors
 
 
-def huggingface(path: Path) -> ConvertedSource:
-    """The model folder of transformers at `path`."""
-    return ConvertedSource(HuggingFaceModel(path))
+def huggingface(path: Path) -> CheckpointSource:
+    """The model folder of transformers at `path`: of our learners where they express it, and else as it is."""
+    published = HuggingFaceModel(path)
+    return PublishedSource(published) if needs_transformers(published) else ConvertedSource(published)
+
+
+def needs_transformers(published: HuggingFaceModel) -> bool:
+    """Whether our learners do not express the architecture of a model folder, or an option of it."""
+    check_depth(published.config, len(published))  # before a plan of as many layers is made
+    try:
+        plan(published.config)
+    except UnsupportedModel:
+        library(published.path)
+        return True
+    return False
 
 
 def gguf(path: Path) -> ConvertedSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from synthe_core.layers.learner import Pass
 from synthe_core.layers.projection import Linear, matrix_size
 from synthe_core.layers.trace import Emission, Trace, schema
 from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelState, auxiliary, measures
+from synthe_core.model.published_spec import LIBRARIES, PublishedSpec
 from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.cross_entropy import IGNORED
 
@@ -113,5 +115,8 @@ Model = LanguageModel | Classifier
 
 
 def build_model(spec: ModelSpec, vocab: int, recompute: bool = False) -> Model:
-    """The model that `spec` describes: an encoder where it has a head, else a language model."""
+    """The model that `spec` describes: an encoder where it has a head, else a language model. A published model that a
+    library runs has the interface of a language model."""
+    if isinstance(spec, PublishedSpec):
+        return cast(LanguageModel, LIBRARIES["transformers"](spec, recompute))
     return (LanguageModel if spec.head is None else Classifier)(spec, vocab, recompute)

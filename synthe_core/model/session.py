@@ -145,8 +145,6 @@ def fingerprint(model: Backbone, tensors: Mapping[str, Tensor] | None = None, we
 def weights_digest(model: Backbone) -> str:
     """A digest of all weights but those of attached adapters: as its checkpoint states it, else computed once, and
     again after a weight has changed in place."""
-    if (stated := getattr(model.spec, "digest", None)) is not None:  # a model of transformers
-        return str(stated)
     digest, versions = getattr(model, "_weights_digest", ("", []))
     if not versions or any(_version(tensor) != version for tensor, version in versions):
         digest = tensors_digest(model.state_dict())

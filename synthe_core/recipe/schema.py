@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.budget import Budget
@@ -22,6 +22,7 @@ from synthe_core.layers import LAYERS
 from synthe_core.layers.learner import Spec
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.parts import missing_dependency, parts, without_parts
+from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.model.spec import UNION_TAGS, ModelSpec, field_error
 from synthe_core.storage.yaml_reader import Key, YamlSource, parse_value, read_yaml
 
@@ -107,10 +108,15 @@ class Recipe(Spec):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the folder under runs/")
     description: str = ""
     seed: int = Field(0, ge=0, lt=2**62)
-    model: ModelSpec
+    model: SerializeAsAny[ModelSpec]
     data: DataSpec = DataSpec()
     train: TrainSpec = TrainSpec()
     runtime: RuntimeSpec = RuntimeSpec()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _published_models_have_a_config(cls, value: Any) -> Any:
+        return PublishedSpec.model_validate(value) if isinstance(value, dict) and "config" in value else value
 
     @model_validator(mode="after")
     def _stages_divide(self) -> Recipe:

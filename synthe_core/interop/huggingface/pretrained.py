@@ -1,25 +1,31 @@
-"""A model of transformers read from a folder: nothing is downloaded, no pickle is read, no code of the folder runs."""
+"""A model of transformers from its config and tensors, and its tensors under their published names.
+
+Nothing is downloaded, no pickle is read and no code of a folder runs.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from synthe_core.errors import InputError
 from synthe_core.hardware.placement import choose_precision
 from synthe_core.hardware.probe import Hardware
-from synthe_core.interop.huggingface.published import Published
 from synthe_core.interop.huggingface.remote_code import check_runs_without_code
 from synthe_core.storage.finite import check_finite
 
 SLACK = 1 << 30  # bytes of tables that a model may have beside its weights
-NARROW = ("BF16", "F16")
+FLOAT = "__float__"
+NARROW = (torch.bfloat16, torch.float16)
 
 
-def library(path: Path) -> Any:
+def library(path: object) -> Any:
     """The module transformers. InputError if it is not installed."""
     try:
         import transformers
@@ -30,59 +36,54 @@ def library(path: Path) -> Any:
     return transformers
 
 
-def choose_dtype(published: Published, device: torch.device, hardware: Hardware) -> torch.dtype | None:
-    """The dtype to compute in: None for that of the files, where products are faster in it or float32 needs more
-    memory than there is; else float32."""
-    numbers = {name: math.prod(published.shape(name)) for name in published}
-    if not numbers or published.kind(max(numbers, key=numbers.__getitem__)) not in NARROW:
-        return None
-    if device.type == "cpu" and hardware.available and 4 * sum(numbers.values()) > hardware.available:
-        return None
-    return None if choose_precision("auto", device.type, hardware).value == "bfloat16" else torch.float32
+def stored_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype of the largest tensor."""
+    return max((tensors[name] for name in tensors), key=Tensor.numel).dtype
 
 
-def read_pretrained(published: Published, dtype: torch.dtype | None = None) -> Any:
-    """The model of transformers with every weight from its files, in `dtype` (None: as stored)."""
-    transformers, path = library(published.path), published.path
-    check_runs_without_code(str(path), published.config.values)
-    log = transformers.utils.logging
-    before, shown = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        check_sizes(published)
-        inner, info = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype or "auto",
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=False,  # if it is not given, a terminal is asked
+def choose_dtype(tensors: Mapping[str, Tensor], device: torch.device, hardware: Hardware) -> torch.dtype:
+    """The dtype to compute in: that of the tensors, where products are faster in it or float32 needs more memory than
+    there is; else float32."""
+    stored, numbers = stored_dtype(tensors), sum(tensors[name].numel() for name in tensors)
+    if stored not in NARROW or (device.type == "cpu" and 0 < hardware.available < 4 * numbers):
+        return stored
+    return stored if choose_precision("auto", device.type, hardware).value == "bfloat16" else torch.float32
+
+
+def read_pretrained(config: dict[str, Any], tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> Any:
+    """The model of `config` with every weight from `tensors`, in `dtype`. InputError if one is missing, of another
+    shape or not finite, or if the model is much larger than they are. path: theirs, for messages."""
+    with errors_of(path):
+        check_sizes(config, tensors, path)
+        parsed, kind = _class_of(config, path)
+        inner, info = kind.from_pretrained(
+            None, config=parsed, state_dict=dict(tensors), dtype=dtype, output_loading_info=True
         )
-    except InputError:
-        raise
-    except Exception as error:  # the library raises errors of many kinds
-        raise InputError(
-            f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}", "does transformers load it?"
-        ) from None
-    finally:
-        log.set_verbosity(before)
-        if shown:
-            log.enable_progress_bar()
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{path} has no tensor {missing[0]}, which its config.json asks for", "fetch every file")
     if info.get("mismatched_keys"):
         raise InputError(f"{path}: config.json and the weights are of two models", "copy the folder again")
     for name, tensor in inner.state_dict().items():
         check_finite(name, tensor, path)
-    return inner
+    return inner.eval()
 
 
-def check_sizes(published: Published) -> None:
-    """InputError if config.json describes a model that is much larger than the weights: memory is allocated only for
-    what the files hold. Its own tables, such as masks, may take as much, and SLACK."""
-    path, sketch = published.path, _sketch(published)
-    stored = sum(math.prod(published.shape(name)) for name in published)
+def from_config(config: dict[str, Any], path: object = "config.json") -> Any:
+    """The model of `config` with initial weights, on torch's default device, in float32."""
+    with errors_of(path):
+        parsed, kind = _class_of(config, path)
+        inner = kind._from_config(parsed, dtype=torch.float32)
+        if inner.get_input_embeddings().weight.is_meta:
+            inner.set_experts_implementation("batched_mm")  # whose shapes do not depend on values
+        return inner
+
+
+def check_sizes(config: dict[str, Any], tensors: Mapping[str, Tensor], path: object) -> None:
+    """InputError if a config describes a model that is much larger than the tensors: memory is allocated only for what
+    there is. Its own tables, such as masks, may take as much, and SLACK."""
+    with torch.device("meta"):
+        sketch = from_config(config, path)
+    stored = sum(math.prod(tensors[name].shape) for name in tensors)
     own = sum(parameter.numel() for parameter in sketch.parameters())
     tables = sum(buffer.numel() * buffer.element_size() for buffer in sketch.buffers())
     if own > 2 * stored or tables > SLACK + 4 * stored:
@@ -93,9 +94,91 @@ def check_sizes(published: Published) -> None:
         )
 
 
-def _sketch(published: Published) -> Any:
-    """The model without memory for its weights."""
-    transformers = library(published.path)
-    config = transformers.AutoConfig.from_pretrained(published.path, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+@torch.no_grad()
+def load_tensors(inner: Any, config: dict[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Gives the model the values of its published `tensors`; its parameters stay the same objects."""
+    dtype, device = next(inner.parameters()).dtype, next(inner.parameters()).device
+    loaded = read_pretrained(config, tensors, path, dtype)
+    inner._weight_conversions = getattr(loaded, "_weight_conversions", None)  # by which `published_tensors` renames
+    values = loaded.state_dict()
+    for name, tensor in inner.state_dict(keep_vars=True).items():
+        tensor.data = values.pop(name).to(device=device)
+    inner.tie_weights()
+
+
+def published_tensors(inner: Any) -> dict[str, Tensor]:
+    """The model's tensors under the names, and in the shapes, in which transformers saves them: a shared one once."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    seen: set[int] = set()
+    own: dict[str, Tensor] = {}
+    tied = getattr(inner, "all_tied_weights_keys", None) or {}
+    for name, tensor in inner.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen and name not in tied:
+            seen.add(id(tensor))
+            own[name] = tensor.detach()
+    return dict(revert_weight_conversion(inner, own))
+
+
+def with_floats(value: Any) -> Any:
+    """A value of a config.json with its numbers that JSON has not, which are written as {"__float__": "Infinity"}."""
+    if isinstance(value, dict):
+        if value.keys() == {FLOAT} and value[FLOAT] in ("Infinity", "-Infinity", "NaN"):
+            return float(value[FLOAT])
+        return {key: with_floats(each) for key, each in value.items()}
+    return [with_floats(each) for each in value] if isinstance(value, list) else value
+
+
+def without_floats(value: Any) -> Any:
+    """The inverse of `with_floats`, by which a config may be written as strict JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {FLOAT: "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, dict):
+        return {key: without_floats(each) for key, each in value.items()}
+    return [without_floats(each) for each in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """Within the block transformers writes no warnings and shows no progress."""
+    log = transformers.utils.logging
+    before, shown = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)
+        if shown:
+            log.enable_progress_bar()
+
+
+@contextmanager
+def errors_of(path: object) -> Iterator[None]:
+    """Within the block the library is quiet, and its errors, which are of many kinds, are an InputError."""
+    try:
+        with quiet(library(path)):
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}", "does transformers load it?"
+        ) from None
+
+
+def _class_of(config: dict[str, Any], path: object) -> tuple[Any, type[Any]]:
+    """The parsed config, and the class of its causal language model. InputError for one that transformers lacks."""
+    transformers = library(path)
+    check_runs_without_code(str(path), config)
+    kind = config.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            f"{path}: transformers {transformers.__version__} has no model_type {str(kind)[:80]!r}",
+            "a newer transformers may have it; models with code of their own (trust_remote_code) are not run",
+        )
+    parsed = transformers.CONFIG_MAPPING[kind].from_dict(with_floats(config))
+    models = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(parsed) not in models:
+        raise InputError(f"{path}: {kind} is no causal language model of transformers", "others cannot be run")
+    return parsed, models[type(parsed)]

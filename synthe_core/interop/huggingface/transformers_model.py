@@ -5,34 +5,45 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from synthe_core import state as states
 from synthe_core.adapters.lora_linear import lora_linears
 from synthe_core.errors import InputError
 from synthe_core.interop.huggingface.cache_state import ARGUMENTS, CacheForm, LayerCache, cache_form, initial_blocks
+from synthe_core.interop.huggingface.pretrained import load_tensors, published_tensors
 from synthe_core.layers.adapter_batch import current_adapters, per_adapter, select_rows
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
-from synthe_core.model.head_chunks import logits_in_chunks
+from synthe_core.model.head_chunks import logits_in_chunks, places_per_chunk
 from synthe_core.model.language_model import LanguageModel, Loss, ModelState
-from synthe_core.model.session import tensors_digest
+from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.ops.cross_entropy import IGNORED
 
+MODULE = {
+    "buffers", "children", "modules", "named_buffers", "named_children", "named_modules", "named_parameters",
+    "parameters", "state_dict", "zero_grad",
+}  # fmt: skip
+"""The methods of a module that are those of the model of transformers."""
 
-class Spec(NamedTuple):
-    """The identity of a model: its config and a digest of its weights."""
 
-    config: dict[str, Any]
-    digest: str
+class Measured(NamedTuple):
+    """What reading one token shows: the form of the cache, one row's tensors before its first token, which kinds there
+    are of them, and the head."""
 
-    def model_dump(self, mode: str = "json") -> dict[str, Any]:
-        return self._asdict()
+    form: CacheForm
+    initial: list[list[Any]]
+    has_windows: bool
+    is_recurrent: bool
+    head: Any
 
 
 class Reading(NamedTuple):
@@ -44,8 +55,8 @@ class Reading(NamedTuple):
 
 
 class TransformersModel:
-    """A causal language model of transformers with an explicit state: the interface that the engine uses of a
-    `LanguageModel`.
+    """A causal language model of transformers with an explicit state: the interface of a `LanguageModel`. Its modules,
+    parameters and buffers have the names of transformers.
 
     Its state is the tree of its cache's tensors (see `cache_state`). Keys and values grow with every token, up to
     `limit` of them; the engine refuses longer texts, and in a longer text the oldest tokens are dropped. A model whose
@@ -63,7 +74,7 @@ class TransformersModel:
     without: frozenset[str] = frozenset()
     signals: tuple[str, ...] = ()
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, spec: PublishedSpec | None = None) -> None:
         self.inner = inner
         self.base: Any = getattr(inner, inner.base_model_prefix, None)
         self._known = set() if self.base is None else set(inspect.signature(self.base.forward).parameters)
@@ -71,23 +82,15 @@ class TransformersModel:
         argument = next((name for name in ARGUMENTS if name in self._known), None)
         if argument is None or "use_cache" not in self._known:
             raise InputError(f"{self.name} cannot run: it takes no cache", OTHERS)
+        self._argument = argument
         config = inner.config.get_text_config()
         self.vocab = int(config.vocab_size)
         self.embedding = inner.get_input_embeddings()
-        self.spec = Spec(json.loads(inner.config.to_json_string(use_diff=False)), tensors_digest(inner.state_dict()))
-        try:
-            self._measure(argument, config)
-        except InputError as error:
-            raise InputError(f"{self.name} cannot run: {error.message}", OTHERS) from None
-        except Exception as error:  # an architecture may raise anything for these arguments
-            raise InputError(f"{self.name} cannot run: {' '.join(str(error).split())[:200]}", OTHERS) from error
+        self.spec = spec or PublishedSpec(config=json.loads(inner.config.to_json_string(use_diff=False)))
         limit = getattr(config, "max_position_embeddings", None)
         self.limit = limit if isinstance(limit, int) and limit > 0 else None
-        if self._has_windows and self.limit is None:
-            raise InputError(
-                f"{self.name} cannot run: its config.json does not limit the length of a text",
-                "put in its max_position_embeddings, in tokens",
-            )
+        if getattr(config, "rescale_every", 0):  # RWKV halves activations for float16's range, and so its weights
+            config.rescale_every = 0
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None) -> ModelState:
         """The initial state of `batch` texts."""
@@ -97,12 +100,12 @@ class TransformersModel:
             return torch.zeros(batch, *leaf.shape[1:], dtype=leaf.dtype, device=device)
 
         position = torch.zeros(batch, dtype=torch.int64, device=device)
-        return ModelState(position, states.map_leaves(spread, self._initial))
+        return ModelState(position, states.map_leaves(spread, self._measured.initial))
 
     def state_bytes(self, time: int = 1) -> int:
         """Bytes of one text's state after `time` tokens."""
         total, time = 8, time if self.limit is None else min(time, self.limit)
-        for block, parts in enumerate(self._initial):
+        for block, parts in enumerate(self._measured.initial):
             for part in parts:
                 bound = self.form.window_bound(block)
                 length = time if bound is None else min(time, bound)
@@ -129,7 +132,7 @@ class TransformersModel:
 
     def _hidden(self, tokens: Tensor, state: ModelState, lengths: Tensor | None = None) -> tuple[Tensor, ModelState]:
         """The pass of rows with one adapter."""
-        if self.reading.batches and not self._is_recurrent:
+        if self.reading.batches and not self._measured.is_recurrent:
             return self._pass(tokens, state, lengths)
         time = tokens.shape[1]
         each = [time] * len(tokens) if lengths is None else lengths.tolist()
@@ -176,7 +179,7 @@ class TransformersModel:
         position = state.position + (tokens.shape[1] if lengths is None else lengths)
         position = position if most is None else position.clamp_max(most)
         inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": True}
-        if self._has_windows:
+        if self._measured.has_windows:
             real = torch.arange(past, 0, -1, device=tokens.device) <= state.position[:, None]
             now = torch.ones_like(tokens, dtype=torch.bool) if ctx.mask is None else ctx.mask
             mask = torch.cat([real, now], 1)
@@ -221,24 +224,71 @@ class TransformersModel:
         hidden, after, ctx = self.hidden(tokens, state, lengths)
         return self.head(ctx.last(hidden, 1))[:, 0], after
 
-    @torch.inference_mode()
     def loss(
         self, tokens: Tensor, targets: Tensor, state: ModelState | None = None, lengths: Tensor | None = None
     ) -> tuple[Loss, ModelState]:
-        """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each."""
-        hidden, after, _ = self.hidden(tokens, state, lengths)
-        chunks = logits_in_chunks(cast(LanguageModel, self), hidden, targets)
-        each = torch.cat(
-            [F.cross_entropy(logits.transpose(1, 2), part, reduction="none") for logits, part in chunks], 1
-        )
+        """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each. Where gradients are
+        recorded, texts begin with `tokens`, and the state after them is the initial one."""
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
+            return self._training_loss(tokens, targets, state), self.init_state(len(tokens))
+        with torch.inference_mode():
+            hidden, after, _ = self.hidden(tokens, state, lengths)
+            chunks = logits_in_chunks(cast(LanguageModel, self), hidden, targets)
+            each = torch.cat([_cross_entropy(logits, part) for logits, part in chunks], 1)
         return Loss(each.sum(), (targets != IGNORED).sum(), {}, each, {}, 0.0), after
 
-    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
-        """Its modules under the names of transformers, which adapters use."""
-        return self.inner.named_modules(*args, **kwargs)
+    def _training_loss(self, tokens: Tensor, targets: Tensor, state: ModelState | None) -> Loss:
+        """The loss with its gradient, without a cache. Logits are computed again in the backward pass."""
+        if state is not None:
+            raise InputError(f"{self.name} is trained without a state", "leave out train.carry")
+        hidden = self.base(input_ids=tokens, use_cache=False).last_hidden_state
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        return self.inner.parameters()
+        def chunk(part: Tensor, answers: Tensor) -> Tensor:
+            return _cross_entropy(self.head(part).float(), answers)
+
+        size = places_per_chunk(cast(LanguageModel, self), len(tokens))
+        parts = zip(hidden.split(size, 1), targets.split(size, 1), strict=True)
+        each = torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in parts], 1)
+        return Loss(each.sum(), (targets != IGNORED).sum(), {}, each.detach(), {}, 0.0)
+
+    def __getattr__(self, name: str) -> Any:
+        """Modules, parameters, buffers and the like are those of the model of transformers."""
+        if name in MODULE:
+            return getattr(self.inner, name)
+        raise AttributeError(name)
+
+    def to(self, *args: Any, **kwargs: Any) -> TransformersModel:
+        self.inner.to(*args, **kwargs)
+        return self
+
+    def train(self, mode: bool = True) -> TransformersModel:
+        self.inner.train(mode)
+        return self
+
+    def eval(self) -> TransformersModel:
+        return self.train(False)
+
+    def requires_grad_(self, required: bool = True) -> TransformersModel:
+        self.inner.requires_grad_(required)
+        return self
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """It has no parts that could be left out: a recipe that names one is refused."""
+        assert not names
+
+    def published_tensors(self) -> dict[str, Tensor]:
+        """Its tensors as transformers saves them."""
+        return published_tensors(self.inner)
+
+    def load_published(self, tensors: Mapping[str, Tensor], source: Path) -> None:
+        """Takes the values of published tensors. InputError for one that is missing or does not fit."""
+        load_tensors(self.inner, self.spec.config, tensors, source)
+
+    @property
+    def blocks(self) -> nn.Module:
+        """Its layers: the longest list of modules in it."""
+        lists = [each for each in self.inner.modules() if isinstance(each, nn.ModuleList)]
+        return max(lists, key=len, default=self.base)
 
     def flops(self, time: int) -> float:
         """Floating-point operations per token: two for each entry of a matrix that is not an embedding alone. What
@@ -250,22 +300,48 @@ class TransformersModel:
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def active_parameter_count(self) -> int:
+        """All of them: which experts a token uses is not known here."""
+        return self.parameter_count()
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of its embedding, in which it computes."""
         return cast(torch.dtype, self.embedding.weight.dtype)
 
-    @torch.inference_mode()
-    def _measure(self, argument: str, config: Any) -> None:
-        """Learns the form of the cache and the shapes of its tensors by reading one token."""
+    @property
+    def form(self) -> CacheForm:
+        return self._measured.form
+
+    @property
+    def head(self) -> Any:
+        """The function from hidden [B, ..., D] to logits [B, ..., V]."""
+        return self._measured.head
+
+    @cached_property
+    def _measured(self) -> Measured:
+        """What reading one token shows of the cache. InputError for a model without one that it takes and returns."""
+        try:
+            measured = self._measure()
+        except InputError as error:
+            raise InputError(f"{self.name} cannot run: {error.message}", OTHERS) from None
+        except Exception as error:  # an architecture may raise anything for these arguments
+            raise InputError(f"{self.name} cannot run: {' '.join(str(error).split())[:200]}", OTHERS) from error
+        if measured.has_windows and self.limit is None:
+            raise InputError(
+                f"{self.name} cannot run: its config.json does not limit the length of a text",
+                "put in its max_position_embeddings, in tokens",
+            )
+        return measured
+
+    @torch.no_grad()
+    def _measure(self) -> Measured:
         token = torch.zeros(1, 1, dtype=torch.int64, device=self.embedding.weight.device)
         outputs = self.base(input_ids=token, use_cache=True)
-        self.head = _head(self.inner, self.base, type(outputs))
-        self.form: CacheForm = cache_form(outputs, argument, config)
-        self._initial = initial_blocks(self.form.read(outputs[argument]))
-        parts = [part for parts in self._initial for part in parts]
-        self._has_windows = any(isinstance(part, LayerCache) for part in parts)
-        self._is_recurrent = not all(isinstance(part, LayerCache) for part in parts)
+        form = cache_form(outputs, self._argument, self.inner.config.get_text_config())
+        initial = initial_blocks(form.read(outputs[self._argument]))
+        windows = [isinstance(part, LayerCache) for parts in initial for part in parts]
+        return Measured(form, initial, any(windows), not all(windows), _head(self.inner, self.base, type(outputs)))
 
 
 OTHERS = "synthe import hf lists the architectures that our learners have; others run if transformers gives their cache"
@@ -296,6 +372,11 @@ def _head(inner: Any, base: nn.Module, form: type[Any]) -> Any:
         return bare(inputs_embeds=rows, use_cache=False).logits.view(*hidden.shape[:-1], -1)
 
     return head
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log p [B, T] of the targets, 0 where they are not scored."""
+    return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
 
 
 def _newest(part: Any, count: int) -> Any:

@@ -19,6 +19,7 @@ from synthe_core.data.tokenizers import Tokenizer, read_tokenizer
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.published_spec import PublishedSpec, text_config
 from synthe_core.model.session import Session, set_weights_digest
 from synthe_core.model.skip_init import skip_init
 from synthe_core.recipe.schema import Recipe
@@ -33,6 +34,7 @@ from synthe_core.storage.tensor_file import TensorFile
 from synthe_core.storage.yaml_reader import parse_yaml
 from synthe_core.units import format_size
 
+LEARNERS = "generate, chat, serve, eval, train, pack, profile-vram and merge take it; what reads learners cannot"
 EMBEDDING = "embedding.weight"
 WEIGHTS = "model.safetensors"
 LARGEST_STATE = 1 << 30
@@ -158,6 +160,8 @@ class Checkpoint:
             values = json.loads(self._text("config.json"))
         except (ValueError, RecursionError):
             values = None
+        if isinstance(values, dict) and "vocab_size" not in values:
+            values["vocab_size"] = text_config(values).get("vocab_size")
         if not (isinstance(values, dict) and type(values.get("vocab_size")) is int):
             raise self.source.damaged("config.json", "it has no vocab_size")
         return values
@@ -227,6 +231,10 @@ class Checkpoint:
         return Session.of(TensorFile(*self.source.locate(member), str(self.path / member)), model)
 
     def _built(self, device: torch.device | str, dtype: torch.dtype | None) -> Model:
+        if isinstance(self.recipe.model, PublishedSpec):
+            raise InputError(
+                f"{self.path} is a {self.recipe.model.architecture}, which only transformers runs", LEARNERS
+            )
         (self.base or self).check_sizes()
         with skip_init():
             model = build_model(self.recipe.model, self.vocab)
@@ -243,6 +251,8 @@ class Checkpoint:
         A recipe may be hostile: memory for a model is allocated only if weights of its size are present.
         """
         spec, stored = self.recipe.model, self._stored
+        if isinstance(spec, PublishedSpec):  # its library checks them when it loads them
+            return
         width = stored.shape(EMBEDDING)[-1:] if EMBEDDING in stored else ()
         learners = sum(len(spec.learners_of(index)) for index in range(spec.blocks))
         if learners > len(stored) or (width and width[0] != spec.width):

@@ -16,10 +16,13 @@ from synthe_core.storage.finite import check_finite
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name; a shared tensor appears once, under its first name.
 
-    Of a model with an adapter these are the adapter's factors only: the other weights are in its base's checkpoint.
+    Of a model with an adapter these are the adapter's factors only: the other weights are in its base's checkpoint. A
+    published model that a library runs has the names and shapes in which it is published.
     """
     if factors := adapter_parameters(model):
         return {name: tensor.detach() for name, tensor in factors.items()}
+    if (published := getattr(model, "published_tensors", None)) is not None:
+        return dict(published())
     seen: set[int] = set()
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -36,6 +39,9 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path, 
     source: the checkpoint's path, for messages.
     fresh: prefixes of names that keep the model's initial values if `tensors` has none of them.
     """
+    if not adapter_parameters(model) and (load := getattr(model, "load_published", None)) is not None:
+        load(tensors, source)
+        return
     own = weights(model)
     check_names(own, tensors, source, fresh)
     for name, target in own.items():

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage import adapter_files
 from synthe_core.storage.atomic import new_folder
@@ -85,6 +86,8 @@ def _write_training(folder: Path, training: Mapping[str, Mapping[str, Tensor]], 
 
 def model_config(recipe: Recipe, vocab: int, classes: Sequence[str]) -> dict[str, Any]:
     """The content of config.json."""
+    if isinstance(recipe.model, PublishedSpec):
+        return {**recipe.model.config, "dtype": "float32"}
     labels = {"id2label": {str(index): name for index, name in enumerate(classes)}} if classes else {}
     return labels | {
         "model_type": "synthe",

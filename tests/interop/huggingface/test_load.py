@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
-from synthe_core.interop.load import load_model, needs_transformers
+from synthe_core.interop.load import load_model
 from synthe_core.model.language_model import LanguageModel
 
 transformers = pytest.importorskip("transformers")
@@ -35,7 +35,7 @@ def test_what_our_learners_do_not_express_runs_by_transformers(
 ) -> None:
     path = folder(tmp_path / "model", kind, **options)
     loaded = load_model(path)
-    assert isinstance(loaded.model, runs) and needs_transformers(path) == (runs is TransformersModel)
+    assert isinstance(loaded.model, runs)
     assert loaded.max_length == 64
     text = torch.randint(loaded.vocab, (1, 30), generator=torch.Generator().manual_seed(0))
     peer = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()

@@ -28,6 +28,7 @@ from tests.interop.huggingface.backend_families import family
 transformers = pytest.importorskip("transformers")
 from synthe_core.interop.huggingface import backend, pretrained  # noqa: E402
 from synthe_core.interop.huggingface.published import Published  # noqa: E402
+from synthe_core.interop.load import load_model  # noqa: E402
 from tests.interop.huggingface.served_models import (  # noqa: E402
     answers,
     folder,
@@ -215,7 +216,9 @@ def test_bfloat16_is_read_as_float32_where_that_is_faster(tmp_path: Path, monkey
     with torch.inference_mode():
         torch.testing.assert_close(served.model(torch.tensor([text]))[0], peer(torch.tensor([text])).logits)
     hardware = replace(probe(), available=1000)
-    assert pretrained.choose_dtype(Published(path), torch.device("cpu"), hardware) is None, "float32 needs more memory"
+    assert pretrained.choose_dtype(Published(path), torch.device("cpu"), hardware) == torch.bfloat16, (
+        "float32 needs more memory"
+    )
 
 
 def test_a_model_that_bfloat16_rounds_too_coarsely_is_read_as_float32(
@@ -272,10 +275,10 @@ def test_a_folder_that_cannot_be_served_is_refused_in_one_line(tmp_path: Path, f
 
 
 def test_without_transformers_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    path = folder(tmp_path / "m", "Gemma")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match="transformers, which is not installed") as caught:
-        backend.load(tmp_path)
+        load_model(path)
     assert "synthe[hf]" in str(caught.value.hint)
 
 
