@@ -49,13 +49,14 @@ def find_targets(model: Model, targets: list[str]) -> dict[str, nn.Linear]:
 def _matching(model: Model, names: list[str], target: str) -> list[str]:
     """Of `names`, those that `target` means."""
     if target == ALL:
-        return [name for name in names if name.startswith("blocks.")]
+        inside = {id(module) for module in model.blocks.modules()}
+        return [name for name, module in linear_maps(model).items() if id(module) in inside]
     known = parts(model.spec)
     if target in known:
         return [name for name in names if name.startswith(known[target].prefixes)]
     part, _, rest = target.rpartition(".")
-    inside = tuple(f"{prefix}{rest}" for prefix in known[part].prefixes) if part in known else ()
-    return [n for n in names if n in inside or n == target or n.endswith(f".{target}") or fnmatchcase(n, target)]
+    of_part = tuple(f"{prefix}{rest}" for prefix in known[part].prefixes) if part in known else ()
+    return [n for n in names if n in of_part or n == target or n.endswith(f".{target}") or fnmatchcase(n, target)]
 
 
 def _no_such(model: Model, names: list[str], target: str) -> InputError:

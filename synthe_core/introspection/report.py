@@ -15,12 +15,14 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, unknown
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.recipe_context import context_for_recipe
+from synthe_core.interop.huggingface.families import ARCHITECTURES
 from synthe_core.introspection.memories import Fate, fate, memory_series
 from synthe_core.introspection.observe import Observation, Predictions, observe
 from synthe_core.introspection.reads import Reads, follow
 from synthe_core.introspection.series import Figure, Series, collect
 from synthe_core.layers.trace import GROUPS
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.storage.checkpoint import Checkpoint
 
 LONGEST = 32_768  # tokens of a text; every reading is followed to every token before it
@@ -73,6 +75,9 @@ def introspect(
 def open_model(path: Path, device: str = "auto") -> tuple[Checkpoint, LanguageModel, ExecutionContext]:
     """A checkpoint, its model and the context of its passes; InputError for an encoder, which predicts no token."""
     checkpoint = Checkpoint.open(path)
+    if isinstance(checkpoint.recipe.model, PublishedSpec):
+        kind, known = checkpoint.recipe.model.architecture, ", ".join(ARCHITECTURES)
+        raise InputError(f"{path} is a {kind}, which our learners do not have", f"introspect reads learners: {known}")
     if checkpoint.recipe.model.head is not None:
         raise InputError(f"{path} is an encoder", "introspect needs a language model, which reads token by token")
     context = context_for_recipe(checkpoint.recipe, device)

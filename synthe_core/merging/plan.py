@@ -242,7 +242,7 @@ def require_one_kind(models: Sequence[Model]) -> None:
         if model.kind != models[0].kind:
             raise InputError(
                 f"{model.named} is a {model.kind} folder and {models[0].named} a {models[0].kind} folder",
-                "make a checkpoint of the one: synthe import hf",
+                "make a checkpoint of the one: synthe import hf, or synthe pack",
             )
 
 

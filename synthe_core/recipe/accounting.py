@@ -7,6 +7,7 @@ from typing import Any
 
 from synthe_core.data.tokenizers import open_tokenizer
 from synthe_core.model.classifier import Classifier, Model
+from synthe_core.model.published_spec import PublishedSpec, text_config
 from synthe_core.recipe.schema import Recipe
 
 
@@ -60,12 +61,16 @@ def account(recipe: Recipe) -> Account:
 
 def vocabulary_of(recipe: Recipe) -> int:
     """The size of the tokenizer's vocabulary; for one that is not trained yet, the requested size."""
+    if isinstance(recipe.model, PublishedSpec):
+        return int(text_config(recipe.model.config)["vocab_size"])
     tokenizer = recipe.data.tokenizer
     return tokenizer.vocab or open_tokenizer(tokenizer.type).vocab_size
 
 
 def _by_learner(model: Model) -> dict[str, int]:
     counts: dict[str, int] = {}
+    if isinstance(model.spec, PublishedSpec):  # its blocks are made of modules of a library
+        return {module: sum(p.numel() for p in each.parameters()) for module, each in model.named_children()}
     norms = 0
     blocks: Any = model.blocks  # torch types what a ModuleList holds as Module
     for block in blocks:

@@ -16,6 +16,7 @@ from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Result
 from synthe_core.hardware.kernel_tuning import kernel_exists
 from synthe_core.hardware.probe import Hardware, probe
+from synthe_core.interop.published_source import PublishedSource
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe.differences import differences
@@ -122,7 +123,8 @@ def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     unless the overrides have some."""
     checkpoint = Checkpoint.open(path)
     model = checkpoint.base or checkpoint
-    file = model.path / "tokenizer.json" if model.source.on_disk else model.path
+    has_file = model.source.on_disk and not isinstance(model.source, PublishedSource)
+    file = model.path / "tokenizer.json" if has_file else model.path
     tokens = [] if model.recipe.data.tokenizer.type == "bytes" else [f"data.tokenizer={file}"]
     own = checkpoint if "recipe.yaml" in checkpoint.manifest.files else model
     recipe = own.recipe_with([*tokens, *overrides])

@@ -22,8 +22,6 @@ from synthe_core.interop.huggingface.model import HuggingFaceModel
 from synthe_core.interop.huggingface.pretrained import (
     NARROW,
     choose_dtype,
-    library,
-    quiet,
     read_pretrained,
     stored_dtype,
 )
@@ -92,8 +90,7 @@ def _opened(
     if context.batch_invariant:
         use_primitives(inner)
     model = TransformersModel(inner, spec)
-    with quiet(library(path)):
-        transformers_trial.check(model)
+    transformers_trial.check(model)
     return model
 
 

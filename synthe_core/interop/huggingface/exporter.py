@@ -19,6 +19,7 @@ from synthe_core.interop.huggingface.families import plan
 from synthe_core.interop.huggingface.families.plan import Part
 from synthe_core.interop.huggingface.published import Config
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.storage.atomic import new_folder
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.checkpoint.write import write_tensors
@@ -79,6 +80,9 @@ def exportable(checkpoint: Checkpoint) -> tuple[LanguageModel, dict[str, Any]]:
             f"{path} is of an early stage of training: {', '.join(checkpoint.manifest.without)} is not in use yet",
             "export a checkpoint of the last stage",
         )
+    if isinstance(recipe.model, PublishedSpec):
+        kind = recipe.model.architecture
+        raise InputError(f"{path} is a {kind} of transformers already, and no model of our learners", "copy its files")
     model: Any = recipe.meta_model(checkpoint.vocab)
     if not isinstance(model, LanguageModel):
         raise InputError(f"{path} is an encoder, which is not a language model", "give a language model's checkpoint")

@@ -19,7 +19,8 @@ from synthe_core import state as states
 from synthe_core.adapters.lora_linear import lora_linears
 from synthe_core.errors import InputError
 from synthe_core.interop.huggingface.cache_state import ARGUMENTS, CacheForm, LayerCache, cache_form, initial_blocks
-from synthe_core.interop.huggingface.pretrained import load_tensors, published_tensors
+from synthe_core.interop.huggingface.pretrained import library, load_tensors, published_tensors, quiet
+from synthe_core.interop.huggingface.transformers_trial import OTHERS, Reading, check
 from synthe_core.layers.adapter_batch import current_adapters, per_adapter, select_rows
 from synthe_core.layers.learner import Pass
 from synthe_core.layers.trace import Trace
@@ -46,14 +47,6 @@ class Measured(NamedTuple):
     head: Any
 
 
-class Reading(NamedTuple):
-    """What one pass of a model may read. pieces: several tokens that continue a text; else they are read one by one.
-    batches: several rows; else each is read alone."""
-
-    pieces: bool = True
-    batches: bool = True
-
-
 class TransformersModel:
     """A causal language model of transformers with an explicit state: the interface of a `LanguageModel`. Its modules,
     parameters and buffers have the names of transformers.
@@ -63,8 +56,7 @@ class TransformersModel:
     tensors are all recurrent has no `limit`.
 
     Padding would change recurrent tensors: the rows of a pass are then read in groups of equal length, without any.
-    InputError for a model without a cache that it takes and returns. Whether pieces and batches give the same numbers
-    is another check (`transformers_trial`), which sets `reading`.
+    InputError for a model without a cache that it takes and returns. `transformers_trial.check` sets `reading`.
     """
 
     reading = Reading()
@@ -241,7 +233,8 @@ class TransformersModel:
         """The loss with its gradient, without a cache. Logits are computed again in the backward pass."""
         if state is not None:
             raise InputError(f"{self.name} is trained without a state", "leave out train.carry")
-        hidden = self.base(input_ids=tokens, use_cache=False).last_hidden_state
+        with quiet(library(self.name)):
+            hidden = self.base(input_ids=tokens, use_cache=False).last_hidden_state
 
         def chunk(part: Tensor, answers: Tensor) -> Tensor:
             return _cross_entropy(self.head(part).float(), answers)
@@ -281,8 +274,12 @@ class TransformersModel:
         return published_tensors(self.inner)
 
     def load_published(self, tensors: Mapping[str, Tensor], source: Path) -> None:
-        """Takes the values of published tensors. InputError for one that is missing or does not fit."""
+        """Takes the values of published tensors, and finds out how it reads texts. InputError for a tensor that is
+        missing or does not fit, and for a model that fails its trial."""
         load_tensors(self.inner, self.spec.config, tensors, source)
+        training = self.inner.training
+        check(self.eval())
+        self.train(training)
 
     @property
     def blocks(self) -> nn.Module:
@@ -305,6 +302,17 @@ class TransformersModel:
         return self.parameter_count()
 
     @property
+    def recompute(self) -> bool:
+        """Whether layers store their inputs only and run again in the backward pass."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
+    @recompute.setter
+    def recompute(self, enabled: bool) -> None:
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = enabled
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of its embedding, in which it computes."""
         return cast(torch.dtype, self.embedding.weight.dtype)
@@ -322,7 +330,8 @@ class TransformersModel:
     def _measured(self) -> Measured:
         """What reading one token shows of the cache. InputError for a model without one that it takes and returns."""
         try:
-            measured = self._measure()
+            with quiet(library(self.name)):
+                measured = self._measure()
         except InputError as error:
             raise InputError(f"{self.name} cannot run: {error.message}", OTHERS) from None
         except Exception as error:  # an architecture may raise anything for these arguments
@@ -342,9 +351,6 @@ class TransformersModel:
         initial = initial_blocks(form.read(outputs[self._argument]))
         windows = [isinstance(part, LayerCache) for parts in initial for part in parts]
         return Measured(form, initial, any(windows), not all(windows), _head(self.inner, self.base, type(outputs)))
-
-
-OTHERS = "synthe import hf lists the architectures that our learners have; others run if transformers gives their cache"
 
 
 class _Identity(nn.Module):

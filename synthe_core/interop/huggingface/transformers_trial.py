@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple, Protocol
+
 import torch
 from torch import Tensor, nn
 
 from synthe_core import state as states
 from synthe_core.errors import InputError
 from synthe_core.interop.huggingface.invariant_modules import ForeignCalls, angles_depend_on_batch
-from synthe_core.interop.huggingface.transformers_model import OTHERS, Reading, TransformersModel
+from synthe_core.interop.huggingface.pretrained import library, quiet
 from synthe_core.model.language_model import ModelState
 from synthe_core.ops.linear import products_are_batch_invariant
 
+OTHERS = "synthe import hf lists the architectures that our learners have; others run if transformers gives their cache"
 TRIAL = 11  # tokens of a text of the trial
 CUTS = (5, 9, 10)  # where the longer text is cut into pieces; the other has begun with one token
+
+
+class Reading(NamedTuple):
+    """What one pass of a model may read. pieces: several tokens that continue a text; else they are read one by one.
+    batches: several rows; else each is read alone."""
+
+    pieces: bool = True
+    batches: bool = True
+
+
+class TrialModel(Protocol):
+    """What a trial uses of a model (see `transformers_model.TransformersModel`)."""
+
+    inner: Any
+    name: str
+    vocab: int
+    embedding: Any
+    reading: Reading
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def __call__(
+        self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]: ...
+    def next_logits(
+        self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, ModelState]: ...
+
+
 READINGS = (Reading(), Reading(pieces=False), Reading(batches=False), Reading(pieces=False, batches=False))
 TOLERANCE = {torch.float32: 0.01, torch.float64: 0.01}  # of the standard deviation of its logits; 0.2 in narrower types
 
@@ -22,7 +54,7 @@ class FailedTrial(InputError):
     """A model whose logits depend on how its texts are read."""
 
 
-def check(model: TransformersModel) -> None:
+def check(model: TrialModel) -> None:
     """Sets the model's `reading` to the first with which its logits are those of transformers without a cache, whether
     a text is read in pieces, in a batch with a shorter one, or both. FailedTrial for a model with none."""
     tensors = _module_tensors(model.inner)
@@ -30,7 +62,8 @@ def check(model: TransformersModel) -> None:
     for reading in READINGS:
         model.reading = reading
         try:
-            difference, spread = _difference(model)
+            with quiet(library(model.name)):
+                difference, spread = _difference(model)
         except Exception as error:  # an architecture may raise anything for these arguments
             reasons.append(" ".join(str(error).split())[:200])
             continue
@@ -44,7 +77,7 @@ def check(model: TransformersModel) -> None:
 
 
 @torch.inference_mode()
-def is_batch_invariant(model: TransformersModel) -> bool:
+def is_batch_invariant(model: TrialModel) -> bool:
     """Whether a row's numbers do not depend on the other rows, in the active context. The model calls no product or
     activation that may not be batch-invariant, and a short row has the same bits alone and beside longer ones."""
     if angles_depend_on_batch(model.inner) or not products_are_batch_invariant(model.dtype):
@@ -61,7 +94,7 @@ def is_batch_invariant(model: TransformersModel) -> bool:
 
 
 @torch.inference_mode()
-def _difference(model: TransformersModel) -> tuple[float, float]:
+def _difference(model: TrialModel) -> tuple[float, float]:
     """The largest difference of logits between texts read at once by transformers, without a cache, and in pieces of
     several tokens and of one, in a batch whose other text has begun later; and the standard deviation of the logits."""
     text = _trial(model, TRIAL)
@@ -88,7 +121,7 @@ def _same(one: ModelState, other: ModelState) -> bool:
     return all(torch.equal(left, right) for (_, left), (_, right) in leaves)
 
 
-def _read_and_continue(model: TransformersModel, text: Tensor, lengths: Tensor) -> Tensor:
+def _read_and_continue(model: TrialModel, text: Tensor, lengths: Tensor) -> Tensor:
     """Logits [B, 2, V] after the first `lengths` [B] tokens of `text` [B, T], and after another one."""
     first, state = model.next_logits(text, lengths=lengths)
     second, _ = model.next_logits(text[:, :1], state)
@@ -105,6 +138,6 @@ def _module_tensors(inner: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _trial(model: TransformersModel, length: int) -> Tensor:
+def _trial(model: TrialModel, length: int) -> Tensor:
     tokens = torch.randint(model.vocab, (1, length), generator=torch.Generator().manual_seed(0))
     return tokens.to(model.embedding.weight.device)

@@ -80,6 +80,6 @@ def plan(config: Config) -> Plan:
         raise UnsupportedModel(f"{config.path} names no architecture", f"`architectures` should hold one of {known}")
     if (name := str(names[0])) not in ARCHITECTURES:
         error = unknown("architecture", name, ARCHITECTURES)
-        raise UnsupportedModel(error.message, error.hint)
+        raise UnsupportedModel(error.message, f"{error.hint} transformers may run it as it is: synthe generate FOLDER")
     config.only("quantization_config", None)
     return ARCHITECTURES[name](config)
