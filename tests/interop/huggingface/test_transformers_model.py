@@ -275,7 +275,7 @@ def test_a_folder_that_cannot_be_served_is_refused_in_one_line(tmp_path: Path, f
 
 
 def test_without_transformers_one_line_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = folder(tmp_path / "m", "Gemma")
+    path = family(tmp_path / "m", "Zamba2")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match="transformers, which is not installed") as caught:
         load_model(path)
