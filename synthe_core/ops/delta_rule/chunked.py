@@ -94,7 +94,7 @@ class ChunkedMemory(torch.autograd.Function):
         out = (qs * decay.from_start) @ before + read @ (strength * error)
         final = memory.unflatten(0, (q.shape[0], q.shape[2]))
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(*inputs, before, memory, error if overwrite else None, inverse)
+            ctx.save_for_backward(*inputs, before, error if overwrite else None, inverse)
             ctx.overwrite, ctx.has_state = overwrite, state is not None
         errors_out = (join_chunks(error, q).contiguous(),) if with_error else ()
         return join_chunks(out, q).contiguous(), final.clone(), *errors_out
@@ -109,7 +109,7 @@ class ChunkedMemory(torch.autograd.Function):
     def gradients(ctx: Any, out_grad: Tensor, final_grad: Tensor, *error_grad: Tensor) -> tuple[Tensor | None, ...]:
         """d followed by a name is the gradient of that name in the module's equations; dR is that of V - γ K S, and dE
         the errors' gradient as outputs of their own."""
-        q, k, v, beta, log_decay, before, final, error, inverse = ctx.saved_tensors
+        q, k, v, beta, log_decay, before, error, inverse = ctx.saved_tensors
         qs, ks, vs, strength, dO = chunks(q), chunks(k), chunks(v), chunks(beta)[..., None], chunks(out_grad)
         decay = decays(log_decay, ks)
         error = error if ctx.overwrite else vs
@@ -136,24 +136,24 @@ class ChunkedMemory(torch.autograd.Function):
         after, dR = torch.stack(later[::-1], 1), torch.stack(rights[::-1], 1)
         dU = dU + ended @ after
 
-        flow = (dO @ u.mT).mul_(decay.between)
-        dq = (dO @ before.mT).mul_(decay.from_start) + flow @ ks
-        dk = flow.mT @ qs + (u @ after.mT).mul_(decay.to_end)
+        flow = dO @ u.mT
+        within, flow = flow * read, flow.mul_(decay.between)
+        onto, into = (dO @ before.mT).mul_(decay.from_start), (u @ after.mT).mul_(decay.to_end)
+        leaving, entering = (qs * onto).sum(-1), (ks * into).sum(-1)
+        dq = onto + flow @ ks
+        dk = flow.mT @ qs + into
         if ctx.overwrite:
             lower = (ks @ ks.mT).mul_(decay.between).tril_(-1)
             dU = dU - lower.mT @ dR
-            clash = (dR @ u.mT).mul_(decay.between).tril_(-1)
-            dk = dk - (dR @ before.mT).mul_(decay.from_start) - (clash + clash.mT) @ ks
+            clash, onto = dR @ u.mT, (dR @ before.mT).mul_(decay.from_start)
+            within, clash = within - clash * lower, clash.mul_(decay.between).tril_(-1)
+            leaving = leaving - (ks * onto).sum(-1)
+            dk = dk - onto - (clash + clash.mT) @ ks
         dbeta = (dU * error).sum(-1)
         dlog = None
         if log_decay is not None:
-            # <dS_t, S_t> is the gradient of log_decay after t; each chunk starts anew, as rounding would accumulate.
-            ends = torch.cat([before[:, 1:], final[:, None]], 1)
-            along = (after * ends).sum((-1, -2))[..., None]
-            flux = (qs * dq).sum(-1) - (vs * dR).sum(-1)
-            if dE is not None:
-                flux = flux + (error * dE).sum(-1)
-            dlog = join_chunks(along + flux.flip(-1).cumsum(-1).flip(-1), q)
+            through = decay.through[..., 0] * (after * before).sum((-1, -2))[..., None]
+            dlog = join_chunks(through + _passing(leaving, entering, within), q)
         dstate = dS.unflatten(0, (q.shape[0], q.shape[2])) if ctx.has_state else None
         return (
             join_chunks(dq, q),
@@ -165,6 +165,16 @@ class ChunkedMemory(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _passing(leaving: Tensor, entering: Tensor, within: Tensor) -> Tensor:
+    """The gradient of the logarithm of a decay at r, Σ_{t≥r} leaving_t + Σ_{s<r} entering_s + Σ_{t≥r>s} within_ts:
+    [..., C] of [..., C], [..., C] and [..., C, C], of what is read from the memory before a chunk, what is written into
+    that after it, and what is read of another token of the chunk. No term is of a token with itself, which would
+    cancel."""
+    within = within.tril(-1)
+    between = (within.cumsum(-1) - within).tril().sum(-2)
+    return leaving.flip(-1).cumsum(-1).flip(-1) + entering.cumsum(-1) - entering + between
 
 
 def chunked_memory(

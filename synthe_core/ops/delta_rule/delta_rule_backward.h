@@ -7,8 +7,29 @@
      dS   = γ_n dS' + Σ_t γ_t (q_t do_tᵀ - k_t de_tᵀ)
 
    Where the errors are an output too, de_s has their own gradient besides: de_s = β_s du_s + dē_s.
-   With G_t = <dS_t, S_t> the gradient of log_decay is G_{t-1} = G_t + q_t·dq_t - v_t·dv_t + e_t·dē_t, started afresh at
-   every saved memory so that rounding does not travel. Memories between two saved ones are computed again, transposed. */
+   The gradient of log_decay at r is what passes through r: from the memory before to that after, into it and out of it,
+   and between tokens of the chunk,
+
+     <dS', S'> - Σ_{s≥r} y_s + Σ_{t≥r} x_t + Σ_{t≥r>s} (D_ts (q_t·k_s) (do_t·u_s) - D_ts (k_t·k_s) (de_t·u_s))
+     x_t = γ_t (q_tᵀ S do_t - k_tᵀ S de_t),   y_s = D_ns k_sᵀ dS' u_s
+
+   without the terms of a token with itself, which would cancel. <dS', S'> = <dS, S> of the chunk after it, which follows
+   by the same sums and is computed afresh at every saved memory, so that rounding does not travel. Memories between two
+   saved ones are computed again, transposed. */
+
+/* What passes through each token between the others of its chunk; `weights` holds do·u, then de·u. */
+static inline void NAME(passing)(const GATES *g, const REAL *weights, int64_t overwrite, double *through) {
+    for (int64_t t = 0; t < g->n; t++) {
+        double sum = 0;
+        through[t] = 0;
+        for (int64_t r = 1; r <= t; r++) {
+            const int64_t s = r - 1;
+            sum += weights[t * CHUNK + s] * g->read[t][s];
+            if (overwrite) sum -= weights[(CHUNK + t) * CHUNK + s] * g->solve[t][s];
+            through[r] += sum;
+        }
+    }
+}
 
 static int NAME(backward_head)(const Shape *shape, const View *q, const View *k, const View *v, const View *beta,
                                const View *log_decay, const View *error, const View *saved, const View *final,
@@ -21,7 +42,7 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
     const int64_t K = shape->key, kp = padded(K), vp = padded(width), square = CHUNK * CHUNK, size = kp * vp;
     const int64_t part = block * shape->batch * shape->time * shape->heads; /* this block's copy of shared gradients */
     REAL *dS = NAME(scratch)((SEGMENT + 2) * size + (2 * SEGMENT + 5) * CHUNK * kp +
-                              (SEGMENT + 10) * CHUNK * vp + 6 * square);
+                              (SEGMENT + 9) * CHUNK * vp + 6 * square);
     GATES *gates = malloc(SEGMENT * sizeof(GATES));
     if (!dS || !gates) {
         free(dS);
@@ -32,7 +53,7 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
     REAL *queries = ST + SEGMENT * size, *grads = queries + SEGMENT * 2 * CHUNK * kp; /* with the keys behind them */
     REAL *kt = grads + 2 * CHUNK * kp, *scaled = kt + CHUNK * kp, *felt = scaled + CHUNK * kp;
     REAL *errors = felt + CHUNK * kp, *u = errors + SEGMENT * CHUNK * vp;
-    REAL *values = u + CHUNK * vp, *du = values + CHUNK * vp;
+    REAL *du = u + CHUNK * vp;
     REAL *outer = du + CHUNK * vp, *outers = outer + 2 * CHUNK * vp; /* [do; de], and scaled by [γ; -γ] */
     REAL *products = outers + 2 * CHUNK * vp, *weights = products + 2 * square, *mix = weights + 2 * square;
     REAL *ut = mix + 2 * square, *own = ut + CHUNK * vp; /* own: dē */
@@ -67,7 +88,6 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
             REAL *qk = queries + c * 2 * CHUNK * kp, *e = errors + c * CHUNK * vp;
             const REAL *keys = qk + CHUNK * kp;
             NAME(expect)(shape, out_grad, b, t0 - CHUNK, h, first, width);
-            NAME(expect)(shape, v, b, t0 - CHUNK, h, first, width);
             NAME(expect)(shape, q, b, t0 - SEGMENT * CHUNK, h / shape->group, 0, K);
             NAME(expect)(shape, k, b, t0 - SEGMENT * CHUNK, h / shape->group, 0, K);
             NAME(expect)(shape, written, b, t0 - SEGMENT * CHUNK, h, first, width);
@@ -101,6 +121,8 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
 
             NAME(transpose)(CHUNK, vp, u, ut);
             NAME(multiply)(stacked, CHUNK, vp, outer, vp, 1, ut, CHUNK, weights, CHUNK, 0);
+            double passing[CHUNK], change[CHUNK]; /* change: x_t - y_t */
+            if (decay_grad->data) NAME(passing)(g, weights, shape->overwrite, passing);
             for (int t = 0; t < n; t++)
                 for (int s = 0; s < CHUNK; s++) {
                     weights[t * CHUNK + s] *= g->decay[t][s];
@@ -114,10 +136,16 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
                 }
 
             NAME(multiply)(stacked, kp, vp, outers, vp, 1, ST + c * size, kp, grads, kp, 0);
-            NAME(multiply)(n, kp, n, weights, CHUNK, 1, keys, kp, grads, kp, 1);
             REAL *dk = grads + CHUNK * kp;
+            for (int64_t t = 0; t < n && decay_grad->data; t++) {
+                change[t] = NAME(dot)(qk + t * kp, grads + t * kp, kp);
+                if (shape->overwrite) change[t] += NAME(dot)(keys + t * kp, dk + t * kp, kp);
+            }
+            NAME(multiply)(n, kp, n, weights, CHUNK, 1, keys, kp, grads, kp, 1);
             NAME(multiply)(kp, CHUNK, vp, dS, vp, 1, ut, CHUNK, kt, CHUNK, 0); /* dS' u, a column a token */
             NAME(transpose)(kp, CHUNK, kt, felt);
+            for (int64_t t = 0; t < n && decay_grad->data; t++)
+                change[t] -= g->to_end[t] * NAME(dot)(keys + t * kp, felt + t * kp, kp);
             if (!shape->overwrite) memset(dk, 0, CHUNK * kp * sizeof(REAL));
             for (int64_t t = 0; t < n; t++)
                 for (int64_t j = 0; j < kp; j += LANES)
@@ -131,13 +159,9 @@ static int NAME(backward_head)(const Shape *shape, const View *q, const View *k,
             NAME(scatter)(de, vp, n, width, NAME(at)(v_grad, b, t0, h) + first, v_grad->t);
             for (int64_t t = 0; t < n; t++)
                 NAME(at)(beta_grad, b, t0 + t, h)[part] = NAME(dot)(du + t * vp, e + t * vp, vp);
-            if (!decay_grad->data) continue;
-            NAME(gather)(NAME(at)(v, b, t0, h) + first, v->t, n, width, values, vp);
-            for (int64_t t = n - 1; t >= 0; t--) {
-                along += NAME(dot)(qk + t * kp, grads + t * kp, kp);
-                along -= NAME(dot)(values + t * vp, de + t * vp, vp);
-                if (error_grad->data) along += NAME(dot)(e + t * vp, own + t * vp, vp);
-                NAME(at)(decay_grad, b, t0 + t, h)[part] = along;
+            for (int64_t t = n - 1; t >= 0 && decay_grad->data; t--) {
+                along += change[t];
+                NAME(at)(decay_grad, b, t0 + t, h)[part] = along + passing[t];
             }
         }
         along = NAME(dot)(dS, flat, size);

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
-from synthe_core.interop.huggingface.families.transformer import rotary, transformer_plan
+from synthe_core.interop.huggingface.families.decoder import transformer_plan
+from synthe_core.interop.huggingface.families.mixture import mixtral_experts
+from synthe_core.interop.huggingface.families.plan import Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.published import Config
 
 LINEAR, FULL = "linear_attention", "full_attention"
@@ -30,14 +29,13 @@ def minimax(config: Config) -> Plan:
         **rotary(config, base=1e6),
     }
     top_k = config.size("num_experts_per_tok", 2)
-    if top_k < 2:  # its weight would be 1, and ours is the expert's probability
-        raise config.unsupported("num_experts_per_tok", top_k, ["2 or more"])
     number = config.size("num_local_experts", 8, least=2)
     experts = {
         "type": "experts",
         "experts": number,
         "top_k": top_k,
         "hidden": config.size("intermediate_size", 14336),
+        "normalize": True,
         "balance": 0.0,
         "residual": _residual(config, "mlp"),
     }
@@ -60,7 +58,7 @@ def minimax(config: Config) -> Plan:
                 Part(
                     experts,
                     norm(f"{place}.post_attention_layernorm"),
-                    mixtral_experts(f"{place}.block_sparse_moe", number),
+                    mixtral_experts(f"{place}.block_sparse_moe", number, f"{place}.mlp"),
                 ),
             ]
         )
@@ -70,21 +68,6 @@ def minimax(config: Config) -> Plan:
 def decay_scale(layer: int, layers: int) -> float:
     """What the logarithms of a layer's decays are multiplied by."""
     return 1 - layer / (layers - 1 + 1e-5) + 1e-5
-
-
-def mixtral_experts(place: str, count: int) -> dict[str, Origin]:
-    """The tensors of `experts`, published as Mixtral's."""
-    ups = [f"{place}.experts.{expert}.{name}.weight" for expert in range(count) for name in ("w1", "w3")]
-    downs = [f"{place}.experts.{expert}.w2.weight" for expert in range(count)]
-    return {
-        "router.weight": origin(f"{place}.gate.weight"),
-        "pool.gate_up.weight": origin(*ups),
-        "pool.out.weight": origin(*downs, make=_side_by_side),
-    }
-
-
-def _side_by_side(*matrices: Tensor) -> Tensor:
-    return torch.cat(matrices, 1)
 
 
 def _residual(config: Config, kind: str) -> dict[str, Any]:

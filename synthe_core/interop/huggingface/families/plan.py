@@ -14,10 +14,12 @@ class Origin(NamedTuple):
 
     make: of the tensors in the order of their names, in float32, ours; it works on shapes too (device `meta`). None:
     they are concatenated along their rows.
+    otherwise: what it is made of in a file without some of these tensors.
     """
 
     names: tuple[str, ...]
     make: Callable[..., Tensor] | None = None
+    otherwise: Origin | None = None
 
 
 def origin(*names: str, make: Callable[..., Tensor] | None = None) -> Origin:
@@ -122,17 +124,22 @@ class Plan:
         return origins
 
     def spelled_as(self, published: Container[object]) -> Plan:
-        """This plan with the names that `published` has: its own, or their aliases."""
+        """This plan with the names that `published` has: its own, or their aliases, and what they are otherwise."""
 
         def name(own: str) -> str:
             others = (new + own.removeprefix(old) for old, new in self.aliases.items() if own.startswith(old))
             return own if own in published else next((other for other in others if other in published), own)
 
         def named(origins: dict[str, Origin]) -> dict[str, Origin]:
-            return {key: each._replace(names=tuple(map(name, each.names))) for key, each in origins.items()}
+            return {key: chosen(each) for key, each in origins.items()}
 
-        if not self.aliases:
-            return self
+        def chosen(each: Origin) -> Origin:
+            own = Origin(tuple(map(name, each.names)), each.make)
+            if each.otherwise is None or all(one in published for one in own.names):
+                return own
+            other = chosen(each.otherwise)
+            return other if all(one in published for one in other.names) else own
+
         layers = [[Part(each.spec, *map(named, each[1:])) for each in layer] for layer in self.layers]
         return replace(
             self,
