@@ -25,6 +25,7 @@ LAYERS = Table(
         "experts": "synthe_core.layers.experts:Experts",
         "fast_weights": "synthe_core.layers.fast_weights:FastWeights",
         "gated_conv": "synthe_core.layers.gated_conv:GatedConv",
+        "gla": "synthe_core.layers.gla:GLA",
         "hyena": "synthe_core.layers.hyena:Hyena",
         "kalman": "synthe_core.layers.kalman:Kalman",
         "kda": "synthe_core.layers.kda:KDA",

@@ -14,7 +14,7 @@ from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
-from synthe_core.ops.activations import sigmoid, silu, softplus
+from synthe_core.ops.activations import sigmoid, sigmoid_gate, silu, softplus
 from synthe_core.ops.delta_rule import delta_rule
 from synthe_core.ops.delta_rule_error import delta_rule_error
 from synthe_core.ops.linear_attention import linear_attention
@@ -68,6 +68,7 @@ class Delta(Learner[DeltaState]):
         conv: int | None = Field(4, ge=0, le=MAX_TAPS, description="taps of the causal convolution; 0 = none")
         conv_bias: bool = Field(False, description="a bias in the convolution")
         gate: bool = Field(True, description="an output gate per channel")
+        gate_function: Literal["silu", "sigmoid"] = Field("silu", description="the output gate's function")
         decay: bool = Field(True, description="a data-dependent decay of the memory per head")
         beta_range: tuple[float, float] = Field((0.0, 1.0), description="of the write strength; up to [0, 2]")
         householder: int = Field(1, ge=1, le=4, description="delta steps a token; each is a generalised reflection")
@@ -159,7 +160,7 @@ class Delta(Learner[DeltaState]):
                 self._publish(error[0], inputs[2], ctx)
             y = self._read(o.unflatten(1, (-1, steps))[:, :, -1]).flatten(2)
             if self.config.gate:
-                y = silu_gate(y, gate)
+                y = silu_gate(y, gate) if self.config.gate_function == "silu" else sigmoid_gate(y, gate)
         return self.out(y), DeltaState(memory, conv)
 
     def _convolve(self, qk: Tensor, v: Tensor, before: Tensor, ctx: Pass) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from synthe_core.errors import InputError, nearest_divisor
 from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
-from synthe_core.ops.activations import sigmoid
+from synthe_core.ops.activations import sigmoid, sigmoid_gate
 from synthe_core.ops.mlstm import EMPTY_SCALE, mlstm
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import MAX_TAPS, short_conv, with_history
@@ -148,8 +148,3 @@ class MLSTM(Learner[MLSTMState]):
     def flops(self, time: int) -> float:
         """The matrices, and per head K(V + 1) multiplications to forget, 2K(V + 1) operations to write and to read."""
         return super().flops(time) + 5.0 * self.config.heads * self.key * (self.value + 1)
-
-
-def sigmoid_gate(value: Tensor, gate: Tensor) -> Tensor:
-    """value ⊙ σ(gate), computed in the dtype of value, returned in that of gate."""
-    return (value * sigmoid(gate.to(value.dtype))).to(gate.dtype)

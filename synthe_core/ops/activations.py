@@ -81,3 +81,8 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu2": relu2,
 }
+
+
+def sigmoid_gate(value: Tensor, gate: Tensor) -> Tensor:
+    """value ⊙ σ(gate), computed in the dtype of value, returned in that of gate."""
+    return (value * sigmoid(gate.to(value.dtype))).to(gate.dtype)

@@ -41,7 +41,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"heads": 2, "householder": 2, "beta_range": [0, 2]},
         {"heads": 2, "signals": True},
         {"heads": 2, "householder": 2, "decay": False, "signals": True},
-        {"heads": 2, "value_heads": 4, "key_size": 5, "value_size": 7, "conv_bias": True, "query_scale": 0.3},
+        {"heads": 2, "value_heads": 4, "key_size": 5, "value_size": 7, "conv_bias": True, "query_scale": 0.3}
+        | {"gate_function": "sigmoid"},
         {"heads": 1, "value_heads": 3, "key_size": 4, "value_size": 6, "householder": 2, "signals": True},
     ],
     "delta_memory": [{"heads": 2}],
@@ -89,6 +90,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         },
     ],
     "gated_conv": [{}, {"taps": 5, "bias": True}],
+    "gla": [
+        {"heads": 2},
+        {"heads": 4, "kv_heads": 2, "key_size": 3, "value_size": 5, "conv": 3, "conv_bias": True, "rank": 4},
+        {"heads": 2, "temperature": 1.0, "decay_floor": -0.5, "gate": False, "conv": 1},
+    ],
     "hyena": [
         {"length": 9, "filter_width": 8, "bands": 2},
         {"length": 70, "filter_layers": 1, "frequency": 1.0, "decay": [0.5, 0.5], "shift": 0.05},

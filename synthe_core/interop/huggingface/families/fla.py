@@ -1,0 +1,209 @@
+"""The models of flash-linear-attention that have one linear memory and a SwiGLU MLP in every layer, under its names.
+
+DeltaNet, Gated DeltaNet, Gated DeltaProduct, KDA and GLA. Queries and keys of the delta rules have length 1, up to an
+epsilon of 1e-6 in the square, and queries are divided by √K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.published import Config
+
+KEY_EPS = 1e-6
+Mixer = tuple[dict[str, Any], Callable[[str], dict[str, Origin]]]
+"""The specification of a layer's mixer, and its tensors under a place's names."""
+
+
+def delta_net(config: Config) -> Plan:
+    for key, value in {"use_beta": True, "use_output_norm": True, "qk_norm": "l2", "qk_activation": "silu"}.items():
+        config.only(key, value)
+    width, heads, eps = config.size("hidden_size", 2048), config.size("num_heads", 16), config.number("norm_eps", 1e-6)
+    key, value = (_share(config, name, 1.0, width, heads) for name in ("expand_k", "expand_v"))
+    gate = config.flag("use_gate", False)
+    spec = _delta(config, heads, None, key, value, eps) | {"gate": gate, "decay": False}
+    return _plan(config, (spec, lambda place: _delta_tensors(place, spec, [])))
+
+
+def gated_delta_net(config: Config) -> Plan:
+    gate = config.flag("use_gate", True)
+    name = config.get("output_gate_activation", "swish")
+    if name not in ("swish", "silu", "sigmoid"):
+        raise config.unsupported("output_gate_activation", name, ("swish", "silu", "sigmoid"))
+    heads, size, eps = config.size("num_heads", 6), config.size("head_dim", 256), config.number("norm_eps", 1e-6)
+    value = _times(config, "expand_v", 2.0, size)
+    spec = _delta(config, heads, config.size("num_v_heads", heads), size, value, eps)
+    spec |= {"gate": gate, "gate_function": "sigmoid" if name == "sigmoid" else "silu"}
+    return _plan(config, (spec, lambda place: _delta_tensors(place, spec, ["a"])))
+
+
+def gated_delta_product(config: Config) -> Plan:
+    heads, size, eps = config.size("num_heads", 6), config.size("head_dim", 256), config.number("norm_eps", 1e-6)
+    config.only("num_v_heads", None, heads)
+    steps = config.size("num_householder", 1)
+    if steps > 4:
+        raise config.unsupported("num_householder", steps, ["1 to 4"])
+    decay = config.flag("use_forget_gate", False)
+    spec = _delta(config, heads, None, size, _times(config, "expand_v", 2.0, size), eps)
+    spec |= {"gate": config.flag("use_output_gate", True), "decay": decay, "householder": steps}
+    return _plan(config, (spec, lambda place: _delta_tensors(place, spec, ["a"] if decay else [])))
+
+
+def kda(config: Config) -> Plan:
+    heads, size = config.size("num_heads", 16), config.size("head_dim", 128)
+    floor = config.get("lower_bound")
+    if floor is not None and (isinstance(floor, bool) or not isinstance(floor, int | float) or not floor < 0):
+        raise config.unsupported("lower_bound", floor, ["a number below 0"])
+    if config.flag("safe_gate", False) and floor is None:
+        raise config.unsupported("safe_gate", True, ["true with a lower_bound"])
+    value = _times(config, "expand_v", 1.0, size)
+    conv = _taps(config)
+    spec = {
+        "type": "kda",
+        "heads": heads,
+        "value_heads": config.size("num_v_heads", heads),
+        "key_size": size,
+        "value_size": value,
+        "rank": value,
+        "conv": conv,
+        "beta_range": [0.0, 2.0 if config.flag("allow_neg_eigval", False) else 1.0],
+        "decay_floor": floor,
+        "norm_eps": config.number("norm_eps", 1e-6) * size,  # of outputs that are not divided by √K
+        "key_norm_eps": KEY_EPS,
+    }
+
+    def tensors(place: str) -> dict[str, Origin]:
+        names = [*(f"{name}_proj" for name in "qkv"), "f_proj.0", "g_proj.0", "b_proj"]
+        made = linear("project", *(f"{place}.{name}" for name in names)) | linear("decay", f"{place}.f_proj.1")
+        made |= linear("gate", f"{place}.g_proj.1") | linear("out", f"{place}.o_proj")
+        made |= {"gate_bias": origin(f"{place}.g_proj.1.bias"), "norm": origin(f"{place}.o_norm.weight")}
+        if conv:
+            made["conv1d.weight"] = origin(*_convs(place))
+        return made | {name: origin(f"{place}.{name}") for name in ("A_log", "dt_bias")}
+
+    return _plan(config, (spec, tensors))
+
+
+def gla(config: Config) -> Plan:
+    for key, value in {"feature_map": None, "elementwise_affine": True, "use_gk": True, "use_gv": False}.items():
+        config.only(key, value)
+    width, heads = config.size("hidden_size", 2048), config.size("num_heads", 4)
+    floor = config.get("clamp_min")
+    if floor is not None and (isinstance(floor, bool) or not isinstance(floor, int | float) or not floor < 0):
+        raise config.unsupported("clamp_min", floor, ["a number below 0"])
+    gate, conv = config.flag("use_output_gate", True), config.flag("use_short_conv", False)
+    spec = {
+        "type": "gla",
+        "heads": heads,
+        "kv_heads": config.size("num_kv_heads", heads),
+        "key_size": _share(config, "expand_k", 0.5, width, heads),
+        "value_size": _share(config, "expand_v", 1.0, width, heads),
+        "rank": 16,
+        "temperature": 16.0,
+        "decay_floor": floor,
+        "conv": config.size("conv_size", 4) if conv else 0,
+        "gate": gate,
+        "norm_eps": config.number("norm_eps", 1e-6),
+    }
+    normed = "g_norm_swish_gate" if gate and config.flag("fuse_norm", True) else "g_norm"
+
+    def tensors(place: str) -> dict[str, Origin]:
+        names = [f"{name}_proj" for name in ("qkvg" if gate else "qkv")]
+        made = linear("project", *(f"{place}.{name}" for name in (*names, "gk_proj.0")))
+        made |= linear("decay", f"{place}.gk_proj.1", bias=True) | linear("out", f"{place}.o_proj")
+        if conv:
+            made["conv1d.weight"] = origin(*_convs(place))
+        return made | {"norm": origin(f"{place}.{normed}.weight")}
+
+    return _plan(config, (spec, tensors))
+
+
+def _delta(config: Config, heads: int, value_heads: int | None, key: int, value: int, eps: float) -> dict[str, Any]:
+    return {
+        "type": "delta",
+        "heads": heads,
+        "value_heads": value_heads,
+        "key_size": key,
+        "value_size": value,
+        "conv": _taps(config),
+        "beta_range": [0.0, 2.0 if config.flag("allow_neg_eigval", False) else 1.0],
+        "query_scale": key**-0.5,
+        "norm_eps": eps,
+        "key_norm_eps": KEY_EPS,
+    }
+
+
+def _delta_tensors(place: str, spec: dict[str, Any], decays: list[str]) -> dict[str, Origin]:
+    """The tensors of `delta`: rows of q, k, v, the gate, β and the decay."""
+    names = [*"qkv", *(["g"] if spec["gate"] else []), "b", *decays]
+    made = linear("project", *(f"{place}.{name}_proj" for name in names)) | linear("out", f"{place}.o_proj")
+    made["norm"] = origin(f"{place}.o_norm.weight")
+    if spec["conv"]:
+        made["conv"] = origin(*_convs(place), make=flat_taps)
+    return made | {name: origin(f"{place}.{name}") for name in ("A_log", "dt_bias") if decays}
+
+
+def _convs(place: str) -> list[str]:
+    return [f"{place}.{name}_conv1d.weight" for name in "qkv"]
+
+
+def flat_taps(*weights: Tensor) -> Tensor:
+    """The taps [C, J] of depthwise convolutions [c, 1, J] one after another."""
+    return torch.cat(weights)[:, 0]
+
+
+def _taps(config: Config) -> int:
+    """The taps of the convolution, 0 without one. A convolution of one tap scales channels, which `delta` has not."""
+    return config.size("conv_size", 4, least=2) if config.flag("use_short_conv", True) else 0
+
+
+def _times(config: Config, key: str, default: float, size: int) -> int:
+    """A whole number: `size` times a factor of the config."""
+    value = size * config.number(key, default)
+    if value != int(value):
+        raise config.unsupported(key, config.get(key), [f"what makes a whole number of {size} channels"])
+    return int(value)
+
+
+def _share(config: Config, key: str, default: float, width: int, heads: int) -> int:
+    """The channels of a head, of so many times the width as the config says."""
+    channels = _times(config, key, default, width)
+    if channels % heads:
+        raise config.unsupported(key, config.get(key, default), [f"what makes a multiple of {heads} heads"])
+    return channels // heads
+
+
+def _plan(config: Config, mixer: Mixer) -> Plan:
+    """The model with a mixer and an MLP in every layer."""
+    config.only("hidden_act", "swish", "silu")
+    config.only("attn", None)
+    config.only("attnres_block_size", None)
+    width = config.size("hidden_size", 2048)
+    hidden = -(-int(width * config.number("hidden_ratio", 4) * 2 / 3) // 256) * 256
+    mlp = {"type": "mlp", "hidden": config.size("intermediate_size", hidden)}
+    spec, tensors = mixer
+    layers = []
+    for index in range(config.size("num_hidden_layers", 24)):
+        place = f"model.layers.{index}"
+        feeding = linear("gate_up", f"{place}.mlp.gate_proj", f"{place}.mlp.up_proj")
+        feeding |= linear("out", f"{place}.mlp.down_proj")
+        layers.append(
+            [
+                Part(spec, norm(f"{place}.attn_norm"), tensors(f"{place}.attn")),
+                Part(mlp, norm(f"{place}.mlp_norm"), feeding),
+            ]
+        )
+    return Plan(
+        layers,
+        width,
+        config.size("vocab_size", 32000),
+        "model.embeddings.weight",
+        norm("model.norm"),
+        config.number("norm_eps", 1e-6),
+        config.flag("tie_word_embeddings", False),
+    )
