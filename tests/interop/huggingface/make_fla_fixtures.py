@@ -99,6 +99,19 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         PLAIN | {"num_heads": 2, "intermediate_size": 9, "hidden_size": 12, "use_output_gate": False}
         | {"fuse_norm": False, "num_hidden_layers": 1, "expand_v": 2.0},
     ),
+    # One group: fla's code for CPUs gives heads the groups of others, as its decoding and its kernels do not.
+    "mamba2": ("mamba2.Mamba2", PLAIN | {"head_dim": 8, "state_size": 5, "chunk_size": 16}),
+    "mamba2-bias": (
+        "mamba2.Mamba2",
+        PLAIN | {"head_dim": 4, "state_size": 6, "use_bias": True, "use_conv_bias": False, "conv_kernel": 3}
+        | {"tie_word_embeddings": True, "norm_eps": 1e-3, "dt_limit": [0.01, 0.3], "num_hidden_layers": 1}
+        | {"chunk_size": 16},
+    ),
+    "mamba2-without-norm": (
+        "mamba2.Mamba2",
+        PLAIN | {"head_dim": 6, "state_size": 4, "expand": 1, "hidden_size": 12, "norm_before_gate": True}
+        | {"chunk_size": 16},
+    ),
 }  # fmt: skip
 
 

@@ -46,6 +46,16 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("rwkv7", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ("rwkv7", {"value_dim": [32, 32, 32]}, "value_dim is"),
     ("rwkv7", {"attn": {"layers": [1], "num_heads": 2}}, "attn is"),
+    ("delta-net", {"use_beta": False}, "use_beta is False"),
+    ("delta-net", {"qk_activation": "relu"}, "qk_activation is 'relu'"),
+    ("gated-delta-net", {"output_gate_activation": "relu"}, "output_gate_activation is 'relu'"),
+    ("gated-delta-net", {"hidden_act": "powlu"}, "hidden_act is 'powlu'"),
+    ("gated-delta-product", {"num_householder": 5}, "num_householder is 5"),
+    ("kda", {"attnres_block_size": 2}, "attnres_block_size is 2"),
+    ("kda", {"safe_gate": True}, "safe_gate is True"),
+    ("gla", {"feature_map": "relu"}, "feature_map is 'relu'"),
+    ("gla", {"expand_k": 0.55}, "expand_k is 0.55"),
+    ("mamba2", {"D_has_hdim": True}, "D_has_hdim is True"),
 ]
 
 

@@ -28,6 +28,12 @@ from synthe_core.interop.huggingface.families import (
 from synthe_core.interop.huggingface.families.plan import Plan
 from synthe_core.interop.huggingface.published import Config, UnsupportedModel
 
+
+def _mamba2(config: Config) -> Plan:
+    """Two libraries publish it under one name, with other keys."""
+    return fla.mamba2(config) if "dt_limit" in config.values else state_space.mamba2(config)
+
+
 ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "ArceeForCausalLM": llama_kin.arcee,
     "BambaForCausalLM": mamba_hybrid.bamba,
@@ -55,7 +61,7 @@ ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "KDAForCausalLM": fla.kda,
     "Lfm2ForCausalLM": lfm2.lfm2,
     "LlamaForCausalLM": transformer.llama,
-    "Mamba2ForCausalLM": state_space.mamba2,
+    "Mamba2ForCausalLM": _mamba2,
     "MambaForCausalLM": state_space.mamba,
     "MiniMaxForCausalLM": minimax.minimax,
     "MinistralForCausalLM": llama_kin.ministral,

@@ -1,11 +1,12 @@
 """The models of flash-linear-attention that have one linear memory and a SwiGLU MLP in every layer, under its names.
 
-DeltaNet, Gated DeltaNet, Gated DeltaProduct, KDA and GLA. Queries and keys of the delta rules have length 1, up to an
-epsilon of 1e-6 in the square, and queries are divided by √K.
+DeltaNet, Gated DeltaNet, Gated DeltaProduct, KDA and GLA; and Mamba-2, which has no MLP. Queries and keys of the delta
+rules have length 1, up to an epsilon of 1e-6 in the square, and queries are divided by √K.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -121,6 +122,48 @@ def gla(config: Config) -> Plan:
         return made | {"norm": origin(f"{place}.{normed}.weight")}
 
     return _plan(config, (spec, tensors))
+
+
+def mamba2(config: Config) -> Plan:
+    config.only("hidden_act", "silu", "swish")
+    config.only("D_has_hdim", False)
+    width, size, eps = config.size("hidden_size", 2048), config.size("head_dim", 64), config.number("norm_eps", 1e-5)
+    bias, conv_bias = config.flag("use_bias", False), config.flag("use_conv_bias", True)
+    normed, before = config.flag("rmsnorm", True), config.flag("norm_before_gate", False)
+    limits = config.items("dt_limit", [0.0, math.inf], 2)
+    spec = {
+        "type": "mamba2",
+        "state_size": config.size("state_size", 128),
+        "head_size": size,
+        "expand": config.size("expand", 2),
+        "groups": config.size("n_groups", 1),
+        "conv": config.size("conv_kernel", 4),
+        "conv_bias": conv_bias,
+        "bias": bias,
+        # JSON has no number for infinity.
+        "time_step_limit": [None if limit == math.inf or isinstance(limit, dict) else limit for limit in limits],
+        "norm": ("before_gate" if before else "after_gate") if normed else "none",
+        "norm_eps": eps,
+    }
+    heads = config.size("expand", 2) * width // size
+    if heads * size != config.size("expand", 2) * width or config.get("num_heads", heads) not in (0, heads):
+        raise config.unsupported("num_heads", config.get("num_heads"), ["expand * hidden_size / head_dim"])
+    names = ["dt_bias", "A_log", "D", "in_proj.weight", "conv1d.weight", "out_proj.weight"]
+    names += ["norm.weight"] * normed + ["conv1d.bias"] * conv_bias + ["in_proj.bias", "out_proj.bias"] * bias
+    layers = []
+    for index in range(config.size("num_hidden_layers", 48)):
+        place = f"backbone.layers.{index}"
+        tensors = {name: origin(f"{place}.mixer.{name}") for name in names}
+        layers.append([Part(spec, norm(f"{place}.norm"), tensors)])
+    return Plan(
+        layers,
+        width,
+        config.size("vocab_size", 32000),
+        "backbone.embeddings.weight",
+        norm("backbone.norm_f"),
+        eps,
+        config.flag("tie_word_embeddings", False),
+    )
 
 
 def _delta(config: Config, heads: int, value_heads: int | None, key: int, value: int, eps: float) -> dict[str, Any]:
