@@ -22,8 +22,8 @@ Mixer = tuple[dict[str, Any], Callable[[str], dict[str, Origin]]]
 
 
 def delta_net(config: Config) -> Plan:
-    for key, value in {"use_beta": True, "use_output_norm": True, "qk_norm": "l2", "qk_activation": "silu"}.items():
-        config.only(key, value)
+    for name, only in {"use_beta": True, "use_output_norm": True, "qk_norm": "l2", "qk_activation": "silu"}.items():
+        config.only(name, only)
     width, heads, eps = config.size("hidden_size", 2048), config.size("num_heads", 16), config.number("norm_eps", 1e-6)
     key, value = (_share(config, name, 1.0, width, heads) for name in ("expand_k", "expand_v"))
     gate = config.flag("use_gate", False)
@@ -91,8 +91,8 @@ def kda(config: Config) -> Plan:
 
 
 def gla(config: Config) -> Plan:
-    for key, value in {"feature_map": None, "elementwise_affine": True, "use_gk": True, "use_gv": False}.items():
-        config.only(key, value)
+    for name, only in {"feature_map": None, "elementwise_affine": True, "use_gk": True, "use_gv": False}.items():
+        config.only(name, only)
     width, heads = config.size("hidden_size", 2048), config.size("num_heads", 4)
     floor = config.get("clamp_min")
     if floor is not None and (isinstance(floor, bool) or not isinstance(floor, int | float) or not floor < 0):
