@@ -31,17 +31,19 @@ def find_targets(model: Model, targets: list[str]) -> dict[str, nn.Linear]:
     """The linear maps that `targets` name (see `LoraSpec`), in the model's order; InputError for a target of none."""
     linear = linear_maps(model)
     times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    shared = {name for name, module in linear.items() if times[id(base_weight(module))] > 1}
     chosen: set[str] = set()
     for target in targets:
         matches = _matching(model, list(linear), target)
         if not matches:
             raise _no_such(model, list(linear), target)
-        for name in matches:
-            if times[id(base_weight(linear[name]))] > 1:
-                raise InputError(
-                    f"train.lora.targets: {name} shares its matrix with another part of the model",
-                    "an adapter of it would change both: leave it out",
-                )
+        if target == ALL:
+            matches = [name for name in matches if name not in shared]
+        elif both := next((name for name in matches if name in shared), None):
+            raise InputError(
+                f"train.lora.targets: {both} shares its matrix with another part of the model",
+                "an adapter of it would change both: leave it out",
+            )
         chosen.update(matches)
     return {name: module for name, module in linear.items() if name in chosen}
 

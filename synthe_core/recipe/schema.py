@@ -119,6 +119,14 @@ class Recipe(Spec):
         return PublishedSpec.model_validate(value) if isinstance(value, dict) and "config" in value else value
 
     @model_validator(mode="after")
+    def _published_models_are_trained_without_a_state(self) -> Recipe:
+        if self.train.carry and isinstance(self.model, PublishedSpec):
+            raise field_error(
+                ("train", "carry"), "a model of transformers is trained without a state", "leave out train.carry"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stages_divide(self) -> Recipe:
         for place, stage in enumerate(self.train.stages):
             if stage.sequence is not None and self.data.sequence % stage.sequence:

@@ -11,5 +11,5 @@ def build(spec: PublishedSpec, recompute: bool = False) -> TransformersModel:
     """The model of transformers on torch's default device, in float32. recompute: layers keep their inputs only."""
     inner = from_config(spec.config, spec.architecture)
     if recompute:
-        inner.gradient_checkpointing_enable({"use_reentrant": False})
+        inner.activation_checkpointing_enable({"use_reentrant": False})
     return TransformersModel(inner, spec)

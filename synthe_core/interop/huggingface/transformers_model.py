@@ -222,17 +222,16 @@ class TransformersModel:
         """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each. Where gradients are
         recorded, texts begin with `tokens`, and the state after them is the initial one."""
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
-            return self._training_loss(tokens, targets, state), self.init_state(len(tokens))
+            assert state is None, "a recipe that carries a state is refused"
+            return self._training_loss(tokens, targets), self.init_state(len(tokens))
         with torch.inference_mode():
             hidden, after, _ = self.hidden(tokens, state, lengths)
             chunks = logits_in_chunks(cast(LanguageModel, self), hidden, targets)
             each = torch.cat([_cross_entropy(logits, part) for logits, part in chunks], 1)
         return Loss(each.sum(), (targets != IGNORED).sum(), {}, each, {}, 0.0), after
 
-    def _training_loss(self, tokens: Tensor, targets: Tensor, state: ModelState | None) -> Loss:
+    def _training_loss(self, tokens: Tensor, targets: Tensor) -> Loss:
         """The loss with its gradient, without a cache. Logits are computed again in the backward pass."""
-        if state is not None:
-            raise InputError(f"{self.name} is trained without a state", "leave out train.carry")
         with quiet(library(self.name)):
             hidden = self.base(input_ids=tokens, use_cache=False).last_hidden_state
 
