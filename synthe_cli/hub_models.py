@@ -13,10 +13,11 @@ def find_model(text: str | Path) -> Path:
 
     What the cache lacks is fetched. Progress goes to stderr also with --json: stdout has the results of the command.
     """
+    from synthe_core.storage.hub.fetch import mark_path
     from synthe_core.storage.hub.model_id import hub_id
 
     if hub_id(str(text)) is None:
-        return Path(text).expanduser()
+        return mark_path(Path(text).expanduser())
 
     from synthe_core.interop.hub import fetch_model
 

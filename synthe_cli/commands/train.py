@@ -17,6 +17,7 @@ from synthe_cli.options import (
     find_recipe,
     lora,
     overrides,
+    shipped_recipes,
 )
 from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
@@ -81,7 +82,7 @@ def train(
     --resume continues from it with identical results.
     """
     changes = overrides(data, [*([lora(adapter)] if adapter else []), *(assign or [])])
-    path = find_recipe(recipe) if recipe else None
+    path = _recipe_path(recipe) if recipe else None
     first = find_checkpoint(init) if init else None
 
     from synthe_core.recipe.schema import Recipe
@@ -98,3 +99,15 @@ def train(
     with choose_renderer(as_json) as shown, stop_on_signal() as stop:
         for result in results(verb(loaded, out=folder, resume=resume, init=first, stop=stop), shown.show):
             shown.result(result)
+
+
+def _recipe_path(text: str) -> Path:
+    """The path of a recipe. The error for a model of the hub says how one is trained further."""
+    from synthe_core.storage.hub.model_id import hub_id
+
+    try:
+        return find_recipe(text)
+    except InputError as error:
+        if hub_id(text) is None or text.partition("/")[0] in {name.partition("/")[0] for name in shipped_recipes()}:
+            raise
+        raise InputError(error.message, f"to fine-tune a model of the hub: synthe train --init {text}") from None

@@ -33,6 +33,7 @@ from synthe_core.data.tokenizer_config import (
 from synthe_core.data.tokenizer_limits import parse_limited, read_limited
 from synthe_core.errors import InputError, closest
 from synthe_core.registry import Table
+from synthe_core.storage.hub.model_id import PREFIX, HubId
 from synthe_core.storage.path_format import format_of
 
 FILES = ("tokenizer.json", *BESIDE)
@@ -42,6 +43,7 @@ TOKENIZER_FORMATS = Table(
     "synthe.tokenizer_formats",
     {
         "gguf": "synthe_core.interop.source:gguf_tokenizer",
+        "hub": "synthe_core.interop.hub:tokenizer",
         "huggingface": "synthe_core.interop.source:huggingface_tokenizer",
     },
 )
@@ -303,7 +305,11 @@ class FileTokenizer(Tokenizer):
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """`bytes`, the path of a tokenizer.json, of its folder or of a GGUF file, ORG/NAME of the hub, or `hub:NAME`."""
+    """`bytes`, the path of a tokenizer.json, of its folder or of a GGUF file, ORG/NAME of the hub, or `hub:NAME`.
+
+    ORG/NAME is the tokenizer.json alone. `hub:ORG/NAME@REVISION` and `hub:ORG/NAME/FILE` are the tokenizer of the
+    model, with its special tokens.
+    """
     if name == "bytes":
         return ByteTokenizer()
     path = Path(name).expanduser()
@@ -314,6 +320,9 @@ def open_tokenizer(name: str) -> Tokenizer:
             return tokenizer
         return load_tokenizer(path)
     looks_local = name.endswith(".json") or name.startswith((".", "/", "~"))
+    if name.startswith(PREFIX) and (model := HubId.parse(name)) and (model.revision or model.file):
+        pinned: Tokenizer = TOKENIZER_FORMATS["hub"](Path(name))
+        return pinned
     if not looks_local and (name.startswith("hub:") or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
         path = tokenizer_file(name.removeprefix("hub:"))
         return read_tokenizer(path.read_bytes(), str(path))  # alone: what lies beside it depends on earlier downloads

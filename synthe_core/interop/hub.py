@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from synthe_core.errors import InputError
 from synthe_core.events import Event, drain, without_results
 from synthe_core.interop.huggingface.remote_code import check_runs_without_code
-from synthe_core.storage.checkpoint.sources import FORMATS, CheckpointSource, FolderSource
-from synthe_core.storage.hub.fetch import fetch
+from synthe_core.storage.hub.fetch import fetch, mark_path
 from synthe_core.storage.hub.model_id import SYNTAX, HubId, hub_id
 from synthe_core.storage.path_format import format_of
+
+if TYPE_CHECKING:  # fetching needs no torch
+    from synthe_core.data.tokenizers import Tokenizer
+    from synthe_core.storage.checkpoint.sources import CheckpointSource
 
 
 def fetch_model(text: str, *, update: bool = False, weights_only: bool = False) -> Iterator[Event]:
@@ -29,7 +33,7 @@ def local_path(path: Path | str, *, weights_only: bool = False) -> Path:
     """The path of a model: of an id of the hub, where the cache has it now; of anything else, the path itself."""
     text = str(path)
     if hub_id(text) is None:
-        return Path(text).expanduser()
+        return mark_path(Path(text).expanduser())
     result = drain(fetch_model(text, weights_only=weights_only)).path
     assert result is not None
     return result
@@ -42,8 +46,19 @@ def fetch_named(names: Iterable[str], *, weights_only: bool = False) -> Iterator
             yield from without_results(fetch_model(name, weights_only=weights_only), [])
 
 
+def tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of the model of the hub whose id is `path`; of a model folder, without its weights."""
+    if (model := HubId.parse(str(path))) is None:
+        raise InputError(f"'{path}' is no model of the hub", f"write {SYNTAX}")
+    from synthe_core.data.tokenizers import open_tokenizer
+
+    return open_tokenizer(str(drain(fetch(model, without_weights=True)).path))
+
+
 def source(path: Path) -> CheckpointSource:
     """The model of the hub whose id is `path`."""
+    from synthe_core.storage.checkpoint.sources import FORMATS, FolderSource
+
     fetched = local_path(path)
     kind = format_of(fetched)
     opened: CheckpointSource = FolderSource(fetched) if kind is None else FORMATS[kind](fetched)

@@ -24,6 +24,7 @@ from synthe_core.interop.published_source import PublishedSource, files_of
 from synthe_core.storage.checkpoint.read import WEIGHTS
 from synthe_core.storage.checkpoint.sources import CheckpointSource
 from synthe_core.storage.checkpoint.write import model_config
+from synthe_core.storage.hub.snapshot import reference_to
 from synthe_core.storage.manifest import FileDigest, Manifest
 
 
@@ -40,7 +41,7 @@ class ConvertedSource(CheckpointSource):
     @cached_property
     def _small(self) -> dict[str, bytes]:
         tokenizer = self.model.tokenizer
-        recipe = self.model.recipe(None if tokenizer is None else self.path)
+        recipe = self.model.recipe(None if tokenizer is None else Path(reference_to(self.path)))
         config = model_config(recipe, self.model.vocab, ())
         files = {"recipe.yaml": recipe.to_yaml().encode(), "config.json": json.dumps(config).encode()}
         return files if tokenizer is None else files | files_of(tokenizer)

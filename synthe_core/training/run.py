@@ -23,7 +23,7 @@ from synthe_core.recipe.differences import differences
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints, load_weights
 from synthe_core.storage.claim import claim
-from synthe_core.storage.hub.snapshot import source_name
+from synthe_core.storage.hub.snapshot import origin_of, reference_to, source_name
 from synthe_core.storage.run_folder import RunFolder, new_run, taken
 from synthe_core.training.adapting import adapt, base_of
 from synthe_core.training.checkpointing import restore
@@ -123,8 +123,8 @@ def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     unless the overrides have some."""
     checkpoint = Checkpoint.open(path)
     model = checkpoint.base or checkpoint
-    has_file = model.source.on_disk and not isinstance(model.source, PublishedSource)
-    file = model.path / "tokenizer.json" if has_file else model.path
+    has_file = model.source.on_disk and not isinstance(model.source, PublishedSource) and origin_of(model.path) is None
+    file = model.path / "tokenizer.json" if has_file else reference_to(model.path)
     tokens = [] if model.recipe.data.tokenizer.type == "bytes" else [f"data.tokenizer={file}"]
     own = checkpoint if "recipe.yaml" in checkpoint.manifest.files else model
     recipe = own.recipe_with([*tokens, *overrides])

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from synthe_cli.options import complete_run
+from synthe_core.data.tokenizers import open_tokenizer
 from synthe_core.evaluation.opened_model import open_model
 from synthe_core.interop.huggingface.remote_code import check_runs_without_code
 from synthe_core.interop.load import load_model
@@ -102,6 +103,7 @@ def test_training_from_an_id_records_the_commit(hub: Hub, synthe: Callable, tmp_
     assert checkpoint.manifest.base is not None and checkpoint.manifest.base.path == f"{ID}@{commit}"
     config = json.loads((checkpoint.path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == ID and config["revision"] == commit
+    assert checkpoint.recipe.data.tokenizer.type == f"hub:{ID}@{commit}"
     alone = synthe("generate", "lora", "-p", "a", "-n", "3", "--temperature", "0")
     assert alone.exit_code == 0, alone.stderr
     hub.put("acme/lora", {name: (checkpoint.path / name).read_bytes() for name in
@@ -116,6 +118,12 @@ def test_records_name_the_commit(hub: Hub, synthe: Callable, tmp_path: Path) -> 
     source = f"{ID}@{hub.find(ID, 'main')[0]}"  # type: ignore[index]
     assert synthe("import", "hf", ID).exit_code == 0
     imported = Checkpoint.open(tmp_path / "runs" / "tiny")
+    recipe = Checkpoint.open(Path(ID)).recipe
+    assert recipe.data.tokenizer.type == f"hub:{source}"
+    assert synthe("models", "rm", ID).exit_code == 0
+    hub.requests.clear()
+    assert open_tokenizer(recipe.data.tokenizer.type).encode("ab") == imported.tokenizer().encode("ab")
+    assert not any("safetensors" in each for each in hub.requests), "a tokenizer is fetched without weights"
     assert imported.manifest.parents == [source] and imported.recipe.description.endswith(source)
     assert synthe("pack", ID, "-o", "tiny.synapse").exit_code == 0
     assert Checkpoint.open(tmp_path / "tiny.synapse").manifest.parents == [source]
@@ -189,6 +197,8 @@ def test_a_name_that_is_neither_is_one_line(hub: Hub, synthe: Callable, tmp_path
         (["chat", "acme/none"], "'acme/none' is not on the hub", "local path"),
         (["serve", "acme/none"], "'acme/none' is not on the hub", "local path"),
         (["recipe", "show", "baselines/mambo"], "no such recipe", "did you mean"),
+        (["train", "acme/none"], "no such recipe: 'acme/none'", "synthe train --init acme/none"),
+        (["train", "baselines/mambo"], "no such recipe", "did you mean"),
         (["generate", "hub:x"], "'hub:x' is no model of the hub", "hub:ORG/NAME"),
         (["pull", "tiny"], "'tiny' is no model of the hub", "ORG/NAME"),
     ):
@@ -223,6 +233,7 @@ def test_a_damaged_shard_is_one_line(hub: Hub, synthe: Callable, folder: Path) -
     hub.put("acme/cut", files | {"model.safetensors": files["model.safetensors"][:2000]})
     done = synthe("generate", "acme/cut")
     assert done.exit_code == 2 and "is damaged" in done.stderr and "Traceback" not in done.stderr
+    assert "synthe models rm acme/cut; synthe pull acme/cut" in done.stderr
 
 
 def test_the_shell_is_offered_what_is_in_the_cache(hub: Hub, synthe: Callable, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from synthe_core.errors import InputError
+from synthe_core.storage.hub.snapshot import mend_hint
 from synthe_core.storage.json_reader import read_json
 
 CONFIG = "config.json"
@@ -216,5 +217,5 @@ class Published(Mapping[str, Tensor]):
             try:
                 self._open[file] = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise InputError(f"{path} is damaged: {error}", "copy it again") from None
+                raise InputError(f"{path} is damaged: {error}", mend_hint(path)) from None
         return self._open[file]

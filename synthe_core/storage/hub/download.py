@@ -18,7 +18,7 @@ from synthe_core.errors import SyntheError, WorkError
 from synthe_core.storage.claim import failure
 from synthe_core.storage.hub.access import TIMEOUT, explain
 
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 """Bytes that are read between two reports."""
 ATTEMPTS = 5
 """Connections in a row that may end without a byte."""

@@ -25,7 +25,9 @@ RATE_AFTER = 0.5  # seconds of download before it is said how long the rest take
 Check = Callable[[str, dict[str, Any]], None]
 
 
-def fetch(model: HubId, *, update: bool = False, check: Check | None = None) -> Iterator[Event]:
+def fetch(
+    model: HubId, *, update: bool = False, check: Check | None = None, without_weights: bool = False
+) -> Iterator[Event]:
     """Yields events; the last is a Result with the path of the model in the cache: its folder, or its one file.
 
     A model that is in the cache is taken as it is, without a request. With `update` the hub is asked for the newest
@@ -33,11 +35,12 @@ def fetch(model: HubId, *, update: bool = False, check: Check | None = None) -> 
     Files that other tools fetched are used; a download that was interrupted is resumed.
 
     check: called with the id and the content of config.json before the weights are fetched; it may raise.
+    without_weights: of a model folder, config and tokenizer are enough.
     InputError for a model that does not exist, may not be read or is of no format that synthe reads; WorkError if the
     disk has not enough space or the hub cannot be reached.
     """
     hold(snapshot.repo_folder(model.repo))
-    path = snapshot.cached(model)
+    path = snapshot.cached(model) or (snapshot.cached_tokenizer(model) if without_weights else None)
     if path is None or update:
         known = path or snapshot.cached(model, certain=False)
         try:
@@ -50,11 +53,19 @@ def fetch(model: HubId, *, update: bool = False, check: Check | None = None) -> 
                 yield Notice(f"{reason}: the copy in the cache is used", "warning")
             path = known
         else:
-            path = yield from _download(model, repository, check)
+            path = yield from _download(model, repository, check, without_weights)
     snapshot.mark_used(path)
     origin = snapshot.origin_of(path)
     assert origin is not None
     yield Result({"model": str(model), "commit": origin.commit, "bytes": _size(path)}, path)
+
+
+def mark_path(path: Path) -> Path:
+    """The path; one inside of a cache of the hub counts as used, as if its model had been named by its id."""
+    if snapshot.origin_of(path) is not None and path.exists():
+        hold(next(each for each in path.absolute().parents if snapshot.FOLDER.fullmatch(each.name)))
+        snapshot.mark_used(path)
+    return path
 
 
 def _not_here(model: HubId, error: SyntheError) -> SyntheError:
@@ -62,7 +73,9 @@ def _not_here(model: HubId, error: SyntheError) -> SyntheError:
     return type(error)(error.message, f"{error.hint}; there is no local path {model} either")
 
 
-def _download(model: HubId, repository: Repository, check: Check | None) -> Generator[Event, None, Path]:
+def _download(
+    model: HubId, repository: Repository, check: Check | None, without_weights: bool
+) -> Generator[Event, None, Path]:
     """Fetches the files of a model that the cache lacks, and returns its path."""
     folder = snapshot.snapshot_folder(model.repo, repository.commit)
     file = choose_file(model, repository.files)
@@ -76,7 +89,7 @@ def _download(model: HubId, repository: Repository, check: Check | None) -> Gene
             if check is not None:
                 check(str(model), snapshot.read_listed(folder, CONFIG))
             index, manifest = (snapshot.read_listed(folder, name) for name in (INDEX, MANIFEST))
-            names = weights_of(index, manifest, repository.files)
+            names = [] if without_weights else weights_of(index, manifest, repository.files)
             yield from _fetch_files(model, [repository.files[name] for name in names])
             path = folder
         snapshot.write_ref(model, repository.commit)

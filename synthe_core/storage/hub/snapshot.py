@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from synthe_core.errors import InputError
 from synthe_core.storage.atomic import write_file
-from synthe_core.storage.hub.model_id import COMMIT, HubId
+from synthe_core.storage.hub.model_id import COMMIT, PREFIX, HubId
 from synthe_core.storage.hub.repository import (
     ADAPTER_WEIGHTS,
     BESIDE,
@@ -91,6 +91,12 @@ def model_name(path: Path) -> str:
     return name.removesuffix(".synapse").removesuffix(".gguf")
 
 
+def mend_hint(path: Path) -> str:
+    """What to do about a damaged file of a model."""
+    origin = origin_of(path)
+    return f"fetch it again: synthe models rm {origin.repo}; synthe pull {origin.repo}" if origin else "copy it again"
+
+
 def commit_of(model: HubId) -> str | None:
     """The commit of a model's revision, as far as it is known here."""
     if COMMIT.fullmatch(model.ref):
@@ -125,6 +131,22 @@ def cached(model: HubId, *, certain: bool = True) -> Path | None:
         return folder if is_whole(folder, names, certain) else None
     except InputError:
         return None
+
+
+def cached_tokenizer(model: HubId) -> Path | None:
+    """The model folder of which the cache has config and tokenizer, None for another."""
+    commit = commit_of(model)
+    folder = snapshot_folder(model.repo, commit) if commit else None
+    single = model.file is not None or model.quant is not None
+    if folder is None or single or not all((folder / name).is_file() for name in (CONFIG, TOKENIZER)):
+        return None
+    return folder
+
+
+def reference_to(path: Path) -> str:
+    """What recipes name as the tokenizer of the model at `path`: hub:ORG/NAME@COMMIT, or the path."""
+    origin = origin_of(path)
+    return f"{PREFIX}{origin}" if origin else str(path)
 
 
 def files_in(folder: Path) -> list[str]:

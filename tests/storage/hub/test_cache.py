@@ -97,14 +97,17 @@ def test_a_removed_model_frees_its_bytes(hub: Hub, tmp_path: Path) -> None:
             removed(name)
 
 
-def test_a_model_in_use_stays(hub: Hub, tmp_path: Path) -> None:
-    """Another process has resolved the model: it is not removed before that process ends."""
+@pytest.mark.parametrize("by_path", [False, True])
+def test_a_model_in_use_stays(hub: Hub, tmp_path: Path, by_path: bool) -> None:
+    """Another process has resolved the model, by its id or its path: it is not removed before that process ends."""
     hub.put("acme/small", {"m.gguf": b"G" * 1000})
-    path_of("acme/small")
+    name = path_of("acme/small") if by_path else "acme/small"
     program = (
         "import sys\nfrom synthe_core.interop.hub import local_path\n"
-        "print(local_path('acme/small'), flush=True)\nsys.stdin.read()\n"
+        f"print(local_path('{name}'), flush=True)\nsys.stdin.read()\n"
     )
+    if not by_path:
+        path_of("acme/small")
     reader = start([sys.executable, "-c", program], env=surroundings(hub, tmp_path), cwd=tmp_path, text=True,
                    stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
     assert reader.stdout is not None and reader.stdin is not None
