@@ -22,7 +22,7 @@ from synthe_core.interop.huggingface.published import CONFIG, INDEX, check_depth
 from synthe_core.model.published_spec import PublishedSpec, text_config
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint.sources import CheckpointSource
-from synthe_core.storage.hub.snapshot import source_name
+from synthe_core.storage.hub.snapshot import reference_to, source_name
 from synthe_core.storage.manifest import FileDigest, Manifest, describe_hardware, package_versions
 from synthe_core.storage.yaml_reader import YamlSource
 
@@ -84,7 +84,7 @@ def published_recipe(spec: PublishedSpec, path: Path, tokenizer: Path | None) ->
         "name": recipe_name(path),
         "description": f"{spec.architecture} of {source_name(path)}, run by transformers",
         "model": spec,
-        "data": {} if tokenizer is None else {"tokenizer": str(tokenizer)},
+        "data": {} if tokenizer is None else {"tokenizer": reference_to(tokenizer)},
         "train": FINE_TUNING,
     }
     if spec.positions is not None:
