@@ -84,7 +84,12 @@ class Attention(Learner[AttentionState]):
             None, description="run only at the tokens that this selects; null = at every token"
         )
 
-    emits = schema({"gate_open": Emission("B T", "routing", "whether the probe ran at the token")})
+    emits = schema(
+        {
+            "gate_open": Emission("B T", "routing", "whether the probe ran at the token"),
+            "output_gate": Emission("B T H E", "gates", "the gate on a head's output, mean over channels"),
+        }
+    )
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
@@ -158,6 +163,8 @@ class Attention(Learner[AttentionState]):
         if selected is None:
             o = window_attention(q, k, v, self.window, valid, self.config.logit_cap).flatten(2)
             y = self.out(self._gated(o, gate))
+            if ctx.trace is not None and self.config.gate:
+                ctx.emit("output_gate", sigmoid(gate).unflatten(-1, (-1, self.size)))
         else:
             o = probed_attention(q, k, v, selected.mask, self.window, valid, self.config.logit_cap).flatten(1)
             y = self._scatter_outputs(self._gated(o, gate), selected, ctx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from synthe_core.layers.trace import Trace
 from synthe_core.model.classifier import Classifier, build_model
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.spec import ModelSpec
+from synthe_core.storage.checkpoint import Checkpoint
+from tests.interop.huggingface.models import published
+from tests.interop.huggingface.test_families_qwen import HYBRID, MOE
 from tests.laws.entries import CASES, CAUSAL, WIDTH, case_name
 
 VOCAB, TIME = 61, 43
@@ -107,6 +111,21 @@ def test_attributed_reads_reconstruct_the_output(case: dict[str, Any]) -> None:
         latest = place if case["type"] != "fast_weights" else place - 1
         assert (reads.sources <= latest[:, None]).all() or reads.path != "blocks.0.1"
         assert (reads.distance >= -1e-4).all()
+
+
+def test_a_published_hybrid_shows_its_gates_memories_and_routing(tmp_path: Path) -> None:
+    """Qwen3.5-MoE: several value heads read one key head, attention has an output gate, experts a shared one."""
+    published(tmp_path, "Qwen3_5Moe", **HYBRID, **MOE)
+    model = Checkpoint.open(tmp_path).model()
+    seen = observe(model, text())
+    series, _ = collect(model, seen)
+    shown = {(each.path, each.name): each for each in series}
+    for block, names in {0: ("beta", "decay"), 3: ("output_gate", "added")}.items():
+        assert all((f"blocks.{block}.0", name) in shown for name in names)
+        assert all((f"blocks.{block}.1", name) in shown for name in ("chosen", "counts", "shared_gate", "entropy"))
+    assert shown["blocks.3.0", "output_gate"].rows.shape == (4, TIME)
+    errors = [reads.error for call in seen.memory_calls if (reads := follow(call, TIME)) is not None]
+    assert len(errors) == 4 and max(errors) < 1e-5
 
 
 def test_slow_tiers_and_routed_blocks_report_their_positions() -> None:

@@ -122,6 +122,7 @@ def test_the_language_model_of_a_multimodal_one(tmp_path: Path, kind: str, tie: 
     ids = tokens()
     with torch.no_grad():
         assert_close(Checkpoint.open(tmp_path).model()(ids)[0], peer(ids).logits, LOGITS, "the logits of a text")
+    assert source.model.context == config.text_config.max_position_embeddings
 
 
 @pytest.mark.parametrize("kind", ["Qwen3_5Moe", "Mixtral"])

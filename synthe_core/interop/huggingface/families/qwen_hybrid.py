@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from synthe_core.interop.huggingface.context_limit import context_limit
 from synthe_core.interop.huggingface.families.decoder import (
     attention_keys,
     layer_places,
@@ -59,6 +60,8 @@ def _language_model(config: Config, family: Callable[[Config], Plan]) -> Plan:
     plan = family(Config(config.path, text.values | tie, "text_config."))
     plan.aliases = {"model.": "model.language_model."}
     plan.ignored = VISION
+    limits = (plan.context, context_limit(text))
+    plan.context = min((limit for limit in limits if limit is not None), default=None)
     plan.notices.append(NOTICE)
     return plan
 
