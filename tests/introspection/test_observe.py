@@ -122,7 +122,7 @@ def test_a_published_hybrid_shows_its_gates_memories_and_routing(tmp_path: Path)
     shown = {(each.path, each.name): each for each in series}
     for block, names in {0: ("beta", "decay"), 3: ("output_gate", "added")}.items():
         assert all((f"blocks.{block}.0", name) in shown for name in names)
-        assert all((f"blocks.{block}.1", name) in shown for name in ("chosen", "counts", "shared_gate", "entropy"))
+        assert all((f"blocks.{block}.1", name) in shown for name in ("chosen", "scores", "shared_gate", "entropy"))
     assert shown["blocks.3.0", "output_gate"].rows.shape == (4, TIME)
     errors = [reads.error for call in seen.memory_calls if (reads := follow(call, TIME)) is not None]
     assert len(errors) == 4 and max(errors) < 1e-5
