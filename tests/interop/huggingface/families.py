@@ -67,6 +67,10 @@ def published_gradients(
     ours = {name: torch.zeros(theirs.shape(name)) for name in theirs if not (ignored and re.search(ignored, name))}
     named = dict(model.named_parameters())
     for name, origin in source.layout.origins(source.tie).items():
+        if name not in named:  # a buffer, which has no gradient
+            for each in origin.names:
+                ours.pop(each)
+            continue
         gradient = named[name].grad
         assert gradient is not None, name
         parts = [theirs[each].float().requires_grad_() for each in origin.names]

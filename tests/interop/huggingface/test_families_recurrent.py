@@ -1,16 +1,19 @@
-"""Recurrent hybrids in our learners: LFM2, RecurrentGemma, xLSTM, MiniMax."""
+"""Recurrent hybrids in our learners: LFM2, RecurrentGemma, xLSTM, MiniMax, Kimi-Linear, OLMo-Hybrid."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from synthe_core.interop.huggingface.published import UnsupportedModel
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.interop.huggingface.families import check_family
-from tests.interop.huggingface.models import published
+from tests.interop.huggingface.models import VOCAB, published
 
 LFM2 = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
 LFM2 |= {"layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8}
@@ -18,6 +21,15 @@ XLSTM = {"num_hidden_layers": 2, "num_heads": 4, "autocast_kernel_dtype": "float
 GEMMA = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 96}
 MINIMAX = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24}
 MINIMAX |= {"num_local_experts": 5, "block_size": 16}
+KIMI = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 40}
+KIMI |= {"linear_num_heads": 2, "linear_head_dim": 6, "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4}
+KIMI |= {"v_head_dim": 5, "num_local_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+KIMI |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+KIMI |= {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+OLMO = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 40}
+OLMO |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 5, "linear_value_head_dim": 6}
+OLMO |= {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+OLMO |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": ("Lfm2", LFM2),
     "lfm2, biases, untied, as it is": (
@@ -60,6 +72,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         MINIMAX | {"hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 4}
         | {"layer_types": ["linear_attention"] * 3 + ["full_attention"], "rms_norm_eps": 1e-3},
     ),
+    "minimax, one expert a token": ("MiniMax", MINIMAX | {"num_experts_per_tok": 1}),
+    "kimi linear": ("KimiLinear", KIMI),
+    "kimi linear, groups, biases": (
+        "KimiLinear",
+        KIMI | {"q_lora_rank": 7, "attention_bias": True, "n_group": 3, "topk_group": 2, "n_shared_experts": 2}
+        | {"mlp_layer_types": ["sparse", "dense", "sparse"], "norm_topk_prob": False, "rms_norm_eps": 1e-3},
+    ),
+    "kimi linear, sparse alone": (
+        "KimiLinear",
+        KIMI | {"mlp_layer_types": ["sparse"] * 4, "num_hidden_layers": 4, "num_experts_per_tok": 3}
+        | {"layer_types": ["full_attention", "linear_attention"] * 2, "hidden_size": 36, "linear_conv_kernel_dim": 3}
+        | {"routed_scaling_factor": 1.0, "linear_num_heads": 3, "v_head_dim": 12},
+    ),
+    "olmo hybrid": ("OlmoHybrid", OLMO),
+    "olmo hybrid, biases, no positions, tied": (
+        "OlmoHybrid",
+        OLMO | {"attention_bias": True, "tie_word_embeddings": True, "rope_parameters": {"rope_theta": None}}
+        | {"linear_allow_neg_eigval": False, "linear_num_value_heads": 2, "rms_norm_eps": 1e-3},
+    ),
+    "olmo hybrid, another pattern": (
+        "OlmoHybrid",
+        OLMO | {"layer_types": ["full_attention", "linear_attention"] * 2, "num_hidden_layers": 4, "hidden_size": 40}
+        | {"num_key_value_heads": 4, "linear_num_key_heads": 3, "linear_num_value_heads": 3},
+    ),
 }  # fmt: skip
 
 
@@ -75,8 +111,10 @@ def test_logits_and_gradients_are_those_of_transformers(
 
 
 REFUSED = {
+    "kimi linear, fewer experts": ("KimiLinear", KIMI | {"moe_layer_freq": 2}, "moe_layer_freq is 2"),
+    "kimi linear, positions": ("KimiLinear", KIMI | {"mla_use_nope": False}, "mla_use_nope is False"),
+    "olmo hybrid, other activation": ("OlmoHybrid", OLMO | {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     "xlstm, biases": ("xLSTM", XLSTM | {"use_bias": True}, "use_bias is True"),
-    "minimax, one expert a token": ("MiniMax", MINIMAX | {"num_experts_per_tok": 1}, "num_experts_per_tok"),
     "xlstm, another epsilon": ("xLSTM", XLSTM | {"eps": 1e-3}, "eps is 0.001"),
 }
 
@@ -87,3 +125,33 @@ def test_what_is_not_expressed_is_refused_by_name(tmp_path: Path, case: str) -> 
     published(tmp_path, kind, **options)
     with pytest.raises(UnsupportedModel, match=message):
         Checkpoint.open(tmp_path)
+
+
+def test_kimi_linear_as_its_authors_publish_it(tmp_path: Path) -> None:
+    """Their config.json counts layers from 1, and their dense MLP has a name of its own."""
+    peer = published(tmp_path / "saved", "KimiLinear", **KIMI)
+    folder = tmp_path / "authors"
+    folder.mkdir()
+    tensors = load_file(tmp_path / "saved" / "model.safetensors")
+    dense = ".layers.0.block_sparse_moe."
+    save_file(
+        {name.replace(dense, ".layers.0.mlp."): tensor for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+    )
+    assert any(dense in name for name in tensors)
+    config = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+    for key in ("layer_types", "mlp_layer_types", "linear_num_heads", "linear_head_dim", "linear_conv_kernel_dim"):
+        del config[key]
+    config["linear_attn_config"] = {
+        "full_attn_layers": [2],
+        "kda_layers": [1, 3],
+        "head_dim": 6,
+        "num_heads": 2,
+        "short_conv_kernel_size": 4,
+    }
+    config |= {"first_k_dense_replace": 1, "moe_layer_freq": 1, "mla_use_nope": True}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    text = torch.randint(0, VOCAB, (2, 19))
+    with torch.no_grad():
+        logits = Checkpoint.open(folder).model()(text)[0]
+        torch.testing.assert_close(logits, peer(text, use_cache=False).logits, rtol=0, atol=1e-4)
