@@ -97,7 +97,8 @@ def gguf_tokenizer(path: Path) -> Tokenizer:
 def huggingface_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model folder. InputError for a folder without one."""
     model = HuggingFaceModel(path)
-    if (tokenizer := model.tokenizer(model.config.size("vocab_size"), [])) is None:
+    config = model.config if "vocab_size" in model.config.values else model.config.inner("text_config")
+    if (tokenizer := model.tokenizer(config.size("vocab_size"), [])) is None:
         raise InputError(f"{path} has no tokenizer.json", "fetch it as well")
     return tokenizer
 

@@ -57,6 +57,11 @@ def attention_keys(
     }
 
 
+def head_size(config: Config) -> int:
+    """The width over the heads, in an architecture without `head_dim`."""
+    return max(1, config.size("hidden_size") // config.size("num_attention_heads"))
+
+
 def optional(config: Config, key: str, default: float | None) -> float | None:
     """A number above 0, None where the key is null, `default` where it is absent."""
     return None if config.values.get(key, default) is None else config.number(key, default)

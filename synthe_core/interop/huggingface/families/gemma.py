@@ -68,10 +68,15 @@ def gemma3(config: Config) -> Plan:
 def gemma3_multimodal(config: Config) -> Plan:
     """Its language model; what it sees in images is left out."""
     text = config.inner("text_config")
+    text.only("final_logit_softcapping", None)  # transformers does not apply it here
     tie = {"tie_word_embeddings": config.flag("tie_word_embeddings", True)}
     plan = gemma3(Config(config.path, text.values | tie, "text_config."))
-    plan.aliases = {"model.": "model.language_model."}
-    plan.ignored = r"(^|\.)(vision_tower|multi_modal_projector)\."
+    plan.aliases = (
+        ("model.", "language_model.model."),
+        ("model.", "model.language_model."),
+        ("lm_head.", "language_model.lm_head."),
+    )
+    plan.ignored = r"^(model\.)?(vision_tower|multi_modal_projector)\."
     plan.notices.append("a multimodal model: its language model is used, and images are not")
     return plan
 

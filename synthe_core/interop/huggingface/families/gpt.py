@@ -12,6 +12,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     ACTIVATIONS,
     attention_keys,
     decoder_layers,
+    head_size,
     mlp_keys,
     mlp_tensors,
     transformer_plan,
@@ -55,15 +56,15 @@ def gpt2(config: Config) -> Plan:
         options={"norm": "layer", "positions": positions},
         positions="transformer.wpe.weight",
         ignored=r"\.attn\.(masked_)?bias$",  # buffers of older versions
-        aliases={"transformer.": ""},
+        aliases=(("transformer.", ""),),
     )
 
 
 def gpt_neox(config: Config) -> Plan:
     bias = config.flag("attention_bias", True)
-    heads = config.size("num_attention_heads")
-    keys = attention_keys(config, bias="all" if bias else "none")
-    keys |= _rotary(config, keys["head_size"])
+    heads, size = config.size("num_attention_heads"), head_size(config)
+    own = {"kv_heads": heads, "head_size": size}
+    keys = attention_keys(config, bias="all" if bias else "none") | own | _rotary(config, size)
     parallel = {"parallel": True} if config.flag("use_parallel_residual", True) else None
     mlp = mlp_keys(config, default="gelu", gated=False, bias=True, residual=parallel)
     layers = decoder_layers(
@@ -84,7 +85,7 @@ def gpt_neox(config: Config) -> Plan:
         eps=config.number("layer_norm_eps", 1e-5),
         options={"norm": "layer"},
         head="embed_out.weight",
-        aliases={"embed_out.": "lm_head."},
+        aliases=(("embed_out.", "lm_head."),),
         ignored=r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",  # buffers of older versions
     )
 

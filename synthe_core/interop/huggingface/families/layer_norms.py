@@ -10,6 +10,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     attention_keys,
     attention_tensors,
     decoder_layers,
+    head_size,
     mlp_keys,
     mlp_tensors,
     sliding_window,
@@ -29,7 +30,7 @@ PARALLEL = ("input_layernorm", None)
 def stablelm(config: Config) -> Plan:
     config.only("qk_layernorm", False)
     keys = attention_keys(config, groups=32, bias="qkv" if config.flag("use_qkv_bias", False) else "none")
-    keys |= rotary(config, keys["head_size"], 0.25)
+    keys |= {"head_size": head_size(config)} | rotary(config, head_size(config), 0.25)
     if config.flag("use_parallel_residual", False):
         mlp = mlp_keys(config, residual=SHARED)
         layers = decoder_layers(config, keys, mlp, norm=WITH_BIAS, before=PARALLEL)
@@ -62,7 +63,7 @@ def starcoder2(config: Config) -> Plan:
 
 def cohere(config: Config) -> Plan:
     config.only("use_qk_norm", False)
-    return _cohere(config, ["full"] * config.size("num_hidden_layers"), 5e5)
+    return _cohere(config, ["full"] * config.size("num_hidden_layers"), 5e5, {})
 
 
 def cohere2(config: Config) -> Plan:
@@ -70,12 +71,15 @@ def cohere2(config: Config) -> Plan:
     pattern = config.size("sliding_window_pattern", 4)
     layers = range(1, config.size("num_hidden_layers") + 1)
     kinds = ["sliding_attention" if index % pattern else "full_attention" for index in layers]
-    return _cohere(config, windows_of(config, kinds, sliding_window(config)), 1e4, full={"rope": None})
+    windows = windows_of(config, kinds, sliding_window(config))
+    return _cohere(config, windows, 1e4, {"head_size": head_size(config)}, full={"rope": None})
 
 
-def _cohere(config: Config, windows: list[int | str], base: float, full: dict[str, None] | None = None) -> Plan:
-    """Attention and an MLP side by side. full: further keys of layers with full attention."""
-    keys = attention_keys(config, bias="all" if config.flag("attention_bias", False) else "none")
+def _cohere(
+    config: Config, windows: list[int | str], base: float, own: dict[str, Any], full: dict[str, Any] | None = None
+) -> Plan:
+    """Attention and an MLP side by side. own: keys of attention; full: further ones of layers with full attention."""
+    keys = attention_keys(config, bias="all" if config.flag("attention_bias", False) else "none") | own
     turned = keys | rotary(config, base=base)
     attention = [
         {**(keys | full if full is not None and window == "full" else turned), "window": window} for window in windows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ class Plan:
     tie:       whether embedding and head share a matrix by config.json.
     ignored:   a pattern of the names of published tensors that the language model has no use for.
     context:   the longest text that it computes as published, where that is less than the config's limit.
-    aliases:   other beginnings that names have in some files.
+    aliases:   pairs of a beginning of names and another that they have in some files.
     notices:   what a user should know.
     """
 
@@ -89,7 +89,7 @@ class Plan:
     embedded: Origin | None = None
     ignored: str | None = None
     context: int | None = None
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases: tuple[tuple[str, str], ...] = ()
     notices: list[str] = field(default_factory=list)
 
     def model(self, tie: bool) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Plan:
         """This plan with the names that `published` has: its own, or their aliases, and what they are otherwise."""
 
         def name(own: str) -> str:
-            others = (new + own.removeprefix(old) for old, new in self.aliases.items() if own.startswith(old))
+            others = (new + own.removeprefix(old) for old, new in self.aliases if own.startswith(old))
             return own if own in published else next((other for other in others if other in published), own)
 
         def named(origins: dict[str, Origin]) -> dict[str, Origin]:
