@@ -58,7 +58,7 @@ def _language_model(config: Config, family: Callable[[Config], Plan]) -> Plan:
     text = config.inner("text_config")
     tie = {"tie_word_embeddings": config.flag("tie_word_embeddings", text.flag("tie_word_embeddings", False))}
     plan = family(Config(config.path, text.values | tie, "text_config."))
-    plan.aliases = {"model.": "model.language_model."}
+    plan.aliases = (("model.", "model.language_model."),)
     plan.ignored = VISION
     limits = (plan.context, context_limit(text))
     plan.context = min((limit for limit in limits if limit is not None), default=None)
