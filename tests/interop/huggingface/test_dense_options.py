@@ -36,18 +36,18 @@ REPLACED = {"Exaone4": {"sliding_window_pattern"}}  # by layer_types, where ther
 
 
 class Recorded(dict[str, Any]):
-    """Values of a config that know which of their keys were asked for."""
+    """Values of a config that know which of their keys were read."""
 
-    def __init__(self, values: dict[str, Any], asked: set[str]) -> None:
+    def __init__(self, values: dict[str, Any], read: set[str]) -> None:
         super().__init__(values)
-        self.asked = asked
+        self.read = read
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
+        self.read.add(key)
         return super().get(key, default)
 
     def __contains__(self, key: object) -> bool:
-        self.asked.add(str(key))
+        self.read.add(str(key))
         return super().__contains__(key)
 
 
@@ -62,13 +62,13 @@ def configs(kind: str) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", dict.fromkeys(kind for kind, _ in CASES.values()))
 def test_every_key_of_a_config_is_read(kind: str) -> None:
-    asked: set[str] = set()
+    read: set[str] = set()
     for values in configs(kind):
-        plan(Config(Path("config.json"), Recorded(values, asked)))
+        plan(Config(Path("config.json"), Recorded(values, read)))
     names = CLASSES.get(kind, (f"{kind}Config",))[0]
     common = {each.name for each in fields(transformers.PreTrainedConfig)}
     own = {each.name for each in fields(getattr(transformers, names))}
-    assert own - common - asked - WITHOUT_EFFECT == REPLACED.get(kind, set())
+    assert own - common - read - WITHOUT_EFFECT == REPLACED.get(kind, set())
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
