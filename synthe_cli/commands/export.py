@@ -23,7 +23,7 @@ def export() -> None: ...
 
 @app.command(
     cls=Command,
-    short_help="A Hugging Face model folder: Llama, Mistral, Qwen2, Qwen3, Mamba, Mamba2.",
+    short_help="A folder that transformers loads.",
     epilog="""\
 synthe export hf runs/transformer                         to exports/transformer
 synthe export hf runs/mamba --out models/mamba-tiny
@@ -39,8 +39,9 @@ def hf(
 ) -> None:
     """Write a model as a folder that transformers loads with the same logits, and print its path.
 
-    Supported are blocks of attention and mlp, of mamba, and of mamba2; other recipes are refused. `synthe import hf`
-    reads the folder back with the same results.
+    Blocks of attention and mlp, of mamba, and of mamba2 become Llama, Mistral, Qwen2, Qwen3, Mamba or Mamba2, which
+    need nothing else. Other recipes become SyntheForCausalLM, which transformers loads where synthe is installed. Every
+    command reads the folder back with the same results.
     """
     path = find_checkpoint(checkpoint)
 
@@ -72,8 +73,8 @@ def gguf(
 ) -> None:
     """Write a model as one GGUF file with its tokenizer and chat template, and print its path.
 
-    Supported are the models that `synthe export hf` writes. Vectors stay float32. A matrix whose rows no block of the
-    type divides is written as q8_0 or f16.
+    Supported are blocks of attention and mlp, of mamba, and of mamba2. Vectors stay float32. A matrix whose rows no
+    block of the type divides is written as q8_0 or f16.
     """
     path = find_checkpoint(checkpoint)
 

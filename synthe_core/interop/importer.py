@@ -10,6 +10,7 @@ from synthe_core.interop.converted import ConvertedModel, PublishedModel
 from synthe_core.interop.gguf.model import GgufModel
 from synthe_core.interop.hub import local_path
 from synthe_core.interop.huggingface.model import HuggingFaceModel
+from synthe_core.interop.huggingface.saved_model import converted
 from synthe_core.storage.checkpoint import save
 from synthe_core.storage.run_folder import new_run
 
@@ -39,7 +40,7 @@ def import_gguf(source: Path, *, out: Path | None = None, name: str | None = Non
 
 
 def _import(published: PublishedModel, out: Path | None, name: str | None) -> Iterator[Event]:
-    model = ConvertedModel(published, name)
+    model = converted(published, name)
     with new_run(model.name, out) as path:
         yield from _write(model, path)
 

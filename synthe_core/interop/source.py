@@ -12,7 +12,7 @@ from torch import Tensor
 
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
-from synthe_core.interop.converted import ConvertedModel, PublishedModel
+from synthe_core.interop.converted import PublishedModel
 from synthe_core.interop.gguf.file import GgufFile
 from synthe_core.interop.gguf.model import GgufModel
 from synthe_core.interop.gguf.tokenizer import tokenizer_of
@@ -20,6 +20,7 @@ from synthe_core.interop.huggingface.families import plan
 from synthe_core.interop.huggingface.model import HuggingFaceModel
 from synthe_core.interop.huggingface.pretrained import library
 from synthe_core.interop.huggingface.published import UnsupportedModel, check_depth
+from synthe_core.interop.huggingface.saved_model import converted, is_own
 from synthe_core.interop.published_source import PublishedSource, files_of
 from synthe_core.storage.checkpoint.read import WEIGHTS
 from synthe_core.storage.checkpoint.sources import CheckpointSource
@@ -36,13 +37,13 @@ class ConvertedSource(CheckpointSource):
 
     def __init__(self, published: PublishedModel) -> None:
         self.path = published.path
-        self.model = ConvertedModel(published)
+        self.model = converted(published)
 
     @cached_property
     def _small(self) -> dict[str, bytes]:
         tokenizer = self.model.tokenizer
         recipe = self.model.recipe(None if tokenizer is None else Path(reference_to(self.path)))
-        config = model_config(recipe, self.model.vocab, ())
+        config = model_config(recipe, self.model.vocab, (), self.model.context)
         files = {"recipe.yaml": recipe.to_yaml().encode(), "config.json": json.dumps(config).encode()}
         return files if tokenizer is None else files | files_of(tokenizer)
 
@@ -75,6 +76,8 @@ def huggingface(path: Path) -> CheckpointSource:
 
 def needs_transformers(published: HuggingFaceModel) -> bool:
     """Whether our learners do not express the architecture of a model folder, or an option of it."""
+    if is_own(published.config.values):
+        return False
     check_depth(published.config, len(published))  # before a plan of as many layers is made
     try:
         plan(published.config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from synthe_core.layers.projection import Linear, product
 from synthe_core.ops.cross_entropy import TopPrediction, linear_cross_entropy
@@ -21,6 +21,13 @@ class Head(Linear):
     ) -> None:
         super().__init__(width, vocab, bias=bias)
         self.scale, self.cap = scale, cap
+
+    @classmethod
+    def like(cls, head: Head, map: nn.Linear) -> Head:
+        """The head with the parameters of another map."""
+        made = cls(map.in_features, map.out_features, head.scale, head.cap, map.bias is not None)
+        made.weight, made.bias = map.weight, map.bias
+        return made.train(head.training)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._capped(super().forward(self._scaled(x)))

@@ -21,7 +21,7 @@ from synthe_core.model.depth import Choice, ExplorationSample, Router
 from synthe_core.model.head import Head
 from synthe_core.model.parts import parts, without_parts
 from synthe_core.model.spec import ModelSpec
-from synthe_core.ops.cross_entropy import IGNORED
+from synthe_core.ops.cross_entropy import IGNORED, TopPrediction
 
 EMBEDDING_STD = 0.02
 
@@ -123,8 +123,9 @@ class Backbone(nn.Module):
         return tuple(without_parts(self.spec, self.without).published)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """What the first block reads, [B, T, D], of tokens int64 [B, T] at their `positions` in the text."""
-        x = self.embedding(tokens)
+        """What the first block reads, [B, T, D], of tokens int64 [B, T] at their `positions` in the text. Rows of the
+        embedding [B, T, D] may be given for the tokens."""
+        x = tokens if tokens.is_floating_point() else self.embedding(tokens)
         if self.spec.embed_norm:  # a unit-scale stream, whatever scale the shared embedding needs as a head
             x = F.rms_norm(x, (self.spec.width,), eps=self.spec.norm_eps)
         if self.spec.embedding_scale != 1.0:
@@ -218,7 +219,8 @@ class LanguageModel(Backbone):
     def hidden(
         self, tokens: Tensor, state: ModelState | None = None, lengths: Tensor | None = None, trace: Trace | None = None
     ) -> tuple[Tensor, ModelState, Pass]:
-        """The normalised output of the last block, [B, T, D], before the head."""
+        """The normalised output of the last block, [B, T, D], before the head. Rows of the embedding [B, T, D] may be
+        given for the tokens."""
         state = state or self.init_state(tokens.shape[0])
         ctx = Pass.over(tokens, lengths, state.position, trace)
         hidden, after = self.run(self.embed(tokens, ctx.positions), state.blocks, ctx)
@@ -244,16 +246,25 @@ class LanguageModel(Backbone):
     ) -> tuple[Loss, ModelState]:
         """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each."""
         hidden, after, ctx = self.hidden(tokens, state, lengths)
-        confidence = None if "confidence" in ctx.without else self.confidence
-        total, each, top = self.head.cross_entropy(hidden, targets, confidence is not None)
-        scored, logged, losses = (targets != IGNORED).sum(), measures(ctx), auxiliary(ctx)
-        if confidence is not None and top is not None:
-            losses["confidence"] = confidence.loss(hidden, ctx.signals, top, targets != IGNORED)
-        elif self.confidence is not None:
+        confident = self.confidence is not None and "confidence" not in ctx.without
+        total, each, top = self.head.cross_entropy(hidden, targets, confident)
+        scored, logged = (targets != IGNORED).sum(), measures(ctx)
+        losses = self.auxiliary_losses(hidden, ctx, targets, top)
+        if self.confidence is not None and not confident:
             ctx.skip_flops(self.confidence.flops())
+        return Loss(total, scored, losses, each, logged, sum(ctx.skipped), tuple(ctx.buffer_updates)), after
+
+    def auxiliary_losses(
+        self, hidden: Tensor, ctx: Pass, targets: Tensor, top: TopPrediction | None
+    ) -> dict[str, Tensor]:
+        """The losses beside the cross-entropy, by name: of the learners, of the confidence head where `top` is given,
+        and of the depth router."""
+        losses = auxiliary(ctx)
+        if self.confidence is not None and top is not None:
+            losses["confidence"] = self.confidence.loss(hidden, ctx.signals, top, targets != IGNORED)
         if ctx.exploration is not None and torch.is_grad_enabled():
             losses["depth"] = self._router_loss(ctx.exploration, targets)
-        return Loss(total, scored, losses, each, logged, sum(ctx.skipped), tuple(ctx.buffer_updates)), after
+        return losses
 
     def _router_loss(self, sample: ExplorationSample, targets: Tensor) -> Tensor:
         """The router's loss: how well its scores predict the blocks' gain at the tokens that ran all of them."""

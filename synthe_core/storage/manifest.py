@@ -90,6 +90,12 @@ class Manifest(BaseModel):
         except (ValueError, RecursionError):
             raise InputError(f"{path} is damaged: it is no manifest", "use another checkpoint of the run") from None
 
+    @property
+    def published(self) -> dict[str, Any]:
+        """Where an imported model came from (see `Checkpoint.published`)."""
+        source = getattr(self, "source", None)
+        return source if isinstance(source, dict) else {}
+
     def with_files(self, folder: Path, known: Mapping[str, FileDigest] | None = None) -> Manifest:
         """The manifest with the digests of all files in `folder`; those in `known` are not computed again."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)

@@ -7,6 +7,9 @@ from pathlib import Path
 
 MANIFEST, CONFIG, ADAPTER, GGUF = "manifest.json", "config.json", "adapter_config.json", b"GGUF"
 MAX_BYTES = 16 << 20  # of a manifest
+CHECKPOINTS, RECIPE = "checkpoints", "recipe.yaml"
+MODEL_TYPE, ARCHITECTURE = "synthe", "SyntheForCausalLM"
+"""What a config.json of ours says to transformers."""
 
 
 def format_of(path: Path) -> str | None:
@@ -15,8 +18,13 @@ def format_of(path: Path) -> str | None:
         return "gguf" if is_gguf(path) else "synapse"
     if is_synapse(path):
         return "synapse"
-    is_own = (path / MANIFEST).is_file() or (path / ADAPTER).is_file()
+    is_own = (path / MANIFEST).is_file() or (path / ADAPTER).is_file() or is_run(path)
     return "huggingface" if not is_own and (path / CONFIG).is_file() else None
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (path / RECIPE).is_file() and (path / CHECKPOINTS).is_dir()
 
 
 def is_gguf(file: Path) -> bool:

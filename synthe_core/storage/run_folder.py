@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.atomic import failure, remove_folder, write_file
@@ -39,6 +41,15 @@ class RunFolder:
 
     def write_recipe(self, recipe: Recipe) -> None:
         write_file(self.path / "recipe.yaml", recipe.to_yaml())
+
+    def write_config(self, config: dict[str, Any], tokenizer: Tokenizer | None) -> None:
+        """Writes config.json and the tokenizer's files, with which transformers takes the run for a model of ours."""
+        try:
+            write_file(self.path / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+            if tokenizer is not None:
+                tokenizer.save(self.path)
+        except OSError as error:
+            raise failure(self.path, error) from error
 
     def checkpoint(self, step: int) -> Path:
         """The path of the checkpoint of a step."""

@@ -18,10 +18,12 @@ from synthe_core.hardware.kernel_tuning import kernel_exists
 from synthe_core.hardware.probe import Hardware, probe
 from synthe_core.interop.published_source import PublishedSource
 from synthe_core.model.classifier import Model, build_model
+from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe.differences import differences
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints, load_weights
+from synthe_core.storage.checkpoint.write import model_config
 from synthe_core.storage.claim import claim
 from synthe_core.storage.hub.snapshot import origin_of, reference_to, source_name
 from synthe_core.storage.run_folder import RunFolder, new_run, taken
@@ -90,6 +92,8 @@ def train(
             yield Notice(f"{path} has no checkpoint yet: training starts from the beginning")
             run.rewind(-1)
         run.write_recipe(recipe)
+        if not isinstance(recipe.model, PublishedSpec):  # which transformers looks for beside its weights
+            run.write_config(model_config(recipe, state.model.vocab, data.classes, state.context), data.tokenizer)
         yield _summary(state, hardware)
         if checkpoint is None or checkpoint.training_state()["device"] != settings.device.type:
             yield from _tune(state, recipe, hardware)

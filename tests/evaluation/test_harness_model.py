@@ -175,7 +175,7 @@ def test_invalid_arguments(tmp_path: Path) -> None:
 
 def test_the_harness_registers_the_name() -> None:
     entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["torch.backends"]
-    assert entry == {"synthe": "synthe_core.evaluation.registration:autoload"}
+    assert entry["synthe"] == "synthe_core.evaluation.registration:autoload"
     from lm_eval.api.registry import get_model
 
     registration.autoload()

@@ -200,8 +200,12 @@ def _state_space(layers: Sequence[Any], kind: str, eps: float) -> dict[str, Any]
     return {"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2"} | values
 
 
-def _unsupported(reason: str) -> InputError:
-    return InputError(
+class NoArchitecture(InputError):
+    """A model that no published architecture computes."""
+
+
+def _unsupported(reason: str) -> NoArchitecture:
+    return NoArchitecture(
         f"no published architecture computes this model: it {reason}",
-        "exportable are blocks of attention and mlp (Llama, Mistral, Qwen2, Qwen3), of mamba or of mamba2",
+        "those that have one are blocks of attention and mlp (Llama, Mistral, Qwen2, Qwen3), of mamba or of mamba2",
     )

@@ -14,17 +14,18 @@ from torch import Tensor
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice, Progress, Result
-from synthe_core.interop.huggingface.export_config import config_of
+from synthe_core.interop.huggingface.export_config import NoArchitecture, config_of
 from synthe_core.interop.huggingface.families import plan
 from synthe_core.interop.huggingface.families.plan import Part
 from synthe_core.interop.huggingface.published import Config
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.storage.atomic import new_folder
-from synthe_core.storage.checkpoint import Checkpoint
-from synthe_core.storage.checkpoint.write import write_tensors
+from synthe_core.storage.checkpoint import Checkpoint, weights
+from synthe_core.storage.checkpoint.write import model_config, write_tensors
 from synthe_core.storage.claim import claim
 from synthe_core.storage.finite import check_finite
+from synthe_core.storage.path_format import ARCHITECTURE
 from synthe_core.storage.run_folder import taken
 
 SHARD_BYTES = 5 * 10**9
@@ -33,15 +34,25 @@ SHARD_BYTES = 5 * 10**9
 def export_hf(source: Path, *, out: Path | None = None) -> Iterator[Event]:
     """Writes the checkpoint `source` as a folder that transformers loads, and yields events; the last is a Result.
 
-    out: the folder, which must be empty or new; exports/NAME by default. InputError for a model that no published
-    architecture computes.
+    A model that a published architecture computes is written as that one, which needs nothing of ours. Any other is
+    written as `SyntheForCausalLM`, which transformers loads where synthe is installed.
+
+    out: the folder, which must be empty or new; exports/NAME by default. InputError for an encoder, and for a model of
+    an early stage of training.
     """
     checkpoint = Checkpoint.open(source)
     recipe = checkpoint.recipe
-    model, values = exportable(checkpoint)
+    model = language_model(checkpoint)
+    reason = None
+    try:
+        values = config_of(model, _context(checkpoint))
+    except NoArchitecture as error:
+        reason, values = error.message, model_config(recipe, checkpoint.vocab, (), checkpoint.context)
     tokenizer = checkpoint.tokenizer() if "tokenizer.json" in checkpoint.manifest.files else None
     if tokenizer is not None:
         values |= {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end}
+    if reason is not None:
+        yield Notice(f"{reason}; transformers loads the folder as {ARCHITECTURE} where synthe is installed")
     path = out or Path("exports") / recipe.name
     with claim(path, parents=True):
         if taken(path):
@@ -55,9 +66,10 @@ def _export(
     """Writes the folder at `path`, which is claimed."""
     architecture = values["architectures"][0]
     yield Notice(f"{architecture}: {model.parameter_count():,} parameters")
-    if model.confidence is not None:
+    own = architecture == ARCHITECTURE
+    if model.confidence is not None and not own:
         yield Notice("the confidence head is left out: no published architecture has one", "warning")
-    tensors = PublishedTensors(checkpoint, model, values)
+    tensors = OwnTensors(checkpoint, model) if own else PublishedTensors(checkpoint, model, values)
     yield Progress("export", 0, len(tensors), "tensors")
     with new_folder(path, claimed=True) as folder:
         write_tensors(folder, tensors, SHARD_BYTES)
@@ -69,24 +81,54 @@ def _export(
             content = json.dumps(tokenizer.generation_config) + "\n"
             (folder / "generation_config.json").write_text(content, encoding="utf-8")
     yield Progress("export", len(tensors), len(tensors), "tensors")
-    yield Result({"architecture": architecture, "parameters": model.parameter_count()}, path)
+    needs = "transformers and synthe" if own else "transformers"
+    yield Result({"architecture": architecture, "parameters": model.parameter_count(), "needs": needs}, path)
 
 
 def exportable(checkpoint: Checkpoint) -> tuple[LanguageModel, dict[str, Any]]:
-    """The model without storage, and the config.json of the architecture that computes it. InputError without one."""
-    path, recipe = checkpoint.path, checkpoint.recipe
+    """The model without storage, and the config.json of the published architecture that computes it. InputError
+    without one."""
+    model = language_model(checkpoint)
+    return model, config_of(model, _context(checkpoint))
+
+
+def language_model(checkpoint: Checkpoint) -> LanguageModel:
+    """The model without storage. InputError for an encoder, and for an early stage of training."""
+    path = checkpoint.path
     if checkpoint.manifest.without:
         raise InputError(
             f"{path} is of an early stage of training: {', '.join(checkpoint.manifest.without)} is not in use yet",
             "export a checkpoint of the last stage",
         )
-    if isinstance(recipe.model, PublishedSpec):
-        kind = recipe.model.architecture
+    if isinstance(checkpoint.recipe.model, PublishedSpec):
+        kind = checkpoint.recipe.model.architecture
         raise InputError(f"{path} is a {kind} of transformers already, and no model of our learners", "copy its files")
-    model: Any = recipe.meta_model(checkpoint.vocab)
+    model: Any = checkpoint.recipe.meta_model(checkpoint.vocab)
     if not isinstance(model, LanguageModel):
         raise InputError(f"{path} is an encoder, which is not a language model", "give a language model's checkpoint")
-    return model, config_of(model, int(checkpoint.context or recipe.data.sequence))
+    return model
+
+
+def _context(checkpoint: Checkpoint) -> int:
+    """The longest text that a model was trained for."""
+    return int(checkpoint.context or checkpoint.recipe.data.sequence)
+
+
+class OwnTensors(Mapping[str, Tensor]):
+    """The tensors under our own names, in float32, checked when they are read."""
+
+    def __init__(self, checkpoint: Checkpoint, model: LanguageModel) -> None:
+        self._tensors, self._path, self._names = checkpoint.tensors, checkpoint.path, list(weights(model))
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = check_finite(name, self._tensors[name], self._path)
+        return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class PublishedTensors(Mapping[str, Tensor]):

@@ -90,7 +90,8 @@ class CheckpointModel(Model):
         vocab = changes.vocab or self.checkpoint.vocab
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         labels = self.checkpoint.classes
-        write_json(folder / "config.json", model_config(recipe, vocab, labels) | {"torch_dtype": changes.dtype})
+        config = model_config(recipe, vocab, labels, self.checkpoint.context)
+        write_json(folder / "config.json", config | {"torch_dtype": changes.dtype})
         if self.tokenizer is not None:
             self._write_tokenizer(folder, changes)
         manifest = Manifest.model_validate(

@@ -170,8 +170,7 @@ class Checkpoint:
     def published(self) -> dict[str, Any]:
         """Where an imported model came from: its format, architecture and `digest`, and the `context` it was trained
         for, if known; empty for a model that was trained here."""
-        source = getattr((self.base or self).manifest, "source", None)
-        return source if isinstance(source, dict) else {}
+        return (self.base or self).manifest.published
 
     @property
     def context(self) -> int | None:

@@ -16,6 +16,7 @@ from synthe_core.storage import adapter_files
 from synthe_core.storage.atomic import new_folder
 from synthe_core.storage.checkpoint.read import WEIGHTS, Checkpoint
 from synthe_core.storage.manifest import MANIFEST, Base, Manifest
+from synthe_core.storage.path_format import ARCHITECTURE, MODEL_TYPE
 from synthe_core.storage.tensor_file import save_tensors
 
 SHARD_BYTES = 5 * 10**9
@@ -53,7 +54,8 @@ def save(
             manifest = manifest.model_copy(update={"kind": "adapter", "base": reference})
         else:
             write_tensors(folder, tensors, shard_bytes)
-            (folder / "config.json").write_text(_json(model_config(recipe, vocab, classes)), encoding="utf-8")
+            config = model_config(recipe, vocab, classes, manifest.context or manifest.published.get("context"))
+            (folder / "config.json").write_text(_json(config), encoding="utf-8")
             if tokenizer is not None:
                 tokenizer.save(folder)
         if state is not None:
@@ -84,13 +86,23 @@ def _write_training(folder: Path, training: Mapping[str, Mapping[str, Tensor]], 
             save_tensors(_on_cpu(group), folder / f"{name}.safetensors")
 
 
-def model_config(recipe: Recipe, vocab: int, classes: Sequence[str]) -> dict[str, Any]:
-    """The content of config.json."""
+def model_config(recipe: Recipe, vocab: int, classes: Sequence[str] = (), context: int | None = None) -> dict[str, Any]:
+    """The content of config.json, which transformers reads too (`interop.huggingface.auto_classes`).
+
+    classes: of an encoder. context: the longest text that a published model was trained for.
+    """
     if isinstance(recipe.model, PublishedSpec):
         return {**recipe.model.config, "dtype": "float32"}
-    labels = {"id2label": {str(index): name for index, name in enumerate(classes)}} if classes else {}
-    return labels | {
-        "model_type": "synthe",
+    if classes:
+        kind: dict[str, Any] = {"id2label": {str(index): name for index, name in enumerate(classes)}}
+    else:
+        longest = context or recipe.data.sequence
+        kind = {"architectures": [ARCHITECTURE], "sequence": recipe.data.sequence}
+        kind |= {} if context is None else {"context": context}
+        if recipe.model.positions is not None or _grows(recipe.meta_model(vocab), longest):
+            kind["max_position_embeddings"] = recipe.model.positions or longest
+    return kind | {
+        "model_type": MODEL_TYPE,
         "vocab_size": vocab,
         "hidden_size": recipe.model.width,
         "num_hidden_layers": recipe.model.blocks,
@@ -98,6 +110,11 @@ def model_config(recipe: Recipe, vocab: int, classes: Sequence[str]) -> dict[str
         "torch_dtype": "float32",
         "model": recipe.model.model_dump(mode="json"),
     }
+
+
+def _grows(model: Any, length: int) -> bool:
+    """Whether the state of a language model is larger after a text that is longer than `length`."""
+    return bool(model.state_bytes(2 * length) > model.state_bytes(length))
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:

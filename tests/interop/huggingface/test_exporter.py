@@ -12,7 +12,8 @@ import torch
 from synthe_core.data.tokenizers import CHAT, FileTokenizer, load_tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Notice, Result
-from synthe_core.interop.huggingface.exporter import export_hf
+from synthe_core.interop.huggingface.export_config import NoArchitecture
+from synthe_core.interop.huggingface.exporter import export_hf, exportable
 from synthe_core.interop.importer import import_hf
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.evaluation.models import DELTA, saved
@@ -122,12 +123,15 @@ def test_a_tokenizer_keeps_its_special_tokens_and_its_chat_template(tmp_path: Pa
         (["mamba", {"type": "mamba", "state_size": 4}], {}, "mamba of several kinds"),
     ],
 )
-def test_models_without_an_architecture_are_refused(
+def test_models_without_a_published_architecture_become_our_own(
     tmp_path: Path, block: list[Any], model: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError) as caught:
-        exported(saved(tmp_path / "ours", block, **model), tmp_path / "theirs")
-    assert message in caught.value.message and not (tmp_path / "theirs").exists()
+    source = saved(tmp_path / "ours", block, **model)
+    with pytest.raises(NoArchitecture, match=message):
+        exportable(Checkpoint.open(source))
+    *events, last = export_hf(source, out=tmp_path / "theirs")
+    assert any(message in event.message and "SyntheForCausalLM" in event.message for event in of(events, Notice))
+    assert last.values["architecture"] == "SyntheForCausalLM"
 
 
 def test_output_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

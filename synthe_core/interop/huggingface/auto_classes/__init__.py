@@ -1,0 +1,1 @@
+"""Our checkpoints in the classes of transformers: AutoConfig, AutoTokenizer and AutoModelForCausalLM load them."""
