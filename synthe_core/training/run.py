@@ -92,7 +92,7 @@ def train(
             yield Notice(f"{path} has no checkpoint yet: training starts from the beginning")
             run.rewind(-1)
         run.write_recipe(recipe)
-        if not isinstance(recipe.model, PublishedSpec):  # which transformers looks for beside its weights
+        if not isinstance(recipe.model, PublishedSpec):  # transformers itself looks for weights beside its config.json
             run.write_config(model_config(recipe, state.model.vocab, data.classes, state.context), data.tokenizer)
         yield _summary(state, hardware)
         if checkpoint is None or checkpoint.training_state()["device"] != settings.device.type:
