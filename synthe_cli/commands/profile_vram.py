@@ -234,12 +234,16 @@ def _changed(recipe: Recipe, result: Fit) -> Recipe:
 
 def _draw(path: Path, recipe: Recipe, footprints: dict[str, Footprint], rows: int) -> None:
     from synthe_core.hardware.probe import probe
+    from synthe_core.model.published_spec import PublishedSpec
     from synthe_core.profiling import chart
     from synthe_core.profiling.footprint import Estimate
     from synthe_core.storage.atomic import write_file
 
     if recipe.model.head is not None:
         raise InputError("an encoder has no state", "--html needs a language model")
+    if isinstance(recipe.model, PublishedSpec):
+        kind = recipe.model.architecture
+        raise InputError(f"--html compares learners with a transformer, and {kind} has none", "leave out --html")
     other = chart.matched_transformer(recipe)
     charts = []
     if "serving" in footprints:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from synthe_core.hardware.placement import choose_precision
 from synthe_core.hardware.probe import Hardware
 from synthe_core.model.classifier import Model
+from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.profiling.activations import Passes, passes, small_passes
+from synthe_core.profiling.published_passes import published_passes
 from synthe_core.recipe.accounting import vocabulary_of
 from synthe_core.recipe.schema import Recipe
 from synthe_core.training.optimizer import Optimizer
@@ -61,7 +63,10 @@ class Estimate:
         """The small passes of a length, measured once."""
         key = (length, train)
         if key not in self._runs:
-            self._runs[key] = small_passes(self.recipe, self.vocab, length, kind, train)
+            if isinstance(self.recipe.model, PublishedSpec):
+                self._runs[key] = published_passes(self.recipe, self.vocab, length, train)
+            else:
+                self._runs[key] = small_passes(self.recipe, self.vocab, length, kind, train)
         return self._runs[key]
 
     @property

@@ -22,6 +22,7 @@ from synthe_core.storage.finite import check_finite
 
 SLACK = 1 << 30  # bytes of tables that a model may have beside its weights
 FLOAT = "__float__"
+SHAPES = "synthe-shapes"  # the name of `experts_without_storage` in transformers' registry
 NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -73,9 +74,27 @@ def from_config(config: dict[str, Any], path: object = "config.json") -> Any:
     with errors_of(path):
         parsed, kind = _class_of(config, path)
         inner = kind._from_config(parsed, dtype=torch.float32)
-        if inner.get_input_embeddings().weight.is_meta:
-            inner.set_experts_implementation("batched_mm")  # whose shapes do not depend on values
+        if inner.get_input_embeddings().weight.is_meta and inner._can_set_experts_implementation():
+            transformers = library(path)
+            transformers.integrations.moe.ExpertsInterface.register(SHAPES, experts_without_storage)
+            inner.set_experts_implementation(SHAPES)
         return inner
+
+
+def experts_without_storage(module: Any, hidden: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    """The shapes that a layer of experts computes from hidden [N, D], whichever K experts [N, K] each token has: those
+    of one expert over all pairs. Which are chosen depends on values, and a model without storage has none."""
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        return x @ (weight[0] if module.is_transposed else weight[0].t())
+
+    pairs = hidden.repeat_interleave(experts.shape[-1], dim=0)
+    if module.has_gate:
+        inner = module._apply_gate(product(pairs, module.gate_up_proj))
+    else:
+        inner = module.act_fn(product(pairs, module.up_proj))
+    outputs = product(inner, module.down_proj) * weights.reshape(-1, 1)
+    return outputs.view(*experts.shape, -1).sum(1).to(hidden.dtype)
 
 
 def check_sizes(config: dict[str, Any], tensors: Mapping[str, Tensor], path: object) -> None:

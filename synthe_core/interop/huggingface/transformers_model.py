@@ -232,15 +232,16 @@ class TransformersModel:
 
     def _training_loss(self, tokens: Tensor, targets: Tensor) -> Loss:
         """The loss with its gradient, without a cache. Logits are computed again in the backward pass."""
+        cached = tokens.is_meta and self._measured.has_windows  # else it looks at positions, which have no storage
         with quiet(library(self.name)):
-            hidden = self.base(input_ids=tokens, use_cache=False).last_hidden_state
+            hidden = self.base(input_ids=tokens, use_cache=cached).last_hidden_state
 
         def chunk(part: Tensor, answers: Tensor) -> Tensor:
             return _cross_entropy(self.head(part).float(), answers)
 
         size = places_per_chunk(cast(LanguageModel, self), len(tokens))
         parts = zip(hidden.split(size, 1), targets.split(size, 1), strict=True)
-        each = torch.cat([checkpoint(chunk, *part, use_reentrant=False) for part in parts], 1)
+        each = torch.cat([checkpoint(chunk, *part, use_reentrant=False, preserve_rng_state=False) for part in parts], 1)
         return Loss(each.sum(), (targets != IGNORED).sum(), {}, each.detach(), {}, 0.0)
 
     def __getattr__(self, name: str) -> Any:
