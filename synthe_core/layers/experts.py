@@ -149,30 +149,46 @@ class ExpertPool(nn.Module):
 class Experts(Learner[tuple[()]]):
     """y_t = Σ_{e in top K} w_e E_e(x_t), routed by the token alone: logits R x_t. x [B, T, D], R [N, D], no state.
 
+    With `latent` the experts read and write L numbers: y_t = V Σ_e w_e E_e(U x_t), U [L, D], V [D, L].
+
     The experts are `ExpertPool`'s, the choice, its weights and the losses `Routing`'s. Logits are computed in float32
     also under autocast: a rounded logit is another choice.
 
-    Sources: Shazeer et al. 2017 (the sparsely gated mixture), Fedus et al. 2021 (the loss).
+    Sources: Shazeer et al. 2017 (the sparsely gated mixture), Fedus et al. 2021 (the loss), NVIDIA 2025 (Nemotron 3:
+    the latent).
     """
 
     class Config(PoolSpec):
         type: Literal["experts"] = "experts"
+        latent: int | None = Field(
+            None, ge=1, description="numbers that the experts read and write; null: the width, without maps between"
+        )
 
     emits = ExpertPool.emits
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
+        if config.latent is not None and config.shared is not None:
+            raise InputError(
+                "experts: a shared expert would read the latent", "put an mlp beside: residual={norm: shared}"
+            )
         self.router = project_in(width, config.experts)
-        self.pool = ExpertPool(config, width, config.type)
+        self.pool = ExpertPool(config, config.latent or width, config.type)
+        if config.latent is not None:
+            self.into_latent, self.from_latent = project_in(width, config.latent), project_out(config.latent, width)
 
     def init_state(self, batch: int, *, device: object = "cpu") -> tuple[()]:
         return ()
 
     def forward(self, x: Tensor, state: tuple[()] | None, ctx: Pass) -> tuple[Tensor, tuple[()]]:
-        return self.pool(x, self.router.project(x, dtype=self.state_dtype), ctx), ()
+        logits = self.router.project(x, dtype=self.state_dtype)
+        if self.config.latent is None:
+            return self.pool(x, logits, ctx), ()
+        return self.from_latent(self.pool(self.into_latent(x), logits, ctx)), ()
 
     def active_parameters(self) -> int:
-        return matrix_size(self.router) + self.pool.active_parameters()
+        between = 0 if self.config.latent is None else matrix_size(self.into_latent) + matrix_size(self.from_latent)
+        return matrix_size(self.router) + between + self.pool.active_parameters()
 
     def flops(self, time: int) -> float:
         return 2.0 * self.active_parameters()

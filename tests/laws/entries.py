@@ -50,6 +50,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"experts": 5, "hidden": 12},
         {"experts": 3, "top_k": 1, "hidden": 8, "z_loss": 0.1},
         {"experts": 4, "hidden": 10, "activation": "relu2", "gated": False},
+        {"experts": 3, "hidden": 8, "activation": "relu2", "gated": False, "latent": 7},
         {"hidden": 8, "activation": "gelu"},
         {"experts": 5, "hidden": 12, "normalize": False, "shared": 7, "shared_gate": True},
         {"top_k": 3, "hidden": 8, "scores": "sigmoid", "weight_scale": 2.5, "shared": 9}

@@ -49,6 +49,17 @@ def test_every_token_gets_the_weighted_answers_of_its_best_experts(experts, top_
             torch.testing.assert_close(y[b, t], expected, rtol=1e-11, atol=1e-12)
 
 
+def test_experts_of_a_latent_read_and_write_it_and_are_chosen_by_the_token():
+    learner, x = make(experts=3, top_k=2, hidden=5, latent=7), inputs(1, 4)
+    inner = Experts(Experts.Config(experts=3, top_k=2, hidden=5), 7).double().pool
+    inner.load_state_dict(learner.pool.state_dict())
+    expected = inner(x @ learner.into_latent.weight.T, learner.router(x), Pass.over(x)) @ learner.from_latent.weight.T
+    torch.testing.assert_close(run(learner, x)[0], expected, rtol=1e-12, atol=1e-12)
+    assert learner.active_parameters() == 3 * WIDTH + 2 * 7 * WIDTH + 2 * 3 * 5 * 7
+    with pytest.raises(InputError, match="a shared expert would read the latent"):
+        make(latent=7, shared=4)
+
+
 def test_the_balance_loss_is_the_product_of_shares_and_probabilities():
     learner, x = make(experts=5, top_k=2, hidden=5, balance=0.3), inputs(3, 11)
     logits = learner.router(x).detach().requires_grad_()

@@ -27,9 +27,12 @@ WIDTHS = {
     "state_size", "conv_kernel", "time_step_rank", "num_heads", "n_groups", "expand",
     "mamba_n_heads", "mamba_d_state", "mamba_d_ssm", "mamba_n_groups", "mamba_d_conv", "mamba_expand", "mamba_dt_rank",
     "mamba_num_heads", "mamba_head_dim", "ssm_state_size", "shared_intermediate_size",
-    "num_local_experts", "num_experts", "n_routed_experts",
+    "num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size", "moe_latent_size",
+    "moe_shared_expert_intermediate_size", "shared_expert_intermediate_size",
 }  # fmt: skip
-"""Keys of config.json that are no larger than the longest side of a tensor."""
+"""Keys of config.json that are no larger than the longest side of a tensor, if the model has such modules at all."""
+HARMLESS = 1 << 15
+"""A width of modules that a model need not have."""
 BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 """The stored types that float32 represents exactly, and their sizes in bytes."""
 
@@ -123,10 +126,10 @@ def check_depth(config: Config, tensors: int) -> None:
 
 
 def check_widths(config: Config, longest: int) -> None:
-    """InputError if a config asks for widths beyond the longest side of any tensor: their products may overflow."""
+    """InputError for great widths beyond the longest side of any tensor: their products may overflow."""
     for key in WIDTHS & config.values.keys():
         value = config.values[key]
-        if isinstance(value, int | float) and value > longest:
+        if isinstance(value, int | float) and value > max(longest, HARMLESS):
             raise InputError(
                 f"{config.path}: {key} is {shown(value)}, and the longest side of its tensors is {longest}",
                 "config and weights are of two models: copy it again",

@@ -35,6 +35,9 @@ def published(folder: Path, kind: str, seed: int = 0, dtype: torch.dtype = torch
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
             parameter.data = parameter.to(dtype)  # and not the buffers: the angles stay exact
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):  # of a router
+                buffer.add_(0.1 * torch.randn_like(buffer))
     model.save_pretrained(folder)
     return model.to(torch.float32).eval()
 

@@ -42,7 +42,10 @@ NEMOTRON = {
     "n_groups": 2,
     "ssm_state_size": 7,
 }
-M, A, F = "linear_attention", "full_attention", "mlp"
+M, A, F, E = "linear_attention", "full_attention", "mlp", "moe"
+EXPERTS = {"n_routed_experts": 5, "moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 24}
+JAMBA: dict[str, Any] = ATTENTION | {"num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 2}
+JAMBA |= {"num_experts": 6, "mamba_d_state": 5}
 
 CASES = {
     "falcon mamba": ("FalconMamba", FALCON_MAMBA),
@@ -115,6 +118,34 @@ CASES = {
         "NemotronH",
         NEMOTRON | {"layers_block_type": [A, M, M, F], "use_bias": True, "mlp_bias": True, "time_step_min": 0.6},
     ),
+    "nemotron h, experts": ("NemotronH", NEMOTRON | EXPERTS | {"layers_block_type": [M, E, A, E]}),
+    "nemotron h, experts in groups": (
+        "NemotronH",
+        NEMOTRON
+        | EXPERTS
+        | {"layers_block_type": [E, M, F, E], "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "mlp_bias": True}
+        | {"num_experts_per_tok": 3, "routed_scaling_factor": 2.5},
+    ),
+    "nemotron h, experts of a latent": (
+        "NemotronH",
+        NEMOTRON
+        | EXPERTS
+        | {"layers_block_type": [M, E], "moe_latent_size": 20, "norm_topk_prob": False, "num_experts_per_tok": 1},
+    ),
+    "jamba": ("Jamba", JAMBA),
+    "jamba, biases": (
+        "Jamba",
+        JAMBA
+        | {"mamba_proj_bias": True, "mamba_conv_bias": False, "mamba_dt_rank": 3, "expert_layer_offset": 0}
+        | {"attn_layer_period": 2, "attn_layer_offset": 0, "num_experts_per_tok": 1, "tie_word_embeddings": True},
+    ),
+    "jamba without experts": ("Jamba", JAMBA | {"num_experts": 1, "mamba_expand": 1, "mamba_d_conv": 3}),
+    "jamba of experts": (
+        "Jamba",
+        JAMBA
+        | {"expert_layer_period": 1, "expert_layer_offset": 0, "num_experts_per_tok": 4, "rms_norm_eps": 1e-3}
+        | {"num_key_value_heads": 1},
+    ),
     "nemotron h, silu": (
         "NemotronH",
         NEMOTRON
@@ -142,6 +173,9 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("GraniteMoeHybrid", "output_router_logits", True),
     ("FalconH1", "attention_dropout", 0.1),
     ("FalconH1", "mamba_d_head", 12),
+    ("Jamba", "hidden_act", "gelu"),
+    ("Jamba", "output_router_logits", True),
+    ("Jamba", "attention_dropout", 0.1),
     ("NemotronH", "mlp_hidden_act", "tanh"),
     ("NemotronH", "mamba_hidden_act", "relu"),
     ("NemotronH", "sliding_window", 128),

@@ -19,12 +19,12 @@ from synthe_core.model.language_model import LanguageModel
 from tests.interop.huggingface.models import add_tokenizer, published
 from tests.interop.huggingface.test_families_hybrids import CASES
 
-SERVED = ["falcon mamba", "nemotron h"]
+SERVED = ["falcon mamba", "falcon h1", "granite 4, experts", "jamba", "nemotron h, experts"]
 
 
 @pytest.fixture(scope="module", params=SERVED)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / request.param.replace(" ", "-")
+    path = tmp_path_factory.mktemp("models") / request.param.replace(",", "").replace(" ", "-")
     kind, options = CASES[request.param]
     published(path, kind, **options | {"vocab_size": add_tokenizer(path).get_vocab_size()})
     return path

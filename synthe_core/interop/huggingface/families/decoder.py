@@ -26,7 +26,7 @@ ACTIVATIONS = {
 
 
 def activation(config: Config, key: str = "hidden_act", default: str = "silu") -> str:
-    if (name := config.get(key, default)) not in ACTIVATIONS:
+    if (name := str(config.get(key, default))) not in ACTIVATIONS:
         raise config.unsupported(key, name, ACTIVATIONS)
     return ACTIVATIONS[name]
 

@@ -12,6 +12,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     mlp_tensors,
     transformer_plan,
 )
+from synthe_core.interop.huggingface.families.experts import number_of_experts, stacked_below, stacked_beside
 from synthe_core.interop.huggingface.families.plan import Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.families.state_space import mixer_tensors, time_step_limit
@@ -41,8 +42,8 @@ def bamba(config: Config) -> Plan:
 def granite_moe_hybrid(config: Config) -> Plan:
     _check(config)
     config.only("output_router_logits", False)
-    eps, scale = config.number("rms_norm_eps", 1e-6), config.number("residual_multiplier", 1.0)
-    scaled: dict[str, Any] = {"residual": {"scale": scale}}
+    eps = config.number("rms_norm_eps", 1e-6)
+    scaled = {"residual": {"scale": config.number("residual_multiplier", 1.0)}}
     mixer = mamba2_spec(config, mamba2_channels(config), norm_eps=eps) | scaled
     attention = _attention(config, scale=config.number("attention_multiplier", 1.0)) | scaled
     attention |= rotary(config) if config.get("position_embedding_type") == "rope" else {"rope": None}
@@ -50,7 +51,7 @@ def granite_moe_hybrid(config: Config) -> Plan:
     kinds = layer_kinds(config, "layer_types", ["mamba"] * config.size("num_hidden_layers"))
     for index, place in layer_places(config):
         mixing = attention_part(attention, place) if kinds[index] == "attention" else mixer_part(mixer, place)
-        layers.append([mixing, *_granite_mlp(config, place, scale)])
+        layers.append([mixing, _granite_mlp(config, place, scaled)])
     return transformer_plan(
         config,
         layers,
@@ -62,30 +63,31 @@ def granite_moe_hybrid(config: Config) -> Plan:
     )
 
 
-def _granite_mlp(config: Config, place: str, scale: float) -> list[Part]:
-    """Experts, if there are any, and beside them an MLP for every token."""
+def _granite_mlp(config: Config, place: str, scaled: dict[str, Any]) -> Part:
+    """Experts with one that every token uses, or that one alone."""
     before = norm(f"{place}.post_attention_layernorm")
-    mlp = {"type": "mlp", "hidden": config.size("shared_intermediate_size", 1024)}
+    hidden = config.size("shared_intermediate_size", 1024)
     shared = linear("gate_up", f"{place}.shared_mlp.input_linear")
     shared |= linear("out", f"{place}.shared_mlp.output_linear")
-    count = config.size("num_local_experts", 8, least=0)
-    if not count:
-        return [Part(mlp | {"residual": {"scale": scale}}, before, shared)]
+    if config.size("num_local_experts", 8, least=0) == 0:
+        return Part({"type": "mlp", "hidden": hidden} | scaled, before, shared)
     experts = {
         "type": "experts",
-        "experts": count,
+        "experts": number_of_experts(config, "num_local_experts", 8),
         "top_k": config.size("num_experts_per_tok", 2),
         "hidden": config.size("intermediate_size"),
+        "normalize": True,
+        "shared": hidden,
         "balance": 0.0,
-        "residual": {"scale": scale},
+        **scaled,
     }
     place = f"{place}.block_sparse_moe"
     tensors = {
         "router.weight": origin(f"{place}.router.layer.weight"),
-        "pool.gate_up.weight": origin(f"{place}.input_linear.weight", make=lambda t: t.flatten(0, 1)),
-        "pool.out.weight": origin(f"{place}.output_linear.weight", make=lambda t: t.transpose(0, 1).flatten(1)),
+        "pool.gate_up.weight": origin(f"{place}.input_linear.weight", make=stacked_below),
+        "pool.out.weight": origin(f"{place}.output_linear.weight", make=stacked_beside),
     }
-    return [Part(experts, before, tensors), Part(mlp | {"residual": BESIDE | {"scale": scale}}, {}, shared)]
+    return Part(experts, before, tensors | {f"pool.shared.{name}": each for name, each in shared.items()})
 
 
 def falcon_h1(config: Config) -> Plan:
