@@ -17,13 +17,18 @@ def number_of_experts(config: Config, key: str, default: int | None = None) -> i
     return number
 
 
-def expert_tensors(place: str, count: int, into: Sequence[str], out: str) -> dict[str, Origin]:
-    """The matrices of experts, each in tensors of its own below `place`. into: gate and up, or up alone."""
-    inputs = [f"{place}.{expert}.{name}.weight" for expert in range(count) for name in into]
-    outputs = [f"{place}.{expert}.{out}.weight" for expert in range(count)]
+def expert_tensors(
+    place: str, count: int, into: Sequence[str], out: str, fused: str | None = None
+) -> dict[str, Origin]:
+    """The matrices of experts, each in tensors of its own below `place`, or all in one tensor below `fused`. into: the
+    published names of gate and up, or of up alone."""
+    fused = fused or place
+    inputs = origin(*(f"{place}.{expert}.{name}.weight" for expert in range(count) for name in into))
+    outputs = origin(*(f"{place}.{expert}.{out}.weight" for expert in range(count)), make=_side_by_side)
+    ours, theirs = ("gate_up", "gate_up_proj") if len(into) == 2 else ("up", "up_proj")
     return {
-        "pool.gate_up.weight" if len(into) == 2 else "pool.up.weight": origin(*inputs),
-        "pool.out.weight": origin(*outputs, make=_side_by_side),
+        f"pool.{ours}.weight": inputs._replace(otherwise=origin(f"{fused}.{theirs}", make=stacked_below)),
+        "pool.out.weight": outputs._replace(otherwise=origin(f"{fused}.down_proj", make=stacked_beside)),
     }
 
 

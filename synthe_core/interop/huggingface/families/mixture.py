@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from synthe_core.interop.huggingface.families.decoder import (
     attention_keys,
     attention_tensors,
@@ -17,6 +14,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     transformer_plan,
     windows_of,
 )
+from synthe_core.interop.huggingface.families.experts import expert_tensors, number_of_experts
 from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.published import Config
@@ -25,7 +23,7 @@ from synthe_core.interop.huggingface.published import Config
 def mixtral(config: Config) -> Plan:
     config.only("hidden_act", "silu", "swish")
     keys = attention_keys(config, groups=8, window=sliding_window(config, None) or "full", **rotary(config, base=1e6))
-    number = _experts(config, "num_local_experts", 8)
+    number = number_of_experts(config, "num_local_experts", 8)
     top_k = config.size("num_experts_per_tok", 2)
     hidden = config.size("intermediate_size", 14336)
     experts = {"type": "experts", "experts": number, "top_k": top_k, "hidden": hidden, "normalize": True}
@@ -91,19 +89,12 @@ def qwen_experts(config: Config, *, normalize: bool = False, shared: bool = True
     """The specification of Qwen's experts. normalize: where the config does not say; shared: one with a gate."""
     keys = {
         "type": "experts",
-        "experts": _experts(config, "num_experts", config.get("num_local_experts")),
+        "experts": number_of_experts(config, "num_experts", config.get("num_local_experts")),
         "top_k": config.size("num_experts_per_tok"),
         "hidden": config.size("moe_intermediate_size"),
         "normalize": config.flag("norm_topk_prob", normalize),
     }
     return keys | ({"shared": config.size("shared_expert_intermediate_size"), "shared_gate": True} if shared else {})
-
-
-def _experts(config: Config, key: str, default: int | None) -> int:
-    """How many experts there are."""
-    if (number := config.size(key, default)) < 2:
-        raise config.unsupported(key, number, ["2 or more"])
-    return number
 
 
 def qwen_experts_tensors(place: str, keys: dict[str, Any]) -> dict[str, Origin]:
@@ -122,30 +113,3 @@ def mixtral_experts(place: str, count: int, fused: str) -> dict[str, Origin]:
     router = origin(f"{place}.gate.weight")._replace(otherwise=origin(f"{fused}.gate.weight"))
     tensors = expert_tensors(f"{place}.experts", count, ("w1", "w3"), "w2", f"{fused}.experts")
     return {"router.weight": router, **tensors}
-
-
-def expert_tensors(
-    place: str, count: int, ups: tuple[str, ...], down: str, fused: str | None = None
-) -> dict[str, Origin]:
-    """The matrices of experts, each in tensors of its own below `place`, or all in one tensor below `fused`."""
-    fused = fused or place
-    inputs = origin(*(f"{place}.{expert}.{name}.weight" for expert in range(count) for name in ups))
-    outputs = origin(*(f"{place}.{expert}.{down}.weight" for expert in range(count)), make=_side_by_side)
-    return {
-        "pool.gate_up.weight": inputs._replace(otherwise=origin(f"{fused}.gate_up_proj", make=_rows)),
-        "pool.out.weight": outputs._replace(otherwise=origin(f"{fused}.down_proj", make=_columns)),
-    }
-
-
-def _side_by_side(*matrices: Tensor) -> Tensor:
-    return torch.cat(matrices, 1)
-
-
-def _rows(matrices: Tensor) -> Tensor:
-    """Matrices [N, H, D] one below the other."""
-    return matrices.flatten(0, 1)
-
-
-def _columns(matrices: Tensor) -> Tensor:
-    """Matrices [N, D, H] side by side."""
-    return matrices.transpose(0, 1).flatten(1)
