@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from synthe_cli import figures
-from synthe_cli.escape import escaped
+from synthe_cli.escape import escaped, printable
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption, SetOption, find_recipe, overrides, shipped_recipes
 from synthe_cli.renderer import choose_renderer
+from synthe_core.errors import InputError
 from synthe_core.events import Event, Result, results
 
 if TYPE_CHECKING:
     from synthe_core.data.spec import DataSpec
+
+
+class TrainedOn(StrEnum):
+    """What of a conversation is trained on."""
+
+    assistant = "assistant"
+    last = "last"
+    all = "all"
+
 
 app = typer.Typer(cls=Group, help="Prepare and count training text.", **SETTINGS)
 
@@ -56,6 +69,71 @@ def stats(source: SourceArgument, assign: SetOption = None, as_json: JsonOption 
     from synthe_core.data.prepare import stats as verb
 
     _render(verb(_data_of(source, assign)), as_json, path=False)
+
+
+@app.command(
+    cls=Command,
+    short_help="Show conversations as a model reads them.",
+    epilog="""\
+synthe data preview chats.jsonl --tokenizer models/smollm2           what is trained on is coloured
+synthe data preview preferences.jsonl --tokenizer models/smollm2 --rows 2
+synthe data preview chats.jsonl --tokenizer runs/tiny --trained last --first 100 --json""",
+)
+def preview(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Conversations or preferences: JSON lines, JSON, CSV or Parquet.")
+    ],
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            "--tokenizer",
+            "-t",
+            metavar="MODEL",
+            help="The model whose tokenizer and chat template are used: a checkpoint, a GGUF file, or ORG/NAME.",
+        ),
+    ],
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, metavar="N", help="Number of rows to show.")] = 5,
+    first: Annotated[int, typer.Option("--first", min=1, metavar="N", help="The row to begin with.")] = 1,
+    trained: Annotated[
+        TrainedOn, typer.Option("--trained", help="What is trained on: every answer, the last one, or all text.")
+    ] = TrainedOn.assistant,
+    as_json: JsonOption = False,
+) -> None:
+    """Show conversations and preferences as a model reads them, and which of their tokens are trained on.
+
+    Layouts are told apart by their keys: messages, conversations, instruction/output, prompt/completion,
+    chosen/rejected, and prompt/completion/label. Rows that cannot be used are skipped with the reason.
+    """
+    from synthe_core.data.conversations.preview import preview as verb
+    from synthe_core.data.tokenizers import open_tokenizer
+
+    if not file.is_file():
+        raise InputError(f"no such file: {file}", "give a file of conversations, such as chats.jsonl")
+    opened = open_tokenizer(tokenizer)
+    with choose_renderer(as_json) as shown:
+        for event in verb(file, opened, first=first, count=rows, trained=trained.value):
+            if not isinstance(event, Result):
+                shown.show(event)
+            elif as_json:
+                shown.result(event)
+            else:
+                _print_row(event.values)
+
+
+def _print_row(values: dict[str, Any]) -> None:
+    """A row's texts. What is trained on is green on a terminal, and otherwise stands between [[ and ]]."""
+    if "row" not in values:
+        print(f"{values['shown']} shown, {values['skipped']} skipped", file=sys.stderr)
+        return
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    before, after = ("\x1b[32m", "\x1b[0m") if coloured else ("[[", "]]")
+    for text in values["texts"]:
+        name = "" if text["name"] == "text" else f", {text['name']}"
+        counts = f"{text['tokens']:,} tokens, {text['trained']:,} trained on"
+        print(f"{escaped(values['row'])}: {values['kind']}{name}, {counts}")
+        pieces = ((printable(piece), trained) for piece, trained in text["pieces"])
+        print("".join(f"{before}{piece}{after}" if trained else piece for piece, trained in pieces).rstrip("\n"))
+        print()
 
 
 def _data_of(text: str, assignments: list[str] | None) -> DataSpec:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
+import secrets
 import signal
 import subprocess
 import sys
@@ -50,11 +52,37 @@ def render(
     The content of a message is a text or a list of parts ({"type": "text", "text": ...}); a template that reads only
     one of the two gets that one. variables: further ones for the template.
     """
+    return WORKERS.render(_template_of(tokenizer), _values(tokenizer, messages, answer, variables))
+
+
+def render_marked(
+    tokenizer: Tokenizer, messages: Messages, *, variables: Mapping[str, Any] | None = None
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text of whole conversations, and the characters of it between `{% generation %}` and `{% endgeneration %}`;
+    none for a template without these."""
+    source = _template_of(tokenizer)
+    if "generation" not in source:
+        return render(tokenizer, messages, answer=False, variables=variables), []
+    values = _values(tokenizer, messages, False, variables)
+    mark = f"\ue000{secrets.token_hex(8)}"  # no message has it
+    values |= dict.fromkeys(template_worker.MARKS, mark)
+    parts = WORKERS.render(source, values).split(mark)
+    places = [0, *itertools.accumulate(map(len, parts))]
+    return "".join(parts), [(places[i], places[i + 1]) for i in range(1, len(parts) - 1, 2)]
+
+
+def _template_of(tokenizer: Tokenizer) -> str:
     if tokenizer.chat_template is None:
         raise InputError("the model has no chat template", f"put its {CHAT} beside its tokenizer.json")
+    return tokenizer.chat_template
+
+
+def _values(
+    tokenizer: Tokenizer, messages: Messages, answer: bool, variables: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What the template reads."""
     values = {"tools": None, "documents": None, "bos_token": "", **tokenizer.named_tokens, **(variables or {})}
-    values |= {"messages": [_complete(each) for each in messages], "add_generation_prompt": answer}
-    return WORKERS.render(tokenizer.chat_template, values)
+    return values | {"messages": [_complete(each) for each in messages], "add_generation_prompt": answer}
 
 
 def _complete(message: Mapping[str, Any]) -> Mapping[str, Any]:

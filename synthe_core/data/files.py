@@ -9,7 +9,7 @@ from typing import Any
 from synthe_core.data.content import BOM, COMPRESSED, content, damage, kind
 from synthe_core.data.documents import PIECE, Piece, Source, cut_near, digest_of, key_of
 from synthe_core.data.finding import find, literal_part
-from synthe_core.data.rows import PERHAPS, ROWS, has_field, rows
+from synthe_core.data.rows import PERHAPS, RECORDS, has_field, rows
 from synthe_core.errors import InputError
 
 PLAIN = frozenset(
@@ -41,7 +41,7 @@ class Files(Source):
     @classmethod
     def open(cls, name: str, field: str, label_field: str | None = None) -> Files | None:
         """The files that `name` stands for; None if nothing is there. InputError if no text is in them."""
-        paths, notes = find(name, lambda path: kind(path) in PLAIN | ROWS.keys())
+        paths, notes = find(name, lambda path: kind(path) in PLAIN | RECORDS.keys())
         if Path(name).expanduser().is_dir():
             others = {path for path in paths if kind(path) in PERHAPS and not has_field(path, field)}
             if others == set(paths):
@@ -61,7 +61,7 @@ class Files(Source):
         return ["files", self.field, files]
 
     def size(self) -> int | None:
-        if any(kind(p) in ROWS or p.suffix.lower() in COMPRESSED for p in self.paths):
+        if any(kind(p) in RECORDS or p.suffix.lower() in COMPRESSED for p in self.paths):
             return None
         return sum(p.stat().st_size for p in self.paths)
 
@@ -74,7 +74,7 @@ class Files(Source):
         document = 0
         for path in self.paths:
             with damage(path):
-                if kind(path) in ROWS:
+                if kind(path) in RECORDS:
                     for place, text, label in rows(path, self.field, self.label_field):
                         if text:
                             yield Piece.whole(text.encode("utf-8", "replace"), place, document, label)

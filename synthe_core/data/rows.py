@@ -14,11 +14,22 @@ from synthe_core.errors import InputError, unknown
 
 Row = tuple[str, str, str]
 """Place, text and label."""
+Columns = tuple[str, ...] | None
+"""Names of the columns that are needed; None: all."""
 
 
 def rows(path: Path, field: str, label_field: str | None) -> Iterator[Row]:
     """The rows of a table, by its suffix."""
-    return ROWS[kind(path)](path, field, label_field)
+    columns = tuple(name for name in (field, label_field) if name is not None)
+    for place, row in records(path, columns):
+        if not isinstance(row, dict):
+            raise InputError(f'{place}: a row is an object such as {{"{field}": ...}}, not a {type(row).__name__}')
+        yield place, text_of(row, field, place), label_of(row, label_field, place)
+
+
+def records(path: Path, columns: Columns = None) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each row of a table; of a table with a header, an object."""
+    return RECORDS[kind(path)](path, columns)
 
 
 def has_field(path: Path, field: str) -> bool:
@@ -54,9 +65,9 @@ def label_of(row: dict[str, Any], field: str | None, place: str) -> str:
     return "" if label is None else str(label)
 
 
-def _json_lines(path: Path, field: str, label_field: str | None) -> Iterator[Row]:
+def _json_lines(path: Path, columns: Columns) -> Iterator[tuple[str, Any]]:
     if next(content(path), b"").removeprefix(BOM).lstrip().startswith(b"["):  # an array under a wrong name
-        yield from _json(path, field, label_field)
+        yield from json_values(path)
         return
     for number, line in enumerate(lines(path), start=1):
         if not line.strip():
@@ -66,27 +77,24 @@ def _json_lines(path: Path, field: str, label_field: str | None) -> Iterator[Row
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(f"{place}: invalid UTF-8 at byte {error.start} of the line") from error
-        yield _row(parse_row(text, place), field, label_field, place)
+        yield place, parse_row(text, place)
 
 
-def _json(path: Path, field: str, label_field: str | None) -> Iterator[Row]:
-    for place, value in json_values(path):
-        yield _row(value, field, label_field, place)
+def _json(path: Path, columns: Columns) -> Iterator[tuple[str, Any]]:
+    return json_values(path)
 
 
-def _row(row: Any, field: str, label_field: str | None, place: str) -> Row:
-    if not isinstance(row, dict):
-        raise InputError(f'{place}: a row is an object such as {{"{field}": ...}}, not a {type(row).__name__}')
-    return place, text_of(row, field, place), label_of(row, label_field, place)
-
-
-def _csv(path: Path, field: str, label_field: str | None) -> Iterator[Row]:
-    """The first line names the columns. Separated by commas, tabs, semicolons or bars: whichever shows `field`."""
+def _csv(path: Path, columns: Columns) -> Iterator[tuple[str, Any]]:
+    """The first line names the columns. Separated by commas, tabs, semicolons or bars: whichever shows the first of
+    `columns`, or the most columns."""
     text = _text_lines(path)
     first = next(text, "")
     usual = "\t" if kind(path) == ".tsv" else ","
     csv.field_size_limit(LONGEST)
-    separator = next((each for each in (usual, *",\t;|") if field in _columns(first, each)), usual)
+    candidates = (usual, *",\t;|")
+    separator = max(candidates, key=lambda each: len(_columns(first, each)))
+    if columns is not None:
+        separator = next((each for each in candidates if columns[0] in _columns(first, each)), usual)
     table = csv.reader(chain([first], text), delimiter=separator, strict=True)
     names: list[str] = []
     try:
@@ -102,7 +110,7 @@ def _csv(path: Path, field: str, label_field: str | None) -> Iterator[Row]:
                     f"{place}: the row has {len(cells)} columns, and the header has {len(names)}",
                     "write texts with separators or line breaks in quotes",
                 )
-            yield _row(dict(zip(names, cells, strict=True)), field, label_field, place)
+            yield place, dict(zip(names, cells, strict=True))
     except csv.Error as error:
         raise InputError(f"{path}, line {table.line_num}: malformed: {error}", "write texts in quotes") from None
 
@@ -120,26 +128,26 @@ def _text_lines(path: Path) -> Iterator[str]:
             raise InputError(place, "save the table as UTF-8") from error
 
 
-def _parquet(path: Path, field: str, label_field: str | None) -> Iterator[Row]:
+def _parquet(path: Path, columns: Columns) -> Iterator[tuple[str, Any]]:
     import pyarrow  # slow to import, and only needed here
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if field not in names:
-                text_of(dict.fromkeys(names), field, str(path))
-            label_of(dict.fromkeys(names), label_field, str(path))
+            if columns is not None and not set(columns) <= set(names):
+                yield str(path), dict.fromkeys(names)  # whose reader says which names there are
+                return
             number = 0
-            for batch in file.iter_batches(batch_size=256, columns=[f for f in (field, label_field) if f is not None]):
+            for batch in file.iter_batches(batch_size=256, columns=columns and list(columns)):
                 for row in batch.to_pylist():
                     number += 1
-                    yield _row(row, field, label_field, f"{path}, row {number}")
+                    yield f"{path}, row {number}", row
     except pyarrow.ArrowException as error:
         raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}", "make or download it again") from error
 
 
-ROWS: dict[str, Callable[[Path, str, str | None], Iterator[Row]]] = {
+RECORDS: dict[str, Callable[[Path, Columns], Iterator[tuple[str, Any]]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,

@@ -26,6 +26,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 LENGTH = struct.Struct("<Q")
 TEXT, REFUSED, FAILED = b"t", b"r", b"f"
 """Kinds of answers: the text, what the template itself says against the messages, and why it fails."""
+MARKS = ("generation_begins_here", "generation_ends_here")
+"""Variables that are written before and after what the model writes."""
 MAX_WORDS = 400
 """Characters of a message; the rest is cut."""
 
@@ -35,13 +37,16 @@ class Refused(jinja2.TemplateError):
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}`, which marks what the model writes: what is in it is rendered."""
+    """`{% generation %}`, which marks what the model writes: what is in it is rendered, between the values of MARKS
+    where these are given."""
 
     tags = frozenset({"generation"})  # type: ignore[assignment]
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
-        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        before, after = (jinja2.nodes.Output([jinja2.nodes.Name(name, "load")]) for name in MARKS)
+        return jinja2.nodes.Scope([before, *body, after]).set_lineno(line)
 
 
 class Namespace(jinja2.utils.Namespace):

@@ -98,6 +98,11 @@ class Tokenizer(ABC):
         """The tokens of `text` in which special tokens are written out, as chat templates write them."""
         return self.encode(text)
 
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of `encode_marked`, and where the characters of each begin and end in `text`."""
+        ids = [self.encode(character) for character in text]
+        return [i for each in ids for i in each], [(at, at + 1) for at, each in enumerate(ids) for _ in each]
+
     def encode_after(self, before: str, text: str) -> list[int]:
         """The tokens of `text`, special ones written out, where it follows the text `before`: no space is put in front
         of it as in front of a whole text, and a special token before it may take its white space."""
@@ -264,6 +269,10 @@ class FileTokenizer(Tokenizer):
 
     def encode_marked(self, text: str) -> list[int]:
         return self._marked.encode(_str(text), add_special_tokens=False).ids
+
+    def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self._marked.encode(_str(text), add_special_tokens=False)
+        return encoded.ids, encoded.offsets
 
     @cached_property
     def _marked(self) -> tokenizers.Tokenizer:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.interop.huggingface.models import add_tokenizer
+
 Run = Callable[..., Any]
 
 
@@ -82,3 +84,66 @@ def test_an_unknown_key_of_data(synthe: Run) -> None:
         2,
         "error: --set data.limt: unknown key 'data.limt'\nhint: did you mean 'limit'?\n",
     )
+
+
+CHATML = """\
+{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder with a tokenizer and a chat template."""
+    folder = tmp_path / "model"
+    add_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|stop|>", "chat_template": CHATML}))
+    return folder
+
+
+def test_preview_shows_what_is_trained_on(synthe: Run, tmp_path: Path, model: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4\x1b[2J"}]},
+        {"messages": [{"role": "user", "content": "2 + 2?"}]},
+        {"prompt": "2 + 2?", "chosen": "four", "rejected": "five"},
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    shown = synthe("data", "preview", path, "-t", model)
+    assert shown.exit_code == 0, shown.stderr
+    assert "line 1: conversation, " in shown.stdout and "<|im_start|>assistant\n[[4" in shown.stdout
+    assert "\x1b" not in shown.stdout
+    assert "[[four" in shown.stdout and "[[five" in shown.stdout
+    assert f"skipped: {path}, line 2: there is no message of the assistant" in shown.stderr.replace("\n", " ")
+    assert shown.stderr.splitlines()[-1] == "2 shown, 1 skipped"
+    *each, totals = [
+        json.loads(line) for line in synthe("data", "preview", path, "-t", model, "--json").stdout.splitlines()
+    ]
+    assert totals["values"]["shown"] == 2
+    (first, *_) = [line["values"] for line in each if line["event"] == "result"]
+    (text,) = first["texts"]
+    assert "".join(piece for piece, _ in text["pieces"]).startswith("<|im_start|>user")
+    assert sum(trained for _, trained in text["pieces"]) == 1 and 0 < text["trained"] < text["tokens"]
+    later = synthe("data", "preview", path, "-t", model, "--first", 3, "--rows", 1)
+    assert later.stdout.count("preference, ") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("chats.txt", "x", "is no table of conversations"),
+        ("chats.jsonl", '{"text": "x"}', "has no row that can be trained on"),
+        ("chats.jsonl", "{", "line 1: not JSON"),
+        ("chats.jsonl", "", "has no row that can be trained on"),
+        ("none.jsonl", None, "no such file"),
+    ],
+)
+def test_preview_of_what_is_none(
+    synthe: Run, tmp_path: Path, model: Path, name: str, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    shown = synthe("data", "preview", tmp_path / name, "-t", model)
+    assert shown.exit_code == 2 and message in shown.stderr
+    assert shown.stderr.count("error:") == 1
