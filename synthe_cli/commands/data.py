@@ -101,7 +101,7 @@ def preview(
 ) -> None:
     """Show conversations and preferences as a model reads them, and which of their tokens are trained on.
 
-    Layouts are told apart by their keys: messages, conversations, instruction/output, prompt/completion,
+    Layouts are recognised by their keys: messages, conversations, instruction/output, prompt/completion,
     chosen/rejected, and prompt/completion/label. Rows that cannot be used are skipped with the reason.
     """
     from synthe_core.data.conversations.preview import preview as verb

@@ -30,7 +30,7 @@ INST = """\
 PLAIN = """\
 {% for message in messages %}{{ message.role }}: {{ message.content }}
 {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
-TALK = [
+CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "What is 2 + 2?"},
     {"role": "assistant", "content": "It is 4."},
@@ -66,26 +66,26 @@ def trained_text(made: FileTokenizer, given: TrainingText) -> list[str]:
 @pytest.mark.parametrize("template", [GENERATION, CHATML])
 def test_answers_are_trained_on_with_their_end_and_without_what_follows(template: str) -> None:
     made = tokenizer(template)
-    given = training_text(made, TALK)
+    given = training_text(made, CHAT)
     assert trained_text(made, given) == ["It is 4.<|im_end|>", " 🙂 Nihon\n<|im_end|>"]
     assert given.text.endswith("<|im_end|>\n") and not given.ends
-    assert trained_text(made, training_text(made, TALK, trained="last")) == [" 🙂 Nihon\n<|im_end|>"]
-    assert trained_text(made, training_text(made, TALK, trained="all")) == [given.text]
+    assert trained_text(made, training_text(made, CHAT, trained="last")) == [" 🙂 Nihon\n<|im_end|>"]
+    assert trained_text(made, training_text(made, CHAT, trained="all")) == [given.text]
 
 
-def test_the_prefix_is_what_the_model_is_asked_with() -> None:
+def test_the_prefix_is_what_the_model_answers_to() -> None:
     made = tokenizer(CHATML)
-    ids, trained = training_tokens(made, training_text(made, TALK[:3]))
+    ids, trained = training_tokens(made, training_text(made, CHAT[:3]))
     first = trained.index(True)
     from synthe_core.data.chat_template import render
 
-    assert ids[:first] == made.encode_marked(render(made, TALK[:2], answer=True))
+    assert ids[:first] == made.encode_marked(render(made, CHAT[:2], answer=True))
     assert ids.count(made.end) == 3 and trained[len(ids) - 1 - ids[::-1].index(made.end)]
 
 
 def test_a_begin_token_of_the_template_is_there_once() -> None:
     made = tokenizer(INST, "</s>")
-    given = training_text(made, TALK[1:])
+    given = training_text(made, CHAT[1:])
     ids, _ = training_tokens(made, given)
     assert ids.count(made.begin) == 1
     assert trained_text(made, given) == [" It is 4.</s>", "  🙂 Nihon\n</s>"]
@@ -93,27 +93,27 @@ def test_a_begin_token_of_the_template_is_there_once() -> None:
 
 def test_an_end_token_follows_where_the_template_writes_none() -> None:
     made = tokenizer(PLAIN)
-    given = training_text(made, TALK[1:3])
+    given = training_text(made, CHAT[1:3])
     assert given.text == "user: What is 2 + 2?\nassistant: It is 4.\n"
     assert trained_text(made, given) == ["It is 4."] and not given.ends
-    closed = training_text(made, TALK[1:3], trained="all")
+    closed = training_text(made, CHAT[1:3], trained="all")
     assert closed.ends and trained_text(made, closed) == [given.text + "<|im_end|>"]
 
 
 def test_a_template_that_rewrites_earlier_answers_takes_the_last_only() -> None:
     made = tokenizer(THINKING)
-    talk = [dict(each) for each in TALK[1:]]
-    talk[1]["reasoning_content"] = "Two and two."
+    chat = [dict(each) for each in CHAT[1:]]
+    chat[1]["reasoning_content"] = "Two and two."
     with pytest.raises(InputError, match=r"writes message 2 otherwise if more messages follow"):
-        training_text(made, talk)
-    (last,) = trained_text(made, training_text(made, talk, trained="last"))
+        training_text(made, chat)
+    (last,) = trained_text(made, training_text(made, chat, trained="last"))
     assert "Nihon" in last and last.endswith("<|im_end|>")
 
 
 def test_an_answer_that_the_template_does_not_write_is_refused() -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "now", "arguments": {}}}]}
     with pytest.raises(InputError, match=r"no place for message 2: it writes nothing of its tool calls"):
-        training_text(tokenizer(CHATML), [TALK[1], call, *TALK[3:]])
+        training_text(tokenizer(CHATML), [CHAT[1], call, *CHAT[3:]])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -123,13 +123,13 @@ def test_masks_are_those_of_transformers(seed: int) -> None:
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_str(made.to_json()))
     draw = random.Random(seed)
     for _ in range(60):
-        talk = [
+        chat = [
             {"role": role, "content": "".join(draw.choices(TEXTS, k=draw.choice([1, 2])))}
             for role in ["system"] * draw.randint(0, 1) + ["user", "assistant"] * draw.randint(1, 3)
         ]
         expected = theirs.apply_chat_template(
-            talk, chat_template=GENERATION, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            chat, chat_template=GENERATION, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
-        ids, trained = training_tokens(made, training_text(made, talk))
+        ids, trained = training_tokens(made, training_text(made, chat))
         assert ids == expected["input_ids"]
-        assert trained == [bool(each) for each in expected["assistant_masks"]], talk
+        assert trained == [bool(each) for each in expected["assistant_masks"]], chat

@@ -1,4 +1,4 @@
-"""Rows of chat and preference data in the layouts that are in use, told apart by their keys.
+"""Rows of chat and preference data in the layouts that are in use, recognised by their keys.
 
 conversation   messages (OpenAI) | conversations (ShareGPT) | instruction, input, output, history (Alpaca)
                | prompt, completion | prompt, response
@@ -91,13 +91,13 @@ def _prompt(row: Mapping[str, Any], place: str) -> list[Message] | None:
     for key in LISTS:
         if row.get(key) is not None:
             return messages_of(row[key], place)
-    asked = next((row[key] for key in PROMPTS if row.get(key) is not None), None)
-    if asked is None:
+    question = next((row[key] for key in PROMPTS if row.get(key) is not None), None)
+    if question is None:
         return None
-    if not isinstance(asked, str):
-        return messages_of(asked, place)
+    if not isinstance(question, str):
+        return messages_of(question, place)
     more = row.get("input")
-    question = f"{asked}\n{more}" if isinstance(more, str) and more else asked
+    question = f"{question}\n{more}" if isinstance(more, str) and more else question
     return [*_history(row.get("history"), place), {"role": "user", "content": question}]
 
 
