@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ import tokenizers
 from tokenizers import processors
 
 from synthe_core.data.byte_level import END, byte_spelling, bytes_model, is_bytes_model
+from synthe_core.data.decoder import Decoder
 from synthe_core.data.hub import tokenizer_file
 from synthe_core.data.token_pieces import token_pieces
 from synthe_core.data.tokenizer_config import (
@@ -180,27 +180,6 @@ class Tokenizer(ABC):
     def decoder(self) -> Decoder:
         """A decoder for tokens that come one by one."""
         return Decoder(self)
-
-
-class Decoder:
-    """Decodes tokens one by one: bytes of an incomplete character are delayed."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, ids: int | Iterable[int]) -> str:
-        """The text that is complete with these tokens; "" while a character is unfinished."""
-        return self._utf8.decode(self._tokenizer.bytes_of([ids] if isinstance(ids, int) else ids))
-
-    def special(self, token: int) -> str | None:
-        """The name of a token that stands for no text; None for any other."""
-        tokenizer = self._tokenizer
-        return tokenizer.spelling(token) if 0 <= token < tokenizer.vocab_size and not tokenizer.pieces[token] else None
-
-    def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that never was completed."""
-        return self._utf8.decode(b"", final=True)
 
 
 class ByteTokenizer(Tokenizer):

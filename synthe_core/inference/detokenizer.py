@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from synthe_core.data.tokenizers import Decoder
+from synthe_core.data.decoder import Decoder
 from synthe_core.inference.outputs import Finished, Output, TokenOutput
 from synthe_core.inference.stop_strings import stop_strings
 

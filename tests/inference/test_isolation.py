@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from synthe_core.data.tokenizers import Decoder
+from synthe_core.data.decoder import Decoder
 from synthe_core.errors import InputError
 from synthe_core.inference import engine as engine_module
 from synthe_core.inference import heads, sampler
