@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from synthe_core.data.tokenizers import Tokenizer
+
+class Vocabulary(Protocol):
+    """What a decoder reads of a tokenizer."""
+
+    vocab_size: int
+
+    @property
+    def pieces(self) -> list[bytes]: ...
+
+    def bytes_of(self, ids: Iterable[int]) -> bytes: ...
+
+    def spelling(self, token: int) -> str: ...
 
 
 class Decoder:
     """Decodes tokens one by one: bytes of an incomplete character are delayed."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Vocabulary) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
