@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 
 import tokenizers
 
 from synthe_core.data.byte_level import byte_alphabet
 
 
-def token_pieces(inner: tokenizers.Tokenizer, description: str) -> list[bytes]:
-    """The bytes of every id: exact for byte-level vocabularies and byte fallback, by spelling for the others."""
+def token_pieces(vocab: Mapping[str, int], added: Mapping[int, tokenizers.AddedToken], description: str) -> list[bytes]:
+    """The bytes of every id: exact for byte-level vocabularies and byte fallback, by spelling for the others.
+
+    added: the tokens by id that are added to the model's. description: the content of tokenizer.json.
+    """
     content = json.loads(description)
     parts = json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
     byte_level = '"ByteLevel"' in parts
     alphabet = byte_alphabet()
-    added = inner.get_added_tokens_decoder()
-    vocab = inner.get_vocab(with_added_tokens=True)
     pieces = [b""] * (max(vocab.values()) + 1)
     for token, i in vocab.items():
         if i in added:

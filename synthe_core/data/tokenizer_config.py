@@ -90,8 +90,9 @@ class TokenizerConfig:
         return {key: value for key, value in self.generation.items() if key not in ignored}
 
 
-def likeliest_end(inner: tokenizers.Tokenizer) -> str | None:
-    specials = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
+def likeliest_end(added: Iterable[tokenizers.AddedToken]) -> str | None:
+    """The name of the end of a document among the added tokens of a tokenizer."""
+    specials = {token.content for token in added if token.special}
     return next((token for token in ENDS if token in specials), None)
 
 

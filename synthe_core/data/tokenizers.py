@@ -216,13 +216,15 @@ class FileTokenizer(Tokenizer):
     ) -> None:
         inner.no_truncation()
         inner.no_padding()
-        likeliest = likeliest_end(inner)
+        added = inner.get_added_tokens_decoder()
+        likeliest = likeliest_end(added.values())
         end = likeliest if end is None else end
         marks = {} if begin is None else {"begin": begin}
         marks |= {} if end is None or end == likeliest else {"end": end}
         if end is None:
             end = END
             inner.add_special_tokens([END])
+            added = inner.get_added_tokens_decoder()
         if begin is not None and ":" not in begin and prefix(inner) != begin:  # so that other libraries add it too
             special = [(begin, inner.token_to_id(begin))]
             inner.post_processor = processors.TemplateProcessing([begin, "$A"], special_tokens=special)
@@ -233,9 +235,9 @@ class FileTokenizer(Tokenizer):
         self._inner = inner
         self.name = name
         self.digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-        ids = inner.get_vocab(with_added_tokens=True)
+        ids, self._added = inner.get_vocab(with_added_tokens=True), added
         self.begin, self.end = None if begin is None else ids[begin], ids[end]
-        self.pieces = token_pieces(inner, self._json)
+        self.pieces = token_pieces(ids, added, self._json)
         self.pieces[self.end] = b""
         self.vocab_size = len(self.pieces)
 
@@ -260,8 +262,7 @@ class FileTokenizer(Tokenizer):
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        added = self._inner.get_added_tokens_decoder()
-        return frozenset(i for i, token in added.items() if token.special) | {self.end}
+        return frozenset(i for i, token in self._added.items() if token.special) | {self.end}
 
     @cached_property
     def adds_space(self) -> bool:  # type: ignore[override]
@@ -273,7 +274,7 @@ class FileTokenizer(Tokenizer):
 
     def decode_marked(self, ids: Iterable[int]) -> str:
         """An added token ends a section, and a space may be added before each section."""
-        added, mark = self._inner.get_added_tokens_decoder(), self.spelling(self.end)
+        added, mark = self._added, self.spelling(self.end)
         each = self.adds_space and self.bytes_of(self.encode_marked(mark + "a")[1:]).startswith(b" ")
         parts, section, strips = [], b"", self.adds_space
         for i in [*(i for i in ids if 0 <= i < self.vocab_size), None]:
@@ -359,8 +360,8 @@ def read_tokenizer(
         names = config.ends(inner.token_to_id, inner.id_to_token, ends)
         begin = config.begin(inner.token_to_id, lambda: prefix(inner))
         marks = {"begin": begin, "end": names[0] if names else None} | marks
-        ids = inner.get_vocab(with_added_tokens=True)
-        return _described(FileTokenizer(inner, name, **marks), config, [ids[each] for each in names])
+        known = [i for each in names if (i := inner.token_to_id(each)) is not None]
+        return _described(FileTokenizer(inner, name, **marks), config, known)
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{name} is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
 

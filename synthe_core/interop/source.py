@@ -64,6 +64,9 @@ class ConvertedSource(CheckpointSource):
             raise InputError(f"{self.path} has no {name}")
         return self._small[name]
 
+    def tokenizer(self) -> Tokenizer | None:
+        return self.model.tokenizer
+
     def tensors(self, name: str) -> Mapping[str, Tensor]:
         return self.model.tensors
 

@@ -62,6 +62,10 @@ def export_gguf(source: Path, *, out: Path | None = None, quantize: str = "f16")
         metadata |= tokenizer_metadata(checkpoint.tokenizer(), checkpoint.vocab, source)
     else:
         yield Notice(f"{source} has no tokenizer, and so the file has none", "warning")
+    if window := known.get("attention.sliding_window"):
+        yield Notice(
+            f"llama.cpp computes {architecture} without windows: texts beyond {window} tokens differ", "warning"
+        )
     planned = _planned(architecture, values, PublishedTensors(checkpoint, model, values), quantize)
     total = sum(tensor.nbytes for tensor in planned.values())
     yield Notice(f"{architecture}: {model.parameter_count():,} parameters, {quantize}")
@@ -83,11 +87,23 @@ def _planned(
         read = partial(_read, tensors, name, transforms)
         shape = tuple(_transformed(torch.empty(tensors.shape(name), device="meta"), name, transforms).shape)
         planned[place] = PlannedTensor(shape, _type_of(place, shape, quantize, layers, values), read)
+    planned |= _convolution_biases(planned)
     scaling = values.get("rope_scaling") or {}
     if scaling.get("rope_type") == "llama3":
         divisors = rope_divisors(scaling, values["head_dim"], values["rope_theta"])
         planned["rope_freqs.weight"] = PlannedTensor(tuple(divisors.shape), F32, lambda: divisors)
     return planned
+
+
+def _convolution_biases(planned: Mapping[str, PlannedTensor]) -> dict[str, PlannedTensor]:
+    """Zeros for convolutions without a bias, which llama.cpp loads none of."""
+    biases: dict[str, PlannedTensor] = {}
+    for place, tensor in planned.items():
+        bias = place.replace(".weight", ".bias")
+        if place.endswith(".ssm_conv1d.weight") and bias not in planned:
+            shape = tensor.shape[:1]
+            biases[bias] = PlannedTensor(shape, F32, partial(torch.zeros, shape))
+    return biases
 
 
 def _read(tensors: PublishedTensors, name: str, transforms: Mapping[str, Transform]) -> Tensor:

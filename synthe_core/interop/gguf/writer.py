@@ -37,7 +37,7 @@ class PlannedTensor(NamedTuple):
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, PlannedTensor]) -> None:
     """Writes the file. Values are texts, bools, whole numbers (uint32), floats (float32), or lists of texts, of whole
-    numbers (int32) or of floats. One tensor is in memory at a time."""
+    numbers (int32) or of floats; an empty list is one of texts. One tensor is in memory at a time."""
     header = bytearray(MAGIC + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     for key, value in metadata.items():
         header += _text(key) + _value(value)
@@ -85,7 +85,7 @@ def _value(value: Any) -> bytes:
 
 
 def _items(values: Sequence[Any]) -> bytes:
-    if values and isinstance(values[0], str):
+    if not values or isinstance(values[0], str):
         return struct.pack("<IQ", STRING, len(values)) + b"".join(map(_text, values))
-    kind, dtype = (FLOAT32, "<f4") if values and isinstance(values[0], float) else (INT32, "<i4")
+    kind, dtype = (FLOAT32, "<f4") if isinstance(values[0], float) else (INT32, "<i4")
     return struct.pack("<IQ", kind, len(values)) + np.asarray(values, dtype).tobytes()

@@ -189,6 +189,8 @@ class Checkpoint:
             return self.base.tokenizer()
         if "tokenizer.json" not in self.manifest.files:
             raise InputError(f"{self.path} has no tokenizer", "its model does not work on text")
+        if (tokenizer := self.source.tokenizer()) is not None:
+            return tokenizer
         beside = {name: self.source.read(name) for name in BESIDE if name in self.manifest.files}
         return read_tokenizer(self.source.read("tokenizer.json"), str(self.path / "tokenizer.json"), beside)
 

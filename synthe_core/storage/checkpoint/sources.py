@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.quantization.tensor_file import open_tensors
 from synthe_core.registry import Table
@@ -52,6 +53,10 @@ class CheckpointSource(ABC):
 
         InputError if it is missing, or if its SHA-256 is not the manifest's.
         """
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, if there is a quicker way to it than its files."""
+        return None
 
     def read(self, name: str) -> bytes:
         """The content of a file."""
