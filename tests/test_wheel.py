@@ -123,12 +123,9 @@ def test_installed_it_trains_measures_and_serves(
     (tmp_path / "text.txt").write_text("The river ran past the mill and under the bridge. " * 200)
     trained = synthe("train", "tiny", "--data", "text.txt", *(word for each in SMALL for word in ("--set", each)))
     assert (tmp_path / trained.stdout.strip()).is_dir()
-    theirs = (
-        "from transformers import pipeline; print(pipeline('text-generation', 'runs/tiny')('the', max_new_tokens=2))"
-    )
-    loaded = run_program(
-        [installed.with_name("python"), "-c", theirs], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True
-    )  # fmt: skip
+    theirs = "from transformers import pipeline as p; print(p('text-generation', 'runs/tiny')('the', max_new_tokens=2))"
+    python = [str(installed.with_name("python")), "-c", theirs]
+    loaded = run_program(python, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
     assert "generated_text" in loaded.stdout, loaded.stderr
     shown = synthe("bench", "mqar", "--layer", "delta", "--steps", "1", "--width", "16", "--json")
     assert '"event"' in shown.stdout
