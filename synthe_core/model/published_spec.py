@@ -26,11 +26,11 @@ class PublishedSpec(ModelSpec):
     """The model of a config.json of transformers. The other keys follow from it."""
 
     config: dict[str, Any] = Field(..., description="config.json of transformers")
-    width: int = Field(1, description="hidden_size")
-    blocks: int = Field(1, description="how many layers there are")
+    width: int = Field(1, ge=1, description="hidden_size")
+    blocks: int = Field(1, ge=1, le=1000, description="how many layers there are")
     block: list[list[Any]] = Field([[]], max_length=1, description="always empty")
     embed_norm: bool = False
-    positions: int | None = Field(None, description="the most tokens of a text")
+    positions: int | None = Field(None, ge=1, description="the most tokens of a text")
 
     @model_validator(mode="before")
     @classmethod

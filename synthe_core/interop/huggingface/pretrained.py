@@ -17,12 +17,15 @@ from torch import Tensor
 from synthe_core.errors import InputError
 from synthe_core.hardware.placement import choose_precision
 from synthe_core.hardware.probe import Hardware
+from synthe_core.interop.huggingface.published import Config, check_depth
 from synthe_core.interop.huggingface.remote_code import check_runs_without_code
 from synthe_core.storage.finite import check_finite
 
 SLACK = 1 << 30  # bytes of tables that a model may have beside its weights
 FLOAT = "__float__"
 SHAPES = "synthe-shapes"  # the name of `experts_without_storage` in transformers' registry
+IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
+"""Keys of a config that choose code, which a name of the hub may mean."""
 NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -54,18 +57,22 @@ def choose_dtype(tensors: Mapping[str, Tensor], device: torch.device, hardware: 
 def read_pretrained(config: dict[str, Any], tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype) -> Any:
     """The model of `config` with every weight from `tensors`, in `dtype`. InputError if one is missing, of another
     shape or not finite, or if the model is much larger than they are. path: theirs, for messages."""
+    values = dict(tensors)
     with errors_of(path):
-        check_sizes(config, tensors, path)
+        check_sizes(config, values, path)
         parsed, kind = _class_of(config, path)
         inner, info = kind.from_pretrained(
-            None, config=parsed, state_dict=dict(tensors), dtype=dtype, output_loading_info=True
+            None, config=parsed, state_dict=dict(values), dtype=dtype, output_loading_info=True
         )
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{path} has no tensor {missing[0]}, which its config.json asks for", "fetch every file")
     if info.get("mismatched_keys"):
         raise InputError(f"{path}: config.json and the weights are of two models", "copy the folder again")
-    for name, tensor in inner.state_dict().items():
+    mapped = {tensor.untyped_storage().data_ptr() for tensor in values.values()}
+    for name, tensor in inner.state_dict(keep_vars=True).items():
         check_finite(name, tensor, path)
+        if tensor.untyped_storage().data_ptr() in mapped:  # a mapping of a file, which somebody may cut short
+            tensor.data = tensor.data.clone()
     return inner.eval()
 
 
@@ -100,6 +107,7 @@ def experts_without_storage(module: Any, hidden: Tensor, experts: Tensor, weight
 def check_sizes(config: dict[str, Any], tensors: Mapping[str, Tensor], path: object) -> None:
     """InputError if a config describes a model that is much larger than the tensors: memory is allocated only for what
     there is. Its own tables, such as masks, may take as much, and SLACK."""
+    check_depth(Config(Path(f"{path}/config.json"), config), len(tensors))  # before a sketch of as many layers is made
     with torch.device("meta"):
         sketch = from_config(config, path)
     stored = sum(math.prod(tensors[name].shape) for name in tensors)
@@ -196,7 +204,8 @@ def _class_of(config: dict[str, Any], path: object) -> tuple[Any, type[Any]]:
             f"{path}: transformers {transformers.__version__} has no model_type {str(kind)[:80]!r}",
             "a newer transformers may have it; models with code of their own (trust_remote_code) are not run",
         )
-    parsed = transformers.CONFIG_MAPPING[kind].from_dict(with_floats(config))
+    chosen = {key: value for key, value in config.items() if not (key.startswith("_") or key in IMPLEMENTATIONS)}
+    parsed = transformers.CONFIG_MAPPING[kind].from_dict(with_floats(chosen))
     models = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     if type(parsed) not in models:
         raise InputError(f"{path}: {kind} is no causal language model of transformers", "others cannot be run")

@@ -23,6 +23,7 @@ from synthe_core.packing.pack import PackOptions, pack
 from synthe_core.packing.unpack import unpack
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.manifest import FileDigest
 from synthe_core.training.run import recipe_from_checkpoint, train
 from tests.interop.huggingface.backend_families import ATTENTION, RECURRENT, family
 
@@ -159,6 +160,28 @@ def test_checkpoints_of_one_architecture_are_merged(folder: Path, tmp_path: Path
     for name in merged:
         torch.testing.assert_close(merged[name], (one[name] + two[name]) / 2)
     assert logits(tmp_path / "merged").isfinite().all()
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "vocab_size", "model_type", "auto_map"])
+def test_a_recipe_of_another_size_than_its_weights_is_refused(folder: Path, tmp_path: Path, key: str) -> None:
+    """Before memory is allocated for it, also in a file from elsewhere."""
+    done(pack(folder, tmp_path / "z.synapse", PackOptions()))
+    path = tmp_path / "z"
+    done(unpack(tmp_path / "z.synapse", path, "model"))
+    recipe = Checkpoint.open(path).recipe
+    assert isinstance(recipe.model, PublishedSpec)
+    values = {"num_hidden_layers": 900, "hidden_size": 1 << 20, "vocab_size": 1 << 33, "model_type": "unheard-of"}
+    changed = {**recipe.model.config, key: values.get(key, {"AutoModelForCausalLM": "code.Model"})}
+    if key == "auto_map":
+        changed |= {"architectures": ["Unheard"], "model_type": "unheard-of"}
+    spec = recipe.model.model_copy(update={"config": changed})
+    (path / "recipe.yaml").write_text(recipe.model_copy(update={"model": spec}).to_yaml())
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["recipe.yaml"] = FileDigest.of(path / "recipe.yaml").model_dump()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError) as caught:
+        load_model(path)
+    assert "\n" not in caught.value.message and len(caught.value.message) < 600
 
 
 def test_what_needs_learners_says_which_there_are(folder: Path, tmp_path: Path) -> None:

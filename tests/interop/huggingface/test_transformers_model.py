@@ -229,6 +229,15 @@ def test_a_model_that_bfloat16_rounds_too_coarsely_is_read_as_float32(
     assert served.model.dtype == torch.float32
 
 
+def test_a_file_may_be_cut_short_while_its_model_is_served(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", "Llama")
+    served = backend.load(path)
+    text = torch.tensor(prompts(served, 9))
+    before, _ = served.model(text)
+    (path / "model.safetensors").write_bytes(b"")
+    assert torch.equal(served.model(text)[0], before)
+
+
 def test_two_models_of_one_shape_have_two_digests(tmp_path: Path) -> None:
     one, same, other = (
         backend.load(folder(tmp_path / name, "Llama", seed=seed)).digest
