@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthe_core.interop.huggingface.published import UnsupportedModel
+from synthe_core.interop.huggingface.families import plan
+from synthe_core.interop.huggingface.published import Config, UnsupportedModel
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.interop.huggingface.families import GRADIENTS, LOGITS, assert_close, published_gradients
 
@@ -68,4 +69,4 @@ def test_what_is_not_expressed_is_refused_by_name(
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | options), encoding="utf-8")
     with pytest.raises(UnsupportedModel, match=message):
-        Checkpoint.open(folder)
+        plan(Config.read(folder / "config.json"))

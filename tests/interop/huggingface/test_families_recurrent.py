@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from synthe_core.interop.huggingface.published import UnsupportedModel
+from synthe_core.interop.huggingface.families import plan
+from synthe_core.interop.huggingface.published import Config, UnsupportedModel
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.interop.huggingface.families import check_family
 from tests.interop.huggingface.models import VOCAB, published
@@ -110,21 +111,26 @@ def test_logits_and_gradients_are_those_of_transformers(
     check_family(tmp_path, kind, **options)
 
 
-REFUSED = {
-    "kimi linear, fewer experts": ("KimiLinear", KIMI | {"moe_layer_freq": 2}, "moe_layer_freq is 2"),
-    "kimi linear, positions": ("KimiLinear", KIMI | {"mla_use_nope": False}, "mla_use_nope is False"),
-    "olmo hybrid, other activation": ("OlmoHybrid", OLMO | {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    "xlstm, biases": ("xLSTM", XLSTM | {"use_bias": True}, "use_bias is True"),
-    "xlstm, another epsilon": ("xLSTM", XLSTM | {"eps": 1e-3}, "eps is 0.001"),
+REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "kimi linear, fewer experts": ("KimiLinear", KIMI, {"moe_layer_freq": 2}, "moe_layer_freq is 2"),
+    "kimi linear, positions": ("KimiLinear", KIMI, {"mla_use_nope": False}, "mla_use_nope is False"),
+    "lfm2, another layer": ("Lfm2", LFM2, {"layer_types": ["conv", "x", "conv"]}, "layer_types is 'x'"),
+    "minimax, a window": ("MiniMax", MINIMAX, {"sliding_window": 7}, "sliding_window is 7"),
+    "olmo hybrid, another activation": ("OlmoHybrid", OLMO, {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    "recurrent gemma, a block": ("RecurrentGemma", GEMMA, {"block_types": ["mamba"]}, "block_types is 'mamba'"),
+    "xlstm, biases": ("xLSTM", XLSTM, {"use_bias": True}, "use_bias is True"),
+    "xlstm, another epsilon": ("xLSTM", XLSTM, {"eps": 1e-3}, "eps is 0.001"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_expressed_is_refused_by_name(tmp_path: Path, case: str) -> None:
-    kind, options, message = REFUSED[case]
+    kind, options, changed, message = REFUSED[case]
     published(tmp_path, kind, **options)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | changed), encoding="utf-8")
     with pytest.raises(UnsupportedModel, match=message):
-        Checkpoint.open(tmp_path)
+        plan(Config.read(tmp_path / "config.json"))
 
 
 def test_kimi_linear_as_its_authors_publish_it(tmp_path: Path) -> None:
