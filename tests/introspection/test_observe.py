@@ -19,7 +19,7 @@ from synthe_core.model.spec import ModelSpec
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.interop.huggingface.models import published
 from tests.interop.huggingface.test_families_qwen import HYBRID, MOE
-from tests.laws.entries import CASES, CAUSAL, WIDTH, case_name
+from tests.laws.entries import CASES, CAUSAL, WIDTH, block_of, case_name
 
 VOCAB, TIME = 61, 43
 each_case = pytest.mark.parametrize("case", CAUSAL, ids=case_name)
@@ -27,7 +27,8 @@ each_case = pytest.mark.parametrize("case", CAUSAL, ids=case_name)
 
 def build(block: list[Any], seed: int = 0, **keys: Any) -> LanguageModel:
     torch.manual_seed(seed)
-    spec = ModelSpec(width=WIDTH, blocks=keys.pop("blocks", 1), block=["kalman", *block], **keys)
+    before: list[Any] = block_of(block[0])[:-1] if isinstance(block[0], dict) else []
+    spec = ModelSpec(width=WIDTH, blocks=keys.pop("blocks", 1), block=[*(before or ["kalman"]), *block], **keys)
     model = build_model(spec, VOCAB).eval()
     assert isinstance(model, LanguageModel)
     with torch.no_grad():
@@ -98,7 +99,8 @@ def test_attributed_reads_reconstruct_the_output(case: dict[str, Any]) -> None:
     model = build([case])
     seen = observe(model, text())
     all_reads = [reads for call in seen.memory_calls if (reads := follow(call, TIME)) is not None]
-    linear = {"delta", "delta_memory", "fast_weights", "mlstm", "mamba2", "kda", "rwkv7", "momentum", "attention"}
+    linear = {"delta", "delta_memory", "fast_weights", "gla", "lightning_attention", "mlstm", "mamba2", "kda", "rwkv7"}
+    linear |= {"momentum", "attention", "latent_attention"}
     own = [reads for reads in all_reads if reads.path == "blocks.0.1"]
     assert len(own) == (1 if case["type"] in linear else len(own))
     for reads in all_reads:
