@@ -81,7 +81,17 @@ class LinearMemory:
         return maps
 
 
-RULES = frozenset({"delta_rule", "delta_rule_error", "linear_attention", "kda", "generalized_delta_rule", "mlstm"})
+RULES = frozenset(
+    {
+        "delta_rule",
+        "delta_rule_error",
+        "linear_attention",
+        "kda",
+        "generalized_delta_rule",
+        "mlstm",
+        "gated_linear_attention",
+    }
+)
 """The operators with a linear memory."""
 STATES = ("state", "memory", "scale")
 
@@ -101,6 +111,8 @@ def linear_memory(op: str, arguments: Mapping[str, Any]) -> LinearMemory:
     decay = decay[..., None] if decay.dim() == 2 else decay
     if op == "generalized_delta_rule":
         return LinearMemory(q, k, v, decay, values["a"], values["b"], state)
+    if op == "gated_linear_attention":
+        return LinearMemory(q, k, v, decay, None, None, state)
     write = values["beta"][..., None] * k
     if op == "linear_attention":
         return LinearMemory(q, write, v, decay, None, None, state)

@@ -14,7 +14,7 @@ from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.mamba import convolve
 from synthe_core.layers.projection import project_in, project_out
 from synthe_core.layers.trace import Emission, schema
-from synthe_core.ops.generalized_delta_rule import generalized_delta_rule
+from synthe_core.ops.gated_linear_attention import gated_linear_attention
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.short_conv import MAX_TAPS
 from synthe_core.ops.silu_gate import silu_gate
@@ -35,7 +35,7 @@ class GLA(Learner[GLAState]):
     numbers, from which a second map makes the decays' logits f [B, T, G, K] with a bias: α_t = σ(f_t)^(1/τ), τ the
     `temperature`. H / G heads in a row share each k, v and α. With `conv` q, k and v pass a causal convolution of so
     many taps and SiLU, without it they are as they are. norm is root-mean-square per head. The memory is HKV numbers a
-    row. The recurrence is that of the generalised delta rule without its removal.
+    row.
 
     Source: Yang et al. 2024, "Gated linear attention transformers with hardware-efficient training".
     """
@@ -107,8 +107,7 @@ class GLA(Learner[GLAState]):
             if ctx.mask is not None:  # padding leaves the memory unchanged
                 real = ctx.mask[..., None, None]
                 k, log_decay = k * real, log_decay * real
-            none = torch.zeros_like(k)
-            o, memory = generalized_delta_rule(q, k, v, none, none, log_decay, state.memory)
+            o, memory = gated_linear_attention(q, k, v, log_decay, state.memory)
             eps = self.config.norm_eps * self.key  # that of o / √K
             y = rms_norm(o, self.norm, eps, o.dtype).flatten(2)
             y = silu_gate(y, gate) if self.config.gate else y.to(gate.dtype)
