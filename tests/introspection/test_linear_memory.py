@@ -33,6 +33,8 @@ def call(op: str, time: int, dtype: torch.dtype = torch.float64, started: bool =
     elif op == "generalized_delta_rule":
         a = unit(torch.randn(1, time, H, K), dim=-1)
         inputs |= {"a": -a, "b": a * torch.rand(1, time, H, K), "log_decay": -torch.rand(1, time, H, K)}
+    elif op == "gated_linear_attention":
+        inputs["log_decay"] = -torch.rand(1, time, H, K)
     else:
         per_channel = (K,) if op == "kda" else ()
         inputs |= {"beta": 2 * torch.rand(1, time, H), "log_decay": -(torch.rand(1, time, H, *per_channel) ** 4)}
