@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from synthe_core.interop.converted import ConvertedModel
+from synthe_core.interop.huggingface.model import HuggingFaceModel
 from synthe_core.interop.huggingface.published import UnsupportedModel
 from synthe_core.interop.source import huggingface
 from synthe_core.storage.checkpoint import Checkpoint
@@ -158,7 +160,7 @@ def test_what_is_not_expressed_is_refused_by_name(
 ) -> None:
     published(tmp_path, kind, **options)
     with pytest.raises(UnsupportedModel, match=said):
-        huggingface(tmp_path)
+        ConvertedModel(HuggingFaceModel(tmp_path))
 
 
 def add_tensor(folder: Path, name: str, tensor: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from synthe_core.errors import unknown
 from synthe_core.interop.huggingface.families import (
+    deepseek,
     fla,
     gemma,
     gpt,
@@ -42,6 +43,7 @@ ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "BambaForCausalLM": mamba_hybrid.bamba,
     "Cohere2ForCausalLM": layer_norms.cohere2,
     "CohereForCausalLM": layer_norms.cohere,
+    "DeepseekV3ForCausalLM": deepseek.deepseek_v3,
     "DeltaNetForCausalLM": fla.delta_net,
     "Ernie4_5ForCausalLM": llama_kin.ernie4_5,
     "Exaone4ForCausalLM": olmo.exaone4,
@@ -55,10 +57,12 @@ ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "GemmaForCausalLM": gemma.gemma,
     "GLAForCausalLM": fla.gla,
     "Glm4ForCausalLM": llama_kin.glm4,
+    "Glm4MoeForCausalLM": deepseek.glm4_moe,
     "GlmForCausalLM": llama_kin.glm,
     "GPT2LMHeadModel": gpt.gpt2,
     "GPTNeoXForCausalLM": gpt.gpt_neox,
     "GraniteForCausalLM": llama_kin.granite,
+    "GraniteMoeForCausalLM": mixture.granite_moe,
     "GraniteMoeHybridForCausalLM": mamba_hybrid.granite_moe_hybrid,
     "HeliumForCausalLM": llama_kin.helium,
     "JambaForCausalLM": jamba.jamba,
@@ -76,6 +80,7 @@ ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "NemotronHForCausalLM": nemotron_h.nemotron_h,
     "Olmo2ForCausalLM": olmo.olmo2,
     "Olmo3ForCausalLM": olmo.olmo3,
+    "OlmoeForCausalLM": mixture.olmoe,
     "OlmoForCausalLM": olmo.olmo,
     "OlmoHybridForCausalLM": olmo_hybrid.olmo_hybrid,
     "Phi3ForCausalLM": phi.phi3,

@@ -1,4 +1,4 @@
-"""Mixtral, Qwen2-MoE and Qwen3-MoE: attention and experts; and the experts of published models in general."""
+"""Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE and Granite-MoE: attention and experts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from synthe_core.interop.huggingface.families.decoder import (
     transformer_plan,
     windows_of,
 )
-from synthe_core.interop.huggingface.families.experts import expert_tensors, number_of_experts
+from synthe_core.interop.huggingface.families.experts import (
+    expert_tensors,
+    number_of_experts,
+    stacked_below,
+    stacked_beside,
+)
 from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.published import Config
@@ -76,6 +81,59 @@ def _qwen_moe(
             ]
         )
     return transformer_plan(config, layers)
+
+
+def olmoe(config: Config) -> Plan:
+    """Queries and keys of all heads share one norm."""
+    config.only("hidden_act", "silu", "swish")
+    config.only("clip_qkv", None)  # it bounds them after the norm
+    eps, bias = config.number("rms_norm_eps", 1e-5), "all" if config.flag("attention_bias", False) else "none"
+    keys = attention_keys(config, bias=bias, qk_norm="joint", norm_eps=eps, **rotary(config))
+    experts = {
+        "type": "experts",
+        "experts": number_of_experts(config, "num_experts", 64),
+        "top_k": config.size("num_experts_per_tok", 8),
+        "hidden": config.size("intermediate_size", 2048),
+        "normalize": config.flag("norm_topk_prob", False),
+    }
+    layers = []
+    for _, place in layer_places(config):
+        attention = Part(keys, norm(f"{place}.input_layernorm"), attention_tensors(f"{place}.self_attn", keys))
+        tensors = qwen_experts_tensors(f"{place}.mlp", experts)
+        layers.append([attention, Part(experts, norm(f"{place}.post_attention_layernorm"), tensors)])
+    return transformer_plan(config, layers, eps=eps)
+
+
+def granite_moe(config: Config) -> Plan:
+    """Embeddings, scores, what learners add and logits are scaled."""
+    config.only("hidden_act", "silu", "swish")
+    scaled = {"residual": {"scale": config.number("residual_multiplier", 1.0)}}
+    bias = "all" if config.flag("attention_bias", False) else "none"
+    scale = config.number("attention_multiplier", 1.0)
+    keys = attention_keys(config, bias=bias, scale=scale, **rotary(config)) | scaled
+    experts = {
+        "type": "experts",
+        "experts": number_of_experts(config, "num_local_experts", 8),
+        "top_k": config.size("num_experts_per_tok", 2),
+        "hidden": config.size("intermediate_size", 11008),
+        "normalize": True,
+        **scaled,
+    }
+    layers = []
+    for _, place in layer_places(config):
+        attention = Part(keys, norm(f"{place}.input_layernorm"), attention_tensors(f"{place}.self_attn", keys))
+        inner = f"{place}.block_sparse_moe"
+        tensors = {
+            "router.weight": origin(f"{inner}.router.layer.weight"),
+            "pool.gate_up.weight": origin(f"{inner}.input_linear.weight", make=stacked_below),
+            "pool.out.weight": origin(f"{inner}.output_linear.weight", make=stacked_beside),
+        }
+        layers.append([attention, Part(experts, norm(f"{place}.post_attention_layernorm"), tensors)])
+    scales = {
+        "embedding_scale": config.number("embedding_multiplier", 1.0),
+        "logit_scale": 1 / config.number("logits_scaling", 1.0),
+    }
+    return transformer_plan(config, layers, options=scales)
 
 
 def is_sparse(config: Config, layer: int) -> bool:
