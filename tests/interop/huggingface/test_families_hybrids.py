@@ -178,6 +178,7 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("Jamba", "attention_dropout", 0.1),
     ("NemotronH", "mlp_hidden_act", "tanh"),
     ("NemotronH", "mamba_hidden_act", "relu"),
+    ("NemotronH", "mamba_proj_bias", True),
     ("NemotronH", "sliding_window", 128),
     ("NemotronH", "attention_bias", True),
     ("NemotronH", "hidden_dropout", 0.1),

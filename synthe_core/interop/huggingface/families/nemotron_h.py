@@ -34,6 +34,7 @@ def nemotron_h(config: Config) -> Plan:
     for key in ("attention_dropout", "hidden_dropout"):
         config.only(key, 0)
     config.only("mamba_hidden_act", "silu", "swish")
+    config.only("mamba_proj_bias", False, config.flag("use_bias", False))  # use_bias is the one that is read
     eps = config.number("layer_norm_epsilon", 1e-5)
     mixer, attention = _mixer(config, eps), attention_keys(config, size=128, groups=8, rope=None)
     mlp = _mlp(config, "intermediate_size", 21504)
