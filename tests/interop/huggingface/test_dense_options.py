@@ -21,7 +21,7 @@ from synthe_core.interop.importer import import_hf
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.interop.huggingface.families import LOGITS, assert_close, published_gradients
 from tests.interop.huggingface.models import CLASSES, VOCAB, published, tokens
-from tests.interop.huggingface.test_families_dense import CASES, GEMMA, GPT2, SIZES, YARN
+from tests.interop.huggingface.test_families_dense import CASES, GEMMA, GPT2, OPT, SIZES, YARN
 
 transformers = pytest.importorskip("transformers")
 
@@ -29,6 +29,7 @@ WITHOUT_EFFECT = {
     "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "max_position_embeddings",
     "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "hidden_dropout", "residual_dropout",
     "embedding_dropout", "classifier_dropout", "is_decoder", "reorder_and_upcast_attn", "pretraining_tp",
+    "n_positions", "dropout", "layerdrop", "init_std", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32",
     "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
 }  # fmt: skip
 """Keys that change no logits of a text within the context limit: of training, of other heads, of rounding."""
@@ -87,6 +88,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("StableLm", {"qk_layernorm": True}, "qk_layernorm is True"),
     ("Cohere", {"use_qk_norm": True}, "use_qk_norm is True"),
     ("GPT2", {"add_cross_attention": True}, "add_cross_attention is True"),
+    ("Falcon", {"alibi": True}, "alibi is True"),
+    ("OPT", {"do_layer_norm_before": False}, "do_layer_norm_before is False"),
+    ("OPT", {"word_embed_proj_dim": 32}, "word_embed_proj_dim is 32"),
+    ("GPTJ", {"rotary_dim": 5}, "rotary_dim is 5"),
     ("GPT2", {"activation_function": "tanh"}, "activation_function is 'tanh'"),
     ("Granite", {"rope_parameters": {"rope_type": "proportional"}}, "rope_type is 'proportional'"),
     ("Granite", {"quantization_config": {"bits": 4}}, "quantization_config is"),
@@ -127,6 +132,7 @@ def test_the_language_model_of_a_multimodal_gemma(tmp_path: Path) -> None:
     ("kind", "options", "old", "new", "buffer"),
     [
         ("GPT2", GPT2, "transformer.", "", "h.0.attn.bias"),
+        ("OPT", OPT, "model.", "", ""),
         ("GPTNeoX", SIZES, "embed_out.", "lm_head.", "gpt_neox.layers.0.attention.masked_bias"),
         ("GPTNeoX", SIZES, "lm_head.", "embed_out.", "gpt_neox.layers.1.attention.rotary_emb.inv_freq"),
     ],
@@ -137,7 +143,7 @@ def test_names_of_other_versions(
     peer = published(tmp_path, kind, **options)
     file = tmp_path / "model.safetensors"
     tensors = {new + name.removeprefix(old) if name.startswith(old) else name: t for name, t in load_file(file).items()}
-    save_file(tensors | {buffer: torch.ones(3)}, file)
+    save_file(tensors | ({buffer: torch.ones(3)} if buffer else {}), file)
     x = tokens()
     with torch.no_grad():
         assert_close(Checkpoint.open(tmp_path).model()(x)[0], peer(x, use_cache=False).logits, LOGITS, "logits")

@@ -13,6 +13,12 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES = HEADS | {"intermediate_size": 72, "num_hidden_layers": 3, "pad_token_id": 0}
 NEOX = {"num_attention_heads": 4, "intermediate_size": 72, "num_hidden_layers": 3}
 GPT2 = {"n_head": 4, "n_layer": 3, "n_positions": 64}
+OPT = {
+    "pad_token_id": 0,
+    "num_attention_heads": 4, "num_hidden_layers": 3, "ffn_dim": 72, "word_embed_proj_dim": 64,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+FALCON = {"num_attention_heads": 4, "num_hidden_layers": 3}
 GLM = SIZES | {"head_dim": 16}
 LINEAR = {"rope_type": "linear", "factor": 2.5, "rope_theta": 1e4}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
@@ -213,6 +219,27 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("Arcee", SIZES),
     "arcee, biases": ("Arcee", SIZES | {"attention_bias": True, "mlp_bias": True, "rope_parameters": YARN}),
     "arcee, tied": ("Arcee", SIZES | {"tie_word_embeddings": True, "head_dim": 10, "num_key_value_heads": 1}),
+    "gpt-j": ("GPTJ", GPT2 | {"rotary_dim": 6}),
+    "gpt-j, whole heads": ("GPTJ", GPT2 | {"rotary_dim": 16, "n_inner": 72, "activation_function": "gelu"}),
+    "gpt-j, eight heads": ("GPTJ", GPT2 | {"rotary_dim": 4, "n_head": 8, "layer_norm_epsilon": 1e-2}),
+    "gpt-bigcode": ("GPTBigCode", GPT2),
+    "gpt-bigcode, all heads": ("GPTBigCode", GPT2 | {"multi_query": False, "tie_word_embeddings": False}),
+    "gpt-bigcode, unscaled": ("GPTBigCode", GPT2 | {"scale_attn_weights": False, "n_inner": 72, "n_head": 8}),
+    "opt": ("OPT", OPT | {"enable_bias": False}),  # with biases, the gradient of those of keys is rounding of 0
+    "opt, untied": ("OPT", OPT | {"enable_bias": False, "tie_word_embeddings": False}),
+    "opt, gelu": ("OPT", OPT | {"enable_bias": False, "activation_function": "gelu", "num_attention_heads": 8}),
+    "falcon": ("Falcon", FALCON),
+    "falcon, groups": ("Falcon", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
+    "falcon, groups, one norm": (
+        "Falcon",
+        FALCON | {
+            "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "falcon, all heads, one after the other": (
+        "Falcon", FALCON | {"multi_query": False, "parallel_attn": False, "bias": True, "ffn_hidden_size": 72}
+    ),
 }  # fmt: skip
 
 

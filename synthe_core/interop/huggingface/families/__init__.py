@@ -7,6 +7,7 @@ from collections.abc import Callable
 from synthe_core.errors import unknown
 from synthe_core.interop.huggingface.families import (
     deepseek,
+    early,
     fla,
     gemma,
     gpt,
@@ -47,6 +48,7 @@ ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "DeltaNetForCausalLM": fla.delta_net,
     "Ernie4_5ForCausalLM": llama_kin.ernie4_5,
     "Exaone4ForCausalLM": olmo.exaone4,
+    "FalconForCausalLM": early.falcon,
     "FalconH1ForCausalLM": mamba_hybrid.falcon_h1,
     "FalconMambaForCausalLM": state_space.falcon_mamba,
     "GatedDeltaNetForCausalLM": fla.gated_delta_net,
@@ -60,6 +62,8 @@ ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "Glm4MoeForCausalLM": deepseek.glm4_moe,
     "GlmForCausalLM": llama_kin.glm,
     "GPT2LMHeadModel": gpt.gpt2,
+    "GPTBigCodeForCausalLM": early.gpt_bigcode,
+    "GPTJForCausalLM": early.gptj,
     "GPTNeoXForCausalLM": gpt.gpt_neox,
     "GraniteForCausalLM": llama_kin.granite,
     "GraniteMoeForCausalLM": mixture.granite_moe,
@@ -83,6 +87,7 @@ ARCHITECTURES: dict[str, Callable[[Config], Plan]] = {
     "OlmoeForCausalLM": mixture.olmoe,
     "OlmoForCausalLM": olmo.olmo,
     "OlmoHybridForCausalLM": olmo_hybrid.olmo_hybrid,
+    "OPTForCausalLM": early.opt,
     "Phi3ForCausalLM": phi.phi3,
     "PhiForCausalLM": phi.phi,
     "Qwen2ForCausalLM": transformer.qwen2,

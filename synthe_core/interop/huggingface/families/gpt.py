@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from synthe_core.interop.huggingface.families.decoder import (
-    ACTIVATIONS,
+    activation,
     attention_keys,
     decoder_layers,
     head_size,
@@ -25,15 +25,9 @@ WITH_BIAS = partial(norm, bias=True)
 
 
 def gpt2(config: Config) -> Plan:
-    """Names begin with `transformer.`, or not, in files of the model without its head."""
     config.only("add_cross_attention", False)
-    width, heads, positions = config.size("n_embd", 768), config.size("n_head", 12), config.size("n_positions", 1024)
-    name = config.get("activation_function", "gelu_new")
-    if name not in ACTIVATIONS:
-        raise config.unsupported("activation_function", name, ACTIVATIONS)
-    inner = config.size("n_inner", 4 * width)
-    mlp = {"type": "mlp", "hidden": inner, "activation": ACTIVATIONS[name], "gated": False, "bias": True}
-    scale = (width // heads) ** -0.5 if config.flag("scale_attn_weights", True) else 1.0
+    heads, mlp = gpt_keys(config)
+    scale = (config.size("n_embd", 768) // heads) ** -0.5 if config.flag("scale_attn_weights", True) else 1.0
     by_layer = config.flag("scale_attn_by_inverse_layer_idx", False)
     layers = []
     for index in range(config.size("n_layer", 12)):
@@ -45,16 +39,33 @@ def gpt2(config: Config) -> Plan:
         layers.append(
             [Part(attention, WITH_BIAS(f"{place}.ln_1"), mixing), Part(mlp, WITH_BIAS(f"{place}.ln_2"), feeding)]
         )
+    positions = config.size("n_positions", 1024)
+    return gpt_plan(config, layers, options={"positions": positions}, positions="transformer.wpe.weight")
+
+
+def gpt_keys(config: Config, default: str = "gelu_new") -> tuple[int, dict[str, Any]]:
+    """The heads, and the specification of the MLP, by GPT-2's keys. default: the activation where it is absent."""
+    width = config.size("n_embd", 768)
+    act = activation(config, "activation_function", default)
+    mlp = {"type": "mlp", "hidden": config.size("n_inner", 4 * width), "activation": act, "gated": False, "bias": True}
+    return config.size("n_head", 12), mlp
+
+
+def gpt_plan(
+    config: Config, layers: list[list[Part]], options: dict[str, Any], tie: bool = True, positions: str | None = None
+) -> Plan:
+    """The plan of a model with GPT-2's names, which begin with `transformer.`, or not, in files of the model without
+    its head. tie: whether embedding and head share a matrix where the config does not say it."""
     return Plan(
         layers,
-        width,
+        config.size("n_embd", 768),
         config.size("vocab_size"),
         "transformer.wte.weight",
         WITH_BIAS("transformer.ln_f"),
         config.number("layer_norm_epsilon", 1e-5),
-        config.flag("tie_word_embeddings", True),
-        options={"norm": "layer", "positions": positions},
-        positions="transformer.wpe.weight",
+        config.flag("tie_word_embeddings", tie),
+        options={"norm": "layer", **options},
+        positions=positions,
         ignored=r"\.attn\.(masked_)?bias$",  # buffers of older versions
         aliases=(("transformer.", ""),),
     )

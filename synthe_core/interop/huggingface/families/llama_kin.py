@@ -109,9 +109,9 @@ def _glm(config: Config, residual: dict[str, Any], **norms: Any) -> Plan:
     return transformer_plan(config, layers, eps=config.number("rms_norm_eps", 1.5625e-7))
 
 
-def neighbours(inner: str, keys: Mapping[str, Any]) -> dict[str, Origin]:
-    """Attention whose positions turn neighbouring channels."""
-    return interleaved(attention_tensors(inner, keys), keys)
+def neighbours(inner: str, keys: Mapping[str, Any], out: str = "o_proj") -> dict[str, Origin]:
+    """Attention whose positions turn neighbouring channels. out: the name of its output map."""
+    return interleaved(attention_tensors(inner, keys, out=out), keys)
 
 
 def _bias(config: Config) -> str:

@@ -67,7 +67,7 @@ class Plan:
 
     eps:       epsilon of its norms.
     options:   other keys of a recipe's `model`, such as `embedding_scale`.
-    positions: the published name of learned position embeddings.
+    positions: the published name of learned position embeddings, or what they are made of.
     embedded:  what our embeddings are made of, where that is not `embedding` as it is.
     tie:       whether embedding and head share a matrix by config.json.
     ignored:   a pattern of the names of published tensors that the language model has no use for.
@@ -85,7 +85,7 @@ class Plan:
     tie: bool
     head: str = "lm_head.weight"
     options: dict[str, Any] = field(default_factory=dict)
-    positions: str | None = None
+    positions: str | Origin | None = None
     embedded: Origin | None = None
     ignored: str | None = None
     context: int | None = None
@@ -111,7 +111,8 @@ class Plan:
         """Every tensor of our model, and what it is made of."""
         origins = {"embedding.weight": self.embedded or origin(self.embedding)} | _under("norm", self.norm)
         if self.positions is not None:
-            origins["positions.weight"] = origin(self.positions)
+            made = origin(self.positions) if isinstance(self.positions, str) else self.positions
+            origins["positions.weight"] = made
         if not tie:
             origins["head.weight"] = origin(self.head)
         if self.options.get("head_bias"):
@@ -147,7 +148,9 @@ class Plan:
             embedding=name(self.embedding),
             norm=named(self.norm),
             head=name(self.head),
-            positions=None if self.positions is None else name(self.positions),
+            positions=chosen(self.positions)
+            if isinstance(self.positions, Origin)
+            else self.positions and name(self.positions),
         )
 
 
