@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from synthe_core.interop.huggingface.families.decoder import layer_places, mlp_keys, mlp_tensors, transformer_plan
+from synthe_core.interop.huggingface.families.deepseek import LATENT_EPS, latent_tensors
 from synthe_core.interop.huggingface.families.mixture import expert_tensors
 from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.published import Config
 
 LINEAR, FULL = "linear_attention", "full_attention"
-KEY_EPS = LATENT_EPS = 1e-6
+KEY_EPS = 1e-6
 
 
 def kimi_linear(config: Config) -> Plan:
@@ -24,7 +25,7 @@ def kimi_linear(config: Config) -> Plan:
     kinds, feeds = _kinds(config), _feeds(config)
     for index, place in layer_places(config):
         inner = f"{place}.self_attn"
-        tensors = _kda_tensors(inner) if kinds[index] == LINEAR else _latent_tensors(inner, mixers[FULL])
+        tensors = _kda_tensors(inner) if kinds[index] == LINEAR else latent_tensors(inner, mixers[FULL])
         if feeds[index] == "dense":
             feeding, own = dense, _dense_tensors(place)
         else:
@@ -79,16 +80,6 @@ def _latent_attention(config: Config) -> dict[str, Any]:
         "norm_eps": LATENT_EPS,
         "bias": config.flag("attention_bias", False),
     }
-
-
-def _latent_tensors(place: str, keys: dict[str, Any]) -> dict[str, Origin]:
-    bias = keys["bias"]
-    tensors = linear("kv_down", f"{place}.kv_a_proj_with_mqa", bias=bias) | linear("kv", f"{place}.kv_b_proj")
-    tensors |= {"kv_norm": origin(f"{place}.kv_a_layernorm.weight")} | linear("out", f"{place}.o_proj", bias=bias)
-    if keys["q_rank"] is None:
-        return tensors | linear("q", f"{place}.q_proj")
-    tensors |= linear("q_down", f"{place}.q_a_proj", bias=bias) | linear("q", f"{place}.q_b_proj")
-    return tensors | {"q_norm": origin(f"{place}.q_a_layernorm.weight")}
 
 
 def _experts(config: Config) -> dict[str, Any]:
