@@ -81,7 +81,8 @@ def test_changing_and_moving(run: Any, synthe: Run, tmp_path: Path) -> None:
     run("import", "gguf", FILE, "--out", tmp_path / "base")
     assert continued(run, tmp_path / "base", "--adapter", tmp_path / "notes") == tuned
     recipe = tmp_path / "merge.yaml"
-    merged = f"{tmp_path / 'base'}+{tmp_path / 'notes'}"
+    adapter = max((tmp_path / "notes" / "checkpoints").glob("step-*"))
+    merged = f"{tmp_path / 'base'}+{adapter}"
     recipe.write_text(f"merge_method: linear\nmodels: [{{model: {merged}, parameters: {{weight: 1.0}}}}]\n")
     run("merge", "run", recipe, "--out", tmp_path / "merged", "--shard", "200MB")
     assert continued(run, tmp_path / "merged") == tuned
