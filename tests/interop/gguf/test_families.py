@@ -194,7 +194,10 @@ def test_the_model_in_a_file_is_that_of_transformers(tmp_path: Path, case: str) 
         assert expected.std() > 0.05
         torch.testing.assert_close(again(TOKENS).logits, expected, rtol=0, atol=2e-5)
         if values["architectures"][0] in ARCHITECTURES and case != "llama, yarn":
-            torch.testing.assert_close(Checkpoint.open(path).model().eval()(TOKENS)[0], expected, rtol=0, atol=1e-4)
+            checkpoint = Checkpoint.open(path)
+            tokens = TOKENS[:, : checkpoint.context]  # longer texts have other angles, which learners do not express
+            ours = checkpoint.model().eval()(tokens)[0]
+            torch.testing.assert_close(ours, model(tokens).logits, rtol=0, atol=1e-4)
 
 
 def test_experts_of_another_number_are_refused(tmp_path: Path) -> None:
