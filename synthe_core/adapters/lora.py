@@ -82,6 +82,9 @@ class MergedTensors(Mapping[str, Tensor]):
         """The shape of a tensor, which is not merged for that."""
         return tuple(self._base[name].shape)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._base  # without a merge for the answer
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._base)
 

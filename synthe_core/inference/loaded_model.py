@@ -195,7 +195,7 @@ class LoadedModel:
     def read_adapter(self, path: Path) -> Adapter:
         """The adapter at `path`, a checkpoint or a folder of PEFT's; see `check_adapter`."""
         opened = Checkpoint.open(path, base=self.path)
-        adapter, recorded = opened.adapter, opened.manifest.base
+        adapter, recorded = opened.fitted_adapter, opened.manifest.base
         assert adapter is not None
         check_base(path, recorded.sha256 if recorded else None, self.base_digests or (self.digest,), self.name)
         return adapter

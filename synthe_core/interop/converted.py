@@ -19,7 +19,7 @@ from synthe_core.hardware.probe import probe
 from synthe_core.interop.huggingface.context_limit import context_limit
 from synthe_core.interop.huggingface.families import plan
 from synthe_core.interop.huggingface.families.plan import Origin, Plan
-from synthe_core.interop.huggingface.published import Config, check_depth, check_widths
+from synthe_core.interop.huggingface.published import Config, check_depth, check_widths, longest_side
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint.read import WEIGHTS, digest_of
 from synthe_core.storage.checkpoint.weights import weights
@@ -68,7 +68,7 @@ class ConvertedModel:
     def __init__(self, published: PublishedModel, name: str | None = None) -> None:
         self.published = published
         check_depth(published.config, sum(1 for _ in published))
-        check_widths(published.config, max((side for name in published for side in published.shape(name)), default=0))
+        check_widths(published.config, longest_side(published))
         self.layout: Plan = plan(published.config).spelled_as(published)
         self.vocab = self.layout.vocab
         self.tie = _is_tied(published, self.layout)
@@ -112,7 +112,13 @@ class ConvertedModel:
     @cached_property
     def tensors(self) -> ConvertedTensors:
         """Our tensors. InputError if the published model has a tensor that none of ours is made of."""
-        own = weights(self.recipe(None).meta_model(self.vocab))
+        try:
+            own = weights(self.recipe(None).meta_model(self.vocab))
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"{self.published.config.path} makes no model: {' '.join(str(error).split())[:200]}",
+                "config and weights are of two models: copy it again",
+            ) from None
         tensors = ConvertedTensors(self.published, self.layout.origins(self.tie), own)
         unused = tensors.unused(self.layout.ignored) - ({self.layout.head} if self.tie else set())
         if unused:
@@ -144,7 +150,7 @@ class ConvertedTensors(Mapping[str, Tensor]):
     """Our tensors, each made of published ones when it is read. InputError if one is missing or has another shape."""
 
     def __init__(self, published: PublishedModel, origins: dict[str, Origin], own: Mapping[str, Tensor]) -> None:
-        self._published, self._origins = published, origins
+        self.published, self.origins = published, origins
         assert origins.keys() == own.keys(), origins.keys() ^ own.keys()
         self._shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
         kinds: set[str] = set()
@@ -162,7 +168,7 @@ class ConvertedTensors(Mapping[str, Tensor]):
         self.nbytes = self.count * torch.float32.itemsize
 
     def _check(self, origin: Origin, expected: torch.Size) -> None:
-        shapes = [self._published.shape(tensor) for tensor in origin.names]
+        shapes = [self.published.shape(tensor) for tensor in origin.names]
         try:
             made = _make(origin, [torch.empty(shape, device="meta") for shape in shapes]).shape
         except (RuntimeError, IndexError, ValueError):
@@ -172,30 +178,37 @@ class ConvertedTensors(Mapping[str, Tensor]):
             should = f"and by its config that should be {list(expected)}{' together' if len(shapes) > 1 else ''}"
             if origin.make is not None:
                 should = f"of which its config makes a tensor {list(expected)}"
-            raise InputError(f"{self._published.path} has {actual}, {should}", "config and weights are of two models")
+            raise InputError(f"{self.published.path} has {actual}, {should}", "config and weights are of two models")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
         return self._shapes[name]
 
+    def make(self, name: str, parts: list[Tensor]) -> Tensor:
+        """What our tensor `name` would be, of other values of the published ones."""
+        return _make(self.origins[name], parts)
+
     def unused(self, ignored: str | None) -> set[str]:
         """The published tensors that no tensor of ours is made of, except for names with the pattern `ignored`."""
-        used = {tensor for origin in self._origins.values() for tensor in origin.names}
-        rest = {tensor for tensor in self._published if tensor not in used and not IGNORED.search(tensor)}
+        used = {tensor for origin in self.origins.values() for tensor in origin.names}
+        rest = {tensor for tensor in self.published if tensor not in used and not IGNORED.search(tensor)}
         return rest if ignored is None else {tensor for tensor in rest if not re.search(ignored, tensor)}
 
     def __getitem__(self, name: str) -> Tensor:
-        path = self._published.path
-        origin = self._origins[name]
+        path = self.published.path
+        origin = self.origins[name]
         return _make(
-            origin, [check_finite(each, self._published[each], path).to(torch.float32) for each in origin.names]
+            origin, [check_finite(each, self.published[each], path).to(torch.float32) for each in origin.names]
         )
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.origins  # without reading the tensor
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._origins)
+        return iter(self.origins)
 
     def __len__(self) -> int:
-        return len(self._origins)
+        return len(self.origins)
 
 
 def _make(origin: Origin, parts: list[Tensor]) -> Tensor:

@@ -19,12 +19,16 @@ from synthe_core.interop.huggingface.context_limit import context_limit
 from synthe_core.interop.huggingface.model import HuggingFaceModel
 from synthe_core.interop.huggingface.pretrained import without_floats
 from synthe_core.interop.huggingface.published import CONFIG, INDEX, check_depth
-from synthe_core.model.published_spec import PublishedSpec, text_config
+from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint.sources import CheckpointSource
 from synthe_core.storage.hub.snapshot import reference_to, source_name
 from synthe_core.storage.manifest import FileDigest, Manifest, describe_hardware, package_versions
 from synthe_core.storage.yaml_reader import YamlSource
+
+STORED = ("F64", "F32", "BF16", "F16")
+NARROWEST = ("F8_", "F6_", "F4")
+"""The beginnings of the names of types with 8 bits and less."""
 
 
 class PublishedSource(CheckpointSource):
@@ -34,6 +38,8 @@ class PublishedSource(CheckpointSource):
     def __init__(self, published: HuggingFaceModel) -> None:
         self.path, self.published = published.path, published
         check_depth(published.config, len(published))
+        self.vocab = published.config.language().size("vocab_size")
+        check_stored(published)
 
     @cached_property
     def spec(self) -> PublishedSpec:
@@ -41,7 +47,7 @@ class PublishedSource(CheckpointSource):
 
     @cached_property
     def _small(self) -> dict[str, bytes]:
-        tokenizer = self.published.tokenizer(int(text_config(self.spec.config)["vocab_size"]), [])
+        tokenizer = self.published.tokenizer(self.vocab, [])
         recipe = published_recipe(self.spec, self.path, None if tokenizer is None else self.path)
         small = {"recipe.yaml": recipe.to_yaml().encode(), CONFIG: json.dumps(self.spec.config, indent=1).encode()}
         return small if tokenizer is None else small | files_of(tokenizer)
@@ -55,8 +61,7 @@ class PublishedSource(CheckpointSource):
         weights = {name: FileDigest.of(self.path / name) for name in sorted(set(self.published.files.values()))}
         if (self.path / INDEX).is_file():
             weights[INDEX] = FileDigest.of(self.path / INDEX)
-        text = self.published.config.inner("text_config")
-        context = context_limit(text if text.values else self.published.config)
+        context = context_limit(self.published.config.language())
         origin: dict[str, Any] = {"format": "huggingface", "architecture": self.spec.architecture}
         return Manifest.model_validate(
             {
@@ -76,6 +81,19 @@ class PublishedSource(CheckpointSource):
 
     def read(self, name: str) -> bytes:
         return self._small[name] if name in self._small else super().read(name)
+
+
+def check_stored(published: HuggingFaceModel) -> None:
+    """InputError for quantised weights: those of a model whose largest tensor is not of numbers with a fraction, or
+    that has numbers of 8 bits and less with one."""
+    kinds = {name: published.kind(name) for name in published}
+    largest = max(kinds, key=lambda name: math.prod(published.shape(name)), default=None)
+    for name, kind in kinds.items():
+        if kind.startswith(NARROWEST) or (name == largest and kind not in STORED):
+            raise InputError(
+                f"{name} of {published.path} is stored as {kind}, and transformers runs {', '.join(STORED)}",
+                "use the original model, or a GGUF file of it, which may be quantised",
+            )
 
 
 def published_recipe(spec: PublishedSpec, path: Path, tokenizer: Path | None) -> Recipe:

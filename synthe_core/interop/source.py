@@ -10,17 +10,19 @@ from pathlib import Path
 
 from torch import Tensor
 
+from synthe_core.adapters.lora import Adapter
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
-from synthe_core.interop.converted import PublishedModel
+from synthe_core.interop.converted import ConvertedTensors, PublishedModel
 from synthe_core.interop.gguf.file import GgufFile
 from synthe_core.interop.gguf.model import GgufModel
 from synthe_core.interop.gguf.tokenizer import tokenizer_of
 from synthe_core.interop.huggingface.families import plan
 from synthe_core.interop.huggingface.model import HuggingFaceModel
 from synthe_core.interop.huggingface.pretrained import library
-from synthe_core.interop.huggingface.published import UnsupportedModel, check_depth
+from synthe_core.interop.huggingface.published import UnsupportedModel, check_depth, check_widths, longest_side
 from synthe_core.interop.huggingface.saved_model import converted, is_own
+from synthe_core.interop.published_adapter import on_learners
 from synthe_core.interop.published_source import PublishedSource, files_of
 from synthe_core.storage.checkpoint.read import WEIGHTS
 from synthe_core.storage.checkpoint.sources import CheckpointSource
@@ -70,6 +72,10 @@ class ConvertedSource(CheckpointSource):
     def tensors(self, name: str) -> Mapping[str, Tensor]:
         return self.model.tensors
 
+    def fitted(self, adapter: Adapter, path: Path) -> Adapter:
+        tensors = self.model.tensors
+        return on_learners(adapter, tensors, path) if isinstance(tensors, ConvertedTensors) else adapter
+
 
 def huggingface(path: Path) -> CheckpointSource:
     """The model folder of transformers at `path`: of our learners where they express it, and else as it is."""
@@ -81,7 +87,8 @@ def needs_transformers(published: HuggingFaceModel) -> bool:
     """Whether our learners do not express the architecture of a model folder, or an option of it."""
     if is_own(published.config.values):
         return False
-    check_depth(published.config, len(published))  # before a plan of as many layers is made
+    check_depth(published.config, len(published))  # before a plan of as many layers and experts is made
+    check_widths(published.config, longest_side(published))
     try:
         plan(published.config)
     except UnsupportedModel:
@@ -103,8 +110,7 @@ def gguf_tokenizer(path: Path) -> Tokenizer:
 def huggingface_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model folder. InputError for a folder without one."""
     model = HuggingFaceModel(path)
-    config = model.config if "vocab_size" in model.config.values else model.config.inner("text_config")
-    if (tokenizer := model.tokenizer(config.size("vocab_size"), [])) is None:
+    if (tokenizer := model.tokenizer(model.config.language().size("vocab_size"), [])) is None:
         raise InputError(f"{path} has no tokenizer.json", "fetch it as well")
     return tokenizer
 

@@ -15,7 +15,8 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, unknown
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.recipe_context import context_for_recipe
-from synthe_core.interop.huggingface.families import ARCHITECTURES
+from synthe_core.interop.huggingface.families import ARCHITECTURES, plan
+from synthe_core.interop.huggingface.published import CONFIG, Config, UnsupportedModel
 from synthe_core.introspection.memories import Fate, fate, memory_series
 from synthe_core.introspection.observe import Observation, Predictions, observe
 from synthe_core.introspection.reads import Reads, follow
@@ -77,6 +78,11 @@ def open_model(path: Path, device: str = "auto") -> tuple[Checkpoint, LanguageMo
     checkpoint = Checkpoint.open(path)
     if isinstance(checkpoint.recipe.model, PublishedSpec):
         kind, known = checkpoint.recipe.model.architecture, ", ".join(ARCHITECTURES)
+        if kind in ARCHITECTURES:
+            try:
+                plan(Config(path / CONFIG, checkpoint.recipe.model.config))
+            except UnsupportedModel as error:
+                raise InputError(f"{path} is run by transformers: {error.message}", error.hint) from None
         raise InputError(f"{path} is a {kind}, which our learners do not have", f"introspect reads learners: {known}")
     if checkpoint.recipe.model.head is not None:
         raise InputError(f"{path} is an encoder", "introspect needs a language model, which reads token by token")

@@ -108,6 +108,8 @@ class Attention(Learner[AttentionState]):
         self.rotates = self.turned > 0 or config.qk_norm is True  # `rotary` applies the plain norm
         if isinstance(config.window, int) and config.window < 1:
             raise InputError(f"attention: window must be at least 1, not {config.window}", "or `full`")
+        if isinstance(config.window, int) and config.window >= 2**31:
+            raise InputError(f"attention: window must be below {2**31}, not {config.window}", "or `full`")
         self.window = FULL_WINDOW if config.window == "full" else config.window
         self.features = [n * self.size for n in (self.heads, self.groups, self.groups, self.heads * config.gate)]
         self.qkv = project_in(width, sum(self.features), config.bias in ("qkv", "all"))  # and the gate

@@ -6,7 +6,8 @@ Nothing is downloaded, no pickle is read and no code of a folder runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthe_core.errors import InputError
+from synthe_core.errors import InputError, closest
 from synthe_core.hardware.placement import choose_precision
 from synthe_core.hardware.probe import Hardware
 from synthe_core.interop.huggingface.published import Config, check_depth
@@ -26,6 +27,7 @@ FLOAT = "__float__"
 SHAPES = "synthe-shapes"  # the name of `experts_without_storage` in transformers' registry
 IMPLEMENTATIONS = ("attn_implementation", "experts_implementation")
 """Keys of a config that choose code, which a name of the hub may mean."""
+NUMBER = re.compile(r"\.(\d+)\.")
 NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -49,7 +51,9 @@ def choose_dtype(tensors: Mapping[str, Tensor], device: torch.device, hardware: 
     """The dtype to compute in: that of the tensors, where products are faster in it or float32 needs more memory than
     there is; else float32."""
     stored, numbers = stored_dtype(tensors), sum(tensors[name].numel() for name in tensors)
-    if stored not in NARROW or (device.type == "cpu" and 0 < hardware.available < 4 * numbers):
+    if stored not in NARROW:
+        return torch.float32
+    if device.type == "cpu" and 0 < hardware.available < 4 * numbers:
         return stored
     return stored if choose_precision("auto", device.type, hardware).value == "bfloat16" else torch.float32
 
@@ -62,12 +66,17 @@ def read_pretrained(config: dict[str, Any], tensors: Mapping[str, Tensor], path:
         check_sizes(config, values, path)
         parsed, kind = _class_of(config, path)
         inner, info = kind.from_pretrained(
-            None, config=parsed, state_dict=dict(values), dtype=dtype, output_loading_info=True
-        )
+            None, config=parsed, state_dict=dict(values), dtype=dtype, output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below by name
+        )  # fmt: skip
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{path} has no tensor {missing[0]}, which its config.json asks for", "fetch every file")
-    if info.get("mismatched_keys"):
-        raise InputError(f"{path}: config.json and the weights are of two models", "copy the folder again")
+    check_layers(inner, info.get("unexpected_keys") or (), path)
+    for name, stored, own in sorted(info.get("mismatched_keys") or ()):
+        raise InputError(
+            f"{path} has {name} {list(stored)}, and by its config.json that should be {list(own)}",
+            "config.json and the weights are of two models: copy the folder again",
+        )
     mapped = {tensor.untyped_storage().data_ptr() for tensor in values.values()}
     for name, tensor in inner.state_dict(keep_vars=True).items():
         check_finite(name, tensor, path)
@@ -118,6 +127,36 @@ def check_sizes(config: dict[str, Any], tensors: Mapping[str, Tensor], path: obj
             f"{path}: config.json describes a model of {own:,} numbers and {tables:,} bytes of tables, and the files "
             f"hold {stored:,} numbers",
             "config.json and the weights are of two models: copy the folder again",
+        )
+
+
+def check_layers(inner: Any, unexpected: Iterable[str], path: object) -> None:
+    """InputError for a further layer like those of the model.
+
+    One with tensors of its own predicts further tokens, and the model has no use for it. Tensors outside of layers may
+    belong to another modality.
+    """
+    known = {NUMBER.sub(".N.", name) for name in inner.state_dict()}
+    layers: dict[str, list[str]] = {}
+    for name in sorted(unexpected):
+        if number := NUMBER.search(name):
+            layers.setdefault(name[: number.end()], []).append(name)
+    for names in layers.values():
+        if all(NUMBER.sub(".N.", name) in known for name in names):
+            raise InputError(
+                f"{path} has a tensor {names[0]}, which the model has not by its config.json",
+                "config.json and the weights are of two models: copy the folder again",
+            )
+
+
+def check_plain(config: dict[str, Any], path: object) -> None:
+    """InputError for a config of quantised weights, whose tensors are not those of its layers."""
+    settings = config.get("quantization_config")
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise InputError(
+            f"{path} has quantised weights ({str(method)[:80]}: quantization_config in config.json)",
+            "use the original model, or a GGUF file of it, which may be quantised",
         )
 
 
@@ -198,11 +237,14 @@ def _class_of(config: dict[str, Any], path: object) -> tuple[Any, type[Any]]:
     """The parsed config, and the class of its causal language model. InputError for one that transformers lacks."""
     transformers = library(path)
     check_runs_without_code(str(path), config)
+    check_plain(config, path)
     kind = config.get("model_type")
-    if kind not in transformers.CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
+        near = closest(str(kind)[:80], transformers.CONFIG_MAPPING.keys())
         raise InputError(
             f"{path}: transformers {transformers.__version__} has no model_type {str(kind)[:80]!r}",
-            "a newer transformers may have it; models with code of their own (trust_remote_code) are not run",
+            ("" if near is None else f"did you mean '{near}'? ")
+            + "a newer transformers may have it; models with code of their own (trust_remote_code) are not run",
         )
     chosen = {key: value for key, value in config.items() if not (key.startswith("_") or key in IMPLEMENTATIONS)}
     parsed = transformers.CONFIG_MAPPING[kind].from_dict(with_floats(chosen))

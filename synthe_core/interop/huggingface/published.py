@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -29,12 +29,22 @@ WIDTHS = {
     "mamba_num_heads", "mamba_head_dim", "ssm_state_size", "shared_intermediate_size",
     "num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size", "moe_latent_size",
     "moe_shared_expert_intermediate_size", "shared_expert_intermediate_size",
+    "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
+    "linear_conv_kernel_dim", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
+    "lru_width", "n_embd", "n_head", "n_inner", "linear_head_dim", "linear_num_heads",
 }  # fmt: skip
 """Keys of config.json that are no larger than the longest side of a tensor, if the model has such modules at all."""
 HARMLESS = 1 << 15
 """A width of modules that a model need not have."""
 BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 """The stored types that float32 represents exactly, and their sizes in bytes."""
+
+
+class Shapes(Protocol):
+    """The names of tensors, and their shapes without reading them."""
+
+    def __iter__(self) -> Iterator[str]: ...
+    def shape(self, name: str) -> list[int]: ...
 
 
 class UnsupportedModel(InputError):
@@ -61,6 +71,11 @@ class Config:
         if not isinstance(value, dict):
             raise self._wrong(key, value, "a mapping")
         return Config(self.path, value, f"{self._within}{key}.")
+
+    def language(self) -> Config:
+        """The keys of the language model: those of `text_config` in a model of several modalities."""
+        inner = self.inner("text_config")
+        return inner if inner.values else self
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value, or `default` if the key is absent or null."""
@@ -126,14 +141,22 @@ def check_depth(config: Config, tensors: int) -> None:
 
 
 def check_widths(config: Config, longest: int) -> None:
-    """InputError for great widths beyond the longest side of any tensor: their products may overflow."""
-    for key in WIDTHS & config.values.keys():
-        value = config.values[key]
-        if isinstance(value, int | float) and value > max(longest, HARMLESS):
-            raise InputError(
-                f"{config.path}: {key} is {shown(value)}, and the longest side of its tensors is {longest}",
-                "config and weights are of two models: copy it again",
-            )
+    """InputError for great widths, at any depth, beyond the longest side of a tensor: their products may overflow."""
+    pending: list[Any] = [config.values]
+    while pending:
+        for key, value in pending.pop().items():
+            if isinstance(value, dict):
+                pending.append(value)
+            elif key in WIDTHS and isinstance(value, int | float) and value > max(longest, HARMLESS):
+                raise InputError(
+                    f"{config.path}: {key} is {shown(value)}, and the longest side of its tensors is {longest}",
+                    "config and weights are of two models: copy it again",
+                )
+
+
+def longest_side(published: Shapes) -> int:
+    """The longest side of any tensor."""
+    return max((side for name in published for side in published.shape(name)), default=0)
 
 
 def shown(value: Any) -> str:
@@ -199,7 +222,7 @@ class Published(Mapping[str, Tensor]):
         if kind not in BYTES:
             raise InputError(
                 f"{name} is stored as {kind}, and synthe imports {', '.join(BYTES)}",
-                "quantised weights cannot be imported: download the original model",
+                "download the original model, or save it as float32",
             )
         return kind
 

@@ -114,6 +114,13 @@ class Checkpoint:
         adapter_files.check_base(self.path, reference.sha256 if reference else None, base.base_digests, base.path)
         return base
 
+    @cached_property
+    def fitted_adapter(self) -> Adapter | None:
+        """The adapter, on the maps that its base has here: one of PEFT's names those of the published model."""
+        if self.adapter is None or self.base is None:
+            return None
+        return self.base.source.fitted(self.adapter, self.path)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the digests of the files with the weights, or with the adapter."""
@@ -197,8 +204,8 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> StoredTensors | MergedTensors:
         """The weights by name, each read when it is used; of an adapter, its base's with the adapter merged."""
-        if self.base is not None and self.adapter is not None:
-            return MergedTensors(self.base.tensors, self.adapter, self.path)
+        if self.base is not None and self.fitted_adapter is not None:
+            return MergedTensors(self.base.tensors, self.fitted_adapter, self.path)
         return self._stored
 
     @cached_property

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from synthe_core.adapters.lora import Adapter
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.quantization.tensor_file import open_tensors
@@ -68,6 +69,10 @@ class CheckpointSource(ABC):
     def tensors(self, name: str) -> Mapping[str, Tensor]:
         """The tensors of a safetensors file, each mapped into memory when it is read."""
         return open_tensors(*self.locate(name), str(self.path / name))
+
+    def fitted(self, adapter: Adapter, path: Path) -> Adapter:
+        """An adapter of this model, on the maps that the model has here; path: the adapter's, for messages."""
+        return adapter
 
     @property
     def alternatives(self) -> list[Path]:

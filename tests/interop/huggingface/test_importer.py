@@ -186,6 +186,7 @@ def test_events_and_manifest_name_the_source(tmp_path: Path) -> None:
     assert checkpoint.recipe.name == "small" and checkpoint.vocab == VOCAB
     assert checkpoint.manifest.parents == [str(source)]
     facts = checkpoint.manifest.model_dump()["source"]
+    assert len(facts.pop("digest")) == 64
     assert facts == {"format": "huggingface", "architecture": "LlamaForCausalLM", "stored": "BF16", "context": 2048}
     assert checkpoint.manifest.parameters == checkpoint.model().parameter_count()
 

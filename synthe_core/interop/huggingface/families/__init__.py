@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
-from synthe_core.errors import unknown
+from synthe_core.errors import closest
 from synthe_core.interop.huggingface.families import (
     deepseek,
     early,
@@ -117,7 +118,23 @@ def plan(config: Config) -> Plan:
         known = ", ".join(ARCHITECTURES)
         raise UnsupportedModel(f"{config.path} names no architecture", f"`architectures` should hold one of {known}")
     if (name := str(names[0])) not in ARCHITECTURES:
-        error = unknown("architecture", name, ARCHITECTURES)
-        raise UnsupportedModel(error.message, f"{error.hint} transformers may run it as it is: synthe generate FOLDER")
+        raise UnsupportedModel(
+            f"unknown architecture '{name}'",
+            f"{_nearest(name)}transformers may run it as it is: synthe generate FOLDER",
+        )
     config.only("quantization_config", None)
     return ARCHITECTURES[name](config)
+
+
+def _nearest(name: str) -> str:
+    """The question after a similar architecture, or nothing. What all names end with makes none of them similar."""
+    families: dict[str, str] = {}
+    for known in ARCHITECTURES:
+        families.setdefault(_family(known), known)
+    family = _family(name)
+    near = family if family in families else closest(family, families)
+    return "" if near is None else f"did you mean '{families[near]}'? "
+
+
+def _family(name: str) -> str:
+    return re.split(r"For[A-Z]|LMHead", name)[0]

@@ -27,7 +27,7 @@ WITH_BIAS = partial(norm, bias=True)
 def gpt2(config: Config) -> Plan:
     config.only("add_cross_attention", False)
     heads, mlp = gpt_keys(config)
-    scale = (config.size("n_embd", 768) // heads) ** -0.5 if config.flag("scale_attn_weights", True) else 1.0
+    scale = max(1, config.size("n_embd", 768) // heads) ** -0.5 if config.flag("scale_attn_weights", True) else 1.0
     by_layer = config.flag("scale_attn_by_inverse_layer_idx", False)
     layers = []
     for index in range(config.size("n_layer", 12)):

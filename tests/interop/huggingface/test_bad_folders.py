@@ -1,0 +1,161 @@
+"""Damaged and unusual model folders: each gets one clear line, whichever library would run the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from synthe_core.errors import InputError
+from synthe_core.introspection.report import introspect
+from synthe_core.storage.checkpoint import Checkpoint
+from tests.interop.huggingface.backend_families import family
+from tests.interop.huggingface.served_models import folder
+
+transformers = pytest.importorskip("transformers")
+from synthe_core.interop.huggingface.families import ARCHITECTURES, plan  # noqa: E402
+from synthe_core.interop.huggingface.published import Config  # noqa: E402
+from synthe_core.interop.load import load_model  # noqa: E402
+
+ONE = torch.ones(64)
+TEXT = torch.tensor([[5, 9, 200, 31, 7, 7, 88, 2, 64, 150]])
+
+
+def edited(path: Path, **keys: Any) -> Path:
+    """The folder with other values in config.json; None removes a key."""
+    file = path / "config.json"
+    values = json.loads(file.read_text()) | keys
+    file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    return path
+
+
+def retyped(path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    """Saves the folder's tensors, changed."""
+    tensors = load_file(path / "model.safetensors")
+    tensors |= change(tensors)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("values", [{}, {"text_config": {"hidden_size": 8}}, {"vocab_size": "8"}, {"vocab_size": -1}])
+def test_a_config_without_a_vocabulary_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
+    path = family(tmp_path / "model", "DeepseekV3")
+    (path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"vocab_size is .*and should be a whole number"):
+        Checkpoint.open(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("LlamaForCasualLM", "LlamaForCausalLM"),
+        ("LamaForCausalLM", "LlamaForCausalLM"),
+        ("Gemma3ForSequenceClassification", "Gemma3ForCausalLM"),
+        ("DeepseekV3ForCausalLM", None),
+        ("BertForMaskedLM", None),
+    ],
+)
+def test_only_a_similar_family_is_suggested(tmp_path: Path, name: str, near: str | None) -> None:
+    with pytest.raises(InputError, match="unknown architecture") as caught:
+        plan(Config(tmp_path / "config.json", {"architectures": [name]}))
+    assert caught.value.hint is not None
+    assert ("did you mean" in caught.value.hint) == (near is not None)
+    assert near is None or (near in ARCHITECTURES and f"did you mean '{near}'?" in caught.value.hint)
+
+
+def test_a_misspelt_model_type_is_named(tmp_path: Path) -> None:
+    path = edited(family(tmp_path / "model", "DeepseekV3"), model_type="deepsek_v3")
+    with pytest.raises(InputError, match="no model_type 'deepsek_v3'") as caught:
+        load_model(path)
+    assert "did you mean 'deepseek_v3'?" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("settings", [{"quant_method": "fp8"}, {"quant_method": "gptq", "bits": 4}, "fp8"])
+def test_quantised_weights_are_refused_before_they_are_read(tmp_path: Path, settings: Any) -> None:
+    path = edited(family(tmp_path / "model", "DeepseekV3"), quantization_config=settings)
+    with pytest.raises(InputError, match="has quantised weights"):
+        load_model(path)
+    with pytest.raises(InputError, match="has quantised weights"), Checkpoint.open(path).recipe.meta_model(270):
+        pass
+
+
+def test_layers_that_the_config_does_not_count_are_refused(tmp_path: Path) -> None:
+    """transformers leaves them out with a warning, and the model writes nonsense."""
+    path = edited(family(tmp_path / "model", "DeepseekV3"), num_hidden_layers=3)
+    with pytest.raises(InputError, match=r"has a tensor model\.layers\.3\..*, which the model has not"):
+        load_model(path)
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    path = family(tmp_path / "model", "DeepseekV3")
+    with torch.inference_mode():
+        expected = load_model(path).model(TEXT)[0]
+    retyped(
+        path, lambda tensors: {"model.layers.4.input_layernorm.weight": ONE, "model.layers.4.eh_proj.weight": 2 * ONE}
+    )
+    with torch.inference_mode():
+        assert torch.equal(load_model(path).model(TEXT)[0], expected)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_weights_of_integers_and_of_eight_bits_are_refused(tmp_path: Path, kind: torch.dtype) -> None:
+    path = family(tmp_path / "model", "DeepseekV3")
+    retyped(path, lambda tensors: {name: tensor.to(kind) for name, tensor in tensors.items()})
+    with pytest.raises(InputError, match="is stored as"):
+        Checkpoint.open(path)
+
+
+def test_one_tensor_of_eight_bits_is_refused(tmp_path: Path) -> None:
+    path, name = family(tmp_path / "model", "DeepseekV3"), "model.layers.0.mlp.up_proj.weight"
+    retyped(path, lambda tensors: {name: tensors[name].to(torch.float8_e4m3fn)})
+    with pytest.raises(InputError, match=f"{name} of .* is stored as F8_E4M3"):
+        Checkpoint.open(path)
+
+
+def test_weights_of_float64_run_in_float32(tmp_path: Path) -> None:
+    path = family(tmp_path / "model", "DeepseekV3")
+    with torch.inference_mode():
+        expected = load_model(path).model(TEXT)[0]
+    retyped(path, lambda tensors: {name: tensor.double() for name, tensor in tensors.items()})
+    with torch.inference_mode():
+        assert torch.equal(load_model(path).model(TEXT)[0], expected)
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
+    path = family(tmp_path / "model", "DeepseekV3")
+    retyped(path, lambda tensors: {"model.norm.weight": torch.ones(65)})
+    with pytest.raises(InputError, match=r"has model\.norm\.weight \[65\], and .* should be \[64\]"):
+        load_model(path)
+
+
+def test_introspection_says_which_option_learners_lack(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is run by transformers: .*hidden_act is 'mish'") as caught:
+        introspect(folder(tmp_path / "model", "Llama", hidden_act="mish"), "hello")
+    assert "silu" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("kind", ["Qwen3Next", "Mixtral"])
+def test_a_number_of_experts_that_lies_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    """Before their names are listed, which takes memory and time without end."""
+    path = family(tmp_path / "model", kind)
+    for key in ("num_experts", "num_local_experts"):
+        edited(path, **{key: 10**9})
+    with pytest.raises(InputError, match=r"experts is 1000000000, and the longest side of its tensors is"):
+        Checkpoint.open(path)
+
+
+@pytest.mark.parametrize("key", ["linear_key_head_dim", "linear_num_value_heads", "linear_value_head_dim"])
+def test_a_width_that_no_tensor_has_is_refused(tmp_path: Path, key: str) -> None:
+    path = edited(family(tmp_path / "model", "Qwen3Next"), **{key: 10**30})
+    with pytest.raises(InputError, match=f"{key} is 1000000"):
+        load_model(path)
+
+
+def test_a_window_beyond_all_texts_is_refused(tmp_path: Path) -> None:
+    path = edited(family(tmp_path / "model", "Gemma3"), sliding_window=10**30)
+    with pytest.raises(InputError, match="window must be below 2147483648"):
+        load_model(path)
