@@ -63,6 +63,8 @@ def published_gradients(
     source = ConvertedSource(HuggingFaceModel(folder)).model
     theirs, ignored = source.published, source.layout.ignored
     model.requires_grad_(True).zero_grad()
+    loss, _ = model.loss(inputs, targets)
+    assert not loss.auxiliary, "transformers adds no loss of its own to that of the text"
     F.cross_entropy(model(inputs)[0].flatten(0, 1), targets.flatten()).backward()
     ours = {name: torch.zeros(theirs.shape(name)) for name in theirs if not (ignored and re.search(ignored, name))}
     named = dict(model.named_parameters())

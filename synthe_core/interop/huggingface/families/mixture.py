@@ -31,7 +31,8 @@ def mixtral(config: Config) -> Plan:
     number = number_of_experts(config, "num_local_experts", 8)
     top_k = config.size("num_experts_per_tok", 2)
     hidden = config.size("intermediate_size", 14336)
-    experts = {"type": "experts", "experts": number, "top_k": top_k, "hidden": hidden, "normalize": True}
+    sizes = {"experts": number, "top_k": top_k, "hidden": hidden}
+    experts = {"type": "experts", **sizes, "normalize": True, "balance": 0.0}
     layers = []
     for _, place in layer_places(config):
         attention = Part(keys, norm(f"{place}.input_layernorm"), attention_tensors(f"{place}.self_attn", keys))
@@ -95,6 +96,7 @@ def olmoe(config: Config) -> Plan:
         "top_k": config.size("num_experts_per_tok", 8),
         "hidden": config.size("intermediate_size", 2048),
         "normalize": config.flag("norm_topk_prob", False),
+        "balance": 0.0,
     }
     layers = []
     for _, place in layer_places(config):
@@ -117,6 +119,7 @@ def granite_moe(config: Config) -> Plan:
         "top_k": config.size("num_experts_per_tok", 2),
         "hidden": config.size("intermediate_size", 11008),
         "normalize": True,
+        "balance": 0.0,
         **scaled,
     }
     layers = []
@@ -151,6 +154,7 @@ def qwen_experts(config: Config, *, normalize: bool = False, shared: bool = True
         "top_k": config.size("num_experts_per_tok"),
         "hidden": config.size("moe_intermediate_size"),
         "normalize": config.flag("norm_topk_prob", normalize),
+        "balance": 0.0,
     }
     return keys | ({"shared": config.size("shared_expert_intermediate_size"), "shared_gate": True} if shared else {})
 
