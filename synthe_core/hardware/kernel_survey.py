@@ -108,7 +108,7 @@ def _calls(spec: Spec, device: str, precision: str) -> Iterator[tuple[str, Op, C
         with torch.no_grad(), record_ops() as decoding:
             if isinstance(model, LanguageModel):
                 model.next_logits(tokens[:, :1], state)
-    except SyntheError:  # settings that do not go together
+    except (SyntheError, ValidationError):  # settings that do not go together, or need another learner
         return
     yield from (("training", op, call) for op, call, _ in training.calls)
     yield from (("decoding", op, call) for op, call, _ in decoding.calls)
