@@ -34,7 +34,7 @@ MEMBERS = [
     (KNOWLEDGE, ANY),
     (rf"sessions/{NAME}\.safetensors", ANY),
     (r"model\.safetensors\.index\.json", 64 * MIB),
-    (r"model\.safetensors|model-\d{5}-of-\d{5}\.safetensors", ANY),
+    (r"model\.safetensors|model(?:\.safetensors)?-\d{5}-of-\d{5}\.safetensors", ANY),
     (SIGNATURE, 64 * KIB),
 ]
 """(pattern, size limit in bytes), in the order of members in a file."""

@@ -32,6 +32,7 @@ from synthe_core.packing.members import (
     README,
     is_weights,
 )
+from synthe_core.packing.published_adapter import fitted_folder
 from synthe_core.packing.titan import is_titan, titan_members
 from synthe_core.quantization.formats import FORMATS
 from synthe_core.quantization.tensor_file import DequantizedTensors, open_tensors, write_quantized
@@ -100,9 +101,10 @@ def pack(path: Path, out: Path | None = None, options: PackOptions = PackOptions
         raise InputError(f"'{name}' is not a valid name", "letters, digits, . _ and -, no more than 64")
     out = _target(out, name)
     with claim(out) as target, scratch_folder(target) as scratch:
+        given = checkpoint
         if not checkpoint.source.on_disk:
             checkpoint = copy_checkpoint(checkpoint, scratch / "model")
-        collected = PackContents(_collect(checkpoint, options, scratch))
+        collected = PackContents(_collect(checkpoint, options, scratch, given))
         yield from _weights(checkpoint, options, collected, scratch)
         about = _manifest(checkpoint, options, collected, name)
         yield from _finish(out, collected.contents, about, bool(checkpoint.classes))
@@ -124,8 +126,9 @@ def _name(checkpoint: Checkpoint) -> str:
     return source.pack_manifest.name if isinstance(source, Bundle) else checkpoint.recipe.name
 
 
-def _collect(checkpoint: Checkpoint, options: PackOptions, scratch: Path) -> dict[str, Content]:
-    """All contents but weights and manifest: those of a packed source, and those that the options name."""
+def _collect(checkpoint: Checkpoint, options: PackOptions, scratch: Path, given: Checkpoint) -> dict[str, Content]:
+    """All contents but weights and manifest: those of a packed source, and those that the options name. given: what
+    `checkpoint` is a copy of, or itself."""
     files = checkpoint.manifest.files
     small = [name for name in ("recipe.yaml", "config.json", *FILES) if name in files]
     contents: dict[str, Content] = {name: Bytes(checkpoint.source.read(name)) for name in small}
@@ -135,7 +138,8 @@ def _collect(checkpoint: Checkpoint, options: PackOptions, scratch: Path) -> dic
     if options.agent is not None:
         contents[AGENT] = Bytes(_file(options.agent, "agent file").read_bytes())
     for text in options.adapters:
-        contents |= adapter_members(*parse_named(text))
+        name, folder = parse_named(text)
+        contents |= adapter_members(name, fitted_folder(given, checkpoint.digest, folder, scratch / name))
     for session in options.sessions:
         if not re.fullmatch(NAME, session.stem):
             raise InputError(f"'{session.stem}' is not a valid name for a session", "letters, digits, . _ and -")

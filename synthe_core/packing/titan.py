@@ -33,7 +33,7 @@ from synthe_core.storage.path_format import is_synapse
 from synthe_core.storage.tensor_file import TensorFile
 
 GGUF = "model.gguf"
-MODELS = re.compile(r"model\.gguf|model(?:-\d{5}-of-\d{5})?\.safetensors")
+MODELS = re.compile(r"model\.gguf|model(?:(?:\.safetensors)?-\d{5}-of-\d{5})?\.safetensors")
 LINKS = (GGUF,)  # the bundle has a link to its model
 
 

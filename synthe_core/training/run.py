@@ -236,6 +236,11 @@ def _initial_model(
             f"{source.path} was trained with other tokens than the recipe's",
             f"use its tokenizer: --set data.tokenizer={theirs}",
         )
+    if begins and source is not None and vocab > source.vocab:
+        raise InputError(
+            f"the tokenizer of {source.path} has {vocab:,} tokens, and the model has {source.vocab:,}",
+            "fetch the model's own tokenizer, or name an eos_token that the model has in tokenizer_config.json",
+        )
     if base is not None and source is not None:
         load_weights(model, base.tensors, base.path)
         adapt(model, recipe, source)

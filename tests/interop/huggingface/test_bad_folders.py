@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from synthe_core.errors import InputError
 from synthe_core.introspection.report import introspect
+from synthe_core.packing.pack import PackOptions, pack
 from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.training.run import recipe_from_checkpoint, train
 from tests.interop.huggingface.backend_families import family
-from tests.interop.huggingface.served_models import folder
+from tests.interop.huggingface.served_models import folder, gpt2
 
 transformers = pytest.importorskip("transformers")
 from synthe_core.interop.huggingface.families import ARCHITECTURES, plan  # noqa: E402
@@ -163,3 +165,24 @@ def test_a_window_beyond_all_texts_is_refused(tmp_path: Path) -> None:
     path = edited(family(tmp_path / "model", "Gemma3"), sliding_window=10**30)
     with pytest.raises(InputError, match="window must be below 2147483648"):
         load_model(path)
+
+
+def test_a_tokenizer_that_ends_texts_with_a_token_beyond_the_model_trains_nothing(tmp_path: Path) -> None:
+    """GPT-2's config of old names the end of text 50256, whatever the vocabulary."""
+    path, text = gpt2(tmp_path / "model"), tmp_path / "text.txt"
+    text.write_text("the sea the sea times is times " * 80)
+    settings = [f"data.sources={text}", "data.sequence=16", "train.budget=1steps", "train.batch=2"]
+    with pytest.raises(InputError, match=r"the tokenizer of .* has 271 tokens, and the model has 270"):
+        list(train(recipe_from_checkpoint(path, settings), out=tmp_path / "run", init=path))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00001.safetensors", "model.safetensors-00001-of-00001.safetensors"])
+def test_weights_under_either_name_of_a_shard_are_packed(tmp_path: Path, name: str) -> None:
+    path = bitnet(tmp_path / "model")
+    (path / "model.safetensors").rename(path / name)
+    index = {"weight_map": dict.fromkeys(load_file(path / name), name)}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    list(pack(path, tmp_path / "m.synapse", PackOptions()))
+    with torch.inference_mode():
+        assert torch.equal(*(load_model(each).model(TEXT)[0] for each in (path, tmp_path / "m.synapse")))

@@ -12,6 +12,8 @@ from torch import Tensor
 from synthe_core.adapters.lora import Adapter, LowRank
 from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.packing.pack import PackOptions, pack
+from synthe_core.packing.unpack import unpack
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.interop.huggingface.backend_families import FAMILIES, family
 from tests.interop.huggingface.served_models import folder
@@ -101,3 +103,15 @@ def test_a_change_of_what_is_no_matrix_is_refused_by_name(tmp_path: Path) -> Non
     change = LowRank(torch.ones(1, 1), torch.ones(64, 1), 1.0)
     with pytest.raises(InputError, match=r"changes model\.norm as a matrix \[64, 1\], and the model's is \[64\]"):
         source.fitted(Adapter({"model.norm": change}), tmp_path)
+
+
+def test_a_packed_model_has_the_adapter_on_its_own_maps(tmp_path: Path) -> None:
+    path = base(tmp_path / "model", "Llama")
+    expected = adapted(path, tmp_path / "adapter", "all-linear", rank_pattern={"k_proj": 2})
+    list(pack(path, tmp_path / "m.synapse", PackOptions(adapters=[f"notes={tmp_path / 'adapter'}"])))
+    list(unpack(tmp_path / "m.synapse", tmp_path / "out"))
+    served = load_model(tmp_path / "m.synapse")
+    served.load_adapter("notes", tmp_path / "out" / "adapters" / "notes")
+    with torch.inference_mode(), served.activate(served.adapters["notes"]):
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(served.model(TEXT)[0], expected, rtol=0, atol=1e-4 * scale)
