@@ -19,6 +19,13 @@ class Metadata:
     def get(self, key: str, default: Any = None) -> Any:
         return self.file.get(f"{self.architecture}.{key}", default)
 
+    def layers(self) -> int:
+        """The layers that predict the next token: all but those for further tokens, which a file may end with."""
+        count, further = self.size("block_count"), self.optional("nextn_predict_layers")
+        if further >= count:
+            raise self.wrong("nextn_predict_layers", further, f"fewer than {count}, the number of layers")
+        return count - further
+
     def number(self, key: str, default: float | None = None) -> float:
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

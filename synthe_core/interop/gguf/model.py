@@ -19,6 +19,8 @@ from synthe_core.interop.gguf.tokenizer import tokenizer_of, tokens_of
 from synthe_core.interop.huggingface.published import Config, check_depth
 from synthe_core.quantization.ggml import BLOCK_FORMATS, PLAIN_FORMATS
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""The keys of configs for their number."""
 PLAIN_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 
@@ -34,8 +36,8 @@ class GgufModel(Mapping[str, Tensor]):
         architecture = architecture_of(data)
         values = architecture.config(data)
         check_depth(Config(path, values), len(self.file))
-        experts = _experts(self.file, values.get("num_experts", 0), path)
-        self._places = tensor_names(architecture, data.size("block_count"), experts, self.file, path)
+        experts = _experts(self.file, next((values[key] for key in EXPERTS if key in values), 0), path)
+        self._places = tensor_names(architecture, data, experts)
         self._transforms = architecture.transforms(values)
         values["tie_word_embeddings"] = "output.weight" not in self.file
         values["vocab_size"] = self.file.shape("token_embd.weight")[0] if "token_embd.weight" in self.file else 0
@@ -44,19 +46,20 @@ class GgufModel(Mapping[str, Tensor]):
     def shape(self, name: str) -> list[int]:
         """The shape of a tensor, without reading it."""
         place = self._places[name]
-        stored = self.file.shape(place.name)
+        shapes = [self.file.shape(each) for each in place.names]
         try:
-            shape = stored if place.part is None else stored[1:]
-            return list(self._made(name, torch.empty(shape, device="meta")).shape)
+            parts = shapes if place.part is None else [each[1:] for each in shapes]
+            return list(self._made(name, *(torch.empty(each, device="meta") for each in parts)).shape)
         except (RuntimeError, IndexError):
+            stored = ", ".join(f"{each} {list(shape)}" for each, shape in zip(place.names, shapes, strict=True))
             raise InputError(
-                f"{self.path} has {place.name} {list(stored)}, which is not the shape that its metadata give it",
+                f"{self.path} has {stored}, which is not the shape that its metadata give it",
                 "fetch it again",
             ) from None
 
     def stored_as(self, name: str) -> str:
-        """The name of a tensor's type in the file."""
-        kind = self.file.tensors[self._places[name].name].kind
+        """The name of a tensor's type in the file; of several that it is made of, the first one's."""
+        kind = self.file.tensors[self._places[name].names[0]].kind
         return PLAIN_NAMES[PLAIN_FORMATS[kind]] if kind in PLAIN_FORMATS else BLOCK_FORMATS[kind].name
 
     def digest(self) -> str:
@@ -72,15 +75,16 @@ class GgufModel(Mapping[str, Tensor]):
             raise InputError(f"{self.path} has {count} tokens, and the model {vocab}", "fetch it again")
         return tokenizer_of(self.file)
 
-    def _made(self, name: str, tensor: Tensor) -> Tensor:
-        last = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
-        transform = self._transforms.get(last)
-        return tensor if transform is None else transform(tensor)
+    def _made(self, name: str, *stored: Tensor) -> Tensor:
+        parts = name.removesuffix(".weight").removesuffix(".bias").split(".")
+        transform = self._transforms.get(".".join(parts[-2:])) or self._transforms.get(parts[-1])
+        return stored[0] if transform is None else transform(*stored)
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
-        stored = self.file[place.name] if place.part is None else self.file.part(place.name, place.part)
-        return self._made(name, stored)
+        part = place.part
+        stored = (self.file[each] if part is None else self.file.part(each, part) for each in place.names)
+        return self._made(name, *stored)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -11,35 +11,15 @@ import torch
 
 from synthe_core.errors import InputError
 from synthe_core.interop.gguf.model import GgufModel
-from synthe_core.interop.huggingface.families import ARCHITECTURES
-from synthe_core.storage.checkpoint import Checkpoint
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("gguf")
-from tests.interop.gguf import conventions as by  # noqa: E402
+from tests.interop.gguf import conventions as by
+from tests.interop.gguf.families import check_logits, check_tensors, random
 
-SIZES = {
-    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": None, "bos_token_id": None,
-    "eos_token_id": None,
-}  # fmt: skip
 LONG = {"rope_type": "longrope", "rope_theta": 10_000.0, "long_factor": [1.5] * 4, "short_factor": [1.25] * 4,
         "original_max_position_embeddings": 64, "partial_rotary_factor": 0.5}  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 1e5, "factor": 4.0, "original_max_position_embeddings": 32}
-
-
-def random(kind: str, **options: Any) -> Any:
-    """A model of a kind, whose every parameter is away from its initial value."""
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **options})
-    torch.manual_seed(0)
-    name = f"{kind.removesuffix('Text')}ForCausalLM" if kind != "GPT2" else "GPT2LMHeadModel"
-    model = getattr(transformers, name)(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
 
 
 def llama_like(kind: str, architecture: str, change: Any = by.as_it_is, **options: Any) -> Any:
@@ -171,33 +151,14 @@ CASES: dict[str, Any] = {
 }  # fmt: skip
 ROUNDED = ("gemma", "falcon-h1")
 """Whose weights are changed on their way into a file, which rounds them."""
-TOKENS = torch.randint(0, 96, (2, 90), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_model_in_a_file_is_that_of_transformers(tmp_path: Path, case: str) -> None:
     model, path = CASES[case](tmp_path / "model.gguf")
-    read = GgufModel(path)
     if not case.startswith("falcon-h1"):
-        tensors = by.published(model)
-        assert set(read) == set(tensors)
-        for name, tensor in tensors.items():
-            tolerance = 2e-6 if case.startswith(ROUNDED) else 0
-            torch.testing.assert_close(read[name].view(tensor.shape), tensor, rtol=0, atol=tolerance)
-            assert read.shape(name) == list(tensor.shape)
-    values = dict(read.config.values)
-    config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-    config._attn_implementation = "eager"
-    again = type(model).from_pretrained(None, config=config, state_dict=dict(read)).eval()
-    with torch.no_grad():
-        expected = model(TOKENS).logits
-        assert expected.std() > 0.05
-        torch.testing.assert_close(again(TOKENS).logits, expected, rtol=0, atol=2e-5)
-        if values["architectures"][0] in ARCHITECTURES:
-            checkpoint = Checkpoint.open(path)
-            tokens = TOKENS[:, : checkpoint.context]  # longer texts have other angles, which learners do not express
-            ours = checkpoint.model().eval()(tokens)[0]
-            torch.testing.assert_close(ours, model(tokens).logits, rtol=0, atol=1e-4)
+        check_tensors(model, path, tolerance=2e-6 if case.startswith(ROUNDED) else 0)
+    check_logits(model, path)
 
 
 def test_experts_of_another_number_are_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from synthe_core.interop.gguf.families import gemma, gpt, hybrid, llama, state_space
+from synthe_core.interop.gguf.families import gemma, gpt, hybrid, llama, qwen_hybrid, state_space
 from synthe_core.interop.gguf.families.architecture import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -11,4 +11,5 @@ ARCHITECTURES: dict[str, Architecture] = {
     **gpt.ARCHITECTURES,
     **state_space.ARCHITECTURES,
     **hybrid.ARCHITECTURES,
+    **qwen_hybrid.ARCHITECTURES,
 }
