@@ -31,7 +31,8 @@ WIDTHS = {
     "moe_shared_expert_intermediate_size", "shared_expert_intermediate_size",
     "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
     "linear_conv_kernel_dim", "kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
-    "lru_width", "n_embd", "n_head", "n_inner", "linear_head_dim", "linear_num_heads",
+    "n_shared_experts", "num_shared_experts", "lru_width", "n_embd", "n_head", "n_inner",
+    "linear_head_dim", "linear_num_heads",
 }  # fmt: skip
 """Keys of config.json that are no larger than the longest side of a tensor, if the model has such modules at all."""
 HARMLESS = 1 << 15

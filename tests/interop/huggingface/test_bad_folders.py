@@ -186,3 +186,9 @@ def test_weights_under_either_name_of_a_shard_are_packed(tmp_path: Path, name: s
     list(pack(path, tmp_path / "m.synapse", PackOptions()))
     with torch.inference_mode():
         assert torch.equal(*(load_model(each).model(TEXT)[0] for each in (path, tmp_path / "m.synapse")))
+
+
+def test_a_number_of_shared_experts_that_lies_is_refused(tmp_path: Path) -> None:
+    path = edited(family(tmp_path / "model", "DeepseekV3"), n_shared_experts=10**30)
+    with pytest.raises(InputError, match="n_shared_experts is 1000000"):
+        load_model(path)
