@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.interop.hub import local_path
 from synthe_core.interop.huggingface import backend
+from synthe_core.interop.source import ConvertedSource
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.hub.snapshot import model_name
@@ -30,6 +32,9 @@ def load_checkpoint(
     checkpoint: Checkpoint, name: str, device: torch.device | str = "cpu", *, batch_invariant: bool = True
 ) -> LoadedModel:
     """The model of an open checkpoint, or of an adapter's with the adapter merged."""
+    if isinstance(checkpoint.source, ConvertedSource):
+        for notice in checkpoint.source.notices:
+            warnings.warn(f"{name}: {notice}", stacklevel=2)
     if isinstance(checkpoint.recipe.model, PublishedSpec):
         return backend.load_checkpoint(checkpoint, name, device)
     return LoadedModel.from_checkpoint(checkpoint, name, device, batch_invariant=batch_invariant)

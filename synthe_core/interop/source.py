@@ -13,7 +13,7 @@ from torch import Tensor
 from synthe_core.adapters.lora import Adapter
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
-from synthe_core.interop.converted import ConvertedTensors, PublishedModel
+from synthe_core.interop.converted import ConvertedModel, ConvertedTensors, PublishedModel
 from synthe_core.interop.gguf.file import GgufFile
 from synthe_core.interop.gguf.model import GgufModel
 from synthe_core.interop.gguf.tokenizer import tokenizer_of
@@ -40,6 +40,11 @@ class ConvertedSource(CheckpointSource):
     def __init__(self, published: PublishedModel) -> None:
         self.path = published.path
         self.model = converted(published)
+
+    @property
+    def notices(self) -> list[str]:
+        """What a user of the model should know: what of it is left out, for one."""
+        return [each.message for each in self.model.notices] if isinstance(self.model, ConvertedModel) else []
 
     @cached_property
     def _small(self) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from synthe_core.errors import InputError
 from synthe_core.interop.converted import ConvertedModel
 from synthe_core.interop.huggingface.model import HuggingFaceModel
 from synthe_core.interop.huggingface.published import UnsupportedModel
+from synthe_core.interop.load import load_checkpoint
 from synthe_core.interop.source import huggingface
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.interop.huggingface.families import LOGITS, assert_close, check_family
@@ -121,6 +124,8 @@ def test_the_language_model_of_a_multimodal_one(tmp_path: Path, kind: str, tie: 
     assert [notice.message for notice in source.model.notices][:1] == [
         "a multimodal model: its language model is used, and images and videos are not"
     ]
+    with pytest.warns(UserWarning, match="m: a multimodal model"), suppress(InputError):  # it has no tokenizer
+        load_checkpoint(Checkpoint.open(tmp_path), "m")
     ids = tokens()
     with torch.no_grad():
         assert_close(Checkpoint.open(tmp_path).model()(ids)[0], peer(ids).logits, LOGITS, "the logits of a text")
