@@ -316,7 +316,7 @@ def _finish(out: Path, contents: dict[str, Content], manifest: PackManifest, cla
         yield Progress("check", done, total, "bytes")
     manifest = manifest.model_copy(update={"files": dict(sorted(digests.items()))})
     yield Progress("pack", 0, total, "bytes")
-    if out.exists():
+    if out.is_file():
         yield Notice(f"{out} existed, and is replaced")
     write_archive(out, {MANIFEST: Bytes(manifest.to_bytes()), **contents}, sums, claimed=True)
     yield Progress("pack", total, total, "bytes")
