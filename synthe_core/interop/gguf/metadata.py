@@ -20,8 +20,11 @@ class Metadata:
         return self.file.get(f"{self.architecture}.{key}", default)
 
     def layers(self) -> int:
-        """The layers that predict the next token: all but those for further tokens, which a file may end with."""
+        """The layers that predict the next token: all but those for further tokens, which a file may end with.
+        Each layer has a tensor."""
         count, further = self.size("block_count"), self.optional("nextn_predict_layers")
+        if count > len(self.file):
+            raise self.wrong("block_count", count, f"at most {len(self.file)}, the number of tensors")
         if further >= count:
             raise self.wrong("nextn_predict_layers", further, f"fewer than {count}, the number of layers")
         return count - further
@@ -54,6 +57,12 @@ class Metadata:
         """A float32 number as the short decimal that it was."""
         return float(f"{self.number(key, default):.6g}")
 
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise self.wrong(key, value, "true or false")
+        return value
+
     def flags(self, key: str, count: int) -> list[bool] | None:
         """`count` values that are true or false, one a layer; None if the key is missing."""
         if (value := self.get(key)) is None:
@@ -62,6 +71,10 @@ class Metadata:
         if not isinstance(values, list) or len(values) != count or not all(each in (0, 1) for each in values):
             raise self.wrong(key, value, f"{count} times true or false")
         return [bool(each) for each in values]
+
+    def has(self, tensor: str) -> bool:
+        """Whether some layer has a tensor of this name."""
+        return any(f"blk.{i}.{tensor}" in self.file for i in range(self.layers()))
 
     def optional(self, key: str) -> int:
         """A whole number; 0 for one that is missing."""

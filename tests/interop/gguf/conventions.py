@@ -128,7 +128,8 @@ class Experts:
         parts = self.parts.setdefault(stacked, [])
         assert len(parts) == int(after.partition(".")[0])  # they come in order
         parts.append(tensor)
-        return {stacked: torch.stack(parts)} if len(parts) == config.num_experts else {}
+        count = getattr(config, "num_experts", None) or config.n_routed_experts
+        return {stacked: torch.stack(parts)} if len(parts) == count else {}
 
 
 def falcon_h1(config: Any, name: str, tensor: Tensor) -> Tensor | dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.interop.gguf.conventions import Experts
+from tests.interop.gguf.conventions import Experts, pairs
 
 
 def gated_deltas(config: Any, name: str, tensor: Tensor) -> Tensor | dict[str, Tensor]:
@@ -64,3 +64,41 @@ class SparseGatedDeltas(Experts):
 
     def __call__(self, config: Any, name: str, tensor: Tensor) -> Tensor | dict[str, Tensor]:
         return super().__call__(config, name, tensor) if ".experts." in name else self.inner(config, name, tensor)
+
+
+def mamba2(name: str, tensor: Tensor, groups: int) -> Tensor | dict[str, Tensor]:
+    """A = -exp(A_log) and D are columns, a norm has a row for each group, a convolution has no middle dimension."""
+    if name.endswith("dt_bias"):
+        return {name.replace("dt_bias", "dt_proj.bias"): tensor}
+    if name.endswith("A_log"):
+        return -tensor.exp()[:, None]
+    if name.endswith(".D"):
+        return tensor[:, None]
+    if name.endswith((".mamba.norm.weight", ".mixer.norm.weight")):
+        return tensor.reshape(groups, -1)
+    return tensor.squeeze(1) if "conv1d.weight" in name else tensor
+
+
+def granite(config: Any, name: str, tensor: Tensor) -> Tensor | dict[str, Tensor]:
+    """Gates and hidden channels are apart; those that all tokens use are the MLP of a model without experts."""
+    if "_mlp.input_linear" in name or "_moe.input_linear" in name:
+        layer = name.split(".")[2]
+        gate, up = tensor.chunk(2, -2)
+        kind = "_exps" if "_moe." in name else "_shexp" if config.num_local_experts else ""
+        return {f"blk.{layer}.ffn_gate{kind}.weight": gate, f"blk.{layer}.ffn_up{kind}.weight": up}
+    if "shared_mlp.output_linear" in name and not config.num_local_experts:
+        return {f"blk.{name.split('.')[2]}.ffn_down.weight": tensor}
+    made = mamba2(name, tensor, config.mamba_n_groups)
+    return made if isinstance(made, dict) else pairs(config, name, made)
+
+
+class Nemotron(Experts):
+    def __call__(self, config: Any, name: str, tensor: Tensor) -> Tensor | dict[str, Tensor]:
+        if ".mixer.experts." in name:
+            made = super().__call__(config, name, tensor)
+            assert isinstance(made, dict)
+            named = {"up_proj.weight": "ffn_up_exps.weight", "down_proj.weight": "ffn_down_exps.weight"}
+            return {f"blk.{key.split('.')[2]}.{named[key.split('experts.')[1]]}": each for key, each in made.items()}
+        if name.endswith("e_score_correction_bias"):
+            return {name.replace("_bias", ".bias"): tensor}
+        return mamba2(name, tensor, config.n_groups)

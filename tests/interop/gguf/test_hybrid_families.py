@@ -46,7 +46,60 @@ def qwen35(path: Path, **options: Any) -> tuple[Any, Path]:
     return deltas("Qwen3_5Text", "qwen35", hybrid.tiled_values, path, sections, **options)
 
 
+SSM = {"ssm__conv_kernel": 4, "ssm__state_size": 16, "ssm__group_count": 2, "ssm__time_step_rank": 8}
+GRANITE = {
+    "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16, "mamba_expand": 2,
+    "mamba_chunk_size": 16, "shared_intermediate_size": 40, "layer_types": ["mamba", "attention", "mamba"],
+    "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0,
+}  # fmt: skip
+
+
+def granite(path: Path, more: Any = None, **options: Any) -> tuple[Any, Path]:
+    model = random("GraniteMoeHybrid", **GRANITE, num_experts_per_tok=2, **options)
+    config = model.config
+    metadata = by.common(config, **SSM, ssm__inner_size=128) | {
+        "attention__head_count_kv": [0, 2, 0], "rope__dimension_count": 16, "expert_count": config.num_local_experts,
+        "expert_used_count": 2, "expert_shared_feed_forward_length": 40, "attention__scale": 0.2,
+        "embedding_scale": 3.0, "residual_scale": 0.5, "logit_scale": 2.0,
+        "rope__scaling__finetuned": config.position_embedding_type == "rope",
+    }  # fmt: skip
+    return model, by.write(path, "granitehybrid", model, hybrid.granite, **metadata | (more or {}))
+
+
+def nemotron(path: Path, kinds: list[str], more: Any = None, **options: Any) -> tuple[Any, Path]:
+    model = random(
+        "NemotronH", layers_block_type=kinds, head_dim=12, mamba_num_heads=8, mamba_head_dim=8, n_groups=2,
+        ssm_state_size=16, chunk_size=16, n_routed_experts=4, moe_intermediate_size=24,
+        moe_shared_expert_intermediate_size=40, **options,
+    )  # fmt: skip
+    sparse, config = "moe" in kinds, model.config
+    metadata = by.common(config, **SSM, ssm__inner_size=64) | {
+        "attention__key_length": 12, "attention__value_length": 12,
+        "attention__head_count_kv": [2 if kind == "full_attention" else 0 for kind in kinds],
+        "feed_forward_length": [(24 if sparse else 80) if kind in ("mlp", "moe") else 0 for kind in kinds],
+    }  # fmt: skip
+    if sparse:
+        metadata |= {
+            "expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 24, "expert_shared_count": 1,
+            "expert_shared_feed_forward_length": 40, "expert_weights_norm": config.norm_topk_prob,
+            "expert_weights_scale": float(config.routed_scaling_factor), "expert_group_count": config.n_group,
+        }  # fmt: skip
+        metadata |= {"moe_latent_size": config.moe_latent_size} if config.moe_latent_size else {}
+    return model, by.write(path, f"nemotron_h{'_moe' * sparse}", model, hybrid.Nemotron(), **metadata | (more or {}))
+
+
+M, A = "linear_attention", "full_attention"
 CASES: dict[str, Any] = {
+    "granitehybrid": lambda path: granite(path, num_local_experts=0),
+    "granitehybrid, experts": lambda path: granite(path, num_local_experts=4),
+    "granitehybrid, tied": lambda path: granite(path, num_local_experts=0, tie_word_embeddings=True),
+    "granitehybrid, positions": lambda path: granite(path, num_local_experts=0, position_embedding_type="rope"),
+    "nemotron_h": lambda path: nemotron(path, [M, "mlp", A, "mlp", M]),
+    "nemotron_h, biases": lambda path: nemotron(path, [M, A, "mlp"], mlp_bias=True, use_conv_bias=False),
+    "nemotron_h_moe": lambda path: nemotron(path, [M, "moe", A, "moe", M], routed_scaling_factor=2.5),
+    "nemotron_h_moe, latent": lambda path: nemotron(
+        path, [M, "moe", A, "moe", M], moe_latent_size=32, norm_topk_prob=False
+    ),
     "qwen3next": lambda path: deltas("Qwen3Next", "qwen3next", hybrid.SparseGatedDeltas(), path, **EXPERTS),
     "qwen35": qwen35,
     "qwen35, tied": lambda path: qwen35(path, tie_word_embeddings=True),
@@ -90,7 +143,25 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None
         GgufModel(path)
 
 
+@pytest.mark.parametrize("architecture", ["qwen35", "granitehybrid", "nemotron_h"])
+def test_more_layers_than_tensors_are_refused_before_they_are_counted(tmp_path: Path, architecture: str) -> None:
+    made = {"qwen35": lambda path, more: deltas("Qwen3_5Text", "qwen35", hybrid.tiled_values, path, more),
+            "granitehybrid": lambda path, more: granite(path, more, num_local_experts=0),
+            "nemotron_h": lambda path, more: nemotron(path, [M, "mlp", A], more)}  # fmt: skip
+    _, path = made[architecture](tmp_path / "model.gguf", {"block_count": 2**32 - 1})
+    with pytest.raises(InputError, match="the number of tensors"):
+        GgufModel(path)
+
+
 def test_value_heads_that_do_not_divide_are_refused(tmp_path: Path) -> None:
     _, path = deltas("Qwen3_5Text", "qwen35", hybrid.tiled_values, tmp_path / "model.gguf", {"ssm__time_step_rank": 5})
     with pytest.raises(InputError, match="time_step_rank"):
+        GgufModel(path)
+
+
+def test_a_share_of_rotated_channels_in_granite_is_refused(tmp_path: Path) -> None:
+    """So it is in Bamba, whose files have Granite's architecture."""
+    more = {"rope__scaling__finetuned": True, "rope__dimension_count": 8}
+    _, path = granite(tmp_path / "model.gguf", more, num_local_experts=0)
+    with pytest.raises(InputError, match="dimension_count"):
         GgufModel(path)

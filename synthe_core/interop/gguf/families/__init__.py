@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from synthe_core.interop.gguf.families import gemma, gpt, hybrid, llama, qwen_hybrid, state_space
+from synthe_core.interop.gguf.families import gemma, gpt, hybrid, llama, mamba_hybrid, qwen_hybrid, state_space
 from synthe_core.interop.gguf.families.architecture import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -11,5 +11,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     **gpt.ARCHITECTURES,
     **state_space.ARCHITECTURES,
     **hybrid.ARCHITECTURES,
+    **mamba_hybrid.ARCHITECTURES,
     **qwen_hybrid.ARCHITECTURES,
 }

@@ -37,9 +37,6 @@ def _transposed(config: dict[str, Any]) -> Transforms:
 
 def _gptneox(data: Metadata) -> dict[str, Any]:
     heads, width = data.size("attention.head_count"), data.size("embedding_length")
-    parallel = data.get("use_parallel_residual", True)
-    if not isinstance(parallel, bool):
-        raise data.wrong("use_parallel_residual", parallel, "true or false")
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
@@ -52,7 +49,7 @@ def _gptneox(data: Metadata) -> dict[str, Any]:
         "layer_norm_eps": data.rounded("attention.layer_norm_epsilon"),
         "rotary_pct": data.size("rope.dimension_count") / (width // heads),
         "rotary_emb_base": data.number("rope.freq_base", 10_000.0),
-        "use_parallel_residual": parallel,
+        "use_parallel_residual": data.flag("use_parallel_residual", True),
         "attention_bias": "blk.0.attn_qkv.bias" in data.file,
     }
 

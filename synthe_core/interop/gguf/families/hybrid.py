@@ -37,7 +37,7 @@ def _falcon_h1(data: Metadata) -> dict[str, Any]:
     return transformer("FalconH1", "falcon_h1", **mamba, **units)(data)
 
 
-def _mamba2(config: dict[str, Any]) -> Transforms:
+def mamba2_transforms(config: dict[str, Any]) -> Transforms:
     """A file has A = -exp(A_log), and no middle dimension of the convolution."""
     return {
         "A_log": lambda t: t.float().flatten().neg().log(),
@@ -49,7 +49,7 @@ def _mamba2(config: dict[str, Any]) -> Transforms:
 
 def _lfm2(data: Metadata) -> dict[str, Any]:
     """Layers without heads of keys and values are convolutions."""
-    heads, width, layers = data.size("attention.head_count"), data.size("embedding_length"), data.size("block_count")
+    heads, width, layers = data.size("attention.head_count"), data.size("embedding_length"), data.layers()
     kv_heads = data.sizes("attention.head_count_kv", layers)
     return {
         "architectures": ["Lfm2ForCausalLM"],
@@ -65,7 +65,7 @@ def _lfm2(data: Metadata) -> dict[str, Any]:
         "norm_eps": data.rounded("attention.layer_norm_rms_epsilon"),
         "rope_theta": data.number("rope.freq_base", 10_000.0),
         "conv_L_cache": data.size("shortconv.l_cache"),
-        "conv_bias": any(f"blk.{i}.shortconv.conv.bias" in data.file for i in range(layers)),
+        "conv_bias": data.has("shortconv.conv.bias"),
         "pad_token_id": None,
     }
 
@@ -111,6 +111,6 @@ LFM2 = {
     "model.layers.{i}.feed_forward.w2": "blk.{i}.ffn_down",
 }
 ARCHITECTURES = {
-    "falcon-h1": Architecture(_falcon_h1, FALCON_H1, _mamba2),
+    "falcon-h1": Architecture(_falcon_h1, FALCON_H1, mamba2_transforms),
     "lfm2": Architecture(_lfm2, LFM2, _convolutions),
 }

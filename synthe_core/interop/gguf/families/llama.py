@@ -45,6 +45,8 @@ def transformer(name: str, kind: str | None = None, **more: Any) -> Callable[[Me
 
 def rope_scaling(data: Metadata, head: int) -> dict[str, Any] | None:
     kind = data.get("rope.scaling.type", "none")
+    if not isinstance(kind, str):
+        raise data.wrong("rope.scaling.type", kind, SCALINGS)
     if kind == "linear":
         return {"rope_type": "linear", "factor": data.number("rope.scaling.factor")}
     if kind == "yarn":
@@ -129,15 +131,19 @@ def _qwen3moe(data: Metadata) -> dict[str, Any]:
 
 
 def _granite(data: Metadata) -> dict[str, Any]:
-    """Llama with multipliers. The defaults are those of the configuration of transformers."""
+    """Llama with multipliers."""
+    return transformer("Granite")(data) | granite_multipliers(data) | _biases(data)
+
+
+def granite_multipliers(data: Metadata) -> dict[str, float]:
+    """The defaults are those of the configuration of transformers."""
     multipliers = {
         "attention_multiplier": "attention.scale",
         "embedding_multiplier": "embedding_scale",
         "residual_multiplier": "residual_scale",
         "logits_scaling": "logit_scale",
     }
-    values = {ours: data.rounded(theirs, 1.0) for ours, theirs in multipliers.items()}
-    return transformer("Granite")(data) | values | _biases(data)
+    return {ours: data.rounded(theirs, 1.0) for ours, theirs in multipliers.items()}
 
 
 def _olmo2(data: Metadata) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def _config(data: Metadata, name: str, kind: str) -> dict[str, Any]:
         "max_position_embeddings": data.size("context_length"),
         "rms_norm_eps": data.rounded("attention.layer_norm_rms_epsilon"),
         "rope_parameters": {"rope_type": "default"} | (rope_scaling(data, head) or {}) | rotary,
-        "attention_bias": any(f"blk.{i}.attn_q.bias" in data.file for i in range(layers)),
+        "attention_bias": data.has("attn_q.bias"),
         "layer_types": ["linear_attention" if (i + 1) % every else "full_attention" for i in range(layers)],
         "linear_conv_kernel_dim": data.size("ssm.conv_kernel"),
         "linear_key_head_dim": data.size("ssm.state_size"),
@@ -162,7 +162,7 @@ SPARSE = EXPERTS | {
     "model.layers.{i}.mlp.shared_expert.down_proj": "blk.{i}.ffn_down_shexp",
     "model.layers.{i}.mlp.shared_expert_gate": "blk.{i}.ffn_gate_inp_shexp",
 }
-QWEN3_NEXT = {**COMMON, **SPARSE, "model.layers.{i}.linear_attn.in_proj_ba": "blk.{i}.ssm_ba"}
+QWEN3_NEXT: Names = {**COMMON, **SPARSE, "model.layers.{i}.linear_attn.in_proj_ba": "blk.{i}.ssm_ba"}
 ARCHITECTURES = {
     "qwen3next": Architecture(_qwen3_next, QWEN3_NEXT, _side_by_side, _projections),
     "qwen35": Architecture(_qwen3_5, COMMON | APART | MLP, _by_key_head),
