@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from synthe_core.errors import InputError
+from synthe_core.interop.gguf.file import GgufFile
 from synthe_core.interop.gguf.model import GgufModel
 
 pytest.importorskip("transformers")
@@ -157,6 +159,32 @@ def test_value_heads_that_do_not_divide_are_refused(tmp_path: Path) -> None:
     _, path = deltas("Qwen3_5Text", "qwen35", hybrid.tiled_values, tmp_path / "model.gguf", {"ssm__time_step_rank": 5})
     with pytest.raises(InputError, match="time_step_rank"):
         GgufModel(path)
+
+
+ODD: list[Any] = [None, "x", -1, 0, 5, 2**32 - 1, 0.5, float("nan"), True, np.array([1, 2]), np.array([0] * 3), ["a"]]
+
+
+@pytest.mark.parametrize("case", ["qwen3next", "qwen35", "granitehybrid, experts", "nemotron_h", "nemotron_h_moe"])
+def test_a_value_of_a_wrong_kind_or_size_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    _, path = CASES[case](tmp_path / "model.gguf")
+    whole = GgufFile(path)
+    refused = 0
+    for key in whole.metadata:
+        for value in ODD if not key.startswith("general.") else ():
+            values = {name: each for name, each in whole.metadata.items() if name != key}
+            monkeypatch.setattr(whole, "metadata", values if value is None else values | {key: value})
+            monkeypatch.setattr("synthe_core.interop.gguf.model.GgufFile", lambda _: whole)
+            try:
+                read = GgufModel(path)
+                for name in read:
+                    read.shape(name)
+            except InputError as error:
+                assert "\n" not in error.message
+                refused += 1
+            monkeypatch.undo()
+    assert refused > len(whole.metadata)
 
 
 def test_a_share_of_rotated_channels_in_granite_is_refused(tmp_path: Path) -> None:
