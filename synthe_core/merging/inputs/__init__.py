@@ -13,7 +13,6 @@ from synthe_core.events import Event
 from synthe_core.interop.hub import fetch_named, local_path
 from synthe_core.registry import Table
 from synthe_core.storage.hub.model_id import hub_id
-from synthe_core.storage.path_format import format_of
 
 _HERE = "synthe_core.merging.inputs"
 
@@ -23,6 +22,7 @@ KINDS = Table(
     {
         "adapter": f"{_HERE}.adapter:Adapter",
         "checkpoint": f"{_HERE}.checkpoint:CheckpointModel",
+        "gguf": f"{_HERE}.gguf:GgufModel",
         "huggingface": f"{_HERE}.huggingface:HuggingFaceModel",
     },
 )
@@ -39,12 +39,10 @@ def open_input(text: str) -> Any:
     for kind in KINDS:
         if KINDS[kind].claims(path):
             return KINDS[kind](path, text)
-    if format_of(path) == "gguf":
-        raise InputError(f"{path} is a GGUF file, which is converted first", f"synthe import gguf {path}")
     raise InputError(
         f"{path} is no model that can be merged",
-        "a model is a run or checkpoint folder, a .synapse file, a Hugging Face folder with config.json and "
-        "safetensors files, or a PEFT adapter's folder",
+        "a model is a run or checkpoint folder, a .synapse file, a GGUF file, a Hugging Face folder with "
+        "config.json and safetensors files, or a PEFT adapter's folder",
     )
 
 
