@@ -23,7 +23,7 @@ def held_out(spec: DataSpec | None, tokenizer: Tokenizer, sources: Sequence[str]
         field = DataSpec().field if spec is None else spec.field
         chosen = [Corpus(open_source(source, field), None, 1.0) for source in sources]
     elif spec is None:
-        raise InputError("there is no held-out text: the model has no recipe", "name some: --data FILE")
+        raise InputError("there is no held-out text: the model has no recipe of ours", "name some: --data FILE")
     else:
         chosen = [corpus for _, corpus in corpora(spec)]
     places = []

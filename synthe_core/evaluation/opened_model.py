@@ -27,8 +27,8 @@ class OpenedModel:
     """A checkpoint, or a model folder that transformers runs.
 
     files: name and SHA-256 of everything that answers depend on. trained: the tokens of a training sequence; grows:
-    whether the state grows with longer ones. limit: the context of a published model. data: the recipe's, None without
-    a recipe; step: of its training.
+    whether the state grows with longer ones. limit: the context of a published model. data: what it was
+    trained on, None for a published model; step: of its training.
     """
 
     path: Path
@@ -65,7 +65,7 @@ def open_model(path: Path, device: str = "auto") -> OpenedModel:
         trained,
         grows,
         checkpoint.context,
-        recipe.data,
+        recipe.data if checkpoint.source.on_disk else None,
         checkpoint.manifest.step,
     )
 

@@ -1,4 +1,4 @@
-"""Model folders that only transformers runs, in every evaluation."""
+"""Published models in every evaluation: by our learners, and as transformers runs them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ from tests.evaluation.models import choices, written
 from tests.training.conftest import _own_folders, cache  # noqa: F401  (fixtures)
 
 transformers = pytest.importorskip("transformers")
+from tests.interop.huggingface.served_models import folder as made  # noqa: E402
 from tests.interop.huggingface.served_models import gpt2  # noqa: E402
 
+BITNET = {"num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 64}
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = gpt2(tmp_path_factory.mktemp("models") / "gpt2")
+
+@pytest.fixture(scope="module", params=["gpt2", "bitnet"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first runs by our learners, the second by transformers."""
+    path = tmp_path_factory.mktemp("models") / request.param
+    path = gpt2(path) if request.param == "gpt2" else made(path, "BitNet", **BITNET)
     (path / "tokenizer_config.json").write_text('{"eos_token": "<|stop|>"}')
     return path
 
@@ -38,7 +43,8 @@ def book(tmp_path: Path) -> Path:
 
 def test_what_results_record(folder: Path) -> None:
     opened = open_model(folder, "cpu")
-    assert (opened.name, opened.trained, opened.limit, opened.grows, opened.data) == ("gpt2", 64, 64, True, None)
+    assert (opened.name, opened.trained, opened.limit) == (folder.name, 64, 64)
+    assert opened.grows and opened.data is None
 
 
 def test_perplexity_is_that_of_transformers(folder: Path, book: Path) -> None:

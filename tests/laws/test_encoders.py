@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from synthe_core.layers import LAYERS, parse
 from synthe_core.model.classifier import Classifier
 from synthe_core.model.spec import ModelSpec
-from tests.laws.entries import CASES, CAUSAL, WIDTH, case_name, inputs, make, run
+from tests.laws.entries import CASES, CAUSAL, WIDTH, block_of, case_name, inputs, make, run
 
 WHOLE = [case for case in CASES if case not in CAUSAL]
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
@@ -66,7 +66,9 @@ def test_it_keeps_nothing_and_no_language_model_takes_it(case):
 @pytest.mark.parametrize("case", CASES, ids=case_name)
 def test_padding_is_inert_in_a_whole_encoder(case, patch):
     torch.manual_seed(0)
-    block = ["kalman", case] if LAYERS[case["type"]].reads(parse(case)) else [case]  # who publishes what it reads
+    block = (
+        ["kalman", case] if LAYERS[case["type"]].reads(parse(case)) else block_of(case)
+    )  # who publishes what it reads
     spec = {"width": WIDTH, "blocks": 2, "block": block, "patch": patch, "head": {"classes": 3}}
     model = Classifier(ModelSpec.model_validate(spec), 11).double()
     with torch.no_grad():
