@@ -52,7 +52,7 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     """The InputError for an unknown name, with the nearest name or all known names as the hint."""
     choices = list(choices)
     near = closest(name, choices)
-    hint = f"did you mean '{near}'?" if near else f"known: {', '.join(sorted(choices))}"
+    hint = f"did you mean '{near}'?" if near else f"known: {', '.join(sorted(choices)) or 'none'}"
     return InputError(f"unknown {kind} '{name}'", hint)
 
 
