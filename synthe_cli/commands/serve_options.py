@@ -75,6 +75,10 @@ class ServeOptions:
         Path | None,
         typer.Option("--cache-dir", metavar="DIR", help="Move cached states that exceed --cache to this folder."),
     ] = None
+    cache_dir_size: Annotated[
+        str | None,
+        typer.Option("--cache-dir-size", metavar="SIZE", help="Limit of that folder. Default: eight times --cache."),
+    ] = None
     sessions: Annotated[
         Path | None, typer.Option("--sessions", metavar="DIR", help="Save conversations in this folder.")
     ] = None

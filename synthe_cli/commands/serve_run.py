@@ -45,6 +45,9 @@ def run(options: ServeOptions) -> int | None:
     recommended = uses_generation_config(options.generation_config)
     adapters = [parse_adapter(text, paths) for text in options.adapter or ()]
     cache = size_option(options.cache, "--cache")
+    disk = None if options.cache_dir_size is None else size_option(options.cache_dir_size, "--cache-dir-size")
+    if disk is not None and options.cache_dir is None:
+        raise InputError("--cache-dir-size is of the folder --cache-dir, which is not given", "give it, too")
     session_bytes = size_option(options.max_session_bytes, "--max-session-bytes")
 
     from synthe_core.hardware.placement import choose_device
@@ -68,6 +71,7 @@ def run(options: ServeOptions) -> int | None:
             max_waiting=options.max_waiting,
             cache_bytes=cache,
             cache_dir=options.cache_dir,
+            cache_disk_bytes=disk,
             sessions=options.sessions,
             session_limits=SessionLimits(options.max_sessions, session_bytes),
             max_owned=options.max_key_requests or options.max_batch + options.max_waiting // 2,

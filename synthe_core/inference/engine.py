@@ -43,7 +43,8 @@ class Engine:
 
     max_num_seqs:    sequences that run at once; max_waiting: requests that may wait for room.
     max_state_bytes: what the states of all running sequences may take; by default half of the free memory.
-    cache_bytes:     cached prefixes in memory, and in files of `cache_dir` eight times as many.
+    cache_bytes:     cached prefixes in memory; cache_disk_bytes: in files of `cache_dir`, by default eight times as
+                     many.
     sessions:        the folder of saved conversations; without it they are kept in memory.
     session_limits:  what an owner may save. max_owned: requests that an owner may have at once, waiting ones included;
                      the owner "" any number.
@@ -60,6 +61,7 @@ class Engine:
         max_state_bytes: int | None = None,
         cache_bytes: int = CACHE_BYTES,
         cache_dir: Path | None = None,
+        cache_disk_bytes: int | None = None,
         sessions: Path | None = None,
         session_limits: SessionLimits | None = None,
         max_owned: int | None = None,
@@ -71,7 +73,7 @@ class Engine:
         self.registry = ModelRegistry(models)
         self.sessions = SessionStore(sessions, cache_bytes, session_limits)
         self.metrics = Metrics()
-        self.prefix_cache = PrefixCache(cache_bytes, cache_dir)
+        self.prefix_cache = PrefixCache(cache_bytes, cache_dir, cache_disk_bytes)
         self.admission = AdmissionControl(max_num_seqs, max_waiting, max_state_bytes, max_owned)
         self.counters = TokenCounters()
         self.waiting = WaitingQueue()

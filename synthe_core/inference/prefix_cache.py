@@ -22,7 +22,7 @@ from torch import Tensor
 from synthe_core import state as states
 
 DISK_FACTOR = 8
-"""Files may take so many times the bytes that are cached in memory."""
+"""Files may take so many times the bytes that are cached in memory, unless they have a limit of their own."""
 SUFFIX = ".state"
 INDEX_SHARE = 4
 """One part in so many of the memory may be taken by what is known of the files."""
@@ -98,11 +98,12 @@ def prefix_hashes(tokens: Sequence[int] | np.ndarray) -> np.ndarray:
 
 class PrefixCache:
     """At most `limit` bytes in memory, with tokens and Python's objects. The least recently used states are moved to
-    files in `folder`, at most `DISK_FACTOR` times as many bytes, or dropped if there is no folder. Used by one thread.
+    files in `folder`, at most `disk_limit` bytes, or dropped if there is no folder. Used by one thread.
     """
 
-    def __init__(self, limit: int, folder: Path | None = None) -> None:
+    def __init__(self, limit: int, folder: Path | None = None, disk_limit: int | None = None) -> None:
         self.limit, self.folder = limit, folder
+        self.disk_limit = DISK_FACTOR * limit if disk_limit is None else disk_limit
         self.bytes = self.spilled_bytes = self.hits = self.misses = self.tokens_saved = 0
         self._in_memory: OrderedDict[Key, _Entry] = OrderedDict()
         self._on_disk: OrderedDict[Key, _Entry] = OrderedDict()
@@ -222,7 +223,7 @@ class PrefixCache:
     def _spill(self, key: Key, entry: _Entry) -> None:
         """Moves a state to a file. Waits for files that are still being written: their states take memory."""
         assert self.folder is not None and self._writer is not None and entry.cached is not None
-        if entry.bytes > DISK_FACTOR * self.limit:
+        if entry.bytes > self.disk_limit:
             return
         while self._writing:
             wait([self._writing.popleft()])
@@ -237,7 +238,7 @@ class PrefixCache:
         self.spilled_bytes += entry.bytes
         self._count(key, 1)
         most = self.limit // INDEX_SHARE // INDEX_BYTES
-        while self.spilled_bytes > DISK_FACTOR * self.limit or len(self._on_disk) > max(1, most):
+        while self.spilled_bytes > self.disk_limit or len(self._on_disk) > max(1, most):
             self._drop(next(iter(self._on_disk)))
 
     def _load(self, key: Key, entry: _Entry) -> CachedState | None:

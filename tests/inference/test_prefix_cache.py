@@ -59,6 +59,13 @@ def test_disk_is_bounded(tmp_path):
         store.put(cached([first, 1, 2]))
     assert store.stats()["spilled_bytes"] <= 8 * 9_000
     store.close()
+    for limit in (None, 12_000):
+        store = PrefixCache(36_000, tmp_path, limit)
+        for first in range(40):
+            store.put(cached([first, 1, 2]))
+        spilled = store.stats()["spilled_bytes"]
+        assert spilled > 24_000 if limit is None else 0 < spilled <= limit
+        store.close()
 
 
 @pytest.mark.parametrize("model", ["memory", "window"])
