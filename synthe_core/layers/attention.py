@@ -161,7 +161,7 @@ class Attention(Learner[AttentionState]):
         if state.keys.shape[1]:
             k = torch.cat([state.keys.to(k.dtype), k], dim=1)
             v = torch.cat([state.values.to(v.dtype), v], dim=1)
-        valid = self._valid(state, ctx)
+        valid = ctx.valid(state.keys.shape[1], state.filled)
         if selected is None:
             o = window_attention(q, k, v, self.window, valid, self.config.logit_cap).flatten(2)
             y = self.out(self._gated(o, gate))
@@ -227,15 +227,6 @@ class Attention(Learner[AttentionState]):
             heads.dtype,
         )
         return normed.view(heads.shape)
-
-    def _valid(self, state: AttentionState, ctx: Pass) -> Tensor | None:
-        """Which keys are real: neither padding nor entries of the window that a shorter row has not filled."""
-        past = state.keys.shape[1]
-        if ctx.mask is None and not past:
-            return None
-        ages = torch.arange(past, 0, -1, device=ctx.positions.device)
-        now = ctx.mask if ctx.mask is not None else torch.ones_like(ctx.positions, dtype=torch.bool)
-        return torch.cat([ages <= state.filled[:, None], now], dim=1)
 
     def state_bytes(self, time: int) -> int:
         """Keys and values of the window's tokens, and their count."""

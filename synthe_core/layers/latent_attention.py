@@ -119,7 +119,7 @@ class LatentAttention(Learner[LatentAttentionState]):
         latents = torch.cat([latent, shared], -1)
         if state.latents.shape[1]:
             latents = torch.cat([state.latents.to(latents.dtype), latents], 1)
-        valid = self._valid(state, ctx)
+        valid = ctx.valid(state.latents.shape[1], state.filled)
         if self._absorbs(x.shape[1]):
             masks = () if valid is None else (valid,)
             o = per_adapter((self.kv,), self._read_latents, q, latents, masks)
@@ -168,15 +168,6 @@ class LatentAttention(Learner[LatentAttentionState]):
         entries = latents[:, :, None]
         read = window_attention(q, entries, entries, self.window, masks[0] if masks else None)
         return block_linear(read[..., : self.rank], to_value)
-
-    def _valid(self, state: LatentAttentionState, ctx: Pass) -> Tensor | None:
-        """Which latents are real: neither padding nor entries of the window that a shorter row has not filled."""
-        past = state.latents.shape[1]
-        if ctx.mask is None and not past:
-            return None
-        ages = torch.arange(past, 0, -1, device=ctx.positions.device)
-        now = ctx.mask if ctx.mask is not None else torch.ones_like(ctx.positions, dtype=torch.bool)
-        return torch.cat([ages <= state.filled[:, None], now], dim=1)
 
     def state_bytes(self, time: int) -> int:
         """The window's latents and shared keys, and their count."""

@@ -163,6 +163,17 @@ class Pass:
         index = index.clamp_min(0).view(*index.shape, *[1] * (history.dim() - 2))
         return history.gather(1, index.expand(-1, -1, *history.shape[2:]))
 
+    def valid(self, past: int, filled: Tensor) -> Tensor | None:
+        """bool [B, past + T]: which entries of a window, `past` from before this pass and then its own, are real.
+
+        Of the past ones of a row those are the last `filled` [B]; of its own, those that are no padding. None: all.
+        """
+        if self.mask is None and not past:
+            return None
+        ages = torch.arange(past, 0, -1, device=self.positions.device)
+        now = self.mask if self.mask is not None else torch.ones_like(self.positions, dtype=torch.bool)
+        return torch.cat([ages <= filled[:, None], now], dim=1)
+
 
 @torch.no_grad()
 def apply_buffer_updates(updates: Iterable[tuple[Tensor, Tensor]]) -> None:

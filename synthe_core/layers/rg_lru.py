@@ -41,7 +41,7 @@ class RGLRU(Learner[RGLRUState]):
     sqrt(1 - a²), as nothing comes before it. Λ starts so that a is uniform in [0.9, 0.999] where its gate is open. The
     slope of the square root is at most 1000. The state is E J numbers a row.
 
-    Parameters are named as those of transformers' `RecurrentGemmaRecurrentBlock` and shaped alike.
+    Parameters are named as those of transformers' `RecurrentGemmaRecurrentBlock` and have the same shapes.
 
     Source: De et al. 2024, "Griffin: Mixing gated linear recurrences with local attention".
     """

@@ -52,7 +52,7 @@ class Routing(nn.Module):
     b [N] is a buffer and learns by no gradient: a training step moves it by `bias_rate` · sign(1/N - f), f_e being the
     share of the step's visits that expert e got.
 
-    Losses: `balance` · N Σ_e f_e P_e, f_e the share of the visits and P_e the mean of s_e / Σ s, 1 when all are alike;
+    Losses: `balance` · N Σ_e f_e P_e, f_e the share of the visits and P_e the mean of s_e / Σ s, 1 when all are equal;
     `z_loss` · mean (log Σ_e exp l_e)². Both are means over the real tokens of the pass.
 
     Sources: Shazeer et al. 2017; the losses: Fedus et al. 2021 (Switch), Zoph et al. 2022; groups, sigmoid scores:

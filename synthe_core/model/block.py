@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,32 @@ def residual_of(spec: Any) -> ResidualSpec:
     return getattr(spec, "residual", None) or PRE_NORM
 
 
+class Step(NamedTuple):
+    """How a block adds one learner, as `ResidualSpec` says, worked out once.
+
+    norm: the place of the norm that gives its input, None without one. parallel: it reads what the learner before it
+    reads. normed_after: a norm follows it. scaled: some factor is not 1.
+    """
+
+    place: str
+    residual: ResidualSpec
+    norm: str | None
+    parallel: bool
+    normed_after: bool
+    scaled: bool
+
+
+def _steps(residuals: Sequence[ResidualSpec]) -> list[Step]:
+    steps: list[Step] = []
+    for place, each in enumerate(map(str, range(len(residuals)))):
+        residual = residuals[place]
+        norm = {"post": None, "shared": steps[-1].norm if steps else each}.get(residual.norm, each)
+        parallel = residual.parallel or residual.norm == "shared"
+        scaled = (residual.input_scale, residual.scale, residual.skip) != (1.0, 1.0, 1.0)
+        steps.append(Step(each, residual, norm, parallel, residual.norm in ("post", "both"), scaled))
+    return steps
+
+
 class Block(nn.Module):
     """x = x + learner(norm(x)) for each learner in turn that takes part, or as its `residual` says (`ResidualSpec`).
     Its state is the list of their states."""
@@ -75,14 +101,13 @@ class Block(nn.Module):
 
     def __init__(self, specs: Sequence[Spec], width: int, eps: float = EPS, norm: NormType = "rms") -> None:
         super().__init__()
-        self.residuals = [residual_of(spec) for spec in specs]
         self.learners = nn.ModuleList(build(spec, width) for spec in specs)
-        before, after = ("pre", "both", "stream"), ("post", "both")
-        self.norms = nn.ModuleDict(  # by place: a learner may have none
-            {str(place): NORMS[norm](width, eps) for place, each in enumerate(self.residuals) if each.norm in before}
-        )
-        self.post_norms = nn.ModuleDict(
-            {str(place): NORMS[norm](width, eps) for place, each in enumerate(self.residuals) if each.norm in after}
+        self.steps = _steps([residual_of(spec) for spec in specs])
+        before = [step.place for step in self.steps if step.norm == step.place]
+        after = [step.place for step in self.steps if step.normed_after]
+        # By place: a learner may have none.
+        self.norms, self.post_norms = (
+            nn.ModuleDict({place: NORMS[norm](width, eps) for place in places}) for places in (before, after)
         )
 
     def init_state(self, batch: int, *, device: Any = "cpu") -> list[Any]:
@@ -90,26 +115,27 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, states: Sequence[Any], ctx: Pass) -> tuple[Tensor, list[Any]]:
         after = []
-        path = ctx.path
-        stream, norm = x, ""  # what the last learner read, and the place of its norm
-        for place, (residual, learner, state) in enumerate(zip(self.residuals, self.learners, states, strict=True)):
-            ctx.path = f"{path}.{place}"
-            if not residual.parallel and residual.norm != "shared":
+        path, norms, without = ctx.path, self.norms, ctx.without
+        stream = x  # what the last learner read
+        for step, learner, state in zip(self.steps, self.learners, states, strict=True):
+            residual = step.residual
+            ctx.path = f"{path}.{step.place}"
+            if not step.parallel:
                 stream = x
-            if str(place) in self.norms:
-                norm = str(place)
-            if ctx.path in ctx.without:
+            if without and ctx.path in without:
                 ctx.skip_flops(learner.flops(x.shape[1]))  # type: ignore[operator]
             else:
-                inputs = self.norms[norm](stream) if residual.norm != "post" else stream.to(compute_dtype(stream))
+                inputs = stream.to(compute_dtype(stream)) if step.norm is None else norms[step.norm](stream)
                 before = {} if ctx.trace is None else dict(ctx.signals)
-                y, state = learner(_scaled(inputs, residual.input_scale), state, ctx)
-                if residual.norm in ("post", "both"):
-                    y = self.post_norms[str(place)](y)
-                y = _scaled(y, residual.scale)
+                y, state = learner(_scaled(inputs, residual.input_scale) if step.scaled else inputs, state, ctx)
+                if step.normed_after:
+                    y = self.post_norms[step.place](y)
+                if step.scaled:
+                    y = _scaled(y, residual.scale)
                 if ctx.trace is not None:
                     self._emit(x, y, before, ctx)
-                x = _scaled(inputs if residual.norm == "stream" else x, residual.skip) + y
+                base = inputs if residual.norm == "stream" else x
+                x = (_scaled(base, residual.skip) if step.scaled else base) + y
             after.append(state)
         ctx.path = path
         return x, after

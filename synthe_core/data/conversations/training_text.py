@@ -67,7 +67,7 @@ def training_tokens(tokenizer: Tokenizer, given: TrainingText) -> TrainingTokens
 
     A text of a template that marks answers is tokenized as a whole, as transformers does it for
     `return_assistant_tokens_mask`. Any other is cut where an answer begins, if a token would reach over that place: the
-    model is asked with the tokens of what is before it.
+    prompt of an answer has the tokens of what is before it.
     """
     ids, places = tokenizer.encode_with_places(given.text)
     crossed = {begin for begin, _ in given.spans} - {place for each in places for place in each} - {0, len(given.text)}

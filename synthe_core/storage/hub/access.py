@@ -1,4 +1,4 @@
-"""Whether the hub may be asked, and its errors in one line."""
+"""Whether the hub may be reached, and its errors in one line."""
 
 from __future__ import annotations
 

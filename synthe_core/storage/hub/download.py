@@ -23,7 +23,7 @@ BLOCK = 1 << 18
 ATTEMPTS = 5
 """Connections in a row that may end without a byte."""
 DELAY = 0.25  # seconds, doubled with each of them
-RESUMABLE = "the part that was downloaded is kept: repeat the command to resume"
+RESUMABLE = "the downloaded part stays: repeat the command to resume"
 
 
 class RemoteFile(NamedTuple):

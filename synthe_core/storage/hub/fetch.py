@@ -30,8 +30,8 @@ def fetch(
 ) -> Iterator[Event]:
     """Yields events; the last is a Result with the path of the model in the cache: its folder, or its one file.
 
-    A model that is in the cache is taken as it is, without a request. With `update` the hub is asked for the newest
-    commit of the revision, and what is new of it is fetched. If the hub cannot be reached, a copy in the cache is used.
+    A model that is in the cache is taken as it is, without a request. `update` looks for the newest commit of the
+    revision on the hub, and fetches what is new of it. If the hub cannot be reached, a copy in the cache is used.
     Files that other tools fetched are used; a download that was interrupted is resumed.
 
     check: called with the id and the content of config.json before the weights are fetched; it may raise.
@@ -94,7 +94,7 @@ def _download(
             path = folder
         snapshot.write_ref(model, repository.commit)
     except KeyboardInterrupt:
-        raise Interrupted("stopped; the part that was downloaded is kept", "repeat the command to resume") from None
+        raise Interrupted("stopped; the downloaded part stays in the cache", "repeat the command to resume") from None
     except OSError as error:
         raise failure(folder, error) from error
     return path

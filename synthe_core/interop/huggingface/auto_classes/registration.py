@@ -58,7 +58,7 @@ def autoload() -> None:
 
 class _Waiting(MetaPathFinder):
     """Calls `then` after the module of the table has been executed. It leaves `sys.meta_path` when the module is
-    asked for."""
+    imported."""
 
     def __init__(self, then: Callable[[], None]) -> None:
         self.then = then
