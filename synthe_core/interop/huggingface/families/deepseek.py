@@ -16,7 +16,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     transformer_plan,
 )
 from synthe_core.interop.huggingface.families.experts import expert_tensors, number_of_experts
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.rotary import parameters, rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -117,3 +117,9 @@ def _feeding(config: Config, layer: int, place: str, *, first: int, shared: int)
     tensors["pool.routing.bias"] = origin(f"{place}.gate.e_score_correction_bias")
     beside = mlp_tensors(f"{place}.shared_experts", {})
     return Part(keys, before, tensors | {f"pool.shared.{name}": each for name, each in beside.items()})
+
+
+ARCHITECTURES: Architectures = {
+    "DeepseekV3ForCausalLM": deepseek_v3,
+    "Glm4MoeForCausalLM": glm4_moe,
+}

@@ -19,7 +19,7 @@ from synthe_core.interop.huggingface.families.decoder import (
 )
 from synthe_core.interop.huggingface.families.gpt import WITH_BIAS, gpt_keys, gpt_plan
 from synthe_core.interop.huggingface.families.llama_kin import neighbours
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Part, Plan, linear, origin
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -164,3 +164,11 @@ def _by_head(groups: int, each: int, matrix: Tensor) -> Tensor:
 
 def _from_third(table: Tensor) -> Tensor:
     return table[2:]
+
+
+ARCHITECTURES: Architectures = {
+    "FalconForCausalLM": falcon,
+    "GPTBigCodeForCausalLM": gpt_bigcode,
+    "GPTJForCausalLM": gptj,
+    "OPTForCausalLM": opt,
+}

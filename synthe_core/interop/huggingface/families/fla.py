@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.published import Config
 
 KEY_EPS = 1e-6
@@ -250,3 +250,12 @@ def _plan(config: Config, mixer: Mixer) -> Plan:
         config.number("norm_eps", 1e-6),
         config.flag("tie_word_embeddings", False),
     )
+
+
+ARCHITECTURES: Architectures = {
+    "DeltaNetForCausalLM": delta_net,
+    "GatedDeltaNetForCausalLM": gated_delta_net,
+    "GatedDeltaProductForCausalLM": gated_delta_product,
+    "GLAForCausalLM": gla,
+    "KDAForCausalLM": kda,
+}

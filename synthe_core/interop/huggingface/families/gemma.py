@@ -15,7 +15,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     transformer_plan,
     windows_of,
 )
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, norm
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Part, Plan, norm
 from synthe_core.interop.huggingface.families.rotary import layer_parameters, rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -126,3 +126,12 @@ def _plan(config: Config, layers: list[list[Part]], logit_cap: float | None = No
         options["logit_cap"] = logit_cap
     tie = config.flag("tie_word_embeddings", True)
     return transformer_plan(config, layers, norm=_norm("model.norm"), tie=tie, options=options)
+
+
+ARCHITECTURES: Architectures = {
+    "Gemma2ForCausalLM": gemma2,
+    "Gemma3ForCausalLM": gemma3,
+    "Gemma3ForConditionalGeneration": gemma3_multimodal,
+    "GemmaForCausalLM": gemma,
+    "VaultGemmaForCausalLM": vault_gemma,
+}

@@ -17,7 +17,16 @@ from synthe_core.interop.huggingface.families.decoder import (
     mlp_tensors,
     transformer_plan,
 )
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin, transposed
+from synthe_core.interop.huggingface.families.plan import (
+    Architectures,
+    Origin,
+    Part,
+    Plan,
+    linear,
+    norm,
+    origin,
+    transposed,
+)
 from synthe_core.interop.huggingface.families.rotary import parameters, rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -122,3 +131,9 @@ def _fused_by_head(heads: int, inner: str, keys: Mapping[str, Any]) -> dict[str,
     kinds = ("weight", "bias") if bias else ("weight",)
     qkv = {f"qkv.{kind}": origin(f"{inner}.query_key_value.{kind}", make=by_kind) for kind in kinds}
     return qkv | linear("out", f"{inner}.dense", bias=bias)
+
+
+ARCHITECTURES: Architectures = {
+    "GPT2LMHeadModel": gpt2,
+    "GPTNeoXForCausalLM": gpt_neox,
+}

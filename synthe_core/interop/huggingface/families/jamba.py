@@ -13,7 +13,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     transformer_plan,
 )
 from synthe_core.interop.huggingface.families.experts import expert_tensors
-from synthe_core.interop.huggingface.families.plan import Part, Plan, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Part, Plan, norm, origin
 from synthe_core.interop.huggingface.families.state_space import mixer_tensors
 from synthe_core.interop.huggingface.published import Config
 
@@ -72,3 +72,8 @@ def _feeding(config: Config, index: int, place: str) -> Part:
     }
     tensors = expert_tensors(f"{inner}.experts", count, ("gate_proj", "up_proj"), "down_proj")
     return Part(experts, before, {"router.weight": origin(f"{inner}.router.weight"), **tensors})
+
+
+ARCHITECTURES: Architectures = {
+    "JambaForCausalLM": jamba,
+}

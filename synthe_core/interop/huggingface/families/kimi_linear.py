@@ -7,7 +7,7 @@ from typing import Any
 from synthe_core.interop.huggingface.families.decoder import layer_places, mlp_keys, mlp_tensors, transformer_plan
 from synthe_core.interop.huggingface.families.deepseek import LATENT_EPS, latent_tensors
 from synthe_core.interop.huggingface.families.mixture import expert_tensors
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.published import Config
 
 LINEAR, FULL = "linear_attention", "full_attention"
@@ -140,3 +140,8 @@ def _feeds(config: Config) -> list[str]:
         if feed not in ("dense", "sparse"):
             raise config.unsupported("mlp_layer_types", feed, ("dense", "sparse"))
     return feeds
+
+
+ARCHITECTURES: Architectures = {
+    "KimiLinearForCausalLM": kimi_linear,
+}

@@ -18,7 +18,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     windows_of,
 )
 from synthe_core.interop.huggingface.families.llama_kin import neighbours
-from synthe_core.interop.huggingface.families.plan import Origin, Plan, norm
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Plan, norm
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -111,3 +111,12 @@ def nemotron(config: Config) -> Plan:
         eps=config.number("norm_eps", 1e-5),
         options={"norm": "layer"},
     )
+
+
+ARCHITECTURES: Architectures = {
+    "Cohere2ForCausalLM": cohere2,
+    "CohereForCausalLM": cohere,
+    "NemotronForCausalLM": nemotron,
+    "StableLmForCausalLM": stablelm,
+    "Starcoder2ForCausalLM": starcoder2,
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from synthe_core.interop.huggingface.families.plan import Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.transformer import rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -76,3 +76,8 @@ def _hidden(config: Config) -> int:
         multiple = config.size("block_multiple_of", 256)
         hidden = -(-int(times * hidden) // multiple) * multiple
     return hidden
+
+
+ARCHITECTURES: Architectures = {
+    "Lfm2ForCausalLM": lfm2,
+}

@@ -16,7 +16,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     windows_of,
 )
 from synthe_core.interop.huggingface.families.phi import fused_mlp
-from synthe_core.interop.huggingface.families.plan import Origin, Plan
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Plan
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -116,3 +116,16 @@ def neighbours(inner: str, keys: Mapping[str, Any], out: str = "o_proj") -> dict
 
 def _bias(config: Config) -> str:
     return "all" if config.flag("attention_bias", False) else "none"
+
+
+ARCHITECTURES: Architectures = {
+    "ArceeForCausalLM": arcee,
+    "Ernie4_5ForCausalLM": ernie4_5,
+    "Glm4ForCausalLM": glm4,
+    "GlmForCausalLM": glm,
+    "GraniteForCausalLM": granite,
+    "HeliumForCausalLM": helium,
+    "MinistralForCausalLM": ministral,
+    "SeedOssForCausalLM": seed_oss,
+    "SmolLM3ForCausalLM": smollm3,
+}

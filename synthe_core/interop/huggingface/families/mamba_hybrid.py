@@ -13,7 +13,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     transformer_plan,
 )
 from synthe_core.interop.huggingface.families.experts import number_of_experts, stacked_below, stacked_beside
-from synthe_core.interop.huggingface.families.plan import Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.families.state_space import mixer_tensors, time_step_limit
 from synthe_core.interop.huggingface.published import Config
@@ -194,3 +194,10 @@ def _numbers(config: Config, key: str, count: int) -> list[float]:
     """A list of multipliers, ones by default."""
     values = config.items(key, [1.0] * count, count)
     return [Config(config.path, {key: value}).number(key) for value in values]
+
+
+ARCHITECTURES: Architectures = {
+    "BambaForCausalLM": bamba,
+    "FalconH1ForCausalLM": falcon_h1,
+    "GraniteMoeHybridForCausalLM": granite_moe_hybrid,
+}

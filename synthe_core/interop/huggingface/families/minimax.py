@@ -7,7 +7,7 @@ from typing import Any
 
 from synthe_core.interop.huggingface.families.decoder import transformer_plan
 from synthe_core.interop.huggingface.families.mixture import mixtral_experts
-from synthe_core.interop.huggingface.families.plan import Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -81,3 +81,8 @@ def _kinds(config: Config, count: int) -> list[Any]:
         if kind not in (LINEAR, FULL):
             raise config.unsupported("layer_types", kind, (LINEAR, FULL))
     return kinds
+
+
+ARCHITECTURES: Architectures = {
+    "MiniMaxForCausalLM": minimax,
+}

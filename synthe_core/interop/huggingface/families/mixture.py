@@ -20,7 +20,7 @@ from synthe_core.interop.huggingface.families.experts import (
     stacked_below,
     stacked_beside,
 )
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -175,3 +175,12 @@ def mixtral_experts(place: str, count: int, fused: str) -> dict[str, Origin]:
     router = origin(f"{place}.gate.weight")._replace(otherwise=origin(f"{fused}.gate.weight"))
     tensors = expert_tensors(f"{place}.experts", count, ("w1", "w3"), "w2", f"{fused}.experts")
     return {"router.weight": router, **tensors}
+
+
+ARCHITECTURES: Architectures = {
+    "GraniteMoeForCausalLM": granite_moe,
+    "MixtralForCausalLM": mixtral,
+    "OlmoeForCausalLM": olmoe,
+    "Qwen2MoeForCausalLM": qwen2_moe,
+    "Qwen3MoeForCausalLM": qwen3_moe,
+}

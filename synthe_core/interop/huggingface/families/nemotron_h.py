@@ -12,7 +12,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     mlp_tensors,
 )
 from synthe_core.interop.huggingface.families.experts import expert_tensors, number_of_experts
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.state_space import mixer_tensors
 from synthe_core.interop.huggingface.published import Config, shown
 
@@ -130,3 +130,8 @@ def _experts(config: Config, before: dict[str, Origin], place: str) -> list[Part
     beside = {"norm": "shared", "parallel": True}
     shared = _mlp(config, "moe_shared_expert_intermediate_size", 7688, residual=beside)
     return [Part(experts, before, tensors), Part(shared, {}, mlp_tensors(f"{place}.shared_experts", shared))]
+
+
+ARCHITECTURES: Architectures = {
+    "NemotronHForCausalLM": nemotron_h,
+}

@@ -14,7 +14,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     transformer_plan,
     windows_of,
 )
-from synthe_core.interop.huggingface.families.plan import Plan
+from synthe_core.interop.huggingface.families.plan import Architectures, Plan
 from synthe_core.interop.huggingface.families.rotary import layer_parameters, rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -84,3 +84,11 @@ def _post_normed(config: Config, attention: Sequence[dict[str, Any]]) -> Plan:
         after=after,
     )
     return transformer_plan(config, layers, eps=config.number("rms_norm_eps", 1e-5))
+
+
+ARCHITECTURES: Architectures = {
+    "Exaone4ForCausalLM": exaone4,
+    "Olmo2ForCausalLM": olmo2,
+    "Olmo3ForCausalLM": olmo3,
+    "OlmoForCausalLM": olmo,
+}

@@ -13,7 +13,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     transformer_plan,
 )
 from synthe_core.interop.huggingface.families.fla import KEY_EPS, flat_taps
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -89,3 +89,8 @@ def _kinds(config: Config) -> list[str]:
         if kind not in (LINEAR, FULL):
             raise config.unsupported("layer_types", kind, (LINEAR, FULL))
     return kinds
+
+
+ARCHITECTURES: Architectures = {
+    "OlmoHybridForCausalLM": olmo_hybrid,
+}

@@ -15,7 +15,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     sliding_window,
     transformer_plan,
 )
-from synthe_core.interop.huggingface.families.plan import Origin, Plan, linear, norm
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Plan, linear, norm
 from synthe_core.interop.huggingface.families.rotary import parameters, rotary, rotary_kind
 from synthe_core.interop.huggingface.published import Config
 
@@ -64,3 +64,9 @@ def _fused_attention(inner: str, keys: Mapping[str, Any]) -> dict[str, Origin]:
 def fused_mlp(inner: str, keys: Mapping[str, Any]) -> dict[str, Origin]:
     """An MLP whose gate and other map are one published map."""
     return linear("gate_up", f"{inner}.gate_up_proj") | linear("out", f"{inner}.down_proj")
+
+
+ARCHITECTURES: Architectures = {
+    "Phi3ForCausalLM": phi3,
+    "PhiForCausalLM": phi,
+}

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from synthe_core.interop.huggingface.published import Config
+
 
 class Origin(NamedTuple):
     """What a tensor of ours is made of: published tensors, and how.
@@ -156,3 +158,7 @@ class Plan:
 
 def _under(prefix: str, origins: dict[str, Origin]) -> dict[str, Origin]:
     return {f"{prefix}.{name}": each for name, each in origins.items()}
+
+
+Architectures = dict[str, Callable[[Config], Plan]]
+"""The table of a file: published architectures, by `architectures` of config.json, and what makes the plan of each."""

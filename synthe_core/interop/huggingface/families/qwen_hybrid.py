@@ -17,7 +17,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     transformer_plan,
 )
 from synthe_core.interop.huggingface.families.mixture import is_sparse, qwen_experts, qwen_experts_tensors
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.published import Config
 from synthe_core.ops.short_conv import MAX_TAPS
@@ -178,3 +178,12 @@ def _sparse(config: Config, place: str) -> Part:
 
 def _feeding_norm(place: str) -> dict[str, Origin]:
     return norm(f"{place}.post_attention_layernorm", zero_centered=True)
+
+
+ARCHITECTURES: Architectures = {
+    "Qwen3_5ForCausalLM": qwen3_5,
+    "Qwen3_5ForConditionalGeneration": qwen3_5_multimodal,
+    "Qwen3_5MoeForCausalLM": qwen3_5_moe,
+    "Qwen3_5MoeForConditionalGeneration": qwen3_5_moe_multimodal,
+    "Qwen3NextForCausalLM": qwen3_next,
+}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from synthe_core.interop.huggingface.families.plan import Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.transformer import rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -83,3 +83,8 @@ def _kinds(config: Config) -> list[str]:
         if kind not in (RECURRENT, ATTENTION):
             raise config.unsupported("block_types", kind, (RECURRENT, ATTENTION))
     return [kinds[index % len(kinds)] for index in range(count)]
+
+
+ARCHITECTURES: Architectures = {
+    "RecurrentGemmaForCausalLM": recurrent_gemma,
+}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.published import Config
 
 RANKS = {"decay": ("w", 64, 2.5), "rate": ("a", 64, 2.5), "gate": ("g", 128, 5.0), "value": ("v", 16, 1.7)}
@@ -101,3 +101,8 @@ def _normalised(embedding: str, width: int, eps: float, bias: bool) -> Origin:
         return F.layer_norm(rows, (width,), weight, offset, eps)
 
     return origin(*names, make=normalised)
+
+
+ARCHITECTURES: Architectures = {
+    "RWKV7ForCausalLM": rwkv7,
+}

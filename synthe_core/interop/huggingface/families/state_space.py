@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, norm, origin
+from synthe_core.interop.huggingface.families import fla
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Part, Plan, norm, origin
 from synthe_core.interop.huggingface.published import Config
 
 
@@ -42,6 +43,11 @@ def mamba2(config: Config) -> Plan:
         "norm_eps": config.number("layer_norm_epsilon", 1e-5),
     }
     return _state_space(config, spec)
+
+
+def mamba2_of_either(config: Config) -> Plan:
+    """Two libraries publish Mamba-2 under one name, with other keys."""
+    return fla.mamba2(config) if "dt_limit" in config.values else mamba2(config)
 
 
 def time_step_limit(config: Config) -> list[Any]:
@@ -90,3 +96,10 @@ def _state_space(config: Config, spec: dict[str, Any]) -> Plan:
         config.number("layer_norm_epsilon", 1e-5),
         config.flag("tie_word_embeddings", spec["type"] == "mamba"),
     )
+
+
+ARCHITECTURES: Architectures = {
+    "FalconMambaForCausalLM": falcon_mamba,
+    "Mamba2ForCausalLM": mamba2_of_either,
+    "MambaForCausalLM": mamba,
+}

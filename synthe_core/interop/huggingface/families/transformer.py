@@ -14,7 +14,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     transformer_plan,
     windows_of,
 )
-from synthe_core.interop.huggingface.families.plan import Plan
+from synthe_core.interop.huggingface.families.plan import Architectures, Plan
 from synthe_core.interop.huggingface.families.rotary import rotary
 from synthe_core.interop.huggingface.published import Config
 
@@ -61,3 +61,11 @@ def layer_windows(config: Config) -> list[int | str]:
     first = config.size("max_window_layers", 28, least=0) if window else layers
     kinds = ["sliding_attention" if index >= first else "full_attention" for index in range(layers)]
     return windows_of(config, kinds, window)
+
+
+ARCHITECTURES: Architectures = {
+    "LlamaForCausalLM": llama,
+    "MistralForCausalLM": mistral,
+    "Qwen2ForCausalLM": qwen2,
+    "Qwen3ForCausalLM": qwen3,
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from synthe_core.interop.huggingface.families.plan import Origin, Part, Plan, linear, norm, origin
+from synthe_core.interop.huggingface.families.plan import Architectures, Origin, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.published import Config
 
 
@@ -71,3 +71,8 @@ def _mlstm(place: str, fused: bool, heads: int) -> dict[str, Origin]:
 
         tensors[ours] = origin(published, make=part if fused else None)
     return tensors
+
+
+ARCHITECTURES: Architectures = {
+    "xLSTMForCausalLM": xlstm,
+}
