@@ -1,0 +1,1 @@
+"""Distillation: a student whose learners take the place of a teacher's attention."""
