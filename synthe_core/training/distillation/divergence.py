@@ -11,8 +11,9 @@ Direction = Literal["forward", "reverse"]
 
 
 class Targets(NamedTuple):
-    """A teacher's predictions at temperature τ: log p [..., V], or of its k most likely tokens [..., k] with their `ids`
-    int64 [..., k], the most likely first. The other tokens are then one event with the rest of the probability."""
+    """A teacher's predictions at temperature τ: log p [..., V], or those of its k most likely tokens [..., k] and their
+    `ids` int64 [..., k], the most likely first. The other tokens are then one event with the rest of the probability.
+    """
 
     log_p: Tensor
     ids: Tensor | None = None
@@ -25,8 +26,7 @@ def targets_of(logits: Tensor, temperature: float = 1.0, top_k: int | None = Non
 
 
 def divergence(logits: Tensor, targets: Targets, temperature: float = 1.0, direction: Direction = "forward") -> Tensor:
-    """τ² KL of a student's logits [..., V] and a teacher's predictions, nats for each place [...], differentiable in the
-    logits.
+    """τ² KL of a student's logits [..., V] and a teacher's predictions, in nats, for each place [...].
 
         forward   Σ p log(p / q)
         reverse   Σ q log(q / p)

@@ -115,8 +115,8 @@ def _gla(learner: Any, maps: AttentionMaps) -> None:
     _set(learner.out.weight, maps.output(heads, learner.value, normalised=True))
     _identity(learner.conv1d)
     learner.decay.weight.zero_()
-    kept = learner.config.temperature / time_constants(groups)  # -log σ(b)
-    learner.decay.bias.copy_(-torch.log(torch.expm1(kept)).repeat_interleave(learner.key))
+    rate = learner.config.temperature / time_constants(groups)  # -log σ(b)
+    learner.decay.bias.copy_(-torch.log(torch.expm1(rate)).repeat_interleave(learner.key))
 
 
 def _delta(learner: Any, maps: AttentionMaps) -> None:

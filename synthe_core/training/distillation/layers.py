@@ -32,7 +32,7 @@ class Layer(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a learner of the teacher read in a pass, x [B, T, D], and returned, y [B, T, D]. call: that of its softmax."""
+    """What a learner of the teacher read in a pass and returned, x and y [B, T, D]; call: that of its softmax."""
 
     x: Tensor
     y: Tensor
@@ -75,14 +75,19 @@ def replaced_layers(student: LanguageModel, teacher: LanguageModel) -> list[Laye
         for place, (own, other) in enumerate(pairs):
             if own == other:
                 continue
-            learner, attention = (model.blocks[block].learners[place] for model in (student, teacher))  # type: ignore[union-attr]
-            if needed := (*learner.reads(own), *learner.uses(own)):  # type: ignore[operator]
+            learner, attention = (_learner(model, block, place) for model in (student, teacher))
+            if needed := (*learner.reads(own), *learner.uses(own)):
                 raise InputError(
                     f"block {block}: {own.type} reads '{needed[0]}' of another layer",  # type: ignore[attr-defined]
                     "a student's learner must stand alone",
                 )
-            layers.append(Layer(f"blocks.{block}.{place}", learner, attention))  # type: ignore[arg-type]
+            layers.append(Layer(f"blocks.{block}.{place}", learner, attention))
     return layers
+
+
+def _learner(model: LanguageModel, block: int, place: int) -> Any:
+    blocks: Any = model.blocks
+    return blocks[block].learners[place]
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ class _Terms(NamedTuple):
 
 
 def mixing_matrix(op: str, arguments: Mapping[str, Any]) -> Tensor:
-    """M [B, H, T, T], lower triangular, of a call of the linear memory `op` from an empty state: M v is what it returns.
+    """M [B, H, T, T], lower triangular, of a call of the linear memory `op` from an empty state: it returns M v.
 
     Time is that of the operator: of a learner with several steps a token, the steps. Any first state is left out.
     InputError for an operator without such a matrix.

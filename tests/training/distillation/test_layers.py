@@ -120,8 +120,14 @@ def test_only_replaced_layers_are_listed() -> None:
         ({"width": 16}, "model.width of the student is 16, and of the teacher 32"),
         ({"blocks": 2}, "model.blocks of the student is 2"),
         ({"block": [[LEARNERS["gla"]]]}, "block 0 of the student has 1 learners, and of the teacher 2"),
-        ({"block": [[LEARNERS["gla"], {"type": "mlp", "hidden": 32}]]}, "learner 1 of the student is not the teacher's"),
-        ({"block": [[{**LEARNERS["gla"], "residual": {"scale": 0.5}}, {"type": "mlp", "hidden": 48}]]}, "residual of gla"),
+        (
+            {"block": [[LEARNERS["gla"], {"type": "mlp", "hidden": 32}]]},
+            "learner 1 of the student is not the teacher's",
+        ),
+        (
+            {"block": [[{**LEARNERS["gla"], "residual": {"scale": 0.5}}, {"type": "mlp", "hidden": 48}]]},
+            "residual of gla",
+        ),
     ],
 )
 def test_a_student_of_another_shape_is_refused(change: dict[str, Any], message: str) -> None:

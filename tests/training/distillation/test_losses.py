@@ -10,7 +10,13 @@ from synthe_core.errors import InputError
 from synthe_core.training.distillation import losses
 from synthe_core.training.distillation.divergence import divergence, targets_of
 from synthe_core.training.distillation.initialise import initialise_from_teacher
-from synthe_core.training.distillation.layers import attention_of, matrix_of, read_teacher, replaced_layers, student_pass
+from synthe_core.training.distillation.layers import (
+    attention_of,
+    matrix_of,
+    read_teacher,
+    replaced_layers,
+    student_pass,
+)
 from tests.training.distillation.models import ATTENTION, LEARNERS, student, teacher, tokens
 
 
@@ -76,7 +82,7 @@ def test_other_numbers_of_heads_cannot_be_compared() -> None:
     model, own = teacher(), student({"type": "gla", "heads": 2})
     layers = replaced_layers(own, model)
     readings, _ = read_teacher(model, layers, tokens())
-    with pytest.raises(InputError, match="gla of blocks.0.0 has 2 heads, and the teacher's attention 4"):
+    with pytest.raises(InputError, match=r"gla of blocks\.0\.0 has 2 heads, and the teacher's attention 4"):
         losses.orientation(layers, readings)
     assert torch.isfinite(losses.alignment(layers, readings)).all()
 
