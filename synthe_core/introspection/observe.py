@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -59,25 +59,37 @@ class Observation:
     state: ModelState
 
 
+def no_check() -> None:
+    """Nobody interrupts the work."""
+
+
 @torch.no_grad()
-def observe(model: LanguageModel, tokens: list[int], *, memories: bool = True) -> Observation:
-    """Reads `tokens` from a fresh state in one pass and records; without `memories`, emissions only."""
+def observe(
+    model: LanguageModel, tokens: list[int], *, memories: bool = True, check: Callable[[], None] = no_check
+) -> Observation:
+    """Reads `tokens` from a fresh state in one pass and records; without `memories`, emissions only.
+
+    check: called before every learner; what it raises ends the pass.
+    """
     device = model.embedding.weight.device
     text = torch.tensor([tokens], dtype=torch.int64, device=device)
     trace = Trace()
-    with record_ops(FOLLOWED if memories else ()) as recorder, _memory_calls(model, recorder) as calls:
+    with record_ops(FOLLOWED if memories else ()) as recorder, _memory_calls(model, recorder, check) as calls:
         hidden, state, _ = model.hidden(text, trace=trace)
     return Observation(tokens, trace.records, calls, _predictions(model, hidden[0], text[0]), state)
 
 
 @contextmanager
-def _memory_calls(model: LanguageModel, recorder: OpRecorder) -> Iterator[list[MemoryCall]]:
+def _memory_calls(
+    model: LanguageModel, recorder: OpRecorder, check: Callable[[], None]
+) -> Iterator[list[MemoryCall]]:
     """Collects the recorded calls with the learner that made each, its path and its tokens."""
     calls: list[MemoryCall] = []
     starts: list[int] = []
     assigned: set[int] = set()
 
     def before(learner: nn.Module, arguments: tuple[Any, ...]) -> None:
+        check()
         starts.append(len(recorder.calls))
 
     def after(learner: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.interop.huggingface.families import ARCHITECTURES, plan
 from synthe_core.interop.huggingface.published import CONFIG, Config, UnsupportedModel
 from synthe_core.introspection.memories import Fate, fate, memory_series
-from synthe_core.introspection.observe import Observation, Predictions, observe
+from synthe_core.introspection.observe import Observation, Predictions, no_check, observe
 from synthe_core.introspection.reads import Reads, follow
 from synthe_core.introspection.series import Figure, Series, collect
 from synthe_core.layers.trace import GROUPS
@@ -141,10 +141,12 @@ def report_of(
     selected: frozenset[str] = frozenset(GROUPS),
     blocks: frozenset[int] | None = None,
     tokens: Sequence[int] = (),
+    check: Callable[[], None] = no_check,
 ) -> Report:
     """The report of what was observed. It runs no pass of the model, which others may use meanwhile.
 
-    selected: groups of figures. blocks: the blocks to report, None for all. tokens: as in `examine`.
+    selected: groups of figures. blocks: the blocks to report, None for all. tokens: as in `examine`. check: called
+    before every memory is followed; what it raises ends the report.
     """
     ids = observed.tokens
     blocks = frozenset(range(model.spec.blocks)) if blocks is None else blocks
@@ -152,7 +154,7 @@ def report_of(
         observed, memory_calls=[call for call in observed.memory_calls if _is_selected(call.path, blocks)]
     )
     series, figures = collect(model, observed)
-    reads, fates, more = _memories(observed, tokens)
+    reads, fates, more = _memories(observed, tokens, check)
     shown = [each for each in [*series, *more] if each.group in selected and _is_selected(each.path, blocks)]
     order = {each.path: number for number, each in reversed(list(enumerate(shown)))}
     shown.sort(key=lambda each: order[each.path])  # series of one learner are adjacent
@@ -164,9 +166,12 @@ def report_of(
     )
 
 
-def _memories(observed: Observation, tokens: Sequence[int]) -> tuple[list[Reads], list[Fate], list[Series]]:
+def _memories(
+    observed: Observation, tokens: Sequence[int], check: Callable[[], None]
+) -> tuple[list[Reads], list[Fate], list[Series]]:
     reads, fates, series = [], [], []
     for call in observed.memory_calls:
+        check()
         reads_of_call = follow(call, len(observed.tokens))
         if reads_of_call is None:
             continue

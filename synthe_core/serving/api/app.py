@@ -89,7 +89,8 @@ def _handler(api: Api, endpoint: Endpoint) -> Callable[[Request], Any]:
         SENDER.set(call.sender)
         try:
             body = await read_body(api, request, endpoint.body) if endpoint.body else None
-            response = await endpoint.handler(api, call, body)
+            work = endpoint.handler(api, call, body)
+            response = await (call.while_connected(work) if endpoint.cancellable else work)
             response.headers.update(call.headers)
             return response
         except (HttpError, SyntheError) as error:

@@ -46,6 +46,24 @@ class ClientDisconnected(Exception):
     """The client has disconnected."""
 
 
+class Interruption:
+    """Tells work in other threads that nobody waits for it any more: from the end of its `with` block on, `check`
+    raises."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Interruption:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def check(self) -> None:
+        if self._ended.is_set():
+            raise ClientDisconnected
+
+
 @dataclass
 class Api:
     """The server.

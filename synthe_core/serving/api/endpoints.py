@@ -21,7 +21,7 @@ REFERENCE = "#/components/schemas/{model}"
 @dataclass(frozen=True)
 class Endpoint:
     """body: schema of the request, None if it has none. response: schema of the response, or its content type.
-    query: names of query parameters."""
+    query: names of query parameters. cancellable: a client that disconnects cancels it."""
 
     method: Method
     path: str
@@ -31,6 +31,7 @@ class Endpoint:
     body: type[BaseModel] | None = None
     query: tuple[str, ...] = ()
     streams: bool = False
+    cancellable: bool = False
     patterns: dict[str, str] = field(default_factory=dict)
 
 
@@ -45,6 +46,7 @@ ENDPOINTS = [
         responses.TextCompletion,
         bodies.Completion,
         streams=True,
+        cancellable=True,
     ),
     Endpoint(
         "POST",
@@ -54,10 +56,35 @@ ENDPOINTS = [
         responses.ChatCompletion,
         bodies.Chat,
         streams=True,
+        cancellable=True,
     ),
-    Endpoint("POST", "/v1/embeddings", tokens.embeddings, "Create embeddings.", responses.Embeddings, bodies.Embedding),
-    Endpoint("POST", "/tokenize", tokens.tokenize, "Tokenize a text.", responses.Tokenized, bodies.Tokenize),
-    Endpoint("POST", "/detokenize", tokens.detokenize, "Detokenize tokens.", responses.Detokenized, bodies.Detokenize),
+    Endpoint(
+        "POST",
+        "/v1/embeddings",
+        tokens.embeddings,
+        "Create embeddings.",
+        responses.Embeddings,
+        bodies.Embedding,
+        cancellable=True,
+    ),
+    Endpoint(
+        "POST",
+        "/tokenize",
+        tokens.tokenize,
+        "Tokenize a text.",
+        responses.Tokenized,
+        bodies.Tokenize,
+        cancellable=True,
+    ),
+    Endpoint(
+        "POST",
+        "/detokenize",
+        tokens.detokenize,
+        "Detokenize tokens.",
+        responses.Detokenized,
+        bodies.Detokenize,
+        cancellable=True,
+    ),
     Endpoint(
         "GET", "/tokenizer_info", tokens.tokenizer_info, "Get the tokenizer.", responses.TokenizerInfo, query=("model",)
     ),
@@ -71,6 +98,7 @@ ENDPOINTS = [
         "Inspect every layer on a text.",
         responses.Introspection,
         bodies.Introspect,
+        cancellable=True,
     ),
     Endpoint("GET", "/api/sessions", state.sessions, "List the saved conversations.", responses.Sessions),
     Endpoint(

@@ -14,6 +14,7 @@ from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api.context import Api
 from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.messages import Message
+from synthe_core.serving.api.turns import to_the_end
 
 MAX_INLINE = 4096  # characters or tokens that are tokenized or decoded in the event loop; more in a thread
 
@@ -170,7 +171,7 @@ async def _rendered_by_model(
     work = partial(chat.render, served.tokenizer, messages, answer=answer, variables=values)
     async with api.template_locks[served.name]:
         try:
-            return await asyncio.to_thread(work)
+            return await to_the_end(asyncio.to_thread(work))
         except chat.TemplateError as error:  # whose words may be about the messages
             status = 400 if error.refused else 500
             raise HttpError(status, error.message, reason=error.message.partition(":")[0]) from None

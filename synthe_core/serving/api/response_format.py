@@ -58,7 +58,7 @@ class ResponseFormat(ABC):
         if self.body.stream:
             await job.begin()
             return EventStream(self._events(call, job), job)
-        return await call.while_connected(self._gathered(call, job))
+        return await self._gathered(call, job)
 
     async def _gathered(self, call: Call, job: CompletionJob) -> Response:
         deltas: list[list[OutputDelta]] = [[] for _ in job.requests]

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 
 from synthe_core.errors import InputError, closest
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.model_registry import owned_name
-from synthe_core.introspection.observe import observe
+from synthe_core.introspection.observe import Observation, observe
 from synthe_core.introspection.report import Report, lines, report_of
 from synthe_core.serving.api import bodies, prompts
-from synthe_core.serving.api.context import Api, Call
+from synthe_core.serving.api.context import Api, Call, Interruption
 from synthe_core.serving.api.errors import HttpError
 
-T = TypeVar("T")
 MOST_EXAMINED = 512
 """Maximum number of tokens of a report, which has the signals of every layer for each. One pass reads them, and others
 wait for it: it is no longer than a pass over prompts (`SchedulerConfig.max_prefill_tokens`)."""
@@ -90,27 +90,29 @@ async def introspect(api: Api, call: Call, body: bodies.Introspect) -> Response:
         tokens = tuple(api.last_tokens.get((call.owner, body.model), ()))
         if not tokens:
             raise HttpError(404, f"{body.model} has had no request yet", code="not_found")
-    read = tokens[:MOST_EXAMINED]
-    pass_ = api.engine.with_model(body.model, read, lambda model: observe(model.model, list(read)), call.owner)
-    observed = await call.while_connected(_result(pass_))
+    read = list(tokens[:MOST_EXAMINED])
+    with Interruption() as interruption:
+        check = interruption.check
 
-    def answer() -> bytes:
-        with served.context.activate():
-            report = report_of(served.model, served.tokenizer, observed, name=body.model)
-        return to_json(_fields(report, len(tokens) - len(read)), inf_nan_mode="null")
+        def read_text(model: LoadedModel) -> Observation:
+            return observe(model.model, read, check=check)
 
-    return Response(await call.while_connected(api.in_thread(answer)), media_type="application/json")
+        observed = await asyncio.wrap_future(api.engine.with_model(body.model, read, read_text, call.owner))
+
+        def answer() -> bytes:
+            with served.context.activate():
+                report = report_of(served.model, served.tokenizer, observed, name=body.model, check=check)
+            return to_json(_fields(report, len(tokens) - len(read), check=check), inf_nan_mode="null")
+
+        return Response(await api.in_thread(answer), media_type="application/json")
 
 
-async def _result(future: Future[T]) -> T:
-    return await asyncio.wrap_future(future)
-
-
-def _fields(report: Report, left_out: int) -> dict[str, Any]:
-    """A report as an object."""
+def _fields(report: Report, left_out: int, *, check: Callable[[], None]) -> dict[str, Any]:
+    """A report as an object. `check` is called before every line of it."""
     fields: dict[str, Any] = {"left_out": left_out, "tokens": [], "series": [], "figures": [], "reads": []}
     kinds = {"token": "tokens", "series": "series", "figure": "figures", "reads": "reads"}
     for line in lines(report):
+        check()
         kind = line.pop("event")
         if kind == "model":
             fields["model"] = line | {"name": report.name}

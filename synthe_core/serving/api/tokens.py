@@ -86,7 +86,7 @@ async def embeddings(api: Api, call: Call, body: bodies.Embedding) -> Response:
     requests = [
         Request(body.model, each, max_tokens=0, pooling=True, client=call.sender, owner=call.owner) for each in read
     ]
-    rows = unit_length(await call.while_connected(_pooled(api, requests)))
+    rows = unit_length(await _pooled(api, requests))
     if body.dimensions not in (None, rows.shape[1]):
         raise HttpError(400, f"dimensions: the embeddings of {body.model} have {rows.shape[1]}", param="dimensions")
     in_base64 = body.encoding_format == "base64"

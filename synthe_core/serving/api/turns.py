@@ -12,6 +12,17 @@ from synthe_core.serving.api.errors import busy
 T = TypeVar("T")
 
 
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. A caller that is cancelled waits for its end all the same, so that what it holds meanwhile
+    is held as long as the work runs."""
+    running = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(running)
+    finally:
+        await asyncio.wait((running,))
+        _ = running.cancelled() or running.exception()  # if nobody waits, nobody asks for it
+
+
 class Turns:
     """`at_once` pieces of work run at a time, one of each client; at most `most` run or wait, half of them of one
     client. For one event loop."""
@@ -32,12 +43,7 @@ class Turns:
         self._counts[client] += 1
         try:
             async with self._locks.setdefault(client, asyncio.Lock()), self._places:
-                running = asyncio.ensure_future(work())
-                try:
-                    return await asyncio.shield(running)
-                finally:
-                    await asyncio.wait((running,))
-                    _ = running.cancelled() or running.exception()  # if nobody waits, nobody asks for it
+                return await to_the_end(work())
         finally:
             self._counts[client] -= 1
             if not self._counts[client]:

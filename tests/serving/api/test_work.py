@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
-import socket
 import threading
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,7 @@ from pydantic_core import to_json
 
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.outputs import PrefillFinished, PromptLogprob
+from synthe_core.inference.outputs import PromptLogprob
 from synthe_core.inference.request import Busy, Request
 from synthe_core.serving.api import response_format, state
 from synthe_core.serving.api.context import SENDER, Api
@@ -149,31 +147,6 @@ def test_schemas_that_take_long_leave_places_for_others() -> None:
     asyncio.run(asyncio.wait_for(run(), 60))
     assert api.background_count == 0
     api.close()
-
-
-@pytest.mark.parametrize(
-    "path,body",
-    [
-        ("/v1/embeddings", {"input": ["a", "b"]}),
-        ("/v1/completions", {"prompt": ["a", "b"], "echo": True, "logprobs": 1, "max_tokens": 0}),
-    ],
-)
-def test_a_client_that_hangs_up_cancels_its_work(path: str, body: dict[str, Any]) -> None:
-    engine = Scripted(lambda request: [PrefillFinished(1, 0)])  # and no end
-    with Server(engine, Settings()) as server:  # type: ignore[arg-type]
-        content = json.dumps({"model": "m", **body}).encode()
-        lines = (
-            f"POST {path} HTTP/1.1",
-            "Host: a",
-            "Content-Type: application/json",
-            f"Content-Length: {len(content)}",
-        )
-        head = "".join(f"{line}\r\n" for line in (*lines, ""))
-        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
-            sock.sendall(head.encode() + content)
-            while len(engine.requests) < 2:
-                threading.Event().wait(0.01)
-        assert all(engine.cancelled.acquire(timeout=60) for _ in range(2))
 
 
 def test_a_report_holds_up_others_for_no_longer_than_a_prompt_does(
