@@ -80,9 +80,7 @@ def observe(
 
 
 @contextmanager
-def _memory_calls(
-    model: LanguageModel, recorder: OpRecorder, check: Callable[[], None]
-) -> Iterator[list[MemoryCall]]:
+def _memory_calls(model: LanguageModel, recorder: OpRecorder, check: Callable[[], None]) -> Iterator[list[MemoryCall]]:
     """Collects the recorded calls with the learner that made each, its path and its tokens."""
     calls: list[MemoryCall] = []
     starts: list[int] = []

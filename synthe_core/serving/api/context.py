@@ -47,7 +47,7 @@ class ClientDisconnected(Exception):
 
 
 class Interruption:
-    """Tells work in other threads that nobody waits for it any more: from the end of its `with` block on, `check`
+    """Ends work in other threads that nobody waits for any more: from the end of its `with` block on, `check`
     raises."""
 
     def __init__(self) -> None:
