@@ -46,14 +46,14 @@ def passages(text: str, count: Count, max_tokens: int, overlap: int = 0) -> list
     between words. Where a section is cut, the next passage begins with the last sentences of the one before, up to
     `overlap` tokens. Headings are not part of a passage's text.
     """
-    found: list[Passage] = []
+    result: list[Passage] = []
     headings: list[_Block] = []
     paragraphs: list[str] = []
 
     def end_section() -> None:
         heading = tuple(each.text for each in headings)
         for piece, begins in _pack(paragraphs, count, max_tokens, overlap):
-            found.append(Passage(piece, heading, len(found), begins))
+            result.append(Passage(piece, heading, len(result), begins))
         paragraphs.clear()
 
     for block in _blocks(text):
@@ -65,7 +65,7 @@ def passages(text: str, count: Count, max_tokens: int, overlap: int = 0) -> list
         else:
             paragraphs.append(block.text)
     end_section()
-    return found
+    return result
 
 
 def sentences(text: str) -> list[str]:
