@@ -19,7 +19,9 @@ from synthe_core.hardware.probe import probe
 from synthe_core.interop.huggingface.context_limit import context_limit
 from synthe_core.interop.huggingface.families import plan
 from synthe_core.interop.huggingface.families.plan import Origin, Plan
+from synthe_core.interop.huggingface.pretrained import without_floats
 from synthe_core.interop.huggingface.published import Config, check_depth, check_widths, longest_side
+from synthe_core.interop.published_shapes import Conversion, recorded_shapes
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint.read import WEIGHTS, digest_of
 from synthe_core.storage.checkpoint.weights import weights
@@ -133,6 +135,8 @@ class ConvertedModel:
             "format": self.published.format, "architecture": self.architecture, "stored": self.tensors.dtypes
         }  # fmt: skip
         origin["digest"] = digest_of({WEIGHTS: self.digest})  # sessions and adapters know the model by it
+        origin["config"] = without_floats(self.published.config.values)
+        origin["shapes"] = recorded_shapes({name: self.published.shape(name) for name in sorted(self.tensors.used)})
         if (context := self.context) is not None:
             origin["context"] = context
         return Manifest.model_validate(
@@ -170,7 +174,7 @@ class ConvertedTensors(Mapping[str, Tensor]):
     def _check(self, origin: Origin, expected: torch.Size) -> None:
         shapes = [self.published.shape(tensor) for tensor in origin.names]
         try:
-            made = _make(origin, [torch.empty(shape, device="meta") for shape in shapes]).shape
+            made = origin.made([torch.empty(shape, device="meta") for shape in shapes]).shape
         except (RuntimeError, IndexError, ValueError):
             made = None
         if made != expected:
@@ -184,22 +188,24 @@ class ConvertedTensors(Mapping[str, Tensor]):
         """The shape of a tensor, without reading it."""
         return self._shapes[name]
 
-    def make(self, name: str, parts: list[Tensor]) -> Tensor:
-        """What our tensor `name` would be, of other values of the published ones."""
-        return _make(self.origins[name], parts)
+    @property
+    def conversion(self) -> Conversion:
+        return Conversion(self.origins, self._shapes, self.published)
+
+    @property
+    def used(self) -> set[str]:
+        """The published tensors that ours are made of."""
+        return {tensor for origin in self.origins.values() for tensor in origin.names}
 
     def unused(self, ignored: str | None) -> set[str]:
         """The published tensors that no tensor of ours is made of, except for names with the pattern `ignored`."""
-        used = {tensor for origin in self.origins.values() for tensor in origin.names}
-        rest = {tensor for tensor in self.published if tensor not in used and not IGNORED.search(tensor)}
+        rest = {tensor for tensor in self.published if tensor not in self.used and not IGNORED.search(tensor)}
         return rest if ignored is None else {tensor for tensor in rest if not re.search(ignored, tensor)}
 
     def __getitem__(self, name: str) -> Tensor:
         path = self.published.path
         origin = self.origins[name]
-        return _make(
-            origin, [check_finite(each, self.published[each], path).to(torch.float32) for each in origin.names]
-        )
+        return origin.made([check_finite(each, self.published[each], path).to(torch.float32) for each in origin.names])
 
     def __contains__(self, name: object) -> bool:
         return name in self.origins  # without reading the tensor
@@ -209,13 +215,6 @@ class ConvertedTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.origins)
-
-
-def _make(origin: Origin, parts: list[Tensor]) -> Tensor:
-    """Our tensor, of the published ones."""
-    if origin.make is not None:
-        return origin.make(*parts)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def recipe_name(path: Path) -> str:

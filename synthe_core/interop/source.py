@@ -79,7 +79,7 @@ class ConvertedSource(CheckpointSource):
 
     def fitted(self, adapter: Adapter, path: Path) -> Adapter:
         tensors = self.model.tensors
-        return on_learners(adapter, tensors, path) if isinstance(tensors, ConvertedTensors) else adapter
+        return on_learners(adapter, tensors.conversion, path) if isinstance(tensors, ConvertedTensors) else adapter
 
 
 def huggingface(path: Path) -> CheckpointSource:

@@ -18,6 +18,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 KIB, MIB, ANY = 1 << 10, 1 << 20, 1 << 62
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?"
+SHARD = r"model[A-Za-z0-9._-]{0,80}\.safetensors"
 MEMBERS = [
     (MANIFEST, 4 * MIB),
     (README, MIB),
@@ -34,7 +35,7 @@ MEMBERS = [
     (KNOWLEDGE, ANY),
     (rf"sessions/{NAME}\.safetensors", ANY),
     (r"model\.safetensors\.index\.json", 64 * MIB),
-    (r"model\.safetensors|model(?:\.safetensors)?-\d{5}-of-\d{5}\.safetensors", ANY),
+    (SHARD, ANY),
     (SIGNATURE, 64 * KIB),
 ]
 """(pattern, size limit in bytes), in the order of members in a file."""

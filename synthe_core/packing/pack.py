@@ -30,6 +30,7 @@ from synthe_core.packing.members import (
     MANIFEST,
     NAME,
     README,
+    SHARD,
     is_weights,
 )
 from synthe_core.packing.published_adapter import fitted_folder
@@ -40,6 +41,7 @@ from synthe_core.storage.adapter_files import check_base, recorded_base
 from synthe_core.storage.atomic import scratch_folder
 from synthe_core.storage.checkpoint import Checkpoint, copy_checkpoint
 from synthe_core.storage.checkpoint.read import ORIGINAL, WEIGHTS
+from synthe_core.storage.checkpoint.write import INDEX
 from synthe_core.storage.claim import claim
 from synthe_core.storage.finite import check_finite
 from synthe_core.storage.json_reader import canonical_json, parse_untrusted_json
@@ -165,6 +167,7 @@ def _weights(
         check_finite(name, checkpoint.tensors[name], checkpoint.path)
         yield Progress("read", count, len(checkpoint.tensors), "tensors")
     files = {name: digest for name, digest in checkpoint.manifest.files.items() if is_weights(name)}
+    _check_shards(checkpoint)
     bundle = checkpoint.source if isinstance(checkpoint.source, Bundle) else None
     collected.quantization = bundle.pack_manifest.base.quantization if bundle else None
     if options.base is not None or not options.weights:
@@ -201,6 +204,16 @@ def _weights(
         bytes_after=collected.contents[WEIGHTS].size,
         loss=loss,
     )
+
+
+def _check_shards(checkpoint: Checkpoint) -> None:
+    """InputError for a file of weights whose name no member may have."""
+    for name in checkpoint.manifest.files:
+        if "/" not in name and name.endswith(".safetensors") and not re.fullmatch(SHARD, name):
+            raise InputError(
+                f"{checkpoint.path / name} cannot be packed under this name: files of weights are model*.safetensors",
+                f"rename it, in {INDEX} and {MANIFEST} too",
+            )
 
 
 def _manifest(checkpoint: Checkpoint, options: PackOptions, collected: PackContents, name: str) -> PackManifest:

@@ -10,13 +10,13 @@ from synthe_core.storage.checkpoint import Checkpoint
 
 
 def fitted_folder(checkpoint: Checkpoint, digest: str, folder: Path, scratch: Path) -> Path:
-    """`folder`; or one in `scratch` with the same change on our maps, where the checkpoint is a converted model and
-    the adapter names those of the published one. digest: of the weights in the file."""
+    """`folder`; or one in `scratch` with the same change on our maps, where the checkpoint is made of a published model
+    and the adapter names the maps of that. digest: of the weights in the file."""
     files = [folder / name for name in (peft.CONFIG, peft.WEIGHTS)]
-    if checkpoint.source.on_disk or not all(file.is_file() for file in files):
+    if not all(file.is_file() for file in files):
         return folder
     adapter = peft.read(*files)
-    fitted = checkpoint.source.fitted(adapter, folder)
+    fitted = checkpoint.fitted(adapter, folder)
     if fitted is adapter:
         return folder
     rank = max(change.r for change in fitted.maps.values())

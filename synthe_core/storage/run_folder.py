@@ -16,7 +16,7 @@ from synthe_core.errors import InputError
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.atomic import failure, remove_folder, write_file
 from synthe_core.storage.checkpoint import CHECKPOINTS, best_checkpoint, checkpoints
-from synthe_core.storage.claim import Busy, claim, is_empty, sweep
+from synthe_core.storage.claim import LOCK, Busy, claim, is_empty, remove, sweep
 
 RUNS = Path("runs")
 
@@ -31,6 +31,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / CHECKPOINTS
+        self._made = not path.exists()
         try:
             os.makedirs(os.path.realpath(self.checkpoints), exist_ok=True)  # `path` may be a link to a new folder
             sweep(path)
@@ -92,6 +93,18 @@ class RunFolder:
 
     def close(self) -> None:
         self._metrics.close()
+
+    def discard_unused(self) -> None:
+        """Empties the folder of a new run that has neither metrics nor checkpoints, and removes it if it was made for
+        that run: the same command then works with the same name."""
+        if checkpoints(self.path) or self._metrics.tell():
+            return
+        folder = Path(os.path.realpath(self.path))
+        for each in folder.iterdir():
+            if each.name != LOCK:
+                remove(each)
+        if self._made and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _step(line: bytes) -> int | None:

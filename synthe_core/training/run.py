@@ -6,6 +6,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event as Stop
 
@@ -79,7 +80,7 @@ def train(
         data = TrainingData(recipe, (yield from _prepare(recipe, stop)))
         state = _initial_state(recipe, data, settings, source, base, begins=checkpoint is None)
         run = RunFolder(path)  # once nothing of the command is refused any more
-        stack.callback(run.close)
+        stack.push(partial(_close, run, begins=not resume))
         if checkpoint is not None:
             finished = yield from _resume(state, checkpoint, recipe, data, changes)
             if unreadable := run.rewind(state.step):
@@ -103,6 +104,13 @@ def train(
         trainer = Trainer(recipe, data, state, run, hardware, stop)
         stack.callback(trainer.close)
         yield from trainer.train()
+
+
+def _close(run: RunFolder, kind: type[BaseException] | None, *_: object, begins: bool) -> None:
+    """Closes the run folder. A new run that fails before its first step leaves nothing behind."""
+    if begins and kind is not None and issubclass(kind, Exception) and not issubclass(kind, Interrupted):
+        run.discard_unused()
+    run.close()
 
 
 def _summary(state: TrainState, hardware: Hardware) -> Notice:

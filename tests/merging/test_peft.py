@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from synthe_core.errors import InputError
 from synthe_core.events import Result
 from synthe_core.merging.extract import extract_lora
 from synthe_core.merging.method import Method
+from synthe_core.storage.adapter_files import manifest_of
+from synthe_core.storage.manifest import MANIFEST
 from tests.merging.models import CONFIG, adapter, folder, llama, moved, result
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -155,3 +158,20 @@ def test_an_extracted_adapter_is_read_by_peft(tmp_path: Path, base: Path) -> Non
         assert (read[name] - tensor).abs().max() <= 2e-6, name
         assert (ours[name] - tensor).abs().max() <= 2e-6, name
     assert len(load_file(tmp_path / "adapter" / "adapter_model.safetensors")) == len(tuned) + 3 * 7 + 2
+
+
+def test_a_run_with_an_adapter_is_its_best_checkpoint(tmp_path: Path, base: Path) -> None:
+    """As a run folder is everywhere: with MODEL+RUN, and alone over a base."""
+    folders = [tmp_path / "run" / "checkpoints" / f"step-0000000{step}" for step in (1, 2, 3)]
+    for seed, (path, score) in enumerate(zip(folders, (1.5, 1.2, 1.4), strict=True)):
+        adapter(path, str(base), llama(), MODULES, seed=seed)
+        manifest = manifest_of(path).model_copy(update={"metrics": {"bits_per_byte": score}, "step": seed + 1})
+        (path / MANIFEST).write_text(manifest.model_dump_json())
+    expected = result(tmp_path / "expected", "linear", [f"{base}+{folders[1]}"])
+    plus = result(tmp_path / "plus", "linear", [f"{base}+{tmp_path / 'run'}"])
+    alone = result(tmp_path / "alone", "linear", [tmp_path / "run"], base)
+    for merged in (plus, alone):
+        assert all(torch.equal(merged[each], expected[each]) for each in expected)
+    with pytest.raises(InputError, match="empty holds no checkpoint"):
+        (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+        result(tmp_path / "none", "linear", [f"{base}+{tmp_path / 'empty'}"])

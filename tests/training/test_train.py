@@ -99,6 +99,35 @@ def test_bad_sizes_leave_no_folder(recipe, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("made", [False, True])
+def test_an_error_before_the_first_step_leaves_the_folder_as_it_was(recipe, tmp_path, monkeypatch, made):
+    out = tmp_path / "run"
+    if made:
+        out.mkdir()
+    monkeypatch.setattr(step, "accumulate_gradients", lambda *_, **__: (_ for _ in ()).throw(WorkError("no memory")))
+    with pytest.raises(WorkError, match="no memory"):
+        list(train(recipe(), out=out))
+    assert out.exists() == made and not (made and list(out.iterdir()))
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert list(train(recipe(budget="1steps"), out=out))[-1].path == out
+
+
+def test_an_error_after_a_step_leaves_the_metrics(recipe, tmp_path, monkeypatch):
+    real, calls = step.accumulate_gradients, []
+
+    def fails_later(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > 2:
+            raise WorkError("no memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(step, "accumulate_gradients", fails_later)
+    with pytest.raises(WorkError, match="no memory"):
+        list(train(recipe(), out=tmp_path / "run"))
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() and (tmp_path / "run" / "recipe.yaml").is_file()
+
+
 @pytest.mark.parametrize(
     ("runtime", "message"),
     [

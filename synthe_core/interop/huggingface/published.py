@@ -199,7 +199,16 @@ class Published(Mapping[str, Tensor]):
                 f"{self.path} has its weights as pickle ({pickles[0]}), which can run any code when it is loaded",
                 "save them as safetensors first: transformers' save_pretrained does",
             )
-        raise InputError(f"{self.path} has neither {WEIGHTS} nor {INDEX}", "fetch the safetensors files as well")
+        raise InputError(f"{self.path} has neither {WEIGHTS} nor {INDEX}", self._hint_for_weights())
+
+    def _hint_for_weights(self) -> str:
+        """What to do where neither the usual file of weights nor an index is there."""
+        others = sorted(path.name for path in self.path.glob("*.safetensors"))
+        if len(others) == 1:
+            return f"if {others[0]} has all its weights, rename it to {WEIGHTS}"
+        if others:
+            return f"fetch {INDEX}, which says what its {len(others)} safetensors files hold"
+        return "fetch the safetensors files as well"
 
     def __getitem__(self, name: str) -> Tensor:
         return self._reader(self.files[name]).get_tensor(name)

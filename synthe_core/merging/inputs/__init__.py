@@ -12,6 +12,7 @@ from synthe_core.errors import InputError, closest
 from synthe_core.events import Event
 from synthe_core.interop.hub import fetch_named, local_path
 from synthe_core.registry import Table
+from synthe_core.storage.checkpoint import CHECKPOINTS, Checkpoint, checkpoints
 from synthe_core.storage.hub.model_id import hub_id
 
 _HERE = "synthe_core.merging.inputs"
@@ -36,6 +37,7 @@ def open_input(text: str) -> Any:
         if hub_id(text) is None:
             raise InputError(f"no such model: {text}", _suggestion(path))
         path = local_path(text, weights_only=True)
+    path = _adapter_of_run(path)
     for kind in KINDS:
         if KINDS[kind].claims(path):
             return KINDS[kind](path, text)
@@ -48,7 +50,15 @@ def open_input(text: str) -> Any:
 
 def is_adapter(text: str) -> bool:
     """Whether `text` is the path, or id of the hub, of an adapter."""
-    return bool(KINDS["adapter"].claims(local_path(text, weights_only=True)))
+    return bool(KINDS["adapter"].claims(_adapter_of_run(local_path(text, weights_only=True))))
+
+
+def _adapter_of_run(path: Path) -> Path:
+    """The best checkpoint of a run that trained an adapter, by the rule of every verb; any other path itself."""
+    if not (path / CHECKPOINTS).is_dir() or not checkpoints(path):
+        return path
+    best = Checkpoint.open(path).path
+    return best if KINDS["adapter"].claims(best) else path
 
 
 def fetch_inputs(names: Iterable[str | None]) -> Iterator[Event]:

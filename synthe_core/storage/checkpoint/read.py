@@ -23,6 +23,7 @@ from synthe_core.model.published_spec import PublishedSpec, text_config
 from synthe_core.model.session import Session, set_weights_digest
 from synthe_core.model.skip_init import skip_init
 from synthe_core.recipe.schema import Recipe
+from synthe_core.registry import Table
 from synthe_core.storage import adapter_files
 from synthe_core.storage.checkpoint.locate import best_checkpoint, checkpoints, missing_checkpoint
 from synthe_core.storage.checkpoint.sources import FORMATS, CheckpointSource, FolderSource, StoredTensors
@@ -42,6 +43,13 @@ STATE_SHARE = 64
 """Bytes of state of one text that any model may have, and that it may have for each of its weights."""
 ORIGINAL = "original"
 """The key in the manifest of quantised weights: the digest of those that they were made from."""
+
+IMPORTED = Table(
+    "format of published models",
+    "synthe.imported_formats",
+    dict.fromkeys(("gguf", "huggingface"), "synthe_core.interop.imported_adapter:fitted"),
+)
+"""What puts an adapter of a published model on the maps of the checkpoint that was imported from it."""
 
 TRAINING_STATE: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("step", "tokens", "validated", "micro_batch", "stage"), (int,)),
@@ -119,7 +127,15 @@ class Checkpoint:
         """The adapter, on the maps that its base has here: one of PEFT's names those of the published model."""
         if self.adapter is None or self.base is None:
             return None
-        return self.base.source.fitted(self.adapter, self.path)
+        return self.base.fitted(self.adapter, self.path)
+
+    def fitted(self, adapter: Adapter, path: Path) -> Adapter:
+        """An adapter of this model, on the maps that the model has here; path: the adapter's, for messages."""
+        origin = str(self.manifest.published.get("format"))
+        if self.source.on_disk and origin in IMPORTED:
+            fitted: Adapter = IMPORTED[origin](adapter, self, path)
+            return fitted
+        return self.source.fitted(adapter, path)
 
     @property
     def digest(self) -> str:

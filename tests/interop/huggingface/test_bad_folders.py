@@ -73,6 +73,25 @@ def test_only_a_similar_family_is_suggested(tmp_path: Path, name: str, near: str
     assert near is None or (near in ARCHITECTURES and f"did you mean '{near}'?" in caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        ([], "fetch the safetensors files as well"),
+        (["model-00000"], "if model-00000.safetensors has all its weights, rename it to model.safetensors"),
+        (["model-00000", "model-00001"], "fetch model.safetensors.index.json, which says what its 2 safetensors files"),
+    ],
+)
+def test_weights_of_other_names_are_not_said_to_be_missing(tmp_path: Path, names: list[str], hint: str) -> None:
+    folder(tmp_path, "Llama")
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").unlink()
+    for name in names:
+        (tmp_path / f"{name}.safetensors").write_bytes(weights)
+    with pytest.raises(InputError, match="has neither") as caught:
+        Checkpoint.open(tmp_path)
+    assert hint in str(caught.value.hint)
+
+
 def test_a_misspelt_model_type_is_named(tmp_path: Path) -> None:
     path = edited(bitnet(tmp_path / "model"), model_type="bitnett")
     with pytest.raises(InputError, match="no model_type 'bitnett'") as caught:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from synthe_core.interop.huggingface.published import Config
@@ -22,6 +23,12 @@ class Origin(NamedTuple):
     names: tuple[str, ...]
     make: Callable[..., Tensor] | None = None
     otherwise: Origin | None = None
+
+    def made(self, parts: list[Tensor]) -> Tensor:
+        """Our tensor, of the published ones."""
+        if self.make is not None:
+            return self.make(*parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def origin(*names: str, make: Callable[..., Tensor] | None = None) -> Origin:
