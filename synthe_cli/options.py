@@ -29,6 +29,12 @@ def complete_run(incomplete: str) -> list[str]:
     return runs if incomplete.startswith("runs") else [*runs, *complete_hub(incomplete)]
 
 
+def complete_objective(incomplete: str) -> list[str]:
+    from synthe_core.recipe.objective_table import OBJECTIVES
+
+    return [name for name in OBJECTIVES if name.startswith(incomplete)]
+
+
 def complete_device(incomplete: str) -> list[str]:
     return [name for name in ("cpu", "cuda", "mps") if name.startswith(incomplete)]
 

@@ -12,6 +12,7 @@ from synthe_cli.options import (
     DataOption,
     JsonOption,
     SetOption,
+    complete_objective,
     complete_recipe,
     find_checkpoint,
     find_recipe,
@@ -38,6 +39,7 @@ synthe train runs/mine --resume                                  resume after Ct
 synthe train --init runs/tiny --data letters.txt                 fine-tune another run
 synthe train --init runs/tiny --data letters.txt --lora rank=16  train an adapter; runs/tiny is not changed
 synthe train --init runs/tiny --data letters.txt --lora rank=8,targets=delta,mlp,alpha=16
+synthe train --init models/smollm2 --data chats.jsonl --objective sft --lora rank=16
 synthe train tiny | synthe generate - --prompt "import "         then generate text
 synthe train recipes/60m.yaml --json | jq -c 'select(.event == "metric")'
 """,
@@ -74,6 +76,15 @@ def train(
             help="Train a LoRA adapter with these settings: rank, alpha, dropout, rslora, targets.",
         ),
     ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            "--objective",
+            metavar="NAME",
+            help="What training minimises: language_modeling, sft, or another.",
+            autocompletion=complete_objective,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train the model of a recipe, and print the path of the run.
@@ -81,7 +92,8 @@ def train(
     Progress goes to stderr; metrics.jsonl in the run folder has every metric. Ctrl-C saves a checkpoint and stops, and
     --resume continues from it with identical results.
     """
-    changes = overrides(data, [*([lora(adapter)] if adapter else []), *(assign or [])])
+    given = [f"objective.type={objective}"] if objective else []
+    changes = overrides(data, [*given, *([lora(adapter)] if adapter else []), *(assign or [])])
     path = _recipe_path(recipe) if recipe else None
     first = find_checkpoint(init) if init else None
 

@@ -31,6 +31,18 @@ MAX_IDLE = 4
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names under which messages have their reasoning, the most usual first."""
 
+PLAIN = """\
+{% for message in messages %}\
+{% if message.role == "system" %}{{ message.content }}
+
+{% else %}{{ "User" if message.role == "user" else "Assistant" }}:\
+{{ "" if message.content[:1] == " " else " " }}{{ message.content }}
+{% endif %}\
+{% endfor %}\
+{% if add_generation_prompt %}Assistant:{% endif %}"""
+"""The template for a model without one. Answers begin with a space and are not changed, so that the cached state of an
+earlier turn matches."""
+
 Messages = Sequence[Mapping[str, Any]]
 
 

@@ -25,10 +25,11 @@ def open_source(text: str, field: str, labels: str | None = None) -> Source:
         return Hub(text, field, label_field)
     if (files := Files.open(text, field, label_field)) is not None:
         return files
-    raise _missing(text)
+    raise missing(text)
 
 
-def _missing(text: str) -> InputError:
+def missing(text: str) -> InputError:
+    """The error for a source that is not there, with the nearest name that is."""
     path = Path(text).expanduser()
     if path.exists():
         return InputError(f"'{text}' is no regular file", "a source is a file, a folder or a glob; save a stream first")

@@ -47,6 +47,14 @@ class Hub(Source):
         return ["hub", self.dataset, self.config, self.split, self.field, listing, *revision]
 
     def pieces(self, skip: int = 0) -> Iterator[Piece]:
+        for number, (place, row) in enumerate(self.records(skip), start=skip):
+            # An empty row is an empty piece, so that pieces and rows count alike and a resumed run can skip rows.
+            text = text_of(row, self.field, place)
+            label = label_of(row, self.label_field, place)
+            yield Piece.whole(text.encode("utf-8", "replace"), place, number, label)
+
+    def records(self, skip: int = 0) -> Iterator[tuple[str, Any]]:
+        """(place, row) of each row without the first `skip`."""
         rows = self._open()
         number = skip
         iterator = iter(rows.skip(skip)) if skip else iter(rows)
@@ -61,12 +69,8 @@ class Hub(Source):
                     f"{stopped.message} (after {number} rows)",
                     "packed rows are stored: run again to continue",
                 ) from error
-            place = f"{self.name}, row {number + 1}"
-            # An empty row is an empty piece, so that pieces and rows count alike and a resumed run can skip rows.
-            text = text_of(row, self.field, place)
-            label = label_of(row, self.label_field, place)
-            yield Piece.whole(text.encode("utf-8", "replace"), place, number, label)
             number += 1
+            yield f"{self.name}, row {number}", row
 
     def _open(self) -> Any:
         import datasets  # takes a second to import

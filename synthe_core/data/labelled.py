@@ -85,7 +85,7 @@ class LabelledStream(Stream):
 
     def next(self, count: int) -> Batch:
         """The next `count` passages."""
-        drawn = [self._draw() for _ in range(count)]
+        drawn = [self._order.draw() for _ in range(count)]
         places = [(self._splits[source], self._labelled.train[source], number) for source, number in drawn]
         return batch(places, self.sequence)
 

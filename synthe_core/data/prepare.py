@@ -197,6 +197,16 @@ def _tokenizer(spec: DataSpec, training: list[Corpus]) -> Generator[Event, None,
     return (yield from bpe.train(vocab, planned, [corpus.identity() for corpus in training]))
 
 
+def open_tokenizer_of(spec: DataSpec) -> Generator[Event, None, Tokenizer]:
+    """The tokenizer of data that are not text of their own. InputError for `bpe`, which is trained on text."""
+    if spec.tokenizer.type == "bpe":
+        raise InputError(
+            "data.tokenizer: bpe is trained on text, and these are conversations",
+            "name a tokenizer, or begin with a model: --init CHECKPOINT",
+        )
+    return (yield from _tokenizer(spec, []))
+
+
 def load(spec: DataSpec) -> Packed:
     """`open_data` without its events."""
     work = open_data(spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -95,6 +95,9 @@ class DataSpec(Spec):
     limit:      at most this many bytes of text are read from each source ("20MB"); None = all.
     labels:     for an encoder, what each document's class is: `path`, the first folder below the source (of `stdlib`
                 the package), or `field:NAME`, that field of rows of tables and the hub.
+    columns:    of conversations, preferences and ratings: names of columns by what they stand for, where they are not
+                the usual ones: {prompt: question, chosen: better, rejected: worse}.
+    trained:    of conversations, what is trained on: every answer of the assistant, the last one, or all text.
     """
 
     sources: Annotated[tuple[SourceSpec, ...], BeforeValidator(_as_list), Field(min_length=1)] = (
@@ -106,3 +109,5 @@ class DataSpec(Spec):
     field: str = "text"
     limit: ByteCount | None = None
     labels: Annotated[str | None, BeforeValidator(_labels)] = None
+    columns: dict[str, str] = Field(default={})
+    trained: Literal["assistant", "last", "all"] = "assistant"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from synthe_core.data.mixture_order import MixtureOrder
 from synthe_core.data.prepare import Packed
 from synthe_core.data.shards import Split
 from synthe_core.errors import InputError
@@ -18,16 +20,42 @@ class Batch(NamedTuple):
     """int64 [B, T] each; `targets` are the tokens that follow `inputs`, -100 where there is no target.
 
     lengths: int64 [B], each row's tokens before its padding; None without padding.
+    group: rows that belong together and stay in one micro-batch, such as the chosen and the rejected answer of a pair:
+    rows 0 to group - 1, and so on.
+    extras: further tensors of an objective by name, a row each: [B, ...].
     """
 
     inputs: Tensor
     targets: Tensor
     lengths: Tensor | None = None
+    group: int = 1
+    extras: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def tokens(self) -> int:
         """The number of tokens, without padding."""
         return self.inputs.numel() if self.lengths is None else int(self.lengths.sum())
+
+    def select(self, rows: slice | Tensor) -> Batch:
+        """Some of the rows; padded ones are cut to the longest of them."""
+        lengths = None if self.lengths is None else self.lengths[rows]
+        time = self.inputs.shape[1] if lengths is None else max(1, int(lengths.max()))
+        extras = {name: tensor[rows] for name, tensor in self.extras.items()}
+        return Batch(self.inputs[rows, :time], self.targets[rows, :time], lengths, self.group, extras)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch(
+            moved(self.inputs),
+            moved(self.targets),
+            None if self.lengths is None else moved(self.lengths),
+            self.group,
+            {name: moved(tensor) for name, tensor in self.extras.items()},
+        )
 
 
 class Window(NamedTuple):
@@ -41,8 +69,7 @@ class Window(NamedTuple):
 class Stream:
     """An endless stream of training sequences, `sequence` tokens each.
 
-    Shuffled (the default): every epoch of a source visits its sequences in a new pseudo-random order, and sources take
-    turns so that after n sequences each has given its weight's share of them to within one.
+    Shuffled (the default): in the order of a `MixtureOrder`.
 
     Carried (`carry=True`): row i of a batch continues row i of the batch before, for truncated
     back-propagation with carried state. The `batch` rows are shared among the sources by weight; each reads its own
@@ -57,13 +84,10 @@ class Stream:
         self.sequence = sequence
         self._splits = [source.train for source in packed.train]
         self._names = [source.name for source in packed.train]
-        weights = np.array([source.weight for source in packed.train], dtype=np.float64)
-        self._share = weights / weights.sum()
         self._seed = seed
         self._carry = carry
-        self._done = 0
-        self._drawn = np.zeros(len(self._splits), dtype=np.int64)
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        counts = [self._sequences(number) for number in range(len(self._splits))]
+        self._order = MixtureOrder(counts, [source.weight for source in packed.train], seed)
         self._rows = self._share_rows() if carry else []
         for number, (name, split) in enumerate(zip(self._names, self._splits, strict=True)):
             if self._sequences(number) < 1:
@@ -85,49 +109,23 @@ class Stream:
 
     def cursor(self) -> dict[str, Any]:
         """The position of the stream, as JSON; `seek` restores it."""
-        cursor: dict[str, Any] = {"sequences": self._done, "drawn": self._drawn.tolist()}
-        return {**cursor, "rows": self.batch} if self._carry else cursor
+        return {**self._order.cursor(), "rows": self.batch} if self._carry else self._order.cursor()
 
     def seek(self, cursor: dict[str, Any]) -> None:
         """Moves to the cursor of a stream of the same data, sequence and seed. InputError if the data differ."""
-        done, drawn = cursor.get("sequences"), cursor.get("drawn")
-        if not isinstance(drawn, list) or not all(type(each) is int and each >= 0 for each in [done, *drawn]):
-            raise InputError("the place in the training text is damaged", "resume from another checkpoint of the run")
-        if len(drawn) != len(self._splits):
-            raise InputError(
-                f"the stream was saved over {len(drawn)} sources, and the recipe names {len(self._splits)}",
-                "resume with the data of the run",
-            )
         rows = cursor.get("rows")
         if rows != (self.batch if self._carry else None):
             was, now = (f"carried over {n} rows" if n else "shuffled" for n in (rows, self.batch * self._carry))
             raise InputError(f"the stream was saved {was}, and is now {now}", "resume with the batch of the run")
-        self._done = cursor["sequences"]
-        self._drawn = np.array(drawn, dtype=np.int64)
+        self._order.seek(cursor)
 
     def _shuffled(self) -> tuple[int, int]:
         """(source, first token) of the next sequence."""
-        source, number = self._draw()
+        source, number = self._order.draw()
         return source, number * self.sequence
-
-    def _draw(self) -> tuple[int, int]:
-        """(source, number of the sequence in it) of the next: from the source that is furthest behind its share."""
-        self._done += 1
-        source = int(np.argmax(self._share * self._done - self._drawn))
-        epoch, position = divmod(int(self._drawn[source]), self._sequences(source))
-        self._drawn[source] += 1
-        return source, int(self._order(source, epoch)[position])
 
     def _sequences(self, source: int) -> int:
         return (self._splits[source].tokens - 1) // self.sequence
-
-    def _order(self, source: int, epoch: int) -> np.ndarray:
-        cached = self._orders.get(source)
-        if cached is None or cached[0] != epoch:
-            order = np.arange(self._sequences(source), dtype=np.uint32)
-            np.random.default_rng([self._seed, source, epoch]).shuffle(order)
-            cached = self._orders[source] = (epoch, order)
-        return cached[1]
 
     def _share_rows(self) -> list[tuple[int, int, int]]:
         """(source, first stretch, stretches) of every row: shares by largest remainder, at least a row each."""
@@ -137,7 +135,7 @@ class Stream:
                 f"{self.batch}",
                 f"raise the batch to {len(self._splits)}, or do not carry state",
             )
-        exact = self._share * self.batch
+        exact = self._order.share * self.batch
         rows = np.maximum(1, np.floor(exact)).astype(np.int64)
         while rows.sum() > self.batch:
             rows[int(np.argmax(np.where(rows > 1, rows - exact, -np.inf)))] -= 1
@@ -155,12 +153,11 @@ class Stream:
 
     def _carried(self) -> tuple[int, int]:
         """(source, first token) of the next sequence when rows are carried on."""
-        step, row = divmod(self._done, self.batch)
+        step, row = divmod(self._order.done, self.batch)
         source, stretch, stretches = self._rows[row]
         length = (self._splits[source].tokens - 1) // stretches
         epoch, position = divmod(step, length // self.sequence)
-        self._done += 1
-        self._drawn[source] += 1
+        self._order.count(source)
         return source, (stretch + epoch) % stretches * length + position * self.sequence
 
     def _too_short(self, name: str, split: Split, rows: int) -> InputError:

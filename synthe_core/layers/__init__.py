@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, SerializeAsAny, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, SerializeAsAny
 
-from synthe_core.errors import InputError
 from synthe_core.layers.learner import Learner, Spec
-from synthe_core.registry import Table
+from synthe_core.registry import Table, parse_entry
 
 LAYERS = Table(
     "learner",
@@ -50,24 +48,7 @@ LAYERS = Table(
 
 def parse(entry: Any) -> Any:
     """A recipe's `{type: delta, heads: 8}` as that learner's Config; errors keep the place of the key."""
-    if isinstance(entry, Spec):
-        return entry
-    if isinstance(entry, str):
-        entry = {"type": entry}
-    if not isinstance(entry, dict) or "type" not in entry:
-        raise PydanticCustomError("learner", "a learner is a name or a mapping with a `type`, such as {{type: delta}}")
-    try:
-        config = LAYERS[entry["type"]].Config
-    except InputError as error:
-        raise PydanticCustomError(
-            "learner", "{message}", {"message": error.message, "hint": error.hint, "key": "type"}
-        ) from None
-    try:
-        return config.model_validate(entry)
-    except ValidationError as error:
-        keys = sorted(config.model_fields, key=lambda key: key == "residual")  # last: all have it
-        context = {"count": error.error_count(), "nested": error, "keys": keys}
-        raise PydanticCustomError("nested", "{count} errors", context) from None
+    return entry if isinstance(entry, Spec) else parse_entry(LAYERS, entry, last="residual")  # which all of them have
 
 
 class _AnyLearner:

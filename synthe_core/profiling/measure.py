@@ -123,7 +123,7 @@ def _work(recipe: Recipe, vocab: int, batch: int, job: dict[str, Any], settings:
             if isinstance(model, LanguageModel):
                 model.next_logits(inputs[:, :1], state)
         return
-    optimizer, objective = Optimizer(model, recipe.train), objective_for(model, recipe.train.objective)
+    optimizer, objective = Optimizer(model, recipe.train), objective_for(model)
     for _ in range(STEPS):
         optimizer.zero_grad()
         accumulate_gradients(objective, model, data, settings, sequence=job["length"])

@@ -24,9 +24,14 @@ from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.parts import missing_dependency, parts, without_parts
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.model.spec import UNION_TAGS, ModelSpec, field_error
+from synthe_core.recipe.objective_table import OBJECTIVES
+from synthe_core.recipe.objectives import ObjectiveSpec, Reads
 from synthe_core.storage.yaml_reader import Key, YamlSource, parse_value, read_yaml
 
-PATH_KEYS = {"data.sources", "data.sources.source", "data.validation", "data.tokenizer", "data.tokenizer.type"}
+PATH_KEYS = {
+    *("data.sources", "data.sources.source", "data.validation", "data.tokenizer", "data.tokenizer.type"),
+    *("train.canary", "objective.teacher", "objective.document"),
+}
 """Keys of which a value may be a path; numbers that index a list are left out."""
 
 
@@ -47,9 +52,6 @@ class TrainSpec(Spec):
     """How a model learns."""
 
     budget: Budget = Field(Budget(180, "seconds"), description="tokens, steps or time: 20Mtokens, 500steps, 3m")
-    objective: str | None = Field(
-        None, description="the loss: language_modeling, classification or one that you add; by the model's head if null"
-    )
     batch: int = Field(16, ge=1, description="sequences per optimizer step")
     micro_batch: int | Literal["auto"] = Field("auto", description="sequences per forward pass; auto fits memory")
     optimizer: Literal["muon", "adamw"] = Field(
@@ -75,6 +77,9 @@ class TrainSpec(Spec):
     carry: bool = Field(False, description="rows go on where they stopped: truncated back-propagation through state")
     validations: int = Field(8, ge=1, description="how often to validate, evenly over the budget, the end included")
     validation_tokens: int = Field(131_072, ge=1, description="at most this many held-out tokens each time")
+    canary: str | None = Field(
+        None, description="text, a source, whose bits per byte every validation measures too: whether it is forgotten"
+    )
     sample: str | None = Field(None, description="prompt for a piece of text at each validation")
     sample_tokens: int = Field(120, ge=1)
     log_every: int = Field(10, ge=1, description="steps between metrics; slow steps are reported every 10 seconds")
@@ -103,13 +108,16 @@ class RuntimeSpec(Spec):
 
 
 class Recipe(Spec):
-    """model, data, train, runtime: the whole experiment."""
+    """model, data, objective, train, runtime: the whole experiment."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the folder under runs/")
     description: str = ""
     seed: int = Field(0, ge=0, lt=2**62)
     model: SerializeAsAny[ModelSpec]
     data: DataSpec = DataSpec()
+    objective: ObjectiveSpec = Field(
+        None, description="what training minimises; null: language_modeling, or classification for an encoder"
+    )
     train: TrainSpec = TrainSpec()
     runtime: RuntimeSpec = RuntimeSpec()
 
@@ -197,6 +205,35 @@ class Recipe(Spec):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _rows_are_read_whole(self) -> Recipe:
+        """Conversations are rows of their own length, each with a state of its own."""
+        if self.reads == "text":
+            return self
+        assert self.objective is not None
+        name = self.objective.type
+        for path, given, reason in (
+            (("model", "head"), self.model.head is not None, f"{name} trains a language model, and this is an encoder"),
+            (("data", "labels"), self.data.labels is not None, f"{name} reads conversations, which have no labels"),
+            (("train", "carry"), self.train.carry, "conversations do not continue each other"),
+        ):
+            if given:
+                raise field_error(path, reason, f"leave out {'.'.join(path)}, or objective")
+        for place, stage in enumerate(self.train.stages):
+            if stage.sequence is not None:
+                raise field_error(
+                    ("train", "stages", place, "sequence"),
+                    "a conversation is not cut into pieces",
+                    "leave it out, or objective",
+                )
+        return self
+
+    @property
+    def reads(self) -> Reads:
+        """What the objective trains on."""
+        reads: Reads = "text" if self.objective is None else OBJECTIVES[self.objective.type].reads
+        return reads
+
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         """Reads a recipe file, or the recipe of a checkpoint folder, and applies `key.path=value` overrides."""
@@ -234,6 +271,8 @@ def _assign(values: dict[str, Any], assignment: str) -> tuple[Key, ...]:
         raise InputError(f"--set {assignment}: expected key=value", "for example --set train.lr=1e-3")
     keys = path.strip().split(".")
     value = _value(keys, text, f"--set {assignment}")
+    if keys[0] == "objective" and len(keys) > 1:
+        _name_objective(values, value if keys[1:] == ["type"] else None)
     node: Any = values
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
@@ -254,6 +293,13 @@ def _assign(values: dict[str, Any], assignment: str) -> tuple[Key, ...]:
         else:
             raise InputError(f"--set {path}: '{'.'.join(keys[:depth])}' is a single value, not a mapping")
     return tuple(int(key) if key.isdigit() else key for key in keys)
+
+
+def _name_objective(values: dict[str, Any], name: str | None) -> None:
+    """Turns `objective: dpo` into a mapping; one of another `name` loses its keys, which may not be its own."""
+    current = values.get("objective")
+    current = {"type": current} if isinstance(current, str) else current or {}
+    values["objective"] = {} if name is not None and current.get("type") != name else current
 
 
 def _value(keys: Sequence[str], text: str, name: str) -> Any:
@@ -313,7 +359,7 @@ def _flatten(
         elif fault["type"] == "field":
             path = (*path, *context["path"])
             yield path, f"{'.'.join(map(str, path))}: {fault['msg']}", context["hint"]
-        elif fault["type"] == "learner":
+        elif fault["type"] == "entry":
             yield (*path, "type"), f"{shown}: {fault['msg']}", context.get("hint")
         else:
             message = str(context["error"]) if "error" in context else fault["msg"][:1].lower() + fault["msg"][1:]

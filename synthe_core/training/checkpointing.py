@@ -73,6 +73,8 @@ def _training_tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
     tensors = {"optimizer": state.optimizer.tensors(), "random": _random_state(state.settings.device)}
     if state.average is not None:
         tensors["weights"] = weights(state.model)
+    if own := dict(state.objective.tensors()):
+        tensors["objective"] = own
     if state.recurrent_state is not None:
         tensors["carried"] = to_tensors(state.recurrent_state)
     return tensors

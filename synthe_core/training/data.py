@@ -1,23 +1,99 @@
-"""The text that a run trains and validates on."""
+"""What a run trains and validates on."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from synthe_core.data.labelled import Labelled, LabelledStream
 from synthe_core.data.prepare import Packed
+from synthe_core.data.shards import Split
 from synthe_core.data.stream import Batch, Stream, Window, windows
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.recipe.schema import Recipe
 
 
-class TrainingData:
-    """The stream of training batches, and the validation windows: of text, or of labelled passages for an encoder."""
+class TrainingStream(Protocol):
+    """An endless stream of batches, in an order that a cursor restores exactly."""
+
+    def next(self, count: int) -> Batch: ...
+
+    def cursor(self) -> dict[str, Any]: ...
+
+    def seek(self, cursor: dict[str, Any]) -> None: ...
+
+
+class TrainingData(ABC):
+    """The stream of training batches, and what is held out for validation, in windows: stretches of text, passages, or
+    conversations.
+
+    sequence: the most tokens of a row. classes: the names of an encoder's classes. bytes_per_token: of the training
+    text; None where it is not text that is predicted. canary: text that each validation reads too.
+    """
+
+    sequence: int
+    tokenizer: Tokenizer
+    stream: TrainingStream
+    source_names: list[str]
+    classes: tuple[str, ...] = ()
+    bytes_per_token: float | None = None
+    canary: Split | None = None
+
+    @property
+    @abstractmethod
+    def validation_length(self) -> int:
+        """Tokens of a validation window."""
+
+    @property
+    @abstractmethod
+    def num_validation_windows(self) -> int:
+        """How many windows there are to validate on."""
+
+    @abstractmethod
+    def validation_windows(self, limit: int, rows: int) -> Iterator[Window] | Iterator[Batch]:
+        """`limit` of them, `rows` at a time, spread evenly over all."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What the run depends on: the tokenizer, the tokens of each source and of the validation text by size and
+        digest; of an encoder, its classes too."""
+
+    def difference(self, fingerprint: Any) -> str | None:
+        """How the text differs from the `fingerprint` that a run has stored, as a sentence; None if it does not."""
+        now = self.fingerprint()
+        if fingerprint == now:
+            return None
+        then = fingerprint if isinstance(fingerprint, dict) else {}
+        changed = "the training text is not what it was"
+        if then.get("tokenizer") != now["tokenizer"]:
+            return f"{changed}: its tokenizer is another"
+        names = self.source_names
+        tokens, digests = then.get("tokens"), then.get("digests")
+        if (
+            not isinstance(tokens, list)
+            or not isinstance(digests, list)
+            or not len(tokens) == len(digests) == len(names)
+        ):
+            return f"{changed}: its sources are others"
+        for name, had, has, was, digest in zip(names, tokens, now["tokens"], digests, now["digests"], strict=True):
+            if had != has:
+                return f"{changed}: '{name}' has changed since the run began: {has} training tokens, not {had}"
+            if was != digest:
+                return f"{changed}: '{name}' has changed since the run began: as many tokens, but others"
+        if then.get("validation") != now["validation"]:
+            return "the validation text is not what it was: it has changed since the run began"
+        return f"{changed}: its classes are others"
+
+
+class TextData(TrainingData):
+    """Running text; of an encoder, labelled passages."""
 
     def __init__(self, recipe: Recipe, packed: Packed) -> None:
         self.sequence = recipe.data.sequence
         self._packed = packed
+        self.tokenizer = packed.tokenizer
+        self.source_names = [source.name for source in packed.train]
         spec, head = recipe.train, recipe.model.head
         self._labelled = None if head is None else Labelled.of(packed, head.classes)
         self.stream = (
@@ -25,23 +101,11 @@ class TrainingData:
             if self._labelled is None
             else LabelledStream(packed, self._labelled, spec.batch, recipe.seed)
         )
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self._packed.tokenizer
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes; none for a language model."""
-        return () if self._labelled is None else self._labelled.classes
-
-    @property
-    def bytes_per_token(self) -> float | None:
-        """Of the training text; None where classes are predicted."""
         if self._labelled is not None:
-            return None
-        splits = [source.train for source in self._packed.train]
-        return sum(split.bytes for split in splits) / sum(split.tokens for split in splits)
+            self.classes = self._labelled.classes
+        else:
+            splits = [source.train for source in packed.train]
+            self.bytes_per_token = sum(split.bytes for split in splits) / sum(split.tokens for split in splits)
 
     @property
     def validation_length(self) -> int:
@@ -62,8 +126,6 @@ class TrainingData:
         return windows(self._packed.validation, self.sequence, limit, rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the run depends on: the tokenizer, the tokens of each source and of the validation text by size and
-        digest; of an encoder, its classes too."""
         facts = {
             "tokenizer": self.tokenizer.digest,
             "tokens": [source.train.tokens for source in self._packed.train],
@@ -71,29 +133,3 @@ class TrainingData:
             "validation": self._packed.validation.digest,
         }
         return facts if self._labelled is None else facts | {"classes": list(self.classes)}
-
-    def difference(self, fingerprint: Any) -> str | None:
-        """How the text differs from the `fingerprint` that a run has stored, as a sentence; None if it does not."""
-        now = self.fingerprint()
-        if fingerprint == now:
-            return None
-        then = fingerprint if isinstance(fingerprint, dict) else {}
-        changed = "the training text is not what it was"
-        if then.get("tokenizer") != now["tokenizer"]:
-            return f"{changed}: its tokenizer is another"
-        names = [source.name for source in self._packed.train]
-        tokens, digests = then.get("tokens"), then.get("digests")
-        if (
-            not isinstance(tokens, list)
-            or not isinstance(digests, list)
-            or not len(tokens) == len(digests) == len(names)
-        ):
-            return f"{changed}: its sources are others"
-        for name, had, has, was, digest in zip(names, tokens, now["tokens"], digests, now["digests"], strict=True):
-            if had != has:
-                return f"{changed}: '{name}' has changed since the run began: {has} training tokens, not {had}"
-            if was != digest:
-                return f"{changed}: '{name}' has changed since the run began: as many tokens, but others"
-        if then.get("validation") != now["validation"]:
-            return "the validation text is not what it was: it has changed since the run began"
-        return f"{changed}: its classes are others"

@@ -55,49 +55,86 @@ def accumulate_gradients(
     the gradient is that of the whole. `sequence` t < T cuts the rows: into B T/t sequences, or, with `carry`, into T/t
     pieces one after another, where the state goes from piece to piece and the gradient does not.
     """
-    count = objective.count(batch)
-    total = torch.zeros((), device=settings.device)
-    auxiliary: dict[str, Tensor] = {}
-    measures = WeightedMeans()
-    skipped: Tensor | float = 0.0
-    updates: list[tuple[Tensor, Tensor]] = []
+    passes = _Passes(objective, model, settings, objective.count(batch))
     states: list[ModelState] = []
-    for first in range(0, batch.inputs.shape[0], settings.micro_batch):
-        rows = slice(first, first + settings.micro_batch)
-        current = None if state is None else map_leaves(lambda leaf, rows=rows: leaf[rows], state)
-        for piece in split_rows(batch, rows, sequence, carry):
-            with settings.context.activate():
-                loss = objective(model, to_device(piece, settings.device), ObjectiveContext(current if carry else None))
-                minimized = loss.total / max(count, 1)
-                for name, value in loss.auxiliary.items():
-                    share = value * loss.scored / max(count, 1)
-                    minimized = minimized + share
-                    auxiliary[name] = auxiliary.get(name, 0.0) + share.detach()
-            minimized.backward()
-            total += loss.total.detach()
-            measures.add(loss.measures, piece.tokens)
-            skipped = skipped + loss.skipped
-            updates += loss.buffer_updates
-            current = None if loss.state is None else detach(loss.state)
-        if carry and current is not None:
-            states.append(current)
-    after = None if not carry else states[0] if len(states) == 1 else join(states)
-    return BatchLoss(total, count, batch.tokens, auxiliary, after, measures.values(), skipped, updates)
-
-
-def split_rows(batch: Batch, rows: slice, sequence: int, carry: bool) -> Iterator[Batch]:
-    """Some rows of a batch as the passes that they run in. Padded rows (those of an encoder) are never cut."""
-    inputs, targets = batch.inputs[rows], batch.targets[rows]
-    if carry:
-        yield from map(Batch, inputs.split(sequence, dim=1), targets.split(sequence, dim=1))
+    if not carry:
+        for part in micro_batches(batch, settings.micro_batch, sequence):
+            passes.add(part, None)
     else:
-        lengths = None if batch.lengths is None else batch.lengths[rows]
-        yield Batch(inputs.reshape(-1, sequence), targets.reshape(-1, sequence), lengths)
+        for first in range(0, batch.inputs.shape[0], settings.micro_batch):
+            rows = slice(first, first + settings.micro_batch)
+            current = None if state is None else map_leaves(lambda leaf, rows=rows: leaf[rows], state)
+            for piece in pieces(batch.select(rows), sequence):
+                current = passes.add(piece, current)
+            if current is not None:
+                states.append(current)
+    after = None if not states else states[0] if len(states) == 1 else join(states)
+    return passes.loss(batch.tokens, after)
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`."""
-    return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in batch))  # type: ignore[arg-type]
+class _Passes:
+    """The passes over a batch with `count` targets, and the sums of what they report."""
+
+    def __init__(self, objective: Objective, model: Model, settings: Settings, count: int) -> None:
+        self._objective, self._model, self._settings, self._count = objective, model, settings, count
+        self._total = torch.zeros((), device=settings.device)
+        self._auxiliary: dict[str, Tensor] = {}
+        self._measures = WeightedMeans()
+        self._skipped: Tensor | float = 0.0
+        self._updates: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, part: Batch, state: ModelState | None) -> ModelState | None:
+        """One pass, forward and backward, from a state; returns the state after it, if the objective carries it."""
+        count = max(self._count, 1)
+        with self._settings.context.activate():
+            loss = self._objective(self._model, part.to(self._settings.device), ObjectiveContext(state))
+            minimized = loss.total / count
+            for name, value in loss.auxiliary.items():
+                share = value * loss.scored / count
+                minimized = minimized + share
+                self._auxiliary[name] = self._auxiliary.get(name, 0.0) + share.detach()
+        minimized.backward()
+        self._total += loss.total.detach()
+        self._measures.add(loss.measures, part.tokens)
+        self._skipped = self._skipped + loss.skipped
+        self._updates += loss.buffer_updates
+        return None if loss.state is None else detach(loss.state)
+
+    def loss(self, tokens: int, state: ModelState | None) -> BatchLoss:
+        return BatchLoss(
+            self._total,
+            self._count,
+            tokens,
+            self._auxiliary,
+            state,
+            self._measures.values(),
+            self._skipped,
+            self._updates,
+        )
+
+
+def micro_batches(batch: Batch, rows: int, sequence: int) -> Iterator[Batch]:
+    """The batch in passes of at most `rows` rows of `sequence` tokens.
+
+    Rows without padding are cut into sequences. Padded rows, those of an encoder or of conversations, are never cut:
+    they run longest first, as many at a time as have at most `rows x sequence` tokens with their padding.
+    """
+    if batch.lengths is None:
+        for first in range(0, batch.inputs.shape[0], rows):
+            part = batch.select(slice(first, first + rows))
+            yield part._replace(inputs=part.inputs.reshape(-1, sequence), targets=part.targets.reshape(-1, sequence))
+        return
+    longest = batch.lengths.view(-1, batch.group).amax(1)
+    order = longest.argsort(descending=True, stable=True)
+    while len(order):
+        count = max(1, rows * sequence // (batch.group * max(1, int(longest[order[0]]))))
+        groups, order = order[:count], order[count:]
+        yield batch.select((groups[:, None] * batch.group + torch.arange(batch.group)).flatten())
+
+
+def pieces(batch: Batch, sequence: int) -> Iterator[Batch]:
+    """Rows in pieces of `sequence` tokens, one after another, between which the state is carried."""
+    yield from map(Batch, batch.inputs.split(sequence, dim=1), batch.targets.split(sequence, dim=1))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

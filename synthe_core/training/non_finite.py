@@ -12,7 +12,7 @@ from synthe_core.data.stream import Batch
 from synthe_core.model.classifier import Model
 from synthe_core.model.language_model import ModelState
 from synthe_core.state import map_leaves
-from synthe_core.training.gradients import split_rows, to_device
+from synthe_core.training.gradients import micro_batches
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext
 from synthe_core.training.settings import Settings
 
@@ -27,15 +27,17 @@ def first_non_finite(
     for name, parameter in model.named_parameters():
         if not _finite(parameter):
             return f"the weight {name}"
-    for first in range(0, batch.inputs.shape[0], settings.micro_batch):
-        rows = slice(first, first + settings.micro_batch)
-        current, length = None, sequence
-        if state is not None:
-            current, length = map_leaves(lambda leaf, rows=rows: leaf[rows], state), batch.inputs.shape[1]
-        for piece in split_rows(batch, rows, length, carry=False):
-            culprit = _first_of_pass(objective, model, to_device(piece, settings.device), current, settings)
-            if culprit is not None:
-                return culprit
+    if state is None:
+        parts = [(part, state) for part in micro_batches(batch, settings.micro_batch, sequence)]
+    else:
+        cuts = [
+            slice(first, first + settings.micro_batch) for first in range(0, len(batch.inputs), settings.micro_batch)
+        ]
+        parts = [(batch.select(rows), map_leaves(lambda leaf, rows=rows: leaf[rows], state)) for rows in cuts]
+    for part, current in parts:
+        culprit = _first_of_pass(objective, model, part.to(settings.device), current, settings)
+        if culprit is not None:
+            return culprit
     return "the norm of the gradient, though no single gradient,"
 
 

@@ -12,7 +12,8 @@ from threading import Event as Stop
 
 import torch
 
-from synthe_core.data.prepare import Packed, open_data
+from synthe_core.data.prepare import open_data
+from synthe_core.data.spec import DataSpec
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Result
 from synthe_core.hardware.kernel_tuning import kernel_exists
@@ -30,9 +31,11 @@ from synthe_core.storage.hub.snapshot import origin_of, reference_to, source_nam
 from synthe_core.storage.run_folder import RunFolder, new_run, taken
 from synthe_core.training.adapting import adapt, base_of
 from synthe_core.training.checkpointing import restore
-from synthe_core.training.data import TrainingData
+from synthe_core.training.data import TextData, TrainingData
+from synthe_core.training.example_data import open_example_data
 from synthe_core.training.loggers import require
 from synthe_core.training.objectives import objective_for
+from synthe_core.training.objectives.objective import ObjectiveSetup
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import Settings, settings_for
 from synthe_core.training.state import TrainState
@@ -40,7 +43,17 @@ from synthe_core.training.trainer import Trainer
 from synthe_core.training.tuning import tune
 from synthe_core.training.weight_average import WeightAverage
 
-IMMUTABLE_KEYS = ("model", "data", "seed", "train.batch", "train.optimizer", "train.carry", "train.ema", "train.lora")
+IMMUTABLE_KEYS = (
+    "model",
+    "data",
+    "objective",
+    "seed",
+    "train.batch",
+    "train.optimizer",
+    "train.carry",
+    "train.ema",
+    "train.lora",
+)
 """What a resumed run cannot change: its state would not fit."""
 PROBE_VOCAB = 257
 TRAINING = "training in"  # in the message to other processes
@@ -77,7 +90,7 @@ def train(
         base = None if recipe.train.lora is None else base_of(source, recipe)
         stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(recipe.runtime.threads or threads)
-        data = TrainingData(recipe, (yield from _prepare(recipe, stop)))
+        data = yield from _open_data(recipe, stop)
         state = _initial_state(recipe, data, settings, source, base, begins=checkpoint is None)
         run = RunFolder(path)  # once nothing of the command is refused any more
         stack.push(partial(_close, run, begins=not resume))
@@ -98,6 +111,7 @@ def train(
         yield _summary(state, hardware)
         if checkpoint is None or checkpoint.training_state()["device"] != settings.device.type:
             yield from _tune(state, recipe, hardware)
+        yield from _begin(state, checkpoint, data)
         if recipe.runtime.compile:
             for block in state.model.blocks:
                 block.compile()
@@ -167,18 +181,41 @@ def _open_run(
     return out, Checkpoint.open(out, latest=True)
 
 
-def _prepare(recipe: Recipe, stop: Stop) -> Generator[Event, None, Packed]:
-    work = open_data(recipe.data)
+def _open_data(recipe: Recipe, stop: Stop) -> Generator[Event, None, TrainingData]:
+    """The training data, prepared now if they are not in the cache. Raises Interrupted once `stop` is set."""
+    work = _prepare(recipe)
     while True:
         try:
             event = next(work)
         except StopIteration as end:
-            packed: Packed = end.value
-            return packed
+            data: TrainingData = end.value
+            return data
         yield event
         if stop.is_set():
             work.close()
             raise Interrupted("stopped while preparing the data", "the same command continues where it stopped")
+
+
+def _prepare(recipe: Recipe) -> Generator[Event, None, TrainingData]:
+    if recipe.reads == "text":
+        data: TrainingData = TextData(recipe, (yield from open_data(recipe.data)))
+    else:
+        data = yield from open_example_data(recipe)
+    if recipe.train.canary is not None:
+        text = {"sources": recipe.train.canary, "validation": 0.0, "labels": None}
+        spec = DataSpec.model_validate(recipe.data.model_dump() | text)
+        data.canary = (yield from open_data(spec)).sources[0].train
+    return data
+
+
+def _begin(state: TrainState, checkpoint: Checkpoint | None, data: TrainingData) -> Iterator[Event]:
+    """Readies the objective, of a resumed run with what it had saved."""
+    saved = {} if checkpoint is None else checkpoint.training_tensors("objective")
+    if saved:
+        state.objective.load(saved)
+    settings = state.settings
+    setup = ObjectiveSetup(state.model, data.tokenizer, settings.context, settings.micro_batch, data.sequence)
+    yield from state.objective.begin(setup)
 
 
 def _initial_state(
@@ -204,7 +241,7 @@ def _initial_state(
     spec = recipe.train
     state = TrainState(
         model,
-        objective_for(model, spec.objective),
+        objective_for(model, recipe.objective),
         Optimizer(model, spec),
         spec,
         settings,

@@ -54,6 +54,7 @@ def train_step(state: TrainState, batch: Batch, while_waiting: Callable[[], obje
     Raises MicroBatchOutOfMemory.
     """
     sequence = state.sequence or batch.inputs.shape[1]
+    batch = state.objective.prepare(state.model, batch)
     losses = _gradients(state, batch, sequence)
     for parameter in state.frozen.parameters:
         parameter.grad = None  # so that the optimizer changes neither its weights nor its moments

@@ -9,8 +9,9 @@ from threading import Event as Stop
 
 import torch
 
-from synthe_core.data.stream import Batch
+from synthe_core.data.stream import Batch, windows
 from synthe_core.errors import Interrupted, WorkError
+from synthe_core.evaluation.bits_per_byte import evaluate_bits_per_byte
 from synthe_core.events import Event, Metric, Notice, Progress, Result, Sample, Saved
 from synthe_core.hardware.probe import Hardware
 from synthe_core.model.classifier import Classifier
@@ -188,12 +189,22 @@ class Trainer:
                 yield Progress("validate", score.rows, state.validation_windows, "windows")
                 if self.stop.is_set():
                     break
+            canary = {} if self.stop.is_set() else self._read_canary(rows)
         state.model.train()
         if self.stop.is_set():
             return False
-        state.metrics = score.values()
+        state.metrics = score.values() | canary
         yield self._metric("validation", state.metrics)
         return True
+
+    def _read_canary(self, rows: int) -> dict[str, float]:
+        """The bits per byte of the text that shows what the model forgets."""
+        split, model, settings = self.data.canary, self.state.model, self.state.settings
+        if split is None or isinstance(model, Classifier):
+            return {}
+        limit = max(1, self.spec.validation_tokens // self.data.sequence)
+        *_, score = evaluate_bits_per_byte(model, windows(split, self.data.sequence, limit, rows), settings.context)
+        return {"canary_bits_per_byte": score.bits_per_byte}
 
     def _sample(self, prompt: str) -> str:
         model, settings = self.state.model, self.state.settings

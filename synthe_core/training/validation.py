@@ -30,7 +30,9 @@ class ValidationPlan:
     @property
     def full(self) -> int:
         """Windows of a validation without a limit of time."""
-        return min(self._data.num_validation_windows, self._spec.validation_tokens // self._data.sequence)
+        return min(
+            self._data.num_validation_windows, max(1, self._spec.validation_tokens // self._data.validation_length)
+        )
 
     def windows(self, tokens_per_second: float | None) -> int:
         """How many windows a validation reads when training runs at `tokens_per_second` (None: not known yet)."""

@@ -81,5 +81,5 @@ def test_it_is_chosen_by_name_or_by_the_head_and_not_for_the_other_kind_of_model
     model = model_of(objective)
     assert type(objective_for(model)) is type(objective_for(model, name)) is type(objective)
     other = next(other for other in OBJECTIVES if OBJECTIVES[other].of_encoders != objective.of_encoders)
-    with pytest.raises(InputError, match=f"train.objective: {other} trains"):
+    with pytest.raises(InputError, match=f"objective: {other} trains"):
         objective_for(model, other)

@@ -143,7 +143,7 @@ def _initial_state(trial: Trial, model: LanguageModel) -> TrainState:
         optimizer=trial.optimizer, lr=trial.lr, weight_decay=trial.weight_decay, warmup=trial.warmup, schedule="cosine"
     )
     settings = Settings(ExecutionContext(model.embedding.weight.device), trial.batch)
-    return TrainState(model, objective_for(model, spec.objective), Optimizer(model, spec), spec, settings)
+    return TrainState(model, objective_for(model), Optimizer(model, spec), spec, settings)
 
 
 def _test_sets(trial: Trial, preset: Preset) -> list[Examples]:

@@ -18,19 +18,8 @@ from synthe_core.serving.api.turns import to_the_end
 
 MAX_INLINE = 4096  # characters or tokens that are tokenized or decoded in the event loop; more in a thread
 
-PLAIN = """\
-{% for message in messages %}\
-{% if message.role == "system" %}{{ message.content }}
-
-{% else %}{{ "User" if message.role == "user" else "Assistant" }}:\
-{{ "" if message.content[:1] == " " else " " }}{{ message.content }}
-{% endif %}\
-{% endfor %}\
-{% if add_generation_prompt %}Assistant:{% endif %}"""
-"""The template for a model without one. Answers begin with a space and are not changed, so that the cached state of an
-earlier turn matches."""
 PLAIN_STOP = "\nUser:"
-"""The stop string of that template."""
+"""The stop string of the template PLAIN."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +103,7 @@ async def conversation(
     *,
     tails: Sequence[str] | None = None,
 ) -> Prompt:
-    """The messages by the model's own template, or as `PLAIN` for a model that has none.
+    """The messages by the model's own template, or as `chat_template.PLAIN` for a model that has none.
 
     tails: they are the next ones of a session that ends with one of these texts of the model's own.
     """
@@ -148,7 +137,7 @@ async def _rendered(api: Api, served: LoadedModel, messages: Sequence[dict[str, 
         *before, last = messages
         messages = [*before, last | {"content": _opened(last["content"])}]
     if served.tokenizer.chat_template is None:
-        text = chat.render_trusted(PLAIN, messages, answer=answer)
+        text = chat.render_trusted(chat.PLAIN, messages, answer=answer)
     else:
         text = await _rendered_by_model(api, served, messages, answer, reading.values)
     if not reading.continues:

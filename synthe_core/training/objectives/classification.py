@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from synthe_core.data.stream import Batch
 from synthe_core.evaluation.classification import ClassificationScore, evaluate_classification
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.classifier import Classifier
 from synthe_core.model.language_model import Loss
+from synthe_core.recipe.objectives import ObjectiveConfig
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext
 
 
 class Classification(Objective):
     """-log p(class | text), summed over rows. `targets` hold a row's class at one token and -100 at the others."""
+
+    class Config(ObjectiveConfig):
+        """The keys of `objective: classification`."""
+
+        type: Literal["classification"] = "classification"
 
     of_encoders = True
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 from synthe_core.data.stream import Batch, Window
 from synthe_core.evaluation.bits_per_byte import TextScore, evaluate_bits_per_byte
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import LanguageModel, Loss
+from synthe_core.recipe.objectives import ObjectiveConfig
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext
 
 
 class LanguageModeling(Objective):
     """-log p(target | the tokens up to it), summed over the targets that are not -100."""
+
+    class Config(ObjectiveConfig):
+        """The keys of `objective: language_modeling`."""
+
+        type: Literal["language_modeling"] = "language_modeling"
 
     def __call__(self, model: LanguageModel, batch: Batch, ctx: ObjectiveContext) -> Loss:
         loss, state = model.loss(batch.inputs, batch.targets, ctx.state, batch.lengths)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from torch import Tensor
+
 from synthe_core.data.stream import Batch
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.events import Event
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import Loss, ModelState
 from synthe_core.ops.cross_entropy import IGNORED
+from synthe_core.recipe.objectives import ObjectiveConfig, Reads
 
 
 class ObjectiveContext(NamedTuple):
@@ -19,6 +24,23 @@ class ObjectiveContext(NamedTuple):
     """
 
     state: ModelState | None = None
+
+
+class ObjectiveSetup(NamedTuple):
+    """What an objective may use to get ready, once, before the first step of a run or of a resumed run.
+
+    model:     as training begins, weights and adapter loaded; on the device.
+    tokenizer: of the training data.
+    context:   how passes run: device, precision, kernels.
+    rows:      rows of a pass that fit into memory, of `sequence` tokens each.
+    sequence:  the longest row.
+    """
+
+    model: Any
+    tokenizer: Tokenizer
+    context: ExecutionContext
+    rows: int
+    sequence: int
 
 
 class Score(Protocol):
@@ -40,19 +62,39 @@ class Objective(ABC):
     To add one: a subclass in a file of its own, and a line in the table `OBJECTIVES`. `train_step` does the rest: it
     cuts the batch into micro-batches, calls the objective on each inside the execution context (kernels, autocast),
     and back-propagates `total / count(batch) + sum(auxiliary) * scored / count(batch)`, so that the accumulated
-    gradient is that of the mean over the whole batch, however it was cut. A recipe chooses it by `train.objective`.
+    gradient is that of the mean over the whole batch, however it was cut. A recipe chooses it by `objective`.
 
+    Config:      the keys of `objective` in a recipe, an `ObjectiveConfig` whose `type` is the objective's name.
+    reads:       the data that it trains on.
     of_encoders: the objective trains encoders, and otherwise language models.
     """
 
+    Config: ClassVar[type[ObjectiveConfig]]
+    reads: ClassVar[Reads] = "text"
     of_encoders: ClassVar[bool] = False
+
+    def __init__(self, config: Any = None) -> None:
+        self.config: Any = self.Config() if config is None else config  # type: ignore[call-arg]
+        self.setup: ObjectiveSetup | None = None
+
+    def begin(self, setup: ObjectiveSetup) -> Iterator[Event]:
+        """Gets ready before the first step: loads a teacher, copies a reference. By default it stores `setup`."""
+        self.setup = setup
+        return iter(())
+
+    def prepare(self, model: Any, batch: Batch) -> Batch:
+        """The batch with what the loss needs of all its rows at once in `extras`, computed without a gradient.
+
+        A training step calls it once, before the batch is cut into micro-batches.
+        """
+        return batch
 
     @abstractmethod
     def __call__(self, model: Any, batch: Batch, ctx: ObjectiveContext) -> Loss:
         """The loss of `batch`, int64 [B, T] on the model's device.
 
         `total` is the sum over `scored` targets and carries the gradient; `state` is the recurrent state after the
-        batch, if the model has one. The objective keeps nothing between calls.
+        batch, if the model has one. The objective stores nothing of it between calls.
         """
 
     def count(self, batch: Batch) -> int:
@@ -62,3 +104,11 @@ class Objective(ABC):
     @abstractmethod
     def evaluate(self, model: Any, batches: Iterable[Any], context: ExecutionContext) -> Iterator[Score]:
         """The running score after each of the validation batches."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What a resumed run needs and cannot compute again, such as a reference; saved with every checkpoint."""
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restores `tensors`; called before `begin` where a run is resumed and something was saved."""
+        assert not tensors, f"{type(self).__name__} saves nothing"

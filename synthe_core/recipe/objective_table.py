@@ -1,0 +1,15 @@
+"""The table of objectives: what training minimises."""
+
+from __future__ import annotations
+
+from synthe_core.registry import Table
+
+OBJECTIVES = Table(
+    "objective",
+    "synthe.objectives",
+    {
+        "classification": "synthe_core.training.objectives.classification:Classification",
+        "language_modeling": "synthe_core.training.objectives.language_modeling:LanguageModeling",
+        "sft": "synthe_core.training.objectives.sft:SFT",
+    },
+)
