@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny
 
 from synthe_core.layers.learner import Learner, Spec
-from synthe_core.registry import Table, parse_entry
+from synthe_core.layers.table_entry import parse_entry
+from synthe_core.registry import Table
 
 LAYERS = Table(
     "learner",

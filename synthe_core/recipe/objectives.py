@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, SerializeAsAny
 
 from synthe_core.layers.learner import Spec
+from synthe_core.layers.table_entry import parse_entry
 from synthe_core.recipe.objective_table import OBJECTIVES
-from synthe_core.registry import parse_entry
 
 Reads = Literal["text", "conversations", "preferences", "ratings"]
 """What an objective trains on: running text, or rows of conversations, preferences or ratings (see `DataSpec`)."""
