@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -176,6 +177,30 @@ def test_channels_that_fade_at_once_beside_channels_that_never_do(rule, kernel, 
     exact = outcome(rule.reference, given)
     assert_same(outcome(kernel, given), exact, 1e-12)
     assert_same(outcome(kernel, cast(given, torch.float32)), exact, kernel.tolerance)
+
+
+@pytest.mark.parametrize("strength", [5.0, 20.0, 60.0])
+def test_the_gradient_of_a_strong_decay_is_no_difference_of_large_numbers(rule, kernel, strength):
+    """Of tokens that read what they write themselves, next to nothing passes through a decay: every number of its
+    gradient is right for its own size, which is exp(-strength) of the others'."""
+    given = inputs(rule, 70)
+    given["log_decay"] = torch.full_like(given["log_decay"], -strength)
+    exact, actual = outcome(rule.reference, given), outcome(kernel, cast(given, torch.float32))
+    size = exact["dlog_decay"].abs().max()
+    assert size < 100 * math.exp(-strength)
+    assert (actual["dlog_decay"] - exact["dlog_decay"]).abs().max() < 1e-5 * size
+    assert_same(actual, exact, kernel.tolerance)
+
+
+@pytest.mark.parametrize("strong", [0, 7, 15])
+def test_one_strong_decay_among_weak_ones(rule, kernel, strong):
+    """One token of a chunk forgets: next to nothing passes through its decay, much through those beside it."""
+    given = inputs(rule, 32, decay=0.05)
+    given["log_decay"][:, 16 + strong] = -18
+    exact, actual = outcome(rule.reference, given), outcome(kernel, cast(given, torch.float32))
+    there, expected = actual["dlog_decay"][:, 16 + strong], exact["dlog_decay"][:, 16 + strong]
+    assert 0 < expected.abs().max() < 1e-5 < 1e-2 < exact["dlog_decay"].abs().max()
+    assert (there - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_without_any_decay(rule, kernel):

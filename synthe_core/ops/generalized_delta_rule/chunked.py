@@ -18,7 +18,7 @@ Source: Yang et al. 2024, "Parallelizing linear transformers with the delta rule
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from synthe_core.ops.frames import join_chunks, split_chunks
 from synthe_core.ops.generalized_delta_rule.reference import generalized_delta_rule
 
 CHUNK = 16
+MOST_NUMBERS = 1 << 24  # that the backward pass holds of keys as they fade
 
 
 def chunks(x: Tensor) -> Tensor:
@@ -71,6 +72,55 @@ class Chunks:
         self.A_qb.diagonal(dim1=2, dim2=3).add_((self.q * self.b).sum(-1))
 
 
+class Within(NamedTuple):
+    """Gradients by what passes between the tokens of a chunk, and from its keys into the memory after it; of the keys k
+    and b together, as `keys`."""
+
+    da: Tensor
+    dq: Tensor
+    keys: tuple[Tensor, Tensor]
+    dw: Tensor
+
+
+def within_chunks(at: Chunks, flow: Tensor, ended: Tensor) -> Within:
+    """flow [G, N, C, 2, 2C]: of the two readers at t through the keys of s < t. ended [G, N, 2C, K]: the gradient of
+    the keys as they are at the chunk's end.
+
+    Chunks are done some at a time: the keys of each token's time are needed again on the way back.
+    """
+    flat = [x.flatten(0, 1) for x in (flow, ended, at.q, at.k, at.b, at.decay, at.readers)]
+    some = max(1, MOST_NUMBERS // (2 * CHUNK * CHUNK * at.k.shape[-1]))
+    parts = [_within(*part) for part in zip(*(x.split(some) for x in flat), strict=True)]
+    da, dq, dk, db, dw = (torch.cat(each).unflatten(0, at.k.shape[:2]) for each in zip(*parts, strict=True))
+    return Within(da, dq, (dk, db), dw)
+
+
+def _within(
+    flow: Tensor, ended: Tensor, q: Tensor, k: Tensor, b: Tensor, decay: Tensor, readers: Tensor
+) -> tuple[Tensor, ...]:
+    """The same of some chunks [M, C, ...]: the gradients of a, q, k, b and log decays."""
+    da, dq, dk, db, dw = (torch.zeros_like(k) for _ in range(5))
+    times = list(_times(k, b, decay))
+    for t, keys in enumerate(times):
+        da[:, t], of_q = (flow[:, t] @ keys).unbind(1)
+        dq[:, t] = decay[:, t] * of_q
+    for t in reversed(range(CHUNK)):
+        dk[:, t], db[:, t] = ended[:, t], ended[:, CHUNK + t]
+        ended = ended * decay[:, t, None]  # a token's own key does not fade when it comes: its row is 0 in `keys`
+        dw[:, t] = (ended * times[t]).sum(1) + q[:, t] * dq[:, t]
+        ended = flow[:, t].mT @ readers[:, t] + ended
+    return da, dq, dk, db, dw
+
+
+def _times(k: Tensor, b: Tensor, decay: Tensor) -> Iterator[Tensor]:
+    """For each token of a chunk the keys k, then b [M, 2C, K] of those before it, as faded when it comes."""
+    keys = k.new_zeros(k.shape[0], 2 * CHUNK, k.shape[-1])
+    for t in range(CHUNK):
+        yield keys
+        keys = keys * decay[:, t, None]
+        keys[:, t], keys[:, CHUNK + t] = k[:, t], b[:, t]
+
+
 class ChunkedRule(torch.autograd.Function):
     """Saves the memory before every chunk, the recalls and the inverses; the backward pass recomputes the rest."""
 
@@ -94,7 +144,7 @@ class ChunkedRule(torch.autograd.Function):
         before, recalled = torch.stack(memories[:-1], 1), torch.stack(recalls, 1)
         out = (at.from_start * at.q) @ before + at.A_qk @ vs + at.A_qb @ recalled
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(q, k, v, a, b, log_decay, before, memory, recalled, inverse)
+            ctx.save_for_backward(q, k, v, a, b, log_decay, before, recalled, inverse)
             ctx.has_state = state is not None
         return join_chunks(out, q).contiguous(), memory.unflatten(0, (q.shape[0], q.shape[2])).clone()
 
@@ -107,7 +157,7 @@ class ChunkedRule(torch.autograd.Function):
     @staticmethod
     def gradients(ctx: Any, out_grad: Tensor, final_grad: Tensor) -> tuple[Tensor | None, ...]:
         """d followed by a name is the gradient of that name in the module's equations."""
-        q, k, v, a, b, log_decay, before, final, recalled, inverse = ctx.saved_tensors
+        q, k, v, a, b, log_decay, before, recalled, inverse = ctx.saved_tensors
         at, vs, dO = Chunks(q, k, a, b, log_decay), chunks(v), chunks(out_grad)
         at.solve()
         own, carried = inverse.mT @ (at.A_qb.mT @ dO), inverse.mT @ at.b_end
@@ -128,25 +178,15 @@ class ChunkedRule(torch.autograd.Function):
         own_k, own_b = own_k.clone(), own_b.clone()
         earlier = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=q.device).tril(-1).repeat(1, 2)
         flow *= earlier[:, None]
-        da, dq = at.before * (dR @ before.mT), at.from_start * (dO @ before.mT) + own_k * at.k + own_b * at.b
-        for t, keys in at.decayed_keys():
-            if t < CHUNK:
-                of_a, of_q = (flow[:, :, t] @ keys).unbind(2)
-                da[:, :, t] += of_a
-                dq[:, :, t] += at.decay[:, :, t] * of_q
-        dk, db = own_k * at.q, own_b * at.q
-        keys = values @ after.mT  # their gradient, from the chunk's end backwards
-        for t in reversed(range(CHUNK)):
-            dk[:, :, t] += keys[:, :, t]
-            db[:, :, t] += keys[:, :, CHUNK + t]
-            keys = torch.addcmul(flow[:, :, t].mT @ at.readers[:, :, t], keys, at.decay[:, :, t, None])
-
-        # X_t, the diagonal of dS_t S_tᵀ, gives dw_t = X_t - b_t db_t - k_t dk_t and X_{t-1} = dw_t + a_t da_t +
-        # q_{t-1} dq_{t-1}; each chunk starts anew at its end, so that rounding does not accumulate.
-        along = (after * torch.cat([before[:, 1:], final[:, None]], 1)).sum(-1)[:, :, None]
-        flux = at.q * dq - at.k * dk - at.b * db
-        passed = F.pad((flux + at.a * da)[:, :, 1:], (0, 0, 0, 1))
-        dw = along + flux + passed.flip(2).cumsum(2).flip(2)
+        da, dq = at.before * (dR @ before.mT), at.from_start * (dO @ before.mT)
+        # What passes through a decay, and no difference of sums: read of the memory before the chunk, by a recall at
+        # later tokens alone; from that to the memory after it; and below between tokens of the chunk.
+        recalls, reads = F.pad((at.a * da)[:, :, 1:], (0, 0, 0, 1)), at.q * dq
+        dw = (recalls + reads).flip(2).cumsum(2).flip(2) + (at.through * after * before).sum(-1)[:, :, None]
+        within = within_chunks(at, flow, values @ after.mT)
+        da, dq = da + within.da, dq + within.dq + own_k * at.k + own_b * at.b
+        dk, db = (own + inner for own, inner in zip((own_k * at.q, own_b * at.q), within.keys, strict=True))
+        dw = dw + within.dw
         dstate = dS.unflatten(0, (q.shape[0], q.shape[2])) if ctx.has_state else None
         return *(join_chunks(x, q).contiguous() for x in (dq, dk, dv, da, db, dw)), dstate
 
