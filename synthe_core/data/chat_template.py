@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import itertools
 import json
 import secrets
@@ -52,6 +53,14 @@ class TemplateError(InputError):
     def __init__(self, message: str, hint: str | None = None, *, refused: bool = False) -> None:
         super().__init__(message, hint)
         self.refused = refused
+
+
+def with_template(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer; of a model without a template, a copy that has PLAIN, as such a model is served."""
+    if tokenizer.chat_template is None:
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = PLAIN
+    return tokenizer
 
 
 def render(

@@ -18,6 +18,7 @@ from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Result
 from synthe_core.hardware.kernel_tuning import kernel_exists
 from synthe_core.hardware.probe import Hardware, probe
+from synthe_core.interop.converted import FINE_TUNING
 from synthe_core.interop.published_source import PublishedSource
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.published_spec import PublishedSpec
@@ -56,6 +57,9 @@ IMMUTABLE_KEYS = (
 )
 """What a resumed run cannot change: its state would not fit."""
 PROBE_VOCAB = 257
+ADAPTER_LR = 1e-4
+"""The peak learning rate of a new adapter of a published model, unless the recipe sets one. Adapters take a higher one
+than all weights do (Biderman et al. 2024, LoRA Learns Less and Forgets Less)."""
 TRAINING = "training in"  # in the message to other processes
 
 
@@ -153,7 +157,11 @@ def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     file = model.path / "tokenizer.json" if has_file else reference_to(model.path)
     tokens = [] if model.recipe.data.tokenizer.type == "bytes" else [f"data.tokenizer={file}"]
     own = checkpoint if "recipe.yaml" in checkpoint.manifest.files else model
-    recipe = own.recipe_with([*tokens, *overrides])
+    train = own.recipe.train
+    fine_tuning = {"optimizer": train.optimizer, "lr": train.lr} == FINE_TUNING
+    adapter = any(each.startswith("train.lora") for each in overrides) and checkpoint.adapter is None
+    rate = [f"train.lr={ADAPTER_LR}"] if fine_tuning and adapter else []
+    recipe = own.recipe_with([*tokens, *rate, *overrides])
     if any(each.startswith("train.stages") for each in overrides):
         return recipe
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": []})})

@@ -129,6 +129,13 @@ def test_preview_shows_what_is_trained_on(synthe: Run, tmp_path: Path, model: Pa
     assert later.stdout.count("preference, ") == 2
 
 
+def test_preview_of_a_model_without_a_template_is_what_it_is_trained_on(synthe: Run, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text('{"prompt": "2 + 2?", "completion": "4"}')
+    shown = synthe("data", "preview", path, "-t", "bytes")
+    assert shown.exit_code == 0 and "User: 2 + 2?\nAssistant:[[ 4" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

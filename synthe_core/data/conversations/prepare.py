@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
@@ -10,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from synthe_core.data.chat_template import PLAIN
+from synthe_core.data.chat_template import PLAIN, with_template
 from synthe_core.data.conversations.examples import FORMAT, Example, Examples, Text, key_of, write_examples
 from synthe_core.data.conversations.messages import Message
 from synthe_core.data.conversations.rows import Conversation, Preference, Rating, parse
@@ -51,8 +50,7 @@ class Reader:
         if self.tokenizer.chat_template is None:  # as a model without one is served
             begin = self.tokenizer.begin
             self._begin = () if begin is None else (begin,)
-            self.tokenizer = copy.copy(self.tokenizer)
-            self.tokenizer.chat_template = PLAIN
+            self.tokenizer = with_template(self.tokenizer)
 
     def examples(self, row: Any, place: str) -> Iterator[Example]:
         """The examples of a row: two ratings of a preference, otherwise one. InputError says why there are none."""

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from synthe_core.data.chat_template import with_template
 from synthe_core.data.content import damage, kind
 from synthe_core.data.conversations.messages import Message
 from synthe_core.data.conversations.rows import Conversation, Preference, parse
@@ -33,6 +34,7 @@ def preview(
         raise InputError(
             f"{path} is no table of conversations", f"it ends in {', '.join(sorted(RECORDS))}, compressed or not"
         )
+    tokenizer = with_template(tokenizer)
     shown = skipped = 0
     with damage(path):
         for place, row in islice(records(path), first - 1, None):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Result
+from synthe_core.interop.converted import FINE_TUNING
 from synthe_core.introspection.report import introspect
 from synthe_core.merging.config import spec_of
 from synthe_core.merging.merge import merge
@@ -24,7 +25,7 @@ from synthe_core.packing.unpack import unpack
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.manifest import FileDigest
-from synthe_core.training.run import recipe_from_checkpoint, train
+from synthe_core.training.run import ADAPTER_LR, recipe_from_checkpoint, train
 from tests.interop.huggingface.backend_families import ATTENTION, RECURRENT, family
 
 transformers = pytest.importorskip("transformers")
@@ -44,6 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logits(path: Path) -> Tensor:
     with torch.inference_mode():
         return load_model(path).model(TEXT)[0]
+
+
+LORA = ['train.lora={"rank": 2}']
 
 
 def of_transformers(path: Path) -> Any:
@@ -192,3 +196,8 @@ def test_what_needs_learners_says_which_there_are(folder: Path, tmp_path: Path) 
         done(export_hf(folder, out=tmp_path / "out"))
     with pytest.raises(InputError, match="which only transformers runs"):
         Checkpoint.open(folder).model()
+
+
+def test_an_adapter_of_a_published_model_has_a_learning_rate_of_its_own(folder: Path) -> None:
+    rates = [recipe_from_checkpoint(folder, given).train.lr for given in ([], LORA, [*LORA, "train.lr=3e-4"])]
+    assert rates == [FINE_TUNING["lr"], ADAPTER_LR, 3e-4]
