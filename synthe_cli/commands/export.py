@@ -54,7 +54,7 @@ def hf(
 
 @app.command(
     cls=Command,
-    short_help="A GGUF file for llama.cpp: Llama, Mistral, Qwen2, Qwen3, Mamba, Mamba2.",
+    short_help="A GGUF file for llama.cpp: Llama, Qwen, Gemma, Granite, Mamba, LFM2 and more.",
     epilog="""\
 synthe export gguf runs/transformer                              to exports/transformer-f16.gguf
 synthe export gguf runs/transformer --quantize q4_k_m --out small.gguf
@@ -73,8 +73,8 @@ def gguf(
 ) -> None:
     """Write a model as one GGUF file with its tokenizer and chat template, and print its path.
 
-    Supported are blocks of attention and mlp, of mamba, and of mamba2. Vectors stay float32. A matrix whose rows no
-    block of the type divides is written as q8_0 or f16.
+    Supported is every model that a GGUF architecture of the import computes, with the options of that architecture.
+    Vectors stay float32. A matrix whose rows no block of the type divides is written as q8_0 or f16.
     """
     path = find_checkpoint(checkpoint)
 

@@ -205,7 +205,9 @@ class ConvertedTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         path = self.published.path
         origin = self.origins[name]
-        return origin.made([check_finite(each, self.published[each], path).to(torch.float32) for each in origin.names])
+        return origin.made([_exact(check_finite(each, self.published[each], path)) for each in origin.names]).to(
+            torch.float32
+        )
 
     def __contains__(self, name: object) -> bool:
         return name in self.origins  # without reading the tensor
@@ -215,6 +217,11 @@ class ConvertedTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.origins)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """At least as float32, which loses nothing."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
 def recipe_name(path: Path) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from synthe_core.errors import InputError, unknown
 from synthe_core.interop.gguf.families import ARCHITECTURES
-from synthe_core.interop.gguf.families.architecture import Architecture, Names
+from synthe_core.interop.gguf.families.architecture import Architecture
 from synthe_core.interop.gguf.metadata import Metadata
 
 IGNORED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
@@ -31,22 +31,25 @@ def architecture_of(data: Metadata) -> Architecture:
     return ARCHITECTURES[data.architecture]
 
 
-def stored_names(architecture: Architecture, layers: int, theirs: Collection[str]) -> dict[str, str]:
-    """For each of transformers' names in `theirs` its name in a file. Without experts."""
-    names: dict[str, str] = {}
-    for name, place in _places(architecture.names, layers, 0):
-        (stored,) = place.names
-        for suffix in (".weight", ".bias", ""):
-            if name + suffix in theirs:
-                names[name + suffix] = stored + suffix
-    return names
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""The keys of configs for their number."""
+
+
+def number_of_experts(config: Mapping[str, Any]) -> Any:
+    return next((config[key] for key in EXPERTS if key in config), 0)
+
+
+def file_config(architecture: Architecture, data: Metadata, vocab: int) -> dict[str, Any]:
+    """The config.json that a file stands for."""
+    values = architecture.config(data)
+    return values | {"tie_word_embeddings": "output.weight" not in data.file, "vocab_size": vocab}
 
 
 def tensor_names(architecture: Architecture, data: Metadata, experts: int) -> dict[str, Place]:
     """transformers' names of the tensors in a file, with their places there. InputError for one that no name is known
     of. Layers that predict further tokens are left out, as transformers leaves them out."""
     names: dict[str, Place] = {}
-    for name, place in _places({**architecture.names, **architecture.more(data)}, data.layers(), experts):
+    for name, place in tensor_places(architecture, data, experts):
         for suffix in (".weight", ".bias", ""):
             stored = tuple(each + suffix for each in place.names)
             if all(each in data.file for each in stored):
@@ -62,8 +65,10 @@ def tensor_names(architecture: Architecture, data: Metadata, experts: int) -> di
     return names
 
 
-def _places(names: Names, layers: int, experts: int) -> Iterator[tuple[str, Place]]:
-    for name, place in names.items():
+def tensor_places(architecture: Architecture, data: Metadata, experts: int) -> Iterator[tuple[str, Place]]:
+    """transformers' name of every tensor that a file may have, without a suffix, and its place there."""
+    layers = data.layers()
+    for name, place in {**architecture.names, **architecture.more(data)}.items():
         for i in range(layers if "{i}" in name else 1):
             places = (place,) if isinstance(place, str) else place
             stored, given = tuple(each.replace("{i}", str(i)) for each in places), name.replace("{i}", str(i))

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from synthe_core.errors import InputError, unknown
 from synthe_core.events import Event, Notice, Progress, Result
-from synthe_core.interop.gguf.architectures import ARCHITECTURES, stored_names
-from synthe_core.interop.gguf.export_architectures import EXPORT_ARCHITECTURES, Transform
+from synthe_core.interop.gguf.export_families import DESCRIPTIONS, PREFERRED
 from synthe_core.interop.gguf.export_tokenizer import tokenizer_metadata
-from synthe_core.interop.gguf.rope_divisors import rope_divisors
+from synthe_core.interop.gguf.outline import Outline
+from synthe_core.interop.gguf.stored_tensors import FileModel, stored_tensors
 from synthe_core.interop.gguf.writer import PlannedTensor, write_gguf
-from synthe_core.interop.huggingface.exporter import PublishedTensors, exportable
+from synthe_core.interop.huggingface.exporter import language_model, trained_length
 from synthe_core.quantization.ggml import BLOCK_FORMATS
 from synthe_core.storage.atomic import new_file
 from synthe_core.storage.checkpoint import Checkpoint
@@ -25,8 +21,8 @@ from synthe_core.storage.checkpoint import Checkpoint
 F32, F16, Q4_0, Q8_0, Q4_K, Q6_K, BF16 = 0, 1, 2, 8, 12, 14, 30
 TYPES = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0, "q4_0": Q4_0, "q4_k_m": Q4_K}
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q4_0": 2, "q4_k_m": 15}  # general.file_type
-MORE_BITS = ("attn_v", "ffn_down")  # matrices that lose most by four bits
-ALWAYS_FLOAT = ("ssm_conv1d", "ssm_a", "ssm_d")
+MORE_BITS = ("attn_v", "ffn_down", "ffn_down_exps", "ffn_down_shexp")  # matrices that lose most by four bits
+ALWAYS_FLOAT = ("ssm_conv1d", "ssm_a", "ssm_d", "ffn_gate_inp", "position_embd", "shortconv.conv")
 
 
 def export_gguf(source: Path, *, out: Path | None = None, quantize: str = "f16") -> Iterator[Event]:
@@ -39,93 +35,86 @@ def export_gguf(source: Path, *, out: Path | None = None, quantize: str = "f16")
     if quantize not in TYPES:
         raise unknown("type", quantize, TYPES)
     checkpoint = Checkpoint.open(source)
-    model, values = exportable(checkpoint)
-    architecture = next((key for key, each in EXPORT_ARCHITECTURES.items() if each.matches(values)), None)
-    if architecture is None:
-        raise InputError(
-            f"no GGUF architecture computes this model: {values['architectures'][0]} with its options",
-            "synthe export hf writes it",
-        )
+    outline = Outline(language_model(checkpoint), trained_length(checkpoint))
+    target = file_model(outline, PREFERRED.get(str(checkpoint.manifest.published.get("architecture"))))
     path = out or Path("exports") / f"{checkpoint.recipe.name}-{quantize}.gguf"
     if path.is_file():
         raise InputError(f"{path} exists already", "name another file with --out, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata: dict[str, Any] = {
-        "general.architecture": architecture,
-        "general.name": checkpoint.recipe.name,
-        "general.file_type": FILE_TYPES[quantize],
-        "general.quantization_version": 2,
-    }
-    known = EXPORT_ARCHITECTURES[architecture].metadata(values)
-    metadata |= {f"{architecture}.{key}": value for key, value in known.items()}
+    metadata = general(checkpoint.recipe.name, target, quantize)
     if "tokenizer.json" in checkpoint.manifest.files:
         metadata |= tokenizer_metadata(checkpoint.tokenizer(), checkpoint.vocab, source)
     else:
         yield Notice(f"{source} has no tokenizer, and so the file has none", "warning")
-    if window := known.get("attention.sliding_window"):
-        yield Notice(
-            f"llama.cpp computes {architecture} without windows: texts beyond {window} tokens differ", "warning"
-        )
-    planned = _planned(architecture, values, PublishedTensors(checkpoint, model, values), quantize)
-    total = sum(tensor.nbytes for tensor in planned.values())
-    yield Notice(f"{architecture}: {model.parameter_count():,} parameters, {quantize}")
+    yield from _warnings(outline, target)
+    planned = _planned(checkpoint, target, quantize)
+    total, count = sum(tensor.nbytes for tensor in planned.values()), outline.model.parameter_count()
+    yield Notice(f"{target.name}: {count:,} parameters, {quantize}")
     yield Progress("export", 0, total, "bytes")
-    with new_file(path) as target:
-        write_gguf(target, metadata, planned)
+    with new_file(path) as temporary:
+        write_gguf(temporary, metadata, planned)
     yield Progress("export", total, total, "bytes")
-    yield Result({"architecture": architecture, "parameters": model.parameter_count(), "bytes": total}, path)
+    yield Result({"architecture": target.name, "parameters": count, "bytes": total}, path)
 
 
-def _planned(
-    architecture: str, values: Mapping[str, Any], tensors: PublishedTensors, quantize: str
-) -> dict[str, PlannedTensor]:
-    """The tensors of the file, in the order of llama.cpp's."""
-    transforms = EXPORT_ARCHITECTURES[architecture].transforms(values)
-    layers = values["num_hidden_layers"]
-    planned: dict[str, PlannedTensor] = {}
-    for name, place in stored_names(ARCHITECTURES[architecture], layers, tensors).items():
-        read = partial(_read, tensors, name, transforms)
-        shape = tuple(_transformed(torch.empty(tensors.shape(name), device="meta"), name, transforms).shape)
-        planned[place] = PlannedTensor(shape, _type_of(place, shape, quantize, layers, values), read)
-    planned |= _convolution_biases(planned)
-    scaling = values.get("rope_scaling") or {}
-    if scaling.get("rope_type") == "llama3":
-        divisors = rope_divisors(scaling, values["head_dim"], values["rope_theta"])
-        planned["rope_freqs.weight"] = PlannedTensor(tuple(divisors.shape), F32, lambda: divisors)
-    return planned
+def file_model(outline: Outline, preferred: str | None = None) -> FileModel:
+    """The first architecture that computes the model, the one that is `preferred` before all others. InputError if
+    there is none, with what the first lacks."""
+    reasons = []
+    for name in sorted(DESCRIPTIONS, key=lambda name: name != preferred):
+        if (description := DESCRIPTIONS[name](outline)) is None:
+            continue
+        try:
+            return FileModel(name, description, outline)
+        except InputError as error:
+            reasons.append(error.message)
+    kinds = ", ".join(dict.fromkeys(outline.kinds()))
+    reason = reasons[0] if reasons else f"it is {kinds}"
+    raise InputError(f"no GGUF architecture computes this model: {reason}", "synthe export hf writes it")
 
 
-def _convolution_biases(planned: Mapping[str, PlannedTensor]) -> dict[str, PlannedTensor]:
-    """Zeros for convolutions without a bias, which llama.cpp loads none of."""
-    biases: dict[str, PlannedTensor] = {}
-    for place, tensor in planned.items():
-        bias = place.replace(".weight", ".bias")
-        if place.endswith(".ssm_conv1d.weight") and bias not in planned:
-            shape = tensor.shape[:1]
-            biases[bias] = PlannedTensor(shape, F32, partial(torch.zeros, shape))
-    return biases
+def general(name: str, target: FileModel, quantize: str) -> dict[str, Any]:
+    """The metadata but for the tokenizer's."""
+    metadata = {
+        "general.architecture": target.name,
+        "general.name": name,
+        "general.file_type": FILE_TYPES[quantize],
+        "general.quantization_version": 2,
+    }
+    return metadata | {f"{target.name}.{key}": value for key, value in target.description.metadata.items()}
 
 
-def _read(tensors: PublishedTensors, name: str, transforms: Mapping[str, Transform]) -> Tensor:
-    return _transformed(tensors[name], name, transforms)
+def _warnings(outline: Outline, target: FileModel) -> Iterator[Notice]:
+    """What llama.cpp makes of a file in another way than we."""
+    window = target.description.metadata.get("attention.sliding_window")
+    if window and target.name in ("llama", "phi3"):
+        yield Notice(
+            f"llama.cpp computes {target.name} without windows: texts beyond {window} tokens differ", "warning"
+        )
+    if any(each["key_size"] != each["value_size"] for each in outline.of("delta")):
+        yield Notice("llama.cpp loads only delta nets whose keys are as large as their values", "warning")
+    if outline.model.confidence is not None:
+        yield Notice("the confidence head is left out: no architecture has one", "warning")
 
 
-def _transformed(tensor: Tensor, name: str, transforms: Mapping[str, Transform]) -> Tensor:
-    bare = name.removesuffix(".weight").removesuffix(".bias")
-    for ending, transform in transforms.items():
-        if bare.endswith(f".{ending}"):
-            return transform(tensor)
-    return tensor
+def _planned(checkpoint: Checkpoint, target: FileModel, quantize: str) -> dict[str, PlannedTensor]:
+    """The tensors of the file, in the order of the architecture's names."""
+    layers, tied = target.layers, "output.weight" not in target.sources
+    return {
+        name: PlannedTensor(shape, type_of(name, shape, quantize, layers, tied), read)
+        for name, shape, read in stored_tensors(checkpoint, target)
+    }
 
 
-def _type_of(place: str, shape: tuple[int, ...], quantize: str, layers: int, values: Mapping[str, Any]) -> int:
-    """The type of a tensor. Vectors, and what a state-space model multiplies number by number, are float32."""
-    part = place.removesuffix(".weight").rpartition(".")[2]
-    if len(shape) < 2 or part in ALWAYS_FLOAT or part.endswith("_norm"):
+def type_of(place: str, shape: tuple[int, ...], quantize: str, layers: int, tied: bool) -> int:
+    """The type of a tensor. Vectors, and what is multiplied number by number or decides a choice, are float32."""
+    name = place.removesuffix(".weight")
+    part = name.rpartition(".")[2]
+    if len(shape) < 2 or name.endswith(ALWAYS_FLOAT) or part.endswith("_norm"):
         return F32
     kind = TYPES[quantize]
     if kind == Q4_K:
-        is_head = part == "output" or (part == "token_embd" and values["tie_word_embeddings"])
+        is_head = part == "output" or (part == "token_embd" and tied)
         layer = int(place.split(".")[1]) if place.startswith("blk.") else 0
         if is_head or (part in MORE_BITS and _has_more_bits(layer, layers)):
             kind = Q6_K

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.interop.gguf.file import GgufFile
+
+
+class Header(Protocol):
+    """A file, or the plan of one: values of its metadata, and tensors by name."""
+
+    path: Path
+
+    def get(self, key: str, default: Any = None) -> Any: ...
+    def __contains__(self, name: object, /) -> bool: ...
+    def __getitem__(self, name: str, /) -> Tensor: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
 
 
 class Metadata:
     """The values of an architecture, whose keys begin with its name. InputError names a missing or wrong one."""
 
-    def __init__(self, file: GgufFile) -> None:
+    def __init__(self, file: Header) -> None:
         self.file, self.path = file, file.path
         self.architecture = str(file.get("general.architecture", ""))
 

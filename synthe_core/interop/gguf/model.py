@@ -12,15 +12,19 @@ from torch import Tensor
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Notice
-from synthe_core.interop.gguf.architectures import architecture_of, tensor_names
+from synthe_core.interop.gguf.architectures import (
+    architecture_of,
+    file_config,
+    number_of_experts,
+    tensor_names,
+)
+from synthe_core.interop.gguf.families.architecture import transform_of
 from synthe_core.interop.gguf.file import GgufFile
 from synthe_core.interop.gguf.metadata import Metadata
 from synthe_core.interop.gguf.tokenizer import tokenizer_of, tokens_of
 from synthe_core.interop.huggingface.published import Config, check_depth
 from synthe_core.quantization.ggml import BLOCK_FORMATS, PLAIN_FORMATS
 
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""The keys of configs for their number."""
 PLAIN_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 
@@ -34,13 +38,12 @@ class GgufModel(Mapping[str, Tensor]):
         self.file = GgufFile(path)
         data = Metadata(self.file)
         architecture = architecture_of(data)
-        values = architecture.config(data)
+        vocab = self.file.shape("token_embd.weight")[0] if "token_embd.weight" in self.file else 0
+        values = file_config(architecture, data, vocab)
         check_depth(Config(path, values), len(self.file))
-        experts = _experts(self.file, next((values[key] for key in EXPERTS if key in values), 0), path)
+        experts = _experts(self.file, number_of_experts(values), path)
         self._places = tensor_names(architecture, data, experts)
         self._transforms = architecture.transforms(values)
-        values["tie_word_embeddings"] = "output.weight" not in self.file
-        values["vocab_size"] = self.file.shape("token_embd.weight")[0] if "token_embd.weight" in self.file else 0
         self.config = Config(path, values)
 
     def shape(self, name: str) -> list[int]:
@@ -76,8 +79,7 @@ class GgufModel(Mapping[str, Tensor]):
         return tokenizer_of(self.file)
 
     def _made(self, name: str, *stored: Tensor) -> Tensor:
-        parts = name.removesuffix(".weight").removesuffix(".bias").split(".")
-        transform = self._transforms.get(".".join(parts[-2:])) or self._transforms.get(parts[-1])
+        transform = transform_of(self._transforms, name)
         return stored[0] if transform is None else transform(*stored)
 
     def __getitem__(self, name: str) -> Tensor:

@@ -17,6 +17,7 @@ from synthe_core.quantization.ggml_quantize import quantize
 
 ALIGNMENT = 32
 UINT32, INT32, FLOAT32, BOOL = 4, 5, 6, 7
+LISTS = {bool: (BOOL, "?"), int: (INT32, "<i4"), float: (FLOAT32, "<f4")}
 
 
 class PlannedTensor(NamedTuple):
@@ -36,8 +37,8 @@ class PlannedTensor(NamedTuple):
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, PlannedTensor]) -> None:
-    """Writes the file. Values are texts, bools, whole numbers (uint32), floats (float32), or lists of texts, of whole
-    numbers (int32) or of floats; an empty list is one of texts. One tensor is in memory at a time."""
+    """Writes the file. Values are texts, bools, whole numbers (uint32), floats (float32), or lists of texts, of
+    bools, of whole numbers (int32) or of floats; an empty list is one of texts. One tensor is in memory at a time."""
     header = bytearray(MAGIC + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
     for key, value in metadata.items():
         header += _text(key) + _value(value)
@@ -87,5 +88,5 @@ def _value(value: Any) -> bytes:
 def _items(values: Sequence[Any]) -> bytes:
     if not values or isinstance(values[0], str):
         return struct.pack("<IQ", STRING, len(values)) + b"".join(map(_text, values))
-    kind, dtype = (FLOAT32, "<f4") if isinstance(values[0], float) else (INT32, "<i4")
+    kind, dtype = LISTS[type(values[0])]
     return struct.pack("<IQ", kind, len(values)) + np.asarray(values, dtype).tobytes()

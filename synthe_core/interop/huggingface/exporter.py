@@ -45,7 +45,7 @@ def export_hf(source: Path, *, out: Path | None = None) -> Iterator[Event]:
     model = language_model(checkpoint)
     reason = None
     try:
-        values = config_of(model, _context(checkpoint))
+        values = config_of(model, trained_length(checkpoint))
     except NoArchitecture as error:
         reason, values = error.message, model_config(recipe, checkpoint.vocab, (), checkpoint.context)
     tokenizer = checkpoint.tokenizer() if "tokenizer.json" in checkpoint.manifest.files else None
@@ -85,13 +85,6 @@ def _export(
     yield Result({"architecture": architecture, "parameters": model.parameter_count(), "needs": needs}, path)
 
 
-def exportable(checkpoint: Checkpoint) -> tuple[LanguageModel, dict[str, Any]]:
-    """The model without storage, and the config.json of the published architecture that computes it. InputError
-    without one."""
-    model = language_model(checkpoint)
-    return model, config_of(model, _context(checkpoint))
-
-
 def language_model(checkpoint: Checkpoint) -> LanguageModel:
     """The model without storage. InputError for an encoder, and for an early stage of training."""
     path = checkpoint.path
@@ -109,7 +102,7 @@ def language_model(checkpoint: Checkpoint) -> LanguageModel:
     return model
 
 
-def _context(checkpoint: Checkpoint) -> int:
+def trained_length(checkpoint: Checkpoint) -> int:
     """The longest text that a model was trained for."""
     return int(checkpoint.context or checkpoint.recipe.data.sequence)
 

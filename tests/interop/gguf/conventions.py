@@ -99,6 +99,15 @@ def pairs(config: Any, name: str, tensor: Tensor) -> Tensor:
     )
 
 
+def granite_moe(config: Any, name: str, tensor: Tensor) -> Tensor | dict[str, Tensor]:
+    """Gates and hidden channels are apart."""
+    if "input_linear" not in name:
+        return pairs(config, name, tensor)
+    gate, up = tensor.chunk(2, -2)
+    kind, layer = "exps" if "sparse_moe" in name else "shexp", name.split(".")[2]
+    return {f"blk.{layer}.ffn_gate_{kind}.weight": gate, f"blk.{layer}.ffn_up_{kind}.weight": up}
+
+
 def norms_and_one(config: Any, name: str, tensor: Tensor) -> Tensor:
     return tensor + 1 if name.endswith("norm.weight") else tensor
 

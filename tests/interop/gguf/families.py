@@ -40,7 +40,7 @@ def check_tensors(model: Any, path: Path, tolerance: float = 0) -> None:
     read, tensors = GgufModel(path), published(model)
     assert set(read) == set(tensors)
     for name, tensor in tensors.items():
-        torch.testing.assert_close(read[name].view(tensor.shape), tensor, rtol=0, atol=tolerance)
+        torch.testing.assert_close(read[name].view(tensor.shape).float(), tensor, rtol=0, atol=tolerance)
         assert read.shape(name) == list(tensor.shape)
 
 
@@ -50,7 +50,8 @@ def check_logits(model: Any, path: Path) -> None:
     values = dict(read.config.values)
     config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     config._attn_implementation = "eager"
-    again = type(model).from_pretrained(None, config=config, state_dict=dict(read)).eval()
+    tensors = {name: read[name].float() for name in read}
+    again = type(model).from_pretrained(None, config=config, state_dict=tensors).eval()
     with torch.no_grad():
         expected = model(TOKENS).logits
         assert expected.std() > 0.05

@@ -29,6 +29,7 @@ MODELS: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "llama, its third scaling": ("llama", attention(rope=5e5, rope_scaling=LLAMA3), {}),
     "llama, linear scaling": ("llama", attention(rope_scaling={"type": "linear", "factor": 4.0}), {}),
     "mistral": ("llama", attention(window=7), {"tie": False}),
+    "llama, biases": ("llama", [attention(bias="all")[0], MLP | {"bias": True}], {}),
     "qwen2": ("qwen2", attention(bias="qkv"), {}),
     "qwen3": ("qwen3", attention(qk_norm="weighted", head_size=128), {}),
     "mamba": ("mamba", ["mamba"], {}),
@@ -102,7 +103,7 @@ def test_rows_that_no_block_divides_get_a_larger_type(tmp_path: Path) -> None:
     assert kinds["blk.0.attn_q.weight"] == "Q8_0"
 
 
-@pytest.mark.parametrize("block", [DELTA, attention(bias="all")], ids=["delta", "biases"])
+@pytest.mark.parametrize("block", [DELTA, attention(bias="out")], ids=["delta", "biases"])
 def test_what_no_file_computes_is_refused(tmp_path: Path, block: list[Any]) -> None:
     with pytest.raises(InputError, match="architecture computes this model"):
         list(export_gguf(saved(tmp_path / "ours", block), out=tmp_path / "model.gguf"))

@@ -33,6 +33,19 @@ def llama_like(kind: str, architecture: str, change: Any = by.as_it_is, **option
     return made
 
 
+def granite_moe(path: Path, shared: int = 0, **options: Any) -> tuple[Any, Path]:
+    """With a shared expert it is Granite 4 with attention alone, as GraniteMoeShared has the same layers."""
+    scales = {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "logits_scaling": 2.0}
+    scales["residual_multiplier"] = 0.5
+    more = {"shared_intermediate_size": shared, "layer_types": ["attention"] * 3, "position_embedding_type": "rope",
+            "mamba_n_heads": 64, "mamba_d_head": 2}  # fmt: skip
+    kind = "GraniteMoeHybrid" if shared else "GraniteMoe"
+    model = random(kind, num_local_experts=4, num_experts_per_tok=2, **scales, **(more if shared else {}), **options)
+    metadata = by.common(model.config, rope__dimension_count=16, expert_count=4, **_extra(model.config))
+    metadata |= {"expert_shared_feed_forward_length": shared} if shared else {}
+    return model, by.write(path, "granitemoe", model, by.granite_moe, **metadata)
+
+
 def _extra(config: Any) -> dict[str, Any]:
     """What some architectures have beside."""
     named = {
@@ -128,6 +141,9 @@ CASES: dict[str, Any] = {
     "granite": llama_like("Granite", "granite", by.pairs, attention_multiplier=0.2, embedding_multiplier=3.0,
                           residual_multiplier=0.5, logits_scaling=2.0),
     "granite, untied": llama_like("Granite", "granite", by.pairs, tie_word_embeddings=False),
+    "granitemoe": granite_moe,
+    "granitemoe, biases": lambda path: granite_moe(path, attention_bias=True, tie_word_embeddings=False),
+    "granitemoe, shared": lambda path: granite_moe(path, shared=40),
     "olmo2": llama_like("Olmo2", "olmo2"),
     "olmo3": llama_like("Olmo3", "olmo2", sliding_window=8,
                         layer_types=["sliding_attention", "full_attention", "sliding_attention"]),

@@ -32,8 +32,8 @@ def deltas(kind: str, architecture: str, change: Any, path: Path, more: Any = No
     metadata = by.common(config) if hasattr(config, "intermediate_size") else by.common(config, feed_forward_length=0)
     metadata |= {
         "attention__key_length": 16, "attention__value_length": 16, "rope__dimension_count": 4, "ssm__conv_kernel": 4,
-        "ssm__state_size": 8, "ssm__group_count": 2, "ssm__time_step_rank": 6, "ssm__inner_size": 72,
-        "full_attention_interval": 4,
+        "ssm__state_size": 8, "ssm__group_count": 2, "ssm__time_step_rank": 6,
+        "ssm__inner_size": 6 * DELTA["linear_value_head_dim"], "full_attention_interval": 4,
     }  # fmt: skip
     if hasattr(config, "num_experts"):
         metadata |= {

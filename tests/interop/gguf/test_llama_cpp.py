@@ -16,10 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from synthe_core.interop.gguf.exporter import export_gguf
+from synthe_core.data.tokenizers import ByteTokenizer
+from synthe_core.interop.gguf import exporter
+from synthe_core.interop.gguf.export_tokenizer import tokenizer_metadata
+from synthe_core.interop.gguf.exporter import export_gguf, general
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.data.conversations import TEXTS
 from tests.evaluation.models import saved
+from tests.interop.gguf import families, test_families, test_hybrid_families
 from tests.interop.gguf.test_exporter import MODELS
 from tests.interop.gguf.test_smollm2 import FILE, PROMPT
 from tests.processes import run_program
@@ -90,6 +94,24 @@ def test_random_models_have_its_numbers(tmp_path: Path, case: str) -> None:
     assert ours.std() > 0.1
     torch.testing.assert_close(torch.tensor(answer["logprobs"][0]), ours, rtol=0, atol=2e-2)  # its cache is float16
     assert answer["tokens"] == [source.tokenizer().encode(text) for text in TEXTS]
+
+
+@pytest.mark.parametrize("case", sorted(test_families.CASES | test_hybrid_families.CASES))
+def test_every_family_has_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """Random models of transformers in files by llama.cpp's conventions, which we read, write again and compare."""
+    monkeypatch.setitem(families.SIZES, "vocab_size", 320)
+    monkeypatch.setitem(test_hybrid_families.DELTA, "linear_value_head_dim", 8)  # as keys, which it takes for granted
+    words = tokenizer_metadata(ByteTokenizer(), 320, tmp_path)
+    monkeypatch.setattr(exporter, "general", lambda *given: general(*given) | words)
+    _, path = (test_families.CASES | test_hybrid_families.CASES)[case](tmp_path / "theirs.gguf")
+    source = Checkpoint.open(path)
+    list(export_gguf(path, out=tmp_path / "model.gguf", quantize="f32"))
+    count = 7 if case == "phi3, window" else min(60, source.context or 60)  # it computes no windows there
+    tokens = torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(1)).tolist()
+    ours = logprobs(source.model().eval(), tokens)
+    assert ours.std() > 0.1
+    answer = llama_cpp(tmp_path / "model.gguf", scored=[tokens])
+    torch.testing.assert_close(torch.tensor(answer["logprobs"][0]), ours, rtol=0, atol=2e-2)
 
 
 @pytest.mark.skipif(not FILE.is_file(), reason="needs the shared models")

@@ -12,8 +12,8 @@ import torch
 from synthe_core.data.tokenizers import CHAT, FileTokenizer, load_tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Notice, Result
-from synthe_core.interop.huggingface.export_config import NoArchitecture
-from synthe_core.interop.huggingface.exporter import export_hf, exportable
+from synthe_core.interop.huggingface.export_config import NoArchitecture, config_of
+from synthe_core.interop.huggingface.exporter import export_hf, language_model
 from synthe_core.interop.importer import import_hf
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.evaluation.models import DELTA, saved
@@ -128,7 +128,7 @@ def test_models_without_a_published_architecture_become_our_own(
 ) -> None:
     source = saved(tmp_path / "ours", block, **model)
     with pytest.raises(NoArchitecture, match=message):
-        exportable(Checkpoint.open(source))
+        config_of(language_model(Checkpoint.open(source)), 64)
     *events, last = export_hf(source, out=tmp_path / "theirs")
     assert any(message in event.message and "SyntheForCausalLM" in event.message for event in of(events, Notice))
     assert last.values["architecture"] == "SyntheForCausalLM"

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from synthe_core.interop.gguf.families import gemma, gpt, hybrid, llama, mamba_hybrid, qwen_hybrid, state_space
+from synthe_core.interop.gguf.families import (
+    gemma,
+    gpt,
+    granite_moe,
+    hybrid,
+    llama,
+    mamba_hybrid,
+    qwen_hybrid,
+    state_space,
+)
 from synthe_core.interop.gguf.families.architecture import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -11,6 +20,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **gpt.ARCHITECTURES,
     **state_space.ARCHITECTURES,
     **hybrid.ARCHITECTURES,
+    **granite_moe.ARCHITECTURES,
     **mamba_hybrid.ARCHITECTURES,
     **qwen_hybrid.ARCHITECTURES,
 }

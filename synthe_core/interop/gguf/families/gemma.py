@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from synthe_core.interop.gguf.families.architecture import Architecture, Transforms
+from synthe_core.interop.gguf.families.architecture import ONE_MORE, Architecture, Transforms
 from synthe_core.interop.gguf.families.llama import ATTENTION, MLP, OUTSIDE, rope_scaling
 from synthe_core.interop.gguf.metadata import Metadata
 
@@ -65,7 +65,7 @@ def _gemma3(data: Metadata) -> dict[str, Any]:
 
 def _norms(config: dict[str, Any]) -> Transforms:
     names = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
-    return {name: lambda t: t - 1 for name in (*names, "q_norm", "k_norm", "norm")}
+    return dict.fromkeys((*names, "q_norm", "k_norm", "norm"), ONE_MORE)
 
 
 NORMS = {

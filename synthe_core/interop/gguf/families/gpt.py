@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from synthe_core.interop.gguf.families.architecture import Architecture, Transforms
+from synthe_core.interop.gguf.families.architecture import Architecture, Change, Transforms
 from synthe_core.interop.gguf.metadata import Metadata
 
 
@@ -32,7 +32,7 @@ def _transposed(config: dict[str, Any]) -> Transforms:
     def transpose(t: Tensor) -> Tensor:
         return t.T.contiguous() if t.dim() == 2 else t
 
-    return dict.fromkeys(("c_attn", "c_proj", "c_fc"), transpose)
+    return dict.fromkeys(("c_attn", "c_proj", "c_fc"), Change(transpose, transpose))
 
 
 def _gptneox(data: Metadata) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from synthe_core.interop.gguf.families.architecture import Architecture, Transforms
+from synthe_core.interop.gguf.families.architecture import NO_MIDDLE, Architecture, Transforms
 from synthe_core.interop.gguf.families.llama import ATTENTION, transformer
+from synthe_core.interop.gguf.families.state_space import mamba2_transforms
 from synthe_core.interop.gguf.metadata import Metadata
 
 UNITS = (
@@ -37,14 +36,8 @@ def _falcon_h1(data: Metadata) -> dict[str, Any]:
     return transformer("FalconH1", "falcon_h1", **mamba, **units)(data)
 
 
-def mamba2_transforms(config: dict[str, Any]) -> Transforms:
-    """A file has A = -exp(A_log), and no middle dimension of the convolution."""
-    return {
-        "A_log": lambda t: t.float().flatten().neg().log(),
-        "D": torch.flatten,
-        "conv1d": lambda t: t[:, None] if t.dim() == 2 else t,
-        "norm": torch.flatten,
-    }
+def _mamba2(config: dict[str, Any]) -> Transforms:
+    return mamba2_transforms(config["mamba_n_groups"])
 
 
 def _lfm2(data: Metadata) -> dict[str, Any]:
@@ -71,7 +64,7 @@ def _lfm2(data: Metadata) -> dict[str, Any]:
 
 
 def _convolutions(config: dict[str, Any]) -> Transforms:
-    return {"conv": lambda t: t[:, None] if t.dim() == 2 else t}
+    return {"conv": NO_MIDDLE}
 
 
 FALCON_H1 = {
@@ -111,6 +104,6 @@ LFM2 = {
     "model.layers.{i}.feed_forward.w2": "blk.{i}.ffn_down",
 }
 ARCHITECTURES = {
-    "falcon-h1": Architecture(_falcon_h1, FALCON_H1, mamba2_transforms),
+    "falcon-h1": Architecture(_falcon_h1, FALCON_H1, _mamba2),
     "lfm2": Architecture(_lfm2, LFM2, _convolutions),
 }

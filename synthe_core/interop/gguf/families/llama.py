@@ -185,10 +185,12 @@ def _phi3(data: Metadata) -> dict[str, Any]:
         "pad_token_id": None,
     }
     if LONG in data.file and SHORT in data.file:
+        factor = data.get("rope.scaling.attn_factor")
         config["rope_scaling"] = {
             "type": "longrope",
             "long_factor": data.file[LONG].flatten().tolist(),
             "short_factor": data.file[SHORT].flatten().tolist(),
+            **({} if factor is None else {"attention_factor": data.number("rope.scaling.attn_factor")}),
         }
     return config
 

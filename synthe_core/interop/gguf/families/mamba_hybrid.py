@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from synthe_core.interop.gguf.families.architecture import Architecture, Names, Transforms
-from synthe_core.interop.gguf.families.hybrid import mamba2_transforms
-from synthe_core.interop.gguf.families.llama import (
-    ATTENTION,
-    NORMS,
-    OUTSIDE,
-    granite_multipliers,
-    interleaved,
-    rope_scaling,
-)
-from synthe_core.interop.gguf.families.state_space import MAMBA2
+from synthe_core.interop.gguf.families.granite_moe import EXPERTS, SHARED, WITHOUT_NORMS, joined
+from synthe_core.interop.gguf.families.llama import NORMS, OUTSIDE, granite_multipliers, rope_scaling
+from synthe_core.interop.gguf.families.state_space import MAMBA2, mamba2_transforms
 from synthe_core.interop.gguf.metadata import Metadata
 
 
@@ -82,17 +73,16 @@ def _a_layer(data: Metadata, key: str) -> list[int]:
 
 
 def _granite_transforms(config: dict[str, Any]) -> Transforms:
-    """Gates and hidden channels are one matrix in transformers."""
-    join = {"input_linear": lambda *stored: torch.cat(stored, -2)}
-    return {**mamba2_transforms(config), **interleaved(config), **join}
+    return {**mamba2_transforms(config["mamba_n_groups"]), **joined(config)}
 
 
 def _granite_feeding(data: Metadata) -> Names:
     """Of a model without experts the MLP is what is shared by all tokens beside them in another."""
-    suffix = "_shexp" if data.optional("expert_count") else ""
+    if data.optional("expert_count"):
+        return SHARED
     return {
-        "model.layers.{i}.shared_mlp.input_linear": ("blk.{i}.ffn_gate" + suffix, "blk.{i}.ffn_up" + suffix),
-        "model.layers.{i}.shared_mlp.output_linear": "blk.{i}.ffn_down" + suffix,
+        "model.layers.{i}.shared_mlp.input_linear": ("blk.{i}.ffn_gate", "blk.{i}.ffn_up"),
+        "model.layers.{i}.shared_mlp.output_linear": "blk.{i}.ffn_down",
     }
 
 
@@ -117,7 +107,7 @@ def _nemotron_h(data: Metadata) -> dict[str, Any]:
         "num_key_value_heads": max(kv_heads) or heads,
         "head_dim": data.size("attention.key_length"),
         "max_position_embeddings": data.size("context_length"),
-        "layer_norm_epsilon": data.rounded("attention.layer_norm_rms_epsilon", 1e-5),
+        "layer_norm_epsilon": data.rounded("attention.layer_norm_rms_epsilon", data.number(LAYER_NORM_EPS, 1e-5)),
         "mlp_hidden_act": "relu2",
         "mlp_bias": data.has("ffn_up.bias") or data.has("ffn_up_shexp.bias"),
         "mamba_num_heads": mamba_heads,
@@ -135,6 +125,10 @@ def _nemotron_h(data: Metadata) -> dict[str, Any]:
     }
 
 
+def _nemotron_transforms(config: dict[str, Any]) -> Transforms:
+    return mamba2_transforms(config["n_groups"])
+
+
 def _nemotron_experts(data: Metadata) -> dict[str, Any]:
     return {
         "n_routed_experts": data.size("expert_count"),
@@ -150,20 +144,14 @@ def _nemotron_experts(data: Metadata) -> dict[str, Any]:
     }
 
 
+LAYER_NORM_EPS = "attention.layer_norm_epsilon"
+"""Another name that Nemotron-H's epsilon has in some files; llama.cpp asks for it."""
 MAMBA = {
     name.replace("backbone.", "model.").replace(".mixer.", ".mamba."): place
     for name, place in MAMBA2.items()
     if ".mixer." in name
 }
-GRANITE: Names = {
-    **OUTSIDE,
-    **NORMS,
-    **{name: place for name, place in ATTENTION.items() if not name.endswith("_norm")},
-    **MAMBA,
-    "model.layers.{i}.block_sparse_moe.router.layer": "blk.{i}.ffn_gate_inp",
-    "model.layers.{i}.block_sparse_moe.input_linear": ("blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps"),
-    "model.layers.{i}.block_sparse_moe.output_linear": "blk.{i}.ffn_down_exps",
-}
+GRANITE: Names = {**OUTSIDE, **NORMS, **WITHOUT_NORMS, **MAMBA, **EXPERTS}
 NEMOTRON_H = MAMBA2 | {
     "backbone.layers.{i}.mixer.q_proj": "blk.{i}.attn_q",
     "backbone.layers.{i}.mixer.k_proj": "blk.{i}.attn_k",
@@ -184,6 +172,6 @@ NEMOTRON_H_MOE = NEMOTRON_H | {
 }
 ARCHITECTURES = {
     "granitehybrid": Architecture(_granite, GRANITE, _granite_transforms, _granite_feeding),
-    "nemotron_h": Architecture(_nemotron_h, NEMOTRON_H, mamba2_transforms),
-    "nemotron_h_moe": Architecture(_nemotron_h, NEMOTRON_H_MOE, mamba2_transforms),
+    "nemotron_h": Architecture(_nemotron_h, NEMOTRON_H, _nemotron_transforms),
+    "nemotron_h_moe": Architecture(_nemotron_h, NEMOTRON_H_MOE, _nemotron_transforms),
 }

@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthe_core.interop.gguf.families.architecture import Architecture, Names, Transform, Transforms
+from synthe_core.interop.gguf.families.architecture import (
+    LOG_A,
+    NO_MIDDLE,
+    ONE_MORE,
+    Architecture,
+    Change,
+    Names,
+    Transform,
+    Transforms,
+)
 from synthe_core.interop.gguf.families.llama import ATTENTION, EXPERTS, MLP, OUTSIDE, rope_scaling
 from synthe_core.interop.gguf.metadata import Metadata
 
@@ -79,12 +88,12 @@ def _qwen3_5_moe(data: Metadata) -> dict[str, Any]:
 def _transforms(config: dict[str, Any]) -> Transforms:
     """A file has the weights of norms as 1 + w, but for those of delta nets, and A = -exp(A_log)."""
     norms = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm", "norm")
-    centred: dict[str, Transform] = {name: lambda t: t - 1 for name in norms}
+    centred: dict[str, Transform] = dict.fromkeys(norms, ONE_MORE)
     return centred | {
         "linear_attn.norm": lambda t: t,
-        "A_log": lambda t: t.float().neg().log(),
-        "conv1d": lambda t: t[:, None],
-        "shared_expert_gate": lambda t: t.reshape(1, -1),
+        "A_log": LOG_A,
+        "conv1d": NO_MIDDLE,
+        "shared_expert_gate": Change(lambda t: t.reshape(1, -1), torch.flatten),
     }
 
 
@@ -100,33 +109,38 @@ def _side_by_side(config: dict[str, Any]) -> Transforms:
         parts = [*qkv.split([heads * width, heads * width, values]), gates]
         return torch.cat([part.unflatten(0, (heads, -1)) for part in parts], 1).flatten(0, 1)
 
-    return {**_transforms(config), "in_proj_qkvz": join}
+    def apart(joined: Tensor) -> tuple[Tensor, Tensor]:
+        sizes = [width, width, values // heads, values // heads]
+        *qkv, gates = (part.flatten(0, 1) for part in joined.unflatten(0, (heads, -1)).split(sizes, 1))
+        return torch.cat(qkv), gates
+
+    return {**_transforms(config), "in_proj_qkvz": Change(join, apart)}
 
 
 def _by_key_head(config: dict[str, Any]) -> Transforms:
     """Value heads of Qwen3.5: transformers has those of one key head together, a file the first of each key head, then
     the second of each, and so on."""
     heads, size = config["linear_num_key_heads"], config["linear_value_head_dim"]
-    group, common = config["linear_num_value_heads"] // heads, _transforms(config)
+    group = config["linear_num_value_heads"] // heads
+    before = 2 * heads * config["linear_key_head_dim"]
 
-    def sorted_along(t: Tensor, dim: int, size: int) -> Tensor:
-        return t.unflatten(dim, (group, heads, size)).transpose(dim, dim + 1).flatten(dim, dim + 2)
+    def swapped(t: Tensor, dim: int, size: int, outer: int = group) -> Tensor:
+        return t.unflatten(dim, (outer, -1, size)).transpose(dim, dim + 1).flatten(dim, dim + 2)
 
-    def values_sorted(t: Tensor) -> Tensor:
+    def values_swapped(t: Tensor, outer: int = group) -> Tensor:
         """Of channels that are those of queries, keys and values."""
-        before = 2 * heads * config["linear_key_head_dim"]
-        return torch.cat([t[:before], sorted_along(t[before:], 0, size)])
+        return torch.cat([t[:before], swapped(t[before:], 0, size, outer)])
 
     return {
-        **common,
-        "in_proj_qkv": values_sorted,
-        "conv1d": lambda t: common["conv1d"](values_sorted(t)),
-        "in_proj_z": lambda t: sorted_along(t, 0, size),
-        "in_proj_b": lambda t: sorted_along(t, 0, 1),
-        "in_proj_a": lambda t: sorted_along(t, 0, 1),
-        "A_log": lambda t: common["A_log"](sorted_along(t, 0, 1)),
-        "dt_bias": lambda t: sorted_along(t, 0, 1),
-        "out_proj": lambda t: sorted_along(t, 1, size),
+        **_transforms(config),
+        "in_proj_qkv": values_swapped,
+        "conv1d": Change(lambda t: NO_MIDDLE.read(values_swapped(t)), lambda t: values_swapped(t.squeeze(1), heads)),
+        "in_proj_z": lambda t: swapped(t, 0, size),
+        "in_proj_b": lambda t: swapped(t, 0, 1),
+        "in_proj_a": lambda t: swapped(t, 0, 1),
+        "A_log": Change(lambda t: LOG_A.read(swapped(t, 0, 1)), lambda A_log: LOG_A.write(swapped(A_log, 0, 1, heads))),
+        "dt_bias": lambda t: swapped(t, 0, 1),
+        "out_proj": lambda t: swapped(t, 1, size),
     }
 
 

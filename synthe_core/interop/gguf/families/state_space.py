@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from synthe_core.interop.gguf.families.architecture import Architecture, Transform
+from synthe_core.interop.gguf.families.architecture import LOG_A, NO_MIDDLE, Architecture, Change, Transforms
 from synthe_core.interop.gguf.metadata import Metadata
 
 
-def _state_space(config: dict[str, Any]) -> Mapping[str, Transform]:
-    """A file has A = -exp(A_log), and no middle dimension of the convolution."""
-    flat: Transform = (lambda t: t) if config["model_type"] == "mamba" else torch.flatten
+def _state_space(config: dict[str, Any]) -> Transforms:
+    if config["model_type"] == "mamba2":
+        return mamba2_transforms(config["n_groups"])
+    return {"A_log": LOG_A, "conv1d": NO_MIDDLE}
+
+
+def mamba2_transforms(groups: int) -> Transforms:
+    """A file has A and D as columns, and a row of the norm for each group."""
+    column = Change(torch.flatten, lambda t: t[:, None])
+    norm = Change(torch.flatten, lambda t: t.view(groups, -1))
     return {
-        "A_log": lambda t: flat(t.float()).neg().log(),
-        "D": flat,
-        "conv1d": lambda t: t[:, None] if t.dim() == 2 else t,
-        "norm": lambda t: t.flatten() if t.dim() == 2 else t,
+        "A_log": Change(lambda a: LOG_A.read(a.flatten()), lambda A_log: LOG_A.write(A_log[:, None])),
+        "D": column,
+        "conv1d": NO_MIDDLE,
+        "mixer.norm": norm,
+        "mamba.norm": norm,
     }
 
 

@@ -72,11 +72,18 @@ def attention_tensors(
 ) -> dict[str, Origin]:
     """The tensors of attention from those of `inner`, whose queries, keys and values are maps of their own."""
     bias = keys.get("bias", "none")
-    tensors = linear("qkv", *(f"{inner}.{name}" for name in names), bias=bias in ("qkv", "all"))
+    rows = qkv_rows(keys)
+    tensors = linear("qkv", *(f"{inner}.{name}" for name in names), bias=bias in ("qkv", "all"), rows=rows)
     tensors |= linear("out", f"{inner}.{out}", bias=bias in ("out", "all"))
     if keys["qk_norm"] in ("weighted", "joint"):
         tensors |= {name: origin(f"{inner}.{name}.weight") for name in ("q_norm", "k_norm")}
     return tensors
+
+
+def qkv_rows(keys: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The rows of the maps of queries, keys and values."""
+    queries, others = (keys[key] * keys["head_size"] for key in ("heads", "kv_heads"))
+    return queries, others, others
 
 
 def mlp_keys(config: Config, *, key: str = "hidden_act", default: str = "silu", **keys: Any) -> dict[str, Any]:

@@ -24,11 +24,12 @@ def expert_tensors(
     published names of gate and up, or of up alone."""
     fused = fused or place
     inputs = origin(*(f"{place}.{expert}.{name}.weight" for expert in range(count) for name in into))
-    outputs = origin(*(f"{place}.{expert}.{out}.weight" for expert in range(count)), make=_side_by_side)
+    names = (f"{place}.{expert}.{out}.weight" for expert in range(count))
+    outputs = origin(*names, make=_side_by_side, undo=lambda ours: ours.chunk(count, 1))
     ours, theirs = ("gate_up", "gate_up_proj") if len(into) == 2 else ("up", "up_proj")
     return {
-        f"pool.{ours}.weight": inputs._replace(otherwise=origin(f"{fused}.{theirs}", make=stacked_below)),
-        "pool.out.weight": outputs._replace(otherwise=origin(f"{fused}.down_proj", make=stacked_beside)),
+        f"pool.{ours}.weight": inputs._replace(otherwise=stacked_below(f"{fused}.{theirs}", count)),
+        "pool.out.weight": outputs._replace(otherwise=stacked_beside(f"{fused}.down_proj", count)),
     }
 
 
@@ -36,11 +37,15 @@ def _side_by_side(*matrices: Tensor) -> Tensor:
     return torch.cat(matrices, 1)
 
 
-def stacked_below(matrices: Tensor) -> Tensor:
-    """Matrices [N, H, D] one below the other."""
-    return matrices.flatten(0, 1)
+def stacked_below(name: str, count: int) -> Origin:
+    """Matrices [N, H, D], N = `count`, one below the other."""
+    return origin(name, make=lambda stack: stack.flatten(0, 1), undo=lambda ours: [ours.unflatten(0, (count, -1))])
 
 
-def stacked_beside(matrices: Tensor) -> Tensor:
-    """Matrices [N, D, H] side by side."""
-    return matrices.transpose(0, 1).flatten(1)
+def stacked_beside(name: str, count: int) -> Origin:
+    """Matrices [N, D, H], N = `count`, side by side."""
+
+    def undo(ours: Tensor) -> list[Tensor]:
+        return [ours.unflatten(1, (count, -1)).transpose(0, 1)]
+
+    return origin(name, make=lambda stack: stack.transpose(0, 1).flatten(1), undo=undo)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from synthe_core.interop.huggingface.families.decoder import qkv_rows
 from synthe_core.interop.huggingface.families.plan import Architectures, Part, Plan, linear, norm, origin
 from synthe_core.interop.huggingface.families.transformer import rotary
 from synthe_core.interop.huggingface.published import Config
@@ -34,7 +35,7 @@ def lfm2(config: Config) -> Plan:
             tensors |= {f"{name}.bias": origin(f"{place}.conv.{name}.bias") for name in names if bias}
         else:
             inner = f"{place}.self_attn"
-            tensors = linear("qkv", *(f"{inner}.{name}_proj" for name in "qkv"))
+            tensors = linear("qkv", *(f"{inner}.{name}_proj" for name in "qkv"), rows=qkv_rows(attention))
             tensors |= linear("out", f"{inner}.out_proj")
             tensors |= {f"{name}_norm": origin(f"{inner}.{name}_layernorm.weight") for name in "qk"}
         feeding = linear("gate_up", f"{place}.feed_forward.w1", f"{place}.feed_forward.w3")

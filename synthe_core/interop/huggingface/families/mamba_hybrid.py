@@ -84,8 +84,8 @@ def _granite_mlp(config: Config, place: str, scaled: dict[str, Any]) -> Part:
     place = f"{place}.block_sparse_moe"
     tensors = {
         "router.weight": origin(f"{place}.router.layer.weight"),
-        "pool.gate_up.weight": origin(f"{place}.input_linear.weight", make=stacked_below),
-        "pool.out.weight": origin(f"{place}.output_linear.weight", make=stacked_beside),
+        "pool.gate_up.weight": stacked_below(f"{place}.input_linear.weight", experts["experts"]),
+        "pool.out.weight": stacked_beside(f"{place}.output_linear.weight", experts["experts"]),
     }
     return Part(experts, before, tensors | {f"pool.shared.{name}": each for name, each in shared.items()})
 

@@ -113,7 +113,7 @@ def granite_moe(config: Config) -> Plan:
     bias = "all" if config.flag("attention_bias", False) else "none"
     scale = config.number("attention_multiplier", 1.0)
     keys = attention_keys(config, bias=bias, scale=scale, **rotary(config)) | scaled
-    experts = {
+    experts: dict[str, Any] = {
         "type": "experts",
         "experts": number_of_experts(config, "num_local_experts", 8),
         "top_k": config.size("num_experts_per_tok", 2),
@@ -128,8 +128,8 @@ def granite_moe(config: Config) -> Plan:
         inner = f"{place}.block_sparse_moe"
         tensors = {
             "router.weight": origin(f"{inner}.router.layer.weight"),
-            "pool.gate_up.weight": origin(f"{inner}.input_linear.weight", make=stacked_below),
-            "pool.out.weight": origin(f"{inner}.output_linear.weight", make=stacked_beside),
+            "pool.gate_up.weight": stacked_below(f"{inner}.input_linear.weight", experts["experts"]),
+            "pool.out.weight": stacked_beside(f"{inner}.output_linear.weight", experts["experts"]),
         }
         layers.append([attention, Part(experts, norm(f"{place}.post_attention_layernorm"), tensors)])
     scales = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -18,11 +18,15 @@ class Origin(NamedTuple):
     make: of the tensors in the order of their names, in float32, ours; it works on shapes too (device `meta`). None:
     they are concatenated along their rows.
     otherwise: what it is made of in a file without some of these tensors.
+    rows: how many rows each published tensor has, where these are not equal shares of ours.
+    undo: of ours the published tensors. None: they follow from `make`, which only moves numbers (`published_parts`).
     """
 
     names: tuple[str, ...]
     make: Callable[..., Tensor] | None = None
     otherwise: Origin | None = None
+    rows: tuple[int, ...] | None = None
+    undo: Callable[[Tensor], Sequence[Tensor]] | None = None
 
     def made(self, parts: list[Tensor]) -> Tensor:
         """Our tensor, of the published ones."""
@@ -31,19 +35,26 @@ class Origin(NamedTuple):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def origin(*names: str, make: Callable[..., Tensor] | None = None) -> Origin:
-    return Origin(names, make)
+def origin(
+    *names: str,
+    make: Callable[..., Tensor] | None = None,
+    rows: tuple[int, ...] | None = None,
+    undo: Callable[[Tensor], Sequence[Tensor]] | None = None,
+) -> Origin:
+    return Origin(names, make, rows=rows, undo=undo)
 
 
-def linear(ours: str, *theirs: str, bias: bool = False) -> dict[str, Origin]:
-    """The matrix of a linear map, and its bias, of those of published maps one below the other."""
+def linear(ours: str, *theirs: str, bias: bool = False, rows: tuple[int, ...] | None = None) -> dict[str, Origin]:
+    """The matrix of a linear map, and its bias, of those of published maps one below the other, of so many rows each;
+    by default they have equal numbers."""
     kinds = ("weight", "bias") if bias else ("weight",)
-    return {f"{ours}.{kind}": origin(*(f"{name}.{kind}" for name in theirs)) for kind in kinds}
+    return {f"{ours}.{kind}": origin(*(f"{name}.{kind}" for name in theirs), rows=rows) for kind in kinds}
 
 
 def transposed(ours: str, theirs: str) -> dict[str, Origin]:
     """The matrix and bias of a linear map whose published matrix [inputs, outputs] is transposed."""
-    return {f"{ours}.weight": origin(f"{theirs}.weight", make=_transposed), f"{ours}.bias": origin(f"{theirs}.bias")}
+    matrix = origin(f"{theirs}.weight", make=_transposed, undo=lambda ours: [_transposed(ours)])
+    return {f"{ours}.weight": matrix, f"{ours}.bias": origin(f"{theirs}.bias")}
 
 
 def _transposed(matrix: Tensor) -> Tensor:
@@ -52,12 +63,19 @@ def _transposed(matrix: Tensor) -> Tensor:
 
 def norm(theirs: str, *, bias: bool = False, zero_centered: bool = False) -> dict[str, Origin]:
     """The weight of a norm, and its bias. zero_centered: the published weight is w of 1 + w."""
-    make = _one_more if zero_centered else None
-    return {"weight": origin(f"{theirs}.weight", make=make)} | ({"bias": origin(f"{theirs}.bias")} if bias else {})
+    weight = origin(f"{theirs}.weight")
+    if zero_centered:
+        weight = origin(f"{theirs}.weight", make=_one_more, undo=_one_less)
+    return {"weight": weight} | ({"bias": origin(f"{theirs}.bias")} if bias else {})
 
 
 def _one_more(weight: Tensor) -> Tensor:
     return weight + 1
+
+
+def _one_less(weight: Tensor) -> list[Tensor]:
+    """In float64, which loses nothing of it."""
+    return [weight.double() - 1]
 
 
 class Part(NamedTuple):
@@ -144,7 +162,7 @@ class Plan:
             return {key: chosen(each) for key, each in origins.items()}
 
         def chosen(each: Origin) -> Origin:
-            own = Origin(tuple(map(name, each.names)), each.make)
+            own = each._replace(names=tuple(map(name, each.names)), otherwise=None)
             if each.otherwise is None or all(one in published for one in own.names):
                 return own
             other = chosen(each.otherwise)

@@ -14,6 +14,7 @@ from synthe_core.interop.huggingface.families.decoder import (
     layer_places,
     mlp_keys,
     mlp_tensors,
+    qkv_rows,
     transformer_plan,
 )
 from synthe_core.interop.huggingface.families.mixture import is_sparse, qwen_experts, qwen_experts_tensors
@@ -111,7 +112,7 @@ def _delta_keys(config: Config) -> dict[str, Any]:
 def _delta_tensors(place: str, keys: dict[str, Any], projections: Projections) -> dict[str, Origin]:
     return {
         "project.weight": projections(place, keys),
-        "conv": origin(f"{place}.conv1d.weight", make=_taps),
+        "conv": origin(f"{place}.conv1d.weight", make=_taps, undo=lambda ours: [ours[:, None]]),
         "A_log": origin(f"{place}.A_log"),
         "dt_bias": origin(f"{place}.dt_bias"),
         "norm": origin(f"{place}.norm.weight"),
@@ -125,7 +126,9 @@ def _taps(weight: Tensor) -> Tensor:
 
 def _side_by_side(place: str, keys: dict[str, Any]) -> Origin:
     """Queries, keys and values, gate, β and decay one below the other, as ours."""
-    return origin(*(f"{place}.in_proj_{name}.weight" for name in ("qkv", "z", "b", "a")))
+    values, mixed = keys["value_heads"] * keys["value_size"], 2 * keys["heads"] * keys["key_size"]
+    rows = (mixed + values, values, keys["value_heads"], keys["value_heads"])
+    return origin(*(f"{place}.in_proj_{name}.weight" for name in ("qkv", "z", "b", "a")), rows=rows)
 
 
 def _interleaved(place: str, keys: dict[str, Any]) -> Origin:
@@ -137,7 +140,8 @@ def _interleaved(place: str, keys: dict[str, Any]) -> Origin:
         parts = [*qkvz.unflatten(0, (heads, -1)).split(sizes, 1), *ba.unflatten(0, (heads, -1)).split(group, 1)]
         return torch.cat([part.flatten(0, 1) for part in parts])
 
-    return origin(f"{place}.in_proj_qkvz.weight", f"{place}.in_proj_ba.weight", make=make)
+    rows = (heads * sum(sizes), heads * 2 * group)
+    return origin(f"{place}.in_proj_qkvz.weight", f"{place}.in_proj_ba.weight", make=make, rows=rows)
 
 
 def _attention_keys(config: Config) -> dict[str, Any]:
@@ -161,7 +165,8 @@ def _attention_tensors(inner: str, keys: dict[str, Any]) -> dict[str, Origin]:
         return torch.cat([queries, k, v, gates])
 
     tensors = linear("qkv", *(f"{inner}.{name}_proj" for name in "qkv"), bias=bias)
-    tensors = {name: each._replace(make=make) for name, each in tensors.items()}
+    queries, *others = qkv_rows(keys)
+    tensors = {name: each._replace(make=make, rows=(2 * queries, *others)) for name, each in tensors.items()}
     tensors |= linear("out", f"{inner}.o_proj", bias=bias)
     return tensors | {name: norm(f"{inner}.{name}", zero_centered=True)["weight"] for name in ("q_norm", "k_norm")}
 
