@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,9 @@ from synthe_core.model.language_model import ModelState
 from synthe_core.state import detach, join, map_leaves
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext
 from synthe_core.training.settings import Settings
+
+PASS_COST = 128
+"""What a pass over padded rows costs beside its tokens, in tokens."""
 
 
 class BatchLoss(NamedTuple):
@@ -117,19 +120,42 @@ def micro_batches(batch: Batch, rows: int, sequence: int) -> Iterator[Batch]:
     """The batch in passes of at most `rows` rows of `sequence` tokens.
 
     Rows without padding are cut into sequences. Padded rows, those of an encoder or of conversations, are never cut:
-    they run longest first, as many at a time as have at most `rows x sequence` tokens with their padding.
+    they are sorted by length, and cut into passes so that passes and padding together cost least.
     """
     if batch.lengths is None:
         for first in range(0, batch.inputs.shape[0], rows):
             part = batch.select(slice(first, first + rows))
             yield part._replace(inputs=part.inputs.reshape(-1, sequence), targets=part.targets.reshape(-1, sequence))
         return
-    longest = batch.lengths.view(-1, batch.group).amax(1)
+    longest = batch.lengths.view(-1, batch.group).amax(1).clamp_min(1)
     order = longest.argsort(descending=True, stable=True)
-    while len(order):
-        count = max(1, rows * sequence // (batch.group * max(1, int(longest[order[0]]))))
-        groups, order = order[:count], order[count:]
+    tokens = (longest[order] * batch.group).tolist()
+    for first, end in cheapest_passes(tokens, rows * sequence):
+        groups = order[first:end]
         yield batch.select((groups[:, None] * batch.group + torch.arange(batch.group)).flatten())
+
+
+def cheapest_passes(tokens: Sequence[int], limit: int) -> list[tuple[int, int]]:
+    """Cuts items into runs (first, end), each a pass that pads its items to the first of them.
+
+    tokens: of each item, falling. A pass of n items with t tokens in the first has n t <= `limit`, or n = 1, and costs
+    n t + PASS_COST. The sum is the least possible, by dynamic programming over the ends of passes.
+    """
+    best, begins = [0], [0]
+    for end in range(1, len(tokens) + 1):
+        costs = [
+            (best[first] + (end - first) * tokens[first] + PASS_COST, first)
+            for first in range(end)
+            if first == end - 1 or (end - first) * tokens[first] <= limit
+        ]
+        cost, first = min(costs)
+        best.append(cost)
+        begins.append(first)
+    runs, end = [], len(tokens)
+    while end:
+        runs.append((begins[end], end))
+        end = begins[end]
+    return runs[::-1]
 
 
 def pieces(batch: Batch, sequence: int) -> Iterator[Batch]:

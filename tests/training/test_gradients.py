@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import random
+
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -11,7 +15,7 @@ from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.spec import ModelSpec
 from synthe_core.state import named_leaves
-from synthe_core.training.gradients import accumulate_gradients
+from synthe_core.training.gradients import PASS_COST, accumulate_gradients, cheapest_passes
 from synthe_core.training.objectives import objective_for
 from synthe_core.training.settings import Settings
 
@@ -134,3 +138,22 @@ def test_measures_are_means_over_tokens_and_what_was_skipped_adds_up(monkeypatch
     assert calls == [2, 2, 2, 2, 1, 1]  # two blocks in each of three passes
     assert float(outcome.measures["gate_rate"]) == pytest.approx((2 * 1.5 + 2 * 3.5 + 1 * 5.5) / 5)
     assert float(outcome.skipped_flops) == 2 * 10 * ROWS * LENGTH + 6
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_passes_over_padded_rows_cost_least(seed: int) -> None:
+    """Compared with every way to cut a sorted list into runs."""
+    draw = random.Random(seed)
+    tokens = sorted((draw.randint(1, 900) for _ in range(9)), reverse=True)
+    limit = draw.choice([500, 1000, 4000])
+
+    def cost(runs: list[tuple[int, int]]) -> float:
+        fits = all((end - first) * tokens[first] <= limit or end == first + 1 for first, end in runs)
+        return sum((end - first) * tokens[first] + PASS_COST for first, end in runs) if fits else math.inf
+
+    chosen = cheapest_passes(tokens, limit)
+    assert [place for first, end in chosen for place in range(first, end)] == list(range(9))
+    cuts = itertools.product([False, True], repeat=8)
+    others = [[0, *(place for place, cut in enumerate(each, start=1) if cut), 9] for each in cuts]
+    assert cost(chosen) == min(cost(list(itertools.pairwise(each))) for each in others)
+    assert cheapest_passes([], 10) == []
