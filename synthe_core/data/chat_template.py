@@ -11,12 +11,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from synthe_core.data import template_worker
-from synthe_core.data.template_worker import FAILED, REFUSED, TEXT, read_message, write_message
+from synthe_core.data.template_worker import LENGTH, REFUSED, TEXT, read_message, write_message
 from synthe_core.data.tokenizer_config import CHAT
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError, WorkError
@@ -26,6 +26,8 @@ CPU_SECONDS, SECONDS = 2.0, 60.0
 """What rendering once may take; a slow machine is no fault of a template, so the limit of a clock is far higher."""
 MAX_TEXT = 64 << 20
 """Characters of a prompt."""
+BATCH = 1 << 20
+"""Characters of the requests that are rendered in one go."""
 MAX_IDLE = 4
 """Processes that wait for the next template."""
 
@@ -45,6 +47,21 @@ PLAIN = """\
 earlier turn matches."""
 
 Messages = Sequence[Mapping[str, Any]]
+
+
+class Rendering(NamedTuple):
+    """What `render` takes besides the tokenizer."""
+
+    messages: Messages
+    answer: bool = True
+    tools: Any = None
+
+
+class Marked(NamedTuple):
+    """A text, and pairs of characters in it: what stands between `{% generation %}` and `{% endgeneration %}`."""
+
+    text: str
+    spans: list[tuple[int, int]]
 
 
 class TemplateError(InputError):
@@ -76,20 +93,30 @@ def render(
     return WORKERS.render(_template_of(tokenizer), _values(tokenizer, messages, answer, variables))
 
 
-def render_marked(
-    tokenizer: Tokenizer, messages: Messages, *, variables: Mapping[str, Any] | None = None
-) -> tuple[str, list[tuple[int, int]]]:
-    """The text of whole conversations, and the characters of it between `{% generation %}` and `{% endgeneration %}`;
-    none for a template without these."""
+def render_each(tokenizer: Tokenizer, renderings: Sequence[Rendering]) -> list[str | InputError]:
+    """`render` of each, many at a time: faster than one by one. An InputError stands where one fails."""
+    each = [_values(tokenizer, one.messages, one.answer, {"tools": one.tools}) for one in renderings]
+    return WORKERS.render_each(_template_of(tokenizer), each)
+
+
+def render_each_marked(tokenizer: Tokenizer, renderings: Sequence[Rendering]) -> list[Marked | InputError]:
+    """The same, and what the template marks as the model's; nothing for a template without marks."""
     source = _template_of(tokenizer)
     if "generation" not in source:
-        return render(tokenizer, messages, answer=False, variables=variables), []
-    values = _values(tokenizer, messages, False, variables)
+        texts = render_each(tokenizer, renderings)
+        return [text if isinstance(text, InputError) else Marked(text, []) for text in texts]
     mark = f"\ue000{secrets.token_hex(8)}"  # no message has it
-    values |= dict.fromkeys(template_worker.MARKS, mark)
-    parts = WORKERS.render(source, values).split(mark)
+    marks = dict.fromkeys(template_worker.MARKS, mark)
+    each = [_values(tokenizer, one.messages, one.answer, {"tools": one.tools}) | marks for one in renderings]
+    return [
+        text if isinstance(text, InputError) else _marked(text.split(mark))
+        for text in WORKERS.render_each(source, each)
+    ]
+
+
+def _marked(parts: Sequence[str]) -> Marked:
     places = [0, *itertools.accumulate(map(len, parts))]
-    return "".join(parts), [(places[i], places[i + 1]) for i in range(1, len(parts) - 1, 2)]
+    return Marked("".join(parts), [(places[i], places[i + 1]) for i in range(1, len(parts) - 1, 2)])
 
 
 def _template_of(tokenizer: Tokenizer) -> str:
@@ -190,27 +217,62 @@ class Workers:
 
     def render(self, source: str, variables: Mapping[str, Any], limit: int = MAX_TEXT) -> str:
         """The text of a template. TemplateError if it fails."""
-        request = {"source": source, "variables": variables, "limit": limit}
+        text = self._read(self._ask(source, [_json(variables)], limit)[0])
+        if isinstance(text, InputError):
+            raise text
+        return text
+
+    def render_each(
+        self, source: str, each: Sequence[Mapping[str, Any]], limit: int = MAX_TEXT
+    ) -> list[str | InputError]:
+        """The texts of a template, in few messages; an InputError where it fails.
+
+        The variables with which it fails for want of time or memory are tried again alone: that is what a text may
+        take, whatever stands beside it.
+        """
+        messages = [_json_or_error(variables) for variables in each]
+        results = [message if isinstance(message, InputError) else "" for message in messages]
+        for batch in _batches([(i, each) for i, each in enumerate(messages) if isinstance(each, bytes)]):
+            try:
+                texts = [self._read(one) for one in self._ask(source, [message for _, message in batch], limit)]
+            except TemplateError as ended:
+                texts = [ended] * len(batch)
+            for (number, message), text in zip(batch, texts, strict=True):
+                failed = isinstance(text, TemplateError) and not text.refused and len(batch) > 1
+                results[number] = self._alone(source, message, limit) if failed else text
+        return results
+
+    def _alone(self, source: str, variables: bytes, limit: int) -> str | InputError:
         try:
-            message = json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"the messages are no JSON: {error}") from None
+            return self._read(self._ask(source, [variables], limit)[0])
+        except TemplateError as error:
+            return error
+
+    def _ask(self, source: str, each: Sequence[bytes], limit: int) -> list[bytes]:
+        """What a process answers for each. Raises TemplateError if it ends instead."""
+        head = json.dumps({"source": source, "limit": limit})[:-1].encode()
         worker = self._take()
         try:
-            answer = worker.ask(message)
+            answer = worker.ask(head + b', "each": [' + b",".join(each) + b"]}")
         except BaseException:
             worker.kill()  # an interrupt leaves an answer in the pipe
             raise
         self._put(worker)
+        answers, at = [], 0
+        while at < len(answer):
+            begin = at + LENGTH.size
+            at = begin + LENGTH.unpack_from(answer, at)[0]
+            answers.append(answer[begin:at])
+        return answers
+
+    def _read(self, answer: bytes) -> str | TemplateError:
         kind, words = answer[:1], answer[1:].decode("utf-8")
         if kind == TEXT:
             return words
-        assert kind in (REFUSED, FAILED)
         refused = kind == REFUSED
         verb = "refuses these messages" if refused else "fails"
-        raise TemplateError(
-            f"the chat template {verb}: {words}", None if refused else f"mend its {CHAT}", refused=refused
-        )
+        hint = None if refused else f"mend its {CHAT}"
+        return TemplateError(f"the chat template {verb}: {words}", hint, refused=refused)
 
     def close(self) -> None:
         with self._lock:
@@ -232,6 +294,34 @@ class Workers:
                 self._idle.append(worker)
                 return
         worker.close()
+
+
+def _json(variables: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(variables, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"the messages are no JSON: {error}") from None
+
+
+def _json_or_error(variables: Mapping[str, Any]) -> bytes | InputError:
+    try:
+        return _json(variables)
+    except InputError as error:
+        return error
+
+
+def _batches(messages: Sequence[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """The messages, as many at a time as have BATCH bytes."""
+    batch: list[tuple[int, bytes]] = []
+    size = 0
+    for number, message in messages:
+        batch.append((number, message))
+        size += len(message)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 WORKERS = Workers()

@@ -1,7 +1,8 @@
 """A process that renders chat templates, which are code of strangers: a sandbox, and limits of time, memory and length.
 
-It is a script of its own that imports only Jinja. Each message on its pipes is a length and as many bytes; the first
-byte of an answer says what it is.
+It is a script of its own that imports only Jinja. Each message on its pipes is a length and as many bytes. A request
+has a template and the variables of each text; its answer has a message a text, whose first byte says what it
+is.
 """
 
 from __future__ import annotations
@@ -198,10 +199,10 @@ def write_message(stream: BinaryIO, content: bytes) -> None:
     stream.flush()
 
 
-def _answer(message: bytes) -> bytes:
+def answer(source: str, variables: Mapping[str, Any], limit: int) -> bytes:
+    """The text of a template or why there is none, and before it the kind of the answer."""
     try:
-        request = json.loads(message.decode("utf-8", "surrogatepass"))
-        return TEXT + render(request["source"], request["variables"], request["limit"]).encode()
+        return TEXT + render(source, variables, limit).encode()
     except Refused as error:
         return REFUSED + explain(error).encode("utf-8", "replace")
     except Exception as error:  # a template may raise anything
@@ -219,21 +220,34 @@ def _limit_memory(size: int) -> None:
 
 
 def main(memory: int, cpu_seconds: float, seconds: float) -> None:
-    """Answers until the pipe closes. The process ends itself if one answer takes too long: CPython cannot interrupt a
+    """Answers until the pipe closes. The process ends itself if one text takes too long: CPython cannot interrupt a
     single operation such as 10 ** 10 ** 8."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     has_cpu_timer = hasattr(signal, "setitimer")
     _limit_memory(memory)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
+
+        def limit(cpu: float) -> None:
+            """The time from now on; 0 for any."""
+            if cpu:
+                faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+            else:
+                faulthandler.cancel_dump_traceback_later()
+            if has_cpu_timer:
+                signal.setitimer(signal.ITIMER_PROF, cpu)  # SIGPROF ends the process
+
         while (message := read_message(requests)) is not None:
-            faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
-            if has_cpu_timer:
-                signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF ends the process
-            answer = _answer(message)
-            if has_cpu_timer:
-                signal.setitimer(signal.ITIMER_PROF, 0)
-            faulthandler.cancel_dump_traceback_later()
-            write_message(answers, answer)
+            limit(cpu_seconds)
+            texts = []
+            try:
+                request = json.loads(message.decode("utf-8", "surrogatepass"))
+                for variables in request["each"]:
+                    limit(cpu_seconds)
+                    texts.append(answer(request["source"], variables, request["limit"]))
+            except Exception as error:  # nested too deeply to be read, for one
+                texts = [FAILED + explain(error).encode("utf-8", "replace")]
+            limit(0)
+            write_message(answers, b"".join(LENGTH.pack(len(each)) + each for each in texts))
 
 
 if __name__ == "__main__":

@@ -103,6 +103,10 @@ class Tokenizer(ABC):
         ids = [self.encode(character) for character in text]
         return [i for each in ids for i in each], [(at, at + 1) for at, each in enumerate(ids) for _ in each]
 
+    def encode_batch_with_places(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """`encode_with_places` of each of `texts`."""
+        return [self.encode_with_places(text) for text in texts]
+
     def encode_after(self, before: str, text: str) -> list[int]:
         """The tokens of `text`, special ones written out, where it follows the text `before`: no space is put in front
         of it as in front of a whole text, and a special token before it may take its white space."""
@@ -254,6 +258,10 @@ class FileTokenizer(Tokenizer):
     def encode_with_places(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         encoded = self._marked.encode(_str(text), add_special_tokens=False)
         return encoded.ids, encoded.offsets
+
+    def encode_batch_with_places(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        encoded = self._marked.encode_batch([_str(text) for text in texts], add_special_tokens=False)
+        return [(each.ids, each.offsets) for each in encoded]
 
     @cached_property
     def _marked(self) -> tokenizers.Tokenizer:

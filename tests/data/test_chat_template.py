@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -149,3 +150,32 @@ def test_special_tokens_have_the_names_of_the_configuration() -> None:
 def test_a_model_without_a_template() -> None:
     with pytest.raises(InputError, match="no chat template"):
         render(tokenizer(None), CHAT)
+
+
+def test_many_texts_are_those_of_each_alone(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the template refuses some, fails with others, and ends the process with one."""
+    source = (
+        "{% if x == 'r' %}{{ raise_exception('no r') }}{% elif x == 'f' %}{{ 1 // 0 }}"
+        "{% elif x == 't' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% else %}{{ x }}{% endif %}"
+    )
+    each: list[dict[str, Any]] = [{"x": x} for x in ("a", "r", "b", "f", "c", "t", "d", "日" * 400)]
+
+    def shown(texts: list[Any]) -> list[str]:
+        return [f"{type(text).__name__}: {text}" for text in texts]
+
+    alone = []
+    for variables in each:
+        try:
+            alone.append(workers.render(source, variables))
+        except TemplateError as error:
+            alone.append(error)
+    assert [isinstance(text, str) for text in alone] == [True, False, True, False, True, False, True, True]
+    assert shown(workers.render_each(source, each)) == shown(alone)
+    monkeypatch.setattr(chat, "BATCH", 20)
+    assert shown(workers.render_each(source, each)) == shown(alone)
+
+
+def test_messages_that_are_no_json_fail_alone(workers: Workers) -> None:
+    texts = workers.render_each("{{ x }}", [{"x": 1}, {"x": {1, 2}}, {"x": 3}])
+    assert texts[0] == "1" and texts[2] == "3"
+    assert "the messages are no JSON" in str(texts[1])

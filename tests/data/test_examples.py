@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from synthe_core.data.conversations import prepare
 from synthe_core.data.conversations.example_batches import ExampleStream, Side, example_batch
 from synthe_core.data.conversations.examples import Examples
 from synthe_core.data.conversations.prepare import open_examples
@@ -18,7 +19,7 @@ from synthe_core.data.conversations.sources import RowSource
 from synthe_core.data.spec import DataSpec
 from synthe_core.data.tokenizers import ByteTokenizer, Tokenizer
 from synthe_core.errors import InputError
-from synthe_core.events import Event, Notice
+from synthe_core.events import Event, Notice, Progress
 from synthe_core.ops.cross_entropy import IGNORED
 from tests.data.test_training_text import CHATML, tokenizer
 
@@ -120,6 +121,45 @@ def test_a_long_conversation_loses_whole_turns_at_its_end(tmp_path: Path) -> Non
     examples, notices = read(path, made=made, sequence=150)
     assert decoded(examples, made, 0).endswith("[Yo<|im_end|>]\n")
     assert notices == [f"{path}: 1 conversations lose their last turns to fit data.sequence"]
+
+
+def test_a_very_long_conversation_is_cut_to_the_turns_that_fit(tmp_path: Path) -> None:
+    """As if turns were taken from its end one by one."""
+    made = tokenizer(CHATML)
+    turns = [f"turn {n} {'x' * (n % 7)}" for n in range(120)]
+    path = write(tmp_path / "c.jsonl", [chat(*turns)])
+    examples, _ = read(path, made=made, sequence=900)
+    shown = decoded(examples, made, 0)
+    answers = shown.count("[turn")
+    longer, _ = read(write(tmp_path / "l.jsonl", [chat(*turns[: 2 * answers + 2])]), made=made, sequence=9000)
+    assert 5 < answers < 60 and int(longer.lengths()[0, 0]) - 1 > 900 >= int(examples.lengths()[0, 0]) - 1
+
+
+def test_a_column_that_is_missing_skips_its_row_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.jsonl", [{"q": "A", "a": "B"}, {"q": "C"}])
+    examples, notices = read(path, columns={"prompt": "q", "completion": "a"})
+    assert len(examples) == 1 and "no column 'a'" in notices[1]
+
+
+def test_rows_read_together_are_the_rows_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [chat(f"Hi {n}", "Yo" * (n % 5)) for n in range(12)] + [{"foo": 1}, chat("a", "b", "c", "d" * 900)]
+    path = write(tmp_path / "c.jsonl", rows)
+    together, notices = read(path)
+    monkeypatch.setattr(prepare, "CHUNK", 1)
+    path.touch()
+    alone, same = read(path)
+    assert together.digests.tolist() == alone.digests.tolist() and notices == same
+
+
+def test_progress_says_how_much_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "CHUNK", 3)
+    monkeypatch.setattr(prepare.time, "monotonic", iter(range(100)).__next__)
+    path = write(tmp_path / "c.jsonl", [chat("Hi", "Yo")] * 9)
+    spec = DataSpec.model_validate({"sources": str(path)})
+    work = open_examples(spec, RowSource.open(str(path)), "conversations", tokenizer(CHATML))
+    shown = [event for event in work if isinstance(event, Progress)]
+    assert [(event.done, event.total) for event in shown] == [(3, 9), (6, 9), (9, 9)]
+    assert [event.eta for event in shown] == [pytest.approx(2), pytest.approx(1), pytest.approx(0)]
 
 
 def test_a_preference_has_two_texts_with_one_prompt(tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from synthe_core.data.content import damage, kind
+from synthe_core.data.content import COMPRESSED, damage, kind
 from synthe_core.data.corpora import missing
 from synthe_core.data.finding import find
 from synthe_core.data.hub import Hub
@@ -53,6 +54,36 @@ class RowSource(NamedTuple):
         for path in self.files:
             with damage(path):
                 yield from records(path)
+
+    def part(self, place: str) -> float | None:
+        """The share of the files that is read at the `place` of a row; None where it is not known."""
+        sizes = [path.stat().st_size for path in self.files]
+        before = 0
+        for path, size in zip(self.files, sizes, strict=True):
+            name, _, number = place.rpartition(" ")
+            if name in (f"{path}, line", f"{path}, row"):
+                count = _rows_in(path, size) if name.endswith("row") else _lines_in(path, size)
+                return None if count is None else min(1.0, (before + size * int(number) / count) / sum(sizes))
+            before += size
+        return None
+
+
+@lru_cache(64)
+def _lines_in(path: Path, size: int) -> int | None:
+    """The lines of a file; None for a compressed one, and for one that has all its rows on one line."""
+    if path.suffix.lower() in COMPRESSED:
+        return None
+    with path.open("rb") as file:
+        count = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+    return count if count > 1 else None
+
+
+@lru_cache(64)
+def _rows_in(path: Path, size: int) -> int:
+    """The rows of a Parquet file."""
+    from pyarrow import parquet  # slow to import, and only needed here
+
+    return int(parquet.read_metadata(path).num_rows)
 
 
 def renamed(row: Any, columns: Mapping[str, str], place: str) -> Any:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-from synthe_core.data.chat_template import render, render_marked
+import numpy as np
+
+from synthe_core.data.chat_template import Marked, Rendering, render_each, render_each_marked
 from synthe_core.data.conversations.messages import Message
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
@@ -35,6 +37,21 @@ class TrainingTokens(NamedTuple):
     trained: list[bool]
 
 
+class Chat(NamedTuple):
+    """Messages, the tools that they may call, and what is trained on: every answer, the last one, or all of the
+    text."""
+
+    messages: Sequence[Message]
+    tools: Any = None
+    trained: Trained = "assistant"
+
+    @property
+    def answers(self) -> list[int]:
+        """The places of the messages that are trained on."""
+        places = [place for place, each in enumerate(self.messages) if each["role"] == "assistant"]
+        return places[-1:] if self.trained == "last" else places
+
+
 def training_text(
     tokenizer: Tokenizer, messages: Sequence[Message], tools: Any = None, trained: Trained = "assistant"
 ) -> TrainingText:
@@ -48,15 +65,53 @@ def training_text(
     more messages follow, as those do that remove earlier reasoning: of such conversations only the last answer can be
     trained on.
     """
-    text, spans = render_marked(tokenizer, messages, variables={"tools": tools})
+    (given,) = training_texts(tokenizer, [Chat(messages, tools, trained)])
+    if isinstance(given, InputError):
+        raise given
+    return given
+
+
+def training_texts(tokenizer: Tokenizer, chats: Sequence[Chat]) -> list[TrainingText | InputError]:
+    """`training_text` of each, rendered together; an InputError where it fails."""
+    whole = render_each_marked(tokenizer, [Rendering(chat.messages, False, chat.tools) for chat in chats])
+    ask: list[Rendering] = []
+    for chat, given in zip(chats, whole, strict=True):
+        if isinstance(given, Marked) and not given.spans:
+            for place in chat.answers:
+                ask.append(Rendering(chat.messages[:place], True, chat.tools))
+                if place < len(chat.messages) - 1:
+                    ask.append(Rendering(chat.messages[: place + 1], False, chat.tools))
+    rendered = iter(render_each(tokenizer, ask))
+    made: list[TrainingText | InputError] = []
+    for chat, given in zip(chats, whole, strict=True):
+        if isinstance(given, InputError):
+            made.append(given)
+            continue
+        prefixes = []
+        for place in chat.answers if not given.spans else ():
+            before = next(rendered)
+            prefixes.append((place, before, next(rendered) if place < len(chat.messages) - 1 else given.text))
+        try:
+            made.append(_training_text(tokenizer, chat, given, prefixes))
+        except InputError as error:
+            made.append(error)
+    return made
+
+
+def _training_text(
+    tokenizer: Tokenizer,
+    chat: Chat,
+    given: Marked,
+    prefixes: Sequence[tuple[int, str | InputError, str | InputError]],
+) -> TrainingText:
+    """prefixes: for each answer that is trained on its place, the text before it and the text through it."""
+    text, spans = given
     marked = bool(spans)
     if marked:
-        spans = spans[-1:] if trained == "last" else spans
+        spans = spans[-1:] if chat.trained == "last" else spans
     else:
-        answers = [place for place, each in enumerate(messages) if each["role"] == "assistant"]
-        answers = answers[-1:] if trained == "last" else answers
-        spans = [_span(tokenizer, messages, tools, place, text) for place in answers]
-    if trained == "all":
+        spans = [_span(tokenizer, chat.messages, place, before, after, text) for place, before, after in prefixes]
+    if chat.trained == "all":
         spans = [(0, len(text))]
     ends = bool(spans) and spans[-1][1] == len(text) and _ending(tokenizer, text) is None
     return TrainingText(text, spans, ends, marked)
@@ -69,20 +124,27 @@ def training_tokens(tokenizer: Tokenizer, given: TrainingText) -> TrainingTokens
     `return_assistant_tokens_mask`. Any other is cut where an answer begins, if a token would reach over that place: the
     prompt of an answer has the tokens of what is before it.
     """
-    ids, places = tokenizer.encode_with_places(given.text)
-    crossed = {begin for begin, _ in given.spans} - {place for each in places for place in each} - {0, len(given.text)}
-    if crossed and not given.marked:
-        ids, places = _in_pieces(tokenizer, given.text, sorted(crossed))
-    trained = [False] * len(ids)
-    spans = iter(given.spans)
-    span = next(spans, None)
-    for index, (begin, end) in enumerate(places):
-        while span is not None and begin >= span[1]:
-            span = next(spans, None)
-        trained[index] = span is not None and end > span[0]
-    if given.ends:
-        ids, trained = [*ids, tokenizer.end], [*trained, True]
-    return TrainingTokens(ids, trained)
+    return training_tokens_of_each(tokenizer, [given])[0]
+
+
+def training_tokens_of_each(tokenizer: Tokenizer, given: Sequence[TrainingText]) -> list[TrainingTokens]:
+    """`training_tokens` of each."""
+    encoded = tokenizer.encode_batch_with_places([each.text for each in given])
+    return [_tokens(tokenizer, each, *one) for each, one in zip(given, encoded, strict=True)]
+
+
+def _tokens(tokenizer: Tokenizer, given: TrainingText, ids: list[int], places: list[Span]) -> TrainingTokens:
+    edges = np.array(places, np.int64).reshape(-1, 2)
+    if not given.marked:
+        inside = {begin for begin, _ in given.spans} - {0, len(given.text)}
+        if crossed := {begin for begin in inside if not (edges == begin).any()}:
+            ids, places = _in_pieces(tokenizer, given.text, sorted(crossed))
+            edges = np.array(places, np.int64).reshape(-1, 2)
+    trained = np.zeros(len(ids), np.bool_)
+    for begin, end in given.spans:
+        trained |= (edges[:, 0] < end) & (edges[:, 1] > begin)
+    marks = trained.tolist()
+    return TrainingTokens([*ids, tokenizer.end], [*marks, True]) if given.ends else TrainingTokens(ids, marks)
 
 
 def _in_pieces(tokenizer: Tokenizer, text: str, cuts: Sequence[int]) -> tuple[list[int], list[Span]]:
@@ -96,11 +158,19 @@ def _in_pieces(tokenizer: Tokenizer, text: str, cuts: Sequence[int]) -> tuple[li
     return ids, places
 
 
-def _span(tokenizer: Tokenizer, messages: Sequence[Message], tools: Any, place: int, text: str) -> Span:
-    """Where the answer at `place` stands in the text of all messages."""
-    variables = {"tools": tools}
-    before = render(tokenizer, messages[:place], answer=True, variables=variables)
-    through = render(tokenizer, messages[: place + 1], answer=False, variables=variables)
+def _span(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    place: int,
+    before: str | InputError,
+    through: str | InputError,
+    text: str,
+) -> Span:
+    """Where the answer at `place` stands in the text of all messages, from the texts `before` and `through` it."""
+    for each in (before, through):
+        if isinstance(each, InputError):
+            raise each
+    assert isinstance(before, str) and isinstance(through, str)
     if not text.startswith(before) or not text.startswith(through.rstrip()) or len(through) < len(before):
         raise InputError(
             f"the chat template writes message {place + 1} otherwise if more messages follow, or none",
