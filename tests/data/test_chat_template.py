@@ -156,7 +156,8 @@ def test_many_texts_are_those_of_each_alone(workers: Workers, monkeypatch: pytes
     """Also where the template refuses some, fails with others, and ends the process with one."""
     source = (
         "{% if x == 'r' %}{{ raise_exception('no r') }}{% elif x == 'f' %}{{ 1 // 0 }}"
-        "{% elif x == 't' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% else %}{{ x }}{% endif %}"
+        "{% elif x == 't' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+        "{% else %}{{ x }}{% endif %}"
     )
     each: list[dict[str, Any]] = [{"x": x} for x in ("a", "r", "b", "f", "c", "t", "d", "日" * 400)]
 
