@@ -19,7 +19,8 @@ from torch import Tensor
 from synthe_core.errors import unknown
 from synthe_core.ops.mlstm import output_bound
 
-BLOCK = 16  # tokens whose decays by channel are compared pairwise; between blocks they are products
+BLOCK = 16  # tokens whose decays by channel are compared pairwise, where they span more than RANGE
+RANGE = 60.0  # of the logarithm of a decay: e^30 on either side of the middle is far from overflow in float32
 
 
 class _Terms(NamedTuple):
@@ -44,17 +45,18 @@ def mixing_matrix(op: str, arguments: Mapping[str, Any]) -> Tensor:
     """
     if op not in _TERMS:
         raise unknown("operator with a mixing matrix", op, _TERMS)
-    if op == "mlstm":
-        return _mlstm(arguments)
-    return _matrix(_TERMS[op](arguments))
+    with torch.autocast(arguments["q"].device.type, enabled=False):  # as the operator itself
+        return _mlstm(arguments) if op == "mlstm" else _matrix(_TERMS[op](arguments))
 
 
 def attention_matrix(arguments: Mapping[str, Any]) -> Tensor:
     """The softmax's matrix [B, H, T, T] of a call of `window_attention` without a past; a key head is that of its group
-    of query heads."""
+    of query heads. float32, or float64 as the arguments."""
     q, k, window, valid = (arguments[name] for name in ("q", "k", "window", "valid"))
+    q, k = (x if x.dtype == torch.float64 else x.float() for x in (q, k))
     q, k = q.transpose(1, 2), k.repeat_interleave(q.shape[2] // k.shape[2], dim=2).transpose(1, 2)
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    with torch.autocast(q.device.type, enabled=False):
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if (cap := arguments.get("cap")) is not None:
         scores = cap * torch.tanh(scores / cap)
     row = torch.arange(q.shape[2], device=q.device)
@@ -146,19 +148,32 @@ def _products(left: Tensor, right: Tensor, reach: Tensor, faded: Tensor, *, stri
     if faded.shape[-1] == 1:
         fading = (reach - faded.transpose(-1, -2)).masked_fill(_future(left, strict), -torch.inf).exp()
         return (left @ right.transpose(-1, -2)) * fading
-    rows = []
-    for first in range(0, left.shape[2], BLOCK):
-        own = slice(first, min(first + BLOCK, left.shape[2]))
-        pairs = reach[:, :, own, None] - faded[:, :, None, own]
-        pairs = pairs.masked_fill(_future(left[:, :, own], strict)[..., None], -torch.inf).exp()
-        inner = torch.einsum("bhtk,bhtsk,bhsk->bhts", left[:, :, own], pairs, right[:, :, own])
-        if first:  # the decay is split at the block's beginning, so that neither factor can overflow
-            start = faded[:, :, first - 1 : first]
-            later = left[:, :, own] * (reach[:, :, own] - start).exp()
-            before = right[:, :, :first] * (start - faded[:, :, :first]).exp()
-            inner = torch.cat([later @ before.transpose(-1, -2), inner], -1)
-        rows.append(F.pad(inner, (0, left.shape[2] - own.stop)))
-    return torch.cat(rows, 2)
+    return _by_channel(left, right, reach, faded, strict)
+
+
+def _by_channel(left: Tensor, right: Tensor, reach: Tensor, faded: Tensor, strict: bool) -> Tensor:
+    """`_products` with a decay for every channel. Where decays span no more than RANGE the decay is a factor of both
+    sides; a longer text is split in two, and where the second half reads the first, at the boundary."""
+    time = left.shape[2]
+    middle = faded[:, :, time // 2, None]
+    if float((reach[:, :, 0] - faded[:, :, -1]).detach().amax()) <= RANGE:
+        products = (left * (reach - middle).exp()) @ (right * (middle - faded).exp()).transpose(-1, -2)
+        return products.masked_fill(_future(left, strict), 0.0)
+    if time <= BLOCK:
+        pairs = reach[:, :, :, None] - faded[:, :, None]
+        pairs = pairs.masked_fill(_future(left, strict)[..., None], -torch.inf).exp()
+        return (left[:, :, :, None] * pairs * right[:, :, None]).sum(-1)
+    half = time // 2
+    early, late = slice(half), slice(half, time)
+    first, second = (
+        _by_channel(left[:, :, part], right[:, :, part], reach[:, :, part], faded[:, :, part], strict)
+        for part in (early, late)
+    )
+    start = faded[:, :, half - 1 : half]  # no later than what reads and no earlier than what is read: no overflow
+    later = left[:, :, late] * (reach[:, :, late] - start).exp()
+    before = right[:, :, early] * (start - faded[:, :, early]).exp()
+    across = later @ before.transpose(-1, -2)
+    return torch.cat([F.pad(first, (0, time - half)), torch.cat([across, second], -1)], 2)
 
 
 def _future(x: Tensor, strict: bool = False) -> Tensor:

@@ -109,3 +109,17 @@ def test_the_matrix_of_attention(window: int, cap: float | None, padded: bool) -
     torch.testing.assert_close(matrix @ v.repeat_interleave(2, 2).transpose(1, 2), expected)
     rows = matrix.sum(-1)
     torch.testing.assert_close(rows[0], torch.ones_like(rows[0]))
+
+
+@pytest.mark.parametrize("op", ["gated_linear_attention", "kda", "generalized_delta_rule"])
+def test_a_decay_that_forgets_everything_has_finite_gradients(op: str) -> None:
+    """Also at the first token, whose decay has nothing to act on."""
+    inputs = call(op, 40)
+    decay = inputs["log_decay"].clone()
+    decay[:, [0, 17, 18]] = -500.0
+    inputs["log_decay"] = decay.requires_grad_()
+    matrix = mixing_matrix(op, inputs)
+    expected = OPS[op].reference(**inputs)[0].transpose(1, 2)
+    torch.testing.assert_close(matrix @ inputs["v"].transpose(1, 2), expected, rtol=1e-9, atol=1e-10)
+    (gradient,) = torch.autograd.grad(matrix.square().sum(), decay)
+    assert torch.isfinite(gradient).all()
