@@ -41,7 +41,9 @@ def show(recipe: ModelOrRecipeArgument, assign: SetOption = None, as_json: JsonO
     from synthe_core.recipe.accounting import account
     from synthe_core.storage.checkpoint.recipe import load_recipe
 
-    loaded = load_recipe(find_recipe_or_model(recipe), overrides(None, assign))
+    from synthe_core.training.distillation.student import with_student
+
+    loaded = with_student(load_recipe(find_recipe_or_model(recipe), overrides(None, assign)))
     cost = account(loaded)
     if as_json:
         print(json.dumps({"recipe": loaded.model_dump(mode="json"), "digest": loaded.digest(), **cost.as_dict()}))
@@ -78,9 +80,10 @@ def validate(recipe: RecipeArgument, assign: SetOption = None) -> None:
     from synthe_core.data.prepare import corpora
     from synthe_core.recipe.accounting import account
     from synthe_core.recipe.schema import Recipe
+    from synthe_core.training.distillation.student import with_student
 
     path = find_recipe(recipe)
-    loaded = Recipe.load(path, overrides(None, assign))
+    loaded = with_student(Recipe.load(path, overrides(None, assign)))
     corpora(loaded.data)  # raises if a source does not exist; makes no request to the hub
     print(f"{path}: valid, {format_count(account(loaded).parameters)} parameters")
 

@@ -14,6 +14,7 @@ from synthe_cli.options import (
     SetOption,
     complete_objective,
     complete_recipe,
+    complete_run,
     find_checkpoint,
     find_recipe,
     lora,
@@ -40,6 +41,7 @@ synthe train --init runs/tiny --data letters.txt                 fine-tune anoth
 synthe train --init runs/tiny --data letters.txt --lora rank=16  train an adapter; runs/tiny is not changed
 synthe train --init runs/tiny --data letters.txt --lora rank=8,targets=delta,mlp,alpha=16
 synthe train --init models/smollm2 --data chats.jsonl --objective sft --lora rank=16
+synthe train recipes/distill/hybrid.yaml --teacher models/smollm2  a Transformer's student, three stages
 synthe train tiny | synthe generate - --prompt "import "         then generate text
 synthe train recipes/60m.yaml --json | jq -c 'select(.event == "metric")'
 """,
@@ -85,6 +87,15 @@ def train(
             autocompletion=complete_objective,
         ),
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            metavar="MODEL",
+            help="The model that a student learns from (objective distill): any checkpoint, or ORG/NAME of the hub.",
+            autocompletion=complete_run,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train the model of a recipe, and print the path of the run.
@@ -92,7 +103,9 @@ def train(
     Progress goes to stderr; metrics.jsonl in the run folder has every metric. Ctrl-C saves a checkpoint and stops, and
     --resume continues from it with identical results.
     """
+    objective = objective or ("distill" if teacher else None)
     given = [f"objective.type={objective}"] if objective else []
+    given += [f"objective.teacher={teacher}"] if teacher else []
     changes = overrides(data, [*given, *([lora(adapter)] if adapter else []), *(assign or [])])
     path = _recipe_path(recipe) if recipe else None
     first = find_checkpoint(init) if init else None

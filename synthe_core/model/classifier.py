@@ -16,6 +16,7 @@ from synthe_core.layers.projection import Linear, matrix_size
 from synthe_core.layers.trace import Emission, Trace, schema
 from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelState, auxiliary, measures
 from synthe_core.model.published_spec import LIBRARIES, PublishedSpec
+from synthe_core.model.student_spec import NO_TEACHER, StudentSpec
 from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.cross_entropy import IGNORED
 
@@ -119,4 +120,6 @@ def build_model(spec: ModelSpec, vocab: int, recompute: bool = False) -> Model:
     library runs has the interface of a language model."""
     if isinstance(spec, PublishedSpec):
         return cast(LanguageModel, LIBRARIES["transformers"](spec, recompute))
+    if isinstance(spec, StudentSpec):
+        raise InputError(*NO_TEACHER)
     return (LanguageModel if spec.head is None else Classifier)(spec, vocab, recompute)

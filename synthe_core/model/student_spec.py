@@ -12,10 +12,11 @@ from synthe_core.layers.learner import Spec
 from synthe_core.model.block import residual_of
 from synthe_core.model.spec import ModelSpec
 
-NO_TEACHER = InputError(
-    "the model of the recipe is that of a teacher, and none is named",
+NO_TEACHER = (
+    "the student's model is made from a teacher's, and none is named",
     "name one: --teacher MODEL, or --set objective.teacher=MODEL",
 )
+"""Message and hint of the error."""
 
 
 class StudentRule(Spec):

@@ -9,6 +9,7 @@ OBJECTIVES = Table(
     "synthe.objectives",
     {
         "classification": "synthe_core.training.objectives.classification:Classification",
+        "distill": "synthe_core.training.objectives.distill:Distill",
         "language_modeling": "synthe_core.training.objectives.language_modeling:LanguageModeling",
         "sft": "synthe_core.training.objectives.sft:SFT",
     },

@@ -24,6 +24,7 @@ from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.parts import missing_dependency, parts, without_parts
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.model.spec import UNION_TAGS, ModelSpec, field_error
+from synthe_core.model.student_spec import StudentSpec
 from synthe_core.recipe.objective_table import OBJECTIVES
 from synthe_core.recipe.objectives import ObjectiveSpec, Reads
 from synthe_core.storage.yaml_reader import Key, YamlSource, parse_value, read_yaml
@@ -124,7 +125,12 @@ class Recipe(Spec):
     @field_validator("model", mode="before")
     @classmethod
     def _published_models_have_a_config(cls, value: Any) -> Any:
-        return PublishedSpec.model_validate(value) if isinstance(value, dict) and "config" in value else value
+        """And a student's is that of its teacher."""
+        if isinstance(value, dict):
+            for key, kind in (("config", PublishedSpec), ("from_teacher", StudentSpec)):
+                if key in value:
+                    return kind.model_validate(value)
+        return value
 
     @model_validator(mode="after")
     def _published_models_are_trained_without_a_state(self) -> Recipe:
@@ -226,6 +232,12 @@ class Recipe(Spec):
                     "a conversation is not cut into pieces",
                     "leave it out, or objective",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _the_objective_carries_a_state(self) -> Recipe:
+        if self.objective is not None and self.train.carry and not OBJECTIVES[self.objective.type].carries:
+            raise field_error(("train", "carry"), f"{self.objective.type} begins every row anew", "leave it out")
         return self
 
     @property

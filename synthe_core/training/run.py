@@ -33,10 +33,11 @@ from synthe_core.storage.run_folder import RunFolder, new_run, taken
 from synthe_core.training.adapting import adapt, base_of
 from synthe_core.training.checkpointing import restore
 from synthe_core.training.data import TextData, TrainingData
+from synthe_core.training.distillation.student import with_student
 from synthe_core.training.example_data import open_example_data
 from synthe_core.training.loggers import require
 from synthe_core.training.objectives import objective_for
-from synthe_core.training.objectives.objective import ObjectiveSetup
+from synthe_core.training.objectives.objective import Objective, ObjectiveSetup
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import Settings, settings_for
 from synthe_core.training.state import TrainState
@@ -83,6 +84,7 @@ def train(
     """
     stop = stop or Stop()
     hardware = hardware or probe()
+    recipe = with_student(recipe)
     recipe.meta_model(PROBE_VOCAB)  # an error for impossible sizes, before any work
     settings = settings_for(recipe, hardware)
     require(recipe.runtime.log)
@@ -245,18 +247,19 @@ def _initial_state(
     for op in OPS.values():
         op.used.clear()
     torch.manual_seed(recipe.seed)
-    model = _initial_model(recipe, data, source, base, begins).to(settings.device)
-    spec = recipe.train
+    objective = objective_for(recipe.model, recipe.objective)
+    model = _initial_model(recipe, data, source, base, objective, begins).to(settings.device)
+    spec, origin = recipe.train, source or objective.origin
     state = TrainState(
         model,
-        objective_for(model, recipe.objective),
+        objective,
         Optimizer(model, spec),
         spec,
         settings,
         average=WeightAverage(model, spec.ema) if spec.ema is not None else None,
         cursor=data.stream.cursor(),
-        parents=[source_name(source.path)] if begins and source is not None else [],
-        context=_context(source, recipe) if begins else None,
+        parents=[source_name(origin.path)] if begins and origin is not None else [],
+        context=_context(origin, recipe) if begins else None,
         base=base,
     )
     if base is not None and data.classes and list(data.classes) != base.classes:
@@ -275,10 +278,16 @@ def _context(source: Checkpoint | None, recipe: Recipe) -> int | None:
 
 
 def _initial_model(
-    recipe: Recipe, data: TrainingData, source: Checkpoint | None, base: Checkpoint | None, begins: bool
+    recipe: Recipe,
+    data: TrainingData,
+    source: Checkpoint | None,
+    base: Checkpoint | None,
+    objective: Objective,
+    begins: bool,
 ) -> Model:
     """The model with its first weights. Its vocabulary may be larger than its tokenizer's: published models pad it."""
-    vocab = max(data.tokenizer.vocab_size, source.vocab if source else 0)
+    origin = source or objective.origin
+    vocab = max(data.tokenizer.vocab_size, origin.vocab if origin else 0)
     model = build_model(recipe.model, vocab, recipe.runtime.recompute)
     if begins and source is not None and source.tokenizer().digest != data.tokenizer.digest:
         owner = (source.base or source).path
@@ -299,6 +308,8 @@ def _initial_model(
         adapt(model, recipe, source)
     elif begins and source is not None:
         load_weights(model, source.tensors, source.path, fresh=("router.", "confidence."))  # may be trained afterwards
+    elif begins:
+        objective.initialise(model)
     return model
 
 

@@ -39,7 +39,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.spec, self.data, self.state, self.run = recipe, recipe.train, data, state, run
         self.hardware, self.stop = hardware, stop
-        self.meter = Meter(state.settings, data.bytes_per_token)
+        self.meter = Meter(state.settings, data.bytes_per_token if state.objective.of_text else None)
         self.validation = ValidationPlan(recipe.train, data)
         self.loggers = open_loggers(recipe, run.path, state.step)
         self.saved = state.counters
@@ -85,6 +85,7 @@ class Trainer:
 
     def _enter_phase(self) -> Iterator[Event]:
         state = self.state
+        yield from state.objective.reach(state.fraction)
         phase = phase_at(self.spec, state.fraction, self.recipe.data.sequence)
         if phase == self.phase:
             return

@@ -30,8 +30,9 @@ UNIT_SILU = 1.278464542761074  # silu of it is 1
 class AttentionMaps(NamedTuple):
     """The maps of attention, float32: q [H, K, D], scaled; k, v [G, K, D]; out [D, H, K].
 
-    rms [H]: of a head's values for inputs of independent channels at unit scale, as a norm gives them. For such inputs
-    q is scaled so that the products q·k of a head have a root mean square of one over its time constant.
+    For inputs of independent channels at unit scale, as a norm gives them, q is scaled so that the products q·k of a
+    head have a root mean square of one over its time constant n, and rms [H] is that of the mean of n values: what a
+    memory of n tokens then reads.
     """
 
     q: Tensor
@@ -51,8 +52,8 @@ class AttentionMaps(NamedTuple):
         rms = (v * seen).square().sum(-1).mean(-1).sqrt().repeat_interleave(group)
         keys = (k * seen).repeat_interleave(group, 0)
         score = ((q * seen) @ keys.transpose(1, 2)).square().sum((1, 2)).sqrt()  # rms of q·k for such inputs
-        reach = time_constants(len(q))
-        return cls(q / (score * reach)[:, None, None].clamp_min(1e-12), k, v, out, rms)
+        reach = time_constants(len(q)).to(q.device)
+        return cls(q / (score * reach)[:, None, None].clamp_min(1e-12), k, v, out, rms / reach.sqrt())
 
     def heads(self, name: str, count: int, size: int) -> Tensor | None:
         """The rows [count · size, D] of a map for as many heads, those of groups repeated; None where they do not
@@ -244,8 +245,18 @@ def initialise_from_teacher(student: LanguageModel, teacher: LanguageModel) -> N
         if not name.startswith(inside) and name in theirs:
             target.copy_(theirs[name])
     for layer in layers:
-        if (copy := COPIES.get(layer.student.config.type)) is not None:
+        if isinstance(layer.student, Attention):
+            _copy_equal(layer.student, layer.teacher)
+        elif (copy := COPIES.get(layer.student.config.type)) is not None:
             copy(layer.student, AttentionMaps.of(layer.teacher, _gain(teacher, layer.name)))
+
+
+def _copy_equal(student: Attention, teacher: Attention) -> None:
+    """The teacher's tensors of the same names and sizes: all, where only a window differs."""
+    theirs = dict(teacher.named_parameters())
+    for name, parameter in student.named_parameters():
+        if name in theirs and theirs[name].shape == parameter.shape:
+            parameter.copy_(theirs[name])
 
 
 def _learner_path(name: str) -> str:

@@ -20,6 +20,8 @@ from synthe_core.ops.dispatch import RecordedCall, record_ops
 from synthe_core.training.distillation.mixing import LINEAR_OPS, attention_matrix, mixing_matrix
 
 SAME = ("width", "blocks", "tie", "embed_norm", "embedding_scale", "positions", "norm", "norm_eps", "head_bias")
+PROBE = "give a teacher whose attention has no `when`"
+SOFTMAX = "window_attention"
 SAME_HEAD = ("logit_scale", "logit_cap")
 
 
@@ -94,9 +96,11 @@ def _learner(model: LanguageModel, block: int, place: int) -> Any:
 def read_teacher(teacher: LanguageModel, layers: Sequence[Layer], tokens: Tensor) -> tuple[list[Reading], Tensor]:
     """What the teacher's learners of `layers` read and return over `tokens` [B, T], and the hidden states [B, T, D]."""
     readings: list[Reading] = []
-    with record_ops({"window_attention", "probed_attention"}) as recorder:
+    with record_ops({SOFTMAX}) as recorder:
 
         def after(learner: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
+            if not recorder.calls:
+                raise InputError("the teacher's attention is a probe, which runs at some tokens only", PROBE)
             readings.append(Reading(arguments[0], result[0], recorder.calls[-1]))
 
         with _hooks([layer.teacher for layer in layers], after):
@@ -120,8 +124,8 @@ def attention_of(reading: Reading) -> Tensor:
 
 
 def student_pass(learner: Learner[Any], x: Tensor) -> tuple[Tensor, list[RecordedCall]]:
-    """What a learner returns of x [B, T, D] from its first state, and the calls of its linear memory."""
-    with record_ops(LINEAR_OPS) as recorder:
+    """What a learner returns of x [B, T, D] from its first state, and the calls of its memory: linear, or a softmax."""
+    with record_ops(LINEAR_OPS | {SOFTMAX}) as recorder:
         y, _ = learner(x, None, Pass.over(x))
     return y, recorder.calls
 
@@ -130,13 +134,15 @@ def matrix_of(learner: Learner[Any], calls: Sequence[RecordedCall], time: int) -
     """The mixing matrix [B, H, T, T] of a learner's pass over `time` tokens, with gradient.
 
     Of a learner with n steps a token, a reading is that after the last step, and a column the sum of a token's writes.
-    InputError for a learner whose memory is not one linear recurrence.
+    InputError for a learner whose memory is neither one linear recurrence nor one softmax.
     """
     name = learner.config.type
     parts = [module for module in learner.modules() if isinstance(module, Learner)]
     if len(calls) != 1 or len(parts) > 1:  # a memory among others is not the learner's
-        raise InputError(f"{name} has no mixing matrix: it is not one linear memory", "such as gla, delta or mamba2")
+        raise InputError(f"{name} has no mixing matrix: it is not one memory", "such as gla, delta or mamba2")
     operator, call, _ = calls[0]
+    if operator.name == SOFTMAX:
+        return attention_matrix(call.arguments)
     matrix = mixing_matrix(operator.name, call.arguments)
     steps = matrix.shape[-1] // time
     if steps > 1:

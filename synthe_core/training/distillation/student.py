@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from synthe_core.errors import InputError
 from synthe_core.interop.published_source import PublishedSource
 from synthe_core.model.student_spec import NO_TEACHER, StudentSpec, student_spec
 from synthe_core.recipe.schema import Recipe
@@ -24,7 +25,7 @@ def with_student(recipe: Recipe) -> Recipe:
         return recipe
     path = getattr(recipe.objective, "teacher", None)
     if path is None:
-        raise NO_TEACHER
+        raise InputError(*NO_TEACHER)
     teacher = Teacher(path).checkpoint
     model = student_spec(recipe.model.from_teacher, teacher.recipe.model)
     values = recipe.model_dump(mode="json") | {"model": model.model_dump(mode="json")}

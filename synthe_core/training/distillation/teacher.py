@@ -22,7 +22,7 @@ class Teacher:
 
     def __init__(self, path: str | None) -> None:
         if path is None:
-            raise NO_TEACHER
+            raise InputError(*NO_TEACHER)
         self.checkpoint = Checkpoint.open(local_path(Path(path).expanduser()))
         self._model: LanguageModel | None = None
 

@@ -18,6 +18,7 @@ from synthe_core.layers.learner import Spec
 from synthe_core.model.language_model import LanguageModel, Loss, measures
 from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.recipe.objectives import ObjectiveConfig
+from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training.distillation.divergence import Direction, Targets, targets_of
 from synthe_core.training.distillation.initialise import initialise_from_teacher
 from synthe_core.training.distillation.layers import Layer, check_student, read_teacher, replaced_layers
@@ -60,6 +61,9 @@ class Distill(Objective):
     Source: Bick et al. 2024, "Transformers to SSMs: distilling quadratic knowledge to subquadratic models".
     """
 
+    of_text = False
+    carries = False
+
     class Config(ObjectiveConfig):
         """The keys of `objective: distill`."""
 
@@ -101,8 +105,9 @@ class Distill(Objective):
             self._teacher = Teacher(self.config.teacher)
         return self._teacher
 
-    def vocab(self) -> int:
-        return self.teacher.vocab
+    @property
+    def origin(self) -> Checkpoint:
+        return self.teacher.checkpoint
 
     def initialise(self, model: LanguageModel) -> None:
         if self.config.initialise:
@@ -156,14 +161,16 @@ class Distill(Objective):
     def _prediction_loss(self, model: LanguageModel, batch: Batch) -> Loss:
         hidden, _, ctx = model.hidden(batch.inputs, None, batch.lengths)
         config, scored = self.config, (batch.targets != IGNORED).sum()
-        found = prediction_losses(
+        result = prediction_losses(
             model, hidden, batch.targets, self._targets(batch.inputs), config.temperature, config.divergence
         )
         share = config.cross_entropy
-        total = (1 - share) * found.divergence + share * found.cross_entropy
-        losses = model.auxiliary_losses(hidden, ctx, batch.targets, None)
-        figures = measures(ctx) | _means(found, scored)
-        return Loss(total, scored, losses, found.each, figures, sum(ctx.skipped), tuple(ctx.buffer_updates))
+        total = (1 - share) * result.divergence + share * result.cross_entropy
+        confident = model.confidence is not None and "confidence" not in ctx.without
+        top = model.head.cross_entropy(hidden, batch.targets, True)[2] if confident else None
+        losses = model.auxiliary_losses(hidden, ctx, batch.targets, top)
+        figures = measures(ctx) | _means(result, scored)
+        return Loss(total, scored, losses, result.each, figures, sum(ctx.skipped), tuple(ctx.buffer_updates))
 
     def _targets(self, inputs: Tensor) -> Any:
         """The teacher's predictions after some of the tokens [B, T]: a function of a slice along T."""
@@ -197,17 +204,17 @@ class Distill(Objective):
             with torch.no_grad(), context.activate():
                 theirs, _, _ = teacher.hidden(inputs)
                 hidden, _, ctx = model.hidden(inputs)
-                found, own = _compare(model, hidden, targets, teacher, theirs)
+                result, own = _compare(model, hidden, targets, teacher, theirs)
             scored = (targets != IGNORED).sum()
-            loss = Loss(found.cross_entropy, scored, {}, found.each, measures(ctx), sum(ctx.skipped))
+            loss = Loss(result.cross_entropy, scored, {}, result.each, measures(ctx), sum(ctx.skipped))
             score.begin(window)
-            score.add_pair(loss, model.flops(inputs.shape[1]), found, own)
+            score.add_pair(loss, model.flops(inputs.shape[1]), result, own)
             yield score
 
 
-def _means(found: Predictions, scored: Tensor) -> dict[str, Tensor]:
+def _means(result: Predictions, scored: Tensor) -> dict[str, Tensor]:
     count = scored.clamp_min(1)
-    return {"kl": found.divergence.detach() / count, "cross_entropy": found.cross_entropy.detach() / count}
+    return {"kl": result.divergence.detach() / count, "cross_entropy": result.cross_entropy.detach() / count}
 
 
 def _compare(
@@ -235,10 +242,10 @@ class DistillScore(TextScore):
         super().__init__()
         self._kl = self._teacher = 0.0
 
-    def add_pair(self, loss: Loss, flops: float, found: Predictions, teacher_nats: Tensor) -> None:
+    def add_pair(self, loss: Loss, flops: float, result: Predictions, teacher_nats: Tensor) -> None:
         """Adds windows that both models have read."""
         self.add(loss, flops)
-        self._kl += float(found.divergence)
+        self._kl += float(result.divergence)
         self._teacher += float(teacher_nats)
 
     def values(self) -> dict[str, float]:

@@ -15,6 +15,7 @@ from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import Loss, ModelState
 from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.recipe.objectives import ObjectiveConfig, Reads
+from synthe_core.storage.checkpoint import Checkpoint
 
 
 class ObjectiveContext(NamedTuple):
@@ -67,19 +68,36 @@ class Objective(ABC):
     Config:      the keys of `objective` in a recipe, an `ObjectiveConfig` whose `type` is the objective's name.
     reads:       the data that it trains on.
     of_encoders: the objective trains encoders, and otherwise language models.
+    of_text:     `total` is the cross-entropy of the text, of which bits per byte are logged.
+    carries:     the loss goes on from a recurrent state, which `train.carry` needs.
     """
 
     Config: ClassVar[type[ObjectiveConfig]]
     reads: ClassVar[Reads] = "text"
     of_encoders: ClassVar[bool] = False
+    of_text: ClassVar[bool] = True
+    carries: ClassVar[bool] = True
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config  # type: ignore[call-arg]
         self.setup: ObjectiveSetup | None = None
 
+    @property
+    def origin(self) -> Checkpoint | None:
+        """The checkpoint that `initialise` takes the first weights from; None without one. Its vocabulary is the
+        model's."""
+        return None
+
+    def initialise(self, model: Any) -> None:
+        """Sets the first weights of a run that begins without --init. By default they stay random."""
+
     def begin(self, setup: ObjectiveSetup) -> Iterator[Event]:
         """Gets ready before the first step: loads a teacher, copies a reference. By default it stores `setup`."""
         self.setup = setup
+        return iter(())
+
+    def reach(self, fraction: float) -> Iterator[Event]:
+        """Called before every step with the fraction of the budget that is spent: an objective may go in stages."""
         return iter(())
 
     def prepare(self, model: Any, batch: Batch) -> Batch:

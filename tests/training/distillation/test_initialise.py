@@ -7,6 +7,7 @@ import torch
 
 from synthe_core.training.distillation.initialise import COPIES, initialise_from_teacher, time_constants
 from synthe_core.training.distillation.layers import matrix_of, read_teacher, replaced_layers, student_pass
+from synthe_core.training.distillation.losses import orientation
 from tests.training.distillation.models import ATTENTION, LEARNERS, student, teacher, tokens
 
 
@@ -18,6 +19,16 @@ def test_a_student_with_the_teachers_attention_is_the_teacher() -> None:
 
 def test_every_copy_is_tested() -> None:
     assert {keys["type"] for keys in LEARNERS.values()} | {"delta_memory"} == set(COPIES)
+
+
+def test_attention_in_a_window_has_all_of_the_teachers_weights() -> None:
+    model, copy = teacher(), student({**ATTENTION, "window": 24})
+    initialise_from_teacher(copy, model)
+    torch.testing.assert_close(copy(tokens())[0], model(tokens())[0])  # the text fits into the window
+    layers = replaced_layers(copy, model)
+    readings, _ = read_teacher(model, layers, tokens())
+    torch.testing.assert_close(orientation(layers, readings), torch.zeros(3, dtype=torch.float64))
+    assert not torch.allclose(copy(tokens(2, 40))[0], model(tokens(2, 40))[0])
 
 
 @pytest.mark.parametrize("name", LEARNERS)

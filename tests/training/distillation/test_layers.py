@@ -84,7 +84,7 @@ def test_the_columns_of_several_steps_are_summed() -> None:
     torch.testing.assert_close(read.transpose(1, 2), expected)
 
 
-@pytest.mark.parametrize("name", sorted(set(LAYERS) - set(LINEAR) - {"attention"}))
+@pytest.mark.parametrize("name", sorted(set(LAYERS) - set(LINEAR) - {"attention", "latent_attention"}))
 def test_other_learners_have_no_matrix_and_say_so(name: str) -> None:
     torch.manual_seed(0)
     config = {"type": name, **VARIANTS.get(name, [{}])[0]}
