@@ -40,7 +40,6 @@ def show(recipe: ModelOrRecipeArgument, assign: SetOption = None, as_json: JsonO
     """
     from synthe_core.recipe.accounting import account
     from synthe_core.storage.checkpoint.recipe import load_recipe
-
     from synthe_core.training.distillation.student import with_student
 
     loaded = with_student(load_recipe(find_recipe_or_model(recipe), overrides(None, assign)))

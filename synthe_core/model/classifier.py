@@ -16,8 +16,8 @@ from synthe_core.layers.projection import Linear, matrix_size
 from synthe_core.layers.trace import Emission, Trace, schema
 from synthe_core.model.language_model import Backbone, LanguageModel, Loss, ModelState, auxiliary, measures
 from synthe_core.model.published_spec import LIBRARIES, PublishedSpec
-from synthe_core.model.student_spec import NO_TEACHER, StudentSpec
 from synthe_core.model.spec import ModelSpec
+from synthe_core.model.student_spec import NO_TEACHER, StudentSpec
 from synthe_core.ops.cross_entropy import IGNORED
 
 

@@ -23,7 +23,8 @@ class StudentRule(Spec):
     """Which of a teacher's attention layers become what."""
 
     learner: LearnerSpec = Field(
-        ..., description="what takes attention's place; its heads and their sizes are the teacher's unless it has its own"
+        ...,
+        description="what takes attention's place; its heads and their sizes are the teacher's unless it has its own",
     )
     keep: Annotated[float, Field(ge=0, le=1)] | list[Annotated[int, Field(ge=0)]] = Field(
         0.0, description="the share of attention layers that stay, spread evenly over the depth; or the blocks of them"

@@ -22,7 +22,7 @@ FOLDER = RECIPES
 NAMES = [
     path.relative_to(FOLDER).with_suffix("").as_posix()
     for path in sorted(FOLDER.rglob("*.yaml"))
-    if path.parent.name != "merge"
+    if path.parent.name not in ("merge", "distill")
 ]
 ROUTED = ("experts", "context_routed_moe", "slots", "multiscale_memory")
 TIME = 32

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.student_spec import student_spec
 from synthe_core.recipe.accounting import account, vocabulary_of
 from synthe_core.recipe.schema import Recipe
 from tests.paths import RECIPES as RECIPE_FOLDER
 
 FOLDER = RECIPE_FOLDER
 MERGES = sorted((FOLDER / "merge").glob("*.yaml"))
-RECIPES = sorted(set(FOLDER.rglob("*.yaml")) - set(MERGES))
+STUDENTS = sorted((FOLDER / "distill").glob("*.yaml"))
+RECIPES = sorted(set(FOLDER.rglob("*.yaml")) - set(MERGES) - set(STUDENTS))
 PARAMETERS = {"tiny": 2.7e6, "60m": 60e6, "125m": 125e6, "350m": 350e6, "1.3b": 1.3e9}
 
 
@@ -34,6 +37,21 @@ def test_a_merge_recipe_is_valid_and_explains_itself(path):
 
     assert load(path).name
     assert path.read_text().startswith("#") and "synthe merge run recipes/merge/" in path.read_text()
+
+
+@pytest.mark.parametrize("path", STUDENTS, ids=lambda path: path.stem)
+def test_a_students_recipe_is_valid_and_takes_its_sizes_from_the_teacher(path):
+    recipe = Recipe.load(path)
+    assert recipe.name == path.stem and recipe.description
+    assert path.read_text().startswith("#") and f"synthe train recipes/distill/{path.name} --teacher" in path.read_text()
+    with pytest.raises(InputError, match="none is named"):
+        account(recipe)
+    teacher = Recipe.load(FOLDER / "baselines" / "transformer.yaml").model
+    made = student_spec(recipe.model.from_teacher, teacher)
+    kinds = [made.learners_of(block)[0].type for block in range(made.blocks)]
+    assert kinds.count("attention") == round(recipe.model.from_teacher.keep * made.blocks)
+    assert set(kinds) - {"attention"} == {"gla"}
+    assert made.width == teacher.width and made.tie == teacher.tie
 
 
 MIXERS = ["transformer", "mamba", "mamba2", "deltanet", "gated-deltanet", "rwkv7", "kda", "mlstm", "hyena"]

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
 from synthe_core.data.stream import Batch
 from synthe_core.errors import InputError
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.cross_entropy import IGNORED
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import save, weights
+from synthe_core.storage.manifest import Manifest
 from synthe_core.training.objectives import OBJECTIVES, objective_for
-from synthe_core.training.objectives.objective import Objective, ObjectiveContext
+from synthe_core.training.objectives.objective import Objective, ObjectiveContext, ObjectiveSetup
 
 VOCAB, ROWS, TIME = 31, 5, 9
+Ready = Callable[[str], tuple[Objective, Model, Batch]]
 EACH = pytest.mark.parametrize("name", list(OBJECTIVES))
 
 
@@ -35,14 +43,34 @@ def batch_of(objective: Objective) -> Batch:
     return Batch(tokens[:, :-1].contiguous(), targets)
 
 
+@pytest.fixture
+def ready(tmp_path: Path) -> Ready:
+    """An objective of the table with a model and a batch; one that needs a teacher has a copy of the model."""
+
+    def make(name: str) -> tuple[Objective, Model, Batch]:
+        objective = OBJECTIVES[name]()
+        model, batch = model_of(objective), batch_of(objective)
+        if "teacher" in type(objective.config).model_fields:
+            values = {"name": "teacher", "model": model.spec.model_dump(mode="json"), "data": {"sources": "stdlib"}}
+            recipe, tensors = Recipe.model_validate(values), {k: t.float() for k, t in weights(model).items()}
+            path = save(tmp_path / name, recipe=recipe, vocab=VOCAB, tensors=tensors, manifest=Manifest()).path
+            objective = OBJECTIVES[name](OBJECTIVES[name].Config(teacher=str(path)))
+            context = ExecutionContext(torch.device("cpu"))
+            objective.setup = ObjectiveSetup(model, None, context, ROWS, TIME)  # type: ignore[arg-type]
+            with torch.no_grad():
+                model.norm.weight.mul_(1.5)  # not the teacher itself, from which nothing is learnt
+        return objective, model, batch
+
+    return make
+
+
 def rows(batch: Batch, part: slice) -> Batch:
     return Batch(batch.inputs[part], batch.targets[part])
 
 
 @EACH
-def test_the_total_is_a_sum_over_scored_targets(name: str) -> None:
-    objective = OBJECTIVES[name]()
-    model, batch = model_of(objective), batch_of(objective)
+def test_the_total_is_a_sum_over_scored_targets(ready: Ready, name: str) -> None:
+    objective, model, batch = ready(name)
     whole = objective(model, batch, ObjectiveContext())
     parts = [objective(model, rows(batch, part), ObjectiveContext()) for part in (slice(0, 2), slice(2, None))]
     assert int(whole.scored) == objective.count(batch) == sum(int(part.scored) for part in parts)
@@ -55,9 +83,8 @@ def test_the_total_is_a_sum_over_scored_targets(name: str) -> None:
 
 
 @EACH
-def test_what_is_not_a_target_has_no_gradient(name: str) -> None:
-    objective = OBJECTIVES[name]()
-    model, batch = model_of(objective), batch_of(objective)
+def test_what_is_not_a_target_has_no_gradient(ready: Ready, name: str) -> None:
+    objective, model, batch = ready(name)
     batch.targets[1:] = IGNORED
     gradients = []
     for part in (slice(0, 1), slice(None)):
@@ -79,7 +106,9 @@ def test_an_unknown_objective_is_an_error_with_a_hint() -> None:
 def test_it_is_chosen_by_name_or_by_the_head_and_not_for_the_other_kind_of_model(name: str) -> None:
     objective = OBJECTIVES[name]()
     model = model_of(objective)
-    assert type(objective_for(model)) is type(objective_for(model, name)) is type(objective)
+    assert type(objective_for(model, name)) is type(objective)
+    default = "classification" if objective.of_encoders else "language_modeling"
+    assert type(objective_for(model)) is type(objective_for(model.spec)) is OBJECTIVES[default]
     other = next(other for other in OBJECTIVES if OBJECTIVES[other].of_encoders != objective.of_encoders)
     with pytest.raises(InputError, match=f"objective: {other} trains"):
         objective_for(model, other)

@@ -30,8 +30,7 @@ class PredictionCache:
         self.folder = cache_dir() / "distillation" / hashlib.sha256(facts.encode()).hexdigest()[:24]
 
     def targets(self, rows: Tensor, compute: Callable[[Tensor], Targets]) -> Targets:
-        """The targets [B, T, k] of rows of tokens, int64 [B, T]; `compute` gives those of the rows that are not stored.
-        """
+        """The targets [B, T, k] of rows of tokens, int64 [B, T]; `compute` gives those of rows that are not stored."""
         stored = [self._read(row) for row in rows]
         lacking = [number for number, each in enumerate(stored) if each is None]
         if lacking:

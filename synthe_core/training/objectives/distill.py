@@ -139,7 +139,7 @@ class Distill(Objective):
             "alignment": stages.orientation + stages.alignment,
             "distillation": 1.0,
         }
-        stage = next((name for name, end in ends.items() if fraction < end), "distillation")
+        stage: StageName = next((name for name, end in ends.items() if fraction < end), "distillation")
         if stage != self.stage:
             self.stage = stage
             share = "" if ends[stage] == 1 else f", until {ends[stage]:.0%} of the budget"
@@ -155,7 +155,7 @@ class Distill(Objective):
         readings, _ = read_teacher(self.teacher.model(self.setup.context.device), self._layers, batch.inputs)
         distances = (orientation if self.stage == "orientation" else alignment)(self._layers, readings)
         scored, mean = (batch.targets != IGNORED).sum(), distances.mean()
-        figures = {self.stage: mean.detach()}
+        figures: dict[str, Tensor] = {self.stage: mean.detach()}
         return Loss(mean * scored, scored, {}, torch.zeros_like(batch.targets, dtype=torch.float32), figures, 0.0)
 
     def _prediction_loss(self, model: LanguageModel, batch: Batch) -> Loss:

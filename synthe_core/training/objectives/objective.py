@@ -88,7 +88,7 @@ class Objective(ABC):
         model's."""
         return None
 
-    def initialise(self, model: Any) -> None:
+    def initialise(self, model: Any) -> None:  # noqa: B027
         """Sets the first weights of a run that begins without --init. By default they stay random."""
 
     def begin(self, setup: ObjectiveSetup) -> Iterator[Event]:
