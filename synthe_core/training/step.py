@@ -62,7 +62,7 @@ def train_step(state: TrainState, batch: Batch, while_waiting: Callable[[], obje
     norm = torch.nn.utils.get_total_norm(gradients)
     if while_waiting is not None:
         while_waiting()
-    rate = schedule.rate(state.config, state.fraction)
+    rate = schedule.rate(state.config, state.fraction) * state.objective.learning_rate(state.fraction)
     grad_norm = float(norm + losses.total * 0)  # the only wait for the device in a step
     if not math.isfinite(grad_norm):
         cause = first_non_finite(state.objective, state.model, batch, state.settings, sequence, state.recurrent_state)

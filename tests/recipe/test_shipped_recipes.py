@@ -43,7 +43,9 @@ def test_a_merge_recipe_is_valid_and_explains_itself(path):
 def test_a_students_recipe_is_valid_and_takes_its_sizes_from_the_teacher(path):
     recipe = Recipe.load(path)
     assert recipe.name == path.stem and recipe.description
-    assert path.read_text().startswith("#") and f"synthe train recipes/distill/{path.name} --teacher" in path.read_text()
+    assert (
+        path.read_text().startswith("#") and f"synthe train recipes/distill/{path.name} --teacher" in path.read_text()
+    )
     with pytest.raises(InputError, match="none is named"):
         account(recipe)
     teacher = Recipe.load(FOLDER / "baselines" / "transformer.yaml").model

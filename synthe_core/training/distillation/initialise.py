@@ -2,8 +2,7 @@
 queries, keys, values and output.
 
 A linear learner begins as linear attention without positions: its decays do not depend on the token and are slow, its
-convolution passes the present token only, and queries are scaled so that its mixing matrix has rows of about the size
-of a softmax's.
+convolution passes the present token only, and its readings are about as large as those of the teacher.
 
 Sources: Mercat et al. 2024, "Linearizing large language models" (SUPRA); Wang et al. 2024, "The Mamba in the Llama";
 Bick et al. 2024 (MOHAWK: MLPs, norms and embeddings are copied).
@@ -28,11 +27,11 @@ UNIT_SILU = 1.278464542761074  # silu of it is 1
 
 
 class AttentionMaps(NamedTuple):
-    """The maps of attention, float32: q [H, K, D], scaled; k, v [G, K, D]; out [D, H, K].
+    """The maps of attention, float32: q [H, K, D]; k, v [G, K, D]; out [D, H, K].
 
-    For inputs of independent channels at unit scale, as a norm gives them, q is scaled so that the products q·k of a
-    head have a root mean square of one over its time constant n, and rms [H] is that of the mean of n values: what a
-    memory of n tokens then reads.
+    For inputs of independent channels at unit scale, as a norm gives them, and a head's time constant n: rms [H] is the
+    root mean square of the mean of n values, which is what a memory of n tokens reads; scale [H] that of n products
+    q·k.
     """
 
     q: Tensor
@@ -40,6 +39,7 @@ class AttentionMaps(NamedTuple):
     v: Tensor
     out: Tensor
     rms: Tensor
+    scale: Tensor
 
     @classmethod
     def of(cls, attention: Attention, gain: Tensor) -> AttentionMaps:
@@ -53,7 +53,15 @@ class AttentionMaps(NamedTuple):
         keys = (k * seen).repeat_interleave(group, 0)
         score = ((q * seen) @ keys.transpose(1, 2)).square().sum((1, 2)).sqrt()  # rms of q·k for such inputs
         reach = time_constants(len(q)).to(q.device)
-        return cls(q / (score * reach)[:, None, None].clamp_min(1e-12), k, v, out, rms / reach.sqrt())
+        return cls(q, k, v, out, rms / reach.sqrt(), (score * reach).clamp_min(1e-12))
+
+    @property
+    def scaled(self) -> AttentionMaps:
+        """Queries and keys for a learner that does not normalise each head's reading: a mixing matrix whose rows sum to
+        about one."""
+        by = self.scale.rsqrt()
+        groups = by.unflatten(0, (len(self.k), -1)).mean(1)
+        return self._replace(q=self.q * by[:, None, None], k=self.k * groups[:, None, None])
 
     def heads(self, name: str, count: int, size: int) -> Tensor | None:
         """The rows [count · size, D] of a map for as many heads, those of groups repeated; None where they do not
@@ -160,6 +168,7 @@ def _kda(learner: Any, maps: AttentionMaps) -> None:
 
 
 def _mamba2(learner: Any, maps: AttentionMaps) -> None:
+    maps = maps.scaled
     channels, shared, groups = learner.channels, learner.shared, learner.config.groups
     size, state = learner.config.head_size, learner.config.state_size
     projection = learner.in_proj
@@ -181,6 +190,7 @@ def _mamba2(learner: Any, maps: AttentionMaps) -> None:
 
 
 def _lightning(learner: Any, maps: AttentionMaps) -> None:
+    maps = maps.scaled
     heads, size = learner.config.heads, learner.size
     rows = learner.qkv_proj.weight.unflatten(0, (heads, 3, size))
     for part, name in enumerate("qkv"):
@@ -204,6 +214,7 @@ def _mlstm(learner: Any, maps: AttentionMaps) -> None:
 
 
 def _fast_weights(learner: Any, maps: AttentionMaps) -> None:
+    maps = maps.scaled
     heads = learner.config.heads
     rows = _Rows(learner.project.weight, *learner.features)
     for part, (name, size) in enumerate((("q", learner.key), ("k", learner.key), ("v", learner.value))):

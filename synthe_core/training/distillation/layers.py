@@ -25,6 +25,10 @@ SOFTMAX = "window_attention"
 SAME_HEAD = ("logit_scale", "logit_cap")
 
 
+NORMALISING = frozenset({"delta", "delta_memory", "gla", "kda", "mlstm", "rwkv7"})
+"""Learners that normalise each head's reading: the length of a row of their mixing matrix has no effect."""
+
+
 class Layer(NamedTuple):
     """A learner of the student in the place of the teacher's attention; `name` is its path in the model."""
 

@@ -21,14 +21,15 @@ from synthe_core.errors import InputError
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.training.distillation.divergence import Direction, Targets, divergence
-from synthe_core.training.distillation.layers import Layer, Reading, attention_of, matrix_of, student_pass
+from synthe_core.training.distillation.layers import NORMALISING, Layer, Reading, attention_of, matrix_of, student_pass
 
 MAX_LOGITS = 1 << 23  # numbers of a chunk, of which the student's and the teacher's are in memory together
 
 
 def orientation(layers: Sequence[Layer], readings: Sequence[Reading]) -> Tensor:
-    """‖M - A‖_F of the student's mixing matrix and the teacher's attention matrix, the mean over rows and heads, [L].
+    """‖M - A‖_F of the student's mixing matrix and the teacher's attention matrix, the mean over texts and heads, [L].
 
+    Where a learner normalises each head's reading, the length of a row of M has no effect; it is made that of A's row.
     InputError for a layer that has another number of heads than the teacher's attention, or no mixing matrix.
     """
     distances = []
@@ -41,7 +42,11 @@ def orientation(layers: Sequence[Layer], readings: Sequence[Reading]) -> Tensor:
                 f"{attention.shape[1]}: their matrices cannot be compared",
                 "give it as many heads, or leave out the stage: objective.stages.orientation=0",
             )
-        distances.append(torch.linalg.matrix_norm(matrix - attention.to(matrix.dtype)).mean())
+        attention = attention.to(matrix.dtype)
+        if layer.student.config.type in NORMALISING:
+            lengths = matrix.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(matrix.dtype).tiny)
+            matrix = matrix * (attention.norm(dim=-1, keepdim=True) / lengths)
+        distances.append(torch.linalg.matrix_norm(matrix - attention).mean())
     return torch.stack(distances)
 
 

@@ -27,6 +27,7 @@ from synthe_core.training.distillation.prediction_cache import PredictionCache
 from synthe_core.training.distillation.teacher import Teacher
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext, ObjectiveSetup
 
+RISE = 0.05  # of the budget, over which the learning rate of distillation rises
 StageName = Literal["orientation", "alignment", "distillation"]
 MEANINGS: dict[StageName, str] = {
     "orientation": "each mixing matrix learns the teacher's attention matrix",
@@ -40,6 +41,12 @@ class DistillStages(Spec):
 
     orientation: float = Field(0.15, ge=0, lt=1, description="matrix orientation")
     alignment: float = Field(0.25, ge=0, lt=1, description="hidden-state alignment")
+    rate: float = Field(
+        0.2,
+        gt=0,
+        description="learning rate of distillation, which trains the teacher's weights too, as a multiple of train.lr; "
+        "after other stages it rises to that over 5% of the budget",
+    )
 
     @model_validator(mode="after")
     def _something_is_left(self) -> DistillStages:
@@ -132,8 +139,22 @@ class Distill(Objective):
         count = len(self._layers)
         yield Notice(f"the teacher is {self.teacher.checkpoint.path}; {count} of its layers are replaced")
 
+    @property
+    def _stages(self) -> DistillStages:
+        """A student with the teacher's attention in every layer has no layers to train apart."""
+        stages: DistillStages = self.config.stages
+        return stages if self._layers else stages.model_copy(update={"orientation": 0.0, "alignment": 0.0})
+
+    def learning_rate(self, fraction: float) -> float:
+        stages = self._stages
+        begins = stages.orientation + stages.alignment
+        if fraction < begins:
+            return 1.0
+        risen = 1.0 if not begins else (fraction - begins) / min(RISE, 1 - begins)
+        return stages.rate * min(1.0, 0.01 + risen)
+
     def reach(self, fraction: float) -> Iterator[Event]:
-        stages = self.config.stages if self._layers else DistillStages(orientation=0, alignment=0)
+        stages = self._stages
         ends: dict[StageName, float] = {
             "orientation": stages.orientation,
             "alignment": stages.orientation + stages.alignment,

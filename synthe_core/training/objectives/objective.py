@@ -100,6 +100,10 @@ class Objective(ABC):
         """Called before every step with the fraction of the budget that is spent: an objective may go in stages."""
         return iter(())
 
+    def learning_rate(self, fraction: float) -> float:
+        """What the schedule's learning rate is multiplied by at that fraction of the budget."""
+        return 1.0
+
     def prepare(self, model: Any, batch: Batch) -> Batch:
         """The batch with what the loss needs of all its rows at once in `extras`, computed without a gradient.
 

@@ -106,6 +106,17 @@ def _begun(recipe: Recipe, tmp_path: Path) -> dict[str, torch.Tensor]:
     return weights(model)
 
 
+def test_the_last_stage_has_a_learning_rate_of_its_own(student: Any, tmp_path: Path) -> None:
+    recipe = student(stages={"orientation": 0.25, "alignment": 0.25, "rate": 0.1})
+    values = recipe.model_dump(mode="json", exclude_unset=True)
+    values["train"] |= {"schedule": "linear", "warmup": 0.0, "final": 0.99}
+    list(train(Recipe.model_validate(values), out=tmp_path / "run"))
+    rates = [step["lr"] / 3e-3 for step in metrics(tmp_path / "run")]
+    assert rates[:6] == pytest.approx([1.0] * 6, rel=0.02)
+    assert rates[6] == pytest.approx(0.001, rel=0.02)  # it rises
+    assert rates[7:] == pytest.approx([0.1] * 5, rel=0.02)
+
+
 @pytest.mark.parametrize(
     "keys",
     [

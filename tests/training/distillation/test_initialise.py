@@ -76,7 +76,7 @@ def test_decays_are_slow_and_the_same_at_every_token(name: str) -> None:
 
 def test_a_mixing_matrix_begins_as_large_as_an_attention_matrix() -> None:
     """Rows of a softmax sum to one; so do those of |M|, within a factor of a few."""
-    model, copy = teacher(), student(LEARNERS["gla"])
+    model, copy = teacher(), student(LEARNERS["mamba2"])
     initialise_from_teacher(copy, model)
     layers = replaced_layers(copy, model)
     readings, _ = read_teacher(model, layers, tokens(2, 200))
@@ -94,6 +94,17 @@ def test_every_student_runs(name: str) -> None:
     assert torch.isfinite(logits).all()
     logits.square().mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in copy.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["gla", "delta", "kda", "mamba2"])
+def test_readings_begin_no_larger_than_the_teachers(name: str) -> None:
+    model, copy = teacher(), student(LEARNERS[name])
+    initialise_from_teacher(copy, model)
+    layers = replaced_layers(copy, model)
+    readings, _ = read_teacher(model, layers, tokens(2, 100))
+    for layer, reading in zip(layers, readings, strict=True):
+        mine = student_pass(layer.student, reading.x)[0].detach()
+        assert 0 < float(mine.norm()) < 2 * float(reading.y.norm())
 
 
 def test_maps_of_other_sizes_keep_their_initial_values() -> None:

@@ -37,7 +37,7 @@ def test_layers_are_trained_apart(name: str) -> None:
 
 
 def test_orientation_is_a_mean_of_frobenius_norms() -> None:
-    model, own = teacher(), student(LEARNERS["delta"])
+    model, own = teacher(), student(LEARNERS["mamba2"])
     layers = replaced_layers(own, model)
     readings, _ = read_teacher(model, layers, tokens(3, 10))
     matrix = matrix_of(layers[2].student, student_pass(layers[2].student, readings[2].x)[1], 10)
@@ -47,6 +47,22 @@ def test_orientation_is_a_mean_of_frobenius_norms() -> None:
         for head in range(4)
     ]
     torch.testing.assert_close(losses.orientation(layers, readings)[2], torch.stack(norms).mean())
+
+
+def test_rows_have_the_teachers_length_where_a_norm_follows() -> None:
+    """The scale of queries changes neither what such a learner returns nor the distance."""
+    model, own = teacher(), student(LEARNERS["gla"])
+    initialise_from_teacher(own, model)
+    layers = replaced_layers(own, model)
+    readings, _ = read_teacher(model, layers, tokens(3, 10))
+    before = losses.orientation(layers, readings), losses.alignment(layers, readings)
+    with torch.no_grad():
+        for layer in layers:
+            layer.student.project.weight[:32] *= 7.0  # type: ignore[index, operator]
+    torch.testing.assert_close(losses.orientation(layers, readings), before[0])
+    torch.testing.assert_close(losses.alignment(layers, readings), before[1], rtol=1e-3, atol=1e-3)
+    lengths = torch.stack([attention_of(reading).norm(dim=(-2, -1)).mean() for reading in readings])
+    assert (before[0] < 2 * lengths).all()
 
 
 def test_alignment_of_the_teachers_own_attention_is_zero() -> None:
