@@ -1,4 +1,4 @@
-"""`synthe data`: prepares and counts training text."""
+"""`synthe data`: prepares, counts and shows training data."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthe_cli import figures
+from synthe_cli.conversation_table import conversation_table
 from synthe_cli.escape import escaped, printable
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption, SetOption, find_recipe, overrides, shipped_recipes
@@ -21,6 +22,7 @@ from synthe_core.events import Event, Result, results
 
 if TYPE_CHECKING:
     from synthe_core.data.spec import DataSpec
+    from synthe_core.recipe.schema import Recipe
 
 
 class TrainedOn(StrEnum):
@@ -58,17 +60,57 @@ def prepare(source: SourceArgument, assign: SetOption = None, as_json: JsonOptio
 
 @app.command(
     cls=Command,
-    short_help="Count documents, bytes and tokens.",
+    short_help="Count text or conversations.",
     epilog="""\
 synthe data stats stdlib
 synthe data stats my.txt --set data.tokenizer=bpe        with a trained tokenizer
-synthe data stats recipes/tiny.yaml --json""",
+synthe data stats recipes/tiny.yaml --json
+synthe data stats chats.jsonl                                        conversations, in characters
+synthe data stats chats.jsonl --tokenizer models/smollm2             in tokens, as the model reads them
+synthe data stats train.jsonl --set data.validation=held_out.jsonl   and the prompts that are in both
+synthe data stats preferences.jsonl --json | jq '.values.sources[0].chosen_longer'""",
 )
-def stats(source: SourceArgument, assign: SetOption = None, as_json: JsonOption = False) -> None:
-    """Count documents, bytes, tokens and bytes per token of each source and split. Prepares the data if needed."""
-    from synthe_core.data.prepare import stats as verb
+def stats(
+    source: SourceArgument,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            "-t",
+            metavar="MODEL",
+            help="The model whose tokens are counted, and whose chat template conversations are read by.",
+        ),
+    ] = None,
+    assign: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count documents, bytes, tokens and bytes per token of each source and split. Prepares the data if needed.
 
-    _render(verb(_data_of(source, assign)), as_json, path=False)
+    Of conversations, preferences and ratings: rows by layout, the reasons for which rows are skipped, roles, turns and
+    tool calls, the length of prompts and answers, how many rows fit into 512, 1,024 and 2,048 tokens, the share that is
+    trained on, and duplicates. Rows that fit show what data.sequence to choose. In preferences, chosen answers that
+    are longer than rejected ones teach a model to write at length, whatever it writes.
+    """
+    from synthe_core.data.conversations.statistics import holds_conversations, statistics
+    from synthe_core.data.prepare import stats as verb
+    from synthe_core.data.tokenizers import open_tokenizer
+
+    recipe, named = _recipe_of(source, assign)
+    spec = recipe.data
+    if recipe.reads == "text" and not (not named and holds_conversations(source, spec.field)):
+        if tokenizer is not None:
+            spec = _recipe_of(source, [*(assign or []), f"data.tokenizer={tokenizer}"])[0].data
+        _render(verb(spec), as_json, path=False)
+        return
+    usual = spec.tokenizer.type if spec.tokenizer.type not in ("bytes", "bpe") else None
+    opened = open_tokenizer(tokenizer or usual) if tokenizer or usual else None
+    with choose_renderer(as_json) as shown:
+        for result in results(statistics(spec, opened), shown.show):
+            if as_json:
+                shown.result(result)
+            else:
+                shown.close()
+                print(conversation_table(result.values))
 
 
 @app.command(
@@ -138,6 +180,11 @@ def _print_row(values: dict[str, Any]) -> None:
 
 def _data_of(text: str, assignments: list[str] | None) -> DataSpec:
     """The `data` section of a recipe; or the default one with `text` as its source. --set is applied."""
+    return _recipe_of(text, assignments)[0].data
+
+
+def _recipe_of(text: str, assignments: list[str] | None) -> tuple[Recipe, bool]:
+    """A recipe and true; or one without a model, with `text` as its source, and false. --set is applied."""
     from synthe_core.recipe.schema import Recipe
     from synthe_core.storage.yaml_reader import parse_yaml
 
@@ -147,9 +194,9 @@ def _data_of(text: str, assignments: list[str] | None) -> DataSpec:
         or (path / "recipe.yaml").is_file()
         or (text in shipped_recipes() and text != "stdlib")
     ):
-        return Recipe.load(find_recipe(text), overrides(None, assignments)).data
+        return Recipe.load(find_recipe(text), overrides(None, assignments)), True
     recipe = parse_yaml("{model: {width: 1, blocks: 1, block: [mlp]}}", "--set")  # only its data is used
-    return Recipe.from_source(recipe, overrides([text], assignments)).data
+    return Recipe.from_source(recipe, overrides([text], assignments)), False
 
 
 def _render(events: Iterable[Event], as_json: bool, path: bool) -> None:

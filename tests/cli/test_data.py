@@ -154,3 +154,34 @@ def test_preview_of_what_is_none(
     shown = synthe("data", "preview", tmp_path / name, "-t", model)
     assert shown.exit_code == 2 and message in shown.stderr
     assert shown.stderr.count("error:") == 1
+
+
+CHATS = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(5)]
+
+
+def test_stats_of_conversations_are_a_table_or_json(synthe: Run, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*CHATS, {"foo": 1}]))
+    shown = synthe("data", "stats", path)
+    assert shown.exit_code == 0
+    assert "6, of which 1 are skipped" in shown.stdout and "prompt, completion 5" in shown.stdout
+    assert "characters" in shown.stdout and "the row has foo" in shown.stdout
+    values = json.loads(synthe("data", "stats", path, "--json").stdout.splitlines()[-1])["values"]
+    assert values["unit"] == "characters" and values["sources"][0]["used"] == 5
+    values = json.loads(synthe("data", "stats", path, "-t", "bytes", "--json").stdout.splitlines()[-1])["values"]
+    assert values["unit"] == "tokens" and values["sources"][0]["fit"] == {"512": 5, "1024": 5, "2048": 5}
+
+
+def test_stats_of_a_recipe_of_conversations_read_its_sources(synthe: Run, tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in CHATS))
+    recipe = tmp_path / "chat.yaml"
+    data = f"data: {{sources: {path}, validation: {path}}}"
+    recipe.write_text(f"model: {{width: 16, blocks: 1, block: [mlp]}}\n{data}\nobjective: sft\n")
+    shown = synthe("data", "stats", recipe)
+    assert shown.exit_code == 0 and "the prompts of 5 rows" in shown.stdout
+
+
+def test_stats_of_text_take_a_tokenizer(synthe: Run, text: Path) -> None:
+    shown = synthe("data", "stats", text, "--set", "data.sequence=16", "-t", "bytes", "--json")
+    assert json.loads(shown.stdout.splitlines()[-1])["values"]["vocabulary"] == 257

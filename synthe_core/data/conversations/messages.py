@@ -58,7 +58,7 @@ def tools_of(value: Any, place: str) -> list[Any] | None:
 
 def has_answer(message: Mapping[str, Any]) -> bool:
     """Whether a message is of the assistant and says or calls something."""
-    return message["role"] == "assistant" and bool(_plain(message["content"]).strip() or message.get("tool_calls"))
+    return message["role"] == "assistant" and bool(plain_text(message["content"]).strip() or message.get("tool_calls"))
 
 
 def check_answers(messages: Sequence[Message], place: str) -> None:
@@ -135,7 +135,8 @@ def _calls(value: Any, place: str) -> list[dict[str, Any]]:
     return [{"type": "function", "function": function} for function in functions]
 
 
-def _plain(content: Any) -> str:
+def plain_text(content: Any) -> str:
+    """The text of a message's content, a text or parts of text."""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 

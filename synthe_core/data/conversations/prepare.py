@@ -79,17 +79,15 @@ class Reader:
         """The examples of each (place, row): two ratings of a preference, otherwise one. An InputError says why a row
         has none."""
         given = [self._parsed(place, row) for place, row in rows]
-        texts = iter(
-            self._texts([chat for one in given if not isinstance(one, InputError) for chat in self._chats(one)])
-        )
+        chats = [[] if isinstance(one, InputError) else chats_of(one, self.trained) for one in given]
+        texts = iter(self.texts([chat for each in chats for chat in each]))
         made: list[list[Example] | InputError] = []
-        for (place, _), one in zip(rows, given, strict=True):
+        for (place, _), one, mine in zip(rows, given, chats, strict=True):
             if isinstance(one, InputError):
                 made.append(one)
                 continue
-            mine = [next(texts) for _ in self._chats(one)]
             try:
-                made.append(list(self._examples(one, mine, place)))
+                made.append(list(self._examples(one, [next(texts) for _ in mine], place)))
             except TooLong as error:
                 made.append(error)
             except InputError as error:
@@ -109,13 +107,7 @@ class Reader:
             "choose another objective, such as --objective " + _OBJECTIVES[type(read)],
         )
 
-    def _chats(self, read: Row) -> list[Chat]:
-        if isinstance(read, Conversation):
-            return [Chat(read.messages, read.tools, self.trained)]
-        answers = [read.chosen, read.rejected] if isinstance(read, Preference) else [read.answer]
-        return [Chat(read.prompt + answer, read.tools, "last") for answer in answers]
-
-    def _texts(self, chats: Sequence[Chat]) -> list[Tokenized | InputError]:
+    def texts(self, chats: Sequence[Chat]) -> list[Tokenized | InputError]:
         """The tokens of each, or why there are none."""
         texts = training_texts(self.tokenizer, chats)
         good = [text for text in texts if not isinstance(text, InputError)]
@@ -153,7 +145,7 @@ class Reader:
             if not answers or self.trained == "last":
                 raise self._too_long(made.text, place)
             messages = messages[: self._last_that_fits(messages, answers, made.text) + 1]  # whole turns only
-            made = _good(self._texts([Chat(messages, read.tools, self.trained)])[0])
+            made = _good(self.texts([Chat(messages, read.tools, self.trained)])[0])
         self.shortened += len(messages) < len(read.messages)
         return made
 
@@ -173,6 +165,14 @@ class Reader:
             f"{place}: {len(text.ids) - 1:,} tokens are more than data.sequence, {self.sequence:,}",
             "raise data.sequence",
         )
+
+
+def chats_of(read: Row, trained: Trained) -> list[Chat]:
+    """The texts of a row: one of a conversation or a rating, chosen and rejected of a preference."""
+    if isinstance(read, Conversation):
+        return [Chat(read.messages, read.tools, trained)]
+    answers = [read.chosen, read.rejected] if isinstance(read, Preference) else [read.answer]
+    return [Chat(read.prompt + answer, read.tools, "last") for answer in answers]
 
 
 def _good(given: Tokenized | InputError) -> Tokenized:

@@ -70,6 +70,19 @@ def parse(row: Any, place: str) -> Conversation | Preference | Rating:
     return Conversation(messages, tools)
 
 
+def layout_of(row: Mapping[str, Any]) -> str | None:
+    """The keys by which `parse` recognises a row, None for none that it knows."""
+    if "chosen" in row and "rejected" in row:
+        return "chosen, rejected"
+    question = next((key for key in (*LISTS, *PROMPTS) if row.get(key) is not None), None)
+    answer = _answer_key(row)
+    if row.get("label") is not None and answer is not None:
+        return f"{question}, {answer}, label"
+    if question in LISTS or question is None:
+        return question
+    return None if answer is None else f"{question}, {answer}"
+
+
 def _conversation(row: Mapping[str, Any], place: str) -> list[Message]:
     system = row.get("system")
     before: list[Message] = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
