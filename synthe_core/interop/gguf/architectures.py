@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from synthe_core.errors import InputError, unknown
-from synthe_core.interop.gguf.families import ARCHITECTURES
-from synthe_core.interop.gguf.families.architecture import Architecture
+from synthe_core.interop.gguf.families import ARCHITECTURES, rwkv7
+from synthe_core.interop.gguf.families.architecture import Architecture, Place
 from synthe_core.interop.gguf.metadata import Metadata
 
-IGNORED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""Tensors whose meaning is in the config."""
-
-
-class Place(NamedTuple):
-    """Where a tensor is in a file: the names of those that it is made of, and which part of each along its first
-    dimension; None for all of it."""
-
-    names: tuple[str, ...]
-    part: int | None = None
+IGNORED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", *rwkv7.IGNORED)
+"""Tensors whose meaning is in the config, and those that nothing reads."""
 
 
 def architecture_of(data: Metadata) -> Architecture:
@@ -70,9 +62,10 @@ def tensor_places(architecture: Architecture, data: Metadata, experts: int) -> I
     layers = data.layers()
     for name, place in {**architecture.names, **architecture.more(data)}.items():
         for i in range(layers if "{i}" in name else 1):
-            places = (place,) if isinstance(place, str) else place
+            places = (place,) if isinstance(place, str) else place.names if isinstance(place, Place) else place
+            part = place.part if isinstance(place, Place) else None
             stored, given = tuple(each.replace("{i}", str(i)) for each in places), name.replace("{i}", str(i))
             if "{e}" not in name:
-                yield given, Place(stored)
+                yield given, Place(stored, part)
             for expert in range(experts if "{e}" in name else 0):
                 yield given.replace("{e}", str(expert)), Place(stored, expert)

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from synthe_core.data.longest_match import LongestMatchTokenizer, escaped
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
-from synthe_core.interop.gguf.tokenizer import CONTROL, PATTERNS, USER_DEFINED, tokenizer_of
+from synthe_core.interop.gguf.tokenizer import CONTROL, ENDS, PATTERNS, UNUSED, USER_DEFINED, tokenizer_of
 
-NORMAL, UNUSED, BYTE = 1, 5, 6
+NORMAL, BYTE = 1, 6
 SAMPLES = (
     "The café's 12345 naïve  words, isn't IT?\n\n\tdef f(x):\r\n    return x**2  # 日本語 テスト\n",
     " leading, trailing and   inner   spaces   \n \n\n  1,234.50 €100 3rd v2.0 ",
@@ -37,6 +38,8 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab: int, source: Path) -> dict[s
 
     vocab: rows of the embedding; a file names them all.
     """
+    if isinstance(tokenizer, LongestMatchTokenizer):
+        return _marks(tokenizer) | _longest_match(tokenizer, vocab)
     content = json.loads(tokenizer.to_json())
     if (model := content.get("model", {})).get("type") != "BPE":
         raise _unsupported(source, f"a tokenizer of type {model.get('type')}")
@@ -71,9 +74,12 @@ def _common(tokenizer: Tokenizer, content: dict[str, Any], vocab: int) -> dict[s
         tokens.append(f"[PAD{index}]" if name is None else name)
         special = added[name]["special"] if name in added else None
         kinds.append(UNUSED if name is None else NORMAL if special is None else CONTROL if special else USER_DEFINED)
+    return {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds} | _marks(tokenizer)
+
+
+def _marks(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokens that begin and end a text, and the chat template."""
     metadata: dict[str, Any] = {
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.eos_token_id": tokenizer.end,
         "tokenizer.ggml.add_bos_token": tokenizer.begin is not None,
     }
@@ -82,6 +88,22 @@ def _common(tokenizer: Tokenizer, content: dict[str, Any], vocab: int) -> dict[s
     if tokenizer.chat_template is not None:
         metadata["tokenizer.chat_template"] = tokenizer.chat_template
     return metadata
+
+
+def _longest_match(tokenizer: LongestMatchTokenizer, vocab: int) -> dict[str, Any]:
+    """A token that ends an answer beside the end of a text is the one of a turn."""
+    tokens, kinds = [], []
+    for i in range(max(vocab, tokenizer.vocab_size)):
+        piece = tokenizer.pieces[i] if i < tokenizer.vocab_size else b""
+        kinds.append(NORMAL if piece else CONTROL if i in tokenizer.specials else UNUSED)
+        tokens.append(escaped(piece) if piece else tokenizer.specials.get(i, f"[PAD{i}]"))
+    ends = [i for i in sorted(tokenizer.stops) if i < tokenizer.vocab_size]
+    return {
+        "tokenizer.ggml.model": "rwkv",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        **{f"tokenizer.ggml.{key}_token_id": i for key, i in zip(ENDS[1:], ends, strict=False)},
+    }
 
 
 def _sentencepiece(

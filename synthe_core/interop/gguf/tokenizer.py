@@ -10,10 +10,12 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
-from synthe_core.data.tokenizers import FileTokenizer
+from synthe_core.data.longest_match import LongestMatchTokenizer, unescaped
+from synthe_core.data.tokenizers import FileTokenizer, Tokenizer
 from synthe_core.errors import InputError, unknown
 
-CONTROL, USER_DEFINED = 3, 4  # token types
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # token types
+ENDS = ("eos", "eot", "eom")
 MAX_TOKEN = 1024  # characters; every way to cut a token in two is tried
 NO_TOKEN = 2**32 - 1  # -1 of an unsigned number
 SPACE = "\u2581"  # SentencePiece's spelling of a space
@@ -57,16 +59,18 @@ class Metadata(Protocol):
     def get(self, key: str, default: Any = None) -> Any: ...
 
 
-def tokenizer_of(file: Metadata) -> FileTokenizer:
+def tokenizer_of(file: Metadata) -> Tokenizer:
     """The file's tokenizer with its begin and end tokens and its chat template. InputError for a kind without one."""
     tokens, kinds = _tokens(file)
     kind = str(file.get("tokenizer.ggml.model", ""))
+    if kind == "rwkv":
+        return _described(file, _longest_match(file, tokens, kinds), len(tokens))
     if kind == "gpt2":
         inner, begins = _byte_level(file, tokens), str(file.get("tokenizer.ggml.pre")) in WHOLE_WORDS
     elif kind == "llama":
         inner, begins = _sentencepiece(file, tokens, kinds), True
     else:
-        raise unknown("tokenizer.ggml.model", kind[:80], ("gpt2", "llama"))
+        raise unknown("tokenizer.ggml.model", kind[:80], ("gpt2", "llama", "rwkv"))
     added = [
         AddedToken(token, special=kind == CONTROL, normalized=False)
         for token, kind in zip(tokens, kinds, strict=True)
@@ -94,28 +98,57 @@ def _tokens(file: Metadata) -> tuple[list[str], list[int]]:
     return tokens, kinds
 
 
-def _with_ends(file: Metadata, inner: tokenizers.Tokenizer, tokens: Sequence[str], has_begin: bool) -> FileTokenizer:
-    def named(key: str) -> str | None:
-        index = file.get(f"tokenizer.ggml.{key}_token_id")
-        if index is None or (type(index) is int and index in (-1, NO_TOKEN)):
-            return None
-        if type(index) is not int or not 0 <= index < len(tokens):
-            raise _wrong(file, f"{key}_token_id", index, f"a whole number below {len(tokens)}")
-        return tokens[index]
+def _token_id(file: Metadata, key: str, count: int) -> int | None:
+    """The token of a key, one of `count`; None where the file names none."""
+    index = file.get(f"tokenizer.ggml.{key}_token_id")
+    if index is None or (type(index) is int and index in (-1, NO_TOKEN)):
+        return None
+    if type(index) is not int or not 0 <= index < count:
+        raise _wrong(file, f"{key}_token_id", index, f"a whole number below {count}")
+    return index
 
-    stated = [token for key in ("eos", "eot", "eom") if (token := named(key)) is not None]
+
+def _with_ends(file: Metadata, inner: tokenizers.Tokenizer, tokens: Sequence[str], has_begin: bool) -> Tokenizer:
+    def named(key: str) -> str | None:
+        index = _token_id(file, key, len(tokens))
+        return None if index is None else tokens[index]
+
+    stated = [token for key in ENDS if (token := named(key)) is not None]
     known = [token for token in TURN_ENDS if inner.token_to_id(token) is not None]
     ends = list(dict.fromkeys([*stated, *known]))
     tokenizer = FileTokenizer(
         inner, str(file.path), begin=named("bos") if has_begin else None, end=ends[0] if ends else None
     )
     tokenizer.stops = frozenset(i for token in ends[1:] if (i := inner.token_to_id(token)) is not None)
+    return _described(file, tokenizer, len(tokens))
+
+
+def _described(file: Metadata, tokenizer: Tokenizer, count: int) -> Tokenizer:
+    """The tokenizer with its chat template and the names that the template knows."""
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-    tokenizer.special_tokens = {name: token for key, name in names.items() if (token := named(key)) is not None}
+    ids = {name: _token_id(file, key, count) for key, name in names.items()}
+    tokenizer.special_tokens = {name: tokenizer.spelling(i) for name, i in ids.items() if i is not None}
     template = file.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise InputError(f"{file.path}: tokenizer.chat_template is {str(template)[:60]!r}, and should be a text")
     tokenizer.chat_template = template
+    return tokenizer
+
+
+def _longest_match(file: Metadata, tokens: Sequence[str], kinds: Sequence[int]) -> LongestMatchTokenizer:
+    """RWKV's World tokenizer: tokens are escaped bytes. llama.cpp puts no token before a text."""
+    specials = {i: token for i, token in enumerate(tokens) if kinds[i] == CONTROL}
+    used = {i: token for i, token in enumerate(tokens) if kinds[i] not in (CONTROL, UNUSED)}
+    end = _token_id(file, "eos", len(tokens))
+    try:
+        vocabulary = {i: unescaped(token) for i, token in used.items()}
+        tokenizer = LongestMatchTokenizer(vocabulary, specials, str(file.path), 0 if end is None else end)
+    except ValueError as error:
+        raise InputError(f"{file.path} has no valid tokenizer: {error}", "fetch it again") from None
+    if _flag(file, "add_bos_token", False):
+        tokenizer.begin = _token_id(file, "bos", len(tokens))
+    ends = (_token_id(file, key, len(tokens)) for key in ENDS)
+    tokenizer.stops = frozenset(i for i in ends if i is not None) - {tokenizer.end}
     return tokenizer
 
 

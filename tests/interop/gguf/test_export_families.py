@@ -77,8 +77,9 @@ def test_a_file_that_is_read_is_written_again(tmp_path: Path, case: str) -> None
 
 def test_every_architecture_that_is_read_is_among_them() -> None:
     cases = {name.split(",")[0] for name in CASES} - {"olmo3"}  # a kind of olmo2
-    assert cases | {architecture for architecture, *_ in test_exporter.MODELS.values()} == set(ARCHITECTURES)
-    assert set(DESCRIPTIONS) == set(ARCHITECTURES)
+    written = set(ARCHITECTURES) - {"rwkv7"}  # its embeddings are behind a norm, which ours have in them
+    assert cases | {architecture for architecture, *_ in test_exporter.MODELS.values()} == written
+    assert set(DESCRIPTIONS) == written
 
 
 def test_multipliers_become_part_of_the_weights(tmp_path: Path) -> None:

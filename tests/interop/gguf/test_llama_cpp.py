@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 import torch
 
+from synthe_core.data.longest_match import escaped
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.interop.gguf import exporter
 from synthe_core.interop.gguf.export_tokenizer import tokenizer_metadata
 from synthe_core.interop.gguf.exporter import export_gguf, general
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.data.conversations import TEXTS
+from tests.data.test_longest_match import WORLD, world_vocabulary
 from tests.evaluation.models import saved
-from tests.interop.gguf import families, test_families, test_hybrid_families
+from tests.interop.gguf import families, rwkv7, test_families, test_hybrid_families
 from tests.interop.gguf.test_exporter import MODELS
 from tests.interop.gguf.test_smollm2 import FILE, PROMPT
 from tests.processes import run_program
@@ -112,6 +114,25 @@ def test_every_family_has_its_numbers(tmp_path: Path, monkeypatch: pytest.Monkey
     assert ours.std() > 0.1
     answer = llama_cpp(tmp_path / "model.gguf", scored=[tokens])
     torch.testing.assert_close(torch.tensor(answer["logprobs"][0]), ours, rtol=0, atol=2e-2)
+
+
+@pytest.mark.skipif(not WORLD.is_file(), reason="needs the shared tokenizers")
+def test_rwkv7_has_its_numbers_and_tokens(tmp_path: Path) -> None:
+    vocabulary = world_vocabulary()
+    tokens = ["<s>"] + ["[PAD]"] * max(vocabulary)
+    for i, token in vocabulary.items():
+        tokens[i] = escaped(token)
+    kinds = [3, *[1] * max(vocabulary)]
+    words = {"tokenizer_model": "rwkv", "token_list": tokens, "token_types": kinds, "eos_token_id": 0}
+    given = rwkv7.tensors(width=128, head=64, layers=3, hidden=160, vocab=len(tokens))
+    path = rwkv7.write(tmp_path / "model.gguf", given, 64, **words)
+    source = Checkpoint.open(path)
+    text = source.tokenizer().encode(SCORED)[:60]
+    answer = llama_cpp(path, TEXTS, scored=[text])
+    ours = logprobs(source.model().eval(), text)
+    assert ours.std() > 0.1
+    torch.testing.assert_close(torch.tensor(answer["logprobs"][0]), ours, rtol=0, atol=2e-2)
+    assert answer["tokens"] == [source.tokenizer().encode_marked(text) for text in TEXTS]
 
 
 @pytest.mark.skipif(not FILE.is_file(), reason="needs the shared models")

@@ -10,6 +10,7 @@ from synthe_core.interop.gguf.families import (
     llama,
     mamba_hybrid,
     qwen_hybrid,
+    rwkv7,
     state_space,
 )
 from synthe_core.interop.gguf.families.architecture import Architecture
@@ -23,4 +24,5 @@ ARCHITECTURES: dict[str, Architecture] = {
     **granite_moe.ARCHITECTURES,
     **mamba_hybrid.ARCHITECTURES,
     **qwen_hybrid.ARCHITECTURES,
+    **rwkv7.ARCHITECTURES,
 }

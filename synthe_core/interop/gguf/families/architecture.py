@@ -10,6 +10,16 @@ from torch import Tensor
 
 from synthe_core.interop.gguf.metadata import Metadata
 
+
+class Place(NamedTuple):
+    """Where a tensor is in a file: the names of those that it is made of, and which part of each along its first
+    dimension; None for all of it."""
+
+    names: tuple[str, ...]
+    part: int | None = None
+
+
+Names = Mapping[str, str | tuple[str, ...] | Place]
 Transform = Callable[..., Tensor]
 """Makes transformers' tensor of the stored ones. If it is no `Change`, it only moves numbers and keeps the shape."""
 
@@ -32,7 +42,6 @@ ONE_MORE = Change(lambda w: w.double() - 1, lambda w: w.double() + 1)
 NO_MIDDLE = Change(lambda t: t[:, None] if t.dim() == 2 else t, lambda t: t.squeeze(1) if t.dim() == 3 else t)
 """A file has a convolution without its middle dimension, which is 1."""
 Transforms = Mapping[str, Transform]
-Names = Mapping[str, str | tuple[str, ...]]
 
 
 def no_transforms(config: dict[str, Any]) -> Transforms:
@@ -46,8 +55,9 @@ def no_names(data: Metadata) -> Names:
 class Architecture(NamedTuple):
     """config: transformers' config.json of a file. names: transformers' names, with `{i}` for a layer and `{e}` for an
     expert, and those of GGUF, where experts are one tensor; both without `.weight` and `.bias`. Where transformers has
-    one tensor for several of GGUF, these are a tuple, and a transform joins them. transforms: by the last two parts of
-    transformers' name or by the last one. more: names that depend on the metadata."""
+    one tensor for several of GGUF, these are a tuple, and a transform joins them. a `Place` is a part of one.
+    transforms: by the last two parts of transformers' name or by the last one. more: names that depend on the
+    metadata."""
 
     config: Callable[[Metadata], dict[str, Any]]
     names: Names
