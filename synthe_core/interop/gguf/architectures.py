@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from synthe_core.errors import InputError, unknown
+from synthe_core.errors import InputError
 from synthe_core.interop.gguf.families import ARCHITECTURES, rwkv7
 from synthe_core.interop.gguf.families.architecture import Architecture, Place
 from synthe_core.interop.gguf.metadata import Metadata
@@ -19,7 +19,11 @@ def architecture_of(data: Metadata) -> Architecture:
     if not data.architecture:
         raise InputError(f"{data.path} names no architecture", "it is no model: general.architecture is missing")
     if data.architecture not in ARCHITECTURES:
-        raise unknown("GGUF architecture", data.architecture[:80], ARCHITECTURES)
+        name = " ".join(data.architecture[:80].split())
+        raise InputError(
+            f"{data.path} is of the GGUF architecture '{name}', which is not read",
+            f"give the folder that it was made from (config.json, safetensors); read are {', '.join(ARCHITECTURES)}",
+        )
     return ARCHITECTURES[data.architecture]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,13 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
+from synthe_core.interop.gguf.families import ARCHITECTURES
+from synthe_core.interop.gguf.file import GgufFile
 from synthe_core.interop.gguf.writer import PlannedTensor, write_gguf
 from synthe_core.interop.importer import import_gguf
+from synthe_core.storage.checkpoint import Checkpoint
+from tests.evaluation.models import saved
+from tests.interop.gguf.test_file import damaged
 
 Values = dict[str, Any]
 SHAPES = {
@@ -54,6 +60,14 @@ def imported(folder: Path, values: Values, shapes: dict[str, tuple[int, ...]] = 
     write_gguf(folder / "a.gguf", values, planned)
     for _ in import_gguf(folder / "a.gguf", out=folder / "out"):
         pass
+
+
+@pytest.mark.parametrize("name", ["stablelm", "starcoder2", "a\nb", "x" * 5000])
+def test_an_architecture_that_is_not_read_says_what_to_give(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="which is not read") as caught:
+        imported(tmp_path, MODEL | {"general.architecture": name})
+    assert "\n" not in caught.value.message and len(caught.value.message) < 200 + len(str(tmp_path))
+    assert caught.value.hint is not None and "folder that it was made from" in caught.value.hint
 
 
 @pytest.mark.parametrize("tokenizer", [{}, BPE, PIECES], ids=["none", "bpe", "pieces"])
@@ -120,3 +134,46 @@ def test_tensors_of_another_shape(tmp_path: Path, name: str, change: str) -> Non
 def test_a_tensor_that_is_missing(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError):
         imported(tmp_path, MODEL | BPE, {other: shape for other, shape in SHAPES.items() if other != name})
+
+
+def opened(path: Path) -> None:
+    """Everything of the file that a verb asks for."""
+    checkpoint = Checkpoint.open(path)
+    for name in checkpoint.tensors:
+        checkpoint.tensors.shape(name)
+    if "tokenizer.json" in checkpoint.manifest.files:
+        checkpoint.tokenizer()
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_damage_in_the_header_of_every_architecture(tmp_path: Path, architecture: str, count: int) -> None:
+    pytest.importorskip("transformers")
+    path = tmp_path / "model.gguf"
+    written(architecture, path)
+    whole, rng, refused = path.read_bytes(), random.Random(architecture), 0
+    end = min(info.start for info in GgufFile(path).tensors.values())
+    for _ in range(count):
+        path.write_bytes(damaged(whole[:end], rng) + whole[end:])
+        try:
+            opened(path)
+        except InputError as error:
+            assert "\n" not in error.message
+            refused += 1
+    assert refused >= count // 4
+
+
+def written(architecture: str, path: Path) -> None:
+    """A small model of an architecture, with a tokenizer where the writer of its tests can add one."""
+    from tests.interop.gguf import rwkv7, test_families, test_hybrid_families, test_rwkv7
+
+    if architecture == "rwkv7":
+        rwkv7.write(path, rwkv7.tensors(**test_rwkv7.SIZES), 8, **test_rwkv7.TOKENS)
+    elif (case := (test_families.CASES | test_hybrid_families.CASES).get(architecture)) is not None:
+        case(path)
+    else:
+        from tests.interop.gguf import test_exporter
+
+        _, block, model = test_exporter.MODELS[architecture]
+        source = saved(path.parent / "ours", block, **model)
+        test_exporter.exported(source, path, quantize="f32")
