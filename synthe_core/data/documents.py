@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 PIECE = 256 * 1024
@@ -18,7 +18,7 @@ class Piece(NamedTuple):
     document: its number in the source; `offset`: bytes of it before this piece; `last`: whether it ends here.
     key:      hash of the document's first piece, by which it falls to training or validation.
     label:    the document's class, "" where it has none.
-    digest:   hash of how the document begins, equal for equal documents however they are stored.
+    digest:   hash of the whole document, equal for equal documents however they are stored.
     """
 
     text: bytes
@@ -32,7 +32,7 @@ class Piece(NamedTuple):
 
     @classmethod
     def whole(cls, text: bytes, name: str, document: int, label: str = "") -> Piece:
-        return cls(text, name, document, 0, True, key_of(text), label, digest_of(text))
+        return cls(text, name, document, 0, True, key_of(text), label, digest_of([text]))
 
 
 class Source(ABC):
@@ -60,11 +60,19 @@ def key_of(text: bytes) -> bytes:
     return hashlib.blake2b(text, digest_size=8).digest()
 
 
-def digest_of(text: bytes) -> bytes:
-    """The hash of a document's first piece without white space around it; of a whole document, that it would have."""
-    if len(text) > PIECE:
-        text = text[: cut_near(text, PIECE, reach=PIECE // 2) or PIECE]
-    return key_of(text.strip())
+def digest_of(pieces: Iterable[bytes]) -> bytes:
+    """The hash of a document without white space around it; equal however its text is cut into `pieces`."""
+    digest = hashlib.blake2b(digest_size=8)
+    until_here = digest  # without the white space after the last text
+    begun = False
+    for piece in pieces:
+        piece = piece if begun else piece.lstrip()
+        text = piece.rstrip()
+        if text:
+            digest.update(text)
+            begun, until_here = True, digest.copy()
+        digest.update(memoryview(piece)[len(text) :])
+    return until_here.digest()
 
 
 def boundary(text: bytes, at: int) -> int:

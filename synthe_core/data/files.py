@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Files(Source):
         self.field = field
         self.label_field = label_field
         self.notes = tuple(notes)
+        self._digests: dict[Path, bytes] = {}
 
     @classmethod
     def open(cls, name: str, field: str, label_field: str | None = None) -> Files | None:
@@ -82,10 +83,16 @@ class Files(Source):
                     continue
                 label = self._folder(path)
                 empty = True
-                for piece in _plain(path, document):
+                for piece in _plain(path, document, self._digest):
                     empty = False
                     yield piece._replace(label=label)
                 document += not empty
+
+    def _digest(self, path: Path) -> bytes:
+        """The digest of a plain file, which is read for it once."""
+        if path not in self._digests:
+            self._digests[path] = digest_of(_without_mark(content(path)))
+        return self._digests[path]
 
     def _folder(self, path: Path) -> str:
         """The first folder below what the name says before its first wildcard; "" where there is none."""
@@ -93,17 +100,25 @@ class Files(Source):
         return between[0] if between and self.label_field is None else ""
 
 
-def _plain(path: Path, document: int) -> Iterator[Piece]:
-    """The pieces of a plain text; each is delayed until it is known whether another follows."""
-    buffer, offset, key, digest = b"", 0, b"", b""
+def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """A text without the byte order mark at its beginning."""
+    yield next(chunks, b"").removeprefix(BOM)
+    yield from chunks
+
+
+def _plain(path: Path, document: int, digest: Callable[[Path], bytes]) -> Iterator[Piece]:
+    """The pieces of a plain text; each is delayed until it is known whether another follows. digest: of a file of more
+    than one."""
+    buffer, offset, key, whole = b"", 0, b"", b""
     for chunk in content(path):
         if offset == 0 and not buffer:
             offset, chunk = (len(BOM), chunk[len(BOM) :]) if chunk.startswith(BOM) else (0, chunk)
         buffer += chunk
         while len(buffer) > PIECE:
             cut = cut_near(buffer, PIECE, reach=PIECE // 2) or PIECE
-            key, digest = key or key_of(buffer[:cut]), digest or digest_of(buffer[:cut])
-            yield Piece(buffer[:cut], str(path), document, offset, False, key, "", digest)
+            key, whole = key or key_of(buffer[:cut]), whole or digest(path)
+            yield Piece(buffer[:cut], str(path), document, offset, False, key, "", whole)
             buffer, offset = buffer[cut:], offset + cut
     if buffer:
-        yield Piece(buffer, str(path), document, offset, True, key or key_of(buffer), "", digest or digest_of(buffer))
+        whole = whole or digest_of([buffer])
+        yield Piece(buffer, str(path), document, offset, True, key or key_of(buffer), "", whole)

@@ -16,7 +16,7 @@ import numpy as np
 from synthe_core.errors import WorkError
 from synthe_core.storage.atomic import write_file
 
-FORMAT = 2
+FORMAT = 3
 OPEN = 64
 """Shards mapped at a time, so that a corpus of any size stays within a process's mappings."""
 SIDES = ("train", "validation")

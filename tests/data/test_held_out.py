@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from synthe_core.data import files, packing
+from synthe_core.data.documents import digest_of
 from synthe_core.data.labelled import Labelled
 from synthe_core.data.prepare import Packed, open_data
 from synthe_core.data.spec import DataSpec
@@ -150,3 +152,67 @@ def test_the_digest_of_a_split_is_of_its_tokens(texts: Path) -> None:
     changed, _ = opened("d", validation="copy.txt")
     assert changed.train[0].train.tokens == without.train[0].train.tokens
     assert changed.train[0].train.digest != digests[2]
+
+
+def digest_in(path: Path) -> set[bytes]:
+    """The digests of the pieces of a file."""
+    source = files.Files(str(path), [path], "text")
+    return {piece.digest for piece in source.pieces()}
+
+
+@pytest.mark.parametrize("stored", ["train.txt.gz", "train.jsonl"])
+def test_documents_are_compared_to_their_end(texts: Path, monkeypatch: pytest.MonkeyPatch, stored: str) -> None:
+    """Two texts of many pieces that differ in their last letter are two documents; the same text is one, in whatever
+    pieces it is stored."""
+    monkeypatch.setattr(files, "PIECE", 128)
+    monkeypatch.setattr(packing, "BATCH", 300)
+    long = prose(1, 3000)
+    (texts / "long").mkdir()
+    (texts / "long" / "other.txt").write_text(long[:-1] + "?")
+    if stored.endswith("gz"):
+        (texts / "long" / stored).write_bytes(gzip.compress(b"\n\n" + long.encode() + b"  \n" * 100))
+        source = "long"
+    else:
+        write_rows(texts / "long" / "rows.jsonl", [long, long[:-1] + "?"])
+        source = "long/rows.jsonl"
+    (texts / "held.txt").write_bytes(b"\xef\xbb\xbf" + long.encode())
+    data, notices = opened(source, validation="held.txt")
+    assert text_of(data.train[0].train, data.tokenizer) == [(long[:-1] + "?").encode()]
+    assert data.train[0].train.left_out == 1 and len(notices) == 1
+
+
+def test_a_document_that_a_limit_cuts_is_the_same_document(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PIECE", 128)
+    with pytest.raises(InputError, match="is both a source of training text"):
+        opened([{"source": "copy.txt", "limit": 1000}], validation="d/val.txt")
+
+
+def test_a_digest_does_not_depend_on_the_pieces(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b" \n" + prose(3, 500).encode().replace(b" ", b"   \n  ") + b" \r\n" * 70
+    whole = digest_of([text])
+    assert whole == digest_of([text.strip()]) != digest_of([text.strip()[:-1]])
+    for size in (1, 2, 3, 7, 64, 1000):
+        assert digest_of([text[i : i + size] for i in range(0, len(text), size)]) == whole
+    assert digest_of([]) == digest_of([b" ", b"\n"]) == digest_of([b""])
+    (texts / "spaced.txt").write_bytes(text)
+    monkeypatch.setattr(files, "PIECE", 64)
+    assert digest_in(texts / "spaced.txt") == {whole}
+
+
+def test_a_long_file_is_read_once_for_its_digest(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "PIECE", 128)
+    read: list[Path] = []
+    content = files.content
+
+    def counted(path: Path) -> object:
+        read.append(path)
+        return content(path)
+
+    monkeypatch.setattr(files, "content", counted)
+    source = files.Files(str(texts / "copy.txt"), [texts / "copy.txt"], "text")
+    for _ in range(3):
+        assert len(list(source.pieces())) > 10
+    assert len(read) == 4
+    monkeypatch.setattr(files, "PIECE", 1 << 20)
+    list(files.Files(str(texts / "copy.txt"), [texts / "copy.txt"], "text").pieces())
+    assert len(read) == 5  # a short one is not
