@@ -34,10 +34,19 @@ class ServeOptions:
         Path | None,
         typer.Option("--api-key-file", metavar="FILE", help="API keys, one a line. Every request must send one."),
     ] = None
+    admin_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--admin-key-file",
+            metavar="FILE",
+            help="API keys, one a line, that also see the figures of all keys in /metrics and /api/status.",
+        ),
+    ] = None
     shared: Annotated[
         bool,
         typer.Option(
-            "--shared", help="API keys share conversations, cached states and adapters. Otherwise each has its own."
+            "--shared",
+            help="API keys share conversations, cached states, adapters and figures. Otherwise each has its own.",
         ),
     ] = False
     insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without an API key.")] = False

@@ -146,8 +146,9 @@ def settings_of(options: ServeOptions) -> Settings:
     from synthe_core.serving.api.settings import Settings, silent
 
     keys = read_keys(options.api_key_file) if options.api_key_file else ()
+    admin_keys = read_keys(options.admin_key_file, "--admin-key-file") if options.admin_key_file else ()
     loopback = is_loopback(options.host)
-    if not loopback and not keys and not options.insecure:
+    if not loopback and not keys and not admin_keys and not options.insecure:
         raise InputError(
             f"--host {options.host} accepts other machines, and no API key is set",
             "require one with --api-key-file FILE, or allow everybody with --insecure",
@@ -161,6 +162,7 @@ def settings_of(options: ServeOptions) -> Settings:
     hosts = {options.host.lower(), *(name.lower() for name in options.allow_host or ())}
     return Settings(
         keys=keys,
+        admin_keys=admin_keys,
         shared=options.shared,
         hosts=LOOPBACK | hosts if loopback else None,
         origins=tuple(options.cors_origin or ()),
@@ -176,12 +178,12 @@ def settings_of(options: ServeOptions) -> Settings:
     )
 
 
-def read_keys(path: Path) -> tuple[str, ...]:
+def read_keys(path: Path, option: str = "--api-key-file") -> tuple[str, ...]:
     """The API keys of a file. Raises InputError for one that is short enough to guess."""
-    keys = keys_in(path)
+    keys = keys_in(path, option)
     if short := [key for key in keys if len(key) < SHORTEST_KEY]:
         raise InputError(
-            f"--api-key-file {path}: a key of {len(short[0])} characters is too short",
+            f"{option} {path}: a key of {len(short[0])} characters is too short",
             f"use at least {SHORTEST_KEY}: openssl rand -hex 32",
         )
     if path.expanduser().stat().st_mode & 0o044:
@@ -244,7 +246,7 @@ def summary(options: ServeOptions, engine: AsyncEngine) -> list[str]:
         f"up to {status['max_batch']} concurrent requests, {format_size(status['state_bytes_limit'])} of state; "
         f"up to {status['max_waiting']} queued; prefix cache {format_size(status['cache']['limit'])}"
     )
-    if not options.api_key_file and options.insecure:
+    if not (options.api_key_file or options.admin_key_file) and options.insecure:
         lines.append("warning: everybody who can reach this address can send requests")
     return lines
 

@@ -38,6 +38,7 @@ class AdmissionControl:
         self.num_running = self.num_waiting = self.num_paused = self.state_bytes = 0
         self._lock = threading.Lock()
         self._owned: Counter[str] = Counter()  # sequences of each owner that have not ended
+        self._waiting: Counter[str] = Counter()
         self._seconds: deque[float] = deque(maxlen=64)  # how long recent sequences took
 
     def check(self, state_bytes: int, owner: str = "") -> None:
@@ -64,6 +65,7 @@ class AdmissionControl:
         """Counts a request that waits from now on."""
         with self._lock:
             self.num_waiting += 1
+            self._waiting[owner] += 1
             self._owned[owner] += 1
 
     def leave(self, owner: str = "") -> None:
@@ -73,10 +75,18 @@ class AdmissionControl:
             if not self._owned[owner]:
                 del self._owned[owner]
 
-    def dequeue(self) -> None:
+    def dequeue(self, owner: str = "") -> None:
         """Counts a request that waits no more."""
         with self._lock:
             self.num_waiting -= 1
+            self._waiting[owner] -= 1
+            if not self._waiting[owner]:
+                del self._waiting[owner]
+
+    def num_waiting_of(self, owner: str) -> int:
+        """The number of an owner's requests that wait."""
+        with self._lock:
+            return self._waiting[owner]
 
     @property
     def has_slot(self) -> bool:
@@ -87,9 +97,9 @@ class AdmissionControl:
         """Whether there is room for the state of another sequence. For one alone there always is."""
         return self.state_bytes == 0 or self.state_bytes + state_bytes <= self.max_state_bytes
 
-    def acquire(self, state_bytes: int) -> None:
+    def acquire(self, state_bytes: int, owner: str = "") -> None:
         """A waiting sequence starts."""
-        self.dequeue()
+        self.dequeue(owner)
         self.num_running += 1
         self.state_bytes += state_bytes
 

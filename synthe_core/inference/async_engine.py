@@ -169,7 +169,7 @@ class AsyncEngine:
                 return work(resolved.model)
 
         def ended(future: Future[T]) -> None:
-            admission.dequeue()
+            admission.dequeue(owner)
             admission.leave(owner)
 
         admission.enqueue(owner)
@@ -228,9 +228,9 @@ class AsyncEngine:
 
         self.call(unload).result()
 
-    def status(self) -> dict[str, Any]:
+    def status(self, owner: str = "") -> dict[str, Any]:
         """Figures by name; see `Engine.status`."""
-        return self.engine.status()
+        return self.engine.status(owner)
 
     def close(self, deadline: float = 10.0) -> None:
         """Lets running sequences finish within `deadline` seconds, cuts off the rest, saves sessions, and stops.

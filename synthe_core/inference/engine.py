@@ -18,7 +18,7 @@ from synthe_core.inference.admission import AdmissionControl
 from synthe_core.inference.constraints import Constraint, compile_grammar, compile_json_schema
 from synthe_core.inference.fairness import TokenCounters, WaitingQueue
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.metrics import Metrics
+from synthe_core.inference.metrics import EngineMetrics
 from synthe_core.inference.model_registry import ModelRegistry
 from synthe_core.inference.outputs import Finished, FinishReason, OutputCallback
 from synthe_core.inference.prefix_cache import PrefixCache
@@ -72,7 +72,7 @@ class Engine:
         self.config = config or SchedulerConfig()
         self.registry = ModelRegistry(models)
         self.sessions = SessionStore(sessions, cache_bytes, session_limits)
-        self.metrics = Metrics()
+        self.metrics = EngineMetrics()
         self.prefix_cache = PrefixCache(cache_bytes, cache_dir, cache_disk_bytes)
         self.admission = AdmissionControl(max_num_seqs, max_waiting, max_state_bytes, max_owned)
         self.counters = TokenCounters()
@@ -109,7 +109,7 @@ class Engine:
         if request.session_id is not None:
             self.sessions.claim(request.session_id, resolved.fingerprints.weights, owner, state_bytes)
         self.admission.enqueue(owner)
-        self.metrics.requests += 1
+        self.metrics.add(owner, requests=1)
         return Sequence(request, on_output, resolved, constraint, session=session, keep_state=keep_state)
 
     def add_sequence(self, sequence: Sequence) -> None:
@@ -160,7 +160,7 @@ class Engine:
             reason = "refused"
         if sequence.status is SequenceStatus.WAITING:
             self.waiting.remove(sequence)
-            self.admission.dequeue()
+            self.admission.dequeue(sequence.request.owner)
             sequence.state = None  # it is as its session's file has it
         elif failure := self._remove(sequence, reason):
             reason, error = "error", failure
@@ -180,22 +180,33 @@ class Engine:
         resolved = (sequence.resolved for sequence in self.running)
         model.detach_unused(each.adapter for each in resolved if each.model is model and each.adapter is not None)
 
-    def status(self) -> dict[str, Any]:
-        """Figures by name, for people and for Prometheus."""
+    def status(self, owner: str = "") -> dict[str, Any]:
+        """Figures by name, for people and for Prometheus: of an owner's requests, of all for the owner ""."""
         models = self.registry.models.items()
+        live, waiting, state_bytes = self._load(owner)
         return {
-            "live": self.admission.num_running,
-            "waiting": self.admission.num_waiting + self.admission.num_paused,
+            "live": live,
+            "waiting": waiting,
             "max_batch": self.admission.max_num_seqs,
             "max_waiting": self.admission.max_waiting,
-            **self.metrics.snapshot(),
+            **self.metrics.of(owner).snapshot(),
             "exact": all(model.batch_invariant for _, model in models),
             "state_bytes_per_sequence": {name: model.state_bytes(MAX_COUNTED_TOKENS) for name, model in models},
-            "state_bytes": self.admission.state_bytes,
+            "state_bytes": state_bytes,
             "state_bytes_limit": self.admission.max_state_bytes,
-            "sessions": self.sessions.count(),
-            "cache": self.prefix_cache.stats(),
+            "sessions": len(self.sessions.list(owner)) if owner else self.sessions.count(),
+            "cache": self.prefix_cache.stats(owner),
         }
+
+    def _load(self, owner: str) -> tuple[int, int, int]:
+        """How many sequences run and wait, and the bytes of their states: an owner's, or all."""
+        admission = self.admission
+        if not owner:
+            return admission.num_running, admission.num_waiting + admission.num_paused, admission.state_bytes
+        own = [each for each in list(self.running) if each.request.owner == owner]
+        paused = sum(each.status is SequenceStatus.PAUSED for each in own)
+        state_bytes = sum(each.state_bytes for each in own)
+        return len(own) - paused, admission.num_waiting_of(owner) + paused, state_bytes
 
     def _admit(self) -> None:
         """Starts waiting sequences as long as there is room: those of the clients that have least at work, and among
@@ -219,7 +230,7 @@ class Engine:
                 self.admission.resume()
                 scheduler.resume(sequence)
             else:
-                self.admission.acquire(sequence.state_bytes)
+                self.admission.acquire(sequence.state_bytes, sequence.request.owner)
                 sequence.admitted_at = time.monotonic()
                 scheduler.add(sequence)
 
@@ -286,7 +297,7 @@ class Engine:
         if not keep_state or failure:
             sequence.state = None
         self.admission.release(sequence.state_bytes, time.monotonic() - sequence.admitted_at)
-        self.metrics.cached_tokens += sequence.num_cached_tokens
+        self.metrics.add(sequence.request.owner, cached_tokens=sequence.num_cached_tokens)
         return failure
 
     def _save_session(self, sequence: Sequence) -> None:
@@ -325,7 +336,7 @@ class Engine:
         if sequence.request.session_id is not None:
             self.sessions.release(sequence.request.session_id, sequence.request.owner)
         self.admission.leave(sequence.request.owner)
-        self.metrics.failed += sequence.finish_reason == "error"
+        self.metrics.add(sequence.request.owner, failed=sequence.finish_reason == "error")
         num_prompt_tokens = sequence.num_prompt_tokens or len(sequence.request.prompt_token_ids)
         finished = Finished(
             sequence.finish_reason,
@@ -339,7 +350,7 @@ class Engine:
         try:
             sequence.emit(finished)
         except Exception:  # nobody is left to be told
-            self.metrics.failed += sequence.finish_reason != "error"
+            self.metrics.add(sequence.request.owner, failed=sequence.finish_reason != "error")
 
 
 def _state_bytes(model: LoadedModel, length: int) -> int:

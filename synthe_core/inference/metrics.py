@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Iterable
 
 RATE_WINDOW = 10.0  # seconds
 
 
 class Metrics:
-    """Written by the engine's thread, read by any.
+    """Figures of all requests, or of one owner's. Written by the engine's thread, read by any.
 
     prompt_tokens: tokens of prompts that the model read. computed_tokens: all tokens that went through it, padding
     included. cached_tokens: prompt tokens that it did not have to read.
@@ -39,3 +41,39 @@ class Metrics:
             "failed": self.failed,
             "uptime": now - self.started_at,
         }
+
+
+class EngineMetrics(Metrics):
+    """The figures of all requests, and those of each owner's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._owned: dict[str, Metrics] = {}
+        self._lock = threading.Lock()
+
+    def of(self, owner: str) -> Metrics:
+        """The figures of an owner's requests, those of all for the owner ""."""
+        if not owner:
+            return self
+        with self._lock:
+            metrics = self._owned.setdefault(owner, Metrics())
+        metrics.started_at = self.started_at
+        return metrics
+
+    def add(
+        self, owner: str, *, requests: int = 0, failed: int = 0, prompt_tokens: int = 0, cached_tokens: int = 0
+    ) -> None:
+        """Counts what a request of the owner has added."""
+        for metrics in (self, self.of(owner)) if owner else (self,):
+            metrics.requests += requests
+            metrics.failed += failed
+            metrics.prompt_tokens += prompt_tokens
+            metrics.cached_tokens += cached_tokens
+
+    def add_output_tokens_of(self, owners: Iterable[str]) -> None:
+        """Counts a token for each of these owners."""
+        counts = Counter(owners)
+        self.add_output_tokens(counts.total())
+        for owner, count in counts.items():
+            if owner:
+                self.of(owner).add_output_tokens(count)

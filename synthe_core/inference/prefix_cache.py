@@ -6,7 +6,7 @@ import ctypes
 import itertools
 import os
 import sys
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -43,6 +43,11 @@ OF = "@"  # in a fingerprint, between the model's and its owner
 def owned_fingerprint(weights: str, owner: str) -> str:
     """The fingerprint of states that belong to an owner: other owners do not find them."""
     return f"{weights}{OF}{owner}" if owner else weights
+
+
+def owner_of(fingerprint: str) -> str:
+    """The owner of states with that fingerprint."""
+    return fingerprint.partition(OF)[2]
 
 
 @dataclass
@@ -109,6 +114,7 @@ class PrefixCache:
         self._on_disk: OrderedDict[Key, _Entry] = OrderedDict()
         self._lengths: dict[str, dict[int, int]] = {}  # fingerprint -> length -> number of states
         self._templates: dict[str, Any] = {}  # fingerprint -> a state without values, for the shape of the tree
+        self._owned: defaultdict[str, Counter[str]] = defaultdict(Counter)  # figures of `stats` by owner
         self._freed = 0  # bytes since the last `trim`
         self._writing: deque[Future[None]] = deque()
         self._names = itertools.count()
@@ -118,8 +124,11 @@ class PrefixCache:
             for path in folder.glob(f"*{SUFFIX}*"):
                 path.unlink(missing_ok=True)
 
-    def stats(self) -> dict[str, int]:
-        """Sizes and counters by name."""
+    def stats(self, owner: str = "") -> dict[str, int]:
+        """Sizes and counters by name, of an owner's states; of all for the owner ""."""
+        if owner:
+            own = self._owned.get(owner, Counter())
+            return {name: self.limit if name == "limit" else own[name] for name in self.stats()}
         return {
             "entries": len(self._in_memory),
             "bytes": self.bytes,
@@ -155,7 +164,16 @@ class PrefixCache:
         self.hits += cached is not None
         self.misses += cached is None
         self.tokens_saved += 0 if cached is None else cached.length
+        if cached is None:
+            self._add(fingerprint, misses=1)
+        else:
+            self._add(fingerprint, hits=1, tokens_saved=cached.length)
         return cached
+
+    def _add(self, fingerprint: str, **changes: int) -> None:
+        """Adds to the figures of the states' owner."""
+        if owner := owner_of(fingerprint):
+            self._owned[owner].update(changes)
 
     def _lookup(self, fingerprint: str, tokens: np.ndarray, lengths: dict[int, int]) -> CachedState | None:
         known = prefix_hashes(tokens)
@@ -192,6 +210,7 @@ class PrefixCache:
     def _insert(self, key: Key, entry: _Entry) -> None:
         self._in_memory[key] = entry
         self.bytes += entry.bytes
+        self._add(key[0], entries=1, bytes=entry.bytes)
         self._count(key, 1)
         while self._in_memory and self.bytes + INDEX_BYTES * len(self._on_disk) > self.limit:
             oldest = next(iter(self._in_memory))
@@ -206,10 +225,12 @@ class PrefixCache:
     def _drop(self, key: Key) -> None:
         if (entry := self._in_memory.pop(key, None)) is not None:
             self.bytes -= entry.bytes
+            self._add(key[0], entries=-1, bytes=-entry.bytes)
             self._freed += entry.bytes
             self._count(key, -1)
         if (entry := self._on_disk.pop(key, None)) is not None:
             self.spilled_bytes -= entry.bytes
+            self._add(key[0], spilled=-1, spilled_bytes=-entry.bytes)
             self._count(key, -1)
             assert self._writer is not None and entry.file is not None
             self._writer.submit(entry.file.unlink, missing_ok=True)
@@ -236,6 +257,7 @@ class PrefixCache:
         self._writing.append(written)
         self._on_disk[key] = entry
         self.spilled_bytes += entry.bytes
+        self._add(key[0], spilled=1, spilled_bytes=entry.bytes)
         self._count(key, 1)
         most = self.limit // INDEX_SHARE // INDEX_BYTES
         while self.spilled_bytes > self.disk_limit or len(self._on_disk) > max(1, most):

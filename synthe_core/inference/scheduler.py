@@ -13,7 +13,7 @@ from synthe_core import state as states
 from synthe_core.inference.fairness import TokenCounters
 from synthe_core.inference.heads import Heads, next_token_heads, token_outputs
 from synthe_core.inference.loaded_model import ForwardOutput, LoadedModel
-from synthe_core.inference.metrics import Metrics
+from synthe_core.inference.metrics import EngineMetrics
 from synthe_core.inference.outputs import FinishReason, PooledOutput, PrefillFinished, TokenOutput
 from synthe_core.inference.prefill import PrefillBatch, caches_state, furthest, grouped, next_prefill_batch
 from synthe_core.inference.prefix_cache import CachedState, PrefixCache
@@ -46,7 +46,7 @@ class ModelScheduler:
         model: LoadedModel,
         config: SchedulerConfig,
         prefix_cache: PrefixCache,
-        metrics: Metrics,
+        metrics: EngineMetrics,
         counters: TokenCounters,
         finish: Finish,
     ) -> None:
@@ -127,11 +127,11 @@ class ModelScheduler:
                 for group, count in zip(batch.groups, batch.num_tokens, strict=True):
                     self._prefill(PrefillBatch([group], [count], batch.padded_length))
             return
-        self.metrics.prompt_tokens += sum(batch.num_tokens)
         self.metrics.computed_tokens += len(batch.groups) * batch.padded_length
         complete: list[tuple[int, Sequence]] = []
         for row, (group, count) in enumerate(zip(batch.groups, batch.num_tokens, strict=True)):
             self.counters.charge(group[0].request.client, prompt_tokens=count)
+            self.metrics.add(group[0].request.owner, prompt_tokens=count)
             complete += [(row, sequence) for sequence in self._advance(group, row, count, output)]
         self._complete(complete, heads)
 
@@ -318,7 +318,7 @@ class ModelScheduler:
     def _append_tokens(self, sequences: Many[Sequence], heads: Heads) -> None:
         """Samples the next token of each sequence; those that go on have a slot in the batch afterwards."""
         tokens = sample(heads.logits, [sequence.sampling for sequence in sequences])
-        self.metrics.add_output_tokens(len(tokens))
+        self.metrics.add_output_tokens_of(sequence.request.owner for sequence in sequences)
         for client, count in Counter(sequence.request.client for sequence in sequences).items():
             self.counters.charge(client, output_tokens=count)
         outputs = token_outputs(sequences, tokens, heads)

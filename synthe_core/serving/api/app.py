@@ -85,7 +85,7 @@ def _handler(api: Api, endpoint: Endpoint) -> Callable[[Request], Any]:
     """An endpoint's handler, with its body validated and its errors turned into responses."""
 
     async def answer(request: Request) -> Response:
-        call = Call(request, *(request.scope.get(f"synthe.{name}", "") for name in ("client", "owner")))
+        call = Call(request, *(request.scope.get(f"synthe.{name}", "") for name in ("client", "owner", "sees")))
         SENDER.set(call.sender)
         try:
             body = await read_body(api, request, endpoint.body) if endpoint.body else None

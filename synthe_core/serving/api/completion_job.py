@@ -183,19 +183,19 @@ class CompletionJob(EngineJob):
                 yield delta
 
     def _measure(self, index: int, event: Output) -> None:
-        metrics, model = self.api.metrics, self.requests[index].model
+        metrics, owner, model = self.api.metrics, self.requests[index].owner, self.requests[index].model
         now = time.monotonic()
         if isinstance(event, TokenOutput):
             self.tokens[index].append(event.token_id)
             last, self._last[index] = self._last[index], now
             if last:
-                metrics.between.labels(model).observe(now - last)
+                metrics.observe(owner, "time_between_tokens", model, seconds=now - last)
             else:
-                metrics.first.labels(model).observe(now - self.started)
+                metrics.observe(owner, "time_to_first_token", model, seconds=now - self.started)
         elif isinstance(event, PrefillFinished):
             self._prefilled[index] = event
         elif isinstance(event, Finished):
-            metrics.written.labels(model).inc(event.num_output_tokens)
+            metrics.add(owner, "written_tokens", model, by=event.num_output_tokens)
 
     def usage(self) -> Usage:
         usage = Usage()

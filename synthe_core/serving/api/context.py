@@ -150,13 +150,14 @@ class Call:
     """An HTTP request.
 
     client:  the digest of its API key.
-    owner:   whose it is, "" where all share everything.
+    owner:   whose it is, "" where all share everything. sees: whose figures it may see, "" for those of all.
     headers: what the response gets beside its own.
     """
 
     request: Request
     client: str = ""
     owner: str = ""
+    sees: str = ""
     headers: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -88,7 +88,8 @@ class EngineJob:
         for index, handle in enumerate(self._handles):
             if index not in self._ended:
                 handle.cancel()
-                self.api.metrics.finished.labels(handle.request.model, "cancelled").inc()
+                request = handle.request
+                self.api.metrics.add(request.owner, "finished", request.model, "cancelled")
         self._handles = []
 
     async def events(self) -> AsyncIterator[tuple[int, Output]]:
@@ -99,11 +100,11 @@ class EngineJob:
             taken += 1
             if taken % MAX_UNINTERRUPTED == 0:  # a queue that has events does not give way by itself
                 await asyncio.sleep(0)
-            model = self.requests[index].model
+            owner, model = self.requests[index].owner, self.requests[index].model
             if isinstance(event, PrefillFinished):
-                metrics.prompt.labels(model).inc(event.num_prompt_tokens)
-                metrics.cached.labels(model).inc(event.num_cached_tokens)
+                metrics.add(owner, "prompt_tokens", model, by=event.num_prompt_tokens)
+                metrics.add(owner, "cached_tokens", model, by=event.num_cached_tokens)
             elif isinstance(event, Finished):
                 self._ended.add(index)
-                metrics.finished.labels(model, event.reason).inc()
+                metrics.add(owner, "finished", model, event.reason)
             yield index, event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,30 +15,65 @@ LONG = (*SHORT, 20, 60, 120, 300)
 
 
 class Metrics:
-    """Counters and histograms of requests and tokens, and the engine's `status` as gauges."""
+    """Counters and histograms of requests and tokens, and the engine's `status` as gauges: of all, and of each owner.
+
+    status: the figures of an owner's requests, of all for the owner "".
+    """
+
+    def __init__(self, status: Callable[[str], Mapping[str, Any]]) -> None:
+        self._status = status
+        self._total = _Figures(lambda: status(""))
+        self._owned: dict[str, _Figures] = {}
+        self._lock = threading.Lock()
+
+    def add(self, owner: str, name: str, *labels: str, by: float = 1) -> None:
+        """Adds to a counter: to that of all, and to the owner's."""
+        for figures in self._figures(owner):
+            figures.counters[name].labels(*labels).inc(by)
+
+    def observe(self, owner: str, name: str, *labels: str, seconds: float) -> None:
+        """Adds a duration to a histogram: to that of all, and to the owner's."""
+        for figures in self._figures(owner):
+            figures.histograms[name].labels(*labels).observe(seconds)
+
+    def text(self, owner: str = "") -> bytes:
+        """Prometheus' text of an owner's figures, of those of all for the owner ""."""
+        return generate_latest(self._figures(owner)[-1].registry)
+
+    def _figures(self, owner: str) -> tuple[_Figures, ...]:
+        """Those of all, and of the owner."""
+        if not owner:
+            return (self._total,)
+        with self._lock:
+            if owner not in self._owned:
+                self._owned[owner] = _Figures(lambda: self._status(owner))
+            return self._total, self._owned[owner]
+
+
+class _Figures:
+    """A registry with the figures of all requests, or of one owner's."""
 
     def __init__(self, status: Callable[[], Mapping[str, Any]]) -> None:
-        self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "synthe_http_requests", "HTTP requests.", ["method", "path", "status"], registry=registry
-        )
-        self.seconds = Histogram(
-            "synthe_http_request_seconds", "Duration of a request.", ["path"], buckets=LONG, registry=registry
-        )
-        self.first = Histogram(
-            "synthe_time_to_first_token_seconds", "Time to first token.", ["model"], buckets=LONG, registry=registry
-        )
-        self.between = Histogram(
-            "synthe_time_between_tokens_seconds", "Time between tokens.", ["model"], buckets=SHORT, registry=registry
-        )
-        self.prompt = Counter("synthe_prompt_tokens", "Prompt tokens.", ["model"], registry=registry)
-        self.cached = Counter("synthe_cached_tokens", "Cached prompt tokens.", ["model"], registry=registry)
-        self.written = Counter("synthe_written_tokens", "Output tokens.", ["model"], registry=registry)
-        self.finished = Counter("synthe_finished", "Finished sequences.", ["model", "reason"], registry=registry)
+        self.registry = registry = CollectorRegistry()
+        self.counters = {
+            name: Counter(f"synthe_{name}", text, labels, registry=registry)
+            for name, text, labels in (
+                ("http_requests", "HTTP requests.", ["method", "path", "status"]),
+                ("prompt_tokens", "Prompt tokens.", ["model"]),
+                ("cached_tokens", "Cached prompt tokens.", ["model"]),
+                ("written_tokens", "Output tokens.", ["model"]),
+                ("finished", "Finished sequences.", ["model", "reason"]),
+            )
+        }
+        self.histograms = {
+            name: Histogram(f"synthe_{name}_seconds", text, labels, buckets=buckets, registry=registry)
+            for name, text, labels, buckets in (
+                ("http_request", "Duration of a request.", ["path"], LONG),
+                ("time_to_first_token", "Time to first token.", ["model"], LONG),
+                ("time_between_tokens", "Time between tokens.", ["model"], SHORT),
+            )
+        }
         registry.register(_Status(status))
-
-    def text(self) -> bytes:
-        return generate_latest(self._registry)
 
 
 class _Status(Collector):

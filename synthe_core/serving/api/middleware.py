@@ -63,8 +63,9 @@ class RequestMiddleware:
         finally:
             seconds, path = time.monotonic() - begun, self.paths(scope)
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self.metrics.requests.labels(method, path, str(status)).inc()
-            self.metrics.seconds.labels(path).observe(seconds)
+            owner = scope.get("synthe.owner", "")
+            self.metrics.add(owner, "http_requests", method, path, str(status))
+            self.metrics.observe(owner, "http_request", path, seconds=seconds)
             if not (path in UNLOGGED and status < 400):
                 path_text = scope["path"][:100].encode("unicode_escape").decode()
                 note = scope.get("synthe.note", "")
@@ -80,7 +81,9 @@ class AccessMiddleware:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
-        self.keys = {hashlib.sha256(key.encode()).digest(): digest_of(key) for key in settings.keys}
+        keys = (*settings.keys, *settings.admin_keys)
+        self.keys = {hashlib.sha256(key.encode()).digest(): digest_of(key) for key in keys}
+        self.admins = {digest_of(key) for key in settings.admin_keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -107,6 +110,7 @@ class AccessMiddleware:
         if matches and scheme.lower() == "bearer":
             scope["synthe.client"] = matches[0]
             scope["synthe.owner"] = "" if self.settings.shared else matches[0]
+            scope["synthe.sees"] = "" if matches[0] in self.admins else scope["synthe.owner"]
             return None
         if OPEN.fullmatch(scope["path"]) or scope["method"] == "OPTIONS":  # which shows no more than the document
             return None

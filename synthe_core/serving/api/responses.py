@@ -169,11 +169,15 @@ class Limits(BaseModel):
 
 
 class Status(BaseModel):
-    """Status of the engine and the served models. It can have more fields."""
+    """Status of the engine and the served models. It can have more fields.
+
+    scope: whether the figures are of all requests, or of those of the API key.
+    """
 
     live: int
     waiting: int
     max_batch: int
+    scope: Literal["all", "key"]
     models: list[str]
     limits: Limits
 

@@ -16,7 +16,8 @@ class Settings:
     """Limits are per request unless stated otherwise; times are in seconds.
 
     keys:     bearer tokens, one of which a request must send; without keys, none is required.
-    shared:   whether the keys share sessions, cached states and adapters; otherwise each has its own.
+    admin_keys: keys that also see the figures of all keys.
+    shared:   whether the keys share sessions, cached states, adapters and figures; otherwise each has its own.
     hosts:    accepted names of the `Host` header, None for any. The check protects a server on loopback from web pages
               whose own name resolves to 127.0.0.1 (DNS rebinding).
     origins:  origins whose pages may send cross-origin requests (CORS); none by default.
@@ -34,6 +35,7 @@ class Settings:
     """
 
     keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
     shared: bool = False
     hosts: frozenset[str] | None = None
     origins: tuple[str, ...] = ()

@@ -66,10 +66,12 @@ async def health(api: Api, call: Call, body: None) -> Response:
 
 
 async def metrics(api: Api, call: Call, body: None) -> Response:
-    return Response(api.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    """The figures of the key's own requests, or of all requests where it may see them."""
+    return Response(api.metrics.text(call.sees), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def status(api: Api, call: Call, body: None) -> Response:
+    """The figures of the key's own requests, or of all requests where it may see them; its own sessions and models."""
     settings = api.settings
     limits = {
         "max_prompt": settings.max_prompt,
@@ -78,7 +80,8 @@ async def status(api: Api, call: Call, body: None) -> Response:
         "max_body": settings.max_body,
     }
     own = {"sessions": len(api.engine.sessions.list(call.owner)), "models": api.engine.registry.names(call.owner)}
-    return JSONResponse({**api.engine.status(), **own, "limits": limits})
+    figures = {**api.engine.status(call.sees), "scope": "key" if call.sees else "all"}
+    return JSONResponse({**figures, **own, "limits": limits})
 
 
 async def introspect(api: Api, call: Call, body: bodies.Introspect) -> Response:

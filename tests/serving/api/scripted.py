@@ -54,7 +54,7 @@ class Scripted:
         threading.Thread(target=lambda: [deliver(event) for event in events]).start()
         return SimpleNamespace(request=request, cancel=self.cancelled.release)
 
-    def status(self) -> dict[str, Any]:
+    def status(self, owner: str = "") -> dict[str, Any]:
         return {"live": 0, "waiting": 0, "max_batch": 1, "cache": {"hits": 2}, "state_bytes_per_sequence": {"m": 8}}
 
     def close(self, deadline: float) -> None:

@@ -231,7 +231,7 @@ def test_prompts_are_logged_only_with_log_prompts(ask: Any) -> None:
 
 def test_an_internal_error_is_logged_in_one_line(ask: Any) -> None:
     class Broken(Scripted):
-        def status(self) -> dict[str, Any]:
+        def status(self, owner: str = "") -> dict[str, Any]:
             raise ZeroDivisionError("secret of the\nhouse")
 
     lines: list[str] = []

@@ -29,6 +29,7 @@ CLIENTS = {
     "pydantic_ai": ["pydantic-ai-slim[openai]==2.68.0"],
     "llm": ["llm==0.36"],
     "guidellm": ["guidellm==0.8.1"],
+    "vllm_bench": ["aiohttp==3.13.2"],
 }
 INSTALL_LIMIT, RUN_LIMIT = 900.0, 300.0  # seconds
 
