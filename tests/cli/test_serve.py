@@ -100,7 +100,7 @@ def test_other_hosts_need_a_key(tmp_path: Path) -> None:
     assert settings_of(ServeOptions(host="0.0.0.0", api_key_file=keys)).keys == ("a" * 32, "b" * 32)
     admins = settings_of(ServeOptions(host="0.0.0.0", admin_key_file=keys))
     assert (admins.keys, admins.admin_keys) == ((), ("a" * 32, "b" * 32))
-    with pytest.raises(InputError, match="--admin-key-file .*none"):
+    with pytest.raises(InputError, match=r"--admin-key-file .*none"):
         settings_of(ServeOptions(admin_key_file=tmp_path / "none"))
     local = settings_of(ServeOptions(allow_host=["My.Example"]))
     assert local.hosts is not None and local.hosts >= {"localhost", "127.0.0.1", "::1", "my.example"}
