@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from synthe_core.adapters.lora import FACTORS, Adapter, LowRank
 from synthe_core.layers.adapter_batch import current_adapters
 from synthe_core.layers.projection import Linear, product
+from synthe_core.layers.quantized import quantized_matrix
 from synthe_core.ops.linear import addmm
+from synthe_core.ops.quantized_linear import quantized_linear
+from synthe_core.quantization.matrix import QuantizedMatrix
 
 DEFAULT = 0
 """The slot of passes that name no adapters (see `use_adapters`), and the default of `attach`."""
@@ -41,6 +44,8 @@ class LoRALinear(Linear):
     together in one copy: a row gets the numbers that it would get alone wherever products do not depend on the number
     of rows. Where no row has an adapter here, the cost is that of the plain map.
 
+    W may stay quantised (`layers.quantized`); it is frozen then.
+
     Read, `weight` is W + s B A: of learners that pass the matrix to an op (routed experts, a filter's network). In a
     pass whose rows have different adapters, reading raises ValueError; `per_adapter` computes such rows separately.
 
@@ -52,7 +57,8 @@ class LoRALinear(Linear):
     def __init__(self, base: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
-        self._parameters["weight"], self._parameters["bias"] = base._parameters["weight"], base._parameters["bias"]
+        self._parameters["weight"], self._parameters["bias"] = base._parameters.get("weight"), base._parameters["bias"]
+        self.matrix = quantized_matrix(base)
         self.training = base.training
         self.__dict__["base"] = base  # no child: it shares its parameters with this map, and comes back with `detach`
         self.lora_A, self.lora_B = nn.ModuleDict(), nn.ModuleDict()
@@ -61,7 +67,7 @@ class LoRALinear(Linear):
         self.slots: frozenset[int] = frozenset()
 
     @property
-    def base_weight(self) -> nn.Parameter:
+    def base_weight(self) -> Tensor:
         """W, without an adapter."""
         return base_weight(self)
 
@@ -84,15 +90,22 @@ class LoRALinear(Linear):
     def project(
         self, x: Tensor, outputs: slice | None = None, *, bias: bool = True, dtype: torch.dtype | None = None
     ) -> Tensor:
-        base = self.base_weight, self.bias if bias else None, outputs, dtype
         batch = current_adapters()
         groups = None if batch is None else batch.groups(self.slots)
         if groups is None or groups.only is not None:
-            return self._add(DEFAULT if groups is None else groups.only, product(x, *base), x, outputs, dtype)
+            y = self._base_product(x, outputs, bias, dtype)
+            return self._add(DEFAULT if groups is None else groups.only, y, x, outputs, dtype)
         x = groups.gather(x)
-        y = product(x, *base)
+        y = self._base_product(x, outputs, bias, dtype)
         parts = [self._add(s.slot, y[s.start : s.end], x[s.start : s.end], outputs, dtype) for s in groups.spans]
         return groups.scatter(torch.cat(parts))
+
+    def _base_product(self, x: Tensor, outputs: slice | None, with_bias: bool, dtype: torch.dtype | None) -> Tensor:
+        """W x + b."""
+        bias = self.bias if with_bias else None
+        if self.matrix is not None:
+            return quantized_linear(x, self.matrix, bias, outputs, dtype)
+        return product(x, self.base_weight, bias, outputs, dtype)
 
     def _add(self, slot: int | None, y: Tensor, x: Tensor, outputs: slice | None, dtype: torch.dtype | None) -> Tensor:
         """y + s B A x of the adapter in `slot`; y itself where the map has none there."""
@@ -122,7 +135,7 @@ class LoRALinear(Linear):
     def plain(self) -> nn.Linear:
         """The map in whose place this one is, with the parameters as they are now."""
         base: nn.Linear = self.__dict__["base"]
-        base._parameters.update(self._parameters)
+        base._parameters.update({name: each for name, each in self._parameters.items() if name in base._parameters})
         return base.train(self.training)
 
 
@@ -150,14 +163,15 @@ def attach(
     """
     maps = linear_maps(model)
     for name in adapter.maps:
-        adapter.check(name, base_weight(maps[name]).shape if name in maps else None, source)
+        adapter.check(name, matrix_shape(maps[name]) if name in maps else None, source)
     detach(model, slot)
     if trainable:
         model.requires_grad_(False)
     factors = {}
     for name, change in adapter.maps.items():
-        like = base_weight(maps[name])
-        a, b = (f.to(like.device, like.dtype, copy=trainable) for f in (change.lora_A, change.lora_B))
+        like = base_parameter(maps[name])
+        dtype = torch.float32 if isinstance(like, QuantizedMatrix) else like.dtype
+        a, b = (f.to(like.device, dtype, copy=trainable) for f in (change.lora_A, change.lora_B))
         factors[name] = SlotFactors(Factor(a, trainable), Factor(b, trainable), change.scaling, adapter.dropout)
     _fill(model, slot, factors)
 
@@ -213,9 +227,21 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in named if parameter.requires_grad}
 
 
-def base_weight(linear: nn.Linear) -> nn.Parameter:
-    """The matrix of a map without an adapter."""
-    return cast(nn.Parameter, linear._parameters["weight"])
+def base_parameter(linear: nn.Linear) -> nn.Parameter | QuantizedMatrix:
+    """What holds the matrix of a map without an adapter."""
+    matrix = quantized_matrix(linear)
+    return cast(nn.Parameter, linear._parameters["weight"]) if matrix is None else matrix
+
+
+def base_weight(linear: nn.Linear) -> Tensor:
+    """The matrix of a map without an adapter; of a quantised one, dequantised."""
+    held = base_parameter(linear)
+    return held.dequantize() if isinstance(held, QuantizedMatrix) else held
+
+
+def matrix_shape(linear: nn.Linear) -> torch.Size:
+    """[outputs, inputs] of a map."""
+    return torch.Size((linear.out_features, linear.in_features))
 
 
 def _fill(model: nn.Module, slot: int, factors: Mapping[str, SlotFactors]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from synthe_core.layers.learner import Spec
 
@@ -25,7 +26,9 @@ class LoraSpec(Spec):
     matrix about as much as it would if the matrix itself were trained at that rate, whatever the rank. A matrix of
     fewer rows or columns than `rank` gets as much rank as it can have, and the same s.
 
-    Sources: Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rsLoRA: why √rank).
+    With `quantize` W stays quantised in memory and is dequantised, a part at a time, whenever it is used.
+
+    Sources: Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rsLoRA: why √rank), Dettmers et al. 2023 (QLoRA, NF4).
     """
 
     rank: int = Field(16, ge=1, description="of the change of each matrix")
@@ -43,6 +46,19 @@ class LoraSpec(Spec):
         description="which matrices: all-linear (every linear map of the blocks), learners by type (delta), their maps "
         "by name (out, delta.project), or patterns over full names (blocks.0.*)",
     )
+
+    quantize: Literal["int8", "int4", "nf4", "as_stored"] | None = Field(
+        None,
+        description="hold the model's matrices in memory in this format (QLoRA); as_stored: in that of its file, such "
+        "as the blocks of a GGUF file; by default in float32",
+    )
+    double_quant: bool = Field(False, description="with nf4: quantise the magnitudes of its blocks too")
+
+    @model_validator(mode="after")
+    def _double_quant_is_of_nf4(self) -> LoraSpec:
+        if self.double_quant and self.quantize != "nf4":
+            raise PydanticCustomError("double_quant", "double_quant is an option of nf4: add quantize=nf4")
+        return self
 
     @property
     def scaling(self) -> float:

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from synthe_core.adapters.lora import Adapter, LowRank
-from synthe_core.adapters.lora_linear import base_weight, linear_maps
+from synthe_core.adapters.lora_linear import base_parameter, linear_maps
 from synthe_core.adapters.spec import ALL, LoraSpec
 from synthe_core.errors import InputError, unknown
 from synthe_core.model.classifier import Model
 from synthe_core.model.parts import parts
+from synthe_core.quantization.matrix import QuantizedMatrix
 
 
 def new_adapter(model: Model, spec: LoraSpec) -> Adapter:
@@ -31,7 +32,9 @@ def find_targets(model: Model, targets: list[str]) -> dict[str, nn.Linear]:
     """The linear maps that `targets` name (see `LoraSpec`), in the model's order; InputError for a target of none."""
     linear = linear_maps(model)
     times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    shared = {name for name, module in linear.items() if times[id(base_weight(module))] > 1}
+    modules = (module for _, module in model.named_modules(remove_duplicate=False))
+    times.update(id(module) for module in modules if isinstance(module, QuantizedMatrix))
+    shared = {name for name, module in linear.items() if times[id(base_parameter(module))] > 1}
     chosen: set[str] = set()
     for target in targets:
         matches = _matching(model, list(linear), target)

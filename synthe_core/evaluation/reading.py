@@ -57,7 +57,7 @@ class Reader:
 
     def __init__(self, model: LanguageModel, batch: int | None = None, check: Callable[[], None] | None = None) -> None:
         self.model, self.batch = model, batch
-        self.device = model.embedding.weight.device
+        self.device = next(model.parameters()).device
         self.counts = TokenCounts()
         self.check = check or (lambda: None)  # called before every pass; raises to stop
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.adapters.lora import Adapter
-from synthe_core.adapters.lora_linear import DEFAULT, attach, base_weight, detach, linear_maps
+from synthe_core.adapters.lora_linear import DEFAULT, attach, detach, linear_maps, matrix_shape
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.hardware.execution import ExecutionContext
@@ -101,7 +101,7 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.embedding.weight.device
+        return next(self.model.parameters()).device
 
     @property
     def batch_invariant(self) -> bool:
@@ -204,7 +204,7 @@ class LoadedModel:
         """InputError if the adapter read from `path` is of another model. Not during a pass."""
         maps = linear_maps(self.model)
         for each in adapter.maps:
-            adapter.check(each, base_weight(maps[each]).shape if each in maps else None, path)
+            adapter.check(each, matrix_shape(maps[each]) if each in maps else None, path)
 
     def load_adapter(self, name: str, path: Path) -> None:
         """Loads the adapter at `path`; InputError if it is of another model."""

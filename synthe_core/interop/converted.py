@@ -22,6 +22,8 @@ from synthe_core.interop.huggingface.families.plan import Origin, Plan
 from synthe_core.interop.huggingface.pretrained import without_floats
 from synthe_core.interop.huggingface.published import Config, check_depth, check_widths, longest_side
 from synthe_core.interop.published_shapes import Conversion, recorded_shapes
+from synthe_core.interop.stored_rows import Stored, stored_matrix
+from synthe_core.quantization.matrix import QuantizedMatrix
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint.read import WEIGHTS, digest_of
 from synthe_core.storage.checkpoint.weights import weights
@@ -53,6 +55,10 @@ class PublishedModel(Protocol):
 
     def stored_as(self, name: str) -> str:
         """The name of a tensor's type. InputError for one that cannot be read."""
+        ...
+
+    def stored(self, name: str) -> Stored | None:
+        """The stored rows of a matrix; None for another tensor."""
         ...
 
     def digest(self) -> str:
@@ -208,6 +214,21 @@ class ConvertedTensors(Mapping[str, Tensor]):
         return origin.made([_exact(check_finite(each, self.published[each], path)) for each in origin.names]).to(
             torch.float32
         )
+
+    def quantized(self, name: str) -> QuantizedMatrix | None:
+        """Our matrix in the format in which the model stores its rows, the same numbers to the last bit; None if the
+        model has no such rows."""
+        origin = self.origins[name]
+        stored = [self.published.stored(each) for each in origin.names]
+        if len(self._shapes[name]) != 2 or any(each is None for each in stored):
+            return None
+        made = [each for each in stored if each is not None]
+        return stored_matrix(made, origin.made, origin.make is None, lambda: self[name])
+
+    def release(self) -> None:
+        """Gives back the memory of what was read of the files."""
+        if (release := getattr(self.published, "release", None)) is not None:
+            release()
 
     def __contains__(self, name: object) -> bool:
         return name in self.origins  # without reading the tensor

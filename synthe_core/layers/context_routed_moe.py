@@ -16,6 +16,7 @@ from synthe_core.layers.projection import matrix_size, project_in
 from synthe_core.layers.routing import one_hot
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.linear_scan import linear_scan
+from synthe_core.quantization.matrix import count_parameters
 
 SCAN_FLOPS = 2  # an expert and token: decay, and add
 
@@ -119,8 +120,8 @@ class ContextRoutedMoE(Learner[ContextRoutedState]):
         return strength + self.context.state_bytes(time)
 
     def active_parameters(self) -> int:
-        own = sum(p.numel() for p in self.parameters()) - sum(p.numel() for p in self.pool.parameters())
-        inner = sum(p.numel() for p in self.context.parameters()) - self.context.active_parameters()
+        own = count_parameters(self) - count_parameters(self.pool)
+        inner = count_parameters(self.context) - self.context.active_parameters()
         return own - inner + self.pool.active_parameters()
 
     def flops(self, time: int) -> float:

@@ -18,6 +18,7 @@ from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import Activation, sigmoid
 from synthe_core.ops.dispatch import compute_dtype
 from synthe_core.ops.expert_mlp import expert_mlp
+from synthe_core.quantization.matrix import count_parameters
 
 
 class PoolSpec(RoutingSpec):
@@ -142,8 +143,8 @@ class ExpertPool(nn.Module):
     def active_parameters(self) -> int:
         """The weights that one token uses: those of K experts and of the shared one."""
         total = matrix_size(self.inputs) + matrix_size(self.out)
-        always = [p for part in (self.shared, self.shared_gate) if part is not None for p in part.parameters()]
-        return total // self.config.experts * self.config.top_k + sum(p.numel() for p in always)
+        always = sum(count_parameters(part) for part in (self.shared, self.shared_gate) if part is not None)
+        return total // self.config.experts * self.config.top_k + always
 
 
 class Experts(Learner[tuple[()]]):

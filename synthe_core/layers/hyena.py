@@ -19,6 +19,7 @@ from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.linear import linear
 from synthe_core.ops.long_conv import long_conv
 from synthe_core.ops.short_conv import short_conv, with_history
+from synthe_core.quantization.matrix import count_parameters
 
 TAPS = 3  # of the short convolution before the gates
 WINDOW_END = 0.01  # value of a filter's window at the lag that `decay` gives
@@ -146,6 +147,6 @@ class Hyena(Learner[HyenaState]):
         length = self.config.length
         reached = min(length, time)
         taps = reached - reached * (reached - 1) / (2 * time)
-        network = sum(p.numel() for p in self.filter_hidden.parameters()) + self.filter_out.numel()
+        network = count_parameters(self.filter_hidden) + self.filter_out.numel()
         mixing = matrix_size(self.project) + matrix_size(self.out) + self.conv.numel()
         return 2 * mixing + 2 * network * length / time + (2.0 * taps + 2) * self.width

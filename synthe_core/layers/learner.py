@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from synthe_core.layers.trace import Emission, Trace
+from synthe_core.quantization.matrix import count_parameters, quantized_size
 from synthe_core.state import nbytes
 
 S = TypeVar("S")
@@ -205,7 +206,8 @@ class Learner(nn.Module, ABC, Generic[S]):
     @property
     def state_dtype(self) -> torch.dtype:
         """float32, also under autocast; float64 for a learner whose parameters are."""
-        return torch.float64 if next(self.parameters()).dtype == torch.float64 else torch.float32
+        kinds = (parameter.dtype for parameter in self.parameters())  # none where all matrices are quantised
+        return torch.float64 if next(kinds, None) == torch.float64 else torch.float32
 
     @abstractmethod
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> S:
@@ -228,7 +230,7 @@ class Learner(nn.Module, ABC, Generic[S]):
         operations a channel (norms, gates, activations, rotary positions, residuals, a softmax's exponentials) and
         look-ups, at the shipped sizes about 1% together. What a pass leaves out goes into `Pass.skipped`.
         """
-        return 2.0 * sum(p.numel() for p in self.parameters() if p.dim() >= 2)
+        return 2.0 * (sum(p.numel() for p in self.parameters() if p.dim() >= 2) + quantized_size(self))
 
     @classmethod
     def publishes(cls, config: Any) -> tuple[str, ...]:
@@ -263,4 +265,4 @@ class Learner(nn.Module, ABC, Generic[S]):
 
     def active_parameters(self) -> int:
         """Parameters that one token uses: all of them, unless a learner routes."""
-        return sum(p.numel() for p in self.parameters())
+        return count_parameters(self)

@@ -22,6 +22,7 @@ from synthe_core.layers.test_time import TTT
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.frames import Spans, gather_rows, last_position
 from synthe_core.ops.rms_norm import rms_norm
+from synthe_core.quantization.matrix import count_parameters
 
 PRIOR_GAIN = 0.5  # initial scale of a prior, over that of a learner's output
 SWITCHES = ("surprise", "momentum", "test_time")
@@ -319,7 +320,7 @@ class MultiscaleMemory(Learner[MultiscaleState]):
         return fresh + sum(rule.state_bytes(n) - rule.state_bytes(1) for rule, n in inner)
 
     def active_parameters(self) -> int:
-        idle = sum(sum(p.numel() for p in each.parameters()) - each.active_parameters() for each in self._learners())
+        idle = sum(count_parameters(each) - each.active_parameters() for each in self._learners())
         return super().active_parameters() - idle
 
     def flops(self, time: int) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from synthe_core.layers.projection import Linear, product
-from synthe_core.ops.cross_entropy import TopPrediction, linear_cross_entropy
+from synthe_core.layers.projection import Linear
+from synthe_core.layers.quantized import QuantizedLinear
+from synthe_core.ops.cross_entropy import TopPrediction, linear_cross_entropy, quantized_cross_entropy
+from synthe_core.quantization.matrix import QuantizedMatrix
 
 
 class Head(Linear):
@@ -34,7 +36,7 @@ class Head(Linear):
 
     def in_dtype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The logits computed in a dtype, whatever autocast says."""
-        return self._capped(product(self._scaled(x), self.weight, self.bias, dtype=dtype))
+        return self._capped(self.project(self._scaled(x), dtype=dtype))
 
     def cross_entropy(
         self, hidden: Tensor, targets: Tensor, with_top: bool = False
@@ -51,3 +53,19 @@ class Head(Linear):
 
     def _capped(self, logits: Tensor) -> Tensor:
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+class QuantizedHead(QuantizedLinear, Head):
+    """A head whose matrix stays quantised; the loss has a part of it dequantised at a time."""
+
+    def __init__(self, base: Head, matrix: QuantizedMatrix) -> None:
+        super().__init__(base, matrix)
+        self.scale, self.cap = base.scale, base.cap
+
+    def cross_entropy(
+        self, hidden: Tensor, targets: Tensor, with_top: bool = False
+    ) -> tuple[Tensor, Tensor, TopPrediction | None]:
+        return quantized_cross_entropy(self._scaled(hidden), self.matrix, targets, with_top, self.cap, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._capped(QuantizedLinear.forward(self, self._scaled(x)))

@@ -22,6 +22,7 @@ from synthe_core.model.head import Head
 from synthe_core.model.parts import parts, without_parts
 from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.cross_entropy import IGNORED, TopPrediction
+from synthe_core.quantization.matrix import count_parameters
 
 EMBEDDING_STD = 0.02
 
@@ -98,7 +99,7 @@ class Backbone(nn.Module):
 
     def init_state(self, batch: int, *, device: Any = None) -> ModelState:
         """The state of `batch` sequences that have not begun."""
-        device = self.embedding.weight.device if device is None else device
+        device = next(self.parameters()).device if device is None else device
         position = torch.zeros(batch, dtype=torch.int64, device=device)
         blocks = [block.init_state(batch, device=device) for block in self.blocks]  # type: ignore[operator]
         for index in self.routed:
@@ -173,12 +174,12 @@ class Backbone(nn.Module):
         return [learner for block in self.blocks for learner in block.learners]  # type: ignore[union-attr]
 
     def parameter_count(self) -> int:
-        """Distinct parameters; a shared embedding counts once."""
-        return sum(p.numel() for p in self.parameters())
+        """Distinct parameters, quantised ones too; a shared embedding counts once."""
+        return count_parameters(self)
 
     def active_parameter_count(self) -> int:
         """The parameters that one token uses: without the experts that it is not routed to."""
-        idle = sum(sum(p.numel() for p in each.parameters()) - each.active_parameters() for each in self.learners)
+        idle = sum(count_parameters(each) - each.active_parameters() for each in self.learners)
         return self.parameter_count() - idle
 
 

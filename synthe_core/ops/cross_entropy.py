@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthe_core.ops.dispatch import compute_dtype, op
+from synthe_core.ops.quantized_linear import multiply
 from synthe_core.ops.softmax_error import softmax_error
+from synthe_core.quantization.matrix import QuantizedMatrix
 
 IGNORED = -100
 CHUNK_BYTES = 32 << 20  # logits in memory at a time
@@ -50,28 +52,51 @@ def chunked(
     hidden: Tensor, weight: Tensor, targets: Tensor, with_top: bool = False, cap: float | None = None
 ) -> tuple[Tensor, Tensor, TopPrediction | None]:
     """Computes the gradients with each chunk's logits: memory for one chunk, and no second product."""
-    total, losses, *top = _Chunked.apply(hidden, weight, targets, with_top, cap)
+    total, losses, *top = _Chunked.apply(hidden, weight, targets, with_top, cap, None)
+    return total, losses, TopPrediction(*top) if with_top else None
+
+
+def quantized_cross_entropy(
+    hidden: Tensor,
+    matrix: QuantizedMatrix,
+    targets: Tensor,
+    with_top: bool = False,
+    cap: float | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, TopPrediction | None]:
+    """`linear_cross_entropy` of a matrix that stays quantised, and of which a part is dequantised at a time; `bias` [V]
+    is added to the logits. Neither has a gradient."""
+    total, losses, *top = _Chunked.apply(hidden, matrix, targets, with_top, cap, bias)
     return total, losses, TopPrediction(*top) if with_top else None
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_top: bool, cap: float | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor | QuantizedMatrix,
+        targets: Tensor,
+        with_top: bool,
+        cap: float | None,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         flat, labels = hidden.flatten(0, 1), targets.flatten()
         chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
         narrow = compute_dtype(hidden)
-        matrix = weight.to(narrow)
+        matrix = weight.to(narrow) if isinstance(weight, Tensor) else weight
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         losses = torch.empty(labels.shape, dtype=wide, device=hidden.device)
         top = [torch.empty(labels.shape, dtype=d, device=hidden.device) for d in (torch.bool, wide) if with_top]
         hidden_grad = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
-        weight_grad = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        weight_grad = None
+        if ctx.needs_input_grad[1]:
+            assert isinstance(weight, Tensor)
+            weight_grad = torch.zeros_like(weight)
         for start in range(0, labels.shape[0], chunk):
             part = slice(start, start + chunk)
             inputs = flat[part].to(narrow)
-            logits = inputs @ matrix.T
+            logits = _logits(inputs, matrix, bias)
             slope = None
             if cap is not None:
                 bounded = torch.tanh(logits / cap)
@@ -86,7 +111,7 @@ class _Chunked(torch.autograd.Function):
             if slope is not None:
                 error = error * slope
             if hidden_grad is not None:
-                hidden_grad[part] = error @ matrix
+                hidden_grad[part] = _hidden_gradient(error, matrix)
             if weight_grad is not None:
                 weight_grad += error.T @ inputs
         ctx.save_for_backward(hidden_grad, weight_grad)
@@ -103,4 +128,13 @@ class _Chunked(torch.autograd.Function):
             hidden_grad = (hidden_grad * upstream).view(ctx.shape)
         if weight_grad is not None:
             weight_grad = weight_grad * upstream
-        return hidden_grad, weight_grad, None, None, None
+        return hidden_grad, weight_grad, None, None, None, None
+
+
+def _logits(inputs: Tensor, matrix: Tensor | QuantizedMatrix, bias: Tensor | None) -> Tensor:
+    logits = inputs @ matrix.T if isinstance(matrix, Tensor) else multiply(inputs, matrix)
+    return logits if bias is None else logits.add_(bias)
+
+
+def _hidden_gradient(error: Tensor, matrix: Tensor | QuantizedMatrix) -> Tensor:
+    return error @ matrix if isinstance(matrix, Tensor) else multiply(error, matrix, transposed=True)

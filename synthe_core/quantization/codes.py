@@ -10,7 +10,7 @@ from torch import Tensor
 
 from synthe_core.quantization.formats import QuantizationFormat
 
-CHUNK = 1 << 22  # numbers processed at a time
+CHUNK = 1 << 20  # numbers processed at a time
 
 
 def encode(weight: Tensor, format: QuantizationFormat) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,10 @@ def decode(codes: Tensor, scale: Tensor, format: QuantizationFormat, columns: in
     if format.bits == 4:
         pairs = torch.stack((codes << 4, codes & 0xF0), -1).view(torch.int8) >> 4  # the arithmetic shift keeps the sign
         codes = pairs.flatten(-2)[..., :columns]
-    return codes.float().mul_(scale.float().repeat_interleave(format.group, -1)[..., :columns])
+    scale = scale.float()
+    if columns % format.group == 0:
+        return codes.float().unflatten(-1, (-1, format.group)).mul_(scale[..., None]).flatten(-2)
+    return codes.float().mul_(scale.repeat_interleave(format.group, -1)[..., :columns])
 
 
 def _encode_rows(rows: Tensor, format: QuantizationFormat) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 LARGE_BLOCK = 256  # numbers in a block of the K formats
-CHUNK = 1 << 22  # numbers that are unpacked at a time
+CHUNK = 1 << 20  # numbers that are unpacked at a time
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
@@ -43,7 +43,7 @@ class BlockFormat(NamedTuple):
     def dequantize(self, data: Tensor, shape: tuple[int, ...]) -> Tensor:
         """float32 numbers of the blocks in `data`, uint8 [...] of any shape."""
         blocks = data.reshape(-1, self.nbytes)
-        result = torch.empty(len(blocks), self.size)
+        result = torch.empty(len(blocks), self.size, device=data.device)
         step = max(1, CHUNK // self.size)
         for start in range(0, len(blocks), step):
             result[start : start + step] = self.unpack(blocks[start : start + step]).dequantize()
@@ -63,7 +63,7 @@ def _nibbles(data: Tensor, stride: int) -> Tensor:
 
 def _fields(data: Tensor, stride: int, bits: int) -> Tensor:
     """Of each `stride` bytes their fields of `bits` bits, lowest first: [N, n] -> [N, n * 8 / bits]."""
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)[:, None]
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=data.device)[:, None]
     return ((data.unflatten(1, (-1, 1, stride)) >> shifts) & ((1 << bits) - 1)).flatten(1)
 
 
@@ -143,7 +143,7 @@ def _q6_k(b: Tensor) -> Groups:
 
 
 def _iq4(codes: Tensor) -> Tensor:
-    return torch.tensor(IQ4_VALUES, dtype=torch.int8)[codes.int()]
+    return torch.tensor(IQ4_VALUES, dtype=torch.int8, device=codes.device)[codes.int()]
 
 
 def _iq4_nl(b: Tensor) -> Groups:

@@ -19,6 +19,7 @@ from torch import Tensor
 from synthe_core.errors import InputError
 from synthe_core.quantization.codes import decode, encode
 from synthe_core.quantization.formats import FORMATS, QuantizationFormat, quantizable
+from synthe_core.quantization.matrix import CodedMatrix, QuantizedMatrix
 from synthe_core.storage.tensor_file import TensorFile, write_tensors
 
 METADATA_KEY = "synthe.quantized"
@@ -58,6 +59,14 @@ class DequantizedTensors(Mapping[str, Tensor]):
             return self._file[name]
         codes, scale = self._file[f"{name}.codes"], self._file[f"{name}.scale"]
         return decode(codes, scale, self._formats[name], self._shapes[name][-1])
+
+    def quantized(self, name: str) -> QuantizedMatrix | None:
+        """A matrix with the codes that the file has; None for a tensor without, or that is no matrix."""
+        if name not in self._formats or len(self._shapes[name]) != 2:
+            return None
+        codes, scale = (self._file[f"{name}.{part}"].clone() for part in ("codes", "scale"))
+        form = self._formats[name]
+        return CodedMatrix(next(k for k, v in FORMATS.items() if v is form), form, codes, scale, self._shapes[name][1])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

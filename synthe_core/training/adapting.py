@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import torch
+
 from synthe_core.adapters.lora_linear import attach
 from synthe_core.adapters.targets import find_targets, new_adapter
 from synthe_core.errors import InputError
-from synthe_core.model.classifier import Model
+from synthe_core.model.classifier import Model, build_model
+from synthe_core.model.published_spec import PublishedSpec
+from synthe_core.model.quantized_model import without_storage
 from synthe_core.recipe.differences import differences
 from synthe_core.recipe.schema import Recipe
-from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.checkpoint import Checkpoint, load_weights
+from synthe_core.storage.checkpoint.quantized import load_quantized
 
 
 def base_of(source: Checkpoint | None, recipe: Recipe) -> Checkpoint:
@@ -26,10 +31,30 @@ def base_of(source: Checkpoint | None, recipe: Recipe) -> Checkpoint:
     return base
 
 
+def frozen_model(recipe: Recipe, vocab: int, base: Checkpoint) -> Model:
+    """The model of `recipe` with the weights of `base`, its matrices in the format of `train.lora.quantize`."""
+    lora = recipe.train.lora
+    assert lora is not None
+    if lora.quantize is None:
+        model = build_model(recipe.model, vocab, recipe.runtime.recompute)
+        load_weights(model, base.tensors, base.path)
+        return model
+    if isinstance(recipe.model, PublishedSpec):
+        raise InputError(
+            f"train.lora.quantize: transformers runs {recipe.model.architecture}, and holds its matrices as floats",
+            "leave out quantize",
+        )
+    with without_storage():
+        model = build_model(recipe.model, vocab, recipe.runtime.recompute)
+    load_quantized(model, base.tensors, base.path, lora.quantize, double_quant=lora.double_quant)
+    return model
+
+
 def adapt(model: Model, recipe: Recipe, source: Checkpoint) -> None:
     """Freezes the model, which has its base's weights, and attaches the adapter to be trained: that of `source`, or a
     new one."""
     assert recipe.train.lora is not None
+    torch.manual_seed(recipe.seed)  # however the model was loaded, its first values are those of the seed
     adapter = new_adapter(model, recipe.train.lora)
     if source.adapter is not None:
         expected, actual = ({name: t.shape for name, t in each.tensors.items()} for each in (adapter, source.adapter))

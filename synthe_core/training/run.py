@@ -30,7 +30,7 @@ from synthe_core.storage.checkpoint.write import model_config
 from synthe_core.storage.claim import claim
 from synthe_core.storage.hub.snapshot import origin_of, reference_to, source_name
 from synthe_core.storage.run_folder import RunFolder, new_run, taken
-from synthe_core.training.adapting import adapt, base_of
+from synthe_core.training.adapting import adapt, base_of, frozen_model
 from synthe_core.training.checkpointing import restore
 from synthe_core.training.data import TextData, TrainingData
 from synthe_core.training.distillation.student import with_student
@@ -288,7 +288,6 @@ def _initial_model(
     """The model with its first weights. Its vocabulary may be larger than its tokenizer's: published models pad it."""
     origin = source or objective.origin
     vocab = max(data.tokenizer.vocab_size, origin.vocab if origin else 0)
-    model = build_model(recipe.model, vocab, recipe.runtime.recompute)
     if begins and source is not None and source.tokenizer().digest != data.tokenizer.digest:
         owner = (source.base or source).path
         theirs = str(owner / "tokenizer.json" if owner.is_dir() else owner)
@@ -304,9 +303,11 @@ def _initial_model(
             "fetch the model's own tokenizer, or name an eos_token that the model has in tokenizer_config.json",
         )
     if base is not None and source is not None:
-        load_weights(model, base.tensors, base.path)
+        model = frozen_model(recipe, vocab, base)
         adapt(model, recipe, source)
-    elif begins and source is not None:
+        return model
+    model = build_model(recipe.model, vocab, recipe.runtime.recompute)
+    if begins and source is not None:
         load_weights(model, source.tensors, source.path, fresh=("router.", "confidence."))  # may be trained afterwards
     elif begins:
         objective.initialise(model)

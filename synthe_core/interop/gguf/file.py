@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
+from synthe_core.interop.stored_rows import StoredRows
 from synthe_core.quantization.ggml import BLOCK_FORMATS, PLAIN_FORMATS
 
 MAGIC = b"GGUF"
@@ -75,6 +77,25 @@ class GgufFile(Mapping[str, Tensor]):
         if info.kind in PLAIN_FORMATS:
             return data.view(PLAIN_FORMATS[info.kind]).view(info.shape[1:])
         return BLOCK_FORMATS[info.kind].dequantize(data, info.shape[1:])
+
+    def rows(self, name: str, index: int | None = None) -> StoredRows | None:
+        """A matrix as it is stored, or the one at `index` of several; None for a tensor that is no matrix."""
+        info = self.tensors[name]
+        shape = info.shape if index is None else info.shape[1:]
+        if len(shape) != 2:
+            return None
+        data = self.raw(name)
+        if index is not None:
+            data = data.unflatten(0, (info.shape[0], -1))[index]
+        if info.kind in PLAIN_FORMATS:
+            return StoredRows(data.view(PLAIN_FORMATS[info.kind]).view(shape))
+        return StoredRows(data.view(shape[0], -1), BLOCK_FORMATS[info.kind])
+
+    def release(self) -> None:
+        """Gives back the memory of what was read of the file; it is read again where it is used."""
+        mapping = getattr(self._bytes, "_mmap", None)
+        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from synthe_core.interop.gguf.file import GgufFile
 from synthe_core.interop.gguf.metadata import Metadata
 from synthe_core.interop.gguf.tokenizer import tokenizer_of, tokens_of
 from synthe_core.interop.huggingface.published import Config, check_depth
+from synthe_core.interop.stored_rows import Stored
 from synthe_core.quantization.ggml import BLOCK_FORMATS, PLAIN_FORMATS
 
 PLAIN_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
@@ -64,6 +66,19 @@ class GgufModel(Mapping[str, Tensor]):
         """The name of a tensor's type in the file; of several that it is made of, the first one's."""
         kind = self.file.tensors[self._places[name].names[0]].kind
         return PLAIN_NAMES[PLAIN_FORMATS[kind]] if kind in PLAIN_FORMATS else BLOCK_FORMATS[kind].name
+
+    def stored(self, name: str) -> Stored | None:
+        """The stored rows of a matrix, and how it is made of them; None for another tensor."""
+        place = self._places[name]
+        parts = [self.file.rows(each, place.part) for each in place.names]
+        if any(part is None for part in parts):
+            return None
+        make = None if transform_of(self._transforms, name) is None else partial(self._made, name)
+        return Stored([part for part in parts if part is not None], make)
+
+    def release(self) -> None:
+        """Gives back the memory of what was read of the file."""
+        self.file.release()
 
     def digest(self) -> str:
         """SHA-256 of the file."""

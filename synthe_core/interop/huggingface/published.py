@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from synthe_core.errors import InputError
+from synthe_core.interop.stored_rows import Stored, StoredRows
 from synthe_core.storage.hub.snapshot import mend_hint
 from synthe_core.storage.json_reader import read_json
 
@@ -212,6 +213,11 @@ class Published(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._reader(self.files[name]).get_tensor(name)
+
+    def stored(self, name: str) -> Stored | None:
+        """A matrix of numbers with a fraction, in its own type; None for another tensor."""
+        value = self[name]
+        return Stored([StoredRows(value)]) if value.dim() == 2 and value.is_floating_point() else None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)

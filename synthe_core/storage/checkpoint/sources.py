@@ -17,6 +17,7 @@ from torch import Tensor
 from synthe_core.adapters.lora import Adapter
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
+from synthe_core.quantization.matrix import QuantizedMatrix
 from synthe_core.quantization.tensor_file import open_tensors
 from synthe_core.registry import Table
 from synthe_core.storage import adapter_files
@@ -133,6 +134,17 @@ class StoredTensors(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading the tensor."""
         return self._reader_of(name).shape(name)
+
+    def quantized(self, name: str) -> QuantizedMatrix | None:
+        """A matrix with the codes that the file has, None for one without."""
+        find = getattr(self._reader_of(name), "quantized", None)
+        return None if find is None else find(name)
+
+    def release(self) -> None:
+        """Gives back the memory of what was read."""
+        for reader in self._readers.values():
+            if (release := getattr(reader, "release", None)) is not None:
+                release()
 
     def __getitem__(self, name: str) -> Tensor:
         return self._reader_of(name)[name]

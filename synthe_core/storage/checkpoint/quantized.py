@@ -1,0 +1,79 @@
+"""Loading a model whose matrices stay quantised, one tensor at a time: no moment has all of its numbers in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from synthe_core.errors import InputError
+from synthe_core.model.language_model import Backbone
+from synthe_core.model.quantized_model import quantizable_matrices, set_matrix
+from synthe_core.quantization.matrix import FloatMatrix, QuantizedMatrix
+from synthe_core.quantization.quantize import AS_STORED, MEMORY_FORMATS, quantize
+from synthe_core.storage.checkpoint.weights import check_names, check_shape, weights
+from synthe_core.storage.finite import check_finite
+
+
+@torch.no_grad()
+def load_quantized(
+    model: Backbone, tensors: Mapping[str, Tensor], source: Path, format: str, *, double_quant: bool = False
+) -> None:
+    """Gives `model`, built `without_storage`, the weights of `tensors`: the matrices in a format of `MEMORY_FORMATS`,
+    or AS_STORED, in which case they have the numbers of the file to the last bit; everything else in float32.
+
+    InputError names the first tensor that does not fit or is not finite; or a file without quantised matrices.
+    """
+    own, matrices = weights(model), quantizable_matrices(model)
+    check_names(own, tensors, source)
+    formats = set()
+    for name, like in own.items():
+        if name in matrices:
+            matrix = _matrix(tensors, name, source, format, double_quant)
+            check_shape(name, like, tuple(matrix.shape), source)
+            set_matrix(model, matrices[name], matrix)
+            formats.add(matrix.format)
+        else:
+            value = check_finite(name, tensors[name], source)
+            check_shape(name, like, tuple(value.shape), source)
+            _set(model, name, value)
+        if (release := getattr(tensors, "release", None)) is not None:
+            release()
+    if format == AS_STORED and formats == {"float32"}:
+        raise InputError(
+            f"{source} has its weights in float32: as they are stored, nothing is quantised",
+            f"choose another format: quantize={', '.join(MEMORY_FORMATS)}",
+        )
+
+
+def stored_matrix(tensors: Mapping[str, Tensor], name: str) -> QuantizedMatrix:
+    """The matrix `name` with the codes, or in the float type, that its file has."""
+    find = getattr(tensors, "quantized", None)
+    matrix: QuantizedMatrix | None = None if find is None else find(name)
+    return FloatMatrix(tensors[name].clone()) if matrix is None else matrix
+
+
+def _matrix(tensors: Mapping[str, Tensor], name: str, source: Path, format: str, double_quant: bool) -> QuantizedMatrix:
+    if format != AS_STORED:
+        return quantize(check_finite(name, tensors[name], source), format, double_quant=double_quant)
+    matrix = stored_matrix(tensors, name)
+    for part in matrix.parts():
+        check_finite(name, matrix.rows(part), source)
+    return matrix
+
+
+def _set(model: nn.Module, name: str, value: Tensor) -> None:
+    """Gives a parameter or buffer its value, and storage if it has none."""
+    target = model.state_dict(keep_vars=True)[name]
+    if not target.is_meta:
+        target.copy_(value)
+        return
+    made: Any = value.to(target.dtype).clone()
+    made = nn.Parameter(made, target.requires_grad) if isinstance(target, nn.Parameter) else made
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for key in [key for key, tensor in held.items() if tensor is target]:
+                cast(dict[str, Any], held)[key] = made
