@@ -47,7 +47,7 @@ class LoraSpec(Spec):
         "by name (out, delta.project), or patterns over full names (blocks.0.*)",
     )
 
-    quantize: Literal["int8", "int4", "nf4", "as_stored"] | None = Field(
+    quantize: Literal["int8", "int4", "int4_asymmetric", "nf4", "as_stored"] | None = Field(
         None,
         description="hold the model's matrices in memory in this format (QLoRA); as_stored: in that of its file, such "
         "as the blocks of a GGUF file; by default in float32",

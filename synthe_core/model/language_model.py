@@ -23,6 +23,7 @@ from synthe_core.model.parts import parts, without_parts
 from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.cross_entropy import IGNORED, TopPrediction
 from synthe_core.quantization.matrix import count_parameters
+from synthe_core.state import map_leaves
 
 EMBEDDING_STD = 0.02
 
@@ -154,6 +155,8 @@ class Backbone(nn.Module):
                 x, remembered = checkpoint(again, x, remembered, ctx, use_reentrant=False)
             else:
                 x, remembered = step(x, remembered, ctx)
+            if x.shape[1] > 1 and (self.recompute or not torch.is_grad_enabled()):
+                remembered = map_leaves(_without_rest, remembered)
             if sample is not None:
                 sample.record(x)
             after.append(remembered)
@@ -181,6 +184,11 @@ class Backbone(nn.Module):
         """The parameters that one token uses: without the experts that it is not routed to."""
         idle = sum(count_parameters(each) - each.active_parameters() for each in self.learners)
         return self.parameter_count() - idle
+
+
+def _without_rest(leaf: Tensor) -> Tensor:
+    """A tensor without the rest of the storage that it is a view of, where nothing else holds that."""
+    return leaf.clone() if leaf.nbytes < leaf.untyped_storage().nbytes() else leaf
 
 
 def _recompute(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from synthe_core.quantization import codes as scaled_codes
-from synthe_core.quantization import nf4
+from synthe_core.quantization import int4_asymmetric, nf4
 from synthe_core.quantization.formats import QuantizationFormat
 from synthe_core.quantization.ggml import BlockFormat
 
@@ -96,6 +96,21 @@ class CodedMatrix(QuantizedMatrix):
         codes, scale = self._buffers["codes"], self._buffers["scale"]
         assert codes is not None and scale is not None
         return scaled_codes.decode(codes[index], scale[index], self.form, self.shape[1])
+
+
+class AsymmetricMatrix(QuantizedMatrix):
+    """Four-bit codes with a scale and an offset for each group of columns (see `int4_asymmetric`)."""
+
+    def __init__(self, codes: Tensor, scales: Tensor, offsets: Tensor, columns: int) -> None:
+        super().__init__(codes.shape[0], columns, codes=codes, scales=scales, offsets=offsets)
+
+    @property
+    def format(self) -> str:
+        return "int4_asymmetric"
+
+    def rows(self, index: slice | Tensor) -> Tensor:
+        own: Any = self._buffers
+        return int4_asymmetric.decode(own["codes"][index], own["scales"][index], own["offsets"][index], self.shape[1])
 
 
 class Nf4Matrix(QuantizedMatrix):

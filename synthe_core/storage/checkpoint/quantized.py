@@ -13,9 +13,11 @@ from synthe_core.errors import InputError
 from synthe_core.model.language_model import Backbone
 from synthe_core.model.quantized_model import quantizable_matrices, set_matrix
 from synthe_core.quantization.matrix import FloatMatrix, QuantizedMatrix
-from synthe_core.quantization.quantize import AS_STORED, MEMORY_FORMATS, quantize
+from synthe_core.quantization.quantize import AS_STORED, MEMORY_FORMATS, quantize, vocabulary_format
 from synthe_core.storage.checkpoint.weights import check_names, check_shape, weights
 from synthe_core.storage.finite import check_finite
+
+VOCABULARY = ("embedding.weight", "head.weight")
 
 
 @torch.no_grad()
@@ -23,7 +25,8 @@ def load_quantized(
     model: Backbone, tensors: Mapping[str, Tensor], source: Path, format: str, *, double_quant: bool = False
 ) -> None:
     """Gives `model`, built `without_storage`, the weights of `tensors`: the matrices in a format of `MEMORY_FORMATS`,
-    or AS_STORED, in which case they have the numbers of the file to the last bit; everything else in float32.
+    or AS_STORED, in which case they have the numbers of the file to the last bit; everything else in float32. Embedding
+    and head have 8 bits (see `vocabulary_format`).
 
     InputError names the first tensor that does not fit or is not finite; or a file without quantised matrices.
     """
@@ -32,7 +35,8 @@ def load_quantized(
     formats = set()
     for name, like in own.items():
         if name in matrices:
-            matrix = _matrix(tensors, name, source, format, double_quant)
+            form = vocabulary_format(format) if name in VOCABULARY else format
+            matrix = _matrix(tensors, name, source, form, double_quant)
             check_shape(name, like, tuple(matrix.shape), source)
             set_matrix(model, matrices[name], matrix)
             formats.add(matrix.format)
@@ -58,7 +62,8 @@ def stored_matrix(tensors: Mapping[str, Tensor], name: str) -> QuantizedMatrix:
 
 def _matrix(tensors: Mapping[str, Tensor], name: str, source: Path, format: str, double_quant: bool) -> QuantizedMatrix:
     if format != AS_STORED:
-        return quantize(check_finite(name, tensors[name], source), format, double_quant=double_quant)
+        weight = check_finite(name, tensors[name], source)
+        return quantize(weight, format, double_quant=double_quant and format == "nf4")
     matrix = stored_matrix(tensors, name)
     for part in matrix.parts():
         check_finite(name, matrix.rows(part), source)

@@ -49,6 +49,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path, 
             value = tensors[name]
             check_shape(name, target, tuple(value.shape), source)
             target.copy_(check_finite(name, value, source))
+    if (release := getattr(tensors, "release", None)) is not None:
+        release()
 
 
 def check_names(own: Iterable[str], stored: Iterable[str], source: Path, fresh: tuple[str, ...] = ()) -> None:
