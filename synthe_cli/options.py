@@ -69,6 +69,14 @@ DataOption = Annotated[
         "--data", metavar="SOURCE", help="Use this text: a file, folder, glob, hub:NAME or stdlib. Repeatable."
     ),
 ]
+LoraOption = Annotated[
+    str | None,
+    typer.Option(
+        "--lora",
+        metavar="KEY=VALUE,...",
+        help="Train a LoRA adapter with these settings: rank, alpha, dropout, rslora, targets, quantize, double_quant.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

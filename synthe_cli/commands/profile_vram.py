@@ -13,9 +13,11 @@ from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import (
     DeviceOption,
     JsonOption,
+    LoraOption,
     ModelOrRecipeArgument,
     SetOption,
     find_recipe_or_model,
+    lora,
     overrides,
 )
 from synthe_core.errors import InputError
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from synthe_core.profiling.fit import Fit
     from synthe_core.profiling.footprint import Footprint
     from synthe_core.recipe.schema import Recipe
+    from synthe_core.storage.checkpoint import Checkpoint
 
 app = typer.Typer(**SETTINGS)
 
@@ -38,6 +41,7 @@ synthe profile-vram 60m --gpu 8GiB --train                            does train
 synthe profile-vram tiny --batch 8 --measure                          predicted and measured peak of a step
 synthe profile-vram --fit 60m --gpu "RTX 4090"                        the flags that make it fit
 synthe profile-vram 60m --serve --html memory.html                    memory by context, compared with a transformer
+synthe profile-vram runs/60m --lora rank=16,quantize=nf4            QLoRA: an adapter over quantised matrices
 synthe profile-vram 60m --json | jq .training.peak""",
 )
 def profile_vram(
@@ -64,6 +68,7 @@ def profile_vram(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page with a chart of memory by context.")
     ] = None,
+    adapter: LoraOption = None,
     assign: SetOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -76,6 +81,7 @@ def profile_vram(
     """
     from synthe_core.hardware.probe import probe
     from synthe_core.profiling.footprint import Estimate
+    from synthe_core.storage.checkpoint import Checkpoint
     from synthe_core.storage.checkpoint.recipe import load_recipe
 
     if snapshot and not measure:
@@ -85,13 +91,16 @@ def profile_vram(
             raise InputError(f"no such folder: {path.parent}", "create it first")
     changes = [f"data.sequence={context}"] if context else []
     changes += [f"runtime.device={device}"] if device else []
-    loaded = load_recipe(find_recipe_or_model(recipe), overrides(None, [*changes, *(assign or [])]))
+    changes += [lora(adapter)] if adapter else []
+    path = find_recipe_or_model(recipe)
+    loaded = load_recipe(path, overrides(None, [*changes, *(assign or [])]))
+    base = None if loaded.train.lora is None or path.suffix in (".yaml", ".yml") else Checkpoint.open(path)
     machine = probe()
     room = _room(gpu, machine, loaded)
     if fits:
-        _fit(loaded, machine, room, gpu, measure, as_json)
+        _fit(loaded, machine, room, gpu, measure, as_json, base)
         return
-    estimate = Estimate(loaded, machine)
+    estimate = Estimate(loaded, machine, base)
     footprints: dict[str, Footprint] = {}
     if train or not serve:
         micro_batch = loaded.train.micro_batch
@@ -99,7 +108,7 @@ def profile_vram(
         footprints["training"] = estimate.training(rows)
     if serve or not train:
         footprints["serving"] = estimate.serving(batch or 1)
-    truth = {name: _measured(loaded, each, snapshot) for name, each in footprints.items()} if measure else {}
+    truth = {name: _measured(loaded, each, snapshot, base) for name, each in footprints.items()} if measure else {}
     if as_json:
         state = estimate.model.state_bytes(loaded.data.sequence) if loaded.model.head is None else 0
         values = {name: _plain(each, truth.get(name)) for name, each in footprints.items()}
@@ -123,12 +132,15 @@ def _room(gpu: str | None, machine: Hardware, recipe: Recipe) -> int:
     return usable_on(machine, choose_device(recipe.runtime.device, machine).value)
 
 
-def _measured(recipe: Recipe, footprint: Footprint, snapshot: Path | None = None) -> int | None:
+def _measured(
+    recipe: Recipe, footprint: Footprint, snapshot: Path | None = None, base: Checkpoint | None = None
+) -> int | None:
     from synthe_core.profiling.measure import measure_step
 
     train = footprint.purpose == "training"
     kind = {"rows": footprint.rows, "length": footprint.length, "precision": footprint.precision}
-    return measure_step(recipe, train=train, snapshot=snapshot if train else None, **kind)  # type: ignore[arg-type]
+    model = base.path if train and base is not None else None
+    return measure_step(recipe, train=train, snapshot=snapshot if train else None, model=model, **kind)  # type: ignore[arg-type]
 
 
 def _plain(footprint: Footprint, truth: int | None) -> dict[str, Any]:
@@ -189,7 +201,15 @@ def _share(share: float) -> str:
     return f"{share:.0%}" if share >= 0.01 else "<1%"
 
 
-def _fit(recipe: Recipe, machine: Hardware, room: int, gpu: str | None, measure: bool, as_json: bool) -> None:
+def _fit(
+    recipe: Recipe,
+    machine: Hardware,
+    room: int,
+    gpu: str | None,
+    measure: bool,
+    as_json: bool,
+    base: Checkpoint | None,
+) -> None:
     from synthe_core.profiling.fit import fit
     from synthe_core.profiling.footprint import Estimate
 
@@ -198,11 +218,11 @@ def _fit(recipe: Recipe, machine: Hardware, room: int, gpu: str | None, measure:
     def training_footprint(changed: Recipe, rows: int) -> Footprint:
         key = changed.digest()
         if key not in known:
-            known[key] = Estimate(changed, machine)
+            known[key] = Estimate(changed, machine, base)
         return known[key].training(rows)
 
     result = fit(recipe, room, training_footprint)
-    truth = _measured(_changed(recipe, result), result.footprint) if measure else None
+    truth = _measured(_changed(recipe, result), result.footprint, None, base) if measure else None
     if as_json:
         larger = None if result.next_larger is None else dict(zip(("rows", "peak"), result.next_larger, strict=True))
         print(

@@ -11,6 +11,7 @@ from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import (
     DataOption,
     JsonOption,
+    LoraOption,
     SetOption,
     complete_objective,
     complete_recipe,
@@ -42,6 +43,7 @@ synthe train --init runs/tiny --data letters.txt --lora rank=16  train an adapte
 synthe train --init runs/tiny --data letters.txt --lora rank=8,targets=delta,mlp,alpha=16
 synthe train --init models/smollm2 --data chats.jsonl --objective sft --lora rank=16
 synthe train recipes/distill/hybrid.yaml --teacher models/smollm2  a Transformer's student, three stages
+synthe train --init model.gguf --data letters.txt --lora rank=16,quantize=as_stored     the model stays quantised
 synthe train tiny | synthe generate - --prompt "import "         then generate text
 synthe train recipes/60m.yaml --json | jq -c 'select(.event == "metric")'
 """,
@@ -70,14 +72,7 @@ def train(
             help="Start from these weights: a path, or ORG/NAME of the hub. - reads a path from stdin.",
         ),
     ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            "--lora",
-            metavar="KEY=VALUE,...",
-            help="Train a LoRA adapter with these settings: rank, alpha, dropout, rslora, targets.",
-        ),
-    ] = None,
+    adapter: LoraOption = None,
     objective: Annotated[
         str | None,
         typer.Option(

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from synthe_core.adapters.lora_linear import trainable_parameters
 from synthe_core.data.stream import Batch
 from synthe_core.layers.learner import Learner
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.ops.cross_entropy import CHUNK_BYTES
+from synthe_core.profiling.adapted import FrozenBase
 from synthe_core.profiling.allocations import measure_allocations
 from synthe_core.recipe.schema import Recipe
 from synthe_core.training.optimizer import Optimizer
@@ -101,8 +103,11 @@ def passes(length: int, run: Callable[[int], Passes]) -> Passes:
     return Passes(length=length, logits=measured.logits, step=measured.step, by_learner=by_learner, **planes)
 
 
-def small_passes(recipe: Recipe, vocab: int, length: int, settings: Settings, train: bool) -> Passes:
-    """Measures passes of models with one and two blocks on this machine's device; backward too with `train`."""
+def small_passes(
+    recipe: Recipe, vocab: int, length: int, settings: Settings, train: bool, base: FrozenBase | None = None
+) -> Passes:
+    """Measures passes of models with one and two blocks on this machine's device; backward too with `train`. base: how
+    the model under the adapter of `train.lora` is held, in training."""
     sizes: dict[tuple[int, int], dict[str, float]] = {}
     by_learner: dict[str, int] = {}
     min_blocks = 1 + (recipe.model.depth.min if recipe.model.depth else 0)  # a router needs a block to skip
@@ -110,7 +115,10 @@ def small_passes(recipe: Recipe, vocab: int, length: int, settings: Settings, tr
         for blocks in (1, 2):
             spec = recipe.model.model_copy(update={"blocks": min_blocks - 1 + blocks})
             torch.manual_seed(recipe.seed)
-            model = build_model(spec, vocab, recipe.runtime.recompute).to(settings.device)
+            if train and base is not None:
+                model = base.build(spec, vocab, settings.device)
+            else:
+                model = build_model(spec, vocab, recipe.runtime.recompute).to(settings.device)
             timer = PassTimer(model, settings, length)
             for rows in (1, 2):
                 sizes[blocks, rows] = {"serving": _serving(model, timer.batch(rows), settings)}
@@ -143,7 +151,7 @@ def small_passes(recipe: Recipe, vocab: int, length: int, settings: Settings, tr
 def _training(model: Model, batch: Batch, settings: Settings) -> dict[str, float]:
     """The bytes of a training pass over `batch`, with gradients allocated before: see `Passes`."""
     inputs, targets = batch.inputs.to(settings.device), batch.targets.to(settings.device)
-    for parameter in model.parameters():
+    for parameter in trainable_parameters(model).values():
         parameter.grad = torch.zeros_like(parameter)
     kind = settings.device.type
     results: list[Any] = []
@@ -180,7 +188,7 @@ def _serving(model: Model, batch: Batch, settings: Settings) -> float:
 def _step(model: Model, batch: Batch, recipe: Recipe, settings: Settings) -> float:
     """The peak of an optimizer step beside its state. It works on one matrix at a time, so one block is enough."""
     optimizer = Optimizer(model, recipe.train)
-    for parameter in model.parameters():
+    for parameter in optimizer.parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step(0.0)
     peak = measure_allocations(lambda: optimizer.step(0.0), settings.device.type).peak

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
+from synthe_core.adapters.lora_linear import trainable_parameters
 from synthe_core.hardware.placement import choose_precision
 from synthe_core.hardware.probe import Hardware
 from synthe_core.model.classifier import Model
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.profiling.activations import Passes, passes, small_passes
+from synthe_core.profiling.adapted import FrozenBase
 from synthe_core.profiling.published_passes import published_passes
 from synthe_core.recipe.accounting import vocabulary_of
 from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import Settings, settings_for
 
@@ -40,13 +46,16 @@ class Footprint:
 class Estimate:
     """Footprints of one recipe on one kind of device. Each length is measured once.
 
-    vocab: of the tokenizer, which need not exist yet.
+    vocab: of the tokenizer, which need not exist yet. checkpoint: of the model under an adapter, where the recipe is of
+    one: `train.lora.quantize=as_stored` needs it.
     """
 
-    def __init__(self, recipe: Recipe, hardware: Hardware) -> None:
+    def __init__(self, recipe: Recipe, hardware: Hardware, checkpoint: Checkpoint | None = None) -> None:
         self.recipe = recipe
         self.vocab = vocabulary_of(recipe)
         self.model: Model = recipe.meta_model(self.vocab)
+        self.base = None if recipe.train.lora is None else FrozenBase(recipe, checkpoint)
+        self.trained = self.model if self.base is None else self.base.adapted(recipe.meta_model(self.vocab), "meta")
         self.settings: Settings = settings_for(recipe, hardware)
         self.settings.precision = choose_precision(recipe.runtime.precision, self.settings.device.type, hardware).value
         self._passes: dict[tuple[int, bool], Passes] = {}
@@ -64,20 +73,19 @@ class Estimate:
         key = (length, train)
         if key not in self._runs:
             if isinstance(self.recipe.model, PublishedSpec):
-                self._runs[key] = published_passes(self.recipe, self.vocab, length, train)
+                self._runs[key] = published_passes(self.recipe, self.vocab, length, train, self.base)
             else:
-                self._runs[key] = small_passes(self.recipe, self.vocab, length, kind, train)
+                self._runs[key] = small_passes(self.recipe, self.vocab, length, kind, train, self.base)
         return self._runs[key]
 
     @property
     def parameters(self) -> int:
         """Bytes of the weights and of buffers."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return _nbytes([*self.model.parameters(), *self.model.buffers()])
 
     def optimizer(self) -> int:
         """Bytes of the optimizer's state: two moments for AdamW's parameters, one momentum for Muon's."""
-        optimizer = Optimizer(self.model, self.recipe.train)
+        optimizer = Optimizer(self.trained, self.recipe.train)
         moments = {"adamw": 2, "muon": 1}
         return sum(
             moments[part] * p.numel() * p.element_size()
@@ -94,11 +102,12 @@ class Estimate:
         length = length or self.recipe.data.sequence
         batch = max(rows, batch or self.recipe.train.batch)
         passes = self.passes(length, True)
-        weights = self.parameters
-        gradients = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        trained = list(trainable_parameters(self.trained).values())
+        gradients = _nbytes(trained)
+        weights = _nbytes([*self.trained.parameters(), *self.trained.buffers()])
         parts = {"parameters": float(weights), "optimizer": float(self.optimizer())}
         if self.recipe.train.ema is not None:
-            parts["average"] = float(weights)
+            parts["average"] = float(weights if self.base is None else gradients)
         blocks = self.model.spec.blocks
         active = passes.training(blocks, rows)
         if batch > rows:
@@ -117,3 +126,7 @@ class Estimate:
         working = self.passes(length, False).serving.at(self.model.spec.blocks, rows)
         parts = {"parameters": float(self.parameters), "state": state, "activations": max(0.0, working - state)}
         return Footprint("serving", rows, length, "float32", parts, {})
+
+
+def _nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

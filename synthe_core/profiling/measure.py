@@ -24,9 +24,11 @@ from synthe_core.errors import InputError, WorkError
 from synthe_core.hardware.probe import probe
 from synthe_core.model.classifier import build_model
 from synthe_core.model.language_model import LanguageModel
+from synthe_core.profiling.adapted import FrozenBase
 from synthe_core.profiling.peak_memory import peak_bytes
 from synthe_core.recipe.accounting import vocabulary_of
 from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training.gradients import accumulate_gradients, is_out_of_memory
 from synthe_core.training.objectives import objective_for
 from synthe_core.training.optimizer import Optimizer
@@ -46,12 +48,14 @@ def measure_step(
     train: bool = True,
     snapshot: Path | None = None,
     limit: int | None = None,
+    model: Path | None = None,
 ) -> int | None:
     """Peak bytes of a real step (or, without `train`, of the prefill of a prompt) beyond an idle process; None if the
     system does not report them.
 
     snapshot: the file for torch's memory history on CUDA, for https://pytorch.org/memory_viz.
     limit:    bytes of address space for the process, on a CPU; None for no limit.
+    model:    the checkpoint under an adapter; `train.lora.quantize=as_stored` needs it.
     Raises WorkError if memory runs out.
     """
     job = {
@@ -62,6 +66,7 @@ def measure_step(
         "train": train,
         "snapshot": None if snapshot is None else str(snapshot),
         "limit": limit,
+        "model": None if model is None else str(model),
     }
     done = subprocess.run(
         [sys.executable, "-m", "synthe_core.profiling.measure"],
@@ -97,7 +102,10 @@ def run(job: dict[str, Any]) -> int | None:
         raise InputError("only CUDA has memory snapshots", "leave out --snapshot")
     torch.manual_seed(recipe.seed)
     vocab, batch = vocabulary_of(recipe), max(job["rows"], recipe.train.batch) if job["train"] else job["rows"]
-    _warm_up(recipe, vocab, settings, job["train"])
+    base = None
+    if job["train"] and recipe.train.lora is not None:
+        base = FrozenBase(recipe, None if job["model"] is None else Checkpoint.open(job["model"]))
+    _warm_up(recipe, vocab, settings, base)
     idle = psutil.Process().memory_info().rss
     if job["limit"] is not None:
         import resource
@@ -106,14 +114,17 @@ def run(job: dict[str, Any]) -> int | None:
         resource.setrlimit(resource.RLIMIT_AS, (taken + job["limit"], resource.RLIM_INFINITY))
     if job["snapshot"]:
         torch.cuda.memory._record_memory_history()
-    peak = peak_bytes(lambda: _work(recipe, vocab, batch, job, settings), kind)
+    peak = peak_bytes(lambda: _work(recipe, vocab, batch, job, settings, base), kind)
     if job["snapshot"]:
         torch.cuda.memory._dump_snapshot(job["snapshot"])
     return None if peak is None else peak - (0 if kind == "cuda" else idle)
 
 
-def _work(recipe: Recipe, vocab: int, batch: int, job: dict[str, Any], settings: Any) -> None:
-    model = build_model(recipe.model, vocab, recipe.runtime.recompute).to(settings.device)
+def _work(recipe: Recipe, vocab: int, batch: int, job: dict[str, Any], settings: Any, base: FrozenBase | None) -> None:
+    if base is None:
+        model = build_model(recipe.model, vocab, recipe.runtime.recompute).to(settings.device)
+    else:
+        model = base.build(recipe.model, vocab, settings.device)
     data = PassTimer(model, settings, job["length"]).batch(batch)
     if not job["train"]:
         model.eval()
@@ -127,14 +138,17 @@ def _work(recipe: Recipe, vocab: int, batch: int, job: dict[str, Any], settings:
     for _ in range(STEPS):
         optimizer.zero_grad()
         accumulate_gradients(objective, model, data, settings, sequence=job["length"])
-        torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        torch.nn.utils.get_total_norm([p.grad for p in optimizer.parameters if p.grad is not None])
         optimizer.step(1e-3)
 
 
-def _warm_up(recipe: Recipe, vocab: int, settings: Any, train: bool) -> None:
+def _warm_up(recipe: Recipe, vocab: int, settings: Any, base: FrozenBase | None) -> None:
     """Loads libraries, compiles kernels and starts threads, which do not count; frees everything else."""
     spec = recipe.model.model_copy(update={"blocks": 1 + (recipe.model.depth.min if recipe.model.depth else 0)})
-    model = build_model(spec, min(vocab, 512), recipe.runtime.recompute).to(settings.device)
+    if base is None:
+        model = build_model(spec, min(vocab, 512), recipe.runtime.recompute).to(settings.device)
+    else:
+        model = base.build(spec, vocab, settings.device)
     data = PassTimer(model, settings, 16).batch(1)
     accumulate_gradients(objective_for(model), model, data, settings, sequence=16)
     Optimizer(model, recipe.train).step(0.0)

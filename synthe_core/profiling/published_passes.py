@@ -14,8 +14,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from synthe_core.adapters.lora_linear import trainable_parameters
 from synthe_core.interop.huggingface.pretrained import library, quiet
 from synthe_core.profiling.activations import Passes, Plane
+from synthe_core.profiling.adapted import FrozenBase
 from synthe_core.profiling.allocations import Allocations
 from synthe_core.recipe.schema import Recipe
 
@@ -48,9 +50,12 @@ class CountedAllocations(TorchDispatchMode):
         return result
 
 
-def published_passes(recipe: Recipe, vocab: int, length: int, train: bool) -> Passes:
-    """The passes of a recipe's published model over `length` tokens; backward too with `train`."""
+def published_passes(recipe: Recipe, vocab: int, length: int, train: bool, base: FrozenBase | None = None) -> Passes:
+    """The passes of a recipe's published model over `length` tokens; backward too with `train`, over `base` where an
+    adapter is trained."""
     model: Any = recipe.meta_model(vocab)
+    if train and base is not None:
+        model = base.adapted(model, "meta")
     model.recompute = False
     with quiet(library(model.name)):
         sizes = [_sizes(model, rows, length, train) for rows in (1, 2)]
@@ -64,7 +69,8 @@ def published_passes(recipe: Recipe, vocab: int, length: int, train: bool) -> Pa
         one, two = (each.get(name, 0.0) for each in sizes)
         return Plane(one, 0.0, two - one, 0.0)
 
-    step = float(max((p.numel() * p.element_size() for p in model.parameters()), default=0)) if train else 0.0
+    sizes_of = (p.numel() * p.element_size() for p in trainable_parameters(model).values())
+    step = float(max(sizes_of, default=0)) if train else 0.0
     return Passes(
         length, plane("forward"), plane("saved"), lambda _: 0.0, plane("backward"), step, plane("serving"), {}
     )
@@ -73,12 +79,15 @@ def published_passes(recipe: Recipe, vocab: int, length: int, train: bool) -> Pa
 def _sizes(model: Any, rows: int, length: int, train: bool) -> dict[str, float]:
     """Bytes of passes over `rows` texts: see `Passes`."""
     tokens = torch.zeros(rows, length, dtype=torch.int64, device="meta")
-    model.requires_grad_(train).train(train)
+    frozen = any(not parameter.requires_grad for parameter in model.parameters())  # under an adapter
+    if not frozen:
+        model.requires_grad_(train)
+    model.train(train)
     sizes = {"serving": float(_prefill(model.eval(), tokens).peak)}
     if not train:
         return sizes
     model.train()
-    for parameter in model.parameters():
+    for parameter in trainable_parameters(model).values():
         parameter.grad = torch.zeros_like(parameter)
     with CountedAllocations() as forward:
         loss, _ = model.loss(tokens, tokens)

@@ -11,6 +11,7 @@ from synthe_core.errors import InputError, WorkError
 from synthe_core.hardware.probe import Gpu, Hardware, probe
 from synthe_core.model.classifier import build_model
 from synthe_core.profiling.activations import Plane, saved_by_learner
+from synthe_core.profiling.adapted import FrozenBase
 from synthe_core.profiling.allocations import measure_allocations
 from synthe_core.profiling.cards import CARDS, card_memory, usable_bytes, usable_on
 from synthe_core.profiling.chart import matched_transformer, page, serving_curve
@@ -278,3 +279,59 @@ def test_a_recurrent_model_is_flat_and_a_transformer_is_not() -> None:
     assert "<h1>memory &lt;of&gt; it</h1>" in drawn
     assert drawn.count("<circle") == 2 * len(flat.points)
     assert "http" not in drawn
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4", "int4"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_step_of_an_adapter_takes_the_predicted_memory(quantize: str | None, recompute: bool) -> None:
+    lora = {"rank": 4, "quantize": quantize}
+    config = recipe(
+        {"type": "attention", "heads": 2}, "mlp", runtime={"recompute": recompute}, train={"batch": 8, "lora": lora}
+    )
+    estimate = Estimate(config, probe())
+    predicted = estimate.training(3)
+    chosen = settings_for(config, probe())
+    chosen.precision, chosen.micro_batch = predicted.precision, 3
+    base = FrozenBase(config)
+    model = base.build(config.model, estimate.vocab, "cpu")
+    held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    assert predicted.parts["parameters"] == held
+    optimizer = Optimizer(model, config.train)
+    batch = PassTimer(model, chosen, config.data.sequence).batch(8)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        accumulate_gradients(objective_for(model), model, batch, chosen, sequence=config.data.sequence)
+        optimizer.step(1e-3)
+
+    step()
+    optimizer.zero_grad()
+    most = measure_allocations(step).peak
+    there = predicted.parts["parameters"] + predicted.parts["optimizer"] + predicted.parts["data"]
+    assert predicted.peak - there == pytest.approx(most, rel=0.1)
+    state = sum(x.numel() * x.element_size() for x in optimizer.tensors().values() if x.dim())
+    assert predicted.parts["optimizer"] == state
+    whole = Estimate(recipe({"type": "attention", "heads": 2}, "mlp"), probe()).training(3)
+    assert predicted.parts["gradients"] < 0.5 * whole.parts["gradients"]
+    if quantize is not None:
+        assert predicted.parts["parameters"] < 0.4 * whole.parts["parameters"]
+
+
+def test_a_recipe_has_no_stored_formats() -> None:
+    with pytest.raises(InputError, match="how matrices are stored is known of a model only") as error:
+        Estimate(recipe(train={"batch": 8, "lora": {"rank": 4, "quantize": "as_stored"}}), probe())
+    assert "name the model's file" in error.value.hint
+
+
+@pytest.mark.slow
+def test_a_process_that_trains_an_adapter_takes_the_predicted_memory() -> None:
+    """By the operating system: within a tenth."""
+    config = recipe(
+        {"type": "attention", "heads": 8},
+        "mlp",
+        model={"width": 512, "blocks": 8},
+        train={"batch": 4, "lora": {"rank": 8, "quantize": "int4"}},
+    )
+    predicted = Estimate(config, probe()).training(4)
+    measured = measure_step(config, rows=4, length=128, precision=predicted.precision)
+    assert measured is None or predicted.peak == pytest.approx(measured, rel=0.1)

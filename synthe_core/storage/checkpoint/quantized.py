@@ -43,7 +43,7 @@ def load_quantized(
         else:
             value = check_finite(name, tensors[name], source)
             check_shape(name, like, tuple(value.shape), source)
-            _set(model, name, value)
+            set_tensor(model, name, value)
         if (release := getattr(tensors, "release", None)) is not None:
             release()
     if format == AS_STORED and formats == {"float32"}:
@@ -70,7 +70,7 @@ def _matrix(tensors: Mapping[str, Tensor], name: str, source: Path, format: str,
     return matrix
 
 
-def _set(model: nn.Module, name: str, value: Tensor) -> None:
+def set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
     """Gives a parameter or buffer its value, and storage if it has none."""
     target = model.state_dict(keep_vars=True)[name]
     if not target.is_meta:
