@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from synthe_core.model.language_model import Mean
+
 
 class WeightedMeans:
     """Weighted means of named values."""
@@ -22,6 +24,17 @@ class WeightedMeans:
 
     def values(self) -> dict[str, Tensor]:
         return {name: total / max(self._weights[name], 1e-9) for name, total in self._sums.items()}
+
+
+def add_means(sums: dict[str, Mean], means: Mapping[str, Mean]) -> None:
+    """Adds the parts of means to the sums of their names."""
+    for name, mean in means.items():
+        sums[name] = sums[name] + mean if name in sums else mean
+
+
+def mean_values(sums: Mapping[str, Mean]) -> dict[str, float]:
+    """The means of those names that count something."""
+    return {name: float(mean.total) / float(mean.weight) for name, mean in sums.items() if float(mean.weight)}
 
 
 class FlopCounter:

@@ -39,14 +39,14 @@ class Head(Linear):
         return self._capped(self.project(self._scaled(x), dtype=dtype))
 
     def cross_entropy(
-        self, hidden: Tensor, targets: Tensor, with_top: bool = False
+        self, hidden: Tensor, targets: Tensor, with_top: bool = False, per_token: bool = False
     ) -> tuple[Tensor, Tensor, TopPrediction | None]:
         """The loss of `linear_cross_entropy` on these logits."""
         hidden, weight = self._scaled(hidden), self.weight
         if self.bias is not None:  # one more channel, which is 1
             hidden = torch.cat([hidden, hidden.new_ones(*hidden.shape[:-1], 1)], -1)
             weight = torch.cat([weight, self.bias[:, None]], 1)
-        return linear_cross_entropy(hidden, weight, targets, with_top, self.cap)
+        return linear_cross_entropy(hidden, weight, targets, with_top, self.cap, per_token)
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.scale == 1.0 else x * self.scale
@@ -63,9 +63,10 @@ class QuantizedHead(QuantizedLinear, Head):
         self.scale, self.cap = base.scale, base.cap
 
     def cross_entropy(
-        self, hidden: Tensor, targets: Tensor, with_top: bool = False
+        self, hidden: Tensor, targets: Tensor, with_top: bool = False, per_token: bool = False
     ) -> tuple[Tensor, Tensor, TopPrediction | None]:
-        return quantized_cross_entropy(self._scaled(hidden), self.matrix, targets, with_top, self.cap, self.bias)
+        hidden = self._scaled(hidden)
+        return quantized_cross_entropy(hidden, self.matrix, targets, with_top, self.cap, self.bias, per_token)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._capped(QuantizedLinear.forward(self, self._scaled(x)))

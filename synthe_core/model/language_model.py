@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -35,13 +36,33 @@ class ModelState(NamedTuple):
     blocks: list[list[Any]]
 
 
+class Mean(NamedTuple):
+    """A mean, in parts: the `total` of values and their `weight`, how many they are; 0-dim, no gradient."""
+
+    total: Tensor
+    weight: Tensor | int
+
+    @classmethod
+    def of(cls, values: Tensor, where: Tensor | None = None) -> Mean:
+        """Of the values of a tensor, or of those `where` a mask is true."""
+        values = values.detach()
+        if where is None:
+            return cls(values.sum(), values.numel())
+        return cls(torch.where(where, values, 0.0).sum(), where.sum())
+
+    def __add__(self, other: Mean) -> Mean:  # type: ignore[override]
+        return Mean(self.total + other.total, self.weight + other.weight)
+
+
 class Loss(NamedTuple):
-    """`total` nats over `scored` tokens (differentiable), `auxiliary` losses, and `each` token's loss [B, T].
+    """`total` nats over `scored` tokens (differentiable), `auxiliary` losses, and `each` token's loss [B, T], with a
+    gradient where `per_token` asks for it.
 
     measures: figures of the pass, the mean of each name over the learners that measure it; 0-dim, no gradient.
     skipped: floating-point operations that learners left out of the pass, of those that `flops` states; 0-dim or 0.0.
     buffer_updates: buffers and their values after the step, for `apply_buffer_updates`.
     state: the recurrent state after the batch, where an objective carries it.
+    means: an objective's own figures by name.
     """
 
     total: Tensor
@@ -52,6 +73,7 @@ class Loss(NamedTuple):
     skipped: Tensor | float
     buffer_updates: Sequence[tuple[Tensor, Tensor]] = ()
     state: ModelState | None = None
+    means: Mapping[str, Mean] = MappingProxyType({})
 
     @property
     def objective(self) -> Tensor:
@@ -251,12 +273,18 @@ class LanguageModel(Backbone):
         return self.head(ctx.last(hidden, 1)[:, 0]), after
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, state: ModelState | None = None, lengths: Tensor | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: ModelState | None = None,
+        lengths: Tensor | None = None,
+        per_token: bool = False,
     ) -> tuple[Loss, ModelState]:
-        """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each."""
+        """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each. `per_token`: the
+        loss of each token, too, carries a gradient."""
         hidden, after, ctx = self.hidden(tokens, state, lengths)
         confident = self.confidence is not None and "confidence" not in ctx.without
-        total, each, top = self.head.cross_entropy(hidden, targets, confident)
+        total, each, top = self.head.cross_entropy(hidden, targets, confident, per_token)
         scored, logged = (targets != IGNORED).sum(), measures(ctx)
         losses = self.auxiliary_losses(hidden, ctx, targets, top)
         if self.confidence is not None and not confident:

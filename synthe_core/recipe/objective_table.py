@@ -10,7 +10,10 @@ OBJECTIVES = Table(
     {
         "classification": "synthe_core.training.objectives.classification:Classification",
         "distill": "synthe_core.training.objectives.distill:Distill",
+        "dpo": "synthe_core.training.objectives.dpo:DPO",
+        "kto": "synthe_core.training.objectives.kto:KTO",
         "language_modeling": "synthe_core.training.objectives.language_modeling:LanguageModeling",
+        "orpo": "synthe_core.training.objectives.orpo:ORPO",
         "sft": "synthe_core.training.objectives.sft:SFT",
     },
 )

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from synthe_core.data.stream import Batch
-from synthe_core.evaluation.accumulators import WeightedMeans
+from synthe_core.evaluation.accumulators import WeightedMeans, add_means
 from synthe_core.model.classifier import Model
-from synthe_core.model.language_model import ModelState
+from synthe_core.model.language_model import Mean, ModelState
 from synthe_core.state import detach, join, map_leaves
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext
 from synthe_core.training.settings import Settings
@@ -30,6 +30,7 @@ class BatchLoss(NamedTuple):
     measures:       what learners measured, means over tokens.
     skipped_flops:  operations of the forward passes that learners skipped.
     buffer_updates: buffers and their values after the step.
+    means:          the objective's own figures.
     """
 
     total: Tensor
@@ -40,6 +41,7 @@ class BatchLoss(NamedTuple):
     measures: dict[str, Tensor]
     skipped_flops: Tensor | float
     buffer_updates: list[tuple[Tensor, Tensor]]
+    means: dict[str, Mean]
 
 
 def accumulate_gradients(
@@ -85,6 +87,7 @@ class _Passes:
         self._measures = WeightedMeans()
         self._skipped: Tensor | float = 0.0
         self._updates: list[tuple[Tensor, Tensor]] = []
+        self._means: dict[str, Mean] = {}
 
     def add(self, part: Batch, state: ModelState | None) -> ModelState | None:
         """One pass, forward and backward, from a state; returns the state after it, if the objective carries it."""
@@ -97,10 +100,11 @@ class _Passes:
                 minimized = minimized + share
                 self._auxiliary[name] = self._auxiliary.get(name, 0.0) + share.detach()
         minimized.backward()
-        self._total += loss.total.detach()
+        self._total = self._total + loss.total.detach()
         self._measures.add(loss.measures, part.tokens)
         self._skipped = self._skipped + loss.skipped
         self._updates += loss.buffer_updates
+        add_means(self._means, loss.means)
         return None if loss.state is None else detach(loss.state)
 
     def loss(self, tokens: int, state: ModelState | None) -> BatchLoss:
@@ -113,6 +117,7 @@ class _Passes:
             self._measures.values(),
             self._skipped,
             self._updates,
+            self._means,
         )
 
 

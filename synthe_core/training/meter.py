@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from synthe_core.evaluation.accumulators import FlopCounter, WeightedMeans
+from synthe_core.evaluation.accumulators import FlopCounter, WeightedMeans, add_means, mean_values
 from synthe_core.hardware.rates import measure_matmul
+from synthe_core.model.language_model import Mean
 from synthe_core.profiling import device_memory
 from synthe_core.training.gradients import BatchLoss
 from synthe_core.training.settings import Settings
@@ -31,6 +32,7 @@ class Meter:
         self._nats: list[Any] = []
         self._auxiliary: dict[str, list[Any]] = {}
         self._measures, self._flops = WeightedMeans(), FlopCounter()
+        self._means: dict[str, Mean] = {}
         self._targets, self._tokens, self._seconds = 0, 0, 0.0
 
     def add(self, batch: BatchLoss, seconds: float, flops: float) -> None:
@@ -41,6 +43,7 @@ class Meter:
         self._targets += batch.num_targets
         self._tokens += batch.num_tokens
         self._measures.add(batch.measures, batch.num_tokens)
+        add_means(self._means, batch.means)
         self._flops.add(batch.num_tokens, flops, batch.skipped_flops)
         self._seconds += seconds
 
@@ -61,6 +64,7 @@ class Meter:
         for name, parts in self._auxiliary.items():
             values[name] = sum(map(float, parts)) / len(parts)
         values |= {name: float(value) for name, value in self._measures.values().items()} | flops
+        values |= mean_values(self._means)
         self.tokens_per_second = rate
         self._clear()
         return values

@@ -28,6 +28,35 @@ def test_chunked_equals_the_reference(chunk_bytes, cap, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize("with_total", [False, True])
+def test_each_token_may_carry_a_gradient(with_total, cap, frozen, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 4 * 37 * 10)
+    factors = torch.linspace(-1, 2, 3 * 29, dtype=torch.float64).view(3, 29)
+    results = []
+    for kernel in ("reference", "chunked"):
+        hidden, weight, targets = problem()
+        used = weight.detach() if frozen else weight
+        total, each, _ = linear_cross_entropy.named(kernel)(hidden, used, targets, False, cap, True)
+        assert torch.equal(total, each.sum()) or torch.allclose(total, each.sum())
+        ((each * factors).sum().exp() + (0.3 * total if with_total else 0)).backward()
+        results.append((each.detach(), hidden.grad, *([] if frozen else [weight.grad])))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_the_gradient_of_each_token_is_computed_as_the_pass_was():
+    """In autocast's type, though the backward pass runs outside of it."""
+    hidden, weight, targets = problem()
+    hidden, weight = (x.detach().float().requires_grad_() for x in (hidden, weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        each = linear_cross_entropy(hidden, weight, targets, per_token=True)[1]
+        expected = linear_cross_entropy(hidden, weight, targets)[0]
+    slopes = [torch.autograd.grad(value, weight)[0] for value in (each.sum(), expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-5, atol=1e-5)
+
+
 def test_unscored_tokens_cost_nothing():
     hidden, weight, targets = problem()
     total, each, verdict = linear_cross_entropy(hidden, weight, targets)

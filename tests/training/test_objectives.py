@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from synthe_core.data.conversations.example_batches import GOOD
 from synthe_core.data.stream import Batch
 from synthe_core.errors import InputError
 from synthe_core.hardware.execution import ExecutionContext
@@ -20,7 +21,7 @@ from synthe_core.storage.manifest import Manifest
 from synthe_core.training.objectives import OBJECTIVES, objective_for
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext, ObjectiveSetup
 
-VOCAB, ROWS, TIME = 31, 5, 9
+VOCAB, ROWS, TIME = 31, 6, 9
 Ready = Callable[[str], tuple[Objective, Model, Batch]]
 EACH = pytest.mark.parametrize("name", list(OBJECTIVES))
 
@@ -40,23 +41,33 @@ def batch_of(objective: Objective) -> Batch:
     if objective.of_encoders:
         targets[:, :-1] = IGNORED
         targets[:, -1] %= 3
-    return Batch(tokens[:, :-1].contiguous(), targets)
+    if objective.reads not in ("preferences", "ratings"):
+        return Batch(tokens[:, :-1].contiguous(), targets)
+    targets[:, :3] = IGNORED  # a prompt
+    group = 2 if objective.reads == "preferences" else 1
+    good = {GOOD: torch.arange(ROWS) % 2 == 0}
+    return Batch(tokens[:, :-1].contiguous(), targets, torch.full((ROWS,), TIME), group, good)
 
 
 @pytest.fixture
 def ready(tmp_path: Path) -> Ready:
-    """An objective of the table with a model and a batch; one that needs a teacher has a copy of the model."""
+    """An objective of the table with a model and a batch as training steps give it; one that needs a teacher has a copy
+    of the model."""
 
     def make(name: str) -> tuple[Objective, Model, Batch]:
         objective = OBJECTIVES[name]()
         model, batch = model_of(objective), batch_of(objective)
+        context = ExecutionContext(torch.device("cpu"))
+        setup = ObjectiveSetup(model, None, context, ROWS, TIME)  # type: ignore[arg-type]
+        if objective.reads in ("preferences", "ratings"):
+            list(objective.begin(setup))
+            batch = objective.prepare(model, batch)
         if "teacher" in type(objective.config).model_fields:
             values = {"name": "teacher", "model": model.spec.model_dump(mode="json"), "data": {"sources": "stdlib"}}
             recipe, tensors = Recipe.model_validate(values), {k: t.float() for k, t in weights(model).items()}
             path = save(tmp_path / name, recipe=recipe, vocab=VOCAB, tensors=tensors, manifest=Manifest()).path
             objective = OBJECTIVES[name](OBJECTIVES[name].Config(teacher=str(path)))
-            context = ExecutionContext(torch.device("cpu"))
-            objective.setup = ObjectiveSetup(model, None, context, ROWS, TIME)  # type: ignore[arg-type]
+            objective.setup = setup
             with torch.no_grad():
                 model.norm.weight.mul_(1.5)  # not the teacher itself, from which nothing is learnt
         return objective, model, batch
@@ -64,15 +75,11 @@ def ready(tmp_path: Path) -> Ready:
     return make
 
 
-def rows(batch: Batch, part: slice) -> Batch:
-    return Batch(batch.inputs[part], batch.targets[part])
-
-
 @EACH
 def test_the_total_is_a_sum_over_scored_targets(ready: Ready, name: str) -> None:
     objective, model, batch = ready(name)
     whole = objective(model, batch, ObjectiveContext())
-    parts = [objective(model, rows(batch, part), ObjectiveContext()) for part in (slice(0, 2), slice(2, None))]
+    parts = [objective(model, batch.select(part), ObjectiveContext()) for part in (slice(0, 2), slice(2, None))]
     assert int(whole.scored) == objective.count(batch) == sum(int(part.scored) for part in parts)
     torch.testing.assert_close(whole.total, parts[0].total + parts[1].total)
     assert (
@@ -85,10 +92,10 @@ def test_the_total_is_a_sum_over_scored_targets(ready: Ready, name: str) -> None
 @EACH
 def test_what_is_not_a_target_has_no_gradient(ready: Ready, name: str) -> None:
     objective, model, batch = ready(name)
-    batch.targets[1:] = IGNORED
+    batch.targets[batch.group :] = IGNORED
     gradients = []
-    for part in (slice(0, 1), slice(None)):
-        loss = objective(model, rows(batch, part), ObjectiveContext())
+    for part in (slice(0, batch.group), slice(None)):
+        loss = objective(model, batch.select(part), ObjectiveContext())
         parameters = list(model.parameters())
         gradients.append(torch.autograd.grad(loss.total, parameters, allow_unused=True))
     for alone, together in zip(*gradients, strict=True):

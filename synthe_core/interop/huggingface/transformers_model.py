@@ -217,20 +217,26 @@ class TransformersModel:
         return self.head(ctx.last(hidden, 1))[:, 0], after
 
     def loss(
-        self, tokens: Tensor, targets: Tensor, state: ModelState | None = None, lengths: Tensor | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        state: ModelState | None = None,
+        lengths: Tensor | None = None,
+        per_token: bool = False,
     ) -> tuple[Loss, ModelState]:
-        """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each. Where gradients are
-        recorded, texts begin with `tokens`, and the state after them is the initial one."""
+        """Cross-entropy of `targets` int64 [B, T] (-100 = not scored) given the tokens up to each; with `per_token`
+        each carries a gradient. Where gradients are recorded, texts begin with `tokens`, and the state after them is
+        the initial one."""
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):
             assert state is None, "a recipe that carries a state is refused"
-            return self._training_loss(tokens, targets), self.init_state(len(tokens))
+            return self._training_loss(tokens, targets, per_token), self.init_state(len(tokens))
         with torch.inference_mode():
             hidden, after, _ = self.hidden(tokens, state, lengths)
             chunks = logits_in_chunks(cast(LanguageModel, self), hidden, targets)
             each = torch.cat([_cross_entropy(logits, part) for logits, part in chunks], 1)
         return Loss(each.sum(), (targets != IGNORED).sum(), {}, each, {}, 0.0), after
 
-    def _training_loss(self, tokens: Tensor, targets: Tensor) -> Loss:
+    def _training_loss(self, tokens: Tensor, targets: Tensor, per_token: bool) -> Loss:
         """The loss with its gradient, without a cache. Logits are computed again in the backward pass."""
         cached = tokens.is_meta and self._measured.has_windows  # else it looks at positions, which have no storage
         with quiet(library(self.name)):
@@ -242,7 +248,8 @@ class TransformersModel:
         size = places_per_chunk(cast(LanguageModel, self), len(tokens))
         parts = zip(hidden.split(size, 1), targets.split(size, 1), strict=True)
         each = torch.cat([checkpoint(chunk, *part, use_reentrant=False, preserve_rng_state=False) for part in parts], 1)
-        return Loss(each.sum(), (targets != IGNORED).sum(), {}, each.detach(), {}, 0.0)
+        each_loss = each if per_token else each.detach()
+        return Loss(each.sum(), (targets != IGNORED).sum(), {}, each_loss, {}, 0.0)
 
     def __getattr__(self, name: str) -> Any:
         """Modules, parameters, buffers and the like are those of the model of transformers."""
