@@ -100,7 +100,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make, base, name, kind, tmp_p
     config = make(name, **keys)
     first = base
     if kind == "continued adapter":
-        list(train(make("sft", budget="2steps", lora=keys["lora"]), out=tmp_path / "first", init=base))
+        list(train(make("orpo", budget="2steps", lora=keys["lora"]), out=tmp_path / "first", init=base))
         first = tmp_path / "first"
     list(train(config, out=tmp_path / "whole", init=first))
     for path in (tmp_path / "cache").glob("reference/*"):
