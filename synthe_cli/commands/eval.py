@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from synthe_cli import figures
+from synthe_cli.commands.eval_document import EXAMPLES as DOCUMENT_EXAMPLES
+from synthe_cli.commands.eval_document import document
 from synthe_cli.commands.eval_lm import LIST_EXAMPLES, LM_EXAMPLES, list_tasks, lm
 from synthe_cli.commands.eval_perplexity import EXAMPLES as PERPLEXITY_EXAMPLES
 from synthe_cli.commands.eval_perplexity import perplexity
@@ -29,6 +31,9 @@ app.command("lm", cls=Command, short_help="Run tasks of lm-evaluation-harness.",
 app.command(
     "perplexity", cls=Command, short_help="Measure bits per byte by context length.", epilog=PERPLEXITY_EXAMPLES
 )(perplexity)
+app.command(
+    "document", cls=Command, short_help="Ask about a document, by how the model knows it.", epilog=DOCUMENT_EXAMPLES
+)(document)
 app.command("list", cls=Command, short_help="List the suites and tasks.", epilog=LIST_EXAMPLES)(list_tasks)
 
 

@@ -44,6 +44,7 @@ synthe train --init runs/tiny --data letters.txt --lora rank=8,targets=delta,mlp
 synthe train --init models/smollm2 --data chats.jsonl --objective sft --lora rank=16
 synthe train recipes/distill/hybrid.yaml --teacher models/smollm2  a Transformer's student, three stages
 synthe train --init model.gguf --data letters.txt --lora rank=16,quantize=as_stored     the model stays quantised
+synthe train --init models/smollm2 --document handbook.pdf --lora rank=32 --out runs/handbook
 synthe train tiny | synthe generate - --prompt "import "         then generate text
 synthe train recipes/60m.yaml --json | jq -c 'select(.event == "metric")'
 """,
@@ -91,6 +92,14 @@ def train(
             autocompletion=complete_run,
         ),
     ] = None,
+    document: Annotated[
+        Path | None,
+        typer.Option(
+            "--document",
+            metavar="FILE",
+            help="Put the knowledge of this text, HTML, PDF or Word file into the adapter.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train the model of a recipe, and print the path of the run.
@@ -101,6 +110,8 @@ def train(
     objective = objective or ("distill" if teacher else None)
     given = [f"objective.type={objective}"] if objective else []
     given += [f"objective.teacher={teacher}"] if teacher else []
+    if document is not None:
+        given = ["objective.type=document", f"objective.document={document}"]
     changes = overrides(data, [*given, *([lora(adapter)] if adapter else []), *(assign or [])])
     path = _recipe_path(recipe) if recipe else None
     first = find_checkpoint(init) if init else None

@@ -12,6 +12,7 @@ OBJECTIVES = Table(
         "distill": "synthe_core.training.objectives.distill:Distill",
         "dpo": "synthe_core.training.objectives.dpo:DPO",
         "kto": "synthe_core.training.objectives.kto:KTO",
+        "document": "synthe_core.training.objectives.document:Document",
         "language_modeling": "synthe_core.training.objectives.language_modeling:LanguageModeling",
         "orpo": "synthe_core.training.objectives.orpo:ORPO",
         "sft": "synthe_core.training.objectives.sft:SFT",

@@ -36,7 +36,7 @@ from synthe_core.training.data import TextData, TrainingData
 from synthe_core.training.distillation.student import with_student
 from synthe_core.training.example_data import open_example_data
 from synthe_core.training.loggers import require
-from synthe_core.training.objectives import objective_for
+from synthe_core.training.objectives import OBJECTIVES, objective_for
 from synthe_core.training.objectives.objective import Objective, ObjectiveSetup
 from synthe_core.training.optimizer import Optimizer
 from synthe_core.training.settings import Settings, settings_for
@@ -96,7 +96,7 @@ def train(
         base = None if recipe.train.lora is None else base_of(source, recipe)
         stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(recipe.runtime.threads or threads)
-        data = yield from _open_data(recipe, stop)
+        data = yield from _open_data(recipe, base, stop)
         state = _initial_state(recipe, data, settings, source, base, begins=checkpoint is None)
         run = RunFolder(path)  # once nothing of the command is refused any more
         stack.push(partial(_close, run, begins=not resume))
@@ -191,9 +191,9 @@ def _open_run(
     return out, Checkpoint.open(out, latest=True)
 
 
-def _open_data(recipe: Recipe, stop: Stop) -> Generator[Event, None, TrainingData]:
+def _open_data(recipe: Recipe, base: Checkpoint | None, stop: Stop) -> Generator[Event, None, TrainingData]:
     """The training data, prepared now if they are not in the cache. Raises Interrupted once `stop` is set."""
-    work = _prepare(recipe)
+    work = _prepare(recipe, base)
     while True:
         try:
             event = next(work)
@@ -206,7 +206,10 @@ def _open_data(recipe: Recipe, stop: Stop) -> Generator[Event, None, TrainingDat
             raise Interrupted("stopped while preparing the data", "the same command continues where it stopped")
 
 
-def _prepare(recipe: Recipe) -> Generator[Event, None, TrainingData]:
+def _prepare(recipe: Recipe, base: Checkpoint | None) -> Generator[Event, None, TrainingData]:
+    if recipe.objective is not None:
+        objective: Objective = OBJECTIVES[recipe.objective.type](recipe.objective)
+        recipe = recipe.model_copy(update={"data": (yield from objective.write_data(recipe, base))})
     if recipe.reads == "text":
         data: TrainingData = TextData(recipe, (yield from open_data(recipe.data)))
     else:
@@ -224,7 +227,9 @@ def _begin(state: TrainState, checkpoint: Checkpoint | None, data: TrainingData)
     if saved:
         state.objective.load(saved)
     settings = state.settings
-    setup = ObjectiveSetup(state.model, data.tokenizer, settings.context, settings.micro_batch, data.sequence)
+    setup = ObjectiveSetup(
+        state.model, data.tokenizer, settings.context, settings.micro_batch, data.sequence, data.source_names
+    )
     yield from state.objective.begin(setup)
 
 

@@ -14,10 +14,12 @@ from synthe_core.inference.outputs import Finished, Output, OutputCallback, Toke
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.inference.sequence import Sequence as EngineSequence
+from synthe_core.model.session import Session
 from synthe_core.training.documents.prompts import Prompt
 
 MAX_NUM_SEQS = 64
 CACHE_BYTES = 1 << 30
+MAX_STATE_BYTES = 2 << 30
 PROGRESS_SECONDS = 0.5
 
 
@@ -46,24 +48,27 @@ def complete(
     sampling: SamplingParams,
     seed: int = 0,
     stop: Sequence[str] = (),
+    session: Session | None = None,
 ) -> Generator[Event, None, list[str]]:
     """The text of at most `max_tokens` tokens after each prompt, cut before the first of `stop`. Prompt i draws with
-    `seed` + i. Yields Progress named `what`. Prompts that share a prefix should stand together: it is read once."""
-    engine = offline_engine(model, MAX_NUM_SEQS, cache_bytes=CACHE_BYTES)
+    `seed` + i. Yields Progress named `what`. Prompts that share a prefix should stand together: it is read once.
+    session: of one row, which every prompt continues."""
+    engine = offline_engine(model, MAX_NUM_SEQS, max_state_bytes=MAX_STATE_BYTES, cache_bytes=CACHE_BYTES)
+    past = 0 if session is None else int(session.state.position[0]) + 1
     texts = [_Text(tokenizer, stop) for _ in prompts]
     sequences: list[EngineSequence] = []
     for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         request = Request(
             model.name,
             prompt.tokens,
-            model.fitting(max_tokens, len(prompt.tokens)),
+            model.fitting(max_tokens, past + len(prompt.tokens)),
             sampling,
             seed=seed + number,
             return_logprob=False,
             cache_breakpoints=(prompt.shared,) if prompt.shared else (),
         )
         receive: OutputCallback = text.receive
-        sequences.append(engine.add_request(request, receive))
+        sequences.append(engine.add_request(request, receive, session=session))
     started = shown = time.monotonic()
     while engine.has_unfinished:
         engine.step()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Generator, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import NamedTuple
 
 from synthe_core.data.document_text.matching import contains, words
 from synthe_core.data.document_text.passages import Passage, sentences
-from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice
 from synthe_core.inference.loaded_model import LoadedModel
@@ -191,7 +189,8 @@ def sentences_of(passage: Passage) -> list[_Sentence]:
 
 def _shared(prompts: Sequence[Sequence[int]]) -> list[Prompt]:
     """Prompts with the length of the prefix that all of them share, which leaves a token of each."""
-    common = len(os.path.commonprefix([list(each[:-1]) for each in prompts])) if len(prompts) > 1 else 0
+    columns = zip(*(each[:-1] for each in prompts), strict=False) if len(prompts) > 1 else ()
+    common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     return [Prompt(tuple(each), common) for each in prompts]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from synthe_core.data.spec import DataSpec
 from synthe_core.data.stream import Batch
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.events import Event
@@ -15,6 +16,7 @@ from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import Loss, ModelState
 from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.recipe.objectives import ObjectiveConfig, Reads
+from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint
 
 
@@ -35,6 +37,7 @@ class ObjectiveSetup(NamedTuple):
     context:   how passes run: device, precision, kernels.
     rows:      rows of a pass that fit into memory, of `sequence` tokens each.
     sequence:  the longest row.
+    sources:   the training data, as a recipe names them.
     """
 
     model: Any
@@ -42,6 +45,7 @@ class ObjectiveSetup(NamedTuple):
     context: ExecutionContext
     rows: int
     sequence: int
+    sources: Sequence[str] = ()
 
 
 class Score(Protocol):
@@ -90,6 +94,11 @@ class Objective(ABC):
 
     def initialise(self, model: Any) -> None:  # noqa: B027
         """Sets the first weights of a run that begins without --init. By default they stay random."""
+
+    def write_data(self, recipe: Recipe, base: Checkpoint | None) -> Generator[Event, None, DataSpec]:
+        """The data to train on: the recipe's, unless the objective makes its own. base: the model under the adapter."""
+        yield from ()
+        return recipe.data
 
     def begin(self, setup: ObjectiveSetup) -> Iterator[Event]:
         """Gets ready before the first step: loads a teacher, copies a reference. By default it stores `setup`."""
