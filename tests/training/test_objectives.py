@@ -19,6 +19,7 @@ from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import save, weights
 from synthe_core.storage.manifest import Manifest
 from synthe_core.training.objectives import OBJECTIVES, objective_for
+from synthe_core.training.objectives.document import IDS, LOG_P, Document
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext, ObjectiveSetup
 
 VOCAB, ROWS, TIME = 31, 6, 9
@@ -41,6 +42,10 @@ def batch_of(objective: Objective) -> Batch:
     if objective.of_encoders:
         targets[:, :-1] = IGNORED
         targets[:, -1] %= 3
+    if isinstance(objective, Document):  # what `prepare` adds
+        probabilities = torch.rand(ROWS, TIME, 4, generator=generator, dtype=torch.float64)
+        ids = torch.rand(ROWS, TIME, VOCAB, generator=generator).argsort(-1)[..., :4]
+        return Batch(tokens[:, :-1].contiguous(), targets, extras={LOG_P: (probabilities / 5).log(), IDS: ids})
     if objective.reads not in ("preferences", "ratings"):
         return Batch(tokens[:, :-1].contiguous(), targets)
     targets[:, :3] = IGNORED  # a prompt
@@ -73,6 +78,10 @@ def ready(tmp_path: Path) -> Ready:
         return objective, model, batch
 
     return make
+
+
+def rows(batch: Batch, part: slice) -> Batch:
+    return batch.select(part)
 
 
 @EACH

@@ -54,7 +54,11 @@ def base_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model": {
                 "width": 32,
                 "blocks": 2,
-                "block": [{"type": "attention", "heads": 2, "window": 10}, {"type": "mlp", "hidden": 64}],
+                "block": [
+                    {"type": "attention", "heads": 2, "window": 10},
+                    {"type": "delta", "heads": 2},  # sees the passage
+                    {"type": "mlp", "hidden": 64},
+                ],
             },
             "data": {"sources": str(folder / "text.txt"), "sequence": 64, "validation": 0.1},
             "train": {"budget": "150steps", "batch": 8, "micro_batch": 8, "lr": 1e-2, "validations": 1},

@@ -53,6 +53,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe, base, tmp_path):
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_without_loss(recipe, base, tmp_path):
     config = recipe("train.budget=20steps", "train.save_every=1steps")
     (tmp_path / "recipe.yaml").write_text(config.to_yaml())
@@ -99,7 +100,7 @@ def test_a_document_is_put_into_an_adapter(recipe, base, tmp_path):
         list(train(recipe("train.lora=null"), init=base, out=tmp_path / "run"))
     assert "--lora" in str(caught.value.hint)
     with pytest.raises(InputError, match="names no document"):
-        list(train(recipe("objective.document="), init=base, out=tmp_path / "run"))
+        list(train(recipe("objective={type: document}"), init=base, out=tmp_path / "run"))
 
 
 def test_a_changed_document_is_not_resumed(recipe, base, document, tmp_path):
@@ -109,7 +110,7 @@ def test_a_changed_document_is_not_resumed(recipe, base, document, tmp_path):
             if isinstance(event, Metric) and event.step == 2:
                 stop.set()
     document.write_text(document.read_text().replace("Ottilie Brand keeps", "Ottilie Brand and Ottilie Brand keeps"))
-    with pytest.raises(InputError, match="the training text is not what it was|the validation text is not"):
+    with pytest.raises(InputError, match="text is not what it was"):
         list(train(recipe(), out=tmp_path / "run", resume=True))
 
 
