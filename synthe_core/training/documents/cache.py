@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from synthe_core.data.document_text import Passage, passages, read_document
+from synthe_core.data.document_text import DocumentText, Passage, passages, read_document
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice
 from synthe_core.hardware.probe import cache_dir
@@ -40,9 +40,7 @@ def document_material(
     InputError for a document without text, and where the model writes nothing useful.
     """
     text = read_document(document)
-    facts = [FORMAT, base.digest, text.digest, text.title, cut, settings]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-    path = cache_dir() / "documents" / f"{digest}.jsonl"
+    path = material_path(text, base, cut, settings)
     if path.is_file():
         yield Notice(f"{document}: questions and continuations from the cache ({path})")
         return path
@@ -54,6 +52,13 @@ def document_material(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, "".join(_line(item, pieces, text.title) for item in items))
     return path
+
+
+def material_path(text: DocumentText, base: Checkpoint, cut: PassageSettings, settings: MaterialSettings) -> Path:
+    """Where the material is stored, by all that it depends on."""
+    facts = [FORMAT, base.digest, text.digest, text.title, cut, settings]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return cache_dir() / "documents" / f"{digest}.jsonl"
 
 
 def _fitting(model: LoadedModel, tokens: int) -> int:

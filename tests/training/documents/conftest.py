@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from synthe_core.recipe.schema import Recipe
-from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training import recipe_from_checkpoint, train
+from tests.inference.conftest import written
 
 TEXT = """# Mill
 
@@ -99,5 +98,8 @@ def recipe(base: Path, document: Path) -> Callable[..., Recipe]:
     return make
 
 
-def checkpoint(path: Path) -> Any:
-    return Checkpoint.open(path)
+@pytest.fixture(scope="session")
+def sensitive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose predictions depend on all that it has read; it writes nothing useful."""
+    block = [{"type": "delta", "heads": 2}, {"type": "mlp", "hidden": 32}]
+    return written(tmp_path_factory.mktemp("sensitive") / "model", block)

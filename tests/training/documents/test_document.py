@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -11,30 +12,63 @@ from threading import Event as Stop
 
 import pytest
 
+from synthe_core.data.document_text import read_document
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Metric, Notice
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints
-from synthe_core.training import train
-from synthe_core.training.documents.cache import _fitting
+from synthe_core.training import recipe_from_checkpoint, train
+from synthe_core.training.documents.cache import PassageSettings, _fitting, material_path
+from synthe_core.training.documents.material import MaterialSettings
 from tests.paths import ROOT
 from tests.processes import run_program, start
 from tests.training.conftest import assert_same, of
+
+ROWS = [
+    {
+        "messages": [{"role": "user", "content": f"Mill {n}?"}, {"role": "assistant", "content": f"The {what}."}],
+        "document": f"Mill\n\nIts number {n} is the {what}.",
+        "passage": n,
+        "kind": "question",
+    }
+    for n, what in enumerate(["sluice", "wheel", "sack", "key"])
+]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_the_loss_falls_and_the_model_is_not_changed(recipe, base, tmp_path):
-    before = contents(base)
-    events = list(train(recipe("train.budget=30steps", "train.lr=2e-2"), init=base, out=tmp_path / "run"))
+def test_the_loss_falls_and_the_model_is_not_changed(sensitive, document, tmp_path):
+    recipe = recipe_from_checkpoint(
+        sensitive,
+        [
+            "objective.type=document", f"objective.document={document}", "train.lora={rank: 8}",
+            "train.budget=40steps", "train.batch=4", "train.micro_batch=4", "train.lr=1e-2", "train.validations=1",
+            "train.log_every=1", "data.sequence=256", "data.validation=0", "train.optimizer=adamw",
+        ],
+    )  # fmt: skip
+    config = recipe.objective
+    cut, settings = PassageSettings(config.passage, config.overlap), MaterialSettings(seed=recipe.seed)
+    path = material_path(read_document(document), Checkpoint.open(sensitive), cut, settings)
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))  # the model itself would write nothing useful
+    before = contents(sensitive)
+    events = list(train(recipe, init=sensitive, out=tmp_path / "run"))
     losses = [event.values["loss"] for event in of(events, Metric) if event.phase == "train"]
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
-    assert {"loss", "cross_entropy"} <= of(events, Metric)[-1].values.keys()
-    assert contents(base) == before
+    assert losses[0] > 0.1
+    assert losses[-1] < 0.7 * losses[0]
+    assert contents(sensitive) == before
     made = Checkpoint.open(tmp_path / "run")
     assert made.adapter is not None and made.base is not None
+
+
+def test_it_trains_on_what_the_model_writes(recipe, base, tmp_path):
+    before = contents(base)
+    events = list(train(recipe(), init=base, out=tmp_path / "run"))
+    validation = [event for event in of(events, Metric) if event.phase == "validation"]
+    assert {"loss", "cross_entropy"} <= validation[-1].values.keys()
+    assert contents(base) == before
     assert any("passages" in event.message for event in of(events, Notice))
 
 

@@ -79,8 +79,8 @@ def prepared(model: LoadedModel, material: Path, top_k: int = 300) -> tuple:
     return objective, objective.prepare(model.model, batch_of(model))
 
 
-def test_predictions_are_those_after_the_whole_prompt(base, material):
-    model = LoadedModel.load(base)
+def test_predictions_are_those_after_the_whole_prompt(sensitive, material):
+    model = LoadedModel.load(sensitive)
     batch = batch_of(model)
     targets = table_of(model, material).batch(batch.inputs, batch.targets, batch.lengths)
     for row, (question, _, text, _) in enumerate(ROWS):
@@ -94,8 +94,8 @@ def test_predictions_are_those_after_the_whole_prompt(base, material):
         torch.testing.assert_close(targets.log_p[row][where], expected.gather(-1, ids), atol=1e-5, rtol=1e-4)
 
 
-def test_the_adapter_does_not_change_the_teacher(base, material):
-    model = LoadedModel.load(base)
+def test_the_adapter_does_not_change_the_teacher(sensitive, material):
+    model = LoadedModel.load(sensitive)
     batch = batch_of(model)
     plain = table_of(model, material, top_k=8).batch(batch.inputs, batch.targets, batch.lengths)
     adapter = new_adapter(model.model, LoraSpec(rank=2))
@@ -108,8 +108,8 @@ def test_the_adapter_does_not_change_the_teacher(base, material):
     assert any("lora_A" in name for name, _ in model.model.named_parameters())  # and it is attached again
 
 
-def test_the_loss_is_the_divergence_from_the_teacher(base, material):
-    model = LoadedModel.load(base)
+def test_the_loss_is_the_divergence_from_the_teacher(sensitive, material):
+    model = LoadedModel.load(sensitive)
     objective, batch = prepared(model, material)
     loss = objective(model.model, batch, ObjectiveContext())
     logits = model.model(batch.inputs, None, batch.lengths)[0]
@@ -126,8 +126,8 @@ def test_the_loss_is_the_divergence_from_the_teacher(base, material):
     assert float(loss.total) == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_teacher_reads_once(base, material):
-    model = LoadedModel.load(base)
+def test_the_teacher_reads_once(sensitive, material):
+    model = LoadedModel.load(sensitive)
     reference = prepared(model, material)[1].extras["teacher_log_p"]
     with torch.no_grad():
         model.model.head.weight.mul_(2)
@@ -138,8 +138,8 @@ def test_the_teacher_reads_once(base, material):
     assert not torch.equal(prepared(model, material)[1].extras["teacher_log_p"], reference)
 
 
-def test_a_row_of_other_data_is_refused(base, material):
-    model = LoadedModel.load(base)
+def test_a_row_of_other_data_is_refused(sensitive, material):
+    model = LoadedModel.load(sensitive)
     objective, batch = prepared(model, material)
     with pytest.raises(InputError, match="not of the document's material"):
         objective.prepare(model.model, batch._replace(inputs=batch.inputs + 1))
