@@ -80,10 +80,6 @@ def ready(tmp_path: Path) -> Ready:
     return make
 
 
-def rows(batch: Batch, part: slice) -> Batch:
-    return batch.select(part)
-
-
 @EACH
 def test_the_total_is_a_sum_over_scored_targets(ready: Ready, name: str) -> None:
     objective, model, batch = ready(name)

@@ -18,6 +18,7 @@ from synthe_core.storage.atomic import write_file
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.training.documents.material import MAX_TOKENS, Item, MaterialSettings, write_material
 from synthe_core.training.documents.prompts import passage_text
+from synthe_core.training.documents.stages import Stages
 
 FORMAT = 1
 """Changes with the prompts and the rules of filtering, so that material of earlier ones is not used."""
@@ -48,9 +49,11 @@ def document_material(
     tokenizer = model.tokenizer
     pieces = passages(text.text, lambda each: len(tokenizer.encode(each)), _fitting(model, cut.tokens), cut.overlap)
     yield Notice(f"{document}: {len(pieces)} passages, about which the model writes questions and continuations")
-    items = yield from write_material(model, text.title, pieces, settings)
+    stages = Stages(path.with_suffix(".stages.json"))
+    items = yield from write_material(model, text.title, pieces, settings, stages)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, "".join(_line(item, pieces, text.title) for item in items))
+    stages.remove()
     return path
 
 

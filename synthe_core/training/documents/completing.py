@@ -17,9 +17,9 @@ from synthe_core.inference.sequence import Sequence as EngineSequence
 from synthe_core.model.session import Session
 from synthe_core.training.documents.prompts import Prompt
 
-MAX_NUM_SEQS = 64
-CACHE_BYTES = 1 << 30
-MAX_STATE_BYTES = 2 << 30
+MAX_NUM_SEQS = 48
+CACHE_BYTES = 1 << 28
+MAX_STATE_BYTES = 1 << 29
 PROGRESS_SECONDS = 0.5
 
 

@@ -26,6 +26,7 @@ from synthe_core.training.documents.prompts import (
     with_document,
     with_template,
 )
+from synthe_core.training.documents.stages import Stages
 
 MAX_TOKENS = 48
 GREEDY = SamplingParams(temperature=0.0)
@@ -64,14 +65,18 @@ class _Sentence(NamedTuple):
 
 
 def write_material(
-    model: LoadedModel, title: str, passages: Sequence[Passage], settings: MaterialSettings
+    model: LoadedModel,
+    title: str,
+    passages: Sequence[Passage],
+    settings: MaterialSettings,
+    stages: Stages | None = None,
 ) -> Generator[Event, None, list[Item]]:
     """The material about all passages, in their order; what is useless is left out and counted in a Notice.
 
     Deterministic: the same model, passages and settings give the same items on a machine. InputError if nothing is
-    useful.
+    useful. stages: what an interrupted call has written.
     """
-    writer = _Writer(model, title, passages, settings)
+    writer = _Writer(model, title, passages, settings, stages or Stages())
     items = yield from writer.questions()
     items += yield from writer.continuations()
     items.sort(key=lambda item: item.passage)
@@ -86,8 +91,15 @@ def write_material(
 
 
 class _Writer:
-    def __init__(self, model: LoadedModel, title: str, passages: Sequence[Passage], settings: MaterialSettings) -> None:
-        self._model, self._title, self._settings = model, title, settings
+    def __init__(
+        self,
+        model: LoadedModel,
+        title: str,
+        passages: Sequence[Passage],
+        settings: MaterialSettings,
+        stages: Stages,
+    ) -> None:
+        self._model, self._title, self._settings, self._stages = model, title, settings, stages
         self._tokenizer = with_template(model.tokenizer)
         self._sentences = [each for passage in passages for each in sentences_of(passage)]
         self._texts = {passage.number: passage_text(passage, title) for passage in passages}
@@ -101,15 +113,12 @@ class _Writer:
             [prompt_tokens(self._tokenizer, question_messages(each.text), QUESTION) for each in self._sentences]
         )
         for turn in range(self._settings.questions):
-            texts = yield from complete(
+            texts = yield from self._complete(
                 f"writing questions ({turn + 1} of {self._settings.questions})",
-                self._model,
-                self._tokenizer,
                 prompts,
-                MAX_TOKENS,
-                sampling=SAMPLED if turn else GREEDY,
-                seed=self._settings.seed + turn * len(prompts),
-                stop=("\n\n",),
+                "\n\n",
+                SAMPLED if turn else GREEDY,
+                self._settings.seed + turn * len(prompts),
             )
             for each, text in zip(self._sentences, texts, strict=True):
                 if pair := self._useful(text, each):
@@ -127,9 +136,7 @@ class _Writer:
         """The model's own answer where it has the short one in it, otherwise the short one."""
         pairs = dict(sorted(pairs.items(), key=lambda pair: pair[0][0]))
         prompts = self._with_passages([(number, {"role": "user", "content": text}, "") for number, text in pairs])
-        texts = yield from complete(
-            "answering", self._model, self._tokenizer, prompts, MAX_TOKENS, sampling=GREEDY, stop=("\n",)
-        )
+        texts = yield from self._complete("answering", prompts, "\n")
         return [
             Item(question, _whole(text) if contains(_whole(text), short) else short, number, "question")
             for ((number, question), short), text in zip(pairs.items(), texts, strict=True)
@@ -143,15 +150,7 @@ class _Writer:
                 start = _start(each.sentence, cut)
                 starts[each.passage.number, start] = start
         requests = [(number, continuation_message(self._title, start), start) for number, start in starts]
-        texts = yield from complete(
-            "finishing sentences",
-            self._model,
-            self._tokenizer,
-            self._with_passages(requests),
-            MAX_TOKENS,
-            sampling=GREEDY,
-            stop=("\n",),
-        )
+        texts = yield from self._complete("finishing sentences", self._with_passages(requests), "\n")
         items = []
         for (number, message, start), text in zip(requests, texts, strict=True):
             end = _first_sentence(text)
@@ -160,6 +159,14 @@ class _Writer:
             else:
                 items.append(Item(message["content"], start + end, number, "continuation"))
         return items
+
+    def _complete(
+        self, what: str, prompts: Sequence[Prompt], stop: str, sampling: SamplingParams = GREEDY, seed: int = 0
+    ) -> Generator[Event, None, list[str]]:
+        work = complete(
+            what, self._model, self._tokenizer, prompts, MAX_TOKENS, sampling=sampling, seed=seed, stop=(stop,)
+        )
+        return self._stages.run(what, work)
 
     def _with_passages(self, requests: Sequence[tuple[int, Message, str]]) -> list[Prompt]:
         """Prompts of (passage, message, the beginning of the answer), in the order of passages. Those of one passage

@@ -14,7 +14,7 @@ from synthe_core.events import Progress
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.storage.checkpoint import Checkpoint
-from synthe_core.training.documents.cache import PassageSettings, document_material
+from synthe_core.training.documents.cache import PassageSettings, document_material, material_path
 from synthe_core.training.documents.completing import complete
 from synthe_core.training.documents.filtering import continuation_fault, parse_question, question_fault
 from synthe_core.training.documents.material import Item, MaterialSettings, sentences_of, write_material
@@ -70,6 +70,24 @@ def test_material_is_made_once(base, document):
     document.write_text(document.read_text().replace("nine", "ten"))
     assert run(document_material(document, opened, "cpu", CUT, SETTINGS))[1] != path
     assert run(document_material(document, opened, "cpu", CUT, SETTINGS._replace(continuations=1)))[1] != path
+
+
+def test_an_interrupted_work_goes_on_after_its_last_stage(base, document):
+    opened = Checkpoint.open(base)
+    work = document_material(document, opened, "cpu", CUT, SETTINGS)
+    path = next(work) and material_path(read_document(document), opened, CUT, SETTINGS)
+    stages = path.with_suffix(".stages.json")
+    while not stages.is_file():
+        next(work)
+    work.close()
+    finished = json.loads(stages.read_text())
+    assert list(finished) == ["writing questions (1 of 1)"]
+    marked = {name: [" What grinds the mill?\nAnswer: wheat and rye"] * len(texts) for name, texts in finished.items()}
+    stages.write_text(json.dumps(marked))
+    run(document_material(document, opened, "cpu", CUT, SETTINGS))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert "What grinds the mill?" in [row["messages"][0]["content"] for row in rows]
+    assert not stages.exists()
 
 
 def test_a_model_that_writes_nothing_useful_is_refused_in_one_line(base, tmp_path):
