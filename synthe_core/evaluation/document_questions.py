@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, Field, ValidationError
 
 from synthe_core import state as states
+from synthe_core.data.chat_template import with_template
 from synthe_core.data.document_text import DocumentText, read_document
 from synthe_core.data.document_text.matching import contains
 from synthe_core.errors import InputError
@@ -27,7 +28,6 @@ from synthe_core.training.documents.prompts import (
     document_text,
     prompt_tokens,
     with_document,
-    with_template,
 )
 
 MAX_TOKENS = 40

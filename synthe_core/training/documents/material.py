@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from itertools import groupby, takewhile
 from typing import NamedTuple
 
+from synthe_core.data.chat_template import with_template
 from synthe_core.data.document_text.matching import contains, words
 from synthe_core.data.document_text.passages import Passage, sentences
 from synthe_core.errors import InputError
@@ -24,7 +25,6 @@ from synthe_core.training.documents.prompts import (
     prompt_tokens,
     question_messages,
     with_document,
-    with_template,
 )
 from synthe_core.training.documents.stages import Stages
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,15 +32,6 @@ class Prompt(NamedTuple):
 
     tokens: tuple[int, ...]
     shared: int = 0
-
-
-def with_template(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer; one without a chat template gets the template that such models are served with."""
-    if tokenizer.chat_template is not None:
-        return tokenizer
-    tokenizer = copy.copy(tokenizer)
-    tokenizer.chat_template = PLAIN
-    return tokenizer
 
 
 def prompt_tokens(tokenizer: Tokenizer, messages: Sequence[Message], opening: str = "") -> list[int]:

@@ -10,12 +10,12 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from synthe_core import state as states
+from synthe_core.data.chat_template import with_template
 from synthe_core.data.conversations.prepare import Reader
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
@@ -25,7 +25,7 @@ from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.storage.atomic import new_file
 from synthe_core.storage.tensor_file import TensorFile
 from synthe_core.training.distillation.divergence import Targets, targets_of
-from synthe_core.training.documents.prompts import with_document, with_template
+from synthe_core.training.documents.prompts import with_document
 
 LONGEST = 1 << 40
 PROGRESS_SECONDS = 0.2
@@ -82,18 +82,17 @@ class TeacherTable:
 
 def read_answers(path: Path, tokenizer: Tokenizer) -> list[Answer]:
     """The examples in a file of material, each once, those of a passage together."""
-    reader = Reader("conversations", tokenizer, LONGEST)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    templated = with_template(tokenizer)
+    students = _tokens(path, tokenizer, [line["messages"] for line in lines])
+    teachers = _tokens(
+        path, tokenizer, [with_document(templated, line["document"], line["messages"]) for line in lines]
+    )
     rows: dict[int, Answer] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        row, place = json.loads(line), f"{path}:{number}"
-        student = _tokens(reader, row["messages"], place)
-        before = with_document(with_template(tokenizer), row["document"], row["messages"])
-        teacher = _tokens(reader, before, place)
-        ids, trained = (torch.tensor(each) for each in student)
+    for line, (ids, trained), (before, of_answer) in zip(lines, students, teachers, strict=True):
         key = row_key(ids[:-1], torch.where(trained[1:], ids[1:], IGNORED))
-        first = teacher[1].index(True)
-        answer = tuple(token for token, is_trained in zip(*student, strict=True) if is_trained)
-        rows.setdefault(key, Answer(key, tuple(teacher[0][:first]), answer, row["passage"]))
+        prompt = before[: int(of_answer.nonzero()[0])]
+        rows.setdefault(key, Answer(key, tuple(prompt.tolist()), tuple(ids[trained].tolist()), line["passage"]))
     return list(rows.values())
 
 
@@ -170,7 +169,13 @@ def _common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
     return [column[0] for column in columns]
 
 
-def _tokens(reader: Reader, messages: list[Any], place: str) -> tuple[list[int], list[bool]]:
-    (example,) = reader.examples({"messages": messages}, place)
-    text = example.texts[0]
-    return np.asarray(text.ids).tolist(), np.asarray(text.trained).astype(bool).tolist()
+def _tokens(path: Path, tokenizer: Tokenizer, conversations: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+    """The tokens of each conversation, int64 [T], and which of them are trained on, bool [T], as training reads them."""
+    reader = Reader("conversations", tokenizer, LONGEST)
+    result = []
+    for made in reader.read([(f"{path}:{n}", {"messages": each}) for n, each in enumerate(conversations, 1)]):
+        if isinstance(made, InputError):
+            raise made
+        text = made[0].texts[0]
+        result.append((torch.as_tensor(text.ids).long(), torch.as_tensor(text.trained).bool()))
+    return result

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from synthe_core.data.chat_template import with_template
 from synthe_core.data.document_text import passages, read_document
 from synthe_core.data.document_text.matching import contains, share_in, words
 from synthe_core.errors import InputError
@@ -18,7 +19,7 @@ from synthe_core.training.documents.cache import PassageSettings, document_mater
 from synthe_core.training.documents.completing import complete
 from synthe_core.training.documents.filtering import continuation_fault, parse_question, question_fault
 from synthe_core.training.documents.material import Item, MaterialSettings, sentences_of, write_material
-from synthe_core.training.documents.prompts import Prompt, prompt_tokens, with_document, with_template
+from synthe_core.training.documents.prompts import Prompt, prompt_tokens, with_document
 from tests.data import templates
 
 

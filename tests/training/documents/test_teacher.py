@@ -46,12 +46,12 @@ def material(tmp_path: Path) -> Path:
 
 def batch_of(model: LoadedModel) -> Batch:
     """The rows as training reads them."""
-    reader = Reader("conversations", model.tokenizer, 4096)
-    texts = []
-    for question, answer, _, _ in ROWS:
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        (example,) = reader.examples({"messages": messages}, "row")
-        texts.append(example.texts[0])
+    messages = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        for question, answer, _, _ in ROWS
+    ]
+    made = Reader("conversations", model.tokenizer, 4096).read([("row", {"messages": each}) for each in messages])
+    texts = [examples[0].texts[0] for examples in made]
     lengths = torch.tensor([len(text.ids) - 1 for text in texts])
     inputs = torch.zeros(len(texts), int(lengths.max()), dtype=torch.int64)
     targets = torch.full_like(inputs, IGNORED)
