@@ -170,7 +170,7 @@ def _common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _tokens(path: Path, tokenizer: Tokenizer, conversations: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
-    """The tokens of each conversation, int64 [T], and which of them are trained on, bool [T], as training reads them."""
+    """The tokens of each conversation, int64 [T], and which are trained on, bool [T], as training reads them."""
     reader = Reader("conversations", tokenizer, LONGEST)
     result = []
     for made in reader.read([(f"{path}:{n}", {"messages": each}) for n, each in enumerate(conversations, 1)]):
