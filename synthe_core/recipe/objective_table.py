@@ -10,9 +10,9 @@ OBJECTIVES = Table(
     {
         "classification": "synthe_core.training.objectives.classification:Classification",
         "distill": "synthe_core.training.objectives.distill:Distill",
+        "document": "synthe_core.training.objectives.document:Document",
         "dpo": "synthe_core.training.objectives.dpo:DPO",
         "kto": "synthe_core.training.objectives.kto:KTO",
-        "document": "synthe_core.training.objectives.document:Document",
         "language_modeling": "synthe_core.training.objectives.language_modeling:LanguageModeling",
         "orpo": "synthe_core.training.objectives.orpo:ORPO",
         "sft": "synthe_core.training.objectives.sft:SFT",
