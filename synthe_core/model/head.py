@@ -32,23 +32,24 @@ class Head(Linear):
         return made.train(head.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._capped(super().forward(self._scaled(x)))
+        return self._capped(super().forward(self.scaled(x)))
 
     def in_dtype(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The logits computed in a dtype, whatever autocast says."""
-        return self._capped(self.project(self._scaled(x), dtype=dtype))
+        return self._capped(self.project(self.scaled(x), dtype=dtype))
 
     def cross_entropy(
         self, hidden: Tensor, targets: Tensor, with_top: bool = False, per_token: bool = False
     ) -> tuple[Tensor, Tensor, TopPrediction | None]:
         """The loss of `linear_cross_entropy` on these logits."""
-        hidden, weight = self._scaled(hidden), self.weight
+        hidden, weight = self.scaled(hidden), self.weight
         if self.bias is not None:  # one more channel, which is 1
             hidden = torch.cat([hidden, hidden.new_ones(*hidden.shape[:-1], 1)], -1)
             weight = torch.cat([weight, self.bias[:, None]], 1)
         return linear_cross_entropy(hidden, weight, targets, with_top, self.cap, per_token)
 
-    def _scaled(self, x: Tensor) -> Tensor:
+    def scaled(self, x: Tensor) -> Tensor:
+        """scale h: what the matrix is applied to."""
         return x if self.scale == 1.0 else x * self.scale
 
     def _capped(self, logits: Tensor) -> Tensor:
@@ -65,8 +66,8 @@ class QuantizedHead(QuantizedLinear, Head):
     def cross_entropy(
         self, hidden: Tensor, targets: Tensor, with_top: bool = False, per_token: bool = False
     ) -> tuple[Tensor, Tensor, TopPrediction | None]:
-        hidden = self._scaled(hidden)
+        hidden = self.scaled(hidden)
         return quantized_cross_entropy(hidden, self.matrix, targets, with_top, self.cap, self.bias, per_token)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._capped(QuantizedLinear.forward(self, self._scaled(x)))
+        return self._capped(QuantizedLinear.forward(self, self.scaled(x)))

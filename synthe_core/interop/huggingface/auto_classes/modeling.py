@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from synthe_core.errors import InputError
 from synthe_core.interop.huggingface.auto_classes.cache import SyntheCache
@@ -83,24 +83,8 @@ class SyntheForCausalLM(PreTrainedModel, GenerationMixin):
         only the last so many, or those of these columns. num_items_in_batch: the tokens that the loss is divided by.
         InputError for an argument of transformers that this model cannot honour.
         """
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        if tokens is None or (input_ids is not None and inputs_embeds is not None):
-            raise InputError("the model reads either input_ids or inputs_embeds", "give one of them")
-        if past_key_values is not None and not isinstance(past_key_values, SyntheCache):
-            raise InputError(
-                f"past_key_values is a {type(past_key_values).__name__}, and this model's is a SyntheCache",
-                "leave it out, or give the past_key_values of an earlier pass",
-            )
-        self._end_step()
-        if hasattr(self, "peft_config"):
-            adopt(self)
-        columns = columns_of(attention_mask, *tokens.shape[:2])
-        cache = past_key_values
-        if cache is None and (self.config.use_cache and not self.training if use_cache is None else use_cache):
-            cache = SyntheCache()
-        hidden, ctx = self._read(tokens, columns, cache)
-        _check_others(others, ctx, columns)
-        _check_length(ctx, self.language_model.spec.positions)
+        given = (input_ids, attention_mask, past_key_values, inputs_embeds, use_cache)
+        hidden, ctx, columns, cache = self._enter(*given, others)
         columns_out = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         laid_out = hidden if columns is None else columns.back(hidden)
         logits = self.head(laid_out if labels is not None else laid_out[:, columns_out])
@@ -110,6 +94,55 @@ class SyntheForCausalLM(PreTrainedModel, GenerationMixin):
             logits = logits[:, columns_out]
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
         return output.to_tuple() if return_dict is False else output
+
+    @property
+    def base_model(self) -> Backbone:  # type: ignore[override]
+        """The model without its head."""
+        return Backbone(self)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: SyntheCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **others: Any,
+    ) -> BaseModelOutputWithPast:
+        """What the head's matrix is applied to, [B, T, D], with the cache: see `forward`."""
+        given = (input_ids, attention_mask, past_key_values, inputs_embeds, use_cache)
+        hidden, _, columns, cache = self._enter(*given, others)
+        laid_out = hidden if columns is None else columns.back(hidden)
+        return BaseModelOutputWithPast(last_hidden_state=self.head.scaled(laid_out), past_key_values=cache)
+
+    def _enter(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        cache: SyntheCache | None,
+        inputs_embeds: Tensor | None,
+        use_cache: bool | None,
+        others: dict[str, Any],
+    ) -> tuple[Tensor, Pass, Columns | None, SyntheCache | None]:
+        """What the head reads, with real tokens first, the pass, where padding stands, and the cache after it."""
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if tokens is None or (input_ids is not None and inputs_embeds is not None):
+            raise InputError("the model reads either input_ids or inputs_embeds", "give one of them")
+        if cache is not None and not isinstance(cache, SyntheCache):
+            raise InputError(
+                f"past_key_values is a {type(cache).__name__}, and this model's is a SyntheCache",
+                "leave it out, or give the past_key_values of an earlier pass",
+            )
+        self._end_step()
+        if hasattr(self, "peft_config"):
+            adopt(self)
+        columns = columns_of(attention_mask, *tokens.shape[:2])
+        if cache is None and (self.config.use_cache and not self.training if use_cache is None else use_cache):
+            cache = SyntheCache()
+        hidden, ctx = self._read(tokens, columns, cache)
+        _check_others(others, ctx, columns)
+        _check_length(ctx, self.language_model.spec.positions)
+        return hidden, ctx, columns, cache
 
     def _read(self, tokens: Tensor, columns: Columns | None, cache: SyntheCache | None) -> tuple[Tensor, Pass]:
         """The output of the last block, [B, T, D], with real tokens first; the cache is after it."""
@@ -219,6 +252,17 @@ class SyntheForCausalLM(PreTrainedModel, GenerationMixin):
         if type(value) is nn.Linear:  # the head with another vocabulary
             value = Head.like(self.get_submodule("head"), value)  # type: ignore[arg-type]
         self.head = value
+
+
+class Backbone:
+    """A model without its head, as trainers call it that compute logits themselves (TRL): with the head's matrix, its
+    bias and the config's `final_logit_softcapping`. The auxiliary losses of a recipe's learners are not theirs."""
+
+    def __init__(self, model: SyntheForCausalLM) -> None:
+        self._model = model
+
+    def __call__(self, *arguments: Any, **options: Any) -> BaseModelOutputWithPast:
+        return self._model.hidden_states(*arguments, **options)
 
 
 def _check_length(ctx: Pass, limit: int | None) -> None:

@@ -174,3 +174,16 @@ def test_the_vocabulary_can_be_resized(tmp_path: Path, tie: bool) -> None:
     torch.testing.assert_close(model(text).logits[..., :257], expected, **CLOSE)
     model.save_pretrained(tmp_path / "larger")
     torch.testing.assert_close(load(tmp_path / "larger")(text).logits, model(text).logits, rtol=0, atol=0)
+
+
+def test_the_model_without_its_head_gives_what_the_head_reads(tmp_path: Path) -> None:
+    """TRL computes logits itself: with the head's matrix, its bias and the config's cap."""
+    ours, model = pair(tmp_path / "model", DELTA, logit_cap=1.5, logit_scale=0.3, head_bias=True, tie=False)
+    text, mask = tokens(), torch.ones(3, 13, dtype=torch.int64)
+    mask[0, :4] = 0
+    hidden = model.base_model(input_ids=text, attention_mask=mask, use_cache=False).last_hidden_state
+    head, cap = model.get_output_embeddings(), model.config.final_logit_softcapping
+    logits = cap * torch.tanh((hidden @ head.weight.T + head.bias) / cap)
+    expected = model(text, attention_mask=mask).logits
+    torch.testing.assert_close(logits[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits[1:], ours(text[1:])[0], rtol=1e-5, atol=1e-6)
