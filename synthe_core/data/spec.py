@@ -89,7 +89,8 @@ class DataSpec(Spec):
     sources:    `stdlib`, a file, folder or glob, `hub:NAME[@revision][:config][:split]`, or a list of these (see
                 SourceSpec).
     tokenizer:  see TokenizerSpec.
-    sequence:   tokens per training sequence.
+    sequence:   tokens per training sequence; of conversations, preferences and ratings, the most tokens of a row,
+                1,024 unless it is stated.
     validation: fraction of each source's documents for validation, or a source that is all validation.
     field:      the field of rows of tables and the hub that holds the text.
     limit:      at most this many bytes of text are read from each source ("20MB"); None = all.

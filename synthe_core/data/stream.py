@@ -97,6 +97,11 @@ class Stream:
         while True:
             yield self.next(self.batch)
 
+    @property
+    def sequences(self) -> int:
+        """Sequences of all sources."""
+        return sum(self._sequences(number) for number in range(len(self._splits)))
+
     def next(self, count: int) -> Batch:
         """The next `count` sequences."""
         places = [self._carried() if self._carry else self._shuffled() for _ in range(count)]

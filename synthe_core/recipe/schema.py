@@ -36,6 +36,10 @@ PATH_KEYS = {
 """Keys of which a value may be a path; numbers that index a list are left out."""
 
 
+CONVERSATION_TOKENS = 1024
+"""`data.sequence` of conversations, preferences and ratings where a recipe does not state it."""
+
+
 class Stage(Spec):
     """A stage of training. After the last one the whole model is trained, on sequences of the data's length."""
 
@@ -52,7 +56,9 @@ class Stage(Spec):
 class TrainSpec(Spec):
     """How a model learns."""
 
-    budget: Budget = Field(Budget(180, "seconds"), description="tokens, steps or time: 20Mtokens, 500steps, 3m")
+    budget: Budget = Field(
+        Budget(180, "seconds"), description="tokens, steps, epochs or time: 20Mtokens, 500steps, 3epochs, 3m"
+    )
     batch: int = Field(16, ge=1, description="sequences per optimizer step")
     micro_batch: int | Literal["auto"] = Field("auto", description="sequences per forward pass; auto fits memory")
     optimizer: Literal["muon", "adamw"] = Field(
@@ -138,6 +144,14 @@ class Recipe(Spec):
             raise field_error(
                 ("train", "carry"), "a model of transformers is trained without a state", "leave out train.carry"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _conversations_have_room(self) -> Recipe:
+        """Rows have their own length, so that a longer `data.sequence` costs nothing where it is not used."""
+        if self.reads != "text" and "sequence" not in self.data.model_fields_set:
+            length = min(CONVERSATION_TOKENS, self.model.positions or CONVERSATION_TOKENS)
+            object.__setattr__(self, "data", self.data.model_copy(update={"sequence": length}))
         return self
 
     @model_validator(mode="after")

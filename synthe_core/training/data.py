@@ -54,6 +54,11 @@ class TrainingData(ABC):
     def validation_windows(self, limit: int, rows: int) -> Iterator[Window] | Iterator[Batch]:
         """`limit` of them, `rows` at a time, spread evenly over all."""
 
+    @property
+    def epoch(self) -> int | None:
+        """How many training sequences, passages or rows there are; None where they are not counted."""
+        return None
+
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """What the run depends on: the tokenizer, the tokens of each source and of the validation text by size and
@@ -96,7 +101,7 @@ class TextData(TrainingData):
         self.source_names = [source.name for source in packed.train]
         spec, head = recipe.train, recipe.model.head
         self._labelled = None if head is None else Labelled.of(packed, head.classes)
-        self.stream = (
+        self.stream = self._stream = (
             Stream(packed, spec.batch, recipe.data.sequence, recipe.seed, spec.carry)
             if self._labelled is None
             else LabelledStream(packed, self._labelled, spec.batch, recipe.seed)
@@ -118,6 +123,10 @@ class TextData(TrainingData):
         if self._labelled is not None:
             return len(self._labelled.validation.starts)
         return max(0, self._packed.validation.tokens - 1) // max(1, self.validation_length)
+
+    @property
+    def epoch(self) -> int:
+        return self._stream.sequences
 
     def validation_windows(self, limit: int, rows: int) -> Iterator[Window] | Iterator[Batch]:
         """`limit` of them, `rows` at a time, spread evenly over the validation text."""

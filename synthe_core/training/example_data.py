@@ -47,6 +47,10 @@ class ExampleData(TrainingData):
     def num_validation_windows(self) -> int:
         return sum(len(side.chosen) for side in self._validation)
 
+    @property
+    def epoch(self) -> int:
+        return sum(len(side.chosen) for side in self._train)
+
     def validation_windows(self, limit: int, rows: int) -> Iterator[Batch]:
         return example_batches(self._validation, limit, rows)
 

@@ -18,13 +18,12 @@ from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Result
 from synthe_core.hardware.kernel_tuning import kernel_exists
 from synthe_core.hardware.probe import Hardware, probe
-from synthe_core.interop.converted import FINE_TUNING
 from synthe_core.interop.published_source import PublishedSource
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.ops.dispatch import OPS
 from synthe_core.recipe.differences import differences
-from synthe_core.recipe.schema import Recipe
+from synthe_core.recipe.schema import CONVERSATION_TOKENS, Recipe
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints, load_weights
 from synthe_core.storage.checkpoint.write import model_config
 from synthe_core.storage.claim import claim
@@ -159,11 +158,11 @@ def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     file = model.path / "tokenizer.json" if has_file else reference_to(model.path)
     tokens = [] if model.recipe.data.tokenizer.type == "bytes" else [f"data.tokenizer={file}"]
     own = checkpoint if "recipe.yaml" in checkpoint.manifest.files else model
-    train = own.recipe.train
-    fine_tuning = {"optimizer": train.optimizer, "lr": train.lr} == FINE_TUNING
-    adapter = any(each.startswith("train.lora") for each in overrides) and checkpoint.adapter is None
-    rate = [f"train.lr={ADAPTER_LR}"] if fine_tuning and adapter else []
-    recipe = own.recipe_with([*tokens, *rate, *overrides])
+    recipe = own.recipe_with([*tokens, *overrides])
+    if recipe.reads != "text" and own.recipe.reads == "text":  # its length of sequences is not that of conversations
+        longest = min(CONVERSATION_TOKENS, checkpoint.context or CONVERSATION_TOKENS)
+        longest = min(longest, recipe.model.positions or longest)
+        recipe = own.recipe_with([*tokens, f"data.sequence={longest}", *overrides])
     if any(each.startswith("train.stages") for each in overrides):
         return recipe
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": []})})
@@ -266,7 +265,14 @@ def _initial_state(
         parents=[source_name(origin.path)] if begins and origin is not None else [],
         context=_context(origin, recipe) if begins else None,
         base=base,
+        epoch=data.epoch,
     )
+    for key, budget in (("budget", spec.budget), ("save_every", spec.save_every)):
+        if budget.unit == "epochs" and data.epoch is None:
+            raise InputError(
+                f"train.{key} is {budget}, and it is not known how much text is streamed",
+                f"give it in tokens, steps or time: train.{key}=500Mtokens",
+            )
     if base is not None and data.classes and list(data.classes) != base.classes:
         raise InputError(
             f"the text has other classes than {base.path}: {', '.join(data.classes)}",

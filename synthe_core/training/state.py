@@ -38,11 +38,12 @@ class Clock:
 
 
 class Counters(NamedTuple):
-    """How much training was done: optimizer steps, tokens read in them, seconds."""
+    """How much training was done: optimizer steps, tokens read in them, seconds, and how often all data were read."""
 
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    epochs: float = 0.0
 
     def fraction(self, budget: Budget, reserve: float = 0.0) -> float:
         """The fraction of the budget that is spent, at most 1. Of a budget of time, `reserve` seconds are set aside."""
@@ -74,6 +75,7 @@ class TrainState:
     parents:            the checkpoints that the first weights come from.
     context:            the longest text of the published model that they come from; None for none.
     base:               the checkpoint under the adapter that is trained, whose weights are frozen; None without one.
+    epoch:              sequences of all training data; None where they have no end.
 
     Random numbers come from torch's global generators, which a checkpoint saves too.
     """
@@ -99,7 +101,9 @@ class TrainState:
     parents: list[str] = field(default_factory=list)
     context: int | None = None
     base: Checkpoint | None = None
+    epoch: int | None = None
 
     @property
     def counters(self) -> Counters:
-        return Counters(self.step, self.tokens, self.clock.seconds)
+        epochs = self.step * self.config.batch / self.epoch if self.epoch else 0.0
+        return Counters(self.step, self.tokens, self.clock.seconds, epochs)

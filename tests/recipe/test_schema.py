@@ -225,6 +225,8 @@ def test_stages_must_divide_the_sequence_and_rise(tmp_path):
         ("1.5G tokens", 1.5e9, "tokens"),
         ("500steps", 500, "steps"),
         ("1 step", 1, "steps"),
+        ("3epochs", 3, "epochs"),
+        ("0.5 epoch", 0.5, "epochs"),
         ("90s", 90, "seconds"),
         ("3m", 180, "seconds"),
         ("1.5h", 5400, "seconds"),

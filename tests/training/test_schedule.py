@@ -52,6 +52,7 @@ def test_counters_against_budgets():
     assert counters.fraction(Budget.parse("90s"), reserve=30.0) == pytest.approx(0.75, abs=0.01)
     assert counters.fraction(Budget.parse("90s"), reserve=500.0) == 1.0
     assert counters.fraction(Budget.parse("60steps"), reserve=30.0) == 0.5
+    assert counters._replace(epochs=1.5).fraction(Budget.parse("2epochs")) == 0.75
     earlier = Counters(steps=20, tokens=500, seconds=40.0)
     assert counters.reached(Budget.parse("10steps"), earlier) and not counters.reached(Budget.parse("11steps"), earlier)
     assert counters.reached(Budget.parse("4s"), earlier) and not counters.reached(Budget.parse("1m"), earlier)

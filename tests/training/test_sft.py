@@ -12,14 +12,14 @@ import torch
 from synthe_core.data.conversations.example_batches import GOOD
 from synthe_core.data.stream import Batch
 from synthe_core.errors import InputError, Interrupted
-from synthe_core.events import Metric, Notice
+from synthe_core.events import Metric, Notice, Progress, Result, Saved
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.cross_entropy import IGNORED
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint
-from synthe_core.training import train
+from synthe_core.training import recipe_from_checkpoint, train
 from synthe_core.training.gradients import accumulate_gradients, micro_batches
 from synthe_core.training.objectives.objective import ObjectiveContext
 from synthe_core.training.objectives.sft import SFT
@@ -119,6 +119,50 @@ def test_training_lowers_the_held_out_loss_and_resumes_exactly(chat_recipe, tmp_
                     stop.set()
     list(train(config, out=tmp_path / "parts", resume=True))
     assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_budget_of_epochs_is_as_many_rows(chat_recipe, tmp_path):
+    config = chat_recipe(budget="1.5epochs", save_every="0.5epochs", log_every=1, keep=9)
+    events = list(train(config, out=tmp_path / "run"))
+    rows = round(24 * 0.8)  # a fifth of the prompts is held out
+    steps = -(-3 * rows // (2 * config.train.batch))
+    assert of(events, Result)[-1].values["steps"] == steps
+    shown = of(events, Progress)
+    assert (shown[-1].done, shown[-1].total, shown[-1].unit) == (1.5, 1.5, "epochs")
+    assert all(each.eta is not None and each.eta >= 0 for each in shown if each.what == "train" and each.done)
+    assert [each.step for each in of(events, Saved)] == [3, 4, 7, 8]  # 4: validation after a half
+    longer = Recipe.model_validate(config.model_dump() | {"train": config.train.model_dump() | {"budget": "2epochs"}})
+    events = list(train(longer, out=tmp_path / "run", resume=True))
+    assert of(events, Result)[-1].values["steps"] == -(-2 * rows // config.train.batch)
+    assert any("1.5epochs" in each.message and "2epochs" in each.message for each in of(events, Notice))
+
+
+def test_an_epoch_of_text_is_all_of_its_sequences(recipe, tmp_path):
+    config = recipe(budget="0.25epochs", validations=1)
+    events = list(train(config, out=tmp_path / "run"))
+    sequences = Checkpoint.open(tmp_path / "run").training_state()["text"]["tokens"][0] // config.data.sequence
+    assert of(events, Result)[-1].values["steps"] == -(-sequences // (4 * config.train.batch))
+
+
+@pytest.mark.parametrize(
+    ("data", "positions", "objective", "sequence"),
+    [({}, None, "sft", 1024), ({}, 300, "sft", 300), ({"sequence": 99}, None, "sft", 99), ({}, None, None, 256)],
+)
+def test_conversations_have_more_room_than_text(data, positions, objective, sequence):
+    model = {"width": 16, "blocks": 1, "block": ["mlp"], "positions": positions}
+    made = Recipe.model_validate({"model": model, "data": data, "objective": objective})
+    assert made.data.sequence == sequence
+    assert Recipe.model_validate(made.model_dump()) == made
+
+
+def test_a_run_on_text_has_room_for_conversations_next(recipe, chat_recipe, tmp_path):
+    list(train(recipe(budget="1steps"), out=tmp_path / "base"))
+    chats_path = f"data.sources={tmp_path / 'chats.jsonl'}"
+    made = recipe_from_checkpoint(tmp_path / "base", [chats_path, "objective=sft"])
+    assert made.data.sequence == 1024
+    assert recipe_from_checkpoint(tmp_path / "base", ["data.sequence=77", "objective=sft"]).data.sequence == 77
+    list(train(chat_recipe(budget="1steps"), out=tmp_path / "chat"))
+    assert recipe_from_checkpoint(tmp_path / "chat", []).data.sequence == 128
 
 
 def test_another_conversation_is_another_training_text(chat_recipe, tmp_path):
