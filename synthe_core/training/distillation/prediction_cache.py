@@ -32,11 +32,11 @@ class PredictionCache:
     def targets(self, rows: Tensor, compute: Callable[[Tensor], Targets]) -> Targets:
         """The targets [B, T, k] of rows of tokens, int64 [B, T]; `compute` gives those of rows that are not stored."""
         stored = [self._read(row) for row in rows]
-        lacking = [number for number, each in enumerate(stored) if each is None]
-        if lacking:
-            new = compute(rows[lacking])
+        missing = [number for number, each in enumerate(stored) if each is None]
+        if missing:
+            new = compute(rows[missing])
             assert new.ids is not None
-            for number, log_p, ids in zip(lacking, new.log_p, new.ids, strict=True):
+            for number, log_p, ids in zip(missing, new.log_p, new.ids, strict=True):
                 self._write(rows[number], Targets(log_p, ids))
                 stored[number] = Targets(log_p, ids)
         return _stack(stored, rows.device)
