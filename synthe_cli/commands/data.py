@@ -103,7 +103,8 @@ def stats(
         _render(verb(spec), as_json, path=False)
         return
     usual = spec.tokenizer.type if spec.tokenizer.type not in ("bytes", "bpe") else None
-    opened = open_tokenizer(tokenizer or usual) if tokenizer or usual else None
+    chosen = tokenizer or usual
+    opened = None if chosen is None else open_tokenizer(chosen)
     with choose_renderer(as_json) as shown:
         for result in results(statistics(spec, opened), shown.show):
             if as_json:
