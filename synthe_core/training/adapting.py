@@ -27,6 +27,11 @@ def base_of(source: Checkpoint | None, recipe: Recipe) -> Checkpoint:
             "leave out the recipe to use that model's own: synthe train --init CHECKPOINT --lora ...",
         )
     assert recipe.train.lora is not None
+    if recipe.train.lora.quantize is not None and isinstance(recipe.model, PublishedSpec):
+        raise InputError(
+            f"train.lora.quantize: transformers runs {recipe.model.architecture}, and holds its matrices as floats",
+            "leave out quantize",
+        )
     find_targets(recipe.meta_model(base.vocab), recipe.train.lora.targets)  # a wrong name is an error before any work
     return base
 
@@ -39,11 +44,6 @@ def frozen_model(recipe: Recipe, vocab: int, base: Checkpoint) -> Model:
         model = build_model(recipe.model, vocab, recipe.runtime.recompute)
         load_weights(model, base.tensors, base.path)
         return model
-    if isinstance(recipe.model, PublishedSpec):
-        raise InputError(
-            f"train.lora.quantize: transformers runs {recipe.model.architecture}, and holds its matrices as floats",
-            "leave out quantize",
-        )
     with without_storage():
         model = build_model(recipe.model, vocab, recipe.runtime.recompute)
     load_quantized(model, base.tensors, base.path, lora.quantize, double_quant=lora.double_quant)

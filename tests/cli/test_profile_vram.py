@@ -28,6 +28,18 @@ def test_json_has_bytes(synthe: Run, recipe: Path) -> None:
     assert longer["training"]["parts"]["activations"] > output["training"]["parts"]["activations"]
 
 
+def test_an_adapter_over_quantised_matrices_takes_less(synthe: Run, recipe: Path) -> None:
+    wide = ("profile-vram", recipe, "--json", "--train", "--batch", "2", "--set", "model.width=64")
+    parts = []
+    for lora in ("rank=2", "rank=2,quantize=int4", "rank=2,quantize=nf4,double_quant=true"):
+        shown = synthe(*wide, "--lora", lora)
+        assert (shown.exit_code, shown.stderr) == (0, "")
+        parts.append(json.loads(shown.stdout)["training"]["parts"])
+    whole = json.loads(synthe(*wide).stdout)["training"]["parts"]
+    assert whole["gradients"] > 4 * parts[0]["gradients"] and whole["optimizer"] > 4 * parts[0]["optimizer"]
+    assert parts[0]["parameters"] > 2 * parts[1]["parameters"] > 2 * parts[2]["parameters"]
+
+
 def test_fit_prints_flags_of_train(synthe: Run, recipe: Path) -> None:
     shown = synthe("profile-vram", "--fit", recipe, "--gpu", "8GB")
     assert shown.stdout.splitlines()[-1] == "--set train.micro_batch=2"

@@ -24,7 +24,7 @@ from synthe_core.storage.checkpoint.quantized import load_quantized
 from synthe_core.storage.manifest import Manifest
 from synthe_core.storage.yaml_reader import YamlSource
 from synthe_core.training import train
-from synthe_core.training.adapting import frozen_model
+from synthe_core.training.adapting import base_of, frozen_model
 from tests.training.conftest import assert_same, of
 
 MODEL = {"width": 64, "block": [{"type": "attention", "heads": 2}, {"type": "mlp", "hidden": 96}]}
@@ -210,9 +210,10 @@ def test_an_invalid_format_is_named(options, message) -> None:
 def test_a_model_that_transformers_runs_is_refused(base) -> None:
     config = Recipe.model_validate({"model": {"width": 64, "blocks": 1, "block": ["mlp"]}, "train": {"lora": lora()}})
     spec = PublishedSpec(config={"architectures": ["XForCausalLM"], "hidden_size": 8, "num_hidden_layers": 1})
-    config = config.model_copy(update={"model": spec})
+    config, checkpoint = config.model_copy(update={"model": spec}), Checkpoint.open(base)
+    checkpoint.recipe = config  # type: ignore[misc]
     with pytest.raises(InputError, match="transformers runs XForCausalLM, and holds its matrices as floats"):
-        frozen_model(config, 257, Checkpoint.open(base))
+        base_of(checkpoint, config)
 
 
 def test_quantizable_matrices_have_names_of_checkpoints(recipe, base) -> None:
