@@ -18,7 +18,7 @@ TOLERANCE = 1e-5
 __all__ = ["python"]  # the fixture: an environment with TRL
 
 
-def test_losses_and_gradients_are_those_of_trl(python: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_losses_and_gradients_are_those_of_trl(python: Path, tmp_path: Path) -> None:
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = run_program(
         [python, "-m", "tests.training.trl_losses", tmp_path],
