@@ -1,8 +1,8 @@
 """The losses and gradients of TRL's trainers and of our objectives on the same batches, as JSON lines.
 
-python -m tests.training.trl_losses FOLDER, in an environment with TRL. Each line has the loss of both; of the model that
-transformers runs, the largest difference of a gradient's entry; of the model that was imported, those of the embedding
-and of the gradient's norm.
+python -m tests.training.trl_losses FOLDER, in an environment with TRL. Each line has the loss of both; of the model
+that transformers runs, the largest difference of a gradient's entry; and of the imported model, that of the embedding's
+gradient, and the norms of both.
 """
 
 from __future__ import annotations
