@@ -32,7 +32,7 @@ class StoredRows(NamedTuple):
 
     @property
     def kind(self) -> object:
-        """What tells apart the rows that cannot be in one matrix."""
+        """Equal for rows that can be in one matrix."""
         return self.data.dtype if self.form is None else self.form.name
 
 

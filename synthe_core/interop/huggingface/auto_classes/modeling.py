@@ -113,7 +113,8 @@ class SyntheForCausalLM(PreTrainedModel, GenerationMixin):
         given = (input_ids, attention_mask, past_key_values, inputs_embeds, use_cache)
         hidden, _, columns, cache = self._enter(*given, others)
         laid_out = hidden if columns is None else columns.back(hidden)
-        return BaseModelOutputWithPast(last_hidden_state=self.head.scaled(laid_out), past_key_values=cache)
+        head: Any = self.head
+        return BaseModelOutputWithPast(last_hidden_state=head.scaled(laid_out), past_key_values=cache)
 
     def _enter(
         self,
