@@ -75,16 +75,11 @@ def test_material_is_made_once(base, document):
 
 def test_an_interrupted_work_goes_on_after_its_last_stage(base, document):
     opened = Checkpoint.open(base)
-    work = document_material(document, opened, "cpu", CUT, SETTINGS)
-    path = next(work) and material_path(read_document(document), opened, CUT, SETTINGS)
+    path = material_path(read_document(document), opened, CUT, SETTINGS)
+    path.parent.mkdir(parents=True)
     stages = path.with_suffix(".stages.json")
-    while not stages.is_file():
-        next(work)
-    work.close()
-    finished = json.loads(stages.read_text())
-    assert list(finished) == ["writing questions (1 of 1)"]
-    marked = {name: [" What grinds the mill?\nAnswer: wheat and rye"] * len(texts) for name, texts in finished.items()}
-    stages.write_text(json.dumps(marked))
+    written_before = [" What grinds the mill?\nAnswer: wheat and rye"] * 4  # one for each sentence
+    stages.write_text(json.dumps({"writing questions (1 of 1)": written_before}))
     run(document_material(document, opened, "cpu", CUT, SETTINGS))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert "What grinds the mill?" in [row["messages"][0]["content"] for row in rows]
