@@ -136,13 +136,17 @@ class ConvertedModel:
             )
         return tensors
 
+    def published_names(self) -> dict[str, Any]:
+        """How the published model names its matrices: for adapters that were made for it."""
+        shapes = {name: self.published.shape(name) for name in sorted(self.tensors.used)}
+        return {"config": without_floats(self.published.config.values), "shapes": recorded_shapes(shapes)}
+
     def manifest(self) -> Manifest:
         origin: dict[str, Any] = {
             "format": self.published.format, "architecture": self.architecture, "stored": self.tensors.dtypes
         }  # fmt: skip
         origin["digest"] = digest_of({WEIGHTS: self.digest})  # sessions and adapters know the model by it
-        origin["config"] = without_floats(self.published.config.values)
-        origin["shapes"] = recorded_shapes({name: self.published.shape(name) for name in sorted(self.tensors.used)})
+        origin |= self.published_names()
         if (context := self.context) is not None:
             origin["context"] = context
         return Manifest.model_validate(

@@ -68,6 +68,10 @@ class SavedModel(ConvertedModel):
     def context(self) -> int | None:
         return None if self.published.config.get("context") is None else self.published.config.size("context")
 
+    def published_names(self) -> dict[str, Any]:
+        """None: its names are ours."""
+        return {}
+
     def manifest(self) -> Manifest:
         without = [str(name) for name in self.published.config.items("without", [])]
         return super().manifest().model_copy(update={"without": without})
