@@ -18,6 +18,7 @@ from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Result
 from synthe_core.hardware.kernel_tuning import kernel_exists
 from synthe_core.hardware.probe import Hardware, probe
+from synthe_core.interop.converted import FINE_TUNING
 from synthe_core.interop.published_source import PublishedSource
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.published_spec import PublishedSpec
@@ -158,6 +159,7 @@ def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     file = model.path / "tokenizer.json" if has_file else reference_to(model.path)
     tokens = [] if model.recipe.data.tokenizer.type == "bytes" else [f"data.tokenizer={file}"]
     own = checkpoint if "recipe.yaml" in checkpoint.manifest.files else model
+    tokens += _adapter_rate(checkpoint, own.recipe, overrides)
     recipe = own.recipe_with([*tokens, *overrides])
     if recipe.reads != "text" and own.recipe.reads == "text":  # its length of sequences is not that of conversations
         longest = min(CONVERSATION_TOKENS, checkpoint.context or CONVERSATION_TOKENS)
@@ -166,6 +168,13 @@ def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if any(each.startswith("train.stages") for each in overrides):
         return recipe
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": []})})
+
+
+def _adapter_rate(checkpoint: Checkpoint, recipe: Recipe, overrides: Sequence[str]) -> list[str]:
+    """The learning rate of a new adapter of a published model."""
+    fine_tuning = {"optimizer": recipe.train.optimizer, "lr": recipe.train.lr} == FINE_TUNING
+    adapter = any(each.startswith("train.lora") for each in overrides) and checkpoint.adapter is None
+    return [f"train.lr={ADAPTER_LR}"] if fine_tuning and adapter else []
 
 
 def _open_run(

@@ -47,7 +47,8 @@ def test_an_adapter_is_trained_and_used_to_generate(synthe: Run) -> None:
     assert (done.exit_code, done.stdout) == (0, "runs/code\n"), done.stderr
     assert "the adapter's, are trained" in done.stderr and "None" not in done.stderr
     saved = json.loads(synthe("recipe", "show", "runs/code", "--json").stdout)["recipe"]["train"]["lora"]
-    assert saved == {"rank": 4, "alpha": None, "dropout": 0.1, "rslora": False, "targets": ["attention", "mlp"]}
+    expected = {"rank": 4, "alpha": None, "dropout": 0.1, "rslora": False, "targets": ["attention", "mlp"]}
+    assert saved == expected | {"quantize": None, "double_quant": False}
     written = synthe("generate", "runs/code", "-p", "1", "-n", 8, "--seed", 1)
     assert (written.exit_code, written.stderr) == (0, "") and written.stdout.startswith("1")
     named = synthe("generate", "runs/small", "--adapter", "runs/code", "-p", "1", "-n", 8, "--seed", 1)

@@ -36,7 +36,7 @@ def test_an_adapter_over_quantised_matrices_takes_less(synthe: Run, recipe: Path
         assert (shown.exit_code, shown.stderr) == (0, "")
         parts.append(json.loads(shown.stdout)["training"]["parts"])
     whole = json.loads(synthe(*wide).stdout)["training"]["parts"]
-    assert whole["gradients"] > 4 * parts[0]["gradients"] and whole["optimizer"] > 4 * parts[0]["optimizer"]
+    assert whole["optimizer"] > 4 * parts[0]["optimizer"]
     assert parts[0]["parameters"] > 2 * parts[1]["parameters"] > 2 * parts[2]["parameters"]
 
 

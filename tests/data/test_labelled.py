@@ -68,7 +68,7 @@ def test_the_stream_visits_all_and_a_cursor_restores_it(folder):
     stream = LabelledStream(packed, labelled, 4, seed=1)
     first = stream.next(count)
     places = sorted(labelled.train[0].starts.tolist())
-    order = stream._order(0, 0)
+    order = stream._order._order(0, 0)
     assert sorted(labelled.train[0].starts[order].tolist()) == places
     cursor = stream.cursor()
     after = stream.next(5)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-from synthe_core.data.tokenizers import CHAT, ByteTokenizer, FileTokenizer, load_tokenizer
+from synthe_core.data.tokenizer_config import CHAT
+from synthe_core.data.tokenizers import ByteTokenizer, FileTokenizer, load_tokenizer
 from synthe_core.errors import InputError
 from synthe_core.evaluation import registration
 from synthe_core.evaluation.answers import Answers, request_key

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from synthe_core.data.tokenizers import CHAT, FileTokenizer, load_tokenizer
+from synthe_core.data.tokenizer_config import CHAT
+from synthe_core.data.tokenizers import FileTokenizer, load_tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Notice, Result
 from synthe_core.interop.huggingface.export_config import NoArchitecture, config_of

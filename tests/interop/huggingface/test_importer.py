@@ -187,6 +187,7 @@ def test_events_and_manifest_name_the_source(tmp_path: Path) -> None:
     assert checkpoint.manifest.parents == [str(source)]
     facts = checkpoint.manifest.model_dump()["source"]
     assert len(facts.pop("digest")) == 64
+    assert facts.pop("config")["architectures"] == ["LlamaForCausalLM"] and facts.pop("shapes")
     assert facts == {"format": "huggingface", "architecture": "LlamaForCausalLM", "stored": "BF16", "context": 2048}
     assert checkpoint.manifest.parameters == checkpoint.model().parameter_count()
 

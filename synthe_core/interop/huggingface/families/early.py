@@ -81,7 +81,7 @@ def opt(config: Config) -> Plan:
     }
     layers = []
     for _, place in layer_places(config, "model.decoder.layers"):
-        mixing = attention_tensors(f"{place}.self_attn", keys, out="out_proj")
+        mixing = attention_tensors(f"{place}.self_attn", {**keys, "head_size": width // heads}, out="out_proj")
         feeding = mlp_tensors(place, mlp, "fc1", "fc2")
         before = [WITH_BIAS(f"{place}.{name}_layer_norm") for name in ("self_attn", "final")]
         layers.append([Part(keys, before[0], mixing), Part(mlp, before[1], feeding)])
