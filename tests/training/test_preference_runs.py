@@ -186,7 +186,7 @@ def test_rows_without_a_difference_or_an_answer_are_skipped_and_counted(make, ba
         file.write(json.dumps({"prompt": "a", "chosen": "one", "rejected": ""}) + "\n")
     notices = [each.message for each in of(list(train(config, out=tmp_path / "run", init=base)), Notice)]
     assert any("2 of 22 rows are skipped" in each for each in notices)
-    assert any("pairs.jsonl:21" in each and "the same" in each for each in notices)
+    assert any("pairs.jsonl, line 21" in each and "the same" in each for each in notices)
     assert any("pairs.jsonl:22" in each for each in notices)
 
 
