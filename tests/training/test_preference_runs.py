@@ -187,7 +187,7 @@ def test_rows_without_a_difference_or_an_answer_are_skipped_and_counted(make, ba
     notices = [each.message for each in of(list(train(config, out=tmp_path / "run", init=base)), Notice)]
     assert any("2 of 22 rows are skipped" in each for each in notices)
     assert any("pairs.jsonl, line 21" in each and "the same" in each for each in notices)
-    assert any("pairs.jsonl:22" in each for each in notices)
+    assert any("pairs.jsonl, line 22" in each for each in notices)
 
 
 def test_kto_of_one_row_a_batch_is_an_error(make, base, tmp_path):
