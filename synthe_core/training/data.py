@@ -55,9 +55,9 @@ class TrainingData(ABC):
         """`limit` of them, `rows` at a time, spread evenly over all."""
 
     @property
-    def epoch(self) -> int | None:
-        """How many training sequences, passages or rows there are; None where they are not counted."""
-        return None
+    @abstractmethod
+    def epoch(self) -> int:
+        """How many training sequences, passages or rows there are."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:

@@ -276,12 +276,6 @@ def _initial_state(
         base=base,
         epoch=data.epoch,
     )
-    for key, budget in (("budget", spec.budget), ("save_every", spec.save_every)):
-        if budget.unit == "epochs" and data.epoch is None:
-            raise InputError(
-                f"train.{key} is {budget}, and it is not known how much text is streamed",
-                f"give it in tokens, steps or time: train.{key}=500Mtokens",
-            )
     if base is not None and data.classes and list(data.classes) != base.classes:
         raise InputError(
             f"the text has other classes than {base.path}: {', '.join(data.classes)}",

@@ -75,7 +75,7 @@ class TrainState:
     parents:            the checkpoints that the first weights come from.
     context:            the longest text of the published model that they come from; None for none.
     base:               the checkpoint under the adapter that is trained, whose weights are frozen; None without one.
-    epoch:              sequences of all training data; None where they have no end.
+    epoch:              sequences of all training data; None in a trial, whose batches are all new.
 
     Random numbers come from torch's global generators, which a checkpoint saves too.
     """

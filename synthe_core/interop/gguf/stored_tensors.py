@@ -112,7 +112,7 @@ def _is_itself(made: Origin) -> bool:
 
 
 class SourceTensors:
-    """Our tensors as the model that the reader makes has them, each read from a checkpoint when it is asked for: a
+    """Our tensors as the model that the reader makes has them, each read from a checkpoint on access: a
     missing bias is zeros, the weight of a missing norm ones, and the rest the tensor of the learner at its place."""
 
     def __init__(self, checkpoint: Checkpoint, target: FileModel) -> None:

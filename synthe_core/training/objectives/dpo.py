@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -12,20 +12,16 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from synthe_core.data.stream import Batch
-from synthe_core.events import Event
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import Loss, Mean
 from synthe_core.recipe.objectives import ObjectiveConfig, Reads
 from synthe_core.training.objectives.answers import answer_logprobs, answer_tokens
-from synthe_core.training.objectives.objective import Objective, ObjectiveContext, ObjectiveSetup
+from synthe_core.training.objectives.objective import ObjectiveContext
 from synthe_core.training.objectives.preference_score import PreferenceScore, answer_means, pair_means
-from synthe_core.training.objectives.reference import Reference
-
-REFERENCE = "reference"
-"""The name in a batch's `extras` of log p_ref(answer | prompt), [B]."""
+from synthe_core.training.objectives.reference_objective import REFERENCE, ReferenceObjective
 
 
-class DPO(Objective):
+class DPO(ReferenceObjective):
     """A loss of d = s_w - s_l, where s = log p(y | x) - log p_ref(y | x) of the chosen answer y_w and of the rejected
     y_l to a prompt x; with `length_normalized` each s is divided by the answer's tokens.
 
@@ -62,14 +58,6 @@ class DPO(Objective):
             """Whether log-ratios are divided by the answer's tokens."""
             return self.loss_type == "ipo" if self.length_normalized is None else self.length_normalized
 
-    def __init__(self, config: Any = None) -> None:
-        super().__init__(config)
-        self.reference = Reference()
-
-    def begin(self, setup: ObjectiveSetup) -> Iterator[Event]:
-        self.reference.begin(setup)
-        return super().begin(setup)
-
     def prepare(self, model: Any, batch: Batch) -> Batch:
         return batch._replace(extras={**batch.extras, REFERENCE: self.reference.logprobs(model, batch)})
 
@@ -98,12 +86,6 @@ class DPO(Objective):
                 score.add(self(model, prepared, ObjectiveContext()), len(batch.inputs) // 2)
             yield score
         self.reference.store()
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return self.reference.tensors()
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        self.reference.load(tensors)
 
 
 def pair_losses(difference: Tensor, config: DPO.Config) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -13,22 +13,21 @@ from synthe_core.data.conversations.example_batches import GOOD
 from synthe_core.data.stream import Batch
 from synthe_core.errors import InputError
 from synthe_core.evaluation.accumulators import mean_values
-from synthe_core.events import Event
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import Loss, Mean
 from synthe_core.recipe.objectives import ObjectiveConfig, Reads
 from synthe_core.training.objectives.answers import answer_logprobs, answer_tokens, mismatched
 from synthe_core.training.objectives.frozen_pass import frozen_logprobs
-from synthe_core.training.objectives.objective import Objective, ObjectiveContext, ObjectiveSetup
+from synthe_core.training.objectives.objective import ObjectiveContext
 from synthe_core.training.objectives.preference_score import answer_means
-from synthe_core.training.objectives.reference import Reference
+from synthe_core.training.objectives.reference_objective import REFERENCE, ReferenceObjective
 
-REFERENCE, KL = "reference", "kl"
-"""Names in a batch's `extras`: log p_ref(answer | prompt) and z, each [B]."""
+KL = "kl"
+"""The name in a batch's `extras` of z, [B]."""
 MIN_ROWS = 2
 
 
-class KTO(Objective):
+class KTO(ReferenceObjective):
     """w_good (1 - sigma(b (s - z))) of a good answer, w_bad (1 - sigma(b (z - s))) of a bad one, the mean over rows.
 
     s = log p(y | x) - log p_ref(y | x) of an answer y to a prompt x, b = beta. z = max(0, mean of s over prompts with
@@ -45,14 +44,6 @@ class KTO(Objective):
         beta: float = Field(0.1, gt=0, description="how closely the model stays with its reference")
         desirable_weight: float = Field(1.0, gt=0, description="of good answers")
         undesirable_weight: float = Field(1.0, gt=0, description="of bad answers")
-
-    def __init__(self, config: Any = None) -> None:
-        super().__init__(config)
-        self.reference = Reference()
-
-    def begin(self, setup: ObjectiveSetup) -> Iterator[Event]:
-        self.reference.begin(setup)
-        return super().begin(setup)
 
     def prepare(self, model: Any, batch: Batch) -> Batch:
         if len(batch.inputs) < MIN_ROWS:
@@ -94,12 +85,6 @@ class KTO(Objective):
             score.add(ratios, batch.extras[GOOD], others)
             yield score
         self.reference.store()
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        return self.reference.tensors()
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        self.reference.load(tensors)
 
 
 class RatingScore:

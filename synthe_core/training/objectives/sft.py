@@ -35,8 +35,9 @@ class SFT(Objective):
     def evaluate(self, model: Any, batches: Iterable[Batch], context: ExecutionContext) -> Iterator[AnswerScore]:
         score = AnswerScore()
         for batch in batches:
+            moved = batch.to(context.device)
             with torch.no_grad(), context.activate():
-                loss = model.loss(*batch.to(context.device)[:2], None, batch.lengths)[0]
+                loss = self(model, moved, ObjectiveContext())
             score.add(batch, loss)
             yield score
 

@@ -37,7 +37,7 @@ def qwen35moe(outline: Outline) -> Description | None:
 
 
 def _by_three_axes(metadata: dict[str, Any] | None, outline: Outline) -> Description | None:
-    """Which channels images turn by time, row and column is open, as all are turned alike in a text: shares."""
+    """Shares of the rotary channels of time, row and column: of no effect, as a text rotates all by the same angle."""
     if metadata is None:
         return None
     pairs = metadata["rope.dimension_count"] // 2
