@@ -79,7 +79,7 @@ def train(
         typer.Option(
             "--objective",
             metavar="NAME",
-            help="What training minimises: language_modeling, sft, or another.",
+            help="What training minimises: language_modeling, sft, dpo, kto, orpo, distill, document or another.",
             autocompletion=complete_objective,
         ),
     ] = None,
