@@ -35,6 +35,7 @@ LAYERS = [
     "evaluation.accumulators evaluation.bits_per_byte evaluation.classification profiling.device_memory",
     "training",
     "introspection profiling evaluation packing merging benchmarks",
+    "swarm",
     "serving",
     "chat",
     "synthe_cli",

@@ -1,0 +1,1 @@
+"""Specialists on one base model: routed to, checked, and improved by use."""
