@@ -1,0 +1,188 @@
+"""The folder of a swarm: its swarm.yaml, its database, its specialists' adapters and the ledger of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from synthe_core.adapters import peft
+from synthe_core.errors import InputError, unknown
+from synthe_core.storage.atomic import WAIT, new_file, new_folder
+from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.claim import claim
+from synthe_core.storage.hub.model_id import hub_id
+from synthe_core.swarm.spec import SpecialistSpec, SwarmSpec, name_fault
+from synthe_core.swarm.yaml_text import new_text, with_specialist, without_specialist
+
+SPEC, DATABASE, LEDGER, ADAPTERS = "swarm.yaml", "swarm.db", "ledger.jsonl", "adapters"
+
+
+class SwarmFolder:
+    """team/swarm.yaml, team/swarm.db, team/adapters/NAME/VERSION, team/ledger.jsonl.
+
+    What it writes is whole or absent, and one process writes at a time. InputError for a folder that is no swarm.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not self.spec_path.is_file():
+            hint = f"make one: synthe swarm init {path} --base MODEL"
+            raise InputError(f"{path} is no swarm: it has no {SPEC}", hint)
+
+    @classmethod
+    def create(cls, path: Path, base: str) -> SwarmFolder:
+        """Makes the folder of a new swarm. InputError if there is something already, or `base` is no model."""
+        if hub_id(base) is None and not Path(base).expanduser().exists():
+            raise InputError(
+                f"no such model: {base}", "name a run, a .synapse or GGUF file, a model folder, or ORG/NAME"
+            )
+        if (path / SPEC).exists():
+            raise InputError(f"{path} is a swarm already", f"add a specialist: synthe swarm add {path} NAME")
+        if path.is_dir() and any(path.iterdir()):
+            raise InputError(f"{path} is not empty", "name a new folder")
+        with new_folder(path) as partial:
+            (partial / SPEC).write_text(new_text(relative_path(base, path)), encoding="utf-8")
+            (partial / ADAPTERS).mkdir()
+        return cls(path)
+
+    @property
+    def spec_path(self) -> Path:
+        return self.path / SPEC
+
+    @property
+    def database(self) -> Path:
+        return self.path / DATABASE
+
+    @cached_property
+    def spec(self) -> SwarmSpec:
+        """What swarm.yaml says. InputError with the position of every fault."""
+        return SwarmSpec.load(self.spec_path)
+
+    def reload(self) -> None:
+        """Reads swarm.yaml again when it is next needed."""
+        self.__dict__.pop("spec", None)
+
+    @property
+    def base(self) -> str:
+        """The path of the base, or its id of the hub."""
+        return self.resolve(self.spec.base)
+
+    def resolve(self, text: str) -> str:
+        """A path of swarm.yaml, which is relative to the folder; an id of the hub as it is."""
+        here = self.path / Path(text).expanduser()
+        return text if hub_id(text) is not None and not here.exists() else os.path.normpath(here)
+
+    def specialist(self, name: str) -> SpecialistSpec:
+        """The specialist of that name; InputError with the nearest one."""
+        if name not in self.spec.specialists:
+            raise unknown("specialist", name, self.spec.specialists)
+        return self.spec.specialists[name]
+
+    def add(self, name: str, spec: SpecialistSpec, adapter: str | None = None) -> SpecialistSpec:
+        """Adds a specialist, with a copy of the adapter at the path `adapter`, and returns it as it is written.
+
+        InputError for a name that is taken, or an adapter of another model.
+        """
+        if fault := name_fault(name):
+            raise InputError(fault)
+        self._check_new(name)
+        self._check_files(spec)
+        if adapter is None:
+            self._edit(lambda text: with_specialist(text, name, spec), {**self.spec.specialists, name: spec})
+            return spec
+        target, digest = self._copy_adapter(name, spec, adapter)
+        spec = spec.model_copy(update={"adapter": target.relative_to(self.path).as_posix()})
+        try:
+            self._edit(lambda text: with_specialist(text, name, spec), {**self.spec.specialists, name: spec})
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        self.record("added", name, version=target.name, digest=digest)
+        return spec
+
+    def remove(self, name: str) -> None:
+        """Removes a specialist. Its adapters stay in their folder: what they answered refers to them."""
+        self.specialist(name)
+        rest = {each: spec for each, spec in self.spec.specialists.items() if each != name}
+        self._edit(lambda text: without_specialist(text, name), rest)
+        self.record("removed", name)
+
+    def record(self, event: str, specialist: str, **facts: Any) -> None:
+        """Adds a line to the ledger."""
+        line = {"time": time.time(), "event": event, "specialist": specialist, **facts}
+        with claim(self.path / LEDGER, wait=WAIT), (self.path / LEDGER).open("a+b") as file:
+            file.seek(0)
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)  # a line that a kill has cut off
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """The lines of the ledger, oldest first; a last one that a kill has cut off is left out."""
+        try:
+            lines = (self.path / LEDGER).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        entries = []
+        for number, line in enumerate(lines, 1):
+            try:
+                entries.append(json.loads(line))
+            except ValueError:
+                if number < len(lines):
+                    raise InputError(
+                        f"{self.path / LEDGER}:{number} is no JSON", "restore the line, or remove it"
+                    ) from None
+        return entries
+
+    def _check_new(self, name: str) -> None:
+        if name in self.spec.specialists:
+            hint = f"remove it first: synthe swarm remove {self.path} {name}"
+            raise InputError(f"{self.path} has a specialist '{name}' already", hint)
+
+    def _check_files(self, spec: SpecialistSpec) -> None:
+        for document in spec.documents:
+            if not Path(self.resolve(document)).is_file():
+                raise InputError(f"no such document: {self.resolve(document)}")
+        if spec.model is not None and hub_id(spec.model) is None and not Path(self.resolve(spec.model)).exists():
+            raise InputError(f"no such model: {self.resolve(spec.model)}")
+
+    def _copy_adapter(self, name: str, spec: SpecialistSpec, adapter: str) -> tuple[Path, str]:
+        """The adapter's copy and its digest."""
+        base = self.base if spec.model is None else self.resolve(spec.model)
+        opened = Checkpoint.open(Path(adapter).expanduser(), base=base)
+        _ = opened.fitted_adapter  # it is the base's, and its matrices fit
+        versions = self.path / ADAPTERS / name
+        taken = [int(each.name) for each in versions.glob("*") if each.name.isdigit()]
+        target = versions / str(max(taken, default=0) + 1)
+        with new_folder(target) as partial:
+            for file in (peft.CONFIG, peft.WEIGHTS):
+                shutil.copyfile(opened.path / file, partial / file)
+        return target, opened.digest
+
+    def _edit(self, change: Callable[[str], str], expected: dict[str, SpecialistSpec]) -> None:
+        """Replaces swarm.yaml by what `change` makes of it. InputError where that is not what was meant: the file is in
+        a form that only its author can change."""
+        with new_file(self.spec_path, wait=WAIT) as partial:
+            partial.write_text(change(self.spec_path.read_text(encoding="utf-8")), encoding="utf-8")
+            try:
+                written = SwarmSpec.load(partial)
+            except InputError:
+                written = None
+            if written is None or written != self.spec.model_copy(update={"specialists": expected}):
+                raise InputError(f"{self.spec_path} cannot be changed as it is written", "edit `specialists` by hand")
+        self.reload()
+
+
+def relative_path(base: str, folder: Path) -> str:
+    """A path as swarm.yaml has it: relative to the folder if it was given as relative."""
+    path = Path(base).expanduser()
+    if hub_id(base) is not None or path.is_absolute():
+        return str(base)
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
