@@ -35,6 +35,24 @@ class Piece(NamedTuple):
         return cls(text, name, document, 0, True, key_of(text), label, digest_of([text]))
 
 
+class PieceReader(Iterator[Piece]):
+    """The pieces of a source from a place on. Places are JSON; None is the beginning."""
+
+    def __init__(self, source: Source, place: Any = None) -> None:
+        self._number = 0 if place is None else int(place["pieces"])
+        self._pieces = source.pieces(self._number)
+
+    def __next__(self) -> Piece:
+        piece = next(self._pieces)
+        self._number += 1
+        return piece
+
+    @property
+    def place(self) -> Any:
+        """Where the next piece is: `Source.reader(place)` begins with it."""
+        return {"pieces": self._number}
+
+
 class Source(ABC):
     """A finite or endless run of documents, always in the same order."""
 
@@ -49,6 +67,10 @@ class Source(ABC):
     @abstractmethod
     def pieces(self, skip: int = 0) -> Iterator[Piece]:
         """The documents in pieces, without the first `skip` pieces."""
+
+    def reader(self, place: Any = None) -> PieceReader:
+        """The pieces from a reader's `place` on; sources that can go there at once do not read what is before it."""
+        return PieceReader(self, place)
 
     def size(self) -> int | None:
         """Bytes of text to come, where that is known without reading them."""

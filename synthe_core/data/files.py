@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from synthe_core.data.content import BOM, COMPRESSED, content, damage, kind
-from synthe_core.data.documents import PIECE, Piece, Source, cut_near, digest_of, key_of
+from synthe_core.data.documents import PIECE, Piece, PieceReader, Source, cut_near, digest_of, key_of
 from synthe_core.data.finding import find, literal_part
 from synthe_core.data.rows import PERHAPS, RECORDS, has_field, rows
 from synthe_core.errors import InputError
@@ -71,22 +72,28 @@ class Files(Source):
             if number >= skip:
                 yield piece
 
+    def reader(self, place: Any = None) -> PieceReader:
+        return FileReader(self, place)
+
     def _pieces(self) -> Iterator[Piece]:
-        document = 0
+        document = -1
         for path in self.paths:
-            with damage(path):
-                if kind(path) in RECORDS:
-                    for place, text, label in rows(path, self.field, self.label_field):
-                        if text:
-                            yield Piece.whole(text.encode("utf-8", "replace"), place, document, label)
-                            document += 1
-                    continue
-                label = self._folder(path)
-                empty = True
-                for piece in _plain(path, document, self._digest):
-                    empty = False
-                    yield piece._replace(label=label)
-                document += not empty
+            for piece in self.pieces_of(path, document + 1):
+                document = piece.document
+                yield piece
+
+    def pieces_of(self, path: Path, document: int = 0) -> Iterator[Piece]:
+        """The pieces of one of the files, whose first document has the number `document`."""
+        with damage(path):
+            if kind(path) in RECORDS:
+                for place, text, label in rows(path, self.field, self.label_field):
+                    if text:
+                        yield Piece.whole(text.encode("utf-8", "replace"), place, document, label)
+                        document += 1
+                return
+            label = self._folder(path)
+            for piece in _plain(path, document, self._digest):
+                yield piece._replace(label=label)
 
     def _digest(self, path: Path) -> bytes:
         """The digest of a plain file, which is read for it once."""
@@ -98,6 +105,31 @@ class Files(Source):
         """The first folder below what the name says before its first wildcard; "" where there is none."""
         between = path.relative_to(literal_part(Path(self.name).expanduser())).parts[:-1]
         return between[0] if between and self.label_field is None else ""
+
+
+class FileReader(PieceReader):
+    """The pieces of files from a place on: a file, and the number of a piece in it."""
+
+    def __init__(self, files: Files, place: Any = None) -> None:
+        self._files = files
+        self._file, self._number = (0, 0) if place is None else (int(place["file"]), int(place["pieces"]))
+        self._pieces = islice(self._open(), self._number, None)
+
+    def __next__(self) -> Piece:
+        while (piece := next(self._pieces, None)) is None:
+            if self._file >= len(self._files.paths):
+                raise StopIteration
+            self._file, self._number = self._file + 1, 0
+            self._pieces = self._open()
+        self._number += 1
+        return piece
+
+    @property
+    def place(self) -> Any:
+        return {"file": self._file, "pieces": self._number}
+
+    def _open(self) -> Iterator[Piece]:
+        return self._files.pieces_of(self._files.paths[self._file]) if self._file < len(self._files.paths) else iter(())
 
 
 def _without_mark(chunks: Iterator[bytes]) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from synthe_core.data.documents import Piece, Source
+from synthe_core.data.documents import Piece, PieceReader, Source
 from synthe_core.data.rows import label_of, text_of
 from synthe_core.errors import InputError, SyntheError
 from synthe_core.storage.hub.access import TIMEOUT, explain, offline, unreachable
@@ -47,7 +47,14 @@ class Hub(Source):
         return ["hub", self.dataset, self.config, self.split, self.field, listing, *revision]
 
     def pieces(self, skip: int = 0) -> Iterator[Piece]:
-        for number, (place, row) in enumerate(self.records(skip), start=skip):
+        return self.pieces_of(self._open_from(skip), skip)
+
+    def reader(self, place: Any = None) -> PieceReader:
+        return HubReader(self, place)
+
+    def pieces_of(self, rows: Any, before: int) -> Iterator[Piece]:
+        """The pieces of the rows of a data set, of which the first has `before` rows before it."""
+        for number, (place, row) in enumerate(self._numbered(rows, before), start=before):
             # An empty row is an empty piece, so that pieces and rows count alike and a resumed run can skip rows.
             text = text_of(row, self.field, place)
             label = label_of(row, self.label_field, place)
@@ -55,9 +62,14 @@ class Hub(Source):
 
     def records(self, skip: int = 0) -> Iterator[tuple[str, Any]]:
         """(place, row) of each row without the first `skip`."""
-        rows = self._open()
-        number = skip
-        iterator = iter(rows.skip(skip)) if skip else iter(rows)
+        return self._numbered(self._open_from(skip), skip)
+
+    def _open_from(self, skip: int) -> Any:
+        rows = self.open_rows()
+        return rows.skip(skip) if skip else rows
+
+    def _numbered(self, rows: Any, number: int) -> Iterator[tuple[str, Any]]:
+        iterator = iter(rows)
         while True:
             try:
                 row = next(iterator)
@@ -72,7 +84,8 @@ class Hub(Source):
             number += 1
             yield f"{self.name}, row {number}", row
 
-    def _open(self) -> Any:
+    def open_rows(self) -> Any:
+        """The data set of `datasets`: one that streams, or, where the network is forbidden, the one in its cache."""
         import datasets  # takes a second to import
 
         datasets.disable_progress_bars()
@@ -98,6 +111,26 @@ class Hub(Source):
             raise explain(self.name, error) from error
         except Exception as error:  # the hub's libraries raise errors of many packages
             raise explain(self.name, error) from error
+
+
+class HubReader(PieceReader):
+    """The rows of a data set from a place on. `datasets` goes to the file at once, and in it to the row."""
+
+    def __init__(self, hub: Hub, place: Any = None) -> None:
+        self._number = 0 if place is None else int(place["rows"])
+        state = None if place is None else place["state"]
+        self._rows = hub.open_rows()
+        self._streams = hasattr(self._rows, "load_state_dict") and (state is not None or not self._number)
+        if not self._streams and self._number:
+            self._rows = self._rows.skip(self._number)
+        elif state is not None:
+            self._rows.load_state_dict(state)
+        self._pieces = hub.pieces_of(self._rows, self._number)
+
+    @property
+    def place(self) -> Any:
+        state = self._rows.state_dict() if self._streams and self._number else None
+        return {"rows": self._number, "state": state}
 
 
 def tokenizer_file(name: str) -> Path:

@@ -10,30 +10,22 @@ import numpy as np
 from synthe_core.errors import InputError
 
 
-class MixtureOrder:
-    """An endless order of the sequences of several sources.
+class Turns:
+    """Which source the next sequence is of. After n sequences each source has given its weight's share of them to
+    within one.
 
-    Every epoch of a source visits its sequences in a new pseudo-random order, and sources take turns so that after n
-    sequences each has given its weight's share of them to within one. The order depends on seed, cursor and counts
-    alone.
-
-    counts: sequences of each source. done, drawn: sequences so far, of all and of each source.
+    done, drawn: sequences so far, of all and of each source.
     """
 
-    def __init__(self, counts: Sequence[int], weights: Sequence[float], seed: int) -> None:
-        self._counts, self._seed = list(counts), seed
+    def __init__(self, weights: Sequence[float]) -> None:
         array = np.array(weights, dtype=np.float64)
         self.share = array / array.sum()
         self.done = 0
-        self.drawn = np.zeros(len(self._counts), dtype=np.int64)
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self.drawn = np.zeros(len(array), dtype=np.int64)
 
-    def draw(self) -> tuple[int, int]:
-        """(source, number of the sequence in it) of the next: from the source that is furthest behind its share."""
-        source = int(np.argmax(self.share * (self.done + 1) - self.drawn))
-        epoch, position = divmod(int(self.drawn[source]), self._counts[source])
-        self.count(source)
-        return source, int(self._order(source, epoch)[position])
+    def next(self) -> int:
+        """The source that is furthest behind its share."""
+        return int(np.argmax(self.share * (self.done + 1) - self.drawn))
 
     def count(self, source: int) -> None:
         """Counts a sequence of a source."""
@@ -49,12 +41,34 @@ class MixtureOrder:
         done, drawn = cursor.get("sequences"), cursor.get("drawn")
         if not isinstance(drawn, list) or not all(type(each) is int and each >= 0 for each in [done, *drawn]):
             raise InputError("the place in the training text is damaged", "resume from another checkpoint of the run")
-        if len(drawn) != len(self._counts):
+        if len(drawn) != len(self.drawn):
             raise InputError(
-                f"the stream was saved over {len(drawn)} sources, and the recipe names {len(self._counts)}",
+                f"the stream was saved over {len(drawn)} sources, and the recipe names {len(self.drawn)}",
                 "resume with the data of the run",
             )
         self.done, self.drawn = cursor["sequences"], np.array(drawn, dtype=np.int64)
+
+
+class MixtureOrder(Turns):
+    """An endless order of the sequences of several sources, which take turns.
+
+    Every epoch of a source visits its sequences in a new pseudo-random order. The order depends on seed, cursor and
+    counts alone.
+
+    counts: sequences of each source.
+    """
+
+    def __init__(self, counts: Sequence[int], weights: Sequence[float], seed: int) -> None:
+        super().__init__(weights)
+        self._counts, self._seed = list(counts), seed
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+
+    def draw(self) -> tuple[int, int]:
+        """(source, number of the sequence in it) of the next."""
+        source = self.next()
+        epoch, position = divmod(int(self.drawn[source]), self._counts[source])
+        self.count(source)
+        return source, int(self._order(source, epoch)[position])
 
     def _order(self, source: int, epoch: int) -> np.ndarray:
         cached = self._orders.get(source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,10 @@ SHARD = 2**24
 """Tokens between two saves: what a killed preparation loses at most."""
 BATCH = 2 * 2**20
 """Bytes of text tokenized at a time."""
+
+
+class NoText(InputError):
+    """A source without a single byte."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def _pack(corpus: Corpus, tokenizer: Tokenizer, folder: Path, index: Index | Non
     while batch := _batch(pieces):
         index.pieces += len(batch)
         parts = [part for piece in batch if piece.text or piece.offset for part in plan.parts(piece)]
-        for part, ids in zip(parts, tokenizer.encode_batch(_texts(parts, tokenizer)), strict=True):
+        for part, ids in zip(parts, tokenizer.encode_batch(encodable(parts, tokenizer)), strict=True):
             side = "train" if part.train else "validation"
             token_bytes = int(tokenizer.widths[ids].sum())
             figures = index.sides[side]
@@ -144,7 +148,7 @@ def _pack(corpus: Corpus, tokenizer: Tokenizer, folder: Path, index: Index | Non
             eta = max(0.0, total - done) / rate if total is not None and rate > 0 else None
             yield Progress(f"packing {name}", done, None if total is None else max(total, done), "B", eta)
     if _packed_bytes(index) == 0:
-        raise InputError(f"'{name}' holds no text", "name a source with text in it")
+        raise NoText(f"'{name}' holds no text", "name a source with text in it")
     index.complete = True
     _save(folder, index, pending, corpus.labels is not None)
     done = _packed_bytes(index)
@@ -166,7 +170,8 @@ def _batch(pieces: Iterator[Piece]) -> list[Piece]:
     return batch
 
 
-def _texts(parts: list[Part], tokenizer: Tokenizer) -> list[str | bytes]:
+def encodable(parts: Sequence[Part | Piece], tokenizer: Tokenizer) -> list[str | bytes]:
+    """The texts as the tokenizer reads them. InputError for one that is no UTF-8, where it reads no bytes."""
     if tokenizer.reads_bytes:
         return [part.text for part in parts]
     return [decoded(part.text, part.name, part.offset) for part in parts]

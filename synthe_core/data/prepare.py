@@ -15,7 +15,7 @@ from synthe_core.data.files import Files
 from synthe_core.data.packing import Corpus, pack
 from synthe_core.data.shards import Index, Split, document_digests
 from synthe_core.data.spec import DataSpec
-from synthe_core.data.splitting import survey
+from synthe_core.data.splitting import Plan, survey
 from synthe_core.data.tokenizers import Tokenizer, open_tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Event, Notice, Progress, Result
@@ -79,11 +79,16 @@ def open_data(spec: DataSpec) -> Generator[Event, None, Packed]:
     Raises InputError for a source that is missing, empty, unreadable or shorter than one sequence, WorkError if
     the hub cannot be reached or the disk cannot be written.
     """
+    if spec.stream:
+        raise InputError(
+            "data.stream is set: the text is read while training, and is not prepared before",
+            "leave out data.stream to prepare it all: --set data.stream=false",
+        )
     weighted = corpora(spec)
     for _, corpus in weighted:
         for note in corpus.source.notes:
             yield Notice(f"{corpus.source.name}: {note}", "warning")
-    tokenizer = yield from _tokenizer(spec, [corpus for weight, corpus in weighted if weight > 0])
+    tokenizer = yield from tokenizer_of(spec, [corpus for weight, corpus in weighted if weight > 0])
     places = []
     for _, corpus in weighted:
         folder, index = yield from pack(corpus, tokenizer)
@@ -178,7 +183,8 @@ def _file(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _tokenizer(spec: DataSpec, training: list[Corpus]) -> Generator[Event, None, Tokenizer]:
+def tokenizer_of(spec: DataSpec, training: list[Corpus]) -> Generator[Event, None, Tokenizer]:
+    """The tokenizer that a recipe names; `bpe` is trained on the `training` text, unless it is cached."""
     vocab = spec.tokenizer.vocab
     if spec.tokenizer.type != "bpe" or vocab is None:
         tokenizer = open_tokenizer(spec.tokenizer.type)
@@ -188,13 +194,18 @@ def _tokenizer(spec: DataSpec, training: list[Corpus]) -> Generator[Event, None,
                 f"set data.tokenizer.vocab to {tokenizer.vocab_size}, or leave it out",
             )
         return tokenizer
-    if (cached := bpe.cached(vocab, [corpus.identity() for corpus in training])) is not None:
+    identity: list[object] = [corpus.identity() for corpus in training]
+    if spec.stream:
+        identity.append("stream")  # another split
+    if (cached := bpe.cached(vocab, identity)) is not None:
         return cached
     planned = []
     for corpus in training:
-        plan = yield from survey(corpus.source, corpus.fraction, corpus.limit)
+        plan = (
+            Plan(corpus.fraction) if spec.stream else (yield from survey(corpus.source, corpus.fraction, corpus.limit))
+        )
         planned.append((corpus.source, plan, corpus.limit))
-    return (yield from bpe.train(vocab, planned, [corpus.identity() for corpus in training]))
+    return (yield from bpe.train(vocab, planned, identity))
 
 
 def open_tokenizer_of(spec: DataSpec) -> Generator[Event, None, Tokenizer]:
@@ -204,7 +215,7 @@ def open_tokenizer_of(spec: DataSpec) -> Generator[Event, None, Tokenizer]:
             "data.tokenizer: bpe is trained on text, and these are conversations",
             "name a tokenizer, or begin with a model: --init CHECKPOINT",
         )
-    return (yield from _tokenizer(spec, []))
+    return (yield from tokenizer_of(spec, []))
 
 
 def load(spec: DataSpec) -> Packed:

@@ -93,6 +93,8 @@ class DataSpec(Spec):
                 1,024 unless it is stated.
     validation: fraction of each source's documents for validation, or a source that is all validation.
     field:      the field of rows of tables and the hub that holds the text.
+    stream:     whether text is read while training, from the hub or from files, with a few shards of tokens on disk,
+                instead of being tokenized whole before. Documents for validation are the first that are held out.
     limit:      at most this many bytes of text are read from each source ("20MB"); None = all.
     labels:     for an encoder, what each document's class is: `path`, the first folder below the source (of `stdlib`
                 the package), or `field:NAME`, that field of rows of tables and the hub.
@@ -109,6 +111,7 @@ class DataSpec(Spec):
     validation: Annotated[float | str, BeforeValidator(_fraction_or_source)] = 0.05
     field: str = "text"
     limit: ByteCount | None = None
+    stream: bool = False
     labels: Annotated[str | None, BeforeValidator(_labels)] = None
     columns: dict[str, str] = Field(default={})
     trained: Literal["assistant", "last", "all"] = "assistant"

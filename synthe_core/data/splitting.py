@@ -61,10 +61,15 @@ class Plan:
     def _in_train(self, key: bytes) -> bool:
         if self.chosen is not None:
             return key.hex() not in self.chosen
-        return int.from_bytes(key, "big") >= self.fraction * 2**64
+        return in_train(key, self.fraction)
 
     def to_json(self) -> dict[str, Any]:
         return {"fraction": self.fraction, "cuts": self.cuts, "chosen": self.chosen, "total": self.total}
+
+
+def in_train(key: bytes, fraction: float) -> bool:
+    """Whether a document is training text by its key alone, with the `fraction` of all documents for validation."""
+    return int.from_bytes(key, "big") >= fraction * 2**64
 
 
 def survey(source: Source, fraction: float, limit: int | None) -> Generator[Event, None, Plan]:

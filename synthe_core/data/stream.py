@@ -175,6 +175,11 @@ class Stream:
         )
 
 
+def num_windows(split: Split, sequence: int) -> int:
+    """How many windows `windows` gives of a split."""
+    return max(0, split.tokens - 1) // max(1, min(sequence, split.tokens - 1))
+
+
 def windows(split: Split, sequence: int, limit: int | None = None, batch: int = 1) -> Iterator[Window]:
     """`split` in windows of `sequence` targets, one after another without overlap, `batch` of them at a time.
 

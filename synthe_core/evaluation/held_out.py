@@ -9,6 +9,7 @@ from synthe_core.data.packing import Corpus, pack
 from synthe_core.data.prepare import corpora
 from synthe_core.data.shards import Split
 from synthe_core.data.spec import DataSpec
+from synthe_core.data.streaming.held_out import pack_held_out
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.events import Event
@@ -26,11 +27,13 @@ def held_out(spec: DataSpec | None, tokenizer: Tokenizer, sources: Sequence[str]
         raise InputError("there is no held-out text: the model has no recipe of ours", "name some: --data FILE")
     else:
         chosen = [corpus for _, corpus in corpora(spec)]
-    places = []
-    for corpus in chosen:
-        folder, index = yield from pack(corpus, tokenizer)
-        places.append((folder, index, "validation"))
-    split = Split(places, tokenizer.widths)
+    if spec is not None and spec.stream and not sources:
+        places = yield from pack_held_out(chosen, tokenizer)
+    else:
+        places = []
+        for corpus in chosen:
+            places.append((yield from pack(corpus, tokenizer)))
+    split = Split([(folder, index, "validation") for folder, index in places], tokenizer.widths)
     if split.tokens < 2:
         raise InputError("there is no held-out text: the recipe has no validation text", "name some: --data FILE")
     return split

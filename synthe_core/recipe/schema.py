@@ -245,6 +245,25 @@ class Recipe(Spec):
             raise field_error(("train", "carry"), f"{self.objective.type} begins every row anew", "leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _a_stream_has_no_end(self) -> Recipe:
+        if not self.data.stream:
+            return self
+        if self.objective is not None and self.reads != "text":
+            reason = f"{self.objective.type} reads rows, which are read once and then cached"
+            raise field_error(("data", "stream"), reason, "leave it out")
+        for key, budget in (("budget", self.train.budget), ("save_every", self.train.save_every)):
+            if budget.unit == "epochs":
+                reason = "the number of sequences in a stream is not known, and so there are no epochs"
+                raise field_error(("train", key), reason, "give tokens or steps, or leave out data.stream")
+        for path, given, reason in (
+            (("train", "carry"), self.train.carry, "the rows of streamed text do not continue each other"),
+            (("data", "labels"), self.data.labels is not None, "labelled text is not streamed"),
+        ):
+            if given:
+                raise field_error(path, reason, f"leave out {'.'.join(path)}, or data.stream")
+        return self
+
     @property
     def reads(self) -> Reads:
         """What the objective trains on."""

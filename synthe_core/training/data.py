@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from synthe_core.data.labelled import Labelled, LabelledStream
 from synthe_core.data.prepare import Packed
 from synthe_core.data.shards import Split
-from synthe_core.data.stream import Batch, Stream, Window, windows
+from synthe_core.data.stream import Batch, Stream, Window, num_windows, windows
+from synthe_core.data.streaming.streamed_data import Streamed
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.recipe.schema import Recipe
 
@@ -56,8 +57,11 @@ class TrainingData(ABC):
 
     @property
     @abstractmethod
-    def epoch(self) -> int:
-        """How many training sequences, passages or rows there are."""
+    def epoch(self) -> int | None:
+        """How many training sequences, passages or rows there are; None where that is not known."""
+
+    def close(self) -> None:  # noqa: B027
+        """Ends what reads ahead."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -91,6 +95,45 @@ class TrainingData(ABC):
         return f"{changed}: its classes are others"
 
 
+class StreamedData(TrainingData):
+    """Running text that is read while it is trained on. How much there is of it is not known."""
+
+    def __init__(self, recipe: Recipe, streamed: Streamed) -> None:
+        self.sequence, self.tokenizer = recipe.data.sequence, streamed.tokenizer
+        self.source_names = [text.name for text in streamed.sources]
+        self._streamed, self._validation = streamed, streamed.validation
+        self.stream = self._batches = streamed.batches(recipe.seed)
+        if self._validation.tokens:
+            self.bytes_per_token = self._validation.bytes / self._validation.tokens
+
+    @property
+    def validation_length(self) -> int:
+        return min(self.sequence, self._validation.tokens - 1)
+
+    @property
+    def num_validation_windows(self) -> int:
+        return num_windows(self._validation, self.sequence)
+
+    @property
+    def epoch(self) -> None:
+        return None
+
+    def validation_windows(self, limit: int, rows: int) -> Iterator[Window]:
+        return windows(self._validation, self.sequence, limit, rows)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the training text only how it is read: the cursor says which text it is."""
+        return {
+            "tokenizer": self.tokenizer.digest,
+            "tokens": [0] * len(self.source_names),
+            "digests": self._streamed.digests(),
+            "validation": self._validation.digest,
+        }
+
+    def close(self) -> None:
+        self._batches.close()
+
+
 class TextData(TrainingData):
     """Running text; of an encoder, labelled passages."""
 
@@ -122,7 +165,7 @@ class TextData(TrainingData):
         """How many windows or passages there are to validate on."""
         if self._labelled is not None:
             return len(self._labelled.validation.starts)
-        return max(0, self._packed.validation.tokens - 1) // max(1, self.validation_length)
+        return num_windows(self._packed.validation, self.sequence)
 
     @property
     def epoch(self) -> int:

@@ -14,6 +14,7 @@ import torch
 
 from synthe_core.data.prepare import open_data
 from synthe_core.data.spec import DataSpec
+from synthe_core.data.streaming.streamed_data import open_stream
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Event, Notice, Result
 from synthe_core.hardware.kernel_tuning import kernel_exists
@@ -32,7 +33,7 @@ from synthe_core.storage.hub.snapshot import origin_of, reference_to, source_nam
 from synthe_core.storage.run_folder import RunFolder, new_run, taken
 from synthe_core.training.adapting import adapt, base_of, frozen_model
 from synthe_core.training.checkpointing import restore
-from synthe_core.training.data import TextData, TrainingData
+from synthe_core.training.data import StreamedData, TextData, TrainingData
 from synthe_core.training.distillation.student import with_student
 from synthe_core.training.example_data import open_example_data
 from synthe_core.training.loggers import require
@@ -96,7 +97,7 @@ def train(
         base = None if recipe.train.lora is None else base_of(source, recipe)
         stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(recipe.runtime.threads or threads)
-        data = yield from _open_data(recipe, base, stop)
+        data = yield from _open_data(recipe, base, stop, stack)
         state = _initial_state(recipe, data, settings, source, base, begins=checkpoint is None)
         run = RunFolder(path)  # once nothing of the command is refused any more
         stack.push(partial(_close, run, begins=not resume))
@@ -199,14 +200,18 @@ def _open_run(
     return out, Checkpoint.open(out, latest=True)
 
 
-def _open_data(recipe: Recipe, base: Checkpoint | None, stop: Stop) -> Generator[Event, None, TrainingData]:
-    """The training data, prepared now if they are not in the cache. Raises Interrupted once `stop` is set."""
+def _open_data(
+    recipe: Recipe, base: Checkpoint | None, stop: Stop, stack: ExitStack
+) -> Generator[Event, None, TrainingData]:
+    """The training data until `stack` ends, prepared now if they are not in the cache. Raises Interrupted once `stop`
+    is set."""
     work = _prepare(recipe, base)
     while True:
         try:
             event = next(work)
         except StopIteration as end:
             data: TrainingData = end.value
+            stack.callback(data.close)
             return data
         yield event
         if stop.is_set():
@@ -218,12 +223,14 @@ def _prepare(recipe: Recipe, base: Checkpoint | None) -> Generator[Event, None, 
     if recipe.objective is not None:
         objective: Objective = OBJECTIVES[recipe.objective.type](recipe.objective)
         recipe = recipe.model_copy(update={"data": (yield from objective.write_data(recipe, base))})
-    if recipe.reads == "text":
-        data: TrainingData = TextData(recipe, (yield from open_data(recipe.data)))
+    if recipe.data.stream:
+        data: TrainingData = StreamedData(recipe, (yield from open_stream(recipe.data)))
+    elif recipe.reads == "text":
+        data = TextData(recipe, (yield from open_data(recipe.data)))
     else:
         data = yield from open_example_data(recipe)
     if recipe.train.canary is not None:
-        text = {"sources": recipe.train.canary, "validation": 0.0, "labels": None}
+        text = {"sources": recipe.train.canary, "validation": 0.0, "labels": None, "stream": False}
         spec = DataSpec.model_validate(recipe.data.model_dump() | text)
         data.canary = (yield from open_data(spec)).sources[0].train
     return data

@@ -104,7 +104,7 @@ def test_a_broken_connection_reports_its_progress(local: list[str], monkeypatch:
             yield from ({"text": text} for text in local[:3])
             raise ConnectionError("reset by peer")
 
-    monkeypatch.setattr(Hub, "_open", lambda self: Rows())
+    monkeypatch.setattr(Hub, "open_rows", lambda self: Rows())
     with pytest.raises(SyntheError, match=r"cannot be reached: reset by peer \(after 3 rows\)") as raised:
         packed("hub:acme/words")
     assert isinstance(raised.value, WorkError)

@@ -1,0 +1,79 @@
+"""The shards of a streamed source in order, each made ahead of its use."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event as Stop
+
+from synthe_core.data.streaming.position import Position
+from synthe_core.data.streaming.stream_shard import ShardFolder, StreamShard, make_shard
+from synthe_core.data.streaming.token_reader import StreamedText, TokenReader
+from synthe_core.errors import InputError
+
+AHEAD = 2
+"""Shards that are made before they are needed."""
+
+
+class ShardSupply:
+    """Reads and makes the shards of a source in one thread of its own; errors arise where a shard is taken.
+
+    A shard is what its position says, whoever makes it, so one that is missing or damaged on disk is made again.
+    """
+
+    def __init__(self, text: StreamedText, folder: ShardFolder, sequence: int) -> None:
+        self._text, self._folder, self._sequence = text, folder, sequence
+        self._stop = Stop()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="streaming")
+        self._reader: TokenReader | None = None
+        self._ahead: deque[Future[StreamShard]] = deque()
+
+    def first(self, number: int, start: Position, digest: str | None) -> StreamShard:
+        """The shard that begins at `start`; `digest` is what it was in an earlier process, None if there was none.
+
+        InputError if the source has changed since.
+        """
+        self._ahead.clear()
+        shard = self._thread.submit(self._shard, number, start, digest).result()
+        self._order(shard)
+        return shard
+
+    def next(self) -> StreamShard:
+        """The shard after the one that was taken last."""
+        shard = self._ahead[0].result()  # one that failed stays, and fails again
+        self._ahead.popleft()
+        self._order(shard)
+        return shard
+
+    def close(self) -> None:
+        """Ends the thread at the next document that it reads."""
+        self._stop.set()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _order(self, taken: StreamShard) -> None:
+        """Has the shards after `taken` made, in order."""
+        while len(self._ahead) < AHEAD:
+            before = self._ahead[-1] if self._ahead else taken
+            self._ahead.append(self._thread.submit(self._after, before, taken.number))
+
+    def _after(self, before: StreamShard | Future[StreamShard], used: int) -> StreamShard:
+        shard = before if isinstance(before, StreamShard) else before.result()  # the thread has made it before
+        self._folder.remove_old(max(0, used - 1))
+        return self._shard(shard.number + 1, shard.following)
+
+    def _shard(self, number: int, start: Position, digest: str | None = None) -> StreamShard:
+        stored = self._folder.read(number, start)
+        if stored is not None and digest in (None, stored.digest):
+            return stored
+        reader, self._reader = self._reader, None  # one that fails is not read on
+        if reader is None or not reader.position.is_at(start):
+            reader = TokenReader(self._text, start, self._stop)
+        shard = make_shard(reader, number, self._sequence)
+        self._reader = reader
+        if digest not in (None, shard.digest):
+            raise InputError(
+                f"'{self._text.name}' has changed since the run began: what was read last is no longer there",
+                "restore the old text, or name its revision; or start a new run from the newest weights",
+            )
+        self._folder.write(shard)
+        return shard
