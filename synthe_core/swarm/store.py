@@ -19,7 +19,19 @@ from typing import Any
 from synthe_core.errors import InputError, SyntheError, WorkError
 
 try:
-    from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, create_engine, event, select, text
+    from sqlalchemy import (
+        Column,
+        Connection,
+        Integer,
+        MetaData,
+        String,
+        Table,
+        create_engine,
+        event,
+        inspect,
+        select,
+        text,
+    )
     from sqlalchemy.exc import DatabaseError, IntegrityError
     from sqlalchemy.pool import QueuePool
 except ModuleNotFoundError:
@@ -189,6 +201,11 @@ class Store:
             for migrate in schema.migrations[stored or 0 :]:
                 migrate(connection)
             connection.execute(_schemas.update().where(_schemas.c.name == schema.name).values(version=schema.version))
+
+    def tables(self) -> set[str]:
+        """The names of the tables that the file has."""
+        with self.read() as connection:
+            return set(inspect(connection).get_table_names())
 
     def faults(self) -> list[str]:
         """What is wrong with the file, a line each: damaged pages, rows that refer to nothing. Empty if it is whole."""

@@ -1,0 +1,75 @@
+"""Vectors of facts, stored by what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from sqlalchemy import Connection, literal, select
+from sqlalchemy.dialects.sqlite import insert
+
+from synthe_core.swarm.knowledge.fact import Fact
+from synthe_core.swarm.knowledge.tables import facts as table
+from synthe_core.swarm.knowledge.tables import vectors
+from synthe_core.swarm.store import Store
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors.
+
+    name: what identifies the vectors, such as the digest of the model's weights: those of another are not compared.
+    """
+
+    name: str
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [N, D], a row for each text."""
+        ...
+
+
+def similarities(store: Store, embed: Embedder, facts: Sequence[Fact], text: str) -> np.ndarray:
+    """float [N]: the cosine of a text with each fact, both without the mean of the facts.
+
+    The mean is what all texts of a language model's embedding have in common, which would make every two alike. Vectors
+    that are not stored yet are made and stored.
+    """
+    if not facts:
+        return np.zeros(0)
+    known = _stored(store, embed.name, [fact.id for fact in facts])
+    new = [fact for fact in facts if fact.id not in known]
+    made = np.asarray(embed([text, *(fact.sentence for fact in new)]), dtype=np.float32)
+    if new:
+        fresh = dict(zip([fact.id for fact in new], made[1:], strict=True))
+        _write(store, embed.name, fresh)
+        known |= fresh
+    matrix = np.stack([known[fact.id] for fact in facts])
+    mean = matrix.mean(0) if len(facts) > 1 else np.zeros_like(matrix[0])
+    return _unit(matrix - mean) @ _unit(made[0] - mean)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-9)
+
+
+def _stored(store: Store, name: str, ids: Sequence[int]) -> dict[int, np.ndarray]:
+    result: dict[int, np.ndarray] = {}
+    with store.read() as connection:
+        for begin in range(0, len(ids), 10_000):
+            some = vectors.c.fact.in_(ids[begin : begin + 10_000])
+            query = select(vectors.c.fact, vectors.c.vector).where(some & (vectors.c.embedder == name))
+            result |= {int(id): np.frombuffer(data, dtype="<f4") for id, data in connection.execute(query)}
+    return result
+
+
+def _write(store: Store, name: str, rows: dict[int, np.ndarray]) -> None:
+    with store.transaction() as connection:
+        for id, vector in rows.items():
+            _put(connection, id, name, vector)
+
+
+def _put(connection: Connection, id: int, name: str, vector: np.ndarray) -> None:
+    """Nothing where the fact was deleted meanwhile, or another thread was first."""
+    data = vector.astype("<f4").tobytes()
+    row = select(table.c.id, literal(name), literal(data)).where(table.c.id == id)
+    connection.execute(insert(vectors).from_select(["fact", "embedder", "vector"], row).on_conflict_do_nothing())

@@ -1,0 +1,89 @@
+"""Finding the facts that belong to a text: by their words (BM25 of FTS5), and by their meaning (embeddings)."""
+
+from __future__ import annotations
+
+import re
+
+from sqlalchemy import bindparam, text
+
+from synthe_core.swarm.knowledge.embedder import Embedder, similarities
+from synthe_core.swarm.knowledge.fact import Fact
+from synthe_core.swarm.knowledge.facts import Facts, fact_of
+from synthe_core.swarm.knowledge.tables import facts
+
+LIMIT = 50  # facts of one search
+MAX_WORDS = 64  # of a text that are looked for
+MAX_COMPARED = 5000  # the newest facts whose vectors are compared
+FUSION = 60.0
+"""The constant of reciprocal rank fusion (Cormack et al. 2009)."""
+MIN_SIMILARITY = 0.35
+"""A centred cosine below it says nothing: docs/results has the measurement."""
+
+_WORD = re.compile(r"\w+")
+_STOPS = (
+    "a about am an and are as at be been but by can could did do does for from had has have how i if in is it its "
+    "may me might my of on or our please shall she should so some such tell than that the their them then there these "
+    "they this those to us was we were what when where which who whom whose why will with would you your"
+)
+STOP_WORDS = frozenset(_STOPS.split())
+
+_BY_WORDS = text(
+    "SELECT facts.* FROM facts_text JOIN facts ON facts.id = facts_text.rowid"
+    " WHERE facts_text MATCH :query AND facts.user IN :users AND (:history OR facts.valid_until IS NULL)"
+    " AND (:untrusted OR facts.trusted) ORDER BY bm25(facts_text, 2.0, 1.0, 1.0), facts.id"
+    " LIMIT :limit"
+).bindparams(bindparam("users", expanding=True))
+
+
+def search(
+    all_facts: Facts,
+    user: str,
+    request: str,
+    *,
+    embed: Embedder | None = None,
+    untrusted: bool = False,
+    history: bool = False,
+    limit: int = LIMIT,
+) -> list[Fact]:
+    """The facts of a user and of everybody that belong to `request`, the best first.
+
+    untrusted: those too that are not trusted. history: those too that hold no longer.
+    """
+    scores: dict[int, float] = {}
+    known: dict[int, Fact] = {}
+    for ranked in (
+        by_words(all_facts, user, request, untrusted=untrusted, history=history, limit=limit),
+        [] if embed is None else by_meaning(all_facts, user, request, embed, untrusted=untrusted)[:limit],
+    ):
+        for place, fact in enumerate(ranked, 1):
+            known[fact.id] = fact
+            scores[fact.id] = scores.get(fact.id, 0.0) + 1 / (FUSION + place)
+    return sorted(known.values(), key=lambda fact: (-scores[fact.id], fact.id))[:limit]
+
+
+def by_words(
+    all_facts: Facts, user: str, request: str, *, untrusted: bool = False, history: bool = False, limit: int = LIMIT
+) -> list[Fact]:
+    """The facts that share a word with `request`, in the order of BM25. Words are compared by their stems."""
+    words = [word for word in dict.fromkeys(_WORD.findall(request.casefold())) if word not in STOP_WORDS][:MAX_WORDS]
+    if not words:
+        return []
+    values = {
+        "query": " OR ".join(f'"{word}"' for word in words),
+        "users": [user, ""],
+        "history": history,
+        "untrusted": untrusted,
+        "limit": limit,
+    }
+    with all_facts.store.read() as connection:
+        rows = connection.execute(_BY_WORDS.columns(*facts.c), values).all()
+    return [fact_of(row) for row in rows]
+
+
+def by_meaning(all_facts: Facts, user: str, request: str, embed: Embedder, *, untrusted: bool = False) -> list[Fact]:
+    """The current facts whose embedding is like that of `request`, the most similar first."""
+    trusted = None if untrusted else True
+    candidates = all_facts.current(user, trusted=trusted, shared=True)[-MAX_COMPARED:]
+    cosines = similarities(all_facts.store, embed, candidates, request)
+    ranked = sorted(zip(cosines.tolist(), candidates, strict=True), key=lambda pair: -pair[0])
+    return [fact for cosine, fact in ranked if cosine >= MIN_SIMILARITY]
