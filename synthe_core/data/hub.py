@@ -12,7 +12,7 @@ from synthe_core.errors import InputError, SyntheError
 from synthe_core.storage.hub.access import TIMEOUT, explain, offline, unreachable
 
 SPLITS = {"train", "validation", "valid", "dev", "test"}
-FORM = "write hub:NAME[@revision][:config][:split]"
+FORM = "write hub:NAME[@revision][:config or folder][:split]"
 
 
 class Hub(Source):
@@ -20,7 +20,7 @@ class Hub(Source):
 
     Without a revision (a branch, tag or commit) the newest is read, once: tokens are cached by this name. One part
     after it is a split where it is one's usual name (train, validation, valid, dev, test), else a configuration.
-    The split is `train` unless named.
+    The split is `train` unless named. A configuration with a slash is a folder of the data set, such as data/python.
     """
 
     def __init__(self, name: str, field: str, label_field: str | None = None) -> None:
@@ -91,6 +91,7 @@ class Hub(Source):
         datasets.disable_progress_bars()
         datasets.logging.set_verbosity_error()
         local = Path(self.dataset).is_dir()
+        folder = self.config if self.config is not None and "/" in self.config else None
         try:
             if not local and not offline():
                 from huggingface_hub import HfApi
@@ -101,11 +102,16 @@ class Hub(Source):
             if not streaming and not datasets.config.HF_HUB_OFFLINE:
                 raise unreachable(self.name)  # the libraries read the variable when imported, and would try the network
             return datasets.load_dataset(
-                self.dataset, self.config, split=self.split, streaming=streaming, revision=self.revision
+                self.dataset,
+                None if folder else self.config,
+                data_dir=folder,
+                split=self.split,
+                streaming=streaming,
+                revision=self.revision,
             )
         except SyntheError:
             raise
-        except (ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        except (ValueError, FileNotFoundError) as error:
             if local or isinstance(error, ValueError):
                 raise InputError(f"{self.name}: {' '.join(str(error).split())[:300]}", FORM) from error
             raise explain(self.name, error) from error

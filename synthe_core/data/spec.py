@@ -86,8 +86,8 @@ def _labels(value: Any) -> Any:
 class DataSpec(Spec):
     """What is read, how it becomes tokens, and how long a training sequence is.
 
-    sources:    `stdlib`, a file, folder or glob, `hub:NAME[@revision][:config][:split]`, or a list of these (see
-                SourceSpec).
+    sources:    `stdlib`, a file, folder or glob, `hub:NAME[@revision][:config or folder][:split]`, or a list of
+                these (see SourceSpec).
     tokenizer:  see TokenizerSpec.
     sequence:   tokens per training sequence; of conversations, preferences and ratings, the most tokens of a row,
                 1,024 unless it is stated.

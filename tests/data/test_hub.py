@@ -61,6 +61,19 @@ def test_rows_are_streamed_and_packed(local: list[str]) -> None:
     assert text_of(test.sources[0].train, test.tokenizer) == [b"held out text"]
 
 
+def test_a_folder_of_a_data_set_is_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    for language in ("c", "python"):
+        folder = tmp_path / "work" / "acme" / "code" / "data" / language
+        folder.mkdir(parents=True)
+        write_rows(folder / "train-0.jsonl", [f"{language} {number}" for number in range(5)])
+    texts = [piece.text.decode() for piece in Hub("hub:acme/code:data/python", "text").pieces()]
+    assert texts == [f"python {number}" for number in range(5)]
+    assert len(list(Hub("hub:acme/code", "text").pieces())) == 10
+    with pytest.raises(InputError, match="data/cobol"):
+        list(Hub("hub:acme/code:data/cobol", "text").pieces())
+
+
 def test_rows_can_be_skipped(local: list[str]) -> None:
     whole = list(Hub("hub:acme/words", "text").pieces())
     assert list(Hub("hub:acme/words", "text").pieces(skip=11)) == whole[11:]

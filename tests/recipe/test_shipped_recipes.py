@@ -10,7 +10,9 @@ from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.student_spec import student_spec
 from synthe_core.recipe.accounting import account, vocabulary_of
 from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint.recipe import load_recipe
 from tests.paths import RECIPES as RECIPE_FOLDER
+from tests.paths import SHARED
 
 FOLDER = RECIPE_FOLDER
 MERGES = sorted((FOLDER / "merge").glob("*.yaml"))
@@ -54,6 +56,25 @@ def test_a_students_recipe_is_valid_and_takes_its_sizes_from_the_teacher(path):
     assert kinds.count("attention") == round(recipe.model.from_teacher.keep * made.blocks)
     assert set(kinds) - {"attention"} == {"gla"}
     assert made.width == teacher.width and made.tie == teacher.tie
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
+def test_public_corpora_are_streamed_with_validation_text(path):
+    recipe = Recipe.load(path)
+    assert recipe.data.stream and recipe.data.validation
+    assert recipe.train.budget.unit == "tokens" and f"synthe train recipes/pretrain/{path.name}" in path.read_text()
+    assert recipe.model == Recipe.load(FOLDER / "125m.yaml").model
+
+
+@pytest.mark.parametrize("path", [FOLDER / "sft" / "alpaca.yaml", FOLDER / "dpo" / "ultrafeedback.yaml"])
+def test_post_training_begins_with_a_published_model(path):
+    recipe = Recipe.load(path)
+    assert recipe.train.lora is not None and recipe.reads != "text"
+    assert "--init HuggingFaceTB/SmolLM2-135M-Instruct" in path.read_text()
+    published = SHARED / "models" / "smollm2-135m-instruct" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not published.exists():
+        pytest.skip("the model is not there")
+    assert recipe.model == load_recipe(published).model
 
 
 MIXERS = ["transformer", "mamba", "mamba2", "deltanet", "gated-deltanet", "rwkv7", "kda", "mlstm", "hyena"]
