@@ -28,7 +28,6 @@ try:
         Table,
         create_engine,
         event,
-        inspect,
         select,
         text,
     )
@@ -201,11 +200,6 @@ class Store:
             for migrate in schema.migrations[stored or 0 :]:
                 migrate(connection)
             connection.execute(_schemas.update().where(_schemas.c.name == schema.name).values(version=schema.version))
-
-    def tables(self) -> set[str]:
-        """The names of the tables that the file has."""
-        with self.read() as connection:
-            return set(inspect(connection).get_table_names())
 
     def faults(self) -> list[str]:
         """What is wrong with the file, a line each: damaged pages, rows that refer to nothing. Empty if it is whole."""

@@ -85,12 +85,17 @@ class Knowledge:
         claim = Claim(redact(subject), name, redact(object), negated, is_functional(name))
         return self.facts.add(user, claim, Source.OPERATOR, trusted=trusted)
 
-    def correct(self, user: str, id: int, object: str) -> Added:
-        """Replaces the object of a user's fact. The old one stays in the history and enters no prompt any more."""
+    def correct(self, user: str, id: int, object: str, *, by_operator: bool = False) -> Added:
+        """Replaces the object of a user's fact. The old one stays in the history and enters no prompt any more.
+
+        by_operator: whether who runs the swarm corrects it, who is always trusted. A user is trusted with facts of
+        themself: their correction of another trusted fact is stored, and takes its place only after a review.
+        """
         old = self.facts.get(user, id)
         claim = Claim(old.subject, old.predicate, redact(object), False, old.functional)
-        trusted = old.trusted or (self.limits.trust_users and user != "" and key(old.subject) == USER)
-        return self.facts.add(user, claim, Source.USER, trusted=trusted, instead_of=id)
+        of_themself = self.limits.trust_users and user != "" and key(old.subject) == USER
+        source = Source.OPERATOR if by_operator else Source.USER if key(old.subject) == USER else Source.STATEMENT
+        return self.facts.add(user, claim, source, trusted=by_operator or of_themself, instead_of=id)
 
     def retrieve(self, user: str, text: str, budget_tokens: int, embed: Embedder | None = None) -> list[Fact]:
         """The trusted current facts that belong to `text`, the best first, as many as fit a prompt.

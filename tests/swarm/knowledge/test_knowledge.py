@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from synthe_core.errors import InputError
+from synthe_core.swarm.feedback.pairs import Pairs, PairSource
 from synthe_core.swarm.knowledge.fact import Claim, Fact, Source
 from synthe_core.swarm.knowledge.knowledge import Knowledge, KnowledgeLimits
 from synthe_core.swarm.knowledge.retrieval import block, cited, estimated_tokens
@@ -157,9 +158,11 @@ def test_export_has_everything_of_a_user_and_nothing_of_others(knowledge: Knowle
     knowledge.record_turn("ada", "c", "user", "I live in Paris.")
     knowledge.record_turn("ada", "c", "user", "I live in Lyon.")
     knowledge.record_turn("bob", "c", "user", "I live in Rome.")
+    Pairs(knowledge.store).add("ada", "p", "better", "worse", source=PairSource.CORRECTION)
     exported = json.loads(json.dumps(knowledge.export("ada")))
     assert [fact["object"] for fact in exported["facts"]] == ["Paris", "Lyon"]
     assert [turn["text"] for turn in exported["conversations"]["c"]] == ["I live in Paris.", "I live in Lyon."]
+    assert [pair["chosen"] for pair in exported["tables"]["pairs"]] == ["better"]
     assert "Rome" not in json.dumps(exported)
 
 
@@ -169,8 +172,10 @@ def test_deletion_leaves_nothing_of_a_user_on_the_disk(knowledge: Knowledge) -> 
         knowledge.record_turn("ada", "c", "user", f"My favourite place is Zanzibarland{number}.")
         knowledge.record_turn("bob", "c", "user", f"My favourite place is Elsewhere{number}.")
     knowledge.retrieve("ada", "favourite place", 100, WordVectors())
+    Pairs(store).add("ada", "Where is Zanzibarland?", "better", "worse", source=PairSource.CORRECTION)
     assert b"anzibarland" in on_disk(store).lower()
     counts = knowledge.forget("ada")
+    assert counts["pairs"] == 1
     assert (counts["facts"], counts["messages"], counts["conversations"]) == (50, 50, 1)
     assert b"anzibarland" not in on_disk(store).lower()
     assert knowledge.export("ada")["facts"] == []

@@ -1,0 +1,25 @@
+"""What the commands of `synthe swarm` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from synthe_cli import figures
+from synthe_cli.escape import json_text
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="TEAM", help="The swarm's folder.")]
+
+
+def print_rows(
+    event: str, values: Sequence[dict[str, Any]], heads: list[str], rows: list[list[str]], as_json: bool
+) -> None:
+    """Prints a table, or with --json a line of `values` for each row."""
+    if as_json:
+        for each in values:
+            print(json_text({"event": event, **each}))
+    elif rows:
+        print(figures.table(heads, rows, left=len(heads)))

@@ -1,0 +1,1 @@
+"""What users say of answers: ratings, corrections, and the preference pairs that specialists learn from."""

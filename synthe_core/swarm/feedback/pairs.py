@@ -1,0 +1,232 @@
+"""Preference pairs: two answers to one prompt, of which one is better. None is learned before its review."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select
+
+from synthe_core.errors import InputError, WorkError, unknown
+from synthe_core.swarm.feedback.tables import SCHEMA, pairs
+from synthe_core.swarm.redaction import redact
+from synthe_core.swarm.store import Store
+
+MAX_TEXT = 32_000  # characters of a prompt or an answer
+
+
+class PairState(StrEnum):
+    """NEW: nobody has looked at it. APPROVED: it may be learned. REJECTED: it may not. LEARNED: it was."""
+
+    NEW = "new"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    LEARNED = "learned"
+
+
+class PairSource(StrEnum):
+    """CORRECTION: a user wrote the better answer. FALLBACK: a tutor did, where the specialists could not. IMPORTED: a
+    file brought it."""
+
+    CORRECTION = "correction"
+    FALLBACK = "fallback"
+    IMPORTED = "imported"
+
+
+@dataclass(frozen=True)
+class PairLimits:
+    """How many pairs there may be, in all and of one user, whatever their state."""
+
+    max_pairs: int = 100_000
+    max_pairs_per_user: int = 10_000
+
+
+@dataclass(frozen=True)
+class Pair:
+    """prompt, and the better and the worse answer to it.
+
+    answer:         the recorded answer that it comes from, if one was.
+    specialist:     whose answer was rejected.
+    conflicts_with: an earlier pair of the same prompt that prefers what this one rejects: one of both is wrong.
+    created, reviewed: seconds since 1970.
+    """
+
+    id: int
+    user: str
+    answer: str | None
+    specialist: str
+    source: PairSource
+    prompt: str
+    chosen: str
+    rejected: str
+    state: PairState
+    conflicts_with: int | None
+    reviewer: str | None
+    created: float
+    reviewed: float | None
+
+    def row(self) -> dict[str, Any]:
+        """The pair as training data of preference objectives."""
+        return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+
+
+class Pairs:
+    """The pairs of a swarm. What is stored is redacted; the same pair is stored once."""
+
+    def __init__(self, store: Store, limits: PairLimits | None = None) -> None:
+        self.store, self.limits = store, limits or PairLimits()
+        store.prepare(SCHEMA)
+
+    def add(
+        self,
+        user: str,
+        prompt: str,
+        chosen: str,
+        rejected: str,
+        *,
+        source: PairSource,
+        specialist: str = "base",
+        answer: str | None = None,
+    ) -> Pair:
+        """Writes a pair, or returns the one that is stored already.
+
+        InputError for an empty or overlong text and for answers that do not differ, WorkError beyond the limits.
+        """
+        texts = {"prompt": prompt, "chosen answer": chosen, "rejected answer": rejected}
+        redacted = [_checked(name, text) for name, text in texts.items()]
+        prompt, chosen, rejected = redacted
+        if chosen.split() == rejected.split():
+            raise InputError("the chosen answer and the rejected one are the same", "a pair needs two answers")
+        with self.store.transaction() as connection:
+            digest = _digest(prompt, chosen, rejected)
+            if (row := connection.execute(pairs.select().where(pairs.c.digest == digest)).first()) is not None:
+                return _pair(row)
+            self._check_limits(connection, user)
+            opposite = select(pairs.c.id).where(pairs.c.digest == _digest(prompt, rejected, chosen))
+            values = {
+                "user": user,
+                "answer": answer,
+                "specialist": specialist,
+                "source": source,
+                "prompt": prompt,
+                "chosen": chosen,
+                "rejected": rejected,
+                "state": PairState.NEW,
+                "digest": digest,
+                "conflicts_with": connection.scalar(opposite),
+                "created": self.store.now(),
+            }
+            key = connection.execute(pairs.insert().values(values)).inserted_primary_key
+            assert key is not None
+            return self._get(connection, int(key[0]))
+
+    def entries(
+        self,
+        state: PairState | None = None,
+        *,
+        user: str | None = None,
+        specialist: str | None = None,
+        limit: int | None = None,
+    ) -> list[Pair]:
+        """The pairs, oldest first: of a state, user or specialist if these are given."""
+        query = pairs.select().order_by(pairs.c.id).limit(limit)
+        for column, value in ((pairs.c.state, state), (pairs.c.user, user), (pairs.c.specialist, specialist)):
+            query = query if value is None else query.where(column == value)
+        with self.store.read() as connection:
+            return [_pair(row) for row in connection.execute(query)]
+
+    def get(self, id: int) -> Pair:
+        """InputError if there is no such pair."""
+        with self.store.read() as connection:
+            return self._get(connection, id)
+
+    def review(self, id: int, state: PairState, reviewer: str, *, chosen: str | None = None) -> Pair:
+        """Approves or rejects a pair; `chosen` replaces the better answer.
+
+        InputError if there is no such pair, if it was learned already, or if it contradicts an approved one.
+        """
+        if state not in (PairState.APPROVED, PairState.REJECTED):
+            raise InputError(f"a review approves or rejects, and does not make a pair '{state}'")
+        with self.store.transaction() as connection:
+            pair = self._get(connection, id)
+            if pair.state is PairState.LEARNED:
+                raise InputError(f"pair {id} was learned already", "roll the specialist back: synthe swarm rollback")
+            values: dict[str, Any] = {"state": state, "reviewer": reviewer, "reviewed": self.store.now()}
+            if chosen is not None:
+                values["chosen"] = _checked("chosen answer", chosen)
+                values["digest"] = _digest(pair.prompt, values["chosen"], pair.rejected)
+                same = select(pairs.c.id).where((pairs.c.digest == values["digest"]) & (pairs.c.id != id))
+                if (other := connection.scalar(same)) is not None:
+                    raise InputError(f"pair {other} is the same", f"review that one: synthe swarm pairs review {other}")
+            if state is PairState.APPROVED:
+                _check_opposite(connection, pair, values.get("chosen", pair.chosen))
+            connection.execute(pairs.update().where(pairs.c.id == id).values(values))
+            return self._get(connection, id)
+
+    def mark_learned(self, ids: Iterator[int] | list[int]) -> int:
+        """Marks approved pairs as learned; returns how many that were."""
+        chosen = list(ids)
+        with self.store.transaction() as connection:
+            is_approved = pairs.c.id.in_(chosen) & (pairs.c.state == PairState.APPROVED)
+            return connection.execute(pairs.update().where(is_approved).values(state=PairState.LEARNED)).rowcount
+
+    def counts(self) -> dict[str, int]:
+        """How many pairs are in each state."""
+        query = select(pairs.c.state, func.count()).group_by(pairs.c.state)
+        with self.store.read() as connection:
+            counted = {str(state): int(number) for state, number in connection.execute(query)}
+        return {state.value: counted.get(state.value, 0) for state in PairState}
+
+    def _get(self, connection: Connection, id: int) -> Pair:
+        row = connection.execute(pairs.select().where(pairs.c.id == id)).first()
+        if row is None:
+            raise InputError(f"no such pair: {id}", "list them: synthe swarm pairs")
+        return _pair(row)
+
+    def _check_limits(self, connection: Connection, user: str) -> None:
+        every = select(func.count()).select_from(pairs)
+        hint = "review and delete some: synthe swarm pairs"
+        if (connection.scalar(every) or 0) >= self.limits.max_pairs:
+            raise WorkError(f"there are {self.limits.max_pairs} pairs already", hint)
+        if (connection.scalar(every.where(pairs.c.user == user)) or 0) >= self.limits.max_pairs_per_user:
+            raise WorkError(f"there are {self.limits.max_pairs_per_user} pairs of one user already", hint)
+
+
+def parse_state(text: str) -> PairState:
+    """The state of that name; InputError for any other."""
+    if text not in list(PairState):
+        raise unknown("state of a pair", text, list(PairState))
+    return PairState(text)
+
+
+def _check_opposite(connection: Connection, pair: Pair, chosen: str) -> None:
+    opposite = pairs.c.digest == _digest(pair.prompt, pair.rejected, chosen)
+    usable = pairs.c.state.in_([PairState.APPROVED, PairState.LEARNED])
+    other = connection.scalar(select(pairs.c.id).where(opposite & usable))
+    if other is not None:
+        hint = f"reject one of both: synthe swarm pairs review --reject {other}"
+        raise InputError(f"pair {pair.id} prefers what pair {other} rejects, which is approved", hint)
+
+
+def _checked(name: str, text: str) -> str:
+    if not text.strip():
+        raise InputError(f"the {name} is empty")
+    if len(text) > MAX_TEXT:
+        raise InputError(f"the {name} has {len(text)} characters; {MAX_TEXT} are allowed", "shorten it")
+    return redact(text)
+
+
+def _digest(prompt: str, chosen: str, rejected: str) -> str:
+    """Of the words, whatever is between them."""
+    parts = [" ".join(text.split()) for text in (prompt, chosen, rejected)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _pair(row: Row[Any]) -> Pair:
+    values = dict(row._mapping)
+    del values["digest"]
+    return Pair(**{**values, "source": PairSource(values["source"]), "state": PairState(values["state"])})
