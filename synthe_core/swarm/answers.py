@@ -1,0 +1,134 @@
+"""Every answer that a swarm has given: who asked what, who answered, how sure, and how it was rated."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import JSON, Column, Connection, Float, Index, Row, String, Table, delete, select
+
+from synthe_core.errors import InputError
+from synthe_core.swarm.store import Schema, Store, metadata
+
+MAX_REQUEST = 8000
+"""Characters of a request that are kept."""
+
+answers = Table(
+    "answers",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("user", String, nullable=False),
+    Column("conversation", String, nullable=False),
+    Column("request", String, nullable=False),
+    Column("text", String, nullable=False),
+    Column("specialists", JSON, nullable=False),
+    Column("by", String, nullable=False),
+    Column("domain", String, nullable=False),
+    Column("confidence", Float, nullable=False),
+    Column("signals", JSON, nullable=False),
+    Column("routing", JSON, nullable=False),
+    Column("digests", JSON, nullable=False),
+    Column("success", Float),
+    Column("created", Float, nullable=False),
+    Index("answers_by_user", "user", "created"),
+)
+
+
+_COLUMNS = tuple(column.name for column in answers.columns)
+
+
+def _create(connection: Connection) -> None:
+    metadata.create_all(connection, [answers])
+
+
+SCHEMA = Schema("answers", (_create,))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer.
+
+    specialists: who was asked. by: whose text it is; "base" for a written one, "fused" for a mixture.
+    signals:     the `Signals` of every one of them, by name.
+    routing:     the router's decision, as `Decision.json` has it.
+    digests:     of the adapters that answered, by specialist.
+    success:     0 to 1, once it is rated.
+    """
+
+    id: str
+    user: str
+    conversation: str
+    request: str
+    text: str
+    specialists: tuple[str, ...]
+    by: str
+    domain: str
+    confidence: float
+    signals: Mapping[str, Any] = field(default_factory=dict)
+    routing: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    success: float | None = None
+    created: float = 0.0
+
+
+def new_answer_id() -> str:
+    """An id that nobody can guess: whoever has it may rate the answer."""
+    return f"ans_{secrets.token_hex(12)}"
+
+
+class Answers:
+    """The answers in a swarm's database."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        store.prepare(SCHEMA)
+
+    def add(self, answer: Answer) -> None:
+        """Records an answer; its time is now."""
+        values = {
+            name: getattr(answer, name)
+            for name in _COLUMNS
+            if name not in ("created", "request", "specialists")
+        }
+        values |= {"specialists": list(answer.specialists), "request": answer.request[:MAX_REQUEST]}
+        with self._store.transaction() as connection:
+            connection.execute(answers.insert().values(**values, created=self._store.now()))
+
+    def get(self, answer_id: str, user: str | None = None) -> Answer:
+        """The answer of that id; InputError if there is none, or if it is not this user's (None: anybody's)."""
+        with self._store.read() as connection:
+            row = connection.execute(select(answers).where(answers.c.id == answer_id)).first()
+        if row is None or user not in (None, row.user):
+            raise InputError(f"no answer has the id '{answer_id[:60]}'", "replies and --trace give it")
+        return _answer(row)
+
+    def rate(self, answer_id: str, success: float) -> None:
+        """Records how good the answer was, 0 to 1. A later rating replaces an earlier one."""
+        with self._store.transaction() as connection:
+            connection.execute(answers.update().where(answers.c.id == answer_id).values(success=success))
+
+    def rated(self, limit: int) -> list[Answer]:
+        """The newest rated answers, oldest first."""
+        query = select(answers).where(answers.c.success.is_not(None)).order_by(answers.c.created.desc()).limit(limit)
+        with self._store.read() as connection:
+            return [_answer(row) for row in reversed(connection.execute(query).all())]
+
+    def newest(self, limit: int, user: str | None = None) -> list[Answer]:
+        """The newest answers, newest first."""
+        query = select(answers).order_by(answers.c.created.desc()).limit(limit)
+        if user is not None:
+            query = query.where(answers.c.user == user)
+        with self._store.read() as connection:
+            return [_answer(row) for row in connection.execute(query)]
+
+    def forget(self, user: str) -> int:
+        """Deletes a user's answers; returns how many."""
+        with self._store.transaction() as connection:
+            return connection.execute(delete(answers).where(answers.c.user == user)).rowcount
+
+
+def _answer(row: Row[Any]) -> Answer:
+    values = dict(row._mapping)
+    return Answer(**{**values, "specialists": tuple(values["specialists"])})

@@ -1,0 +1,80 @@
+"""Several texts at once as rows of one batch: requests to the engine, with their outputs as they come."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from synthe_core.inference.async_engine import AsyncEngine, RequestHandle
+from synthe_core.inference.outputs import Finished, Output, PrefillFinished, TokenOutput
+from synthe_core.inference.request import Request
+
+
+@dataclass
+class Generated:
+    """What one request has given so far. logprobs, confidences: of its tokens. end: its last output."""
+
+    text: str = ""
+    logprobs: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    num_cached_tokens: int = 0
+    end: Finished | None = None
+
+    def push(self, output: Output) -> str:
+        """Takes in an output; returns the text that came with it."""
+        if isinstance(output, TokenOutput):
+            if output.logprob is not None:
+                self.logprobs.append(output.logprob.logprob)
+            if output.confidence is not None:
+                self.confidences.append(output.confidence)
+            self.text += output.text
+            return output.text
+        if isinstance(output, PrefillFinished):
+            self.num_cached_tokens = output.num_cached_tokens
+        elif isinstance(output, Finished):
+            self.end = output
+            self.text += output.text
+            return output.text
+        return ""
+
+
+class Generation:
+    """Requests that run together. Iterating gives (index, new text) of each as it comes, until all have ended; what
+    they have given is in `results`. Leaving the context cancels what still runs.
+
+    Raises Busy, NotFound and InputError of the engine, with none of the requests started.
+    """
+
+    def __init__(self, engine: AsyncEngine, requests: Sequence[Request]) -> None:
+        self.results = [Generated() for _ in requests]
+        self._outputs: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
+        self._handles: list[RequestHandle] = []
+        try:
+            for index, request in enumerate(requests):
+                self._handles.append(engine.submit(request, partial(self._deliver, index)))
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _deliver(self, index: int, output: Output) -> None:
+        self._outputs.put((index, output))
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        while any(result.end is None for result in self.results):
+            index, output = self._outputs.get()
+            if text := self.results[index].push(output):
+                yield index, text
+
+    def cancel(self) -> None:
+        """Ends what still runs. May be called by any thread; iterating then comes to its end."""
+        for handle, result in zip(self._handles, self.results, strict=False):
+            if result.end is None:
+                handle.cancel()

@@ -1,0 +1,95 @@
+"""What a specialist reads: its system prompt and documents, what is known of the user, and the conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthe_core.data import chat_template as chat
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.errors import InputError
+from synthe_core.swarm.spec import SpecialistSpec
+
+Message = Mapping[str, str]
+"""{"role", "content"}."""
+MAX_DOCUMENT = 4 << 20
+"""Bytes of a document."""
+PLAIN_STOP = "\nUser:"
+"""Where an answer ends that has no chat template."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """token_ids, the stop strings of the template, and after how many tokens the text differs between requests."""
+
+    token_ids: tuple[int, ...]
+    stop: tuple[str, ...] = ()
+    shared: int = 0
+
+
+class PromptWriter:
+    """Writes the prompts of one specialist.
+
+    system: what every prompt of it begins with. Its tokens are the same in all prompts, so that their state is computed
+    once: `prefix` has them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, system: str) -> None:
+        self._tokenizer, self.system = tokenizer, system
+        self.prefix: tuple[int, ...] = ()
+        if system:
+            one, other = (self._encode([{"role": "user", "content": text}], "") for text in ("one", "2"))
+            self.prefix = one[: _common(one, other)]
+
+    def __call__(self, messages: Sequence[Message], facts: str = "") -> Prompt:
+        """The prompt of a conversation, whose last message is the user's. facts: what is known, in words."""
+        token_ids = self._encode(messages, facts)
+        shared = _common(token_ids, self.prefix)
+        return Prompt(token_ids, self._stop, shared if shared < len(token_ids) else 0)
+
+    @property
+    def _stop(self) -> tuple[str, ...]:
+        return (PLAIN_STOP,) if self._tokenizer.chat_template is None else ()
+
+    def _encode(self, messages: Sequence[Message], facts: str) -> tuple[int, ...]:
+        tokenizer = self._tokenizer
+        given = [each["content"] for each in messages if each["role"] == "system"]
+        system = "\n\n".join(filter(None, (self.system, *given, facts)))
+        turns = [dict(each) for each in messages if each["role"] != "system"]
+        if system:
+            turns.insert(0, {"role": "system", "content": system})
+        if tokenizer.chat_template is None:
+            begin = () if tokenizer.begin is None else (tokenizer.begin,)
+            return (*begin, *tokenizer.encode(chat.render_trusted(chat.PLAIN, turns)))
+        return tuple(tokenizer.encode_marked(chat.render(tokenizer, turns)))
+
+
+def system_text(name: str, spec: SpecialistSpec, resolve: Mapping[str, str]) -> str:
+    """A specialist's system prompt and, after it, its documents. resolve: the path of each of them."""
+    parts = [spec.prompt.strip()]
+    for document in spec.documents:
+        path = Path(resolve[document])
+        try:
+            if path.stat().st_size > MAX_DOCUMENT:
+                raise InputError(f"{path} has more than {MAX_DOCUMENT >> 20} MiB", f"give {name} a part of it")
+            parts.append(f"{path.name}:\n{path.read_text(encoding='utf-8').strip()}")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{name} cannot read its document {path}: {error}") from None
+    return "\n\n".join(filter(None, parts))
+
+
+def last_request(messages: Sequence[Message]) -> str:
+    """The user's last message, which is what is routed. InputError if there is none."""
+    for message in reversed(messages):
+        if message["role"] == "user" and message["content"].strip():
+            return message["content"]
+    raise InputError("there is no request in these messages", "the last message of the user is what is answered")
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with together."""
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))

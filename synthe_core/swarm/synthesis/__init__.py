@@ -1,0 +1,1 @@
+"""How the texts of several specialists become one answer."""
