@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from synthe_cli import figures
+from synthe_core.units import format_size
 
 
 def status_text(values: dict[str, Any]) -> str:
@@ -12,8 +13,38 @@ def status_text(values: dict[str, Any]) -> str:
     lines = [f"base {values['base']}"]
     if not values["specialists"]:
         return "\n".join([*lines, "no specialists yet: synthe swarm add SWARM NAME --capabilities ... --prompt ..."])
-    rows = [[each["name"], ", ".join(each["capabilities"]) or "-", _parts(each)] for each in values["specialists"]]
-    return "\n".join([*lines, "", figures.table(["specialist", "capabilities", "made of"], rows, left=3)])
+    rows = [
+        [each["name"], ", ".join(each["capabilities"]) or "-", _parts(each), _rate(each["success"])]
+        for each in values["specialists"]
+    ]
+    lines += ["", figures.table(["specialist", "capabilities", "made of", "success"], rows, left=3)]
+    domains = [
+        [each["name"], domain, f"{facts['success']:.0%} ± {facts['deviation']:.0%}", f"{facts['answers']:.0f}"]
+        for each in [*values["specialists"], values["fallback"]]
+        for domain, facts in each["domains"].items()
+    ]
+    if domains:
+        lines += ["", figures.table(["specialist", "domain", "success", "rated"], domains, left=2)]
+    if values["answers"]:
+        error = values["calibration_error"]
+        ece = "" if error is None else f"; confidence is off by {error:.1%} (ECE)"
+        lines += ["", f"{values['answers']} answers, {values['rated']} rated{ece}; {format_size(values['bytes'])}"]
+    return "\n".join(lines)
+
+
+def pathways_text(pathways: list[dict[str, Any]]) -> str:
+    """What `synthe swarm pathways` prints."""
+    if not pathways:
+        return "no answer has been rated yet: synthe swarm rate SWARM ANSWER --good"
+    rows = [
+        [" + ".join(each["members"]), f"{each['weight']:.3f}", str(each["answers"]), f"{each['successes']:g}"]
+        for each in pathways
+    ]
+    return figures.table(["specialists", "strength", "rated", "good"], rows)
+
+
+def _rate(success: dict[str, float] | None) -> str:
+    return "-" if success is None else f"{success['mean']:.0%} ± {success['deviation']:.0%}"
 
 
 def _parts(specialist: dict[str, Any]) -> str:
@@ -24,6 +55,6 @@ def _parts(specialist: dict[str, Any]) -> str:
         parts.append(f"adapter {specialist.get('digest', '')[:12] or specialist['adapter']}")
     if specialist["prompt"]:
         parts.append("prompt")
-    if specialist["documents"]:
-        parts.append(f"{len(specialist['documents'])} documents")
+    if count := len(specialist["documents"]):
+        parts.append(f"{count} document{'s' if count > 1 else ''}")
     return ", ".join(parts)

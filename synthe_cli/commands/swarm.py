@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from synthe_cli.escape import escaped
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.hub_models import find_model
-from synthe_cli.options import JsonOption
+from synthe_cli.options import DeviceOption, JsonOption
 from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Result
 
@@ -150,6 +151,125 @@ def status(folder: SwarmArgument, as_json: JsonOption = False) -> None:
             shown.result(Result(values))
         else:
             print(escaped_lines(status_text(values)))
+
+
+@app.command(
+    cls=Command,
+    short_help="Ask a swarm.",
+    epilog="""\
+synthe swarm ask team "Write a query and explain the index" --trace
+synthe swarm ask team "What is 17 times 4?" --specialist maths
+synthe swarm ask team "Where do I live?" --user ann --conversation evening      with what is known of ann
+synthe swarm ask team "Name a river" --json | jq -r 'select(.event == "answered").text'""",
+)
+def ask(
+    folder: SwarmArgument,
+    request: Annotated[str, typer.Argument(metavar="REQUEST", help="What is asked. - reads it from stdin.")],
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Show on stderr who answers and why, their drafts, confidence and checks.")
+    ] = False,
+    specialist: Annotated[
+        str | None,
+        typer.Option("--specialist", metavar="NAME", help="Who answers, whatever the router says."),
+    ] = None,
+    synthesis: Annotated[
+        str | None, typer.Option("--synthesis", metavar="best|write", help="How several answers become one.")
+    ] = None,
+    user: Annotated[str, typer.Option("--user", metavar="NAME", help="Whose facts are used.")] = "",
+    conversation: Annotated[
+        str, typer.Option("--conversation", metavar="NAME", help="Keep both turns, and learn facts from them.")
+    ] = "",
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", "-n", min=1, metavar="N", help="Maximum number of tokens of an answer.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", "-t", min=0, metavar="T", help="Sampling temperature. 0 is greedy.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same text.")] = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a swarm, and print the answer as it is generated.
+
+    The last line on stderr has the answer's id, under which `synthe swarm rate` takes a rating.
+    """
+    from synthe_cli.swarm_answer import show_answer
+    from synthe_core.hardware.mkl import request_strict_mode
+
+    request_strict_mode()
+    from synthe_core.hardware.placement import choose_device
+    from synthe_core.hardware.probe import probe
+    from synthe_core.swarm.folder import SwarmFolder
+    from synthe_core.swarm.team import SwarmRequest, open_swarm
+
+    swarm = SwarmFolder(folder)
+    _ = swarm.spec
+    text = sys.stdin.read() if request == "-" else request
+    with open_swarm(swarm, choose_device(device or "auto", probe()).value) as opened:
+        events = opened.answer(
+            SwarmRequest(
+                [{"role": "user", "content": text}],
+                specialist=specialist,
+                user=user,
+                conversation=conversation,
+                max_tokens=tokens,
+                synthesis=synthesis,
+                sampling={} if temperature is None else {"temperature": temperature},
+                seed=seed,
+            )
+        )
+        show_answer(events, trace=trace, as_json=as_json)
+
+
+@app.command(
+    cls=Command,
+    short_help="Say how good an answer was.",
+    epilog="""\
+synthe swarm rate team ans_1f0c --good
+synthe swarm rate team ans_1f0c --bad --right python      python should have answered""",
+)
+def rate(
+    folder: SwarmArgument,
+    answer: Annotated[str, typer.Argument(metavar="ANSWER", help="The id that `ask` prints.")],
+    good: Annotated[bool | None, typer.Option("--good/--bad", help="Whether the answer was right.")] = None,
+    right: Annotated[
+        str | None, typer.Option("--right", metavar="NAME", help="The specialist that should have answered.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rate an answer. Router, pathways and confidence learn from it."""
+    from synthe_core.errors import InputError
+    from synthe_core.swarm.folder import SwarmFolder
+    from synthe_core.swarm.record import Record
+    from synthe_core.swarm.store import Store
+
+    if good is None:
+        raise InputError("was the answer good or bad?", "give --good or --bad")
+    swarm = SwarmFolder(folder)
+    store = Store(swarm.database)
+    Record(store, swarm.spec).rate(answer, float(good), right=right)
+    store.close()
+    with choose_renderer(as_json) as shown:
+        shown.result(Result({"answer": answer, "success": float(good)}))
+
+
+@app.command(
+    cls=Command,
+    short_help="Show which combinations of specialists succeed.",
+    epilog="synthe swarm pathways team",
+)
+def pathways(folder: SwarmArgument, as_json: JsonOption = False) -> None:
+    """Show the strength of every combination of specialists that has answered, the strongest first."""
+    from synthe_cli.swarm_table import pathways_text
+    from synthe_core.swarm.folder import SwarmFolder
+    from synthe_core.swarm.status import pathways as facts
+
+    values = facts(SwarmFolder(folder))
+    with choose_renderer(as_json) as shown:
+        if as_json:
+            shown.result(Result({"pathways": values}))
+        else:
+            print(escaped_lines(pathways_text(values)))
 
 
 def escaped_lines(text: str) -> str:

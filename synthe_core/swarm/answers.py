@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import JSON, Column, Connection, Float, Index, Row, String, Table, delete, select
+from sqlalchemy import JSON, Column, Connection, Float, Index, Row, String, Table, func, select
 
 from synthe_core.errors import InputError
+from synthe_core.swarm.redaction import redact
 from synthe_core.swarm.store import Schema, Store, metadata
 
 MAX_REQUEST = 8000
@@ -86,13 +87,17 @@ class Answers:
         store.prepare(SCHEMA)
 
     def add(self, answer: Answer) -> None:
-        """Records an answer; its time is now."""
+        """Records an answer, redacted; its time is now."""
         values = {
             name: getattr(answer, name)
             for name in _COLUMNS
-            if name not in ("created", "request", "specialists")
+            if name not in ("created", "request", "specialists", "text")
         }
-        values |= {"specialists": list(answer.specialists), "request": answer.request[:MAX_REQUEST]}
+        values |= {
+            "specialists": list(answer.specialists),
+            "request": redact(answer.request[:MAX_REQUEST]),
+            "text": redact(answer.text),
+        }
         with self._store.transaction() as connection:
             connection.execute(answers.insert().values(**values, created=self._store.now()))
 
@@ -115,6 +120,11 @@ class Answers:
         with self._store.read() as connection:
             return [_answer(row) for row in reversed(connection.execute(query).all())]
 
+    def count(self) -> int:
+        """How many there are."""
+        with self._store.read() as connection:
+            return connection.scalar(select(func.count()).select_from(answers)) or 0
+
     def newest(self, limit: int, user: str | None = None) -> list[Answer]:
         """The newest answers, newest first."""
         query = select(answers).order_by(answers.c.created.desc()).limit(limit)
@@ -122,11 +132,6 @@ class Answers:
             query = query.where(answers.c.user == user)
         with self._store.read() as connection:
             return [_answer(row) for row in connection.execute(query)]
-
-    def forget(self, user: str) -> int:
-        """Deletes a user's answers; returns how many."""
-        with self._store.transaction() as connection:
-            return connection.execute(delete(answers).where(answers.c.user == user)).rowcount
 
 
 def _answer(row: Row[Any]) -> Answer:

@@ -48,8 +48,8 @@ SAMPLES = (
 class Standardizer:
     """Centres and scales embeddings by the running mean and deviation of each dimension (Welford 1962).
 
-    Hidden states of language models have a few dimensions that are large for every text; what tells texts apart is what
-    differs. Centre and scale are those of a snapshot, so that what is learned on top stays exact: `observe` says when
+    Hidden states of language models have a few dimensions that are large for every text; texts differ in the
+    others. Centre and scale are those of a snapshot, so that what is learned on top stays exact: `observe` says when
     the snapshot moves, after 2, 4, 8 ... times as many texts, up to `MAX_SNAPSHOT`.
     """
 

@@ -14,6 +14,8 @@ from synthe_core.swarm.features import Embed, shortened
 from synthe_core.swarm.folder import SwarmFolder
 
 BASE = "base"
+MAX_TEXTS = 64
+"""Texts that are embedded at a time."""
 
 
 def load_models(folder: SwarmFolder, device: str = "cpu") -> list[LoadedModel]:
@@ -37,12 +39,13 @@ def attach_adapters(folder: SwarmFolder, engine: AsyncEngine) -> dict[str, str]:
 
 
 def embedder(engine: AsyncEngine, model: str = BASE) -> Embed:
-    """Embeds texts with the base, without an adapter."""
-    tokenizer = engine.models[model].tokenizer
+    """Embeds texts with the base, without an adapter, as many at a time as the engine runs."""
+    tokenizer, size = engine.models[model].tokenizer, min(MAX_TEXTS, engine.engine.admission.max_num_seqs)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
         tokens = [shortened(tokenizer.encode(text)) or (tokenizer.end,) for text in texts]
-        return np.asarray(engine.embed(model, tokens).float().cpu().numpy())
+        parts = [engine.embed(model, tokens[first : first + size]) for first in range(0, len(tokens), size)]
+        return np.concatenate([part.float().cpu().numpy() for part in parts])
 
     return embed
 

@@ -66,7 +66,7 @@ class RouterSpec(Spec):
     )
     noise: float = Field(0.35, gt=0, le=10, description="standard deviation of success about its estimate")
     prior: float = Field(
-        1.5, gt=0, le=100, description="standard deviation of the weights of the embedding before anything is learned"
+        0.6, gt=0, le=100, description="standard deviation of the weights of the embedding before anything is learned"
     )
     window: int = Field(20_000, ge=1, description="the newest observations that the estimate is made of")
 
@@ -94,10 +94,9 @@ class ConfidenceSpec(Spec):
 class SynthesisSpec(Spec):
     """How several answers become one."""
 
-    type: Literal["best", "write", "fuse"] = Field(
+    type: Literal["best", "write"] = Field(
         "best",
-        description="best: the one of the highest calibrated confidence; write: the base writes one from all of them; "
-        "fuse: one text from the mixture of their next-token distributions",
+        description="best: the one of the highest calibrated confidence; write: the base writes one from all of them",
     )
 
     @model_validator(mode="before")
@@ -149,10 +148,6 @@ class SwarmSpec(Spec):
             near = closest(fallback, ["base", *self.specialists])
             hint = f"did you mean '{near}'?" if near else f"known: {', '.join(['base', *self.specialists])}"
             raise _fault(("router", "fallback"), f"no specialist is named '{fallback}'", hint)
-        if self.synthesis.type == "fuse" and (other := next((n for n, s in self.specialists.items() if s.model), None)):
-            raise _fault(
-                ("synthesis",), f"fuse mixes answers of one model, and '{other}' has another", "take best or write"
-            )
         return self
 
     @classmethod

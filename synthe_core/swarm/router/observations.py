@@ -23,6 +23,7 @@ from sqlalchemy import (
     select,
 )
 
+from synthe_core.swarm.redaction import redact
 from synthe_core.swarm.store import Schema, Store, metadata
 
 MAX_TEXT = 2000
@@ -83,12 +84,12 @@ class Observations:
         store.prepare(SCHEMA)
 
     def add(self, observation: Observation, user: str, answer: str | None = None) -> None:
-        """Records an observation, of the answer of that id where it is of one."""
+        """Records an observation, redacted, of the answer of that id where it is of one."""
         values = {
             "base": self._base,
             "answer": answer,
             "user": user,
-            "text": observation.text[:MAX_TEXT],
+            "text": redact(observation.text[:MAX_TEXT]),
             "embedding": observation.embedding.astype(np.float16).tobytes(),
             "shares": dict(observation.shares),
             "outcomes": dict(observation.outcomes),
@@ -105,11 +106,6 @@ class Observations:
         with self._store.read() as connection:
             rows = connection.execute(query).all()
         return [_observation(row) for row in reversed(rows)]
-
-    def forget(self, user: str) -> int:
-        """Deletes what was learned from a user; returns how many observations."""
-        with self._store.transaction() as connection:
-            return connection.execute(delete(observations).where(observations.c.user == user)).rowcount
 
     def statistics(self) -> tuple[int, np.ndarray, np.ndarray] | None:
         """Number, mean and squared deviations of the embeddings seen so far; None at the beginning."""

@@ -1,0 +1,61 @@
+"""What an answer has to do with what is known: facts in the prompt, a check of the text, and turns that are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.swarm.checking.check import Contradiction
+from synthe_core.swarm.knowledge.knowledge import Knowledge
+from synthe_core.swarm.knowledge.retrieval import block, line
+from synthe_core.swarm.spec import KnowledgeSpec
+from synthe_core.swarm.store import Store
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """Facts for a prompt: each in a line, and the text that they take in it."""
+
+    lines: tuple[str, ...] = ()
+    block: str = ""
+
+
+class Recollection:
+    """The knowledge of a swarm as `knowledge` of its swarm.yaml has it: all of it, or none."""
+
+    def __init__(self, store: Store, spec: KnowledgeSpec, tokenizer: Tokenizer) -> None:
+        self.spec = spec
+        self.knowledge = Knowledge(store, count_tokens=lambda text: len(tokenizer.encode(text)))
+
+    def recall(self, user: str, text: str) -> Recalled:
+        """What is known that belongs to a request."""
+        if not (self.spec.enabled and self.spec.budget_tokens):
+            return Recalled()
+        facts = self.knowledge.retrieve(user, text, self.spec.budget_tokens)
+        return Recalled(tuple(line(fact) for fact in facts), block(facts))
+
+    def check(self, user: str, text: str) -> list[dict[str, Any]]:
+        """Where a text contradicts what is known, as values for JSON."""
+        if not (self.spec.enabled and self.spec.check):
+            return []
+        return [_values(each) for each in self.knowledge.check(user, text)]
+
+    def record(self, user: str, conversation: str, request: str, answer: str) -> None:
+        """Keeps both turns of a conversation that has a name; what the user says in it becomes facts."""
+        if self.spec.enabled and conversation:
+            self.knowledge.record_turn(user, conversation, "user", request)
+            self.knowledge.record_turn(user, conversation, "assistant", answer)
+
+
+def _values(contradiction: Contradiction) -> dict[str, Any]:
+    fact = contradiction.fact
+    return {
+        "kind": str(contradiction.kind),
+        "sentence": contradiction.sentence,
+        "start": contradiction.start,
+        "end": contradiction.end,
+        "stated": contradiction.stated,
+        "fact": {"id": fact.id, "subject": fact.subject, "predicate": fact.predicate, "object": fact.object},
+        "score": round(contradiction.score, 4),
+    }

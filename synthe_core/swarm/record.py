@@ -1,0 +1,78 @@
+"""What a swarm remembers of its answers: rating one teaches router, pathways and confidence together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from synthe_core.errors import InputError, unknown
+from synthe_core.swarm.answers import Answer, Answers
+from synthe_core.swarm.confidence import Calibration, Rating, Records, Signals, expected_calibration_error
+from synthe_core.swarm.router import observations
+from synthe_core.swarm.router.observations import Observation
+from synthe_core.swarm.router.pathways import Pathways
+from synthe_core.swarm.spec import SwarmSpec
+from synthe_core.swarm.store import Store
+
+MAX_RATED = 5000
+"""The newest rated answers that confidence is made of."""
+
+
+class Record:
+    """Answers, pathways, records and calibration of a swarm, in its database."""
+
+    def __init__(self, store: Store, spec: SwarmSpec) -> None:
+        self.store, self.spec = store, spec
+        self.answers, self.pathways = Answers(store), Pathways(store, spec.pathways)
+        self.reload()
+
+    def reload(self) -> None:
+        """Computes records and calibration anew from the rated answers."""
+        ratings = [rating_of(each) for each in self.answers.rated(MAX_RATED)]
+        self.records, self.calibration = Records(self.spec.confidence, ratings), Calibration(ratings)
+        self.ratings: Sequence[Rating] = ratings
+
+    def rate(
+        self, answer_id: str, success: float, *, right: str | None = None, user: str | None = None
+    ) -> Observation | None:
+        """Records how good an answer was, 0 to 1, in one transaction; returns what the router learns from it.
+
+        right: the specialist who should have answered, where one knows. user: whose answer it must be; None: anybody's.
+        InputError for an answer that there is not, or that is not the user's.
+        """
+        if not 0 <= success <= 1:
+            raise InputError(f"a success is between 0 and 1, not {success:g}")
+        if right is not None and right not in self.spec.specialists:
+            raise unknown("specialist", right, self.spec.specialists)
+        with self.store.transaction():
+            answer = self.answers.get(answer_id, user)
+            members = [name for name in answer.specialists if name in self.spec.specialists]
+            outcomes = dict.fromkeys(members, success)
+            if right is not None:
+                outcomes = {name: float(name == right) for name in self.spec.specialists}
+            self.answers.rate(answer_id, success)
+            if answer.success is None and members:
+                self.pathways.learn(members, success)
+            observation = observations.rate(self.store, answer_id, outcomes) if outcomes else None
+        self.reload()
+        return observation if answer.success is None else None
+
+    def confidence_of(
+        self, specialist: str, domain: str, estimate: float, means: Mapping[str, float]
+    ) -> tuple[float, Signals]:
+        """The calibrated confidence of an answer, and its signals. means: `logprob` and `confidence` of its tokens."""
+        signals = Signals(self.records.of(specialist, domain).mean, estimate, means["logprob"], means["confidence"])
+        return self.calibration(signals), signals
+
+    def calibration_error(self) -> float | None:
+        """ECE of the confidences that rated answers had when they were given; None without any."""
+        pairs = [(each.predicted, each.success) for each in self.ratings if each.predicted is not None]
+        return expected_calibration_error([p for p, _ in pairs], [s for _, s in pairs])
+
+
+def rating_of(answer: Answer) -> Rating:
+    """A rated answer as confidence learns from it."""
+    values: Any = answer.signals.get(answer.by)
+    signals = None if values is None else Signals(**values)
+    assert answer.success is not None
+    return Rating(answer.by, answer.domain, answer.success, signals, answer.confidence)

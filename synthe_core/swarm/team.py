@@ -1,0 +1,252 @@
+"""A swarm that answers: routes a request, runs the specialists, makes one answer of theirs, checks and records it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from synthe_core.errors import unknown
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.request import Request
+from synthe_core.swarm.answers import Answer, new_answer_id
+from synthe_core.swarm.confidence import mean_signals
+from synthe_core.swarm.events import Answered, Draft, Routed, SwarmEvent
+from synthe_core.swarm.folder import SwarmFolder
+from synthe_core.swarm.generation import Generated, Generation
+from synthe_core.swarm.models import BASE, attach_adapters, embedder, load_models
+from synthe_core.swarm.prompting import Message, PromptWriter, last_request, system_text
+from synthe_core.swarm.recollection import Recollection
+from synthe_core.swarm.record import Record
+from synthe_core.swarm.router.decision import Decision
+from synthe_core.swarm.router.observations import Observation, Observations
+from synthe_core.swarm.router.router import Router
+from synthe_core.swarm.store import Store
+from synthe_core.swarm.synthesis.best import best
+from synthe_core.swarm.synthesis.drafting import Assignment, Writing, Written, single
+from synthe_core.swarm.synthesis.write import write
+
+METHODS = ("best", "write")
+
+
+@dataclass(frozen=True)
+class SwarmRequest:
+    """A request to a swarm.
+
+    messages:     {"role", "content"}, the user's last. specialist: who answers, `base` included; None: the router says.
+    user:         whose facts are used and whose answer it is. conversation: the name of theirs.
+    max_tokens, synthesis: None for what swarm.yaml says. sampling: parameters by name, where they are given.
+    client, owner: of the engine's requests.
+    """
+
+    messages: Sequence[Message]
+    specialist: str | None = None
+    user: str = ""
+    conversation: str = ""
+    max_tokens: int | None = None
+    synthesis: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    client: str = ""
+    owner: str = ""
+
+
+class Swarm:
+    """A swarm on a running engine, for any number of threads. InputError for a swarm.yaml that does not fit."""
+
+    def __init__(self, folder: SwarmFolder, engine: AsyncEngine) -> None:
+        self.folder, self.engine, self.spec = folder, engine, folder.spec
+        self.models = {BASE: BASE, **attach_adapters(folder, engine)}
+        self.store = Store(folder.database)
+        self.record = Record(self.store, self.spec)
+        base = engine.registry.resolve(BASE)
+        self.recollection = Recollection(self.store, self.spec.knowledge, base.model.tokenizer)
+        observations = Observations(self.store, base.fingerprints.weights)
+        self._observations = observations
+        self.router = Router(self.spec, embedder(engine), observations, self.record.pathways)
+        self._writers = {name: self._writer(name) for name in self.models}
+        self._read_documents()
+
+    def close(self) -> None:
+        """Closes the database. The engine is its owner's."""
+        self.store.close()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Who can be addressed."""
+        return tuple(self.models)
+
+    def served(self, name: str) -> LoadedModel:
+        """The model that a specialist runs on."""
+        return self.engine.find(self.models[name])[0]
+
+    def digest(self, name: str) -> str:
+        """What identifies the weights of a specialist: those of its model and its adapter."""
+        return self.engine.registry.resolve(self.models[name]).fingerprints.weights
+
+    def answer(self, request: SwarmRequest) -> Generator[SwarmEvent, None, None]:
+        """Answers: yields Routed, pieces of drafts and of the answer as they come, and Answered at the end.
+
+        An answer that is cancelled, by closing the generator, is not recorded. Raises InputError, Busy and WorkError.
+        """
+        began = time.perf_counter()
+        text = last_request(request.messages)
+        decision, observation = self._route(request, text)
+        facts = self.recollection.recall(request.user, text)
+        answer_id = new_answer_id()
+        yield Routed(answer_id, decision, tuple(facts.lines))
+        written = yield from self._write(request, text, decision, facts.block)
+        answer = written.answer
+        self._record(answer_id, request, text, decision, observation, written)
+        yield Answered(
+            answer_id,
+            answer.text,
+            answer.specialist,
+            answer.reason,
+            answer.confidence,
+            written.drafts,
+            answer.contradictions,
+            time.perf_counter() - began,
+            answer.num_prompt_tokens,
+            answer.num_cached_tokens,
+            answer.num_output_tokens,
+        )
+
+    def rate(self, answer_id: str, success: float, *, right: str | None = None, user: str | None = None) -> None:
+        """Learns how good an answer was, 0 to 1; see `Record.rate`."""
+        observation = self.record.rate(answer_id, success, right=right, user=user)
+        if observation is not None:
+            self.router.learn(observation)
+
+    def _route(self, request: SwarmRequest, text: str) -> tuple[Decision, Observation | None]:
+        """Who answers: whoever is addressed, or whom the router says."""
+        name = request.specialist
+        if name is None:
+            return self.router.route(text)
+        if name not in self.models:
+            raise unknown("specialist", name, self.models)
+        return Decision((name,), self.spec.router.fallback, False, "", (), f"{name} was addressed"), None
+
+    def _write(self, request: SwarmRequest, text: str, decision: Decision, facts: str) -> Writing:
+        """The answer of those who were chosen."""
+        estimates = {each.name: each.estimate for each in decision.candidates}
+
+        def judge(name: str, generated: Generated) -> Draft:
+            return self._draft(name, generated, decision.domain, estimates.get(name, 0.5), request.user)
+
+        assignments = [Assignment(n, self._request(n, request, request.messages, facts)) for n in decision.answering]
+        if len(assignments) == 1:
+            return (yield from single(self.engine, assignments[0], judge))
+        method = request.synthesis or self.spec.synthesis.type
+        if method == "best":
+            return (yield from best(self.engine, assignments, judge))
+        if method == "write":
+
+            def writer(message: str) -> Request:
+                return self._request(BASE, request, [{"role": "user", "content": message}], "")
+
+            return (yield from write(self.engine, assignments, judge, text, writer))
+        raise unknown("synthesis", method, METHODS)
+
+    def _request(self, name: str, request: SwarmRequest, messages: Sequence[Message], facts: str) -> Request:
+        """A specialist's request to the engine."""
+        prompt, served = self._writers[name](messages, facts), self.served(name)
+        given = dict(request.sampling)
+        if self.spec.answers.temperature is not None:
+            given.setdefault("temperature", self.spec.answers.temperature)
+        return Request(
+            self.models[name],
+            prompt.token_ids,
+            max_tokens=served.fitting(request.max_tokens or self.spec.answers.max_tokens, len(prompt.token_ids)),
+            sampling=served.defaults.apply(given),
+            stop=prompt.stop,
+            seed=secrets.randbits(32) if request.seed is None else request.seed,
+            cache_breakpoints=(prompt.shared,) if prompt.shared else (),
+            client=request.client,
+            owner=request.owner,
+        )
+
+    def _draft(self, name: str, generated: Generated, domain: str, estimate: float, user: str) -> Draft:
+        """What a specialist has generated, with its confidence and what it contradicts."""
+        end = generated.end
+        assert end is not None
+        means = mean_signals(generated.logprobs, generated.confidences)
+        confidence, signals = self.record.confidence_of(name, domain, estimate, means)
+        return Draft(
+            name,
+            generated.text,
+            end.reason,
+            confidence,
+            signals._asdict(),
+            end.num_prompt_tokens,
+            generated.num_cached_tokens,
+            end.num_output_tokens,
+            end.message,
+            tuple(self.recollection.check(user, generated.text)),
+        )
+
+    def _record(
+        self,
+        answer_id: str,
+        request: SwarmRequest,
+        text: str,
+        decision: Decision,
+        observation: Observation | None,
+        written: Written,
+    ) -> None:
+        """Writes the answer, what may be learned from it and the turns of the conversation, together."""
+        answer = written.answer
+        drafts = {each.specialist: dict(each.signals) for each in (*written.drafts, answer)}
+        with self.store.transaction():
+            self.record.answers.add(
+                Answer(
+                    answer_id,
+                    request.user,
+                    request.conversation,
+                    text,
+                    answer.text,
+                    decision.answering,
+                    answer.specialist,
+                    decision.domain,
+                    answer.confidence,
+                    drafts,
+                    decision.json(),
+                    {name: self.digest(name) for name in decision.answering},
+                )
+            )
+            if observation is not None:
+                self._observations.add(observation, request.user, answer_id)
+            self.recollection.record(request.user, request.conversation, text, answer.text)
+
+    def _writer(self, name: str) -> PromptWriter:
+        system = ""
+        if name != BASE:
+            spec = self.spec.specialists[name]
+            system = system_text(name, spec, {each: self.folder.resolve(each) for each in spec.documents})
+        return PromptWriter(self.served(name).tokenizer, system)
+
+    def _read_documents(self) -> None:
+        """Computes the states of the specialists that have documents, for all requests to begin from."""
+        requests = [
+            Request(self.models[name], writer.prefix, max_tokens=0, cache_breakpoints=(len(writer.prefix),))
+            for name, writer in self._writers.items()
+            if name != BASE and self.spec.specialists[name].documents and writer.prefix
+        ]
+        with Generation(self.engine, requests) as generation:
+            for _ in generation:
+                pass
+
+
+@contextmanager
+def open_swarm(folder: SwarmFolder, device: str = "cpu", **options: Any) -> Iterator[Swarm]:
+    """A swarm on an engine of its own. options: those of `Engine`."""
+    with AsyncEngine(load_models(folder, device), **options) as engine:
+        swarm = Swarm(folder, engine)
+        try:
+            yield swarm
+        finally:
+            swarm.close()
