@@ -94,10 +94,14 @@ def test_a_begin_token_of_the_template_is_there_once() -> None:
 def test_an_end_token_follows_where_the_template_writes_none() -> None:
     made = tokenizer(PLAIN)
     given = training_text(made, CHAT[1:3])
-    assert given.text == "user: What is 2 + 2?\nassistant: It is 4.\n"
-    assert trained_text(made, given) == ["It is 4."] and not given.ends
+    assert given.text == "user: What is 2 + 2?\nassistant: It is 4." and given.ends
+    assert trained_text(made, given) == ["It is 4.<|im_end|>"]
     closed = training_text(made, CHAT[1:3], trained="all")
     assert closed.ends and trained_text(made, closed) == [given.text + "<|im_end|>"]
+    turns = training_text(made, CHAT[1:])
+    assert trained_text(made, turns) == ["It is 4.", " 🙂 Nihon<|im_end|>"]
+    asked = training_text(made, [*CHAT[1:3], CHAT[3]])
+    assert not asked.ends and trained_text(made, asked) == ["It is 4."]
 
 
 def test_a_template_that_rewrites_earlier_answers_takes_the_last_only() -> None:

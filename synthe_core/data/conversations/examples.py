@@ -16,7 +16,7 @@ from synthe_core.data.conversations.training_text import TrainingTokens
 from synthe_core.storage.atomic import new_file
 from synthe_core.storage.tensor_file import TensorFile, save_tensors
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 class Text(NamedTuple):

@@ -20,8 +20,8 @@ Span = tuple[int, int]
 class TrainingText(NamedTuple):
     """text: special tokens written out. spans: what is trained on, as pairs of characters in it.
 
-    ends: whether the model's end token follows, which the template does not write. marked: whether the template says
-    itself what is the model's.
+    ends: whether the model's end token follows, which the template does not write. The line break that it writes is
+    left out then, so that the token follows the answer. marked: whether the template says itself what is the model's.
     """
 
     text: str
@@ -111,9 +111,12 @@ def _training_text(
         spans = spans[-1:] if chat.trained == "last" else spans
     else:
         spans = [_span(tokenizer, chat.messages, place, before, after, text) for place, before, after in prefixes]
+    endless = bool(spans) and _ending(tokenizer, text) is None
+    if endless and not marked and spans[-1][1] == len(text.rstrip()):
+        text = text[: spans[-1][1]]  # the end token follows the answer itself, so that the model learns to stop
     if chat.trained == "all":
         spans = [(0, len(text))]
-    ends = bool(spans) and spans[-1][1] == len(text) and _ending(tokenizer, text) is None
+    ends = endless and spans[-1][1] == len(text)
     return TrainingText(text, spans, ends, marked)
 
 
