@@ -202,13 +202,13 @@ def verifier(
 
     swarm = SwarmFolder(folder)
 
-    from synthe_core.inference.loaded_model import LoadedModel
+    from synthe_core.interop.load import load_model
     from synthe_core.swarm.checking.claim_states import claim_states
     from synthe_core.swarm.checking.opening import FILE
     from synthe_core.swarm.checking.training import train_verifier
 
     with choose_renderer(as_json) as shown:
-        model = LoadedModel.load(find_model(swarm.base)) if states else None
+        model = load_model(find_model(swarm.base)) if states else None
         read = None if model is None else partial(claim_states, model)
         events = train_verifier(data, folder / FILE, read, "" if model is None else model.digest)
         for result in results(events, shown.show):

@@ -15,12 +15,10 @@ from synthe_core.swarm.extraction.patterns import sentence_claims
 from synthe_core.swarm.extraction.relations import relation
 from synthe_core.swarm.extraction.sentences import statements
 from synthe_core.swarm.knowledge.fact import USER, Claim, Fact, key
+from synthe_core.swarm.knowledge.spoken import spoken
 
-_VERBS = {
-    "lives": "live", "works": "work", "likes": "like", "prefers": "prefer", "speaks": "speak", "uses": "use",
-    "has": "have", "owns": "own",
-}  # fmt: skip
-_PARTICIPLES = frozenset(("allergic", "born", "directed", "founded", "located", "married", "released", "written"))
+MAX_JUDGED = 4
+"""The facts with which the verifier compares one sentence: the first ones, which are the nearest."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ def check_answer(
             rest = [
                 fact for fact in near if fact.id not in settled and fact.id not in hits and _mentions(sentence, fact)
             ]
+            rest = rest[:MAX_JUDGED]
             scores = verifier.score([(spoken(fact), sentence) for fact in rest])
             for fact, score in zip(rest, scores.tolist(), strict=True):
                 if score >= verifier.threshold:
@@ -102,29 +101,6 @@ def object_conflict(known: str, stated: str) -> Kind | None:
     if quantities(known) and quantities(stated):
         return "unit" if {q.value for q in quantities(known)} & {q.value for q in quantities(stated)} else "relation"
     return None if mine and others and (mine <= others or others <= mine) else "relation"
-
-
-def spoken(fact: Fact) -> str:
-    """A fact as a sentence, in which the user is `you`, as in an answer."""
-    of_user, (first, *rest) = key(fact.subject) == USER, fact.predicate.split() or [""]
-    if first in _VERBS:
-        verb = _VERBS[first] if of_user or fact.negated else first
-        do = ("do not " if of_user else "does not ") if fact.negated else ""
-        words_of = ["You" if of_user else fact.subject, do + verb, *rest, fact.object]
-    elif first in _PARTICIPLES:
-        be = "are" if of_user and first in ("allergic", "married") else "were" if of_user else "was"
-        words_of = [
-            "You" if of_user else fact.subject,
-            be,
-            *(["not"] if fact.negated else []),
-            first,
-            *rest,
-            fact.object,
-        ]
-    else:
-        owner = "Your" if of_user else f"{fact.subject}'s"
-        words_of = [owner, fact.predicate, "is", *(["not"] if fact.negated else []), fact.object]
-    return f"{' '.join(words_of)}."
 
 
 def _same_relation(fact: Fact, claim: Claim) -> bool:

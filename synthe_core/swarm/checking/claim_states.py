@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synthe_core.errors import InputError
 from synthe_core.inference.loaded_model import LoadedModel
 
 ClaimStates = Callable[[Sequence[tuple[str, str]]], np.ndarray]
@@ -50,7 +51,9 @@ def _read(model: LoadedModel, prompts: Sequence[Sequence[int]]) -> np.ndarray:
     tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = torch.tensor(prompt)
-    blocks = model.model.blocks
+    blocks = getattr(model.model, "blocks", None)
+    if blocks is None:
+        raise InputError(f"{model.name} runs in transformers, which gives no states", "train with --no-states")
     block = blocks[min(len(blocks) - 1, max(0, round(DEPTH * len(blocks)) - 1))]
     outputs: list[Tensor] = []
 

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, literal, select
 from sqlalchemy.dialects.sqlite import insert
 
 from synthe_core.swarm.knowledge.fact import Fact
+from synthe_core.swarm.knowledge.spoken import spoken
 from synthe_core.swarm.knowledge.tables import facts as table
 from synthe_core.swarm.knowledge.tables import vectors
 from synthe_core.swarm.store import Store
@@ -28,24 +29,29 @@ class Embedder(Protocol):
         ...
 
 
-def similarities(store: Store, embed: Embedder, facts: Sequence[Fact], text: str) -> np.ndarray:
-    """float [N]: the cosine of a text with each fact, both without the mean of the facts.
+MIN_FACTS = 8
+"""Of fewer facts the deviation of a dimension says nothing, and only the mean is taken away."""
 
-    The mean is what all texts of a language model's embedding have in common, which would make every two alike. Vectors
-    that are not stored yet are made and stored.
+
+def similarities(store: Store, embed: Embedder, facts: Sequence[Fact], text: str) -> np.ndarray:
+    """float [N]: the cosine of a text with each fact, both standardised by mean and deviation of the facts.
+
+    A few dimensions of a language model's embedding are large for every text; unstandardised, all texts are alike.
+    Vectors that are not stored yet are made and stored.
     """
     if not facts:
         return np.zeros(0)
     known = _stored(store, embed.name, [fact.id for fact in facts])
     new = [fact for fact in facts if fact.id not in known]
-    made = np.asarray(embed([text, *(fact.sentence for fact in new)]), dtype=np.float32)
+    made = np.asarray(embed([text, *(spoken(fact) for fact in new)]), dtype=np.float32)
     if new:
         fresh = dict(zip([fact.id for fact in new], made[1:], strict=True))
         _write(store, embed.name, fresh)
         known |= fresh
     matrix = np.stack([known[fact.id] for fact in facts])
     mean = matrix.mean(0) if len(facts) > 1 else np.zeros_like(matrix[0])
-    return _unit(matrix - mean) @ _unit(made[0] - mean)
+    deviation = matrix.std(0) + 1e-6 if len(facts) >= MIN_FACTS else np.ones_like(mean)
+    return _unit((matrix - mean) / deviation) @ _unit((made[0] - mean) / deviation)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

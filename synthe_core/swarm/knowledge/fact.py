@@ -41,12 +41,6 @@ class Claim:
     negated: bool = False
     functional: bool = False
 
-    @property
-    def sentence(self) -> str:
-        """The claim in words."""
-        verb = self.predicate.replace("_", " ")
-        return f"{self.subject}: {'not ' if self.negated else ''}{verb}: {self.object}"
-
 
 @dataclass(frozen=True)
 class Fact(Claim):

@@ -16,8 +16,8 @@ MAX_WORDS = 64  # of a text that are looked for
 MAX_COMPARED = 5000  # the newest facts whose vectors are compared
 FUSION = 60.0
 """The constant of reciprocal rank fusion (Cormack et al. 2009)."""
-MIN_SIMILARITY = 0.35
-"""A centred cosine below it says nothing: docs/results has the measurement."""
+MIN_SIMILARITY = 0.2
+"""The least cosine of a fact that is returned: docs/results/swarm-knowledge.md has the measurement."""
 
 _WORD = re.compile(r"\w+")
 _STOPS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from synthe_core.swarm.checking.check import check_answer, object_conflict, spoken
+from synthe_core.swarm.checking.check import check_answer, object_conflict
 from synthe_core.swarm.checking.dates import Date, dates
 from synthe_core.swarm.checking.quantities import quantities
 from synthe_core.swarm.checking.rules import conflicts, negation_and_overlap
@@ -12,6 +12,7 @@ from synthe_core.swarm.checking.words import content, opposites, words
 from synthe_core.swarm.extraction.patterns import claims
 from synthe_core.swarm.extraction.relations import is_functional
 from synthe_core.swarm.knowledge.fact import Fact
+from synthe_core.swarm.knowledge.spoken import spoken
 
 
 @pytest.mark.parametrize(

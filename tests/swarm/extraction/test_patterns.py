@@ -7,10 +7,11 @@ import pytest
 from synthe_core.swarm.extraction.patterns import claims
 from synthe_core.swarm.extraction.relations import is_functional, relation
 from synthe_core.swarm.extraction.sentences import sentences
+from tests.swarm.extraction.claims import in_words
 
 
 def said(text: str, speaker: str = "user") -> list[str]:
-    return [claim.sentence for claim in claims(text, speaker)]  # type: ignore[arg-type]
+    return [in_words(claim) for claim in claims(text, speaker)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

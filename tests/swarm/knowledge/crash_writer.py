@@ -1,0 +1,28 @@
+"""A program that writes turns, corrections and pairs, and prints the number of each turn once it is committed.
+
+python -m tests.swarm.knowledge.crash_writer PATH USER
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import count
+from pathlib import Path
+
+from synthe_core.swarm.feedback.pairs import Pairs, PairSource
+from synthe_core.swarm.knowledge.knowledge import Knowledge
+from synthe_core.swarm.store import Store
+
+
+def main(path: str, user: str) -> None:
+    store = Store(Path(path))
+    knowledge, pairs = Knowledge(store), Pairs(store)
+    for number in count():
+        with store.transaction():
+            knowledge.record_turn(user, "c", "user", f"I live in town {number}. I like {user} thing {number}.")
+            pairs.add(user, f"{user} question {number}", "good", "bad", source=PairSource.CORRECTION)
+        print(number, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
