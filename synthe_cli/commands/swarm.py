@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from synthe_cli.commands import swarm_knowledge, swarm_pairs
 from synthe_cli.escape import escaped
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.hub_models import find_model
@@ -17,6 +18,8 @@ from synthe_core.events import Result
 
 ABOUT = "Route requests to specialists on one model, check the answers, and learn from use."
 app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
+app.add_typer(swarm_knowledge.app, name="knowledge")
+app.add_typer(swarm_pairs.app, name="pairs")
 
 SwarmArgument = Annotated[Path, typer.Argument(metavar="SWARM", help="The folder of a swarm.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The specialist's name.")]

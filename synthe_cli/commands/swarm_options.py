@@ -11,7 +11,7 @@ import typer
 from synthe_cli import figures
 from synthe_cli.escape import json_text
 
-FolderArgument = Annotated[Path, typer.Argument(metavar="TEAM", help="The swarm's folder.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="SWARM", help="The folder of a swarm.")]
 
 
 def print_rows(

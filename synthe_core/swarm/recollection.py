@@ -7,7 +7,9 @@ from typing import Any
 
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.swarm.checking.check import Contradiction
-from synthe_core.swarm.knowledge.knowledge import Knowledge
+from synthe_core.swarm.checking.verifier import Verifier
+from synthe_core.swarm.knowledge.embedder import Embedder
+from synthe_core.swarm.knowledge.knowledge import Knowledge, KnowledgeLimits
 from synthe_core.swarm.knowledge.retrieval import block, line
 from synthe_core.swarm.spec import KnowledgeSpec
 from synthe_core.swarm.store import Store
@@ -22,17 +24,32 @@ class Recalled:
 
 
 class Recollection:
-    """The knowledge of a swarm as `knowledge` of its swarm.yaml has it: all of it, or none."""
+    """The knowledge of a swarm as `knowledge` of its swarm.yaml has it: all of it, or none.
 
-    def __init__(self, store: Store, spec: KnowledgeSpec, tokenizer: Tokenizer) -> None:
-        self.spec = spec
-        self.knowledge = Knowledge(store, count_tokens=lambda text: len(tokenizer.encode(text)))
+    embed:    for the search by meaning. verifier: judges sentences where no rule does, if one was trained.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        spec: KnowledgeSpec,
+        tokenizer: Tokenizer,
+        embed: Embedder | None = None,
+        verifier: Verifier | None = None,
+    ) -> None:
+        self.spec, self._embed = spec, embed if spec.embeddings else None
+        self.knowledge = Knowledge(
+            store,
+            limits=KnowledgeLimits(spec.max_facts, spec.trust_users),
+            count_tokens=lambda text: len(tokenizer.encode(text)),
+            verifier=verifier,
+        )
 
     def recall(self, user: str, text: str) -> Recalled:
         """What is known that belongs to a request."""
         if not (self.spec.enabled and self.spec.budget_tokens):
             return Recalled()
-        facts = self.knowledge.retrieve(user, text, self.spec.budget_tokens)
+        facts = self.knowledge.retrieve(user, text, self.spec.budget_tokens, self._embed)
         return Recalled(tuple(line(fact) for fact in facts), block(facts))
 
     def check(self, user: str, text: str) -> list[dict[str, Any]]:

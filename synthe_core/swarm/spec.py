@@ -118,6 +118,21 @@ class KnowledgeSpec(Spec):
     enabled: bool = True
     budget_tokens: int = Field(256, ge=0, le=131_072, description="tokens of a prompt that facts may take; 0 for none")
     check: bool = Field(True, description="whether answers are checked against what is known")
+    embeddings: bool = Field(True, description="whether facts are searched by meaning too, with the base's embedding")
+    trust_users: bool = Field(
+        True, description="whether what a named user says of themself enters that user's prompts without a review"
+    )
+    max_facts: int = Field(100_000, ge=0, description="of one user, superseded ones included")
+
+
+class FeedbackSpec(Spec):
+    """What is learned from users."""
+
+    implicit: bool = Field(
+        False, description="whether copying an answer, or asking again, counts as a rating; never beside a real one"
+    )
+    max_pairs: int = Field(100_000, ge=0, description="preference pairs in all")
+    max_pairs_per_user: int = Field(10_000, ge=0)
 
 
 class SwarmSpec(Spec):
@@ -131,6 +146,7 @@ class SwarmSpec(Spec):
     synthesis: SynthesisSpec = SynthesisSpec()
     answers: AnswerSpec = AnswerSpec()
     knowledge: KnowledgeSpec = KnowledgeSpec()
+    feedback: FeedbackSpec = FeedbackSpec()
 
     @model_validator(mode="before")
     @classmethod

@@ -9,15 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from synthe_core.errors import unknown
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.request import Request
 from synthe_core.swarm.answers import Answer, new_answer_id
+from synthe_core.swarm.checking.claim_states import claim_states
+from synthe_core.swarm.checking.opening import open_verifier
 from synthe_core.swarm.confidence import mean_signals
 from synthe_core.swarm.events import Answered, Draft, Routed, SwarmEvent
+from synthe_core.swarm.feedback.feedback import Feedback
+from synthe_core.swarm.feedback.pairs import PairLimits
 from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.generation import Generated, Generation
+from synthe_core.swarm.knowledge.embedder import Embedder
 from synthe_core.swarm.models import BASE, attach_adapters, embedder, load_models
 from synthe_core.swarm.prompting import Message, PromptWriter, last_request, system_text
 from synthe_core.swarm.recollection import Recollection
@@ -64,10 +71,18 @@ class Swarm:
         self.store = Store(folder.database)
         self.record = Record(self.store, self.spec)
         base = engine.registry.resolve(BASE)
-        self.recollection = Recollection(self.store, self.spec.knowledge, base.model.tokenizer)
+        embed = Embedder(base.fingerprints.weights, embedder(engine))
+        verifier = open_verifier(folder.path, base.model, lambda pairs: self._states(base.model, pairs))
+        self.recollection = Recollection(self.store, self.spec.knowledge, base.model.tokenizer, embed, verifier)
+        self.feedback = Feedback(
+            self.store,
+            limits=PairLimits(self.spec.feedback.max_pairs, self.spec.feedback.max_pairs_per_user),
+            implicit=self.spec.feedback.implicit,
+            teach=self.rate,
+        )
         observations = Observations(self.store, base.fingerprints.weights)
         self._observations = observations
-        self.router = Router(self.spec, embedder(engine), observations, self.record.pathways)
+        self.router = Router(self.spec, embed.embed, observations, self.record.pathways)
         self._writers = {name: self._writer(name) for name in self.models}
         self._read_documents()
 
@@ -121,6 +136,10 @@ class Swarm:
         observation = self.record.rate(answer_id, success, right=right, user=user)
         if observation is not None:
             self.router.learn(observation)
+
+    def _states(self, model: LoadedModel, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """The base's states of pairs of sentences, read between two steps of the engine."""
+        return self.engine.call(lambda: claim_states(model, pairs)).result()
 
     def _route(self, request: SwarmRequest, text: str) -> tuple[Decision, Observation | None]:
         """Who answers: whoever is addressed, or whom the router says."""

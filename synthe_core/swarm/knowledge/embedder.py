@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy import Connection, literal, select
@@ -16,17 +16,16 @@ from synthe_core.swarm.knowledge.tables import vectors
 from synthe_core.swarm.store import Store
 
 
-class Embedder(Protocol):
+@dataclass(frozen=True)
+class Embedder:
     """Turns texts into vectors.
 
-    name: what identifies the vectors, such as the digest of the model's weights: those of another are not compared.
+    name:  what identifies the vectors, such as the digest of the model's weights: those of another are not compared.
+    embed: float32 [N, D], a row for each text.
     """
 
     name: str
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [N, D], a row for each text."""
-        ...
+    embed: Callable[[Sequence[str]], np.ndarray]
 
 
 MIN_FACTS = 8
@@ -43,7 +42,7 @@ def similarities(store: Store, embed: Embedder, facts: Sequence[Fact], text: str
         return np.zeros(0)
     known = _stored(store, embed.name, [fact.id for fact in facts])
     new = [fact for fact in facts if fact.id not in known]
-    made = np.asarray(embed([text, *(spoken(fact) for fact in new)]), dtype=np.float32)
+    made = np.asarray(embed.embed([text, *(spoken(fact) for fact in new)]), dtype=np.float32)
     if new:
         fresh = dict(zip([fact.id for fact in new], made[1:], strict=True))
         _write(store, embed.name, fresh)

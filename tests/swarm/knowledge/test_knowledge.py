@@ -13,6 +13,7 @@ import pytest
 
 from synthe_core.errors import InputError
 from synthe_core.swarm.feedback.pairs import Pairs, PairSource
+from synthe_core.swarm.knowledge.embedder import Embedder
 from synthe_core.swarm.knowledge.fact import Claim, Fact, Source
 from synthe_core.swarm.knowledge.knowledge import Knowledge, KnowledgeLimits
 from synthe_core.swarm.knowledge.retrieval import block, cited, estimated_tokens
@@ -46,7 +47,6 @@ def objects(result: Sequence[Fact]) -> list[str]:
 class WordVectors:
     """An embedding that knows two synonyms: a vector's places are words."""
 
-    name = "words-1"
     words = ("home", "live", "drink", "coffee", "name", "paris")
 
     def __init__(self) -> None:
@@ -143,14 +143,14 @@ def test_any_text_can_be_searched_for(knowledge: Knowledge, text: str) -> None:
 
 def test_embeddings_find_what_words_do_not(knowledge: Knowledge) -> None:
     knowledge.record_turn("ada", "c", "user", "I live in Paris. I like coffee. My name is Ada.")
-    embed = WordVectors()
+    vectors = WordVectors()
+    embed = Embedder("words-1", vectors)
     assert knowledge.retrieve("ada", "Where is home?", 200) == []
     assert objects(knowledge.retrieve("ada", "Where is home?", 200, embed)) == ["Paris"]
     assert objects(knowledge.retrieve("ada", "a drink", 200, embed)) == ["coffee"]
-    assert [len(texts) for texts in embed.calls] == [4, 1]  # each fact is embedded once
+    assert [len(texts) for texts in vectors.calls] == [4, 1]  # each fact is embedded once
     other = WordVectors()
-    other.name = "words-2"
-    knowledge.retrieve("ada", "a drink", 200, other)
+    knowledge.retrieve("ada", "a drink", 200, Embedder("words-2", other))
     assert [len(texts) for texts in other.calls] == [4]  # and again by another model
 
 
@@ -171,7 +171,7 @@ def test_deletion_leaves_nothing_of_a_user_on_the_disk(knowledge: Knowledge) -> 
     for number in range(50):
         knowledge.record_turn("ada", "c", "user", f"My favourite place is Zanzibarland{number}.")
         knowledge.record_turn("bob", "c", "user", f"My favourite place is Elsewhere{number}.")
-    knowledge.retrieve("ada", "favourite place", 100, WordVectors())
+    knowledge.retrieve("ada", "favourite place", 100, Embedder("words-1", WordVectors()))
     Pairs(store).add("ada", "Where is Zanzibarland?", "better", "worse", source=PairSource.CORRECTION)
     assert b"anzibarland" in on_disk(store).lower()
     counts = knowledge.forget("ada")

@@ -1,0 +1,142 @@
+"""Ratings and corrections of answers. A correction is a preference pair too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.dialects.sqlite import insert
+
+from synthe_core.errors import InputError, unknown
+from synthe_core.swarm.answers import Answer, Answers
+from synthe_core.swarm.feedback.pairs import Pair, PairLimits, Pairs, PairSource, PairState
+from synthe_core.swarm.feedback.tables import SCHEMA, ratings
+from synthe_core.swarm.store import Store
+
+EXPLICIT = "rating"
+IMPLICIT = {"copied": 0.8, "continued": 0.6, "regenerated": 0.3, "stopped": 0.3}
+"""What a user did with an answer, and how good it is then taken to be. No rating by a user is replaced by one."""
+
+
+@dataclass(frozen=True)
+class Rating:
+    """score: how good the user finds the answer, 0 to 1. signal: `rating`, or what the user did with it."""
+
+    answer: str
+    user: str
+    score: float
+    signal: str
+    time: float
+
+
+class Feedback:
+    """What users say of answers.
+
+    implicit: whether what a user does with an answer counts too. By default it does not.
+    teach:    learns the score of an answer by its id, within the transaction that records it; `Swarm.rate` teaches
+              router, pathways and confidence. By default the score is written to the answer.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        limits: PairLimits | None = None,
+        implicit: bool = False,
+        teach: Callable[[str, float], object] | None = None,
+    ) -> None:
+        self.store, self.implicit = store, implicit
+        self.answers, self._pairs = Answers(store), Pairs(store, limits)
+        self._teach = teach or self.answers.rate
+        store.prepare(SCHEMA)
+
+    def rate(self, answer_id: str, score: float, user: str) -> Rating:
+        """Records how good an answer is: 1 for a thumb up, 0 for a thumb down. A later rating replaces an earlier one.
+
+        InputError for a score outside 0 to 1, and if the user got no such answer.
+        """
+        if not 0 <= score <= 1:  # NaN too
+            raise InputError(f"a score of {score} is not between 0 and 1", "1 is a thumb up, 0 a thumb down")
+        with self.store.transaction():
+            answer = self.answers.get(answer_id, user)
+            return self._write(answer, score, EXPLICIT)
+
+    def observe(self, answer_id: str, signal: str, user: str) -> Rating | None:
+        """Records what a user did with an answer, if `implicit` is on; None if it is off, or the user rated it.
+
+        InputError for an unknown signal, and if the user got no such answer.
+        """
+        if signal not in IMPLICIT:
+            raise unknown("signal", signal, IMPLICIT)
+        if not self.implicit:
+            return None
+        with self.store.transaction():
+            answer, earlier = self.answers.get(answer_id, user), self.rating(answer_id, user)
+            if earlier is not None and earlier.signal == EXPLICIT:
+                return None
+            return self._write(answer, IMPLICIT[signal], signal)
+
+    def correct(self, answer_id: str, text: str, user: str) -> Pair:
+        """Records a better answer: a pair to review, and a rating of 0.
+
+        InputError for an empty text or that of the answer, and if the user got no such answer.
+        """
+        with self.store.transaction():
+            answer = self.answers.get(answer_id, user)
+            pair = self._pairs.add(
+                user,
+                answer.request,
+                text,
+                answer.text,
+                source=PairSource.CORRECTION,
+                specialist=answer.by,
+                answer=answer.id,
+            )
+            self._write(answer, 0.0, EXPLICIT)
+            return pair
+
+    def add_fallback(self, answer_id: str, tutor_text: str, rejected: str, specialist: str) -> Pair:
+        """Makes a pair of a fallback: what the tutor answered is chosen, the specialist's own answer rejected.
+
+        Both are whole answers: the caller passes none that a time limit or an error cut off.
+        """
+        with self.store.transaction():
+            answer = self.answers.get(answer_id)
+            return self._pairs.add(
+                answer.user,
+                answer.request,
+                tutor_text,
+                rejected,
+                source=PairSource.FALLBACK,
+                specialist=specialist,
+                answer=answer.id,
+            )
+
+    def pairs(
+        self,
+        state: PairState | None = None,
+        *,
+        user: str | None = None,
+        specialist: str | None = None,
+        limit: int | None = None,
+    ) -> list[Pair]:
+        """The preference pairs, oldest first."""
+        return self._pairs.entries(state, user=user, specialist=specialist, limit=limit)
+
+    def rating(self, answer_id: str, user: str) -> Rating | None:
+        """How a user rated an answer; None if they did not."""
+        query = select(ratings).where((ratings.c.answer == answer_id) & (ratings.c.user == user))
+        with self.store.read() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else Rating(row.answer, row.user, row.score, row.signal, row.time)
+
+    def _write(self, answer: Answer, score: float, signal: str) -> Rating:
+        rating = Rating(answer.id, answer.user, score, signal, self.store.now())
+        values = vars(rating)
+        with self.store.transaction() as connection:
+            replaced = {name: values[name] for name in ("score", "signal", "time")}
+            written = insert(ratings).values(values)
+            connection.execute(written.on_conflict_do_update(index_elements=["answer", "user"], set_=replaced))
+            self._teach(answer.id, score)
+        return rating
