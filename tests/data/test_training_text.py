@@ -100,8 +100,8 @@ def test_an_end_token_follows_where_the_template_writes_none() -> None:
     assert closed.ends and trained_text(made, closed) == [given.text + "<|im_end|>"]
     turns = training_text(made, CHAT[1:])
     assert trained_text(made, turns) == ["It is 4.", " 🙂 Nihon<|im_end|>"]
-    asked = training_text(made, [*CHAT[1:3], CHAT[3]])
-    assert not asked.ends and trained_text(made, asked) == ["It is 4."]
+    open_turn = training_text(made, [*CHAT[1:3], CHAT[3]])
+    assert not open_turn.ends and trained_text(made, open_turn) == ["It is 4."]
 
 
 def test_a_template_that_rewrites_earlier_answers_takes_the_last_only() -> None:

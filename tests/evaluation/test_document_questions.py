@@ -178,7 +178,9 @@ def test_an_adapter_answers_without_the_document(
     assert row.split()[2:4] == ["100.0%", f"{scores['adapter']['nats']:.3f}"]
 
 
-def test_a_document_that_is_too_long_is_asked_about_without_it(tmp_path: Path, document: Path, questions: Path) -> None:
+def test_questions_about_a_document_that_is_too_long_go_without_it(
+    tmp_path: Path, document: Path, questions: Path
+) -> None:
     base = written(tmp_path / "base", BLOCKS["attention"], positions=256)
     document.write_text(TEXT * 4)
     events = list(evaluate(base, document, questions, device="cpu"))
