@@ -119,6 +119,16 @@ class KnowledgeSpec(Spec):
     budget_tokens: int = Field(256, ge=0, le=131_072, description="tokens of a prompt that facts may take; 0 for none")
     check: bool = Field(True, description="whether answers are checked against what is known")
     embeddings: bool = Field(True, description="whether facts are searched by meaning too, with the base's embedding")
+    extraction: Literal["patterns", "model"] = Field(
+        "patterns",
+        description="how facts are read in what users say. model: by patterns at once, and by the base while it is "
+        "idle; what it reads waits for a review",
+    )
+    judge: Literal["verifier", "model", "none"] = Field(
+        "verifier",
+        description="what checks a sentence where no rule does. verifier: the classifier that `knowledge verifier` "
+        "trained, if it did; model: the base, which should be a large one",
+    )
     trust_users: bool = Field(
         True, description="whether what a named user says of themself enters that user's prompts without a review"
     )

@@ -11,12 +11,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from synthe_core.errors import InputError, SyntheError, WorkError
+from synthe_core.swarm.write_queue import WriteQueue
 
 try:
     from sqlalchemy import (
@@ -92,7 +93,10 @@ class Store:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._writing = threading.Lock()  # threads of one process queue here: SQLite's own waiting is not fair
+        try:
+            self._queue = WriteQueue(self.path)
+        except OSError as error:
+            raise WorkError(f"{self.path} cannot be written: {error.strerror}", "check its folder") from error
         self._current = threading.local()
 
     def _configure(self, connection: Any, _: Any) -> None:
@@ -120,7 +124,7 @@ class Store:
             with self._translated(), outer.begin_nested():
                 yield outer
             return
-        with self._writing, self._opened(write=True) as connection:
+        with self._turn(), self._opened(write=True) as connection:
             yield connection
 
     @contextmanager
@@ -146,6 +150,16 @@ class Store:
                     yield connection
                 finally:
                     self._current.connection = None
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        waiting = ExitStack()
+        try:
+            waiting.enter_context(self._queue.hold(BUSY_TIMEOUT))
+        except TimeoutError:
+            raise self._failure("locked") from None
+        with waiting:
+            yield
 
     @property
     def _connection(self) -> Connection | None:
@@ -215,7 +229,7 @@ class Store:
         self._check_process()
         if self._connection is not None:
             raise RuntimeError("a flush within a transaction")
-        with self._writing, self._translated(), self._engine.connect() as connection:
+        with self._turn(), self._translated(), self._engine.connect() as connection:
             raw = connection.connection.dbapi_connection
             assert raw is not None
             raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

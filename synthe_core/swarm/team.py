@@ -17,13 +17,17 @@ from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.request import Request
 from synthe_core.swarm.answers import Answer, new_answer_id
 from synthe_core.swarm.checking.claim_states import claim_states
+from synthe_core.swarm.checking.judge import Judge
 from synthe_core.swarm.checking.opening import open_verifier
+from synthe_core.swarm.checking.verifier import Verifier
 from synthe_core.swarm.confidence import mean_signals
 from synthe_core.swarm.events import Answered, Draft, Routed, SwarmEvent
+from synthe_core.swarm.extraction.background import BackgroundReader
 from synthe_core.swarm.feedback.feedback import Feedback
 from synthe_core.swarm.feedback.pairs import PairLimits
 from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.generation import Generated, Generation
+from synthe_core.swarm.json_writer import JsonWriter, json_writer
 from synthe_core.swarm.knowledge.embedder import Embedder
 from synthe_core.swarm.models import BASE, attach_adapters, embedder, load_models
 from synthe_core.swarm.prompting import Message, PromptWriter, last_request, system_text
@@ -72,8 +76,13 @@ class Swarm:
         self.record = Record(self.store, self.spec)
         base = engine.registry.resolve(BASE)
         embed = Embedder(base.fingerprints.weights, embedder(engine))
-        verifier = open_verifier(folder.path, base.model, lambda pairs: self._states(base.model, pairs))
-        self.recollection = Recollection(self.store, self.spec.knowledge, base.model.tokenizer, embed, verifier)
+        write_json, knowledge = json_writer(engine, BASE), self.spec.knowledge
+        verifier = self._verifier(base.model, write_json)
+        self.recollection = Recollection(self.store, knowledge, base.model.tokenizer, embed, verifier)
+        self._reader = None
+        if knowledge.enabled and knowledge.extraction == "model":
+            is_idle = lambda: not engine.engine.has_unfinished  # noqa: E731
+            self._reader = BackgroundReader(self.recollection.knowledge, write_json, is_idle)
         self.feedback = Feedback(
             self.store,
             limits=PairLimits(self.spec.feedback.max_pairs, self.spec.feedback.max_pairs_per_user),
@@ -87,7 +96,9 @@ class Swarm:
         self._read_documents()
 
     def close(self) -> None:
-        """Closes the database. The engine is its owner's."""
+        """Ends the background work and closes the database. The engine is its owner's."""
+        if self._reader is not None:
+            self._reader.close()
         self.store.close()
 
     @property
@@ -136,6 +147,14 @@ class Swarm:
         observation = self.record.rate(answer_id, success, right=right, user=user)
         if observation is not None:
             self.router.learn(observation)
+
+    def _verifier(self, base: LoadedModel, write_json: JsonWriter) -> Verifier | None:
+        """What checks sentences where no rule does, as `knowledge.judge` says."""
+        if self.spec.knowledge.judge == "model":
+            return Judge(write_json)
+        if self.spec.knowledge.judge == "none":
+            return None
+        return open_verifier(self.folder.path, base, lambda pairs: self._states(base, pairs))
 
     def _states(self, model: LoadedModel, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """The base's states of pairs of sentences, read between two steps of the engine."""
@@ -240,6 +259,8 @@ class Swarm:
             if observation is not None:
                 self._observations.add(observation, request.user, answer_id)
             self.recollection.record(request.user, request.conversation, text, answer.text)
+        if self._reader is not None:
+            self._reader.notify()
 
     def _writer(self, name: str) -> PromptWriter:
         system = ""

@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from synthe_core.errors import InputError, WorkError
 from synthe_core.swarm import store as store_module
 from synthe_core.swarm.store import Schema, Store
+from synthe_core.swarm.write_queue import WriteQueue
 from tests.paths import ROOT
 from tests.processes import LIMIT, run_program, start
 from tests.swarm.writer import SCHEMA, numbers, opened, totals, write
@@ -189,6 +190,22 @@ def test_a_lock_that_stays_is_named(store: Store, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(WorkError, match="was locked"):
         write(opened(store.path), 0, 1)
     other.close()
+    holder = WriteQueue(store.path)
+    with holder.hold(0.0), pytest.raises(WorkError, match="was locked"):
+        write(store, 0, 1)
+    write(store, 0, 1)
+
+
+def test_a_process_that_writes_without_a_pause_leaves_others_their_turn(store: Store) -> None:
+    command = [sys.executable, "-m", "tests.swarm.writer", store.path, "1", "1000000"]
+    process = start(command, cwd=ROOT, stdout=-1)
+    assert process.stdout is not None and process.stdout.readline()
+    for number in range(20):
+        before = count(store)[0]
+        write(store, 0, number)
+        assert count(store)[0] - before < 50  # of the other's transactions, while this one waited
+    process.kill()
+    process.wait()
 
 
 def test_a_flush_empties_the_log(store: Store) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
+import time
 
 import pytest
 
@@ -10,11 +13,13 @@ from synthe_core.errors import InputError
 from synthe_core.events import Result
 from synthe_core.interop.load import load_model
 from synthe_core.swarm.checking.claim_states import claim_states
+from synthe_core.swarm.checking.judge import Judge
 from synthe_core.swarm.checking.opening import FILE
 from synthe_core.swarm.checking.training import train_verifier
 from synthe_core.swarm.events import Answered, Routed
 from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.team import SwarmRequest, open_swarm
+from tests.processes import LIMIT
 
 
 def ask(swarm, text: str, user: str = "ann") -> tuple[Routed, Answered]:
@@ -66,6 +71,32 @@ def test_the_trained_verifier_runs_on_the_engine_beside_answers(folder: SwarmFol
         assert contradiction.kind == "judged" and contradiction.score >= events[-1].values["threshold"]
         _, answered = ask(swarm, "How many dogs has Ann?")
         assert answered.text
+
+
+def test_messages_are_read_by_the_model_in_the_background(folder: SwarmFolder) -> None:
+    path = folder.spec_path
+    path.write_text(path.read_text().replace("  extraction: patterns", "  extraction: model"))
+    folder.reload()
+    with open_swarm(folder) as swarm:
+        for number in range(3):
+            ask(swarm, f"We meet at {number}.")
+        unread = swarm.recollection.knowledge.conversations.unread
+        end = time.monotonic() + LIMIT
+        while unread(1):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        turns = swarm.recollection.knowledge.conversations.turns("ann", "one")
+        assert [turn.read for turn in turns if turn.role == "user"] == [True] * 3
+    assert not any(thread.name == "reader" for thread in threading.enumerate())
+
+
+def test_the_judge_is_what_the_file_says(folder: SwarmFolder) -> None:
+    path = folder.spec_path
+    for name, kind in (("model", Judge), ("none", type(None)), ("verifier", type(None))):
+        path.write_text(re.sub(r"  judge: \w+", f"  judge: {name}", path.read_text()))
+        folder.reload()
+        with open_swarm(folder) as swarm:
+            assert isinstance(swarm.recollection.knowledge.verifier, kind)
 
 
 def test_feedback_teaches_the_swarm(folder: SwarmFolder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from synthe_core.errors import WorkError
+from synthe_core.errors import InputError, WorkError
 from synthe_core.swarm.extraction.relations import is_functional, relation
 from synthe_core.swarm.extraction.sentences import sentences
 from synthe_core.swarm.json_writer import JsonWriter
@@ -61,7 +61,8 @@ def model_claims(text: str, write: JsonWriter) -> list[Claim]:
 def read_messages(knowledge: Knowledge, write: JsonWriter, limit: int = 16) -> list[Added]:
     """Reads the oldest unread messages of users for facts: the work of a background thread or process.
 
-    A message from which the model writes no JSON counts as read. Returns what became of the claims.
+    A message from which the model writes no JSON, or that is too long for it, counts as read. Returns what became of
+    the claims. Busy if the engine has no room.
     """
     return [added for message in knowledge.conversations.unread(limit) for added in _read(knowledge, write, message)]
 
@@ -69,7 +70,7 @@ def read_messages(knowledge: Knowledge, write: JsonWriter, limit: int = 16) -> l
 def _read(knowledge: Knowledge, write: JsonWriter, message: Message) -> Sequence[Added]:
     try:
         claims = model_claims(message.text, write)
-    except WorkError:
+    except (WorkError, InputError):
         claims = []
     with knowledge.store.transaction():
         added = [knowledge.learn(message.user, claim, Source.MODEL, message) for claim in claims]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,16 @@ import pytest
 from synthe_core.errors import WorkError
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.request import Busy
 from synthe_core.swarm.checking.judge import Judge
+from synthe_core.swarm.extraction.background import BackgroundReader
 from synthe_core.swarm.extraction.by_model import SCHEMA, model_claims, read_messages
 from synthe_core.swarm.json_writer import json_writer
 from synthe_core.swarm.knowledge.fact import Source
 from synthe_core.swarm.knowledge.knowledge import Knowledge
 from synthe_core.swarm.store import Store
 from tests.merging.models import checkpoint
+from tests.processes import LIMIT
 from tests.swarm.extraction.claims import in_words
 
 
@@ -38,6 +43,13 @@ class Scripted:
 
 def item(subject: str, relation: str, object: str) -> dict[str, str]:
     return {"subject": subject, "relation": relation, "object": object}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_claims_have_their_relations_names_and_the_messages_words() -> None:
@@ -61,6 +73,27 @@ def test_messages_are_read_once_and_their_claims_wait_for_review(tmp_path: Path)
     (untrusted,) = knowledge.facts.current("ada", trusted=False)
     assert (untrusted.subject, untrusted.source, untrusted.message) == ("Tom", Source.MODEL, 2)
     assert knowledge.retrieve("ada", "Where does Tom live?", 100) == []
+
+
+def test_a_thread_reads_when_the_engine_is_idle_and_tries_again_after_a_refusal(tmp_path: Path) -> None:
+    knowledge = Knowledge(Store(tmp_path / "swarm.db"))
+    knowledge.record_turn("ada", "c", "user", "We meet Tom in Rome.")
+    idle, looks = threading.Event(), threading.Semaphore(0)
+
+    def is_idle() -> bool:
+        looks.release()
+        return idle.is_set()
+
+    write = Scripted(Busy("full", 1.0), [item("Tom", "lives in", "Rome")], [])
+    reader = BackgroundReader(knowledge, write, is_idle)
+    assert looks.acquire(timeout=LIMIT) and write.questions == []
+    idle.set()
+    until(lambda: len(write.questions) == 2)
+    knowledge.record_turn("ada", "c", "user", "And Eva.")
+    reader.notify()
+    until(lambda: not knowledge.conversations.unread(1))
+    reader.close()
+    assert [fact.object for fact in knowledge.facts.current("ada")] == ["Rome"]
 
 
 def test_a_judge_turns_verdicts_into_scores() -> None:
