@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Sequence as Many
 from typing import Protocol
@@ -11,8 +10,6 @@ import torch
 from torch import Tensor
 
 from synthe_core import state as states
-from synthe_core.inference.decode_pass import pass_over, pass_over_all
-from synthe_core.inference.decode_turns import DecodeTurns
 from synthe_core.inference.fairness import TokenCounters
 from synthe_core.inference.heads import Heads, next_token_heads, token_outputs
 from synthe_core.inference.loaded_model import ForwardOutput, LoadedModel
@@ -57,15 +54,13 @@ class ModelScheduler:
         self.config, self.prefix_cache, self.metrics, self.finish = config, prefix_cache, metrics, finish
         self.prefilling: deque[Sequence] = deque()
         self.batch = StateBatch(self.model)
-        self.turns = DecodeTurns()
 
     @property
     def sequences(self) -> list[Sequence]:
         return [*self.prefilling, *self.batch.sequences]
 
     def step(self) -> None:
-        """Reads a chunk of prompts, and generates one token of every sequence that has read its prompt and has its
-        turn."""
+        """Reads a chunk of prompts, and generates one token of every sequence that has read its prompt."""
         with self.model.activate():
             self.prefill()
             while self.prefilling and self.config.prefill_first:
@@ -276,20 +271,25 @@ class ModelScheduler:
     # Decode
 
     def decode(self) -> None:
-        """One more token of every running sequence, or of those whose turn it is."""
-        running = self.batch.sequences
-        if not running:
+        """One more token of every running sequence."""
+        sequences = self.batch.sequences
+        if not sequences:
             return
-        sequences, begun = self.turns.next(running), time.monotonic()
-        is_short = len(sequences) < len(running)
+        asking = [
+            slot for slot, each in enumerate(self.batch.slots) if each is not None and each.request.return_logprob
+        ]
         try:
-            heads = pass_over(self.model, self.batch, sequences) if is_short else pass_over_all(self.model, self.batch)
+            with use_adapters(self.batch.adapters):
+                output = self.model.forward(self.batch.last_token_ids, self.batch.state)
+                signals = {name: value[:, 0] for name, value in output.signals.items()}
+                heads = next_token_heads(self.model, output.hidden[:, 0], signals, asking)
         except Exception as error:
             self._decode_alone(sequences, error)
             return
-        self.metrics.computed_tokens += len(sequences) if is_short else len(self.batch.slots)
-        self._append_tokens(sequences, heads)
-        self.turns.record(time.monotonic() - begun, is_short)
+        self.metrics.computed_tokens += len(self.batch.slots)
+        self.batch.state = output.state
+        occupied = self.batch.occupied()
+        self._append_tokens(sequences, heads if occupied is None else heads.rows(occupied))
 
     def _decode_alone(self, sequences: Many[Sequence], error: Exception) -> None:
         """One more token of each sequence by itself, after a pass over all of them has failed with `error`."""
@@ -298,7 +298,13 @@ class ModelScheduler:
             return
         for sequence in sequences:
             try:
-                heads = pass_over(self.model, self.batch, [sequence])
+                tokens = torch.tensor([[sequence.last_token_id]], device=self.model.device)
+                with use_adapters(self._adapters([sequence])):
+                    output = self.model.forward(tokens, self.batch.state_of(sequence))
+                    signals = {name: value[:, 0] for name, value in output.signals.items()}
+                    asking = [0] if sequence.request.return_logprob else []
+                    heads = next_token_heads(self.model, output.hidden[:, 0], signals, asking)
+                self.batch.replace_state(sequence, output.state)
             except Exception as own:
                 self.finish(sequence, "error", own)
             else:
