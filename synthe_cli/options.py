@@ -35,6 +35,11 @@ def complete_objective(incomplete: str) -> list[str]:
     return [name for name in OBJECTIVES if name.startswith(incomplete)]
 
 
+def complete_weights(incomplete: str) -> list[str]:
+    names = ("auto", "float32", "as_stored", "int8", "int4", "int4_asymmetric")
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def complete_device(incomplete: str) -> list[str]:
     return [name for name in ("cpu", "cuda", "mps") if name.startswith(incomplete)]
 
@@ -119,6 +124,17 @@ DeviceOption = Annotated[
     ),
 ]
 
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        metavar="FORMAT",
+        help="Format of the matrices in memory: float32, as_stored, int8, int4 or int4_asymmetric. Quantised ones are "
+        "multiplied by integers, on CPUs. auto: as the file has them if it is quantised, else float32.",
+        autocompletion=complete_weights,
+    ),
+]
+
 
 def spelled_option(key: str) -> str:
     """The option of a field: `--top-k` for `top_k`."""
@@ -146,6 +162,12 @@ def show_defaults(defaults: object) -> None:
     """Writes which defaults of generation_config.json are used, if there are any."""
     if shown := str(defaults):
         print(f"generation_config.json: {shown}", file=sys.stderr)
+
+
+def show_weights(summary: str) -> None:
+    """Writes in which format a model's matrices are, where they are quantised."""
+    if summary:
+        print(f"weights: {summary}", file=sys.stderr)
 
 
 def with_defaults(context: typer.Context, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from synthe_cli.options import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    WeightsOption,
     complete_run,
     sampled,
     show_defaults,
+    show_weights,
     uses_generation_config,
     with_defaults,
 )
@@ -91,6 +93,7 @@ def chat(
     ] = None,
     generation_config: GenerationConfigOption = "auto",
     device: DeviceOption = None,
+    weights: WeightsOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Chat with a model in the terminal.
@@ -101,9 +104,9 @@ def chat(
     """
     if url is None and checkpoint is None:
         raise InputError("no model given", "name a checkpoint, or a server with --url")
-    if url is not None and (device or sessions or adapter):
+    if url is not None and (device or sessions or adapter or weights != "auto"):
         raise InputError(
-            "--device, --sessions and --adapter do not apply to a server",
+            "--device, --weights, --sessions and --adapter do not apply to a server",
             "leave them out with --url; name an adapter of the server as MODEL:ADAPTER",
         )
     if key_file is not None and url is None:
@@ -144,7 +147,9 @@ def chat(
     from synthe_core.interop.load import load_model
 
     assert checkpoint is not None
-    served = load_model(find_model(checkpoint), device=choose_device(device or "auto", probe()).value)
+    where = choose_device(device or "auto", probe()).value
+    served = load_model(find_model(checkpoint), device=where, weights=weights)
+    show_weights(served.weights_summary)
     if adapter is not None:
         served.load_adapter(ADAPTER_NAME, find_model(adapter))
     served.recommended = recommended

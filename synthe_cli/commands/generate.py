@@ -22,9 +22,11 @@ from synthe_cli.options import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    WeightsOption,
     find_checkpoint,
     sampled,
     show_defaults,
+    show_weights,
     uses_generation_config,
     with_defaults,
 )
@@ -80,6 +82,7 @@ def generate(
     generation_config: GenerationConfigOption = "auto",
     adapter: AdapterOption = None,
     device: DeviceOption = None,
+    weights: WeightsOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt with a trained model, and stream the text.
@@ -107,7 +110,8 @@ def generate(
     where = choose_device(device or "auto", probe()).value
     adapter = find_model(adapter) if adapter else None
     opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
-    model = load_checkpoint(opened, model_name(path), where, batch_invariant=False)
+    model = load_checkpoint(opened, model_name(path), where, batch_invariant=False, weights=weights)
+    show_weights(model.weights_summary)
     session = opened.session(state_in, model.model) if state_in else None
     model.recommended = recommended
     show_defaults(model.defaults)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from synthe_cli.options import DeviceOption, GenerationConfigOption, JsonOption, complete_run
+from synthe_cli.options import DeviceOption, GenerationConfigOption, JsonOption, WeightsOption, complete_run
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ class ServeOptions:
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Log the prompts.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not log requests.")] = False
     device: DeviceOption = None
+    weights: WeightsOption = "auto"
     as_json: JsonOption = False
     browser: bool = False
     """Whether the dashboard is opened in a browser."""

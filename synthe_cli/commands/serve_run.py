@@ -60,7 +60,7 @@ def run(options: ServeOptions) -> int | None:
     allow_connections()
     from synthe_core.interop.load import load_model
 
-    models = [load_model(path, name, device) for name, path in paths.items()]
+    models = [load_model(path, name, device, weights=options.weights) for name, path in paths.items()]
     for each in models:
         each.recommended = recommended
         _ = each.defaults  # an invalid file ends here
@@ -198,6 +198,7 @@ def report_ready(options: ServeOptions, server: Server, engine: AsyncEngine) -> 
             "name": name,
             "path": str(model.path),
             "parameters": model.parameter_count(),
+            "weights": model.weights,
             "state_bytes_per_sequence": model.state_bytes(options.max_prompt + options.max_tokens),
             "adapters": sorted(model.adapters),
         }
@@ -234,6 +235,7 @@ def summary(options: ServeOptions, engine: AsyncEngine) -> list[str]:
     lines = []
     for name, model in engine.models.items():
         facts = [f"{format_count(model.parameter_count())} parameters"]
+        facts += filter(None, [model.weights_summary])
         facts.append(state_size(model, options.max_prompt + options.max_tokens))
         if model.tokenizer.chat_template is None:
             facts.append("no chat template: chat prompts are lines of `User:` and `Assistant:`")

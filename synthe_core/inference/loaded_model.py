@@ -20,6 +20,7 @@ from synthe_core.errors import InputError
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.inference.generation_defaults import GenerationDefaults
+from synthe_core.inference.weights import FLOAT32, choose_weights, describe_weights
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
@@ -52,7 +53,8 @@ class LoadedModel:
     """name: what requests call it. max_length: the largest number of tokens it can read, None for no limit.
 
     context: how its passes run. recommended: whether `defaults` are those of its generation_config.json.
-    base_digests: those that an adapter of it may record.
+    base_digests: those that an adapter of it may record. weights: the format of its matrices, `float32` or one in which
+    they are multiplied by integers, and `weights_reason` why.
     """
 
     name: str
@@ -66,6 +68,8 @@ class LoadedModel:
     base_digests: tuple[str, ...] = ()
     context: ExecutionContext = field(default_factory=ExecutionContext)
     recommended: bool = True
+    weights: str = FLOAT32
+    weights_reason: str = ""
     _slots: dict[int, Adapter] = field(default_factory=dict, repr=False)
     _num_parameters: int = field(init=False, repr=False)
 
@@ -79,13 +83,20 @@ class LoadedModel:
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint, name: str, device: torch.device | str = "cpu", *, batch_invariant: bool = True
+        cls,
+        checkpoint: Checkpoint,
+        name: str,
+        device: torch.device | str = "cpu",
+        *,
+        batch_invariant: bool = True,
+        weights: str = FLOAT32,
     ) -> LoadedModel:
-        """The model of an open checkpoint."""
+        """The model of an open checkpoint; weights: one of `inference.weights.WEIGHTS`."""
         context = context_for_recipe(checkpoint.recipe, torch.device(device), batch_invariant=batch_invariant)
+        choice = choose_weights(weights, checkpoint, context.device.type)
         return cls(
             name,
-            checkpoint.model(context.device).eval().requires_grad_(False),
+            checkpoint.model(context.device, format=choice.format).eval().requires_grad_(False),
             checkpoint.tokenizer(),
             checkpoint.path,
             checkpoint.digest,
@@ -93,6 +104,8 @@ class LoadedModel:
             max_length=_shorter(checkpoint.context, checkpoint.recipe.model.positions),
             base_digests=checkpoint.base_digests,
             context=context,
+            weights=choice.format or FLOAT32,
+            weights_reason=choice.reason,
         )
 
     @property
@@ -122,6 +135,11 @@ class LoadedModel:
     def has_router(self) -> bool:
         """Whether each token decides how many blocks it runs."""
         return getattr(self.model, "router", None) is not None
+
+    @property
+    def weights_summary(self) -> str:
+        """The formats of quantised matrices, their size, and why they are used; "" for a model of floats."""
+        return "" if self.weights == FLOAT32 else f"{describe_weights(self.model)}, {self.weights_reason}"
 
     def parameter_count(self, adapter: str | None = None) -> int:
         """Its parameters, with those of the adapter of that name, whichever adapters are attached."""
@@ -172,7 +190,8 @@ class LoadedModel:
         """What identifies states of the model with `adapter`. Attaches it: not to be called during a pass."""
         with self.activate(adapter):
             shape = fingerprint(self.model)
-        digest = hashlib.sha256(f"{shape} {self.digest}".encode())
+        arithmetic = "" if self.weights == FLOAT32 else f" {self.weights}"
+        digest = hashlib.sha256(f"{shape} {self.digest}{arithmetic}".encode())
         for name, factor in sorted(adapter.tensors.items()) if adapter is not None else ():
             digest.update(name.encode() + factor.detach().cpu().float().contiguous().numpy().tobytes())
         return Fingerprints(shape, digest.hexdigest()[:16])

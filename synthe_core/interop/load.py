@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.weights import FLOAT32, choose_weights
 from synthe_core.interop.hub import local_path
 from synthe_core.interop.huggingface import backend
 from synthe_core.interop.source import ConvertedSource
@@ -17,24 +18,37 @@ from synthe_core.storage.hub.snapshot import model_name
 
 
 def load_model(
-    path: Path, name: str | None = None, device: torch.device | str = "cpu", *, batch_invariant: bool = True
+    path: Path,
+    name: str | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    batch_invariant: bool = True,
+    weights: str = FLOAT32,
 ) -> LoadedModel:
     """The model at `path`, or of an id of the hub, run by our learners where they express it, otherwise by
     transformers.
 
     batch_invariant: choose kernels with which a text does not depend on the texts beside it, where there are such.
+    weights: the format of the matrices, one of `inference.weights.WEIGHTS`.
     """
     path = local_path(path)
-    return load_checkpoint(Checkpoint.open(path), name or model_name(path), device, batch_invariant=batch_invariant)
+    checkpoint, name = Checkpoint.open(path), name or model_name(path)
+    return load_checkpoint(checkpoint, name, device, batch_invariant=batch_invariant, weights=weights)
 
 
 def load_checkpoint(
-    checkpoint: Checkpoint, name: str, device: torch.device | str = "cpu", *, batch_invariant: bool = True
+    checkpoint: Checkpoint,
+    name: str,
+    device: torch.device | str = "cpu",
+    *,
+    batch_invariant: bool = True,
+    weights: str = FLOAT32,
 ) -> LoadedModel:
     """The model of an open checkpoint, or of an adapter's with the adapter merged."""
     if isinstance(checkpoint.source, ConvertedSource):
         for notice in checkpoint.source.notices:
             warnings.warn(f"{name}: {notice}", stacklevel=2)
     if isinstance(checkpoint.recipe.model, PublishedSpec):
+        choose_weights(weights, checkpoint, str(device))
         return backend.load_checkpoint(checkpoint, name, device)
-    return LoadedModel.from_checkpoint(checkpoint, name, device, batch_invariant=batch_invariant)
+    return LoadedModel.from_checkpoint(checkpoint, name, device, batch_invariant=batch_invariant, weights=weights)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from synthe_core import state as states
 from synthe_core.errors import InputError
+from synthe_core.layers.quantized import quantized_matrix
 from synthe_core.model.language_model import Backbone, LanguageModel, ModelState
 from synthe_core.storage.atomic import WAIT, new_file
 from synthe_core.storage.tensor_file import TensorFile
@@ -137,7 +138,11 @@ def fingerprint(model: Backbone, tensors: Mapping[str, Tensor] | None = None, we
     maps = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
     for name, module in maps.items():
         if name == "embedding" or name.startswith("blocks."):
-            weight = module.weight if tensors is None else tensors[f"{name}.weight"]
+            matrix = quantized_matrix(module)
+            if tensors is not None:
+                weight = tensors[f"{name}.weight"]
+            else:
+                weight = module.weight if matrix is None else matrix.rows(slice(0, 8))
             digest.update(weight.detach()[:8, :8].to(torch.float32).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -24,13 +24,18 @@ def encode(weight: Tensor, format: QuantizationFormat) -> tuple[Tensor, Tensor]:
 
 def decode(codes: Tensor, scale: Tensor, format: QuantizationFormat, columns: int) -> Tensor:
     """float32 [..., columns]: the inverse of `encode` up to rounding."""
-    if format.bits == 4:
-        pairs = torch.stack((codes << 4, codes & 0xF0), -1).view(torch.int8) >> 4  # the arithmetic shift keeps the sign
-        codes = pairs.flatten(-2)[..., :columns]
-    scale = scale.float()
+    codes, scale = unpacked(codes, format, columns), scale.float()
     if columns % format.group == 0:
         return codes.float().unflatten(-1, (-1, format.group)).mul_(scale[..., None]).flatten(-2)
     return codes.float().mul_(scale.repeat_interleave(format.group, -1)[..., :columns])
+
+
+def unpacked(codes: Tensor, format: QuantizationFormat, columns: int) -> Tensor:
+    """The codes int8 [..., columns], each in a byte of its own."""
+    if format.bits == 8:
+        return codes
+    pairs = torch.stack((codes << 4, codes & 0xF0), -1).view(torch.int8) >> 4  # the arithmetic shift keeps the sign
+    return pairs.flatten(-2)[..., :columns]
 
 
 def _encode_rows(rows: Tensor, format: QuantizationFormat) -> tuple[Tensor, Tensor]:

@@ -36,3 +36,8 @@ def decode(codes: Tensor, scales: Tensor, offsets: Tensor, columns: int) -> Tens
     values = F.embedding(codes.int(), pairs).flatten(1)
     values = F.pad(values, (0, scales.shape[1] * GROUP - values.shape[1])).unflatten(1, (-1, GROUP))
     return values.mul_(scales.float()[..., None]).add_(offsets.float()[..., None]).flatten(1)[:, :columns]
+
+
+def unpacked(codes: Tensor, columns: int) -> Tensor:
+    """The codes as they were before two of them shared a byte: uint8 [R, columns]."""
+    return torch.stack([codes & LEVELS, codes >> 4], 2).flatten(1)[:, :columns]

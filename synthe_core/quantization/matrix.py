@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthe_core.quantization import codes as scaled_codes
 from synthe_core.quantization import int4_asymmetric, nf4
 from synthe_core.quantization.formats import QuantizationFormat
-from synthe_core.quantization.ggml import BlockFormat
+from synthe_core.quantization.ggml import BlockFormat, Groups
 
 CHUNK = 1 << 19  # numbers that are dequantised at a time: the memory of a product beside its result
 
@@ -50,10 +51,10 @@ class QuantizedMatrix(nn.Module, ABC):
             whole[part] = self.rows(part)
         return whole
 
-    def parts(self, selected: slice | None = None) -> Iterator[slice]:
-        """The rows, or the `selected` ones, in parts of at most CHUNK numbers."""
+    def parts(self, selected: slice | None = None, multiple: int = 1) -> Iterator[slice]:
+        """The rows, or the `selected` ones, in parts of at most CHUNK numbers; all but the last one of a `multiple`."""
         start, stop, _ = (selected or slice(None)).indices(self.shape[0])
-        step = max(1, CHUNK // self.shape[1])
+        step = max(1, CHUNK // self.shape[1] // multiple) * multiple
         for first in range(start, stop, step):
             yield slice(first, min(first + step, stop))
 
@@ -97,6 +98,14 @@ class CodedMatrix(QuantizedMatrix):
         assert codes is not None and scale is not None
         return scaled_codes.decode(codes[index], scale[index], self.form, self.shape[1])
 
+    def groups(self, index: slice) -> Groups:
+        """Codes int8 [r, G, group] and scales [r, G, 1] of some rows, the last group filled up with zeros."""
+        codes, scale = self._buffers["codes"], self._buffers["scale"]
+        assert codes is not None and scale is not None
+        whole = scaled_codes.unpacked(codes[index], self.form, self.shape[1])
+        whole = F.pad(whole, (0, -self.shape[1] % self.form.group)).unflatten(1, (-1, self.form.group))
+        return Groups(whole, scale[index][..., None])
+
 
 class AsymmetricMatrix(QuantizedMatrix):
     """Four-bit codes with a scale and an offset for each group of columns (see `int4_asymmetric`)."""
@@ -111,6 +120,13 @@ class AsymmetricMatrix(QuantizedMatrix):
     def rows(self, index: slice | Tensor) -> Tensor:
         own: Any = self._buffers
         return int4_asymmetric.decode(own["codes"][index], own["scales"][index], own["offsets"][index], self.shape[1])
+
+    def groups(self, index: slice) -> Groups:
+        """Codes uint8 [r, G, 32], scales and offsets [r, G, 1] of some rows, the last group filled up with zeros."""
+        own: Any = self._buffers
+        whole = int4_asymmetric.unpacked(own["codes"][index], self.shape[1])
+        whole = F.pad(whole, (0, -self.shape[1] % int4_asymmetric.GROUP)).unflatten(1, (-1, int4_asymmetric.GROUP))
+        return Groups(whole, own["scales"][index][..., None], own["offsets"][index][..., None])
 
 
 class Nf4Matrix(QuantizedMatrix):
@@ -150,6 +166,15 @@ class BlockMatrix(QuantizedMatrix):
         blocks: Any = self._buffers["blocks"]
         return self.form.dequantize(part := blocks[index], (len(part), self.shape[1]))
 
+    def groups(self, index: slice) -> Groups:
+        """Codes [r, G, S], scales and offsets [r, G, 1] of some rows."""
+        blocks: Any = self._buffers["blocks"]
+        part = blocks[index]
+        codes, scales, offsets = self.form.unpack(part.reshape(-1, self.form.nbytes))
+        count, size = len(part), codes.shape[2]
+        codes, scales = codes.reshape(count, -1, size), scales.reshape(count, -1, 1)
+        return Groups(codes, scales, None if offsets is None else offsets.reshape(count, -1, 1))
+
 
 class FloatMatrix(QuantizedMatrix):
     """Numbers in the float type in which a file has them, such as bfloat16."""
@@ -180,15 +205,16 @@ class StackedMatrix(QuantizedMatrix):
 
     @property
     def format(self) -> str:
-        return ", ".join(sorted({each.format for each in self._each}))
+        return ", ".join(sorted({each.format for each in self.each}))
 
     @property
-    def _each(self) -> list[QuantizedMatrix]:
+    def each(self) -> list[QuantizedMatrix]:
+        """The matrices, from the first row on."""
         return list(self.matrices)  # type: ignore[arg-type]
 
     def rows(self, index: slice | Tensor) -> Tensor:
-        ends = torch.tensor([each.shape[0] for each in self._each]).cumsum(0).tolist()
-        spans = zip([0, *ends], ends, self._each, strict=False)
+        ends = torch.tensor([each.shape[0] for each in self.each]).cumsum(0).tolist()
+        spans = zip([0, *ends], ends, self.each, strict=False)
         if isinstance(index, slice):
             start, stop, _ = index.indices(self.shape[0])
             parts = ((max(start, a) - a, min(stop, b) - a, each) for a, b, each in spans)

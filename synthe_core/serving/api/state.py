@@ -49,6 +49,7 @@ def _model(api: Api, name: str, owner: str) -> dict[str, Any]:
         "max_model_len": api.max_length(served),
         "synthe": {
             "parameters": served.parameter_count(adapter),
+            "weights": served.weights,
             "state_bytes_per_sequence": served.state_bytes(api.max_length(served)),
             "vocab": served.model.vocab,
             "digest": served.digest,

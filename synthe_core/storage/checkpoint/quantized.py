@@ -13,6 +13,7 @@ from synthe_core.errors import InputError
 from synthe_core.model.language_model import Backbone
 from synthe_core.model.quantized_model import quantizable_matrices, set_matrix
 from synthe_core.quantization.matrix import FloatMatrix, QuantizedMatrix
+from synthe_core.quantization.packed import is_packed, packed
 from synthe_core.quantization.quantize import AS_STORED, MEMORY_FORMATS, quantize, vocabulary_format
 from synthe_core.storage.checkpoint.weights import check_names, check_shape, weights
 from synthe_core.storage.finite import check_finite
@@ -22,11 +23,18 @@ VOCABULARY = ("embedding.weight", "head.weight")
 
 @torch.no_grad()
 def load_quantized(
-    model: Backbone, tensors: Mapping[str, Tensor], source: Path, format: str, *, double_quant: bool = False
+    model: Backbone,
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    format: str,
+    *,
+    double_quant: bool = False,
+    pack: bool = False,
 ) -> None:
     """Gives `model`, built `without_storage`, the weights of `tensors`: the matrices in a format of `MEMORY_FORMATS`,
     or AS_STORED, in which case they have the numbers of the file to the last bit; everything else in float32. Embedding
-    and head have 8 bits (see `vocabulary_format`).
+    and head have 8 bits (see `vocabulary_format`). pack: in the layout of `quantization.packed`, for products without
+    floats; a matrix whose format has none is loaded in float32.
 
     InputError names the first tensor that does not fit or is not finite; or a file without quantised matrices.
     """
@@ -38,8 +46,11 @@ def load_quantized(
             form = vocabulary_format(format) if name in VOCABULARY else format
             matrix = _matrix(tensors, name, source, form, double_quant)
             check_shape(name, like, tuple(matrix.shape), source)
-            set_matrix(model, matrices[name], matrix)
             formats.add(matrix.format)
+            if pack and not is_packed(matrix := packed(matrix)):
+                set_tensor(model, name, matrix.dequantize())
+            else:
+                set_matrix(model, matrices[name], matrix)
         else:
             value = check_finite(name, tensors[name], source)
             check_shape(name, like, tuple(value.shape), source)

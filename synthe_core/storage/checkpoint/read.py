@@ -20,12 +20,14 @@ from synthe_core.errors import InputError
 from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.published_spec import PublishedSpec, text_config
+from synthe_core.model.quantized_model import without_storage
 from synthe_core.model.session import Session, set_weights_digest
 from synthe_core.model.skip_init import skip_init
 from synthe_core.recipe.schema import Recipe
 from synthe_core.registry import Table
 from synthe_core.storage import adapter_files
 from synthe_core.storage.checkpoint.locate import best_checkpoint, checkpoints, missing_checkpoint
+from synthe_core.storage.checkpoint.quantized import load_quantized
 from synthe_core.storage.checkpoint.sources import FORMATS, CheckpointSource, FolderSource, StoredTensors
 from synthe_core.storage.checkpoint.weights import check_names, check_shape, load_weights, weights
 from synthe_core.storage.hub.model_id import hub_id
@@ -228,12 +230,15 @@ class Checkpoint:
     def _stored(self) -> StoredTensors:
         return StoredTensors(self.source, "", WEIGHTS)
 
-    def model(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
+    def model(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, format: str | None = None
+    ) -> LanguageModel:
         """The language model with its weights, in float32 by default. InputError for an encoder.
 
         Of an adapter, the base with the adapter merged. For several over one base see `adapters.lora_linear.attach`.
+        format: matrices stay quantised in this one of `quantization.quantize`, packed for products by integers.
         """
-        model = self._built(device, dtype)
+        model = self._built(device, dtype, format)
         if not isinstance(model, LanguageModel):
             raise InputError(
                 f"{self.path} is an encoder: an encoder does not write text", "give the checkpoint of a language model"
@@ -254,15 +259,20 @@ class Checkpoint:
             return Session.load(named, model)
         return Session.of(TensorFile(*self.source.locate(member), str(self.path / member)), model)
 
-    def _built(self, device: torch.device | str, dtype: torch.dtype | None) -> Model:
+    def _built(self, device: torch.device | str, dtype: torch.dtype | None, format: str | None = None) -> Model:
         if isinstance(self.recipe.model, PublishedSpec):
             raise InputError(
                 f"{self.path} is a {self.recipe.model.architecture}, which only transformers runs", LEARNERS
             )
         (self.base or self).check_sizes()
-        with skip_init():
-            model = build_model(self.recipe.model, self.vocab)
-        load_weights(model, self.tensors, self.path)
+        if format is None:
+            with skip_init():
+                model = build_model(self.recipe.model, self.vocab)
+            load_weights(model, self.tensors, self.path)
+        else:
+            with without_storage():
+                model = build_model(self.recipe.model, self.vocab)
+            load_quantized(model, self.tensors, self.path, format, pack=True)
         source = self if self.base is None or (self.path / MANIFEST).is_file() else self.base
         model.leave_out(source.manifest.without)
         model.to(device=device, dtype=dtype or torch.float32)

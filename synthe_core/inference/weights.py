@@ -1,0 +1,71 @@
+"""In which format a model's matrices are held and multiplied, chosen when it is loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from torch import nn
+
+from synthe_core.errors import InputError, unknown
+from synthe_core.model.published_spec import PublishedSpec
+from synthe_core.ops.packed_linear import unavailable
+from synthe_core.quantization.packed import PackedMatrix, is_packable
+from synthe_core.quantization.quantize import AS_STORED
+from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.units import format_size
+
+FLOAT32 = "float32"
+MADE = ("int8", "int4", "int4_asymmetric")
+WEIGHTS = ("auto", FLOAT32, AS_STORED, *MADE)
+CHOSEN = "as --weights says"
+FIRST = ("blocks.0.", "embedding.", "head.")
+
+
+class WeightsChoice(NamedTuple):
+    """format: one of `quantization.quantize`, None for float32. reason: why, in words."""
+
+    format: str | None
+    reason: str
+
+
+def choose_weights(wanted: str, checkpoint: Checkpoint, device: str) -> WeightsChoice:
+    """What `--weights` asks for, for a checkpoint on a type of device. InputError for what cannot be had.
+
+    auto: as the file has them, where its matrices are quantised and can be multiplied by integers, else float32.
+    """
+    wanted = wanted.replace("-", "_")
+    if wanted not in WEIGHTS:
+        raise unknown("format of weights", wanted, WEIGHTS)
+    if wanted == FLOAT32:
+        return WeightsChoice(None, CHOSEN)
+    if isinstance(checkpoint.recipe.model, PublishedSpec):
+        missing: str | None = "transformers runs this model, with floats"
+    else:
+        missing = unavailable(device)
+    if wanted == "auto":
+        if missing is not None or not _has_packable(checkpoint):
+            return WeightsChoice(None, missing or "the file has no matrices in a format for products by integers")
+        return WeightsChoice(AS_STORED, "as the file has them")
+    if missing is not None:
+        raise InputError(f"--weights {wanted}: {missing}", "leave it out, or choose float32")
+    return WeightsChoice(wanted, CHOSEN)
+
+
+def _has_packable(checkpoint: Checkpoint) -> bool:
+    """Whether a matrix of the first block, of the embedding or of the head is in a format that has the layout."""
+    tensors = checkpoint.tensors
+    find = getattr(tensors, "quantized", None)
+    names = [name for name in tensors if name.startswith(FIRST)] if find is not None else []
+    return any((matrix := find(name)) is not None and is_packable(matrix) for name in names if find is not None)
+
+
+def describe_weights(model: nn.Module) -> str:
+    """The formats and the size of a model's quantised matrices, and the size of its floats."""
+    sizes: Counter[str] = Counter()
+    for module in model.modules():
+        if isinstance(module, PackedMatrix):
+            sizes[module.format] += module.nbytes
+    formats = " and ".join(name for name, _ in sizes.most_common())
+    floats = sum(parameter.nbytes for parameter in model.parameters())
+    return f"{formats} weights ({format_size(sum(sizes.values()))}; {format_size(floats)} of float32)"

@@ -1,0 +1,213 @@
+// Products of packed 4- and 8-bit codes with rows of 8-bit codes. Layout: quantization/packed.py.
+//
+//     y = factor sum_b d_b ( s_b sum_j c_bj q_bj + o_b sum_j q_bj )      b: blocks of 32 columns
+//
+// Eight outputs are computed together. The sums of a block are exact integers, those over blocks are added in order: a
+// row's result does not depend on the rows or outputs beside it.
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <immintrin.h>
+#define VECTOR 1
+#endif
+
+enum { BLOCK = 32, LANES = 8, STEPS = 8 };  // columns of a block; outputs of a group; fours of columns of a block
+
+typedef struct {
+    const uint8_t *codes;     // [groups, blocks, 8, 8, 4], or half of it for 4 bits
+    const uint16_t *scales;   // float16 [groups, blocks, parts, 8]
+    const uint16_t *offsets;  // float16 [groups, blocks, 8], or NULL
+    float factor;
+    int64_t outputs, blocks, bits, parts;
+} matrix;
+
+typedef struct {
+    const int8_t *codes;  // [rows, blocks, 32]
+    const float *scales;  // [rows, blocks]
+    const float *sums;    // [rows, blocks]: scale times sum of the codes
+} input;
+
+// A row of columns as codes: scale = max |x| / 127 of each block.
+static inline void quantize_row(const float *x, int64_t columns, int64_t blocks, int8_t *q, float *scales, float *sums) {
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t count = columns - b * BLOCK < BLOCK ? columns - b * BLOCK : BLOCK;
+        float part[BLOCK] = {0}, largest = 0;
+        memcpy(part, x + b * BLOCK, (size_t)count * sizeof(float));
+        int is_finite = 1;
+        for (int j = 0; j < BLOCK; j++) {
+            float size = fabsf(part[j]);
+            largest = largest < size ? size : largest;
+            is_finite &= size <= FLT_MAX;
+        }
+        float scale = is_finite ? largest / 127 : NAN, inverse = scale >= FLT_MIN ? 1 / scale : 0;
+        int sum = 0;
+        for (int j = 0; j < BLOCK; j++) {
+            float ratio = is_finite ? part[j] * inverse : 0;
+            int code = (int)(ratio + copysignf(0.5f, ratio));
+            q[b * BLOCK + j] = (int8_t)code;
+            sum += code;
+        }
+        scales[b] = scale;
+        sums[b] = scale * (float)sum;
+    }
+}
+
+#ifdef VECTOR
+typedef __m256 lanes;
+typedef __m256i words;
+static inline lanes halves(const uint16_t *h) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)h)); }
+static inline lanes fill(float v) { return _mm256_set1_ps(v); }
+static inline lanes times(lanes a, lanes b) { return _mm256_mul_ps(a, b); }
+static inline lanes fma8(lanes a, lanes b, lanes c) { return _mm256_fmadd_ps(a, b, c); }
+static inline lanes real(words v) { return _mm256_cvtepi32_ps(v); }
+static inline void store(float *y, lanes v) { _mm256_storeu_ps(y, v); }
+static inline words four(const int8_t *q) {  // the same four columns for every output
+    int32_t v;
+    memcpy(&v, q, 4);
+    return _mm256_set1_epi32(v);
+}
+static inline words bytes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+static inline words low(words v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+static inline words high(words v) { return low(_mm256_srli_epi16(v, 4)); }
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define DOT(sum, u, s) _mm256_dpbusd_epi32(sum, u, s)
+#elif defined(__AVXVNNI__)
+#define DOT(sum, u, s) _mm256_dpbusd_avx_epi32(sum, u, s)
+#endif
+// Of codes of 4 bits: a sum over a block stays within 16 bits, 8 * 2 * 15 * 127 at most.
+#ifdef DOT
+static inline words add_nibbles(words sum, words w, words x) { return DOT(sum, w, x); }
+static inline words sum_nibbles(words sum) { return sum; }
+static inline words add_bytes(words sum, words w, words x) {
+    return DOT(sum, _mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w));
+}
+#else
+static inline words add_nibbles(words sum, words w, words x) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x));
+}
+static inline words sum_nibbles(words sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+static inline words add_bytes(words sum, words w, words x) {
+    words pairs = _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+#endif
+static inline words none(void) { return _mm256_setzero_si256(); }
+#else
+typedef struct { float v[LANES]; } lanes;
+typedef union { int8_t b[BLOCK]; int32_t v[LANES]; } words;
+static inline float half(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023, bits;
+    float value;
+    if (!exponent) return (sign ? -1.0f : 1.0f) * (float)fraction * 0x1p-24f;
+    bits = sign | (exponent == 31 ? 255u : exponent + 112) << 23 | fraction << 13;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+#define EACH(expression) lanes y; for (int l = 0; l < LANES; l++) y.v[l] = (expression); return y
+static inline lanes halves(const uint16_t *h) { EACH(half(h[l])); }
+static inline lanes fill(float v) { EACH(v); }
+static inline lanes times(lanes a, lanes b) { EACH(a.v[l] * b.v[l]); }
+static inline lanes fma8(lanes a, lanes b, lanes c) { EACH(fmaf(a.v[l], b.v[l], c.v[l])); }
+static inline lanes real(words w) { EACH((float)w.v[l]); }
+static inline void store(float *y, lanes v) { memcpy(y, v.v, sizeof v.v); }
+static inline words four(const int8_t *q) { words w; for (int l = 0; l < LANES; l++) memcpy(w.b + 4 * l, q, 4); return w; }
+static inline words bytes(const uint8_t *p) { words w; memcpy(w.b, p, BLOCK); return w; }
+static inline words low(words w) { for (int j = 0; j < BLOCK; j++) w.b[j] &= 15; return w; }
+static inline words high(words w) { for (int j = 0; j < BLOCK; j++) w.b[j] = (int8_t)((uint8_t)w.b[j] >> 4); return w; }
+static inline words add_bytes(words sum, words w, words x) {
+    for (int j = 0; j < BLOCK; j++) sum.v[j / 4] += w.b[j] * x.b[j];
+    return sum;
+}
+static inline words add_nibbles(words sum, words w, words x) { return add_bytes(sum, w, x); }
+static inline words sum_nibbles(words sum) { return sum; }
+static inline words none(void) { words w; memset(&w, 0, sizeof w); return w; }
+#endif
+
+// R rows from `row` on times the outputs of a group.
+#define TILE(name, R, BITS, PARTS)                                                                                     \
+    static inline void name(const matrix *w, const input *x, int64_t row, int64_t group, lanes *sum) {                 \
+        int64_t n = w->blocks;                                                                                         \
+        const uint8_t *codes = w->codes + group * n * BLOCK * BITS;                                                    \
+        const uint16_t *scales = w->scales + group * n * PARTS * LANES;                                                \
+        const uint16_t *offsets = w->offsets ? w->offsets + group * n * LANES : NULL;                                  \
+        for (int r = 0; r < R; r++) sum[r] = fill(0);                                                                  \
+        for (int64_t b = 0; b < n; b++) {                                                                              \
+            const int8_t *q = x->codes + (row * n + b) * BLOCK;                                                        \
+            const float *d = x->scales + row * n + b, *total = x->sums + row * n + b;                                  \
+            words dot[PARTS][R];                                                                                       \
+            for (int p = 0; p < PARTS; p++)                                                                            \
+                for (int r = 0; r < R; r++) dot[p][r] = none();                                                        \
+            if (BITS == 4)                                                                                             \
+                for (int j = 0; j < STEPS / 2; j++) {                                                                  \
+                    words both = bytes(codes + j * BLOCK), one = low(both), two = high(both);                          \
+                    for (int r = 0; r < R; r++) {                                                                      \
+                        dot[0][r] = add_nibbles(dot[0][r], one, four(q + r * n * BLOCK + 4 * j));                      \
+                        dot[0][r] = add_nibbles(dot[0][r], two, four(q + r * n * BLOCK + 16 + 4 * j));                 \
+                    }                                                                                                  \
+                }                                                                                                      \
+            else                                                                                                       \
+                for (int j = 0; j < STEPS; j++) {                                                                      \
+                    words one = bytes(codes + j * BLOCK);                                                              \
+                    for (int r = 0; r < R; r++) {                                                                      \
+                        int p = j * PARTS / STEPS;                                                                     \
+                        dot[p][r] = add_bytes(dot[p][r], one, four(q + r * n * BLOCK + 4 * j));                        \
+                    }                                                                                                  \
+                }                                                                                                      \
+            for (int p = 0; p < PARTS; p++) {                                                                          \
+                lanes s = halves(scales + p * LANES);                                                                  \
+                for (int r = 0; r < R; r++) {                                                                          \
+                    words exact = BITS == 4 ? sum_nibbles(dot[p][r]) : dot[p][r];                                      \
+                    sum[r] = fma8(real(exact), times(s, fill(d[r * n])), sum[r]);                                      \
+                }                                                                                                      \
+            }                                                                                                          \
+            if (offsets) {                                                                                             \
+                lanes o = halves(offsets + b * LANES);                                                                 \
+                for (int r = 0; r < R; r++) sum[r] = fma8(o, fill(total[r * n]), sum[r]);                              \
+            }                                                                                                          \
+            codes += BLOCK * BITS;                                                                                     \
+            scales += PARTS * LANES;                                                                                   \
+        }                                                                                                              \
+        for (int r = 0; r < R; r++) sum[r] = times(sum[r], fill(w->factor));                                           \
+    }
+
+static inline void put(float *y, int64_t outputs, int64_t group, lanes v) {
+    int64_t left = outputs - group * LANES;
+    float part[LANES];
+    if (left >= LANES) {
+        store(y + group * LANES, v);
+        return;
+    }
+    store(part, v);
+    memcpy(y + group * LANES, part, (size_t)left * sizeof(float));
+}
+
+// Groups first to last of all rows.
+#define SPAN(bits, parts)                                                                                          \
+    TILE(one_##bits##_##parts, 1, bits, parts)                                                                     \
+    TILE(two_##bits##_##parts, 2, bits, parts)                                                                     \
+    TILE(four_##bits##_##parts, 4, bits, parts)                                                                    \
+    static void span_##bits##_##parts(const matrix *w, const input *x, int64_t rows, int64_t first, int64_t last,  \
+                                      float *y) {                                                                  \
+        lanes sum[4];                                                                                              \
+        for (int64_t r = 0; r < rows;) {                                                                           \
+            int64_t count = rows - r >= 4 ? 4 : rows - r >= 2 ? 2 : 1;                                             \
+            for (int64_t g = first; g < last; g++) {                                                               \
+                if (count == 4) four_##bits##_##parts(w, x, r, g, sum);                                            \
+                else if (count == 2) two_##bits##_##parts(w, x, r, g, sum);                                        \
+                else one_##bits##_##parts(w, x, r, g, sum);                                                        \
+                for (int64_t i = 0; i < count; i++) put(y + (r + i) * w->outputs, w->outputs, g, sum[i]);          \
+            }                                                                                                      \
+            r += count;                                                                                            \
+        }                                                                                                          \
+    }
+SPAN(4, 1)
+SPAN(8, 1)
+SPAN(8, 2)
+
+static inline void product_span(const matrix *w, const input *x, int64_t rows, int64_t first, int64_t last, float *y) {
+    if (w->bits == 4) span_4_1(w, x, rows, first, last, y);
+    else if (w->parts == 1) span_8_1(w, x, rows, first, last, y);
+    else span_8_2(w, x, rows, first, last, y);
+}

@@ -1,0 +1,143 @@
+"""The format of a model's matrices: what is chosen, what it computes, and that rows stay independent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from synthe_core.errors import InputError
+from synthe_core.inference.engine import Engine
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.outputs import Output, TokenOutput
+from synthe_core.inference.request import Request
+from synthe_core.inference.sampling_params import SamplingParams
+from synthe_core.inference.weights import WEIGHTS, choose_weights
+from synthe_core.layers.quantized import QuantizedLinear
+from synthe_core.model.head import QuantizedHead
+from synthe_core.ops.packed_linear import unavailable
+from synthe_core.packing.pack import PackOptions, pack
+from synthe_core.quantization.packed import PackedMatrix
+from synthe_core.quantization.quantize import quantize
+from synthe_core.storage.checkpoint import Checkpoint
+from tests.inference.conftest import written
+
+pytestmark = pytest.mark.skipif(unavailable("cpu") is not None, reason=str(unavailable("cpu")))
+
+BLOCK: list[Any] = [
+    {"type": "attention", "heads": 4, "kv_heads": 2, "window": 24},
+    {"type": "delta", "heads": 4, "key_size": 16},
+    {"type": "mlp", "hidden": 128},
+]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("weights") / "model", BLOCK, width=64)
+
+
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def file(path: Path, request: pytest.FixtureRequest) -> Path:
+    out = path.parent / f"{request.param}.synapse"
+    list(pack(path, out, PackOptions(quantize=request.param)))
+    return out
+
+
+def load(path: Path, weights: str) -> LoadedModel:
+    return LoadedModel.from_checkpoint(Checkpoint.open(path), "model", weights=weights)
+
+
+def tokens(model: LoadedModel, prompts: list[bytes], count: int = 12) -> list[list[int]]:
+    """What each prompt is continued with, all in one batch."""
+    engine = Engine([model], max_num_seqs=len(prompts), cache_bytes=0)
+    texts: list[list[int]] = [[] for _ in prompts]
+
+    def receiver(text: list[int]) -> Any:
+        def receive(output: Output) -> bool:
+            if isinstance(output, TokenOutput):
+                text.append(output.token_id)
+            return False
+
+        return receive
+
+    sampling = SamplingParams(temperature=0)
+    sequences = [
+        engine.add_request(Request("model", tuple(prompt), count, sampling, ignore_eos=True), receiver(text))
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    while engine.has_unfinished:
+        engine.step()
+    assert all(each.error is None for each in sequences)
+    return texts
+
+
+def test_auto_is_as_the_file_has_them(path: Path, file: Path) -> None:
+    assert choose_weights("auto", Checkpoint.open(path), "cpu").format is None
+    choice = choose_weights("auto", Checkpoint.open(file), "cpu")
+    assert choice.format == "as_stored" and "file" in choice.reason
+    assert choose_weights("float32", Checkpoint.open(file), "cpu").format is None
+
+
+def test_matrices_have_the_numbers_of_the_file(file: Path) -> None:
+    exact, model = load(file, "float32"), load(file, "auto")
+    matrices = [module for module in model.model.modules() if isinstance(module, PackedMatrix)]
+    assert model.weights == "as_stored" and len(matrices) >= 8
+    assert isinstance(model.model.head, QuantizedHead)
+    for name, module in model.model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            assert torch.equal(module.weight, exact.model.get_submodule(name).weight), name  # type: ignore[arg-type]
+    assert exact.weights_summary == "" and matrices[0].format in model.weights_summary
+
+
+@pytest.mark.parametrize("weights", [each for each in WEIGHTS if each not in ("auto", "float32", "as_stored")])
+def test_a_model_of_floats_is_quantised_when_it_is_loaded(path: Path, weights: str) -> None:
+    exact, model = load(path, "float32"), load(path, weights)
+    assert model.weights == weights and model.parameter_count() == exact.parameter_count()
+    first = next(name for name, module in exact.model.named_modules() if isinstance(module, nn.Linear))
+    made, given = (each.model.get_submodule(first).weight for each in (model, exact))
+    assert isinstance(given, Tensor) and torch.equal(made, quantize(given, weights).dequantize())  # type: ignore[arg-type]
+    assert len(set(tokens(model, [b"Once upon a time"])[0])) > 1
+
+
+def test_rows_are_independent(file: Path) -> None:
+    model = load(file, "auto")
+    prompts = [b"Once", b"a longer prompt than the others have", b"12345", b"x", b"Once upon"]
+    together = tokens(model, prompts)
+    assert model.batch_invariant
+    assert [tokens(model, [prompt])[0] for prompt in prompts] == together
+
+
+def test_pieces_are_the_whole(file: Path) -> None:
+    model = load(file, "auto")
+    prompt = torch.tensor([list(b"It was a dark and stormy night")])
+    with torch.no_grad(), model.activate():
+        whole, _ = model.model(prompt)
+        state, parts = None, []
+        for part in prompt.split([1, 7, 2, 20], 1):
+            logits, state = model.model(part, state)
+            parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-3, atol=1e-3)
+
+
+def test_states_of_another_format_are_of_another_model(path: Path) -> None:
+    prints = [load(path, weights).fingerprints(None) for weights in ("float32", "int8", "int4")]
+    assert len({each.weights for each in prints}) == 3 and len({each.shape for each in prints}) == 3
+
+
+def test_a_session_goes_on_with_the_same_numbers_in_another_format(file: Path) -> None:
+    exact, model = load(file, "float32").fingerprints(None), load(file, "as_stored").fingerprints(None)
+    assert exact.shape == model.shape and exact.weights != model.weights
+
+
+def test_what_cannot_be_had(path: Path) -> None:
+    checkpoint = Checkpoint.open(path)
+    with pytest.raises(InputError, match="int5") as error:
+        choose_weights("int5", checkpoint, "cpu")
+    assert error.value.hint is not None and "int8" in error.value.hint
+    with pytest.raises(InputError, match=r"--weights int8: .*cuda"):
+        choose_weights("int8", checkpoint, "cuda")
+    with pytest.raises(InputError, match="float32"):
+        load(path, "as_stored")
