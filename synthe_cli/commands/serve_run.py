@@ -63,6 +63,7 @@ def run(options: ServeOptions) -> int | None:
     models = [load_model(path, name, device, weights=options.weights) for name, path in paths.items()]
     for each in models:
         each.recommended = recommended
+        each.fuses = not (options.adapters or adapters)
         _ = each.defaults  # an invalid file ends here
     with (
         AsyncEngine(

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.recipe_context import context_for_recipe
+from synthe_core.inference import fused_decoder
+from synthe_core.inference.fused_decoder import FusedDecoder
 from synthe_core.inference.generation_defaults import GenerationDefaults
 from synthe_core.inference.weights import FLOAT32, choose_weights, describe_weights
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
@@ -53,8 +56,10 @@ class LoadedModel:
     """name: what requests call it. max_length: the largest number of tokens it can read, None for no limit.
 
     context: how its passes run. recommended: whether `defaults` are those of its generation_config.json.
-    base_digests: those that an adapter of it may record. weights: the format of its matrices, `float32` or one in which
-    they are multiplied by integers, and `weights_reason` why.
+    base_digests: those that an adapter of it may record. fuses: whether a pass of one token a row may run in one call
+    (see `inference.fused_decoder`); not where requests may load adapters: their rows need the operators, and those
+    beside them shall not change. weights: the format of its matrices, `float32` or one in which they are multiplied by
+    integers, and `weights_reason` why.
     """
 
     name: str
@@ -70,6 +75,8 @@ class LoadedModel:
     recommended: bool = True
     weights: str = FLOAT32
     weights_reason: str = ""
+    fuses: bool = True
+    _decoder: FusedDecoder | None = field(default=None, init=False, repr=False)
     _slots: dict[int, Adapter] = field(default_factory=dict, repr=False)
     _num_parameters: int = field(init=False, repr=False)
 
@@ -198,8 +205,28 @@ class LoadedModel:
 
     def forward(self, tokens: Tensor, state: Any, lengths: Tensor | None = None) -> ForwardOutput:
         """Reads `tokens` int64 [B, T], right-padded where `lengths` [B] is given, from `state` (None: a fresh one)."""
+        if state is not None and lengths is None and tokens.shape[1] == 1 and self.fused_refusal is None:
+            return ForwardOutput(*self._fused_decoder().hidden(tokens, state), {})
         hidden, after, ctx = self.model.hidden(tokens, state, lengths)
         return ForwardOutput(hidden, after, ctx.signals)
+
+    @property
+    def fused_refusal(self) -> str | None:
+        """Why passes of one token a row are computed operator by operator; None if they are not."""
+        if not self.fuses or self.adapters or self._slots:
+            return "rows may have adapters"
+        if self.context.kernels or self.context.precision != "float32":
+            return "the recipe chooses kernels, or another precision than float32"
+        return self._model_refusal
+
+    @cached_property
+    def _model_refusal(self) -> str | None:
+        return fused_decoder.refusal(self.model)
+
+    def _fused_decoder(self) -> FusedDecoder:
+        if self._decoder is None:
+            self._decoder = FusedDecoder(self.model)
+        return self._decoder
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits [..., V] from the head's input [..., D]."""

@@ -1,8 +1,6 @@
 // y = W x of a packed matrix: see packed_linear.h.
 #include "packed_linear.h"
 
-enum { SPAN_BYTES = 1 << 16 };  // codes of the outputs that all rows read before the next ones
-
 void quantize_rows(const float *x, int8_t *codes, float *scales, float *sums, int64_t rows, int64_t columns,
                    int64_t blocks) {
 #pragma omp parallel for schedule(static) if (rows > 8)
@@ -15,12 +13,5 @@ void packed_linear(const uint8_t *codes, const uint16_t *scales, const uint16_t 
                    int64_t blocks, int64_t bits, int64_t parts) {
     matrix w = {codes, scales, offsets, (float)factor, outputs, blocks, bits, parts};
     input x = {x_codes, x_scales, x_sums};
-    int64_t groups = (outputs + LANES - 1) / LANES, step = SPAN_BYTES / (blocks * BLOCK * bits);
-    if (step < 1) step = 1;
-    int64_t spans = (groups + step - 1) / step;
-#pragma omp parallel for schedule(static) if (spans > 1)
-    for (int64_t s = 0; s < spans; s++) {
-        int64_t first = s * step, last = first + step < groups ? first + step : groups;
-        product_span(&w, &x, rows, first, last, y);
-    }
+    product(&w, &x, rows, y, outputs);
 }

@@ -172,6 +172,7 @@ static inline words none(void) { words w; memset(&w, 0, sizeof w); return w; }
         for (int r = 0; r < R; r++) sum[r] = times(sum[r], fill(w->factor));                                           \
     }
 
+// The outputs of a group, into a row of y.
 static inline void put(float *y, int64_t outputs, int64_t group, lanes v) {
     int64_t left = outputs - group * LANES;
     float part[LANES];
@@ -189,7 +190,7 @@ static inline void put(float *y, int64_t outputs, int64_t group, lanes v) {
     TILE(two_##bits##_##parts, 2, bits, parts)                                                                     \
     TILE(four_##bits##_##parts, 4, bits, parts)                                                                    \
     static void span_##bits##_##parts(const matrix *w, const input *x, int64_t rows, int64_t first, int64_t last,  \
-                                      float *y) {                                                                  \
+                                      float *y, int64_t stride) {                                                  \
         lanes sum[4];                                                                                              \
         for (int64_t r = 0; r < rows;) {                                                                           \
             int64_t count = rows - r >= 4 ? 4 : rows - r >= 2 ? 2 : 1;                                             \
@@ -197,7 +198,7 @@ static inline void put(float *y, int64_t outputs, int64_t group, lanes v) {
                 if (count == 4) four_##bits##_##parts(w, x, r, g, sum);                                            \
                 else if (count == 2) two_##bits##_##parts(w, x, r, g, sum);                                        \
                 else one_##bits##_##parts(w, x, r, g, sum);                                                        \
-                for (int64_t i = 0; i < count; i++) put(y + (r + i) * w->outputs, w->outputs, g, sum[i]);          \
+                for (int64_t i = 0; i < count; i++) put(y + (r + i) * stride, w->outputs, g, sum[i]);              \
             }                                                                                                      \
             r += count;                                                                                            \
         }                                                                                                          \
@@ -206,8 +207,18 @@ SPAN(4, 1)
 SPAN(8, 1)
 SPAN(8, 2)
 
-static inline void product_span(const matrix *w, const input *x, int64_t rows, int64_t first, int64_t last, float *y) {
-    if (w->bits == 4) span_4_1(w, x, rows, first, last, y);
-    else if (w->parts == 1) span_8_1(w, x, rows, first, last, y);
-    else span_8_2(w, x, rows, first, last, y);
+enum { SPAN_BYTES = 1 << 16 };  // codes of the outputs that all rows read before the next ones
+
+// W x of all rows; a row of y is `stride` long.
+static inline void product(const matrix *w, const input *x, int64_t rows, float *y, int64_t stride) {
+    int64_t groups = (w->outputs + LANES - 1) / LANES, step = SPAN_BYTES / (w->blocks * BLOCK * w->bits);
+    if (step < 1) step = 1;
+    int64_t spans = (groups + step - 1) / step;
+#pragma omp parallel for schedule(static) if (spans > 1)
+    for (int64_t s = 0; s < spans; s++) {
+        int64_t first = s * step, last = first + step < groups ? first + step : groups;
+        if (w->bits == 4) span_4_1(w, x, rows, first, last, y, stride);
+        else if (w->parts == 1) span_8_1(w, x, rows, first, last, y, stride);
+        else span_8_2(w, x, rows, first, last, y, stride);
+    }
 }

@@ -1,0 +1,146 @@
+"""Decoding without an operator call a layer: all blocks of a model of attention and gated feed-forward learners run in
+one call of C (see `ops.fused_decode`), for a token of each row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synthe_core.inference.growing_window import Place, extended
+from synthe_core.layers.attention import Attention, AttentionState
+from synthe_core.layers.mlp import MLP
+from synthe_core.layers.projection import Linear
+from synthe_core.layers.quantized import QuantizedLinear
+from synthe_core.layers.rope import rotary_angles
+from synthe_core.model.block import PRE_NORM, Block, RMSNorm
+from synthe_core.model.language_model import Backbone, ModelState
+from synthe_core.ops.fused_decode import ATTENTION, MOST_PARTS, SWIGLU, LinearMap, Step, decode, unavailable
+from synthe_core.quantization.matrix import QuantizedMatrix, StackedMatrix
+from synthe_core.quantization.packed import PackedMatrix
+
+
+class FusedDecoder:
+    """`hidden(tokens, state)` of a model for one token a row. It holds the addresses of the model's weights: they must
+    stay where they are."""
+
+    def __init__(self, model: Backbone) -> None:
+        """Of a model for which `refusal` has no reason."""
+        self.model = model
+        blocks: Any = model.blocks
+        self._learners = [learner for block in blocks for learner in block.learners]
+        norms = [norm for block in blocks for norm in block.norms.values()]
+        self._steps = (Step * len(self._learners))()
+        for step, norm, learner in zip(self._steps, norms, self._learners, strict=True):
+            _fill(step, norm, learner)
+
+    @torch.inference_mode()
+    def hidden(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """The normalised output of the last block, [B, 1, D], after tokens int64 [B, 1], and the state after them."""
+        positions = state.position[:, None]
+        x = self.model.embed(tokens, positions)[:, 0].contiguous()
+        angles: dict[Any, tuple[Tensor, Tensor]] = {}
+        places: list[Place | None] = []
+        before = [each for block in state.blocks for each in block]
+        for step, learner, each in zip(self._steps, self._learners, before, strict=True):
+            places.append(None)
+            if isinstance(learner, Attention):
+                place = places[-1] = extended(each.keys, each.values, learner.window)
+                step.keys, step.values = place.keys.data_ptr(), place.values.data_ptr()
+                step.capacity, step.start, step.past = place.keys.shape[1], place.start, place.past
+                step.filled = each.filled.data_ptr()
+                cos, sin = _angles(learner, positions, angles)
+                step.cos, step.sin = cos.data_ptr(), sin.data_ptr()
+        decode(self._steps, x)
+        after = iter(_after(*each) for each in zip(self._learners, before, places, strict=True))
+        blocks = [[next(after) for _ in block] for block in state.blocks]
+        return self.model.norm(x)[:, None], ModelState(state.position + 1, blocks)
+
+
+def refusal(model: Backbone) -> str | None:
+    """Why the steps of a model cannot be fused, in words; None for one whose can."""
+    if (reason := unavailable(next(model.parameters()).device.type)) is not None:
+        return reason
+    if model.router is not None or model.without:
+        return "tokens leave out blocks, or the model parts"
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        for step, learner in zip(block.steps, block.learners, strict=True):
+            if step.residual != PRE_NORM or type(block.norms[step.place]) is not RMSNorm:
+                return "a learner is not behind one norm of root mean squares"
+            if (reason := _learner_refusal(learner)) is not None:
+                return reason
+    return None
+
+
+def _learner_refusal(learner: nn.Module) -> str | None:
+    if type(learner) is Attention:
+        own = learner.config
+        if own.gate or own.when is not None or own.logit_cap is not None or own.clip is not None:
+            return "an attention has a gate, a condition, a cap or a clip"
+        if own.qk_norm == "joint":
+            return "an attention normalises all heads together"
+        maps = (learner.qkv, learner.out)
+    elif type(learner) is MLP:
+        own = learner.config
+        if not own.gated or own.activation != "silu" or own.gate_scale != 1:
+            return "an mlp is not gated by silu"
+        maps = (learner.gate_up, learner.out)
+    else:
+        return f"a block has a {getattr(getattr(learner, 'config', None), 'type', 'learner')}"
+    return None if all(_parts(each) is not None for each in maps) else "a map is not of float32 or packed weights"
+
+
+def _parts(map: nn.Module) -> Sequence[Tensor | PackedMatrix] | None:
+    """The matrices of a map, one below the other; None where C has no product with one of them."""
+    if type(map) is QuantizedLinear:
+        parts = _flat(map.matrix)
+        fit = all(isinstance(each, PackedMatrix) for each in parts)
+        return parts if fit and len(parts) <= MOST_PARTS else None  # type: ignore[return-value]
+    if type(map) not in (Linear, nn.Linear):
+        return None
+    weight = map.weight
+    assert isinstance(weight, Tensor)
+    return [weight] if weight.dtype == torch.float32 and weight.is_contiguous() else None
+
+
+def _flat(matrix: QuantizedMatrix) -> list[QuantizedMatrix]:
+    return matrix.each if isinstance(matrix, StackedMatrix) else [matrix]
+
+
+def _fill(step: Step, norm: Any, learner: Any) -> None:
+    """What of a step is the same in every pass."""
+    step.norm, step.eps = norm.weight.data_ptr(), norm.eps
+    is_attention = isinstance(learner, Attention)
+    step.kind = ATTENTION if is_attention else SWIGLU
+    for name, map in (("input", learner.qkv if is_attention else learner.gate_up), ("output", learner.out)):
+        parts = _parts(map)
+        assert parts is not None
+        setattr(step, name, LinearMap.of(parts, map.bias))
+    if not is_attention:
+        return
+    step.heads, step.groups, step.size, step.turned = learner.heads, learner.groups, learner.size, learner.turned
+    step.window = learner.window
+    step.scale = learner.size**-0.5 if learner.config.scale is None else learner.config.scale
+    step.norm_eps = learner.config.norm_eps if learner.config.qk_norm else -1.0
+    if learner.config.qk_norm == "weighted":
+        step.q_norm, step.k_norm = learner.q_norm.data_ptr(), learner.k_norm.data_ptr()
+
+
+def _angles(learner: Attention, positions: Tensor, made: dict[Any, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """cos and sin of the tokens' angles, made once for the learners that turn alike."""
+    own = learner.config
+    key = (learner.turned, own.rope, None if own.rope_scaling is None else own.rope_scaling.model_dump_json())
+    if key not in made:
+        made[key] = rotary_angles(positions, learner.turned, own.rope, own.rope_scaling, torch.float32)
+    return made[key]
+
+
+def _after(learner: Any, before: Any, place: Place | None) -> Any:
+    """A learner's state after the pass."""
+    if place is None:
+        return before
+    keys, values = place.windows()
+    return AttentionState(keys, values, (before.filled + 1).clamp_max(keys.shape[1]))

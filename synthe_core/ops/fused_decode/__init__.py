@@ -1,0 +1,92 @@
+"""One token of every row through all steps of a model in one call of C: what is between two products costs next to
+nothing. A step is a norm, a map, an attention or a gate, a map, and the residual.
+
+    x += W_out attention(rotary(W_qkv norm(x)))        x += W_out (silu(g) ⊙ u),  [g, u] = W_in norm(x)
+
+Numbers: those of the operators, up to rounding; of packed matrices as `packed_linear` has them. Each row is computed
+alone. No gradient.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from synthe_core.hardware.probe import probe
+from synthe_core.ops.native import library, pointer, refusal
+from synthe_core.quantization.packed import BLOCK, PackedMatrix
+
+SOURCE = "fused_decode/fused_decode.c"
+MOST_PARTS = 4
+ATTENTION, SWIGLU = 0, 1
+
+_address, _int, _double, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_float
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        ("codes", _address), ("scales", _address), ("offsets", _address), ("factor", _float),
+        ("outputs", _int), ("blocks", _int), ("bits", _int), ("parts", _int),
+    )  # fmt: skip
+
+
+class _Part(ctypes.Structure):
+    _fields_ = (("packed", _Matrix), ("weight", _address))
+
+
+class LinearMap(ctypes.Structure):
+    """y = W x + b, W in parts one below the other."""
+
+    _fields_ = (
+        ("parts", _Part * MOST_PARTS), ("count", _int), ("inputs", _int), ("outputs", _int), ("bias", _address),
+    )  # fmt: skip
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensor | PackedMatrix], bias: Tensor | None) -> LinearMap:
+        """Of float32 or packed matrices [O, I], at most MOST_PARTS, whose memory the caller keeps."""
+        made = cls(count=len(parts), inputs=parts[0].shape[1], outputs=sum(each.shape[0] for each in parts))
+        made.bias = pointer(bias)
+        for target, each in zip(made.parts, parts, strict=False):
+            target.packed.outputs = each.shape[0]
+            if isinstance(each, PackedMatrix):
+                codes, scales, offsets = each.tensors
+                own = target.packed
+                own.codes, own.scales, own.offsets = map(pointer, (codes, scales, offsets))
+                own.factor, own.blocks, own.bits, own.parts = each.factor, codes.shape[1], each.bits, scales.shape[2]
+                assert own.blocks == -(-made.inputs // BLOCK)
+            else:
+                target.weight = pointer(each)
+        return made
+
+
+class Step(ctypes.Structure):
+    """One learner with its norm and its residual; see the C file."""
+
+    _fields_ = (
+        ("kind", _int), ("norm", _address), ("eps", _double), ("input", LinearMap), ("output", LinearMap),
+        ("heads", _int), ("groups", _int), ("size", _int), ("turned", _int), ("norm_eps", _double), ("scale", _double),
+        ("q_norm", _address), ("k_norm", _address), ("cos", _address), ("sin", _address),
+        ("keys", _address), ("values", _address), ("filled", _address),
+        ("capacity", _int), ("start", _int), ("past", _int), ("window", _int),
+    )  # fmt: skip
+
+
+def unavailable(device: str) -> str | None:
+    """Why steps cannot be fused on a type of device, or None."""
+    if (reason := refusal(probe(), device, SOURCE)) is not None:
+        return reason
+    if library(SOURCE).step_bytes() != ctypes.sizeof(Step):
+        return "the C compiler lays structures out in another way than ctypes"
+    return None
+
+
+def decode(steps: ctypes.Array[Step], x: Tensor) -> None:
+    """Runs `steps` on x float32 [B, D], in place."""
+    features = max(step.input.outputs for step in steps)
+    inner = max(step.output.inputs for step in steps)
+    native = library(SOURCE)
+    native.decode.restype = _int
+    if native.decode(steps, _int(len(steps)), pointer(x), *map(_int, (*x.shape, features, inner))):
+        raise MemoryError("no memory for a pass of one token")

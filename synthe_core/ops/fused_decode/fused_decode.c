@@ -1,0 +1,185 @@
+// One token of every row through blocks of attention and feed-forward learners, each behind a norm and in a residual.
+//
+//     x += out(attention(rotary(norm(x) W_qkv)))        x += down(silu(gate) up),  [gate, up] = norm(x) W
+//
+// A row's result does not depend on the other rows: it is computed alone, and products are those of packed_linear.h and
+// float_linear.h. What a step is, and who owns the memory: fused_decode/__init__.py.
+#include <stdlib.h>
+
+#include "../packed_linear/packed_linear.h"
+
+#include "../exponential.h"
+#include "float_linear.h"
+
+enum { MOST_PARTS = 4, ATTENTION = 0, SWIGLU = 1 };
+
+typedef struct {
+    matrix packed;        // where `weight` is NULL
+    const float *weight;  // [outputs, inputs]
+} part;
+
+typedef struct {
+    part parts[MOST_PARTS];  // one below the other
+    int64_t count, inputs, outputs;
+    const float *bias;
+} linear;
+
+typedef struct {
+    int64_t kind;
+    const float *norm;
+    double eps;
+    linear in, out;
+    // of attention:
+    int64_t heads, groups, size, turned;
+    double norm_eps, scale;  // of queries and keys: < 0: no norm
+    const float *q_norm, *k_norm;
+    const float *cos, *sin;  // [rows, turned / 2]
+    float *keys, *values;    // [rows, capacity, groups, size]
+    const float *filled;     // [rows]: how many of the `past` entries are real, the last ones
+    int64_t capacity, start, past, window;
+} step;
+
+typedef struct {
+    float *normed, *features, *inner, *y;
+    int8_t *codes;
+    float *scales, *sums;
+} scratch;
+
+static void norm_row(const float *x, const float *weight, double eps, int64_t n, float *y) {
+    float part[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) part[l] += x[i + l] * x[i + l];
+    for (int l = 0; i + l < n; l++) part[l] += x[i + l] * x[i + l];
+    double sum = 0;
+    for (int l = 0; l < LANES; l++) sum += (double)part[l];
+    float scale = (float)(1 / sqrt(sum / (double)n + eps));
+    for (i = 0; i < n; i++) y[i] = x[i] * scale * (weight ? weight[i] : 1.0f);
+}
+
+static void apply(const linear *map, const float *x, int64_t rows, float *y, scratch *own) {
+    int64_t blocks = (map->inputs + BLOCK - 1) / BLOCK, first = 0;
+    int is_quantized = 0;
+    for (int64_t p = 0; p < map->count; p++) {
+        const part *each = map->parts + p;
+        if (each->weight) {
+            float_product(each->weight, x, rows, map->inputs, each->packed.outputs, y + first, map->outputs);
+        } else {
+            if (!is_quantized)
+                for (int64_t r = 0; r < rows; r++)
+                    quantize_row(x + r * map->inputs, map->inputs, blocks, own->codes + r * blocks * BLOCK,
+                                 own->scales + r * blocks, own->sums + r * blocks);
+            is_quantized = 1;
+            input codes = {own->codes, own->scales, own->sums};
+            product(&each->packed, &codes, rows, y + first, map->outputs);
+        }
+        first += each->packed.outputs;
+    }
+    if (map->bias)
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t o = 0; o < map->outputs; o++) y[r * map->outputs + o] += map->bias[o];
+}
+
+// A head's norm, and the rotation of pairs (i, i + turned / 2).
+static void turn(float *head, const step *s, const float *weight, const float *cos, const float *sin) {
+    int64_t half = s->turned / 2;
+    if (s->norm_eps >= 0) norm_row(head, weight, s->norm_eps, s->size, head);
+    for (int64_t i = 0; i < half; i++) {
+        float a = head[i], b = head[i + half];
+        head[i] = a * cos[i] - b * sin[i];
+        head[i + half] = a * sin[i] + b * cos[i];
+    }
+}
+
+static float dot(const float *a, const float *b, int64_t n) {
+    lanes sum = fill(0);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) sum = fma8(eight(a + i), eight(b + i), sum);
+    if (i < n) sum = fma8(rest_of(a + i, n - i), rest_of(b + i, n - i), sum);
+    return total(sum);
+}
+
+// The query heads of one group in one row: y = sum_s softmax_s(q . k_s scale) v_s. scores: room for `count` numbers.
+static void attend(const step *s, int64_t row, int64_t group, const float *queries, float *y, int64_t count,
+                   float *scores) {
+    int64_t width = s->groups * s->size, first = s->start + s->past + 1 - count, rep = s->heads / s->groups;
+    const float *keys = s->keys + (row * s->capacity + first) * width + group * s->size;
+    const float *values = s->values + (row * s->capacity + first) * width + group * s->size;
+    for (int64_t h = 0; h < rep; h++) {
+        const float *q = queries + h * s->size;
+        float *o = y + h * s->size, most = -INFINITY, sum = 0;
+        for (int64_t i = 0; i < count; i++) {
+            scores[i] = dot(q, keys + i * width, s->size) * (float)s->scale;
+            most = scores[i] > most || scores[i] != scores[i] ? scores[i] : most;
+        }
+        for (int64_t i = 0; i < count; i++) scores[i] = exp_float(scores[i] - most);
+        for (int64_t c = 0; c < s->size; c++) o[c] = 0;
+        for (int64_t i = 0; i < count; i++) {
+            const float *v = values + i * width, e = scores[i];
+            sum += e;
+            for (int64_t c = 0; c < s->size; c++) o[c] += e * v[c];
+        }
+        for (int64_t c = 0; c < s->size; c++) o[c] = most == most ? o[c] / sum : NAN;
+    }
+}
+
+static void attention(const step *s, int64_t rows, float *features, float *y, float *scores) {
+    int64_t queries = s->heads * s->size, width = s->groups * s->size, stride = s->in.outputs;
+#pragma omp parallel for schedule(static) collapse(2) if (rows * s->past > 64)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t g = 0; g < s->groups; g++) {
+            float *q = features + r * stride + g * (s->heads / s->groups) * s->size;
+            float *k = features + r * stride + queries + g * s->size;
+            const float *cos = s->cos + r * s->turned / 2, *sin = s->sin + r * s->turned / 2;
+            for (int64_t h = 0; h < s->heads / s->groups; h++) turn(q + h * s->size, s, s->q_norm, cos, sin);
+            turn(k, s, s->k_norm, cos, sin);
+            int64_t at = (r * s->capacity + s->start + s->past) * width + g * s->size;
+            memcpy(s->keys + at, k, (size_t)s->size * sizeof(float));
+            memcpy(s->values + at, k + width, (size_t)s->size * sizeof(float));
+            int64_t count = 1 + (int64_t)s->filled[r];
+            if (count > s->window) count = s->window;
+            float *own = scores + (r * s->groups + g) * (s->past + 1);
+            attend(s, r, g, q, y + r * queries + g * (s->heads / s->groups) * s->size, count, own);
+        }
+}
+
+static void swiglu(const float *in, int64_t rows, int64_t hidden, float *y) {
+    for (int64_t r = 0; r < rows; r++) {
+        const float *gate = in + r * 2 * hidden, *up = gate + hidden;
+        for (int64_t h = 0; h < hidden; h++) y[r * hidden + h] = gate[h] / (1 + exp_float(-gate[h])) * up[h];
+    }
+}
+
+// x [rows, width] in place. features, inner: the most outputs and inputs of a step's maps.
+// Returns 0, or 1 if there is no memory.
+int64_t decode(const step *steps, int64_t count, float *x, int64_t rows, int64_t width, int64_t features, int64_t inner) {
+    int64_t most = inner > width ? inner : width, blocks = (most + BLOCK - 1) / BLOCK, scores = 1;
+    for (int64_t i = 0; i < count; i++)
+        if (steps[i].kind == ATTENTION && steps[i].groups * (steps[i].past + 1) > scores)
+            scores = steps[i].groups * (steps[i].past + 1);
+    int64_t floats = width + features + inner + width + scores + 2 * blocks;
+    float *memory = malloc((size_t)(rows * floats) * sizeof(float) + (size_t)(rows * blocks * BLOCK));
+    if (!memory) return 1;
+    scratch own;
+    own.normed = memory;
+    own.features = own.normed + rows * width;
+    own.inner = own.features + rows * features;
+    own.y = own.inner + rows * inner;
+    float *room = own.y + rows * width;
+    own.scales = room + rows * scores;
+    own.sums = own.scales + rows * blocks;
+    own.codes = (int8_t *)(own.sums + rows * blocks);
+    for (int64_t i = 0; i < count; i++) {
+        const step *s = steps + i;
+        for (int64_t r = 0; r < rows; r++) norm_row(x + r * width, s->norm, s->eps, width, own.normed + r * width);
+        apply(&s->in, own.normed, rows, own.features, &own);
+        if (s->kind == ATTENTION) attention(s, rows, own.features, own.inner, room);
+        else swiglu(own.features, rows, s->out.inputs, own.inner);
+        apply(&s->out, own.inner, rows, own.y, &own);
+        for (int64_t j = 0; j < rows * width; j++) x[j] += own.y[j];
+    }
+    free(memory);
+    return 0;
+}
+
+int64_t step_bytes(void) { return sizeof(step); }

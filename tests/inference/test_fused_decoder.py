@@ -1,0 +1,218 @@
+"""A pass of one token in one call: the numbers of the operators, row by row, for every form of its learners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synthe_core.adapters.lora import Adapter
+from synthe_core.data.tokenizers import ByteTokenizer
+from synthe_core.inference.fused_decoder import FusedDecoder, refusal
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.model.spec import ModelSpec
+from synthe_core.ops.fused_decode import unavailable
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import Checkpoint, save, weights
+from synthe_core.storage.manifest import Manifest
+
+pytestmark = pytest.mark.skipif(unavailable("cpu") is not None, reason=str(unavailable("cpu")))
+
+ATTENTIONS: dict[str, dict[str, Any]] = {
+    "plain": {"heads": 4},
+    "grouped": {"heads": 6, "kv_heads": 2, "head_size": 10},
+    "odd": {"heads": 3, "head_size": 7, "rope": None},
+    "window": {"heads": 4, "window": 9},
+    "window of one": {"heads": 4, "window": 1},
+    "without positions": {"heads": 4, "rope": None, "qk_norm": False},
+    "some channels": {"heads": 4, "rope_size": 4},
+    "no norm": {"heads": 4, "qk_norm": False},
+    "weighted norm": {"heads": 4, "kv_heads": 2, "qk_norm": "weighted"},
+    "biases": {"heads": 4, "bias": "all"},
+    "scale": {"heads": 4, "scale": 0.7},
+    "stretched": {"heads": 4, "rope_scaling": {"type": "linear", "factor": 4.0}},
+}
+
+
+def model_of(attention: dict[str, Any], mlp: dict[str, Any] | None = None, **more: Any) -> LanguageModel:
+    block = [{"type": "attention", **attention}, {"type": "mlp", "hidden": 44, **(mlp or {})}]
+    torch.manual_seed(3)
+    model = LanguageModel(ModelSpec.model_validate({"width": 48, "blocks": 2, "block": block, "tie": False} | more), 50)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.3)
+    return model.eval().requires_grad_(False)
+
+
+def started(model: LanguageModel, lengths: tuple[int, ...] = (5, 12, 1)) -> ModelState:
+    """The state of rows of several lengths."""
+    tokens = torch.randint(50, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1))
+    return model.hidden(tokens, None, torch.tensor(lengths))[1]
+
+
+def tokens_of(step: int, rows: int) -> torch.Tensor:
+    return torch.randint(50, (rows, 1), generator=torch.Generator().manual_seed(step))
+
+
+def close(ours: Any, theirs: Any) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_equals_the_operators(name: str) -> None:
+    model = model_of(ATTENTIONS[name])
+    assert refusal(model) is None
+    decoder, state = FusedDecoder(model), started(model)
+    ours = theirs = state
+    for step in range(30):
+        tokens = tokens_of(step, 3)
+        hidden, ours = decoder.hidden(tokens, ours)
+        expected, theirs, _ = model.hidden(tokens, theirs)
+        close(hidden, expected)
+    assert torch.equal(ours.position, theirs.position)
+    for mine, other in zip(ours.blocks, theirs.blocks, strict=True):
+        assert torch.equal(mine[0].filled, other[0].filled) and mine[1] == other[1] == ()
+        close(mine[0].keys, other[0].keys)
+        close(mine[0].values, other[0].values)
+
+
+@pytest.mark.parametrize("more", [{"mlp": {"bias": True}}, {"norm_eps": 0.1}, {"embed_norm": False}, {"tie": True}])
+def test_forms_of_the_rest(more: dict[str, Any]) -> None:
+    model = model_of({"heads": 4}, more.pop("mlp", None), **more)
+    state = started(model)
+    hidden, _ = FusedDecoder(model).hidden(tokens_of(0, 3), state)
+    close(hidden, model.hidden(tokens_of(0, 3), state)[0])
+
+
+def test_from_a_state_without_tokens() -> None:
+    model = model_of({"heads": 4})
+    hidden, after = FusedDecoder(model).hidden(tokens_of(0, 2), model.init_state(2))
+    expected, theirs, _ = model.hidden(tokens_of(0, 2))
+    close(hidden, expected)
+    close(after.blocks[1][0].keys, theirs.blocks[1][0].keys)
+
+
+@pytest.mark.parametrize("name", ["grouped", "odd", "window"])
+def test_a_row_is_the_same_in_any_company(name: str) -> None:
+    model = model_of(ATTENTIONS[name])
+    decoder, lengths = FusedDecoder(model), (5, 12, 1, 3, 8, 20, 2)
+    together = started(model, lengths)
+    alone = [_row(together, row, length) for row, length in enumerate(lengths)]
+    for step in range(12):
+        tokens = tokens_of(step, len(lengths))
+        hidden, together = decoder.hidden(tokens, together)
+        for row in range(len(lengths)):
+            single, alone[row] = decoder.hidden(tokens[row : row + 1], alone[row])
+            assert torch.equal(single[0], hidden[row])
+
+
+def _row(state: ModelState, row: int, length: int) -> ModelState:
+    """A row's state with windows no longer than it needs."""
+    blocks = [
+        [
+            type(each)(
+                each.keys[row : row + 1, -length:], each.values[row : row + 1, -length:], each.filled[row : row + 1]
+            ),
+            (),
+        ]
+        for each, _ in state.blocks
+    ]
+    return ModelState(state.position[row : row + 1], blocks)
+
+
+def test_threads_change_nothing() -> None:
+    model = model_of({"heads": 6, "kv_heads": 3}, {"hidden": 200}, width=96)
+    decoder, state = FusedDecoder(model), started(model, tuple(range(1, 41)))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(decoder.hidden(tokens_of(0, 40), state)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_a_state_is_a_value() -> None:
+    model = model_of({"heads": 4})
+    decoder = FusedDecoder(model)
+    _, state = decoder.hidden(tokens_of(0, 3), started(model))
+    kept = state.blocks[0][0].keys.clone()
+    first, one = decoder.hidden(tokens_of(1, 3), state)
+    other, two = decoder.hidden(tokens_of(2, 3), state)
+    again, _ = decoder.hidden(tokens_of(1, 3), state)
+    assert torch.equal(state.blocks[0][0].keys, kept) and torch.equal(first, again) and not torch.equal(first, other)
+    for after, tokens in ((one, 1), (two, 2)):
+        close(after.blocks[1][0].keys, model.hidden(tokens_of(tokens, 3), state)[1].blocks[1][0].keys)
+
+
+def test_a_row_with_nan_harms_no_other() -> None:
+    model = model_of({"heads": 4})
+    decoder, state = FusedDecoder(model), started(model)
+    expected, _ = decoder.hidden(tokens_of(0, 3), state)
+    state.blocks[0][0].keys[1, -1, 0, 0] = float("nan")
+    hidden, _ = decoder.hidden(tokens_of(0, 3), state)
+    assert hidden[1].isnan().any() and torch.equal(hidden[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("attention", "mlp", "more", "reason"),
+    [
+        ({"gate": True}, {}, {}, "gate"),
+        ({"logit_cap": 5.0}, {}, {}, "cap"),
+        ({"clip": 5.0}, {}, {}, "clip"),
+        ({"qk_norm": "joint"}, {}, {}, "all heads together"),
+        ({}, {"activation": "gelu"}, {}, "silu"),
+        ({}, {"gated": False}, {}, "silu"),
+        ({}, {"residual": {"norm": "post"}}, {}, "norm"),
+        ({}, {"residual": {"scale": 0.5}}, {}, "norm"),
+        ({}, {}, {"norm": "layer"}, "root mean squares"),
+        ({}, {}, {"depth": {"min": 1, "target": 0.5}}, "leave out"),
+    ],
+)
+def test_what_is_not_fused_says_why(attention: Any, mlp: Any, more: Any, reason: str) -> None:
+    why = refusal(model_of({"heads": 4, **attention}, mlp, **more))
+    assert why is not None and reason in why
+
+
+def test_other_learners_and_precisions_are_not_fused() -> None:
+    block = [{"type": "delta", "heads": 2, "key_size": 4}]
+    other = LanguageModel(ModelSpec.model_validate({"width": 24, "blocks": 1, "block": block}), 50)
+    assert refusal(other) == "a block has a delta"
+    assert "float32" in (refusal(model_of({"heads": 4}).double()) or "")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    block = [{"type": "attention", "heads": 4}, {"type": "mlp", "hidden": 64}]
+    recipe = Recipe.model_validate({"model": {"width": 64, "blocks": 2, "block": block}})
+    torch.manual_seed(4)
+    model = LanguageModel(recipe.model, 257)
+
+    save(
+        tmp_path / "m", recipe=recipe, vocab=257, tensors=weights(model), manifest=Manifest(), tokenizer=ByteTokenizer()
+    )
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize("format", ["float32", "int8", "int4"])
+def test_a_loaded_model_decodes_so(path: Path, format: str) -> None:
+    loaded = LoadedModel.from_checkpoint(Checkpoint.open(path), "m", weights=format)
+    assert loaded.fused_refusal is None
+    with torch.no_grad(), loaded.activate():
+        state = loaded.forward(torch.tensor([[1, 2, 3, 4]]), None).state
+        output = loaded.forward(torch.tensor([[5]]), state)
+        loaded.fuses = False
+        assert loaded.fused_refusal == "rows may have adapters"
+        expected = loaded.forward(torch.tensor([[5]]), state)
+    tolerance = 1e-5 if format == "float32" else 2e-2  # a rounding of activations to 8 bits may go the other way
+    assert (output.hidden - expected.hidden).norm() <= tolerance * expected.hidden.norm()
+
+
+def test_a_model_with_adapters_is_not_fused(path: Path) -> None:
+    loaded = LoadedModel.from_checkpoint(Checkpoint.open(path), "m")
+    loaded.adapters["a"] = Adapter({}, {})
+    assert loaded.fused_refusal == "rows may have adapters"
