@@ -54,7 +54,8 @@ class FusedDecoder:
                 cos, sin = _angles(learner, positions, angles)
                 step.cos, step.sin = cos.data_ptr(), sin.data_ptr()
         decode(self._steps, x)
-        after = iter(_after(*each) for each in zip(self._learners, before, places, strict=True))
+        counts: dict[tuple[int, int], Tensor] = {}
+        after = iter(_after(*each, counts) for each in zip(before, places, strict=True))
         blocks = [[next(after) for _ in block] for block in state.blocks]
         return self.model.norm(x)[:, None], ModelState(state.position + 1, blocks)
 
@@ -138,9 +139,12 @@ def _angles(learner: Attention, positions: Tensor, made: dict[Any, tuple[Tensor,
     return made[key]
 
 
-def _after(learner: Any, before: Any, place: Place | None) -> Any:
-    """A learner's state after the pass."""
+def _after(before: Any, place: Place | None, counts: dict[tuple[int, int], Tensor]) -> Any:
+    """A learner's state after the pass. counts: how many entries are real, by those before and by the window."""
     if place is None:
         return before
     keys, values = place.windows()
-    return AttentionState(keys, values, (before.filled + 1).clamp_max(keys.shape[1]))
+    key = before.filled.data_ptr(), keys.shape[1]
+    if key not in counts:
+        counts[key] = (before.filled + 1).clamp_max(keys.shape[1])
+    return AttentionState(keys, values, counts[key])

@@ -131,21 +131,18 @@ def _without_choice(largest: float, row: SamplingState) -> Exception:
 
 
 def _draw(probabilities: Tensor, generators: Sequence[torch.Generator | None]) -> list[int | Exception]:
-    """A token from each row of probabilities [N, V], by the row's own generator."""
-    finite = [True] * len(generators)
-    if probabilities.device.type != "cpu":  # a device cannot report what it drew from
-        finite = probabilities.isfinite().all(-1).tolist()
-    picks: list[Tensor] = []
-    errors: dict[int, Exception] = {}
-    for index, generator in enumerate(generators):
-        try:
-            if not finite[index]:
-                raise WorkError("the probabilities of the next token are not finite")
-            picks.append(torch.multinomial(probabilities[index], 1, generator=generator))
-        except Exception as error:
-            errors[index] = error
-    tokens = iter(torch.cat(picks).tolist() if picks else [])
-    return [errors[index] if index in errors else next(tokens) for index in range(len(generators))]
+    """A token from each row of probabilities [N, V]: the first at which their sum exceeds a uniform number, which is
+    drawn from the row's own generator."""
+    device = probabilities.device
+    wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+    sums = probabilities.to(wide).cumsum(-1)
+    total = sums[:, -1:]
+    uniform = torch.stack([torch.rand(1, generator=each, dtype=wide, device=device) for each in generators])
+    below = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
+    tokens: list[int] = torch.searchsorted(sums, below, right=True)[:, 0].tolist()
+    finite: list[bool] = total[:, 0].isfinite().tolist()
+    error = WorkError("the probabilities of the next token are not finite")
+    return [token if is_finite else error for token, is_finite in zip(tokens, finite, strict=True)]
 
 
 TokenLogprobs = tuple[Logprob, tuple[Logprob, ...]]

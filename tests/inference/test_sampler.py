@@ -69,3 +69,17 @@ def test_a_row_without_a_next_token_fails_alone(temperature, bad):
     assert isinstance(tokens[2], WorkError)
     assert ("allows no next token" if bad == -torch.inf else "not finite") in tokens[2].message
     assert tokens[:2] + tokens[3:] == expected[:2] + expected[3:]
+
+
+def test_draws_have_the_distribution_of_the_probabilities():
+    """Chi-squared over 20,000 draws; tokens of probability zero are never drawn, not even the first and the last."""
+    logits = torch.tensor([-torch.inf, 1.0, 0.0, -torch.inf, 2.0, -1.0, -torch.inf])
+    state = SamplingState.create(SamplingParams(temperature=1.0), 5, 7, [], torch.device("cpu"), None)
+    counts = torch.zeros(7)
+    for _ in range(200):
+        for token in sample(logits.repeat(100, 1), [state] * 100):
+            counts[token] += 1
+    expected = 20_000 * logits.softmax(-1)
+    drawn = expected > 0
+    assert not counts[~drawn].any()
+    assert ((counts - expected)[drawn] ** 2 / expected[drawn]).sum() < 16.3  # 0.1% of chi-squared with 3 degrees
