@@ -10,6 +10,7 @@ MAX_TOKENS = 128
 """Tokens of a request that are embedded: its beginning and its end."""
 FLOOR = 1e-3
 """The least deviation of a dimension, as a share of the mean one."""
+GROWTH = 1.5
 MAX_SNAPSHOT = 4096
 """Texts after which centre and scale stay what they are."""
 
@@ -48,9 +49,9 @@ SAMPLES = (
 class Standardizer:
     """Centres and scales embeddings by the running mean and deviation of each dimension (Welford 1962).
 
-    Hidden states of language models have a few dimensions that are large for every text; texts differ in the
-    others. Centre and scale are those of a snapshot, so that what is learned on top stays exact: `observe` says when
-    the snapshot moves, after 2, 4, 8 ... times as many texts, up to `MAX_SNAPSHOT`.
+    Hidden states of language models have a few dimensions that are large for every text; texts differ in the others.
+    Centre and scale are those of a snapshot, so that what is learned on top stays exact: `observe` says when
+    the snapshot moves, each time after half as many texts again, up to `MAX_SNAPSHOT`.
     """
 
     def __init__(self, count: int = 0, mean: np.ndarray | None = None, squares: np.ndarray | None = None) -> None:
@@ -71,7 +72,7 @@ class Standardizer:
         if self.count >= MAX_SNAPSHOT:
             return False
         self._add(embedding)
-        if self.count < 2 * self._taken:
+        if self.count < GROWTH * self._taken:
             return False
         self._take()
         return True

@@ -66,7 +66,7 @@ class RouterSpec(Spec):
     )
     noise: float = Field(0.35, gt=0, le=10, description="standard deviation of success about its estimate")
     prior: float = Field(
-        0.6, gt=0, le=100, description="standard deviation of the weights of the embedding before anything is learned"
+        0.4, gt=0, le=100, description="standard deviation of the weights of the embedding before anything is learned"
     )
     window: int = Field(20_000, ge=1, description="the newest observations that the estimate is made of")
 

@@ -13,11 +13,11 @@ from synthe_core.swarm.router.linear import BayesianLinear
 from synthe_core.swarm.router.observations import Observation
 from synthe_core.swarm.spec import RouterSpec
 
-SHARPNESS = 8.0
+SHARPNESS = 16.0
 """How much likelier a specialist is whose capabilities are nearer by one, in cosine."""
-WORDS_WEIGHT = 3.0
+WORDS_WEIGHT = 1.5
 """What all matching words of capabilities count, in the same measure."""
-COLD, SHARE, BIAS = (0.8, 0.3), (0.2, 0.2), (0.0, 0.2)
+COLD, SHARE, BIAS = (0.8, 0.3), (0.5, 0.3), (0.0, 0.2)
 """Mean and standard deviation of the weights of what is known before anything is learned."""
 
 

@@ -30,13 +30,12 @@ class BayesianLinear:
         self.observations += 1
 
     def fit(self, xs: np.ndarray, ys: np.ndarray) -> None:
-        """Takes in many observations [N, D] and [N] at once: the posterior that `update` gives, rounded less."""
+        """Takes in many observations [N, D] and [N] at once: the posterior that `update` gives, faster."""
         if not len(xs):
             return
-        precision = np.linalg.inv(self.covariance)
-        after = precision + xs.T @ xs / self.noise**2
-        weighted = precision @ self.mean + xs.T @ ys / self.noise**2
-        self.covariance = np.linalg.inv(after)
+        spread = self.covariance @ xs.T
+        gain = np.linalg.solve(xs @ spread + self.noise**2 * np.eye(len(xs)), spread.T)
+        self.mean = self.mean + (ys - xs @ self.mean) @ gain
+        self.covariance = self.covariance - spread @ gain
         self.covariance = (self.covariance + self.covariance.T) / 2
-        self.mean = self.covariance @ weighted
         self.observations += len(xs)

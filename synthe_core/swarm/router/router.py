@@ -41,6 +41,7 @@ class Router:
         self._observations, self._pathways = observations, pathways
         self._generator = generator or np.random.default_rng()
         self._lock = threading.Lock()
+        self._rated: list[Observation] = []
         self._explored: deque[bool] = deque(maxlen=RECENT)
         statistics = None if observations is None else observations.statistics()
         standardizer = Standardizer(*statistics) if statistics is not None else Standardizer.of(embed(SAMPLES))
@@ -71,17 +72,21 @@ class Router:
         return decision, Observation(text, embedding, features.shares, {})
 
     def learn(self, observation: Observation) -> None:
-        """Takes in a rated request."""
+        """Takes in a rated request, which is among the observations already if they are stored."""
         with self._lock:
+            if self._observations is None:
+                self._rated.append(observation)
             features = self.estimator.features(observation.text, observation.embedding)
             features = replace(features, shares={name: observation.shares.get(name, 0.0) for name in features.shares})
             self.estimator.learn(observation.text, features, observation.outcomes)
 
     def _move_centre(self) -> None:
-        """What was learned is learned again about the new centre. In a trial, where nothing is stored, it stays."""
+        """What was learned is learned again about the new centre."""
+        rated = self._rated
         if self._observations is not None:
             self._observations.save_statistics(*self.estimator.standardizer.state())
-            self.estimator.refit(self._observations.newest(self.spec.router.window))
+            rated = self._observations.newest(self.spec.router.window)
+        self.estimator.refit(rated)
 
     def _candidates(self, text: str, features: Features) -> list[Candidate]:
         """Every specialist, the best first."""
