@@ -43,7 +43,7 @@ def _routing(event: Routed) -> list[str]:
     if decision.domain:
         lines.append(f"domain: {decision.domain}")
     for each in decision.candidates:
-        lines.append(f"  {each.name:<16} {each.estimate:6.1%} ± {each.deviation:.1%}")
+        lines.append(f"  {each.name:<16} {each.probability:6.1%} ± {each.deviation:.1%}")
     return [*lines, *(f"known: {fact}" for fact in event.facts)]
 
 

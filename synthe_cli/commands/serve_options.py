@@ -23,6 +23,12 @@ class ServeOptions:
             autocompletion=complete_run,
         ),
     ] = None
+    swarm: Annotated[
+        Path | None,
+        typer.Option(
+            "--swarm", metavar="TEAM", help="Serve this swarm: as the model `swarm`, and each specialist by its name."
+        ),
+    ] = None
     host: Annotated[
         str,
         typer.Option("--host", metavar="ADDRESS", help="Address to listen on. 127.0.0.1 accepts only this machine."),

@@ -10,6 +10,7 @@ import re
 import sys
 import time
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from synthe_core.inference.loaded_model import LoadedModel
     from synthe_core.serving.api.server import Server
     from synthe_core.serving.api.settings import Settings
+    from synthe_core.swarm.folder import SwarmFolder
+    from synthe_core.swarm.team import Swarm
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 SHORTEST_KEY = 16
@@ -37,7 +40,9 @@ SHORT_SEQUENCE = 1024  # tokens
 
 def run(options: ServeOptions) -> int | None:
     """Serves until a signal stops it, and returns its number. Options are checked before a model is loaded."""
-    paths = model_paths(options.models or [])
+    if options.swarm is not None and options.models:
+        raise InputError("--swarm names the models that are served", "leave out the others")
+    paths = model_paths(options.models or []) if options.swarm is None else {}
     from synthe_core.hardware.mkl import request_strict_mode
 
     request_strict_mode()  # before anything is computed
@@ -60,7 +65,9 @@ def run(options: ServeOptions) -> int | None:
     allow_connections()
     from synthe_core.interop.load import load_model
 
+    folder = None if options.swarm is None else swarm_folder(options.swarm)
     models = [load_model(path, name, device, weights=options.weights) for name, path in paths.items()]
+    models += swarm_models(folder, device, options.weights)
     for each in models:
         each.recommended = recommended
         each.fuses = not (options.adapters or adapters)
@@ -77,7 +84,8 @@ def run(options: ServeOptions) -> int | None:
             session_limits=SessionLimits(options.max_sessions, session_bytes),
             max_owned=options.max_key_requests or options.max_batch + options.max_waiting // 2,
         ) as engine,
-        Server(engine, settings, options.host, options.port) as server,
+        opened_swarm(folder, engine) as swarm,
+        Server(engine, settings, options.host, options.port, swarm=swarm) as server,
         stop_on_signal(f"running requests get {options.grace:g} s to finish") as stop,
     ):
         for model, name, path in adapters:
@@ -90,6 +98,39 @@ def run(options: ServeOptions) -> int | None:
                 raise WorkError("the server stopped unexpectedly")
         server.stop(options.grace)
         return stop.number
+
+
+def swarm_folder(path: Path) -> SwarmFolder:
+    """The swarm at `path`; its swarm.yaml is read."""
+    from synthe_core.swarm.folder import SwarmFolder
+
+    folder = SwarmFolder(path)
+    _ = folder.spec
+    return folder
+
+
+def swarm_models(folder: SwarmFolder | None, device: str, weights: str) -> list[LoadedModel]:
+    """The models of the swarm; none without a folder."""
+    if folder is None:
+        return []
+    from synthe_core.swarm.models import load_models
+
+    return load_models(folder, device, weights)
+
+
+@contextlib.contextmanager
+def opened_swarm(folder: SwarmFolder | None, engine: AsyncEngine) -> Iterator[Swarm | None]:
+    """The swarm on the engine that has its models; None without a folder."""
+    if folder is None:
+        yield None
+        return
+    from synthe_core.swarm.team import Swarm
+
+    swarm = Swarm(folder, engine)
+    try:
+        yield swarm
+    finally:
+        swarm.close()
 
 
 def model_paths(models: list[str]) -> dict[str, Path]:
@@ -244,6 +285,8 @@ def summary(options: ServeOptions, engine: AsyncEngine) -> list[str]:
             facts.append(f"generation_config.json: {defaults}")
         lines.append(f"{name}  {'  '.join(facts)}")
         lines += [f"{name}:{adapter}  adapter" for adapter in sorted(model.adapters)]
+    if options.swarm is not None:
+        lines.append(f"swarm  {options.swarm}: requests name `swarm` or a specialist")
     status = engine.status()
     lines.append(
         f"up to {status['max_batch']} concurrent requests, {format_size(status['state_bytes_limit'])} of state; "

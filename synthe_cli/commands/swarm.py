@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from synthe_cli.commands import swarm_knowledge, swarm_pairs
+from synthe_cli.commands.swarm_options import FolderArgument
 from synthe_cli.escape import escaped
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.hub_models import find_model
@@ -21,8 +23,11 @@ app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
 app.add_typer(swarm_knowledge.app, name="knowledge")
 app.add_typer(swarm_pairs.app, name="pairs")
 
-SwarmArgument = Annotated[Path, typer.Argument(metavar="SWARM", help="The folder of a swarm.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The specialist's name.")]
+
+
+app.add_typer(swarm_knowledge.app, name="knowledge")
+app.add_typer(swarm_pairs.app, name="pairs")
 
 
 @app.callback(help=ABOUT)
@@ -37,7 +42,7 @@ synthe swarm init team --base model.gguf
 synthe swarm init team --base ORG/NAME                  a model of the Hugging Face hub, downloaded first""",
 )
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="SWARM", help="The new folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="TEAM", help="The new folder.")],
     base: Annotated[
         str, typer.Option("--base", metavar="MODEL", help="A run, .synapse or GGUF file, model folder, or ORG/NAME.")
     ],
@@ -65,7 +70,7 @@ synthe swarm add team python --capabilities python --adapter runs/python      th
 synthe swarm add team law --capabilities contracts --document terms.txt       a text that it has read""",
 )
 def add(
-    folder: SwarmArgument,
+    folder: FolderArgument,
     name: NameArgument,
     capabilities: Annotated[
         str, typer.Option("--capabilities", "-c", metavar="WORDS", help="What it is good at, separated by commas.")
@@ -126,7 +131,7 @@ def add(
     short_help="Remove a specialist.",
     epilog="synthe swarm remove team python",
 )
-def remove(folder: SwarmArgument, name: NameArgument, as_json: JsonOption = False) -> None:
+def remove(folder: FolderArgument, name: NameArgument, as_json: JsonOption = False) -> None:
     """Remove a specialist from a swarm. Its adapters and the record of its answers stay."""
     from synthe_core.swarm.folder import SwarmFolder
 
@@ -142,7 +147,7 @@ def remove(folder: SwarmArgument, name: NameArgument, as_json: JsonOption = Fals
 synthe swarm status team
 synthe swarm status team --json | jq .values.specialists""",
 )
-def status(folder: SwarmArgument, as_json: JsonOption = False) -> None:
+def status(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Show the specialists of a swarm, their adapters, and their success by domain."""
     from synthe_cli.swarm_table import status_text
     from synthe_core.swarm.folder import SwarmFolder
@@ -166,7 +171,7 @@ synthe swarm ask team "Where do I live?" --user ann --conversation evening      
 synthe swarm ask team "Name a river" --json | jq -r 'select(.event == "answered").text'""",
 )
 def ask(
-    folder: SwarmArgument,
+    folder: FolderArgument,
     request: Annotated[str, typer.Argument(metavar="REQUEST", help="What is asked. - reads it from stdin.")],
     trace: Annotated[
         bool, typer.Option("--trace", help="Show on stderr who answers and why, their drafts, confidence and checks.")
@@ -229,28 +234,39 @@ def ask(
     short_help="Say how good an answer was.",
     epilog="""\
 synthe swarm rate team ans_1f0c --good
-synthe swarm rate team ans_1f0c --bad --right python      python should have answered""",
+synthe swarm rate team ans_1f0c --bad --right python             python should have answered
+synthe swarm rate team ans_1f0c --bad --correction "It is 4."    a better answer""",
 )
 def rate(
-    folder: SwarmArgument,
+    folder: FolderArgument,
     answer: Annotated[str, typer.Argument(metavar="ANSWER", help="The id that `ask` prints.")],
     good: Annotated[bool | None, typer.Option("--good/--bad", help="Whether the answer was right.")] = None,
     right: Annotated[
         str | None, typer.Option("--right", metavar="NAME", help="The specialist that should have answered.")
     ] = None,
+    correction: Annotated[
+        str | None,
+        typer.Option("--correction", metavar="TEXT", help="A better answer. It is reviewed before it is learned."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rate an answer. Router, pathways and confidence learn from it."""
+    """Rate an answer. Router, pathways and confidence learn from it; a correction becomes a preference pair."""
     from synthe_core.errors import InputError
+    from synthe_core.swarm.feedback.feedback import Feedback
     from synthe_core.swarm.folder import SwarmFolder
     from synthe_core.swarm.record import Record
     from synthe_core.swarm.store import Store
 
-    if good is None:
-        raise InputError("was the answer good or bad?", "give --good or --bad")
+    if good is None or (good and correction is not None):
+        raise InputError("was the answer good or bad?", "give --good or --bad; a corrected answer is bad")
     swarm = SwarmFolder(folder)
     store = Store(swarm.database)
-    Record(store, swarm.spec).rate(answer, float(good), right=right)
+    record = Record(store, swarm.spec)
+    feedback, user = Feedback(store, teach=record.rate), record.answers.get(answer).user
+    if correction is None:
+        feedback.rate(answer, float(good), user, right)
+    else:
+        feedback.correct(answer, correction, user, right)
     store.close()
     with choose_renderer(as_json) as shown:
         shown.result(Result({"answer": answer, "success": float(good)}))
@@ -261,7 +277,7 @@ def rate(
     short_help="Show which combinations of specialists succeed.",
     epilog="synthe swarm pathways team",
 )
-def pathways(folder: SwarmArgument, as_json: JsonOption = False) -> None:
+def pathways(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Show the strength of every combination of specialists that has answered, the strongest first."""
     from synthe_cli.swarm_table import pathways_text
     from synthe_core.swarm.folder import SwarmFolder
@@ -273,6 +289,29 @@ def pathways(folder: SwarmArgument, as_json: JsonOption = False) -> None:
             shown.result(Result({"pathways": values}))
         else:
             print(escaped_lines(pathways_text(values)))
+
+
+@app.command(
+    cls=Command,
+    short_help="Serve a swarm over HTTP.",
+    epilog="""\
+synthe swarm serve team                at http://127.0.0.1:6900, for this machine only
+synthe swarm serve team --port 0       a free port""",
+)
+def serve(
+    folder: FolderArgument,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port to listen on. 0 takes a free one.")
+    ] = 6900,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a swarm: `synthe serve --swarm TEAM`, which has more options."""
+    from synthe_cli.commands.serve_options import ServeOptions
+    from synthe_cli.commands.serve_run import run
+
+    if run(ServeOptions(swarm=folder, port=port, device=device, as_json=as_json)) == signal.SIGINT:
+        raise typer.Exit(130)
 
 
 def escaped_lines(text: str) -> str:

@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from synthe_core.errors import WorkError
 from synthe_core.inference.async_engine import AsyncEngine, RequestHandle
 from synthe_core.inference.outputs import Finished, Output, PrefillFinished, TokenOutput
 from synthe_core.inference.request import Request
+
+
+class Cancelled(WorkError):
+    """Nobody waits for the answer any more."""
+
+
+class Cancellation:
+    """Ends the generations of one answer, those of now and those to come. For any thread."""
+
+    def __init__(self) -> None:
+        self._lock, self._running, self.cancelled = threading.Lock(), list[Generation](), False
+
+    def cancel(self) -> None:
+        """From now on iterating over a generation raises Cancelled."""
+        with self._lock:
+            self.cancelled, running = True, list(self._running)
+        for each in running:
+            each.cancel()
+
+    def watch(self, generation: Generation) -> None:
+        """Cancels the generation too, as soon as it is cancelled itself."""
+        with self._lock:
+            self._running.append(generation)
+            is_late = self.cancelled
+        if is_late:
+            generation.cancel()
 
 
 @dataclass
@@ -47,16 +75,18 @@ class Generation:
     Raises Busy, NotFound and InputError of the engine, with none of the requests started.
     """
 
-    def __init__(self, engine: AsyncEngine, requests: Sequence[Request]) -> None:
+    def __init__(self, engine: AsyncEngine, requests: Sequence[Request], cancellation: Cancellation) -> None:
         self.results = [Generated() for _ in requests]
         self._outputs: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
         self._handles: list[RequestHandle] = []
+        self._cancellation = cancellation
         try:
             for index, request in enumerate(requests):
                 self._handles.append(engine.submit(request, partial(self._deliver, index)))
         except BaseException:
             self.cancel()
             raise
+        cancellation.watch(self)
 
     def _deliver(self, index: int, output: Output) -> None:
         self._outputs.put((index, output))
@@ -72,6 +102,8 @@ class Generation:
             index, output = self._outputs.get()
             if text := self.results[index].push(output):
                 yield index, text
+        if self._cancellation.cancelled:
+            raise Cancelled("the answer was cancelled")
 
     def cancel(self) -> None:
         """Ends what still runs. May be called by any thread; iterating then comes to its end."""

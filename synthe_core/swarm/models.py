@@ -18,12 +18,11 @@ MAX_TEXTS = 64
 """Texts that are embedded at a time."""
 
 
-def load_models(folder: SwarmFolder, device: str = "cpu") -> list[LoadedModel]:
-    """The base, named `base`, and each other model once, named by the first specialist that has it."""
-    models = [load_model(Path(folder.base), BASE, device)]
-    for path, name in _others(folder).items():
-        models.append(load_model(Path(path), name, device))
-    return models
+def load_models(folder: SwarmFolder, device: str = "cpu", weights: str = "auto") -> list[LoadedModel]:
+    """The base, named `base`, and each other model once, named by the first specialist that has it. weights: the format
+    of their matrices, see `load_model`."""
+    paths = {BASE: folder.base, **{name: path for path, name in _others(folder).items()}}
+    return [load_model(Path(path), name, device, weights=weights) for name, path in paths.items()]
 
 
 def attach_adapters(folder: SwarmFolder, engine: AsyncEngine) -> dict[str, str]:

@@ -33,7 +33,12 @@ class Record:
         self.ratings: Sequence[Rating] = ratings
 
     def rate(
-        self, answer_id: str, success: float, *, right: str | None = None, user: str | None = None
+        self,
+        answer_id: str,
+        success: float,
+        *,
+        right: str | None = None,
+        user: str | None = None,
     ) -> Observation | None:
         """Records how good an answer was, 0 to 1, in one transaction; returns what the router learns from it.
 

@@ -11,7 +11,12 @@ from synthe_core.swarm.store import Store
 
 def status(folder: SwarmFolder) -> dict[str, Any]:
     """The base, each specialist with its adapter and its success, and how well confidence is calibrated."""
-    spec, record = folder.spec, _record(folder)
+    return status_of(folder, _record(folder))
+
+
+def status_of(folder: SwarmFolder, record: Record | None) -> dict[str, Any]:
+    """The same with the record, which is None for a swarm that has answered nothing yet."""
+    spec = folder.spec
     versions = {entry["specialist"]: entry for entry in folder.ledger() if "version" in entry}
     specialists = []
     for name, each in spec.specialists.items():
@@ -43,7 +48,12 @@ def status(folder: SwarmFolder) -> dict[str, Any]:
 def pathways(folder: SwarmFolder) -> list[dict[str, Any]]:
     """Every combination of specialists that has been rated, the strongest first."""
     record = _record(folder)
-    every = [] if record is None else record.pathways.all()
+    return [] if record is None else pathways_of(record)
+
+
+def pathways_of(record: Record) -> list[dict[str, Any]]:
+    """The same of a record."""
+    every = record.pathways.all()
     return [
         {"members": list(p.members), "weight": p.weight, "answers": p.answers, "successes": p.successes} for p in every
     ]

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from synthe_core.errors import unknown
+from synthe_core.errors import InputError, unknown
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.request import Request
+from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.swarm.answers import Answer, new_answer_id
 from synthe_core.swarm.checking.claim_states import claim_states
 from synthe_core.swarm.checking.judge import Judge
@@ -26,7 +28,7 @@ from synthe_core.swarm.extraction.background import BackgroundReader
 from synthe_core.swarm.feedback.feedback import Feedback
 from synthe_core.swarm.feedback.pairs import PairLimits
 from synthe_core.swarm.folder import SwarmFolder
-from synthe_core.swarm.generation import Generated, Generation
+from synthe_core.swarm.generation import Cancellation, Generated, Generation
 from synthe_core.swarm.json_writer import JsonWriter, json_writer
 from synthe_core.swarm.knowledge.embedder import Embedder
 from synthe_core.swarm.models import BASE, attach_adapters, embedder, load_models
@@ -51,7 +53,7 @@ class SwarmRequest:
     messages:     {"role", "content"}, the user's last. specialist: who answers, `base` included; None: the router says.
     user:         whose facts are used and whose answer it is. conversation: the name of theirs.
     max_tokens, synthesis: None for what swarm.yaml says. sampling: parameters by name, where they are given.
-    client, owner: of the engine's requests.
+    client, owner: of the engine's requests. cancellation: ends the answer from another thread.
     """
 
     messages: Sequence[Message]
@@ -64,6 +66,7 @@ class SwarmRequest:
     seed: int | None = None
     client: str = ""
     owner: str = ""
+    cancellation: Cancellation = field(default_factory=Cancellation)
 
 
 class Swarm:
@@ -117,7 +120,8 @@ class Swarm:
     def answer(self, request: SwarmRequest) -> Generator[SwarmEvent, None, None]:
         """Answers: yields Routed, pieces of drafts and of the answer as they come, and Answered at the end.
 
-        An answer that is cancelled, by closing the generator, is not recorded. Raises InputError, Busy and WorkError.
+        An answer that is cancelled, also by closing the generator, is not recorded. Raises InputError, Busy, WorkError
+        and Cancelled.
         """
         began = time.perf_counter()
         text = last_request(request.messages)
@@ -142,7 +146,14 @@ class Swarm:
             answer.num_output_tokens,
         )
 
-    def rate(self, answer_id: str, success: float, *, right: str | None = None, user: str | None = None) -> None:
+    def rate(
+        self,
+        answer_id: str,
+        success: float,
+        *,
+        right: str | None = None,
+        user: str | None = None,
+    ) -> None:
         """Learns how good an answer was, 0 to 1; see `Record.rate`."""
         observation = self.record.rate(answer_id, success, right=right, user=user)
         if observation is not None:
@@ -171,23 +182,26 @@ class Swarm:
 
     def _write(self, request: SwarmRequest, text: str, decision: Decision, facts: str) -> Writing:
         """The answer of those who were chosen."""
-        estimates = {each.name: each.estimate for each in decision.candidates}
+        estimates = {each.name: each.probability for each in decision.candidates}
 
         def judge(name: str, generated: Generated) -> Draft:
             return self._draft(name, generated, decision.domain, estimates.get(name, 0.5), request.user)
 
+        def run(requests: Sequence[Request]) -> Generation:
+            return Generation(self.engine, requests, request.cancellation)
+
         assignments = [Assignment(n, self._request(n, request, request.messages, facts)) for n in decision.answering]
         if len(assignments) == 1:
-            return (yield from single(self.engine, assignments[0], judge))
+            return (yield from single(run, assignments[0], judge))
         method = request.synthesis or self.spec.synthesis.type
         if method == "best":
-            return (yield from best(self.engine, assignments, judge))
+            return (yield from best(run, assignments, judge))
         if method == "write":
 
             def writer(message: str) -> Request:
                 return self._request(BASE, request, [{"role": "user", "content": message}], "")
 
-            return (yield from write(self.engine, assignments, judge, text, writer))
+            return (yield from write(run, assignments, judge, text, writer))
         raise unknown("synthesis", method, METHODS)
 
     def _request(self, name: str, request: SwarmRequest, messages: Sequence[Message], facts: str) -> Request:
@@ -200,7 +214,7 @@ class Swarm:
             self.models[name],
             prompt.token_ids,
             max_tokens=served.fitting(request.max_tokens or self.spec.answers.max_tokens, len(prompt.token_ids)),
-            sampling=served.defaults.apply(given),
+            sampling=_sampling(served, given),
             stop=prompt.stop,
             seed=secrets.randbits(32) if request.seed is None else request.seed,
             cache_breakpoints=(prompt.shared,) if prompt.shared else (),
@@ -276,9 +290,17 @@ class Swarm:
             for name, writer in self._writers.items()
             if name != BASE and self.spec.specialists[name].documents and writer.prefix
         ]
-        with Generation(self.engine, requests) as generation:
+        with Generation(self.engine, requests, Cancellation()) as generation:
             for _ in generation:
                 pass
+
+
+def _sampling(served: LoadedModel, given: Mapping[str, Any]) -> SamplingParams:
+    try:
+        return served.defaults.apply(given)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise InputError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}") from None
 
 
 @contextmanager

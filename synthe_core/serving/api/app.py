@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,6 +24,9 @@ from synthe_core.serving.api.middleware import AccessMiddleware, RequestMiddlewa
 from synthe_core.serving.api.routing import no_such_path, other_methods
 from synthe_core.serving.api.settings import Settings
 
+if TYPE_CHECKING:
+    from synthe_core.swarm.team import Swarm
+
 PAGE = Path(__file__).parent.parent / "page"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -41,8 +44,8 @@ CLIENT_CLOSED = 499
 class App:
     """An ASGI application. While `api.closing` is set, it rejects new requests."""
 
-    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
-        self.api = Api(engine, settings, Metrics(engine.status))
+    def __init__(self, engine: AsyncEngine, settings: Settings, swarm: Swarm | None = None) -> None:
+        self.api = Api(engine, settings, Metrics(engine.status), swarm)
         methods: dict[str, list[Route]] = {}
         for endpoint in ENDPOINTS:
             route = Route(endpoint.path, _handler(self.api, endpoint), methods=[endpoint.method])

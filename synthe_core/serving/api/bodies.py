@@ -178,6 +178,9 @@ class Chat(GenerationBody):
     continue_final_message: bool | None = Field(None, description="continue the last message instead of a new one")
     chat_template_kwargs: TemplateValues | None = Field(None, description="values for the model's chat template")
     reasoning_effort: Text | None = Field(None, description="given to the model's chat template")
+    user: Text | None = Field(None, description="whose facts a swarm uses; no effect on other models")
+    conversation: Text | None = Field(None, description="a swarm's: keep both turns, and learn facts from them")
+    synthesis: Literal["best", "write"] | None = Field(None, description="a swarm's: how several answers become one")
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -241,6 +244,16 @@ class Introspect(Body):
 
 class Fork(Body):
     to: SessionId = Field(description="name of the copy")
+
+
+class Feedback(Body):
+    answer_id: Name = Field(description="`synthe.answer_id` of the reply")
+    score: float = Field(ge=-1, le=1, description="1 is good, -1 is bad")
+    right: Name | None = Field(None, description="the specialist that should have answered")
+    correction: Annotated[str, StringConstraints(min_length=1, max_length=100_000)] | None = Field(
+        None, description="a better answer; it is reviewed before it is learned"
+    )
+    user: Text | None = Field(None, description="as in the request")
 
 
 class AdapterLoad(Body):

@@ -21,11 +21,17 @@ from synthe_core.serving.api.completion_job import (
 )
 from synthe_core.serving.api.completions import check_counts, check_logprobs, note_prompts, output_limit
 from synthe_core.serving.api.context import Api, Call
+from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.response_format import ResponseFormat, confidences
+from synthe_core.serving.api.swarm_chat import is_for_swarm, swarm_chat
 
 
 async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
     """Generates the next message, with `n` choices."""
+    if is_for_swarm(api, body.model):
+        return await swarm_chat(api, call, body)
+    if name := next((name for name in ("conversation", "synthesis") if getattr(body, name) is not None), None):
+        raise HttpError(400, f"{name}: {body.model} is no swarm", param=name)
     served = api.served(body.model, call.owner)
     check_counts(api, body, 1)
     continues = api.has_session(body.session, call.owner)

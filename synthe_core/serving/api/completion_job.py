@@ -29,8 +29,8 @@ TAIL_TOKENS, MAX_TAILS = 64, 10_000  # last tokens stored per session, and the n
 REASONS = {"stop": "stop", "length": "length", "cancelled": "length", "shutdown": "length"}
 
 
-def sampling(body: bodies.GenerationBody, defaults: GenerationDefaults) -> SamplingParams:
-    """The sampling parameters of a request, with those of its model where it has none."""
+def sampling_values(body: bodies.GenerationBody) -> dict[str, Any]:
+    """The sampling parameters that a request gives, by name."""
     values: dict[str, Any] = {
         "temperature": body.temperature,
         "top_k": None if body.top_k is None else max(0, body.top_k),
@@ -41,8 +41,13 @@ def sampling(body: bodies.GenerationBody, defaults: GenerationDefaults) -> Sampl
         "presence_penalty": body.presence_penalty,
         "logit_bias": {int(token): bias for token, bias in body.logit_bias.items()} if body.logit_bias else None,
     }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def sampling(body: bodies.GenerationBody, defaults: GenerationDefaults) -> SamplingParams:
+    """The sampling parameters of a request, with those of its model where it has none."""
     try:
-        return defaults.apply({key: value for key, value in values.items() if value is not None})
+        return defaults.apply(sampling_values(body))
     except ValidationError as error:
         raise invalid(error, type(body)) from None
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
@@ -27,6 +27,9 @@ from synthe_core.serving.api.json_body import MAX_VALUES, parse_body
 from synthe_core.serving.api.metrics import Metrics
 from synthe_core.serving.api.settings import Settings
 from synthe_core.serving.api.turns import Turns
+
+if TYPE_CHECKING:
+    from synthe_core.swarm.team import Swarm
 
 T = TypeVar("T")
 B = TypeVar("B", bound=BaseModel)
@@ -68,6 +71,7 @@ class Interruption:
 class Api:
     """The server.
 
+    swarm:       the swarm that is served, whose models are in the engine; None without one.
     closing:     set when it begins to shut down.
     last_tokens: the tokens of the last request of each (owner, model), for their inspection.
     tails:       the last text of each session that was continued here, by owner and name.
@@ -78,6 +82,7 @@ class Api:
     engine: AsyncEngine
     settings: Settings
     metrics: Metrics
+    swarm: Swarm | None = None
     started: float = field(default_factory=time.time)
     closing: bool = False
     last_tokens: dict[tuple[str, str], array[int]] = field(default_factory=dict)

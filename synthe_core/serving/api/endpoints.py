@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import synthe_core
-from synthe_core.serving.api import bodies, chat, completions, responses, state, tokens
+from synthe_core.serving.api import bodies, chat, completions, responses, state, swarm_state, tokens
 from synthe_core.serving.api.body import SESSION
 from synthe_core.serving.api.context import Handler
 from synthe_core.serving.api.middleware import OPEN
@@ -121,6 +121,8 @@ ENDPOINTS = [
         responses.Deleted,
         patterns={"id": SESSION},
     ),
+    Endpoint("GET", "/api/swarm", swarm_state.swarm_status, "Get the swarm.", responses.SwarmStatus),
+    Endpoint("POST", "/api/feedback", swarm_state.feedback, "Rate an answer.", responses.Rated, bodies.Feedback),
     Endpoint("POST", "/api/adapters", state.load_adapter, "Load an adapter.", responses.Model, bodies.AdapterLoad),
     Endpoint("DELETE", "/api/adapters/{model}/{name}", state.unload_adapter, "Unload an adapter.", responses.Deleted),
 ]

@@ -60,7 +60,7 @@ COMPLETION: dict[str, Neutral] = {
 }
 
 CHAT: dict[str, Neutral] = {
-    **GENERATION,
+    **{name: neutral for name, neutral in GENERATION.items() if name != "user"},
     "tools": only([], reason=TOOLS),
     "tool_choice": only("none", "auto", reason=TOOLS),
     "functions": only([], reason=TOOLS),

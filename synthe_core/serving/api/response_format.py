@@ -8,7 +8,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api import bodies
 from synthe_core.serving.api.completion_job import CompletionJob, OutputDelta, Usage
-from synthe_core.serving.api.context import Call
+from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.json_parts import to_json
 
 DONE = "[DONE]"
@@ -132,10 +132,19 @@ async def json_response(build: Callable[[], Any], size: int) -> Response:
     return Response(content, media_type="application/json")
 
 
+class Job(Protocol):
+    """What a stream is of."""
+
+    api: Api
+
+    def cancel(self) -> None:
+        """Ends the work, if it goes on."""
+
+
 class EventStream(EventSourceResponse):
     """A stream of events. When it ends, for any reason, its job is cancelled."""
 
-    def __init__(self, events: AsyncIterator[dict[str, str]], job: CompletionJob) -> None:
+    def __init__(self, events: AsyncIterator[dict[str, str]], job: Job) -> None:
         super().__init__(events, send_timeout=job.api.settings.send_timeout, sep="\n")
         self.job = job
 

@@ -81,6 +81,37 @@ class MessageChoice(BaseModel):
     finish_reason: Literal["stop", "length"]
 
 
+class Contradiction(BaseModel):
+    kind: str
+    sentence: str
+    start: int
+    end: int
+    stated: str
+    fact: dict[str, Any]
+    score: float
+
+
+class Routing(BaseModel):
+    specialists: list[str]
+    fallback: bool
+    explored: bool
+    domain: str
+    why: str
+    estimates: dict[str, float]
+
+
+class SwarmAnswer(BaseModel):
+    """How an answer of a swarm came about."""
+
+    answer_id: str = Field(description="under which /api/feedback takes a rating")
+    routing: Routing
+    facts: list[str] = Field(description="what is known and was in the prompts")
+    by: str
+    confidence: float = Field(description="calibrated probability that the answer is right")
+    drafts: list[dict[str, Any]]
+    contradictions: list[Contradiction] = Field(description="of the answer with what is known")
+
+
 class ChatCompletion(BaseModel):
     id: str
     object: Literal["chat.completion"]
@@ -89,6 +120,7 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str
     choices: list[MessageChoice]
     usage: Usage
+    synthe: SwarmAnswer | None = Field(None, description="of a swarm's answer")
 
 
 class ModelFacts(BaseModel):
@@ -205,6 +237,21 @@ class Session(BaseModel):
 class Sessions(BaseModel):
     object: Literal["list"]
     data: list[Session]
+
+
+class Rated(BaseModel):
+    answer_id: str
+    success: float
+
+
+class SwarmStatus(BaseModel):
+    """What a swarm is and has done. It can have more fields."""
+
+    specialists: list[dict[str, Any]]
+    pathways: list[dict[str, Any]]
+    answers: int
+    rated: int
+    calibration_error: float | None
 
 
 class Deleted(BaseModel):

@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -26,6 +26,9 @@ from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.serving.api.app import App
 from synthe_core.serving.api.settings import Settings
 
+if TYPE_CHECKING:
+    from synthe_core.swarm.team import Swarm
+
 BACKLOG = 2048
 THREADS = 32  # for blocking work; most of them wait for the engine
 SHUTDOWN_TIMEOUT = 5.0
@@ -38,9 +41,17 @@ class Server:
     Raises InputError if the address is not available.
     """
 
-    def __init__(self, engine: AsyncEngine, settings: Settings, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        settings: Settings,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        swarm: Swarm | None = None,
+    ) -> None:
         self.engine = engine
-        self.app = App(engine, settings)
+        self.app = App(engine, settings, swarm)
         self._socket = listening(host, port)
         self.host, self.port = host, self._socket.getsockname()[1]
         config = uvicorn.Config(

@@ -19,6 +19,8 @@ from synthe_core.introspection.report import Report, lines, report_of
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.context import Api, Call, Interruption
 from synthe_core.serving.api.errors import HttpError
+from synthe_core.serving.api.swarm_chat import SWARM, is_for_swarm
+from synthe_core.swarm.models import BASE
 
 MOST_EXAMINED = 512
 """Maximum number of tokens of a report, which has the signals of every layer for each. One pass reads them, and others
@@ -26,14 +28,30 @@ wait for it: it is no longer than a pass over prompts (`SchedulerConfig.max_pref
 
 
 async def models(api: Api, call: Call, body: None) -> Response:
-    return JSONResponse(
-        {"object": "list", "data": [_model(api, name, call.owner) for name in api.engine.registry.names(call.owner)]}
-    )
+    data = [_any_model(api, name, call.owner) for name in _names(api, call.owner)]
+    return JSONResponse({"object": "list", "data": data})
 
 
 async def model(api: Api, call: Call, body: None) -> Response:
     name = call.request.path_params["model"]
-    return JSONResponse(_model(api, name, call.owner))
+    return JSONResponse(_any_model(api, name, call.owner))
+
+
+def _any_model(api: Api, name: str, owner: str) -> dict[str, Any]:
+    return _swarm_model(api, name) if is_for_swarm(api, name) else _model(api, name, owner)
+
+
+def _names(api: Api, owner: str) -> list[str]:
+    """What requests can name."""
+    own = [] if api.swarm is None else [SWARM, *api.swarm.spec.specialists]
+    return [*own, *api.engine.registry.names(owner)]
+
+
+def _swarm_model(api: Api, name: str) -> dict[str, Any]:
+    """A specialist as a model of its own, or the swarm, which has the facts of its base."""
+    assert api.swarm is not None
+    engine_name = BASE if name == SWARM else api.swarm.models[name]
+    return {**_model(api, engine_name, ""), "id": name, "parent": BASE}
 
 
 def _model(api: Api, name: str, owner: str) -> dict[str, Any]:
@@ -80,7 +98,7 @@ async def status(api: Api, call: Call, body: None) -> Response:
         "max_n": settings.max_n,
         "max_body": settings.max_body,
     }
-    own = {"sessions": len(api.engine.sessions.list(call.owner)), "models": api.engine.registry.names(call.owner)}
+    own = {"sessions": len(api.engine.sessions.list(call.owner)), "models": _names(api, call.owner)}
     figures = {**api.engine.status(call.sees), "scope": "key" if call.sees else "all"}
     return JSONResponse({**figures, **own, "limits": limits})
 

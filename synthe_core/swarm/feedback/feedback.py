@@ -34,8 +34,9 @@ class Feedback:
     """What users say of answers.
 
     implicit: whether what a user does with an answer counts too. By default it does not.
-    teach:    learns the score of an answer by its id, within the transaction that records it; `Swarm.rate` teaches
-              router, pathways and confidence. By default the score is written to the answer.
+    teach:    learns the score of an answer by its id, and `right` where somebody says which specialist should have
+              answered, within the transaction that records it; `Swarm.rate` teaches router, pathways and confidence.
+              By default the score is written to the answer.
     """
 
     def __init__(
@@ -44,14 +45,14 @@ class Feedback:
         *,
         limits: PairLimits | None = None,
         implicit: bool = False,
-        teach: Callable[[str, float], object] | None = None,
+        teach: Callable[..., object] | None = None,
     ) -> None:
         self.store, self.implicit = store, implicit
         self.answers, self._pairs = Answers(store), Pairs(store, limits)
         self._teach = teach or self.answers.rate
         store.prepare(SCHEMA)
 
-    def rate(self, answer_id: str, score: float, user: str) -> Rating:
+    def rate(self, answer_id: str, score: float, user: str, right: str | None = None) -> Rating:
         """Records how good an answer is: 1 for a thumb up, 0 for a thumb down. A later rating replaces an earlier one.
 
         InputError for a score outside 0 to 1, and if the user got no such answer.
@@ -60,7 +61,7 @@ class Feedback:
             raise InputError(f"a score of {score} is not between 0 and 1", "1 is a thumb up, 0 a thumb down")
         with self.store.transaction():
             answer = self.answers.get(answer_id, user)
-            return self._write(answer, score, EXPLICIT)
+            return self._write(answer, score, EXPLICIT, right)
 
     def observe(self, answer_id: str, signal: str, user: str) -> Rating | None:
         """Records what a user did with an answer, if `implicit` is on; None if it is off, or the user rated it.
@@ -77,7 +78,7 @@ class Feedback:
                 return None
             return self._write(answer, IMPLICIT[signal], signal)
 
-    def correct(self, answer_id: str, text: str, user: str) -> Pair:
+    def correct(self, answer_id: str, text: str, user: str, right: str | None = None) -> Pair:
         """Records a better answer: a pair to review, and a rating of 0.
 
         InputError for an empty text or that of the answer, and if the user got no such answer.
@@ -93,7 +94,7 @@ class Feedback:
                 specialist=answer.by,
                 answer=answer.id,
             )
-            self._write(answer, 0.0, EXPLICIT)
+            self._write(answer, 0.0, EXPLICIT, right)
             return pair
 
     def add_fallback(self, answer_id: str, tutor_text: str, rejected: str, specialist: str) -> Pair:
@@ -131,12 +132,12 @@ class Feedback:
             row = connection.execute(query).first()
         return None if row is None else Rating(row.answer, row.user, row.score, row.signal, row.time)
 
-    def _write(self, answer: Answer, score: float, signal: str) -> Rating:
+    def _write(self, answer: Answer, score: float, signal: str, right: str | None = None) -> Rating:
         rating = Rating(answer.id, answer.user, score, signal, self.store.now())
         values = vars(rating)
         with self.store.transaction() as connection:
             replaced = {name: values[name] for name in ("score", "signal", "time")}
             written = insert(ratings).values(values)
             connection.execute(written.on_conflict_do_update(index_elements=["answer", "user"], set_=replaced))
-            self._teach(answer.id, score)
+            self._teach(answer.id, score, **({} if right is None else {"right": right}))
         return rating

@@ -25,6 +25,11 @@ class Candidate:
     words: tuple[str, ...] = ()
     observations: int = 0
 
+    @property
+    def probability(self) -> float:
+        """The estimate as people read it: between 0 and 1. What is compared is the estimate itself."""
+        return min(1.0, max(0.0, self.estimate))
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -60,5 +65,5 @@ class Decision:
             "explored": self.explored,
             "domain": self.domain,
             "why": self.why,
-            "estimates": {each.name: round(each.estimate, 4) for each in self.candidates},
+            "estimates": {each.name: round(each.probability, 4) for each in self.candidates},
         }

@@ -19,6 +19,8 @@ from synthe_core.swarm.spec import SpecialistSpec, SwarmSpec
 
 RECENT = 200
 """Decisions of which at most a share explores."""
+CAUTION = 0.1
+"""Success is drawn with so much of its deviation: what requests differ in explores by itself (Bastani et al. 2021)."""
 MAX_WORDS = 5
 
 
@@ -116,7 +118,8 @@ class Router:
             return (), False
         best, explored = candidates[0], False
         if len(candidates) > 1 and sum(self._explored) < router.explore * (len(self._explored) + 1):
-            draws = self._generator.normal([c.estimate for c in candidates], [c.deviation for c in candidates])
+            deviations = [CAUTION * each.deviation for each in candidates]
+            draws = self._generator.normal([each.estimate for each in candidates], deviations)
             first = candidates[int(draws.argmax())]
             explored = first is not best
             if explored:
@@ -164,13 +167,12 @@ def _reason(
         return f"there are no specialists, so {fallback} answers"
     best = candidates[0]
     if not chosen:
-        return (
-            f"{best.name} is the nearest, with {best.estimate:.0%}, which is below {threshold:.0%}: {fallback} answers"
-        )
+        nearest = f"{best.name} is the nearest, with {best.probability:.0%}"
+        return f"{nearest}, which is below {threshold:.0%}: {fallback} answers"
     by_name = {each.name: each for each in candidates}
     parts = [_about(by_name[name]) for name in chosen]
     said = "; ".join(parts)
-    return f"{said}; explored: {best.name} has {best.estimate:.0%}" if explored else said
+    return f"{said}; explored: {best.name} has {best.probability:.0%}" if explored else said
 
 
 def _about(candidate: Candidate) -> str:
@@ -181,4 +183,4 @@ def _about(candidate: Candidate) -> str:
         grounds = ["by its capabilities"]
     if candidate.words:
         grounds.append(f"matching {', '.join(candidate.words)}")
-    return f"{candidate.name}: {candidate.estimate:.0%} {' and '.join(grounds)}"
+    return f"{candidate.name}: {candidate.probability:.0%} {' and '.join(grounds)}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.swarm.events import AnswerToken
 from synthe_core.swarm.synthesis.drafting import (
     FAILED,
     Assignment,
     Judge,
+    Run,
     Writing,
     Written,
     drafts_of,
@@ -17,9 +17,9 @@ from synthe_core.swarm.synthesis.drafting import (
 )
 
 
-def best(engine: AsyncEngine, assignments: Sequence[Assignment], judge: Judge) -> Writing:
+def best(run: Run, assignments: Sequence[Assignment], judge: Judge) -> Writing:
     """The best draft, once all are complete: its text comes as one piece, after the drafts' own."""
-    drafts = yield from drafts_of(engine, assignments, judge)
+    drafts = yield from drafts_of(run, assignments, judge)
     whole = [each for each in drafts if each.reason not in FAILED]
     chosen = min(whole, key=lambda each: (len(each.contradictions), -each.confidence))
     yield AnswerToken(chosen.text)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 from synthe_core.errors import InputError, WorkError
-from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.request import Request
 from synthe_core.swarm.events import AnswerToken, Draft, DraftToken, SwarmEvent
 from synthe_core.swarm.generation import Generated, Generation
@@ -15,6 +14,8 @@ FAILED = ("error", "refused")
 
 Judge = Callable[[str, Generated], Draft]
 """Makes a draft, with its confidence and contradictions, of what a specialist has generated."""
+Run = Callable[[Sequence[Request]], Generation]
+"""Starts requests to the engine together."""
 Writing = Generator[SwarmEvent, None, "Written"]
 
 
@@ -34,9 +35,9 @@ class Assignment:
     request: Request
 
 
-def single(engine: AsyncEngine, assignment: Assignment, judge: Judge) -> Writing:
+def single(run: Run, assignment: Assignment, judge: Judge) -> Writing:
     """One specialist's answer, streamed."""
-    with Generation(engine, [assignment.request]) as generation:
+    with run([assignment.request]) as generation:
         for _, text in generation:
             yield AnswerToken(text)
     draft = judge(assignment.specialist, generation.results[0])
@@ -44,12 +45,10 @@ def single(engine: AsyncEngine, assignment: Assignment, judge: Judge) -> Writing
     return Written(draft, (draft,))
 
 
-def drafts_of(
-    engine: AsyncEngine, assignments: Sequence[Assignment], judge: Judge
-) -> Generator[SwarmEvent, None, list[Draft]]:
+def drafts_of(run: Run, assignments: Sequence[Assignment], judge: Judge) -> Generator[SwarmEvent, None, list[Draft]]:
     """All specialists' drafts, generated as rows of one batch and streamed as drafts. One that fails leaves the others
     alone; an error if all do."""
-    with Generation(engine, [each.request for each in assignments]) as generation:
+    with run([each.request for each in assignments]) as generation:
         for index, text in generation:
             yield DraftToken(assignments[index].specialist, text)
     drafts = [judge(a.specialist, result) for a, result in zip(assignments, generation.results, strict=True)]

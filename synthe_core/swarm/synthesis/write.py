@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.request import Request
 from synthe_core.swarm.events import AnswerToken, Draft
-from synthe_core.swarm.generation import Generation
 from synthe_core.swarm.synthesis.drafting import (
     FAILED,
     Assignment,
     Judge,
+    Run,
     Writing,
     Written,
     check_any,
@@ -31,19 +30,19 @@ WriterRequest = Callable[[str], Request]
 
 
 def write(
-    engine: AsyncEngine,
+    run: Run,
     assignments: Sequence[Assignment],
     judge: Judge,
     request: str,
     writer: WriterRequest,
 ) -> Writing:
     """The drafts, and then the base's answer, streamed. If only one draft is whole, it is the answer."""
-    drafts = yield from drafts_of(engine, assignments, judge)
+    drafts = yield from drafts_of(run, assignments, judge)
     whole = [each for each in drafts if each.reason not in FAILED]
     if len(whole) == 1:
         yield AnswerToken(whole[0].text)
         return Written(whole[0], tuple(drafts))
-    with Generation(engine, [writer(instruction(request, whole))]) as generation:
+    with run([writer(instruction(request, whole))]) as generation:
         for _, text in generation:
             yield AnswerToken(text)
     answer = judge("base", generation.results[0])

@@ -62,7 +62,8 @@ def fuzz(engine: AsyncEngine, path: str, method: str, examples: int) -> set[int]
             case.body["model"] = "plain"
         answer = case.call()
         statuses.add(answer.status_code)
-        case.validate_response(answer, checks=HELD_TO)
+        # A body that is too large is refused before anything in it is looked at.
+        case.validate_response(answer, checks=HELD_TO[:-1] if answer.status_code == 413 else HELD_TO)
 
     run()
     return statuses

@@ -1,0 +1,52 @@
+"""Handlers of a swarm's state, and of what people say of its answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from synthe_core.serving.api import bodies
+from synthe_core.serving.api.context import Api, Call
+from synthe_core.serving.api.errors import HttpError
+from synthe_core.serving.api.swarm_chat import user_of
+from synthe_core.swarm.confidence import success_of
+from synthe_core.swarm.status import pathways_of, status_of
+from synthe_core.swarm.team import Swarm
+
+
+async def swarm_status(api: Api, call: Call, body: None) -> Response:
+    """The specialists with their success by domain, and the pathways between them."""
+    swarm = _swarm(api)
+
+    def facts() -> dict[str, Any]:
+        values = status_of(swarm.folder, swarm.record)
+        del values["base"]  # a path of the server
+        for each in values["specialists"]:
+            for name in ("adapter", "model", "documents"):
+                each.pop(name, None)
+        return {**values, "pathways": pathways_of(swarm.record)}
+
+    return JSONResponse(await api.in_thread(facts))
+
+
+async def feedback(api: Api, call: Call, body: bodies.Feedback) -> Response:
+    """Learns how good an answer was. Only who got an answer may rate it: its id is known to nobody else, and where
+    there are API keys, the key must be the same."""
+    swarm, user = _swarm(api), user_of(call, body.user)
+    if body.correction is not None and body.score > 0:
+        raise HttpError(400, "score: an answer that is corrected is not good", param="score")
+
+    def record() -> float:
+        if body.correction is not None:
+            swarm.feedback.correct(body.answer_id, body.correction, user, body.right)
+            return 0.0
+        return swarm.feedback.rate(body.answer_id, success_of(body.score), user, body.right).score
+
+    return JSONResponse({"answer_id": body.answer_id, "success": await api.in_thread(record)})
+
+
+def _swarm(api: Api) -> Swarm:
+    if api.swarm is None:
+        raise HttpError(404, "no swarm is served here: start the server with --swarm TEAM", code="not_found")
+    return api.swarm
