@@ -114,8 +114,7 @@ def _parts(text: str) -> set[str]:
 def _mentions(sentence: str, fact: Fact) -> bool:
     """Whether a sentence speaks of a fact's subject, and of its relation or object."""
     said = {stem(word) for word in words(sentence)}
-    subject = {"you", "your"} if key(fact.subject) == USER else set(content(fact.subject)) or _parts(fact.subject)
-    of_subject = bool(subject & said) if key(fact.subject) == USER else subject <= said
+    of_subject = bool({"you", "your"} & said) if key(fact.subject) == USER else _parts(fact.subject) <= said
     topic = set(content(fact.predicate))
     return of_subject and (bool(topic & said) or bool(set(content(fact.object)) & said))
 

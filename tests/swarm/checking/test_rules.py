@@ -144,6 +144,12 @@ def test_answers(known: Fact, answer: str, kind: str | None) -> None:
     assert all(answer[each.start : each.end] == each.sentence for each in result)
 
 
+def test_a_number_in_a_name_is_a_part_of_the_name() -> None:
+    servers = [fact("user", "name", "Ada"), *(fact(f"server {n}", "address", f"10.0.0.{n}", id=n) for n in range(2, 9))]
+    contradictions = check_answer("The address of server 7 is 10.9.9.9.", servers, servers)
+    assert [each.fact.id for each in contradictions] == [7]
+
+
 def test_the_place_of_a_sentence_has_any_spaces() -> None:
     answer = "So:\n\nYou  live\nin Rome. Bye."
     result = check_answer(answer, [HOME], [])
