@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from synthe_core.swarm.knowledge.embedder import Embedder
 from synthe_core.swarm.knowledge.knowledge import Knowledge, KnowledgeLimits
 from synthe_core.swarm.knowledge.retrieval import block, line
 from synthe_core.swarm.spec import KnowledgeSpec
-from synthe_core.swarm.store import Store
+from synthe_core.swarm.store import LimitReached, Store
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,14 @@ class Recollection:
         return [_values(each) for each in self.knowledge.check(user, text)]
 
     def record(self, user: str, conversation: str, request: str, answer: str) -> None:
-        """Keeps both turns of a conversation that has a name; what the user says in it becomes facts."""
+        """Keeps both turns of a conversation that has a name; what the user says in it becomes facts.
+
+        Beyond the limits of a user nothing more is kept: an answer does not fail for it.
+        """
         if self.spec.enabled and conversation:
-            self.knowledge.record_turn(user, conversation, "user", request)
-            self.knowledge.record_turn(user, conversation, "assistant", answer)
+            with suppress(LimitReached):
+                self.knowledge.record_turn(user, conversation, "user", request)
+                self.knowledge.record_turn(user, conversation, "assistant", answer)
 
 
 def _values(contradiction: Contradiction) -> dict[str, Any]:

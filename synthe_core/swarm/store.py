@@ -37,6 +37,11 @@ try:
 except ModuleNotFoundError:
     raise InputError("a swarm's database needs SQLAlchemy", "install it: pip install 'synthe[swarm]'") from None
 
+
+class LimitReached(WorkError):
+    """There is as much stored as may be: of facts, messages or pairs."""
+
+
 BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction
 CONNECTIONS = 8  # kept open; more are opened when more threads need one
 WRITE = "synthe_write"  # the execution option of a connection that writes
@@ -225,14 +230,19 @@ class Store:
         ]
 
     def flush(self) -> None:
-        """Moves the write-ahead log into the file and empties it: what was deleted is then on the disk nowhere."""
+        """Moves the write-ahead log into the file and empties it: what was deleted is then on the disk nowhere.
+
+        WorkError if somebody reads an earlier moment for longer than the time to wait.
+        """
         self._check_process()
         if self._connection is not None:
             raise RuntimeError("a flush within a transaction")
         with self._turn(), self._translated(), self._engine.connect() as connection:
             raw = connection.connection.dbapi_connection
             assert raw is not None
-            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            (is_busy, *_) = raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_busy:
+            raise WorkError(f"{self.path} is being read: its log could not be emptied", "try again, or end the reader")
 
     def size(self) -> int:
         """Bytes of the file and its log."""

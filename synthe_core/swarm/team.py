@@ -30,6 +30,7 @@ from synthe_core.swarm.feedback.pairs import PairLimits
 from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.generation import Cancellation, Generated, Generation
 from synthe_core.swarm.json_writer import JsonWriter, json_writer
+from synthe_core.swarm.knowledge.conversations import check_name
 from synthe_core.swarm.knowledge.embedder import Embedder
 from synthe_core.swarm.models import BASE, attach_adapters, embedder, load_models
 from synthe_core.swarm.prompting import Message, PromptWriter, last_request, system_text
@@ -125,6 +126,8 @@ class Swarm:
         """
         began = time.perf_counter()
         text = last_request(request.messages)
+        if request.conversation:
+            check_name(request.conversation)  # now, and not when the answer is recorded
         decision, observation = self._route(request, text)
         facts = self.recollection.recall(request.user, text)
         answer_id = new_answer_id()

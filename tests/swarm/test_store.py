@@ -216,6 +216,17 @@ def test_a_flush_empties_the_log(store: Store) -> None:
     assert log.stat().st_size == 0
 
 
+def test_a_flush_beside_a_reader_of_an_earlier_moment_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "BUSY_TIMEOUT", 0.0)
+    other, quick = opened(store.path), Store(store.path)
+    with other.read() as connection:
+        connection.scalar(select(func.count()).select_from(numbers))
+        write(quick, 0, 1)
+        with pytest.raises(WorkError, match="is being read"):
+            quick.flush()
+    quick.flush()
+
+
 def test_without_sqlalchemy_there_is_one_line() -> None:
     program = "import sys; sys.modules['sqlalchemy'] = None\nimport synthe_core.swarm.store"
     done = run_program([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

@@ -99,6 +99,26 @@ def test_the_judge_is_what_the_file_says(folder: SwarmFolder) -> None:
             assert isinstance(swarm.recollection.knowledge.verifier, kind)
 
 
+def test_an_answer_does_not_fail_for_what_cannot_be_remembered(folder: SwarmFolder) -> None:
+    path = folder.spec_path
+    path.write_text(re.sub(r"max_facts: \d+", "max_facts: 1", path.read_text()))
+    folder.reload()
+    with open_swarm(folder) as swarm:
+        ask(swarm, "I live in Paris.")
+        _, answered = ask(swarm, "I like tea.")
+        assert swarm.record.answers.get(answered.answer_id).text == answered.text
+        knowledge = swarm.recollection.knowledge
+        assert [fact.object for fact in knowledge.facts.current("ann")] == ["Paris"]
+        assert len(knowledge.conversations.turns("ann", "one")) == 2
+
+
+def test_a_conversation_s_name_is_checked_before_anybody_answers(folder: SwarmFolder) -> None:
+    with open_swarm(folder) as swarm:
+        request = SwarmRequest([{"role": "user", "content": "python"}], conversation="x" * 201)
+        with pytest.raises(InputError, match="1 to 200 characters"):
+            next(swarm.answer(request))
+
+
 def test_feedback_teaches_the_swarm(folder: SwarmFolder) -> None:
     with open_swarm(folder) as swarm:
         _, answered = ask(swarm, "Count to three")

@@ -11,10 +11,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 
-from synthe_core.errors import InputError, WorkError, unknown
+from synthe_core.errors import InputError, unknown
 from synthe_core.swarm.feedback.tables import SCHEMA, pairs
 from synthe_core.swarm.redaction import redact
-from synthe_core.swarm.store import Store
+from synthe_core.swarm.store import LimitReached, Store
 
 MAX_TEXT = 32_000  # characters of a prompt or an answer
 
@@ -94,7 +94,7 @@ class Pairs:
     ) -> Pair:
         """Writes a pair, or returns the one that is stored already.
 
-        InputError for an empty or overlong text and for answers that do not differ, WorkError beyond the limits.
+        InputError for an empty or overlong text and for answers that do not differ, LimitReached beyond the limits.
         """
         texts = {"prompt": prompt, "chosen answer": chosen, "rejected answer": rejected}
         redacted = [_checked(name, text) for name, text in texts.items()]
@@ -191,9 +191,9 @@ class Pairs:
         every = select(func.count()).select_from(pairs)
         hint = "review and delete some: synthe swarm pairs"
         if (connection.scalar(every) or 0) >= self.limits.max_pairs:
-            raise WorkError(f"there are {self.limits.max_pairs} pairs already", hint)
+            raise LimitReached(f"there are {self.limits.max_pairs} pairs already", hint)
         if (connection.scalar(every.where(pairs.c.user == user)) or 0) >= self.limits.max_pairs_per_user:
-            raise WorkError(f"there are {self.limits.max_pairs_per_user} pairs of one user already", hint)
+            raise LimitReached(f"there are {self.limits.max_pairs_per_user} pairs of one user already", hint)
 
 
 def parse_state(text: str) -> PairState:

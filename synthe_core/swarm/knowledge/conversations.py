@@ -8,13 +8,14 @@ from typing import Any
 from sqlalchemy import Row, func, select
 from sqlalchemy.dialects.sqlite import insert
 
-from synthe_core.errors import InputError, WorkError
+from synthe_core.errors import InputError
 from synthe_core.swarm.knowledge.tables import SCHEMA, conversations, messages
 from synthe_core.swarm.redaction import redact
-from synthe_core.swarm.store import Store
+from synthe_core.swarm.store import LimitReached, Store
 
 ROLES = ("system", "user", "assistant", "tool")
 MAX_TEXT = 100_000  # characters of a message
+MAX_NAME = 200  # characters of a conversation's name
 MAX_MESSAGES = 1_000_000  # of one user
 
 
@@ -39,20 +40,19 @@ class Conversations:
         store.prepare(SCHEMA)
 
     def record(self, user: str, conversation: str, role: str, text: str) -> Message:
-        """Adds a turn, redacted. InputError for an unknown role or no name, WorkError beyond the limit of messages.
+        """Adds a turn, redacted. InputError for an unknown role or no name, LimitReached beyond the limit of messages.
 
         Of a longer text the first MAX_TEXT characters are stored.
         """
         if role not in ROLES:
             raise InputError(f"unknown role '{role[:50]}'", f"one of {', '.join(ROLES)}")
-        if not conversation or len(conversation) > 200:
-            raise InputError("the name of a conversation has 1 to 200 characters")
+        check_name(conversation)
         text, now = redact(text)[:MAX_TEXT], self.store.now()
         with self.store.transaction() as connection:
             of_user = select(func.count()).select_from(messages).where(messages.c.user == user)
             if (connection.scalar(of_user) or 0) >= self.max_messages:
                 hint = "delete some: synthe swarm knowledge forget"
-                raise WorkError(f"there are {self.max_messages} messages of one user already", hint)
+                raise LimitReached(f"there are {self.max_messages} messages of one user already", hint)
             begun = insert(conversations).values(user=user, id=conversation, started=now, last_turn=now)
             connection.execute(begun.on_conflict_do_update(index_elements=["user", "id"], set_={"last_turn": now}))
             turn = messages.insert().values(user=user, conversation=conversation, role=role, text=text, time=now)
@@ -83,6 +83,12 @@ class Conversations:
         """Notes that a message needs no second look."""
         with self.store.transaction() as connection:
             connection.execute(messages.update().where(messages.c.id == message).values(read_at=self.store.now()))
+
+
+def check_name(conversation: str) -> None:
+    """InputError for what cannot be the name of a conversation."""
+    if not 1 <= len(conversation) <= MAX_NAME:
+        raise InputError(f"the name of a conversation has 1 to {MAX_NAME} characters, not {len(conversation)}")
 
 
 def message_of(row: Row[Any]) -> Message:

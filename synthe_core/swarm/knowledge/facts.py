@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select
 
-from synthe_core.errors import InputError, WorkError
+from synthe_core.errors import InputError
 from synthe_core.swarm.knowledge.fact import Claim, Fact, Source, key
 from synthe_core.swarm.knowledge.tables import SCHEMA, current, facts
-from synthe_core.swarm.store import Store
+from synthe_core.swarm.store import LimitReached, Store
 
 MAX_PART = 1000  # characters of a subject, predicate or object
 MAX_FACTS = 100_000  # of one user, history included
@@ -57,7 +57,7 @@ class Facts:
         the place of a trusted fact: both stay, and only the trusted one is used.
 
         instead_of: a fact that it corrects, whatever the relation. InputError for an empty or overlong claim, and
-        where the user has no such fact; WorkError beyond the limit of facts.
+        where the user has no such fact; LimitReached beyond the limit of facts.
         """
         _check(claim)
         at = self.store.now() if at is None else at
@@ -167,7 +167,7 @@ class Facts:
     def _check_limit(self, connection: Connection, user: str) -> None:
         if _count(connection, user) >= self.max_facts:
             hint = "delete some: synthe swarm knowledge forget"
-            raise WorkError(f"there are {self.max_facts} facts of one user already", hint)
+            raise LimitReached(f"there are {self.max_facts} facts of one user already", hint)
 
 
 def fact_of(row: Row[Any]) -> Fact:
