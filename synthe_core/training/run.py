@@ -153,12 +153,14 @@ def _tune(state: TrainState, recipe: Recipe, hardware: Hardware) -> Iterator[Eve
 
 def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe to continue training from a checkpoint: its own with `overrides` and its tokenizer, without its stages
-    unless the overrides have some."""
+    unless the overrides have some. Other text is not streamed unless they say so."""
     checkpoint = Checkpoint.open(path)
     model = checkpoint.base or checkpoint
     has_file = model.source.on_disk and not isinstance(model.source, PublishedSource) and origin_of(model.path) is None
     file = model.path / "tokenizer.json" if has_file else reference_to(model.path)
     tokens = [] if model.recipe.data.tokenizer.type == "bytes" else [f"data.tokenizer={file}"]
+    if any(each.startswith("data.sources") for each in overrides):
+        tokens.append("data.stream=false")
     own = checkpoint if "recipe.yaml" in checkpoint.manifest.files else model
     tokens += _adapter_rate(checkpoint, own.recipe, overrides)
     recipe = own.recipe_with([*tokens, *overrides])

@@ -22,7 +22,7 @@ from synthe_core.evaluation.held_out import held_out
 from synthe_core.events import Metric, Result
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint, checkpoints
-from synthe_core.training import train
+from synthe_core.training import recipe_from_checkpoint, train
 from tests.paths import ROOT, SHARED
 from tests.processes import run_program, start
 from tests.training.conftest import WORDS, assert_same, of
@@ -158,6 +158,17 @@ def test_held_out_text_is_that_of_the_run(streamed, tmp_path):
         while True:
             next(work)
     assert end.value.value.digest == checkpoint.training_state()["text"]["validation"]
+
+
+def test_a_streamed_run_is_trained_further_on_rows(streamed, rows, tmp_path):
+    list(train(streamed(budget="2steps"), out=tmp_path / "run"))
+    assert recipe_from_checkpoint(tmp_path / "run").data.stream
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    changes = [f"data.sources={tmp_path / 'chats.jsonl'}", "objective.type=sft", "train.budget=2epochs"]
+    changed = recipe_from_checkpoint(tmp_path / "run", changes)
+    assert not changed.data.stream and changed.reads == "conversations"
+    again = recipe_from_checkpoint(tmp_path / "run", [f"data.sources={rows}", "data.stream=true"])
+    assert again.data.stream
 
 
 @pytest.mark.parametrize(
