@@ -123,7 +123,7 @@ def add(
         )
     added = swarm.add(name, spec, adapter)
     with choose_renderer(as_json) as shown:
-        shown.result(Result({"specialist": name, **added.model_dump(mode="json", exclude_defaults=True)}))
+        shown.result(Result({"specialist": name, **added.model_dump(mode="json", exclude_defaults=True)}, folder))
 
 
 @app.command(
@@ -137,7 +137,7 @@ def remove(folder: FolderArgument, name: NameArgument, as_json: JsonOption = Fal
 
     SwarmFolder(folder).remove(name)
     with choose_renderer(as_json) as shown:
-        shown.result(Result({"specialist": name, "removed": True}))
+        shown.result(Result({"specialist": name, "removed": True}, folder))
 
 
 @app.command(
@@ -269,7 +269,7 @@ def rate(
         feedback.correct(answer, correction, user, right)
     store.close()
     with choose_renderer(as_json) as shown:
-        shown.result(Result({"answer": answer, "success": float(good)}))
+        shown.result(Result({"answer": answer, "success": float(good)}, folder))
 
 
 @app.command(
