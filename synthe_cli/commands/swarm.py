@@ -181,7 +181,7 @@ def ask(
         typer.Option("--specialist", metavar="NAME", help="Who answers, whatever the router says."),
     ] = None,
     synthesis: Annotated[
-        str | None, typer.Option("--synthesis", metavar="best|write", help="How several answers become one.")
+        str | None, typer.Option("--synthesis", metavar="best|write|fuse", help="How several answers become one.")
     ] = None,
     user: Annotated[str, typer.Option("--user", metavar="NAME", help="Whose facts are used.")] = "",
     conversation: Annotated[

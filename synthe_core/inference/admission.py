@@ -88,10 +88,9 @@ class AdmissionControl:
         with self._lock:
             return self._waiting[owner]
 
-    @property
-    def has_slot(self) -> bool:
-        """Whether fewer sequences run than may."""
-        return self.num_running < self.max_num_seqs
+    def has_slots(self, count: int = 1) -> bool:
+        """Whether `count` more sequences may run."""
+        return self.num_running + count <= self.max_num_seqs
 
     def has_memory(self, state_bytes: int) -> bool:
         """Whether there is room for the state of another sequence. For one alone there always is."""

@@ -122,16 +122,30 @@ class AsyncEngine:
         model = self.registry.resolve(request.model, request.owner).model
         if self._deadline is not None:
             raise _stopping()
-        detokenizer = Detokenizer(
-            model.tokenizer.decoder(),
-            request.stop,
-            stop_token_ids=request.stop_token_ids,
-            min_tokens=request.min_tokens,
-        )
-        handle = RequestHandle(request, detokenizer, deliver)
+        handle = RequestHandle(request, _detokenizer(model, request), deliver)
         sequence = self.engine.make_sequence(request, handle.process)
         handle.on_cancel = lambda: self._inbox.put(partial(self.engine.abort, sequence))
         self._inbox.put(sequence)
+        return handle
+
+    def submit_mixture(
+        self, requests: Sequence[Request], weights: Sequence[float], deliver: Callable[[Output], None] | None = None
+    ) -> RequestHandle:
+        """Starts requests to one model that generate one text, drawn from the mixture of their distributions; the
+        handle is of the first, which has the sampling and stop strings. Raises what `submit` raises, with none started.
+        """
+        model = self.registry.resolve(requests[0].model, requests[0].owner).model
+        if self._deadline is not None:
+            raise _stopping()
+        handle = RequestHandle(requests[0], _detokenizer(model, requests[0]), deliver)
+        sequences = self.engine.make_mixture(requests, weights, handle.process)
+        handle.on_cancel = lambda: self._inbox.put(partial(self.engine.abort, sequences[0]))
+
+        def add() -> None:
+            for sequence in sequences:
+                self.engine.add_sequence(sequence)
+
+        self._inbox.put(add)
         return handle
 
     def call(self, work: Callable[[], T]) -> Future[T]:
@@ -287,6 +301,15 @@ class AsyncEngine:
         if self._deadline is not None and time.monotonic() >= self._deadline:
             for sequence in list(self.engine.running):
                 self.engine.finish(sequence, "shutdown")
+
+
+def _detokenizer(model: LoadedModel, request: Request) -> Detokenizer:
+    return Detokenizer(
+        model.tokenizer.decoder(),
+        request.stop,
+        stop_token_ids=request.stop_token_ids,
+        min_tokens=request.min_tokens,
+    )
 
 
 def _pooled(handle: RequestHandle) -> Tensor:

@@ -19,6 +19,7 @@ from synthe_core.inference.constraints import Constraint, compile_grammar, compi
 from synthe_core.inference.fairness import TokenCounters, WaitingQueue
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.metrics import EngineMetrics
+from synthe_core.inference.mixture import Mixture
 from synthe_core.inference.model_registry import ModelRegistry
 from synthe_core.inference.outputs import Finished, FinishReason, OutputCallback
 from synthe_core.inference.prefix_cache import PrefixCache
@@ -112,6 +113,32 @@ class Engine:
         self.metrics.add(owner, requests=1)
         return Sequence(request, on_output, resolved, constraint, session=session, keep_state=keep_state)
 
+    def make_mixture(self, requests: Many[Request], weights: Many[float], on_output: OutputCallback) -> list[Sequence]:
+        """Sequences for `add_sequence` that generate one text together, see `Mixture`; `on_output` is of the first.
+
+        Raises InputError where they are not of one model, or more than run at once; and what `make_sequence` raises,
+        with none of them made.
+        """
+        mixture, made = Mixture(weights), list[Sequence]()
+        if len(requests) != len(weights) or len({request.max_tokens for request in requests}) != 1:
+            raise InputError("a mixture has a weight for each request, and one limit of tokens")
+        if len(requests) > self.admission.max_num_seqs:
+            raise InputError(f"{len(requests)} requests are mixed, and {self.admission.max_num_seqs} run at once")
+        try:
+            for request in requests:
+                made.append(self.make_sequence(request, on_output if not made else lambda output: False))
+            if len({id(each.resolved.model) for each in made}) > 1:
+                raise InputError("only requests to one model can be mixed", "they may have different adapters")
+        except BaseException:
+            for each in made:
+                self.admission.dequeue(each.request.owner)
+                self.admission.leave(each.request.owner)
+            raise
+        for each in made:
+            each.mixture = mixture
+        mixture.members = made
+        return made
+
     def add_sequence(self, sequence: Sequence) -> None:
         """Queues a sequence; it starts with one of the next steps."""
         self.counters.enter(sequence.request.client)
@@ -170,6 +197,8 @@ class Engine:
             self._save_session(sequence)
         else:
             self._emit_finished(sequence)
+        for member in () if sequence.mixture is None else sequence.mixture.members:
+            self.finish(member, reason, error)
 
     def abort(self, sequence: Sequence) -> None:
         """Ends a sequence that nobody waits for any more."""
@@ -214,37 +243,49 @@ class Engine:
         while self.waiting:
             at_work = Counter(each.request.client for each in self.running if each.status is not SequenceStatus.PAUSED)
             sequence = self.waiting.first(at_work, self.counters)
+            group = [sequence] if sequence.mixture is None else sequence.mixture.members
             is_paused = sequence.status is SequenceStatus.PAUSED
             try:
-                if not sequence.token_ids:
-                    self._prepare(sequence)
-                has_memory = is_paused or self.admission.has_memory(sequence.state_bytes)
-                if not has_memory or not (self.admission.has_slot or self._make_room(sequence, at_work)):
+                for each in group:
+                    if not each.token_ids:
+                        self._prepare(each)
+                if not is_paused and not self.admission.has_memory(sum(each.state_bytes for each in group)):
+                    return
+                if not self.admission.has_slots(len(group)) and not self._make_room(sequence, at_work):
                     return
             except Exception as error:
                 self.finish(sequence, "error", error)
                 continue
-            self.waiting.remove(sequence)
-            self.running[sequence] = scheduler = self._scheduler(sequence.resolved.model)
-            if is_paused:
-                self.admission.resume()
-                scheduler.resume(sequence)
-            else:
-                self.admission.acquire(sequence.state_bytes, sequence.request.owner)
-                sequence.admitted_at = time.monotonic()
-                scheduler.add(sequence)
+            for each in group:
+                self._begin(each, is_paused)
+
+    def _begin(self, sequence: Sequence, is_paused: bool) -> None:
+        """Starts a waiting sequence for which there is room."""
+        if sequence.finished:  # another of its mixture has failed
+            return
+        self.waiting.remove(sequence)
+        self.running[sequence] = scheduler = self._scheduler(sequence.resolved.model)
+        if is_paused:
+            self.admission.resume()
+            scheduler.resume(sequence)
+        else:
+            self.admission.acquire(sequence.state_bytes, sequence.request.owner)
+            sequence.admitted_at = time.monotonic()
+            scheduler.add(sequence)
 
     def _make_room(self, sequence: Sequence, at_work: Counter[str]) -> bool:
         """Pauses a sequence of the client that has most at work, if that is at least two more than the client of
         `sequence` has: its newest one."""
         client, most = at_work.most_common(1)[0]
-        if most < at_work[sequence.request.client] + 2:
+        if most < at_work[sequence.request.client] + 2 or sequence.mixture is not None:
             return False
-        newest = next(
+        candidates = (
             each
             for each in reversed(self.running)
-            if each.request.client == client and each.status is not SequenceStatus.PAUSED
+            if each.request.client == client and each.status is not SequenceStatus.PAUSED and each.mixture is None
         )
+        if (newest := next(candidates, None)) is None:
+            return False
         self.running[newest].pause(newest)
         self.admission.pause()
         self.waiting.push_front(newest)

@@ -14,6 +14,7 @@ from synthe_core.inference.fairness import TokenCounters
 from synthe_core.inference.heads import Heads, next_token_heads, token_outputs
 from synthe_core.inference.loaded_model import ForwardOutput, LoadedModel
 from synthe_core.inference.metrics import EngineMetrics
+from synthe_core.inference.mixed_heads import mixed, share_tokens
 from synthe_core.inference.outputs import FinishReason, PooledOutput, PrefillFinished, TokenOutput
 from synthe_core.inference.prefill import PrefillBatch, caches_state, furthest, grouped, next_prefill_batch
 from synthe_core.inference.prefix_cache import CachedState, PrefixCache
@@ -53,11 +54,12 @@ class ModelScheduler:
         self.model, self.counters = model, counters
         self.config, self.prefix_cache, self.metrics, self.finish = config, prefix_cache, metrics, finish
         self.prefilling: deque[Sequence] = deque()
+        self.gathering: list[Sequence] = []  # prompts are read, those of others in their mixtures are not
         self.batch = StateBatch(self.model)
 
     @property
     def sequences(self) -> list[Sequence]:
-        return [*self.prefilling, *self.batch.sequences]
+        return [*self.prefilling, *self.gathering, *self.batch.sequences]
 
     def step(self) -> None:
         """Reads a chunk of prompts, and generates one token of every sequence that has read its prompt."""
@@ -82,8 +84,8 @@ class ModelScheduler:
             if keep_state and sequence.state is None:
                 sequence.state = self.batch.state_of(sequence)
             self.batch.remove(sequence)
-        elif sequence in self.prefilling:
-            self.prefilling.remove(sequence)
+        elif sequence in self.prefilling or sequence in self.gathering:
+            (self.prefilling if sequence in self.prefilling else self.gathering).remove(sequence)
             sequence.state = None
         elif sequence.status is SequenceStatus.PAUSED and not sequence.output_token_ids:
             sequence.state = None
@@ -317,13 +319,22 @@ class ModelScheduler:
 
     def _append_tokens(self, sequences: Many[Sequence], heads: Heads) -> None:
         """Samples the next token of each sequence; those that go on have a slot in the batch afterwards."""
+        if is_mixed := any(sequence.mixture is not None for sequence in sequences):
+            sequences, heads, waiting = mixed(sequences, heads)
+            self.gathering = [each for each in (*self.gathering, *waiting) if each not in sequences]
+            if not sequences:
+                return
         tokens = sample(heads.logits, [sequence.sampling for sequence in sequences])
+        if is_mixed:
+            share_tokens(sequences, tokens)
         self.metrics.add_output_tokens_of(sequence.request.owner for sequence in sequences)
         for client, count in Counter(sequence.request.client for sequence in sequences).items():
             self.counters.charge(client, output_tokens=count)
         outputs = token_outputs(sequences, tokens, heads)
         starting = []
         for sequence, output in zip(sequences, outputs, strict=True):
+            if sequence.finished:  # with the first of its mixture
+                continue
             try:
                 if isinstance(output, Exception):
                     raise output
@@ -336,7 +347,7 @@ class ModelScheduler:
                     starting.append(sequence)
             except Exception as error:
                 self.finish(sequence, "error", error)
-        if starting:
+        if starting := [sequence for sequence in starting if not sequence.finished]:
             self._start(starting)
 
     def _append(self, sequence: Sequence, output: TokenOutput) -> FinishReason | None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from synthe_core.inference.constraints import Constraint
+from synthe_core.inference.mixture import Mixture
 from synthe_core.inference.model_registry import ResolvedModel
 from synthe_core.inference.outputs import FinishReason, Output, OutputCallback, PromptLogprob
 from synthe_core.inference.prefix_cache import owned_fingerprint
@@ -43,6 +44,7 @@ class Sequence:
     state_bytes:         what the state may take at the end of the sequence.
     keep_state:          the state is wanted at the end.
     session:             where the sequence continues, if not from a session of the store.
+    mixture:             with which sequences it generates one text; None for a text of its own.
     next_chunk:          what the next pass over the prompt computes; see `prefill`.
     error:               what ended the sequence, with the finish reasons "error" and "refused".
     hidden_sum:          float32 [D]: of the tokens read so far, where the request pools them.
@@ -64,6 +66,7 @@ class Sequence:
     state_bytes: int = 0
     keep_state: bool = False
     session: Session | None = None
+    mixture: Mixture | None = None
     next_chunk: tuple[int, Hashable] | None = None
     prompt_logprobs: list[PromptLogprob] = field(default_factory=list)
     last_prompt_logits: Tensor | None = None

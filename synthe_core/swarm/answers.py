@@ -51,7 +51,7 @@ SCHEMA = Schema("answers", (_create,))
 class Answer:
     """An answer.
 
-    specialists: who was asked. by: whose text it is; "base" for a written one, "fused" for a mixture.
+    specialists: who was asked. by: whose text it is; "base" for a written one, several joined by + for a mixture.
     signals:     the `Signals` of every one of them, by name.
     routing:     the router's decision, as `Decision.json` has it.
     digests:     of the adapters that answered, by specialist.

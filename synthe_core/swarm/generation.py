@@ -72,16 +72,26 @@ class Generation:
     """Requests that run together. Iterating gives (index, new text) of each as it comes, until all have ended; what
     they have given is in `results`. Leaving the context cancels what still runs.
 
+    weights: the requests generate one text together, drawn from the mixture of their distributions; the only result.
+
     Raises Busy, NotFound and InputError of the engine, with none of the requests started.
     """
 
-    def __init__(self, engine: AsyncEngine, requests: Sequence[Request], cancellation: Cancellation) -> None:
-        self.results = [Generated() for _ in requests]
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        requests: Sequence[Request],
+        cancellation: Cancellation,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self.results = [Generated() for _ in (requests if weights is None else requests[:1])]
         self._outputs: queue.SimpleQueue[tuple[int, Output]] = queue.SimpleQueue()
         self._handles: list[RequestHandle] = []
         self._cancellation = cancellation
         try:
-            for index, request in enumerate(requests):
+            if weights is not None:
+                self._handles.append(engine.submit_mixture(requests, weights, partial(self._deliver, 0)))
+            for index, request in enumerate(requests if weights is None else ()):
                 self._handles.append(engine.submit(request, partial(self._deliver, index)))
         except BaseException:
             self.cancel()

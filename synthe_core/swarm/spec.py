@@ -94,9 +94,10 @@ class ConfidenceSpec(Spec):
 class SynthesisSpec(Spec):
     """How several answers become one."""
 
-    type: Literal["best", "write"] = Field(
+    type: Literal["best", "write", "fuse"] = Field(
         "best",
-        description="best: the one of the highest calibrated confidence; write: the base writes one from all of them",
+        description="best: the one of the highest calibrated confidence; write: the base writes one from all of them; "
+        "fuse: one text from the mixture of their next-token distributions",
     )
 
     @model_validator(mode="before")
@@ -174,6 +175,10 @@ class SwarmSpec(Spec):
             near = closest(fallback, ["base", *self.specialists])
             hint = f"did you mean '{near}'?" if near else f"known: {', '.join(['base', *self.specialists])}"
             raise _fault(("router", "fallback"), f"no specialist is named '{fallback}'", hint)
+        other = next((name for name, each in self.specialists.items() if each.model), None)
+        if self.synthesis.type == "fuse" and other is not None:
+            fault = f"fuse mixes answers of one model, and '{other}' has another"
+            raise _fault(("synthesis",), fault, "take best or write")
         return self
 
     @classmethod

@@ -42,9 +42,10 @@ from synthe_core.swarm.router.router import Router
 from synthe_core.swarm.store import Store
 from synthe_core.swarm.synthesis.best import best
 from synthe_core.swarm.synthesis.drafting import Assignment, Writing, Written, single
+from synthe_core.swarm.synthesis.fuse import fuse
 from synthe_core.swarm.synthesis.write import write
 
-METHODS = ("best", "write")
+METHODS = ("best", "write", "fuse")
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,13 @@ class Swarm:
                 return self._request(BASE, request, [{"role": "user", "content": message}], "")
 
             return (yield from write(run, assignments, judge, text, writer))
+        if method == "fuse":
+
+            def run_mixed(requests: Sequence[Request], weights: Sequence[float]) -> Generation:
+                return Generation(self.engine, requests, request.cancellation, weights)
+
+            weights = [estimates.get(each.specialist, 0.5) for each in assignments]
+            return (yield from fuse(run_mixed, assignments, judge, weights))
         raise unknown("synthesis", method, METHODS)
 
     def _request(self, name: str, request: SwarmRequest, messages: Sequence[Message], facts: str) -> Request:

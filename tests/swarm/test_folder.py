@@ -39,6 +39,7 @@ def _keys(section: str) -> list[str]:
         ),
         ("base: x\nrouter: {threshold: 2}\n", "swarm.yaml:2:10: router.threshold:", None),
         ("base: x\nsynthesis: bost\n", "synthesis.type", None),
+        ("base: x\nsynthesis: fuse\nspecialists: {a: {model: b}}\n", "mixes answers of one model", "best or write"),
         ("base: x\nrouter: {max_specialists: yes}\n", "a number is expected, not true", None),
     ],
 )

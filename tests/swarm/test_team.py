@@ -92,6 +92,20 @@ def test_the_base_writes_one_answer_of_the_drafts(folder):
             list(swarm.answer(said("what?", synthesis="wirte")))
 
 
+def test_one_text_is_drawn_from_all_of_them(folder):
+    folder = set_keys(folder, margin="1", threshold="0", explore="0", type="fuse")
+    with open_swarm(folder, **OPTIONS) as swarm:
+        events, end = answered(swarm, said("what is it?"))
+        names = events[0].decision.specialists
+        assert len(names) == 2 and end.by == "+".join(names) and end.num_output_tokens == 12
+        assert sum(isinstance(each, AnswerToken) for each in events) > 3
+        alone = [answered(swarm, said("what is it?", specialist=name))[1].text for name in names]
+        assert end.text not in alone
+        swarm.rate(end.answer_id, 1.0)
+        assert swarm.record.records.overall(end.by).mean > 0.5
+        assert swarm.record.pathways.weight(*names) > 0
+
+
 def test_what_nobody_can_goes_to_the_fallback(folder):
     folder = set_keys(folder, threshold="1", explore="0")
     with open_swarm(folder, **OPTIONS) as swarm:

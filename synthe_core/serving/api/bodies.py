@@ -180,7 +180,9 @@ class Chat(GenerationBody):
     reasoning_effort: Text | None = Field(None, description="given to the model's chat template")
     user: Text | None = Field(None, description="whose facts a swarm uses; no effect on other models")
     conversation: Text | None = Field(None, description="a swarm's: keep both turns, and learn facts from them")
-    synthesis: Literal["best", "write"] | None = Field(None, description="a swarm's: how several answers become one")
+    synthesis: Literal["best", "write", "fuse"] | None = Field(
+        None, description="a swarm's: how several answers become one"
+    )
 
     @model_validator(mode="after")
     def _together(self) -> Self:
