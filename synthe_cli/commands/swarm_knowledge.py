@@ -191,6 +191,10 @@ def verifier(
         ),
     ],
     states: Annotated[bool, typer.Option("--states/--no-states", help="Use states of the base model.")] = True,
+    precision: Annotated[
+        float,
+        typer.Option("--precision", metavar="P", min=0, max=1, help="Share of flagged training pairs that contradict."),
+    ] = 0.8,
     as_json: JsonOption = False,
 ) -> None:
     """Train the classifier on labelled pairs of sentences, and measure it beside simple rules on the test rows.
@@ -210,7 +214,7 @@ def verifier(
     with choose_renderer(as_json) as shown:
         model = load_model(find_model(swarm.base)) if states else None
         read = None if model is None else partial(claim_states, model)
-        events = train_verifier(data, folder / FILE, read, "" if model is None else model.digest)
+        events = train_verifier(data, folder / FILE, read, "" if model is None else model.digest, precision)
         for result in results(events, shown.show):
             shown.result(result)
 

@@ -20,6 +20,8 @@ from synthe_core.swarm.checking.rules import conflicts, negation_and_overlap
 
 FOLDS = 5
 SEED = 0
+PRECISION = 0.8
+"""Of the written classifier, on training rows that it has not seen."""
 CHUNK = 32  # pairs between two reports of progress
 
 PairSets = Mapping[str, Sequence[LabelledPair]]
@@ -50,14 +52,17 @@ class _Rows:
         return self.labels == CONTRADICTED
 
 
-def train_verifier(folder: Path, out: Path, states: ClaimStates | None = None, base: str = "") -> Iterator[Event]:
+def train_verifier(
+    folder: Path, out: Path, states: ClaimStates | None = None, base: str = "", precision: float = PRECISION
+) -> Iterator[Event]:
     """Trains the classifier on NAME.train.jsonl of `folder`, measures it on NAME.test.jsonl and writes it to `out`.
 
-    states: reads a model's states, and `base` is its digest; without them, features alone. The threshold is the one of
-    the best F1 on the training rows, each judged by a classifier that has not seen it. Data sets of claims without
-    evidence are measured with a classifier of their own, which is not written.
+    states: reads a model's states, and `base` is its digest; without them, features alone. Methods are compared at the
+    threshold of the best F1 on the training rows, each judged by a classifier that has not seen it. What is written has
+    the threshold from which such rows are contradictions with `precision`: a third of them are, and few sentences of
+    answers. Data sets of claims without evidence are measured with a classifier of their own, which is not written.
 
-    Yields a Measurement for each data set and method.
+    Yields a Measurement for each data set and method, the last one of what is written.
     """
     train, test = data_sets(folder, "train"), data_sets(folder, "test")
     rows: dict[tuple[str, str], _Rows] = {}
@@ -68,10 +73,12 @@ def train_verifier(folder: Path, out: Path, states: ClaimStates | None = None, b
     alone = [name for name in train if name not in with_evidence]
     if not with_evidence:
         raise InputError(f"the training rows in {folder} have claims without evidence only", "add premise or evidence")
-    classifier = _classifier([rows["train", name] for name in with_evidence], states is not None)
+    classifier = _classifier([rows["train", name] for name in with_evidence], states is not None, precision)
     for names in filter(None, (with_evidence, alone)):
         trained = [rows["train", name] for name in names]
         methods = _methods(trained, states is not None)
+        if names is with_evidence:
+            methods[f"written, for a precision of {precision:g}"] = (_scorer(classifier), classifier.threshold)
         for name in (name for name in names if name in test):
             for method, (score, threshold) in methods.items():
                 measured = quality(score(rows["test", name]), rows["test", name].contradicted, threshold)
@@ -105,6 +112,16 @@ def best_threshold(scores: np.ndarray, contradicted: np.ndarray) -> float:
     best = int(f1.argmax())
     below = values[best + 1] if best + 1 < len(values) else 0.0
     return float((values[best] + below) / 2)
+
+
+def threshold_of_precision(scores: np.ndarray, contradicted: np.ndarray, precision: float) -> float:
+    """The lowest threshold from which at least `precision` of the pairs are contradictions; the highest score if none
+    is."""
+    order = np.argsort(-scores, kind="stable")
+    values = scores[order]
+    last = np.append(values[1:] < values[:-1], True)
+    reached = last & (np.cumsum(contradicted[order]) >= precision * np.arange(1, len(scores) + 1))
+    return float(values[np.flatnonzero(reached)[-1]]) if reached.any() else float(values[0])
 
 
 def out_of_fold(features: np.ndarray, hidden: np.ndarray | None, labels: np.ndarray) -> np.ndarray:
@@ -159,10 +176,15 @@ def _scorer(classifier: PairClassifier) -> Scorer:
     return lambda rows: classifier.probabilities(rows.features, rows.hidden)[:, CONTRADICTED]
 
 
-def _classifier(trained: Sequence[_Rows], with_states: bool) -> PairClassifier:
+def _classifier(trained: Sequence[_Rows], with_states: bool, precision: float | None = None) -> PairClassifier:
+    """Its threshold is of that precision, or of the best F1."""
     features = np.concatenate([rows.features for rows in trained])
     labels = np.concatenate([rows.labels for rows in trained])
     hidden = np.concatenate([rows.hidden for rows in trained if rows.hidden is not None]) if with_states else None
     classifier = fit(features, hidden, labels)
-    classifier.threshold = best_threshold(out_of_fold(features, hidden, labels), labels == CONTRADICTED)
+    scores, contradicted = out_of_fold(features, hidden, labels), labels == CONTRADICTED
+    if precision is None:
+        classifier.threshold = best_threshold(scores, contradicted)
+    else:
+        classifier.threshold = threshold_of_precision(scores, contradicted, precision)
     return classifier

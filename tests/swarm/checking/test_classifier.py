@@ -17,7 +17,13 @@ from synthe_core.swarm.checking.classifier import CONTRADICTED, OPEN, SUPPORTED,
 from synthe_core.swarm.checking.features import NAMES, pair_features
 from synthe_core.swarm.checking.labelled_pairs import LabelledPair, data_sets, read_pairs
 from synthe_core.swarm.checking.opening import FILE, open_verifier
-from synthe_core.swarm.checking.training import best_threshold, out_of_fold, quality, train_verifier
+from synthe_core.swarm.checking.training import (
+    best_threshold,
+    out_of_fold,
+    quality,
+    threshold_of_precision,
+    train_verifier,
+)
 from tests.paths import SHARED
 
 VERIFICATION = SHARED / "data" / "verification"
@@ -93,6 +99,13 @@ def test_the_threshold_has_the_best_f1(scores: list[float], bad: list[int], thre
     assert best_threshold(np.array(scores), np.array(bad, dtype=bool)) == pytest.approx(threshold)
 
 
+@pytest.mark.parametrize(("precision", "threshold"), [(1.0, 0.8), (0.75, 0.6), (0.5, 0.1), (0.0, 0.1)])
+def test_the_threshold_of_a_precision_is_the_lowest(precision: float, threshold: float) -> None:
+    scores, bad = np.array([0.9, 0.8, 0.7, 0.6, 0.2, 0.1]), np.array([1, 1, 0, 1, 0, 0], dtype=bool)
+    assert threshold_of_precision(scores, bad, precision) == threshold
+    assert threshold_of_precision(scores, ~bad, 1.0) == 0.9  # no threshold has it: the highest score
+
+
 def test_quality_by_hand() -> None:
     measured = quality(np.array([0.9, 0.6, 0.4, 0.2]), np.array([True, False, True, False]), 0.5)
     assert measured == (0.5, 0.5, 0.75)
@@ -149,7 +162,10 @@ def test_training_measures_each_method_and_writes_the_classifier(tmp_path: Path,
     events = list(train_verifier(tmp_path, tmp_path / FILE, lambda pairs: claim_states(model, pairs), model.digest))
     measured = {event.case: event.values for event in events if isinstance(event, Measurement)}
     methods = ("negation and overlap", "rules", "features", "features and states")
-    assert list(measured) == [f"{name}, {method}" for name in ("shops", "claims") for method in methods]
+    written = "written, for a precision of 0.8"
+    cases = [f"shops, {method}" for method in (*methods, written)] + [f"claims, {method}" for method in methods]
+    assert list(measured) == cases
+    assert measured[f"shops, {written}"]["precision"] == 1.0
     assert measured["shops, features and states"]["auroc"] > 0.95
     assert isinstance(events[-1], Result) and events[-1].values["train_pairs"] == 60
     verifier = open_verifier(tmp_path, model)
