@@ -147,8 +147,7 @@ def chat(
     from synthe_core.interop.load import load_model
 
     assert checkpoint is not None
-    where = choose_device(device or "auto", probe()).value
-    served = load_model(find_model(checkpoint), device=where, weights=weights)
+    served = load_model(find_model(checkpoint), device=choose_device(device or "auto", probe()).value, weights=weights)
     show_weights(served.weights_summary)
     if adapter is not None:
         served.load_adapter(ADAPTER_NAME, find_model(adapter))

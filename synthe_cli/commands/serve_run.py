@@ -70,7 +70,6 @@ def run(options: ServeOptions) -> int | None:
     models += swarm_models(folder, device, options.weights)
     for each in models:
         each.recommended = recommended
-        each.fuses = not (options.adapters or adapters)
         _ = each.defaults  # an invalid file ends here
     with (
         AsyncEngine(

@@ -3,13 +3,16 @@ one call of C (see `ops.fused_decode`), for a token of each row."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from synthe_core.adapters.lora_linear import DEFAULT, LoRALinear, base_weight
 from synthe_core.inference.growing_window import Place, extended
+from synthe_core.layers.adapter_batch import current_adapters
 from synthe_core.layers.attention import Attention, AttentionState
 from synthe_core.layers.mlp import MLP
 from synthe_core.layers.projection import Linear
@@ -17,14 +20,14 @@ from synthe_core.layers.quantized import QuantizedLinear
 from synthe_core.layers.rope import rotary_angles
 from synthe_core.model.block import PRE_NORM, Block, RMSNorm
 from synthe_core.model.language_model import Backbone, ModelState
-from synthe_core.ops.fused_decode import ATTENTION, MOST_PARTS, SWIGLU, LinearMap, Step, decode, unavailable
+from synthe_core.ops.fused_decode import ATTENTION, MOST_PARTS, SWIGLU, Change, LinearMap, Step, decode, unavailable
 from synthe_core.quantization.matrix import QuantizedMatrix, StackedMatrix
 from synthe_core.quantization.packed import PackedMatrix
 
 
 class FusedDecoder:
-    """`hidden(tokens, state)` of a model for one token a row. It holds the addresses of the model's weights: they must
-    stay where they are."""
+    """`hidden(tokens, state)` of a model for one token a row. It holds the addresses of the model's weights and of the
+    adapters that are attached: they must stay where they are."""
 
     def __init__(self, model: Backbone) -> None:
         """Of a model for which `refusal` has no reason."""
@@ -32,9 +35,12 @@ class FusedDecoder:
         blocks: Any = model.blocks
         self._learners = [learner for block in blocks for learner in block.learners]
         norms = [norm for block in blocks for norm in block.norms.values()]
+        maps = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+        self._slots = sorted({slot for module in maps.values() for slot in module.slots})
+        self._rank = max((m.low_rank(slot).r for m in maps.values() for slot in m.slots), default=0)
         self._steps = (Step * len(self._learners))()
         for step, norm, learner in zip(self._steps, norms, self._learners, strict=True):
-            _fill(step, norm, learner)
+            _fill(step, norm, learner, self._slots)
 
     @torch.inference_mode()
     def hidden(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
@@ -53,11 +59,18 @@ class FusedDecoder:
                 step.filled = each.filled.data_ptr()
                 cos, sin = _angles(learner, positions, angles)
                 step.cos, step.sin = cos.data_ptr(), sin.data_ptr()
-        decode(self._steps, x)
+        decode(self._steps, x, self._adapters(len(x)), self._rank)
         counts: dict[tuple[int, int], Tensor] = {}
         after = iter(_after(*each, counts) for each in zip(before, places, strict=True))
         blocks = [[next(after) for _ in block] for block in state.blocks]
         return self.model.norm(x)[:, None], ModelState(state.position + 1, blocks)
+
+    def _adapters(self, rows: int) -> list[int]:
+        """The number of each row's adapter, -1 for none."""
+        batch = current_adapters()
+        slots = (DEFAULT,) if batch is None else batch.indices
+        numbers = [self._slots.index(slot) if slot in self._slots else -1 for slot in slots]
+        return numbers * rows if len(numbers) == 1 else numbers
 
 
 def refusal(model: Backbone) -> str | None:
@@ -96,22 +109,39 @@ def _learner_refusal(learner: nn.Module) -> str | None:
 
 def _parts(map: nn.Module) -> Sequence[Tensor | PackedMatrix] | None:
     """The matrices of a map, one below the other; None where C has no product with one of them."""
-    if type(map) is QuantizedLinear:
-        parts = _flat(map.matrix)
+    matrix = map.matrix if isinstance(map, (QuantizedLinear, LoRALinear)) else None
+    if matrix is not None:
+        parts = _flat(matrix)
         fit = all(isinstance(each, PackedMatrix) for each in parts)
         return parts if fit and len(parts) <= MOST_PARTS else None  # type: ignore[return-value]
-    if type(map) not in (Linear, nn.Linear):
+    if type(map) not in (Linear, nn.Linear, LoRALinear):
         return None
-    weight = map.weight
-    assert isinstance(weight, Tensor)
-    return [weight] if weight.dtype == torch.float32 and weight.is_contiguous() else None
+    assert isinstance(map, nn.Linear)
+    weight = base_weight(map)
+    tensors = [weight]
+    if isinstance(map, LoRALinear):
+        for change in [map.low_rank(slot) for slot in map.slots]:
+            tensors += [change.lora_A, change.lora_B]
+    return [weight] if all(each.dtype == torch.float32 and each.is_contiguous() for each in tensors) else None
 
 
 def _flat(matrix: QuantizedMatrix) -> list[QuantizedMatrix]:
     return matrix.each if isinstance(matrix, StackedMatrix) else [matrix]
 
 
-def _fill(step: Step, norm: Any, learner: Any) -> None:
+def _changes(map: nn.Module, slots: Sequence[int]) -> ctypes.Array[Change] | None:
+    """What the adapter in each slot changes in a map; None if none of them changes it."""
+    if not isinstance(map, LoRALinear):
+        return None
+    changes = (Change * len(slots))()
+    for number, slot in enumerate(slots):
+        if slot in map.slots:
+            change = map.low_rank(slot)
+            changes[number] = Change.of(change.lora_A, change.lora_B, change.scaling)
+    return changes
+
+
+def _fill(step: Step, norm: Any, learner: Any, slots: Sequence[int]) -> None:
     """What of a step is the same in every pass."""
     step.norm, step.eps = norm.weight.data_ptr(), norm.eps
     is_attention = isinstance(learner, Attention)
@@ -119,7 +149,7 @@ def _fill(step: Step, norm: Any, learner: Any) -> None:
     for name, map in (("input", learner.qkv if is_attention else learner.gate_up), ("output", learner.out)):
         parts = _parts(map)
         assert parts is not None
-        setattr(step, name, LinearMap.of(parts, map.bias))
+        setattr(step, name, LinearMap.of(parts, map.bias, _changes(map, slots)))
     if not is_attention:
         return
     step.heads, step.groups, step.size, step.turned = learner.heads, learner.groups, learner.size, learner.turned

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,10 +55,8 @@ class LoadedModel:
     """name: what requests call it. max_length: the largest number of tokens it can read, None for no limit.
 
     context: how its passes run. recommended: whether `defaults` are those of its generation_config.json.
-    base_digests: those that an adapter of it may record. fuses: whether a pass of one token a row may run in one call
-    (see `inference.fused_decoder`); not where requests may load adapters: their rows need the operators, and those
-    beside them shall not change. weights: the format of its matrices, `float32` or one in which they are multiplied by
-    integers, and `weights_reason` why.
+    base_digests: those that an adapter of it may record. weights: the format of its matrices, `float32` or one in
+    which they are multiplied by integers, and `weights_reason` why.
     """
 
     name: str
@@ -75,8 +72,8 @@ class LoadedModel:
     recommended: bool = True
     weights: str = FLOAT32
     weights_reason: str = ""
-    fuses: bool = True
     _decoder: FusedDecoder | None = field(default=None, init=False, repr=False)
+    _refusal: tuple[str | None] | None = field(default=None, init=False, repr=False)
     _slots: dict[int, Adapter] = field(default_factory=dict, repr=False)
     _num_parameters: int = field(init=False, repr=False)
 
@@ -181,6 +178,7 @@ class LoadedModel:
         slot = next(slot for slot in count(DEFAULT + 1) if slot not in self._slots)
         attach(self.model, adapter, slot=slot)
         self._slots[slot] = adapter
+        self._decoder = self._refusal = None  # the maps are others
         return slot
 
     def detach_unused(self, used: Iterable[Adapter]) -> None:
@@ -192,6 +190,7 @@ class LoadedModel:
             if id(adapter) not in needed:
                 detach(self.model, slot)
                 del self._slots[slot]
+                self._decoder = self._refusal = None
 
     def fingerprints(self, adapter: Adapter | None) -> Fingerprints:
         """What identifies states of the model with `adapter`. Attaches it: not to be called during a pass."""
@@ -213,15 +212,11 @@ class LoadedModel:
     @property
     def fused_refusal(self) -> str | None:
         """Why passes of one token a row are computed operator by operator; None if they are not."""
-        if not self.fuses or self.adapters or self._slots:
-            return "rows may have adapters"
         if self.context.kernels or self.context.precision != "float32":
             return "the recipe chooses kernels, or another precision than float32"
-        return self._model_refusal
-
-    @cached_property
-    def _model_refusal(self) -> str | None:
-        return fused_decoder.refusal(self.model)
+        if self._refusal is None:
+            self._refusal = (fused_decoder.refusal(self.model),)
+        return self._refusal[0]
 
     def _fused_decoder(self) -> FusedDecoder:
         if self._decoder is None:

@@ -60,14 +60,14 @@ class PackedMatrix(QuantizedMatrix):
         if isinstance(index, slice):
             index = torch.arange(*index.indices(self.shape[0]), device=self.device)
         codes, scales, offsets = self.tensors
-        group, lane = index // LANES, index % LANES
-        part = codes[group, :, :, lane]  # [r, B, 4 or 8, 4]
+        group, row = index // LANES, index % LANES
+        part = codes[group, :, :, row]  # [r, B, 4 or 8, 4]
         if self.bits == 4:
             part = torch.cat([part & 15, part >> 4], 2)
-        scale = scales[group, :, :, lane].float()  # [r, B, parts]
+        scale = scales[group, :, :, row].float()  # [r, B, parts]
         values = part.float().view(*scale.shape, -1).mul_(scale[..., None]).flatten(2)
         if offsets is not None:
-            values += offsets[group, :, lane].float()[..., None]
+            values += offsets[group, :, row].float()[..., None]
         return values.flatten(1)[:, : self.shape[1]].mul_(self.factor)
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from synthe_core.adapters.lora import Adapter
+from synthe_core import state as states
+from synthe_core.adapters.lora import Adapter, LowRank
+from synthe_core.adapters.lora_linear import linear_maps, matrix_shape
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.inference.fused_decoder import FusedDecoder, refusal
 from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.layers.adapter_batch import use_adapters
 from synthe_core.model.language_model import LanguageModel, ModelState
 from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.fused_decode import unavailable
@@ -140,11 +143,11 @@ def test_a_state_is_a_value() -> None:
     model = model_of({"heads": 4})
     decoder = FusedDecoder(model)
     _, state = decoder.hidden(tokens_of(0, 3), started(model))
-    kept = state.blocks[0][0].keys.clone()
+    before = state.blocks[0][0].keys.clone()
     first, one = decoder.hidden(tokens_of(1, 3), state)
     other, two = decoder.hidden(tokens_of(2, 3), state)
     again, _ = decoder.hidden(tokens_of(1, 3), state)
-    assert torch.equal(state.blocks[0][0].keys, kept) and torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(state.blocks[0][0].keys, before) and torch.equal(first, again) and not torch.equal(first, other)
     for after, tokens in ((one, 1), (two, 2)):
         close(after.blocks[1][0].keys, model.hidden(tokens_of(tokens, 3), state)[1].blocks[1][0].keys)
 
@@ -205,14 +208,42 @@ def test_a_loaded_model_decodes_so(path: Path, format: str) -> None:
     with torch.no_grad(), loaded.activate():
         state = loaded.forward(torch.tensor([[1, 2, 3, 4]]), None).state
         output = loaded.forward(torch.tensor([[5]]), state)
-        loaded.fuses = False
-        assert loaded.fused_refusal == "rows may have adapters"
-        expected = loaded.forward(torch.tensor([[5]]), state)
+        expected = loaded.model.hidden(torch.tensor([[5]]), state)[0]
     tolerance = 1e-5 if format == "float32" else 2e-2  # a rounding of activations to 8 bits may go the other way
-    assert (output.hidden - expected.hidden).norm() <= tolerance * expected.hidden.norm()
+    assert (output.hidden - expected).norm() <= tolerance * expected.norm()
 
 
-def test_a_model_with_adapters_is_not_fused(path: Path) -> None:
-    loaded = LoadedModel.from_checkpoint(Checkpoint.open(path), "m")
-    loaded.adapters["a"] = Adapter({}, {})
-    assert loaded.fused_refusal == "rows may have adapters"
+def adapter_of(model: LanguageModel, rank: int, scaling: float) -> Adapter:
+    generator = torch.Generator().manual_seed(rank)
+    maps = {}
+    for name, each in linear_maps(model).items():
+        rows, columns = matrix_shape(each)
+        a, b = (torch.randn(shape, generator=generator) * 0.3 for shape in ((rank, columns), (rows, rank)))
+        maps[name] = LowRank(a, b, scaling)
+    return Adapter(maps)
+
+
+@pytest.mark.parametrize("format", ["float32", "int8"])
+def test_each_row_has_its_own_adapter(path: Path, format: str) -> None:
+    loaded = LoadedModel.from_checkpoint(Checkpoint.open(path), "m", weights=format)
+    adapters = [None, adapter_of(loaded.model, 3, 0.5), adapter_of(loaded.model, 9, 2.0)]
+    rows = [adapters[i] for i in (0, 2, 1, 0, 1)]
+    loaded.adapters = {"a": adapters[1], "b": adapters[2]}  # type: ignore[dict-item]
+    tokens, following = torch.randint(257, (5, 6)), torch.randint(257, (5, 1))
+    with torch.no_grad(), loaded.activate():
+        before = loaded.forward(following[:1], loaded.forward(tokens[:1], None).state).hidden
+        with use_adapters(loaded.adapter_batch(rows)):
+            state = loaded.forward(tokens, None).state
+            assert loaded.fused_refusal is None
+            together = loaded.forward(following, state)
+            expected = loaded.model.hidden(following, state)[0]
+        for row, adapter in enumerate(rows):
+            own = states.take(state, torch.tensor([row]))
+            with use_adapters(loaded.adapter_batch([adapter])):
+                assert torch.equal(loaded.forward(following[row : row + 1], own).hidden[0], together.hidden[row])
+        assert torch.equal(loaded.forward(following[:1], states.take(state, torch.tensor([0]))).hidden, before)
+        tolerance = 1e-5 if format == "float32" else 2e-2
+        assert (together.hidden - expected).norm() <= tolerance * expected.norm()
+        loaded.adapters.clear()
+        loaded.detach_unused([])
+        assert torch.equal(loaded.forward(following[:1], states.take(state, torch.tensor([0]))).hidden, before)

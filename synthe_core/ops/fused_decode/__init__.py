@@ -36,18 +36,35 @@ class _Part(ctypes.Structure):
     _fields_ = (("packed", _Matrix), ("weight", _address))
 
 
+class Change(ctypes.Structure):
+    """s B A of an adapter; without addresses none."""
+
+    _fields_ = (("a", _address), ("b", _address), ("rank", _int), ("scaling", _double))
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, scaling: float) -> Change:
+        """Of float32 factors [r, I] and [O, r], whose memory the caller keeps."""
+        return cls(a.data_ptr(), b.data_ptr(), len(a), scaling)
+
+
 class LinearMap(ctypes.Structure):
-    """y = W x + b, W in parts one below the other."""
+    """y = W x + b, W in parts one below the other, plus the change of each row's adapter."""
 
     _fields_ = (
         ("parts", _Part * MOST_PARTS), ("count", _int), ("inputs", _int), ("outputs", _int), ("bias", _address),
+        ("changes", ctypes.POINTER(Change)),
     )  # fmt: skip
 
     @classmethod
-    def of(cls, parts: Sequence[Tensor | PackedMatrix], bias: Tensor | None) -> LinearMap:
-        """Of float32 or packed matrices [O, I], at most MOST_PARTS, whose memory the caller keeps."""
+    def of(
+        cls, parts: Sequence[Tensor | PackedMatrix], bias: Tensor | None, changes: ctypes.Array[Change] | None = None
+    ) -> LinearMap:
+        """Of float32 or packed matrices [O, I], at most MOST_PARTS, whose memory the caller keeps. changes: of all
+        adapters, in the order of their numbers."""
         made = cls(count=len(parts), inputs=parts[0].shape[1], outputs=sum(each.shape[0] for each in parts))
         made.bias = pointer(bias)
+        if changes is not None:
+            made.changes = changes
         for target, each in zip(made.parts, parts, strict=False):
             target.packed.outputs = each.shape[0]
             if isinstance(each, PackedMatrix):
@@ -82,11 +99,13 @@ def unavailable(device: str) -> str | None:
     return None
 
 
-def decode(steps: ctypes.Array[Step], x: Tensor) -> None:
-    """Runs `steps` on x float32 [B, D], in place."""
+def decode(steps: ctypes.Array[Step], x: Tensor, adapters: Sequence[int], rank: int) -> None:
+    """Runs `steps` on x float32 [B, D], in place. adapters: the number of each row's adapter, -1 for none; rank: the
+    largest of theirs."""
     features = max(step.input.outputs for step in steps)
     inner = max(step.output.inputs for step in steps)
     native = library(SOURCE)
     native.decode.restype = _int
-    if native.decode(steps, _int(len(steps)), pointer(x), *map(_int, (*x.shape, features, inner))):
+    rows = (_int * len(adapters))(*adapters)
+    if native.decode(steps, _int(len(steps)), pointer(x), rows, *map(_int, (*x.shape, features, inner, rank))):
         raise MemoryError("no memory for a pass of one token")

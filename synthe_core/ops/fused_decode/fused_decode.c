@@ -19,9 +19,16 @@ typedef struct {
 } part;
 
 typedef struct {
+    const float *a, *b;  // [rank, inputs], [outputs, rank]; NULL: no change
+    int64_t rank;
+    double scaling;
+} change;
+
+typedef struct {
     part parts[MOST_PARTS];  // one below the other
     int64_t count, inputs, outputs;
     const float *bias;
+    const change *changes;  // of each adapter
 } linear;
 
 typedef struct {
@@ -42,7 +49,8 @@ typedef struct {
 typedef struct {
     float *normed, *features, *inner, *y;
     int8_t *codes;
-    float *scales, *sums;
+    float *scales, *sums, *narrow;
+    int64_t rank;  // the largest of a change
 } scratch;
 
 static void norm_row(const float *x, const float *weight, double eps, int64_t n, float *y) {
@@ -57,7 +65,22 @@ static void norm_row(const float *x, const float *weight, double eps, int64_t n,
     for (i = 0; i < n; i++) y[i] = x[i] * scale * (weight ? weight[i] : 1.0f);
 }
 
-static void apply(const linear *map, const float *x, int64_t rows, float *y, scratch *own) {
+static float dot(const float *a, const float *b, int64_t n) {
+    lanes sum = fill(0);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) sum = fma8(eight(a + i), eight(b + i), sum);
+    if (i < n) sum = fma8(rest_of(a + i, n - i), rest_of(b + i, n - i), sum);
+    return total(sum);
+}
+
+// y += s B A x. narrow: room for `rank` numbers.
+static void adapt(const change *own, const float *x, int64_t inputs, int64_t outputs, float *y, float *narrow) {
+    for (int64_t i = 0; i < own->rank; i++) narrow[i] = dot(own->a + i * inputs, x, inputs);
+    for (int64_t o = 0; o < outputs; o++) y[o] += (float)own->scaling * dot(own->b + o * own->rank, narrow, own->rank);
+}
+
+// adapters: of each row, or -1.
+static void apply(const linear *map, const float *x, int64_t rows, const int64_t *adapters, float *y, scratch *own) {
     int64_t blocks = (map->inputs + BLOCK - 1) / BLOCK, first = 0;
     int is_quantized = 0;
     for (int64_t p = 0; p < map->count; p++) {
@@ -78,6 +101,13 @@ static void apply(const linear *map, const float *x, int64_t rows, float *y, scr
     if (map->bias)
         for (int64_t r = 0; r < rows; r++)
             for (int64_t o = 0; o < map->outputs; o++) y[r * map->outputs + o] += map->bias[o];
+    if (!map->changes) return;
+#pragma omp parallel for schedule(static) if (rows > 1)
+    for (int64_t r = 0; r < rows; r++) {
+        const change *each = adapters[r] < 0 ? NULL : map->changes + adapters[r];
+        if (each && each->a)
+            adapt(each, x + r * map->inputs, map->inputs, map->outputs, y + r * map->outputs, own->narrow + r * own->rank);
+    }
 }
 
 // A head's norm, and the rotation of pairs (i, i + turned / 2).
@@ -89,14 +119,6 @@ static void turn(float *head, const step *s, const float *weight, const float *c
         head[i] = a * cos[i] - b * sin[i];
         head[i + half] = a * sin[i] + b * cos[i];
     }
-}
-
-static float dot(const float *a, const float *b, int64_t n) {
-    lanes sum = fill(0);
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) sum = fma8(eight(a + i), eight(b + i), sum);
-    if (i < n) sum = fma8(rest_of(a + i, n - i), rest_of(b + i, n - i), sum);
-    return total(sum);
 }
 
 // The query heads of one group in one row: y = sum_s softmax_s(q . k_s scale) v_s. scores: room for `count` numbers.
@@ -150,14 +172,15 @@ static void swiglu(const float *in, int64_t rows, int64_t hidden, float *y) {
     }
 }
 
-// x [rows, width] in place. features, inner: the most outputs and inputs of a step's maps.
+// x [rows, width] in place. features, inner, rank: the most outputs and inputs of a step's maps, and of their changes.
 // Returns 0, or 1 if there is no memory.
-int64_t decode(const step *steps, int64_t count, float *x, int64_t rows, int64_t width, int64_t features, int64_t inner) {
+int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapters, int64_t rows, int64_t width,
+               int64_t features, int64_t inner, int64_t rank) {
     int64_t most = inner > width ? inner : width, blocks = (most + BLOCK - 1) / BLOCK, scores = 1;
     for (int64_t i = 0; i < count; i++)
         if (steps[i].kind == ATTENTION && steps[i].groups * (steps[i].past + 1) > scores)
             scores = steps[i].groups * (steps[i].past + 1);
-    int64_t floats = width + features + inner + width + scores + 2 * blocks;
+    int64_t floats = width + features + inner + width + scores + 2 * blocks + rank;
     float *memory = malloc((size_t)(rows * floats) * sizeof(float) + (size_t)(rows * blocks * BLOCK));
     if (!memory) return 1;
     scratch own;
@@ -168,14 +191,16 @@ int64_t decode(const step *steps, int64_t count, float *x, int64_t rows, int64_t
     float *room = own.y + rows * width;
     own.scales = room + rows * scores;
     own.sums = own.scales + rows * blocks;
-    own.codes = (int8_t *)(own.sums + rows * blocks);
+    own.narrow = own.sums + rows * blocks;
+    own.rank = rank;
+    own.codes = (int8_t *)(own.narrow + rows * rank);
     for (int64_t i = 0; i < count; i++) {
         const step *s = steps + i;
         for (int64_t r = 0; r < rows; r++) norm_row(x + r * width, s->norm, s->eps, width, own.normed + r * width);
-        apply(&s->in, own.normed, rows, own.features, &own);
+        apply(&s->in, own.normed, rows, adapters, own.features, &own);
         if (s->kind == ATTENTION) attention(s, rows, own.features, own.inner, room);
         else swiglu(own.features, rows, s->out.inputs, own.inner);
-        apply(&s->out, own.inner, rows, own.y, &own);
+        apply(&s->out, own.inner, rows, adapters, own.y, &own);
         for (int64_t j = 0; j < rows * width; j++) x[j] += own.y[j];
     }
     free(memory);
