@@ -254,15 +254,15 @@ def rate(
     from synthe_core.errors import InputError
     from synthe_core.swarm.feedback.feedback import Feedback
     from synthe_core.swarm.folder import SwarmFolder
+    from synthe_core.swarm.opening import open_store, pair_limits
     from synthe_core.swarm.record import Record
-    from synthe_core.swarm.store import Store
 
     if good is None or (good and correction is not None):
         raise InputError("was the answer good or bad?", "give --good or --bad; a corrected answer is bad")
     swarm = SwarmFolder(folder)
-    store = Store(swarm.database)
+    store = open_store(swarm)
     record = Record(store, swarm.spec)
-    feedback, user = Feedback(store, teach=record.rate), record.answers.get(answer).user
+    feedback, user = Feedback(store, limits=pair_limits(swarm), teach=record.rate), record.answers.get(answer).user
     if correction is None:
         feedback.rate(answer, float(good), user, right)
     else:

@@ -222,9 +222,10 @@ def verifier(
 def _open(folder: Path) -> Knowledge:
     from synthe_core.swarm.folder import SwarmFolder
     from synthe_core.swarm.knowledge.knowledge import Knowledge
-    from synthe_core.swarm.store import Store
+    from synthe_core.swarm.opening import knowledge_limits, open_store
 
-    return Knowledge(Store(SwarmFolder(folder).database))
+    swarm = SwarmFolder(folder)
+    return Knowledge(open_store(swarm), limits=knowledge_limits(swarm))
 
 
 def _values(fact: Fact) -> dict[str, Any]:

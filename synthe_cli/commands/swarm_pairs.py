@@ -84,40 +84,6 @@ def review(
 
 @app.command(
     cls=Command,
-    short_help="Write a better answer.",
-    epilog="""\
-synthe swarm pairs correct team ans_1f0c "The capital of Australia is Canberra.\"""",
-)
-def correct(
-    folder: FolderArgument,
-    answer: Annotated[str, typer.Argument(metavar="ANSWER", help="The id that the reply, or --trace, gives.")],
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="The better answer.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Make a pair of a recorded answer and a better one, rate the answer as bad, and print the pair's number.
-
-    E-mail addresses and secrets are replaced. The pair is learned after its review only.
-    """
-    from synthe_core.swarm.feedback.feedback import Feedback
-    from synthe_core.swarm.feedback.pairs import PairLimits
-    from synthe_core.swarm.folder import SwarmFolder
-    from synthe_core.swarm.record import Record
-    from synthe_core.swarm.store import Store
-
-    swarm = SwarmFolder(folder)
-    store, spec = Store(swarm.database), swarm.spec
-    record = Record(store, spec)
-    limits = PairLimits(spec.feedback.max_pairs, spec.feedback.max_pairs_per_user)
-    feedback = Feedback(store, limits=limits, teach=record.rate)
-    pair = feedback.correct(answer, text, record.answers.get(answer).user)
-    if as_json:
-        print(json_text({"event": "pair", **_values(pair)}))
-    else:
-        print(pair.id)
-
-
-@app.command(
-    cls=Command,
     short_help="Write approved pairs as training data.",
     epilog="""\
 synthe swarm pairs export team -o pairs.jsonl
@@ -161,9 +127,10 @@ def _ask(pairs: Pairs, reviewer: str) -> None:
 def _open(folder: Path) -> Pairs:
     from synthe_core.swarm.feedback.pairs import Pairs
     from synthe_core.swarm.folder import SwarmFolder
-    from synthe_core.swarm.store import Store
+    from synthe_core.swarm.opening import open_store, pair_limits
 
-    return Pairs(Store(SwarmFolder(folder).database))
+    swarm = SwarmFolder(folder)
+    return Pairs(open_store(swarm), pair_limits(swarm))
 
 
 def _select(pairs: Pairs, state: str | None, specialist: str | None) -> list[Pair]:

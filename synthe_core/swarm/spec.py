@@ -134,6 +134,7 @@ class KnowledgeSpec(Spec):
         True, description="whether what a named user says of themself enters that user's prompts without a review"
     )
     max_facts: int = Field(100_000, ge=0, description="of one user, superseded ones included")
+    max_megabytes: int = Field(4096, ge=1, le=1 << 24, description="of swarm.db, in MiB: what needs more is not stored")
 
 
 class FeedbackSpec(Spec):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from synthe_core.swarm.folder import SwarmFolder
+from synthe_core.swarm.opening import open_store
 from synthe_core.swarm.record import Record
-from synthe_core.swarm.store import Store
 
 
 def status(folder: SwarmFolder) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def pathways_of(record: Record) -> list[dict[str, Any]]:
 
 def _record(folder: SwarmFolder) -> Record | None:
     """None for a swarm that has answered nothing yet: asking for its state makes no database."""
-    return Record(Store(folder.database), folder.spec) if folder.database.exists() else None
+    return Record(open_store(folder), folder.spec) if folder.database.exists() else None
 
 
 def _success(record: Record | None, name: str) -> dict[str, Any]:

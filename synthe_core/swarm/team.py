@@ -26,20 +26,19 @@ from synthe_core.swarm.confidence import mean_signals
 from synthe_core.swarm.events import Answered, Draft, Routed, SwarmEvent
 from synthe_core.swarm.extraction.background import BackgroundReader
 from synthe_core.swarm.feedback.feedback import Feedback
-from synthe_core.swarm.feedback.pairs import PairLimits
 from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.generation import Cancellation, Generated, Generation
 from synthe_core.swarm.json_writer import JsonWriter, json_writer
 from synthe_core.swarm.knowledge.conversations import check_name
 from synthe_core.swarm.knowledge.embedder import Embedder
 from synthe_core.swarm.models import BASE, attach_adapters, embedder, load_models
+from synthe_core.swarm.opening import open_store, pair_limits
 from synthe_core.swarm.prompting import Message, PromptWriter, last_request, system_text
 from synthe_core.swarm.recollection import Recollection
 from synthe_core.swarm.record import Record
 from synthe_core.swarm.router.decision import Decision
 from synthe_core.swarm.router.observations import Observation, Observations
 from synthe_core.swarm.router.router import Router
-from synthe_core.swarm.store import Store
 from synthe_core.swarm.synthesis.best import best
 from synthe_core.swarm.synthesis.drafting import Assignment, Writing, Written, single
 from synthe_core.swarm.synthesis.fuse import fuse
@@ -77,7 +76,7 @@ class Swarm:
     def __init__(self, folder: SwarmFolder, engine: AsyncEngine) -> None:
         self.folder, self.engine, self.spec = folder, engine, folder.spec
         self.models = {BASE: BASE, **attach_adapters(folder, engine)}
-        self.store = Store(folder.database)
+        self.store = open_store(folder)
         self.record = Record(self.store, self.spec)
         base = engine.registry.resolve(BASE)
         embed = Embedder(base.fingerprints.weights, embedder(engine))
@@ -90,7 +89,7 @@ class Swarm:
             self._reader = BackgroundReader(self.recollection.knowledge, write_json, is_idle)
         self.feedback = Feedback(
             self.store,
-            limits=PairLimits(self.spec.feedback.max_pairs, self.spec.feedback.max_pairs_per_user),
+            limits=pair_limits(folder),
             implicit=self.spec.feedback.implicit,
             teach=self.rate,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from synthe_cli.commands import swarm_knowledge, swarm_pairs
-from synthe_core.errors import InputError
-from synthe_core.swarm.answers import Answer, Answers
+from synthe_core.errors import InputError, WorkError
 from synthe_core.swarm.feedback.pairs import Pairs, PairSource
 from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.knowledge.knowledge import Knowledge
@@ -103,15 +103,15 @@ def test_pairs_are_listed_reviewed_and_exported(team: Path) -> None:
         pairs("list", team, "--state", "nwe")
 
 
-def test_an_answer_is_corrected(team: Path) -> None:
-    answers = Answers(Store(team / "swarm.db"))
-    answers.add(Answer("ans_1", "ada", "c", "2 + 2?", "5", ("base",), "base", "sums", 0.8))
-    assert pairs("correct", team, "ans_1", "4") == "1\n"
-    (pair,) = Pairs(Store(team / "swarm.db")).entries(user="ada")
-    assert (pair.prompt, pair.chosen, pair.rejected) == ("2 + 2?", "4", "5")
-    assert answers.get("ans_1").success == 0.0
-    with pytest.raises(InputError, match="no answer has the id"):
-        pairs("correct", team, "ans_2", "4")
+def test_swarm_yaml_limits_the_database(team: Path) -> None:
+    path = team / "swarm.yaml"
+    path.write_text(re.sub(r"max_megabytes: \d+", "max_megabytes: 1", path.read_text()))
+    with pytest.raises(WorkError, match="is full"):
+        for number in range(2000):
+            knowledge("add", team, f"{number} {'x' * 900}", "y" * 900, "z" * 900)
+    assert (team / "swarm.db").stat().st_size <= 1 << 20
+    assert "facts" in knowledge("forget", team, "--all")
+    assert knowledge("add", team, "office", "opens at", "9:00").endswith("new\n")
 
 
 def test_the_verifier_is_trained_with_the_base(team: Path) -> None:
