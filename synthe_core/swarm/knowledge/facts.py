@@ -64,16 +64,20 @@ class Facts:
         with self.store.transaction() as connection:
             named = [] if instead_of is None else [self._get(connection, user, instead_of)]
             corrected = [fact for fact in named if fact.is_current and (trusted or not fact.trusted)]
-            if (same := _same(connection, user, claim)) is not None:
+            rivals = {fact.id: fact for fact in _rivals(connection, user, claim, trusted)}
+            # what is not trusted cannot make a trusted claim a thing of the past
+            later = [fact for fact in rivals.values() if fact.valid_from > at and (fact.trusted or not trusted)]
+            same = _same(connection, user, claim)
+            if same is not None and (same.trusted or not trusted or not later):
                 # the corrected fact may say the same in other letters: then there is nothing to end
                 ended = tuple(fact for fact in corrected if fact.id != same.id)
                 self._see(connection, same, confidence, at, trusted)
                 _end(connection, ended, same.id, at)
                 return Added(self._get(connection, user, same.id), "same", ended)
             self._check_limit(connection, user)
-            rivals = {fact.id: fact for fact in (*_rivals(connection, user, claim, trusted), *corrected)}
-            earlier = [fact for fact in rivals.values() if fact.valid_from <= at]
-            later = [fact for fact in rivals.values() if fact.valid_from > at]
+            replaced = {fact.id: fact for fact in rivals.values() if fact.valid_from <= at}
+            earlier = list((replaced | {fact.id: fact for fact in corrected}).values())
+            later = [fact for fact in later if fact not in corrected]
             _end(connection, earlier, None, at)
             new = Fact(
                 **vars(_bare(claim)),
@@ -159,7 +163,12 @@ class Facts:
             self._make_trusted(connection, fact, at)
 
     def _make_trusted(self, connection: Connection, fact: Fact, at: float) -> tuple[Fact, ...]:
-        rivals = tuple(each for each in _rivals(connection, fact.user, fact, trusted=True) if each.id != fact.id)
+        """Ends what it contradicts, but for what is said of a later time by somebody who is not trusted."""
+        rivals = tuple(
+            each
+            for each in _rivals(connection, fact.user, fact, trusted=True)
+            if each.id != fact.id and (each.trusted or each.valid_from <= at)
+        )
         _end(connection, rivals, fact.id, at)
         connection.execute(facts.update().where(facts.c.id == fact.id).values(trusted=True))
         return rivals
@@ -225,7 +234,8 @@ def _rivals(connection: Connection, user: str, claim: Claim, trusted: bool) -> l
 
 def _end(connection: Connection, ended: Iterable[Fact], successor: int | None, at: float) -> None:
     if ids := [fact.id for fact in ended]:
-        connection.execute(facts.update().where(facts.c.id.in_(ids)).values(valid_until=at, superseded_by=successor))
+        until = func.max(facts.c.valid_from, at)
+        connection.execute(facts.update().where(facts.c.id.in_(ids)).values(valid_until=until, superseded_by=successor))
 
 
 def _insert(connection: Connection, fact: Fact) -> Fact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,14 @@ def test_what_is_not_trusted_replaces_nothing_that_is(facts: Facts) -> None:
     assert objects(facts.current("ada", trusted=False)) == ["Nice"]
 
 
+def test_what_is_not_trusted_makes_no_trusted_claim_a_thing_of_the_past(facts: Facts) -> None:
+    say(facts, LYON, trusted=False, at=50.0)
+    assert say(facts, PARIS, at=10.0).outcome == "new"
+    assert objects(facts.current("ada", trusted=True)) == ["Paris"]
+    assert say(facts, LYON, at=20.0).outcome == "same"  # now somebody who is trusted says it
+    assert objects(facts.current("ada")) == ["Lyon"]
+
+
 def test_a_fact_that_is_trusted_later_supersedes_what_it_contradicts(facts: Facts) -> None:
     say(facts, PARIS)
     other = say(facts, LYON, trusted=False).fact
@@ -207,3 +216,39 @@ def test_threads_leave_one_current_object_of_a_functional_relation_each(facts: F
 )
 def test_spellings_of_one_thing(text: str, other: str) -> None:
     assert key(text) == key(other)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_after_any_order_of_claims_what_holds_is_consistent_and_nothing_is_lost(facts: Facts, seed: int) -> None:
+    chance, said = random.Random(seed), set[tuple[str, bool]]()
+    for step in range(60):
+        town, negated, trusted = chance.choice("ABC"), chance.random() < 0.3, chance.random() < 0.7
+        claim = Claim("user", "lives in", town, negated, functional=True)
+        ids = [fact.id for fact in facts.history("ada")]
+        match chance.randrange(6):
+            case 0 if ids:
+                with suppress(InputError):
+                    facts.trust("ada", chance.choice(ids))
+            case 1 if ids:
+                say(facts, claim, trusted=trusted, at=float(step), instead_of=chance.choice(ids))
+                said.add((town, negated))
+            case _:
+                say(facts, claim, trusted=trusted, at=float(chance.randrange(step + 1)))
+                said.add((town, negated))
+        consistent(facts)
+    assert {(fact.object, fact.negated) for fact in facts.history("ada")} == said
+    assert not facts.store.faults()
+
+
+def consistent(facts: Facts) -> None:
+    history = {fact.id: fact for fact in facts.history("ada")}
+    for trusted in (True, False):
+        now = facts.current("ada", trusted=trusted)
+        towns = [fact.object for fact in now if not fact.negated]
+        assert len(towns) <= 1
+        assert not set(towns) & {fact.object for fact in now if fact.negated}
+    for fact in history.values():
+        assert fact.is_current or fact.superseded_by in history
+        assert fact.is_current or fact.valid_until >= fact.valid_from
+        if fact.trusted and fact.superseded_by is not None:
+            assert history[fact.superseded_by].trusted
