@@ -17,7 +17,7 @@ def show_answer(events: Iterator[SwarmEvent], *, trace: bool, as_json: bool) -> 
     """Shows the events of an answer until its end."""
     from synthe_core.swarm.events import Answered, AnswerToken, DraftToken, Routed
 
-    drafting = ""
+    drafting = set[str]()
     for event in events:
         if as_json:
             print(json_text(_values(event)), flush=True)
@@ -27,9 +27,9 @@ def show_answer(events: Iterator[SwarmEvent], *, trace: bool, as_json: bool) -> 
                 if trace:
                     _say(*_routing(event))
             case DraftToken():
-                if trace and event.specialist != drafting:
-                    drafting = event.specialist
-                    _say(f"drafting: {drafting}")
+                if trace and event.specialist not in drafting:
+                    drafting.add(event.specialist)
+                    _say(f"drafting: {event.specialist}")
             case AnswerToken():
                 print(printable(event.text), end="", flush=True)
             case Answered():

@@ -82,8 +82,9 @@ class Records:
             self.add(each)
 
     def add(self, rating: Rating) -> None:
-        """Takes in a rated answer."""
-        for key in {(rating.specialist, ""), (rating.specialist, rating.domain)}:
+        """Takes in a rated answer. One of a mixture, `a+b`, counts for each of its specialists too."""
+        names = {rating.specialist, *rating.specialist.split("+")}
+        for key in {(name, domain) for name in names for domain in ("", rating.domain)}:
             counts = self._counts.setdefault(key, [0.0, 0.0])
             counts[0] += rating.success
             counts[1] += 1 - rating.success

@@ -23,7 +23,10 @@ def test_a_domain_begins_at_the_overall_record():
     assert records.of("a", "new").mean == pytest.approx(records.overall("a").mean)
     assert records.of("a", "sql").deviation < records.of("a", "new").deviation
     assert records.of("b", "sql").mean == 0.5
-    assert {domain: count for domain, (_, count) in records.domains("a").items()} == {"sql": 8, "poems": 2}
+    records.add(Rating("a+b", "sql", 1.0))
+    assert records.overall("b").mean == records.overall("a+b").mean == pytest.approx(2 / 3)
+    assert records.overall("a").mean == pytest.approx(10 / 13)
+    assert {domain: count for domain, (_, count) in records.domains("a").items()} == {"sql": 9, "poems": 2}
 
 
 def test_confidence_is_the_record_before_anything_is_rated():
