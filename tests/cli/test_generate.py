@@ -129,3 +129,24 @@ def test_text_is_streamed(checkpoint: Path) -> None:
     assert running.stderr.read() == b""
     running.stderr.close()
     assert running.wait() == 141
+
+
+def test_matrices_may_be_quantised_in_memory(synthe: Run, checkpoint: Path) -> None:
+    arguments = ["generate", checkpoint, "-p", "abc", "-n", 8, "--temperature", 0]
+    exact = synthe(*arguments)
+    assert synthe(*arguments, "--weights", "float32").stdout == exact.stdout and exact.stderr == ""
+    quantised = synthe(*arguments, "--weights", "int8")
+    assert quantised.exit_code == 0 and quantised.stdout.startswith("abc")
+    assert quantised.stderr.startswith("weights: int8 weights (") and "as --weights says" in quantised.stderr
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("int9", "unknown format of weights 'int9'"),
+        ("as_stored", "has its weights in float32: as they are stored, nothing is quantised"),
+    ],
+)
+def test_weights_that_cannot_be_had(synthe: Run, checkpoint: Path, weights: str, message: str) -> None:
+    result = synthe("generate", checkpoint, "--weights", weights)
+    assert result.exit_code == 2 and message in result.stderr and "hint: " in result.stderr
