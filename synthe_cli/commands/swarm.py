@@ -20,8 +20,6 @@ from synthe_core.events import Result
 
 ABOUT = "Route requests to specialists on one model, check the answers, and learn from use."
 app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
-app.add_typer(swarm_knowledge.app, name="knowledge")
-app.add_typer(swarm_pairs.app, name="pairs")
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The specialist's name.")]
 
