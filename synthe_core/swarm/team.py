@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from synthe_core.swarm.opening import open_store, pair_limits
 from synthe_core.swarm.prompting import Message, PromptWriter, last_request, system_text
 from synthe_core.swarm.recollection import Recollection
 from synthe_core.swarm.record import Record
+from synthe_core.swarm.request import SwarmRequest as SwarmRequest
 from synthe_core.swarm.router.decision import Decision
 from synthe_core.swarm.router.observations import Observation, Observations
 from synthe_core.swarm.router.router import Router
@@ -45,29 +45,6 @@ from synthe_core.swarm.synthesis.fuse import fuse
 from synthe_core.swarm.synthesis.write import write
 
 METHODS = ("best", "write", "fuse")
-
-
-@dataclass(frozen=True)
-class SwarmRequest:
-    """A request to a swarm.
-
-    messages:     {"role", "content"}, the user's last. specialist: who answers, `base` included; None: the router says.
-    user:         whose facts are used and whose answer it is. conversation: the name of theirs.
-    max_tokens, synthesis: None for what swarm.yaml says. sampling: parameters by name, where they are given.
-    client, owner: of the engine's requests. cancellation: ends the answer from another thread.
-    """
-
-    messages: Sequence[Message]
-    specialist: str | None = None
-    user: str = ""
-    conversation: str = ""
-    max_tokens: int | None = None
-    synthesis: str | None = None
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    seed: int | None = None
-    client: str = ""
-    owner: str = ""
-    cancellation: Cancellation = field(default_factory=Cancellation)
 
 
 class Swarm:

@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -17,7 +17,10 @@ from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.response_format import DONE, EventStream
 from synthe_core.serving.api.swarm_job import SwarmJob
 from synthe_core.swarm.events import Answered, AnswerToken, DraftToken, Routed, SwarmEvent
-from synthe_core.swarm.team import Swarm, SwarmRequest
+from synthe_core.swarm.request import SwarmRequest
+
+if TYPE_CHECKING:  # its database needs an extra
+    from synthe_core.swarm.team import Swarm
 
 SWARM = "swarm"
 UNSUPPORTED = (

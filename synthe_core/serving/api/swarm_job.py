@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from synthe_core.errors import SyntheError
 from synthe_core.serving.api.context import Api
 from synthe_core.serving.api.errors import HttpError, http_error
 from synthe_core.swarm.events import SwarmEvent
-from synthe_core.swarm.team import Swarm, SwarmRequest
+from synthe_core.swarm.request import SwarmRequest
+
+if TYPE_CHECKING:  # its database needs an extra
+    from synthe_core.swarm.team import Swarm
 
 THREADS = 256
 """Answers of the swarm at a time; the engine queues what they ask of it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -11,13 +11,15 @@ from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.swarm_chat import user_of
 from synthe_core.swarm.confidence import success_of
-from synthe_core.swarm.status import pathways_of, status_of
-from synthe_core.swarm.team import Swarm
+
+if TYPE_CHECKING:  # its database needs an extra
+    from synthe_core.swarm.team import Swarm
 
 
 async def swarm_status(api: Api, call: Call, body: None) -> Response:
     """The specialists with their success by domain, and the pathways between them."""
     swarm = _swarm(api)
+    from synthe_core.swarm.status import pathways_of, status_of
 
     def facts() -> dict[str, Any]:
         values = status_of(swarm.folder, swarm.record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,8 @@ from synthe_core.serving.api.settings import Settings
 from synthe_core.swarm.models import load_models
 from synthe_core.swarm.team import Swarm
 from tests.adapters.conftest import base  # noqa: F401
+from tests.paths import ROOT
+from tests.processes import run_program
 from tests.swarm.conftest import folder  # noqa: F401
 from tests.swarm.test_team import OPTIONS, set_keys
 
@@ -137,6 +140,18 @@ def test_facts_are_a_user_s_own(swarm):
         given = body("Where do I live?", **({"user": user} if user else {}))
         reply = client.post("/v1/chat/completions", json=given, headers=headers).json()
         assert bool(reply["synthe"]["facts"]) is knows
+
+
+def test_a_server_without_a_swarm_needs_no_database():
+    program = (
+        "import sys\n"
+        "sys.modules['sqlalchemy'] = None\n"
+        "import synthe_core.serving.api.server\n"
+        "import synthe_cli.commands.serve_run\n"
+        "print('ready')\n"
+    )
+    done = run_program([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "ready\n", done.stderr
 
 
 def test_without_a_swarm_its_paths_say_so(swarm):
