@@ -191,6 +191,8 @@ def test_a_worker_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait(60)
         assert checker.error_of(grammar) is None and checker._worker is not worker
+        assert checker._worker is not None
+        os.kill(checker._worker.pid, signal.SIGSTOP)  # it does not answer, however fast it is
         monkeypatch.setattr(grammar_check, "TIMEOUT", 0.0)
         assert "too much time" in str(checker.error_of(grammar)) and checker._worker is None
     finally:
