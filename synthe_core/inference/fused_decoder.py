@@ -50,7 +50,8 @@ class FusedDecoder:
         angles: dict[Any, tuple[Tensor, Tensor]] = {}
         places: list[Place | None] = []
         before = [each for block in state.blocks for each in block]
-        for step, learner, each in zip(self._steps, self._learners, before, strict=True):
+        steps = type(self._steps).from_buffer_copy(self._steps)  # passes of other threads have their own
+        for step, learner, each in zip(steps, self._learners, before, strict=True):
             places.append(None)
             if isinstance(learner, Attention):
                 place = places[-1] = extended(each.keys, each.values, learner.window)
@@ -59,7 +60,7 @@ class FusedDecoder:
                 step.filled = each.filled.data_ptr()
                 cos, sin = _angles(learner, positions, angles)
                 step.cos, step.sin = cos.data_ptr(), sin.data_ptr()
-        decode(self._steps, x, self._adapters(len(x)), self._rank)
+        decode(steps, x, self._adapters(len(x)), self._rank)
         counts: dict[tuple[int, int], Tensor] = {}
         after = iter(_after(*each, counts) for each in zip(before, places, strict=True))
         blocks = [[next(after) for _ in block] for block in state.blocks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from synthe_core.adapters.lora_linear import linear_maps, matrix_shape
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.inference.fused_decoder import FusedDecoder, refusal
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.layers.adapter_batch import use_adapters
+from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.model.language_model import LanguageModel, ModelState
 from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.fused_decode import unavailable
@@ -159,6 +160,44 @@ def test_a_row_with_nan_harms_no_other() -> None:
     state.blocks[0][0].keys[1, -1, 0, 0] = float("nan")
     hidden, _ = decoder.hidden(tokens_of(0, 3), state)
     assert hidden[1].isnan().any() and torch.equal(hidden[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.parametrize("filled", [1e30, 1e6, 40.0, 0.0, -5.0, float("nan")])
+def test_a_count_that_no_window_has_reads_nothing_outside(filled: float) -> None:
+    """A damaged session may have one; what follows its window in memory is somebody else's."""
+    model = model_of({"heads": 4})
+    state = started(model)
+    expected, _ = FusedDecoder(model).hidden(tokens_of(0, 3), state)
+    first = state.blocks[0][0].keys[1].clone()
+    for attention, _ in state.blocks:
+        attention.filled[1] = filled
+    hidden, _ = FusedDecoder(model).hidden(tokens_of(0, 3), state)
+    assert torch.equal(hidden[[0, 2]], expected[[0, 2]]) and hidden.isfinite().all()
+    assert torch.equal(hidden[1], expected[1]) == (filled > 12)
+    assert torch.equal(state.blocks[0][0].keys[1], first)
+
+
+def test_passes_of_several_threads_do_not_meet() -> None:
+    model = model_of({"heads": 4})
+    decoder, lengths = FusedDecoder(model), [(5, 12, 1), (40,), (3, 4, 5, 6)]
+
+    def decoded(lengths: tuple[int, ...]) -> list[torch.Tensor]:
+        state, results = started(model, lengths), []
+        for step in range(200):
+            hidden, state = decoder.hidden(tokens_of(step, len(lengths)), state)
+            results.append(hidden)
+        return results
+
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(decoded, lengths))
+    for ours, each in zip(together, lengths, strict=True):
+        assert torch.equal(torch.stack(ours), torch.stack(decoded(each)))
+
+
+def test_adapters_of_another_number_of_rows_are_refused() -> None:
+    model = model_of({"heads": 4})
+    with use_adapters(AdapterBatch((NONE, NONE))), pytest.raises(ValueError, match="2 rows with adapters, and 3"):
+        FusedDecoder(model).hidden(tokens_of(0, 3), started(model))
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,8 @@ def unavailable(device: str) -> str | None:
 def decode(steps: ctypes.Array[Step], x: Tensor, adapters: Sequence[int], rank: int) -> None:
     """Runs `steps` on x float32 [B, D], in place. adapters: the number of each row's adapter, -1 for none; rank: the
     largest of theirs."""
+    if len(adapters) != len(x):
+        raise ValueError(f"the pass has {len(adapters)} rows with adapters, and {len(x)} rows")
     features = max(step.input.outputs for step in steps)
     inner = max(step.output.inputs for step in steps)
     native = library(SOURCE)

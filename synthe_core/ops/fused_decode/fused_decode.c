@@ -145,6 +145,13 @@ static void attend(const step *s, int64_t row, int64_t group, const float *queri
     }
 }
 
+// How many entries a row's token sees, itself included: whatever `filled` says, it reads nothing outside its window.
+static int64_t seen(const step *s, int64_t row) {
+    float filled = s->filled[row];
+    int64_t count = filled >= (float)s->past ? s->past + 1 : filled > 0 ? 1 + (int64_t)filled : 1;
+    return count > s->window ? s->window : count;
+}
+
 static void attention(const step *s, int64_t rows, float *features, float *y, float *scores) {
     int64_t queries = s->heads * s->size, width = s->groups * s->size, stride = s->in.outputs;
 #pragma omp parallel for schedule(static) collapse(2) if (rows * s->past > 64)
@@ -158,8 +165,7 @@ static void attention(const step *s, int64_t rows, float *features, float *y, fl
             int64_t at = (r * s->capacity + s->start + s->past) * width + g * s->size;
             memcpy(s->keys + at, k, (size_t)s->size * sizeof(float));
             memcpy(s->values + at, k + width, (size_t)s->size * sizeof(float));
-            int64_t count = 1 + (int64_t)s->filled[r];
-            if (count > s->window) count = s->window;
+            int64_t count = seen(s, r);
             float *own = scores + (r * s->groups + g) * (s->past + 1);
             attend(s, r, g, q, y + r * queries + g * (s->heads / s->groups) * s->size, count, own);
         }
