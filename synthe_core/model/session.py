@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from synthe_core import state as states
 from synthe_core.errors import InputError
+from synthe_core.layers.adapter_batch import slots_of
 from synthe_core.layers.quantized import quantized_matrix
 from synthe_core.model.language_model import Backbone, LanguageModel, ModelState
 from synthe_core.storage.atomic import WAIT, new_file
@@ -142,7 +143,7 @@ def fingerprint(model: Backbone, tensors: Mapping[str, Tensor] | None = None, we
             if tensors is not None:
                 weight = tensors[f"{name}.weight"]
             else:
-                weight = module.weight if matrix is None else matrix.rows(slice(0, 8))
+                weight = module.weight if matrix is None or slots_of(module) else matrix.rows(slice(0, 8))
             digest.update(weight.detach()[:8, :8].to(torch.float32).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -24,6 +24,8 @@ LANES = 8
 LARGEST_SCALE = 4096.0  # float16 keeps 11 bits from 2^-14 on: scales 2^26 times smaller are still as they were
 NIBBLES = ("Q4_0", "Q4_1", "Q4_K", "int4", "int4_asymmetric")
 
+CENTRED = ("Q4_0", "int4")
+"""Of these with signed codes in the file: each offset is -8 times its scale."""
 WITHOUT = ("Q2_K",)
 """Formats with an offset for each 16 columns."""
 GROUPED = (BlockMatrix, CodedMatrix, AsymmetricMatrix)
@@ -65,8 +67,10 @@ class PackedMatrix(QuantizedMatrix):
         if self.bits == 4:
             part = torch.cat([part & 15, part >> 4], 2)
         scale = scales[group, :, :, row].float()  # [r, B, parts]
-        values = part.float().view(*scale.shape, -1).mul_(scale[..., None]).flatten(2)
-        if offsets is not None:
+        is_centred = self._stored in CENTRED
+        part = part.float() - 8 if is_centred else part.float()  # zeros have the signs that the file's have
+        values = part.view(*scale.shape, -1).mul_(scale[..., None]).flatten(2)
+        if offsets is not None and not is_centred:
             values += offsets[group, :, row].float()[..., None]
         return values.flatten(1)[:, : self.shape[1]].mul_(self.factor)
 

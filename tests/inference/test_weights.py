@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from synthe_core.adapters.lora import Adapter, LowRank
+from synthe_core.adapters.lora_linear import linear_maps, matrix_shape
 from synthe_core.errors import InputError
 from synthe_core.inference.engine import Engine
 from synthe_core.inference.loaded_model import LoadedModel
@@ -130,6 +132,19 @@ def test_states_of_another_format_are_of_another_model(path: Path) -> None:
 def test_a_session_goes_on_with_the_same_numbers_in_another_format(file: Path) -> None:
     exact, model = load(file, "float32").fingerprints(None), load(file, "as_stored").fingerprints(None)
     assert exact.shape == model.shape and exact.weights != model.weights
+
+
+def test_a_session_with_an_adapter_is_of_that_adapter_in_any_format(file: Path) -> None:
+    shapes: list[list[str]] = []
+    for weights in ("float32", "as_stored"):
+        model = load(file, weights)
+        maps = [name for name, each in model.model.named_modules() if isinstance(each, QuantizedLinear | nn.Linear)]
+        name = next(each for each in maps if each.startswith("blocks.0."))
+        rows, columns = matrix_shape(linear_maps(model.model)[name])
+        a, b = torch.ones(2, columns), torch.ones(rows, 2)
+        model.adapters = {str(scale): Adapter({name: LowRank(a, b, scale)}) for scale in (0.5, 1.5)}
+        shapes.append([model.fingerprints(adapter).shape for adapter in (None, *model.adapters.values())])
+    assert shapes[0] == shapes[1] and len(set(shapes[0])) == 3
 
 
 def test_what_cannot_be_had(path: Path) -> None:

@@ -44,6 +44,15 @@ def test_the_numbers_are_those_of_the_matrix(name: str, rows: int) -> None:
         assert torch.equal(made.dequantize(), matrix.dequantize())
 
 
+def test_zeros_have_the_signs_that_the_file_has() -> None:
+    """A session's fingerprint reads bytes. llama.cpp writes negative scales for Q4_0."""
+    blocks = torch.full((3, 2, 18), 0x88, dtype=torch.uint8)  # codes of zero
+    blocks[..., :2] = torch.tensor([-0.5], dtype=torch.float16).view(torch.uint8)
+    matrix = BlockMatrix(next(form for form in BLOCK_FORMATS.values() if form.name == "Q4_0"), blocks.flatten(1))
+    whole = matrix.dequantize()
+    assert whole.signbit().all() and torch.equal(packed(matrix).dequantize().view(torch.int32), whole.view(torch.int32))
+
+
 @pytest.mark.parametrize("name", FROM_PRODUCTS)
 def test_scales_that_are_products_are_rounded_to_float16(name: str) -> None:
     matrix = quantized(name, 9, 512)
