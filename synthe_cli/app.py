@@ -141,9 +141,10 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
 
 def main() -> None:
     """The `synthe` script."""
-    # OpenMP threads that spin while they wait slow training down beside other busy processes, at worst tenfold:
-    # RESULTS.md has the figures. OpenMP reads this when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads that spin long while they wait slow everything down beside other busy processes, at worst tenfold,
+    # and those that sleep at once cost a third of decoding: docs/results/decoding.md. Read when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open for as long as the process)
