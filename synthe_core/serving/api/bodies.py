@@ -250,7 +250,10 @@ class Fork(Body):
 
 class Feedback(Body):
     answer_id: Name = Field(description="`synthe.answer_id` of the reply")
-    score: float = Field(ge=-1, le=1, description="1 is good, -1 is bad")
+    score: float | None = Field(None, ge=-1, le=1, description="1 is good, -1 is bad")
+    signal: Literal["copied", "continued", "regenerated", "stopped"] | None = Field(
+        None, description="instead of a score, what the user did; it counts if the swarm's feedback.implicit is true"
+    )
     right: Name | None = Field(None, description="the specialist that should have answered")
     correction: Annotated[str, StringConstraints(min_length=1, max_length=100_000)] | None = Field(
         None, description="a better answer; it is reviewed before it is learned"

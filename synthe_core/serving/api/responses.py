@@ -241,7 +241,7 @@ class Sessions(BaseModel):
 
 class Rated(BaseModel):
     answer_id: str
-    success: float
+    success: float | None = Field(description="how good the answer counts as, 0 to 1; null: the signal does not count")
 
 
 class SwarmStatus(BaseModel):

@@ -36,13 +36,20 @@ async def feedback(api: Api, call: Call, body: bodies.Feedback) -> Response:
     """Learns how good an answer was. Only who got an answer may rate it: its id is known to nobody else, and where
     there are API keys, the key must be the same."""
     swarm, user = _swarm(api), user_of(call, body.user)
-    if body.correction is not None and body.score > 0:
+    if body.correction is not None and (body.score or 0) > 0:
         raise HttpError(400, "score: an answer that is corrected is not good", param="score")
+    is_rated = body.score is not None or body.correction is not None
+    if is_rated == (body.signal is not None):
+        raise HttpError(400, "give a score or a correction, or else a signal", param="score")
 
-    def record() -> float:
+    def record() -> float | None:
+        if body.signal is not None:
+            observed = swarm.feedback.observe(body.answer_id, body.signal, user)
+            return None if observed is None else observed.score
         if body.correction is not None:
             swarm.feedback.correct(body.answer_id, body.correction, user, body.right)
             return 0.0
+        assert body.score is not None
         return swarm.feedback.rate(body.answer_id, success_of(body.score), user, body.right).score
 
     return JSONResponse({"answer_id": body.answer_id, "success": await api.in_thread(record)})

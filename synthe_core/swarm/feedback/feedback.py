@@ -97,23 +97,6 @@ class Feedback:
             self._write(answer, 0.0, EXPLICIT, right)
             return pair
 
-    def add_fallback(self, answer_id: str, tutor_text: str, rejected: str, specialist: str) -> Pair:
-        """Makes a pair of a fallback: what the tutor answered is chosen, the specialist's own answer rejected.
-
-        Both are whole answers: the caller passes none that a time limit or an error cut off.
-        """
-        with self.store.transaction():
-            answer = self.answers.get(answer_id)
-            return self._pairs.add(
-                answer.user,
-                answer.request,
-                tutor_text,
-                rejected,
-                source=PairSource.FALLBACK,
-                specialist=specialist,
-                answer=answer.id,
-            )
-
     def pairs(
         self,
         state: PairState | None = None,

@@ -29,11 +29,9 @@ class PairState(StrEnum):
 
 
 class PairSource(StrEnum):
-    """CORRECTION: a user wrote the better answer. FALLBACK: a tutor did, where the specialists could not. IMPORTED: a
-    file brought it."""
+    """CORRECTION: a user wrote the better answer. IMPORTED: a file brought it."""
 
     CORRECTION = "correction"
-    FALLBACK = "fallback"
     IMPORTED = "imported"
 
 

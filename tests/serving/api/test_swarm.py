@@ -121,6 +121,11 @@ def test_ratings_come_from_who_got_the_answer(swarm):
     assert client.post("/api/feedback", json=correction, headers=one).json()["success"] == 0
     (pair,) = swarm.feedback.pairs()
     assert (pair.chosen, pair.specialist, pair.state) == ("Four.", reply["synthe"]["by"], "new")
+    signal = {"answer_id": rating["answer_id"], "user": "ann", "signal": "copied"}
+    assert client.post("/api/feedback", json=signal, headers=one).json()["success"] is None  # they are off
+    for wrong in ({**signal, "score": 1}, {key: signal[key] for key in ("answer_id", "user")}):
+        refused = client.post("/api/feedback", json=wrong, headers=one)
+        assert refused.status_code == 400 and "or else a signal" in refused.json()["error"]["message"]
     facts = client.get("/api/swarm", headers=one).json()
     assert facts["rated"] == 1 and "base" not in facts and facts["pathways"][0]["answers"] == 1
 

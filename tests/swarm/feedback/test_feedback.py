@@ -9,7 +9,7 @@ import pytest
 from synthe_core.errors import InputError
 from synthe_core.swarm.answers import Answer
 from synthe_core.swarm.feedback.feedback import Feedback
-from synthe_core.swarm.feedback.pairs import PairSource, PairState
+from synthe_core.swarm.feedback.pairs import PairState
 from synthe_core.swarm.store import Store
 
 
@@ -64,12 +64,6 @@ def test_a_correction_that_is_none_changes_nothing(feedback: Feedback, text: str
     with pytest.raises(InputError):
         feedback.correct("a1", text, "ada")
     assert success(feedback) is None and feedback.rating("a1", "ada") is None
-
-
-def test_a_fallback_makes_a_pair_of_the_specialist(feedback: Feedback) -> None:
-    pair = feedback.add_fallback("a1", "4", "22", "code")
-    assert (pair.user, pair.specialist, pair.chosen, pair.rejected) == ("ada", "code", "4", "22")
-    assert pair.source is PairSource.FALLBACK and success(feedback) is None
 
 
 def test_implicit_signals_count_only_where_they_are_on_and_never_over_a_rating(tmp_path: Path) -> None:
