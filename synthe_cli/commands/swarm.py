@@ -127,7 +127,9 @@ def add(
 @app.command(
     cls=Command,
     short_help="Remove a specialist.",
-    epilog="synthe swarm remove team python",
+    epilog="""\
+synthe swarm remove team python             its requests go to the others
+synthe swarm remove team python --json""",
 )
 def remove(folder: FolderArgument, name: NameArgument, as_json: JsonOption = False) -> None:
     """Remove a specialist from a swarm. Its adapters and the record of its answers stay."""
@@ -273,7 +275,9 @@ def rate(
 @app.command(
     cls=Command,
     short_help="Show which combinations of specialists succeed.",
-    epilog="synthe swarm pathways team",
+    epilog="""\
+synthe swarm pathways team                  the strongest combinations first
+synthe swarm pathways team --json""",
 )
 def pathways(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Show the strength of every combination of specialists that has answered, the strongest first."""

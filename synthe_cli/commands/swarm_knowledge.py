@@ -95,7 +95,9 @@ def add(
 @app.command(
     cls=Command,
     short_help="Correct a fact.",
-    epilog='synthe swarm knowledge correct team 7 "Lyon" --user ada',
+    epilog="""\
+synthe swarm knowledge correct team 7 "Lyon"                a fact of everybody
+synthe swarm knowledge correct team 7 "Lyon" --user ada     a fact of a user""",
 )
 def correct(
     folder: FolderArgument,
@@ -110,7 +112,9 @@ def correct(
 @app.command(
     cls=Command,
     short_help="Let a fact enter prompts.",
-    epilog="synthe swarm knowledge trust team 12 --user ada",
+    epilog="""\
+synthe swarm knowledge trust team 12                a fact of everybody
+synthe swarm knowledge trust team 12 --user ada     a fact of a user""",
 )
 def trust(folder: FolderArgument, fact: FactArgument, user: UserOption = "") -> None:
     """Mark a fact as trusted. Trusted facts that it contradicts go into the history; their numbers are printed."""

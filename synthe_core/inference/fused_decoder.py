@@ -76,12 +76,14 @@ class FusedDecoder:
 
 def refusal(model: Backbone) -> str | None:
     """Why the steps of a model cannot be fused, in words; None for one whose can."""
+    blocks: Any = getattr(model, "blocks", None)
+    if blocks is None or not all(isinstance(each, Block) for each in blocks):
+        return "transformers runs this model"
     if (reason := unavailable(next(model.parameters()).device.type)) is not None:
         return reason
     if model.router is not None or model.without:
         return "tokens leave out blocks, or the model parts"
-    for block in model.blocks:
-        assert isinstance(block, Block)
+    for block in blocks:
         for step, learner in zip(block.steps, block.learners, strict=True):
             if step.residual != PRE_NORM or type(block.norms[step.place]) is not RMSNorm:
                 return "a learner is not behind one norm of root mean squares"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 from pathlib import Path
 from statistics import median
@@ -26,6 +25,7 @@ from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.interop.load import load_model
 from tests.paths import ROOT
+from tests.processes import run_program
 
 GREEDY = SamplingParams(temperature=0)
 WARM = 4
@@ -72,7 +72,7 @@ def measure(model: LoadedModel, rows: int, count: int) -> Timing:
 def llama_cpp(folder: str, path: Path, threads: int, rows: int, count: int) -> Timing:
     script = ROOT / "tests" / "interop" / "gguf" / "llama_cpp_speed.mjs"
     command = ["node", str(script), folder, str(path), str(threads), str(rows), str(count)]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    answer = json.loads(run_program(command, check=True, capture_output=True, text=True).stdout)
     return Timing(answer["step"], answer["prefill"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from synthe_core.ops.packed_linear import SOURCE, packed_linear, reference, unav
 from synthe_core.ops.quantized_linear import quantized_linear
 from synthe_core.quantization.matrix import StackedMatrix
 from synthe_core.quantization.packed import packed
+from tests.processes import run_program
 from tests.quantization.test_packed import quantized
 
 pytestmark = pytest.mark.skipif(unavailable("cpu") is not None, reason=str(unavailable("cpu")))
@@ -133,7 +133,7 @@ def test_plain_c_has_the_numbers_of_vector_instructions(tmp_path: Path, monkeypa
     library = tmp_path / "plain.so"
     source = Path(native.__file__).parent / SOURCE
     flags = ["-O2", "-std=c11", "-ffp-contract=off", "-U__AVX2__", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, str(source), "-o", str(library), "-lm"], check=True, capture_output=True)
+    run_program([compiler, *flags, str(source), "-o", str(library), "-lm"], check=True, capture_output=True)
     made = [(packed(quantized(name, 21, 256)), inputs(6, 256)) for name in NAMES]
     expected = [packed_linear(x, matrix) for matrix, x in made]
     monkeypatch.setattr("synthe_core.ops.packed_linear.library", lambda source: native._load(library))

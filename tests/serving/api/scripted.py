@@ -32,6 +32,7 @@ class Scripted:
                 max_length=None,
                 defaults=GenerationDefaults(),
                 parameter_count=lambda adapter=None: 1,
+                weights="float32",
             )
         }
         self.sessions = SimpleNamespace(get=self._no_session, list=lambda owner: [])
