@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from threading import Event as Stop
 from typing import Any, Protocol
 
 from synthe_core.data.labelled import Labelled, LabelledStream
@@ -98,11 +99,11 @@ class TrainingData(ABC):
 class StreamedData(TrainingData):
     """Running text that is read while it is trained on. How much there is of it is not known."""
 
-    def __init__(self, recipe: Recipe, streamed: Streamed) -> None:
+    def __init__(self, recipe: Recipe, streamed: Streamed, stop: Stop | None = None) -> None:
         self.sequence, self.tokenizer = recipe.data.sequence, streamed.tokenizer
         self.source_names = [text.name for text in streamed.sources]
         self._streamed, self._validation = streamed, streamed.validation
-        self.stream = self._batches = streamed.batches(recipe.seed)
+        self.stream = self._batches = streamed.batches(recipe.seed, stop)
         if self._validation.tokens:
             self.bytes_per_token = self._validation.bytes / self._validation.tokens
 

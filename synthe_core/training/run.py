@@ -207,7 +207,7 @@ def _open_data(
 ) -> Generator[Event, None, TrainingData]:
     """The training data until `stack` ends, prepared now if they are not in the cache. Raises Interrupted once `stop`
     is set."""
-    work = _prepare(recipe, base)
+    work = _prepare(recipe, base, stop)
     while True:
         try:
             event = next(work)
@@ -221,12 +221,12 @@ def _open_data(
             raise Interrupted("stopped while preparing the data", "the same command continues where it stopped")
 
 
-def _prepare(recipe: Recipe, base: Checkpoint | None) -> Generator[Event, None, TrainingData]:
+def _prepare(recipe: Recipe, base: Checkpoint | None, stop: Stop) -> Generator[Event, None, TrainingData]:
     if recipe.objective is not None:
         objective: Objective = OBJECTIVES[recipe.objective.type](recipe.objective)
         recipe = recipe.model_copy(update={"data": (yield from objective.write_data(recipe, base))})
     if recipe.data.stream:
-        data: TrainingData = StreamedData(recipe, (yield from open_stream(recipe.data)))
+        data: TrainingData = StreamedData(recipe, (yield from open_stream(recipe.data)), stop)
     elif recipe.reads == "text":
         data = TextData(recipe, (yield from open_data(recipe.data)))
     else:

@@ -46,6 +46,7 @@ class Trainer:
         self.phase: Phase | None = None
         self.step_seconds = 0.0
         self.skipped_in_a_row = 0
+        self._batch: Batch | None = None
         self.flops: dict[int, float] = {}  # per token, by the length of sequences
 
     def train(self) -> Iterator[Event]:
@@ -54,7 +55,7 @@ class Trainer:
         state.clock.start()
         self._started, self._fraction_at_start = time.monotonic(), self._fraction()
         self._logged = self._shown = self._started
-        self._batch = self.data.stream.next(self.spec.batch)
+        self._read_next_batch()
         yield self._progress()
         while True:
             state.fraction = self._fraction()
@@ -97,6 +98,7 @@ class Trainer:
 
     def _step(self) -> Iterator[Event]:
         state, batch, cursor = self.state, self._batch, self.data.stream.cursor()
+        assert batch is not None  # only of a run that is stopped
         started = time.perf_counter()
         result = yield from self._step_within_memory(batch)
         state.cursor, state.metrics = cursor, {}
@@ -134,7 +136,11 @@ class Trainer:
             yield Notice(f"out of memory: micro-batch {rows} -> {settings.micro_batch}", "warning")
 
     def _read_next_batch(self) -> None:
-        self._batch = self.data.stream.next(self.spec.batch)
+        """The next batch; None if the run was stopped while its text was awaited. The step that is done is saved."""
+        try:
+            self._batch = self.data.stream.next(self.spec.batch)
+        except Interrupted:
+            self._batch = None
 
     def _skipped(self, cause: str) -> Iterator[Event]:
         """After a step that was skipped: weights, schedule and budget have not changed, and the next batch is new."""

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -116,6 +117,49 @@ def test_a_run_killed_at_any_time_reads_on_with_the_next_row(streamed, own_cache
     assert_same(tmp_path / "whole", tmp_path / "parts")
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     assert not list(own_cache.rglob("*.partial"))
+
+
+STALLING = """
+import sys, threading
+from synthe_core.data.streaming import stream_shard, token_reader
+from synthe_cli.app import main
+stream_shard.SHARD, token_reader.BATCH = 320, 500
+placed, texts = token_reader.TokenReader._placed, int(sys.argv.pop())
+def stalling(self, pieces, position):
+    for number, each in enumerate(placed(self, pieces, position)):
+        if number == texts:
+            print("stalled", file=sys.stderr, flush=True)
+            threading.Event().wait()  # as a connection that gives no more
+        yield each
+token_reader.TokenReader._placed = stalling
+sys.argv[0] = "synthe"
+main()
+"""
+
+
+@pytest.mark.parametrize("texts", [1, 12])
+def test_ctrl_c_does_not_wait_for_text_that_does_not_come(streamed, own_cache, tmp_path, texts):
+    """Before the first batch, and in a step after which there is no other."""
+    config = streamed(data={"validation": 0.0})
+    (tmp_path / "recipe.yaml").write_text(config.to_yaml())
+    arguments = ["train", "recipe.yaml", "--out", "run", "--json", str(texts)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = start(
+        [sys.executable, "-c", STALLING, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert any("stalled" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    saved = last(tmp_path / "run")
+    assert f"stopped at step {saved}" in errors
+    assert (saved > 0) == (texts > 1)
 
 
 def last(run: Path) -> int:

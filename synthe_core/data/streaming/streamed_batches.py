@@ -73,7 +73,7 @@ class StreamedBatches:
         self._turns = Turns(weights)
 
     def next(self, count: int) -> Batch:
-        """The next `count` sequences."""
+        """The next `count` sequences. Raises Interrupted where the run is stopped before their text is there."""
         rows = []
         for _ in range(count):
             source = self._turns.next()

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Generator
 from dataclasses import dataclass
+from threading import Event as Stop
 
 import numpy as np
 
@@ -35,11 +36,10 @@ class Streamed:
     weights: tuple[float, ...]
     validation: Split
 
-    def batches(self, seed: int) -> StreamedBatches:
-        """The training sequences, whose order depends on `seed`."""
-        supplies = [
-            ShardSupply(text, self._folder(text), self.spec.sequence) for text in self.sources
-        ]  # nothing is read before the first sequence is drawn
+    def batches(self, seed: int, stop: Stop | None = None) -> StreamedBatches:
+        """The training sequences, whose order depends on `seed`. Once `stop` is set, no text is waited for."""
+        stop, length = stop or Stop(), self.spec.sequence
+        supplies = [ShardSupply(text, self._folder(text), length, stop) for text in self.sources]
         return StreamedBatches(supplies, self.weights, self.spec.sequence, seed)
 
     def digests(self) -> list[str]:

@@ -20,6 +20,11 @@ BATCH = 2**20
 """Bytes of text tokenized at a time."""
 
 
+def stopped() -> Interrupted:
+    """The error of text that is not read because the run ends."""
+    return Interrupted("stopped while reading the training text", "the run continues from its newest checkpoint")
+
+
 @dataclass(frozen=True)
 class StreamedText:
     """A source of training text and its tokenizer. held_out: digests of the documents left out."""
@@ -111,13 +116,13 @@ class TokenReader:
         """Each piece with the position of its first token."""
         epoch, number, size, _, place = position
         for piece in pieces:
+            if self._stop.is_set():
+                raise stopped()
             yield Position(epoch, number, size, 0, place), piece
             number, size, place = number + 1, size + len(piece.text), self._reader.place
 
     def _read_pieces(self) -> bool:
         """Adds the tokens of the next pieces; false at the end of the source."""
-        if self._stop.is_set():
-            raise Interrupted("stopped while reading ahead", "the run continues from its newest checkpoint")
         batch, size = [], 0
         while size < BATCH and (each := next(self._pieces, None)) is not None:
             batch.append(each)

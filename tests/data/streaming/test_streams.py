@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from threading import Event as Stop
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from synthe_core.data.documents import Piece, PieceReader
 from synthe_core.data.hub import Hub
 from synthe_core.data.prepare import open_data
 from synthe_core.data.spec import DataSpec
@@ -21,7 +24,7 @@ from synthe_core.data.streaming import stream_shard, token_reader
 from synthe_core.data.streaming.position import Position
 from synthe_core.data.streaming.streamed_batches import StreamedBatches
 from synthe_core.data.streaming.streamed_data import Streamed, open_stream
-from synthe_core.errors import InputError, WorkError
+from synthe_core.errors import InputError, Interrupted, WorkError
 from synthe_core.events import Event, Notice
 from tests.data.conftest import packed, prose, text_of, write_rows
 
@@ -326,6 +329,42 @@ def test_a_broken_connection_skips_no_row(
     opened.append(again)
     again.seek(cursor)
     assert torch.equal(sequences(again, 300 - read), rows[read:])
+
+
+class Stalled:
+    """A source that gives no piece after its first ones until it is released."""
+
+    def __init__(self, pieces: PieceReader, count: int) -> None:
+        self._pieces, self._count = pieces, count
+        self.reached, self.released = Stop(), Stop()
+
+    @property
+    def place(self) -> Any:
+        return self._pieces.place
+
+    def __iter__(self) -> Iterator[Piece]:
+        for number, piece in enumerate(self._pieces):
+            if number == self._count:
+                self.reached.set()
+                self.released.wait()
+            yield piece
+
+
+def test_a_stream_that_stalls_is_left(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a wait for text nor the end of the stream waits for the thread that reads."""
+    data, stop = streamed(rows), Stop()
+    source = data.sources[0].corpus.source
+    stalled = Stalled(source.reader(None), 3)
+    monkeypatch.setattr(type(source), "reader", lambda self, place=None: stalled)
+    batches = data.batches(0, stop)
+    Thread(target=lambda: (stalled.reached.wait(), stop.set())).start()
+    with pytest.raises(Interrupted, match="stopped while reading the training text"):
+        batches.next(1)
+    with pytest.raises(Interrupted):
+        batches.next(1)
+    batches.close()
+    assert not stalled.released.is_set()
+    stalled.released.set()
 
 
 def test_streamed_data_are_not_prepared(rows: str) -> None:

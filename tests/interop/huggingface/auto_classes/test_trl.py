@@ -60,7 +60,7 @@ def test_sft_and_dpo_train_whole_models_and_adapters(python: Path, tmp_path: Pat
         env=surroundings,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"kind"')]
     assert {(each["kind"], each["lora"]) for each in results} == {(k, lora) for k in ("sft", "dpo") for lora in (0, 1)}
     for each in results:
         assert each["moved"] == each["trained"] > 0, each
