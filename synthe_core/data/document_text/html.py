@@ -32,12 +32,16 @@ def text_of(raw: bytes, path: Path) -> str:
 def _decoded(raw: bytes, path: Path) -> str:
     named = CHARSET.search(raw[:4096])
     encoding = named[1].decode() if named else "utf-8"
+    if re.match("utf-?16", encoding, re.IGNORECASE):  # no page whose first bytes are ASCII is: browsers read UTF-8
+        encoding = "utf-8"
     try:
         return raw.decode(encoding)
     except LookupError:
         raise InputError(f"{path} names an encoding that is not known: {encoding}", "save it as UTF-8") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not {encoding} text (byte {error.start})", "save it as UTF-8") from None
+    except UnicodeError:
+        raise InputError(f"{path} is not {encoding} text", "save it as UTF-8") from None
 
 
 class _Text(HTMLParser):
@@ -54,6 +58,10 @@ class _Text(HTMLParser):
     def text(self) -> str:
         self._end_paragraph()
         return "\n\n".join(self._paragraphs)
+
+    def parse_marked_section(self, i: int, report: int = 1) -> int:
+        """`<![...>` is a comment, as browsers read it, whatever its name is."""
+        return self.parse_bogus_comment(i, report)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in IGNORED:

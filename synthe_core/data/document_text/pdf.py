@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import re
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -18,8 +20,10 @@ REPEATED = 0.5
 def text_of(raw: bytes, path: Path) -> str:
     """The paragraphs of all pages, without page numbers and running titles.
 
-    InputError without pypdf, for a damaged file and for one that a password protects.
+    InputError without pypdf, for what is no PDF, for a damaged file and for one that a password protects.
     """
+    if b"%PDF-" not in raw[:1024]:
+        raise InputError(f"{path} is not a PDF", "give it the suffix of its kind, or save it as PDF")
     try:
         import pypdf
         from pypdf.errors import DependencyError, PyPdfError
@@ -34,8 +38,23 @@ def text_of(raw: bytes, path: Path) -> str:
         pages = [[line.strip() for line in page.extract_text().splitlines()] for page in reader.pages]
     except InputError:
         raise
-    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OSError) as error:
-        raise InputError(f"{path} is damaged, or no PDF: {error}", "make or download the file again") from None
+    except (
+        PyPdfError,
+        zlib.error,
+        struct.error,
+        ArithmeticError,
+        AssertionError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        OSError,
+    ) as error:
+        raise InputError(f"{path} is damaged: {error}", "make or download the file again") from None
+    except NotImplementedError as error:  # a filter or an encryption that pypdf does not know; often damage
+        raise InputError(f"{path} cannot be read: {error}", "save it again as PDF, or as text") from None
     except DependencyError as error:
         raise InputError(f"{path} needs another package: {error}", "save a copy without a password") from None
     return "\n\n".join(_paragraphs(_without_edges(pages)))

@@ -55,7 +55,7 @@ def tensor_names(architecture: Architecture, data: Metadata, experts: int) -> di
     unused = {each for each in data.file if not each.startswith(further)} - used - set(IGNORED)
     if unused:
         raise InputError(
-            f"{data.path} has a tensor {min(unused)[:80]}, which its architecture has not",
+            f"{data.path} has a tensor {min(unused)[:80]!r}, which its architecture has not",
             "it is another architecture, or one with additions that synthe does not know",
         )
     return names

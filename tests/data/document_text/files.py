@@ -42,9 +42,14 @@ def docx(paragraphs: Sequence[tuple[str, str]], prolog: str = "") -> bytes:
         for style, text in paragraphs
     )
     xml = f'<?xml version="1.0"?>{prolog}<w:document xmlns:w="{W}"><w:body>{body}</w:body></w:document>'
+    return zipped("word/document.xml", xml)
+
+
+def zipped(name: str, content: str | bytes) -> bytes:
+    """An archive with one member."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("word/document.xml", xml)
+        archive.writestr(name, content)
     return buffer.getvalue()
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import builtins
 import gzip
+import io
 from pathlib import Path
 from typing import Any
 
+import pypdf
 import pytest
 
 from synthe_core.data.document_text import read_document
+from synthe_core.data.document_text.docx import ENCRYPTED, MEMBER, OLE
 from synthe_core.errors import InputError
-from tests.data.document_text.files import docx, pdf
+from tests.data.document_text.files import docx, pdf, zipped
 
 PAGE = """<!doctype html><html><head><title>Not this</title><style>p {}</style></head><body>
 <nav><a href="/">Home</a></nav><h1>The <em>Mill</em></h1><p>It grinds &amp; sieves.<br>Twice a day.</p>
@@ -49,6 +52,11 @@ def test_an_html_page_gives_headings_and_paragraphs(tmp_path: Path) -> None:
     assert read_document(written(tmp_path / "b.htm", latin)).title == "The Mühle"
 
 
+def test_a_comment_of_any_name_is_left_out_of_a_page(tmp_path: Path) -> None:
+    page = PAGE.replace("<h1>", "<![if !mso]><![odd[x]]><h1>").replace("<head>", "<head><meta charset=utf-16>")
+    assert read_document(written(tmp_path / "a.html", page)).text == PAGE_TEXT
+
+
 def test_a_pdf_loses_page_numbers_and_running_titles(tmp_path: Path) -> None:
     long = "The mill grinds wheat and rye for every village of the valley and takes a tenth of it as its"
     pages = [
@@ -80,6 +88,22 @@ def test_a_word_document_gives_headings_by_style(tmp_path: Path) -> None:
     )
 
 
+def protected_pdf(password: str) -> bytes:
+    """A PDF that opens with a password only."""
+    writer = pypdf.PdfWriter(clone_from=io.BytesIO(pdf([["Text."]])))
+    writer.encrypt(password, algorithm="RC4-128")
+    buffer = io.BytesIO()
+    writer.write(buffer)
+    return buffer.getvalue()
+
+
+WORD = docx([("", "It grinds. " * 50)])
+DAMAGED = WORD[:60] + bytes([WORD[60] ^ 255]) + WORD[61:]
+"""Its compressed data are none."""
+PROTECTED = WORD.replace(b"PK\x03\x04\x14\0\0", b"PK\x03\x04\x14\0\1").replace(
+    b"PK\x01\x02\x14\x03\x14\0\0", b"PK\x01\x02\x14\x03\x14\0\1"
+)
+"""The flag of its member says that a password protects it."""
 BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;">]>'
 
 
@@ -93,9 +117,26 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;">]>'
         ("a.txt", b"%PDF-1.4 renamed", "is a PDF, not text"),
         ("a.html", b"<html><body><script>1</script></body></html>", "has no text in it"),
         ("a.html", b"<meta charset='klingon'>text", "names an encoding that is not known: klingon"),
-        ("a.pdf", b"no pdf at all", "is damaged, or no PDF"),
+        ("a.pdf", b"no pdf at all", "is not a PDF"),
+        ("a.pdf", pdf([["Text."]])[:300], "is damaged: "),
+        (
+            "a.pdf",
+            pdf([["Text."]]).replace(b"/Length", b"/Filter/Odd/Length"),
+            "cannot be read: Unsupported filter /Odd",
+        ),
+        ("a.pdf", protected_pdf("secret"), "is protected by a password"),
         ("a.pdf", pdf([[], []]), "has no text in it"),
-        ("a.docx", b"PK\x03\x04 broken", "is not a Word document"),
+        ("a.html", b"<meta charset=undefined>text", "is not undefined text"),
+        ("a.docx", b"PK\x03\x04 broken", "is damaged: "),
+        ("a.docx", b"Plain text.", "is not a Word document"),
+        ("a.docx", zipped("mimetype", b"application/epub+zip"), "is not a Word document"),
+        ("a.docx", zipped(MEMBER, b"<w:document"), "is damaged: "),
+        ("a.docx", zipped(MEMBER, b'<?xml version="1.0" encoding="klingon"?><a/>'), "is damaged: "),
+        ("a.docx", DAMAGED, "is damaged: "),
+        ("a.docx", docx([("", "It grinds.")])[:-40], "is damaged: "),
+        ("a.docx", PROTECTED, "is protected by a password"),
+        ("a.docx", OLE + bytes(600) + ENCRYPTED, "is protected by a password"),
+        ("a.docx", OLE + bytes(600), "is a document of Word 97 to 2003"),
         ("a.docx", docx([("", "&b;")], BOMB), "is not a Word document"),
     ],
 )
