@@ -46,7 +46,8 @@ def test_reading_and_answering(run: Any, tmp_path: Path, monkeypatch: pytest.Mon
     chat = ("chat", FILE, "--sessions", tmp_path / "chats", *GREEDY, "-n", 20)
     (reply,) = run(*chat, "--weights", "float32", stdin=question + "\n")
     assert reply["text"] == "The capital of France is Paris." and reply["finish_reason"] == "stop"
-    (reply,) = run(*chat, stdin=question + "\n")  # by integers, as the server: "L'Étoile, la", which llama.cpp says too
+    (rounded,) = run(*chat, stdin=question + "\n")  # by integers: "L'Étoile, la", which llama.cpp says too
+    assert rounded["text"] and rounded["prompt_tokens"] == reply["prompt_tokens"]
     with AsyncEngine([load_model(FILE, "smol")]) as engine, Server(engine, Settings()) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         message: Any = {"role": "user", "content": question}
