@@ -6,6 +6,9 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 
+MAX_NAME = 100
+"""Characters of a name that an error shows."""
+MAX_COMPARED = 300  # characters of a name that is compared with others, which takes the square of the time
 MAX_DIVIDED = 10**12  # the largest size whose divisors are looked for
 
 
@@ -41,8 +44,15 @@ class Interrupted(SyntheError):
     exit_code = 130
 
 
+def shortened(text: str, limit: int = MAX_NAME) -> str:
+    """A text of somebody's file for an error: its beginning, if it has more than `limit` characters."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
 def closest(name: str, choices: Iterable[str]) -> str | None:
     """The choice most similar to a misspelt `name`, other than `name` itself; None if none is similar."""
+    if len(name) > MAX_COMPARED:
+        return None
     choices = [choice for choice in choices if choice != name]
     matches = difflib.get_close_matches(name.lower(), {c.lower(): c for c in choices}, n=1, cutoff=0.5)
     return next((c for c in choices if c.lower() == matches[0]), None) if matches else None
@@ -53,7 +63,7 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     choices = list(choices)
     near = closest(name, choices)
     hint = f"did you mean '{near}'?" if near else f"known: {', '.join(sorted(choices)) or 'none'}"
-    return InputError(f"unknown {kind} '{name}'", hint)
+    return InputError(f"unknown {kind} '{shortened(name)}'", hint)
 
 
 def nearest_divisor(size: int, count: int, word: str = "heads") -> str:

@@ -51,10 +51,16 @@ class AdmissionControl:
             )
         ahead = self.num_waiting - max(0, self.max_num_seqs - self.num_running)
         if ahead >= self.max_waiting:
-            raise Busy(f"{ahead} requests are waiting already", self.retry_after(ahead))
+            raise Busy(self._queue_is_full(ahead, owner), self.retry_after(ahead))
         own = self._owned[owner] if owner else 0
         if self.max_owned is not None and own >= self.max_owned:
             raise Busy(f"this API key has {own} requests at once, as many as are allowed", self.retry_after(0))
+
+    def _queue_is_full(self, ahead: int, owner: str) -> str:
+        """The line says nothing to one owner about others: of the queue only the owner's own requests."""
+        if not owner:
+            return f"{ahead} requests are waiting already"
+        return f"the queue is full ({self.num_waiting_of(owner)} requests of this API key are in it)"
 
     def retry_after(self, ahead: int) -> float:
         """Seconds until one more than `ahead` requests may have started, from what recent ones took."""

@@ -15,7 +15,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 from synthe_core.adapters.spec import LoraSpec
 from synthe_core.budget import Budget
 from synthe_core.data.spec import DataSpec
-from synthe_core.errors import InputError, closest, unknown
+from synthe_core.errors import InputError, closest, shortened, unknown
 from synthe_core.layers.learner import Spec
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.parts import missing_dependency, parts, without_parts
@@ -300,12 +300,16 @@ class Recipe(Spec):
             return build_model(self.model, vocab)
 
 
+MAX_FAULT = 400
+"""Characters of one fault's line, which may quote values of the recipe."""
+
+
 def _explain(error: ValidationError, source: YamlSource) -> InputError:
     """The first few errors of a recipe, each with its position, as one InputError."""
     faults = list(_flatten(error.errors(include_url=False), ()))
     lines, hints = [], []
     for path, message, hint in faults[:5]:
-        lines.append(f"{source.locate(path)}: {message}")
+        lines.append(f"{source.locate(path)}: {shortened(message, MAX_FAULT)}")
         if hint:
             hints.append(hint)
     if len(faults) > 5:
@@ -323,7 +327,7 @@ def _flatten(
         if fault["type"] == "nested":
             yield from _flatten(context["nested"].errors(include_url=False), path, context["keys"])
             continue
-        shown = ".".join(map(str, path)) or "recipe"
+        shown = ".".join(shortened(str(key)) for key in path) or "recipe"
         if fault["type"] == "extra_forbidden":
             known = _keys_at(path[:-1]) if keys is None else keys
             near = closest(str(path[-1]), known)

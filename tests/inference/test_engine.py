@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
+from synthe_core.inference.admission import AdmissionControl
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.offline import generate
 from synthe_core.inference.outputs import Finished, PrefillFinished, PromptLogprob, TokenOutput
@@ -176,6 +177,24 @@ def test_a_full_queue_is_an_error(memory, ask):
         assert engine.status()["waiting"] == engine.status()["live"] == 0
     with AsyncEngine([memory], max_state_bytes=10) as engine, pytest.raises(InputError, match="state"):
         engine.submit(ask())
+
+
+def test_a_full_queue_says_nothing_of_other_owners():
+    admission = AdmissionControl(max_num_seqs=1, max_waiting=7, max_state_bytes=1)
+    admission.enqueue("one")
+    admission.acquire(1, "one")
+    for owner in ["one"] * 5 + ["two"] * 2:
+        admission.check(1, owner)
+        admission.enqueue(owner)
+    for owner, line in [
+        ("one", "the queue is full (5 requests of this API key are in it)"),
+        ("two", "the queue is full (2 requests of this API key are in it)"),
+        ("three", "the queue is full (0 requests of this API key are in it)"),
+        ("", "7 requests are waiting already"),
+    ]:
+        with pytest.raises(Busy) as busy:
+            admission.check(1, owner)
+        assert busy.value.message == line
 
 
 def test_a_pass_that_fails_fails_its_rows_only(engine, memory, ask, monkeypatch):

@@ -1,4 +1,7 @@
+import json
+
 import pytest
+import yaml
 
 from synthe_cli.options import overrides
 from synthe_core.budget import Budget
@@ -60,6 +63,29 @@ def test_an_error_names_its_place_and_a_suggestion(tmp_path, old, new, message, 
     error, suggestion = fault(tmp_path, GOOD.replace(old, new))
     assert message in error
     assert hint in suggestion
+
+
+LONG = "a" * 100_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objective": LONG},
+        {"objective": {"type": LONG}},
+        {"train": {"optimizer": LONG}},
+        {"train": {"budget": LONG}},
+        {"train": {LONG: 1, LONG + "b": 1}},
+        {"model": {"width": 8, "blocks": 1, "block": [{"type": LONG}]}},
+        {"model": {"width": 8, "blocks": 1, "block": [{"type": "mlp", LONG: 1}]}},
+        {"runtime": {"device": LONG}},
+        {"data": {"sources": "stdlib", "tokenizer": {LONG: 1}}},
+        {LONG: {LONG: 1}},
+    ],
+)
+def test_an_error_shows_the_beginning_of_what_is_long(tmp_path, change):
+    message, hint = fault(tmp_path, json.dumps(yaml.safe_load(GOOD) | change))
+    assert len(message) < 2000 and len(hint) < 2000
 
 
 def test_several_errors_are_reported_at_once(tmp_path):
