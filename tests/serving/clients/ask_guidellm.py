@@ -30,11 +30,12 @@ async def run(*command: str) -> None:
     assert process.returncode == 0, output.decode()[-2500:]
 
 
-for path in ("/v1/chat/completions", "/v1/completions"):
+def bench(path: str, profile: str) -> None:
+    """A benchmark whose every request must succeed."""
     output = Path("report.json")
     settings = {
         "--backend": f"kind=openai_http,target={URL.removesuffix('/v1')},model={MODEL},request_format={path}",
-        "--profile": "kind=synchronous",
+        "--profile": f"kind={profile}",
         "--constraint": "kind=max_requests,count=3",
         "--tokenizer": "kind=huggingface_auto,model=tokenizer",
         "--data": "kind=synthetic_text,prompt_tokens=24,output_tokens=6",
@@ -43,6 +44,19 @@ for path in ("/v1/chat/completions", "/v1/completions"):
     command = [sys.executable, "-m", "guidellm", "run", "--disable-console"]
     command += [part for pair in settings.items() for part in pair]
     asyncio.run(run(*command))
-    totals = json.loads(output.read_text())["benchmarks"][0]["metrics"]["request_totals"]
-    assert totals["successful"] == 3 and not totals["errored"], totals
+    for benchmark in json.loads(output.read_text())["benchmarks"]:
+        totals = benchmark["metrics"]["request_totals"]
+        assert totals["successful"] == 3 and not totals["errored"], (profile, totals)
+
+
+bench("/v1/completions", "synchronous")
+for profile in (
+    "synchronous",
+    "concurrent,streams=2",
+    "throughput,max_concurrency=16",
+    "constant,rate=4",
+    "poisson,rate=4",
+    "sweep,sweep_size=3,max_concurrency=16",
+):
+    bench("/v1/chat/completions", profile)
 print("ok")
