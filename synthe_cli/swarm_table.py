@@ -25,11 +25,27 @@ def status_text(values: dict[str, Any]) -> str:
     ]
     if domains:
         lines += ["", figures.table(["specialist", "domain", "success", "rated"], domains, left=2)]
+    lines += _learning(values)
     if values["answers"]:
         error = values["calibration_error"]
         ece = "" if error is None else f"; confidence is off by {error:.1%} (ECE)"
         lines += ["", f"{values['answers']} answers, {values['rated']} rated{ece}; {format_size(values['bytes'])}"]
     return "\n".join(lines)
+
+
+def _learning(values: dict[str, Any]) -> list[str]:
+    """Who learns now, and which pairs wait to be learned or reviewed."""
+    learning, lines = values["learning"], []
+    if (now := learning["now"]) is not None:
+        total = f" of {now['total']:g}" if now.get("total") else ""
+        far = f", {now['doing']}: {now['done']:g}{total} {now['unit']}".rstrip() if "doing" in now else ""
+        lines.append(f"{now.get('specialist', 'somebody')} is learning (pid {now['pid']}){far}")
+    for each in values["specialists"]:
+        pairs = each["pairs"]
+        if pairs["new"] or pairs["approved"]:
+            review = f"{pairs['new']} to review, {pairs['approved']} of {learning['min_pairs']} approved"
+            lines.append(f"pairs of {each['name']}: {review}, {pairs['learned']} learned")
+    return ["", *lines] if lines else []
 
 
 def pathways_text(pathways: list[dict[str, Any]]) -> str:

@@ -124,10 +124,12 @@ def opened_swarm(folder: SwarmFolder | None, engine: AsyncEngine) -> Iterator[Sw
         yield None
         return
     from synthe_core.swarm.team import Swarm
+    from synthe_core.swarm.watcher import Watcher
 
     swarm = Swarm(folder, engine)
     try:
-        yield swarm
+        with Watcher(swarm, log=log):
+            yield swarm
     finally:
         swarm.close()
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from synthe_cli.commands import swarm_knowledge, swarm_pairs
+from synthe_cli.commands import swarm_knowledge, swarm_learning, swarm_pairs
 from synthe_cli.commands.swarm_options import FolderArgument
 from synthe_cli.escape import escaped
 from synthe_cli.help import SETTINGS, Command, Group
@@ -26,6 +26,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The specialis
 
 app.add_typer(swarm_knowledge.app, name="knowledge")
 app.add_typer(swarm_pairs.app, name="pairs")
+app.registered_commands += swarm_learning.app.registered_commands
 
 
 @app.callback(help=ABOUT)

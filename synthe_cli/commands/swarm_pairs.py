@@ -23,7 +23,8 @@ CELL = 40  # characters of a text in the table
 
 app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
 StateOption = Annotated[
-    str | None, typer.Option("--state", metavar="STATE", help="Only these: new, approved, rejected or learned.")
+    str | None,
+    typer.Option("--state", metavar="STATE", help="Only these: new, approved, rejected, learned or refused."),
 ]
 SpecialistOption = Annotated[
     str | None, typer.Option("--specialist", metavar="NAME", help="Only those whose rejected answer it gave.")

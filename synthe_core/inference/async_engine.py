@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from synthe_core.adapters.lora import Adapter
 from synthe_core.errors import InputError, WorkError
 from synthe_core.inference.detokenizer import Detokenizer
 from synthe_core.inference.engine import Engine
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.model_registry import ModelRegistry, owned_name
+from synthe_core.inference.model_registry import ModelRegistry
 from synthe_core.inference.outputs import Finished, Output, PooledOutput
 from synthe_core.inference.prefix_cache import PrefixCache
 from synthe_core.inference.request import Busy, QuotaExceeded, Request
@@ -35,12 +36,14 @@ class RequestHandle:
     """A request under way, on its caller's side.
 
     Outputs, with their text, go to `deliver`, which the engine's thread calls; without it they come by iterating.
+    weights: the fingerprints of the model and adapter that it runs with, of a mixture one for each request.
     """
 
     def __init__(
         self, request: Request, detokenizer: Detokenizer, deliver: Callable[[Output], None] | None = None
     ) -> None:
         self.request = request
+        self.weights: tuple[str, ...] = ()
         self.cancelled = False
         self.on_cancel: Callable[[], None] = lambda: None
         self._closed = threading.Event()
@@ -124,6 +127,7 @@ class AsyncEngine:
             raise _stopping()
         handle = RequestHandle(request, _detokenizer(model, request), deliver)
         sequence = self.engine.make_sequence(request, handle.process)
+        handle.weights = (sequence.resolved.fingerprints.weights,)
         handle.on_cancel = lambda: self._inbox.put(partial(self.engine.abort, sequence))
         self._inbox.put(sequence)
         return handle
@@ -139,6 +143,7 @@ class AsyncEngine:
             raise _stopping()
         handle = RequestHandle(requests[0], _detokenizer(model, requests[0]), deliver)
         sequences = self.engine.make_mixture(requests, weights, handle.process)
+        handle.weights = tuple(each.resolved.fingerprints.weights for each in sequences)
         handle.on_cancel = lambda: self._inbox.put(partial(self.engine.abort, sequences[0]))
 
         def add() -> None:
@@ -225,11 +230,31 @@ class AsyncEngine:
 
         def add() -> None:
             check()
-            model.check_adapter(adapter, path)
-            model.adapters[owned_name(adapter_name, owner)] = adapter
-            self.registry.register(model, adapter_name, owner)
+            self._put_adapter(model, adapter_name, adapter, path, owner)
 
         self.call(add).result()
+
+    def swap_adapter(self, model_name: str, adapter_name: str, path: Path, owner: str = "") -> None:
+        """Serves the adapter at `path` in place of the one of that name, from one step to the next.
+
+        Requests that come later have the new one; sequences that use the old one run to their end with it. States and
+        sessions belong to the weights that made them, whatever their name. InputError for an adapter that cannot be
+        read or does not fit, NotFound where there is none of that name: the old one stays.
+        """
+        model, _ = self.find(f"{model_name}:{adapter_name}", owner)
+        adapter = model.read_adapter(path)
+
+        def swap() -> None:
+            self.find(f"{model_name}:{adapter_name}", owner)  # it may be unloaded meanwhile
+            self._put_adapter(model, adapter_name, adapter, path, owner)
+
+        self.call(swap).result()
+
+    def _put_adapter(self, model: LoadedModel, name: str, adapter: Adapter, path: Path, owner: str) -> None:
+        model.check_adapter(adapter, path)
+        if (replaced := self.registry.put_adapter(model, name, adapter, owner)) is not None:
+            self.prefix_cache.drop_model(replaced.fingerprints.weights)
+            self.engine.detach_unused(model)
 
     def unload_adapter(self, model_name: str, adapter_name: str, owner: str = "") -> None:
         """Removes an adapter of this owner; sequences that use it run to their end."""

@@ -198,8 +198,10 @@ class LoadedModel:
             shape = fingerprint(self.model)
         arithmetic = "" if self.weights == FLOAT32 else f" {self.weights}"
         digest = hashlib.sha256(f"{shape} {self.digest}{arithmetic}".encode())
-        for name, factor in sorted(adapter.tensors.items()) if adapter is not None else ():
-            digest.update(name.encode() + factor.detach().cpu().float().contiguous().numpy().tobytes())
+        for name, change in sorted(adapter.maps.items()) if adapter is not None else ():
+            digest.update(f"{name} {change.scaling!r} {change.r}".encode())
+            for factor in (change.lora_A, change.lora_B):
+                digest.update(factor.detach().cpu().float().contiguous().numpy().tobytes())
         return Fingerprints(shape, digest.hexdigest()[:16])
 
     def forward(self, tokens: Tensor, state: Any, lengths: Tensor | None = None) -> ForwardOutput:

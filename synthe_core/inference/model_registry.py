@@ -65,6 +65,19 @@ class ModelRegistry:
         name = f"{model.name}:{adapter_name}" if adapter_name else model.name
         self._resolved[owner, name] = ResolvedModel(model, adapter_name, adapter, fingerprints)
 
+    def put_adapter(
+        self, model: LoadedModel, adapter_name: str, adapter: Adapter, owner: str = ""
+    ) -> ResolvedModel | None:
+        """Makes an adapter available, in place of one of that name; returns that one. After an error nothing has
+        changed. Sequences that use the old one go on with it."""
+        with torch.inference_mode():
+            fingerprints = model.fingerprints(adapter)
+        key = owner, f"{model.name}:{adapter_name}"
+        replaced = self._resolved.get(key)
+        model.adapters[owned_name(adapter_name, owner)] = adapter
+        self._resolved[key] = ResolvedModel(model, adapter_name, adapter, fingerprints)
+        return replaced
+
     def remove_adapter(self, model: LoadedModel, adapter_name: str, owner: str = "") -> ResolvedModel:
         """Makes an owner's adapter unavailable; sequences that use it go on. NotFound if it is not the owner's."""
         name = f"{model.name}:{adapter_name}"

@@ -240,6 +240,8 @@ class PrefixCache:
         lengths[key[1]] = lengths.get(key[1], 0) + change
         if not lengths[key[1]]:
             del lengths[key[1]]
+        if not lengths:
+            del self._lengths[key[0]]
 
     def _spill(self, key: Key, entry: _Entry) -> None:
         """Moves a state to a file. Waits for files that are still being written: their states take memory."""

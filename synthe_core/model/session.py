@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -127,6 +128,11 @@ def is_session(file: TensorFile) -> bool:
     return is_format and pending is not None and (pending.dtype, len(pending.shape)) == (torch.int64, 1)
 
 
+FACTOR = re.compile(r"\.lora_[AB]\.")
+"""In the name of a factor of an attached adapter. The matrix of its map has it merged where the adapter is used; others
+that are attached change nothing."""
+
+
 def fingerprint(model: Backbone, tensors: Mapping[str, Tensor] | None = None, weights: str | None = None) -> str:
     """A digest of the model's shape and weights, by which sessions of another model are refused. With an adapter it is
     another model.
@@ -138,7 +144,7 @@ def fingerprint(model: Backbone, tensors: Mapping[str, Tensor] | None = None, we
     digest = hashlib.sha256(text.encode())
     maps = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
     for name, module in maps.items():
-        if name == "embedding" or name.startswith("blocks."):
+        if name == "embedding" or (name.startswith("blocks.") and not FACTOR.search(name)):
             matrix = quantized_matrix(module)
             if tensors is not None:
                 weight = tensors[f"{name}.weight"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from synthe_core.swarm.router.decision import Decision
@@ -36,7 +36,8 @@ class AnswerToken:
 
 @dataclass(frozen=True)
 class Draft:
-    """What one specialist has answered. reason: why it ended; "error" with a message. confidence: calibrated."""
+    """What one specialist has answered. reason: why it ended; "error" with a message. confidence: calibrated.
+    digests: of the weights that generated it, by specialist."""
 
     specialist: str
     text: str
@@ -48,6 +49,7 @@ class Draft:
     num_output_tokens: int = 0
     message: str = ""
     contradictions: tuple[Any, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

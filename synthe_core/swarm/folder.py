@@ -18,6 +18,7 @@ from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.claim import claim
 from synthe_core.storage.hub.model_id import hub_id
 from synthe_core.swarm.spec import SpecialistSpec, SwarmSpec, name_fault
+from synthe_core.swarm.versions import Versions
 from synthe_core.swarm.yaml_text import new_text, with_specialist, without_specialist
 
 SPEC, DATABASE, LEDGER, ADAPTERS = "swarm.yaml", "swarm.db", "ledger.jsonl", "adapters"
@@ -83,6 +84,15 @@ class SwarmFolder:
         if name not in self.spec.specialists:
             raise unknown("specialist", name, self.spec.specialists)
         return self.spec.specialists[name]
+
+    def versions(self, name: str) -> Versions:
+        """The versions of a specialist's adapter; InputError for a name that is none."""
+        return Versions(self.path, name, self.specialist(name).adapter)
+
+    def adapter(self, name: str) -> Path | None:
+        """The path of the adapter that a specialist answers with now."""
+        current = self.versions(name).current
+        return None if current is None else Path(self.resolve(current))
 
     def add(self, name: str, spec: SpecialistSpec, adapter: str | None = None) -> SpecialistSpec:
         """Adds a specialist, with a copy of the adapter at the path `adapter`, and returns it as it is written.
@@ -158,9 +168,7 @@ class SwarmFolder:
         base = self.base if spec.model is None else self.resolve(spec.model)
         opened = Checkpoint.open(Path(adapter).expanduser(), base=base)
         _ = opened.fitted_adapter  # it is the base's, and its matrices fit
-        versions = self.path / ADAPTERS / name
-        taken = [int(each.name) for each in versions.glob("*") if each.name.isdigit()]
-        target = versions / str(max(taken, default=0) + 1)
+        target = Versions(self.path, name, None).next_path()
         with new_folder(target) as partial:
             for file in (peft.CONFIG, peft.WEIGHTS):
                 shutil.copyfile(opened.path / file, partial / file)

@@ -42,13 +42,15 @@ class Cancellation:
 
 @dataclass
 class Generated:
-    """What one request has given so far. logprobs, confidences: of its tokens. end: its last output."""
+    """What one request has given so far. logprobs, confidences: of its tokens. end: its last output. weights: the
+    fingerprints of what generates it, of a mixture one for each request."""
 
     text: str = ""
     logprobs: list[float] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     num_cached_tokens: int = 0
     end: Finished | None = None
+    weights: tuple[str, ...] = ()
 
     def push(self, output: Output) -> str:
         """Takes in an output; returns the text that came with it."""
@@ -96,6 +98,8 @@ class Generation:
         except BaseException:
             self.cancel()
             raise
+        for result, handle in zip(self.results, self._handles, strict=True):
+            result.weights = handle.weights
         cancellation.watch(self)
 
     def _deliver(self, index: int, output: Output) -> None:

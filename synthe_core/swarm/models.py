@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.request import Request
 from synthe_core.interop.load import load_model
 from synthe_core.swarm.features import Embed, shortened
 from synthe_core.swarm.folder import SwarmFolder
@@ -25,16 +28,50 @@ def load_models(folder: SwarmFolder, device: str = "cpu", weights: str = "auto")
     return [load_model(Path(path), name, device, weights=weights) for name, path in paths.items()]
 
 
-def attach_adapters(folder: SwarmFolder, engine: AsyncEngine) -> dict[str, str]:
-    """Loads every specialist's adapter; returns under which name of the engine each specialist runs."""
-    names, others = {}, _others(folder)
-    for name, spec in folder.spec.specialists.items():
-        model = BASE if spec.model is None else others[folder.resolve(spec.model)]
-        names[name] = model
-        if spec.adapter is not None:
-            engine.load_adapter(model, name, Path(folder.resolve(spec.adapter)))
-            names[name] = f"{model}:{name}"
-    return names
+class SpecialistModels:
+    """Which model of the engine each specialist runs on: `base`, or another with its adapter. For any thread.
+
+    names:    under which name of the engine each specialist runs, `base` included.
+    adapters: the version of its adapter that each runs with, as swarm.yaml names adapters; None for none.
+    """
+
+    def __init__(self, folder: SwarmFolder, engine: AsyncEngine) -> None:
+        self._folder, self._engine = folder, engine
+        self._lock = threading.Lock()
+        self.names: dict[str, str] = {BASE: BASE}
+        self.adapters: dict[str, str | None] = {}
+        others = _others(folder)
+        self._models = {
+            name: BASE if spec.model is None else others[folder.resolve(spec.model)]
+            for name, spec in folder.spec.specialists.items()
+        }
+        for name in self._models:
+            self.names[name], self.adapters[name] = self._models[name], None
+            self.follow(name)
+
+    def follow(self, name: str) -> bool:
+        """Brings the current version of a specialist's adapter into the engine, between two of its steps; returns
+        whether it is another. After an error the specialist goes on as it was."""
+        with self._lock:
+            wanted, running, model = self._folder.versions(name).current, self.adapters[name], self._models[name]
+            if wanted == running:
+                return False
+            path = None if wanted is None else Path(self._folder.resolve(wanted))
+            if path is None:
+                self.names[name] = model  # before the adapter goes, so that nobody looks for it
+                self._engine.unload_adapter(model, name)
+            elif running is None:
+                self._engine.load_adapter(model, name, path)
+                self.names[name] = f"{model}:{name}"
+            else:
+                self._engine.swap_adapter(model, name, path)
+            self.adapters[name] = wanted
+            return True
+
+    def renewed(self, request: Request) -> Request:
+        """The request to what its specialist runs on now: its adapter was unloaded since it was made."""
+        name = request.model.rpartition(":")[2]
+        return replace(request, model=self.names.get(name, request.model))
 
 
 def embedder(engine: AsyncEngine, model: str = BASE) -> Embed:

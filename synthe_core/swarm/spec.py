@@ -147,6 +147,61 @@ class FeedbackSpec(Spec):
     max_pairs_per_user: int = Field(10_000, ge=0)
 
 
+class LearningSpec(Spec):
+    """How specialists learn from approved pairs: in a process of its own, at low priority."""
+
+    automatic: bool = Field(
+        True, description="whether a server begins by itself when it is idle; `synthe swarm learn` does it by hand"
+    )
+    min_pairs: int = Field(50, ge=2, description="approved pairs of a specialist that are enough to begin")
+    idle_seconds: float = Field(30.0, ge=0, description="a server begins after so long without a request")
+    objective: Literal["dpo", "sft", "orpo"] = Field(
+        "dpo", description="dpo and orpo: prefer the chosen answer; sft: write the chosen answer"
+    )
+    epochs: int = Field(2, ge=1, le=1000, description="times that every pair is read")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    batch: int = Field(8, ge=1, description="pairs of a step")
+    rank: int = Field(16, ge=1, description="of the adapter of a specialist that has none yet")
+    sequence: int = Field(
+        1024, ge=16, description="the most tokens of a prompt with an answer; longer pairs are left out"
+    )
+    held_out: float = Field(0.2, gt=0, lt=1, description="the share of prompts that is measured on and never learned")
+    replay: float = Field(0.5, ge=0, le=10, description="pairs learned earlier that are read again, for each new one")
+
+
+class PromotionSpec(Spec):
+    """What a newly learned adapter must show before it answers: it is compared with the current one, on pairs that were
+    held out, and with the one that swarm.yaml names, on other text."""
+
+    min_held_out: int = Field(5, ge=1, description="new held-out pairs; fewer say nothing")
+    min_wins: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="the share of new held-out pairs of which it prefers the chosen answer more than before",
+    )
+    max_earlier_loss: float = Field(
+        0.05, ge=0, le=1, description="how much less often it may be right on pairs that were held out earlier"
+    )
+    max_earlier_margin_loss: float = Field(
+        0.3, ge=0, description="how much weaker it may prefer their chosen answers, on average, as a share"
+    )
+    max_canary_increase: float = Field(
+        0.03, ge=0, description="how much more bits per byte, as a share, other text may take"
+    )
+    max_task_loss: float = Field(
+        0.1, ge=0, le=1, description="how many more questions of the tasks it may get wrong, as a share"
+    )
+    canary: str = Field("stdlib", description="other text: a file, a folder, or `stdlib`, Python's reference as prose")
+    canary_bytes: int = Field(65_536, ge=1024, description="how much of it is read")
+    tasks: str | None = Field(
+        None, description="JSON lines with question, choices and answer (an index); by default a few general questions"
+    )
+    pairs: str | None = Field(
+        None, description="JSON lines with prompt, chosen and rejected that count as held out earlier: checked by hand"
+    )
+
+
 class SwarmSpec(Spec):
     """The whole file. Paths are relative to its folder."""
 
@@ -159,6 +214,8 @@ class SwarmSpec(Spec):
     answers: AnswerSpec = AnswerSpec()
     knowledge: KnowledgeSpec = KnowledgeSpec()
     feedback: FeedbackSpec = FeedbackSpec()
+    learning: LearningSpec = LearningSpec()
+    promotion: PromotionSpec = PromotionSpec()
 
     @model_validator(mode="before")
     @classmethod

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from synthe_core.errors import unknown
+from synthe_core.swarm.feedback.pairs import Pairs, PairState
 from synthe_core.swarm.folder import SwarmFolder
+from synthe_core.swarm.learning.plan import SEPARATOR
+from synthe_core.swarm.learning.state import learning_now
 from synthe_core.swarm.opening import open_store
 from synthe_core.swarm.record import Record
 
@@ -17,32 +21,66 @@ def status(folder: SwarmFolder) -> dict[str, Any]:
 def status_of(folder: SwarmFolder, record: Record | None) -> dict[str, Any]:
     """The same with the record, which is None for a swarm that has answered nothing yet."""
     spec = folder.spec
-    versions = {entry["specialist"]: entry for entry in folder.ledger() if "version" in entry}
+    counts = _pair_counts(folder, record)
     specialists = []
     for name, each in spec.specialists.items():
         facts: dict[str, Any] = {
             "name": name,
             "description": each.description,
             "capabilities": each.capabilities,
-            "adapter": each.adapter,
+            "adapter": folder.versions(name).current,
             "model": each.model,
             "documents": each.documents,
             "prompt": bool(each.prompt),
             "priority": each.priority,
         }
-        if each.adapter is not None and name in versions:
-            facts |= {key: versions[name][key] for key in ("version", "digest", "time")}
-        specialists.append(facts | _success(record, name))
+        facts |= _version(folder, name)
+        specialists.append(facts | {"pairs": counts[name]} | _success(record, name))
     return {
         "base": folder.base,
         "specialists": specialists,
         "fallback": {"name": spec.router.fallback, **_success(record, spec.router.fallback)},
         "synthesis": spec.synthesis.type,
+        "learning": {
+            "automatic": spec.learning.automatic,
+            "min_pairs": spec.learning.min_pairs,
+            "now": learning_now(folder),
+        },
         "answers": 0 if record is None else record.answers.count(),
         "rated": 0 if record is None else len(record.ratings),
         "calibration_error": None if record is None else record.calibration_error(),
         "bytes": 0 if record is None else record.store.size(),
     }
+
+
+def _version(folder: SwarmFolder, name: str) -> dict[str, Any]:
+    """The newest line of the ledger on a specialist's current adapter: its digest, and since when."""
+    current = folder.versions(name).current
+    for entry in reversed(folder.ledger()):
+        named = entry.get("adapter") or (f"adapters/{name}/{entry['version']}" if "version" in entry else None)
+        if entry["specialist"] == name and named is not None and named == current:
+            return {key: entry[key] for key in ("digest", "time")}
+    return {}
+
+
+def _pair_counts(folder: SwarmFolder, record: Record | None) -> dict[str, dict[str, int]]:
+    """The pairs of each specialist by their state."""
+    counts = {name: dict.fromkeys(map(str, PairState), 0) for name in folder.spec.specialists}
+    if record is not None:
+        for (names, state), number in Pairs(record.store).counts_by_specialist().items():
+            for name in names.split(SEPARATOR):
+                if name in counts:
+                    counts[name][state] += number
+    return counts
+
+
+def history(folder: SwarmFolder, specialist: str | None = None) -> list[dict[str, Any]]:
+    """The lines of the ledger, oldest first: adapters that came, were learned, refused, rolled back."""
+    if specialist is not None:
+        names = {entry["specialist"] for entry in folder.ledger()} | folder.spec.specialists.keys()
+        if specialist not in names:
+            raise unknown("specialist", specialist, names)
+    return [entry for entry in folder.ledger() if specialist in (None, entry["specialist"])]
 
 
 def pathways(folder: SwarmFolder) -> list[dict[str, Any]]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from synthe_core.errors import InputError, unknown
+from synthe_core.errors import InputError, SyntheError, unknown
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.request import Request
+from synthe_core.inference.request import NotFound, Request
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.swarm.answers import Answer, new_answer_id
 from synthe_core.swarm.checking.claim_states import claim_states
@@ -30,9 +30,10 @@ from synthe_core.swarm.generation import Cancellation, Generated, Generation
 from synthe_core.swarm.json_writer import JsonWriter, json_writer
 from synthe_core.swarm.knowledge.conversations import check_name
 from synthe_core.swarm.knowledge.embedder import Embedder
-from synthe_core.swarm.models import BASE, attach_adapters, embedder, load_models
+from synthe_core.swarm.models import BASE, SpecialistModels, embedder, load_models
 from synthe_core.swarm.opening import open_store, pair_limits
 from synthe_core.swarm.prompting import Message, PromptWriter, last_request, system_text
+from synthe_core.swarm.ratings_log import RatingsLog
 from synthe_core.swarm.recollection import Recollection
 from synthe_core.swarm.record import Record
 from synthe_core.swarm.request import SwarmRequest as SwarmRequest
@@ -41,7 +42,7 @@ from synthe_core.swarm.router.observations import Observation, Observations
 from synthe_core.swarm.router.router import Router
 from synthe_core.swarm.synthesis.best import best
 from synthe_core.swarm.synthesis.drafting import Assignment, Writing, Written, single
-from synthe_core.swarm.synthesis.fuse import fuse
+from synthe_core.swarm.synthesis.fuse import SEPARATOR, fuse
 from synthe_core.swarm.synthesis.write import write
 
 METHODS = ("best", "write", "fuse")
@@ -52,7 +53,8 @@ class Swarm:
 
     def __init__(self, folder: SwarmFolder, engine: AsyncEngine) -> None:
         self.folder, self.engine, self.spec = folder, engine, folder.spec
-        self.models = {BASE: BASE, **attach_adapters(folder, engine)}
+        self.running = SpecialistModels(folder, engine)
+        self.models = self.running.names
         self.store = open_store(folder)
         self.record = Record(self.store, self.spec)
         base = engine.registry.resolve(BASE)
@@ -70,11 +72,12 @@ class Swarm:
             implicit=self.spec.feedback.implicit,
             teach=self.rate,
         )
+        self._ratings = RatingsLog(self.store)
         observations = Observations(self.store, base.fingerprints.weights)
         self._observations = observations
         self.router = Router(self.spec, embed.embed, observations, self.record.pathways)
         self._writers = {name: self._writer(name) for name in self.models}
-        self._read_documents()
+        self._read_documents(self.models)
 
     def close(self) -> None:
         """Ends the background work and closes the database. The engine is its owner's."""
@@ -135,9 +138,37 @@ class Swarm:
         user: str | None = None,
     ) -> None:
         """Learns how good an answer was, 0 to 1; see `Record.rate`."""
+        self._ratings.note(answer_id)
         observation = self.record.rate(answer_id, success, right=right, user=user)
         if observation is not None:
             self.router.learn(observation)
+
+    def follow_adapters(self) -> list[str]:
+        """Takes up the versions of adapters that are current in the folder; returns whose have changed.
+
+        Answers under way end with the version that they began with. After an error, which is raised once all were
+        looked at, that specialist goes on as it was.
+        """
+        changed, failure = [], None
+        for name in self.spec.specialists:
+            try:
+                if self.running.follow(name):
+                    changed.append(name)
+            except SyntheError as error:
+                failure = error
+        if changed:
+            self._read_documents(changed)
+        if failure is not None:
+            raise failure
+        return changed
+
+    def follow_ratings(self) -> bool:
+        """Learns the ratings that other processes have given; returns whether there were some."""
+        if not self._ratings.has_news():
+            return False
+        self.record.reload()
+        self.router.reload()
+        return True
 
     def _verifier(self, base: LoadedModel, write_json: JsonWriter) -> Verifier | None:
         """What checks sentences where no rule does, as `knowledge.judge` says."""
@@ -167,8 +198,12 @@ class Swarm:
         def judge(name: str, generated: Generated) -> Draft:
             return self._draft(name, generated, decision.domain, estimates.get(name, 0.5), request.user)
 
-        def run(requests: Sequence[Request]) -> Generation:
-            return Generation(self.engine, requests, request.cancellation)
+        def run(requests: Sequence[Request], weights: Sequence[float] | None = None) -> Generation:
+            try:
+                return Generation(self.engine, requests, request.cancellation, weights)
+            except NotFound:  # an adapter was rolled back to none since the requests were made
+                renewed = [self.running.renewed(each) for each in requests]
+                return Generation(self.engine, renewed, request.cancellation, weights)
 
         assignments = [Assignment(n, self._request(n, request, request.messages, facts)) for n in decision.answering]
         if len(assignments) == 1:
@@ -183,12 +218,8 @@ class Swarm:
 
             return (yield from write(run, assignments, judge, text, writer))
         if method == "fuse":
-
-            def run_mixed(requests: Sequence[Request], weights: Sequence[float]) -> Generation:
-                return Generation(self.engine, requests, request.cancellation, weights)
-
             weights = [estimates.get(each.specialist, 0.5) for each in assignments]
-            return (yield from fuse(run_mixed, assignments, judge, weights))
+            return (yield from fuse(run, assignments, judge, weights))
         raise unknown("synthesis", method, METHODS)
 
     def _request(self, name: str, request: SwarmRequest, messages: Sequence[Message], facts: str) -> Request:
@@ -226,6 +257,7 @@ class Swarm:
             end.num_output_tokens,
             end.message,
             tuple(self.recollection.check(user, generated.text)),
+            dict(zip(name.split(SEPARATOR), generated.weights, strict=False)),
         )
 
     def _record(
@@ -239,7 +271,9 @@ class Swarm:
     ) -> None:
         """Writes the answer, what may be learned from it and the turns of the conversation, together."""
         answer = written.answer
-        drafts = {each.specialist: dict(each.signals) for each in (*written.drafts, answer)}
+        every = (*written.drafts, answer)
+        drafts = {each.specialist: dict(each.signals) for each in every}
+        digests = {name: digest for each in every for name, digest in each.digests.items()}
         with self.store.transaction():
             self.record.answers.add(
                 Answer(
@@ -254,7 +288,7 @@ class Swarm:
                     answer.confidence,
                     drafts,
                     decision.json(),
-                    {name: self.digest(name) for name in decision.answering},
+                    digests,
                 )
             )
             if observation is not None:
@@ -270,12 +304,12 @@ class Swarm:
             system = system_text(name, spec, {each: self.folder.resolve(each) for each in spec.documents})
         return PromptWriter(self.served(name).tokenizer, system)
 
-    def _read_documents(self) -> None:
-        """Computes the states of the specialists that have documents, for all requests to begin from."""
+    def _read_documents(self, names: Iterable[str]) -> None:
+        """Computes the states of those of the specialists that have documents, for all requests to begin from."""
         requests = [
-            Request(self.models[name], writer.prefix, max_tokens=0, cache_breakpoints=(len(writer.prefix),))
-            for name, writer in self._writers.items()
-            if name != BASE and self.spec.specialists[name].documents and writer.prefix
+            Request(self.models[name], prefix, max_tokens=0, cache_breakpoints=(len(prefix),))
+            for name in names
+            if name != BASE and self.spec.specialists[name].documents and (prefix := self._writers[name].prefix)
         ]
         with Generation(self.engine, requests, Cancellation()) as generation:
             for _ in generation:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -197,10 +198,7 @@ def open_examples(
     Rows that cannot be used are skipped, and counted by a Notice that names the first of them. InputError if no row can
     be used.
     """
-    template = tokenizer.chat_template or PLAIN
-    options = [reads, spec.sequence, spec.trained, dict(spec.columns)]
-    identity = json.dumps([FORMAT, source.identity(), tokenizer.digest, tokenizer.begin, template, options])
-    path = cache_dir() / "examples" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
+    path = examples_path(spec, source, reads, tokenizer)
     if path.is_file():
         try:
             examples = Examples(path)
@@ -216,6 +214,14 @@ def open_examples(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_examples(path, made, TEXTS[reads], {"skipped": len(skipped), "shortened": reader.shortened, "notes": notes})
     return Examples(path)
+
+
+def examples_path(spec: DataSpec, source: RowSource, reads: Reads, tokenizer: Tokenizer) -> Path:
+    """The file of the cache that has, or will have, the examples of a source."""
+    template = tokenizer.chat_template or PLAIN
+    options = [reads, spec.sequence, spec.trained, dict(spec.columns)]
+    identity = json.dumps([FORMAT, source.identity(), tokenizer.digest, tokenizer.begin, template, options])
+    return cache_dir() / "examples" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
 
 
 def _read(source: RowSource, reader: Reader) -> Generator[Event, None, tuple[list[Example], list[InputError]]]:

@@ -245,13 +245,14 @@ class Rated(BaseModel):
 
 
 class SwarmStatus(BaseModel):
-    """What a swarm is and has done. It can have more fields."""
+    """What a swarm is and has done. It can have more fields. learning: who learns now, and how far it is."""
 
     specialists: list[dict[str, Any]]
     pathways: list[dict[str, Any]]
     answers: int
     rated: int
     calibration_error: float | None
+    learning: dict[str, Any]
 
 
 class Deleted(BaseModel):

@@ -24,6 +24,8 @@ async def swarm_status(api: Api, call: Call, body: None) -> Response:
     def facts() -> dict[str, Any]:
         values = status_of(swarm.folder, swarm.record)
         del values["base"]  # a path of the server
+        if values["learning"]["now"] is not None:
+            values["learning"]["now"].pop("pid", None)
         for each in values["specialists"]:
             for name in ("adapter", "model", "documents"):
                 each.pop(name, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -17,15 +17,18 @@ from synthe_core.swarm.redaction import redact
 from synthe_core.swarm.store import LimitReached, Store
 
 MAX_TEXT = 32_000  # characters of a prompt or an answer
+MAX_IDS = 10_000  # of one statement
 
 
 class PairState(StrEnum):
-    """NEW: nobody has looked at it. APPROVED: it may be learned. REJECTED: it may not. LEARNED: it was."""
+    """NEW: nobody has looked at it. APPROVED: it may be learned. REJECTED: it may not. LEARNED: it was. REFUSED: what
+    was learned of it was not promoted, or was rolled back; approved once more, it is learned again."""
 
     NEW = "new"
     APPROVED = "approved"
     REJECTED = "rejected"
     LEARNED = "learned"
+    REFUSED = "refused"
 
 
 class PairSource(StrEnum):
@@ -165,12 +168,21 @@ class Pairs:
             connection.execute(pairs.update().where(pairs.c.id == id).values(values))
             return self._get(connection, id)
 
-    def mark_learned(self, ids: Iterator[int] | list[int]) -> int:
+    def mark_learned(self, ids: Iterable[int]) -> int:
         """Marks approved pairs as learned; returns how many that were."""
-        chosen = list(ids)
+        return self._move(ids, PairState.APPROVED, PairState.LEARNED)
+
+    def mark_refused(self, ids: Iterable[int]) -> int:
+        """Marks approved or learned pairs as refused; returns how many that were."""
+        return sum(self._move(ids, state, PairState.REFUSED) for state in (PairState.APPROVED, PairState.LEARNED))
+
+    def _move(self, ids: Iterable[int], before: PairState, after: PairState) -> int:
+        chosen, count = list(ids), 0
         with self.store.transaction() as connection:
-            is_approved = pairs.c.id.in_(chosen) & (pairs.c.state == PairState.APPROVED)
-            return connection.execute(pairs.update().where(is_approved).values(state=PairState.LEARNED)).rowcount
+            for first in range(0, len(chosen), MAX_IDS):
+                is_meant = pairs.c.id.in_(chosen[first : first + MAX_IDS]) & (pairs.c.state == before)
+                count += connection.execute(pairs.update().where(is_meant).values(state=after)).rowcount
+        return count
 
     def counts(self) -> dict[str, int]:
         """How many pairs are in each state."""
@@ -178,6 +190,12 @@ class Pairs:
         with self.store.read() as connection:
             counted = {str(state): int(number) for state, number in connection.execute(query)}
         return {state.value: counted.get(state.value, 0) for state in PairState}
+
+    def counts_by_specialist(self) -> dict[tuple[str, str], int]:
+        """How many pairs are of each specialist in each state."""
+        query = select(pairs.c.specialist, pairs.c.state, func.count()).group_by(pairs.c.specialist, pairs.c.state)
+        with self.store.read() as connection:
+            return {(str(name), str(state)): int(number) for name, state, number in connection.execute(query)}
 
     def _get(self, connection: Connection, id: int) -> Pair:
         row = connection.execute(pairs.select().where(pairs.c.id == id)).first()

@@ -82,6 +82,12 @@ class Router:
             features = replace(features, shares={name: observation.shares.get(name, 0.0) for name in features.shares})
             self.estimator.learn(observation.text, features, observation.outcomes)
 
+    def reload(self) -> None:
+        """Learns again from the stored observations: others have rated, or ratings were deleted."""
+        with self._lock:
+            if self._observations is not None:
+                self.estimator.refit(self._observations.newest(self.spec.router.window))
+
     def _move_centre(self) -> None:
         """What was learned is learned again about the new centre."""
         rated = self._rated

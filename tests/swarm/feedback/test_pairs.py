@@ -35,7 +35,7 @@ def test_a_pair_is_redacted_and_new(pairs: Pairs) -> None:
 def test_the_same_pair_is_stored_once(pairs: Pairs) -> None:
     first = add(pairs)
     assert add(pairs, " yes\n", "no", user="bob") == first
-    assert pairs.counts() == {"new": 1, "approved": 0, "rejected": 0, "learned": 0}
+    assert pairs.counts() == {"new": 1, "approved": 0, "rejected": 0, "learned": 0, "refused": 0}
 
 
 def test_only_approved_pairs_are_learned(pairs: Pairs) -> None:
@@ -48,6 +48,9 @@ def test_only_approved_pairs_are_learned(pairs: Pairs) -> None:
     with pytest.raises(InputError, match="was learned already"):
         pairs.review(first.id, PairState.REJECTED, "bob")
     assert [pair.id for pair in pairs.entries(PairState.NEW)] == [third.id]
+    assert pairs.mark_refused([first.id, second.id, third.id]) == 1
+    assert pairs.get(first.id).state == "refused"
+    assert pairs.review(first.id, PairState.APPROVED, "bob").state == "approved"
 
 
 def test_a_pair_the_other_way_round_is_marked_and_not_approved_too(pairs: Pairs) -> None:

@@ -1,0 +1,1 @@
+"""How specialists learn from reviewed pairs: training, a promotion gate, versions that can be rolled back."""

@@ -1,0 +1,62 @@
+"""What learning does at this moment, in a file that every process of the swarm reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from synthe_core.events import Event, Metric, Progress
+from synthe_core.storage.atomic import write_file
+from synthe_core.swarm.folder import SwarmFolder
+
+STATE = "learning.json"
+INTERVAL = 1.0
+"""Seconds between two writes."""
+
+
+class LearningState:
+    """The file while one process learns. It is removed when that ends; a kill leaves it, with a dead process's id."""
+
+    def __init__(self, folder: SwarmFolder) -> None:
+        self._path = folder.path / STATE
+        self._written = 0.0
+        self._facts: dict[str, Any] = {"pid": os.getpid(), "began": time.time()}
+
+    def begin(self, specialist: str) -> None:
+        """Notes who learns now."""
+        self._facts = {"pid": os.getpid(), "began": time.time(), "specialist": specialist}
+        self._write()
+
+    def show(self, event: Event) -> None:
+        """Notes how far it is."""
+        if isinstance(event, Progress):
+            self._facts |= {"doing": event.what, "done": event.done, "total": event.total, "unit": event.unit}
+        elif isinstance(event, Metric) and event.phase == "validation":
+            self._facts["validation"] = {key: event.values[key] for key in ("loss", "accuracy") if key in event.values}
+        if time.monotonic() - self._written > INTERVAL:
+            self._write()
+
+    def end(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        write_file(self._path, json.dumps(self._facts) + "\n")
+
+
+def learning_now(folder: SwarmFolder) -> dict[str, Any] | None:
+    """What learning does now; None if nobody learns."""
+    try:
+        facts = json.loads((folder.path / STATE).read_text(encoding="utf-8"))
+        return facts if isinstance(facts, dict) and _is_alive(facts["pid"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_alive(pid: int) -> bool:
+    if not Path("/proc/self").exists():  # elsewhere signal 0 would do, but for a process of another user
+        return True
+    return Path(f"/proc/{int(pid)}").exists()

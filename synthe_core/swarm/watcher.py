@@ -1,0 +1,76 @@
+"""What a served swarm takes up while it runs: versions of adapters, ratings of other processes, and time to learn."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from synthe_core.errors import SyntheError
+from synthe_core.swarm.learning.background import BackgroundLearning
+from synthe_core.swarm.team import Swarm
+
+INTERVAL = 0.5
+"""Seconds between two looks."""
+
+
+class Watcher:
+    """A thread beside a served swarm. As a context manager it ends with the block.
+
+    log: called with a line for each change, and once for each failure.
+    """
+
+    def __init__(
+        self, swarm: Swarm, learning: BackgroundLearning | None = None, log: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._swarm, self._log = swarm, log
+        self._learning = BackgroundLearning(swarm.folder, swarm.store) if learning is None else learning
+        self._stop, self._failed = threading.Event(), dict[str, str]()
+        self._requests, self._busy = -1.0, time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._learning.close()
+
+    def look(self) -> None:
+        """Looks once. What fails is logged and tried again at the next look."""
+        for what, work in (("adapters", self._adapters), ("ratings", self._ratings), ("learning", self._learn)):
+            try:
+                work()
+                self._failed.pop(what, None)
+            except (SyntheError, OSError) as error:
+                said = error.message if isinstance(error, SyntheError) else str(error)
+                if self._failed.get(what) != said:
+                    self._log(f"swarm, {what}: {said}")
+                self._failed[what] = said
+
+    def _run(self) -> None:
+        while not self._stop.wait(INTERVAL):
+            self.look()
+
+    def _adapters(self) -> None:
+        for name in self._swarm.follow_adapters():
+            adapter = self._swarm.running.adapters[name]
+            self._log(f"{name} answers with {adapter or 'no adapter'} from now on")
+
+    def _ratings(self) -> None:
+        if self._swarm.follow_ratings():
+            self._log("ratings of another process were learned")
+
+    def _learn(self) -> None:
+        if self._learning.consider(self._idle_seconds()):
+            self._log("learning begins: synthe swarm status shows how far it is")
+
+    def _idle_seconds(self) -> float:
+        """How long no request has come and none was running."""
+        engine, now = self._swarm.engine, time.monotonic()
+        requests = engine.engine.metrics.of("").requests
+        if engine.engine.has_unfinished or requests != self._requests:
+            self._requests, self._busy = requests, now
+        return now - self._busy
