@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from synthe_cli.commands import swarm_knowledge, swarm_learning, swarm_pairs
+from synthe_cli.commands import swarm_knowledge, swarm_learning, swarm_pairs, swarm_spawn
 from synthe_cli.commands.swarm_options import FolderArgument
 from synthe_cli.escape import escaped
 from synthe_cli.help import SETTINGS, Command, Group
@@ -26,7 +26,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The specialis
 
 app.add_typer(swarm_knowledge.app, name="knowledge")
 app.add_typer(swarm_pairs.app, name="pairs")
-app.registered_commands += swarm_learning.app.registered_commands
+app.registered_commands += [*swarm_learning.app.registered_commands, *swarm_spawn.app.registered_commands]
 
 
 @app.callback(help=ABOUT)
@@ -96,7 +96,7 @@ def add(
     """Add a specialist to a swarm.
 
     Requests are first routed by the words of its capabilities and their meaning to the base model, later by what has
-    succeeded. A running server takes the change up when it is started again.
+    succeeded. A running server takes a specialist on the base up within a second.
     """
     from synthe_core.errors import InputError
     from synthe_core.swarm.folder import SwarmFolder, relative_path

@@ -69,6 +69,10 @@ class SwarmFolder:
         """Reads swarm.yaml again when it is next needed."""
         self.__dict__.pop("spec", None)
 
+    def use(self, spec: SwarmSpec) -> None:
+        """Goes on with another spec, until swarm.yaml is read again."""
+        self.__dict__["spec"] = spec
+
     @property
     def base(self) -> str:
         """The path of the base, or its id of the hub."""

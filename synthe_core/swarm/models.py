@@ -45,9 +45,15 @@ class SpecialistModels:
             name: BASE if spec.model is None else others[folder.resolve(spec.model)]
             for name, spec in folder.spec.specialists.items()
         }
-        for name in self._models:
-            self.names[name], self.adapters[name] = self._models[name], None
-            self.follow(name)
+        for name in list(self._models):
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        """Takes up a specialist: one of the beginning, or one on the base that was added since."""
+        model = self._models.setdefault(name, BASE)
+        self.adapters[name] = None
+        self.names[name] = model
+        self.follow(name)
 
     def follow(self, name: str) -> bool:
         """Brings the current version of a specialist's adapter into the engine, between two of its steps; returns

@@ -202,6 +202,23 @@ class PromotionSpec(Spec):
     )
 
 
+class SpawnSpec(Spec):
+    """How specialists are proposed for requests that keep failing, or are answered with little confidence."""
+
+    type: Literal["propose", "auto", "off"] = Field(
+        "propose", description="propose: `synthe swarm spawn --approve` makes them; auto: a server makes them itself"
+    )
+    min_requests: int = Field(20, ge=3, description="failing requests that are alike, and call for a specialist")
+    min_hours: float = Field(24.0, ge=0, description="between the first and the last of them, at least")
+    max_confidence: float = Field(0.4, ge=0, le=1, description="unrated answers below it count as failing")
+    similarity: float = Field(0.3, gt=0, lt=1, description="cosine with the mean of those that are alike, at least")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, values: Any) -> Any:
+        return {"type": values} if isinstance(values, str) else values
+
+
 class SwarmSpec(Spec):
     """The whole file. Paths are relative to its folder."""
 
@@ -216,6 +233,7 @@ class SwarmSpec(Spec):
     feedback: FeedbackSpec = FeedbackSpec()
     learning: LearningSpec = LearningSpec()
     promotion: PromotionSpec = PromotionSpec()
+    spawn: SpawnSpec = SpawnSpec()
 
     @model_validator(mode="before")
     @classmethod

@@ -40,6 +40,7 @@ from synthe_core.swarm.request import SwarmRequest as SwarmRequest
 from synthe_core.swarm.router.decision import Decision
 from synthe_core.swarm.router.observations import Observation, Observations
 from synthe_core.swarm.router.router import Router
+from synthe_core.swarm.spec import SpecialistSpec
 from synthe_core.swarm.synthesis.best import best
 from synthe_core.swarm.synthesis.drafting import Assignment, Writing, Written, single
 from synthe_core.swarm.synthesis.fuse import SEPARATOR, fuse
@@ -75,8 +76,9 @@ class Swarm:
         self._ratings = RatingsLog(self.store)
         observations = Observations(self.store, base.fingerprints.weights)
         self._observations = observations
+        self._embed, self.write_json = embed.embed, write_json
         self.router = Router(self.spec, embed.embed, observations, self.record.pathways)
-        self._writers = {name: self._writer(name) for name in self.models}
+        self._writers = {name: self._writer(name, self.spec.specialists.get(name)) for name in self.models}
         self._read_documents(self.models)
 
     def close(self) -> None:
@@ -161,6 +163,25 @@ class Swarm:
         if failure is not None:
             raise failure
         return changed
+
+    def follow_specialists(self) -> list[str]:
+        """Takes up specialists on the base that were added to swarm.yaml; returns their names. Other changes of the
+        file count when the swarm is opened again."""
+        written = SwarmFolder(self.folder.path).spec.specialists
+        added = {name: each for name, each in written.items() if name not in self.spec.specialists and not each.model}
+        if not added:
+            return []
+        spec = self.spec.model_copy(update={"specialists": {**self.spec.specialists, **added}})
+        self.folder.use(spec)
+        for name in added:
+            self.running.add(name)
+            self._writers[name] = self._writer(name, spec.specialists[name])
+        router = Router(spec, self._embed, self._observations, self.record.pathways)
+        self.record.spec = self.spec = spec
+        self.router = router
+        router.reload()  # what was rated meanwhile
+        self._read_documents(added)
+        return list(added)
 
     def follow_ratings(self) -> bool:
         """Learns the ratings that other processes have given; returns whether there were some."""
@@ -297,10 +318,9 @@ class Swarm:
         if self._reader is not None:
             self._reader.notify()
 
-    def _writer(self, name: str) -> PromptWriter:
+    def _writer(self, name: str, spec: SpecialistSpec | None) -> PromptWriter:
         system = ""
-        if name != BASE:
-            spec = self.spec.specialists[name]
+        if spec is not None:
             system = system_text(name, spec, {each: self.folder.resolve(each) for each in spec.documents})
         return PromptWriter(self.served(name).tokenizer, system)
 

@@ -1,4 +1,5 @@
-"""What a served swarm takes up while it runs: versions of adapters, ratings of other processes, and time to learn."""
+"""What a served swarm takes up while it runs: specialists that were added, versions of adapters, ratings of other
+processes, time to learn and to propose specialists."""
 
 from __future__ import annotations
 
@@ -8,10 +9,14 @@ from collections.abc import Callable
 
 from synthe_core.errors import SyntheError
 from synthe_core.swarm.learning.background import BackgroundLearning
+from synthe_core.swarm.spawning.proposals import Proposals
+from synthe_core.swarm.spawning.spawn import propose
 from synthe_core.swarm.team import Swarm
 
 INTERVAL = 0.5
 """Seconds between two looks."""
+SEARCH, QUIET = 300.0, 1.0
+"""Seconds between two searches for specialists that are lacking, and without a request before one."""
 
 
 class Watcher:
@@ -27,6 +32,8 @@ class Watcher:
         self._learning = BackgroundLearning(swarm.folder, swarm.store) if learning is None else learning
         self._stop, self._failed = threading.Event(), dict[str, str]()
         self._requests, self._busy = -1.0, time.monotonic()
+        self._read = swarm.folder.spec_path.stat().st_mtime_ns
+        self._next_search = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
     def __enter__(self) -> Watcher:
@@ -40,7 +47,14 @@ class Watcher:
 
     def look(self) -> None:
         """Looks once. What fails is logged and tried again at the next look."""
-        for what, work in (("adapters", self._adapters), ("ratings", self._ratings), ("learning", self._learn)):
+        work: Callable[[], None]
+        for what, work in (
+            ("specialists", self._specialists),
+            ("adapters", self._adapters),
+            ("ratings", self._ratings),
+            ("learning", self._learn),
+            ("spawning", self._spawn),
+        ):
             try:
                 work()
                 self._failed.pop(what, None)
@@ -54,6 +68,13 @@ class Watcher:
         while not self._stop.wait(INTERVAL):
             self.look()
 
+    def _specialists(self) -> None:
+        changed = self._swarm.folder.spec_path.stat().st_mtime_ns
+        if changed != self._read:
+            for name in self._swarm.follow_specialists():
+                self._log(f"{name} is taken up")
+            self._read = changed
+
     def _adapters(self) -> None:
         for name in self._swarm.follow_adapters():
             adapter = self._swarm.running.adapters[name]
@@ -66,6 +87,18 @@ class Watcher:
     def _learn(self) -> None:
         if self._learning.consider(self._idle_seconds()):
             self._log("learning begins: synthe swarm status shows how far it is")
+
+    def _spawn(self) -> None:
+        """Looks for specialists that are lacking, while nobody waits for an answer."""
+        swarm, now = self._swarm, time.monotonic()
+        if swarm.spec.spawn.type == "off" or now < self._next_search or self._idle_seconds() < QUIET:
+            return
+        self._next_search = now + SEARCH
+        proposals = Proposals(swarm.folder, swarm.store)
+        for proposal in propose(proposals, swarm.write_json):
+            self._log(f"proposed: {proposal.name}, for {proposal.requests} requests: synthe swarm spawn")
+            if swarm.spec.spawn.type == "auto":
+                proposals.approve(proposal.name)
 
     def _idle_seconds(self) -> float:
         """How long no request has come and none was running."""

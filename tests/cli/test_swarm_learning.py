@@ -55,3 +55,25 @@ def test_pairs_are_learned_shown_and_rolled_back(synthe: Any, opened: Any) -> No
 def test_faults_are_a_line_and_a_hint(synthe: Any, arguments: tuple[str, ...], word: str) -> None:
     done = synthe("swarm", *arguments)
     assert done.exit_code == 2 and word in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_specialist_is_proposed_and_approved(synthe: Any, team: Any) -> None:  # noqa: F811
+    nothing = synthe("swarm", "spawn", "team")
+    assert nothing.exit_code == 2 and "has answered nothing yet" in nothing.stderr
+    text = team.spec_path.read_text()
+    for key, value in {"min_requests": "4", "min_hours": "0", "similarity": "0.2", "max_confidence": "1"}.items():
+        (old,) = [line for line in text.splitlines() if line.strip().startswith(f"{key}: ")]
+        text = text.replace(old, f"  {key}: {value}")
+    team.spec_path.write_text(text)
+    for number in range(6):
+        request = f"How much tax is on income {number} of the office?"
+        assert synthe("swarm", "ask", "team", request, "-n", 4, "--seed", 1).exit_code == 0
+    (line,) = synthe("swarm", "spawn", "team", "--json").stdout.splitlines()
+    proposal = json.loads(line)
+    assert proposal["event"] == "proposal" and proposal["requests"] == 6 and proposal["prompt"].startswith("You ")
+    wrong = synthe("swarm", "spawn", "team", "--approve", f"{proposal['name']}s")
+    assert wrong.exit_code == 2 and f"did you mean '{proposal['name']}'?" in wrong.stderr
+    made = synthe("swarm", "spawn", "team", "--approve", proposal["name"])
+    assert made.exit_code == 0 and proposal["name"] in made.stdout
+    assert proposal["name"] in synthe("swarm", "status", "team").stdout
+    assert synthe("swarm", "spawn", "team", "--json").stdout == ""

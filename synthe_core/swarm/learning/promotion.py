@@ -92,8 +92,8 @@ class Promotions:
                 last[entry["specialist"]] = entry
         for name in self.folder.spec.specialists:
             versions = self.folder.versions(name)
-            current, entry = versions.current, last.get(name)
-            recorded = versions.origin if entry is None else entry["adapter"]
+            current, newest = versions.current, last.get(name)
+            recorded = versions.origin if newest is None else newest["adapter"]
             if current != recorded:
                 version, before = versions.facts(current), versions.facts(recorded)
                 if version is not None and version.parent == recorded:

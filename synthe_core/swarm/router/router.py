@@ -47,6 +47,8 @@ class Router:
         self._explored: deque[bool] = deque(maxlen=RECENT)
         statistics = None if observations is None else observations.statistics()
         standardizer = Standardizer(*statistics) if statistics is not None else Standardizer.of(embed(SAMPLES))
+        if observations is not None and statistics is None:
+            observations.save_statistics(*standardizer.state())
         self.estimator = Estimator(profiles(spec.specialists, embed), spec.router, standardizer)
         if observations is not None:
             self.estimator.refit(observations.newest(spec.router.window))
