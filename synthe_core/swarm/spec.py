@@ -205,7 +205,7 @@ class PromotionSpec(Spec):
 class SpawnSpec(Spec):
     """How specialists are proposed for requests that keep failing, or are answered with little confidence."""
 
-    type: Literal["propose", "auto", "off"] = Field(
+    mode: Literal["propose", "auto", "off"] = Field(
         "propose", description="propose: `synthe swarm spawn --approve` makes them; auto: a server makes them itself"
     )
     min_requests: int = Field(20, ge=3, description="failing requests that are alike, and call for a specialist")
@@ -216,7 +216,7 @@ class SpawnSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, values: Any) -> Any:
-        return {"type": values} if isinstance(values, str) else values
+        return {"mode": values} if isinstance(values, str) else values
 
 
 class SwarmSpec(Spec):

@@ -16,7 +16,7 @@ from synthe_core.swarm.team import Swarm
 INTERVAL = 0.5
 """Seconds between two looks."""
 SEARCH, QUIET = 300.0, 1.0
-"""Seconds between two searches for specialists that are lacking, and without a request before one."""
+"""Seconds between two searches for specialists that are missing, and without a request before one."""
 
 
 class Watcher:
@@ -89,15 +89,15 @@ class Watcher:
             self._log("learning begins: synthe swarm status shows how far it is")
 
     def _spawn(self) -> None:
-        """Looks for specialists that are lacking, while nobody waits for an answer."""
+        """Looks for specialists that are missing, while nobody waits for an answer."""
         swarm, now = self._swarm, time.monotonic()
-        if swarm.spec.spawn.type == "off" or now < self._next_search or self._idle_seconds() < QUIET:
+        if swarm.spec.spawn.mode == "off" or now < self._next_search or self._idle_seconds() < QUIET:
             return
         self._next_search = now + SEARCH
         proposals = Proposals(swarm.folder, swarm.store)
         for proposal in propose(proposals, swarm.write_json):
             self._log(f"proposed: {proposal.name}, for {proposal.requests} requests: synthe swarm spawn")
-            if swarm.spec.spawn.type == "auto":
+            if swarm.spec.spawn.mode == "auto":
                 proposals.approve(proposal.name)
 
     def _idle_seconds(self) -> float:

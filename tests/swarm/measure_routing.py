@@ -26,7 +26,7 @@ from synthe_core.swarm.router.observations import Observation
 from synthe_core.swarm.router.router import Router, profiles
 from synthe_core.swarm.spec import RouterSpec, SwarmSpec
 from tests.paths import SHARED
-from tests.swarm.routing_data import TOPICS, Request, beside, requests, specialists
+from tests.swarm.routing_data import BESIDE, TOPICS, Request, beside, requests, specialists
 
 LABELLED = (0, 20, 200)
 Predict = Callable[[str], str]
@@ -114,7 +114,8 @@ def by_embedding(topic: str, labelled: Iterable[Request], embed: Embeddings) -> 
 def by_router(topic: str, labelled: Iterable[Request], embed: Embeddings) -> Predict:
     """The router's estimate. A label says who is right and, of all others, that they are not."""
     names = specialists(topic)
-    estimator = Estimator(profiles(names, embed), RouterSpec(), Standardizer.of(embed(SAMPLES)))
+    general = embed(SAMPLES)
+    estimator = Estimator(profiles(names, embed), RouterSpec(), Standardizer.of(general), general)
     rated: list[Observation] = []
     for each in labelled:
         embedding = embed([each.text])[0]
@@ -204,13 +205,31 @@ def measure_regret(embed: Embeddings, seeds: int) -> None:
         print(f"{topic:22s} {'at random':12s} {chance:.0f} of {count}")
 
 
-def every_text() -> Iterable[str]:
+def measure_cold(embed: Embeddings) -> None:
+    """Before anything is rated: of requests that somebody covers, the share that goes to the fallback and to the right
+    specialist; of those that nobody does, the share that goes to the fallback."""
+    for topic in TOPICS:
+        own = {name: each for name, each in specialists(topic).items() if name not in BESIDE}
+        code = {name: each for name, each in specialists(topic).items() if name in BESIDE}
+        sides = requests(topic, "test"), beside("test")
+        for label, names, covered, others in ((topic, own, *sides), (f"code, beside {topic}", code, *reversed(sides))):
+            router = Router(
+                SwarmSpec(base=BASE, specialists=names, router=RouterSpec(max_specialists=1, explore=0)), embed
+            )
+            who = [router.decide(row.text, embed([row.text])[0])[0].answering[0] for row in (*covered, *others)]
+            fallback = [name == BASE for name in who]
+            right = np.mean([name == row.specialist for name, row in zip(who, covered, strict=False)])
+            shares = np.mean(fallback[: len(covered)]), np.mean(fallback[len(covered) :])
+            print(f"{label:34s} {shares[0]:6.1%} {right:6.1%} {shares[1]:6.1%}", flush=True)
+
+
+def every_text(splits: Sequence[str]) -> Iterable[str]:
     """All that is embedded."""
     yield from SAMPLES
     for topic in TOPICS:
         for name, spec in specialists(topic).items():
             yield from capability_texts(spec.description, spec.capabilities, name)
-        for split in ("test", "train"):
+        for split in splits:
             yield from (row.text for row in [*requests(topic, split), *beside(split)])
 
 
@@ -218,15 +237,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, help="file of the embeddings")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--only", choices=("accuracy", "regret"), help="one of the two")
+    parser.add_argument("--only", choices=("accuracy", "regret", "cold"), help="one of them")
     options = parser.parse_args()
     embed = Embeddings(options.cache)
-    embed(list(every_text()))
+    embed(list(every_text(("test",) if options.only == "cold" else ("test", "train"))))
     embed.save()
-    if options.only != "regret":
+    if options.only in (None, "cold"):
+        print("before ratings: covered requests to the fallback and right, others to the fallback")
+        measure_cold(embed)
+    if options.only in (None, "accuracy"):
         print(f"{'set':22s} {'method':14s} accuracy on the set, and on code and mathematics, after {LABELLED} labels")
         measure_accuracy(embed, options.seeds)
-    if options.only != "accuracy":
+    if options.only in (None, "regret"):
         print("requests that went to a wrong specialist, of the first 100, 250, 500, 1000, 1500, 2000")
         measure_regret(embed, min(3, options.seeds))
 

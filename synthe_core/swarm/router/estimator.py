@@ -17,6 +17,9 @@ SHARPNESS = 16.0
 """How much likelier a specialist is whose capabilities are nearer by one, in cosine."""
 WORDS_WEIGHT = 1.5
 """What all matching words of capabilities count, in the same measure."""
+GENERAL = 0.75
+"""Nobody covers a request that is no nearer to any capability than this share of general texts is: a larger share sends
+more of what nobody covers to the fallback, and more of what somebody does."""
 COLD, SHARE, BIAS = (0.8, 0.3), (0.5, 0.3), (0.0, 0.2)
 """Mean and standard deviation of the weights of what is known before anything is learned."""
 
@@ -26,7 +29,7 @@ class Features:
     """What the estimates are made of.
 
     embedding: float64 [D], standardised and of length 1. cold: each specialist's share by its capabilities, which add
-    up to 1. shares: each one's share of matching words, those of past successes included.
+    up to 1 with nobody's. shares: each one's share of matching words, those of past successes included.
     """
 
     embedding: np.ndarray
@@ -46,12 +49,21 @@ class Profile:
 
 
 class Estimator:
-    """One Bayesian linear regression of success a specialist, over the embedding, the capabilities' share, the words'
+    """general: embeddings [N, D] of texts of many kinds; None: somebody covers every request.
+
+    One Bayesian linear regression of success a specialist, over the embedding, the capabilities' share, the words'
     share and a constant. Every observation updates it exactly.
     """
 
-    def __init__(self, profiles: Mapping[str, Profile], spec: RouterSpec, standardizer: Standardizer) -> None:
+    def __init__(
+        self,
+        profiles: Mapping[str, Profile],
+        spec: RouterSpec,
+        standardizer: Standardizer,
+        general: np.ndarray | None = None,
+    ) -> None:
         self.profiles, self.spec, self.standardizer = dict(profiles), spec, standardizer
+        self._general = general
         self.refit(())
 
     def refit(self, observations: Iterable[Observation]) -> None:
@@ -110,24 +122,30 @@ class Estimator:
         return Features(z, self._cold(text, z), shares)
 
     def _cold(self, text: str, z: np.ndarray) -> dict[str, float]:
-        """Softmax over the specialists of the nearest capability's cosine and of the capabilities' words."""
+        """Softmax over the specialists and nobody, of the nearest capability's cosine and the capabilities' words."""
         words = self.capability_words.shares(text)
         scores = {
             name: SHARPNESS * float((placed @ z).max()) + WORDS_WEIGHT * words[name]
             for name, placed in self._placed.items()
         }
-        most = max(scores.values(), default=0.0)
+        most = max([*scores.values(), self._nobody])
         weights = {name: float(np.exp(score - most)) for name, score in scores.items()}
-        return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        total = sum(weights.values()) + float(np.exp(self._nobody - most))
+        return {name: weight / total for name, weight in weights.items()}
 
     def _place_profiles(self) -> None:
         """Capabilities are short texts, which have a centre of their own; scaled as requests are."""
         self._placed: dict[str, np.ndarray] = {}
+        self._nobody = -np.inf
         if not self.profiles:
             return
         centre = np.concatenate([each.embeddings for each in self.profiles.values()]).mean(0)
         for name, profile in self.profiles.items():
             self._placed[name] = self.standardizer.direction(profile.embeddings - centre)
+        if self._general is not None:
+            texts = self.standardizer(self._general)
+            nearest = np.max([(placed @ texts.T).max(0) for placed in self._placed.values()], 0)
+            self._nobody = SHARPNESS * float(np.quantile(nearest, GENERAL))
 
     def _new_model(self) -> BayesianLinear:
         size = self.standardizer.size

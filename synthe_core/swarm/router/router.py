@@ -46,10 +46,11 @@ class Router:
         self._rated: list[Observation] = []
         self._explored: deque[bool] = deque(maxlen=RECENT)
         statistics = None if observations is None else observations.statistics()
-        standardizer = Standardizer(*statistics) if statistics is not None else Standardizer.of(embed(SAMPLES))
+        general = embed(SAMPLES)
+        standardizer = Standardizer(*statistics) if statistics is not None else Standardizer.of(general)
         if observations is not None and statistics is None:
             observations.save_statistics(*standardizer.state())
-        self.estimator = Estimator(profiles(spec.specialists, embed), spec.router, standardizer)
+        self.estimator = Estimator(profiles(spec.specialists, embed), spec.router, standardizer, general)
         if observations is not None:
             self.estimator.refit(observations.newest(spec.router.window))
 

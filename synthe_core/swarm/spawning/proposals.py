@@ -117,7 +117,7 @@ class Proposals:
         own = [each for each in every if each.is_weak]
         known = self._centres(base)
         taken = {*self.folder.spec.specialists, *(each.name for each in self.entries(ProposalState.NEW))}
-        found = []
+        clusters: list[tuple[Proposal, np.ndarray]] = []
         for number, centre in enumerate(centres):
             members = [each for each, label in zip(own, labels, strict=True) if label == number]
             alike = points @ centre >= self.spec.similarity
@@ -126,13 +126,13 @@ class Proposals:
                 continue
             inside = {each.answer for each in members}
             terms = distinctive_terms(members, [each for each in every if each.answer not in inside])
-            if len(terms) < MIN_TERMS or len(found) >= room:
+            if len(terms) < MIN_TERMS or len(clusters) >= room:
                 continue
             name = new_name(terms, taken)
             taken.add(name)
             hours = (members[-1].created - members[0].created) / HOUR
-            found.append((Proposal(0, base, name, tuple(terms), "", len(members), hours), centre))
-        return found
+            clusters.append((Proposal(0, base, name, tuple(terms), "", len(members), hours), centre))
+        return clusters
 
     def add(self, proposal: Proposal, centre: np.ndarray) -> Proposal:
         """Writes a proposal down."""

@@ -51,7 +51,7 @@ def routed_requests(store: Store, base: str, max_confidence: float) -> list[Rout
         .limit(MAX_REQUESTS)
     )
     with store.read() as connection:
-        found = connection.execute(rows).all()
+        routed = connection.execute(rows).all()
     return [
         RoutedRequest(
             row.answer,
@@ -61,7 +61,7 @@ def routed_requests(store: Store, base: str, max_confidence: float) -> list[Rout
             _is_weak(row.success, row.confidence, bool(row.routing.get("fallback")), max_confidence),
             row.created,
         )
-        for row in reversed(found)
+        for row in reversed(routed)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Finding specialists that a swarm lacks: clusters become proposals, whose prompts the base writes."""
+"""Finding specialists that a swarm is without: clusters become proposals, whose prompts the base writes."""
 
 from __future__ import annotations
 

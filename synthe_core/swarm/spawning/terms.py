@@ -1,4 +1,4 @@
-"""The words that tell a cluster of requests from all others, and a specialist's name of them."""
+"""The words that distinguish a cluster of requests from all others, and a specialist's name of them."""
 
 from __future__ import annotations
 

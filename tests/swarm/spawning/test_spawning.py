@@ -186,7 +186,7 @@ def test_a_prompt_of_the_base_is_checked():
 def test_a_running_swarm_finds_makes_and_takes_up_a_specialist(folder: SwarmFolder, tmp_path: Path) -> None:
     """`spawn: auto` on a real engine: its own requests, its own embeddings, a prompt that the base writes."""
     folder = set_keys(folder, min_requests="4", min_hours="0", similarity="0.2", max_confidence="1", threshold="0")
-    text = folder.spec_path.read_text().replace("  type: propose", "  type: auto")
+    text = folder.spec_path.read_text().replace("  mode: propose", "  mode: auto")
     folder.spec_path.write_text(text)
     folder.reload()
     lines: list[str] = []
