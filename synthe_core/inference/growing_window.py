@@ -19,22 +19,24 @@ SHARE = 4
 
 class Place(NamedTuple):
     """Buffers [B, capacity, G, K] of keys and values, whose entries `start` to `start + past` are the window's past;
-    there is room for one more."""
+    there is room for those that follow."""
 
     keys: Tensor
     values: Tensor
     start: int
     past: int
 
-    def windows(self) -> tuple[Tensor, Tensor]:
-        """The windows with the entry that was written behind the past."""
-        end = self.start + self.past + 1
+    def windows(self, count: int = 1, window: int | None = None) -> tuple[Tensor, Tensor]:
+        """The windows with `count` entries that were written behind the past, at most the last `window` of all. What
+        is written behind those is given up: the window of whoever still holds it may change."""
+        end = self.start + self.past + count
         self.keys.untyped_storage().end = end  # type: ignore[attr-defined]
-        return self.keys.narrow(1, self.start, self.past + 1), self.values.narrow(1, self.start, self.past + 1)
+        length = self.past + count if window is None else min(window, self.past + count)
+        return self.keys.narrow(1, end - length, length), self.values.narrow(1, end - length, length)
 
 
-def extended(keys: Tensor, values: Tensor, window: int) -> Place:
-    """Where the next entry of windows [B, n, G, K] belongs. One with `window` entries loses the oldest."""
+def extended(keys: Tensor, values: Tensor, window: int, more: int = 1) -> Place:
+    """Where the next `more` entries of windows [B, n, G, K] belong. One with `window` entries loses the oldest."""
     batch, count, groups, size = keys.shape
     dropped = 1 if count == window else 0
     row, past = groups * size, count - dropped
@@ -42,11 +44,11 @@ def extended(keys: Tensor, values: Tensor, window: int) -> Place:
     if end is not None and values.untyped_storage().data_ptr() == storage.data_ptr():
         capacity, start = keys.stride(0) // row, keys.storage_offset() // row
         whole = storage.nbytes() == 2 * batch * capacity * row * keys.element_size()  # all rows of the buffer
-        if whole and end == start + count < capacity:
+        if whole and end == start + count <= capacity - more:
             shape, strides = (batch, capacity, groups, size), (capacity * row, row, size, 1)
             first, second = (keys.as_strided(shape, strides, offset) for offset in (0, batch * capacity * row))
             return Place(first, second, start + dropped, past)
-    capacity = past + max(ROOM, past // SHARE)
+    capacity = past + max(ROOM, past // SHARE, more)
     both = keys.new_empty(2, batch, capacity, groups, size)
     both[0, :, :past], both[1, :, :past] = keys[:, dropped:], values[:, dropped:]
     return Place(both[0], both[1], 0, past)

@@ -1,0 +1,1 @@
+"""Speculative decoding: drafts of several tokens, verified in one pass."""

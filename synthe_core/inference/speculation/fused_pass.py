@@ -1,0 +1,144 @@
+"""Several tokens of each of some sequences through a `FusedDecoder`: every token's numbers are those of a pass of one
+token, to the bit, and the states after any of them can be had.
+
+In C a pass has rows with windows of their own, `capacity` entries apart. The tokens of one sequence are rows whose
+windows are one entry apart in the same buffer: token t finds what the tokens before it have written. That needs the
+rows of an attention one after the other, so its rows are not shared among threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthe_core.inference.fused_decoder import FusedDecoder, _angles
+from synthe_core.inference.growing_window import Place, extended
+from synthe_core.layers.attention import Attention, AttentionState
+from synthe_core.layers.mlp import MLP
+from synthe_core.model.language_model import ModelState
+from synthe_core.ops.fused_decode import SOURCE, Step, decode
+from synthe_core.ops.native import library
+
+FLOAT = 4  # bytes
+
+
+class FusedPass:
+    """hidden: the head's input [N, D] after each token, sequence by sequence."""
+
+    @torch.inference_mode()
+    def __init__(self, decoder: FusedDecoder, tokens: Many[Many[int]], befores: Many[ModelState]) -> None:
+        """tokens: at least one of each sequence; befores: the states of one row that they continue."""
+        self._learners = decoder._learners
+        self._befores, self._counts = befores, [len(each) for each in tokens]
+        ids = torch.tensor([token for each in tokens for token in each])[:, None]
+        places = [before.position + torch.arange(n) for before, n in zip(befores, self._counts, strict=True)]
+        positions = torch.cat(places)[:, None]
+        x = decoder.model.embed(ids, positions)[:, 0].contiguous()
+        self._held: list[Tensor] = []  # what C has the addresses of
+        angles: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._places: list[list[Place | None]] = []
+        filled: list[tuple[ctypes.Array[Step], slice]] = []
+        first = 0
+        for before, count in zip(befores, self._counts, strict=True):
+            steps = type(decoder._steps).from_buffer_copy(decoder._steps)
+            self._places.append(self._fill(steps, before, slice(first, first + count), positions, angles))
+            filled.append((steps, slice(first, first + count)))
+            first += count
+        _run(filled, x, decoder._adapters(len(x)), decoder._rank)
+        self.hidden: Tensor = decoder.model.norm(x)
+
+    def _fill(
+        self, steps: ctypes.Array[Step], before: ModelState, rows: slice, positions: Tensor, angles: dict[Any, Any]
+    ) -> list[Place | None]:
+        """The addresses of one sequence's windows, and where its tokens' entries go."""
+        count = rows.stop - rows.start
+        places: list[Place | None] = []
+        real: dict[tuple[int, int], Tensor] = {}
+        states = [each for block in before.blocks for each in block]
+        for step, learner, state in zip(steps, self._learners, states, strict=True):
+            places.append(None)
+            if not isinstance(learner, Attention):
+                continue
+            place = places[-1] = extended(state.keys, state.values, learner.window, count)
+            step.keys, step.values = place.keys.data_ptr(), place.values.data_ptr()
+            step.capacity, step.start, step.past = 1, place.start - (count - 1), place.past + count - 1
+            key = state.filled.data_ptr(), place.past
+            if key not in real:  # an entry that fell out of a full window is not real any more
+                real[key] = state.filled.clamp_max(place.past) + torch.arange(count, dtype=state.filled.dtype)
+                self._held.append(real[key])
+            step.filled = real[key].data_ptr()
+            cos, sin = _angles(learner, positions, angles)
+            offset = rows.start * (learner.turned // 2) * FLOAT
+            step.cos, step.sin = cos.data_ptr() + offset, sin.data_ptr() + offset
+        self._held += [each for pair in angles.values() for each in pair]
+        return places
+
+    @torch.inference_mode()
+    def state(self, index: int, count: int) -> ModelState:
+        """The state of sequence `index` after the first `count` of its tokens. States after more of them that were had
+        before are given up."""
+        before = self._befores[index]
+        pairs = zip([each for block in before.blocks for each in block], self._places[index], strict=True)
+        counts: dict[tuple[int, int], Tensor] = {}
+        learners = iter(self._learners)
+        after = iter([_after(next(learners), each, place, count, counts) for each, place in pairs])
+        return ModelState(before.position + count, [[next(after) for _ in block] for block in before.blocks])
+
+    def release(self) -> None:
+        """Gives all states after this pass up: what is written behind the states before it may be overwritten."""
+        for place in (place for places in self._places for place in places if place is not None):
+            place.windows(0)
+
+
+def supports(decoder: FusedDecoder) -> bool:
+    """Whether every learner of the decoder has a state that can be cut back, or none."""
+    return all(type(each) in (Attention, MLP) for each in decoder._learners)
+
+
+def _after(learner: Any, before: Any, place: Place | None, count: int, counts: dict[tuple[int, int], Tensor]) -> Any:
+    if place is None:
+        return before
+    keys, values = place.windows(count, learner.window)
+    key = before.filled.data_ptr(), keys.shape[1]
+    if key not in counts:
+        counts[key] = (before.filled + count).clamp_max(keys.shape[1])
+    return AttentionState(keys, values, counts[key])
+
+
+def _run(filled: Many[tuple[ctypes.Array[Step], slice]], x: Tensor, adapters: list[int], rank: int) -> None:
+    """All steps over all rows: attentions sequence by sequence, what lies between them for all together."""
+    steps, rows = filled[0]
+    native = library(SOURCE)
+    threads = native.omp_get_max_threads() if hasattr(native, "omp_get_max_threads") else 1
+    if len(filled) == 1 and (threads == 1 or rows.stop == 1):
+        decode(steps, x, adapters, rank)
+        return
+    for number in range(len(steps)):
+        if steps[number].filled is None:  # no attention
+            decode(_one(steps, number), x, adapters, rank)
+            continue
+        with _one_thread(native, threads):
+            for own, each in filled:
+                decode(_one(own, number), x[each], adapters[each], rank)
+
+
+def _one(steps: ctypes.Array[Step], number: int) -> ctypes.Array[Step]:
+    return (Step * 1).from_buffer(steps, number * ctypes.sizeof(Step))
+
+
+@contextmanager
+def _one_thread(native: ctypes.CDLL, threads: int) -> Iterator[None]:
+    if threads == 1:
+        yield
+        return
+    native.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        native.omp_set_num_threads(threads)
