@@ -220,6 +220,7 @@ class Engine:
             "max_waiting": self.admission.max_waiting,
             **self.metrics.of(owner).snapshot(),
             "exact": all(model.batch_invariant for _, model in models),
+            "speculation": {name: model.speculation.summary for name, model in models if model.speculation is not None},
             "state_bytes_per_sequence": {name: model.state_bytes(MAX_COUNTED_TOKENS) for name, model in models},
             "state_bytes": state_bytes,
             "state_bytes_limit": self.admission.max_state_bytes,
@@ -378,15 +379,16 @@ class Engine:
             self.sessions.release(sequence.request.session_id, sequence.request.owner)
         self.admission.leave(sequence.request.owner)
         self.metrics.add(sequence.request.owner, failed=sequence.finish_reason == "error")
-        num_prompt_tokens = sequence.num_prompt_tokens or len(sequence.request.prompt_token_ids)
         finished = Finished(
             sequence.finish_reason,
             "",
-            num_prompt_tokens,
+            sequence.num_prompt_tokens or len(sequence.request.prompt_token_ids),
             sequence.num_cached_tokens,
             len(sequence.output_token_ids),
             "" if sequence.error is None else one_line(sequence.error),
             getattr(sequence.error, "code", None),
+            sequence.num_drafted_tokens,
+            sequence.num_accepted_tokens,
         )
         try:
             sequence.emit(finished)

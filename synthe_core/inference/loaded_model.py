@@ -22,6 +22,7 @@ from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.inference import fused_decoder
 from synthe_core.inference.fused_decoder import FusedDecoder
 from synthe_core.inference.generation_defaults import GenerationDefaults
+from synthe_core.inference.speculation.proposer import Speculation
 from synthe_core.inference.weights import FLOAT32, choose_weights, describe_weights
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.model.language_model import LanguageModel
@@ -56,7 +57,7 @@ class LoadedModel:
 
     context: how its passes run. recommended: whether `defaults` are those of its generation_config.json.
     base_digests: those that an adapter of it may record. weights: the format of its matrices, `float32` or one in
-    which they are multiplied by integers, and `weights_reason` why.
+    which they are multiplied by integers, and `weights_reason` why. speculation: how texts are drafted, None for not.
     """
 
     name: str
@@ -72,6 +73,7 @@ class LoadedModel:
     recommended: bool = True
     weights: str = FLOAT32
     weights_reason: str = ""
+    speculation: Speculation | None = None
     _decoder: FusedDecoder | None = field(default=None, init=False, repr=False)
     _refusal: tuple[str | None] | None = field(default=None, init=False, repr=False)
     _slots: dict[int, Adapter] = field(default_factory=dict, repr=False)
@@ -123,6 +125,8 @@ class LoadedModel:
     @property
     def batch_invariant(self) -> bool:
         """Whether a sequence's numbers do not depend on the sequences beside it."""
+        if self.speculation is not None and self.fused_refusal is not None:
+            return False  # how many tokens a pass has depends on what the others draft
         return self.context.batch_invariant and products_are_batch_invariant()
 
     @property
@@ -207,7 +211,7 @@ class LoadedModel:
     def forward(self, tokens: Tensor, state: Any, lengths: Tensor | None = None) -> ForwardOutput:
         """Reads `tokens` int64 [B, T], right-padded where `lengths` [B] is given, from `state` (None: a fresh one)."""
         if state is not None and lengths is None and tokens.shape[1] == 1 and self.fused_refusal is None:
-            return ForwardOutput(*self._fused_decoder().hidden(tokens, state), {})
+            return ForwardOutput(*self.fused_decoder().hidden(tokens, state), {})
         hidden, after, ctx = self.model.hidden(tokens, state, lengths)
         return ForwardOutput(hidden, after, ctx.signals)
 
@@ -220,7 +224,8 @@ class LoadedModel:
             self._refusal = (fused_decoder.refusal(self.model),)
         return self._refusal[0]
 
-    def _fused_decoder(self) -> FusedDecoder:
+    def fused_decoder(self) -> FusedDecoder:
+        """Where `fused_refusal` has no reason: what computes passes of one token a row."""
         if self._decoder is None:
             self._decoder = FusedDecoder(self.model)
         return self._decoder

@@ -14,12 +14,14 @@ class Metrics:
     """Figures of all requests, or of one owner's. Written by the engine's thread, read by any.
 
     prompt_tokens: tokens of prompts that the model read. computed_tokens: all tokens that went through it, padding
-    included. cached_tokens: prompt tokens that it did not have to read.
+    included. cached_tokens: prompt tokens that it did not have to read. drafted_tokens: of speculative decoding, and
+    how many of them were accepted.
     """
 
     def __init__(self) -> None:
         self.requests = self.failed = 0
         self.prompt_tokens = self.cached_tokens = self.output_tokens = self.computed_tokens = 0
+        self.drafted_tokens = self.accepted_tokens = 0
         self.started_at = time.monotonic()
         self._recent: deque[tuple[float, int]] = deque(maxlen=1 << 14)
 
@@ -37,6 +39,8 @@ class Metrics:
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
             "written_tokens": self.output_tokens,
+            "drafted_tokens": self.drafted_tokens,
+            "accepted_tokens": self.accepted_tokens,
             "requests": self.requests,
             "failed": self.failed,
             "uptime": now - self.started_at,
@@ -60,15 +64,11 @@ class EngineMetrics(Metrics):
         metrics.started_at = self.started_at
         return metrics
 
-    def add(
-        self, owner: str, *, requests: int = 0, failed: int = 0, prompt_tokens: int = 0, cached_tokens: int = 0
-    ) -> None:
-        """Counts what a request of the owner has added."""
+    def add(self, owner: str, **counts: int) -> None:
+        """Adds to the owner's figures of these names, and to those of all."""
         for metrics in (self, self.of(owner)) if owner else (self,):
-            metrics.requests += requests
-            metrics.failed += failed
-            metrics.prompt_tokens += prompt_tokens
-            metrics.cached_tokens += cached_tokens
+            for name, count in counts.items():
+                setattr(metrics, name, getattr(metrics, name) + count)
 
     def add_output_tokens_of(self, owners: Iterable[str]) -> None:
         """Counts a token for each of these owners."""

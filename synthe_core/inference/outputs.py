@@ -62,7 +62,7 @@ class PooledOutput:
 @dataclass(frozen=True)
 class Finished:
     """The last output of every sequence. text: what the detokenizer still held back. message: why, for an error; code:
-    its kind, as OpenAI names it."""
+    its kind, as OpenAI names it. num_drafted_tokens: of speculative decoding, and how many of them were accepted."""
 
     reason: FinishReason
     text: str = ""
@@ -71,6 +71,8 @@ class Finished:
     num_output_tokens: int = 0
     message: str = ""
     code: str | None = None
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 Output = PrefillFinished | PromptLogprob | TokenOutput | PooledOutput | Finished

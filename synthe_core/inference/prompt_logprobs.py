@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
+
 import torch
 from torch import Tensor
 
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.outputs import Logprob, PromptLogprob
 from synthe_core.inference.sequence import Sequence
+
+LOGITS = 1 << 24
+"""Logits that are held at a time."""
+
+
+def report_prompt(model: LoadedModel, group: Many[Sequence], hidden: Tensor) -> None:
+    """Adds the prompt's next tokens to what the sequences of a group report, given the head's input after each of
+    them."""
+    reader, before = group[0], len(group[0].prompt_logprobs)
+    first = reader.num_computed_tokens
+    size = len(hidden) if reader.request.logprobs is None else max(1, LOGITS // model.vocab)
+    for start in range(0, len(hidden), size):
+        part = hidden[start : start + size]
+        logits = None if reader.request.logprobs is None else model.logits(part)
+        add_prompt_logprobs(reader, logits, first + start, first + start + len(part))
+    for sequence in group[1:]:
+        sequence.prompt_logprobs += reader.prompt_logprobs[before:]
+        sequence.last_prompt_logits = reader.last_prompt_logits
 
 
 def add_prompt_logprobs(sequence: Sequence, logits: Tensor | None, first: int, last: int) -> None:

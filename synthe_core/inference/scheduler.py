@@ -7,7 +7,6 @@ from collections.abc import Sequence as Many
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from synthe_core import state as states
 from synthe_core.inference.fairness import TokenCounters
@@ -18,15 +17,14 @@ from synthe_core.inference.mixed_heads import mixed, share_tokens
 from synthe_core.inference.outputs import FinishReason, PooledOutput, PrefillFinished, TokenOutput
 from synthe_core.inference.prefill import PrefillBatch, caches_state, furthest, grouped, next_prefill_batch
 from synthe_core.inference.prefix_cache import CachedState, PrefixCache
-from synthe_core.inference.prompt_logprobs import add_prompt_logprobs
+from synthe_core.inference.prompt_logprobs import add_prompt_logprobs, report_prompt
 from synthe_core.inference.sampler import sample
 from synthe_core.inference.scheduler_config import SchedulerConfig
 from synthe_core.inference.sequence import Sequence, SequenceStatus
+from synthe_core.inference.speculation.batch import SpeculativeBatch
+from synthe_core.inference.speculation.decoder import SpeculativeDecoder
 from synthe_core.inference.state_batch import StateBatch
 from synthe_core.layers.adapter_batch import AdapterBatch, use_adapters
-
-LOGITS = 1 << 24
-"""Logits that are held at a time for the logprobs of a prompt."""
 
 
 class Finish(Protocol):
@@ -55,7 +53,14 @@ class ModelScheduler:
         self.config, self.prefix_cache, self.metrics, self.finish = config, prefix_cache, metrics, finish
         self.prefilling: deque[Sequence] = deque()
         self.gathering: list[Sequence] = []  # prompts are read, those of others in their mixtures are not
-        self.batch = StateBatch(self.model)
+        self.speculative: SpeculativeDecoder | None = None
+        if model.speculation is None:
+            self.batch = StateBatch(model)
+        else:
+            self.batch = batch = SpeculativeBatch(model)
+            self.speculative = SpeculativeDecoder(
+                model, model.speculation, batch, metrics, self._append_tokens, self.finish
+            )
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -155,7 +160,8 @@ class ModelScheduler:
         reader = group[0]
         try:
             if reader.request.prompt_logprobs:
-                self._report_prompt(group, output.hidden[row, :count])
+                with use_adapters(self._adapters([reader])):
+                    report_prompt(self.model, group, output.hidden[row, :count])
             state = states.take(output.state, torch.tensor([row], device=self.model.device))
             if not self.config.batch_invariant:
                 position = reader.num_past_tokens + reader.num_computed_tokens + count
@@ -238,21 +244,6 @@ class ModelScheduler:
         complete = cached.length == sequence.num_prefill_tokens and sequence.request.max_tokens
         return Heads(cached.logits, cached.confidence) if complete and cached.logits is not None else None
 
-    def _report_prompt(self, group: Many[Sequence], hidden: Tensor) -> None:
-        """Logprobs of the prompt's next tokens, given the head's input after each of them."""
-        reader, before = group[0], len(group[0].prompt_logprobs)
-        first = reader.num_computed_tokens
-        size = len(hidden) if reader.request.logprobs is None else max(1, LOGITS // self.model.vocab)
-        for start in range(0, len(hidden), size):
-            part, logits = hidden[start : start + size], None
-            if reader.request.logprobs is not None:
-                with use_adapters(self._adapters([reader])):
-                    logits = self.model.logits(part)
-            add_prompt_logprobs(reader, logits, first + start, first + start + len(part))
-        for sequence in group[1:]:
-            sequence.prompt_logprobs += reader.prompt_logprobs[before:]
-            sequence.last_prompt_logits = reader.last_prompt_logits
-
     def _report_prefill(self, sequence: Sequence) -> None:
         sequence.emit(PrefillFinished(sequence.num_prompt_tokens, sequence.num_cached_tokens))
         for prompt_logprob in sequence.prompt_logprobs:
@@ -273,7 +264,13 @@ class ModelScheduler:
     # Decode
 
     def decode(self) -> None:
-        """One more token of every running sequence."""
+        """The next token of every running sequence, or several where drafts are accepted."""
+        if self.speculative is None:
+            self._decode_batch()
+        else:
+            self.speculative.decode(self._decode_batch)
+
+    def _decode_batch(self) -> None:
         sequences = self.batch.sequences
         if not sequences:
             return
@@ -359,7 +356,7 @@ class ModelScheduler:
         if constraint is not None and not is_end:
             constraint.accept(token)
         sequence.sampling.accept(token)
-        sequence.output_token_ids.append(token)
+        sequence.append(token)
         if sequence.emit(output) or is_end or (constraint is not None and constraint.done):
             return "stop"
         return "length" if len(sequence.output_token_ids) >= sequence.request.max_tokens else None

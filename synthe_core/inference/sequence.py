@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -28,6 +29,14 @@ class SequenceStatus(Enum):
     FINISHED = auto()
 
 
+class Draft(NamedTuple):
+    """Drafted tokens for the places of a sequence's output from `first` on; what had been accepted before them."""
+
+    tokens: Many[int]
+    first: int
+    accepted_before: int
+
+
 @dataclass(eq=False)
 class Sequence:
     """One text that is read and continued.
@@ -47,6 +56,7 @@ class Sequence:
     mixture:             with which sequences it generates one text; None for a text of its own.
     next_chunk:          what the next pass over the prompt computes; see `prefill`.
     error:               what ended the sequence, with the finish reasons "error" and "refused".
+    num_drafted_tokens:  of speculative decoding, and how many of them were accepted. draft: being verified.
     hidden_sum:          float32 [D]: of the tokens read so far, where the request pools them.
     prompt_logprobs:     those not reported yet. last_prompt_logits [V]: of the next prompt token to report.
     """
@@ -62,6 +72,9 @@ class Sequence:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     output_token_ids: list[int] = field(default_factory=list)
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    draft: Draft | None = None
     state: Any = None
     state_bytes: int = 0
     keep_state: bool = False
@@ -112,6 +125,24 @@ class Sequence:
         """Whether all that its state has read is in `token_ids`: what a session read before them is not known. What an
         embedding has read, nobody continues."""
         return self.num_past_tokens == 0 and not self.request.pooling
+
+    def begin_draft(self, tokens: Many[int]) -> None:
+        """The next tokens are compared with these."""
+        self.num_drafted_tokens += len(tokens)
+        self.draft = Draft(tokens, len(self.output_token_ids), self.num_accepted_tokens)
+
+    def append(self, token_id: int) -> None:
+        """Adds a generated token."""
+        if self.draft is not None:
+            place = len(self.output_token_ids) - self.draft.first
+            self.num_accepted_tokens += place < len(self.draft.tokens) and self.draft.tokens[place] == token_id
+        self.output_token_ids.append(token_id)
+
+    def end_draft(self) -> int:
+        """How many tokens of the draft were accepted."""
+        assert self.draft is not None
+        accepted, self.draft = self.num_accepted_tokens - self.draft.accepted_before, None
+        return accepted
 
     def emit(self, output: Output) -> bool:
         """Passes an output on; returns whether the receiver stops the sequence."""

@@ -9,9 +9,10 @@ rows of an attention one after the other, so its rows are not shared among threa
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ FLOAT = 4  # bytes
 
 class FusedPass:
     """hidden: the head's input [N, D] after each token, sequence by sequence."""
+
+    signals: Mapping[str, Tensor] = MappingProxyType({})
 
     @torch.inference_mode()
     def __init__(self, decoder: FusedDecoder, tokens: Many[Many[int]], befores: Many[ModelState]) -> None:
@@ -78,6 +81,9 @@ class FusedPass:
             step.cos, step.sin = cos.data_ptr() + offset, sin.data_ptr() + offset
         self._held += [each for pair in angles.values() for each in pair]
         return places
+
+    def has_state(self, index: int, count: int) -> bool:
+        return True
 
     @torch.inference_mode()
     def state(self, index: int, count: int) -> ModelState:

@@ -1,0 +1,106 @@
+"""How long drafts are: as long as another token brings more than it costs, by what was measured."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+RECENT = 5
+"""Passes of a size that count."""
+SLOPE = 0.08
+"""What another token costs in a pass, of what a pass of one token costs, before it was measured."""
+FIRST_RATE, FIRST_WEIGHT = 0.7, 3.0
+"""The rate at which drafted tokens are accepted, as if it had been seen at so many of them."""
+MEMORY = 30.0
+"""Drafted tokens that count; older ones fade."""
+RETRY, LONGEST_RETRY = 16, 512
+"""A sequence without drafts gets a short one after so many passes; twice as many each time that it brings nothing."""
+
+
+class PassCosts:
+    """Seconds of a pass by the number of its tokens: the least of the last ones of that size, as other work on the
+    machine only ever adds; between sizes a straight line."""
+
+    def __init__(self) -> None:
+        self._recent: dict[int, deque[float]] = {}
+
+    def record(self, num_tokens: int, seconds: float) -> None:
+        self._recent.setdefault(num_tokens, deque(maxlen=RECENT)).append(seconds)
+
+    def estimate(self, num_tokens: int) -> float:
+        """Of a pass of so many tokens; 0 before any was measured."""
+        known = sorted((size, min(values)) for size, values in self._recent.items())
+        if not known:
+            return 0.0
+        below = [each for each in known if each[0] <= num_tokens]
+        above = [each for each in known if each[0] >= num_tokens]
+        if below and above:
+            (a, first), (b, second) = below[-1], above[0]
+            return first if a == b else first + (second - first) * (num_tokens - a) / (b - a)
+        if above:  # what a smaller one costs at least, so that it is tried
+            size, seconds = above[0]
+            return seconds * num_tokens / size
+        size, seconds = below[-1]
+        return seconds / (1 + SLOPE * (size - 1)) * (1 + SLOPE * (num_tokens - 1))
+
+
+@dataclass
+class Acceptance:
+    """How many of a sequence's drafted tokens are accepted, and since how many passes it has had no draft."""
+
+    accepted: float = FIRST_RATE * FIRST_WEIGHT
+    tested: float = FIRST_WEIGHT
+    idle: int = 0
+    retry: int = RETRY
+
+    @property
+    def rate(self) -> float:
+        """The probability that a drafted token is accepted if those before it are."""
+        return self.accepted / self.tested
+
+    def record(self, drafted: int, accepted: int) -> None:
+        """A draft was verified; the tokens behind the first rejected one tell nothing."""
+        if not drafted:
+            self.idle += 1
+            return
+        tested = accepted + (accepted < drafted)
+        fade = max(0.0, 1 - tested / MEMORY) if self.tested + tested > MEMORY else 1.0
+        self.accepted, self.tested = self.accepted * fade + accepted, self.tested * fade + tested
+        if self.idle:
+            self.retry = RETRY if accepted else min(2 * self.retry, LONGEST_RETRY)
+        self.idle = 0
+
+
+def draft_lengths(
+    rates: Sequence[float], most: Sequence[int], costs: PassCosts, seconds_per_draft: float = 0.0
+) -> list[int]:
+    """How many tokens to draft for each sequence so that a pass brings most tokens a second.
+
+    A pass of n sequences and drafts d_i brings sum_i (1 + r_i + ... + r_i^d_i) tokens on average and takes
+    cost(n + sum_i d_i) + s max_i d_i seconds, with s = `seconds_per_draft`. Tokens are added by their probability as
+    long as that ratio grows; since costs are no smooth curve, the best number of all is taken.
+    """
+    lengths = [0] * len(rates)
+    best, best_rate = list(lengths), 0.0
+    tokens, size = float(len(rates)), len(rates)
+    candidates = sorted(
+        ((-(rate ** (place + 1)), place, row) for row, rate in enumerate(rates) for place in range(most[row])),
+    )
+    position = 0
+    while True:
+        seconds = costs.estimate(size) + seconds_per_draft * max(lengths, default=0)
+        if not seconds:  # nothing was measured yet
+            return lengths
+        if tokens / seconds > best_rate * (1 + 1e-9):
+            best, best_rate = list(lengths), tokens / seconds
+        if position == len(candidates):
+            return best
+        negative, _, row = candidates[position]
+        tokens, size, position = tokens - negative, size + 1, position + 1
+        lengths[row] += 1
+
+
+def counts_by_name(drafted: int, accepted: int) -> Mapping[str, int]:
+    """The figures of a status."""
+    return {"drafted_tokens": drafted, "accepted_tokens": accepted}
