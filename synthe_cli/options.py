@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,10 @@ from synthe_core.errors import InputError, closest
 from synthe_core.units import parse_size
 
 if TYPE_CHECKING:
+    from synthe_core.inference.loaded_model import LoadedModel
     from synthe_core.inference.sampling_params import SamplingParams
+    from synthe_core.inference.speculation.proposer import Speculation
+    from synthe_core.inference.speculation.settings import SpeculationSettings
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -38,6 +41,10 @@ def complete_objective(incomplete: str) -> list[str]:
 def complete_weights(incomplete: str) -> list[str]:
     names = ("auto", "float32", "as_stored", "int8", "int4", "int4_asymmetric")
     return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_speculate(incomplete: str) -> list[str]:
+    return [name for name in ("ngram", "draft=", "early-exit") if name.startswith(incomplete)]
 
 
 def complete_device(incomplete: str) -> list[str]:
@@ -136,6 +143,18 @@ WeightsOption = Annotated[
 ]
 
 
+SpeculateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--speculate",
+        metavar="HOW",
+        help="Draft several tokens and verify them in one pass; the text stays the same. ngram: what followed the same "
+        "words before; draft=MODEL: a smaller model of the same tokenizer; early-exit[=BLOCKS]: the first blocks.",
+        autocompletion=complete_speculate,
+    ),
+]
+
+
 def spelled_option(key: str) -> str:
     """The option of a field: `--top-k` for `top_k`."""
     return f"--{key.replace('_', '-')}"
@@ -168,6 +187,38 @@ def show_weights(summary: str) -> None:
     """Writes in which format a model's matrices are, where they are quantised."""
     if summary:
         print(f"weights: {summary}", file=sys.stderr)
+
+
+def speculation(text: str | None) -> SpeculationSettings | None:
+    """The settings of --speculate. InputError for what it cannot be."""
+    if text is None:
+        return None
+    from synthe_core.inference.speculation.settings import SpeculationSettings
+
+    return SpeculationSettings.parse(text)
+
+
+def speculate_with(models: Iterable[LoadedModel], settings: SpeculationSettings | None, device: str) -> None:
+    """From now on the models' texts are drafted as --speculate says; how that differs from the text without is written
+    to stderr."""
+    if settings is None:
+        return
+    from functools import cache
+
+    from synthe_core.inference.speculation.settings import speculate
+    from synthe_core.interop.load import load_model
+
+    load = cache(lambda name: load_model(find_model(name), device=device, weights="auto"))
+    for model in models:
+        if difference := speculate(model, settings, load):
+            print(f"speculation: {model.name}: {difference}", file=sys.stderr)
+
+
+def show_speculation(speculation: Speculation | None) -> None:
+    """Writes how many drafted tokens were accepted."""
+    if speculation is not None:
+        counts = f"{speculation.accepted_tokens} of {speculation.drafted_tokens} drafted tokens accepted"
+        print(f"speculation: {speculation.summary}: {counts}", file=sys.stderr)
 
 
 def with_defaults(context: typer.Context, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

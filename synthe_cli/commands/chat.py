@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from synthe_cli.options import (
     JsonOption,
     MinPOption,
     RepetitionOption,
+    SpeculateOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -26,10 +27,16 @@ from synthe_cli.options import (
     sampled,
     show_defaults,
     show_weights,
+    speculate_with,
+    speculation,
     uses_generation_config,
     with_defaults,
 )
 from synthe_core.errors import InputError
+
+if TYPE_CHECKING:
+    from synthe_core.inference.loaded_model import LoadedModel
+    from synthe_core.inference.speculation.settings import SpeculationSettings
 
 app = typer.Typer(**SETTINGS)
 ADAPTER_NAME = "adapter"
@@ -43,6 +50,7 @@ synthe chat runs/60m                                    start a conversation; /h
 synthe chat Qwen/Qwen3-0.6B                             a model of the Hugging Face hub, downloaded first
 synthe chat story.synapse --system "You tell stories."
 synthe chat runs/60m --adapter runs/letters             the model with an adapter
+synthe chat runs/60m --speculate draft=runs/tiny        a smaller model drafts the answers
 synthe chat runs/60m --session evening                  resume this conversation, or start it
 synthe chat --url http://127.0.0.1:6900                 use the model of a running `synthe serve`
 synthe chat 60m --url http://127.0.0.1:6900             use this one of its models
@@ -94,6 +102,7 @@ def chat(
     generation_config: GenerationConfigOption = "auto",
     device: DeviceOption = None,
     weights: WeightsOption = "auto",
+    speculate: SpeculateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Chat with a model in the terminal.
@@ -104,9 +113,9 @@ def chat(
     """
     if url is None and checkpoint is None:
         raise InputError("no model given", "name a checkpoint, or a server with --url")
-    if url is not None and (device or sessions or adapter or weights != "auto"):
+    if url is not None and (device or sessions or adapter or speculate or weights != "auto"):
         raise InputError(
-            "--device, --weights, --sessions and --adapter do not apply to a server",
+            "--device, --weights, --speculate, --sessions and --adapter do not apply to a server",
             "leave them out with --url; name an adapter of the server as MODEL:ADAPTER",
         )
     if key_file is not None and url is None:
@@ -122,6 +131,7 @@ def chat(
     }  # fmt: skip
     recommended = uses_generation_config(generation_config)
     sampled(values)  # before a model is loaded
+    drafts = speculation(speculate)
 
     def converse(conversation: Conversation) -> None:
         defaults = conversation.defaults if recommended else GenerationDefaults()
@@ -140,19 +150,30 @@ def chat(
         converse(RemoteConversation(url, checkpoint, key=key, system=system, session=session))
         return
 
-    from synthe_core.chat.local import LocalConversation
-    from synthe_core.hardware.placement import choose_device
-    from synthe_core.hardware.probe import cache_dir, probe
-    from synthe_core.inference.async_engine import AsyncEngine
-    from synthe_core.interop.load import load_model
-
     assert checkpoint is not None
-    served = load_model(find_model(checkpoint), device=choose_device(device or "auto", probe()).value, weights=weights)
-    show_weights(served.weights_summary)
+    served = _loaded(checkpoint, device, weights, drafts)
     if adapter is not None:
         served.load_adapter(ADAPTER_NAME, find_model(adapter))
     served.recommended = recommended
+
+    from synthe_core.chat.local import LocalConversation
+    from synthe_core.hardware.probe import cache_dir
+    from synthe_core.inference.async_engine import AsyncEngine
+
     folder = sessions or Path(cache_dir()) / "chats" / served.digest[:16]
     with AsyncEngine([served], sessions=folder) as engine:
         name = served.name if adapter is None else f"{served.name}:{ADAPTER_NAME}"
         converse(LocalConversation(engine, name, system=system, session=session))
+
+
+def _loaded(checkpoint: str, device: str | None, weights: str, drafts: SpeculationSettings | None) -> LoadedModel:
+    """The model, with what is special about how it is decoded written to stderr."""
+    from synthe_core.hardware.placement import choose_device
+    from synthe_core.hardware.probe import probe
+    from synthe_core.interop.load import load_model
+
+    where = choose_device(device or "auto", probe()).value
+    model = load_model(find_model(checkpoint), device=where, weights=weights)
+    show_weights(model.weights_summary)
+    speculate_with([model], drafts, where)
+    return model

@@ -19,6 +19,7 @@ from synthe_cli.options import (
     JsonOption,
     MinPOption,
     RepetitionOption,
+    SpeculateOption,
     TemperatureOption,
     TopKOption,
     TopPOption,
@@ -26,7 +27,10 @@ from synthe_cli.options import (
     find_checkpoint,
     sampled,
     show_defaults,
+    show_speculation,
     show_weights,
+    speculate_with,
+    speculation,
     uses_generation_config,
     with_defaults,
 )
@@ -43,6 +47,7 @@ synthe generate runs/tiny -p "import " -n 500 --temperature 0.8 --top-p 0.95 --s
 synthe generate runs/tiny -p "class A" -p "class B" --json       a batch; one JSON line per prompt
 synthe generate runs/tiny --prompt-file book.txt --state-out book.state -n 0
 synthe generate runs/tiny --state-in book.state -p "And then "   continues exactly, without reading the book again
+synthe generate runs/tiny -f notes.txt -t 0 --speculate ngram    the same text sooner, where it repeats itself
 synthe generate runs/letters -p "Dear "                          an adapter is a checkpoint like any other
 synthe generate runs/tiny --adapter runs/letters -p "Dear "      the same, with the base model named
 synthe train tiny | synthe generate - -p "import "\n""",
@@ -83,6 +88,7 @@ def generate(
     adapter: AdapterOption = None,
     device: DeviceOption = None,
     weights: WeightsOption = "auto",
+    speculate: SpeculateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt with a trained model, and stream the text.
@@ -98,6 +104,7 @@ def generate(
         "repetition_penalty": repetition_penalty,
     }  # fmt: skip
     sampled(values)  # before a model is loaded
+    drafts = speculation(speculate)
 
     from synthe_core.hardware.placement import choose_device
     from synthe_core.hardware.probe import probe
@@ -110,8 +117,9 @@ def generate(
     where = choose_device(device or "auto", probe()).value
     adapter = find_model(adapter) if adapter else None
     opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
-    model = load_checkpoint(opened, model_name(path), where, batch_invariant=False, weights=weights)
+    model = load_checkpoint(opened, model_name(path), where, batch_invariant=drafts is not None, weights=weights)
     show_weights(model.weights_summary)
+    speculate_with([model], drafts, where)
     session = opened.session(state_in, model.model) if state_in else None
     model.recommended = recommended
     show_defaults(model.defaults)
@@ -138,6 +146,7 @@ def generate(
     else:
         for index, (each, text) in enumerate(zip(prompts, texts, strict=True)):
             print(json_text({"prompt": each, "text": text}) if as_json else _entry(index, each, text))
+    show_speculation(model.speculation)
     if state_out:
         after.save(state_out, model.model)
 

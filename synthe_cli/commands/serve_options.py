@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from synthe_cli.options import DeviceOption, GenerationConfigOption, JsonOption, WeightsOption, complete_run
+from synthe_cli.options import (
+    DeviceOption,
+    GenerationConfigOption,
+    JsonOption,
+    SpeculateOption,
+    WeightsOption,
+    complete_run,
+)
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,7 @@ class ServeOptions:
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not log requests.")] = False
     device: DeviceOption = None
     weights: WeightsOption = "auto"
+    speculate: SpeculateOption = None
     as_json: JsonOption = False
     browser: bool = False
     """Whether the dashboard is opened in a browser."""

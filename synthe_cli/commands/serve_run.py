@@ -18,7 +18,7 @@ from synthe_cli.api_key import keys_in
 from synthe_cli.commands.serve_options import ServeOptions
 from synthe_cli.escape import escaped
 from synthe_cli.hub_models import find_model
-from synthe_cli.options import size_option, uses_generation_config
+from synthe_cli.options import size_option, speculate_with, speculation, uses_generation_config
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError, WorkError
 from synthe_core.storage.hub.snapshot import model_name
@@ -48,6 +48,7 @@ def run(options: ServeOptions) -> int | None:
     request_strict_mode()  # before anything is computed
     settings = settings_of(options)
     recommended = uses_generation_config(options.generation_config)
+    drafts = speculation(options.speculate)
     adapters = [parse_adapter(text, paths) for text in options.adapter or ()]
     cache = size_option(options.cache, "--cache")
     disk = None if options.cache_dir_size is None else size_option(options.cache_dir_size, "--cache-dir-size")
@@ -68,6 +69,7 @@ def run(options: ServeOptions) -> int | None:
     folder = None if options.swarm is None else swarm_folder(options.swarm)
     models = [load_model(path, name, device, weights=options.weights) for name, path in paths.items()]
     models += swarm_models(folder, device, options.weights)
+    speculate_with(models, drafts, device)
     for each in models:
         each.recommended = recommended
         _ = each.defaults  # an invalid file ends here
@@ -242,6 +244,7 @@ def report_ready(options: ServeOptions, server: Server, engine: AsyncEngine) -> 
             "path": str(model.path),
             "parameters": model.parameter_count(),
             "weights": model.weights,
+            "speculation": None if model.speculation is None else model.speculation.summary,
             "state_bytes_per_sequence": model.state_bytes(options.max_prompt + options.max_tokens),
             "adapters": sorted(model.adapters),
         }
@@ -279,6 +282,8 @@ def summary(options: ServeOptions, engine: AsyncEngine) -> list[str]:
     for name, model in engine.models.items():
         facts = [f"{format_count(model.parameter_count())} parameters"]
         facts += filter(None, [model.weights_summary])
+        if model.speculation is not None:
+            facts.append(f"drafts: {model.speculation.summary}")
         facts.append(state_size(model, options.max_prompt + options.max_tokens))
         if model.tokenizer.chat_template is None:
             facts.append("no chat template: chat prompts are lines of `User:` and `Assistant:`")

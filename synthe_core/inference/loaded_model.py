@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -229,6 +230,13 @@ class LoadedModel:
         if self._decoder is None:
             self._decoder = FusedDecoder(self.model)
         return self._decoder
+
+    def with_network(self, network: LanguageModel) -> LoadedModel:
+        """The same model with another network, some of its own blocks for example: adapters are those of this one."""
+        other = copy.copy(self)
+        other.model, other.speculation = network, None
+        other._decoder = other._refusal = None
+        return other
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits [..., V] from the head's input [..., D]."""

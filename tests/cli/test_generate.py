@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -150,3 +151,26 @@ def test_matrices_may_be_quantised_in_memory(synthe: Run, checkpoint: Path) -> N
 def test_weights_that_cannot_be_had(synthe: Run, checkpoint: Path, weights: str, message: str) -> None:
     result = synthe("generate", checkpoint, "--weights", weights)
     assert result.exit_code == 2 and message in result.stderr and "hint: " in result.stderr
+
+
+def test_drafts_leave_the_text_as_it_is(synthe: Run, checkpoint: Path) -> None:
+    arguments = ["generate", checkpoint, "-p", "abc abc abc", "-n", 40, "--temperature", 0]
+    expected = synthe(*arguments)
+    for how in ("ngram", f"draft={checkpoint}"):
+        drafted = synthe(*arguments, "--speculate", how)
+        assert (drafted.exit_code, drafted.stdout) == (0, expected.stdout), drafted.stderr
+        assert re.search(r"^speculation: .*: \d+ of \d+ drafted tokens accepted$", drafted.stderr, re.M)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("often", "unknown way to speculate 'often'"),
+        ("draft", "no model named"),
+        ("draft=nowhere", "no such"),
+        ("early-exit", "the model has a single block"),
+    ],
+)
+def test_drafts_that_cannot_be_had(synthe: Run, checkpoint: Path, how: str, message: str) -> None:
+    result = synthe("generate", checkpoint, "--speculate", how)
+    assert (result.exit_code, result.stdout) == (2, "") and message in result.stderr and "hint: " in result.stderr

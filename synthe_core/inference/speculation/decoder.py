@@ -194,6 +194,8 @@ class SpeculativeDecoder:
         accepted = sequence.end_draft()
         if sequence in self._acceptance:
             self._acceptance[sequence].record(drafted, accepted)
+        self.speculation.drafted_tokens += drafted
+        self.speculation.accepted_tokens += accepted
         self.metrics.add(sequence.request.owner, drafted_tokens=drafted, accepted_tokens=accepted)
         if sequence in self.batch.apart:
             self.batch.apart[sequence].settle(sequence.num_state_tokens)

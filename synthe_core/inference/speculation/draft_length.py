@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 RECENT = 5
@@ -11,7 +11,7 @@ RECENT = 5
 SLOPE = 0.08
 """What another token costs in a pass, of what a pass of one token costs, before it was measured."""
 FIRST_RATE, FIRST_WEIGHT = 0.7, 3.0
-"""The rate at which drafted tokens are accepted, as if it had been seen at so many of them."""
+"""The rate at which drafted tokens are accepted before any was verified, and how many tokens that counts as."""
 MEMORY = 30.0
 """Drafted tokens that count; older ones fade."""
 RETRY, LONGEST_RETRY = 16, 512
@@ -60,7 +60,7 @@ class Acceptance:
         return self.accepted / self.tested
 
     def record(self, drafted: int, accepted: int) -> None:
-        """A draft was verified; the tokens behind the first rejected one tell nothing."""
+        """A draft was verified; the tokens behind the first rejected one were not tested."""
         if not drafted:
             self.idle += 1
             return
@@ -99,8 +99,3 @@ def draft_lengths(
         negative, _, row = candidates[position]
         tokens, size, position = tokens - negative, size + 1, position + 1
         lengths[row] += 1
-
-
-def counts_by_name(drafted: int, accepted: int) -> Mapping[str, int]:
-    """The figures of a status."""
-    return {"drafted_tokens": drafted, "accepted_tokens": accepted}

@@ -58,7 +58,9 @@ class PlainPass:
         real = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
         index = real.flatten().nonzero()[:, 0].to(model.device)
         self.hidden = output.hidden.flatten(0, 1).index_select(0, index)
-        self.signals = {name: value.flatten(0, 1).index_select(0, index) for name, value in output.signals.items()}
+        self.signals: Mapping[str, Tensor] = {
+            name: value.flatten(0, 1).index_select(0, index) for name, value in output.signals.items()
+        }
 
     def has_state(self, index: int, count: int) -> bool:
         return count in (0, len(self._tokens[index]))
@@ -74,7 +76,7 @@ class PlainPass:
             return _narrowed(after, self._model) if len(self._tokens) > 1 else after
         part = torch.tensor([list(tokens[:count])], device=self._model.device)
         with torch.inference_mode(), self._model.activate(self._adapters[index]):
-            return self._model.forward(part, self._befores[index]).state  # type: ignore[no-any-return]
+            return self._model.forward(part, self._befores[index]).state
 
 
 def is_exact(model: LoadedModel) -> bool:

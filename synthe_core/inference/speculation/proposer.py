@@ -53,7 +53,8 @@ class Speculation:
 
     most_tokens: of a draft. clock: seconds, by which passes are measured. always: drafts are as long as they may be,
     whether that pays or not. costs, batch_costs: of passes with drafts by their tokens, and of passes without by their
-    sequences. failure: why there are no more drafts; "" as long as there are.
+    sequences. drafted_tokens, accepted_tokens: of all texts. failure: why there are no more drafts; "" as long as there
+    are.
     """
 
     proposer: Proposer
@@ -62,6 +63,8 @@ class Speculation:
     always: bool = False
     costs: PassCosts = field(default_factory=PassCosts)
     batch_costs: PassCosts = field(default_factory=PassCosts)
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     failure: str = ""
 
     @property

@@ -148,19 +148,31 @@ class Choice:
 
 @dataclass
 class Usage:
-    """Token counts. A prompt counts once, however many choices it has."""
+    """Token counts. A prompt counts once, however many choices it has. drafted, accepted: of speculative decoding."""
 
     prompt: int = 0
     cached: int = 0
     written: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
     def json(self) -> dict[str, Any]:
-        return {
+        counts: dict[str, Any] = {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.written,
             "total_tokens": self.prompt + self.written,
             "prompt_tokens_details": {"cached_tokens": self.cached},
         }
+        if self.drafted:
+            counts["completion_tokens_details"] = {
+                "accepted_prediction_tokens": self.accepted,
+                "rejected_prediction_tokens": self.drafted - self.accepted,
+            }
+        return counts
+
+    def __str__(self) -> str:
+        drafts = f", {self.accepted} of {self.drafted} drafted" if self.drafted else ""
+        return f"{self.prompt} ({self.cached} cached) + {self.written} tokens{drafts}"
 
 
 @dataclass
@@ -201,12 +213,17 @@ class CompletionJob(EngineJob):
             self._prefilled[index] = event
         elif isinstance(event, Finished):
             metrics.add(owner, "written_tokens", model, by=event.num_output_tokens)
+            if event.num_drafted_tokens:
+                metrics.add(owner, "drafted_tokens", model, by=event.num_drafted_tokens)
+                metrics.add(owner, "accepted_tokens", model, by=event.num_accepted_tokens)
 
     def usage(self) -> Usage:
         usage = Usage()
         for index, choice in enumerate(self.choices):
             if choice.usage is not None:
                 usage.written += choice.usage.num_output_tokens
+                usage.drafted += choice.usage.num_drafted_tokens
+                usage.accepted += choice.usage.num_accepted_tokens
                 if index % self.per_prompt == 0:
                     usage.prompt += choice.usage.num_prompt_tokens
                     usage.cached += choice.usage.num_cached_tokens

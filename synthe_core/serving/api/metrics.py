@@ -62,6 +62,8 @@ class _Figures:
                 ("prompt_tokens", "Prompt tokens.", ["model"]),
                 ("cached_tokens", "Cached prompt tokens.", ["model"]),
                 ("written_tokens", "Output tokens.", ["model"]),
+                ("drafted_tokens", "Drafted output tokens.", ["model"]),
+                ("accepted_tokens", "Drafted output tokens that were accepted.", ["model"]),
                 ("finished", "Finished sequences.", ["model", "reason"]),
             )
         }

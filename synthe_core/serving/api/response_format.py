@@ -121,7 +121,7 @@ class ResponseFormat(ABC):
     def _end(self, call: Call, job: CompletionJob) -> None:
         usage = job.usage()
         job.record_last_output()
-        call.note(f"{self.body.model}  {usage.prompt} ({usage.cached} cached) + {usage.written} tokens")
+        call.note(f"{self.body.model}  {usage}")
 
 
 async def json_response(build: Callable[[], Any], size: int) -> Response:

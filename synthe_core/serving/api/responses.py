@@ -22,11 +22,19 @@ class PromptDetails(BaseModel):
     cached_tokens: int = Field(description="prompt tokens whose state was cached")
 
 
+class CompletionDetails(BaseModel):
+    accepted_prediction_tokens: int = Field(description="drafted tokens that became output")
+    rejected_prediction_tokens: int = Field(description="drafted tokens that did not; they are no output tokens")
+
+
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails | None = Field(
+        None, description="where the server drafts tokens (--speculate)"
+    )
 
 
 class Logprobs(BaseModel):

@@ -72,6 +72,10 @@ function show(status) {
   const memory = $("memory");
   memory.replaceChildren();
   for (const [name, bytes] of Object.entries(status.state_bytes_per_sequence ?? {})) fact(memory, name, size(bytes));
+  for (const [name, how] of Object.entries(status.speculation ?? {})) {
+    const { drafted_tokens: drafted = 0, accepted_tokens: accepted = 0 } = status;
+    fact(memory, `${name}, drafts`, `${how}${drafted ? `, ${percent(accepted / drafted)} of ${count(drafted)} accepted` : ""}`);
+  }
   const failed = status.failed ? `, ${count(status.failed)} failed` : "";
   $("since").textContent = `${count(status.requests ?? 0)} requests${failed}, ${count(status.written_tokens ?? 0)} output tokens, uptime ${duration(status.uptime ?? 0)}`;
   pulse("on", rate(past.speed.at(-1)), " tok/s");

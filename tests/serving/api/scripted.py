@@ -33,6 +33,7 @@ class Scripted:
                 defaults=GenerationDefaults(),
                 parameter_count=lambda adapter=None: 1,
                 weights="float32",
+                speculation=None,
             )
         }
         self.sessions = SimpleNamespace(get=self._no_session, list=lambda owner: [])
