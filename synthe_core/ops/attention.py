@@ -9,6 +9,7 @@ from torch import Tensor
 from synthe_core.hardware.execution import active_context
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, Slower, op
+from synthe_core.ops.native_attention import native_attention, unavailable
 from synthe_core.ops.scaled_dot_product_attention import capped_attention, scaled_dot_product_attention
 
 MOST_PACKS = 8  # of a block's queries
@@ -47,6 +48,26 @@ def window_attention(
         weights = torch.nan_to_num(scores.softmax(-1))
         outputs.append(torch.einsum("bhs,bshk->bhk", weights, values))
     return torch.stack(outputs, dim=1)
+
+
+@window_attention.kernel("native", rank=50, tolerance=1e-5, batch_invariant=("cpu",))
+def native(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None) -> Tensor:
+    """In C: a query's sums follow its own keys only, so that neither a cut of the text nor a cached prefix changes a
+    bit."""
+    return native_attention(q, k, v, window, valid)
+
+
+@native.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    if call.dtype != torch.float32:
+        return f"numbers are {str(call.dtype).removeprefix('torch.')}, and the kernel's are float32"
+    if call.grad:
+        return "it has no gradient"
+    if call.arguments.get("cap") is not None:
+        return "scores are bounded, which it does not do"
+    if call.time > 1 and not active_context().batch_invariant:
+        return Slower("several tokens, and no cut of the text has to be exact: torch's attention")
+    return unavailable(hardware, call.device)
 
 
 @window_attention.kernel("capped-blocks", rank=40, tolerance=1e-5, batch_invariant=("cpu",))

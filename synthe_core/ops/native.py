@@ -76,7 +76,7 @@ def library(source: str) -> ctypes.CDLL:
 def _compile(compiler: str, path: Path) -> Path:
     wide = WIDE if platform.machine() in ("x86_64", "AMD64") else []
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    headers = b"".join(header.read_bytes() for folder in (PARTS, path.parent) for header in sorted(folder.glob("*.h")))
+    headers = b"".join(header.read_bytes() for header in sorted(PARTS.rglob("*.h")))
     identity = "\n".join([version, _processor(), *FLAGS, *wide]).encode()
     digest = hashlib.sha256(identity + headers + path.read_bytes()).hexdigest()[:16]
     target = cache_dir() / "native" / f"{path.stem}-{digest}.so"

@@ -1,29 +1,9 @@
 // y = W x of float32 rows: each number is eight partial sums over the columns, added in one order.
 // A row's result does not depend on the rows or outputs beside it.
 
-#ifdef VECTOR
-static inline lanes eight(const float *x) { return _mm256_loadu_ps(x); }
-static inline float total(lanes v) {
-    __m128 t = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    t = _mm_add_ps(t, _mm_movehl_ps(t, t));
-    return _mm_cvtss_f32(_mm_add_ss(t, _mm_movehdup_ps(t)));
-}
-#define IN_REGISTER(v) __asm__("" : "+x"(v))
-#else
-static inline lanes eight(const float *x) { lanes v; memcpy(v.v, x, sizeof v.v); return v; }
-static inline float total(lanes v) {
-    float t[4];
-    for (int l = 0; l < 4; l++) t[l] = v.v[l] + v.v[l + 4];
-    return (t[0] + t[2]) + (t[1] + t[3]);
-}
-#define IN_REGISTER(v) (void)0
-#endif
+#pragma once
 
-static inline lanes rest_of(const float *x, int64_t count) {
-    float part[LANES] = {0};
-    memcpy(part, x, (size_t)count * sizeof(float));
-    return eight(part);
-}
+#include "../lanes.h"
 
 #define FLOAT_TILE(name, R, C)                                                                                         \
     static void name(const float *w, const float *x, int64_t columns, float *y, int64_t stride) {                      \

@@ -6,9 +6,8 @@
 // float_linear.h. What a step is, and who owns the memory: fused_decode/__init__.py.
 #include <stdlib.h>
 
+#include "../native_attention/attend.h"
 #include "../packed_linear/packed_linear.h"
-
-#include "../exponential.h"
 #include "float_linear.h"
 
 enum { MOST_PARTS = 4, ATTENTION = 0, SWIGLU = 1 };
@@ -65,14 +64,6 @@ static void norm_row(const float *x, const float *weight, double eps, int64_t n,
     for (i = 0; i < n; i++) y[i] = x[i] * scale * (weight ? weight[i] : 1.0f);
 }
 
-static float dot(const float *a, const float *b, int64_t n) {
-    lanes sum = fill(0);
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) sum = fma8(eight(a + i), eight(b + i), sum);
-    if (i < n) sum = fma8(rest_of(a + i, n - i), rest_of(b + i, n - i), sum);
-    return total(sum);
-}
-
 // y += s B A x. narrow: room for `rank` numbers.
 static void adapt(const change *own, const float *x, int64_t inputs, int64_t outputs, float *y, float *narrow) {
     for (int64_t i = 0; i < own->rank; i++) narrow[i] = dot(own->a + i * inputs, x, inputs);
@@ -121,30 +112,6 @@ static void turn(float *head, const step *s, const float *weight, const float *c
     }
 }
 
-// The query heads of one group in one row: y = sum_s softmax_s(q . k_s scale) v_s. scores: room for `count` numbers.
-static void attend(const step *s, int64_t row, int64_t group, const float *queries, float *y, int64_t count,
-                   float *scores) {
-    int64_t width = s->groups * s->size, first = s->start + s->past + 1 - count, rep = s->heads / s->groups;
-    const float *keys = s->keys + (row * s->capacity + first) * width + group * s->size;
-    const float *values = s->values + (row * s->capacity + first) * width + group * s->size;
-    for (int64_t h = 0; h < rep; h++) {
-        const float *q = queries + h * s->size;
-        float *o = y + h * s->size, most = -INFINITY, sum = 0;
-        for (int64_t i = 0; i < count; i++) {
-            scores[i] = dot(q, keys + i * width, s->size) * (float)s->scale;
-            most = scores[i] > most || scores[i] != scores[i] ? scores[i] : most;
-        }
-        for (int64_t i = 0; i < count; i++) scores[i] = exp_float(scores[i] - most);
-        for (int64_t c = 0; c < s->size; c++) o[c] = 0;
-        for (int64_t i = 0; i < count; i++) {
-            const float *v = values + i * width, e = scores[i];
-            sum += e;
-            for (int64_t c = 0; c < s->size; c++) o[c] += e * v[c];
-        }
-        for (int64_t c = 0; c < s->size; c++) o[c] = most == most ? o[c] / sum : NAN;
-    }
-}
-
 // How many entries a row's token sees, itself included: whatever `filled` says, it reads nothing outside its window.
 static int64_t seen(const step *s, int64_t row) {
     float filled = s->filled[row];
@@ -167,7 +134,11 @@ static void attention(const step *s, int64_t rows, float *features, float *y, fl
             memcpy(s->values + at, k + width, (size_t)s->size * sizeof(float));
             int64_t count = seen(s, r);
             float *own = scores + (r * s->groups + g) * (s->past + 1);
-            attend(s, r, g, q, y + r * queries + g * (s->heads / s->groups) * s->size, count, own);
+            int64_t past = (r * s->capacity + s->start) * width + g * s->size;
+            entries window = {s->keys + past, s->values + past, NULL, width, s->size};
+            float *o = y + r * queries + g * (s->heads / s->groups) * s->size;
+            for (int64_t h = 0; h < s->heads / s->groups; h++, q += s->size, o += s->size)
+                attend(&window, q, s->past + 1 - count, s->past + 1, (float)s->scale, o, own);
         }
 }
 

@@ -4,16 +4,13 @@
 //
 // Eight outputs are computed together. The sums of a block are exact integers, those over blocks are added in order: a
 // row's result does not depend on the rows or outputs beside it.
-#include <float.h>
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-#include <immintrin.h>
-#define VECTOR 1
-#endif
+#pragma once
 
-enum { BLOCK = 32, LANES = 8, STEPS = 8 };  // columns of a block; outputs of a group; fours of columns of a block
+#include <float.h>
+
+#include "../lanes.h"
+
+enum { BLOCK = 32, STEPS = 8 };  // columns of a block; fours of columns of a block. A group has LANES outputs.
 
 typedef struct {
     const uint8_t *codes;     // [groups, blocks, 8, 8, 4], or half of it for 4 bits
@@ -55,14 +52,9 @@ static inline void quantize_row(const float *x, int64_t columns, int64_t blocks,
 }
 
 #ifdef VECTOR
-typedef __m256 lanes;
 typedef __m256i words;
 static inline lanes halves(const uint16_t *h) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)h)); }
-static inline lanes fill(float v) { return _mm256_set1_ps(v); }
-static inline lanes times(lanes a, lanes b) { return _mm256_mul_ps(a, b); }
-static inline lanes fma8(lanes a, lanes b, lanes c) { return _mm256_fmadd_ps(a, b, c); }
 static inline lanes real(words v) { return _mm256_cvtepi32_ps(v); }
-static inline void store(float *y, lanes v) { _mm256_storeu_ps(y, v); }
 static inline words four(const int8_t *q) {  // the same four columns for every output
     int32_t v;
     memcpy(&v, q, 4);
@@ -95,7 +87,6 @@ static inline words add_bytes(words sum, words w, words x) {
 #endif
 static inline words none(void) { return _mm256_setzero_si256(); }
 #else
-typedef struct { float v[LANES]; } lanes;
 typedef union { int8_t b[BLOCK]; int32_t v[LANES]; } words;
 static inline float half(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023, bits;
@@ -105,13 +96,8 @@ static inline float half(uint16_t h) {
     memcpy(&value, &bits, 4);
     return value;
 }
-#define EACH(expression) lanes y; for (int l = 0; l < LANES; l++) y.v[l] = (expression); return y
 static inline lanes halves(const uint16_t *h) { EACH(half(h[l])); }
-static inline lanes fill(float v) { EACH(v); }
-static inline lanes times(lanes a, lanes b) { EACH(a.v[l] * b.v[l]); }
-static inline lanes fma8(lanes a, lanes b, lanes c) { EACH(fmaf(a.v[l], b.v[l], c.v[l])); }
 static inline lanes real(words w) { EACH((float)w.v[l]); }
-static inline void store(float *y, lanes v) { memcpy(y, v.v, sizeof v.v); }
 static inline words four(const int8_t *q) { words w; for (int l = 0; l < LANES; l++) memcpy(w.b + 4 * l, q, 4); return w; }
 static inline words bytes(const uint8_t *p) { words w; memcpy(w.b, p, BLOCK); return w; }
 static inline words low(words w) { for (int j = 0; j < BLOCK; j++) w.b[j] &= 15; return w; }
@@ -175,13 +161,8 @@ static inline words none(void) { words w; memset(&w, 0, sizeof w); return w; }
 // The outputs of a group, into a row of y.
 static inline void put(float *y, int64_t outputs, int64_t group, lanes v) {
     int64_t left = outputs - group * LANES;
-    float part[LANES];
-    if (left >= LANES) {
-        store(y + group * LANES, v);
-        return;
-    }
-    store(part, v);
-    memcpy(y + group * LANES, part, (size_t)left * sizeof(float));
+    if (left >= LANES) store(y + group * LANES, v);
+    else store_rest(y + group * LANES, v, left);
 }
 
 // Groups first to last of all rows.
