@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,9 +24,11 @@ from synthe_core.hardware.recipe_context import context_for_recipe
 from synthe_core.inference import fused_decoder
 from synthe_core.inference.fused_decoder import FusedDecoder
 from synthe_core.inference.generation_defaults import GenerationDefaults
+from synthe_core.inference.scheduler_config import ALIGNMENT
 from synthe_core.inference.speculation.proposer import Speculation
 from synthe_core.inference.weights import FLOAT32, choose_weights, describe_weights
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
+from synthe_core.layers.learner import Learner
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
 from synthe_core.ops.activations import sigmoid
@@ -129,6 +132,15 @@ class LoadedModel:
         if self.speculation is not None and self.fused_refusal is not None:
             return False  # how many tokens a pass has depends on what the others draft
         return self.context.batch_invariant and products_are_batch_invariant()
+
+    def alignment(self, most: int) -> int:
+        """A text that is cut at a multiple of this for two passes gives the bits of one pass; `most` where that is
+        known of no smaller number."""
+        learners = [each.alignment for each in self.model.modules() if isinstance(each, Learner)]
+        numbers = [each for each in learners if each is not None]
+        if not learners or len(numbers) < len(learners) or self.has_router:
+            return most
+        return min(math.lcm(ALIGNMENT, *numbers), most)
 
     @property
     def end_token_ids(self) -> frozenset[int]:

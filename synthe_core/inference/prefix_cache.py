@@ -30,8 +30,6 @@ ENTRY_BYTES, INDEX_BYTES = 1000, 650
 """Memory that an entry takes beside its tensors and tokens: in memory, and in a file (measured)."""
 TRIM_SHARE = 8
 """Free pages are given back to the system each time that one part in so many of the memory was freed."""
-ALIGNMENT = 16
-"""A text may be cut at multiples of this for two passes, and gives the same numbers as in one."""
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _FACTOR = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)  # no text from outside can be made to collide
 
@@ -53,8 +51,7 @@ def owner_of(fingerprint: str) -> str:
 @dataclass
 class CachedState:
     """The state of one row after `tokens`, read by the model with that fingerprint. After a whole prompt also the
-    `logits` [1, V] and the `confidence` [1] of the next token. resumable: any text may continue from here, wherever it
-    is cut."""
+    `logits` [1, V] and the `confidence` [1] of the next token. resumable: a longer text may continue from here."""
 
     fingerprint: str
     tokens: Sequence[int] | np.ndarray
@@ -71,7 +68,7 @@ class CachedState:
         """Whether a prompt of `length` tokens may continue from here. A whole prompt needs the logits that follow it. A
         longer one must be cut where its own prefill would pause, so that it gets the numbers it would get without the
         cache; or at the end of an answer, where the conversation itself was cut."""
-        return self.logits is not None if length == self.length else self.resumable or self.length % ALIGNMENT == 0
+        return self.logits is not None if length == self.length else self.resumable
 
 
 @dataclass(slots=True)

@@ -181,8 +181,7 @@ class ModelScheduler:
                 self.prefilling.remove(sequence)
                 self.prefilling.append(sequence)
             if caching := next((each for each in unfinished if caches_state(each, self.config)), None):
-                resumable = not self.config.batch_invariant
-                self._cache(caching, caching.token_ids[: caching.num_computed_tokens], resumable=resumable)
+                self._cache(caching, caching.token_ids[: caching.num_computed_tokens])
         except Exception as error:
             for sequence in group:
                 self.finish(sequence, "error", error)
@@ -200,8 +199,7 @@ class ModelScheduler:
                 is_shared = self.config.batch_invariant or length in sequence.request.cache_breakpoints
                 if is_shared and sequence.num_prefill_tokens == length and row not in cached:
                     cached.add(row)
-                    resumable = not self.config.batch_invariant
-                    self._cache(sequence, sequence.token_ids, heads.rows([row]), resumable=resumable)
+                    self._cache(sequence, sequence.token_ids, heads.rows([row]))
                 if sequence.request.max_tokens:
                     generating.append((row, sequence))
                 else:
@@ -388,5 +386,7 @@ class ModelScheduler:
     ) -> None:
         if sequence.is_cacheable and self.prefix_cache.limit:
             logits, confidence = heads or (None, None)
+            length, config = sequence.num_past_tokens + len(tokens), self.config
+            resumable |= not config.batch_invariant or 0 in (length % config.alignment, length % config.chunk_size)
             state = CachedState(sequence.fingerprint, tokens, sequence.state, logits, confidence, resumable)
             self.prefix_cache.put(state)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
-from synthe_core.inference.prefix_cache import ALIGNMENT
+ALIGNMENT = 16
+"""Passes over parts of a text whose lengths are multiples of this give the bits of one pass, for most learners."""
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
     """chunk_size:         prompts are cut at multiples of this, counted from the beginning of the text.
-    alignment:          the last pass over a prompt begins at a multiple of this.
+    alignment:          the last pass over a prompt begins at a multiple of this, or of a model's own (see
+                        `LoadedModel.alignment`).
     padded_lengths:     chunks are padded to the next of these, and read with others of the same; empty: to the longest.
     max_prefill_tokens: prompt tokens of one pass, padding included: how long a long prompt delays the others.
     cache_outputs:      the state at the end of each output is cached, for the next turn of the conversation.

@@ -95,6 +95,10 @@ class FastWeights(Learner[FastWeightsState]):
             ctx.emit("read", read)
         return self.out(read.flatten(2).to(projected.dtype)), FastWeightsState(memory)
 
+    @property
+    def alignment(self) -> int | None:
+        return None  # the first token of a pass reads the memory, others what the operator reads
+
     def flops(self, time: int) -> float:
         """The matrices, and per head KV multiplications to decay, 2KV operations to write and to read."""
         return super().flops(time) + 5.0 * self.config.heads * self.key * self.value

@@ -217,6 +217,12 @@ class Learner(nn.Module, ABC, Generic[S]):
     def forward(self, x: Tensor, state: S | None, ctx: Pass) -> tuple[Tensor, S]:
         """x [B, T, D], any T >= 1; `state` None means a fresh one. Returns y [B, T, D] and the state after x."""
 
+    @property
+    def alignment(self) -> int | None:
+        """Two passes over a text that is cut at a multiple of this give the bits of one pass, in a batch-invariant
+        context, with cuts at multiples of 16 only; None: no cut does."""
+        return 1
+
     def state_bytes(self, time: int) -> int:
         """Bytes of one sequence's state after `time` tokens: those of a fresh one, unless a learner's grows."""
         return nbytes(self.init_state(1, device="meta"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -189,6 +190,12 @@ class MultiscaleMemory(Learner[MultiscaleState]):
     def reads(cls, config: Any) -> tuple[str, ...]:
         fast = config.tiers[0].rule
         return LAYERS[fast.type].reads(fast)
+
+    @property
+    def alignment(self) -> int | None:
+        if self.fast.alignment is None or any(isinstance(tier, SummaryTier) for tier in self.slow):
+            return None  # a span's summary is learned from at the token after it, in the next pass
+        return math.lcm(self.fast.alignment, *self.periods)
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> MultiscaleState:
         dtype = self.state_dtype

@@ -171,6 +171,10 @@ class TTT(Learner[TTTState]):
     def publishes(cls, config: Spec) -> tuple[str, ...]:
         return "surprise", "confidence"
 
+    @property
+    def alignment(self) -> int | None:
+        return int(self.config.span)
+
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> TTTState:
         memory = self.memory.init_state(batch, self.state_dtype, device)
         return TTTState(memory, torch.full((batch,), -1, dtype=self.state_dtype, device=device))

@@ -54,19 +54,17 @@ def window_attention(
 def native(q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None = None) -> Tensor:
     """In C: a query's sums follow its own keys only, so that neither a cut of the text nor a cached prefix changes a
     bit."""
-    return native_attention(q, k, v, window, valid)
+    return native_attention(q, k, v, window, valid, cap)
 
 
 @native.refuses
-def _(hardware: Hardware, call: Call) -> str | None:
+def _native_refusal(hardware: Hardware, call: Call) -> str | None:
     if call.dtype != torch.float32:
         return f"numbers are {str(call.dtype).removeprefix('torch.')}, and the kernel's are float32"
     if call.grad:
         return "it has no gradient"
-    if call.arguments.get("cap") is not None:
-        return "scores are bounded, which it does not do"
-    if call.time > 1 and not active_context().batch_invariant:
-        return Slower("several tokens, and no cut of the text has to be exact: torch's attention")
+    if not active_context().batch_invariant and (call.time > 1 or "selected" in call.arguments):
+        return Slower("no cut of the text has to be exact: torch's attention")
     return unavailable(hardware, call.device)
 
 
@@ -192,6 +190,17 @@ def probed_attention(
     """
     queries = q.new_zeros(*selected.shape, *q.shape[1:]).masked_scatter(selected[..., None, None], q)
     return window_attention.reference(queries, k, v, window, valid, cap)[selected]
+
+
+@probed_attention.kernel("native", rank=50, tolerance=1e-5, batch_invariant=("cpu",))
+def probed_native(
+    q: Tensor, k: Tensor, v: Tensor, selected: Tensor, window: int, valid: Tensor | None, cap: float | None = None
+) -> Tensor:
+    """As `native`, of the queries as they are."""
+    return native_attention(q, k, v, window, valid, cap, selected)
+
+
+probed_native.refuses(_native_refusal)
 
 
 @probed_attention.kernel("packed-sdpa", rank=10, tolerance=1e-5, batch_invariant=("cpu",))

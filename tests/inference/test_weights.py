@@ -113,15 +113,17 @@ def test_rows_are_independent(file: Path) -> None:
 
 
 def test_pieces_are_the_whole(file: Path) -> None:
+    """To the bit where a text may be cut; elsewhere the last bit may decide how a number is rounded to eight."""
     model = load(file, "auto")
-    prompt = torch.tensor([list(b"It was a dark and stormy night")])
+    assert model.alignment(256) == 16
+    prompt = torch.tensor([list(b"It was a dark and stormy night, and the rain fell in torrents, except when not")])
     with torch.no_grad(), model.activate():
         whole, _ = model.model(prompt)
         state, parts = None, []
-        for part in prompt.split([1, 7, 2, 20], 1):
+        for part in prompt.split([16, 32, 16, prompt.shape[1] - 64], 1):
             logits, state = model.model(part, state)
             parts.append(logits)
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-3, atol=1e-3)
+    assert torch.equal(torch.cat(parts, 1), whole)
 
 
 def test_states_of_another_format_are_of_another_model(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch import Tensor
 from synthe_core.errors import InputError
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.probe import probe
+from synthe_core.inference.scheduler_config import ALIGNMENT
 from synthe_core.layers import LAYERS
+from synthe_core.layers.learner import Learner
 from synthe_core.ops import activations, scaled_dot_product_attention  # noqa: F401  (they register themselves)
 from synthe_core.ops.dispatch import OPS, PRIMITIVES, Call, Op
 from synthe_core.ops.linear import products_are_batch_invariant
-from tests.laws.entries import CASES, case_name, inputs, make, run
+from tests.laws.entries import CASES, CAUSAL, case_name, inputs, make, run
 from tests.paths import ROOT
 
 for _name in LAYERS:  # importing a learner imports its operators
@@ -174,3 +177,17 @@ def test_an_operator_without_such_a_kernel_refuses_in_words() -> None:
     forced = ExecutionContext(batch_invariant=True, kernels={"linear": "torch"})
     with forced.activate(), pytest.raises(InputError, match="linear on cpu is batch-invariant"):
         PRIMITIVES["linear"](hidden, weight)
+
+
+@pytest.mark.parametrize("case", CAUSAL, ids=case_name)
+def test_a_text_may_be_cut_where_a_learner_says(case: dict[str, Any]) -> None:
+    learner, x = make(case).float(), inputs(2, 300).float()
+    if None in (alignments := [each.alignment for each in learner.modules() if isinstance(each, Learner)]):
+        pytest.skip("no cut gives the same bits")
+    alignment = math.lcm(ALIGNMENT, *alignments)
+    with torch.inference_mode(), INVARIANT.activate():
+        whole = run(learner, x)[0]
+        for cut in range(alignment, 300, 5 * alignment):
+            first, state, _ = run(learner, x[:, :cut])
+            rest = run(learner, x[:, cut:], state, cut)[0]
+            assert torch.equal(torch.cat([first, rest], 1), whole), cut

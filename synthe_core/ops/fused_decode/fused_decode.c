@@ -138,7 +138,7 @@ static void attention(const step *s, int64_t rows, float *features, float *y, fl
             entries window = {s->keys + past, s->values + past, NULL, width, s->size};
             float *o = y + r * queries + g * (s->heads / s->groups) * s->size;
             for (int64_t h = 0; h < s->heads / s->groups; h++, q += s->size, o += s->size)
-                attend(&window, q, s->past + 1 - count, s->past + 1, (float)s->scale, o, own);
+                attend(&window, q, s->past + 1 - count, s->past + 1, (float)s->scale, 0, o, own);
         }
 }
 

@@ -1,4 +1,6 @@
-// Softmax attention of one query, or of four side by side, to entries in order: y = sum_i softmax_i(q . k_i scale) v_i.
+// Softmax attention of one query, or of four side by side, to entries in order:
+//
+//     y = sum_i softmax_i(f(q . k_i scale)) v_i        f(a) = cap tanh(a / cap), or a where cap is 0
 //
 // The sums of a query follow its own entries, the first of them first. Its numbers depend on nothing else: neither on
 // the queries beside it, nor on how many entries there are before its first or after its last.
@@ -18,11 +20,20 @@ enum { TOGETHER = 4, COLUMNS = 16, WIDE = 8 };  // queries of a tile; keys of a 
 
 static inline int64_t row_of(const entries *of, int64_t i) { return (of->places ? of->places[i] : i) * of->stride; }
 
-// Scores become e^(score - largest); returns their sum, NaN if one of them is.
-static __attribute__((noinline)) float exponentials(float *scores, int64_t count) {
+// tanh within 1e-7: of small numbers by its series, which has no difference of numbers alike.
+static inline float bounded(float x) {
+    float size = fabsf(x), square = x * x, e = exp_float(-2 * size);
+    float series = size * (1 + square * (-1 / 3.0f + square * (2 / 15.0f + square * (-17 / 315.0f + square * (62 / 2835.0f)))));
+    return copysignf(size < 0.25f ? series : (1 - e) / (1 + e), x);
+}
+
+// Scores become e^(f(score) - largest); returns their sum, NaN if one of them is.
+static __attribute__((noinline)) float exponentials(float *scores, int64_t count, float cap) {
     float largest[LANES], most = -INFINITY;
     lanes sum = fill(0);
     int64_t i = 0;
+    if (cap > 0)
+        for (int64_t n = 0; n < count; n++) scores[n] = scores[n] != scores[n] ? NAN : cap * bounded(scores[n] / cap);
     for (int l = 0; l < LANES; l++) largest[l] = -INFINITY;
     for (; i + LANES <= count; i += LANES)
         for (int l = 0; l < LANES; l++)
@@ -45,11 +56,11 @@ static inline void put_lanes(float *y, lanes v, int64_t left) {
 static inline lanes get_lanes(const float *x, int64_t left) { return left >= LANES ? eight(x) : rest_of(x, left); }
 
 // Entries first to last of one query. scores: room for last - first numbers. Without entries y is zeros.
-static inline void attend(const entries *of, const float *q, int64_t first, int64_t last, float scale, float *y,
-                          float *scores) {
+static inline void attend(const entries *of, const float *q, int64_t first, int64_t last, float scale, float cap,
+                          float *y, float *scores) {
     int64_t count = last - first, size = of->size, c = 0;
     for (int64_t i = 0; i < count; i++) scores[i] = dot(q, of->keys + row_of(of, first + i), size) * scale;
-    float inverse = count ? 1 / exponentials(scores, count) : 0;
+    float inverse = count ? 1 / exponentials(scores, count, cap) : 0;
     for (; c + WIDE * LANES <= size; c += WIDE * LANES) {
         lanes sum[WIDE];
         for (int w = 0; w < WIDE; w++) sum[w] = fill(0);

@@ -1,18 +1,20 @@
-// Causal attention within a window of float32 keys and values [B, S, G, K], of the last T of S tokens: see attend.h.
+// Causal attention within a window of float32 keys and values [B, S, G, K], of the last T of S tokens or of some of
+// them: see attend.h.
 #include <stdlib.h>
 
 #include "attend.h"
 
 typedef struct {
-    const float *q;  // [T, H, K] of one row
+    const float *q;  // [N, H, K]: the queries of one row
     float *y;
-    int64_t time, heads, groups, past, window;
-    const int64_t *counts;  // [S + 1]: how many entries before a position are real
-    float scale;
+    const int64_t *positions;  // [N]: theirs among the S tokens; NULL: the last ones
+    const int64_t *counts;     // [S + 1]: how many entries before a position are real
+    int64_t time, heads, groups, past, window;  // time: N
+    float scale, cap;
 } pass;
 
 static void range(const pass *p, int64_t t, int64_t *first, int64_t *last) {
-    int64_t position = p->past + t, from = position + 1 - p->window;
+    int64_t position = p->positions ? p->positions[t] : p->past + t, from = position + 1 - p->window;
     *first = p->counts[from > 0 ? from : 0];
     *last = p->counts[position + 1];
 }
@@ -52,7 +54,7 @@ static void tile(const pass *p, const entries *of, const float *columns, int64_t
     for (int r = 0; r < TOGETHER; r++) {
         int64_t count = each[r].last - each[r].first;
         each[r].scores = scores + r * longest + each[r].first - start;
-        each[r].inverse = count ? 1 / exponentials(each[r].scores, count) : 0;
+        each[r].inverse = count ? 1 / exponentials(each[r].scores, count, p->cap) : 0;
     }
     int64_t c = 0;
     for (; c + 2 * LANES <= size; c += 2 * LANES) four_by_sixteen(of, each, c);
@@ -60,10 +62,10 @@ static void tile(const pass *p, const entries *of, const float *columns, int64_t
 }
 
 // All queries of one row of the batch. columns: room for the transposed keys of every group. Returns 1 without memory.
-static int row(const pass *p, const float *keys, const float *values, const int64_t *places, int64_t size,
-               float *columns) {
+static int row(const pass *p, const float *keys, const float *values, const int64_t *places, int64_t count,
+               int64_t size, float *columns) {
     int64_t rep = p->heads / p->groups, padded = (size + LANES - 1) / LANES * LANES, width = p->groups * size;
-    int64_t count = p->counts[p->past + p->time], longest = (count / COLUMNS + 2) * COLUMNS, failed = 0;
+    int64_t longest = (count / COLUMNS + 2) * COLUMNS, failed = 0;
     int64_t tiles = (p->time * rep + TOGETHER - 1) / TOGETHER, own = longest * padded, single = p->time == 1;
     if (!single) {
 #pragma omp parallel for schedule(static)
@@ -90,31 +92,34 @@ static int row(const pass *p, const float *keys, const float *values, const int6
                 }
                 int64_t first, last, at = (g * rep + n) * size;
                 range(p, 0, &first, &last);
-                attend(&of, p->q + at, first, last, p->scale, p->y + at, room);
+                attend(&of, p->q + at, first, last, p->scale, p->cap, p->y + at, room);
             }
         free(room);
     }
     return (int)failed;
 }
 
-// valid: [B, S], or NULL. Returns 1 if there is no memory.
-int64_t native_attention(const float *q, const float *k, const float *v, const uint8_t *valid, float *y, double scale,
-                         int64_t batch, int64_t time, int64_t entries_, int64_t heads, int64_t groups, int64_t size,
-                         int64_t window) {
-    int64_t padded = (size + LANES - 1) / LANES * LANES, most = (entries_ / COLUMNS + 2) * COLUMNS, failed = 0;
-    int64_t *counts = malloc((size_t)(2 * entries_ + 1) * sizeof(int64_t)), *places = counts + entries_ + 1;
+// valid: [B, S], or NULL. starts, positions: [B + 1], [N] of the queries q [N, H, K], row by row; NULL: of the last
+// `time` tokens of every row. Returns 1 if there is no memory.
+int64_t native_attention(const float *q, const float *k, const float *v, const uint8_t *valid, const int64_t *starts,
+                         const int64_t *positions, float *y, double scale, double cap, int64_t batch, int64_t time,
+                         int64_t length, int64_t heads, int64_t groups, int64_t size, int64_t window) {
+    int64_t padded = (size + LANES - 1) / LANES * LANES, most = (length / COLUMNS + 2) * COLUMNS;
+    int64_t *counts = malloc((size_t)(2 * length + 1) * sizeof(int64_t));
     float *columns = time > 1 ? malloc((size_t)(groups * most * padded) * sizeof(float)) : NULL;
-    failed = !counts || (time > 1 && !columns);
+    int64_t failed = !counts || (time > 1 && !columns);
     for (int64_t b = 0; b < batch && !failed; b++) {
-        int64_t count = 0;
-        for (int64_t i = 0; i < entries_; i++) {
+        int64_t count = 0, *places = counts + length + 1;
+        for (int64_t i = 0; i < length; i++) {
             counts[i] = count;
-            if (!valid || valid[b * entries_ + i]) places[count++] = i;
+            if (!valid || valid[b * length + i]) places[count++] = i;
         }
-        counts[entries_] = count;
-        int64_t from = b * time * heads * size, at = b * entries_ * groups * size;
-        pass p = {q + from, y + from, time, heads, groups, entries_ - time, window, counts, (float)scale};
-        failed = row(&p, k + at, v + at, count < entries_ ? places : NULL, size, columns);
+        counts[length] = count;
+        int64_t start = starts ? starts[b] : b * time, own = starts ? starts[b + 1] - start : time;
+        int64_t from = start * heads * size, at = b * length * groups * size;
+        pass p = {q + from, y + from, positions ? positions + start : NULL, counts, own, heads, groups, length - time,
+                  window, (float)scale, (float)cap};
+        if (own) failed = row(&p, k + at, v + at, count < length ? places : NULL, count, size, columns);
     }
     free(counts);
     free(columns);
