@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from concurrent.futures import Executor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -321,11 +320,8 @@ class Engine:
 
     def _scheduler(self, model: LoadedModel) -> ModelScheduler:
         if model.name not in self._schedulers:
-            config = self.config
-            if config.batch_invariant:
-                config = replace(config, alignment=max(config.alignment, model.alignment(config.chunk_size)))
             self._schedulers[model.name] = ModelScheduler(
-                model, config, self.prefix_cache, self.metrics, self.counters, self.finish
+                model, self.config, self.prefix_cache, self.metrics, self.counters, self.finish
             )
         return self._schedulers[model.name]
 

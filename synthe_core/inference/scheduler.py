@@ -50,7 +50,8 @@ class ModelScheduler:
         finish: Finish,
     ) -> None:
         self.model, self.counters = model, counters
-        self.config, self.prefix_cache, self.metrics, self.finish = config, prefix_cache, metrics, finish
+        self.config = config.aligned(model.alignment(config.chunk_size))
+        self.prefix_cache, self.metrics, self.finish = prefix_cache, metrics, finish
         self.prefilling: deque[Sequence] = deque()
         self.gathering: list[Sequence] = []  # prompts are read, those of others in their mixtures are not
         self.speculative: SpeculativeDecoder | None = None

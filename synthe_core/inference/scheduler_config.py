@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ALIGNMENT = 16
 """Passes over parts of a text whose lengths are multiples of this give the bits of one pass, for most learners."""
@@ -28,6 +28,10 @@ class SchedulerConfig:
     cache_outputs: bool = True
     prefill_first: bool = False
     batch_invariant: bool = True
+
+    def aligned(self, alignment: int) -> SchedulerConfig:
+        """With a model's own alignment, where a sequence's numbers must not depend on where it is cut."""
+        return replace(self, alignment=max(self.alignment, alignment)) if self.batch_invariant else self
 
 
 def offline(device: str) -> SchedulerConfig:

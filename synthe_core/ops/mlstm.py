@@ -87,7 +87,7 @@ class Normalised(torch.autograd.Function):
 
 @torch.no_grad()
 def running_maximum(value: Tensor, step: Tensor, first: Tensor) -> Tensor:
-    """m_t = max(m_{t-1} + step_t, value_t) [B, T, H] from m_0 = `first` [B, H]: in C token by token, so that a cut of the
+    """m_t = max(m_{t-1} + step_t, value_t) [B, T, H] from m_0 = `first` [B, H]. In C token by token, so that a cut of a
     text changes no bit; elsewhere over twice as many tokens at each round.
 
     Not as a running sum and its maximum: float32 loses small terms behind a large sum of decays.

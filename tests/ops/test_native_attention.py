@@ -15,7 +15,8 @@ from synthe_core.ops.native_attention import native_attention, unavailable
 pytestmark = pytest.mark.skipif(unavailable(probe(), "cpu") is not None, reason="no C compiler")
 
 SHAPES = [  # time, heads, groups, size, window
-    (37, 1, 1, 64, 100), (37, 6, 2, 20, 100), (50, 3, 3, 5, 7), (21, 4, 1, 8, 1), (70, 9, 3, 64, 33), (19, 2, 2, 88, 16),
+    (37, 1, 1, 64, 100), (37, 6, 2, 20, 100), (50, 3, 3, 5, 7), (21, 4, 1, 8, 1), (70, 9, 3, 64, 33),
+    (19, 2, 2, 88, 16),
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`window_attention` and `probed_attention` in C: a query's numbers are the same wherever a text is cut, and in any company.
+"""`window_attention` and `probed_attention` in C: a query's numbers do not depend on where a text is cut.
 
 The sums of a query go over its own valid keys, the oldest first. torch's fused attention cuts keys into blocks that
 start with the first one it is given: there the last bits depend on how many keys a pass has. No gradient.
@@ -18,7 +18,13 @@ SOURCE = "native_attention/native_attention.c"
 
 
 def native_attention(
-    q: Tensor, k: Tensor, v: Tensor, window: int, valid: Tensor | None, cap: float | None, selected: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    valid: Tensor | None,
+    cap: float | None,
+    selected: Tensor | None = None,
 ) -> Tensor:
     """float32 as in `window_attention`, or with `selected` as in `probed_attention`. A row's only query is read by
     itself; of several, four at a time against keys that are transposed once."""
