@@ -1,5 +1,5 @@
-"""Decoding without an operator call a layer: all blocks of a model of attention and gated feed-forward learners run in
-one call of C (see `ops.fused_decode`), for a token of each row."""
+"""Decoding without an operator call a layer: all blocks of a model of attention, gated feed-forward learners and some
+recurrent ones run in one call of C (see `ops.fused_decode`), for a token of each row."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from synthe_core.adapters.lora_linear import DEFAULT, LoRALinear, base_weight
+from synthe_core.inference.fused_recurrent import FORMS, begin
 from synthe_core.inference.growing_window import Place, extended
 from synthe_core.layers.adapter_batch import current_adapters
 from synthe_core.layers.attention import Attention, AttentionState
@@ -20,9 +21,21 @@ from synthe_core.layers.quantized import QuantizedLinear
 from synthe_core.layers.rope import rotary_angles
 from synthe_core.model.block import PRE_NORM, Block, RMSNorm
 from synthe_core.model.language_model import Backbone, ModelState
-from synthe_core.ops.fused_decode import ATTENTION, MOST_PARTS, SWIGLU, Change, LinearMap, Step, decode, unavailable
+from synthe_core.ops.fused_decode import (
+    ATTENTION,
+    KALMAN,
+    MOST_PARTS,
+    SWIGLU,
+    Change,
+    LinearMap,
+    Step,
+    decode,
+    unavailable,
+)
 from synthe_core.quantization.matrix import QuantizedMatrix, StackedMatrix
 from synthe_core.quantization.packed import PackedMatrix
+
+SIGNALS = "surprise", "confidence"
 
 
 class FusedDecoder:
@@ -39,21 +52,33 @@ class FusedDecoder:
         self._slots = sorted({slot for module in maps.values() for slot in module.slots})
         self._rank = max((m.low_rank(slot).r for m in maps.values() for slot in m.slots), default=0)
         self._steps = (Step * len(self._learners))()
+        self._held: list[Tensor] = []  # what C has the addresses of, besides parameters
         for step, norm, learner in zip(self._steps, norms, self._learners, strict=True):
-            _fill(step, norm, learner, self._slots)
+            self._held += _fill(step, norm, learner, self._slots)
 
     @torch.inference_mode()
-    def hidden(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
-        """The normalised output of the last block, [B, 1, D], after tokens int64 [B, 1], and the state after them."""
+    def hidden(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState, dict[str, Tensor]]:
+        """The normalised output of the last block, [B, 1, D], after tokens int64 [B, 1], the state after them and the
+        signals [B, 1] of the last learner that has some."""
         positions = state.position[:, None]
         x = self.model.embed(tokens, positions)[:, 0].contiguous()
         angles: dict[Any, tuple[Tensor, Tensor]] = {}
         places: list[Place | None] = []
         before = [each for block in state.blocks for each in block]
         steps = type(self._steps).from_buffer_copy(self._steps)  # passes of other threads have their own
-        for step, learner, each in zip(steps, self._learners, before, strict=True):
+        held: list[Tensor] = []
+        signals = torch.empty(0)
+        for number, (step, learner) in enumerate(zip(steps, self._learners, strict=True)):
+            each = before[number]
             places.append(None)
-            if isinstance(learner, Attention):
+            if (form := FORMS.get(type(learner))) is not None:
+                before[number], leaves = begin(step, each, form.state)
+                held += leaves
+                if form.kind == KALMAN:
+                    signals = torch.empty(len(x), 2)
+                    held.append(signals)
+                    step.signals = signals.data_ptr()
+            elif isinstance(learner, Attention):
                 place = places[-1] = extended(each.keys, each.values, learner.window)
                 step.keys, step.values = place.keys.data_ptr(), place.values.data_ptr()
                 step.capacity, step.start, step.past = place.keys.shape[1], place.start, place.past
@@ -64,7 +89,8 @@ class FusedDecoder:
         counts: dict[tuple[int, int], Tensor] = {}
         after = iter(_after(*each, counts) for each in zip(before, places, strict=True))
         blocks = [[next(after) for _ in block] for block in state.blocks]
-        return self.model.norm(x)[:, None], ModelState(state.position + 1, blocks)
+        named = {name: signals[:, [column]] for column, name in enumerate(SIGNALS)} if signals.numel() else {}
+        return self.model.norm(x)[:, None], ModelState(state.position + 1, blocks), named
 
     def _adapters(self, rows: int) -> list[int]:
         """The number of each row's adapter, -1 for none."""
@@ -93,21 +119,29 @@ def refusal(model: Backbone) -> str | None:
 
 
 def _learner_refusal(learner: nn.Module) -> str | None:
+    maps: tuple[nn.Module, nn.Module | None, nn.Module]
     if type(learner) is Attention:
         own = learner.config
         if own.gate or own.when is not None or own.logit_cap is not None or own.clip is not None:
             return "an attention has a gate, a condition, a cap or a clip"
         if own.qk_norm == "joint":
             return "an attention normalises all heads together"
-        maps = (learner.qkv, learner.out)
+        maps = learner.qkv, None, learner.out
     elif type(learner) is MLP:
         own = learner.config
         if not own.gated or own.activation != "silu" or own.gate_scale != 1:
             return "an mlp is not gated by silu"
-        maps = (learner.gate_up, learner.out)
+        maps = learner.gate_up, None, learner.out
+    elif (form := FORMS.get(type(learner))) is not None:
+        if (reason := form.refusal(learner)) is not None:
+            return reason
+        if any(each.dtype != torch.float32 for each in learner.parameters(recurse=False)):
+            return "a recurrent learner's parameters are not float32"
+        maps = form.maps(learner)
     else:
         return f"a block has a {getattr(getattr(learner, 'config', None), 'type', 'learner')}"
-    return None if all(_parts(each) is not None for each in maps) else "a map is not of float32 or packed weights"
+    fit = all(_parts(each) is not None for each in maps if each is not None)
+    return None if fit else "a map is not of float32 or packed weights"
 
 
 def _parts(map: nn.Module) -> Sequence[Tensor | PackedMatrix] | None:
@@ -144,17 +178,30 @@ def _changes(map: nn.Module, slots: Sequence[int]) -> ctypes.Array[Change] | Non
     return changes
 
 
-def _fill(step: Step, norm: Any, learner: Any, slots: Sequence[int]) -> None:
-    """What of a step is the same in every pass."""
+def _fill(step: Step, norm: Any, learner: Any, slots: Sequence[int]) -> list[Tensor]:
+    """What of a step is the same in every pass; returns tensors whose addresses it has."""
     step.norm, step.eps = norm.weight.data_ptr(), norm.eps
+    form = FORMS.get(type(learner))
     is_attention = isinstance(learner, Attention)
-    step.kind = ATTENTION if is_attention else SWIGLU
-    for name, map in (("input", learner.qkv if is_attention else learner.gate_up), ("output", learner.out)):
-        parts = _parts(map)
-        assert parts is not None
-        setattr(step, name, LinearMap.of(parts, map.bias, _changes(map, slots)))
-    if not is_attention:
-        return
+    if form is not None:
+        step.kind, maps = form.kind, form.maps(learner)
+    else:
+        step.kind = ATTENTION if is_attention else SWIGLU
+        maps = (learner.qkv if is_attention else learner.gate_up, None, learner.out)
+    named: zip[tuple[str, Any]] = zip(("input", "more", "output"), maps, strict=True)
+    for name, map in named:
+        if map is not None:
+            parts = _parts(map)
+            assert parts is not None
+            setattr(step, name, LinearMap.of(parts, map.bias, _changes(map, slots)))
+    if form is not None:
+        return form.fill(step, learner)
+    if is_attention:
+        _fill_attention(step, learner)
+    return []
+
+
+def _fill_attention(step: Step, learner: Attention) -> None:
     step.heads, step.groups, step.size, step.turned = learner.heads, learner.groups, learner.size, learner.turned
     step.window = learner.window
     step.scale = learner.size**-0.5 if learner.config.scale is None else learner.config.scale

@@ -25,6 +25,7 @@ from synthe_core.inference import fused_decoder
 from synthe_core.inference.fused_decoder import FusedDecoder
 from synthe_core.inference.generation_defaults import GenerationDefaults
 from synthe_core.inference.scheduler_config import ALIGNMENT
+from synthe_core.inference.speculation.fused_pass import supports
 from synthe_core.inference.speculation.proposer import Speculation
 from synthe_core.inference.weights import FLOAT32, choose_weights, describe_weights
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
@@ -129,7 +130,7 @@ class LoadedModel:
     @property
     def batch_invariant(self) -> bool:
         """Whether a sequence's numbers do not depend on the sequences beside it."""
-        if self.speculation is not None and self.fused_refusal is not None:
+        if self.speculation is not None and not (self.fused_refusal is None and supports(self.fused_decoder())):
             return False  # how many tokens a pass has depends on what the others draft
         return self.context.batch_invariant and products_are_batch_invariant()
 
@@ -224,7 +225,7 @@ class LoadedModel:
     def forward(self, tokens: Tensor, state: Any, lengths: Tensor | None = None) -> ForwardOutput:
         """Reads `tokens` int64 [B, T], right-padded where `lengths` [B] is given, from `state` (None: a fresh one)."""
         if state is not None and lengths is None and tokens.shape[1] == 1 and self.fused_refusal is None:
-            return ForwardOutput(*self.fused_decoder().hidden(tokens, state), {})
+            return ForwardOutput(*self.fused_decoder().hidden(tokens, state))
         hidden, after, ctx = self.model.hidden(tokens, state, lengths)
         return ForwardOutput(hidden, after, ctx.signals)
 

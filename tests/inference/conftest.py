@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from synthe_core.adapters.lora import Adapter, LowRank
+from synthe_core.adapters.lora_linear import linear_maps, matrix_shape
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.hardware.mkl import request_strict_mode
 from synthe_core.inference.async_engine import AsyncEngine
@@ -139,3 +141,13 @@ def offline_tokens(
     for sequence in sequences:
         assert sequence.error is None, sequence.error
     return [sequence.output_token_ids for sequence in sequences]
+
+
+def adapter_of(model: LanguageModel, rank: int, scaling: float) -> Adapter:
+    generator = torch.Generator().manual_seed(rank)
+    maps = {}
+    for name, each in linear_maps(model).items():
+        rows, columns = matrix_shape(each)
+        a, b = (torch.randn(shape, generator=generator) * 0.3 for shape in ((rank, columns), (rows, rank)))
+        maps[name] = LowRank(a, b, scaling)
+    return Adapter(maps)

@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from synthe_core import state as states
-from synthe_core.adapters.lora import Adapter, LowRank
-from synthe_core.adapters.lora_linear import linear_maps, matrix_shape
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.inference.fused_decoder import FusedDecoder, refusal
 from synthe_core.inference.loaded_model import LoadedModel
@@ -22,6 +20,7 @@ from synthe_core.ops.fused_decode import unavailable
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint, save, weights
 from synthe_core.storage.manifest import Manifest
+from tests.inference.conftest import adapter_of
 
 pytestmark = pytest.mark.skipif(unavailable("cpu") is not None, reason=str(unavailable("cpu")))
 
@@ -73,7 +72,7 @@ def test_equals_the_operators(name: str) -> None:
     ours = theirs = state
     for step in range(30):
         tokens = tokens_of(step, 3)
-        hidden, ours = decoder.hidden(tokens, ours)
+        hidden, ours, _ = decoder.hidden(tokens, ours)
         expected, theirs, _ = model.hidden(tokens, theirs)
         close(hidden, expected)
     assert torch.equal(ours.position, theirs.position)
@@ -87,13 +86,13 @@ def test_equals_the_operators(name: str) -> None:
 def test_forms_of_the_rest(more: dict[str, Any]) -> None:
     model = model_of({"heads": 4}, more.pop("mlp", None), **more)
     state = started(model)
-    hidden, _ = FusedDecoder(model).hidden(tokens_of(0, 3), state)
+    hidden, *_ = FusedDecoder(model).hidden(tokens_of(0, 3), state)
     close(hidden, model.hidden(tokens_of(0, 3), state)[0])
 
 
 def test_from_a_state_without_tokens() -> None:
     model = model_of({"heads": 4})
-    hidden, after = FusedDecoder(model).hidden(tokens_of(0, 2), model.init_state(2))
+    hidden, after, _ = FusedDecoder(model).hidden(tokens_of(0, 2), model.init_state(2))
     expected, theirs, _ = model.hidden(tokens_of(0, 2))
     close(hidden, expected)
     close(after.blocks[1][0].keys, theirs.blocks[1][0].keys)
@@ -107,9 +106,9 @@ def test_a_row_is_the_same_in_any_company(name: str) -> None:
     alone = [_row(together, row, length) for row, length in enumerate(lengths)]
     for step in range(12):
         tokens = tokens_of(step, len(lengths))
-        hidden, together = decoder.hidden(tokens, together)
+        hidden, together, _ = decoder.hidden(tokens, together)
         for row in range(len(lengths)):
-            single, alone[row] = decoder.hidden(tokens[row : row + 1], alone[row])
+            single, alone[row], _ = decoder.hidden(tokens[row : row + 1], alone[row])
             assert torch.equal(single[0], hidden[row])
 
 
@@ -143,11 +142,11 @@ def test_threads_change_nothing() -> None:
 def test_a_state_is_a_value() -> None:
     model = model_of({"heads": 4})
     decoder = FusedDecoder(model)
-    _, state = decoder.hidden(tokens_of(0, 3), started(model))
+    _, state, _ = decoder.hidden(tokens_of(0, 3), started(model))
     before = state.blocks[0][0].keys.clone()
-    first, one = decoder.hidden(tokens_of(1, 3), state)
-    other, two = decoder.hidden(tokens_of(2, 3), state)
-    again, _ = decoder.hidden(tokens_of(1, 3), state)
+    first, one, _ = decoder.hidden(tokens_of(1, 3), state)
+    other, two, _ = decoder.hidden(tokens_of(2, 3), state)
+    again, *_ = decoder.hidden(tokens_of(1, 3), state)
     assert torch.equal(state.blocks[0][0].keys, before) and torch.equal(first, again) and not torch.equal(first, other)
     for after, tokens in ((one, 1), (two, 2)):
         close(after.blocks[1][0].keys, model.hidden(tokens_of(tokens, 3), state)[1].blocks[1][0].keys)
@@ -156,9 +155,9 @@ def test_a_state_is_a_value() -> None:
 def test_a_row_with_nan_harms_no_other() -> None:
     model = model_of({"heads": 4})
     decoder, state = FusedDecoder(model), started(model)
-    expected, _ = decoder.hidden(tokens_of(0, 3), state)
+    expected, *_ = decoder.hidden(tokens_of(0, 3), state)
     state.blocks[0][0].keys[1, -1, 0, 0] = float("nan")
-    hidden, _ = decoder.hidden(tokens_of(0, 3), state)
+    hidden, *_ = decoder.hidden(tokens_of(0, 3), state)
     assert hidden[1].isnan().any() and torch.equal(hidden[[0, 2]], expected[[0, 2]])
 
 
@@ -167,11 +166,11 @@ def test_a_count_that_no_window_has_reads_nothing_outside(filled: float) -> None
     """A damaged session may have one; what follows its window in memory is somebody else's."""
     model = model_of({"heads": 4})
     state = started(model)
-    expected, _ = FusedDecoder(model).hidden(tokens_of(0, 3), state)
+    expected, *_ = FusedDecoder(model).hidden(tokens_of(0, 3), state)
     first = state.blocks[0][0].keys[1].clone()
     for attention, _ in state.blocks:
         attention.filled[1] = filled
-    hidden, _ = FusedDecoder(model).hidden(tokens_of(0, 3), state)
+    hidden, *_ = FusedDecoder(model).hidden(tokens_of(0, 3), state)
     assert torch.equal(hidden[[0, 2]], expected[[0, 2]]) and hidden.isfinite().all()
     assert torch.equal(hidden[1], expected[1]) == (filled > 12)
     assert torch.equal(state.blocks[0][0].keys[1], first)
@@ -184,7 +183,7 @@ def test_passes_of_several_threads_do_not_meet() -> None:
     def decoded(lengths: tuple[int, ...]) -> list[torch.Tensor]:
         state, results = started(model, lengths), []
         for step in range(200):
-            hidden, state = decoder.hidden(tokens_of(step, len(lengths)), state)
+            hidden, state, _ = decoder.hidden(tokens_of(step, len(lengths)), state)
             results.append(hidden)
         return results
 
@@ -221,9 +220,9 @@ def test_what_is_not_fused_says_why(attention: Any, mlp: Any, more: Any, reason:
 
 
 def test_other_learners_and_precisions_are_not_fused() -> None:
-    block = [{"type": "delta", "heads": 2, "key_size": 4}]
+    block = [{"type": "mlstm", "heads": 2}]
     other = LanguageModel(ModelSpec.model_validate({"width": 24, "blocks": 1, "block": block}), 50)
-    assert refusal(other) == "a block has a delta"
+    assert refusal(other) == "a block has a mlstm"
     assert "float32" in (refusal(model_of({"heads": 4}).double()) or "")
 
 
@@ -250,16 +249,6 @@ def test_a_loaded_model_decodes_so(path: Path, format: str) -> None:
         expected = loaded.model.hidden(torch.tensor([[5]]), state)[0]
     tolerance = 1e-5 if format == "float32" else 2e-2  # a rounding of activations to 8 bits may go the other way
     assert (output.hidden - expected).norm() <= tolerance * expected.norm()
-
-
-def adapter_of(model: LanguageModel, rank: int, scaling: float) -> Adapter:
-    generator = torch.Generator().manual_seed(rank)
-    maps = {}
-    for name, each in linear_maps(model).items():
-        rows, columns = matrix_shape(each)
-        a, b = (torch.randn(shape, generator=generator) * 0.3 for shape in ((rank, columns), (rows, rank)))
-        maps[name] = LowRank(a, b, scaling)
-    return Adapter(maps)
 
 
 @pytest.mark.parametrize("format", ["float32", "int8"])

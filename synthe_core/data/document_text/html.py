@@ -59,7 +59,7 @@ class _Text(HTMLParser):
         self._end_paragraph()
         return "\n\n".join(self._paragraphs)
 
-    def parse_marked_section(self, i: int, report: int = 1) -> int:
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
         """`<![...>` is a comment, as browsers read it, whatever its name is."""
         return self.parse_bogus_comment(i, report)
 

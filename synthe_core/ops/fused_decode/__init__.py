@@ -1,7 +1,8 @@
 """One token of every row through all steps of a model in one call of C: what is between two products costs next to
-nothing. A step is a norm, a map, an attention or a gate, a map, and the residual.
+nothing. A step is a norm, a map, what the learner does with it, a map, and the residual.
 
     x += W_out attention(rotary(W_qkv norm(x)))        x += W_out (silu(g) ⊙ u),  [g, u] = W_in norm(x)
+    x += W_out f(W_in norm(x), state)                  f of momentum, kalman or delta: see recurrent.h
 
 Numbers: those of the operators, up to rounding; of packed matrices as `packed_linear` has them. Each row is computed
 alone. No gradient.
@@ -20,7 +21,8 @@ from synthe_core.quantization.packed import BLOCK, PackedMatrix
 
 SOURCE = "fused_decode/fused_decode.c"
 MOST_PARTS = 4
-ATTENTION, SWIGLU = 0, 1
+ATTENTION, SWIGLU, MOMENTUM, KALMAN, DELTA = range(5)
+NO_GATE, SILU_GATE, SIGMOID_GATE = range(3)
 
 _address, _int, _double, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_float
 
@@ -78,6 +80,23 @@ class LinearMap(ctypes.Structure):
         return made
 
 
+class Filter(ctypes.Structure):
+    """A Kalman filter's parameters, [n] each: a, q and what is added to the noise before its softplus."""
+
+    _fields_ = (("transition", _address), ("process", _address), ("noise_bias", _address))
+
+
+class MemoryRule(ctypes.Structure):
+    """What a delta memory does between its maps; see `memory_rule` in recurrent.h."""
+
+    _fields_ = (
+        ("conv", _address), ("conv_bias", _address), ("unit", _address), ("rate", _address), ("rate_bias", _address),
+        ("norm", _address), ("low", _double), ("high", _double), ("key_eps", _double), ("norm_eps", _double),
+        ("heads", _int), ("value_heads", _int), ("key", _int), ("value", _int), ("taps", _int), ("gate", _int),
+        ("overwrites", _int),
+    )  # fmt: skip
+
+
 class Step(ctypes.Structure):
     """One learner with its norm and its residual; see the C file."""
 
@@ -87,6 +106,8 @@ class Step(ctypes.Structure):
         ("q_norm", _address), ("k_norm", _address), ("cos", _address), ("sin", _address),
         ("keys", _address), ("values", _address), ("filled", _address),
         ("capacity", _int), ("start", _int), ("past", _int), ("window", _int),
+        ("more", LinearMap), ("before", _address * 2), ("after", _address * 2), ("bias", _address), ("kalman", Filter),
+        ("delta", MemoryRule), ("signals", _address),
     )  # fmt: skip
 
 
@@ -104,7 +125,7 @@ def decode(steps: ctypes.Array[Step], x: Tensor, adapters: Sequence[int], rank: 
     largest of theirs."""
     if len(adapters) != len(x):
         raise ValueError(f"the pass has {len(adapters)} rows with adapters, and {len(x)} rows")
-    features = max(step.input.outputs for step in steps)
+    features = max(step.input.outputs + step.more.outputs for step in steps)
     inner = max(step.output.inputs for step in steps)
     native = library(SOURCE)
     native.decode.restype = _int

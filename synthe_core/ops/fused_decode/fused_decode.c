@@ -1,6 +1,7 @@
-// One token of every row through blocks of attention and feed-forward learners, each behind a norm and in a residual.
+// One token of every row through blocks of learners, each behind a norm and in a residual.
 //
 //     x += out(attention(rotary(norm(x) W_qkv)))        x += down(silu(gate) up),  [gate, up] = norm(x) W
+//     x += out(f(norm(x) W, state))                     f: recurrent.h
 //
 // A row's result does not depend on the other rows: it is computed alone, and products are those of packed_linear.h and
 // float_linear.h. What a step is, and who owns the memory: fused_decode/__init__.py.
@@ -9,8 +10,9 @@
 #include "../native_attention/attend.h"
 #include "../packed_linear/packed_linear.h"
 #include "float_linear.h"
+#include "recurrent.h"
 
-enum { MOST_PARTS = 4, ATTENTION = 0, SWIGLU = 1 };
+enum { MOST_PARTS = 4, ATTENTION = 0, SWIGLU = 1, MOMENTUM = 2, KALMAN = 3, DELTA = 4 };
 
 typedef struct {
     matrix packed;        // where `weight` is NULL
@@ -43,6 +45,14 @@ typedef struct {
     float *keys, *values;    // [rows, capacity, groups, size]
     const float *filled;     // [rows]: how many of the `past` entries are real, the last ones
     int64_t capacity, start, past, window;
+    // of a recurrent learner:
+    linear more;             // of kalman: what makes the gates
+    const float *before[2];  // its states, [rows, ...] each: average; mean, variance; memory, inputs of the convolution
+    float *after[2];
+    const float *bias;  // of momentum's decays
+    filter kalman;
+    memory_rule delta;
+    float *signals;  // of kalman: [rows, 2]
 } step;
 
 typedef struct {
@@ -51,18 +61,6 @@ typedef struct {
     float *scales, *sums, *narrow;
     int64_t rank;  // the largest of a change
 } scratch;
-
-static void norm_row(const float *x, const float *weight, double eps, int64_t n, float *y) {
-    float part[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++) part[l] += x[i + l] * x[i + l];
-    for (int l = 0; i + l < n; l++) part[l] += x[i + l] * x[i + l];
-    double sum = 0;
-    for (int l = 0; l < LANES; l++) sum += (double)part[l];
-    float scale = (float)(1 / sqrt(sum / (double)n + eps));
-    for (i = 0; i < n; i++) y[i] = x[i] * scale * (weight ? weight[i] : 1.0f);
-}
 
 // y += s B A x. narrow: room for `rank` numbers.
 static void adapt(const change *own, const float *x, int64_t inputs, int64_t outputs, float *y, float *narrow) {
@@ -149,6 +147,25 @@ static void swiglu(const float *in, int64_t rows, int64_t hidden, float *y) {
     }
 }
 
+static void recurrent(const step *s, int64_t rows, float *features, float *y) {
+    int64_t n = s->out.inputs, gated = s->in.outputs == 3 * n, mixed = 2 * s->delta.heads * s->delta.key + n;
+    const float *gates = features + rows * s->in.outputs;
+#pragma omp parallel for schedule(static) if (rows > 1)
+    for (int64_t r = 0; r < rows; r++) {
+        float *own = features + r * s->in.outputs, *o = y + r * n;
+        if (s->kind == MOMENTUM) {
+            momentum_row(own, n, (int)gated, s->bias, s->before[0] + r * n, s->after[0] + r * n, o);
+        } else if (s->kind == KALMAN) {
+            kalman_row(&s->kalman, own, gates + r * n, n, s->before[0] + r * n, s->before[1] + r * n,
+                       s->after[0] + r * n, s->after[1] + r * n, o, s->signals + 2 * r);
+        } else {
+            int64_t memory = r * n * s->delta.key, inputs = r * (s->delta.taps - 1) * mixed;
+            delta_row(&s->delta, own, s->before[0] + memory, s->before[1] + inputs, s->after[0] + memory,
+                      s->after[1] + inputs, o);
+        }
+    }
+}
+
 // x [rows, width] in place. features, inner, rank: the most outputs and inputs of a step's maps, and of their changes.
 // Returns 0, or 1 if there is no memory.
 int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapters, int64_t rows, int64_t width,
@@ -175,8 +192,10 @@ int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapte
         const step *s = steps + i;
         for (int64_t r = 0; r < rows; r++) norm_row(x + r * width, s->norm, s->eps, width, own.normed + r * width);
         apply(&s->in, own.normed, rows, adapters, own.features, &own);
+        if (s->more.outputs) apply(&s->more, own.normed, rows, adapters, own.features + rows * s->in.outputs, &own);
         if (s->kind == ATTENTION) attention(s, rows, own.features, own.inner, room);
-        else swiglu(own.features, rows, s->out.inputs, own.inner);
+        else if (s->kind == SWIGLU) swiglu(own.features, rows, s->out.inputs, own.inner);
+        else recurrent(s, rows, own.features, own.inner);
         apply(&s->out, own.inner, rows, adapters, own.y, &own);
         for (int64_t j = 0; j < rows * width; j++) x[j] += own.y[j];
     }

@@ -25,7 +25,7 @@ def row(model: Any, length: int) -> ModelState:
 def one_by_one(decoder: FusedDecoder, tokens: list[int], state: ModelState) -> tuple[torch.Tensor, list[ModelState]]:
     hidden, after = [], []
     for token in tokens:
-        h, state = decoder.hidden(torch.tensor([[token]]), state)
+        h, state, _ = decoder.hidden(torch.tensor([[token]]), state)
         hidden.append(h[0])
         after.append(states.map_leaves(torch.clone, state))
     return torch.cat(hidden), after

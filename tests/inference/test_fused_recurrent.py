@@ -1,0 +1,165 @@
+"""Recurrent learners in a pass of one token in one call: the operators' numbers, signals and states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synthe_core import state as states
+from synthe_core.inference.fused_decoder import FusedDecoder, refusal
+from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.speculation.fused_pass import supports
+from synthe_core.layers.adapter_batch import use_adapters
+from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.model.spec import ModelSpec
+from synthe_core.ops.fused_decode import unavailable
+from synthe_core.storage.checkpoint import Checkpoint
+from tests.inference.conftest import adapter_of, written
+
+pytestmark = pytest.mark.skipif(unavailable("cpu") is not None, reason=str(unavailable("cpu")))
+
+MLP = {"type": "mlp", "hidden": 44}
+BLOCKS: dict[str, list[dict[str, Any]]] = {
+    "momentum": [{"type": "momentum"}],
+    "momentum without a gate": [{"type": "momentum", "gate": False, "expand": 1.3}],
+    "kalman": [{"type": "kalman"}],
+    "kalman of few channels": [{"type": "kalman", "rank": 19}],
+    "delta": [{"type": "delta", "heads": 3}],
+    "delta, odd sizes": [{"type": "delta", "heads": 2, "value_heads": 6, "key_size": 5, "value_size": 11}],
+    "delta, bare": [{"type": "delta", "heads": 4, "conv": 0, "gate": False, "decay": False, "beta_range": [0, 2]}],
+    "delta that adds": [{"type": "delta", "heads": 2, "overwrite": False, "conv": 2, "conv_bias": True}],
+    "delta, published": [
+        {"type": "delta", "heads": 2, "query_scale": 0.3, "scale": 0.7, "gate_function": "sigmoid", "norm_eps": 1e-3}
+    ],
+    "synthe": [{"type": "momentum"}, {"type": "delta", "heads": 3}, {"type": "kalman"}, MLP],
+    "hybrid": [{"type": "delta", "heads": 3}, MLP, {"type": "attention", "heads": 4, "window": 9}, MLP],
+}
+
+
+def model_of(block: list[dict[str, Any]]) -> LanguageModel:
+    torch.manual_seed(3)
+    model = LanguageModel(ModelSpec.model_validate({"width": 48, "blocks": 2, "block": block, "tie": False}), 50)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.eval().requires_grad_(False)
+
+
+def started(model: LanguageModel, lengths: Iterable[int]) -> ModelState:
+    """The state of rows of several lengths."""
+    lengths = list(lengths)
+    tokens = torch.randint(50, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1))
+    return model.hidden(tokens, None, torch.tensor(lengths))[1]
+
+
+def tokens_of(step: int, rows: int) -> torch.Tensor:
+    return torch.randint(50, (rows, 1), generator=torch.Generator().manual_seed(step))
+
+
+def close(ours: Any, theirs: Any) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=3e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_equals_the_operators(name: str) -> None:
+    model = model_of(BLOCKS[name])
+    assert refusal(model) is None
+    decoder, ours = FusedDecoder(model), started(model, (5, 12, 1))
+    theirs = ours
+    for step in range(20):
+        tokens = tokens_of(step, 3)
+        hidden, ours, signals = decoder.hidden(tokens, ours)
+        expected, theirs, run = model.hidden(tokens, theirs)
+        close(hidden, expected)
+        assert signals.keys() == run.signals.keys()
+        for signal, value in signals.items():
+            close(value, run.signals[signal])
+    mine, other = (dict(states.named_leaves(each)) for each in (ours, theirs))
+    assert mine.keys() == other.keys()
+    for leaf, value in mine.items():
+        close(value, other[leaf])
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_row_is_the_same_in_any_company(name: str) -> None:
+    model = model_of(BLOCKS[name])
+    decoder, lengths = FusedDecoder(model), (5, 12, 1, 3, 8, 20, 2)
+    together = started(model, lengths)
+    alone = [started(model, lengths) for _ in lengths]
+    alone = [states.take(each, torch.tensor([row])) for row, each in enumerate(alone)]
+    for step in range(6):
+        tokens = tokens_of(step, len(lengths))
+        hidden, together, signals = decoder.hidden(tokens, together)
+        for row in range(len(lengths)):
+            single, alone[row], own = decoder.hidden(tokens[row : row + 1], alone[row])
+            assert torch.equal(single[0], hidden[row])
+            assert all(torch.equal(own[each][0], signals[each][row]) for each in signals)
+
+
+def test_a_state_is_a_value() -> None:
+    model = model_of(BLOCKS["synthe"])
+    decoder, state = FusedDecoder(model), started(model, (5, 12, 1))
+    copy = states.map_leaves(torch.clone, state)
+    first = decoder.hidden(tokens_of(1, 3), state)[0]
+    decoder.hidden(tokens_of(2, 3), state)
+    assert torch.equal(decoder.hidden(tokens_of(1, 3), state)[0], first)
+    for (_, mine), (_, before) in zip(states.named_leaves(state), states.named_leaves(copy), strict=True):
+        assert torch.equal(mine, before)
+
+
+def test_a_row_with_nan_harms_no_other() -> None:
+    model = model_of(BLOCKS["hybrid"])
+    decoder, state = FusedDecoder(model), started(model, (5, 12, 1))
+    expected = decoder.hidden(tokens_of(0, 3), state)[0]
+    broken = states.map_leaves(torch.clone, state)
+    broken.blocks[0][0].memory[1] = torch.nan
+    hidden = decoder.hidden(tokens_of(0, 3), broken)[0]
+    assert torch.equal(hidden[[0, 2]], expected[[0, 2]]) and hidden[1].isnan().all()
+
+
+@pytest.mark.parametrize("format", ["float32", "int8", "int4"])
+def test_each_row_has_its_own_adapter(tmp_path: Path, format: str) -> None:
+    """Kalman's gates are of a map of their own."""
+    path = written(tmp_path / "m", BLOCKS["synthe"], width=48)
+    loaded = LoadedModel.from_checkpoint(Checkpoint.open(path), "m", weights=format)
+    adapters = [None, adapter_of(loaded.model, 3, 0.5), adapter_of(loaded.model, 9, 2.0)]
+    rows = [adapters[i] for i in (0, 2, 1, 0, 1)]
+    loaded.adapters = {"a": adapters[1], "b": adapters[2]}  # type: ignore[dict-item]
+    tokens, following = torch.randint(257, (5, 6)), torch.randint(257, (5, 1))
+    with torch.no_grad(), loaded.activate(), use_adapters(loaded.adapter_batch(rows)):
+        state = loaded.forward(tokens, None).state
+        assert loaded.fused_refusal is None
+        together = loaded.forward(following, state)
+        expected, _, run = loaded.model.hidden(following, state)
+    tolerance = 1e-5 if format == "float32" else 3e-2
+    assert (together.hidden - expected).norm() <= tolerance * expected.norm()
+    torch.testing.assert_close(together.signals["confidence"], run.signals["confidence"], rtol=0.05, atol=0.01)
+    for row, adapter in enumerate(rows):
+        own = states.take(state, torch.tensor([row]))
+        with torch.no_grad(), loaded.activate(), use_adapters(loaded.adapter_batch([adapter])):
+            single = loaded.forward(following[row : row + 1], own)
+        assert torch.equal(single.hidden[0], together.hidden[row])
+        assert all(torch.equal(value[0], together.signals[name][row]) for name, value in single.signals.items())
+
+
+@pytest.mark.parametrize(
+    ("learner", "reason"),
+    [
+        ({"type": "kalman", "every": 3}, "every token"),
+        ({"type": "delta", "heads": 2, "householder": 2}, "several steps"),
+        ({"type": "delta", "heads": 2, "clip": 1.0}, "clip"),
+        ({"type": "delta", "heads": 2, "signals": True}, "signals"),
+        ({"type": "delta_memory", "heads": 2}, "delta_memory"),
+    ],
+)
+def test_what_is_not_fused_says_why(learner: dict[str, Any], reason: str) -> None:
+    assert reason in (refusal(model_of([learner])) or "")
+
+
+def test_recurrent_states_are_not_cut_back() -> None:
+    assert supports(FusedDecoder(model_of([{"type": "attention", "heads": 2}, MLP])))
+    assert not supports(FusedDecoder(model_of(BLOCKS["hybrid"])))
