@@ -143,6 +143,16 @@ WeightsOption = Annotated[
 ]
 
 
+EvalWeightsOption = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        metavar="FORMAT",
+        help="Format of the matrices in memory: float32, as_stored, int8, int4 or int4_asymmetric, to measure what it "
+        "costs; auto: as the file has them.",
+        autocompletion=complete_weights,
+    ),
+]
 SpeculateOption = Annotated[
     str | None,
     typer.Option(

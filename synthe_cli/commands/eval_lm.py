@@ -10,7 +10,7 @@ import typer
 
 from synthe_cli import figures
 from synthe_cli.escape import escaped, json_text, printable
-from synthe_cli.options import DeviceOption, JsonOption, complete_run, find_checkpoint
+from synthe_cli.options import DeviceOption, EvalWeightsOption, JsonOption, complete_run, find_checkpoint
 from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError
@@ -23,6 +23,7 @@ synthe eval lm runs/60m runs/mamba-60m --suite zero-shot           several model
 synthe eval lm runs/60m --tasks my_task.yaml --include-path tasks/ --output results/ --log-samples
 synthe eval lm runs/60m --suite my-suite.yaml --output results/ --resume     resumes an interrupted run
 synthe eval lm runs/60m --tasks mmlu --num-fewshot 5 --use-cache answers/
+synthe eval lm model.gguf --weights as_stored --tasks arc_easy     with the matrices as the file has them
 synthe train recipes/tiny.yaml | synthe eval lm - --tasks wikitext"""
 
 LIST_EXAMPLES = """\
@@ -103,6 +104,7 @@ def lm(
         int, typer.Option("--seed", min=0, max=2**62, metavar="N", help="Random seed of tasks that sample.")
     ] = 0,
     device: DeviceOption = None,
+    weights: EvalWeightsOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate models on tasks of lm-evaluation-harness, and print its table.
@@ -126,6 +128,7 @@ def lm(
         metadata=_metadata(metadata),
         batch_size=batch_size,
         device=device or "auto",
+        weights=weights,
         prefix=prefix,
         max_length=max_length,
         output=output,

@@ -7,7 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from synthe_cli import figures
-from synthe_cli.options import CheckpointArgument, DataOption, DeviceOption, JsonOption, find_checkpoint
+from synthe_cli.options import (
+    CheckpointArgument,
+    DataOption,
+    DeviceOption,
+    EvalWeightsOption,
+    JsonOption,
+    find_checkpoint,
+)
 from synthe_cli.renderer import choose_renderer
 from synthe_core.errors import InputError
 from synthe_core.events import results
@@ -16,7 +23,8 @@ from synthe_core.units import format_size, parse_length
 EXAMPLES = """\
 synthe eval perplexity runs/60m                                        on the validation text of its own recipe
 synthe eval perplexity runs/60m --data book.txt --context 512,2k,8k,32k
-synthe eval perplexity runs/60m --data 'books/*.txt' --tokens 1000000 --json"""
+synthe eval perplexity runs/60m --data 'books/*.txt' --tokens 1000000 --json
+synthe eval perplexity model.gguf --data book.txt --weights int4       what the format of the matrices costs"""
 
 
 def perplexity(
@@ -32,6 +40,7 @@ def perplexity(
         int, typer.Option("--tokens", "-n", min=1, metavar="N", help="Maximum number of tokens to read.")
     ] = 131_072,
     device: DeviceOption = None,
+    weights: EvalWeightsOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Measure how well a model predicts a text, for several context lengths.
@@ -45,7 +54,9 @@ def perplexity(
     from synthe_core.evaluation.perplexity import evaluate
 
     with choose_renderer(as_json) as shown:
-        events = evaluate(path, sources=data or (), contexts=contexts, tokens=tokens, device=device or "auto")
+        events = evaluate(
+            path, sources=data or (), contexts=contexts, tokens=tokens, device=device or "auto", weights=weights
+        )
         for result in results(events, shown.show):
             if as_json:
                 shown.result(result)

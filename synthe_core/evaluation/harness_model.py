@@ -61,7 +61,7 @@ class Synthe(TemplateLM):
                 tokenizer has one. An empty context is always one token: begin, or else end.
     max_length: tokens of a request; a longer one is cut into windows. By default unlimited for a model whose state does
                 not grow, and for others the length that they were trained on.
-    seed:       of sampling, for tasks that sample.
+    seed:       of sampling, for tasks that sample. weights: the format of the matrices; see `inference.weights`.
     """
 
     def __init__(
@@ -74,12 +74,13 @@ class Synthe(TemplateLM):
         max_length: int | None = None,
         max_gen_toks: int = GENERATED,
         seed: int = 0,
+        weights: str = "float32",
     ) -> None:
         super().__init__()
         if prefix not in PREFIXES:
             raise unknown("prefix", prefix, PREFIXES)
         self._device = _device(device or "auto")
-        self.opened = open_model(Path(str(path)), self._device)  # the harness makes a number of path=2024
+        self.opened = open_model(Path(str(path)), self._device, weights)  # the harness makes a number of path=2024
         self.text, self.model, self.context = self.opened.tokenizer, self.opened.model, self.opened.context
         if self.text.vocab_size > self.model.vocab:
             raise InputError(
@@ -130,7 +131,7 @@ class Synthe(TemplateLM):
         """What the harness records of a model."""
         return {
             "model_num_parameters": self.model.parameter_count(),
-            "model_dtype": str(self.model.embedding.weight.dtype),
+            "model_dtype": str(next(self.model.parameters()).dtype),
             "model_revision": self.opened.recipe_digest,
             "model_sha": self.digest(),
         }

@@ -54,6 +54,7 @@ class EvalConfig:
     metadata: dict[str, Any] = field(default_factory=dict)
     batch_size: int | None = None
     device: str = "auto"
+    weights: str = "float32"
     prefix: str = "auto"
     max_length: int | None = None
     output: Path | None = None
@@ -108,6 +109,7 @@ def _open(path: Path, config: EvalConfig) -> Any:
     return Synthe(
         path,
         device=config.device,
+        weights=config.weights,
         batch_size=config.batch_size,
         prefix=config.prefix,
         max_length=config.max_length,

@@ -12,6 +12,7 @@ from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.placement import choose_device
 from synthe_core.hardware.probe import probe
 from synthe_core.hardware.recipe_context import context_for_recipe
+from synthe_core.inference.weights import FLOAT32, choose_weights
 from synthe_core.interop.hub import local_path
 from synthe_core.interop.huggingface import backend
 from synthe_core.model.language_model import LanguageModel
@@ -45,22 +46,29 @@ class OpenedModel:
     step: int = 0
 
 
-def open_model(path: Path, device: str = "auto") -> OpenedModel:
-    """The model at `path`, or of an id of the hub, with its weights on `device`, ready to read."""
+def open_model(path: Path, device: str = "auto", weights: str = FLOAT32) -> OpenedModel:
+    """The model at `path`, or of an id of the hub, with its weights on `device`, ready to read. weights: the format of
+    its matrices, one of `inference.weights.WEIGHTS`."""
     path = local_path(path)
     checkpoint = Checkpoint.open(path)
     if isinstance(checkpoint.recipe.model, PublishedSpec):
-        return _transformers(checkpoint, choose_device(device, probe()).value)
+        device = choose_device(device, probe()).value
+        choose_weights(weights, checkpoint, device)
+        return _transformers(checkpoint, device)
     recipe, context = checkpoint.recipe, context_for_recipe(checkpoint.recipe, device)
+    format = choose_weights(weights, checkpoint, context.device.type).format
     trained, grows = trained_length(checkpoint)
     files = sorted(checkpoint.manifest.files.items())
     return OpenedModel(
         checkpoint.path,
         recipe.name,
-        checkpoint.model(context.device).eval(),
+        checkpoint.model(context.device, format=format).eval(),
         checkpoint.tokenizer(),
         context,
-        tuple(f"{name} {digest.sha256}" for name, digest in files if not name.startswith("training/")),
+        (
+            *(f"{name} {digest.sha256}" for name, digest in files if not name.startswith("training/")),
+            *([] if format is None else [f"weights as {format}"]),
+        ),
         recipe.digest(),
         trained,
         grows,

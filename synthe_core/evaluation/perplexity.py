@@ -55,6 +55,7 @@ def evaluate(
     contexts: Sequence[int] = (),
     tokens: int = 131_072,
     device: str = "auto",
+    weights: str = "float32",
 ) -> Iterator[Event]:
     """Bits per byte of a text with each length of context, and by position; the last event is a Result.
 
@@ -62,10 +63,10 @@ def evaluate(
     contexts read the same tokens, cut again. By position: in windows of the longest context, the tokens between one
     length and the next, so that a model that uses distant text scores better with each length.
 
-    contexts: tokens; by default powers of two from an eighth of the training length to four times it, as far as
+    weights: the format of the matrices, one of `inference.weights.WEIGHTS`. contexts: tokens; by default powers of two from an eighth of the training length to four times it, as far as
     `tokens` allow; of a published model, as far as it was trained.
     """
-    opened = open_model(path, device)
+    opened = open_model(path, device, weights)
     trained = opened.trained
     split = yield from held_out(opened.data, opened.tokenizer, sources)
     requested = sorted(set(contexts)) or _default_contexts(trained, tokens, opened.limit)
