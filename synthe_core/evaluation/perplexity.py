@@ -63,8 +63,9 @@ def evaluate(
     contexts read the same tokens, cut again. By position: in windows of the longest context, the tokens between one
     length and the next, so that a model that uses distant text scores better with each length.
 
-    weights: the format of the matrices, one of `inference.weights.WEIGHTS`. contexts: tokens; by default powers of two from an eighth of the training length to four times it, as far as
-    `tokens` allow; of a published model, as far as it was trained.
+    contexts: tokens; by default powers of two from an eighth of the training length to four times it, as far as
+    `tokens` allow; of a published model, as far as it was trained. weights: the format of the matrices, one of
+    `inference.weights.WEIGHTS`.
     """
     opened = open_model(path, device, weights)
     trained = opened.trained

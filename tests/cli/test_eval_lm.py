@@ -127,3 +127,18 @@ def test_export(synthe, tmp_path):
 def test_help(synthe, arguments):
     done = synthe(*arguments, "--help")
     assert done.exit_code == 0 and f"  synthe {' '.join(arguments)}" in done.stdout
+
+
+def test_a_format_of_weights(synthe, checkpoint, tasks, tmp_path):
+    """Quantised matrices have other numbers, and answers of their own."""
+    (tmp_path / "text.txt").write_text("so they went on until the sea came in " * 40)
+    measured = {}
+    for weights in ("float32", "int8", "int4"):
+        options = ["--data", tmp_path / "text.txt", "--context", 64, "--tokens", 512, "--weights", weights, "--json"]
+        done = synthe("eval", "perplexity", checkpoint, *options)
+        assert done.exit_code == 0, done.stderr
+        measured[weights] = json.loads(done.stdout.splitlines()[-1])["values"]["contexts"][0]["bits_per_byte"]
+    assert len(set(measured.values())) == 3
+    assert measured["int8"] == pytest.approx(measured["float32"], rel=0.02)
+    refused = synthe("eval", "lm", checkpoint, "--tasks", "arc_easy", "--weights", "int9")
+    assert refused.exit_code == 2 and "unknown format of weights 'int9'" in refused.stderr
