@@ -36,7 +36,7 @@ def export_gguf(source: Path, *, out: Path | None = None, quantize: str = "f16")
         raise unknown("type", quantize, TYPES)
     checkpoint = Checkpoint.open(source)
     outline = Outline(language_model(checkpoint), trained_length(checkpoint))
-    target = file_model(outline, PREFERRED.get(str(checkpoint.manifest.published.get("architecture"))))
+    target = file_model(outline, str(checkpoint.manifest.published.get("architecture", "")))
     path = out or Path("exports") / f"{checkpoint.recipe.name}-{quantize}.gguf"
     if path.is_file():
         raise InputError(f"{path} exists already", "name another file with --out, or remove it")
@@ -57,19 +57,21 @@ def export_gguf(source: Path, *, out: Path | None = None, quantize: str = "f16")
     yield Result({"architecture": target.name, "parameters": count, "bytes": total}, path)
 
 
-def file_model(outline: Outline, preferred: str | None = None) -> FileModel:
-    """The first architecture that computes the model, the one that is `preferred` before all others. InputError if
-    there is none, with what the first lacks."""
-    reasons = []
+def file_model(outline: Outline, published: str = "") -> FileModel:
+    """The first architecture that computes the model, before all others the one preferred for its `published` class.
+    InputError if there is none, with what the architecture of the class lacks, or the first."""
+    preferred = PREFERRED.get(published)
+    reasons: dict[str, str] = {}
     for name in sorted(DESCRIPTIONS, key=lambda name: name != preferred):
         if (description := DESCRIPTIONS[name](outline)) is None:
             continue
         try:
             return FileModel(name, description, outline)
         except InputError as error:
-            reasons.append(error.message)
+            reasons[name] = error.message
     kinds = ", ".join(dict.fromkeys(outline.kinds()))
-    reason = reasons[0] if reasons else f"it is {kinds}"
+    own = [name for name in reasons if published.lower().startswith(name.replace("-", ""))]
+    reason = reasons[max(own, key=len, default=next(iter(reasons)))] if reasons else f"it is {kinds}"
     raise InputError(f"no GGUF architecture computes this model: {reason}", "synthe export hf writes it")
 
 

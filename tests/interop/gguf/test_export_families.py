@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from synthe_core.errors import InputError
 from synthe_core.interop.gguf.export_families import DESCRIPTIONS
 from synthe_core.interop.gguf.exporter import TYPES, export_gguf
 from synthe_core.interop.gguf.families import ARCHITECTURES
@@ -21,6 +22,8 @@ from synthe_core.storage.checkpoint import Checkpoint
 
 pytest.importorskip("transformers")
 pytest.importorskip("gguf")
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
 from tests.interop.gguf import test_exporter, test_families, test_hybrid_families
 from tests.interop.gguf.families import TOKENS, random
 
@@ -42,6 +45,17 @@ def missing_biases(tensors: Any) -> set[str]:
     """Of convolutions: llama.cpp computes none without a bias."""
     biases = {name.replace("weight", "bias") for name in tensors if name.endswith("conv1d.weight")}
     return biases - set(tensors)
+
+
+def test_a_refusal_says_what_the_own_architecture_lacks(tmp_path: Path) -> None:
+    """llama.cpp computes Gemma 3 with one scale of the scores."""
+    config = Gemma3TextConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, query_pre_attn_scalar=100,
+    )  # fmt: skip
+    Gemma3ForCausalLM(config).save_pretrained(tmp_path / "gemma")
+    with pytest.raises(InputError, match=r"gemma3: attention\.scale is 0\.1, and "):
+        list(export_gguf(tmp_path / "gemma", out=tmp_path / "gemma.gguf"))
 
 
 @pytest.mark.parametrize("case", CASES)
