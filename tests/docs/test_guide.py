@@ -28,7 +28,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guide")
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     for command in READY:
-        run(shortened(command), folder, folder / "cache")
+        run(shortened(command), folder, folder / "cache", in_process=True)
     return folder
 
 
@@ -39,7 +39,7 @@ def test_commands_run_in_order(page: Path, ready: Path, tmp_path: Path) -> None:
         shutil.copytree(ready / "runs", tmp_path / "runs")
     elif page.name == "train.md":
         shutil.copytree(ready / "runs" / "tiny", tmp_path / "runs" / "tiny")
-    assert run_page(page, tmp_path, ready / "cache") > 0
+    assert run_page(page, tmp_path, ready / "cache", in_process=True) > 0
 
 
 @pytest.mark.parametrize("page", [pytest.param(p, id=relative(p)) for p in PAGES if blocks(p, "python")])
