@@ -53,6 +53,8 @@ def _end(event: Answered, trace: bool) -> list[str]:
         lines += [f"draft of {each.specialist}: {each.confidence:.0%} confident" for each in event.drafts]
         rate = event.num_output_tokens / event.seconds if event.seconds > 0 else 0.0
         lines.append(f"{event.num_output_tokens} tokens in {event.seconds:.1f} s, {rate:.1f} a second")
+    if event.degraded:
+        lines.append(f"answered by {event.by} instead: {event.degraded}")
     for each in event.contradictions:
         fact = each["fact"]
         lines.append(

@@ -45,7 +45,11 @@ class ServeOptions:
     ] = 6900
     api_key_file: Annotated[
         Path | None,
-        typer.Option("--api-key-file", metavar="FILE", help="API keys, one a line. Every request must send one."),
+        typer.Option(
+            "--api-key-file",
+            metavar="FILE",
+            help="API keys, one a line: KEY [user|reviewer|admin]. Every request must send one.",
+        ),
     ] = None
     admin_key_file: Annotated[
         Path | None,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synthe_cli.api_key import keys_in
+from synthe_cli.api_key import roles_in
 from synthe_cli.commands.serve_options import ServeOptions
 from synthe_cli.escape import escaped
 from synthe_cli.hub_models import find_model
@@ -190,10 +190,12 @@ def settings_of(options: ServeOptions) -> Settings:
     from synthe_core.serving.api.server import is_loopback
     from synthe_core.serving.api.settings import Settings, silent
 
-    keys = read_keys(options.api_key_file) if options.api_key_file else ()
-    admin_keys = read_keys(options.admin_key_file, "--admin-key-file") if options.admin_key_file else ()
+    roles = read_keys(options.api_key_file) if options.api_key_file else {}
+    if options.admin_key_file:
+        roles |= dict.fromkeys(read_keys(options.admin_key_file, "--admin-key-file"), "admin")
+    keys = tuple(roles)
     loopback = is_loopback(options.host)
-    if not loopback and not keys and not admin_keys and not options.insecure:
+    if not loopback and not keys and not options.insecure:
         raise InputError(
             f"--host {options.host} accepts other machines, and no API key is set",
             "require one with --api-key-file FILE, or allow everybody with --insecure",
@@ -206,8 +208,10 @@ def settings_of(options: ServeOptions) -> Settings:
             raise InputError(f"--adapters {folder}: no such folder")
     hosts = {options.host.lower(), *(name.lower() for name in options.allow_host or ())}
     return Settings(
-        keys=keys,
-        admin_keys=admin_keys,
+        keys=tuple(key for key in keys if roles[key] != "admin"),
+        admin_keys=tuple(key for key in keys if roles[key] == "admin"),
+        reviewer_keys=tuple(key for key in keys if roles[key] == "reviewer"),
+        keyless_role="admin" if loopback else "user",
         shared=options.shared,
         hosts=LOOPBACK | hosts if loopback else None,
         origins=tuple(options.cors_origin or ()),
@@ -223,9 +227,9 @@ def settings_of(options: ServeOptions) -> Settings:
     )
 
 
-def read_keys(path: Path, option: str = "--api-key-file") -> tuple[str, ...]:
-    """The API keys of a file. Raises InputError for one that is short enough to guess."""
-    keys = keys_in(path, option)
+def read_keys(path: Path, option: str = "--api-key-file") -> dict[str, str]:
+    """The API keys of a file with their roles. Raises InputError for one that is short enough to guess."""
+    keys = roles_in(path, option)
     if short := [key for key in keys if len(key) < SHORTEST_KEY]:
         raise InputError(
             f"{option} {path}: a key of {len(short[0])} characters is too short",

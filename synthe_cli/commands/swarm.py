@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from synthe_cli.hub_models import find_model
 from synthe_cli.options import DeviceOption, JsonOption
 from synthe_cli.renderer import choose_renderer
 from synthe_core.events import Result
+
+if TYPE_CHECKING:
+    from synthe_core.swarm.spec import SpecialistSpec
 
 ABOUT = "Route requests to specialists on one model, check the answers, and learn from use."
 app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
@@ -66,7 +69,8 @@ def init(
     epilog="""\
 synthe swarm add team python --capabilities python,debugging --prompt "You write Python."
 synthe swarm add team python --capabilities python --adapter runs/python      the adapter is copied into the swarm
-synthe swarm add team law --capabilities contracts --document terms.txt       a text that it has read""",
+synthe swarm add team law --capabilities contracts --document terms.txt       a text that it has read
+synthe swarm add team tutor --url https://api.example.org/v1 --model large --key-from API_KEY   another server""",
 )
 def add(
     folder: FolderArgument,
@@ -85,7 +89,18 @@ def add(
         typer.Option("--adapter", metavar="DIR", help="A LoRA adapter of the base: a run, or a folder of PEFT."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="Run it on another model than the base.")
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="Run it on another model than the base. With --url: its name there."
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", metavar="URL", help="Of a server with OpenAI's protocol. It answers as the fallback."),
+    ] = None,
+    key_from: Annotated[
+        str | None,
+        typer.Option("--key-from", metavar="NAME", help="The environment variable that has the key of that server."),
     ] = None,
     priority: Annotated[
         float,
@@ -100,22 +115,27 @@ def add(
     """
     from synthe_core.errors import InputError
     from synthe_core.swarm.folder import SwarmFolder, relative_path
-    from synthe_core.swarm.spec import SpecialistSpec
 
     swarm = SwarmFolder(folder)
     if adapter is not None:
         adapter = str(find_model(adapter))
-    if model is not None:
+    if model is not None and url is None:
         find_model(model)
+    if url is not None and not model:
+        raise InputError("--url needs the model's name there", "give --model NAME")
+    if key_from is not None and url is None:
+        raise InputError("--key-from goes with --url", "give the URL of the server")
     values = {
         "description": description,
         "capabilities": capabilities,
         "prompt": prompt,
         "documents": [relative_path(str(each), folder) for each in document or ()],
-        "model": None if model is None else relative_path(model, folder),
+        "model": model if model is None or url is not None else relative_path(model, folder),
+        "url": url,
+        "key_from": key_from,
         "priority": priority,
     }
-    spec = SpecialistSpec.model_validate(values)
+    spec = _spec(values)
     if not (prompt or document or adapter or model):
         raise InputError(
             f"nothing makes '{name}' differ from the base", "give it --prompt, --document, --adapter or --model"
@@ -123,6 +143,21 @@ def add(
     added = swarm.add(name, spec, adapter)
     with choose_renderer(as_json) as shown:
         shown.result(Result({"specialist": name, **added.model_dump(mode="json", exclude_defaults=True)}, folder))
+
+
+def _spec(values: dict[str, Any]) -> SpecialistSpec:
+    """A specialist of the command's options. InputError for a value that none can have."""
+    from pydantic import ValidationError
+
+    from synthe_core.errors import InputError
+    from synthe_core.swarm.spec import SpecialistSpec
+
+    try:
+        return SpecialistSpec.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        option = str(fault["loc"][0]).replace("_", "-") if fault["loc"] else "option"
+        raise InputError(f"--{option}: {fault['msg'][:1].lower()}{fault['msg'][1:]}") from None
 
 
 @app.command(

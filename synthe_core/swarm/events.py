@@ -61,6 +61,7 @@ class Answered:
     contradictions: of it with what is known, each as JSON values.
     drafts:         of every specialist that was asked.
     seconds:        from the request on.
+    degraded:       why another specialist answers than the one that should; "" if none does.
     """
 
     answer_id: str
@@ -74,6 +75,7 @@ class Answered:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_output_tokens: int
+    degraded: str = ""
 
     def json(self) -> dict[str, Any]:
         """For the extension field of a reply."""
@@ -83,6 +85,7 @@ class Answered:
             "confidence": round(self.confidence, 4),
             "drafts": [{"specialist": d.specialist, "confidence": round(d.confidence, 4)} for d in self.drafts],
             "contradictions": list(self.contradictions),
+            **({"degraded": self.degraded} if self.degraded else {}),
         }
 
 

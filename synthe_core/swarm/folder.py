@@ -17,6 +17,7 @@ from synthe_core.storage.atomic import WAIT, new_file, new_folder
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.claim import claim
 from synthe_core.storage.hub.model_id import hub_id
+from synthe_core.swarm.remote.addresses import Address
 from synthe_core.swarm.spec import SpecialistSpec, SwarmSpec, name_fault
 from synthe_core.swarm.versions import Versions
 from synthe_core.swarm.yaml_text import new_text, with_specialist, without_specialist
@@ -164,7 +165,9 @@ class SwarmFolder:
         for document in spec.documents:
             if not Path(self.resolve(document)).is_file():
                 raise InputError(f"no such document: {self.resolve(document)}")
-        if spec.model is not None and hub_id(spec.model) is None and not Path(self.resolve(spec.model)).exists():
+        if spec.url is not None:
+            Address.parse(spec.url)
+        elif spec.model is not None and hub_id(spec.model) is None and not Path(self.resolve(spec.model)).exists():
             raise InputError(f"no such model: {self.resolve(spec.model)}")
 
     def _copy_adapter(self, name: str, spec: SpecialistSpec, adapter: str) -> tuple[Path, str]:

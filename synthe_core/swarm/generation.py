@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 from synthe_core.errors import WorkError
 from synthe_core.inference.async_engine import AsyncEngine, RequestHandle
@@ -18,11 +19,16 @@ class Cancelled(WorkError):
     """Nobody waits for the answer any more."""
 
 
+class Cancellable(Protocol):
+    def cancel(self) -> None:
+        """Ends the work. For any thread."""
+
+
 class Cancellation:
     """Ends the generations of one answer, those of now and those to come. For any thread."""
 
     def __init__(self) -> None:
-        self._lock, self._running, self.cancelled = threading.Lock(), list[Generation](), False
+        self._lock, self._running, self.cancelled = threading.Lock(), list[Cancellable](), False
 
     def cancel(self) -> None:
         """From now on iterating over a generation raises Cancelled."""
@@ -31,13 +37,13 @@ class Cancellation:
         for each in running:
             each.cancel()
 
-    def watch(self, generation: Generation) -> None:
-        """Cancels the generation too, as soon as it is cancelled itself."""
+    def watch(self, work: Cancellable) -> None:
+        """Cancels the work too, as soon as it is cancelled itself."""
         with self._lock:
-            self._running.append(generation)
+            self._running.append(work)
             is_late = self.cancelled
         if is_late:
-            generation.cancel()
+            work.cancel()
 
 
 @dataclass

@@ -42,7 +42,7 @@ class SpecialistModels:
         self.adapters: dict[str, str | None] = {}
         others = _others(folder)
         self._models = {
-            name: BASE if spec.model is None else others[folder.resolve(spec.model)]
+            name: BASE if spec.model is None or spec.url is not None else others[folder.resolve(spec.model)]
             for name, spec in folder.spec.specialists.items()
         }
         for name in list(self._models):
@@ -96,6 +96,6 @@ def _others(folder: SwarmFolder) -> dict[str, str]:
     """The names of the models that are not the base, by path."""
     names: dict[str, str] = {}
     for name, spec in folder.spec.specialists.items():
-        if spec.model is not None:
+        if spec.model is not None and spec.url is None:
             names.setdefault(folder.resolve(spec.model), name)
     return names

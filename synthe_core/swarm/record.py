@@ -78,6 +78,6 @@ class Record:
 def rating_of(answer: Answer) -> Rating:
     """A rated answer as confidence learns from it."""
     values: Any = answer.signals.get(answer.by)
-    signals = None if values is None else Signals(**values)
+    signals = Signals(**values) if values else None  # an answer of another server has none
     assert answer.success is not None
     return Rating(answer.by, answer.domain, answer.success, signals, answer.confidence)

@@ -44,7 +44,13 @@ class SpecialistSpec(Spec):
         description="text files that follow the system prompt; read once, and their state kept",
     )
     adapter: str | None = Field(None, description="a LoRA adapter of the base, or of `model`")
-    model: str | None = Field(None, description="another model than the base")
+    model: str | None = Field(None, description="another model than the base; with url, its name there")
+    url: str | None = Field(
+        None, max_length=2000, description="of a server with OpenAI's protocol, such as https://api.example.org/v1"
+    )
+    key_from: str | None = Field(
+        None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$", description="the environment variable with the key of url"
+    )
     priority: float = Field(
         0.0, ge=-1, le=1, description="is added to its estimated success when specialists are compared"
     )
@@ -166,6 +172,7 @@ class LearningSpec(Spec):
         1024, ge=16, description="the most tokens of a prompt with an answer; longer pairs are left out"
     )
     held_out: float = Field(0.2, gt=0, lt=1, description="the share of prompts that is measured on and never learned")
+    versions: int = Field(10, ge=1, description="versions of an adapter that stay on the disk, for a way back")
     replay: float = Field(0.5, ge=0, le=10, description="pairs learned earlier that are read again, for each new one")
 
 
@@ -219,6 +226,18 @@ class SpawnSpec(Spec):
         return {"mode": values} if isinstance(values, str) else values
 
 
+class RemoteSpec(Spec):
+    """How specialists on other servers are called. What fails is answered here instead."""
+
+    connect_seconds: float = Field(5.0, gt=0, le=600)
+    silence_seconds: float = Field(30.0, gt=0, le=3600, description="without a piece of the answer")
+    total_seconds: float = Field(120.0, gt=0, le=3600, description="of an answer, with all tries")
+    retries: int = Field(1, ge=0, le=10, description="after 429 and 5xx, as long as nothing has come")
+    private_redirects: bool = Field(
+        False, description="whether a server may redirect to an address of a private network or of this machine"
+    )
+
+
 class SwarmSpec(Spec):
     """The whole file. Paths are relative to its folder."""
 
@@ -234,6 +253,7 @@ class SwarmSpec(Spec):
     learning: LearningSpec = LearningSpec()
     promotion: PromotionSpec = PromotionSpec()
     spawn: SpawnSpec = SpawnSpec()
+    remote: RemoteSpec = RemoteSpec()
 
     @model_validator(mode="before")
     @classmethod
@@ -251,7 +271,14 @@ class SwarmSpec(Spec):
             near = closest(fallback, ["base", *self.specialists])
             hint = f"did you mean '{near}'?" if near else f"known: {', '.join(['base', *self.specialists])}"
             raise _fault(("router", "fallback"), f"no specialist is named '{fallback}'", hint)
-        other = next((name for name, each in self.specialists.items() if each.model), None)
+        for name, each in self.specialists.items():
+            if each.url is not None and (each.adapter or each.documents):
+                raise _fault(("specialists", name), "a specialist with url has no adapter and no documents")
+            if each.url is not None and not each.model:
+                raise _fault(("specialists", name), "a specialist with url has a model, its name there")
+            if each.url is None and each.key_from is not None:
+                raise _fault(("specialists", name), "key_from goes with url")
+        other = next((name for name, each in self.specialists.items() if each.model and not each.url), None)
         if self.synthesis.type == "fuse" and other is not None:
             fault = f"fuse mixes answers of one model, and '{other}' has another"
             raise _fault(("synthesis",), fault, "take best or write")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,24 +37,31 @@ from synthe_core.swarm.prompting import Message, PromptWriter, last_request, sys
 from synthe_core.swarm.ratings_log import RatingsLog
 from synthe_core.swarm.recollection import Recollection
 from synthe_core.swarm.record import Record
+from synthe_core.swarm.remote.chat import RemoteChat, RemoteModel
 from synthe_core.swarm.request import SwarmRequest as SwarmRequest
 from synthe_core.swarm.router.decision import Decision
 from synthe_core.swarm.router.observations import Observation, Observations
 from synthe_core.swarm.router.router import Router
 from synthe_core.swarm.spec import SpecialistSpec
 from synthe_core.swarm.synthesis.best import best
-from synthe_core.swarm.synthesis.drafting import Assignment, Writing, Written, single
+from synthe_core.swarm.synthesis.drafting import Assignment, Run, Writing, Written, single
+from synthe_core.swarm.synthesis.drafting import Judge as DraftJudge
 from synthe_core.swarm.synthesis.fuse import SEPARATOR, fuse
+from synthe_core.swarm.synthesis.tutor import tutored
 from synthe_core.swarm.synthesis.write import write
 
 METHODS = ("best", "write", "fuse")
 
 
 class Swarm:
-    """A swarm on a running engine, for any number of threads. InputError for a swarm.yaml that does not fit."""
+    """A swarm on a running engine, for any number of threads. InputError for a swarm.yaml that does not fit.
+
+    learning_wanted: set by whoever wants a server to begin learning now; the server clears it.
+    """
 
     def __init__(self, folder: SwarmFolder, engine: AsyncEngine) -> None:
         self.folder, self.engine, self.spec = folder, engine, folder.spec
+        self.learning_wanted = threading.Event()
         self.running = SpecialistModels(folder, engine)
         self.models = self.running.names
         self.store = open_store(folder)
@@ -79,6 +87,9 @@ class Swarm:
         self._embed, self.write_json = embed.embed, write_json
         self.router = Router(self.spec, embed.embed, observations, self.record.pathways)
         self._writers = {name: self._writer(name, self.spec.specialists.get(name)) for name in self.models}
+        self._tutors = {
+            name: RemoteModel.of(name, each) for name, each in self.spec.specialists.items() if each.url is not None
+        }
         self._read_documents(self.models)
 
     def close(self) -> None:
@@ -129,6 +140,7 @@ class Swarm:
             answer.num_prompt_tokens,
             answer.num_cached_tokens,
             answer.num_output_tokens,
+            written.degraded,
         )
 
     def rate(
@@ -165,17 +177,20 @@ class Swarm:
         return changed
 
     def follow_specialists(self) -> list[str]:
-        """Takes up specialists on the base that were added to swarm.yaml; returns their names. Other changes of the
-        file count when the swarm is opened again."""
+        """Takes up specialists on the base or on other servers that were added to swarm.yaml; returns their names.
+        Other changes of the file count when the swarm is opened again."""
         written = SwarmFolder(self.folder.path).spec.specialists
-        added = {name: each for name, each in written.items() if name not in self.spec.specialists and not each.model}
+        new = {name: each for name, each in written.items() if name not in self.spec.specialists}
+        added = {name: each for name, each in new.items() if each.url or not each.model}
         if not added:
             return []
+        tutors = {name: RemoteModel.of(name, each) for name, each in added.items() if each.url is not None}
         spec = self.spec.model_copy(update={"specialists": {**self.spec.specialists, **added}})
         self.folder.use(spec)
         for name in added:
             self.running.add(name)
             self._writers[name] = self._writer(name, spec.specialists[name])
+        self._tutors |= tutors
         router = Router(spec, self._embed, self._observations, self.record.pathways)
         self.record.spec = self.spec = spec
         self.router = router
@@ -226,6 +241,8 @@ class Swarm:
                 renewed = [self.running.renewed(each) for each in requests]
                 return Generation(self.engine, renewed, request.cancellation, weights)
 
+        if (tutor := self._tutors.get(decision.answering[0])) is not None:
+            return (yield from self._write_tutored(request, decision, facts, tutor, run, judge))
         assignments = [Assignment(n, self._request(n, request, request.messages, facts)) for n in decision.answering]
         if len(assignments) == 1:
             return (yield from single(run, assignments[0], judge))
@@ -242,6 +259,30 @@ class Swarm:
             weights = [estimates.get(each.specialist, 0.5) for each in assignments]
             return (yield from fuse(run, assignments, judge, weights))
         raise unknown("synthesis", method, METHODS)
+
+    def _write_tutored(
+        self, request: SwarmRequest, decision: Decision, facts: str, tutor: RemoteModel, run: Run, judge: DraftJudge
+    ) -> Writing:
+        """The answer of a specialist on another server. It reads the conversation, and nothing that is known of the
+        user."""
+        name = decision.answering[0]
+        local = decision.candidates[0].name if decision.candidates else BASE
+        system = self.spec.specialists[name].prompt.strip()
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [dict(each) for each in request.messages]
+        max_tokens = request.max_tokens or self.spec.answers.max_tokens
+        temperature = request.sampling.get("temperature", self.spec.answers.temperature)
+        assignment = Assignment(local, self._request(local, request, request.messages, facts))
+        remote = RemoteChat(tutor, messages, max_tokens, temperature, self.spec.remote)
+        request.cancellation.watch(remote)
+
+        def judge_remote(chat: RemoteChat) -> Draft:
+            record = self.record.records.of(name, decision.domain).mean
+            contradictions = tuple(self.recollection.check(request.user, chat.text))
+            reason = "stop" if chat.reason == "stop" else "length"
+            return Draft(name, chat.text, reason, record, {}, contradictions=contradictions)
+
+        return (yield from tutored(run, assignment, judge, name, remote, judge_remote))
 
     def _request(self, name: str, request: SwarmRequest, messages: Sequence[Message], facts: str) -> Request:
         """A specialist's request to the engine."""
@@ -312,6 +353,10 @@ class Swarm:
                     digests,
                 )
             )
+            if (lesson := written.lesson) is not None:
+                self.feedback.teach_pair(
+                    request.user, answer_id, text, lesson.specialist, lesson.chosen, lesson.rejected
+                )
             if observation is not None:
                 self._observations.add(observation, request.user, answer_id)
             self.recollection.record(request.user, request.conversation, text, answer.text)

@@ -85,7 +85,9 @@ class Watcher:
             self._log("ratings of another process were learned")
 
     def _learn(self) -> None:
-        if self._learning.consider(self._idle_seconds()):
+        wanted = self._swarm.learning_wanted.is_set()
+        self._swarm.learning_wanted.clear()
+        if self._learning.consider(self._idle_seconds(), wanted=wanted):
             self._log("learning begins: synthe swarm status shows how far it is")
 
     def _spawn(self) -> None:

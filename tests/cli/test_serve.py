@@ -71,6 +71,26 @@ def test_keys_saved_by_editors_of_windows(tmp_path: Path, content: bytes) -> Non
     assert keys_in(tmp_path / "keys.txt") == ("k" * 32, "l" * 32)
 
 
+def test_keys_have_roles(tmp_path):
+    path = tmp_path / "keys.txt"
+    path.write_text(f"# who\n{'k' * 32}\n{'r' * 32}   reviewer\n{'a' * 32}\tadmin\n{'u' * 32} user\n")
+    path.chmod(0o600)
+    settings = settings_of(ServeOptions(api_key_file=path, host="0.0.0.0"))
+    assert (settings.keys, settings.reviewer_keys) == (("k" * 32, "r" * 32, "u" * 32), ("r" * 32,))
+    assert (settings.admin_keys, settings.keyless_role) == (("a" * 32,), "user")
+    assert settings_of(ServeOptions()).keyless_role == "admin"
+    assert settings_of(ServeOptions(host="0.0.0.0", insecure=True)).keyless_role == "user"
+    for text, word in (
+        (f"{'k' * 32} admn", "did you mean 'admin'?"),
+        (f"{'k' * 32} admin user", "more than a key and a role"),
+        (f"{'k' * 32} admin\n{'k' * 32}", "another role above"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError) as error:
+            settings_of(ServeOptions(api_key_file=path))
+        assert word in f"{error.value.message} {error.value.hint}"
+
+
 def test_the_newest_run_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="no runs"):

@@ -89,8 +89,10 @@ def _handler(api: Api, endpoint: Endpoint) -> Callable[[Request], Any]:
 
     async def answer(request: Request) -> Response:
         call = Call(request, *(request.scope.get(f"synthe.{name}", "") for name in ("client", "owner", "sees")))
+        call.role = request.scope.get("synthe.role", "user")
         SENDER.set(call.sender)
         try:
+            call.require(endpoint.role)
             body = await read_body(api, request, endpoint.body) if endpoint.body else None
             work = endpoint.handler(api, call, body)
             response = await (call.while_connected(work) if endpoint.cancellable else work)

@@ -261,6 +261,21 @@ class Feedback(Body):
     user: Text | None = Field(None, description="as in the request")
 
 
+class Review(Body):
+    state: Literal["approved", "rejected"] = Field(description="whether the pair may be learned")
+    chosen: Annotated[str, StringConstraints(min_length=1, max_length=100_000)] | None = Field(
+        None, description="in place of the better answer"
+    )
+
+
+class Rollback(Body):
+    specialist: Name = Field(description="whose adapter returns to the version before")
+
+
+class Decision(Body):
+    state: Literal["approved", "rejected"] = Field(description="whether the specialist is made")
+
+
 class AdapterLoad(Body):
     model: Name = Field(description="the base model")
     name: Annotated[str, StringConstraints(pattern=NAME)] = Field(

@@ -25,7 +25,7 @@ from synthe_core.serving.api import content as contents
 from synthe_core.serving.api.errors import HttpError, busy
 from synthe_core.serving.api.json_body import MAX_VALUES, parse_body
 from synthe_core.serving.api.metrics import Metrics
-from synthe_core.serving.api.settings import Settings
+from synthe_core.serving.api.settings import ROLES, Role, Settings
 from synthe_core.serving.api.turns import Turns
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ class Call:
 
     client:  the digest of its API key.
     owner:   whose it is, "" where all share everything. sees: whose figures it may see, "" for those of all.
+    role:    what the key may do.
     headers: what the response gets beside its own.
     """
 
@@ -163,12 +164,19 @@ class Call:
     client: str = ""
     owner: str = ""
     sees: str = ""
+    role: Role = "user"
     headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def sender(self) -> str:
         """Who shares the engine with others: the key, or without keys the address."""
         return self.client or (self.request.client.host if self.request.client is not None else "")
+
+    def require(self, role: Role) -> None:
+        """Raises 403 for a key that may not do what `role` may."""
+        if ROLES.index(self.role) < ROLES.index(role):
+            message = f"this needs an API key with the role {role}, and this one has {self.role}"
+            raise HttpError(403, message, code="insufficient_role")
 
     def note(self, text: str) -> None:
         """Adds a text to the request's log line."""

@@ -9,10 +9,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import synthe_core
-from synthe_core.serving.api import bodies, chat, completions, responses, state, swarm_state, tokens
+from synthe_core.serving.api import bodies, chat, completions, responses, state, swarm_learning, swarm_state, tokens
 from synthe_core.serving.api.body import SESSION
 from synthe_core.serving.api.context import Handler
 from synthe_core.serving.api.middleware import OPEN
+from synthe_core.serving.api.settings import Role
 
 Method = Literal["GET", "POST", "DELETE"]
 REFERENCE = "#/components/schemas/{model}"
@@ -21,7 +22,7 @@ REFERENCE = "#/components/schemas/{model}"
 @dataclass(frozen=True)
 class Endpoint:
     """body: schema of the request, None if it has none. response: schema of the response, or its content type.
-    query: names of query parameters. cancellable: a client that disconnects cancels it."""
+    query: names of query parameters. cancellable: a client that disconnects cancels it. role: of the keys that may."""
 
     method: Method
     path: str
@@ -33,6 +34,7 @@ class Endpoint:
     streams: bool = False
     cancellable: bool = False
     patterns: dict[str, str] = field(default_factory=dict)
+    role: Role = "user"
 
 
 ENDPOINTS = [
@@ -123,6 +125,68 @@ ENDPOINTS = [
     ),
     Endpoint("GET", "/api/swarm", swarm_state.swarm_status, "Get the swarm.", responses.SwarmStatus),
     Endpoint("POST", "/api/feedback", swarm_state.feedback, "Rate an answer.", responses.Rated, bodies.Feedback),
+    Endpoint(
+        "GET",
+        "/api/swarm/history",
+        swarm_learning.history,
+        "List what was learned, refused and rolled back.",
+        responses.SwarmHistory,
+        query=("specialist",),
+        role="reviewer",
+    ),
+    Endpoint(
+        "GET",
+        "/api/swarm/pairs",
+        swarm_learning.pairs,
+        "List the preference pairs.",
+        responses.SwarmPairs,
+        query=("state", "specialist", "limit"),
+        role="reviewer",
+    ),
+    Endpoint(
+        "POST",
+        "/api/swarm/pairs/{pair}",
+        swarm_learning.review,
+        "Approve or reject a pair.",
+        responses.SwarmPair,
+        bodies.Review,
+        patterns={"pair": "^[0-9]{1,18}$"},
+        role="reviewer",
+    ),
+    Endpoint(
+        "POST",
+        "/api/swarm/learn",
+        swarm_learning.learn,
+        "Start to learn from approved pairs.",
+        responses.SwarmLearning,
+        role="admin",
+    ),
+    Endpoint(
+        "POST",
+        "/api/swarm/rollback",
+        swarm_learning.rollback,
+        "Return to the version before.",
+        responses.SwarmVersion,
+        bodies.Rollback,
+        role="admin",
+    ),
+    Endpoint(
+        "GET",
+        "/api/swarm/proposals",
+        swarm_learning.proposals,
+        "List the proposed specialists.",
+        responses.SwarmProposals,
+        role="reviewer",
+    ),
+    Endpoint(
+        "POST",
+        "/api/swarm/proposals/{name}",
+        swarm_learning.decide,
+        "Make a proposed specialist, or reject it.",
+        responses.SwarmProposal,
+        bodies.Decision,
+        role="admin",
+    ),
     Endpoint("POST", "/api/adapters", state.load_adapter, "Load an adapter.", responses.Model, bodies.AdapterLoad),
     Endpoint("DELETE", "/api/adapters/{model}/{name}", state.unload_adapter, "Unload an adapter.", responses.Deleted),
 ]
@@ -184,6 +248,8 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         operation["parameters"] = parameters
     if endpoint.body:
         operation["requestBody"] = {"required": True, "content": {"application/json": _reference(endpoint.body)}}
+    if endpoint.role != "user":
+        operation["description"] = f"Needs an API key with the role {endpoint.role}."
     if not OPEN.fullmatch(endpoint.path):
         operation["security"] = [{"key": []}, {}]
     return operation

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.metrics import Metrics
 from synthe_core.serving.api.routing import METHODS
-from synthe_core.serving.api.settings import Settings
+from synthe_core.serving.api.settings import Role, Settings
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 POLICY = "default-src 'none'; frame-ancestors 'none'"
@@ -81,9 +81,10 @@ class AccessMiddleware:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app, self.settings = app, settings
-        keys = (*settings.keys, *settings.admin_keys)
+        keys = (*settings.keys, *settings.reviewer_keys, *settings.admin_keys)
         self.keys = {hashlib.sha256(key.encode()).digest(): digest_of(key) for key in keys}
-        self.admins = {digest_of(key) for key in settings.admin_keys}
+        self.roles: dict[str, Role] = {digest_of(key): "reviewer" for key in settings.reviewer_keys}
+        self.roles |= {digest_of(key): "admin" for key in settings.admin_keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -103,6 +104,7 @@ class AccessMiddleware:
 
     def _key(self, scope: Scope, header: str) -> HttpError | None:
         if not self.keys:
+            scope["synthe.role"] = self.settings.keyless_role
             return None
         scheme, _, token = header.partition(" ")
         digest = hashlib.sha256(token.strip().encode("latin-1")).digest()  # the bytes as they came
@@ -110,7 +112,8 @@ class AccessMiddleware:
         if matches and scheme.lower() == "bearer":
             scope["synthe.client"] = matches[0]
             scope["synthe.owner"] = "" if self.settings.shared else matches[0]
-            scope["synthe.sees"] = "" if matches[0] in self.admins else scope["synthe.owner"]
+            scope["synthe.role"] = role = self.roles.get(matches[0], "user")
+            scope["synthe.sees"] = "" if role == "admin" else scope["synthe.owner"]
             return None
         if OPEN.fullmatch(scope["path"]) or scope["method"] == "OPTIONS":  # which shows no more than the document
             return None

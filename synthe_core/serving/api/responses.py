@@ -263,6 +263,52 @@ class SwarmStatus(BaseModel):
     learning: dict[str, Any]
 
 
+class SwarmHistory(BaseModel):
+    object: Literal["list"]
+    data: list[dict[str, Any]] = Field(description="lines of the ledger, oldest first")
+
+
+class SwarmPair(BaseModel):
+    id: int
+    user: str
+    specialist: str
+    source: str
+    prompt: str
+    chosen: str
+    rejected: str
+    state: str
+    conflicts_with: int | None = Field(description="a pair that prefers what this one rejects")
+    created: float
+
+
+class SwarmPairs(BaseModel):
+    object: Literal["list"]
+    data: list[SwarmPair]
+
+
+class SwarmLearning(BaseModel):
+    specialists: list[str] = Field(description="those with enough approved pairs, which learn now")
+
+
+class SwarmVersion(BaseModel):
+    specialist: str
+    adapter: str | None = Field(description="the version that answers now; null: none")
+    digest: str | None
+
+
+class SwarmProposal(BaseModel):
+    name: str
+    capabilities: list[str]
+    prompt: str
+    requests: int
+    state: str
+
+
+class SwarmProposals(BaseModel):
+    object: Literal["list"]
+    data: list[SwarmProposal]
+
+
 class Deleted(BaseModel):
     id: str
     object: str

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+Role = Literal["user", "reviewer", "admin"]
+ROLES: tuple[Role, ...] = ("user", "reviewer", "admin")
+"""Each may do what those before it may."""
 
 
 def silent(line: str) -> None:
@@ -16,7 +21,9 @@ class Settings:
     """Limits are per request unless stated otherwise; times are in seconds.
 
     keys:     bearer tokens, one of which a request must send; without keys, none is required.
-    admin_keys: keys that also see the figures of all keys.
+    reviewer_keys, admin_keys: keys with more rights. Reviewers see and review the pairs that users' corrections make;
+              admins also start learning, roll adapters back, make specialists, and see the figures of all keys.
+    keyless_role: the role of everybody where no key is required.
     shared:   whether the keys share sessions, cached states, adapters and figures; otherwise each has its own.
     hosts:    accepted names of the `Host` header, None for any. The check protects a server on loopback from web pages
               whose own name resolves to 127.0.0.1 (DNS rebinding).
@@ -35,7 +42,9 @@ class Settings:
     """
 
     keys: tuple[str, ...] = ()
+    reviewer_keys: tuple[str, ...] = ()
     admin_keys: tuple[str, ...] = ()
+    keyless_role: Role = "user"
     shared: bool = False
     hosts: frozenset[str] | None = None
     origins: tuple[str, ...] = ()

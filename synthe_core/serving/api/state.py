@@ -199,5 +199,7 @@ def entries(folders: tuple[Path, ...]) -> dict[str, Path]:
 
 async def unload_adapter(api: Api, call: Call, body: None) -> Response:
     base, name = (call.request.path_params[key] for key in ("model", "name"))
+    if api.swarm is not None and not call.owner and name in api.swarm.running.adapters:
+        raise HttpError(403, f"{base}:{name} is a specialist of the swarm: synthe swarm remove")
     await api.in_thread(lambda: api.engine.unload_adapter(base, name, call.owner))
     return JSONResponse({"id": f"{base}:{name}", "object": "model", "deleted": True})

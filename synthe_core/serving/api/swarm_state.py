@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # its database needs an extra
 
 async def swarm_status(api: Api, call: Call, body: None) -> Response:
     """The specialists with their success by domain, and the pathways between them."""
-    swarm = _swarm(api)
+    swarm = swarm_of(api)
     from synthe_core.swarm.status import pathways_of, status_of
 
     def facts() -> dict[str, Any]:
@@ -37,7 +37,7 @@ async def swarm_status(api: Api, call: Call, body: None) -> Response:
 async def feedback(api: Api, call: Call, body: bodies.Feedback) -> Response:
     """Learns how good an answer was. Only who got an answer may rate it: its id is known to nobody else, and where
     there are API keys, the key must be the same."""
-    swarm, user = _swarm(api), user_of(call, body.user)
+    swarm, user = swarm_of(api), user_of(call, body.user)
     if body.correction is not None and (body.score or 0) > 0:
         raise HttpError(400, "score: an answer that is corrected is not good", param="score")
     is_rated = body.score is not None or body.correction is not None
@@ -57,7 +57,8 @@ async def feedback(api: Api, call: Call, body: bodies.Feedback) -> Response:
     return JSONResponse({"answer_id": body.answer_id, "success": await api.in_thread(record)})
 
 
-def _swarm(api: Api) -> Swarm:
+def swarm_of(api: Api) -> Swarm:
+    """The swarm that is served; raises 404 without one."""
     if api.swarm is None:
         raise HttpError(404, "no swarm is served here: start the server with --swarm TEAM", code="not_found")
     return api.swarm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -12,7 +13,7 @@ from synthe_core.errors import InputError, unknown
 from synthe_core.swarm.answers import Answer, Answers
 from synthe_core.swarm.feedback.pairs import Pair, PairLimits, Pairs, PairSource, PairState
 from synthe_core.swarm.feedback.tables import SCHEMA, ratings
-from synthe_core.swarm.store import Store
+from synthe_core.swarm.store import LimitReached, Store
 
 EXPLICIT = "rating"
 IMPLICIT = {"copied": 0.8, "continued": 0.6, "regenerated": 0.3, "stopped": 0.3}
@@ -97,6 +98,19 @@ class Feedback:
             self._write(answer, 0.0, EXPLICIT, right)
             return pair
 
+    def teach_pair(self, user: str, answer_id: str, request: str, specialist: str, chosen: str, rejected: str) -> None:
+        """Keeps a tutor's answer as the better one, for a review. Beyond the limits of pairs nothing is kept."""
+        with suppress(LimitReached, InputError):
+            self._pairs.add(
+                user,
+                request,
+                chosen,
+                rejected,
+                source=PairSource.TUTOR,
+                specialist=specialist,
+                answer=answer_id,
+            )
+
     def pairs(
         self,
         state: PairState | None = None,
@@ -107,6 +121,10 @@ class Feedback:
     ) -> list[Pair]:
         """The preference pairs, oldest first."""
         return self._pairs.entries(state, user=user, specialist=specialist, limit=limit)
+
+    def review(self, id: int, state: PairState, reviewer: str, *, chosen: str | None = None) -> Pair:
+        """Approves or rejects a pair; see `Pairs.review`."""
+        return self._pairs.review(id, state, reviewer, chosen=chosen)
 
     def rating(self, answer_id: str, user: str) -> Rating | None:
         """How a user rated an answer; None if they did not."""

@@ -32,9 +32,11 @@ class PairState(StrEnum):
 
 
 class PairSource(StrEnum):
-    """CORRECTION: a user wrote the better answer. IMPORTED: a file brought it."""
+    """CORRECTION: a user wrote the better answer. TUTOR: a specialist on another server did. IMPORTED: a file brought
+    it."""
 
     CORRECTION = "correction"
+    TUTOR = "tutor"
     IMPORTED = "imported"
 
 

@@ -43,10 +43,11 @@ class BackgroundLearning:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def consider(self, idle_seconds: float) -> bool:
-        """Starts to learn if it is time; returns whether it did."""
+    def consider(self, idle_seconds: float, *, wanted: bool = False) -> bool:
+        """Starts to learn if it is time, or somebody wants it; returns whether it did."""
         spec = self._folder.spec.learning
-        if not spec.automatic or self.is_running or idle_seconds < spec.idle_seconds or not (due := self._due()):
+        is_time = spec.automatic and idle_seconds >= spec.idle_seconds
+        if self.is_running or not (is_time or wanted) or not (due := self._due(again=wanted)):
             return False
         self._tried |= due
         self._process = subprocess.Popen(
@@ -69,11 +70,14 @@ class BackgroundLearning:
             self._process.kill()
             self._process.wait()
 
-    def _due(self) -> dict[str, tuple[int, ...]]:
-        """The specialists with enough pairs, and the pairs: the same are not tried twice."""
-        due = {}
-        for name in self._folder.spec.specialists:
-            ids = tuple(pair.id for pair in new_pairs(self._pairs, name))
-            if len(ids) >= self._folder.spec.learning.min_pairs and self._tried.get(name) != ids:
-                due[name] = ids
-        return due
+    def _due(self, again: bool) -> dict[str, tuple[int, ...]]:
+        """The specialists with enough pairs, and the pairs: the same are tried once, unless it is `again`."""
+        due = due_specialists(self._folder, self._pairs)
+        return {name: ids for name, ids in due.items() if again or self._tried.get(name) != ids}
+
+
+def due_specialists(folder: SwarmFolder, pairs: Pairs) -> dict[str, tuple[int, ...]]:
+    """The specialists with enough approved pairs, and the pairs by id."""
+    here = [name for name, spec in folder.spec.specialists.items() if spec.url is None]
+    every = {name: tuple(pair.id for pair in new_pairs(pairs, name)) for name in here}
+    return {name: ids for name, ids in every.items() if len(ids) >= folder.spec.learning.min_pairs}

@@ -67,6 +67,8 @@ class Figures:
     def faults(self, spec: PromotionSpec) -> list[str]:
         """Why it is not promoted, in words; empty where it is."""
         faults, held_out, earlier = [], self.held_out, self.earlier
+        if held_out.pairs < spec.min_held_out:
+            faults.append(f"{held_out.pairs} held-out pairs fit into learning.sequence, not {spec.min_held_out}")
         if not held_out.wins >= spec.min_wins:
             faults.append(
                 f"it is better on {held_out.wins:.0%} of {held_out.pairs} held-out pairs, not {spec.min_wins:.0%}"

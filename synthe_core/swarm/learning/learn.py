@@ -38,7 +38,9 @@ def learn(
     """
     names = list(folder.spec.specialists) if specialist is None else [specialist]
     for name in names:
-        folder.specialist(name)
+        if folder.specialist(name).url is not None and specialist is not None:
+            raise InputError(f"{name} is on another server, and learns nothing here", "name another specialist")
+    names = [name for name in names if folder.specialist(name).url is None]
     with ExitStack() as stack:
         stack.enter_context(claim(folder.path / CLAIM, LEARNING))
         store = open_store(folder)

@@ -51,6 +51,7 @@ class Promotions:
             (partial / FACTS).write_text(json.dumps(version.json(), indent=1) + "\n", encoding="utf-8")
         versions.set_current(version.adapter)
         self._record_promotion(version)
+        self._remove_old(versions)
         return version
 
     def refuse(self, plan: Plan, digest: str, figures: Mapping[str, Any], faults: Sequence[str]) -> None:
@@ -76,6 +77,9 @@ class Promotions:
         current = versions.facts(versions.current)
         if current is None:
             raise InputError(f"{name} has learned nothing that could be rolled back", "see: synthe swarm history SWARM")
+        if current.parent is not None and not (self.folder.path / current.parent).exists():
+            hint = "learning.versions says how many stay"
+            raise InputError(f"{current.parent} of {name} is no longer there", hint)
         digest = versions.digest(current.parent)
         known = versions.facts(current.parent)
         if known is not None and known.digest != digest:
@@ -103,6 +107,18 @@ class Promotions:
             elif (version := versions.facts(current)) is not None:
                 self.learned.add(version)  # if the kill was after the line of the ledger
             self._remove_unused(versions, {entry["adapter"] for entry in self.folder.ledger() if "adapter" in entry})
+
+    def _remove_old(self, versions: Versions) -> None:
+        """Removes learned versions beyond those that `learning.versions` lets stay: the current one and those that it
+        was learned from come first, then the newest others."""
+        learned = {each.adapter: each for each in versions.learned()}
+        chain, at = list[str](), versions.current
+        while at in learned and at not in chain:
+            chain.append(at)
+            at = learned[at].parent
+        order = [*chain, *(name for name in reversed(learned) if name not in chain)]
+        for name in order[self.folder.spec.learning.versions :]:
+            remove_folder(self.folder.path / name)
 
     def _record_promotion(self, version: LearnedVersion) -> None:
         counts = {"trained": len(version.trained), "held_out": len(version.held_out), "replayed": len(version.replayed)}

@@ -27,6 +27,8 @@ MAX_WORDS = 5
 class Router:
     """Decides who answers, for any thread.
 
+    Specialists on other servers are no candidates: they answer as the fallback, or if they are addressed.
+
     embed:        the base's embedding of texts. observations, pathways: where it remembers; None in a trial.
     generator:    of the exploration.
     """
@@ -50,7 +52,8 @@ class Router:
         standardizer = Standardizer(*statistics) if statistics is not None else Standardizer.of(general)
         if observations is not None and statistics is None:
             observations.save_statistics(*standardizer.state())
-        self.estimator = Estimator(profiles(spec.specialists, embed), spec.router, standardizer, general)
+        here = {name: each for name, each in spec.specialists.items() if each.url is None}
+        self.estimator = Estimator(profiles(here, embed), spec.router, standardizer, general)
         if observations is not None:
             self.estimator.refit(observations.newest(spec.router.window))
 

@@ -204,6 +204,8 @@ class Proposals:
             row = connection.execute(query).one()
             centre = np.frombuffer(row.centre, "<f4").astype(np.float64)
             requests = routed_requests(self.store, proposal.base, self.spec.max_confidence)
+            if not requests:
+                return
             alike = self._points(proposal.base, requests) @ centre >= self.spec.similarity
             ids = [each.answer for each, is_alike in zip(requests, alike, strict=True) if is_alike and each.is_weak]
             waits = pairs_table.c.state.in_([PairState.NEW, PairState.APPROVED])

@@ -20,11 +20,25 @@ Writing = Generator[SwarmEvent, None, "Written"]
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """Two answers to the request, the first better: a preference pair of the specialist whose answer is the second."""
+
+    specialist: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
 class Written:
-    """An answer: its draft, and those of every specialist that was read for it."""
+    """An answer: its draft, and those of every specialist that was read for it.
+
+    degraded: why another specialist answers than the one that should; "" if none does. lesson: what was learned.
+    """
 
     answer: Draft
     drafts: tuple[Draft, ...]
+    degraded: str = ""
+    lesson: Lesson | None = None
 
 
 @dataclass(frozen=True)

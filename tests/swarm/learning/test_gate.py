@@ -28,6 +28,7 @@ GOOD = Figures(PAIRS, PAIRS, (1.0, 1.01), (0.8, 0.8), 30)
         ({}, None),
         ({"earlier": None}, None),
         ({"held_out": replace(PAIRS, wins=0.59)}, "better on 59% of 20 held-out pairs, not 60%"),
+        ({"held_out": replace(PAIRS, pairs=4)}, "4 held-out pairs fit into learning.sequence, not 5"),
         ({"held_out": replace(PAIRS, accuracy=(0.6, 0.55))}, "right on 55%, before 60%"),
         ({"held_out": replace(PAIRS, wins=math.nan)}, "better on nan% of"),
         ({"earlier": replace(PAIRS, accuracy=(0.9, 0.86))}, None),

@@ -1,0 +1,1 @@
+"""Specialists on other servers, by OpenAI's protocol."""
