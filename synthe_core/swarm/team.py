@@ -61,7 +61,7 @@ class Swarm:
 
     def __init__(self, folder: SwarmFolder, engine: AsyncEngine) -> None:
         self.folder, self.engine, self.spec = folder, engine, folder.spec
-        self.learning_wanted = threading.Event()
+        self.learning_wanted, self._taking_up = threading.Event(), threading.Lock()
         self.running = SpecialistModels(folder, engine)
         self.models = self.running.names
         self.store = open_store(folder)
@@ -75,17 +75,12 @@ class Swarm:
         if knowledge.enabled and knowledge.extraction == "model":
             is_idle = lambda: not engine.engine.has_unfinished  # noqa: E731
             self._reader = BackgroundReader(self.recollection.knowledge, write_json, is_idle)
-        self.feedback = Feedback(
-            self.store,
-            limits=pair_limits(folder),
-            implicit=self.spec.feedback.implicit,
-            teach=self.rate,
-        )
+        limits, implicit = pair_limits(folder), self.spec.feedback.implicit
+        self.feedback = Feedback(self.store, limits=limits, implicit=implicit, teach=self.rate)
         self._ratings = RatingsLog(self.store)
-        observations = Observations(self.store, base.fingerprints.weights)
-        self._observations = observations
+        self._observations = Observations(self.store, base.fingerprints.weights)
         self._embed, self.write_json = embed.embed, write_json
-        self.router = Router(self.spec, embed.embed, observations, self.record.pathways)
+        self.router = Router(self.spec, embed.embed, self._observations, self.record.pathways)
         self._writers = {name: self._writer(name, self.spec.specialists.get(name)) for name in self.models}
         self._tutors = {
             name: RemoteModel.of(name, each) for name, each in self.spec.specialists.items() if each.url is not None
@@ -179,6 +174,10 @@ class Swarm:
     def follow_specialists(self) -> list[str]:
         """Takes up specialists on the base or on other servers that were added to swarm.yaml; returns their names.
         Other changes of the file count when the swarm is opened again."""
+        with self._taking_up:
+            return self._take_up()
+
+    def _take_up(self) -> list[str]:
         written = SwarmFolder(self.folder.path).spec.specialists
         new = {name: each for name, each in written.items() if name not in self.spec.specialists}
         added = {name: each for name, each in new.items() if each.url or not each.model}
@@ -353,9 +352,9 @@ class Swarm:
                     digests,
                 )
             )
-            if (lesson := written.lesson) is not None:
+            if (preference := written.preference) is not None:
                 self.feedback.teach_pair(
-                    request.user, answer_id, text, lesson.specialist, lesson.chosen, lesson.rejected
+                    request.user, answer_id, text, preference.specialist, preference.chosen, preference.rejected
                 )
             if observation is not None:
                 self._observations.add(observation, request.user, answer_id)

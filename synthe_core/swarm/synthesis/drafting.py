@@ -20,7 +20,7 @@ Writing = Generator[SwarmEvent, None, "Written"]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Preference:
     """Two answers to the request, the first better: a preference pair of the specialist whose answer is the second."""
 
     specialist: str
@@ -32,13 +32,13 @@ class Lesson:
 class Written:
     """An answer: its draft, and those of every specialist that was read for it.
 
-    degraded: why another specialist answers than the one that should; "" if none does. lesson: what was learned.
+    degraded: why another specialist answers than the one that should; "" if none does. preference: what was learned.
     """
 
     answer: Draft
     drafts: tuple[Draft, ...]
     degraded: str = ""
-    lesson: Lesson | None = None
+    preference: Preference | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from synthe_core.swarm.events import AnswerToken, Draft, DraftToken
 from synthe_core.swarm.generation import Cancelled
 from synthe_core.swarm.remote.chat import RemoteChat
 from synthe_core.swarm.remote.connection import RemoteError
-from synthe_core.swarm.synthesis.drafting import FAILED, Assignment, Judge, Lesson, Run, Writing, Written, check_any
+from synthe_core.swarm.synthesis.drafting import FAILED, Assignment, Judge, Preference, Run, Writing, Written, check_any
 
 WHOLE = "stop"
 """Why an answer ended that nobody cut off."""
@@ -23,7 +23,7 @@ def tutored(
 ) -> Writing:
     """Both drafts are streamed as drafts, and the answer comes whole: the remote one, or the other one where it fails.
 
-    Only a whole remote answer becomes a lesson: it is preferred to the one from here.
+    Only a whole remote answer becomes a preference: it is preferred to the one from here.
     """
     try:
         with run([assignment.request]) as generation:
@@ -47,6 +47,8 @@ def tutored(
         return Written(draft, (draft,), degraded=f"{tutor}: {failure}")
     answer = judge_remote(remote)
     yield AnswerToken(answer.text)
-    is_lesson = answer.reason == WHOLE and draft.reason not in FAILED and draft.text.split() != answer.text.split()
-    lesson = Lesson(assignment.specialist, answer.text, draft.text) if is_lesson and draft.text.strip() else None
-    return Written(answer, (answer, draft), lesson=lesson)
+    is_better = answer.reason == WHOLE and draft.reason not in FAILED and draft.text.split() != answer.text.split()
+    preference = (
+        Preference(assignment.specialist, answer.text, draft.text) if is_better and draft.text.strip() else None
+    )
+    return Written(answer, (answer, draft), preference=preference)
