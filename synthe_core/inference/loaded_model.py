@@ -132,7 +132,7 @@ class LoadedModel:
     @property
     def batch_invariant(self) -> bool:
         """Whether a sequence's numbers do not depend on the sequences beside it."""
-        if self.speculation is not None and not (self.fused_refusal is None and supports(self.fused_decoder())):
+        if self.speculation is not None and not self.has_exact_passes:
             return False  # how many tokens a pass has depends on what the others draft
         return self.context.batch_invariant and products_are_batch_invariant()
 
@@ -239,6 +239,11 @@ class LoadedModel:
         if self._refusal is None:
             self._refusal = (fused_decoder.refusal(self.model),)
         return self._refusal[0]
+
+    @property
+    def has_exact_passes(self) -> bool:
+        """Whether several tokens of a sequence can be read in one pass with the numbers of single ones, to the bit."""
+        return self.fused_refusal is None and supports(self.fused_decoder())
 
     def fused_decoder(self) -> FusedDecoder:
         """Where `fused_refusal` has no reason: what computes passes of one token a row."""

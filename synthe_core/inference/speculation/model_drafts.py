@@ -15,7 +15,7 @@ from synthe_core.adapters.lora import Adapter
 from synthe_core.errors import InputError
 from synthe_core.inference.fused_decoder import FusedDecoder
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.speculation.passes import TokensPass, is_exact, run_pass
+from synthe_core.inference.speculation.passes import TokensPass, run_pass
 from synthe_core.inference.speculation.proposer import DraftRequest
 from synthe_core.layers.adapter_batch import use_adapters
 from synthe_core.model.language_model import LanguageModel, ModelState
@@ -125,7 +125,7 @@ class EarlyExitProposer:
     def _follow_adapters(self, adapters: Many[Adapter | None]) -> None:
         """Attached adapters are those of the whole model, whose maps these are."""
         self.model.adapter_batch(adapters)
-        whole = self.model.fused_decoder() if is_exact(self.model) else None
+        whole = self.model.fused_decoder() if self.model.has_exact_passes else None
         if whole is not self._decoder:
             self._decoder, self._first = whole, self.model.with_network(self._network)
 

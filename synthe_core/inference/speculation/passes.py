@@ -12,7 +12,7 @@ from torch import Tensor
 from synthe_core import state as states
 from synthe_core.adapters.lora import Adapter
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.speculation.fused_pass import FusedPass, supports
+from synthe_core.inference.speculation.fused_pass import FusedPass
 from synthe_core.layers.adapter_batch import use_adapters
 from synthe_core.model.language_model import ModelState
 
@@ -79,16 +79,11 @@ class PlainPass:
             return self._model.forward(part, self._befores[index]).state
 
 
-def is_exact(model: LoadedModel) -> bool:
-    """Whether a pass of several tokens has the numbers of single ones, to the bit."""
-    return model.fused_refusal is None and supports(model.fused_decoder())
-
-
 def run_pass(
     model: LoadedModel, tokens: Many[Many[int]], befores: Many[ModelState], adapters: Many[Adapter | None]
 ) -> TokensPass:
     """A pass within `model.activate`, from states of one row each."""
-    if not is_exact(model):
+    if not model.has_exact_passes:
         return PlainPass(model, tokens, befores, adapters)
     each = (adapter for adapter, own in zip(adapters, tokens, strict=True) for _ in own)
     with use_adapters(model.adapter_batch(each)):

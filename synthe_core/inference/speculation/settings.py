@@ -52,7 +52,6 @@ def speculate(model: LoadedModel, settings: SpeculationSettings, load: Callable[
     do not. load: a draft model by its name. InputError for drafts that the model cannot have."""
     from synthe_core.inference.speculation.model_drafts import DraftModelProposer, EarlyExitProposer
     from synthe_core.inference.speculation.ngram import NgramProposer
-    from synthe_core.inference.speculation.passes import is_exact
     from synthe_core.inference.speculation.proposer import Speculation
 
     proposer: Proposer
@@ -63,4 +62,4 @@ def speculate(model: LoadedModel, settings: SpeculationSettings, load: Callable[
     else:
         proposer = EarlyExitProposer(model, settings.blocks)
     model.speculation = Speculation(proposer)
-    return "" if is_exact(model) else INEXACT
+    return "" if model.has_exact_passes else INEXACT

@@ -14,7 +14,6 @@ from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.outputs import Finished, TokenOutput
 from synthe_core.inference.request import Grammar
 from synthe_core.inference.sampling_params import SamplingParams
-from synthe_core.inference.speculation.passes import is_exact
 from synthe_core.inference.speculation.proposer import DraftRequest, Speculation
 from synthe_core.ops.fused_decode import unavailable
 from tests.inference.speculation.conftest import PROMPTS, clock, request_of, run, speculating, tokens
@@ -60,7 +59,7 @@ def test_logprobs_and_confidence_are_the_same_to_the_bit(fused: LoadedModel) -> 
     requests = [request_of(prompt, logprobs=2) for prompt in PROMPTS]
     expected = [run(fused, [each])[0] for each in requests]
     speculating(fused, {r.prompt_token_ids: tokens(e) for r, e in zip(requests, expected, strict=True)})
-    assert is_exact(fused) and fused.batch_invariant
+    assert fused.has_exact_passes and fused.batch_invariant
     for ours, theirs in zip(run(fused, requests), expected, strict=True):
         assert [e for e in ours if isinstance(e, TokenOutput)] == [e for e in theirs if isinstance(e, TokenOutput)]
 
