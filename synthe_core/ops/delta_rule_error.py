@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from synthe_core.ops.compilation import not_compiled
 from synthe_core.ops.delta_rule.chunked import chunked_memory
 from synthe_core.ops.delta_rule.chunked import refusal as chunk_refusal
 from synthe_core.ops.delta_rule.fla import fla as fla_rule
@@ -73,7 +72,7 @@ fla.refuses(fla_refusal)
 
 
 @delta_rule_error.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@not_compiled
+@torch.compiler.disable
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:

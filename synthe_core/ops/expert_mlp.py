@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.activations import ACTIVATIONS, Activation
-from synthe_core.ops.compilation import not_compiled
 from synthe_core.ops.dispatch import Call, op
 from synthe_core.ops.linear import grouped_mm, linear
 from synthe_core.ops.swiglu import swiglu
@@ -61,7 +60,7 @@ def expert_mlp(
 
 
 @expert_mlp.kernel("grouped", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@not_compiled
+@torch.compiler.disable
 def grouped(
     x: Tensor,
     chosen: Tensor,
@@ -94,7 +93,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
 
 
 @expert_mlp.kernel("sorted", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
-@not_compiled
+@torch.compiler.disable
 def sorted_(
     x: Tensor,
     chosen: Tensor,

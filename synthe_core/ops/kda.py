@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from synthe_core.ops.compilation import not_compiled
 from synthe_core.ops.delta_rule.fla import call_fla, to_bfloat16, use_recurrent
 from synthe_core.ops.delta_rule.fla import refusal as fla_refusal
 from synthe_core.ops.dispatch import op, require_float
@@ -63,7 +62,7 @@ fla.refuses(fla_refusal)
 
 
 @kda.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@not_compiled
+@torch.compiler.disable
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

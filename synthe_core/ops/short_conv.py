@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops import activations, native
-from synthe_core.ops.compilation import not_compiled
 from synthe_core.ops.dispatch import Call, Slower, op, require_float
 
 SOURCE = "short_conv.c"
@@ -87,7 +86,7 @@ class NativeConv(torch.autograd.Function):
 
 
 @short_conv.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@not_compiled
+@torch.compiler.disable
 def compiled(
     x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from synthe_core.inference.outputs import Finished, TokenOutput
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.inference.scheduler_config import SchedulerConfig, offline
-from synthe_core.model.language_model import LanguageModel
+from synthe_core.model.language_model import LanguageModel, ModelState
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import save, weights
 from synthe_core.storage.manifest import Manifest
@@ -151,3 +151,13 @@ def adapter_of(model: LanguageModel, rank: int, scaling: float) -> Adapter:
         a, b = (torch.randn(shape, generator=generator) * 0.3 for shape in ((rank, columns), (rows, rank)))
         maps[name] = LowRank(a, b, scaling)
     return Adapter(maps)
+
+
+def started(model: LanguageModel, lengths: tuple[int, ...] = (5, 12, 1)) -> ModelState:
+    """The state of rows of several lengths."""
+    tokens = torch.randint(50, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1))
+    return model.hidden(tokens, None, torch.tensor(lengths))[1]
+
+
+def tokens_of(step: int, rows: int) -> torch.Tensor:
+    return torch.randint(50, (rows, 1), generator=torch.Generator().manual_seed(step))

@@ -20,7 +20,7 @@ from synthe_core.ops.fused_decode import unavailable
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint, save, weights
 from synthe_core.storage.manifest import Manifest
-from tests.inference.conftest import adapter_of
+from tests.inference.conftest import adapter_of, started, tokens_of
 
 pytestmark = pytest.mark.skipif(unavailable("cpu") is not None, reason=str(unavailable("cpu")))
 
@@ -48,16 +48,6 @@ def model_of(attention: dict[str, Any], mlp: dict[str, Any] | None = None, **mor
         for parameter in model.parameters():
             parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.3)
     return model.eval().requires_grad_(False)
-
-
-def started(model: LanguageModel, lengths: tuple[int, ...] = (5, 12, 1)) -> ModelState:
-    """The state of rows of several lengths."""
-    tokens = torch.randint(50, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1))
-    return model.hidden(tokens, None, torch.tensor(lengths))[1]
-
-
-def tokens_of(step: int, rows: int) -> torch.Tensor:
-    return torch.randint(50, (rows, 1), generator=torch.Generator().manual_seed(step))
 
 
 def close(ours: Any, theirs: Any) -> None:

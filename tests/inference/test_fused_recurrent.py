@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from synthe_core.inference.fused_decoder import FusedDecoder, refusal
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.speculation.fused_pass import supports
 from synthe_core.layers.adapter_batch import use_adapters
-from synthe_core.model.language_model import LanguageModel, ModelState
+from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.spec import ModelSpec
 from synthe_core.ops.fused_decode import unavailable
 from synthe_core.storage.checkpoint import Checkpoint
-from tests.inference.conftest import adapter_of, written
+from tests.inference.conftest import adapter_of, started, tokens_of, written
 
 pytestmark = pytest.mark.skipif(unavailable("cpu") is not None, reason=str(unavailable("cpu")))
 
@@ -47,17 +46,6 @@ def model_of(block: list[dict[str, Any]]) -> LanguageModel:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model.eval().requires_grad_(False)
-
-
-def started(model: LanguageModel, lengths: Iterable[int]) -> ModelState:
-    """The state of rows of several lengths."""
-    lengths = list(lengths)
-    tokens = torch.randint(50, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1))
-    return model.hidden(tokens, None, torch.tensor(lengths))[1]
-
-
-def tokens_of(step: int, rows: int) -> torch.Tensor:
-    return torch.randint(50, (rows, 1), generator=torch.Generator().manual_seed(step))
 
 
 def close(ours: Any, theirs: Any) -> None:

@@ -150,7 +150,7 @@ def test_many_changes_under_traffic_never_mix_adapters(base, ask, paths, alone, 
     its name had when it was sent."""
     chance = random.Random(changes)
     prompts = [PROMPT, PROMPT[:50], b"a word"]
-    with AsyncEngine([LoadedModel.load(base)], max_num_seqs=8, **OPTIONS) as engine:
+    with AsyncEngine([LoadedModel.load(base)], max_num_seqs=8, max_waiting=10_000, **OPTIONS) as engine:
         current = {"a": 0, "b": 1}
         for name, version in current.items():
             engine.load_adapter("base", name, paths[version])

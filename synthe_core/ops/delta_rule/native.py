@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 from synthe_core.errors import WorkError
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops import native
-from synthe_core.ops.compilation import not_compiled
 from synthe_core.ops.delta_rule.reference import delta_rule
 from synthe_core.ops.dispatch import Call
 
@@ -163,7 +162,7 @@ def compiled_memory(
 
 
 @delta_rule.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@not_compiled
+@torch.compiler.disable
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

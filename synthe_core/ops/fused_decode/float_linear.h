@@ -14,7 +14,7 @@ static inline wide wide_fma(wide a, wide b, wide c) { return _mm512_fmadd_ps(a, 
 static inline lanes folded(wide v) {
     return plus(_mm512_castps512_ps256(v), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1)));
 }
-#define KEPT(v) __asm__("" : "+v"(v))
+#define WIDE_IN_REGISTER(v) __asm__("" : "+v"(v))
 #else
 enum { WIDTH = LANES, TILE_OUTPUTS = 3 };
 typedef lanes wide;
@@ -23,7 +23,7 @@ static inline wide wide_load(const float *x) { return eight(x); }
 static inline wide wide_rest(const float *x, int64_t count) { return rest_of(x, count); }
 static inline wide wide_fma(wide a, wide b, wide c) { return fma8(a, b, c); }
 static inline lanes folded(wide v) { return v; }
-#define KEPT(v) IN_REGISTER(v)
+#define WIDE_IN_REGISTER(v) IN_REGISTER(v)
 #endif
 
 #ifdef VECTOR
@@ -50,7 +50,7 @@ static inline void totals(const wide *v, float *y) {
         for (int r = 0; r < R; r++) row[r] = LOAD(x + r * columns + i);                                                \
         for (int c = 0; c < C; c++) {                                                                                  \
             wide v = LOAD(w + c * columns + i);                                                                        \
-            KEPT(v);                                                                                                   \
+            WIDE_IN_REGISTER(v);                                                                                       \
             for (int r = 0; r < R; r++) sum[r][c] = wide_fma(v, row[r], sum[r][c]);                                    \
         }                                                                                                              \
     }

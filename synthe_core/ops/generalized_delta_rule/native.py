@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 from synthe_core.errors import WorkError
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops import native
-from synthe_core.ops.compilation import not_compiled
 from synthe_core.ops.delta_rule.native import memory_view, packed, view
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.generalized_delta_rule.reference import generalized_delta_rule
@@ -102,7 +101,7 @@ def compiled_rule(*tensors: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 @generalized_delta_rule.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@not_compiled
+@torch.compiler.disable
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ enum { TOGETHER = 4, COLUMNS = 16, WIDE = 8 };  // queries of a tile; keys of a 
 
 static inline int64_t row_of(const entries *of, int64_t i) { return (of->places ? of->places[i] : i) * of->stride; }
 
-// tanh within 1e-7: of small numbers by its series, which has no difference of numbers alike.
+// tanh within 1e-7: of small numbers by its series, since a difference would cancel.
 static inline float bounded(float x) {
     float size = fabsf(x), square = x * x, e = exp_float(-2 * size);
     float series = size * (1 + square * (-1 / 3.0f + square * (2 / 15.0f + square * (-17 / 315.0f + square * (62 / 2835.0f)))));

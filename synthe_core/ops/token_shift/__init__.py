@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
-from synthe_core.ops.compilation import not_compiled
 from synthe_core.ops.dispatch import Call, op
 from synthe_core.ops.native import library, pointer, refusal
 
@@ -38,7 +37,7 @@ def token_shift(x: Tensor, mix: Tensor, before: Tensor) -> tuple[Tensor, ...]:
 
 
 @token_shift.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@not_compiled
+@torch.compiler.disable
 def native(x: Tensor, mix: Tensor, before: Tensor) -> tuple[Tensor, ...]:
     """C: reads x once forward, x and every gradient once back."""
     return _Native.apply(x, mix, before)

@@ -34,7 +34,8 @@ def learn(
     specialist: only this one. now: however few pairs there are. stop: once set, training saves and Interrupted is
     raised; the next call continues there.
 
-    InputError for a specialist that there is not, Busy while another process learns in this swarm.
+    InputError for a specialist that there is not, Busy while another process learns in this swarm. What fails for one
+    specialist is raised at the end.
     """
     names = list(folder.spec.specialists) if specialist is None else [specialist]
     for name in names:
@@ -48,17 +49,24 @@ def learn(
         learner = Learner(folder, store, stop or Stop())
         stack.callback(learner.state.end)
         learner.promotions.recover()
-        outcomes = []
+        outcomes, failure = list[dict[str, Any]](), None
         for name in names:
             count, enough = len(new_pairs(learner.pairs, name)), folder.spec.learning.min_pairs
             if count and (now or count >= enough):
-                for event in learner.learn(name):
-                    learner.state.show(event)
-                    yield event
-                outcomes.append(learner.outcome)
+                try:
+                    for event in learner.learn(name):
+                        learner.state.show(event)
+                        yield event
+                    outcomes.append(learner.outcome)
+                except Interrupted:
+                    raise
+                except SyntheError as error:  # the others learn all the same
+                    failure = failure or error
             elif count or specialist is not None:
                 yield Notice(f"{name} has {count} of {enough} approved pairs that are enough to learn from")
         yield Result({"outcomes": outcomes}, folder.path)
+        if failure is not None:
+            raise failure
 
 
 class Learner:

@@ -14,14 +14,21 @@ from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Metric, Notice, Result
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.claim import Busy, claim
+from synthe_core.swarm.feedback.pairs import Pairs
+from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.knowledge.personal_data import forget
 from synthe_core.swarm.learning.learn import learn, roll_back
 from synthe_core.swarm.learning.plan import plan_of
 from synthe_core.swarm.learning.rows import preference_row, prompt_of
 from synthe_core.swarm.learning.state import learning_now
+from synthe_core.swarm.opening import open_store
 from synthe_core.swarm.prompting import PromptWriter
-from tests.swarm.learning.conftest import approve, rows
-from tests.swarm.test_team import set_keys
+from synthe_core.swarm.spec import SpecialistSpec
+from synthe_core.swarm.team import open_swarm
+from tests.evaluation.models import saved as saved_model
+from tests.interop.gguf.test_exporter import attention, exported
+from tests.swarm.learning.conftest import KEYS, TEXT, approve, rows
+from tests.swarm.test_team import OPTIONS, answered, said, set_keys
 
 
 def outcomes(events: Any) -> list[dict[str, Any]]:
@@ -91,6 +98,28 @@ def test_an_adapter_that_was_brought_is_trained_further(team, opened):
     assert roll_back(team, "python")["digest"] == team.ledger()[0]["digest"]
 
 
+def test_a_quantised_base_is_learned_on_twice_and_answers_with_it(tmp_path):
+    """A GGUF file that is decoded as it is stored: what is measured and what answers is the same arithmetic."""
+    base = exported(saved_model(tmp_path / "ours", attention(), sequence=512), tmp_path / "base.gguf", quantize="q8_0")
+    folder = SwarmFolder.create(tmp_path / "team", str(base))
+    folder.add("maths", SpecialistSpec(capabilities=["arithmetic"], prompt="You count."))
+    (folder.path / "canary.txt").write_text(TEXT)
+    set_keys(folder, **KEYS | {"max_canary_increase": "9"})
+    store = open_store(folder)
+    pairs = Pairs(store)
+    for number, first in enumerate((0, 100), 1):
+        approve(pairs, rows(range(first, first + 30)))
+        (outcome,) = outcomes(learn(folder))
+        assert (outcome["event"], outcome["adapter"]) == ("promoted", f"adapters/maths/{number}"), outcome
+    store.close()
+    with open_swarm(folder, **OPTIONS) as swarm:
+        assert swarm.engine.models["base"].weights == "as_stored"
+        later = answered(swarm, said("What comes after 3?", specialist="maths"))[1].text
+        roll_back(folder, "maths")
+        assert swarm.follow_adapters() == ["maths"]
+        assert answered(swarm, said("What comes after 3?", specialist="maths"))[1].text != later
+
+
 def test_few_pairs_wait_unless_they_are_to_be_learned_now(team, opened):
     pairs, _ = opened
     approve(pairs, rows(range(8)))
@@ -129,6 +158,19 @@ def test_checked_pairs_stand_beside_those_held_out_earlier(team, opened):
     approve(pairs, rows(range(30, 60)))
     with pytest.raises(InputError, match=r"checked.jsonl:1 is no pair"):
         list(learn(team))
+
+
+def test_one_specialist_s_failure_keeps_no_other_from_learning(team, opened):
+    pairs, _ = opened
+    ids = approve(pairs, rows(range(12)), specialist="python")  # enough to begin, and too few to measure on
+    set_keys(team, min_held_out="4")
+    approve(pairs, rows(range(100, 130)))
+    events = []
+    with pytest.raises(InputError, match="python has 12 approved pairs to learn, of which 3 are held out"):
+        for event in learn(team):
+            events.append(event)
+    assert [(each["specialist"], each["event"]) for each in outcomes(events)] == [("maths", "promoted")]
+    assert states(pairs, ids) == {"approved"}
 
 
 def test_learning_that_is_stopped_goes_on_where_it_was(team, opened):
