@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Sequence as Many
 from typing import Protocol
@@ -9,6 +10,8 @@ from typing import Protocol
 import torch
 
 from synthe_core import state as states
+from synthe_core.inference.decode_pass import pass_over, pass_over_all
+from synthe_core.inference.decode_turns import DecodeTurns
 from synthe_core.inference.fairness import TokenCounters
 from synthe_core.inference.heads import Heads, next_token_heads, token_outputs
 from synthe_core.inference.loaded_model import ForwardOutput, LoadedModel
@@ -62,13 +65,15 @@ class ModelScheduler:
             self.speculative = SpeculativeDecoder(
                 model, model.speculation, batch, metrics, self._append_tokens, self.finish
             )
+        self.turns = DecodeTurns()
 
     @property
     def sequences(self) -> list[Sequence]:
         return [*self.prefilling, *self.gathering, *self.batch.sequences]
 
     def step(self) -> None:
-        """Reads a chunk of prompts, and generates one token of every sequence that has read its prompt."""
+        """Reads a chunk of prompts, and generates one token of every sequence that has read its prompt and has its
+        turn."""
         with self.model.activate():
             self.prefill()
             while self.prefilling and self.config.prefill_first:
@@ -270,24 +275,19 @@ class ModelScheduler:
             self.speculative.decode(self._decode_batch)
 
     def _decode_batch(self) -> None:
-        sequences = self.batch.sequences
-        if not sequences:
+        running = self.batch.sequences
+        if not running:
             return
-        asking = [
-            slot for slot, each in enumerate(self.batch.slots) if each is not None and each.request.return_logprob
-        ]
+        sequences, begun = running if self.speculative else self.turns.next(running), time.monotonic()
+        is_short = len(sequences) < len(running)
         try:
-            with use_adapters(self.batch.adapters):
-                output = self.model.forward(self.batch.last_token_ids, self.batch.state)
-                signals = {name: value[:, 0] for name, value in output.signals.items()}
-                heads = next_token_heads(self.model, output.hidden[:, 0], signals, asking)
+            heads = pass_over(self.model, self.batch, sequences) if is_short else pass_over_all(self.model, self.batch)
         except Exception as error:
             self._decode_alone(sequences, error)
             return
-        self.metrics.computed_tokens += len(self.batch.slots)
-        self.batch.state = output.state
-        occupied = self.batch.occupied()
-        self._append_tokens(sequences, heads if occupied is None else heads.rows(occupied))
+        self.metrics.computed_tokens += len(sequences) if is_short else len(self.batch.slots)
+        self._append_tokens(sequences, heads)
+        self.turns.record(time.monotonic() - begun, is_short)
 
     def _decode_alone(self, sequences: Many[Sequence], error: Exception) -> None:
         """One more token of each sequence by itself, after a pass over all of them has failed with `error`."""
@@ -296,13 +296,7 @@ class ModelScheduler:
             return
         for sequence in sequences:
             try:
-                tokens = torch.tensor([[sequence.last_token_id]], device=self.model.device)
-                with use_adapters(self._adapters([sequence])):
-                    output = self.model.forward(tokens, self.batch.state_of(sequence))
-                    signals = {name: value[:, 0] for name, value in output.signals.items()}
-                    asking = [0] if sequence.request.return_logprob else []
-                    heads = next_token_heads(self.model, output.hidden[:, 0], signals, asking)
-                self.batch.replace_state(sequence, output.state)
+                heads = pass_over(self.model, self.batch, [sequence])
             except Exception as own:
                 self.finish(sequence, "error", own)
             else:

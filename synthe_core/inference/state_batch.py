@@ -76,12 +76,16 @@ class StateBatch:
 
     def state_of(self, sequence: Sequence) -> Any:
         """A copy of the sequence's state, with the windows that it has alone."""
-        index = torch.tensor([self.slots.index(sequence)], device=self.model.device)
-        return self.trimmed(states.take(self.state, index), sequence.num_state_tokens)
+        return self.rows_of([sequence])
 
-    def replace_state(self, sequence: Sequence, state: Any) -> None:
-        """Gives the sequence's slot another state."""
-        self._write([self.slots.index(sequence)], state)
+    def rows_of(self, sequences: Many[Sequence]) -> Any:
+        """A copy of these sequences' states as one, with windows as long as the longest of them has."""
+        index = torch.tensor([self.slots.index(each) for each in sequences], device=self.model.device)
+        return self.trimmed(states.take(self.state, index), max(each.num_state_tokens for each in sequences))
+
+    def replace_rows(self, sequences: Many[Sequence], state: Any) -> None:
+        """Gives these sequences' slots other states, the rows of `state`."""
+        self._write([self.slots.index(each) for each in sequences], state)
 
     def remove(self, sequence: Sequence) -> None:
         """Frees the sequence's slot."""
