@@ -258,7 +258,7 @@ def test_a_disconnected_client_frees_its_sequence(client: openai.OpenAI, engine:
     stream.close()
     _idle(engine)
     with pytest.raises(openai.APITimeoutError):
-        create(client.with_options(timeout=0.3), max_tokens=600, n=4)
+        create(client.with_options(timeout=0.03), max_tokens=600, n=4)
     _idle(engine)
     assert create(client).choices[0].text
 
