@@ -39,7 +39,7 @@ def spawn(
 ) -> None:
     """Propose specialists for requests that were rated as failures, or answered with little confidence.
 
-    Requests that are alike and keep coming become a proposal: a name and capabilities from their own words, and a
+    Similar requests that keep coming become a proposal: a name and capabilities from their own words, and a
     prompt that the base writes. An approved one takes part in a running server within a second, and learns from
     corrections.
     """

@@ -55,6 +55,14 @@ static inline void store_rest(float *y, lanes v, int64_t count) {
     memcpy(y, part, (size_t)count * sizeof(float));
 }
 
+// Eight floats of which `left` are there, or more.
+static inline void put_lanes(float *y, lanes v, int64_t left) {
+    if (left >= LANES) store(y, v);
+    else store_rest(y, v, left);
+}
+
+static inline lanes get_lanes(const float *x, int64_t left) { return left >= LANES ? eight(x) : rest_of(x, left); }
+
 static inline float dot(const float *a, const float *b, int64_t n) {
     lanes sum = fill(0);
     int64_t i = 0;

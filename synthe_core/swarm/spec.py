@@ -215,10 +215,10 @@ class SpawnSpec(Spec):
     mode: Literal["propose", "auto", "off"] = Field(
         "propose", description="propose: `synthe swarm spawn --approve` makes them; auto: a server makes them itself"
     )
-    min_requests: int = Field(20, ge=3, description="failing requests that are alike, and call for a specialist")
+    min_requests: int = Field(20, ge=3, description="similar failing requests that call for a specialist")
     min_hours: float = Field(24.0, ge=0, description="between the first and the last of them, at least")
     max_confidence: float = Field(0.4, ge=0, le=1, description="unrated answers below it count as failing")
-    similarity: float = Field(0.3, gt=0, lt=1, description="cosine with the mean of those that are alike, at least")
+    similarity: float = Field(0.3, gt=0, lt=1, description="least cosine of similar requests with their mean")
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from synthe_core.errors import SyntheError
+from synthe_core.inference.validation import one_line
 from synthe_core.swarm.learning.background import BackgroundLearning
 from synthe_core.swarm.spawning.proposals import Proposals
 from synthe_core.swarm.spawning.spawn import propose
@@ -58,8 +58,8 @@ class Watcher:
             try:
                 work()
                 self._failed.pop(what, None)
-            except (SyntheError, OSError) as error:
-                said = error.message if isinstance(error, SyntheError) else str(error)
+            except Exception as error:  # whatever it is, the other work goes on
+                said = one_line(error)
                 if self._failed.get(what) != said:
                     self._log(f"swarm, {what}: {said}")
                 self._failed[what] = said

@@ -72,18 +72,22 @@ class SpeculativeDecoder:
         clock, sequences = self.speculation.clock, self.batch.sequences
         if not sequences:
             return
+        failure = ""
         if self._is_worthwhile(sequences):
             self.batch.separate()
             try:
                 self._decode_drafts(list(self.batch.apart))
                 return
-            except Exception:  # whichever sequence it is of: the batch finds out
+            except Exception as fault:  # whichever sequence it is of: the batch finds out
+                failure = one_line(fault)
                 self._turn_off()
         for sequence, error in self.batch.rejoin():
             self._finish(sequence, "error", error)
         start = clock()
         decode_batch()
         self.speculation.batch_costs.record(len(sequences), clock() - start)
+        if failure and all(each.error is None for each in sequences):  # it was of no sequence
+            self.speculation.failure = failure
 
     def _decode_drafts(self, sequences: Many[Sequence]) -> None:
         clock = self.speculation.clock

@@ -100,26 +100,21 @@ static void convolve_row(const memory_rule *own, int64_t channels, float *x, con
 static void remember(const float *q, const float *k, const float *v, float beta, float g, int overwrites, int64_t key,
                      int64_t value, const float *before, float *after, float *y) {
     for (int64_t c = 0; c < value; c += LANES) {
-        int64_t left = value - c, whole = left >= LANES;
-        lanes target = whole ? eight(v + c) : rest_of(v + c, left), read = fill(0);
+        int64_t left = value - c;
+        lanes target = get_lanes(v + c, left), read = fill(0);
         if (overwrites) {
             lanes recalled = fill(0);
-            for (int64_t i = 0; i < key; i++) {
-                const float *m = before + i * value + c;
-                recalled = fma8(whole ? eight(m) : rest_of(m, left), fill(k[i]), recalled);
-            }
+            for (int64_t i = 0; i < key; i++)
+                recalled = fma8(get_lanes(before + i * value + c, left), fill(k[i]), recalled);
             target = fma8(recalled, fill(-g), target);
         }
         for (int64_t i = 0; i < key; i++) {
-            const float *m = before + i * value + c;
-            lanes row = times(whole ? eight(m) : rest_of(m, left), fill(g));
+            lanes row = times(get_lanes(before + i * value + c, left), fill(g));
             row = fma8(target, fill(beta * k[i]), row);
-            if (whole) store(after + i * value + c, row);
-            else store_rest(after + i * value + c, row, left);
+            put_lanes(after + i * value + c, row, left);
             read = fma8(row, fill(q[i]), read);
         }
-        if (whole) store(y + c, read);
-        else store_rest(y + c, read, left);
+        put_lanes(y + c, read, left);
     }
 }
 

@@ -48,13 +48,6 @@ static __attribute__((noinline)) float exponentials(float *scores, int64_t count
     return total(sum);
 }
 
-static inline void put_lanes(float *y, lanes v, int64_t left) {
-    if (left >= LANES) store(y, v);
-    else store_rest(y, v, left);
-}
-
-static inline lanes get_lanes(const float *x, int64_t left) { return left >= LANES ? eight(x) : rest_of(x, left); }
-
 // Entries first to last of one query. scores: room for last - first numbers. Without entries y is zeros.
 static inline void attend(const entries *of, const float *q, int64_t first, int64_t last, float scale, float cap,
                           float *y, float *scores) {

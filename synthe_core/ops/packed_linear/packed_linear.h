@@ -160,9 +160,7 @@ static inline words none(void) { words w; memset(&w, 0, sizeof w); return w; }
 
 // The outputs of a group, into a row of y.
 static inline void put(float *y, int64_t outputs, int64_t group, lanes v) {
-    int64_t left = outputs - group * LANES;
-    if (left >= LANES) store(y + group * LANES, v);
-    else store_rest(y + group * LANES, v, left);
+    put_lanes(y + group * LANES, v, outputs - group * LANES);
 }
 
 // Groups first to last of all rows.

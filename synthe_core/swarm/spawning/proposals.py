@@ -120,9 +120,9 @@ class Proposals:
         clusters: list[tuple[Proposal, np.ndarray]] = []
         for number, centre in enumerate(centres):
             members = [each for each, label in zip(own, labels, strict=True) if label == number]
-            alike = points @ centre >= self.spec.similarity
+            similar = points @ centre >= self.spec.similarity
             is_known = any(float(centre @ other) >= self.spec.similarity for other in known)
-            if is_known or not self._persists(members) or weak[alike].mean() < MIN_WEAK_SHARE:
+            if is_known or not self._persists(members) or weak[similar].mean() < MIN_WEAK_SHARE:
                 continue
             inside = {each.answer for each in members}
             terms = distinctive_terms(members, [each for each in every if each.answer not in inside])
@@ -206,8 +206,10 @@ class Proposals:
             requests = routed_requests(self.store, proposal.base, self.spec.max_confidence)
             if not requests:
                 return
-            alike = self._points(proposal.base, requests) @ centre >= self.spec.similarity
-            ids = [each.answer for each, is_alike in zip(requests, alike, strict=True) if is_alike and each.is_weak]
+            similar = self._points(proposal.base, requests) @ centre >= self.spec.similarity
+            ids = [
+                each.answer for each, is_similar in zip(requests, similar, strict=True) if is_similar and each.is_weak
+            ]
             waits = pairs_table.c.state.in_([PairState.NEW, PairState.APPROVED])
             is_own = pairs_table.c.answer.in_(ids) & waits
             connection.execute(pairs_table.update().where(is_own).values(specialist=proposal.name))

@@ -147,7 +147,7 @@ def test_a_failing_proposer_costs_no_text(model: LoadedModel) -> None:
     assert proposer.texts == {}
 
 
-def test_a_failing_pass_ends_one_sequence(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_that_fails_costs_no_text_and_is_reported(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [request_of(prompt) for prompt in PROMPTS]
     expected = texts_of(model, requests)
     speculating(model, expected)
@@ -158,9 +158,10 @@ def test_a_failing_pass_ends_one_sequence(model: LoadedModel, monkeypatch: pytes
         raise RuntimeError("no memory")
 
     monkeypatch.setattr("synthe_core.inference.speculation.decoder.run_pass", fail)
-    for request, each in zip(requests, run(model, requests), strict=True):
+    engine = Engine([model], max_state_bytes=1 << 30, cache_bytes=0)
+    for request, each in zip(requests, run(model, requests, engine), strict=True):
         assert tokens(each) == expected[request.prompt_token_ids]
-    assert calls
+    assert calls == [1] and "no memory" in engine.status()["speculation"]["model"]
 
 
 def test_stopped_and_aborted_within_a_draft(model: LoadedModel) -> None:

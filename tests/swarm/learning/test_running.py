@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from synthe_core.swarm.answers import Answer
 from synthe_core.swarm.events import Answered
@@ -79,6 +80,24 @@ def test_a_version_that_cannot_be_read_leaves_the_old_one(team, opened, base, tm
         watcher.look()
         assert said_lines[1:] == [f"python answers with {team.versions('python').current} from now on"]
         assert answered(swarm, request)[1].text != first
+
+
+def test_what_fails_ends_no_other_work(team, monkeypatch):
+    """A database that is locked, for example, which is no error of ours."""
+    lines: list[str] = []
+    learning: list[float] = []
+
+    def locked() -> bool:
+        raise OperationalError("SELECT 1", {}, RuntimeError("database is locked"))
+
+    with open_swarm(team, **OPTIONS) as swarm:
+        background = BackgroundLearning(team, swarm.store, ["false"])
+        monkeypatch.setattr(swarm, "follow_ratings", locked)
+        monkeypatch.setattr(background, "consider", lambda seconds, wanted: learning.append(seconds))
+        watcher = Watcher(swarm, background, lines.append)
+        watcher.look(), watcher.look()
+    assert len(lines) == 1 and "ratings" in lines[0] and "locked" in lines[0]
+    assert len(learning) == 2
 
 
 def test_a_swarm_learns_by_itself_while_sixteen_clients_stream(team, opened):
