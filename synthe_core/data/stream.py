@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     group: rows that belong together and stay in one micro-batch, such as the chosen and the rejected answer of a pair:
     rows 0 to group - 1, and so on.
     extras: further tensors of an objective by name, a row each: [B, ...].
+    token_extras: the same, a token each: [B, T, ...].
     """
 
     inputs: Tensor
@@ -30,6 +31,7 @@ class Batch(NamedTuple):
     lengths: Tensor | None = None
     group: int = 1
     extras: Mapping[str, Tensor] = MappingProxyType({})
+    token_extras: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def tokens(self) -> int:
@@ -41,7 +43,8 @@ class Batch(NamedTuple):
         lengths = None if self.lengths is None else self.lengths[rows]
         time = self.inputs.shape[1] if lengths is None else max(1, int(lengths.max()))
         extras = {name: tensor[rows] for name, tensor in self.extras.items()}
-        return Batch(self.inputs[rows, :time], self.targets[rows, :time], lengths, self.group, extras)
+        token_extras = {name: tensor[rows, :time] for name, tensor in self.token_extras.items()}
+        return Batch(self.inputs[rows, :time], self.targets[rows, :time], lengths, self.group, extras, token_extras)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`."""
@@ -55,6 +58,7 @@ class Batch(NamedTuple):
             None if self.lengths is None else moved(self.lengths),
             self.group,
             {name: moved(tensor) for name, tensor in self.extras.items()},
+            {name: moved(tensor) for name, tensor in self.token_extras.items()},
         )
 
 

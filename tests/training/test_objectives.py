@@ -45,13 +45,21 @@ def batch_of(objective: Objective) -> Batch:
     if isinstance(objective, Document):  # what `prepare` adds
         probabilities = torch.rand(ROWS, TIME, 4, generator=generator, dtype=torch.float64)
         ids = torch.rand(ROWS, TIME, VOCAB, generator=generator).argsort(-1)[..., :4]
-        return Batch(tokens[:, :-1].contiguous(), targets, extras={LOG_P: (probabilities / 5).log(), IDS: ids})
-    if objective.reads not in ("preferences", "ratings"):
+        predictions = {LOG_P: (probabilities / 5).log(), IDS: ids}
+        return padded(tokens, targets)._replace(token_extras=predictions)
+    if objective.reads == "text":
         return Batch(tokens[:, :-1].contiguous(), targets)
-    targets[:, :3] = IGNORED  # a prompt
     group = 2 if objective.reads == "preferences" else 1
-    good = {GOOD: torch.arange(ROWS) % 2 == 0}
-    return Batch(tokens[:, :-1].contiguous(), targets, torch.full((ROWS,), TIME), group, good)
+    return padded(tokens, targets)._replace(group=group, extras={GOOD: torch.arange(ROWS) % 2 == 0})
+
+
+def padded(tokens: torch.Tensor, targets: torch.Tensor) -> Batch:
+    """Rows of a prompt and an answer, the first ones shorter, so that a pass over them is cut."""
+    lengths = TIME - ROWS + 1 + torch.arange(ROWS)
+    outside = torch.arange(TIME) >= lengths[:, None]
+    targets[:, :3] = IGNORED  # a prompt
+    targets[outside] = IGNORED
+    return Batch(tokens[:, :-1].masked_fill(outside, 0), targets, lengths)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from synthe_core.training.documents.teacher import TeacherTable, read_answers, t
 from synthe_core.training.objectives.objective import Objective, ObjectiveContext, ObjectiveSetup
 
 LOG_P, IDS = "teacher_log_p", "teacher_ids"
-"""The teacher's predictions in a batch's `extras`, [B, T, k]."""
+"""The teacher's predictions in a batch's `token_extras`, [B, T, k]."""
 
 
 class Document(Objective):
@@ -98,12 +98,12 @@ class Document(Objective):
         assert self.table is not None and batch.lengths is not None
         log_p, ids = self.table.batch(batch.inputs, batch.targets, batch.lengths)
         assert ids is not None
-        return batch._replace(extras={**batch.extras, LOG_P: log_p, IDS: ids})
+        return batch._replace(token_extras={**batch.token_extras, LOG_P: log_p, IDS: ids})
 
     def __call__(self, model: LanguageModel, batch: Batch, ctx: ObjectiveContext) -> Loss:
         hidden, _, run = model.hidden(batch.inputs, None, batch.lengths)
         where = batch.targets != IGNORED
-        log_p, ids = batch.extras[LOG_P][where][None], batch.extras[IDS][where][None]
+        log_p, ids = batch.token_extras[LOG_P][where][None], batch.token_extras[IDS][where][None]
         scored = prediction_losses(
             model, hidden[where][None], batch.targets[where][None], lambda part: Targets(log_p[:, part], ids[:, part])
         )

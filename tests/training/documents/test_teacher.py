@@ -103,8 +103,8 @@ def test_the_adapter_does_not_change_the_teacher(sensitive, material):
         change.lora_B.normal_()
     attach(model.model, adapter, trainable=True)
     _, batch = prepared(model, material, top_k=8)
-    assert torch.equal(batch.extras["teacher_log_p"], plain.log_p)
-    assert torch.equal(batch.extras["teacher_ids"], plain.ids)
+    assert torch.equal(batch.token_extras["teacher_log_p"], plain.log_p)
+    assert torch.equal(batch.token_extras["teacher_ids"], plain.ids)
     assert any("lora_A" in name for name, _ in model.model.named_parameters())  # and it is attached again
 
 
@@ -128,14 +128,14 @@ def test_the_loss_is_the_divergence_from_the_teacher(sensitive, material):
 
 def test_the_teacher_reads_once(sensitive, material):
     model = LoadedModel.load(sensitive)
-    reference = prepared(model, material)[1].extras["teacher_log_p"]
+    reference = prepared(model, material)[1].token_extras["teacher_log_p"]
     with torch.no_grad():
         model.model.head.weight.mul_(2)
-    again = prepared(model, material)[1].extras["teacher_log_p"]  # from its file
+    again = prepared(model, material)[1].token_extras["teacher_log_p"]  # from its file
     assert torch.equal(again, reference)
     (file,) = material.parent.glob("material.*.safetensors")
     file.unlink()
-    assert not torch.equal(prepared(model, material)[1].extras["teacher_log_p"], reference)
+    assert not torch.equal(prepared(model, material)[1].token_extras["teacher_log_p"], reference)
 
 
 def test_a_row_of_other_data_is_refused(sensitive, material):
