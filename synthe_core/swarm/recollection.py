@@ -78,6 +78,10 @@ def _values(contradiction: Contradiction) -> dict[str, Any]:
         "start": contradiction.start,
         "end": contradiction.end,
         "stated": contradiction.stated,
-        "fact": {"id": fact.id, "subject": fact.subject, "predicate": fact.predicate, "object": fact.object},
+        "fact": {
+            **{name: getattr(fact, name) for name in ("id", "subject", "predicate", "object", "negated")},
+            "source": fact.source.value,
+            "valid_from": fact.valid_from,
+        },
         "score": round(contradiction.score, 4),
     }

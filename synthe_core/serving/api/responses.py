@@ -139,6 +139,7 @@ class ModelFacts(BaseModel):
     chat_template: bool = Field(description="whether the model has a chat template; without one, chats are plain text")
     sampling: dict[str, float] = Field(description="defaults of its generation_config.json, by the names of the fields")
     max_tokens: int | None = Field(description="the default limit of an answer there, if it has one")
+    swarm: bool = Field(False, description="whether a swarm answers: it takes no session and gives no logprobs")
 
 
 class Model(BaseModel):

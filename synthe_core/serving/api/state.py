@@ -51,7 +51,8 @@ def _swarm_model(api: Api, name: str) -> dict[str, Any]:
     """A specialist as a model of its own, or the swarm, which has the facts of its base."""
     assert api.swarm is not None
     engine_name = BASE if name == SWARM else api.swarm.models[name]
-    return {**_model(api, engine_name, ""), "id": name, "parent": BASE}
+    values = _model(api, engine_name, "")
+    return {**values, "id": name, "parent": BASE, "synthe": {**values["synthe"], "swarm": True}}
 
 
 def _model(api: Api, name: str, owner: str) -> dict[str, Any]:

@@ -13,6 +13,9 @@ export class ApiError extends Error {
 let pendingPrompt = null;
 let promptForKey = async () => null;
 
+/** Whether requests are sent with a key. */
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+
 /** `prompt(rejected)` prompts the user for a key and returns it, or null. */
 export function onKeyRequired(prompt) { promptForKey = prompt; }
 

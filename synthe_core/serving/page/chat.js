@@ -1,7 +1,9 @@
 // The conversation: its messages, and the requests that continue it.
 
 import { ApiError, stream } from "./api.js";
+import * as attribution from "./attribution.js";
 import * as conversations from "./conversations.js";
+import { marked } from "./contradictions.js";
 import { $, announce, make } from "./dom.js";
 import { count, percent, rate } from "./format.js";
 import { inspectButton } from "./inspection.js";
@@ -30,6 +32,7 @@ function parseToken(event) {
 
 /** The path and body of the request that continues `c`, and whether it sends the earlier turns too. */
 function requestFor(c, chat, model) {
+  if (models.isSwarm(model)) return attribution.requestTo(model, c.turns.slice(0, -1), c.id);
   const past = c.turns.slice(0, -1), words = system();
   const resumes = c.read && c.read.model === model && conversations.isSaved(c.id) && (c.read.system === null || !chat || c.read.system === words) && c.read.turns < past.length;
   const newTurns = resumes ? past.slice(c.read.turns) : past;
@@ -81,6 +84,7 @@ async function answer(c) {
         usage = event.usage ?? usage;
         const choice = event.choices?.[0];
         if (!choice) continue;
+        attribution.take(turn, event.synthe, () => draftsOf(turn));
         ended = choice.finish_reason ?? ended;
         const one = parseToken(event);
         if (!one) continue;
@@ -96,7 +100,7 @@ async function answer(c) {
       ({ path, resumes, body } = requestFor(c, chat, model));
       await read();
     }
-    c.read = { turns: c.turns.length, model, system: chat ? system() : null };
+    c.read = models.isSwarm(model) ? null : { turns: c.turns.length, model, system: chat ? system() : null };
   } catch (error) {
     c.read = null; // how far the server has read cannot be known
     if (error.name === "AbortError") ended = "stopped";
@@ -127,21 +131,46 @@ function working(is) {
 
 let bodies = new Map(); // turn: the element that holds its text
 
+/** Where the drafts of an answer that several write are shown while nobody has answered yet; null if it is not on the page. */
+function draftsOf(turn) {
+  const body = bodies.get(turn);
+  if (!body || turn.text) return null;
+  let holder = body.parentElement.querySelector(".drafts");
+  if (!holder) { holder = make("div.drafts", { "aria-hidden": true }); body.after(holder); }
+  scrollToEnd();
+  return holder;
+}
+
 function append(turn, one) {
   turn.text += one.text;
   turn.tokens.push(one);
   const body = bodies.get(turn);
   if (!body) return; // another conversation is open
   body.classList.remove("waiting");
+  body.parentElement.querySelector(".drafts")?.remove();
   body.append(element(one));
   scrollToEnd();
+}
+
+function fill(body, turn) {
+  if (turn.swarm?.by) body.replaceChildren(...marked(turn.tokens?.length ? turn.tokens : [token(turn.text)], turn.swarm.contradictions));
+  else if (turn.tokens?.length) body.replaceChildren(...turn.tokens.map(element));
+  else body.textContent = turn.text;
+}
+
+/** Below a swarm's answer: who gave it, and what a user says of it. */
+function addCredit(c, turn) {
+  const body = bodies.get(turn);
+  if (!turn.swarm?.by || !body || c.mode === "text") return;
+  body.parentElement.querySelector(".drafts")?.remove();
+  body.parentElement.querySelector(".credit")?.remove();
+  body.after(attribution.credit(turn, () => conversations.save(c)));
 }
 
 function renderTurn(turn) {
   const flow = conversations.current().mode === "text";
   const body = make(flow ? "span.body" : "div.body");
-  if (turn.tokens?.length) body.append(...turn.tokens.map(element));
-  else body.textContent = turn.text;
+  fill(body, turn);
   if (turn.role === "assistant") {
     body.tabIndex = 0;
     body.setAttribute("aria-label", "Answer; arrow keys move through its tokens");
@@ -163,6 +192,7 @@ export function show(c = conversations.current()) {
     log.replaceChildren(...c.turns.map(turn => make(`article.turn.${turn.role}`, make("h3.who", turn.role === "user" ? "You" : c.model || "Answer"), renderTurn(turn))));
   }
   const last = c.turns.at(-1);
+  for (const turn of c.turns) addCredit(c, turn);
   if (last.role === "assistant") {
     if (busy() && !last.note && !last.text) bodies.get(last).classList.add("waiting");
     if (last.note || !busy()) finish(c, last);
@@ -175,6 +205,8 @@ function finish(c, turn) {
   const body = bodies.get(turn);
   if (!body) return;
   body.classList.remove("waiting");
+  if (turn.swarm?.contradictions?.length) fill(body, turn);
+  addCredit(c, turn);
   const holder = c.mode === "text" ? body.closest(".page") : body.parentElement;
   holder.querySelector(".after")?.remove();
   $("log").querySelectorAll(".after").forEach(old => old.remove());
@@ -185,7 +217,7 @@ function finish(c, turn) {
     await navigator.clipboard?.writeText(c.mode === "text" ? c.turns.map(t => t.text).join("") : turn.text).then(() => { copy.textContent = "Copied"; setTimeout(() => { copy.textContent = "Copy"; }, 1500); }, () => announce("The browser did not allow it."));
   });
   const actions = make("p.actions", turn.fault ? null : button("Regenerate", "Generate this answer again", regenerate), turn.text ? copy : null);
-  if (turn.text) actions.append(inspectButton(after, body, c.model, turn.text));
+  if (turn.text && !turn.swarm) actions.append(inspectButton(after, body, c.model, turn.text));
   after.append(make("p.note", facts(turn.note)), actions);
   holder.append(after);
   scrollToEnd();
@@ -226,7 +258,7 @@ function placeholder(c) {
   if (c.read) return make("div.empty", make("h3", c.title), make("p", "The server has the state of this conversation; its text is not in this browser. Your next message continues it."));
   return make("div.empty",
     make("h3", !name ? "Waiting for the server" : chat ? `Chat with ${name}` : `Write with ${name}`),
-    make("p", !name ? "" : chat && !models.hasChatTemplate() ? "This model has no chat template; text mode may work better." : chat ? "Only new tokens are evaluated: the model’s state holds the conversation so far." : "It continues any text you give it."),
+    make("p", !name ? "" : models.isSwarm(name) ? name === "swarm" ? "Each message goes to the specialists that are likely to answer it well." : "A specialist of the swarm." : chat && !models.hasChatTemplate() ? "This model has no chat template; text mode may work better." : chat ? "Only new tokens are evaluated: the model’s state holds the conversation so far." : "It continues any text you give it."),
     name ? make("p.first", ...first.map(suggest)) : null);
 }
 

@@ -28,5 +28,7 @@ export function ago(time) {
   if (s < 60) return "now";
   if (s < 3600) return `${Math.floor(s / 60)} min ago`;
   if (s < 86400) return `${Math.floor(s / 3600)} h ago`;
-  return new Date(time).toLocaleDateString(undefined, { day: "numeric", month: "short" });
+  return day(time);
 }
+
+export const day = time => new Date(time).toLocaleDateString(undefined, { day: "numeric", month: "short" });

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import * as chat from "./chat.js";
+import * as contradictions from "./contradictions.js";
 import * as conversations from "./conversations.js";
 import { $, make } from "./dom.js";
 import * as inspection from "./inspection.js";
@@ -109,6 +110,7 @@ models.init();
 models.onModel(explain);
 selection.init();
 inspection.init();
+contradictions.init();
 chat.init();
 conversations.init();
 models.setMode(conversations.current().mode || null);

@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { $, loadItem, make, saveItem } from "./dom.js";
 
 const listeners = [];
-let served = new Map(); // name: {adapters: [name], chat: whether it has a chat template}
+let served = new Map(); // name: {adapters: [name], chat: whether it has a chat template, swarm: whether a swarm answers}
 let mode = null; // the mode chosen by the user; null: the default of the model
 
 export const onModel = listener => listeners.push(listener);
@@ -16,8 +16,13 @@ export function chosen() {
   return served.has(base) ? base + (adapter && served.get(base).adapters.includes(adapter) ? `:${adapter}` : "") : "";
 }
 
-export const hasChatTemplate = () => served.get($("model").value)?.chat ?? false;
-export const chatting = () => (mode ?? (hasChatTemplate() ? "chat" : "text")) === "chat";
+export const isSwarm = name => served.get(name)?.swarm ?? false;
+/** The names of the swarm's specialists; none if no swarm is served. */
+export const specialists = () => [...served.keys()].filter(name => isSwarm(name) && name !== "swarm");
+export const hasSwarm = () => [...served.values()].some(model => model.swarm);
+
+export const hasChatTemplate = () => isSwarm($("model").value) || (served.get($("model").value)?.chat ?? false);
+export const chatting = () => isSwarm($("model").value) || (mode ?? (hasChatTemplate() ? "chat" : "text")) === "chat";
 
 function show(notify = true) {
   const model = served.get($("model").value);
@@ -27,6 +32,8 @@ function show(notify = true) {
   $("adapter-pick").hidden = !model?.adapters.length;
   for (const button of $("mode").children) button.setAttribute("aria-pressed", (button.dataset.mode === "chat") === chatting());
   $("system-field").hidden = !chatting();
+  $("mode").hidden = $("tint-field").hidden = isSwarm($("model").value); // a swarm chats, and says its confidence below each answer
+  $("user-field").hidden = !hasSwarm();
   if (notify) for (const listener of listeners) listener();
 }
 
@@ -47,7 +54,7 @@ export async function load() {
   const models = new Map();
   for (const entry of data) {
     const [base, adapter] = entry.id.split(":");
-    if (!models.has(base)) models.set(base, { adapters: [], chat: Boolean(entry.synthe?.chat_template) });
+    if (!models.has(base)) models.set(base, { adapters: [], chat: Boolean(entry.synthe?.chat_template), swarm: Boolean(entry.synthe?.swarm) });
     if (adapter) models.get(base).adapters.push(adapter);
   }
   served = models;

@@ -21,7 +21,8 @@ export function selectToken(element) {
   if (lines.length) { tip.replaceChildren(...lines); place(tip, selected.getClientRects()[0] ?? selected.getBoundingClientRect()); }
 }
 
-function place(tip, box) {
+/** Puts a tooltip above a box of the page, or below where there is no room. */
+export function place(tip, box) {
   const { width, height } = tip.getBoundingClientRect();
   const left = Math.max(8, Math.min(innerWidth - width - 8, box.left + box.width / 2 - width / 2));
   tip.style.left = `${left}px`;

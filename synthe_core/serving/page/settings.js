@@ -1,8 +1,9 @@
-// Sampling settings and the system prompt, saved in this browser.
+// Sampling settings, the system prompt and the name of the user, saved in this browser.
 
 import { $, loadItem, saveItem } from "./dom.js";
 
-const DEFAULTS = { system: "", temperature: 0.8, top_p: 0.95, max_tokens: 400, seed: "", tint: true };
+const DEFAULTS = { user: "", system: "", temperature: 0.8, top_p: 0.95, max_tokens: 400, seed: "", tint: true };
+const LASTING = ["user", "tint"]; // which "Reset" leaves alone
 const SLIDERS = ["temperature", "top_p"];
 const values = { ...DEFAULTS, ...loadItem("settings") };
 
@@ -15,14 +16,14 @@ function show() {
     else if (document.activeElement !== input) input.value = values[name];
   }
   for (const name of SLIDERS) $(`${name}-is`).textContent = labels[name](values[name]);
-  $("defaults").hidden = Object.keys(DEFAULTS).every(name => name === "tint" || values[name] === DEFAULTS[name]);
+  $("defaults").hidden = Object.keys(DEFAULTS).every(name => LASTING.includes(name) || values[name] === DEFAULTS[name]);
   document.body.classList.toggle("tinted", values.tint);
   $("legend").hidden = !values.tint;
 }
 
 function read(input) {
   if (input.type === "checkbox") return input.checked;
-  if (input.id === "system") return input.value;
+  if (input.id === "system" || input.id === "user") return input.value;
   if (input.id === "seed" && input.value === "") return "";
   const number = Number(input.value);
   return input.value !== "" && input.validity.valid ? number : values[input.id];
@@ -33,7 +34,7 @@ export function init() {
     $(name).addEventListener("input", () => { values[name] = read($(name)); saveItem("settings", values); show(); });
     $(name).addEventListener("blur", show); // an invalid value is replaced by the current one
   }
-  $("defaults").addEventListener("click", () => { Object.assign(values, DEFAULTS, { tint: values.tint }); saveItem("settings", values); show(); $("system").focus(); });
+  $("defaults").addEventListener("click", () => { Object.assign(values, DEFAULTS, Object.fromEntries(LASTING.map(name => [name, values[name]]))); saveItem("settings", values); show(); $("system").focus(); });
   show();
 }
 
@@ -44,3 +45,5 @@ export function sampling() {
 }
 
 export const system = () => values.system.trim();
+/** Whose facts a swarm uses and learns; "" for nobody in particular. */
+export const user = () => values.user.trim();

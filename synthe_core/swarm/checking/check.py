@@ -50,8 +50,10 @@ def check_answer(
     which its sentences are compared with.
     """
     contradictions: list[Contradiction] = []
+    read = 0
     for sentence in statements(answer):
-        start, end = _place(answer, sentence)
+        start, end = _place(answer, sentence, read)
+        read = max(read, end)
         claimed = sentence_claims(sentence, "assistant")
         hits: dict[int, tuple[Kind, str, Fact, float]] = {}
         for claim in claimed:
@@ -133,7 +135,9 @@ def _sentence_conflict(fact: Fact, sentence: str) -> tuple[Kind, str] | None:
     return None
 
 
-def _place(answer: str, sentence: str) -> tuple[int, int]:
-    """Where a sentence stands in an answer, whatever its spaces are; (0, 0) if marks within it were removed."""
-    match = re.search(r"\s+".join(re.escape(word) for word in sentence.split()), answer)
+def _place(answer: str, sentence: str, begin: int) -> tuple[int, int]:
+    """Where a sentence stands in an answer from `begin` on, whatever its spaces are; (0, 0) if marks within it were
+    removed."""
+    pattern = re.compile(r"\s+".join(re.escape(word) for word in sentence.split()))
+    match = pattern.search(answer, begin)
     return match.span() if match else (0, 0)

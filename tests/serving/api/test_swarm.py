@@ -51,6 +51,7 @@ def test_models_are_the_swarm_and_each_specialist(client):
     for name in names:
         model = responses.Model.model_validate(client.get(f"/v1/models/{name}").json())
         assert model.id == name and model.parent == (None if name == "base" else "base")
+        assert model.synthe.swarm == (not name.startswith("base"))
     assert client.get("/api/status").json()["models"] == names
 
 

@@ -158,6 +158,11 @@ def test_the_place_of_a_sentence_has_any_spaces() -> None:
     assert [answer[each.start : each.end] for each in check_answer(answer, [HOME], [])] == ["You  live  in Rome."]
 
 
+def test_a_sentence_that_comes_twice_has_two_places() -> None:
+    answer = "You live in Rome. Well. You live in Rome."
+    assert [each.start for each in check_answer(answer, [HOME], [])] == [0, 24]
+
+
 @pytest.mark.parametrize(
     ("known", "sentence"),
     [
