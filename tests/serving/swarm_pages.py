@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import tokenizers
 
 from synthe_core.data.tokenizers import FileTokenizer
 from synthe_core.swarm.folder import SwarmFolder
-from synthe_core.swarm.spawning.proposals import Proposal, Proposals
 from synthe_core.swarm.spec import SpecialistSpec
-from synthe_core.swarm.team import Swarm
-from tests.adapters.conftest import saved as saved_adapter
 from tests.evaluation.models import saved
 from tests.swarm.test_team import set_keys
 
 IMAGE = "<img src=x onerror=window.hit=1>"
 WRONG = "The capital of France is Lyon."
 WORDS = [*(f"{IMAGE} é𝄞{'!' * n} " for n in range(1, 4)), *(f"{WRONG} It has {n} bridges. " for n in range(2, 24)), "?"]
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 def sentences() -> FileTokenizer:
