@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from synthe_core.evaluation.calibration import calibration_error, reliability
+from synthe_core.swarm.credible_interval import credible_interval
 from synthe_core.swarm.spec import ConfidenceSpec
 
 STEPS = 25
@@ -66,6 +67,11 @@ class Beta(NamedTuple):
     def deviation(self) -> float:
         total = self.successes + self.failures
         return math.sqrt(self.successes * self.failures / (total * total * (total + 1)))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Between which values the rate lies with probability 0.9."""
+        return credible_interval(self.successes, self.failures)
 
 
 class Records:

@@ -10,8 +10,10 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.swarm.checking.check import Contradiction
 from synthe_core.swarm.checking.verifier import Verifier
 from synthe_core.swarm.knowledge.embedder import Embedder
+from synthe_core.swarm.knowledge.fact import Fact
 from synthe_core.swarm.knowledge.knowledge import Knowledge, KnowledgeLimits
 from synthe_core.swarm.knowledge.retrieval import block, line
+from synthe_core.swarm.knowledge.search import LIMIT, search
 from synthe_core.swarm.spec import KnowledgeSpec
 from synthe_core.swarm.store import LimitReached, Store
 
@@ -52,6 +54,14 @@ class Recollection:
             return Recalled()
         facts = self.knowledge.retrieve(user, text, self.spec.budget_tokens, self._embed)
         return Recalled(tuple(line(fact) for fact in facts), block(facts))
+
+    def find(self, user: str, text: str, *, history: bool = False, limit: int = LIMIT) -> list[Fact]:
+        """The facts of a user and of everybody that belong to a text, the best first, trusted or not; for an empty
+        text the newest. history: those too that hold no longer."""
+        facts = self.knowledge.facts
+        if not text.strip():
+            return facts.newest(user, history=history, limit=limit)
+        return search(facts, user, text, embed=self._embed, untrusted=True, history=history, limit=limit)
 
     def check(self, user: str, text: str) -> list[dict[str, Any]]:
         """Where a text contradicts what is known, as values for JSON."""

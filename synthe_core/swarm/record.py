@@ -69,9 +69,11 @@ class Record:
         signals = Signals(self.records.of(specialist, domain).mean, estimate, means["logprob"], means["confidence"])
         return self.calibration(signals), signals
 
-    def calibration_error(self) -> float | None:
-        """ECE of the confidences that rated answers had when they were given; None without any."""
-        pairs = [(each.predicted, each.success) for each in self.ratings if each.predicted is not None]
+    def calibration_error(self, specialist: str | None = None) -> float | None:
+        """ECE of the confidences that rated answers had when they were given, of a specialist's own if one is named;
+        None without any."""
+        rated = [each for each in self.ratings if specialist in (None, each.specialist)]
+        pairs = [(each.predicted, each.success) for each in rated if each.predicted is not None]
         return expected_calibration_error([p for p, _ in pairs], [s for _, s in pairs])
 
 

@@ -83,6 +83,25 @@ def history(folder: SwarmFolder, specialist: str | None = None) -> list[dict[str
     return [entry for entry in folder.ledger() if specialist in (None, entry["specialist"])]
 
 
+def versions(folder: SwarmFolder) -> list[dict[str, Any]]:
+    """Every version of the specialists' adapters that was learned and is on the disk, the first first.
+
+    current: whether it answers. parent: the one that a rollback of it returns to, None for no adapter.
+    """
+    lines = []
+    for name, each in folder.spec.specialists.items():
+        if each.url is not None:
+            continue
+        own = folder.versions(name)
+        current = own.current
+        for version in own.learned():
+            values: dict[str, Any] = {"specialist": name, "adapter": version.adapter, "parent": version.parent}
+            values |= {"digest": version.digest, "current": version.adapter == current}
+            values["pairs"] = {part: len(getattr(version, part)) for part in ("trained", "held_out", "replayed")}
+            lines.append({**values, "figures": dict(version.figures)})
+    return lines
+
+
 def pathways(folder: SwarmFolder) -> list[dict[str, Any]]:
     """Every combination of specialists that has been rated, the strongest first."""
     record = _record(folder)
@@ -103,11 +122,14 @@ def _record(folder: SwarmFolder) -> Record | None:
 
 
 def _success(record: Record | None, name: str) -> dict[str, Any]:
+    """The posterior of success, overall and by domain, each with its interval of probability 0.9, and the ECE of the
+    confidences that were given."""
     if record is None:
-        return {"success": None, "domains": {}}
+        return {"success": None, "domains": {}, "calibration_error": None}
     overall = record.records.overall(name)
     domains = {
-        domain: {"success": beta.mean, "deviation": beta.deviation, "answers": count}
+        domain: {"success": beta.mean, "deviation": beta.deviation, "interval": beta.interval, "answers": count}
         for domain, (beta, count) in record.records.domains(name).items()
     }
-    return {"success": {"mean": overall.mean, "deviation": overall.deviation}, "domains": domains}
+    success = {"mean": overall.mean, "deviation": overall.deviation, "interval": overall.interval}
+    return {"success": success, "domains": domains, "calibration_error": record.calibration_error(name)}

@@ -272,6 +272,23 @@ class Rollback(Body):
     specialist: Name = Field(description="whose adapter returns to the version before")
 
 
+class FactChange(Body):
+    """One of object, trusted and ended."""
+
+    object: Annotated[str, StringConstraints(min_length=1, max_length=1000)] | None = Field(
+        None, description="what is right instead; the old fact goes into the history"
+    )
+    trusted: Literal[True] | None = Field(None, description="let it enter prompts and checks; needs a reviewer")
+    ended: Literal[True] | None = Field(None, description="it holds no longer; it stays in the history")
+    user: Text | None = Field(None, description="whose fact, as in the request")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(each is not None for each in (self.object, self.trusted, self.ended)) != 1:
+            raise field_error("object", "give one of object, trusted and ended")
+        return self
+
+
 class Decision(Body):
     state: Literal["approved", "rejected"] = Field(description="whether the specialist is made")
 

@@ -172,9 +172,13 @@ class Call:
         """Who shares the engine with others: the key, or without keys the address."""
         return self.client or (self.request.client.host if self.request.client is not None else "")
 
+    def may(self, role: Role) -> bool:
+        """Whether the key may do what `role` may."""
+        return ROLES.index(self.role) >= ROLES.index(role)
+
     def require(self, role: Role) -> None:
         """Raises 403 for a key that may not do what `role` may."""
-        if ROLES.index(self.role) < ROLES.index(role):
+        if not self.may(role):
             message = f"this needs an API key with the role {role}, and this one has {self.role}"
             raise HttpError(403, message, code="insufficient_role")
 

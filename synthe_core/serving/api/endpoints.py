@@ -9,7 +9,17 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import synthe_core
-from synthe_core.serving.api import bodies, chat, completions, responses, state, swarm_learning, swarm_state, tokens
+from synthe_core.serving.api import (
+    bodies,
+    chat,
+    completions,
+    responses,
+    state,
+    swarm_knowledge,
+    swarm_learning,
+    swarm_state,
+    tokens,
+)
 from synthe_core.serving.api.body import SESSION
 from synthe_core.serving.api.context import Handler
 from synthe_core.serving.api.middleware import OPEN
@@ -125,6 +135,48 @@ ENDPOINTS = [
     ),
     Endpoint("GET", "/api/swarm", swarm_state.swarm_status, "Get the swarm.", responses.SwarmStatus),
     Endpoint("POST", "/api/feedback", swarm_state.feedback, "Rate an answer.", responses.Rated, bodies.Feedback),
+    Endpoint(
+        "GET",
+        "/api/swarm/facts",
+        swarm_knowledge.facts,
+        "Search what is known of a user and of everybody.",
+        responses.SwarmFacts,
+        query=("query", "user", "history", "limit"),
+        cancellable=True,
+    ),
+    Endpoint(
+        "POST",
+        "/api/swarm/facts/{fact}",
+        swarm_knowledge.change_fact,
+        "Correct, trust or end a fact.",
+        responses.SwarmFact,
+        bodies.FactChange,
+        patterns={"fact": "^[0-9]{1,18}$"},
+    ),
+    Endpoint(
+        "GET",
+        "/api/swarm/data",
+        swarm_knowledge.user_data,
+        "Get everything that is stored of a user.",
+        responses.SwarmUserData,
+        query=("user",),
+    ),
+    Endpoint(
+        "DELETE",
+        "/api/swarm/data",
+        swarm_knowledge.delete_user_data,
+        "Delete everything that is stored of a user.",
+        responses.SwarmDataDeleted,
+        query=("user",),
+    ),
+    Endpoint(
+        "GET",
+        "/api/swarm/versions",
+        swarm_learning.versions,
+        "List the learned versions of adapters.",
+        responses.SwarmVersions,
+        role="reviewer",
+    ),
     Endpoint(
         "GET",
         "/api/swarm/history",

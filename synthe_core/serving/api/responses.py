@@ -262,11 +262,65 @@ class SwarmStatus(BaseModel):
     rated: int
     calibration_error: float | None
     learning: dict[str, Any]
+    role: Literal["user", "reviewer", "admin"] = Field(description="what the API key may do")
 
 
 class SwarmHistory(BaseModel):
     object: Literal["list"]
     data: list[dict[str, Any]] = Field(description="lines of the ledger, oldest first")
+
+
+class SwarmLearnedVersion(BaseModel):
+    specialist: str
+    adapter: str
+    parent: str | None = Field(description="what a rollback returns to; null: no adapter")
+    digest: str
+    current: bool = Field(description="whether it answers")
+    pairs: dict[str, int] = Field(description="how many were trained on, held out and replayed")
+    figures: dict[str, Any] = Field(description="what the promotion gate measured")
+
+
+class SwarmVersions(BaseModel):
+    object: Literal["list"]
+    data: list[SwarmLearnedVersion]
+
+
+class SwarmFact(BaseModel):
+    """A fact, which is an edge from its subject to its object."""
+
+    id: int
+    subject: str
+    predicate: str
+    object: str
+    negated: bool
+    functional: bool = Field(description="whether another object would contradict it")
+    confidence: float
+    source: Literal["operator", "user", "statement", "model", "imported"]
+    trusted: bool = Field(description="whether it enters prompts and checks")
+    shared: bool = Field(description="whether it is everybody's, and not the user's own")
+    valid_from: float
+    valid_until: float | None = Field(description="null: it holds")
+    superseded_by: int | None = Field(description="the fact that took its place")
+    last_seen: float
+    times_seen: int
+
+
+class SwarmFacts(BaseModel):
+    object: Literal["list"]
+    data: list[SwarmFact]
+
+
+class SwarmUserData(BaseModel):
+    """Everything that is stored of a user, as `synthe swarm knowledge export` writes it."""
+
+    format: int
+    facts: list[dict[str, Any]]
+    conversations: dict[str, list[dict[str, Any]]]
+    tables: dict[str, list[dict[str, Any]]]
+
+
+class SwarmDataDeleted(BaseModel):
+    deleted: dict[str, int] = Field(description="rows of each table")
 
 
 class SwarmPair(BaseModel):

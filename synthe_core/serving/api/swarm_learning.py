@@ -24,6 +24,14 @@ async def history(api: Api, call: Call, body: None) -> Response:
     return _list(await api.in_thread(lambda: entries(swarm.folder, name)))
 
 
+async def versions(api: Api, call: Call, body: None) -> Response:
+    """The versions of adapters that were learned, with the figures of their promotion."""
+    swarm = swarm_of(api)
+    from synthe_core.swarm.status import versions as entries
+
+    return _list(await api.in_thread(lambda: entries(swarm.folder)))
+
+
 async def pairs(api: Api, call: Call, body: None) -> Response:
     """The pairs of all users, oldest first."""
     swarm, given = swarm_of(api), call.request.query_params

@@ -29,7 +29,7 @@ async def swarm_status(api: Api, call: Call, body: None) -> Response:
         for each in values["specialists"]:
             for name in ("adapter", "model", "documents"):
                 each.pop(name, None)
-        return {**values, "pathways": pathways_of(swarm.record)}
+        return {**values, "pathways": pathways_of(swarm.record), "role": call.role}
 
     return JSONResponse(await api.in_thread(facts))
 

@@ -135,6 +135,15 @@ class Facts:
             condition &= facts.c.predicate_key == key(predicate)
         return self._select(condition)
 
+    def newest(self, user: str, *, history: bool = False, limit: int) -> list[Fact]:
+        """The facts of a user and of everybody that were seen last, the newest first. history: those too that hold no
+        longer."""
+        own = facts.c.user.in_((user, ""))
+        query = facts.select().where(own if history else own & current)
+        query = query.order_by(facts.c.last_seen.desc(), facts.c.id.desc()).limit(limit)
+        with self.store.read() as connection:
+            return [fact_of(row) for row in connection.execute(query)]
+
     def count(self, user: str) -> int:
         """How many facts a user has, history included."""
         with self.store.read() as connection:

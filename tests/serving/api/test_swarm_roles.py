@@ -121,8 +121,12 @@ def test_learning_is_started_and_rolled_back_by_an_admin(client, swarm, base, tm
     Promotions(swarm.folder, LearnedPairs(swarm.store, pairs)).promote(plan, path, base, {"held_out": {}})
     swarm.follow_adapters()
     assert swarm.digest("maths") != before
+    listed = client.get("/api/swarm/versions", headers=HEADERS["reviewer"]).json()
+    (version,) = responses.SwarmVersions.model_validate(listed).data
+    assert (version.specialist, version.parent, version.current) == ("maths", None, True)
     reply = client.post("/api/swarm/rollback", json={"specialist": "maths"}, headers=HEADERS["admin"])
     assert reply.json() == {"specialist": "maths", "adapter": None, "digest": None} and swarm.digest("maths") == before
+    assert not client.get("/api/swarm/versions", headers=HEADERS["reviewer"]).json()["data"][0]["current"]
     again = client.post("/api/swarm/rollback", json={"specialist": "maths"}, headers=HEADERS["admin"])
     assert again.status_code == 400 and "nothing that could be rolled back" in again.json()["error"]["message"]
     lines = client.get("/api/swarm/history?specialist=maths", headers=HEADERS["reviewer"]).json()["data"]
