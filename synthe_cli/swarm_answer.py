@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from synthe_cli.escape import escaped, json_text, printable
 
 if TYPE_CHECKING:
-    from synthe_core.swarm.events import Answered, Routed, SwarmEvent
+    from synthe_core.swarm.events import Answered, Draft, Routed, SwarmEvent
 
 
 def show_answer(events: Iterator[SwarmEvent], *, trace: bool, as_json: bool) -> None:
@@ -50,7 +50,7 @@ def _routing(event: Routed) -> list[str]:
 def _end(event: Answered, trace: bool) -> list[str]:
     lines = []
     if trace:
-        lines += [f"draft of {each.specialist}: {each.confidence:.0%} confident" for each in event.drafts]
+        lines += [_draft(each) for each in event.drafts]
         rate = event.num_output_tokens / event.seconds if event.seconds > 0 else 0.0
         lines.append(f"{event.num_output_tokens} tokens in {event.seconds:.1f} s, {rate:.1f} a second")
     if event.degraded:
@@ -62,6 +62,12 @@ def _end(event: Answered, trace: bool) -> list[str]:
             f"{each['sentence']}"
         )
     return [*lines, f"{event.answer_id}  by {event.by}, {event.confidence:.0%} confident"]
+
+
+def _draft(draft: Draft) -> str:
+    tokens = draft.num_remembered_tokens
+    remembered = f", from its remembered state: {tokens:,} tokens were not read" if tokens else ""
+    return f"draft of {draft.specialist}: {draft.confidence:.0%} confident{remembered}"
 
 
 def _values(event: SwarmEvent) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from synthe_core.inference.sequence import Sequence as EngineSequence
 from synthe_core.inference.sequence import SequenceStatus
 from synthe_core.inference.session_store import SessionStore
 from synthe_core.inference.validation import check_tokens
+from synthe_core.model.session import Session
 
 T = TypeVar("T")
 POLL = 0.05  # seconds between two looks at the deadline, when the engine stops
@@ -206,6 +207,20 @@ class AsyncEngine:
         finally:
             for handle in handles:
                 handle.cancel()
+
+    def read(self, name: str, tokens: Sequence[int]) -> Session:
+        """The session after all of `tokens` but the last. WorkError if they cannot be read to the end; raises what
+        `submit` raises."""
+        request = Request(name, tuple(tokens), max_tokens=0)
+        if self._deadline is not None:
+            raise _stopping()
+        handle = RequestHandle(request, _detokenizer(self.registry.resolve(name).model, request))
+        sequence = self.engine.make_sequence(request, handle.process, keep_state=True)
+        self._inbox.put(sequence)
+        for output in handle:
+            if isinstance(output, Finished) and (output.reason != "length" or sequence.state is None):
+                raise WorkError(f"the text could not be read: {output.message or output.reason}")
+        return Session(sequence.state, torch.tensor([sequence.last_token_id]))
 
     def load_adapter(
         self, model_name: str, adapter_name: str, path: Path, owner: str = "", max_adapters: int | None = None

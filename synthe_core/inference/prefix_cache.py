@@ -100,13 +100,15 @@ def prefix_hashes(tokens: Sequence[int] | np.ndarray) -> np.ndarray:
 
 class PrefixCache:
     """At most `limit` bytes in memory, with tokens and Python's objects. The least recently used states are moved to
-    files in `folder`, at most `disk_limit` bytes, or dropped if there is no folder. Used by one thread.
+    files in `folder`, at most `disk_limit` bytes, or dropped if there is no folder. Pinned states are held beside the
+    limit, for the requests of every owner. Used by one thread.
     """
 
     def __init__(self, limit: int, folder: Path | None = None, disk_limit: int | None = None) -> None:
         self.limit, self.folder = limit, folder
         self.disk_limit = DISK_FACTOR * limit if disk_limit is None else disk_limit
         self.bytes = self.spilled_bytes = self.hits = self.misses = self.tokens_saved = 0
+        self._pinned: dict[str, CachedState] = {}
         self._in_memory: OrderedDict[Key, _Entry] = OrderedDict()
         self._on_disk: OrderedDict[Key, _Entry] = OrderedDict()
         self._lengths: dict[str, dict[int, int]] = {}  # fingerprint -> length -> number of states
@@ -156,8 +158,11 @@ class PrefixCache:
 
     def longest(self, fingerprint: str, tokens: Sequence[int]) -> CachedState | None:
         """The state of the longest prefix of `tokens` that a prompt of these tokens may continue from."""
-        lengths = self._lengths.get(fingerprint)
-        cached = self._lookup(fingerprint, np.asarray(tokens, dtype=TOKEN), lengths) if lengths else None
+        lengths, ids = self._lengths.get(fingerprint), np.asarray(tokens, dtype=TOKEN)
+        cached = self._lookup(fingerprint, ids, lengths) if lengths else None
+        cached = self._longest_pinned(fingerprint.partition(OF)[0], ids, cached)
+        if cached is None and not self.limit:
+            return None
         self.hits += cached is not None
         self.misses += cached is None
         self.tokens_saved += 0 if cached is None else cached.length
@@ -187,8 +192,26 @@ class PrefixCache:
             return cached
         return None
 
+    def pin(self, name: str, cached: CachedState) -> None:
+        """Holds a resumable state, which nobody may write to from now on, in place of the one of that name."""
+        cached.tokens = np.array(cached.tokens, dtype=TOKEN)
+        self._pinned[name] = cached
+
+    def unpin(self, name: str) -> None:
+        """Drops the state of that name, if there is one."""
+        self._pinned.pop(name, None)
+
+    def _longest_pinned(self, weights: str, tokens: np.ndarray, cached: CachedState | None) -> CachedState | None:
+        """The longest pinned prefix of `tokens` that is longer than `cached`, or `cached`."""
+        for each in self._pinned.values():
+            is_longer = (0 if cached is None else cached.length) < each.length < len(tokens)
+            if is_longer and each.fingerprint == weights and np.array_equal(each.tokens, tokens[: each.length]):
+                cached = each
+        return cached
+
     def drop_model(self, weights: str) -> None:
-        """Drops every state of a model, whosever it is."""
+        """Drops every state of a model, whosever it is, pinned ones too."""
+        self._pinned = {name: each for name, each in self._pinned.items() if each.fingerprint != weights}
         for key in [key for key in [*self._in_memory, *self._on_disk] if key[0].partition(OF)[0] == weights]:
             self._drop(key)
         self._templates = {key: each for key, each in self._templates.items() if key.partition(OF)[0] != weights}
@@ -199,6 +222,7 @@ class PrefixCache:
             self._writer.shutdown(wait=True, cancel_futures=True)
         for path in self.folder.glob(f"*{SUFFIX}") if self.folder is not None else ():
             path.unlink(missing_ok=True)
+        self._pinned.clear()
         self._in_memory.clear()
         self._on_disk.clear()
         self._lengths.clear()

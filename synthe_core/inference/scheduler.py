@@ -238,8 +238,6 @@ class ModelScheduler:
 
     def _load_prefix(self, sequence: Sequence) -> Heads | None:
         """What follows the prompt, where all of it is cached and something is to be generated."""
-        if not self.prefix_cache.limit:
-            return None
         cached = self.prefix_cache.longest(sequence.fingerprint, sequence.token_ids[: sequence.num_prefill_tokens])
         if cached is None or cached.length <= sequence.num_computed_tokens:
             return None

@@ -37,7 +37,8 @@ class AnswerToken:
 @dataclass(frozen=True)
 class Draft:
     """What one specialist has answered. reason: why it ended; "error" with a message. confidence: calibrated.
-    digests: of the weights that generated it, by specialist."""
+    digests: of the weights that generated it, by specialist. num_remembered_tokens: prompt tokens that were not read,
+    because its remembered state had read them."""
 
     specialist: str
     text: str
@@ -50,6 +51,12 @@ class Draft:
     message: str = ""
     contradictions: tuple[Any, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
+    num_remembered_tokens: int = 0
+
+    def json(self) -> dict[str, Any]:
+        """For the extension field of a reply."""
+        remembered = {"remembered_tokens": self.num_remembered_tokens} if self.num_remembered_tokens else {}
+        return {"specialist": self.specialist, "confidence": round(self.confidence, 4), **remembered}
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Answered:
             "answer_id": self.answer_id,
             "by": self.by,
             "confidence": round(self.confidence, 4),
-            "drafts": [{"specialist": d.specialist, "confidence": round(d.confidence, 4)} for d in self.drafts],
+            "drafts": [draft.json() for draft in self.drafts],
             "contradictions": list(self.contradictions),
             **({"degraded": self.degraded} if self.degraded else {}),
         }

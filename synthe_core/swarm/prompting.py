@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthe_core.data import chat_template as chat
+from synthe_core.data.document_text import read_document
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.swarm.spec import SpecialistSpec
@@ -14,7 +15,7 @@ from synthe_core.swarm.spec import SpecialistSpec
 Message = Mapping[str, str]
 """{"role", "content"}."""
 MAX_DOCUMENT = 4 << 20
-"""Bytes of a document."""
+"""Bytes of a document's text."""
 PLAIN_STOP = "\nUser:"
 """Where an answer ends that has no chat template."""
 
@@ -31,21 +32,26 @@ class Prompt:
 class PromptWriter:
     """Writes the prompts of one specialist.
 
-    system: what every prompt of it begins with. Its tokens are the same in all prompts, so that their state is computed
-    once: `prefix` has them.
+    system: what every prompt of it begins with. alignment: where a prompt may be cut, see `SchedulerConfig`.
+    prefix: tokens that all its prompts begin with, whatever is known of the user, up to where they may be cut; their
+            state is computed once. pending: the token that follows in all of them; None for no prefix.
     """
 
-    def __init__(self, tokenizer: Tokenizer, system: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, system: str, alignment: int = 1) -> None:
         self._tokenizer, self.system = tokenizer, system
-        self.prefix: tuple[int, ...] = ()
+        self.prefix, self.pending = tuple[int, ...](), None
         if system:
-            one, other = (self._encode([{"role": "user", "content": text}], "") for text in ("one", "2"))
-            self.prefix = one[: _common(one, other)]
+            texts = (("one", ""), ("2", ""), ("2", "What is known"))
+            first, *others = (self._encode([{"role": "user", "content": said}], known) for said, known in texts)
+            common = min(_common(first, other) for other in others)
+            length = max(0, common - 1) // alignment * alignment
+            if length:
+                self.prefix, self.pending = first[:length], first[length]
 
     def __call__(self, messages: Sequence[Message], facts: str = "") -> Prompt:
         """The prompt of a conversation, whose last message is the user's. facts: what is known, in words."""
         token_ids = self._encode(messages, facts)
-        shared = _common(token_ids, self.prefix)
+        shared = len(self.prefix) if token_ids[: len(self.prefix)] == self.prefix else 0
         return Prompt(token_ids, self._stop, shared if shared < len(token_ids) else 0)
 
     @property
@@ -66,16 +72,18 @@ class PromptWriter:
 
 
 def system_text(name: str, spec: SpecialistSpec, resolve: Mapping[str, str]) -> str:
-    """A specialist's system prompt and, after it, its documents. resolve: the path of each of them."""
+    """A specialist's system prompt and, after it, its documents: text, Markdown, HTML, PDF or Word. resolve: the path
+    of each of them."""
     parts = [spec.prompt.strip()]
     for document in spec.documents:
         path = Path(resolve[document])
         try:
-            if path.stat().st_size > MAX_DOCUMENT:
-                raise InputError(f"{path} has more than {MAX_DOCUMENT >> 20} MiB", f"give {name} a part of it")
-            parts.append(f"{path.name}:\n{path.read_text(encoding='utf-8').strip()}")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{name} cannot read its document {path}: {error}") from None
+            text = read_document(path).text.strip()
+        except InputError as error:
+            raise InputError(f"{name} cannot read its document: {error.message}", error.hint) from None
+        if len(text.encode()) > MAX_DOCUMENT:
+            raise InputError(f"{path} has more than {MAX_DOCUMENT >> 20} MiB of text", f"give {name} a part of it")
+        parts.append(f"{path.name}:\n{text}")
     return "\n\n".join(filter(None, parts))
 
 

@@ -41,7 +41,12 @@ class SpecialistSpec(Spec):
     documents: list[str] = Field(
         [],
         max_length=32,
-        description="text files that follow the system prompt; read once, and their state kept",
+        description="text, Markdown, HTML, PDF or Word files that follow the system prompt",
+    )
+    remember: bool | None = Field(
+        None,
+        description="whether the state after its prompt and documents is kept in a file, and nothing is read again; "
+        "by default if it has documents",
     )
     adapter: str | None = Field(None, description="a LoRA adapter of the base, or of `model`")
     model: str | None = Field(None, description="another model than the base; with url, its name there")
@@ -54,6 +59,11 @@ class SpecialistSpec(Spec):
     priority: float = Field(
         0.0, ge=-1, le=1, description="is added to its estimated success when specialists are compared"
     )
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the state after its prompt and documents is kept."""
+        return self.url is None and (bool(self.documents) if self.remember is None else self.remember)
 
 
 class RouterSpec(Spec):
@@ -276,6 +286,8 @@ class SwarmSpec(Spec):
                 raise _fault(("specialists", name), "a specialist with url has no adapter and no documents")
             if each.url is not None and not each.model:
                 raise _fault(("specialists", name), "a specialist with url has a model, its name there")
+            if each.url is not None and each.remember:
+                raise _fault(("specialists", name), "a specialist with url remembers no state")
             if each.url is None and each.key_from is not None:
                 raise _fault(("specialists", name), "key_from goes with url")
         other = next((name for name, each in self.specialists.items() if each.model and not each.url), None)

@@ -27,7 +27,7 @@ from synthe_core.swarm.events import Answered, Draft, Routed, SwarmEvent
 from synthe_core.swarm.extraction.background import BackgroundReader
 from synthe_core.swarm.feedback.feedback import Feedback
 from synthe_core.swarm.folder import SwarmFolder
-from synthe_core.swarm.generation import Cancellation, Generated, Generation
+from synthe_core.swarm.generation import Generated, Generation
 from synthe_core.swarm.json_writer import JsonWriter, json_writer
 from synthe_core.swarm.knowledge.conversations import check_name
 from synthe_core.swarm.knowledge.embedder import Embedder
@@ -37,6 +37,7 @@ from synthe_core.swarm.prompting import Message, PromptWriter, last_request, sys
 from synthe_core.swarm.ratings_log import RatingsLog
 from synthe_core.swarm.recollection import Recollection
 from synthe_core.swarm.record import Record
+from synthe_core.swarm.remembered_states import RememberedStates, check_length, prefix_alignment
 from synthe_core.swarm.remote.chat import RemoteChat, RemoteModel
 from synthe_core.swarm.request import SwarmRequest as SwarmRequest
 from synthe_core.swarm.router.decision import Decision
@@ -81,11 +82,12 @@ class Swarm:
         self._observations = Observations(self.store, base.fingerprints.weights)
         self._embed, self.write_json = embed.embed, write_json
         self.router = Router(self.spec, embed.embed, self._observations, self.record.pathways)
+        self.remembered = RememberedStates(folder.path, engine, self.models)
         self._writers = {name: self._writer(name, self.spec.specialists.get(name)) for name in self.models}
         self._tutors = {
             name: RemoteModel.of(name, each) for name, each in self.spec.specialists.items() if each.url is not None
         }
-        self._read_documents(self.models)
+        self._follow_states(self.models)
 
     def close(self) -> None:
         """Ends the background work and closes the database. The engine is its owner's."""
@@ -165,8 +167,7 @@ class Swarm:
                     changed.append(name)
             except SyntheError as error:
                 failure = error
-        if changed:
-            self._read_documents(changed)
+        self._follow_states(self.spec.specialists)
         if failure is not None:
             raise failure
         return changed
@@ -184,17 +185,18 @@ class Swarm:
         if not added:
             return []
         tutors = {name: RemoteModel.of(name, each) for name, each in added.items() if each.url is not None}
+        writers = {name: self._writer(name, each) for name, each in added.items()}
         spec = self.spec.model_copy(update={"specialists": {**self.spec.specialists, **added}})
         self.folder.use(spec)
         for name in added:
             self.running.add(name)
-            self._writers[name] = self._writer(name, spec.specialists[name])
+        self._writers |= writers
         self._tutors |= tutors
         router = Router(spec, self._embed, self._observations, self.record.pathways)
         self.record.spec = self.spec = spec
         self.router = router
         router.reload()  # what was rated meanwhile
-        self._read_documents(added)
+        self._follow_states(added)
         return list(added)
 
     def follow_ratings(self) -> bool:
@@ -319,6 +321,7 @@ class Swarm:
             end.message,
             tuple(self.recollection.check(user, generated.text)),
             dict(zip(name.split(SEPARATOR), generated.weights, strict=False)),
+            self.remembered.tokens_of(name, generated.num_cached_tokens),
         )
 
     def _record(
@@ -363,21 +366,18 @@ class Swarm:
             self._reader.notify()
 
     def _writer(self, name: str, spec: SpecialistSpec | None) -> PromptWriter:
-        system = ""
+        """What writes a specialist's prompts. InputError for documents that cannot be read, or are too long."""
+        served, system = self.served(name if name in self.models else BASE), ""
         if spec is not None:
             system = system_text(name, spec, {each: self.folder.resolve(each) for each in spec.documents})
-        return PromptWriter(self.served(name).tokenizer, system)
+        writer = PromptWriter(served.tokenizer, system, prefix_alignment(self.engine, served))
+        check_length(name, writer, served)
+        return writer
 
-    def _read_documents(self, names: Iterable[str]) -> None:
-        """Computes the states of those of the specialists that have documents, for all requests to begin from."""
-        requests = [
-            Request(self.models[name], prefix, max_tokens=0, cache_breakpoints=(len(prefix),))
-            for name in names
-            if name != BASE and self.spec.specialists[name].documents and (prefix := self._writers[name].prefix)
-        ]
-        with Generation(self.engine, requests, Cancellation()) as generation:
-            for _ in generation:
-                pass
+    def _follow_states(self, names: Iterable[str]) -> None:
+        """Brings the remembered states of these specialists to their adapters of now."""
+        spec = self.spec.specialists
+        self.remembered.follow({name: self._writers[name] for name in names if name in spec and spec[name].remembers})
 
 
 def _sampling(served: LoadedModel, given: Mapping[str, Any]) -> SamplingParams:
