@@ -26,7 +26,7 @@ class Conv(Learner[Tensor]):
 
     def __init__(self, config: Config, width: int) -> None:
         super().__init__(config, width)
-        self.weight = nn.Parameter(torch.empty(width, config.taps).uniform_(-1, 1) * config.taps**-0.5)
+        self.weight = nn.Parameter(torch.empty(width, config.taps).uniform_(-1, 1).mul_(config.taps**-0.5))
         self.out = project_out(width, width)
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> Tensor:

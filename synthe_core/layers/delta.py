@@ -124,7 +124,7 @@ class Delta(Learner[DeltaState]):
         self.register_buffer("unit", torch.full((self.key,), self.key**-0.5), persistent=False)
         if self.taps > 1:
             # Uniform, as torch's convolutions: some channels weight the present, some the tokens before.
-            self.conv = nn.Parameter(torch.empty(sum(mixed), self.taps).uniform_(-1, 1) * self.taps**-0.5)
+            self.conv = nn.Parameter(torch.empty(sum(mixed), self.taps).uniform_(-1, 1).mul_(self.taps**-0.5))
         self.conv_bias = nn.Parameter(torch.zeros(sum(mixed))) if config.conv_bias else None
         if config.decay:
             step = torch.empty(values_of).uniform_(math.log(1e-3), math.log(1e-1)).exp()

@@ -87,15 +87,15 @@ class Hyena(Learner[HyenaState]):
         self.project = project_in(width, 3 * width, bias=True)
         self.out = project_out(width, width)
         # Taps of length 1 on average keep the scale; uniform, some channels see the present, some the tokens before.
-        self.conv = nn.Parameter(torch.empty(3 * width, TAPS).uniform_(-1, 1) * (3 / TAPS) ** 0.5)
+        self.conv = nn.Parameter(torch.empty(3 * width, TAPS).uniform_(-1, 1).mul_((3 / TAPS) ** 0.5))
         sizes = [1 + 2 * self.bands, *[hidden] * config.filter_layers]
         hidden_layers = [project_in(*pair, bias=True) for pair in pairwise(sizes)]
         for layer in hidden_layers:
             nn.init.uniform_(layer.bias, -1, 1)  # sines of different phases
         self.filter_hidden = nn.ModuleList(hidden_layers)
         self.filter_frequency = nn.Parameter(torch.full((config.filter_layers, hidden), config.frequency))
-        self.filter_out = nn.Parameter(torch.randn(width, hidden) * hidden**-0.5)
-        self.D = nn.Parameter(torch.randn(width) * 0.5**0.5)
+        self.filter_out = nn.Parameter(torch.randn(width, hidden).mul_(hidden**-0.5))
+        self.D = nn.Parameter(torch.randn(width).mul_(0.5**0.5))
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> HyenaState:
         sizes = ((batch, TAPS - 1, 3 * self.width), (batch, self.config.length - 1, self.width))

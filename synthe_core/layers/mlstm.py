@@ -92,7 +92,7 @@ class MLSTM(Learner[MLSTMState]):
         self.input_bias = nn.Parameter(torch.full((heads,), config.input_bias))
         self.forget_bias = nn.Parameter(torch.linspace(first, last, heads))
         if self.taps > 1:
-            self.conv = nn.Parameter(torch.empty(keys, self.taps).uniform_(-1, 1) * self.taps**-0.5)
+            self.conv = nn.Parameter(torch.empty(keys, self.taps).uniform_(-1, 1).mul_(self.taps**-0.5))
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> MLSTMState:
         sizes = (batch, self.config.heads, self.key, self.value + 1), (batch, self.taps - 1, self.features[0])

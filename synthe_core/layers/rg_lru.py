@@ -77,9 +77,9 @@ class RGLRU(Learner[RGLRUState]):
         decay = torch.empty(channels).uniform_(*DECAYS)
         self.recurrent_param = nn.Parameter((-decay.log() / SHARPNESS).expm1().log())  # softplus gives -log a / c
         blocks = (config.heads, size, size)  # from, to
-        self.input_gate_weight = nn.Parameter(torch.randn(blocks) * size**-0.5)
+        self.input_gate_weight = nn.Parameter(torch.randn(blocks).mul_(size**-0.5))
         self.input_gate_bias = nn.Parameter(torch.zeros(config.heads, size))
-        self.recurrent_gate_weight = nn.Parameter(torch.randn(blocks) * size**-0.5)
+        self.recurrent_gate_weight = nn.Parameter(torch.randn(blocks).mul_(size**-0.5))
         self.recurrent_gate_bias = nn.Parameter(torch.zeros(config.heads, size))
 
     def init_state(self, batch: int, *, device: torch.device | str = "cpu") -> RGLRUState:

@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from synthe_core.layers.projection import Linear
 from synthe_core.layers.quantized import QuantizedEmbedding, QuantizedLinear
 from synthe_core.model.head import Head, QuantizedHead
 from synthe_core.model.language_model import Backbone
-from synthe_core.quantization.formats import MIN_NUMBERS, quantizable
+from synthe_core.quantization.formats import quantizable
 from synthe_core.quantization.matrix import QuantizedMatrix
-
-
-class _LargeOnMeta(TorchFunctionMode):
-    """Gives large undefined tensors no storage."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.empty:
-            shape = args[0] if args and not isinstance(args[0], int) else args
-            if torch.Size(shape).numel() >= MIN_NUMBERS:
-                kwargs = {**kwargs, "device": "meta"}
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def without_storage() -> Iterator[None]:
-    """Within the block the large parameters of a model that is built have no storage: each gets it when its tensor is
-    loaded. Small tensors and constants have their values."""
-    with torch.random.fork_rng(devices=[]), _LargeOnMeta():
-        yield
 
 
 def quantizable_matrices(model: Backbone) -> dict[str, Tensor]:

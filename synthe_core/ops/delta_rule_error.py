@@ -15,6 +15,7 @@ from synthe_core.ops.delta_rule.native import compiled_memory
 from synthe_core.ops.delta_rule.native import refusal as native_refusal
 from synthe_core.ops.delta_rule.reference import per_value_head
 from synthe_core.ops.dispatch import op, require_float
+from synthe_core.ops.eager import eager
 
 
 @op(batch_invariant=("cpu",))
@@ -72,7 +73,7 @@ fla.refuses(fla_refusal)
 
 
 @delta_rule_error.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@torch.compiler.disable
+@eager
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:

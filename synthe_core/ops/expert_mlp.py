@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.activations import ACTIVATIONS, Activation
 from synthe_core.ops.dispatch import Call, op
+from synthe_core.ops.eager import eager
 from synthe_core.ops.linear import grouped_mm, linear
 from synthe_core.ops.swiglu import swiglu
 
@@ -60,7 +61,7 @@ def expert_mlp(
 
 
 @expert_mlp.kernel("grouped", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@torch.compiler.disable
+@eager
 def grouped(
     x: Tensor,
     chosen: Tensor,
@@ -93,7 +94,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
 
 
 @expert_mlp.kernel("sorted", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
-@torch.compiler.disable
+@eager
 def sorted_(
     x: Tensor,
     chosen: Tensor,

@@ -11,6 +11,7 @@ from torch import Tensor
 from synthe_core.ops.delta_rule.fla import call_fla, to_bfloat16, use_recurrent
 from synthe_core.ops.delta_rule.fla import refusal as fla_refusal
 from synthe_core.ops.dispatch import op, require_float
+from synthe_core.ops.eager import eager
 from synthe_core.ops.generalized_delta_rule.chunked import chunked as chunked_rule
 from synthe_core.ops.generalized_delta_rule.chunked import refusal as chunk_refusal
 from synthe_core.ops.generalized_delta_rule.native import compiled_rule
@@ -62,7 +63,7 @@ fla.refuses(fla_refusal)
 
 
 @kda.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@torch.compiler.disable
+@eager
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

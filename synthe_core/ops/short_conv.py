@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops import activations, native
 from synthe_core.ops.dispatch import Call, Slower, op, require_float
+from synthe_core.ops.eager import eager
 
 SOURCE = "short_conv.c"
 MAX_TAPS = 16  # TAPS in short_conv.c
@@ -86,7 +87,7 @@ class NativeConv(torch.autograd.Function):
 
 
 @short_conv.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@torch.compiler.disable
+@eager
 def compiled(
     x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

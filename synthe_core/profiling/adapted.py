@@ -15,7 +15,8 @@ from synthe_core.adapters.lora_linear import attach
 from synthe_core.adapters.targets import new_adapter
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Model, build_model
-from synthe_core.model.quantized_model import quantizable_matrices, set_matrix, without_storage
+from synthe_core.model.quantized_model import quantizable_matrices, set_matrix
+from synthe_core.model.without_storage import without_storage
 from synthe_core.quantization.matrix import QuantizedMatrix
 from synthe_core.quantization.quantize import AS_STORED, quantize, vocabulary_format
 from synthe_core.recipe.schema import Recipe

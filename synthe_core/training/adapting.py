@@ -9,7 +9,7 @@ from synthe_core.adapters.targets import find_targets, new_adapter
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.published_spec import PublishedSpec
-from synthe_core.model.quantized_model import without_storage
+from synthe_core.model.without_storage import without_storage
 from synthe_core.recipe.differences import differences
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint, load_weights

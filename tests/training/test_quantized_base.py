@@ -15,7 +15,8 @@ from synthe_core.errors import InputError, Interrupted
 from synthe_core.events import Metric, Notice
 from synthe_core.model.classifier import build_model
 from synthe_core.model.published_spec import PublishedSpec
-from synthe_core.model.quantized_model import quantizable_matrices, without_storage
+from synthe_core.model.quantized_model import quantizable_matrices
+from synthe_core.model.without_storage import without_storage
 from synthe_core.quantization.matrix import QuantizedMatrix
 from synthe_core.quantization.tensor_file import open_tensors, write_quantized
 from synthe_core.recipe.schema import Recipe

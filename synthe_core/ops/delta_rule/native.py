@@ -14,6 +14,7 @@ from synthe_core.hardware.probe import Hardware
 from synthe_core.ops import native
 from synthe_core.ops.delta_rule.reference import delta_rule
 from synthe_core.ops.dispatch import Call
+from synthe_core.ops.eager import eager
 
 SOURCE = "delta_rule/delta_rule.c"
 SEGMENT = 64  # tokens between two memories saved for the backward pass: CHUNK * SEGMENT in delta_rule.c
@@ -162,7 +163,7 @@ def compiled_memory(
 
 
 @delta_rule.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@torch.compiler.disable
+@eager
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

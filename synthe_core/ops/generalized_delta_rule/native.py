@@ -14,6 +14,7 @@ from synthe_core.hardware.probe import Hardware
 from synthe_core.ops import native
 from synthe_core.ops.delta_rule.native import memory_view, packed, view
 from synthe_core.ops.dispatch import Call
+from synthe_core.ops.eager import eager
 from synthe_core.ops.generalized_delta_rule.reference import generalized_delta_rule
 
 SOURCE = "generalized_delta_rule/generalized_delta_rule.c"
@@ -101,7 +102,7 @@ def compiled_rule(*tensors: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 @generalized_delta_rule.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@torch.compiler.disable
+@eager
 def compiled(
     q: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, log_decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from synthe_core.errors import WorkError
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call
+from synthe_core.ops.eager import eager
 from synthe_core.ops.native import function, pointer, refusal
 from synthe_core.ops.selective_scan.reference import check, selective_scan
 
@@ -20,7 +21,7 @@ BLOCK, CHUNK = 64, 16  # as in the C file: channels a task, tokens between two s
 
 
 @selective_scan.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@torch.compiler.disable
+@eager
 def native(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:

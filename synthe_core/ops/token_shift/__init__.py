@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, op
+from synthe_core.ops.eager import eager
 from synthe_core.ops.native import library, pointer, refusal
 
 SOURCE = "token_shift/token_shift.c"
@@ -37,7 +38,7 @@ def token_shift(x: Tensor, mix: Tensor, before: Tensor) -> tuple[Tensor, ...]:
 
 
 @token_shift.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))
-@torch.compiler.disable
+@eager
 def native(x: Tensor, mix: Tensor, before: Tensor) -> tuple[Tensor, ...]:
     """C: reads x once forward, x and every gradient once back."""
     return _Native.apply(x, mix, before)

@@ -20,9 +20,9 @@ from synthe_core.errors import InputError
 from synthe_core.model.classifier import Classifier, Model, build_model
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.published_spec import PublishedSpec, text_config
-from synthe_core.model.quantized_model import without_storage
 from synthe_core.model.session import Session, set_weights_digest
 from synthe_core.model.skip_init import skip_init
+from synthe_core.model.without_storage import shapes_only, without_storage
 from synthe_core.recipe.schema import Recipe
 from synthe_core.registry import Table
 from synthe_core.storage import adapter_files
@@ -292,7 +292,8 @@ class Checkpoint:
         if learners > len(stored) or (width and width[0] != spec.width):
             raise InputError(f"{self.path} holds no weights of the model in its recipe.yaml", "they are of two models")
         try:
-            model: Any = self.recipe.meta_model(self.vocab)
+            with shapes_only():
+                model: Any = build_model(spec, self.vocab)
             own = weights(model)
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             raise InputError(

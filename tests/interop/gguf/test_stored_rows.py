@@ -10,7 +10,8 @@ import torch
 from synthe_core.interop.stored_rows import Stored, StoredRows, stored_matrix
 from synthe_core.model.classifier import build_model
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.model.quantized_model import quantizable_matrices, without_storage
+from synthe_core.model.quantized_model import quantizable_matrices
+from synthe_core.model.without_storage import without_storage
 from synthe_core.quantization.ggml import BLOCK_FORMATS
 from synthe_core.quantization.ggml_quantize import quantize
 from synthe_core.quantization.matrix import BlockMatrix, StackedMatrix
