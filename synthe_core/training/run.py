@@ -59,9 +59,6 @@ IMMUTABLE_KEYS = (
 )
 """What a resumed run cannot change: its state would not fit."""
 PROBE_VOCAB = 257
-ADAPTER_LR = 1e-4
-"""The peak learning rate of a new adapter of a published model, unless the recipe sets one. Adapters take a higher one
-than all weights do (Biderman et al. 2024, LoRA Learns Less and Forgets Less)."""
 TRAINING = "training in"  # in the message to other processes
 
 
@@ -162,7 +159,7 @@ def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if any(each.startswith("data.sources") for each in overrides):
         tokens.append("data.stream=false")
     own = checkpoint if "recipe.yaml" in checkpoint.manifest.files else model
-    tokens += _adapter_rate(checkpoint, own.recipe, overrides)
+    tokens += _adapter_rate(checkpoint, own.recipe, own.recipe_with([*tokens, *overrides]), overrides)
     recipe = own.recipe_with([*tokens, *overrides])
     if recipe.reads != "text" and own.recipe.reads == "text":  # its length of sequences is not that of conversations
         longest = min(CONVERSATION_TOKENS, checkpoint.context or CONVERSATION_TOKENS)
@@ -173,11 +170,12 @@ def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": []})})
 
 
-def _adapter_rate(checkpoint: Checkpoint, recipe: Recipe, overrides: Sequence[str]) -> list[str]:
-    """The learning rate of a new adapter of a published model."""
+def _adapter_rate(checkpoint: Checkpoint, recipe: Recipe, asked: Recipe, overrides: Sequence[str]) -> list[str]:
+    """The learning rate of a new adapter of a published model, by the objective that is asked for."""
     fine_tuning = {"optimizer": recipe.train.optimizer, "lr": recipe.train.lr} == FINE_TUNING
     adapter = any(each.startswith("train.lora") for each in overrides) and checkpoint.adapter is None
-    return [f"train.lr={ADAPTER_LR}"] if fine_tuning and adapter else []
+    objective = OBJECTIVES["language_modeling" if asked.objective is None else asked.objective.type]
+    return [f"train.lr={objective.adapter_lr}"] if fine_tuning and adapter else []
 
 
 def _open_run(

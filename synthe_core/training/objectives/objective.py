@@ -74,6 +74,8 @@ class Objective(ABC):
     of_encoders: the objective trains encoders, and otherwise language models.
     of_text:     `total` is the cross-entropy of the text, of which bits per byte are logged.
     carries:     the loss goes on from a recurrent state, which `train.carry` needs.
+    adapter_lr:  the peak learning rate of a new adapter of a published model, unless the recipe sets one: higher than
+                 that of all weights (Biderman et al. 2024, LoRA Learns Less and Forgets Less).
     """
 
     Config: ClassVar[type[ObjectiveConfig]]
@@ -81,6 +83,7 @@ class Objective(ABC):
     of_encoders: ClassVar[bool] = False
     of_text: ClassVar[bool] = True
     carries: ClassVar[bool] = True
+    adapter_lr: ClassVar[float] = 1e-4
 
     def __init__(self, config: Any = None) -> None:
         self.config: Any = self.Config() if config is None else config  # type: ignore[call-arg]

@@ -25,7 +25,9 @@ from synthe_core.packing.unpack import unpack
 from synthe_core.recipe.schema import Recipe
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.manifest import FileDigest
-from synthe_core.training.run import ADAPTER_LR, recipe_from_checkpoint, train
+from synthe_core.training.objectives.document import Document
+from synthe_core.training.objectives.objective import Objective
+from synthe_core.training.run import recipe_from_checkpoint, train
 from tests.interop.huggingface.backend_families import ATTENTION, RECURRENT, family
 
 transformers = pytest.importorskip("transformers")
@@ -199,5 +201,6 @@ def test_what_needs_learners_says_which_there_are(folder: Path, tmp_path: Path) 
 
 
 def test_an_adapter_of_a_published_model_has_a_learning_rate_of_its_own(folder: Path) -> None:
-    rates = [recipe_from_checkpoint(folder, given).train.lr for given in ([], LORA, [*LORA, "train.lr=3e-4"])]
-    assert rates == [FINE_TUNING["lr"], ADAPTER_LR, 3e-4]
+    document = [*LORA, "objective.type=document", "objective.document=a.txt"]
+    rates = [recipe_from_checkpoint(folder, given).train.lr for given in ([], LORA, document, [*LORA, "train.lr=3e-4"])]
+    assert rates == [FINE_TUNING["lr"], Objective.adapter_lr, Document.adapter_lr, 3e-4]
