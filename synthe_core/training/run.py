@@ -170,11 +170,11 @@ def recipe_from_checkpoint(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"stages": []})})
 
 
-def _adapter_rate(checkpoint: Checkpoint, recipe: Recipe, asked: Recipe, overrides: Sequence[str]) -> list[str]:
-    """The learning rate of a new adapter of a published model, by the objective that is asked for."""
+def _adapter_rate(checkpoint: Checkpoint, recipe: Recipe, chosen: Recipe, overrides: Sequence[str]) -> list[str]:
+    """The learning rate of a new adapter of a published model, by its objective."""
     fine_tuning = {"optimizer": recipe.train.optimizer, "lr": recipe.train.lr} == FINE_TUNING
     adapter = any(each.startswith("train.lora") for each in overrides) and checkpoint.adapter is None
-    objective = OBJECTIVES["language_modeling" if asked.objective is None else asked.objective.type]
+    objective = OBJECTIVES["language_modeling" if chosen.objective is None else chosen.objective.type]
     return [f"train.lr={objective.adapter_lr}"] if fine_tuning and adapter else []
 
 
