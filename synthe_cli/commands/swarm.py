@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthe_cli.commands import swarm_knowledge, swarm_learning, swarm_pairs, swarm_spawn
+from synthe_cli.commands import swarm_knowledge, swarm_learning, swarm_pairs, swarm_share, swarm_spawn
 from synthe_cli.commands.swarm_options import FolderArgument
 from synthe_cli.escape import escaped
 from synthe_cli.help import SETTINGS, Command, Group
@@ -29,7 +29,8 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The specialis
 
 app.add_typer(swarm_knowledge.app, name="knowledge")
 app.add_typer(swarm_pairs.app, name="pairs")
-app.registered_commands += [*swarm_learning.app.registered_commands, *swarm_spawn.app.registered_commands]
+for part in (swarm_learning, swarm_spawn, swarm_share):
+    app.registered_commands += part.app.registered_commands
 
 
 @app.callback(help=ABOUT)

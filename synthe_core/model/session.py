@@ -77,7 +77,7 @@ class Session(NamedTuple):
                 f"{file.name} belongs to another model", "a session goes on only with the model that made it"
             )
         template = model.init_state(1)
-        _check_entries(file, template)
+        check_entries(file, template)
         state, pending = states.from_tensors(template, dict(file), "state"), file["pending"]
         if bool(((pending < 0) | (pending >= model.vocab)).any()):
             raise InputError(f"{file.name} ends in a token that the model does not know", DAMAGED)
@@ -85,7 +85,7 @@ class Session(NamedTuple):
         return cls(state, pending.to(model.embedding.weight.device))
 
 
-def _check_entries(file: TensorFile, template: ModelState) -> None:
+def check_entries(file: TensorFile, template: ModelState) -> None:
     """InputError if the tensors of a session's file are not those of the model's state, by name, type and shape."""
     rows = file.shape("pending")[0]
     leaves = dict(states.named_leaves(template, "state"))

@@ -12,7 +12,16 @@ from synthe_core.errors import InputError
 from synthe_core.packing.archive import Archive, Tree
 from synthe_core.packing.base import BaseReference, candidate_bases
 from synthe_core.packing.manifest import PackManifest, TitanManifest, read_manifest
-from synthe_core.packing.members import BASE, MANIFEST, SIGNATURE, is_weights, member_index, quoted, size_limit
+from synthe_core.packing.members import (
+    BASE,
+    MANIFEST,
+    SIGNATURE,
+    SPECIALIST,
+    is_weights,
+    member_index,
+    quoted,
+    size_limit,
+)
 from synthe_core.storage.checkpoint.sources import FORMATS, CheckpointSource, FolderSource
 from synthe_core.storage.hub.model_id import PREFIX
 from synthe_core.storage.json_reader import UNTRUSTED
@@ -83,7 +92,9 @@ class Bundle(CheckpointSource):
         if "recipe.yaml" not in self.pack_manifest.files:
             raise InputError(
                 f"{self.path} contains no model that can be run, only what belongs to {self.pack_manifest.base.model}",
-                "`synthe unpack FILE --only adapters` takes it out for a program that runs that model",
+                "`synthe swarm install TEAM FILE` adds its specialist to a swarm on that model"
+                if SPECIALIST in self.pack_manifest.files
+                else "`synthe unpack FILE --only adapters` takes it out for a program that runs that model",
             )
         return find_base(self.reference, self.path)
 

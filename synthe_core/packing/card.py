@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import yaml
 
 from synthe_core.packing.manifest import PackManifest
+from synthe_core.packing.members import SPECIALIST
 
 
-def card(manifest: PackManifest, classifies: bool) -> str:
-    """The card in the hub's format: YAML metadata, then text."""
+def card(manifest: PackManifest, classifies: bool, files: Collection[str] = ()) -> str:
+    """The card in the hub's format: YAML metadata, then text. files: the file's members."""
     head: dict[str, object] = {
         "library_name": "synthe",
         "tags": ["synthe", "synapse", *manifest.capabilities],
@@ -27,9 +30,12 @@ def card(manifest: PackManifest, classifies: bool) -> str:
     if manifest.description:
         lines += [manifest.description, ""]
     verb = "eval --help" if classifies else f"generate {manifest.name}.synapse --prompt ..."
-    lines += ["A `.synapse` file: `synthe " + verb + "` reads it directly.", "", "| | |", "|---|---|"]
+    use = f"A `.synapse` file: `synthe {verb}` reads it directly."
+    if SPECIALIST in files:
+        use = f"A specialist of a swarm: `synthe swarm install TEAM {manifest.name}.synapse` adds it."
+    lines += [use, "", "| | |", "|---|---|"]
     base = manifest.base
-    lines.append(f"| parameters | {base.parameters:,} |")
+    lines += [f"| parameters | {base.parameters:,} |"] if base.parameters else []
     if base.quantization is not None:
         q = base.quantization
         lines.append(f"| quantised | {q.kind}, a scale for every {q.group} numbers of {q.matrices} matrices |")

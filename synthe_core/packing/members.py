@@ -13,6 +13,8 @@ BASE = "base.json"
 KNOWLEDGE = "knowledge/graph.sqlite"
 AGENT = "agent.yaml"
 README = "README.md"
+SPECIALIST = "specialist.json"
+FACTS = "knowledge/facts.jsonl"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -26,6 +28,7 @@ MEMBERS = [
     ("config.json", MIB),
     (AGENT, 256 * KIB),
     (BASE, MIB),
+    (re.escape(SPECIALIST), MIB),
     ("tokenizer.json", 256 * MIB),
     (re.escape(CONFIG), 16 * MIB),
     (re.escape(CHAT), MIB),
@@ -33,6 +36,8 @@ MEMBERS = [
     (rf"adapters/{NAME}/{re.escape(ADAPTER_CONFIG)}", MIB),
     (rf"adapters/{NAME}/{re.escape(ADAPTER_WEIGHTS)}", ANY),
     (KNOWLEDGE, ANY),
+    (re.escape(FACTS), 256 * MIB),
+    (r"documents/[1-9]\d?", 64 * MIB),
     (rf"sessions/{NAME}\.safetensors", ANY),
     (r"model\.safetensors\.index\.json", 64 * MIB),
     (SHARD, ANY),

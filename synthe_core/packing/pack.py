@@ -93,15 +93,15 @@ def pack(path: Path, out: Path | None = None, options: PackOptions = PackOptions
         contents, about = titan_members(path, options.name, options.licence)
         if about.adapters:
             yield Notice("no alpha was recorded for its adapters: they are packed with a scale of 1", "warning")
-        out = _target(out, about.name)
+        out = target_path(out, about.name)
         with claim(out):
-            yield from _finish(out, contents, about, classifies=False)
+            yield from write_pack(out, contents, about, classifies=False)
         return
     checkpoint = Checkpoint.open(path)
     name = options.name or _name(checkpoint)
     if not re.fullmatch(NAME, name):
         raise InputError(f"'{name}' is not a valid name", "letters, digits, . _ and -, no more than 64")
-    out = _target(out, name)
+    out = target_path(out, name)
     with claim(out) as target, scratch_folder(target) as scratch:
         given = checkpoint
         if not checkpoint.source.on_disk:
@@ -109,10 +109,11 @@ def pack(path: Path, out: Path | None = None, options: PackOptions = PackOptions
         collected = PackContents(_collect(checkpoint, options, scratch, given))
         yield from _weights(checkpoint, options, collected, scratch)
         about = _manifest(checkpoint, options, collected, name)
-        yield from _finish(out, collected.contents, about, bool(checkpoint.classes))
+        yield from write_pack(out, collected.contents, about, bool(checkpoint.classes))
 
 
-def _target(out: Path | None, name: str) -> Path:
+def target_path(out: Path | None, name: str) -> Path:
+    """Where the file is written: `out`, or NAME.synapse. InputError where no file can be."""
     out = Path(f"{name}.synapse") if out is None else out
     if out.is_dir() and os.path.samefile(out, Path.cwd()):
         out = out / f"{name}.synapse"
@@ -317,9 +318,9 @@ def _scores(checkpoint: Checkpoint, quantization: Quantization | None) -> list[S
     return scores
 
 
-def _finish(out: Path, contents: dict[str, Content], manifest: PackManifest, classifies: bool) -> Iterator[Event]:
+def write_pack(out: Path, contents: dict[str, Content], manifest: PackManifest, classifies: bool) -> Iterator[Event]:
     """Adds model card, digests and manifest, and writes the file."""
-    contents = {README: Bytes(card(manifest, classifies).encode()), **contents}
+    contents = {README: Bytes(card(manifest, classifies, contents).encode()), **contents}
     total, done = sum(content.size for content in contents.values()), 0
     digests: dict[str, FileDigest] = {}
     sums: dict[str, int] = {}

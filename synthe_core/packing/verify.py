@@ -11,8 +11,9 @@ from synthe_core.packing.adapters import adapters_in, check_adapter
 from synthe_core.packing.agent import read_agent
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.knowledge import tables
-from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AGENT, BASE, KNOWLEDGE
+from synthe_core.packing.members import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AGENT, BASE, KNOWLEDGE, SPECIALIST
 from synthe_core.packing.sign import fingerprint, read_public, signer
+from synthe_core.packing.specialist import read_facts, read_specialist
 from synthe_core.quantization.tensor_file import open_tensors
 from synthe_core.storage.finite import check_finite
 from synthe_core.storage.json_reader import UNTRUSTED, parse_untrusted_json
@@ -79,6 +80,9 @@ def check_contents(bundle: Bundle) -> None:
         check_adapter(adapter, config, weights, None)
     if AGENT in names:
         read_agent(bundle.read(AGENT), str(bundle.path / AGENT), adapters_in(names))
+    if SPECIALIST in names:
+        read_specialist(bundle)
+        read_facts(bundle)
     if BASE in names:
         _ = bundle.reference
     if KNOWLEDGE in names:

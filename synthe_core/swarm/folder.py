@@ -106,7 +106,7 @@ class SwarmFolder:
         """
         if fault := name_fault(name):
             raise InputError(fault)
-        self._check_new(name)
+        self.check_new(name)
         self._check_files(spec)
         if adapter is None:
             self._edit(lambda text: with_specialist(text, name, spec), {**self.spec.specialists, name: spec})
@@ -156,7 +156,8 @@ class SwarmFolder:
                     ) from None
         return entries
 
-    def _check_new(self, name: str) -> None:
+    def check_new(self, name: str) -> None:
+        """InputError for a name that is taken."""
         if name in self.spec.specialists:
             hint = f"remove it first: synthe swarm remove {self.path} {name}"
             raise InputError(f"{self.path} has a specialist '{name}' already", hint)

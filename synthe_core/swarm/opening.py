@@ -5,12 +5,16 @@ from __future__ import annotations
 from synthe_core.swarm.feedback.pairs import PairLimits
 from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.knowledge.knowledge import KnowledgeLimits
+from synthe_core.swarm.sharing.waiting_facts import take_up
 from synthe_core.swarm.store import Store
 
 
 def open_store(folder: SwarmFolder) -> Store:
-    """The database of a swarm, which grows to `knowledge.max_megabytes` at most."""
-    return Store(folder.database, max_bytes=folder.spec.knowledge.max_megabytes << 20)
+    """The database of a swarm, which grows to `knowledge.max_megabytes` at most. Facts that a killed installation has
+    left behind are taken up."""
+    store = Store(folder.database, max_bytes=folder.spec.knowledge.max_megabytes << 20)
+    take_up(folder, store)
+    return store
 
 
 def knowledge_limits(folder: SwarmFolder) -> KnowledgeLimits:

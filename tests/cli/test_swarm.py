@@ -39,6 +39,20 @@ def test_an_answer_is_given_traced_and_rated(synthe: Run, team: str) -> None:
     assert by in synthe("swarm", "status", team).stdout and by in synthe("swarm", "pathways", team).stdout
 
 
+def test_a_specialist_moves_in_a_file(synthe: Run, team: str, checkpoint: Path) -> None:
+    done = synthe("swarm", "export", team, "stories", "-o", "stories.synapse")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[-1] == "stories.synapse"
+    assert synthe("swarm", "init", "other", "--base", str(checkpoint)).exit_code == 0
+    moved = synthe("swarm", "install", "other", "stories.synapse", "--name", "tales", "--json")
+    assert json.loads(moved.stdout.splitlines()[-1])["values"]["specialist"] == "tales"
+    texts = [
+        synthe("swarm", "ask", folder, "poems", "--specialist", name, "-n", 8, "--seed", 1, "-t", 0).stdout
+        for folder, name in ((team, "stories"), ("other", "tales"))
+    ]
+    assert texts[0] == texts[1]
+
+
 def test_events_are_json_lines(synthe: Run, team: str) -> None:
     done = synthe("swarm", "ask", team, "poems", "--specialist", "stories", "-n", 8, "--seed", 1, "--json")
     events = [json.loads(line) for line in done.stdout.splitlines()]
@@ -51,6 +65,9 @@ def test_events_are_json_lines(synthe: Run, team: str) -> None:
     ("arguments", "word"),
     [
         (("ask", "gone", "x"), "is no swarm"),
+        (("export", "team", "gone"), "unknown specialist 'gone'"),
+        (("export", "team", "stories", "--facts", "some"), "unknown choice of facts 'some'"),
+        (("install", "team", "gone.synapse"), "no such file: gone.synapse"),
         (("ask", "team", "x", "--specialist", "pyton"), "did you mean 'python'?"),
         (("ask", "team", "x", "--synthesis", "mix"), "mix"),
         (("add", "team", "law"), "nothing makes 'law' differ"),

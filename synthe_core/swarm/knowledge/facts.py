@@ -107,6 +107,11 @@ class Facts:
             ended = () if fact.trusted else self._make_trusted(connection, fact, now)
             return Added(self._get(connection, user, id), "superseding" if ended else "same", ended)
 
+    def contradicted(self, user: str, claim: Claim) -> list[Fact]:
+        """The trusted current facts of the user that cannot hold together with a claim."""
+        with self.store.read() as connection:
+            return [fact for fact in _rivals(connection, user, claim, trusted=True) if fact.trusted]
+
     def end(self, user: str, id: int) -> Fact:
         """Marks a fact as holding no longer; it stays in the history. InputError if the user has no such fact."""
         with self.store.transaction() as connection:

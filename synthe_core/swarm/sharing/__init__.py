@@ -1,0 +1,1 @@
+"""Specialists as files that move between machines."""
