@@ -135,9 +135,10 @@ def _learner_refusal(learner: nn.Module) -> str | None:
     elif (form := FORMS.get(type(learner))) is not None:
         if (reason := form.refusal(learner)) is not None:
             return reason
-        if any(each.dtype != torch.float32 for each in learner.parameters(recurse=False)):
-            return "a recurrent learner's parameters are not float32"
         maps = form.maps(learner)
+        of_maps = {id(each) for map in maps if map is not None for each in map.parameters()}
+        if any(each.dtype != torch.float32 for each in learner.parameters() if id(each) not in of_maps):
+            return "a recurrent learner's parameters are not float32"
     else:
         return f"a block has a {getattr(getattr(learner, 'config', None), 'type', 'learner')}"
     fit = all(_parts(each) is not None for each in maps if each is not None)
@@ -180,7 +181,7 @@ def _changes(map: nn.Module, slots: Sequence[int]) -> ctypes.Array[Change] | Non
 
 def _fill(step: Step, norm: Any, learner: Any, slots: Sequence[int]) -> list[Tensor]:
     """What of a step is the same in every pass; returns tensors whose addresses it has."""
-    step.norm, step.eps = norm.weight.data_ptr(), norm.eps
+    step.norm, step.eps, step.more_from = norm.weight.data_ptr(), norm.eps, -1
     form = FORMS.get(type(learner))
     is_attention = isinstance(learner, Attention)
     if form is not None:

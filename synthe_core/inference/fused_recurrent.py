@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -9,10 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from synthe_core.layers.delta import Delta, DeltaState
+from synthe_core.layers.gla import GLA, GLAState
 from synthe_core.layers.kalman import MIN_NOISE, Kalman, KalmanState
+from synthe_core.layers.mamba import MambaState
+from synthe_core.layers.mamba2 import Mamba2
+from synthe_core.layers.mlstm import MLSTM, MLSTMState
 from synthe_core.layers.momentum import Momentum, MomentumState
 from synthe_core.ops.activations import sigmoid, softplus
-from synthe_core.ops.fused_decode import DELTA, KALMAN, MOMENTUM, NO_GATE, SIGMOID_GATE, SILU_GATE, Step
+from synthe_core.ops.fused_decode import (
+    DELTA,
+    KALMAN,
+    MAMBA2,
+    MOMENTUM,
+    NO_GATE,
+    SIGMOID_GATE,
+    SILU_GATE,
+    Convolution,
+    Step,
+)
+from synthe_core.ops.fused_decode import GLA as FUSED_GLA
+from synthe_core.ops.fused_decode import MLSTM as FUSED_MLSTM
+from synthe_core.ops.native import pointer
+
+GATES = {"silu": SILU_GATE, "sigmoid": SIGMOID_GATE}
 
 
 class Form(NamedTuple):
@@ -52,6 +72,16 @@ def _fill_kalman(step: Step, learner: Any) -> list[Tensor]:
     return parameters
 
 
+def _fill_convolution(target: Convolution, weight: Tensor | None, bias: Tensor | None) -> list[Tensor]:
+    """weight [channels, taps], or none."""
+    target.taps, target.bias = 1 if weight is None else weight.shape[1], pointer(bias)
+    if weight is None:
+        return []
+    turned = weight.t().contiguous()
+    target.weight = turned.data_ptr()
+    return [turned]
+
+
 def _delta_refusal(learner: Any) -> str | None:
     own = learner.config
     if own.householder > 1 or own.clip is not None or own.signals:
@@ -63,23 +93,64 @@ def _fill_delta(step: Step, learner: Any) -> list[Tensor]:
     own, rule = learner.config, step.delta
     tensors = [learner.unit, own.scale * learner.norm]
     rule.unit, rule.norm = (each.data_ptr() for each in tensors)
-    if learner.taps > 1:
-        tensors.append(learner.conv.t().contiguous())
-        rule.conv = tensors[-1].data_ptr()
-    rule.conv_bias = None if learner.conv_bias is None else learner.conv_bias.data_ptr()
+    tensors += _fill_convolution(rule.conv, learner.conv if learner.taps > 1 else None, learner.conv_bias)
     if own.decay:
         tensors.append(learner.A_log.exp())
         rule.rate, rule.rate_bias = tensors[-1].data_ptr(), learner.dt_bias.data_ptr()
     rule.low, rule.high = own.beta_range
     rule.key_eps, rule.norm_eps = own.key_norm_eps / learner.key, own.norm_eps / own.query_scale**2
     rule.heads, rule.value_heads, rule.key, rule.value = own.heads, learner.value_heads, learner.key, learner.value
-    rule.taps, rule.overwrites = learner.taps, own.overwrite
-    rule.gate = {"silu": SILU_GATE, "sigmoid": SIGMOID_GATE}[own.gate_function] if own.gate else NO_GATE
+    rule.overwrites, rule.gate = own.overwrite, GATES[own.gate_function] if own.gate else NO_GATE
     return tensors
 
 
+def _fill_gla(step: Step, learner: Any) -> list[Tensor]:
+    own, rule = learner.config, step.gla
+    rule.norm, rule.norm_eps = learner.norm.data_ptr(), own.norm_eps * learner.key  # of o / √K
+    rule.temperature, rule.floor = own.temperature, -math.inf if own.decay_floor is None else own.decay_floor
+    rule.heads, rule.groups, rule.key, rule.value = own.heads, learner.groups, learner.key, learner.value
+    rule.is_gated = own.gate
+    step.more_from = sum(learner.features[:2])
+    conv = learner.conv1d
+    return _fill_convolution(rule.conv, *((None, None) if conv is None else (conv.weight[:, 0], conv.bias)))
+
+
+def _fill_mlstm(step: Step, learner: Any) -> list[Tensor]:
+    own, rule = learner.config, step.mlstm
+    rule.norm, rule.norm_eps, rule.cap = learner.norm.data_ptr(), own.norm_eps, own.cap or 0.0
+    rule.input_bias, rule.forget_bias = learner.input_bias.data_ptr(), learner.forget_bias.data_ptr()
+    rule.heads, rule.key, rule.value, rule.gate = own.heads, learner.key, learner.value, GATES[own.output]
+    rule.is_exponential, rule.is_layer_norm = own.forget == "exponential", own.norm == "layer"
+    return _fill_convolution(rule.conv, learner.conv if learner.taps > 1 else None, None)
+
+
+def _fill_mamba2(step: Step, learner: Any) -> list[Tensor]:
+    own, rule = learner.config, step.mamba2
+    tensors = [learner.A_log.exp()]
+    rule.rate, rule.dt_bias, rule.skip = tensors[0].data_ptr(), learner.dt_bias.data_ptr(), learner.D.data_ptr()
+    if own.multipliers is not None:
+        sizes = torch.tensor([learner.channels, learner.channels, learner.shared, learner.shared, learner.heads])
+        tensors.append(torch.tensor(own.multipliers, dtype=torch.float32).repeat_interleave(sizes))
+        rule.scale = tensors[-1].data_ptr()
+    if own.norm != "none":
+        rule.norm, rule.is_normed_first = learner.norm.weight.data_ptr(), own.norm == "before_gate"
+    low, high = own.time_step_limit
+    rule.low, rule.high, rule.norm_eps = low, math.inf if high is None else high, own.norm_eps
+    rule.heads, rule.groups, rule.norm_groups = learner.heads, own.groups, own.norm_groups or own.groups
+    rule.size, rule.head_size = own.state_size, own.head_size
+    conv = learner.conv1d
+    return tensors + _fill_convolution(rule.conv, conv.weight[:, 0], conv.bias)
+
+
+def _anything(learner: Any) -> None:
+    """The refusal of learners that are all run."""
+
+
 FORMS: dict[type, Form] = {
-    Momentum: Form(MOMENTUM, lambda _: None, lambda own: (own.project, None, own.out), _fill_momentum, MomentumState),
+    Momentum: Form(MOMENTUM, _anything, lambda own: (own.project, None, own.out), _fill_momentum, MomentumState),
     Kalman: Form(KALMAN, _kalman_refusal, lambda own: (own.observe, own.gate, own.out), _fill_kalman, KalmanState),
     Delta: Form(DELTA, _delta_refusal, lambda own: (own.project, None, own.out), _fill_delta, DeltaState),
+    GLA: Form(FUSED_GLA, _anything, lambda own: (own.project, own.decay, own.out), _fill_gla, GLAState),
+    MLSTM: Form(FUSED_MLSTM, _anything, lambda own: (own.project, None, own.out), _fill_mlstm, MLSTMState),
+    Mamba2: Form(MAMBA2, _anything, lambda own: (own.in_proj, None, own.out_proj), _fill_mamba2, MambaState),
 }

@@ -210,9 +210,9 @@ def test_what_is_not_fused_says_why(attention: Any, mlp: Any, more: Any, reason:
 
 
 def test_other_learners_and_precisions_are_not_fused() -> None:
-    block = [{"type": "mlstm", "heads": 2}]
+    block = [{"type": "kda", "heads": 2}]
     other = LanguageModel(ModelSpec.model_validate({"width": 24, "blocks": 1, "block": block}), 50)
-    assert refusal(other) == "a block has a mlstm"
+    assert refusal(other) == "a block has a kda"
     assert "float32" in (refusal(model_of({"heads": 4}).double()) or "")
 
 

@@ -34,7 +34,27 @@ BLOCKS: dict[str, list[dict[str, Any]]] = {
     "delta, published": [
         {"type": "delta", "heads": 2, "query_scale": 0.3, "scale": 0.7, "gate_function": "sigmoid", "norm_eps": 1e-3}
     ],
+    "gla": [{"type": "gla", "heads": 4}],
+    "gla, grouped": [{"type": "gla", "heads": 6, "kv_heads": 2, "key_size": 5, "value_size": 11, "gate": False}],
+    "gla with a convolution": [{"type": "gla", "heads": 4, "conv": 3, "conv_bias": True, "decay_floor": -0.02}],
+    "gla of one tap": [{"type": "gla", "heads": 2, "conv": 1, "temperature": 2.0}],
+    "mlstm": [{"type": "mlstm", "heads": 4}],
+    "mlstm, odd sizes": [{"type": "mlstm", "heads": 3, "key_size": 5, "value_size": 11, "conv": 0, "cap": None}],
+    "mlstm, exponential": [{"type": "mlstm", "heads": 2, "forget": "exponential", "input_bias": -3.0}],
+    "mlstm, published": [{"type": "mlstm", "heads": 2, "output": "silu", "norm": "layer", "forget_bias": [3, 6]}],
+    "mamba2": [{"type": "mamba2", "state_size": 16, "head_size": 12}],
+    "mamba2, groups": [
+        {"type": "mamba2", "state_size": 5, "head_size": 8, "groups": 3, "norm_groups": 2, "bias": True, "conv": 1}
+    ],
+    "mamba2, norm first": [
+        {"type": "mamba2", "state_size": 7, "head_size": 12, "norm": "before_gate", "conv_bias": False, "heads": 6}
+    ],
+    "mamba2, published": [
+        {"type": "mamba2", "state_size": 16, "head_size": 12, "norm": "none", "time_step_limit": [0.1, 0.8]}
+        | {"multipliers": [0.5, 1.3, 0.7, 1.1, 0.9]}
+    ],
     "synthe": [{"type": "momentum"}, {"type": "delta", "heads": 3}, {"type": "kalman"}, MLP],
+    "memories": [{"type": "gla", "heads": 3}, {"type": "mlstm", "heads": 3}, MLP, {"type": "mamba2", "head_size": 12}],
     "hybrid": [{"type": "delta", "heads": 3}, MLP, {"type": "attention", "heads": 4, "window": 9}, MLP],
 }
 
@@ -109,10 +129,12 @@ def test_a_row_with_nan_harms_no_other() -> None:
     assert torch.equal(hidden[[0, 2]], expected[[0, 2]]) and hidden[1].isnan().all()
 
 
-@pytest.mark.parametrize("format", ["float32", "int8", "int4"])
-def test_each_row_has_its_own_adapter(tmp_path: Path, format: str) -> None:
-    """Kalman's gates are of a map of their own."""
-    path = written(tmp_path / "m", BLOCKS["synthe"], width=48)
+@pytest.mark.parametrize(
+    ("format", "name"), [("float32", "synthe"), ("int8", "synthe"), ("int4", "synthe"), ("float32", "memories")]
+)
+def test_each_row_has_its_own_adapter(tmp_path: Path, format: str, name: str) -> None:
+    """Kalman's gates are of a map of their own, and so are the decays of gla."""
+    path = written(tmp_path / "m", BLOCKS[name], width=48)
     loaded = LoadedModel.from_checkpoint(Checkpoint.open(path), "m", weights=format)
     adapters = [None, adapter_of(loaded.model, 3, 0.5), adapter_of(loaded.model, 9, 2.0)]
     rows = [adapters[i] for i in (0, 2, 1, 0, 1)]
@@ -125,7 +147,8 @@ def test_each_row_has_its_own_adapter(tmp_path: Path, format: str) -> None:
         expected, _, run = loaded.model.hidden(following, state)
     tolerance = 1e-5 if format == "float32" else 3e-2
     assert (together.hidden - expected).norm() <= tolerance * expected.norm()
-    torch.testing.assert_close(together.signals["confidence"], run.signals["confidence"], rtol=0.05, atol=0.01)
+    for signal, value in together.signals.items():
+        torch.testing.assert_close(value, run.signals[signal], rtol=0.05, atol=0.01)
     for row, adapter in enumerate(rows):
         own = states.take(state, torch.tensor([row]))
         with torch.no_grad(), loaded.activate(), use_adapters(loaded.adapter_batch([adapter])):
@@ -146,6 +169,13 @@ def test_each_row_has_its_own_adapter(tmp_path: Path, format: str) -> None:
 )
 def test_what_is_not_fused_says_why(learner: dict[str, Any], reason: str) -> None:
     assert reason in (refusal(model_of([learner])) or "")
+
+
+@pytest.mark.parametrize("name", ["gla with a convolution", "mamba2"])
+def test_a_convolution_in_another_precision_is_not_fused(name: str) -> None:
+    model = model_of(BLOCKS[name])
+    model.blocks[1].learners[0].conv1d.to(torch.bfloat16)
+    assert refusal(model) == "a recurrent learner's parameters are not float32"
 
 
 def test_recurrent_states_are_not_cut_back() -> None:

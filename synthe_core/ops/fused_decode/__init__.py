@@ -2,7 +2,7 @@
 nothing. A step is a norm, a map, what the learner does with it, a map, and the residual.
 
     x += W_out attention(rotary(W_qkv norm(x)))        x += W_out (silu(g) ⊙ u),  [g, u] = W_in norm(x)
-    x += W_out f(W_in norm(x), state)                  f of momentum, kalman or delta: see recurrent.h
+    x += W_out f(W_in norm(x), state)                  f of a recurrent learner: see recurrent.h and linear_memory.h
 
 Numbers: those of the operators, up to rounding; of packed matrices as `packed_linear` has them. Each row is computed
 alone. No gradient.
@@ -21,7 +21,7 @@ from synthe_core.quantization.packed import BLOCK, PackedMatrix
 
 SOURCE = "fused_decode/fused_decode.c"
 MOST_PARTS = 4
-ATTENTION, SWIGLU, MOMENTUM, KALMAN, DELTA = range(5)
+ATTENTION, SWIGLU, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2 = range(8)
 NO_GATE, SILU_GATE, SIGMOID_GATE = range(3)
 
 _address, _int, _double, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_float
@@ -86,14 +86,45 @@ class Filter(ctypes.Structure):
     _fields_ = (("transition", _address), ("process", _address), ("noise_bias", _address))
 
 
+class Convolution(ctypes.Structure):
+    """A causal convolution with silu: weight [taps, channels], bias [channels] or none."""
+
+    _fields_ = (("weight", _address), ("bias", _address), ("taps", _int))
+
+
 class MemoryRule(ctypes.Structure):
     """What a delta memory does between its maps; see `memory_rule` in recurrent.h."""
 
     _fields_ = (
-        ("conv", _address), ("conv_bias", _address), ("unit", _address), ("rate", _address), ("rate_bias", _address),
+        ("conv", Convolution), ("unit", _address), ("rate", _address), ("rate_bias", _address),
         ("norm", _address), ("low", _double), ("high", _double), ("key_eps", _double), ("norm_eps", _double),
-        ("heads", _int), ("value_heads", _int), ("key", _int), ("value", _int), ("taps", _int), ("gate", _int),
-        ("overwrites", _int),
+        ("heads", _int), ("value_heads", _int), ("key", _int), ("value", _int), ("gate", _int), ("overwrites", _int),
+    )  # fmt: skip
+
+
+class GLARule(ctypes.Structure):
+    """What a gla does between its maps; see linear_memory.h, as for the two below."""
+
+    _fields_ = (
+        ("conv", Convolution), ("norm", _address), ("temperature", _double), ("floor", _double), ("norm_eps", _double),
+        ("heads", _int), ("groups", _int), ("key", _int), ("value", _int), ("is_gated", _int),
+    )  # fmt: skip
+
+
+class MLSTMRule(ctypes.Structure):
+    _fields_ = (
+        ("conv", Convolution), ("norm", _address), ("input_bias", _address), ("forget_bias", _address),
+        ("cap", _double), ("norm_eps", _double), ("heads", _int), ("key", _int), ("value", _int),
+        ("is_exponential", _int), ("is_layer_norm", _int), ("gate", _int),
+    )  # fmt: skip
+
+
+class Mamba2Rule(ctypes.Structure):
+    _fields_ = (
+        ("conv", Convolution), ("scale", _address), ("dt_bias", _address), ("rate", _address), ("skip", _address),
+        ("norm", _address), ("low", _double), ("high", _double), ("norm_eps", _double),
+        ("heads", _int), ("groups", _int), ("size", _int), ("head_size", _int), ("norm_groups", _int),
+        ("is_normed_first", _int),
     )  # fmt: skip
 
 
@@ -106,8 +137,9 @@ class Step(ctypes.Structure):
         ("q_norm", _address), ("k_norm", _address), ("cos", _address), ("sin", _address),
         ("keys", _address), ("values", _address), ("filled", _address),
         ("capacity", _int), ("start", _int), ("past", _int), ("window", _int),
-        ("more", LinearMap), ("before", _address * 2), ("after", _address * 2), ("bias", _address), ("kalman", Filter),
-        ("delta", MemoryRule), ("signals", _address),
+        ("more", LinearMap), ("more_from", _int), ("before", _address * 3), ("after", _address * 3),
+        ("bias", _address), ("kalman", Filter), ("delta", MemoryRule), ("gla", GLARule), ("mlstm", MLSTMRule),
+        ("mamba2", Mamba2Rule), ("signals", _address),
     )  # fmt: skip
 
 
@@ -126,7 +158,7 @@ def decode(steps: ctypes.Array[Step], x: Tensor, adapters: Sequence[int], rank: 
     if len(adapters) != len(x):
         raise ValueError(f"the pass has {len(adapters)} rows with adapters, and {len(x)} rows")
     features = max(step.input.outputs + step.more.outputs for step in steps)
-    inner = max(step.output.inputs for step in steps)
+    inner = max(max(step.output.inputs, step.more.inputs) for step in steps)
     native = library(SOURCE)
     native.decode.restype = _int
     rows = (_int * len(adapters))(*adapters)

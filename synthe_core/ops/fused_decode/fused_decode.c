@@ -10,9 +10,11 @@
 #include "../native_attention/attend.h"
 #include "../packed_linear/packed_linear.h"
 #include "float_linear.h"
+#include "linear_memory.h"
 #include "recurrent.h"
 
-enum { MOST_PARTS = 4, ATTENTION = 0, SWIGLU = 1, MOMENTUM = 2, KALMAN = 3, DELTA = 4 };
+enum { MOST_PARTS = 4 };
+enum { ATTENTION, SWIGLU, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2 };
 
 typedef struct {
     matrix packed;        // where `weight` is NULL
@@ -46,12 +48,16 @@ typedef struct {
     const float *filled;     // [rows]: how many of the `past` entries are real, the last ones
     int64_t capacity, start, past, window;
     // of a recurrent learner:
-    linear more;             // of kalman: what makes the gates
-    const float *before[2];  // its states, [rows, ...] each: average; mean, variance; memory, inputs of the convolution
-    float *after[2];
+    linear more;             // a second map, of kalman's gates or gla's decays
+    int64_t more_from;       // the feature that its inputs begin at; -1: they are those of the first map
+    const float *before[3];  // its states, [rows, ...] each, in the order of the learner's
+    float *after[3];
     const float *bias;  // of momentum's decays
     filter kalman;
     memory_rule delta;
+    gla_rule gla;
+    mlstm_rule mlstm;
+    mamba2_rule mamba2;
     float *signals;  // of kalman: [rows, 2]
 } step;
 
@@ -147,23 +153,54 @@ static void swiglu(const float *in, int64_t rows, int64_t hidden, float *y) {
     }
 }
 
-static void recurrent(const step *s, int64_t rows, float *features, float *y) {
-    int64_t n = s->out.inputs, gated = s->in.outputs == 3 * n, mixed = 2 * s->delta.heads * s->delta.key + n;
-    const float *gates = features + rows * s->in.outputs;
-#pragma omp parallel for schedule(static) if (rows > 1)
-    for (int64_t r = 0; r < rows; r++) {
-        float *own = features + r * s->in.outputs, *o = y + r * n;
-        if (s->kind == MOMENTUM) {
-            momentum_row(own, n, (int)gated, s->bias, s->before[0] + r * n, s->after[0] + r * n, o);
-        } else if (s->kind == KALMAN) {
-            kalman_row(&s->kalman, own, gates + r * n, n, s->before[0] + r * n, s->before[1] + r * n,
-                       s->after[0] + r * n, s->after[1] + r * n, o, s->signals + 2 * r);
-        } else {
-            int64_t memory = r * n * s->delta.key, inputs = r * (s->delta.taps - 1) * mixed;
-            delta_row(&s->delta, own, s->before[0] + memory, s->before[1] + inputs, s->after[0] + memory,
-                      s->after[1] + inputs, o);
-        }
+// Where row r of a state begins, whose rows have `size` numbers each.
+#define BEFORE(leaf, size) (s->before[leaf] + r * (size))
+#define AFTER(leaf, size) (s->after[leaf] + r * (size))
+
+static void recurrent_row(const step *s, int64_t r, float *own, float *more, float *o) {
+    int64_t n = s->out.inputs;
+    if (s->kind == MOMENTUM) {
+        momentum_row(own, n, s->in.outputs == 3 * n, s->bias, BEFORE(0, n), AFTER(0, n), o);
+    } else if (s->kind == KALMAN) {
+        kalman_row(&s->kalman, own, more, n, BEFORE(0, n), BEFORE(1, n), AFTER(0, n), AFTER(1, n), o, s->signals + 2 * r);
+    } else if (s->kind == DELTA) {
+        const memory_rule *rule = &s->delta;
+        int64_t memory = n * rule->key, inputs = (rule->conv.taps - 1) * (2 * rule->heads * rule->key + n);
+        delta_row(rule, own, BEFORE(0, memory), BEFORE(1, inputs), AFTER(0, memory), AFTER(1, inputs), o);
+    } else if (s->kind == GLA) {
+        const gla_rule *rule = &s->gla;
+        int64_t channels = rule->heads * rule->key + rule->groups * (rule->key + rule->value), memory = n * rule->key;
+        int64_t inputs = (rule->conv.taps - 1) * channels;
+        gla_row(rule, own, more, BEFORE(0, memory), BEFORE(1, inputs), AFTER(0, memory), AFTER(1, inputs), o);
+    } else if (s->kind == MLSTM) {
+        const mlstm_rule *rule = &s->mlstm;
+        int64_t H = rule->heads, memory = H * rule->key * (rule->value + 1), inputs = (rule->conv.taps - 1) * 2 * H * rule->key;
+        mlstm_row(rule, own, BEFORE(0, memory), BEFORE(1, H), BEFORE(2, inputs), AFTER(0, memory), AFTER(1, H),
+                  AFTER(2, inputs), o);
+    } else {
+        const mamba2_rule *rule = &s->mamba2;
+        int64_t memory = n * rule->size, inputs = (rule->conv.taps - 1) * (n + 2 * rule->groups * rule->size);
+        mamba2_row(rule, own, BEFORE(0, memory), BEFORE(1, inputs), AFTER(0, memory), AFTER(1, inputs), o);
     }
+}
+
+static void recurrent(const step *s, int64_t rows, float *features, float *y) {
+    float *more = features + rows * s->in.outputs;
+#pragma omp parallel for schedule(static) if (rows > 1)
+    for (int64_t r = 0; r < rows; r++)
+        recurrent_row(s, r, features + r * s->in.outputs, more + r * s->more.outputs, y + r * s->out.inputs);
+}
+
+// The outputs of a step's second map, behind those of the first.
+static void apply_more(const step *s, int64_t rows, const int64_t *adapters, scratch *own) {
+    const float *x = own->normed;
+    if (s->more_from >= 0) {
+        for (int64_t r = 0; r < rows; r++)
+            memcpy(own->inner + r * s->more.inputs, own->features + r * s->in.outputs + s->more_from,
+                   (size_t)s->more.inputs * sizeof(float));
+        x = own->inner;
+    }
+    apply(&s->more, x, rows, adapters, own->features + rows * s->in.outputs, own);
 }
 
 // x [rows, width] in place. features, inner, rank: the most outputs and inputs of a step's maps, and of their changes.
@@ -192,7 +229,7 @@ int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapte
         const step *s = steps + i;
         for (int64_t r = 0; r < rows; r++) norm_row(x + r * width, s->norm, s->eps, width, own.normed + r * width);
         apply(&s->in, own.normed, rows, adapters, own.features, &own);
-        if (s->more.outputs) apply(&s->more, own.normed, rows, adapters, own.features + rows * s->in.outputs, &own);
+        if (s->more.outputs) apply_more(s, rows, adapters, &own);
         if (s->kind == ATTENTION) attention(s, rows, own.features, own.inner, room);
         else if (s->kind == SWIGLU) swiglu(own.features, rows, s->out.inputs, own.inner);
         else recurrent(s, rows, own.features, own.inner);

@@ -64,18 +64,23 @@ static void kalman_row(const filter *own, const float *features, const float *ga
 enum { NO_GATE = 0, SILU_GATE = 1, SIGMOID_GATE = 2 };
 
 typedef struct {
-    const float *conv, *conv_bias;        // [taps, channels], [channels] or NULL
+    const float *weight, *bias;  // [taps, channels], [channels] or NULL; no weight: only silu
+    int64_t taps;
+} convolution;
+
+typedef struct {
+    convolution conv;
     const float *unit;                    // [key]
     const float *rate, *rate_bias;        // [value_heads]: exp(A_log), dt_bias; NULL: no decay
     const float *norm;                    // [value]
     double low, high, key_eps, norm_eps;  // of beta, and of the two norms
-    int64_t heads, value_heads, key, value, taps, gate, overwrites;
+    int64_t heads, value_heads, key, value, gate, overwrites;
 } memory_rule;
 
 enum { CHANNELS = 64 };  // of a convolution, at once
 
 // x [channels] in place: silu of the sum over the last inputs, which `after` is given.
-static void convolve_row(const memory_rule *own, int64_t channels, float *x, const float *before, float *after) {
+static void convolve_row(const convolution *own, int64_t channels, float *x, const float *before, float *after) {
     int64_t past = own->taps - 1;
     if (past) {
         memcpy(after, before + channels, (size_t)((past - 1) * channels) * sizeof(float));
@@ -84,13 +89,13 @@ static void convolve_row(const memory_rule *own, int64_t channels, float *x, con
     for (int64_t from = 0; from < channels; from += CHANNELS) {
         int64_t count = channels - from < CHANNELS ? channels - from : CHANNELS;
         float sum[CHANNELS];
-        for (int64_t c = 0; c < count; c++) sum[c] = own->conv_bias ? own->conv_bias[from + c] : 0;
+        for (int64_t c = 0; c < count; c++) sum[c] = own->bias ? own->bias[from + c] : 0;
         for (int64_t j = 0; j < past; j++)
             for (int64_t c = 0; c < count; c++)
-                sum[c] += own->conv[j * channels + from + c] * before[j * channels + from + c];
+                sum[c] += own->weight[j * channels + from + c] * before[j * channels + from + c];
         for (int64_t c = 0; c < count; c++) {
             float now = x[from + c];
-            sum[c] = past ? sum[c] + own->conv[past * channels + from + c] * now : now;
+            sum[c] = own->weight ? sum[c] + own->weight[past * channels + from + c] * now : now;
             x[from + c] = sum[c] * sigmoid(sum[c]);
         }
     }
@@ -123,7 +128,7 @@ static void delta_row(const memory_rule *own, float *features, const float *memo
                       float *memory_after, float *inputs_after, float *y) {
     int64_t keys = own->heads * own->key, values = own->value_heads * own->value, rep = own->value_heads / own->heads;
     float *q = features, *k = q + keys, *v = k + keys, *gate = v + values, *beta = own->gate ? gate + values : gate;
-    convolve_row(own, 2 * keys + values, features, inputs, inputs_after);
+    convolve_row(&own->conv, 2 * keys + values, features, inputs, inputs_after);
     for (int64_t h = 0; h < 2 * own->heads; h++) norm_row(q + h * own->key, own->unit, own->key_eps, own->key, q + h * own->key);
     for (int64_t h = 0; h < own->value_heads; h++) {
         int64_t at = h * own->key * own->value;
