@@ -10,6 +10,7 @@ import * as models from "./models.js";
 import * as selection from "./selection.js";
 import * as settings from "./settings.js";
 import * as status from "./status.js";
+import * as swarm from "./swarm.js";
 import * as theme from "./theme.js";
 
 const touch = matchMedia("(pointer: coarse)");
@@ -50,10 +51,18 @@ $("stop").addEventListener("click", chat.stop);
 // Panes, which a phone shows one of
 
 function show(pane) {
+  const before = document.body.dataset.pane;
   document.body.dataset.pane = pane;
   for (const button of document.querySelectorAll(".panes button")) button.setAttribute("aria-pressed", button.dataset.pane === pane);
+  if (pane === "swarm") swarm.open();
+  else if (before === "swarm") swarm.close();
 }
 document.querySelector(".panes").addEventListener("click", event => { if (event.target.dataset.pane) show(event.target.dataset.pane); });
+
+/** Shows the view of the swarm that the address names, if one is served. */
+function followLink() { if (swarm.isLinked() && models.hasSwarm()) show("swarm"); }
+
+document.querySelector(".skip").addEventListener("click", () => show("chat"));
 
 function newConversation() { chat.stop(); conversations.newConversation(); box.focus(); }
 $("new").addEventListener("click", newConversation);
@@ -87,6 +96,8 @@ addEventListener("keydown", event => {
   const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
   if (event.key === "Escape" && chat.busy()) { event.preventDefault(); chat.stop(); box.focus(); }
   else if (event.altKey && event.code === "KeyN") { event.preventDefault(); newConversation(); }
+  else if (event.altKey && event.code === "KeyS" && models.hasSwarm()) { event.preventDefault(); show(document.body.dataset.pane === "swarm" ? "chat" : "swarm"); }
+  else if (document.body.dataset.pane === "swarm" && swarm.key(event)) event.preventDefault();
   else if (event.key === "/" && !typing) { event.preventDefault(); show("chat"); box.focus(); }
   else if (event.key === "?" && !typing) { event.preventDefault(); help(); }
 });
@@ -113,6 +124,7 @@ inspection.init();
 contradictions.init();
 chat.init();
 conversations.init();
+swarm.init();
 models.setMode(conversations.current().mode || null);
 chat.show();
 explain();
@@ -123,5 +135,7 @@ load().then(() => {
   models.setMode(c.mode || null);
   explain();
   $("scroll").scrollTop = $("scroll").scrollHeight;
+  followLink();
 });
+addEventListener("hashchange", followLink);
 if (!touch.matches) box.focus();
