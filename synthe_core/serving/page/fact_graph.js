@@ -2,7 +2,7 @@
 
 import { cut, drawing, svg } from "./svg.js";
 
-const ROW = 46, COLUMN = 230, LETTER = 6.8, BOX = 26;
+const ROW = 46, COLUMN = 230, LETTER = 7.4, BOX = 26;
 
 /** The drawing of facts for a width; it may be wider, where there are more columns than fit. */
 export function graph(facts, available) {

@@ -13,7 +13,7 @@ export async function show(holder) {
   choice.value = state;
   choice.addEventListener("change", () => { state = choice.value; current = 0; load(); });
   list = make("ol.pairs", { "aria-label": "Pairs" });
-  holder.replaceChildren(make("div.bar", make("label.pick", "Show ", choice), make("span.keyhelp", ...keyHelp())), list);
+  holder.replaceChildren(make("div.bar", make("label.pick", make("span", "Show"), choice), make("span.keyhelp", ...keyHelp())), list);
   await load();
 }
 
