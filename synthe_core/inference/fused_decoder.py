@@ -1,4 +1,4 @@
-"""Decoding without an operator call a layer: all blocks of a model of attention, gated feed-forward learners and some
+"""Decoding without an operator call a layer: all blocks of a model of attention, feed-forward learners and some
 recurrent ones run in one call of C (see `ops.fused_decode`), for a token of each row."""
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from synthe_core.adapters.lora_linear import DEFAULT, LoRALinear, base_weight
 from synthe_core.inference.fused_recurrent import FORMS, begin
+from synthe_core.inference.fused_residual import fill_residuals, residual_refusal
 from synthe_core.inference.growing_window import Place, extended
 from synthe_core.layers.adapter_batch import current_adapters
 from synthe_core.layers.attention import Attention, AttentionState
@@ -19,19 +20,20 @@ from synthe_core.layers.mlp import MLP
 from synthe_core.layers.projection import Linear
 from synthe_core.layers.quantized import QuantizedLinear
 from synthe_core.layers.rope import rotary_angles
-from synthe_core.model.block import PRE_NORM, Block, RMSNorm
+from synthe_core.model.block import Block
 from synthe_core.model.language_model import Backbone, ModelState
 from synthe_core.ops.fused_decode import (
+    ACTIVATIONS,
     ATTENTION,
     KALMAN,
     MOST_PARTS,
-    SWIGLU,
     Change,
     LinearMap,
     Step,
     decode,
     unavailable,
 )
+from synthe_core.ops.fused_decode import MLP as FUSED_MLP
 from synthe_core.quantization.matrix import QuantizedMatrix, StackedMatrix
 from synthe_core.quantization.packed import PackedMatrix
 
@@ -47,14 +49,16 @@ class FusedDecoder:
         self.model = model
         blocks: Any = model.blocks
         self._learners = [learner for block in blocks for learner in block.learners]
-        norms = [norm for block in blocks for norm in block.norms.values()]
         maps = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
         self._slots = sorted({slot for module in maps.values() for slot in module.slots})
         self._rank = max((m.low_rank(slot).r for m in maps.values() for slot in m.slots), default=0)
         self._steps = (Step * len(self._learners))()
         self._held: list[Tensor] = []  # what C has the addresses of, besides parameters
-        for step, norm, learner in zip(self._steps, norms, self._learners, strict=True):
-            self._held += _fill(step, norm, learner, self._slots)
+        for step, learner in zip(self._steps, self._learners, strict=True):
+            self._held += _fill(step, learner, self._slots)
+        residuals = iter(self._steps)
+        for block in blocks:
+            fill_residuals([next(residuals).residual for _ in block.steps], block)
 
     @torch.inference_mode()
     def hidden(self, tokens: Tensor, state: ModelState) -> tuple[Tensor, ModelState, dict[str, Tensor]]:
@@ -110,10 +114,8 @@ def refusal(model: Backbone) -> str | None:
     if model.router is not None or model.without:
         return "tokens leave out blocks, or the model parts"
     for block in blocks:
-        for step, learner in zip(block.steps, block.learners, strict=True):
-            if step.residual != PRE_NORM or type(block.norms[step.place]) is not RMSNorm:
-                return "a learner is not behind one norm of root mean squares"
-            if (reason := _learner_refusal(learner)) is not None:
+        for reason in (residual_refusal(block), *map(_learner_refusal, block.learners)):
+            if reason is not None:
                 return reason
     return None
 
@@ -121,17 +123,11 @@ def refusal(model: Backbone) -> str | None:
 def _learner_refusal(learner: nn.Module) -> str | None:
     maps: tuple[nn.Module, nn.Module | None, nn.Module]
     if type(learner) is Attention:
-        own = learner.config
-        if own.gate or own.when is not None or own.logit_cap is not None or own.clip is not None:
-            return "an attention has a gate, a condition, a cap or a clip"
-        if own.qk_norm == "joint":
-            return "an attention normalises all heads together"
+        if learner.config.when is not None:
+            return "an attention has a condition"
         maps = learner.qkv, None, learner.out
     elif type(learner) is MLP:
-        own = learner.config
-        if not own.gated or own.activation != "silu" or own.gate_scale != 1:
-            return "an mlp is not gated by silu"
-        maps = learner.gate_up, None, learner.out
+        maps = _first_map(learner), None, learner.out
     elif (form := FORMS.get(type(learner))) is not None:
         if (reason := form.refusal(learner)) is not None:
             return reason
@@ -179,35 +175,40 @@ def _changes(map: nn.Module, slots: Sequence[int]) -> ctypes.Array[Change] | Non
     return changes
 
 
-def _fill(step: Step, norm: Any, learner: Any, slots: Sequence[int]) -> list[Tensor]:
+def _first_map(learner: MLP) -> nn.Module:
+    return learner.gate_up if learner.config.gated else learner.up
+
+
+def _fill(step: Step, learner: Any, slots: Sequence[int]) -> list[Tensor]:
     """What of a step is the same in every pass; returns tensors whose addresses it has."""
-    step.norm, step.eps, step.more_from = norm.weight.data_ptr(), norm.eps, -1
+    step.more_from = -1
     form = FORMS.get(type(learner))
-    is_attention = isinstance(learner, Attention)
     if form is not None:
         step.kind, maps = form.kind, form.maps(learner)
+    elif isinstance(learner, Attention):
+        step.kind, maps = ATTENTION, (learner.qkv, None, learner.out)
+        _fill_attention(step, learner)
     else:
-        step.kind = ATTENTION if is_attention else SWIGLU
-        maps = (learner.qkv if is_attention else learner.gate_up, None, learner.out)
+        step.kind, maps = FUSED_MLP, (_first_map(learner), None, learner.out)
+        own = learner.config
+        step.activation, step.is_gated, step.gate_scale = ACTIVATIONS[own.activation], own.gated, own.gate_scale
     named: zip[tuple[str, Any]] = zip(("input", "more", "output"), maps, strict=True)
     for name, map in named:
         if map is not None:
             parts = _parts(map)
             assert parts is not None
             setattr(step, name, LinearMap.of(parts, map.bias, _changes(map, slots)))
-    if form is not None:
-        return form.fill(step, learner)
-    if is_attention:
-        _fill_attention(step, learner)
-    return []
+    return [] if form is None else form.fill(step, learner)
 
 
 def _fill_attention(step: Step, learner: Attention) -> None:
+    own = learner.config
     step.heads, step.groups, step.size, step.turned = learner.heads, learner.groups, learner.size, learner.turned
-    step.window = learner.window
-    step.scale = learner.size**-0.5 if learner.config.scale is None else learner.config.scale
-    step.norm_eps = learner.config.norm_eps if learner.config.qk_norm else -1.0
-    if learner.config.qk_norm == "weighted":
+    step.window, step.is_gated = learner.window, own.gate
+    step.scale = learner.size**-0.5 if own.scale is None else own.scale
+    step.cap, step.clip = own.logit_cap or 0.0, own.clip or 0.0
+    step.norm_eps, step.norms_jointly = own.norm_eps if own.qk_norm else -1.0, own.qk_norm == "joint"
+    if own.qk_norm in ("weighted", "joint"):
         step.q_norm, step.k_norm = learner.q_norm.data_ptr(), learner.k_norm.data_ptr()
 
 

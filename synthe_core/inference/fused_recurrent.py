@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from synthe_core.layers.delta import Delta, DeltaState
+from synthe_core.layers.gated_conv import GatedConv
 from synthe_core.layers.gla import GLA, GLAState
 from synthe_core.layers.kalman import MIN_NOISE, Kalman, KalmanState
 from synthe_core.layers.mamba import MambaState
@@ -19,6 +20,7 @@ from synthe_core.layers.momentum import Momentum, MomentumState
 from synthe_core.ops.activations import sigmoid, softplus
 from synthe_core.ops.fused_decode import (
     DELTA,
+    GATED_CONV,
     KALMAN,
     MAMBA2,
     MOMENTUM,
@@ -47,9 +49,9 @@ class Form(NamedTuple):
     state: Callable[..., Any]
 
 
-def begin(step: Step, state: Iterable[Tensor], made: Callable[..., Any]) -> tuple[Any, list[Tensor]]:
-    """The state that C will fill, and the tensors it has the addresses of."""
-    before = [leaf.contiguous() for leaf in state]
+def begin(step: Step, state: Iterable[Tensor] | Tensor, made: Callable[..., Any]) -> tuple[Any, list[Tensor]]:
+    """The state that C will fill, and the tensors it has the addresses of. state: its leaves, or the only one."""
+    before = [leaf.contiguous() for leaf in ([state] if isinstance(state, Tensor) else state)]
     after = [torch.empty_like(leaf) for leaf in before]
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         step.before[number], step.after[number] = old.data_ptr(), new.data_ptr()
@@ -142,6 +144,10 @@ def _fill_mamba2(step: Step, learner: Any) -> list[Tensor]:
     return tensors + _fill_convolution(rule.conv, conv.weight[:, 0], conv.bias)
 
 
+def _fill_gated_conv(step: Step, learner: Any) -> list[Tensor]:
+    return _fill_convolution(step.conv, learner.conv.weight[:, 0], learner.conv.bias)
+
+
 def _anything(learner: Any) -> None:
     """The refusal of learners that are all run."""
 
@@ -152,5 +158,8 @@ FORMS: dict[type, Form] = {
     Delta: Form(DELTA, _delta_refusal, lambda own: (own.project, None, own.out), _fill_delta, DeltaState),
     GLA: Form(FUSED_GLA, _anything, lambda own: (own.project, own.decay, own.out), _fill_gla, GLAState),
     MLSTM: Form(FUSED_MLSTM, _anything, lambda own: (own.project, None, own.out), _fill_mlstm, MLSTMState),
+    GatedConv: Form(
+        GATED_CONV, _anything, lambda own: (own.in_proj, None, own.out_proj), _fill_gated_conv, lambda inputs: inputs
+    ),
     Mamba2: Form(MAMBA2, _anything, lambda own: (own.in_proj, None, own.out_proj), _fill_mamba2, MambaState),
 }

@@ -53,6 +53,8 @@ BLOCKS: dict[str, list[dict[str, Any]]] = {
         {"type": "mamba2", "state_size": 16, "head_size": 12, "norm": "none", "time_step_limit": [0.1, 0.8]}
         | {"multipliers": [0.5, 1.3, 0.7, 1.1, 0.9]}
     ],
+    "gated_conv": [{"type": "gated_conv"}],
+    "gated_conv with biases": [{"type": "gated_conv", "taps": 2, "bias": True}],
     "synthe": [{"type": "momentum"}, {"type": "delta", "heads": 3}, {"type": "kalman"}, MLP],
     "memories": [{"type": "gla", "heads": 3}, {"type": "mlstm", "heads": 3}, MLP, {"type": "mamba2", "head_size": 12}],
     "hybrid": [{"type": "delta", "heads": 3}, MLP, {"type": "attention", "heads": 4, "window": 9}, MLP],
@@ -169,6 +171,11 @@ def test_each_row_has_its_own_adapter(tmp_path: Path, format: str, name: str) ->
 )
 def test_what_is_not_fused_says_why(learner: dict[str, Any], reason: str) -> None:
     assert reason in (refusal(model_of([learner])) or "")
+
+
+def test_an_attention_at_some_tokens_is_not_fused() -> None:
+    probe = {"type": "attention", "heads": 2, "when": {"signal": "confidence", "below": 0.3}}
+    assert refusal(model_of([{"type": "kalman"}, probe])) == "an attention has a condition"
 
 
 @pytest.mark.parametrize("name", ["gla with a convolution", "mamba2"])

@@ -1,7 +1,7 @@
 """One token of every row through all steps of a model in one call of C: what is between two products costs next to
 nothing. A step is a norm, a map, what the learner does with it, a map, and the residual.
 
-    x += W_out attention(rotary(W_qkv norm(x)))        x += W_out (silu(g) ⊙ u),  [g, u] = W_in norm(x)
+    x += W_out attention(rotary(W_qkv norm(x)))        x += W_out (act(g) ⊙ u),  [g, u] = W_in norm(x)
     x += W_out f(W_in norm(x), state)                  f of a recurrent learner: see recurrent.h and linear_memory.h
 
 Numbers: those of the operators, up to rounding; of packed matrices as `packed_linear` has them. Each row is computed
@@ -21,7 +21,9 @@ from synthe_core.quantization.packed import BLOCK, PackedMatrix
 
 SOURCE = "fused_decode/fused_decode.c"
 MOST_PARTS = 4
-ATTENTION, SWIGLU, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2 = range(8)
+ATTENTION, MLP, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2, GATED_CONV = range(9)
+NO_NORM, RMS_NORM, LAYER_NORM = range(3)
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4}
 NO_GATE, SILU_GATE, SIGMOID_GATE = range(3)
 
 _address, _int, _double, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_float
@@ -80,6 +82,21 @@ class LinearMap(ctypes.Structure):
         return made
 
 
+class Norm(ctypes.Structure):
+    """A norm of the stream's width; weight and bias may be missing."""
+
+    _fields_ = (("weight", _address), ("bias", _address), ("eps", _double), ("kind", _int))
+
+
+class Residual(ctypes.Structure):
+    """How a learner is added to the stream; see residual.h."""
+
+    _fields_ = (
+        ("before", Norm), ("after", Norm), ("saves", _int), ("reads_same", _int), ("shares_norm", _int),
+        ("onto_normed", _int), ("input_scale", _double), ("scale", _double), ("skip", _double),
+    )  # fmt: skip
+
+
 class Filter(ctypes.Structure):
     """A Kalman filter's parameters, [n] each: a, q and what is added to the noise before its softplus."""
 
@@ -129,17 +146,19 @@ class Mamba2Rule(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    """One learner with its norm and its residual; see the C file."""
+    """One learner and how it is added to the stream; see the C file."""
 
     _fields_ = (
-        ("kind", _int), ("norm", _address), ("eps", _double), ("input", LinearMap), ("output", LinearMap),
-        ("heads", _int), ("groups", _int), ("size", _int), ("turned", _int), ("norm_eps", _double), ("scale", _double),
+        ("kind", _int), ("residual", Residual), ("input", LinearMap), ("output", LinearMap),
+        ("activation", _int), ("is_gated", _int), ("gate_scale", _double),
+        ("heads", _int), ("groups", _int), ("size", _int), ("turned", _int), ("norms_jointly", _int),
+        ("norm_eps", _double), ("scale", _double), ("cap", _double), ("clip", _double),
         ("q_norm", _address), ("k_norm", _address), ("cos", _address), ("sin", _address),
         ("keys", _address), ("values", _address), ("filled", _address),
         ("capacity", _int), ("start", _int), ("past", _int), ("window", _int),
         ("more", LinearMap), ("more_from", _int), ("before", _address * 3), ("after", _address * 3),
         ("bias", _address), ("kalman", Filter), ("delta", MemoryRule), ("gla", GLARule), ("mlstm", MLSTMRule),
-        ("mamba2", Mamba2Rule), ("signals", _address),
+        ("mamba2", Mamba2Rule), ("conv", Convolution), ("signals", _address),
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-// One token of every row through blocks of learners, each behind a norm and in a residual.
+// One token of every row through blocks of learners, each behind a norm and in a residual, or as residual.h says.
 //
-//     x += out(attention(rotary(norm(x) W_qkv)))        x += down(silu(gate) up),  [gate, up] = norm(x) W
+//     x += out(attention(rotary(norm(x) W_qkv)))        x += down(act(gate) up),  [gate, up] = norm(x) W
 //     x += out(f(norm(x) W, state))                     f: recurrent.h
 //
 // A row's result does not depend on the other rows: it is computed alone, and products are those of packed_linear.h and
@@ -12,9 +12,11 @@
 #include "float_linear.h"
 #include "linear_memory.h"
 #include "recurrent.h"
+#include "residual.h"
 
 enum { MOST_PARTS = 4 };
-enum { ATTENTION, SWIGLU, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2 };
+enum { ATTENTION, MLP, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2, GATED_CONV };
+enum { SILU, GELU, GELU_TANH, RELU, RELU2 };
 
 typedef struct {
     matrix packed;        // where `weight` is NULL
@@ -36,12 +38,14 @@ typedef struct {
 
 typedef struct {
     int64_t kind;
-    const float *norm;
-    double eps;
+    residual residual;
     linear in, out;
+    // of mlp:
+    int64_t activation, is_gated;  // is_gated: of attention too
+    double gate_scale;
     // of attention:
-    int64_t heads, groups, size, turned;
-    double norm_eps, scale;  // of queries and keys: < 0: no norm
+    int64_t heads, groups, size, turned, norms_jointly;
+    double norm_eps, scale, cap, clip;  // norm_eps: of queries and keys, < 0: no norm; 0: no cap, no clip
     const float *q_norm, *k_norm;
     const float *cos, *sin;  // [rows, turned / 2]
     float *keys, *values;    // [rows, capacity, groups, size]
@@ -58,11 +62,12 @@ typedef struct {
     gla_rule gla;
     mlstm_rule mlstm;
     mamba2_rule mamba2;
+    convolution conv;  // of gated_conv
     float *signals;  // of kalman: [rows, 2]
 } step;
 
 typedef struct {
-    float *normed, *features, *inner, *y;
+    float *normed, *features, *inner, *y, *stream, *scaled;
     int8_t *codes;
     float *scales, *sums, *narrow;
     int64_t rank;  // the largest of a change
@@ -108,7 +113,7 @@ static void apply(const linear *map, const float *x, int64_t rows, const int64_t
 // A head's norm, and the rotation of pairs (i, i + turned / 2).
 static void turn(float *head, const step *s, const float *weight, const float *cos, const float *sin) {
     int64_t half = s->turned / 2;
-    if (s->norm_eps >= 0) norm_row(head, weight, s->norm_eps, s->size, head);
+    if (s->norm_eps >= 0 && !s->norms_jointly) norm_row(head, weight, s->norm_eps, s->size, head);
     for (int64_t i = 0; i < half; i++) {
         float a = head[i], b = head[i + half];
         head[i] = a * cos[i] - b * sin[i];
@@ -123,8 +128,19 @@ static int64_t seen(const step *s, int64_t row) {
     return count > s->window ? s->window : count;
 }
 
+// A row's queries, keys and values, clipped; and its queries and keys, where they are normalised as a whole.
+static void prepare(const step *s, float *q) {
+    int64_t queries = s->heads * s->size, width = s->groups * s->size;
+    float clip = (float)s->clip;
+    for (int64_t i = 0; clip > 0 && i < queries + 2 * width; i++) q[i] = q[i] < -clip ? -clip : q[i] > clip ? clip : q[i];
+    if (s->norm_eps < 0 || !s->norms_jointly) return;
+    norm_row(q, s->q_norm, s->norm_eps, queries, q);
+    norm_row(q + queries, s->k_norm, s->norm_eps, width, q + queries);
+}
+
 static void attention(const step *s, int64_t rows, float *features, float *y, float *scores) {
     int64_t queries = s->heads * s->size, width = s->groups * s->size, stride = s->in.outputs;
+    for (int64_t r = 0; r < rows; r++) prepare(s, features + r * stride);
 #pragma omp parallel for schedule(static) collapse(2) if (rows * s->past > 64)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t g = 0; g < s->groups; g++) {
@@ -141,15 +157,36 @@ static void attention(const step *s, int64_t rows, float *features, float *y, fl
             int64_t past = (r * s->capacity + s->start) * width + g * s->size;
             entries window = {s->keys + past, s->values + past, NULL, width, s->size};
             float *o = y + r * queries + g * (s->heads / s->groups) * s->size;
-            for (int64_t h = 0; h < s->heads / s->groups; h++, q += s->size, o += s->size)
-                attend(&window, q, s->past + 1 - count, s->past + 1, (float)s->scale, 0, o, own);
+            for (int64_t h = 0; h < s->heads / s->groups; h++, q += s->size, o += s->size) {
+                attend(&window, q, s->past + 1 - count, s->past + 1, (float)s->scale, (float)s->cap, o, own);
+                if (s->is_gated) gate_row(o, q + queries + 2 * width, s->size, 0);
+            }
         }
 }
 
-static void swiglu(const float *in, int64_t rows, int64_t hidden, float *y) {
-    for (int64_t r = 0; r < rows; r++) {
-        const float *gate = in + r * 2 * hidden, *up = gate + hidden;
-        for (int64_t h = 0; h < hidden; h++) y[r * hidden + h] = gate[h] / (1 + exp_float(-gate[h])) * up[h];
+static void activate(int64_t kind, const float *x, float scale, int64_t n, float *y) {
+    if (kind == SILU)
+        for (int64_t i = 0; i < n; i++) y[i] = scale * x[i] / (1 + exp_float(-scale * x[i]));
+    else if (kind == GELU)
+        for (int64_t i = 0; i < n; i++) y[i] = scale * x[i] * 0.5f * (1 + erff(scale * x[i] * 0.70710678f));
+    else if (kind == GELU_TANH)
+        for (int64_t i = 0; i < n; i++) {
+            float a = scale * x[i];
+            y[i] = 0.5f * a * (1 + bounded(0.79788456f * (a + 0.044715f * a * a * a)));
+        }
+    else
+        for (int64_t i = 0; i < n; i++) {
+            float a = scale * x[i] < 0 ? 0 : scale * x[i];
+            y[i] = kind == RELU2 ? a * a : a;
+        }
+}
+
+static void mlp(const step *s, const float *in, int64_t rows, float *y) {
+    int64_t hidden = s->out.inputs;
+    for (int64_t r = 0; r < rows; r++, in += s->in.outputs, y += hidden) {
+        activate(s->activation, in, (float)s->gate_scale, hidden, y);
+        if (s->is_gated)
+            for (int64_t h = 0; h < hidden; h++) y[h] *= in[hidden + h];
     }
 }
 
@@ -177,6 +214,9 @@ static void recurrent_row(const step *s, int64_t r, float *own, float *more, flo
         int64_t H = rule->heads, memory = H * rule->key * (rule->value + 1), inputs = (rule->conv.taps - 1) * 2 * H * rule->key;
         mlstm_row(rule, own, BEFORE(0, memory), BEFORE(1, H), BEFORE(2, inputs), AFTER(0, memory), AFTER(1, H),
                   AFTER(2, inputs), o);
+    } else if (s->kind == GATED_CONV) {
+        int64_t inputs = (s->conv.taps - 1) * n;
+        gated_conv_row(&s->conv, own, n, BEFORE(0, inputs), AFTER(0, inputs), o);
     } else {
         const mamba2_rule *rule = &s->mamba2;
         int64_t memory = n * rule->size, inputs = (rule->conv.taps - 1) * (n + 2 * rule->groups * rule->size);
@@ -191,9 +231,8 @@ static void recurrent(const step *s, int64_t rows, float *features, float *y) {
         recurrent_row(s, r, features + r * s->in.outputs, more + r * s->more.outputs, y + r * s->out.inputs);
 }
 
-// The outputs of a step's second map, behind those of the first.
-static void apply_more(const step *s, int64_t rows, const int64_t *adapters, scratch *own) {
-    const float *x = own->normed;
+// The outputs of a step's second map, of x or of some outputs of the first map, behind those of the first.
+static void apply_more(const step *s, const float *x, int64_t rows, const int64_t *adapters, scratch *own) {
     if (s->more_from >= 0) {
         for (int64_t r = 0; r < rows; r++)
             memcpy(own->inner + r * s->more.inputs, own->features + r * s->in.outputs + s->more_from,
@@ -211,7 +250,7 @@ int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapte
     for (int64_t i = 0; i < count; i++)
         if (steps[i].kind == ATTENTION && steps[i].groups * (steps[i].past + 1) > scores)
             scores = steps[i].groups * (steps[i].past + 1);
-    int64_t floats = width + features + inner + width + scores + 2 * blocks + rank;
+    int64_t floats = 3 * width + features + inner + width + scores + 2 * blocks + rank;
     float *memory = malloc((size_t)(rows * floats) * sizeof(float) + (size_t)(rows * blocks * BLOCK));
     if (!memory) return 1;
     scratch own;
@@ -219,7 +258,9 @@ int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapte
     own.features = own.normed + rows * width;
     own.inner = own.features + rows * features;
     own.y = own.inner + rows * inner;
-    float *room = own.y + rows * width;
+    own.stream = own.y + rows * width;
+    own.scaled = own.stream + rows * width;
+    float *room = own.scaled + rows * width;
     own.scales = room + rows * scores;
     own.sums = own.scales + rows * blocks;
     own.narrow = own.sums + rows * blocks;
@@ -227,14 +268,14 @@ int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapte
     own.codes = (int8_t *)(own.narrow + rows * rank);
     for (int64_t i = 0; i < count; i++) {
         const step *s = steps + i;
-        for (int64_t r = 0; r < rows; r++) norm_row(x + r * width, s->norm, s->eps, width, own.normed + r * width);
-        apply(&s->in, own.normed, rows, adapters, own.features, &own);
-        if (s->more.outputs) apply_more(s, rows, adapters, &own);
+        const float *read = read_stream(&s->residual, x, own.stream, rows, width, own.normed, own.scaled);
+        apply(&s->in, read, rows, adapters, own.features, &own);
+        if (s->more.outputs) apply_more(s, read, rows, adapters, &own);
         if (s->kind == ATTENTION) attention(s, rows, own.features, own.inner, room);
-        else if (s->kind == SWIGLU) swiglu(own.features, rows, s->out.inputs, own.inner);
+        else if (s->kind == MLP) mlp(s, own.features, rows, own.inner);
         else recurrent(s, rows, own.features, own.inner);
         apply(&s->out, own.inner, rows, adapters, own.y, &own);
-        for (int64_t j = 0; j < rows * width; j++) x[j] += own.y[j];
+        add_to_stream(&s->residual, own.normed, own.y, rows, width, x);
     }
     free(memory);
     return 0;

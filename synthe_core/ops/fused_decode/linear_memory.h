@@ -2,6 +2,7 @@
 #pragma once
 
 #include "recurrent.h"
+#include "residual.h"
 
 typedef struct {
     convolution conv;  // of queries, keys and values; no weight: none
@@ -54,7 +55,7 @@ static void gla_row(const gla_rule *own, float *features, float *logits, const f
     int64_t queries = own->heads * own->key, keys = own->groups * own->key, values = own->groups * own->value;
     int64_t rep = own->heads / own->groups, size = own->key * own->value;
     float *q = features, *k = q + queries, *v = k + keys, *gate = v + values;
-    if (own->conv.weight) convolve_row(&own->conv, queries + keys + values, features, inputs, inputs_after);
+    if (own->conv.weight) convolve_row(&own->conv, queries + keys + values, 1, features, inputs, inputs_after);
     for (int64_t i = 0; i < keys; i++) {
         float log_decay = -softplus(-logits[i]) / (float)own->temperature;
         logits[i] = exp_float(log_decay < (float)own->floor ? (float)own->floor : log_decay);
@@ -71,15 +72,6 @@ static void gla_row(const gla_rule *own, float *features, float *logits, const f
 
 static float capped(float logit, double cap) { return cap > 0 ? (float)cap * tanhf(logit / (float)cap) : logit; }
 
-static void layer_norm_row(float *x, const float *weight, double eps, int64_t n) {
-    double mean = 0, square = 0;
-    for (int64_t i = 0; i < n; i++) mean += x[i];
-    mean /= (double)n;
-    for (int64_t i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
-    double scale = 1 / sqrt(square / (double)n + eps);
-    for (int64_t i = 0; i < n; i++) x[i] = (float)((x[i] - mean) * scale) * weight[i];
-}
-
 // features: queries, keys, values, output gates, one input and one forget logit a head. scales [heads].
 static void mlstm_row(const mlstm_rule *own, float *features, const float *memory, const float *scales,
                       const float *inputs, float *memory_after, float *scales_after, float *inputs_after, float *y) {
@@ -87,7 +79,7 @@ static void mlstm_row(const mlstm_rule *own, float *features, const float *memor
     float *q = features, *k = q + own->heads * K, *v = k + own->heads * K, *gate = v + own->heads * V;
     const float *write = gate + own->heads * V, *keep = write + own->heads;
     float shift = (float)(0.5 * log((double)K));
-    if (own->conv.weight) convolve_row(&own->conv, 2 * own->heads * K, features, inputs, inputs_after);
+    if (own->conv.weight) convolve_row(&own->conv, 2 * own->heads * K, 1, features, inputs, inputs_after);
     for (int64_t h = 0; h < own->heads; h++, q += K, k += K, v += V, gate += V, y += V) {
         float in = capped(write[h] + own->input_bias[h], own->cap) - shift;
         float forget = capped(keep[h] + own->forget_bias[h], own->cap);
@@ -104,7 +96,7 @@ static void mlstm_row(const mlstm_rule *own, float *features, const float *memor
         float bound = exp_float(-(m < -79.85f ? -79.85f : m > 31.88f ? 31.88f : m));
         float divisor = fabsf(total) < bound ? bound : fabsf(total);
         for (int64_t c = 0; c < V; c++) y[c] /= divisor;
-        if (own->is_layer_norm) layer_norm_row(y, own->norm + h * V, own->norm_eps, V);
+        if (own->is_layer_norm) layer_norm_row(y, own->norm + h * V, NULL, own->norm_eps, V, y);
         else norm_row(y, own->norm, own->norm_eps, V, y);
         gate_row(y, gate, V, own->gate == SILU_GATE);
     }
@@ -118,7 +110,7 @@ static void mamba2_row(const mamba2_rule *own, float *features, const float *mem
     float *z = features, *u = z + channels, *B = u + channels, *C = B + shared, *dt = C + shared;
     if (own->scale)
         for (int64_t i = 0; i < 2 * channels + 2 * shared + own->heads; i++) features[i] *= own->scale[i];
-    convolve_row(&own->conv, channels + 2 * shared, u, inputs, inputs_after);
+    convolve_row(&own->conv, channels + 2 * shared, 1, u, inputs, inputs_after);
     for (int64_t h = 0; h < own->heads; h++) {
         float delta = softplus(dt[h] + own->dt_bias[h]);
         delta = delta < (float)own->low ? (float)own->low : delta > (float)own->high ? (float)own->high : delta;

@@ -79,8 +79,8 @@ typedef struct {
 
 enum { CHANNELS = 64 };  // of a convolution, at once
 
-// x [channels] in place: silu of the sum over the last inputs, which `after` is given.
-static void convolve_row(const convolution *own, int64_t channels, float *x, const float *before, float *after) {
+// x [channels] in place: the sum over the last inputs, which `after` is given, or its silu.
+static void convolve_row(const convolution *own, int64_t channels, int with_silu, float *x, const float *before, float *after) {
     int64_t past = own->taps - 1;
     if (past) {
         memcpy(after, before + channels, (size_t)((past - 1) * channels) * sizeof(float));
@@ -96,7 +96,7 @@ static void convolve_row(const convolution *own, int64_t channels, float *x, con
         for (int64_t c = 0; c < count; c++) {
             float now = x[from + c];
             sum[c] = own->weight ? sum[c] + own->weight[past * channels + from + c] * now : now;
-            x[from + c] = sum[c] * sigmoid(sum[c]);
+            x[from + c] = with_silu ? sum[c] * sigmoid(sum[c]) : sum[c];
         }
     }
 }
@@ -128,7 +128,7 @@ static void delta_row(const memory_rule *own, float *features, const float *memo
                       float *memory_after, float *inputs_after, float *y) {
     int64_t keys = own->heads * own->key, values = own->value_heads * own->value, rep = own->value_heads / own->heads;
     float *q = features, *k = q + keys, *v = k + keys, *gate = v + values, *beta = own->gate ? gate + values : gate;
-    convolve_row(&own->conv, 2 * keys + values, features, inputs, inputs_after);
+    convolve_row(&own->conv, 2 * keys + values, 1, features, inputs, inputs_after);
     for (int64_t h = 0; h < 2 * own->heads; h++) norm_row(q + h * own->key, own->unit, own->key_eps, own->key, q + h * own->key);
     for (int64_t h = 0; h < own->value_heads; h++) {
         int64_t at = h * own->key * own->value;
@@ -141,4 +141,13 @@ static void delta_row(const memory_rule *own, float *features, const float *memo
         if (own->gate)
             for (int64_t c = 0; c < own->value; c++) o[c] *= sigmoid(z[c]) * (own->gate == SILU_GATE ? z[c] : 1);
     }
+}
+
+// features: what goes in, what comes out, values [n each]: y = out conv(in value).
+static void gated_conv_row(const convolution *own, float *features, int64_t n, const float *before, float *after,
+                           float *y) {
+    float *in = features, *out = in + n, *value = out + n;
+    for (int64_t i = 0; i < n; i++) value[i] *= in[i];
+    convolve_row(own, n, 0, value, before, after);
+    for (int64_t i = 0; i < n; i++) y[i] = out[i] * value[i];
 }

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from synthe_core.inference.fused_decoder import FusedDecoder, refusal
 from synthe_core.interop.huggingface.model import HuggingFaceModel
 from synthe_core.interop.source import ConvertedSource
 from synthe_core.storage.checkpoint import Checkpoint
@@ -36,8 +37,20 @@ def check_family(folder: Path, kind: str, *, vocab: int = VOCAB, **options: Any)
             logits, state = model(piece, state)
             pieces.append(logits)
         assert_close(torch.cat(pieces, 1), expected, LOGITS, "the logits of pieces and of decoded tokens")
+        _check_fused(model, text)
     _check_gradients(folder, peer, model, text)
     return checkpoint.recipe.model
+
+
+def _check_fused(model: Any, text: torch.Tensor) -> None:
+    """Compares a token in one call with the operators', of a model whose learners can be run so."""
+    if refusal(model) is not None:
+        return
+    decoder, (ours, theirs) = FusedDecoder(model), [model.hidden(text[:, :TIME])[1]] * 2
+    for token in text[:, TIME : TIME + 3].split(1, dim=1):
+        hidden, ours, _ = decoder.hidden(token, ours)
+        expected, theirs, _ = model.hidden(token, theirs)
+        assert_close(hidden, expected, LOGITS, "a token in one call")
 
 
 def _check_gradients(folder: Path, peer: Any, model: Any, text: torch.Tensor) -> None:
