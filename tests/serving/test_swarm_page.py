@@ -262,6 +262,24 @@ def test_facts_are_searched_corrected_and_drawn(view: Browser, busy_swarm: Swarm
     ]
 
 
+def test_what_is_stored_of_a_user_is_downloaded_and_deleted(view: Browser, busy_swarm: Swarm) -> None:
+    knowledge = busy_swarm.recollection.knowledge
+    knowledge.record_turn("eve", "one", "user", "I live in Oslo.")
+    view.do("u = document.querySelector('#user'); u.value = 'eve'; u.dispatchEvent(new Event('input'))")
+    go(view, "knowledge")
+    view.wait("document.querySelector('ul.facts li').textContent.startsWith('user lives in Oslo')")
+    view.do("URL.createObjectURL = blob => { window.saved = blob; return '#'; }")
+    button(view, "Download")
+    view.wait("window.saved")
+    assert json.loads(view.do("saved.text()"))["facts"][0]["object"] == "Oslo"
+    view.click(".stored button:last-of-type")
+    assert len(knowledge.facts.current("eve")) == 1
+    view.click(".stored button:last-of-type")
+    view.wait("document.querySelector('.stored .note').textContent.startsWith('Deleted, ')")
+    assert knowledge.facts.history("eve") == []
+    view.wait("!document.querySelector('.results').textContent.includes('Oslo')")
+
+
 def test_pairs_are_reviewed_by_the_keyboard(view: Browser, busy_swarm: Swarm) -> None:
     states = lambda: {each.id: (each.state.value, each.chosen) for each in busy_swarm.feedback.pairs()}  # noqa: E731
     view.press("4")

@@ -6,6 +6,7 @@ import { $, announce, make } from "./dom.js";
 import { graph } from "./fact_graph.js";
 import { ago, day, several } from "./format.js";
 import { user } from "./settings.js";
+import { stored } from "./stored_data.js";
 import { fitted } from "./svg.js";
 
 const DRAWN = 40; // facts of the graph
@@ -27,7 +28,7 @@ export async function show(holder, { may }) {
   };
   form.addEventListener("submit", event => { event.preventDefault(); load(); });
   past.addEventListener("change", load);
-  holder.replaceChildren(form, results);
+  holder.replaceChildren(form, results, ...hasKey() || whose(may) ? [stored(whose(may), load)] : []);
   await load();
 }
 
