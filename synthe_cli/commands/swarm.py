@@ -261,6 +261,7 @@ def ask(
                 synthesis=synthesis,
                 sampling={} if temperature is None else {"temperature": temperature},
                 seed=seed,
+                stream=not as_json,
             )
         )
         show_answer(events, trace=trace, as_json=as_json)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 MAX_TOKENS = 128
-"""Tokens of a request that are embedded: its beginning and its end."""
+"""Tokens of a request that are embedded, or as many as the base reads: its beginning and its end."""
 FLOOR = 1e-3
 """The least deviation of a dimension, as a share of the mean one."""
 GROWTH = 1.5

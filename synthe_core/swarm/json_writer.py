@@ -24,12 +24,14 @@ def json_writer(engine: AsyncEngine, model: str, max_tokens: int = 400) -> JsonW
     """Asks `model` of a running engine, greedily."""
 
     def write(question: str, schema: Mapping[str, Any]) -> Any:
-        tokenizer = chat_template.with_template(engine.registry.resolve(model).model.tokenizer)
+        served = engine.registry.resolve(model).model
+        tokenizer = chat_template.with_template(served.tokenizer)
         text = chat_template.render(tokenizer, [{"role": "user", "content": question}])
+        tokens = tuple(tokenizer.encode_marked(text))
         request = Request(
             model,
-            tuple(tokenizer.encode_marked(text)),
-            max_tokens,
+            tokens,
+            served.fitting(max_tokens, len(tokens)),
             SamplingParams(temperature=0.0),
             json_schema=schema,
             return_logprob=False,

@@ -13,7 +13,7 @@ from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.request import Request
 from synthe_core.interop.load import load_model
-from synthe_core.swarm.features import Embed, shortened
+from synthe_core.swarm.features import MAX_TOKENS, Embed, shortened
 from synthe_core.swarm.folder import SwarmFolder
 
 BASE = "base"
@@ -82,10 +82,12 @@ class SpecialistModels:
 
 def embedder(engine: AsyncEngine, model: str = BASE) -> Embed:
     """Embeds texts with the base, without an adapter, as many at a time as the engine runs."""
-    tokenizer, size = engine.models[model].tokenizer, min(MAX_TEXTS, engine.engine.admission.max_num_seqs)
+    served, size = engine.models[model], min(MAX_TEXTS, engine.engine.admission.max_num_seqs)
+    tokenizer = served.tokenizer
+    most = MAX_TOKENS if served.max_length is None else min(MAX_TOKENS, served.max_length)
 
     def embed(texts: Sequence[str]) -> np.ndarray:
-        tokens = [shortened(tokenizer.encode(text)) or (tokenizer.end,) for text in texts]
+        tokens = [shortened(tokenizer.encode(text), most) or (tokenizer.end,) for text in texts]
         parts = [engine.embed(model, tokens[first : first + size]) for first in range(0, len(tokens), size)]
         return np.concatenate([part.float().cpu().numpy() for part in parts])
 

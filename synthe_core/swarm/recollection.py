@@ -30,6 +30,7 @@ class Recollection:
     """The knowledge of a swarm as `knowledge` of its swarm.yaml has it: all of it, or none.
 
     embed:    for the search by meaning. verifier: judges sentences where no rule does, if one was trained.
+    context:  how many tokens the base reads, None for no limit: facts take a quarter of it at most.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class Recollection:
         tokenizer: Tokenizer,
         embed: Embedder | None = None,
         verifier: Verifier | None = None,
+        context: int | None = None,
     ) -> None:
         self.spec, self._embed = spec, embed if spec.embeddings else None
+        self._budget = spec.budget_tokens if context is None else min(spec.budget_tokens, context // 4)
         self.knowledge = Knowledge(
             store,
             limits=KnowledgeLimits(spec.max_facts, spec.trust_users),
@@ -50,9 +53,9 @@ class Recollection:
 
     def recall(self, user: str, text: str) -> Recalled:
         """What is known that belongs to a request."""
-        if not (self.spec.enabled and self.spec.budget_tokens):
+        if not (self.spec.enabled and self._budget):
             return Recalled()
-        facts = self.knowledge.retrieve(user, text, self.spec.budget_tokens, self._embed)
+        facts = self.knowledge.retrieve(user, text, self._budget, self._embed)
         return Recalled(tuple(line(fact) for fact in facts), block(facts))
 
     def find(self, user: str, text: str, *, history: bool = False, limit: int = LIMIT) -> list[Fact]:

@@ -71,7 +71,8 @@ class Swarm:
         embed = Embedder(base.fingerprints.weights, embedder(engine))
         write_json, knowledge = json_writer(engine, BASE), self.spec.knowledge
         verifier = self._verifier(base.model, write_json)
-        self.recollection = Recollection(self.store, knowledge, base.model.tokenizer, embed, verifier)
+        served = base.model
+        self.recollection = Recollection(self.store, knowledge, served.tokenizer, embed, verifier, served.max_length)
         self._reader = None
         if knowledge.enabled and knowledge.extraction == "model":
             is_idle = lambda: not engine.engine.has_unfinished  # noqa: E731
@@ -283,7 +284,7 @@ class Swarm:
             reason = "stop" if chat.reason == "stop" else "length"
             return Draft(name, chat.text, reason, record, {}, contradictions=contradictions)
 
-        return (yield from tutored(run, assignment, judge, name, remote, judge_remote))
+        return (yield from tutored(run, assignment, judge, name, remote, judge_remote, request.stream))
 
     def _request(self, name: str, request: SwarmRequest, messages: Sequence[Message], facts: str) -> Request:
         """A specialist's request to the engine."""

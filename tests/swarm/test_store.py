@@ -8,6 +8,7 @@ import sqlite3
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,10 @@ from synthe_core.swarm.store import Schema, Store
 from synthe_core.swarm.write_queue import WriteQueue
 from tests.paths import ROOT
 from tests.processes import LIMIT, run_program, start
-from tests.swarm.writer import SCHEMA, numbers, opened, totals, write
+from tests.swarm.killing import Log, run_killed
+from tests.swarm.writer import SCHEMA, main, numbers, opened, totals, write
 
-KILLS = [5, pytest.param(50, marks=pytest.mark.slow)]
+KILLS = [20, pytest.param(200, marks=pytest.mark.slow)]
 
 
 @pytest.fixture
@@ -99,23 +101,21 @@ def test_processes_that_open_and_write_a_new_file_at_once_lose_nothing(tmp_path:
 def test_a_kill_at_any_moment_leaves_every_committed_number(tmp_path: Path, kills: int) -> None:
     path, chance, committed = tmp_path / "swarm.db", random.Random(0), Counter[int]()
     for writer in range(kills):
-        command = [sys.executable, "-m", "tests.swarm.writer", path, str(writer), "1000000"]
-        process = start(command, cwd=ROOT, stdout=-1)
-        assert process.stdout is not None
-        for _ in range(chance.randrange(1, 40)):
-            committed[writer] += bool(process.stdout.readline())
-        process.kill()
-        committed[writer] += len(process.stdout.read().splitlines())
-        process.wait()
+        log = Log(tmp_path / f"{writer}.log")
+        work = partial(main, str(path), str(writer), "1000000", log)
+        assert not run_killed(work, after=chance.uniform(0.01, 0.3))
+        committed[writer] = len(log.lines)
         store = Store(path)
         assert not store.faults()
         with store.read() as connection:
             rows = connection.execute(select(numbers.c.writer, func.count()).group_by(numbers.c.writer)).all()
         stored = {int(each): int(number) for each, number in rows}
         # the last transaction may be committed and not yet printed
-        assert all(number <= stored[each] <= number + 1 for each, number in committed.items()), (committed, stored)
+        numbers_of = {each: stored.get(each, 0) for each in committed}
+        assert all(number <= numbers_of[each] <= number + 1 for each, number in committed.items()), (committed, stored)
         assert count(store) == (sum(stored.values()),) * 2
         store.close()
+    assert sum(committed.values()) > kills
 
 
 def test_a_forked_process_has_connections_of_its_own(store: Store) -> None:

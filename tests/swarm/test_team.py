@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 
+from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.errors import InputError
 from synthe_core.inference.request import Busy
 from synthe_core.inference.scheduler_config import ALIGNMENT
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.recipe.schema import Recipe
+from synthe_core.storage.checkpoint import save, weights
+from synthe_core.storage.manifest import Manifest
+from synthe_core.swarm.checking.claim_states import claim_states
 from synthe_core.swarm.events import Answered, AnswerToken, DraftToken, Routed
 from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.spec import SpecialistSpec
@@ -140,6 +146,27 @@ def test_ratings_change_confidence_router_and_pathways(folder):
     assert facts["specialists"][1]["name"] == "maths" and sum(each["answers"] for each in pathways(folder)) == 6
     with open_swarm(folder, **OPTIONS) as again:
         assert answered(again, said("count the apples"))[0][0].decision.candidates[0].name == "maths"
+
+
+@pytest.mark.parametrize("context", [64, 96])
+def test_a_base_may_have_a_short_context(tmp_path, context):
+    block = [{"type": "attention", "heads": 2}, {"type": "mlp", "hidden": 32}]
+    values = {"width": 16, "blocks": 2, "block": block, "positions": context}
+    recipe = Recipe.model_validate({"model": values, "data": {"sequence": context}})
+    model = LanguageModel(recipe.model, 257)
+    facts: dict[str, Any] = {"manifest": Manifest(), "tokenizer": ByteTokenizer()}
+    save(tmp_path / "short", recipe=recipe, vocab=257, tensors=weights(model), **facts)
+    folder = SwarmFolder.create(tmp_path / "team", str(tmp_path / "short"))
+    folder.add("maths", SpecialistSpec(capabilities=["arithmetic, " * 8], prompt="Sum."))
+    with open_swarm(folder, **OPTIONS) as swarm:
+        assert swarm.running and swarm.router.route("arithmetic " * 40)[0].answering
+        known = swarm.recollection.knowledge
+        known.add("", "the office", "opens at", "9:00")
+        assert len(swarm.recollection.recall("", "When does the office open?").block) <= context // 4
+        _, end = answered(swarm, said("1+1?", max_tokens=400))
+        assert end.num_prompt_tokens + end.num_output_tokens <= context + 1
+        states = claim_states(swarm.served("base"), [("the office opens at nine. " * 9, "it opens at ten. " * 9)])
+        assert states.shape == (1, 16)
 
 
 def test_documents_are_read_once(folder, tmp_path):

@@ -6,6 +6,8 @@ python -m tests.swarm.writer PATH WRITER COUNT
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Column, Integer, Table
@@ -34,11 +36,11 @@ def write(store: Store, writer: int, number: int) -> None:
             connection.execute(totals.update().values(total=total + 1))
 
 
-def main(path: str, writer: str, count: str) -> None:
+def main(path: str, writer: str, count: str, report: Callable[[object], object] = partial(print, flush=True)) -> None:
     store = opened(Path(path))
     for number in range(int(count)):
         write(store, int(writer), number)
-        print(number, flush=True)
+        report(number)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ async def swarm_chat(api: Api, call: Call, body: bodies.Chat) -> Response:
         synthesis=body.synthesis,
         sampling=sampling_values(body),
         seed=body.seed,
+        stream=bool(body.stream),
         client=call.sender,
         owner=call.owner,
     )

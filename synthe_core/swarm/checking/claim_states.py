@@ -36,12 +36,16 @@ def claim_states(model: LoadedModel, pairs: Sequence[tuple[str, str]]) -> np.nda
 
 
 def _prompt(model: LoadedModel, known: str, stated: str) -> list[int]:
+    """The tokens of a pair, at most as many as the model reads: the claim, then the end of what is known."""
     tokenizer = model.tokenizer
     begin = [] if tokenizer.begin is None else [tokenizer.begin]
-    said = tokenizer.encode(f" {stated}")[:MAX_STATED]
+    frame = [*begin, *tokenizer.encode("Premise: "), *tokenizer.encode("\nClaim:")]
+    room = MAX_STATED + MAX_KNOWN if model.max_length is None else max(1, model.max_length - len(frame))
+    said = tokenizer.encode(f" {stated}")[: min(MAX_STATED, room)]
     if not known:
         return [*begin, *tokenizer.encode("Claim:"), *said]
     text = tokenizer.encode(known)[-MAX_KNOWN:]
+    text = text[max(0, len(text) - (room - len(said))) :]
     return [*begin, *tokenizer.encode("Premise: "), *text, *tokenizer.encode("\nClaim:"), *said]
 
 

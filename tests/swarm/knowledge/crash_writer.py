@@ -6,6 +6,8 @@ python -m tests.swarm.knowledge.crash_writer PATH USER
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -14,14 +16,14 @@ from synthe_core.swarm.knowledge.knowledge import Knowledge
 from synthe_core.swarm.store import Store
 
 
-def main(path: str, user: str) -> None:
+def main(path: str, user: str, report: Callable[[object], object] = partial(print, flush=True)) -> None:
     store = Store(Path(path))
     knowledge, pairs = Knowledge(store), Pairs(store)
     for number in count():
         with store.transaction():
             knowledge.record_turn(user, "c", "user", f"I live in town {number}. I like {user} thing {number}.")
             pairs.add(user, f"{user} question {number}", "good", "bad", source=PairSource.CORRECTION)
-        print(number, flush=True)
+        report(number)
 
 
 if __name__ == "__main__":

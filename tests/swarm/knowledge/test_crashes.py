@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,10 @@ from sqlalchemy import text
 from synthe_core.swarm.feedback.pairs import Pairs
 from synthe_core.swarm.knowledge.knowledge import Knowledge
 from synthe_core.swarm.store import Store
-from tests.paths import ROOT
-from tests.processes import start
+from tests.swarm.killing import Log, run_killed
+from tests.swarm.knowledge.crash_writer import main
 
-KILLS = [4, pytest.param(50, marks=pytest.mark.slow)]
+KILLS = [12, pytest.param(50, marks=pytest.mark.slow)]
 
 
 def check(store: Store, user: str, committed: int) -> None:
@@ -40,18 +40,16 @@ def test_kills_leave_whole_turns(tmp_path: Path, kills: int) -> None:
     committed: dict[str, int] = {}
     for number in range(kills):
         user = f"user{number}"
-        command = [sys.executable, "-m", "tests.swarm.knowledge.crash_writer", path, user]
-        process = start(command, cwd=ROOT, stdout=-1)
-        assert process.stdout is not None
-        lines = sum(bool(process.stdout.readline()) for _ in range(chance.randrange(1, 20)))
-        process.kill()
-        committed[user] = lines + len(process.stdout.read().splitlines())
-        process.wait()
+        log = Log(tmp_path / f"{user}.log")
+        assert not run_killed(partial(main, str(path), user, log), after=chance.uniform(0.05, 0.5))
+        committed[user] = len(log.lines)
         store = Store(path)
+        Knowledge(store)  # it may have been killed before there were tables
         assert not store.faults()
         with store.transaction() as connection:
             connection.execute(text("INSERT INTO facts_text(facts_text, rank) VALUES ('integrity-check', 1)"))
         check(store, user, committed[user])
         store.close()
+    assert sum(committed.values()) > kills
     for user, number in committed.items():
         check(Store(path), user, number)

@@ -267,6 +267,60 @@ def test_what_fails_there_is_answered_here(tutored: Any, name: str) -> None:
         assert swarm.feedback.pairs() == [], "half an answer teaches nothing"
 
 
+def test_a_remote_answer_is_passed_on_as_it_comes(tutored: Any) -> None:
+    shown = threading.Event()
+
+    def waits(handler: Any, _: int) -> None:
+        """The rest comes when the beginning was seen, as nobody could who waits for the whole."""
+        mock.begin(handler)
+        mock.chunk(handler, ANSWER[0])
+        assert shown.wait(30)
+        for text in ANSWER[1:]:
+            mock.chunk(handler, text)
+        mock.chunk(handler, reason="stop")
+        handler.wfile.write(b"data: [DONE]\n\n")
+
+    folder, _ = tutored(waits)
+    set_keys(folder, silence_seconds="60", total_seconds="120")
+    with open_swarm(folder, **OPTIONS) as swarm:
+        texts, drafts = list[str](), set[str]()
+        for event in swarm.answer(said("Which capital?", stream=True, user="ann")):
+            if isinstance(event, AnswerToken):
+                texts.append(event.text)
+                shown.set()
+            elif isinstance(event, DraftToken):
+                drafts.add(event.specialist)
+        assert texts == ANSWER and "tutor" not in drafts and len(drafts) == 1
+        assert isinstance(event, Answered) and (event.text, event.by) == ("".join(ANSWER), "tutor")
+        assert not event.degraded and swarm.feedback.pairs()[-1].chosen == event.text
+
+
+def contradicts(handler: Any, _: int) -> None:
+    mock.begin(handler)
+    for text in ("You live", " in London."):
+        mock.chunk(handler, text)
+
+
+@pytest.mark.parametrize("name", ["500", "garbage", "half", "silence midway", "early end", "contradicts"])
+def test_what_breaks_off_after_its_beginning_is_followed_by_the_answer_from_here(tutored: Any, name: str) -> None:
+    known = {"early end": "an early end"}.get(name, name)
+    behaviour, word = (contradicts, "before it was whole") if name == "contradicts" else FAULTS[known]
+    folder, _ = tutored(behaviour)
+    with open_swarm(folder, **OPTIONS) as swarm:
+        swarm.recollection.knowledge.add("ann", "user", "lives in", "Paris")
+        events, end = answer(swarm, stream=True, user="ann")
+        assert end.by != "tutor" and word in end.degraded and end.degraded.startswith("tutor: ")
+        assert "".join(each.text for each in events if isinstance(each, AnswerToken)) == end.text
+        (draft,) = end.drafts
+        passed = end.text.removesuffix(draft.text)
+        if name in ("500", "garbage"):
+            assert passed == "" and "stands before" not in end.degraded
+        else:
+            assert passed.endswith("\n\n") and passed.strip() and "stands before" in end.degraded
+        assert [each["stated"] for each in end.contradictions] == (["London"] if name == "contradicts" else [])
+        assert swarm.feedback.pairs() == [], "half an answer teaches nothing"
+
+
 def test_an_answer_that_was_cut_off_by_its_limit_teaches_nothing(tutored: Any) -> None:
     folder, _ = tutored(lambda handler, number: mock.whole(handler, number, "length"))
     with open_swarm(folder, **OPTIONS) as swarm:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +35,7 @@ from synthe_core.swarm.spec import SpecialistSpec
 from synthe_core.swarm.team import Swarm, SwarmRequest, open_swarm
 from tests.adapters.conftest import recipe_with, saved
 from tests.hub_standin import Hub, hub_on_this_machine
+from tests.swarm.killing import run_killed
 
 OPTIONS: dict[str, Any] = {"max_state_bytes": 1 << 28, "cache_bytes": 1 << 24}
 TEXT = "The red door is open, and the green one is shut. " * 6
@@ -287,33 +285,6 @@ def test_a_file_that_was_tampered_with_is_refused(team, base, tmp_path):
 
 
 KILLS = [6, pytest.param(50, marks=pytest.mark.slow)]
-WATCHED = ("open", "os.rename", "os.mkdir", "os.remove", "sqlite3.connect")
-
-
-def in_a_process(work: Callable[[], object], kill_at: int) -> int:
-    """Runs `work` in a fork that is killed at that event of its file system; how many there were if it is not."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        count = 0
-
-        def watch(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal count
-            if event in WATCHED:
-                count += 1
-                if count == kill_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            sys.addaudithook(watch)
-            work()
-            os.write(write, str(count).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    os.waitpid(pid, 0)
-    with os.fdopen(read) as file:
-        return int(file.read() or 0)
 
 
 @pytest.mark.parametrize("kills", KILLS)
@@ -321,12 +292,12 @@ def test_a_kill_leaves_it_whole_or_absent(team, base, tmp_path, kills):
     file = exported(team, tmp_path / "notes.synapse")
     chance, seen = random.Random(3), set[bool]()
     trial = fresh(base, tmp_path / "trial")
-    total = in_a_process(lambda: drain(install(trial, file, trust=True)), 0)
+    total = run_killed(lambda: drain(install(trial, file, trust=True)))
     assert total > 20 and "notes" in SwarmFolder(trial.path).spec.specialists
     for number in range(kills):
         other = fresh(base, tmp_path / f"machine {number}")
         moment = total - number % 12 if number % 2 else chance.randrange(1, total + 1)
-        in_a_process(lambda other=other, moment=moment: drain(install(other, file, trust=True)), moment)
+        run_killed(lambda other=other: drain(install(other, file, trust=True)), at_event=moment)
         after = SwarmFolder(other.path)
         is_there = "notes" in after.spec.specialists
         seen.add(is_there)
