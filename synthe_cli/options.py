@@ -153,6 +153,15 @@ EvalWeightsOption = Annotated[
         autocompletion=complete_weights,
     ),
 ]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Take at most this much memory, on the CPU: weights for which there is no room are read from the file in "
+        "each pass. Default: all of them are loaded.",
+    ),
+]
 SpeculateOption = Annotated[
     str | None,
     typer.Option(
@@ -193,10 +202,22 @@ def show_defaults(defaults: object) -> None:
         print(f"generation_config.json: {shown}", file=sys.stderr)
 
 
-def show_weights(summary: str) -> None:
-    """Writes in which format a model's matrices are, where they are quantised."""
-    if summary:
-        print(f"weights: {summary}", file=sys.stderr)
+def memory_size(text: str | None) -> int | None:
+    """The bytes of --memory. InputError for what is no size."""
+    return None if text is None else size_option(text, "--memory", 1)
+
+
+def device_option(text: str | None, memory: int | None) -> str:
+    """The device of --device: by default the fastest one, the CPU with --memory."""
+    return text or ("auto" if memory is None else "cpu")
+
+
+def show_weights(model: LoadedModel) -> None:
+    """Writes in which format a model's matrices are, where they are quantised; of one within --memory what is where,
+    and how fast that is."""
+    for name, summary in (("weights", model.weights_summary), ("memory", model.memory_summary)):
+        if summary:
+            print(f"{name}: {summary}", file=sys.stderr)
 
 
 def speculation(text: str | None) -> SpeculationSettings | None:

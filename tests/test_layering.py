@@ -30,6 +30,7 @@ LAYERS = [
     "data tasks",
     "recipe hardware.kernel_survey hardware.kernel_tuning hardware.recipe_context",
     "storage.manifest storage.adapter_files storage.checkpoint storage.run_folder",
+    "offload",
     "inference",
     "interop",
     "evaluation.accumulators evaluation.bits_per_byte evaluation.classification profiling.device_memory",

@@ -16,6 +16,7 @@ from synthe_cli.options import (
     DeviceOption,
     GenerationConfigOption,
     JsonOption,
+    MemoryOption,
     MinPOption,
     RepetitionOption,
     SpeculateOption,
@@ -24,6 +25,8 @@ from synthe_cli.options import (
     TopPOption,
     WeightsOption,
     complete_run,
+    device_option,
+    memory_size,
     sampled,
     show_defaults,
     show_weights,
@@ -102,6 +105,7 @@ def chat(
     generation_config: GenerationConfigOption = "auto",
     device: DeviceOption = None,
     weights: WeightsOption = "auto",
+    memory: MemoryOption = None,
     speculate: SpeculateOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -113,9 +117,9 @@ def chat(
     """
     if url is None and checkpoint is None:
         raise InputError("no model given", "name a checkpoint, or a server with --url")
-    if url is not None and (device or sessions or adapter or speculate or weights != "auto"):
+    if url is not None and (device or sessions or adapter or speculate or memory or weights != "auto"):
         raise InputError(
-            "--device, --weights, --speculate, --sessions and --adapter do not apply to a server",
+            "--device, --weights, --memory, --speculate, --sessions and --adapter do not apply to a server",
             "leave them out with --url; name an adapter of the server as MODEL:ADAPTER",
         )
     if key_file is not None and url is None:
@@ -131,7 +135,7 @@ def chat(
     }  # fmt: skip
     recommended = uses_generation_config(generation_config)
     sampled(values)  # before a model is loaded
-    drafts = speculation(speculate)
+    drafts, limit = speculation(speculate), memory_size(memory)
 
     def converse(conversation: Conversation) -> None:
         defaults = conversation.defaults if recommended else GenerationDefaults()
@@ -151,7 +155,7 @@ def chat(
         return
 
     assert checkpoint is not None
-    served = _loaded(checkpoint, device, weights, drafts)
+    served = _loaded(checkpoint, device, weights, drafts, limit)
     if adapter is not None:
         served.load_adapter(ADAPTER_NAME, find_model(adapter))
     served.recommended = recommended
@@ -166,14 +170,16 @@ def chat(
         converse(LocalConversation(engine, name, system=system, session=session))
 
 
-def _loaded(checkpoint: str, device: str | None, weights: str, drafts: SpeculationSettings | None) -> LoadedModel:
+def _loaded(
+    checkpoint: str, device: str | None, weights: str, drafts: SpeculationSettings | None, limit: int | None
+) -> LoadedModel:
     """The model, with what is special about how it is decoded written to stderr."""
     from synthe_core.hardware.placement import choose_device
     from synthe_core.hardware.probe import probe
     from synthe_core.interop.load import load_model
 
-    where = choose_device(device or "auto", probe()).value
-    model = load_model(find_model(checkpoint), device=where, weights=weights)
-    show_weights(model.weights_summary)
+    where = choose_device(device_option(device, limit), probe()).value
+    model = load_model(find_model(checkpoint), device=where, weights=weights, memory=limit)
+    show_weights(model)
     speculate_with([model], drafts, where)
     return model

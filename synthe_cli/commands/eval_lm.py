@@ -10,7 +10,15 @@ import typer
 
 from synthe_cli import figures
 from synthe_cli.escape import escaped, json_text, printable
-from synthe_cli.options import DeviceOption, EvalWeightsOption, JsonOption, complete_run, find_checkpoint
+from synthe_cli.options import (
+    DeviceOption,
+    EvalWeightsOption,
+    JsonOption,
+    MemoryOption,
+    complete_run,
+    find_checkpoint,
+    memory_size,
+)
 from synthe_cli.renderer import choose_renderer
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError
@@ -105,6 +113,7 @@ def lm(
     ] = 0,
     device: DeviceOption = None,
     weights: EvalWeightsOption = "float32",
+    memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate models on tasks of lm-evaluation-harness, and print its table.
@@ -129,6 +138,7 @@ def lm(
         batch_size=batch_size,
         device=device or "auto",
         weights=weights,
+        memory=memory_size(memory),
         prefix=prefix,
         max_length=max_length,
         output=output,

@@ -13,7 +13,9 @@ from synthe_cli.options import (
     DeviceOption,
     EvalWeightsOption,
     JsonOption,
+    MemoryOption,
     find_checkpoint,
+    memory_size,
 )
 from synthe_cli.renderer import choose_renderer
 from synthe_core.errors import InputError
@@ -24,7 +26,8 @@ EXAMPLES = """\
 synthe eval perplexity runs/60m                                        on the validation text of its own recipe
 synthe eval perplexity runs/60m --data book.txt --context 512,2k,8k,32k
 synthe eval perplexity runs/60m --data 'books/*.txt' --tokens 1000000 --json
-synthe eval perplexity model.gguf --data book.txt --weights int4       what the format of the matrices costs"""
+synthe eval perplexity model.gguf --data book.txt --weights int4       what the format of the matrices costs
+synthe eval perplexity runs/1.3b --data book.txt --memory 2GiB         a model that is larger than memory"""
 
 
 def perplexity(
@@ -41,6 +44,7 @@ def perplexity(
     ] = 131_072,
     device: DeviceOption = None,
     weights: EvalWeightsOption = "float32",
+    memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how well a model predicts a text, for several context lengths.
@@ -50,12 +54,19 @@ def perplexity(
     """
     path = find_checkpoint(checkpoint)
     contexts = [_length(each) for each in (context or "").split(",") if each.strip()]
+    limit = memory_size(memory)
 
     from synthe_core.evaluation.perplexity import evaluate
 
     with choose_renderer(as_json) as shown:
         events = evaluate(
-            path, sources=data or (), contexts=contexts, tokens=tokens, device=device or "auto", weights=weights
+            path,
+            sources=data or (),
+            contexts=contexts,
+            tokens=tokens,
+            device=device or "auto",
+            weights=weights,
+            memory=limit,
         )
         for result in results(events, shown.show):
             if as_json:

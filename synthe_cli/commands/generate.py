@@ -17,6 +17,7 @@ from synthe_cli.options import (
     DeviceOption,
     GenerationConfigOption,
     JsonOption,
+    MemoryOption,
     MinPOption,
     RepetitionOption,
     SpeculateOption,
@@ -24,7 +25,9 @@ from synthe_cli.options import (
     TopKOption,
     TopPOption,
     WeightsOption,
+    device_option,
     find_checkpoint,
+    memory_size,
     sampled,
     show_defaults,
     show_speculation,
@@ -48,6 +51,7 @@ synthe generate runs/tiny -p "class A" -p "class B" --json       a batch; one JS
 synthe generate runs/tiny --prompt-file book.txt --state-out book.state -n 0
 synthe generate runs/tiny --state-in book.state -p "And then "   continues exactly, without reading the book again
 synthe generate runs/tiny -f notes.txt -t 0 --speculate ngram    the same text sooner, where it repeats itself
+synthe generate runs/1.3b -p "import " --memory 2GiB             more weights than memory: read in each pass
 synthe generate runs/letters -p "Dear "                          an adapter is a checkpoint like any other
 synthe generate runs/tiny --adapter runs/letters -p "Dear "      the same, with the base model named
 synthe train tiny | synthe generate - -p "import "\n""",
@@ -88,6 +92,7 @@ def generate(
     adapter: AdapterOption = None,
     device: DeviceOption = None,
     weights: WeightsOption = "auto",
+    memory: MemoryOption = None,
     speculate: SpeculateOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,7 +109,7 @@ def generate(
         "repetition_penalty": repetition_penalty,
     }  # fmt: skip
     sampled(values)  # before a model is loaded
-    drafts = speculation(speculate)
+    drafts, limit = speculation(speculate), memory_size(memory)
 
     from synthe_core.hardware.placement import choose_device
     from synthe_core.hardware.probe import probe
@@ -114,11 +119,13 @@ def generate(
     from synthe_core.storage.checkpoint import Checkpoint
     from synthe_core.storage.hub.snapshot import model_name
 
-    where = choose_device(device or "auto", probe()).value
+    where = choose_device(device_option(device, limit), probe()).value
     adapter = find_model(adapter) if adapter else None
     opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
-    model = load_checkpoint(opened, model_name(path), where, batch_invariant=drafts is not None, weights=weights)
-    show_weights(model.weights_summary)
+    model = load_checkpoint(
+        opened, model_name(path), where, batch_invariant=drafts is not None, weights=weights, memory=limit
+    )
+    show_weights(model)
     speculate_with([model], drafts, where)
     session = opened.session(state_in, model.model) if state_in else None
     model.recommended = recommended
@@ -144,8 +151,7 @@ def generate(
     if streamed:
         print()
     else:
-        for index, (each, text) in enumerate(zip(prompts, texts, strict=True)):
-            print(json_text({"prompt": each, "text": text}) if as_json else _entry(index, each, text))
+        _print_all(prompts, texts, as_json)
     show_speculation(model.speculation)
     if state_out:
         after.save(state_out, model.model)
@@ -166,6 +172,12 @@ def _print(text: str) -> None:
     """Prints a piece of text. On a terminal, control characters are replaced."""
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def _print_all(prompts: list[str], texts: list[str], as_json: bool) -> None:
+    """Prints every prompt with its text, whole."""
+    for index, (each, text) in enumerate(zip(prompts, texts, strict=True)):
+        print(json_text({"prompt": each, "text": text}) if as_json else _entry(index, each, text))
 
 
 def _entry(index: int, prompt: str, text: str) -> str:

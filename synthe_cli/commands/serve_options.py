@@ -12,6 +12,7 @@ from synthe_cli.options import (
     DeviceOption,
     GenerationConfigOption,
     JsonOption,
+    MemoryOption,
     SpeculateOption,
     WeightsOption,
     complete_run,
@@ -155,6 +156,7 @@ class ServeOptions:
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not log requests.")] = False
     device: DeviceOption = None
     weights: WeightsOption = "auto"
+    memory: MemoryOption = None
     speculate: SpeculateOption = None
     as_json: JsonOption = False
     browser: bool = False

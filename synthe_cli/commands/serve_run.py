@@ -18,7 +18,14 @@ from synthe_cli.api_key import roles_in
 from synthe_cli.commands.serve_options import ServeOptions
 from synthe_cli.escape import escaped
 from synthe_cli.hub_models import find_model
-from synthe_cli.options import size_option, speculate_with, speculation, uses_generation_config
+from synthe_cli.options import (
+    device_option,
+    memory_size,
+    size_option,
+    speculate_with,
+    speculation,
+    uses_generation_config,
+)
 from synthe_cli.signals import stop_on_signal
 from synthe_core.errors import InputError, WorkError
 from synthe_core.storage.hub.snapshot import model_name
@@ -48,7 +55,7 @@ def run(options: ServeOptions) -> int | None:
     request_strict_mode()  # before anything is computed
     settings = settings_of(options)
     recommended = uses_generation_config(options.generation_config)
-    drafts = speculation(options.speculate)
+    drafts, limit = speculation(options.speculate), memory_limit(options, paths)
     adapters = [parse_adapter(text, paths) for text in options.adapter or ()]
     cache = size_option(options.cache, "--cache")
     disk = None if options.cache_dir_size is None else size_option(options.cache_dir_size, "--cache-dir-size")
@@ -62,12 +69,12 @@ def run(options: ServeOptions) -> int | None:
     from synthe_core.inference.session_store import SessionLimits
     from synthe_core.serving.api.server import Server, allow_connections
 
-    device = choose_device(options.device or "auto", probe()).value
+    device = choose_device(device_option(options.device, limit), probe()).value
     allow_connections()
     from synthe_core.interop.load import load_model
 
     folder = None if options.swarm is None else swarm_folder(options.swarm)
-    models = [load_model(path, name, device, weights=options.weights) for name, path in paths.items()]
+    models = [load_model(path, name, device, weights=options.weights, memory=limit) for name, path in paths.items()]
     models += swarm_models(folder, device, options.weights)
     speculate_with(models, drafts, device)
     for each in models:
@@ -99,6 +106,14 @@ def run(options: ServeOptions) -> int | None:
                 raise WorkError("the server stopped unexpectedly")
         server.stop(options.grace)
         return stop.number
+
+
+def memory_limit(options: ServeOptions, paths: dict[str, Path]) -> int | None:
+    """The bytes of --memory, which is for one model."""
+    limit = memory_size(options.memory)
+    if limit is not None and (options.swarm is not None or len(paths) > 1):
+        raise InputError("--memory is for one model", "serve one, or leave it out")
+    return limit
 
 
 def swarm_folder(path: Path) -> SwarmFolder:
@@ -285,7 +300,7 @@ def summary(options: ServeOptions, engine: AsyncEngine) -> list[str]:
     lines = []
     for name, model in engine.models.items():
         facts = [f"{format_count(model.parameter_count())} parameters"]
-        facts += filter(None, [model.weights_summary])
+        facts += filter(None, [model.weights_summary, model.memory_summary])
         if model.speculation is not None:
             facts.append(f"drafts: {model.speculation.summary}")
         facts.append(state_size(model, options.max_prompt + options.max_tokens))

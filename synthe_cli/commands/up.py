@@ -23,7 +23,7 @@ synthe up runs/60m --port 0            this run, at a free port
 synthe up --swarm team                 a swarm
 synthe up runs/60m --sessions chats    conversations survive a restart""",
 )
-@takes(ServeOptions, "models", "swarm", "port", "sessions", "adapters", "device", "weights", "speculate")
+@takes(ServeOptions, "models", "swarm", "port", "sessions", "adapters", "device", "weights", "memory", "speculate")
 def up(options: ServeOptions) -> None:
     """Serve models to this machine and open the dashboard in the browser.
 

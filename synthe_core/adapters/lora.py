@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
+from synthe_core.storage.tensor_file import Extent
 
 FACTORS = ("lora_A", "lora_B")
 
@@ -77,6 +78,11 @@ class MergedTensors(Mapping[str, Tensor]):
             return tensor
         self._adapter.check(module, tensor.shape, self._source)
         return self._adapter.maps[module].merge(tensor)
+
+    def extents(self, name: str) -> list[Extent] | None:
+        """Where the numbers of a tensor stand in the base's files; None for one that is merged."""
+        find = getattr(self._base, "extents", None)
+        return None if find is None or name.removesuffix(".weight") in self._adapter.maps else find(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, which is not merged for that."""

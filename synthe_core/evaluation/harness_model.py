@@ -62,6 +62,7 @@ class Synthe(TemplateLM):
     max_length: tokens of a request; a longer one is cut into windows. By default unlimited for a model whose state does
                 not grow, and for others the length that they were trained on.
     seed:       of sampling, for tasks that sample. weights: the format of the matrices; see `inference.weights`.
+    memory:     the bytes that this process may take, None for no limit.
     """
 
     def __init__(
@@ -75,12 +76,15 @@ class Synthe(TemplateLM):
         max_gen_toks: int = GENERATED,
         seed: int = 0,
         weights: str = "float32",
+        memory: int | None = None,
     ) -> None:
         super().__init__()
         if prefix not in PREFIXES:
             raise unknown("prefix", prefix, PREFIXES)
         self._device = _device(device or "auto")
-        self.opened = open_model(Path(str(path)), self._device, weights)  # the harness makes a number of path=2024
+        self.opened = open_model(
+            Path(str(path)), self._device, weights, memory
+        )  # the harness makes a number of path=2024
         self.text, self.model, self.context = self.opened.tokenizer, self.opened.model, self.opened.context
         if self.text.vocab_size > self.model.vocab:
             raise InputError(

@@ -55,6 +55,7 @@ class EvalConfig:
     batch_size: int | None = None
     device: str = "auto"
     weights: str = "float32"
+    memory: int | None = None
     prefix: str = "auto"
     max_length: int | None = None
     output: Path | None = None
@@ -110,6 +111,7 @@ def _open(path: Path, config: EvalConfig) -> Any:
         path,
         device=config.device,
         weights=config.weights,
+        memory=config.memory,
         batch_size=config.batch_size,
         prefix=config.prefix,
         max_length=config.max_length,

@@ -17,6 +17,7 @@ from synthe_core.interop.hub import local_path
 from synthe_core.interop.huggingface import backend
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.published_spec import PublishedSpec
+from synthe_core.offload.load import build_model, check_no_limit
 from synthe_core.storage.checkpoint import Checkpoint
 
 UNSTATED = 2048
@@ -45,25 +46,35 @@ class OpenedModel:
     data: DataSpec | None = None
     step: int = 0
 
+    @property
+    def memory_summary(self) -> str:
+        """Which weights stay in memory, and how fast the others are read; "" for a model without a limit."""
+        return "" if self.model.offload is None else self.model.offload.summary
 
-def open_model(path: Path, device: str = "auto", weights: str = FLOAT32) -> OpenedModel:
+
+def open_model(path: Path, device: str = "auto", weights: str = FLOAT32, memory: int | None = None) -> OpenedModel:
     """The model at `path`, or of an id of the hub, with its weights on `device`, ready to read. weights: the format of
-    its matrices, one of `inference.weights.WEIGHTS`."""
+    its matrices, one of `inference.weights.WEIGHTS`; memory: the bytes that this process may take, on the CPU."""
+    device = "cpu" if device == "auto" and memory is not None else device
     path = local_path(path)
     checkpoint = Checkpoint.open(path)
     if isinstance(checkpoint.recipe.model, PublishedSpec):
         device = choose_device(device, probe()).value
         choose_weights(weights, checkpoint, device)
+        check_no_limit(memory)
         return _transformers(checkpoint, device)
     recipe, context = checkpoint.recipe, context_for_recipe(checkpoint.recipe, device)
     format = choose_weights(weights, checkpoint, context.device.type).format
     trained, grows = trained_length(checkpoint)
     files = sorted(checkpoint.manifest.files.items())
+    tokenizer = checkpoint.tokenizer()
+    with context.activate():
+        model = build_model(checkpoint, format, context.device, memory).eval()
     return OpenedModel(
         checkpoint.path,
         recipe.name,
-        checkpoint.model(context.device, format=format).eval(),
-        checkpoint.tokenizer(),
+        model,
+        tokenizer,
         context,
         (
             *(f"{name} {digest.sha256}" for name, digest in files if not name.startswith("training/")),

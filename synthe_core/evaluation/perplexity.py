@@ -22,7 +22,7 @@ from synthe_core.evaluation.reading import MAX_STATE_BYTES
 from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.model.prefill import PREFILL
+from synthe_core.model.prefill import pass_limits
 
 TOKENS = 4096  # of a pass
 
@@ -56,6 +56,7 @@ def evaluate(
     tokens: int = 131_072,
     device: str = "auto",
     weights: str = "float32",
+    memory: int | None = None,
 ) -> Iterator[Event]:
     """Bits per byte of a text with each length of context, and by position; the last event is a Result.
 
@@ -65,9 +66,11 @@ def evaluate(
 
     contexts: tokens; by default powers of two from an eighth of the training length to four times it, as far as
     `tokens` allow; of a published model, as far as it was trained. weights: the format of the matrices, one of
-    `inference.weights.WEIGHTS`.
+    `inference.weights.WEIGHTS`. memory: the bytes that this process may take, None for no limit.
     """
-    opened = open_model(path, device, weights)
+    opened = open_model(path, device, weights, memory)
+    if opened.memory_summary:
+        yield Notice(f"memory: {opened.memory_summary}")
     trained = opened.trained
     split = yield from held_out(opened.data, opened.tokenizer, sources)
     requested = sorted(set(contexts)) or _default_contexts(trained, tokens, opened.limit)
@@ -135,29 +138,30 @@ def _token_losses(
 ) -> Generator[Event, None, dict[int, Tensor]]:
     """Nats of each target, float64 [N, T], in windows of each length."""
     losses: dict[int, Tensor] = {}
+    chunk = pass_limits(model, TOKENS, MAX_STATE_BYTES).chunk
     started, done, total = time.monotonic(), 0, len(lengths) * text.widths.numel()
     for length in lengths:
         parts = []
-        for score in evaluate_bits_per_byte(model, _windows(model, text, length), context, chunk=PREFILL):
+        for score in evaluate_bits_per_byte(model, _windows(model, text, length), context, chunk=chunk):
             parts.append(score.token_losses.double().cpu())
             done += parts[-1].numel()
             elapsed = time.monotonic() - started
             yield Progress("reading", done, total, "tokens", elapsed * (total - done) / done)
-        losses[length] = _rejoined(parts, length).reshape(text.widths.shape)
+        losses[length] = _rejoined(parts, -(-length // chunk)).reshape(text.widths.shape)
     return losses
 
 
 def _windows(model: LanguageModel, text: Text, length: int) -> Iterator[Window]:
     """The text in windows of `length`, as many at a time as fit into a pass and into the memory for states."""
-    rows = max(1, min(TOKENS // min(length, PREFILL), MAX_STATE_BYTES // max(1, model.state_bytes(length))))
+    most = pass_limits(model, TOKENS, MAX_STATE_BYTES)
+    rows = max(1, min(most.tokens // min(length, most.chunk), most.states // max(1, model.state_bytes(length))))
     parts = (text.tokens[:, :-1], text.tokens[:, 1:], text.widths)
     for inputs, targets, widths in zip(*(each.reshape(-1, length).split(rows) for each in parts), strict=True):
         yield Window(inputs, targets, float(widths.sum()))
 
 
-def _rejoined(parts: list[Tensor], length: int) -> Tensor:
+def _rejoined(parts: list[Tensor], chunks: int) -> Tensor:
     """[rows, length] of the chunks of each batch, one batch after another."""
-    chunks = -(-length // PREFILL)
     return torch.cat([torch.cat(parts[i : i + chunks], 1) for i in range(0, len(parts), chunks)])
 
 

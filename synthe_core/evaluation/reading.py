@@ -12,7 +12,7 @@ from torch import Tensor
 from synthe_core import state as states
 from synthe_core.evaluation.prefix_tree import Node
 from synthe_core.model.language_model import LanguageModel, ModelState
-from synthe_core.model.prefill import PREFILL
+from synthe_core.model.prefill import pass_limits
 
 TOKENS = {"cpu": 4096}
 """Tokens of a forward pass by device, padding included, if no batch size is given; for other devices:"""
@@ -87,13 +87,14 @@ class Reader:
         tokens = tokens.to(self.device)
         ragged = needs_state and min(lengths) < longest
         ends = torch.tensor(lengths, device=self.device)
-        for first in range(0, longest, PREFILL):
+        chunk = pass_limits(self.model, DEFAULT_TOKENS, MAX_STATE_BYTES).chunk
+        for first in range(0, longest, chunk):
             self.check()
-            piece = tokens[:, first : first + PREFILL]
+            piece = tokens[:, first : first + chunk]
             left = (ends - first).clamp(0, piece.shape[1]) if ragged else None
             hidden, state, _ = self.model.hidden(piece, state, left)
             self.counts.computed += piece.numel()
-            yield Read(nodes, first, hidden, state if needs_state and first + PREFILL >= longest else None)
+            yield Read(nodes, first, hidden, state if needs_state and first + chunk >= longest else None)
 
     def batches(self, nodes: Sequence[Node]) -> list[list[Node]]:
         """The nodes by decreasing length, so that those that take most memory come first."""
@@ -111,8 +112,8 @@ class Reader:
 
     def rows(self, length: int, end: int) -> int:
         """The rows of a batch of nodes of `length` tokens that end at place `end` of their sequences."""
-        limit = max(1, MAX_STATE_BYTES // max(1, self.model.state_bytes(end)))
+        most = pass_limits(self.model, TOKENS.get(self.device.type, DEFAULT_TOKENS), MAX_STATE_BYTES)
+        limit = max(1, most.states // max(1, self.model.state_bytes(end)))
         if self.batch is not None:
             return min(self.batch, limit)
-        tokens = TOKENS.get(self.device.type, DEFAULT_TOKENS)
-        return max(1, min(tokens // max(1, min(length, PREFILL)), limit))
+        return max(1, min(most.tokens // max(1, min(length, most.chunk)), limit))

@@ -33,8 +33,7 @@ from synthe_core.inference.validation import check_request, empty_prompt, one_li
 from synthe_core.model.session import Session
 
 CACHE_BYTES = 1 << 30
-MAX_COUNTED_TOKENS = 1 << 20
-"""The state of a longer text is reckoned as that of so many tokens."""
+MAX_COUNTED_TOKENS = 1 << 20  # the state of a longer text is reckoned as that of so many
 MAX_WAITING = 256
 FAILED = ("error", "refused")
 
@@ -43,14 +42,12 @@ class Engine:
     """Runs requests to `models`. `add_request`, then `step` while `has_unfinished`.
 
     max_num_seqs:    sequences that run at once; max_waiting: requests that may wait for room.
-    max_state_bytes: what the states of all running sequences may take; by default half of the free memory.
-    cache_bytes:     cached prefixes in memory; cache_disk_bytes: in files of `cache_dir`, by default eight times as
-                     many.
-    sessions:        the folder of saved conversations; without it they are kept in memory.
-    session_limits:  what an owner may save. max_owned: requests that an owner may have at once, waiting ones included;
-                     the owner "" any number.
-    saver, post:     where sessions are saved, and how work comes back to the engine's thread; by default both happen
-                     within the step.
+    max_state_bytes: what the states of all running sequences may take; by default half of the free memory. cache_bytes:
+                     cached prefixes in memory; of both no more than a model's `memory_plan` has. cache_disk_bytes: in
+                     files of `cache_dir`, by default eight times as many.
+    sessions:        the folder of saved conversations, by default memory. session_limits: what an owner may save.
+    max_owned:       requests that an owner may have at once, waiting ones included; the owner "" any number.
+    saver, post:     where sessions are saved, and how work comes back to the engine's thread; else within the step.
     """
 
     def __init__(
@@ -71,6 +68,9 @@ class Engine:
         post: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self.config = config or SchedulerConfig()
+        for plan in filter(None, (each.memory_plan for each in models)):
+            self.config = self.config.within(plan.prefill_tokens)
+            max_state_bytes, cache_bytes = plan.at_most(max_state_bytes, cache_bytes)
         self.registry = ModelRegistry(models)
         self.sessions = SessionStore(sessions, cache_bytes, session_limits)
         self.metrics = EngineMetrics()

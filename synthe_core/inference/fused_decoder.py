@@ -89,12 +89,22 @@ class FusedDecoder:
                 step.filled = each.filled.data_ptr()
                 cos, sin = _angles(learner, positions, angles)
                 step.cos, step.sin = cos.data_ptr(), sin.data_ptr()
-        decode(steps, x, self._adapters(len(x)), self._rank)
+        self.run(steps, x, self._adapters(len(x)))
         counts: dict[tuple[int, int], Tensor] = {}
         after = iter(_after(*each, counts) for each in zip(before, places, strict=True))
         blocks = [[next(after) for _ in block] for block in state.blocks]
         named = {name: signals[:, [column]] for column, name in enumerate(SIGNALS)} if signals.numel() else {}
         return self.model.norm(x)[:, None], ModelState(state.position + 1, blocks), named
+
+    def run(self, steps: ctypes.Array[Step], x: Tensor, adapters: list[int], first: int = 0) -> None:
+        """Steps of x [B, D] in place, of the learners from number `first` on, with their weights."""
+        if self.model.offload is None:
+            decode(steps, x, adapters, self._rank)
+            return
+        for span in self.model.offload.spans(slice(first, first + len(steps))):
+            part = (Step * (span.stop - span.start)).from_buffer(steps, (span.start - first) * ctypes.sizeof(Step))
+            with self.model.offload.holding(span.start):
+                decode(part, x, adapters, self._rank)
 
     def _adapters(self, rows: int) -> list[int]:
         """The number of each row's adapter, -1 for none."""

@@ -33,6 +33,8 @@ from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.layers.learner import Learner
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
+from synthe_core.offload.load import build_model
+from synthe_core.offload.plan import MemoryPlan
 from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.linear import products_are_batch_invariant
 from synthe_core.storage.adapter_files import check_base
@@ -102,14 +104,19 @@ class LoadedModel:
         *,
         batch_invariant: bool = True,
         weights: str = FLOAT32,
+        memory: int | None = None,
     ) -> LoadedModel:
-        """The model of an open checkpoint; weights: one of `inference.weights.WEIGHTS`."""
+        """The model of an open checkpoint; weights: one of `inference.weights.WEIGHTS`. memory: the bytes that this
+        process may take: layers for which there is no room are read in each pass (see `offload`)."""
         context = context_for_recipe(checkpoint.recipe, torch.device(device), batch_invariant=batch_invariant)
         choice = choose_weights(weights, checkpoint, context.device.type)
+        tokenizer = checkpoint.tokenizer()
+        with context.activate():
+            model = build_model(checkpoint, choice.format, context.device, memory)
         return cls(
             name,
-            checkpoint.model(context.device, format=choice.format).eval().requires_grad_(False),
-            checkpoint.tokenizer(),
+            model.eval().requires_grad_(False),
+            tokenizer,
             checkpoint.path,
             checkpoint.digest,
             int(checkpoint.path.stat().st_mtime),
@@ -160,6 +167,16 @@ class LoadedModel:
     def has_router(self) -> bool:
         """Whether each token decides how many blocks it runs."""
         return getattr(self.model, "router", None) is not None
+
+    @property
+    def memory_plan(self) -> MemoryPlan | None:
+        """What the memory is used for that was given to it; None without a limit."""
+        return None if self.model.offload is None else self.model.offload.plan
+
+    @property
+    def memory_summary(self) -> str:
+        """Which weights stay in memory, which are read in each pass, and how fast that is; "" without a limit."""
+        return "" if self.model.offload is None else self.model.offload.summary
 
     @property
     def weights_summary(self) -> str:

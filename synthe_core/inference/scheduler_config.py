@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 ALIGNMENT = 16
 """Passes over parts of a text whose lengths are multiples of this give the bits of one pass, for most learners."""
 
+LONGEST_CHUNK = 2048
+
 
 @dataclass(frozen=True)
 class SchedulerConfig:
@@ -28,6 +30,12 @@ class SchedulerConfig:
     cache_outputs: bool = True
     prefill_first: bool = False
     batch_invariant: bool = True
+
+    def within(self, tokens: int) -> SchedulerConfig:
+        """For a model whose weights are read in each pass, which has room for so many tokens: as few passes as there
+        can be, none with more."""
+        aligned = max(self.alignment, tokens // self.alignment * self.alignment)
+        return replace(self, chunk_size=min(aligned, LONGEST_CHUNK), max_prefill_tokens=tokens)
 
     def aligned(self, alignment: int) -> SchedulerConfig:
         """With a model's own alignment, where a sequence's numbers must not depend on where it is cut."""

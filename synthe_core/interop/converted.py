@@ -30,6 +30,7 @@ from synthe_core.storage.checkpoint.weights import weights
 from synthe_core.storage.finite import check_finite
 from synthe_core.storage.hub.snapshot import model_name, source_name
 from synthe_core.storage.manifest import Manifest, describe_hardware, package_versions
+from synthe_core.storage.tensor_file import Extent
 from synthe_core.storage.yaml_reader import YamlSource
 
 IGNORED = re.compile(r"\.rotary_emb\.inv_freq$")  # older versions saved this buffer, which follows from config.json
@@ -59,6 +60,10 @@ class PublishedModel(Protocol):
 
     def stored(self, name: str) -> Stored | None:
         """The stored rows of a matrix; None for another tensor."""
+        ...
+
+    def extents(self, name: str) -> list[Extent] | None:
+        """Where the numbers of a tensor stand in files; None for one that is computed from them."""
         ...
 
     def digest(self) -> str:
@@ -218,6 +223,15 @@ class ConvertedTensors(Mapping[str, Tensor]):
         return origin.made([_exact(check_finite(each, self.published[each], path)) for each in origin.names]).to(
             torch.float32
         )
+
+    def extents(self, name: str) -> list[Extent] | None:
+        """Where our numbers stand in the model's files, in the type that they have there; None where a conversion does
+        more than to put tensors one below the other."""
+        origin = self.origins[name]
+        parts = [self.published.extents(each) for each in origin.names]
+        if origin.make is not None or any(each is None for each in parts):
+            return None
+        return [extent for each in parts if each is not None for extent in each]
 
     def quantized(self, name: str) -> QuantizedMatrix | None:
         """Our matrix in the format in which the model stores its rows, the same numbers to the last bit; None if the

@@ -13,6 +13,7 @@ from synthe_core.interop.hub import local_path
 from synthe_core.interop.huggingface import backend
 from synthe_core.interop.source import ConvertedSource
 from synthe_core.model.published_spec import PublishedSpec
+from synthe_core.offload.load import check_no_limit
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.hub.snapshot import model_name
 
@@ -24,16 +25,18 @@ def load_model(
     *,
     batch_invariant: bool = True,
     weights: str = FLOAT32,
+    memory: int | None = None,
 ) -> LoadedModel:
     """The model at `path`, or of an id of the hub, run by our learners where they express it, otherwise by
     transformers.
 
     batch_invariant: choose kernels with which a text does not depend on the texts beside it, where there are such.
-    weights: the format of the matrices, one of `inference.weights.WEIGHTS`.
+    weights: the format of the matrices, one of `inference.weights.WEIGHTS`. memory: the bytes that this process may
+    take, None for no limit: see `LoadedModel.from_checkpoint`.
     """
     path = local_path(path)
     checkpoint, name = Checkpoint.open(path), name or model_name(path)
-    return load_checkpoint(checkpoint, name, device, batch_invariant=batch_invariant, weights=weights)
+    return load_checkpoint(checkpoint, name, device, batch_invariant=batch_invariant, weights=weights, memory=memory)
 
 
 def load_checkpoint(
@@ -43,6 +46,7 @@ def load_checkpoint(
     *,
     batch_invariant: bool = True,
     weights: str = FLOAT32,
+    memory: int | None = None,
 ) -> LoadedModel:
     """The model of an open checkpoint, or of an adapter's with the adapter merged."""
     if isinstance(checkpoint.source, ConvertedSource):
@@ -50,5 +54,8 @@ def load_checkpoint(
             warnings.warn(f"{name}: {notice}", stacklevel=2)
     if isinstance(checkpoint.recipe.model, PublishedSpec):
         choose_weights(weights, checkpoint, str(device))
+        check_no_limit(memory)
         return backend.load_checkpoint(checkpoint, name, device)
-    return LoadedModel.from_checkpoint(checkpoint, name, device, batch_invariant=batch_invariant, weights=weights)
+    return LoadedModel.from_checkpoint(
+        checkpoint, name, device, batch_invariant=batch_invariant, weights=weights, memory=memory
+    )

@@ -102,8 +102,11 @@ class Backbone(nn.Module):
     """Embedding, blocks, norm: every model without its head.
 
     With `recompute`, blocks keep only their inputs for the backward pass and run again there (Chen et al. 2016).
-    `without` names the parts that passes leave out (see `leave_out`).
+    `without` names the parts that passes leave out (see `leave_out`). `offload` says which learners' weights are read
+    from files in each pass (`offload.model.Offload`), None for none.
     """
+
+    offload: Any = None
 
     def __init__(self, spec: ModelSpec, vocab: int, recompute: bool = False) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,22 @@ from synthe_core.model.language_model import LanguageModel, ModelState
 
 PREFILL = 2048
 """Tokens of a chunk."""
+
+
+class PassLimits(NamedTuple):
+    """Of a pass: `tokens` of all rows, `chunk` of each, and bytes of `states` together."""
+
+    tokens: int
+    chunk: int
+    states: int
+
+
+def pass_limits(model: LanguageModel, tokens: int, states: int) -> PassLimits:
+    """So many tokens and bytes of states, or as many as there is room for where a model is within a given memory."""
+    if model.offload is None:
+        return PassLimits(tokens, PREFILL, states)
+    plan = model.offload.plan
+    return PassLimits(min(tokens, plan.prefill_tokens), min(PREFILL, plan.prefill_tokens), min(states, plan.states))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from synthe_core.errors import InputError
 from synthe_core.quantization.codes import decode, encode
 from synthe_core.quantization.formats import FORMATS, QuantizationFormat, quantizable
 from synthe_core.quantization.matrix import CodedMatrix, QuantizedMatrix
-from synthe_core.storage.tensor_file import TensorFile, write_tensors
+from synthe_core.storage.tensor_file import Extent, TensorFile, write_tensors
 
 METADATA_KEY = "synthe.quantized"
 
@@ -59,6 +59,10 @@ class DequantizedTensors(Mapping[str, Tensor]):
             return self._file[name]
         codes, scale = self._file[f"{name}.codes"], self._file[f"{name}.scale"]
         return decode(codes, scale, self._formats[name], self._shapes[name][-1])
+
+    def extents(self, name: str) -> list[Extent] | None:
+        """Where the numbers of a tensor stand; None for a quantised one."""
+        return None if name in self._formats else self._file.extents(name)
 
     def quantized(self, name: str) -> QuantizedMatrix | None:
         """A matrix with the codes that the file has; None for a tensor without, or that is no matrix."""

@@ -58,6 +58,15 @@ class Entry(NamedTuple):
     end: int
 
 
+class Extent(NamedTuple):
+    """Where numbers of one type stand in a file: `nbytes` bytes from `start`."""
+
+    path: Path
+    start: int
+    nbytes: int
+    dtype: torch.dtype
+
+
 class TensorFile(Mapping[str, Tensor]):
     """The tensors of a safetensors file, or of `size` bytes from `start` of a larger file that are one.
 
@@ -67,7 +76,7 @@ class TensorFile(Mapping[str, Tensor]):
     """
 
     def __init__(self, path: Path, start: int = 0, size: int | None = None, name: str | None = None) -> None:
-        self._path = path
+        self.path = path
         self.name = name or str(path)
         try:
             with path.open("rb") as file:
@@ -128,6 +137,11 @@ class TensorFile(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         return self.entries[name].shape
 
+    def extents(self, name: str) -> list[Extent]:
+        """Where the numbers of a tensor stand, one after the other."""
+        entry = self.entries[name]
+        return [Extent(self.path, self.data + entry.begin, entry.end - entry.begin, entry.dtype)]
+
     def __getitem__(self, name: str) -> Tensor:
         entry = self.entries[name]
         if entry.begin == entry.end:
@@ -135,7 +149,7 @@ class TensorFile(Mapping[str, Tensor]):
         begin, size = self.data + entry.begin, entry.end - entry.begin
         first = begin - begin % mmap.ALLOCATIONGRANULARITY
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 if size < MIN_MAPPED or begin % entry.dtype.itemsize:
                     file.seek(begin)
                     buffer: Any = bytearray(file.read(size))

@@ -23,7 +23,7 @@ from synthe_core.inference.growing_window import Place, extended
 from synthe_core.layers.attention import Attention, AttentionState
 from synthe_core.layers.mlp import MLP
 from synthe_core.model.language_model import ModelState
-from synthe_core.ops.fused_decode import SOURCE, Step, decode
+from synthe_core.ops.fused_decode import SOURCE, Step
 from synthe_core.ops.native import library
 
 FLOAT = 4  # bytes
@@ -53,7 +53,7 @@ class FusedPass:
             self._places.append(self._fill(steps, before, slice(first, first + count), positions, angles))
             filled.append((steps, slice(first, first + count)))
             first += count
-        _run(filled, x, decoder._adapters(len(x)), decoder._rank)
+        _run(decoder, filled, x, decoder._adapters(len(x)))
         self.hidden: Tensor = decoder.model.norm(x)
 
     def _fill(
@@ -117,21 +117,21 @@ def _after(learner: Any, before: Any, place: Place | None, count: int, counts: d
     return AttentionState(keys, values, counts[key])
 
 
-def _run(filled: Many[tuple[ctypes.Array[Step], slice]], x: Tensor, adapters: list[int], rank: int) -> None:
+def _run(decoder: FusedDecoder, filled: Many[tuple[ctypes.Array[Step], slice]], x: Tensor, adapters: list[int]) -> None:
     """All steps over all rows: attentions sequence by sequence, what lies between them for all together."""
     steps, rows = filled[0]
     native = library(SOURCE)
     threads = native.omp_get_max_threads() if hasattr(native, "omp_get_max_threads") else 1
     if len(filled) == 1 and (threads == 1 or rows.stop == 1):
-        decode(steps, x, adapters, rank)
+        decoder.run(steps, x, adapters)
         return
     for number in range(len(steps)):
         if steps[number].filled is None:  # no attention
-            decode(_one(steps, number), x, adapters, rank)
+            decoder.run(_one(steps, number), x, adapters, number)
             continue
         with _one_thread(native, threads):
             for own, each in filled:
-                decode(_one(own, number), x[each], adapters[each], rank)
+                decoder.run(_one(own, number), x[each], adapters[each], number)
 
 
 def _one(steps: ctypes.Array[Step], number: int) -> ctypes.Array[Step]:

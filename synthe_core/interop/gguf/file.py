@@ -16,6 +16,7 @@ from torch import Tensor
 from synthe_core.errors import InputError
 from synthe_core.interop.stored_rows import StoredRows
 from synthe_core.quantization.ggml import BLOCK_FORMATS, PLAIN_FORMATS
+from synthe_core.storage.tensor_file import Extent
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -90,6 +91,14 @@ class GgufFile(Mapping[str, Tensor]):
         if info.kind in PLAIN_FORMATS:
             return StoredRows(data.view(PLAIN_FORMATS[info.kind]).view(shape))
         return StoredRows(data.view(shape[0], -1), BLOCK_FORMATS[info.kind])
+
+    def extents(self, name: str, index: int | None = None) -> list[Extent] | None:
+        """Where the numbers of a tensor stand, or of its entry at `index`; None for a quantised one."""
+        info = self.tensors[name]
+        if info.kind not in PLAIN_FORMATS:
+            return None
+        size = info.nbytes if index is None else info.nbytes // info.shape[0]
+        return [Extent(self.path, info.start + size * (index or 0), size, PLAIN_FORMATS[info.kind])]
 
     def release(self) -> None:
         """Gives back the memory of what was read of the file; it is read again where it is used."""

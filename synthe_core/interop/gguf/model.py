@@ -26,6 +26,7 @@ from synthe_core.interop.gguf.tokenizer import tokenizer_of, tokens_of
 from synthe_core.interop.huggingface.published import Config, check_depth
 from synthe_core.interop.stored_rows import Stored
 from synthe_core.quantization.ggml import BLOCK_FORMATS, PLAIN_FORMATS
+from synthe_core.storage.tensor_file import Extent
 
 PLAIN_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
@@ -75,6 +76,13 @@ class GgufModel(Mapping[str, Tensor]):
             return None
         make = None if transform_of(self._transforms, name) is None else partial(self._made, name)
         return Stored([part for part in parts if part is not None], make)
+
+    def extents(self, name: str) -> list[Extent] | None:
+        """Where the numbers of a tensor stand in the file; None for one that is quantised or transformed."""
+        place = self._places[name]
+        if transform_of(self._transforms, name) is not None:
+            return None
+        return self.file.extents(place.names[0], place.part)
 
     def release(self) -> None:
         """Gives back the memory of what was read of the file."""

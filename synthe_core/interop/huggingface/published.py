@@ -16,6 +16,7 @@ from synthe_core.errors import InputError
 from synthe_core.interop.stored_rows import Stored, StoredRows
 from synthe_core.storage.hub.snapshot import mend_hint
 from synthe_core.storage.json_reader import read_json
+from synthe_core.storage.tensor_file import Extent, TensorFile
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -180,6 +181,7 @@ class Published(Mapping[str, Tensor]):
         self.path = folder
         self.config = Config.read(folder / CONFIG)
         self._open: dict[str, Any] = {}
+        self._headers: dict[str, TensorFile] = {}
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -213,6 +215,13 @@ class Published(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._reader(self.files[name]).get_tensor(name)
+
+    def extents(self, name: str) -> list[Extent]:
+        """Where the numbers of a tensor stand in the folder's files."""
+        file = self.files[name]
+        if file not in self._headers:
+            self._headers[file] = TensorFile(self.path / file)
+        return self._headers[file].extents(name)
 
     def stored(self, name: str) -> Stored | None:
         """A matrix of numbers with a fraction, in its own type; None for another tensor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +57,12 @@ def load_quantized(
             set_tensor(model, name, value)
         if (release := getattr(tensors, "release", None)) is not None:
             release()
-    if format == AS_STORED and formats == {"float32"}:
+    check_stored(format, formats, source)
+
+
+def check_stored(format: str, formats: Collection[str], source: Path) -> None:
+    """InputError for AS_STORED, where a file's matrices are in float32 alone."""
+    if format == AS_STORED and set(formats) == {"float32"}:
         raise InputError(
             f"{source} has its weights in float32: as they are stored, nothing is quantised",
             f"choose another format: quantize={', '.join(MEMORY_FORMATS)}",
@@ -81,14 +86,27 @@ def _matrix(tensors: Mapping[str, Tensor], name: str, source: Path, format: str,
     return matrix
 
 
+def packed_matrix(tensors: Mapping[str, Tensor], name: str, source: Path, format: str) -> QuantizedMatrix | Tensor:
+    """The matrix `name` as `load_quantized` packs it: in the layout of `quantization.packed`, in float32 if its format
+    has none. InputError if it is not finite."""
+    form = vocabulary_format(format) if name in VOCABULARY else format
+    matrix = packed(_matrix(tensors, name, source, form, False))
+    return matrix if is_packed(matrix) else matrix.dequantize()
+
+
+@torch.no_grad()
 def set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
     """Gives a parameter or buffer its value, and storage if it has none."""
     target = model.state_dict(keep_vars=True)[name]
     if not target.is_meta:
         target.copy_(value)
         return
-    made: Any = value.to(target.dtype).clone()
-    made = nn.Parameter(made, target.requires_grad) if isinstance(target, nn.Parameter) else made
+    replace_tensor(model, target, value.to(target.dtype).clone())
+
+
+def replace_tensor(model: nn.Module, target: Tensor, value: Tensor) -> None:
+    """Puts a tensor in the place of a parameter or buffer, wherever the model has it."""
+    made: Any = nn.Parameter(value, target.requires_grad) if isinstance(target, nn.Parameter) else value
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for key in [key for key, tensor in held.items() if tensor is target]:

@@ -238,7 +238,9 @@ class Checkpoint:
         Of an adapter, the base with the adapter merged. For several over one base see `adapters.lora_linear.attach`.
         format: matrices stay quantised in this one of `quantization.quantize`, packed for products by integers.
         """
-        model = self._built(device, dtype, format)
+        return self._language_model(self._built(device, dtype, format))
+
+    def _language_model(self, model: Model) -> LanguageModel:
         if not isinstance(model, LanguageModel):
             raise InputError(
                 f"{self.path} is an encoder: an encoder does not write text", "give the checkpoint of a language model"
@@ -260,11 +262,7 @@ class Checkpoint:
         return Session.of(TensorFile(*self.source.locate(member), str(self.path / member)), model)
 
     def _built(self, device: torch.device | str, dtype: torch.dtype | None, format: str | None = None) -> Model:
-        if isinstance(self.recipe.model, PublishedSpec):
-            raise InputError(
-                f"{self.path} is a {self.recipe.model.architecture}, which only transformers runs", LEARNERS
-            )
-        (self.base or self).check_sizes()
+        self._check_runnable()
         if format is None:
             with skip_init():
                 model = build_model(self.recipe.model, self.vocab)
@@ -273,11 +271,29 @@ class Checkpoint:
             with without_storage():
                 model = build_model(self.recipe.model, self.vocab)
             load_quantized(model, self.tensors, self.path, format, pack=True)
+        self._finish(model)
+        model.to(device=device, dtype=dtype or torch.float32)
+        return model
+
+    def empty_model(self) -> LanguageModel:
+        """The language model, whose large tensors have no storage yet (see `model.quantized_model`)."""
+        self._check_runnable()
+        with without_storage():
+            model = build_model(self.recipe.model, self.vocab)
+        self._finish(model)
+        return self._language_model(model)
+
+    def _check_runnable(self) -> None:
+        if isinstance(self.recipe.model, PublishedSpec):
+            raise InputError(
+                f"{self.path} is a {self.recipe.model.architecture}, which only transformers runs", LEARNERS
+            )
+        (self.base or self).check_sizes()
+
+    def _finish(self, model: Model) -> None:
         source = self if self.base is None or (self.path / MANIFEST).is_file() else self.base
         model.leave_out(source.manifest.without)
-        model.to(device=device, dtype=dtype or torch.float32)
         set_weights_digest(model, self.weights_digest)
-        return model
 
     def check_sizes(self) -> None:
         """InputError if recipe and weights belong to different models.

@@ -23,6 +23,7 @@ from synthe_core.registry import Table
 from synthe_core.storage import adapter_files
 from synthe_core.storage.checkpoint.locate import checkpoints
 from synthe_core.storage.manifest import MANIFEST, FileDigest, Manifest
+from synthe_core.storage.tensor_file import Extent
 
 FORMATS = Table(
     "checkpoint format",
@@ -115,6 +116,12 @@ class FolderSource(CheckpointSource):
         return self.path / name, 0, self.manifest.files[name].bytes
 
 
+def extents_of(tensors: Mapping[str, Tensor], name: str) -> list[Extent] | None:
+    """`tensors.extents(name)`, None for tensors that have no such method."""
+    find = getattr(tensors, "extents", None)
+    return None if find is None else find(name)
+
+
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of a safetensors file, or of the shards that an index lists, read one at a time."""
 
@@ -139,6 +146,11 @@ class StoredTensors(Mapping[str, Tensor]):
         """A matrix with the codes that the file has, None for one without."""
         find = getattr(self._reader_of(name), "quantized", None)
         return None if find is None else find(name)
+
+    def extents(self, name: str) -> list[Extent] | None:
+        """Where the numbers of a tensor stand in files, one after the other; None for one that is computed from
+        them."""
+        return extents_of(self._reader_of(name), name)
 
     def release(self) -> None:
         """Gives back the memory of what was read."""

@@ -1,0 +1,119 @@
+"""What a given amount of memory is used for: which layers stay in it, how much is for states and for passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from synthe_core.errors import InputError
+from synthe_core.units import format_size
+
+LATER = 64 << 20
+"""Bytes for what a process loads after its model: kernels, a server, buffers of libraries."""
+SHARE = 8
+"""States take this part of what is left beside the weights that must stay, and a pass another."""
+SHORT = 1024  # tokens of a text for which there is always room
+LONG = 2048  # tokens of the texts by which room for states is reckoned
+MOST_TEXTS, MOST_TOKENS, FEWEST_TOKENS, STEP = 64, 4096, 16, 16
+SPARE = 16
+"""MiB by which the program may be larger the next time it is started."""
+COPIES = 2
+"""A pass makes new states beside the old ones."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """memory: what was given, in bytes. process: of it, what the process takes without the model. fixed: the weights
+    outside of layers. resident: how many layers stay in memory, from the first on; resident_bytes: theirs. slots: the
+    sizes of the buffers for the others; streamed: the bytes of these, which each pass reads. states: of all texts at
+    once; workspace: of a pass, which reads up to prefill_tokens.
+    """
+
+    memory: int
+    process: int
+    fixed: int
+    resident: int
+    resident_bytes: int
+    slots: tuple[int, ...]
+    streamed: int
+    states: int
+    workspace: int
+    prefill_tokens: int
+
+    @property
+    def cache_bytes(self) -> int:
+        """For states of prompts that were read before: what is left."""
+        used = self.process + self.fixed + self.resident_bytes + sum(self.slots) + COPIES * self.states + self.workspace
+        return max(0, self.memory - used) // 2
+
+    def at_most(self, states: int | None, cache: int) -> tuple[int, int]:
+        """So many bytes of states (None: any number) and of cached ones, or as many as there is room for."""
+        return self.states if states is None else min(states, self.states), min(cache, self.cache_bytes)
+
+
+def plan_memory(
+    memory: int,
+    process: int,
+    fixed: int,
+    layers: Sequence[int],
+    state_bytes: Callable[[int], int],
+    token_bytes: int,
+    row_bytes: int,
+) -> MemoryPlan:
+    """layers: their bytes; token_bytes: what a pass needs for each token, row_bytes: once for logits. InputError names
+    the smallest memory that works."""
+    smallest = smallest_memory(process, fixed, layers, state_bytes, token_bytes, row_bytes)
+    if memory < smallest:
+        raise InputError(
+            f"--memory {format_size(memory)}: this model needs at least {_rounded_up(smallest)}",
+            f"{format_size(process + LATER)} are the program's, {format_size(fixed)} weights that stay, "
+            f"{format_size(sum(sorted(layers)[-2:]))} two layers, the rest is for a text and a pass",
+        )
+    process += LATER
+    least_states = state_bytes(SHORT)
+    free = memory - smallest
+    wanted = max(least_states, MOST_TEXTS * state_bytes(LONG))
+    states = min(wanted, least_states + free // SHARE // COPIES)
+    tokens = min(MOST_TOKENS, FEWEST_TOKENS + free // SHARE // max(1, token_bytes)) // STEP * STEP
+    workspace = tokens * token_bytes + row_bytes
+    room = memory - process - fixed - COPIES * states - workspace
+    resident, slots = _resident(layers, room)
+    return MemoryPlan(
+        memory, process, fixed, resident, sum(layers[:resident]), slots, sum(layers[resident:]),
+        states, workspace, tokens,
+    )  # fmt: skip
+
+
+def smallest_memory(
+    process: int,
+    fixed: int,
+    layers: Sequence[int],
+    state_bytes: Callable[[int], int],
+    token_bytes: int,
+    row_bytes: int,
+) -> int:
+    """What is needed at least: room for two layers, the state of a short text, and a pass of a few tokens."""
+    least_work = FEWEST_TOKENS * token_bytes + row_bytes
+    return process + LATER + fixed + sum(sorted(layers)[-2:]) + COPIES * state_bytes(SHORT) + least_work
+
+
+def _rounded_up(size: int) -> str:
+    """A size that can be given as it is shown."""
+    return f"{-(-size >> 20) + SPARE}MiB"
+
+
+def _resident(layers: Sequence[int], room: int) -> tuple[int, tuple[int, ...]]:
+    """How many layers stay in memory, and the buffers' sizes for the others, an even number of them: so the last and
+    the first one have different buffers."""
+    if sum(layers) <= room:
+        return len(layers), ()
+    best = 0
+    for count in range(len(layers) + 1):
+        if sum(layers[:count]) + sum(slot_sizes(layers[count:])) <= room and (len(layers) - count) % 2 == 0:
+            best = count
+    return best, slot_sizes(layers[best:])
+
+
+def slot_sizes(layers: Sequence[int]) -> tuple[int, ...]:
+    """The sizes of two buffers for layers that take turns."""
+    return tuple(max(layers[first::2], default=0) for first in (0, 1))

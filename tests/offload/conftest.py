@@ -1,0 +1,37 @@
+"""Checkpoints that are opened with nearly no memory beside what they need at least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthe_core.model.language_model import LanguageModel
+from synthe_core.offload import model as offload
+from synthe_core.offload.plan import plan_memory, smallest_memory
+from synthe_core.storage.checkpoint import Checkpoint
+
+Open = Callable[..., LanguageModel]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Open]:
+    """`opened(path, format, extra, min_bytes)`: the model at `path` with `extra` bytes more than the least memory."""
+    monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path / "cache"))
+    made: list[LanguageModel] = []
+
+    def build(path: Path, format: str | None = None, extra: int = 0, min_bytes: int = 1) -> LanguageModel:
+        def plan(memory: int, *facts: Any) -> Any:
+            return plan_memory(smallest_memory(*facts) + extra, *facts)
+
+        monkeypatch.setattr(offload, "plan_memory", plan)
+        model = offload.offloaded_model(Checkpoint.open(path), format, 0, min_bytes)
+        made.append(model)
+        return model.eval().requires_grad_(False)
+
+    yield build
+    for model in made:
+        if model.offload.streamed is not None:
+            model.offload.streamed.close()
