@@ -123,6 +123,8 @@ def refusal(model: Backbone) -> str | None:
         return reason
     if model.router is not None or model.without:
         return "tokens leave out blocks, or the model parts"
+    if model.offload is not None and any(step.parallel for block in blocks for step in block.steps):
+        return "learners side by side share a stream, and their weights are read one after the other"
     for block in blocks:
         for reason in (residual_refusal(block), *map(_learner_refusal, block.learners)):
             if reason is not None:
