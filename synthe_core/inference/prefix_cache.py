@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
-import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -20,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from synthe_core import state as states
+from synthe_core.hardware.free_memory import return_freed_memory
 
 DISK_FACTOR = 8
 """Files may take so many times the bytes that are cached in memory, unless they have a limit of their own."""
@@ -30,7 +29,6 @@ ENTRY_BYTES, INDEX_BYTES = 1000, 650
 """Memory that an entry takes beside its tensors and tokens: in memory, and in a file (measured)."""
 TRIM_SHARE = 8
 """Free pages are given back to the system each time that one part in so many of the memory was freed."""
-_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _FACTOR = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)  # no text from outside can be made to collide
 
 
@@ -241,7 +239,7 @@ class PrefixCache:
                 self._spill(oldest, entry)
         if self._freed > self.limit // TRIM_SHARE:
             self._freed = 0
-            trim()
+            return_freed_memory()
 
     def _drop(self, key: Key) -> None:
         if (entry := self._in_memory.pop(key, None)) is not None:
@@ -304,13 +302,6 @@ class PrefixCache:
         self._drop(key)
         self._insert(key, _Entry(cached, entry.bytes, entry.resumable))
         return cached
-
-
-def trim() -> None:
-    """Gives the allocator's free pages back to the system: where states come and go, small objects between them would
-    hold gaps as large as the states. Only glibc has it."""
-    if _malloc_trim is not None:
-        _malloc_trim(0)
 
 
 def _write(path: Path, cached: CachedState) -> None:

@@ -7,6 +7,7 @@ import torch
 from synthe_core.adapters.lora_linear import attach
 from synthe_core.adapters.targets import find_targets, new_adapter
 from synthe_core.errors import InputError
+from synthe_core.hardware.free_memory import return_freed_memory
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.model.without_storage import without_storage
@@ -47,6 +48,7 @@ def frozen_model(recipe: Recipe, vocab: int, base: Checkpoint) -> Model:
     with without_storage():
         model = build_model(recipe.model, vocab, recipe.runtime.recompute)
     load_quantized(model, base.tensors, base.path, lora.quantize, double_quant=lora.double_quant)
+    return_freed_memory()  # what was read to be quantised
     return model
 
 
