@@ -58,6 +58,29 @@ def begin(step: Step, state: Iterable[Tensor] | Tensor, made: Callable[..., Any]
     return made(*after), before
 
 
+class StateRows(NamedTuple):
+    """The states of one sequence before and after each of its next tokens, of each leaf a row below the other; and
+    what makes a state of leaves."""
+
+    leaves: list[Tensor]
+    made: Callable[..., Any]
+
+    def state(self, count: int) -> Any:
+        """The state after the first `count` tokens."""
+        return self.made(*(leaf[count : count + 1].clone() for leaf in self.leaves))
+
+
+def begin_rows(step: Step, state: Iterable[Tensor] | Tensor, made: Callable[..., Any], count: int) -> StateRows:
+    """Where C will write the states after `count` tokens of one sequence: each token reads the row before its own."""
+    leaves = []
+    for number, leaf in enumerate([state] if isinstance(state, Tensor) else state):
+        rows = leaf.new_empty(count + 1, *leaf.shape[1:])
+        rows[:1] = leaf
+        leaves.append(rows)
+        step.before[number], step.after[number] = rows.data_ptr(), rows[1:].data_ptr()
+    return StateRows(leaves, made)
+
+
 def _fill_momentum(step: Step, learner: Any) -> list[Tensor]:
     step.bias = learner.decay_bias.data_ptr()
     return []

@@ -26,7 +26,6 @@ from synthe_core.inference import fused_decoder
 from synthe_core.inference.fused_decoder import FusedDecoder
 from synthe_core.inference.generation_defaults import GenerationDefaults
 from synthe_core.inference.scheduler_config import ALIGNMENT
-from synthe_core.inference.speculation.fused_pass import supports
 from synthe_core.inference.speculation.proposer import Speculation
 from synthe_core.inference.weights import FLOAT32, choose_weights, describe_weights
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
@@ -261,7 +260,7 @@ class LoadedModel:
     @property
     def has_exact_passes(self) -> bool:
         """Whether several tokens of a sequence can be read in one pass with the numbers of single ones, to the bit."""
-        return self.fused_refusal is None and supports(self.fused_decoder())
+        return self.fused_refusal is None
 
     def fused_decoder(self) -> FusedDecoder:
         """Where `fused_refusal` has no reason: what computes passes of one token a row."""

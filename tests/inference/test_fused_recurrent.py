@@ -11,7 +11,6 @@ import torch
 from synthe_core import state as states
 from synthe_core.inference.fused_decoder import FusedDecoder, refusal
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.speculation.fused_pass import supports
 from synthe_core.layers.adapter_batch import use_adapters
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.spec import ModelSpec
@@ -183,8 +182,3 @@ def test_a_convolution_in_another_precision_is_not_fused(name: str) -> None:
     model = model_of(BLOCKS[name])
     model.blocks[1].learners[0].conv1d.to(torch.bfloat16)
     assert refusal(model) == "a recurrent learner's parameters are not float32"
-
-
-def test_recurrent_states_are_not_cut_back() -> None:
-    assert supports(FusedDecoder(model_of([{"type": "attention", "heads": 2}, MLP])))
-    assert not supports(FusedDecoder(model_of(BLOCKS["hybrid"])))

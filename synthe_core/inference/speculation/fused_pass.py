@@ -2,8 +2,9 @@
 token, to the bit, and the states after any of them can be had.
 
 In C a pass has rows with windows of their own, `capacity` entries apart. The tokens of one sequence are rows whose
-windows are one entry apart in the same buffer: token t finds what the tokens before it have written. That needs the
-rows of an attention one after the other, so its rows are not shared among threads.
+windows are one entry apart in the same buffer: token t finds what the tokens before it have written. A state of fixed
+size is written row below row, and token t reads the row that token t - 1 has written; each row is the state after a
+token. That needs the rows of such a learner one after the other, so they are not shared among threads.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthe_core.inference.fused_decoder import FusedDecoder, _angles
+from synthe_core.inference.fused_decoder import SIGNALS, FusedDecoder, _angles
+from synthe_core.inference.fused_recurrent import FORMS, StateRows, begin_rows
 from synthe_core.inference.growing_window import Place, extended
 from synthe_core.layers.attention import Attention, AttentionState
-from synthe_core.layers.mlp import MLP
 from synthe_core.model.language_model import ModelState
-from synthe_core.ops.fused_decode import SOURCE, Step
+from synthe_core.ops.fused_decode import KALMAN, SOURCE, Step
 from synthe_core.ops.native import library
 
 FLOAT = 4  # bytes
 
 
 class FusedPass:
-    """hidden: the head's input [N, D] after each token, sequence by sequence."""
+    """hidden: the head's input [N, D] after each token, sequence by sequence. signals: [N] each."""
 
-    signals: Mapping[str, Tensor] = MappingProxyType({})
+    signals: Mapping[str, Tensor]
 
     @torch.inference_mode()
     def __init__(self, decoder: FusedDecoder, tokens: Many[Many[int]], befores: Many[ModelState]) -> None:
@@ -45,7 +46,8 @@ class FusedPass:
         x = decoder.model.embed(ids, positions)[:, 0].contiguous()
         self._held: list[Tensor] = []  # what C has the addresses of
         angles: dict[Any, tuple[Tensor, Tensor]] = {}
-        self._places: list[list[Place | None]] = []
+        self._signals = torch.empty(0, len(SIGNALS))  # [N, 2], of the last learner that has some
+        self._places: list[list[_Place]] = []
         filled: list[tuple[ctypes.Array[Step], slice]] = []
         first = 0
         for before, count in zip(befores, self._counts, strict=True):
@@ -55,20 +57,28 @@ class FusedPass:
             first += count
         _run(decoder, filled, x, decoder._adapters(len(x)))
         self.hidden: Tensor = decoder.model.norm(x)
+        named = {name: self._signals[:, column] for column, name in enumerate(SIGNALS)}
+        self.signals = MappingProxyType(named if self._signals.numel() else {})
 
     def _fill(
         self, steps: ctypes.Array[Step], before: ModelState, rows: slice, positions: Tensor, angles: dict[Any, Any]
-    ) -> list[Place | None]:
-        """The addresses of one sequence's windows, and where its tokens' entries go."""
+    ) -> list[_Place]:
+        """The addresses of one sequence's windows and states, and where what its tokens write goes."""
         count = rows.stop - rows.start
-        places: list[Place | None] = []
+        places: list[_Place] = []
         real: dict[tuple[int, int], Tensor] = {}
         states = [each for block in before.blocks for each in block]
         for step, learner, state in zip(steps, self._learners, states, strict=True):
-            places.append(None)
-            if not isinstance(learner, Attention):
+            if (form := FORMS.get(type(learner))) is not None:
+                places.append(begin_rows(step, state, form.state, count))
+                if form.kind == KALMAN:
+                    self._place_signals(step, rows, len(positions))
                 continue
-            place = places[-1] = extended(state.keys, state.values, learner.window, count)
+            if not isinstance(learner, Attention):
+                places.append(None)
+                continue
+            place = extended(state.keys, state.values, learner.window, count)
+            places.append(place)
             step.keys, step.values = place.keys.data_ptr(), place.values.data_ptr()
             step.capacity, step.start, step.past = 1, place.start - (count - 1), place.past + count - 1
             key = state.filled.data_ptr(), place.past
@@ -81,6 +91,12 @@ class FusedPass:
             step.cos, step.sin = cos.data_ptr() + offset, sin.data_ptr() + offset
         self._held += [each for pair in angles.values() for each in pair]
         return places
+
+    def _place_signals(self, step: Step, rows: slice, count: int) -> None:
+        """Of a sequence's tokens; those of later learners take the place of earlier ones'."""
+        if not self._signals.numel():
+            self._signals = torch.empty(count, len(SIGNALS))
+        step.signals = self._signals[rows].data_ptr()
 
     def has_state(self, index: int, count: int) -> bool:
         return True
@@ -98,18 +114,18 @@ class FusedPass:
 
     def release(self) -> None:
         """Gives all states after this pass up: what is written behind the states before it may be overwritten."""
-        for place in (place for places in self._places for place in places if place is not None):
+        for place in (place for places in self._places for place in places if isinstance(place, Place)):
             place.windows(0)
 
 
-def supports(decoder: FusedDecoder) -> bool:
-    """Whether every learner of the decoder has a state that can be cut back, or none."""
-    return all(type(each) in (Attention, MLP) for each in decoder._learners)
+_Place = Place | StateRows | None
 
 
-def _after(learner: Any, before: Any, place: Place | None, count: int, counts: dict[tuple[int, int], Tensor]) -> Any:
+def _after(learner: Any, before: Any, place: _Place, count: int, counts: dict[tuple[int, int], Tensor]) -> Any:
     if place is None:
         return before
+    if isinstance(place, StateRows):
+        return place.state(count)
     keys, values = place.windows(count, learner.window)
     key = before.filled.data_ptr(), keys.shape[1]
     if key not in counts:
@@ -118,7 +134,7 @@ def _after(learner: Any, before: Any, place: Place | None, count: int, counts: d
 
 
 def _run(decoder: FusedDecoder, filled: Many[tuple[ctypes.Array[Step], slice]], x: Tensor, adapters: list[int]) -> None:
-    """All steps over all rows: attentions sequence by sequence, what lies between them for all together."""
+    """All steps over all rows: learners with a state sequence by sequence, what lies between for all together."""
     steps, rows = filled[0]
     native = library(SOURCE)
     threads = native.omp_get_max_threads() if hasattr(native, "omp_get_max_threads") else 1
@@ -126,7 +142,7 @@ def _run(decoder: FusedDecoder, filled: Many[tuple[ctypes.Array[Step], slice]], 
         decoder.run(steps, x, adapters)
         return
     for number in range(len(steps)):
-        if steps[number].filled is None:  # no attention
+        if steps[number].filled is None and not steps[number].before[0]:  # no state
             decoder.run(_one(steps, number), x, adapters, number)
             continue
         with _one_thread(native, threads):

@@ -9,9 +9,10 @@ import torch
 
 from synthe_core import state as states
 from synthe_core.inference.fused_decoder import FusedDecoder
-from synthe_core.inference.speculation.fused_pass import FusedPass, supports
+from synthe_core.inference.speculation.fused_pass import FusedPass
 from synthe_core.model.language_model import ModelState
 from synthe_core.ops.fused_decode import unavailable
+from tests.inference import test_fused_recurrent as recurrent
 from tests.inference.test_fused_decoder import ATTENTIONS, model_of
 
 pytestmark = pytest.mark.skipif(unavailable("cpu") is not None, reason=str(unavailable("cpu")))
@@ -48,7 +49,6 @@ def threads(request: pytest.FixtureRequest) -> Any:
 def test_equals_single_tokens(name: str, threads: int) -> None:
     model = model_of(ATTENTIONS[name])
     decoder = FusedDecoder(model)
-    assert supports(decoder)
     befores = [row(model, length) for length in (5, 12, 1, 70)]
     tokens = [[3, 4, 5, 6, 7, 8], [9], list(range(20)), [1, 2]]
     expected = [one_by_one(decoder, *each) for each in zip(tokens, befores, strict=True)]
@@ -57,6 +57,37 @@ def test_equals_single_tokens(name: str, threads: int) -> None:
     for index, (_, after) in enumerate(expected):
         for count in range(len(after), 0, -1):
             equal(made.state(index, count), after[count - 1])
+
+
+@pytest.mark.parametrize("name", recurrent.BLOCKS)
+def test_a_recurrent_state_is_that_after_any_of_the_tokens(name: str, threads: int) -> None:
+    model = recurrent.model_of(recurrent.BLOCKS[name])
+    decoder = FusedDecoder(model)
+    befores = [row(model, length) for length in (5, 12, 1)]
+    copies = [states.map_leaves(torch.clone, each) for each in befores]
+    tokens = [[3, 4, 5, 6, 7, 8], [9], list(range(20))]
+    expected = [one_by_one(decoder, *each) for each in zip(tokens, befores, strict=True)]
+    made = FusedPass(decoder, tokens, befores)
+    assert torch.equal(made.hidden, torch.cat([hidden for hidden, _ in expected]))
+    for index, (_, after) in enumerate(expected):
+        for count in range(len(after), 0, -1):
+            equal(made.state(index, count), after[count - 1])
+        equal(befores[index], copies[index])
+
+
+@pytest.mark.parametrize("name", ["kalman", "synthe", "hybrid"])
+def test_signals_are_those_of_single_tokens(name: str, threads: int) -> None:
+    model = recurrent.model_of(recurrent.BLOCKS[name])
+    decoder = FusedDecoder(model)
+    befores, tokens, expected = [row(model, 5), row(model, 9)], [[3, 4, 5], [6, 7]], []
+    for before, each in zip(befores, tokens, strict=True):
+        for token in each:
+            _, before, signals = decoder.hidden(torch.tensor([[token]]), before)
+            expected.append(signals)
+    made = FusedPass(decoder, tokens, befores)
+    assert made.signals.keys() == expected[0].keys()
+    for signal, value in made.signals.items():
+        assert torch.equal(value, torch.cat([each[signal][:, 0] for each in expected]))
 
 
 @pytest.mark.parametrize("name", ["grouped", "window", "window of one"])
