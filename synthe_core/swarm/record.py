@@ -69,12 +69,21 @@ class Record:
         signals = Signals(self.records.of(specialist, domain).mean, estimate, means["logprob"], means["confidence"])
         return self.calibration(signals), signals
 
-    def calibration_error(self, specialist: str | None = None) -> float | None:
-        """ECE of the confidences that rated answers had when they were given, of a specialist's own if one is named;
-        None without any."""
-        rated = [each for each in self.ratings if specialist in (None, each.specialist)]
-        pairs = [(each.predicted, each.success) for each in rated if each.predicted is not None]
-        return expected_calibration_error([p for p, _ in pairs], [s for _, s in pairs])
+    def calibration_error(self) -> float | None:
+        """ECE of the confidences that rated answers had when they were given; None without any."""
+        return _calibration_error(self.ratings)
+
+    def calibration_errors(self) -> dict[str, float | None]:
+        """The same of each specialist's own answers."""
+        ratings: dict[str, list[Rating]] = {}
+        for each in self.ratings:
+            ratings.setdefault(each.specialist, []).append(each)
+        return {name: _calibration_error(own) for name, own in ratings.items()}
+
+
+def _calibration_error(ratings: Sequence[Rating]) -> float | None:
+    pairs = [(each.predicted, each.success) for each in ratings if each.predicted is not None]
+    return expected_calibration_error([p for p, _ in pairs], [s for _, s in pairs])
 
 
 def rating_of(answer: Answer) -> Rating:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthe_core.errors import unknown
@@ -21,25 +22,27 @@ def status(folder: SwarmFolder) -> dict[str, Any]:
 def status_of(folder: SwarmFolder, record: Record | None) -> dict[str, Any]:
     """The same with the record, which is None for a swarm that has answered nothing yet."""
     spec = folder.spec
-    counts = _pair_counts(folder, record)
+    counts, ledger = _pair_counts(folder, record), folder.ledger()
+    errors = {} if record is None else record.calibration_errors()
     specialists = []
     for name, each in spec.specialists.items():
+        current = folder.versions(name).current
         facts: dict[str, Any] = {
             "name": name,
             "description": each.description,
             "capabilities": each.capabilities,
-            "adapter": folder.versions(name).current,
+            "adapter": current,
             "model": each.model,
             "documents": each.documents,
             "prompt": bool(each.prompt),
             "priority": each.priority,
         }
-        facts |= _version(folder, name)
-        specialists.append(facts | {"pairs": counts[name]} | _success(record, name))
+        facts |= _version(ledger, name, current)
+        specialists.append(facts | {"pairs": counts[name]} | _success(record, errors, name))
     return {
         "base": folder.base,
         "specialists": specialists,
-        "fallback": {"name": spec.router.fallback, **_success(record, spec.router.fallback)},
+        "fallback": {"name": spec.router.fallback, **_success(record, errors, spec.router.fallback)},
         "synthesis": spec.synthesis.type,
         "learning": {
             "automatic": spec.learning.automatic,
@@ -53,10 +56,9 @@ def status_of(folder: SwarmFolder, record: Record | None) -> dict[str, Any]:
     }
 
 
-def _version(folder: SwarmFolder, name: str) -> dict[str, Any]:
+def _version(ledger: Sequence[dict[str, Any]], name: str, current: str | None) -> dict[str, Any]:
     """The newest line of the ledger on a specialist's current adapter: its digest, and since when."""
-    current = folder.versions(name).current
-    for entry in reversed(folder.ledger()):
+    for entry in reversed(ledger):
         named = entry.get("adapter") or (f"adapters/{name}/{entry['version']}" if "version" in entry else None)
         if entry["specialist"] == name and named is not None and named == current:
             return {key: entry[key] for key in ("digest", "time")}
@@ -121,7 +123,7 @@ def _record(folder: SwarmFolder) -> Record | None:
     return Record(open_store(folder), folder.spec) if folder.database.exists() else None
 
 
-def _success(record: Record | None, name: str) -> dict[str, Any]:
+def _success(record: Record | None, errors: Mapping[str, float | None], name: str) -> dict[str, Any]:
     """The posterior of success, overall and by domain, each with its interval of probability 0.9, and the ECE of the
     confidences that were given."""
     if record is None:
@@ -132,4 +134,4 @@ def _success(record: Record | None, name: str) -> dict[str, Any]:
         for domain, (beta, count) in record.records.domains(name).items()
     }
     success = {"mean": overall.mean, "deviation": overall.deviation, "interval": overall.interval}
-    return {"success": success, "domains": domains, "calibration_error": record.calibration_error(name)}
+    return {"success": success, "domains": domains, "calibration_error": errors.get(name)}

@@ -183,7 +183,7 @@ ENDPOINTS = [
         swarm_learning.history,
         "List what was learned, refused and rolled back.",
         responses.SwarmHistory,
-        query=("specialist",),
+        query=("specialist", "limit"),
         role="reviewer",
     ),
     Endpoint(

@@ -72,7 +72,7 @@ class RequestMiddleware:
                 self.settings.log(f"{method} {path_text}  {status}  {seconds:.2f}s  {note}{failed}".rstrip())
 
 
-UNLOGGED = ("/health", "/metrics", "/api/status", "/", "/page/{name}")
+UNLOGGED = ("/health", "/metrics", "/api/status", "/api/swarm", "/", "/page/{name}")
 """Polled paths, which are logged only if they fail."""
 
 

@@ -16,7 +16,7 @@ from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.json_parts import to_json
 from synthe_core.serving.api.swarm_chat import user_of
-from synthe_core.serving.api.swarm_state import swarm_of
+from synthe_core.serving.api.swarm_state import limit_of, swarm_of
 
 if TYPE_CHECKING:  # its database needs an extra
     from synthe_core.swarm.knowledge.fact import Fact
@@ -38,13 +38,10 @@ async def facts(api: Api, call: Call, body: None) -> Response:
     history = given.get("history", "false")
     if history not in ("true", "false"):
         raise HttpError(400, "history: expected true or false", param="history")
-    limit = given.get("limit", str(MAX_FACTS))
-    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= MAX_FACTS:
-        raise HttpError(400, f"limit: a number from 1 to {MAX_FACTS}", param="limit")
-    sees_all = call.may("reviewer")
+    limit, sees_all = limit_of(call, MAX_FACTS), call.may("reviewer")
 
     def find() -> list[dict[str, Any]]:
-        every = swarm.recollection.find(user, query, history=history == "true", limit=int(limit))
+        every = swarm.recollection.find(user, query, history=history == "true", limit=limit)
         return [_fact(each) for each in every if each.user or each.trusted or sees_all]
 
     return JSONResponse({"object": "list", "data": await api.in_thread(find)})

@@ -9,19 +9,18 @@ from starlette.responses import JSONResponse, Response
 from synthe_core.errors import InputError
 from synthe_core.serving.api import bodies, responses
 from synthe_core.serving.api.context import Api, Call
-from synthe_core.serving.api.errors import HttpError
-from synthe_core.serving.api.swarm_state import swarm_of
+from synthe_core.serving.api.swarm_state import limit_of, swarm_of
 
-MAX_PAIRS = 1000
-"""Pairs of a response."""
+MAX_PAIRS, MAX_LINES = 1000, 1000
+"""Pairs, and lines of the ledger, of a response."""
 
 
 async def history(api: Api, call: Call, body: None) -> Response:
-    """The ledger: what was learned, refused and rolled back, with digests and figures."""
-    swarm, name = swarm_of(api), call.request.query_params.get("specialist")
+    """The newest lines of the ledger: what was learned, refused and rolled back, with digests and figures."""
+    swarm, name, limit = swarm_of(api), call.request.query_params.get("specialist"), limit_of(call, MAX_LINES)
     from synthe_core.swarm.status import history as entries
 
-    return _list(await api.in_thread(lambda: entries(swarm.folder, name)))
+    return _list(await api.in_thread(lambda: entries(swarm.folder, name)[-limit:]))
 
 
 async def versions(api: Api, call: Call, body: None) -> Response:
@@ -38,12 +37,10 @@ async def pairs(api: Api, call: Call, body: None) -> Response:
     from synthe_core.swarm.feedback.pairs import parse_state
 
     state = None if "state" not in given else parse_state(given["state"])
-    limit = given.get("limit", str(MAX_PAIRS))
-    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= MAX_PAIRS:
-        raise HttpError(400, f"limit: a number from 1 to {MAX_PAIRS}", param="limit")
+    limit = limit_of(call, MAX_PAIRS)
 
     def read() -> list[dict[str, Any]]:
-        every = swarm.feedback.pairs(state, specialist=given.get("specialist"), limit=int(limit))
+        every = swarm.feedback.pairs(state, specialist=given.get("specialist"), limit=limit)
         return [_pair(each) for each in every]
 
     return _list(await api.in_thread(read))

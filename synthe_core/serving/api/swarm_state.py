@@ -57,6 +57,14 @@ async def feedback(api: Api, call: Call, body: bodies.Feedback) -> Response:
     return JSONResponse({"answer_id": body.answer_id, "success": await api.in_thread(record)})
 
 
+def limit_of(call: Call, most: int) -> int:
+    """The query's `limit`, `most` by default; raises 400 for what is none."""
+    given = call.request.query_params.get("limit", str(most))
+    if not given.isdecimal() or not 1 <= int(given[:9]) <= most:
+        raise HttpError(400, f"limit: a number from 1 to {most}", param="limit")
+    return int(given)
+
+
 def swarm_of(api: Api) -> Swarm:
     """The swarm that is served; raises 404 without one."""
     if api.swarm is None:

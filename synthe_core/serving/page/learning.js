@@ -6,7 +6,7 @@ import { announce, make } from "./dom.js";
 import { day, percent } from "./format.js";
 import { fitted } from "./svg.js";
 
-const LINES = 200; // of the ledger, the newest
+const LINES = 300; // of the ledger, the newest
 const bits = value => value.toFixed(3);
 const FIGURES = [
   { title: "Held-out pairs right", of: figures => figures.held_out?.accuracy, format: percent, better: "up" },
@@ -16,7 +16,7 @@ const FIGURES = [
 ];
 
 export async function show(holder, { status, may, refresh }) {
-  const [{ data: ledger }, { data: versions }] = await Promise.all([get("api/swarm/history"), get("api/swarm/versions")]);
+  const [{ data: ledger }, { data: versions }] = await Promise.all([get(`api/swarm/history?limit=${LINES}`), get("api/swarm/versions")]);
   const names = [...new Set([...ledger.filter(line => line.figures).map(line => line.specialist), ...versions.map(version => version.specialist)])];
   holder.replaceChildren(begin(status, may, refresh),
     ...names.map(name => specialist(name, ledger.filter(line => line.specialist === name), versions.filter(version => version.specialist === name), may, refresh)),
@@ -63,6 +63,6 @@ function table(ledger) {
   const heads = ["When", "Specialist", "Event", "Adapter", "Digest", "Pairs", "Held-out", "Other text", "Questions", "Why"];
   const cells = line => [new Date(1000 * line.time).toLocaleString(undefined, { dateStyle: "short", timeStyle: "short" }), line.specialist, line.event, line.adapter ?? "–", (line.digest ?? "–").slice(0, 12), String(line.pairs?.trained ?? "–"),
     arrow(line.figures?.held_out?.accuracy, percent), arrow(line.figures?.canary_bits_per_byte, bits), arrow(line.figures?.tasks?.accuracy, percent), (line.why ?? []).join("; ") || "–"];
-  const rows = ledger.slice(-LINES).reverse().map(line => make("tr", ...cells(line).map((text, i) => i ? make("td", text, { "data-head": heads[i] }) : make("th", text, { scope: "row" })), { className: line.event.replace(" ", "-") }));
+  const rows = ledger.slice().reverse().map(line => make("tr", ...cells(line).map((text, i) => i ? make("td", text, { "data-head": heads[i] }) : make("th", text, { scope: "row" })), { className: line.event.replace(" ", "-") }));
   return make("table.rows.ledger", make("caption.visually-hidden", "The ledger, the newest first"), make("thead", make("tr", ...heads.map(head => make("th", head, { scope: "col" })))), make("tbody", ...rows));
 }

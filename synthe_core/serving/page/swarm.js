@@ -74,7 +74,11 @@ async function draw() {
   holder.setAttribute("aria-busy", "false");
   if (turn !== drawn) return;
   const isFocused = $("view").contains(document.activeElement);
-  if (holder.parentElement !== $("view")) $("view").replaceChildren(holder);
+  if (holder.parentElement !== $("view")) {
+    const top = $("view").scrollTop; // drawings get their size a frame later
+    $("view").replaceChildren(holder);
+    requestAnimationFrame(() => { $("view").scrollTop = top; });
+  }
   if (isFocused && !$("view").contains(document.activeElement)) $("view").focus();
 }
 

@@ -131,7 +131,10 @@ def test_learning_is_started_and_rolled_back_by_an_admin(client, swarm, base, tm
     assert again.status_code == 400 and "nothing that could be rolled back" in again.json()["error"]["message"]
     lines = client.get("/api/swarm/history?specialist=maths", headers=HEADERS["reviewer"]).json()["data"]
     assert [each["event"] for each in lines] == ["promoted", "rolled back"]
-    assert client.get("/api/swarm/history?specialist=mats", headers=HEADERS["reviewer"]).status_code == 400
+    newest = client.get("/api/swarm/history?specialist=maths&limit=1", headers=HEADERS["reviewer"]).json()["data"]
+    assert [each["event"] for each in newest] == ["rolled back"]
+    for query in ("specialist=mats", "limit=0", "limit=1001", "limit=x"):
+        assert client.get(f"/api/swarm/history?{query}", headers=HEADERS["reviewer"]).status_code == 400
 
 
 def test_proposed_specialists_are_decided_by_an_admin(client: TestClient, swarm: Swarm) -> None:
