@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from synthe_core.swarm.answers import Answer
 from synthe_core.swarm.feedback.feedback import Feedback
@@ -16,6 +17,7 @@ from synthe_core.swarm.knowledge.knowledge import Knowledge
 from synthe_core.swarm.store import Store
 from tests.paths import ROOT
 from tests.processes import start
+from tests.swarm.measure_load import measure
 
 LOADS = [(8, 20), pytest.param((64, 50), marks=pytest.mark.slow)]
 
@@ -54,6 +56,19 @@ def test_clients_lose_nothing_and_see_only_their_own(tmp_path: Path, load: tuple
         assert len(knowledge.facts.history(user, "user", "lives in")) == requests
         assert len(feedback.pairs(user=user)) == -(-requests // 10)
     assert not store.faults()
+
+
+@pytest.mark.parametrize("load", [(6, 6), pytest.param((64, 40), marks=pytest.mark.slow)])
+def test_answers_under_load_lose_nothing(tmp_path: Path, monkeypatch, load: tuple[int, int]) -> None:
+    """The large load is beside learning, which takes its time; `tests.swarm.measure_load` has a larger one."""
+    monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = measure(tmp_path, *load, learn=load[0] > 6)
+    finally:
+        torch.set_num_threads(threads)
+    assert (found["answers"], found["faults"], found["lost"]) == (load[0] * load[1], {}, {})
 
 
 class Beside:
