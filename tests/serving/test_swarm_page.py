@@ -119,6 +119,16 @@ def test_a_specialist_is_addressed_and_base_chats_as_ever(page: Browser, swarm: 
     assert page.do("document.querySelectorAll('.turn.assistant .t').length") > 1
 
 
+def test_an_answer_fits_a_phone(page: Browser, server: Server) -> None:
+    begin(page, server.url, 360, touch=True)
+    page.wait(READY)
+    say(page, "count " + "longwordwithoutanyspace" * 10)
+    page.do("document.querySelector('.why').open = true")
+    button(page, "Correct")
+    wide = "[document.documentElement, document.querySelector('#scroll')].every(e => e.scrollWidth <= 360)"
+    assert page.do(f"innerWidth === 360 && {wide} && document.querySelectorAll('.contradictions li').length > 0")
+
+
 VIEWS = ("specialists", "pathways", "knowledge", "pairs", "learning")
 
 
