@@ -26,10 +26,6 @@ from synthe_core.layers.adapter_batch import use_adapters
 MOST_UNREAD = 16
 """Tokens that a state lags behind; with more of them a pass has no draft, and the state catches up."""
 MOST_SEQUENCES = 32
-TRIAL = 16
-"""Passes after which both ways are compared."""
-FIRST_WAIT, LONGEST_WAIT = 8, 1024
-"""Passes of the batch before drafts are tried, and tried again."""
 
 Append = Callable[[Many[Sequence], Heads], None]
 Finish = Callable[[Sequence, Any, Exception], None]
@@ -64,8 +60,6 @@ class SpeculativeDecoder:
         batch.on_remove = self._forget
         self._acceptance: dict[Sequence, Acceptance] = {}
         self._seconds_per_draft = 0.0
-        self._drafts_now, self._count, self._wait = False, 0, FIRST_WAIT
-        self._tokens, self._seconds = 0, 0.0
 
     def decode(self, decode_batch: Callable[[], None]) -> None:
         """At least one more token of every sequence. decode_batch: one of each, in the batch."""
@@ -80,7 +74,7 @@ class SpeculativeDecoder:
                 return
             except Exception as fault:  # whichever sequence it is of: the batch finds out
                 failure = one_line(fault)
-                self._turn_off()
+                self.speculation.comparison.turn_off()
         for sequence, error in self.batch.rejoin():
             self._finish(sequence, "error", error)
         start = clock()
@@ -114,8 +108,9 @@ class SpeculativeDecoder:
             self._record(each)
         end = clock()
         self.speculation.costs.record(num_tokens, end - drafted_at)
-        self._count, self._seconds = self._count + 1, self._seconds + end - start
-        self._tokens += sum(len(each.sequence.output_token_ids) for each in drafts) - before
+        if len(drafts) > 1:
+            made_tokens = sum(len(each.sequence.output_token_ids) for each in drafts) - before
+            self.speculation.comparison.record(made_tokens, end - start)
 
     def _draft(self, sequences: Many[Sequence]) -> list[Continuation]:
         """What each sequence has not read, with a draft as long as pays."""
@@ -212,25 +207,7 @@ class SpeculativeDecoder:
             return False
         if self.speculation.always or len(sequences) == 1:
             return True
-        if not self._drafts_now:
-            self._count += 1
-            if self._count > self._wait:
-                self._begin(True)
-        elif self._count >= TRIAL:
-            alternative = self.speculation.batch_costs.estimate(len(sequences))
-            if alternative and self._tokens / self._seconds < len(sequences) / alternative:
-                self._turn_off()
-            else:
-                self._wait = FIRST_WAIT
-                self._begin(True)
-        return self._drafts_now
-
-    def _begin(self, drafts_now: bool) -> None:
-        self._drafts_now, self._count, self._tokens, self._seconds = drafts_now, 0, 0, 0.0
-
-    def _turn_off(self) -> None:
-        self._wait = min(2 * self._wait, LONGEST_WAIT)
-        self._begin(False)
+        return self.speculation.comparison.decide(len(sequences), self.speculation.batch_costs)
 
     def _forget(self, sequence: Sequence) -> None:
         self._acceptance.pop(sequence, None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from synthe_core.adapters.lora import Adapter
+from synthe_core.inference.speculation.comparison import Comparison
 from synthe_core.inference.speculation.draft_length import PassCosts
 from synthe_core.model.language_model import ModelState
 
@@ -53,8 +54,8 @@ class Speculation:
 
     most_tokens: of a draft. clock: seconds, by which passes are measured. always: drafts are as long as they may be,
     whether that pays or not. costs, batch_costs: of passes with drafts by their tokens, and of passes without by their
-    sequences. drafted_tokens, accepted_tokens: of all texts. failure: why there are no more drafts; "" as long as there
-    are.
+    sequences. comparison: of both ways, for several sequences. drafted_tokens, accepted_tokens: of all texts. failure:
+    why there are no more drafts; "" as long as there are.
     """
 
     proposer: Proposer
@@ -63,6 +64,7 @@ class Speculation:
     always: bool = False
     costs: PassCosts = field(default_factory=PassCosts)
     batch_costs: PassCosts = field(default_factory=PassCosts)
+    comparison: Comparison = field(default_factory=Comparison)
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     failure: str = ""

@@ -1,0 +1,51 @@
+"""Whether several sequences are decoded with drafts or without, by what both ways brought."""
+
+from __future__ import annotations
+
+from synthe_core.inference.speculation.draft_length import PassCosts
+
+TRIAL = 16
+"""Passes after which both ways are compared."""
+FIRST_WAIT, LONGEST_WAIT = 8, 1024
+"""Passes without drafts before they are tried, and tried again; twice as many each time that they lose."""
+
+
+class Comparison:
+    """Of one model; it goes on from one request to the next, so that short texts do not pay for a trial each.
+
+    drafts_now: the way that passes go.
+    """
+
+    def __init__(self) -> None:
+        self.drafts_now = False
+        self._wait = FIRST_WAIT
+        self._count, self._tokens, self._seconds = 0, 0, 0.0
+
+    def decide(self, num_sequences: int, batch_costs: PassCosts) -> bool:
+        """Which way the next pass goes. batch_costs: of passes without drafts, by their sequences."""
+        if not self.drafts_now:
+            self._count += 1
+            if self._count > self._wait:
+                self._begin(True)
+        elif self._count >= TRIAL:
+            alternative = batch_costs.estimate(num_sequences)
+            if alternative and self._tokens / self._seconds < num_sequences / alternative:
+                self.turn_off()
+                self._count = 1  # this pass
+            else:
+                self._wait = FIRST_WAIT
+                self._begin(True)
+        return self.drafts_now
+
+    def record(self, tokens: int, seconds: float) -> None:
+        """A pass with drafts brought so many tokens."""
+        self._count, self._tokens, self._seconds = self._count + 1, self._tokens + tokens, self._seconds + seconds
+
+    def turn_off(self) -> None:
+        """No drafts for a while: they lost, or failed."""
+        self._wait = min(2 * self._wait, LONGEST_WAIT)
+        self._begin(False)
+
+    def _begin(self, drafts_now: bool) -> None:
+        self.drafts_now = drafts_now
+        self._count, self._tokens, self._seconds = 0, 0, 0.0
