@@ -67,7 +67,7 @@ def client(swarm: Swarm, number: int, requests: int, deadline: float, faults: Co
         try:
             routed, *_, end = swarm.answer(request)
             assert isinstance(routed, Routed) and isinstance(end, Answered)
-            if any(int(found) != number for fact in routed.facts for found in OWN.findall(fact)):
+            if any(int(named) != number for fact in routed.facts for named in OWN.findall(fact)):
                 faults["another user's fact"] += 1
             if each % 5 == 0:
                 swarm.rate(end.answer_id, each % 2, user=user)

@@ -65,10 +65,10 @@ def test_answers_under_load_lose_nothing(tmp_path: Path, monkeypatch, load: tupl
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = measure(tmp_path, *load, learn=load[0] > 6)
+        happened = measure(tmp_path, *load, learn=load[0] > 6)
     finally:
         torch.set_num_threads(threads)
-    assert (found["answers"], found["faults"], found["lost"]) == (load[0] * load[1], {}, {})
+    assert (happened["answers"], happened["faults"], happened["lost"]) == (load[0] * load[1], {}, {})
 
 
 class Beside:
