@@ -179,7 +179,7 @@ def _loaded(
     from synthe_core.interop.load import load_model
 
     where = choose_device(device_option(device, limit), probe()).value
-    model = load_model(find_model(checkpoint), device=where, weights=weights, memory=limit)
+    model = load_model(find_model(checkpoint), device=where, weights=weights, memory=limit, texts=1)
     show_weights(model)
     speculate_with([model], drafts, where)
     return model

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Generator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +39,10 @@ from synthe_cli.options import (
     with_defaults,
 )
 from synthe_core.errors import InputError
+
+if TYPE_CHECKING:
+    from synthe_core.inference.offline import TextDelta
+    from synthe_core.model.session import Session
 
 app = typer.Typer(**SETTINGS)
 
@@ -123,8 +128,9 @@ def generate(
     adapter = find_model(adapter) if adapter else None
     opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
     model = load_checkpoint(
-        opened, model_name(path), where, batch_invariant=drafts is not None, weights=weights, memory=limit
-    )
+        opened, model_name(path), where, batch_invariant=drafts is not None,
+        weights=weights, memory=limit, texts=len(prompts),
+    )  # fmt: skip
     show_weights(model)
     speculate_with([model], drafts, where)
     session = opened.session(state_in, model.model) if state_in else None
@@ -134,26 +140,13 @@ def generate(
     tokens = with_defaults(context, {"tokens": tokens}, model.defaults.limits("tokens"))["tokens"]
     if state_out:
         Session.check_target(state_out)
-    deltas = offline.generate(model, prompts, tokens, sampling=sampling, seed=seed, stop=stop or (), session=session)
-    texts = [""] * len(prompts)
-    streamed = len(prompts) == 1 and not as_json
-    if streamed:
-        _print(prompts[0])
-    while True:
-        try:
-            row, text = next(deltas)
-        except StopIteration as end:
-            after: Session = end.value
-            break
-        texts[row] += text
-        if streamed:
-            _print(text)
-    if streamed:
-        print()
-    else:
-        _print_all(prompts, texts, as_json)
+    deltas = offline.generate(
+        model, prompts, tokens, sampling=sampling, seed=seed, stop=stop or (), session=session,
+        keep_session=state_out is not None,
+    )  # fmt: skip
+    after = _print_deltas(deltas, prompts, as_json)
     show_speculation(model.speculation)
-    if state_out:
+    if state_out and after is not None:
         after.save(state_out, model.model)
 
 
@@ -172,6 +165,28 @@ def _print(text: str) -> None:
     """Prints a piece of text. On a terminal, control characters are replaced."""
     sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def _print_deltas(deltas: Generator[TextDelta, None, Session | None], prompts: list[str], as_json: bool) -> Any:
+    """Prints what is generated, of a single prompt as it comes; returns the session."""
+    texts = [""] * len(prompts)
+    streamed = len(prompts) == 1 and not as_json
+    if streamed:
+        _print(prompts[0])
+    while True:
+        try:
+            row, text = next(deltas)
+        except StopIteration as end:
+            session = end.value
+            break
+        texts[row] += text
+        if streamed:
+            _print(text)
+    if streamed:
+        print()
+    else:
+        _print_all(prompts, texts, as_json)
+    return session
 
 
 def _print_all(prompts: list[str], texts: list[str], as_json: bool) -> None:

@@ -33,7 +33,7 @@ from synthe_core.layers.learner import Learner
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.session import fingerprint
 from synthe_core.offload.load import build_model
-from synthe_core.offload.plan import MemoryPlan
+from synthe_core.offload.plan import TEXTS, MemoryPlan
 from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.linear import products_are_batch_invariant
 from synthe_core.storage.adapter_files import check_base
@@ -104,14 +104,16 @@ class LoadedModel:
         batch_invariant: bool = True,
         weights: str = FLOAT32,
         memory: int | None = None,
+        texts: int = TEXTS,
     ) -> LoadedModel:
         """The model of an open checkpoint; weights: one of `inference.weights.WEIGHTS`. memory: the bytes that this
-        process may take: layers for which there is no room are read in each pass (see `offload`)."""
+        process may take, with `texts` at once: layers for which there is no room are read in each pass (see
+        `offload`)."""
         context = context_for_recipe(checkpoint.recipe, torch.device(device), batch_invariant=batch_invariant)
         choice = choose_weights(weights, checkpoint, context.device.type)
         tokenizer = checkpoint.tokenizer()
         with context.activate():
-            model = build_model(checkpoint, choice.format, context.device, memory)
+            model = build_model(checkpoint, choice.format, context.device, memory, texts)
         return cls(
             name,
             model.eval().requires_grad_(False),

@@ -62,14 +62,18 @@ def generate(
     seed: int = 0,
     stop: Sequence[str] = (),
     session: Session | None = None,
-) -> Generator[TextDelta, None, Session]:
-    """Continues each prompt by up to `max_tokens` tokens; returns the session, from which a later call continues.
+    keep_session: bool = True,
+) -> Generator[TextDelta, None, Session | None]:
+    """Continues each prompt by up to `max_tokens` tokens; returns the session, from which a later call continues, or
+    None with `keep_session` off: then no state stays in memory after its text.
 
     A text ends at the tokenizer's end of text, before the first stop string, or where the model can read no more. An
     empty prompt starts a document. Row i draws with `seed` + i. With a session of one row and several prompts, each
     prompt continues that row.
     """
     engine = offline_engine(model, max(1, len(prompts)))
+    if keep_session:
+        _check_room(model, len(prompts))
     pasts: Sequence[Session | None] = [None] * len(prompts)
     if session is not None:
         pasts = _rows(session.spread(len(prompts)))
@@ -88,7 +92,9 @@ def generate(
             return_logprob=False,
         )
         receive = _receiver(row, detokenizer, deltas)
-        sequence = engine.add_request(request, receive, constraint=encoded.constraint, session=past, keep_state=True)
+        sequence = engine.add_request(
+            request, receive, constraint=encoded.constraint, session=past, keep_state=keep_session
+        )
         sequences.append(sequence)
     while engine.has_unfinished:
         engine.step()
@@ -96,8 +102,20 @@ def generate(
             yield deltas.popleft()
         if errors := [sequence.error for sequence in sequences if sequence.error is not None]:
             raise errors[0]
+    if not keep_session:
+        return None
     last = torch.tensor([sequence.last_token_id for sequence in sequences], device=model.device)
     return Session(states.join([sequence.state for sequence in sequences]), last)
+
+
+def _check_room(model: LoadedModel, texts: int) -> None:
+    """InputError where the states of all texts do not fit into the memory that was given."""
+    plan = model.memory_plan
+    if plan is not None and texts * model.state_bytes(1) > max(plan.states, model.state_bytes(1)):
+        raise InputError(
+            f"the states of {texts} texts do not fit into the memory that was given",
+            f"save fewer at a time: there is room for {plan.states // model.state_bytes(1)}",
+        )
 
 
 def _receiver(row: int, detokenizer: Detokenizer, deltas: deque[TextDelta]) -> OutputCallback:

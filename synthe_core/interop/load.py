@@ -14,6 +14,7 @@ from synthe_core.interop.huggingface import backend
 from synthe_core.interop.source import ConvertedSource
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.offload.load import check_no_limit
+from synthe_core.offload.plan import TEXTS
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.hub.snapshot import model_name
 
@@ -26,17 +27,20 @@ def load_model(
     batch_invariant: bool = True,
     weights: str = FLOAT32,
     memory: int | None = None,
+    texts: int = TEXTS,
 ) -> LoadedModel:
     """The model at `path`, or of an id of the hub, run by our learners where they express it, otherwise by
     transformers.
 
     batch_invariant: choose kernels with which a text does not depend on the texts beside it, where there are such.
     weights: the format of the matrices, one of `inference.weights.WEIGHTS`. memory: the bytes that this process may
-    take, None for no limit: see `LoadedModel.from_checkpoint`.
+    take, with `texts` at once, None for no limit: see `LoadedModel.from_checkpoint`.
     """
     path = local_path(path)
     checkpoint, name = Checkpoint.open(path), name or model_name(path)
-    return load_checkpoint(checkpoint, name, device, batch_invariant=batch_invariant, weights=weights, memory=memory)
+    return load_checkpoint(
+        checkpoint, name, device, batch_invariant=batch_invariant, weights=weights, memory=memory, texts=texts
+    )
 
 
 def load_checkpoint(
@@ -47,6 +51,7 @@ def load_checkpoint(
     batch_invariant: bool = True,
     weights: str = FLOAT32,
     memory: int | None = None,
+    texts: int = TEXTS,
 ) -> LoadedModel:
     """The model of an open checkpoint, or of an adapter's with the adapter merged."""
     if isinstance(checkpoint.source, ConvertedSource):
@@ -57,5 +62,5 @@ def load_checkpoint(
         check_no_limit(memory)
         return backend.load_checkpoint(checkpoint, name, device)
     return LoadedModel.from_checkpoint(
-        checkpoint, name, device, batch_invariant=batch_invariant, weights=weights, memory=memory
+        checkpoint, name, device, batch_invariant=batch_invariant, weights=weights, memory=memory, texts=texts
     )

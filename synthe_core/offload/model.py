@@ -21,7 +21,7 @@ from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.quantized_model import quantizable_matrices, set_matrix
 from synthe_core.offload.converted_weights import ConvertedWeights, convert, converted_path, open_converted
 from synthe_core.offload.file_reader import FileReader, is_readable
-from synthe_core.offload.plan import MemoryPlan, plan_memory
+from synthe_core.offload.plan import TEXTS, MemoryPlan, plan_memory
 from synthe_core.offload.streamed_weights import SLOTS, StoredTensor, StreamedWeights, read_tensors
 from synthe_core.ops.cross_entropy import CHUNK_BYTES
 from synthe_core.quantization.matrix import QuantizedMatrix
@@ -73,16 +73,17 @@ class Offload(NamedTuple):
 
 
 def offloaded_model(
-    checkpoint: Checkpoint, format: str | None, memory: int, min_bytes: int = MIN_BYTES
+    checkpoint: Checkpoint, format: str | None, memory: int, texts: int = TEXTS, min_bytes: int = MIN_BYTES
 ) -> LanguageModel:
     """The language model of a checkpoint within `memory` bytes of this process, on the CPU. format: of its matrices, as
-    in `Checkpoint.model`. Its `offload` says what is where. InputError if so much memory is not enough."""
+    in `Checkpoint.model`; texts: how many there may be at once. Its `offload` says what is where. InputError if so much
+    memory is not enough."""
     model = checkpoint.empty_model()
     groups = _Groups(model)
     sources = _sources(model, groups, checkpoint, format, min_bytes)
     sizes = [sum(each.nbytes for each in sources if each.group == number) for number in range(groups.count)]
     fixed = sum(each.nbytes for each in sources if each.group is None)
-    plan = plan_memory(memory, psutil.Process().memory_info().rss, fixed, sizes, *_needs(model))
+    plan = plan_memory(memory, psutil.Process().memory_info().rss, fixed, sizes, *_needs(model), texts)
     model.offload = _load(model, sources, plan, groups.count, checkpoint.path)
     return model
 

@@ -11,14 +11,17 @@ from synthe_core.units import format_size
 LATER = 64 << 20
 """Bytes for what a process loads after its model: kernels, a server, buffers of libraries."""
 SHARE = 8
-"""States take this part of what is left beside the weights that must stay, and a pass another."""
+"""A pass takes at most this part of what is left beside the weights that must stay."""
 SHORT = 1024  # tokens of a text for which there is always room
 LONG = 2048  # tokens of the texts by which room for states is reckoned
-MOST_TEXTS, MOST_TOKENS, FEWEST_TOKENS, STEP = 64, 4096, 16, 16
+TEXTS = 16
+"""Texts at once, where nobody says how many there are: a pass that is read for all of them is worth more than layers
+that stay."""
+MOST_TOKENS, FEWEST_TOKENS, STEP = 4096, 16, 16
 SPARE = 16
 """MiB by which the program may be larger the next time it is started."""
-COPIES = 2
-"""A pass makes new states beside the old ones."""
+COPIES = 3
+"""A pass makes new states beside the old ones, and those of single texts are put together."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,11 @@ def plan_memory(
     state_bytes: Callable[[int], int],
     token_bytes: int,
     row_bytes: int,
+    texts: int = TEXTS,
 ) -> MemoryPlan:
-    """layers: their bytes; token_bytes: what a pass needs for each token, row_bytes: once for logits. InputError names
-    the smallest memory that works."""
+    """layers: their bytes; token_bytes: what a pass needs for each token, row_bytes: once for logits. texts: for the
+    states of so many there is room, if they take no more than three quarters of what is left. InputError names the
+    smallest memory that works."""
     smallest = smallest_memory(process, fixed, layers, state_bytes, token_bytes, row_bytes)
     if memory < smallest:
         raise InputError(
@@ -72,8 +77,8 @@ def plan_memory(
     process += LATER
     least_states = state_bytes(SHORT)
     free = memory - smallest
-    wanted = max(least_states, MOST_TEXTS * state_bytes(LONG))
-    states = min(wanted, least_states + free // SHARE // COPIES)
+    wanted = max(least_states, texts * state_bytes(LONG))
+    states = min(wanted, least_states + free * 3 // 4 // COPIES)
     tokens = min(MOST_TOKENS, FEWEST_TOKENS + free // SHARE // max(1, token_bytes)) // STEP * STEP
     workspace = tokens * token_bytes + row_bytes
     room = memory - process - fixed - COPIES * states - workspace

@@ -24,10 +24,10 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Open]:
 
     def build(path: Path, format: str | None = None, extra: int = 0, min_bytes: int = 1) -> LanguageModel:
         def plan(memory: int, *facts: Any) -> Any:
-            return plan_memory(smallest_memory(*facts) + extra, *facts)
+            return plan_memory(smallest_memory(*facts[:-1]) + extra, *facts)
 
         monkeypatch.setattr(offload, "plan_memory", plan)
-        model = offload.offloaded_model(Checkpoint.open(path), format, 0, min_bytes)
+        model = offload.offloaded_model(Checkpoint.open(path), format, 0, min_bytes=min_bytes)
         made.append(model)
         return model.eval().requires_grad_(False)
 

@@ -16,6 +16,7 @@ from synthe_core.errors import InputError, WorkError
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.inference.engine import Engine
 from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.offline import generate
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.inference.speculation.settings import SpeculationSettings, speculate
@@ -205,10 +206,21 @@ def test_a_plan_fits_and_says_what_is_too_little() -> None:
     previous = None
     for memory in (least, least + 100, least + 300, least + 1000):
         plan = plan_memory(memory, *facts(layers))
-        used = plan.process + plan.fixed + plan.resident_bytes + sum(plan.slots) + 2 * plan.states + plan.workspace
+        used = plan.process + plan.fixed + plan.resident_bytes + sum(plan.slots) + 3 * plan.states + plan.workspace
         assert used <= memory and plan.resident_bytes + plan.streamed == sum(layers)
         assert previous is None or plan.streamed <= previous
         previous = plan.streamed
     assert previous == 0
     with pytest.raises(InputError, match="needs at least"):
         plan_memory(least - 1, *facts(layers))
+
+
+def test_states_of_more_texts_than_fit_are_not_saved(recurrent: Path, opened: Open) -> None:
+    model = loaded(opened(recurrent))
+    plan = model.memory_plan
+    assert plan is not None
+    count = plan.states // model.state_bytes(1) + 1
+    with pytest.raises(InputError, match=f"states of {count} texts"):
+        list(generate(model, ["a"] * count, 1))
+    deltas = list(generate(model, ["a"] * count, 3, sampling=SamplingParams(temperature=0), keep_session=False))
+    assert {each.row for each in deltas} <= set(range(count))
