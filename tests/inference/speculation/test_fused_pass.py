@@ -1,7 +1,8 @@
-"""Several tokens in one pass have the numbers of one token a pass, to the bit, for every form of attention."""
+"""Several tokens in one pass have the numbers of one token a pass, to the bit, and so has the state after each."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -45,27 +46,18 @@ def threads(request: pytest.FixtureRequest) -> Any:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ATTENTIONS)
+MODELS = {f"attention, {name}": partial(model_of, attention) for name, attention in ATTENTIONS.items()} | {
+    name: partial(recurrent.model_of, block) for name, block in recurrent.BLOCKS.items()
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_equals_single_tokens(name: str, threads: int) -> None:
-    model = model_of(ATTENTIONS[name])
+    model = MODELS[name]()
     decoder = FusedDecoder(model)
     befores = [row(model, length) for length in (5, 12, 1, 70)]
-    tokens = [[3, 4, 5, 6, 7, 8], [9], list(range(20)), [1, 2]]
-    expected = [one_by_one(decoder, *each) for each in zip(tokens, befores, strict=True)]
-    made = FusedPass(decoder, tokens, befores)
-    assert torch.equal(made.hidden, torch.cat([hidden for hidden, _ in expected]))
-    for index, (_, after) in enumerate(expected):
-        for count in range(len(after), 0, -1):
-            equal(made.state(index, count), after[count - 1])
-
-
-@pytest.mark.parametrize("name", recurrent.BLOCKS)
-def test_a_recurrent_state_is_that_after_any_of_the_tokens(name: str, threads: int) -> None:
-    model = recurrent.model_of(recurrent.BLOCKS[name])
-    decoder = FusedDecoder(model)
-    befores = [row(model, length) for length in (5, 12, 1)]
     copies = [states.map_leaves(torch.clone, each) for each in befores]
-    tokens = [[3, 4, 5, 6, 7, 8], [9], list(range(20))]
+    tokens = [[3, 4, 5, 6, 7, 8], [9], list(range(20)), [1, 2]]
     expected = [one_by_one(decoder, *each) for each in zip(tokens, befores, strict=True)]
     made = FusedPass(decoder, tokens, befores)
     assert torch.equal(made.hidden, torch.cat([hidden for hidden, _ in expected]))
