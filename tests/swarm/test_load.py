@@ -79,7 +79,8 @@ class Beside:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> None:
-        self._process = start(self._command, cwd=ROOT, stdout=subprocess.PIPE)
+        # the large load takes longer than a program may by default, on a busy machine
+        self._process = start(self._command, limit=3600.0, cwd=ROOT, stdout=subprocess.PIPE)
         assert self._process.stdout is not None and self._process.stdout.readline()
         threading.Thread(target=self._process.stdout.read, daemon=True).start()
 
