@@ -83,6 +83,7 @@ def offloaded_model(
     sources = _sources(model, groups, checkpoint, format, min_bytes)
     sizes = [sum(each.nbytes for each in sources if each.group == number) for number in range(groups.count)]
     fixed = sum(each.nbytes for each in sources if each.group is None)
+    getattr(checkpoint.tensors, "release", lambda: None)()  # pages of a mapped file would count as the process'
     plan = plan_memory(memory, psutil.Process().memory_info().rss, fixed, sizes, *_needs(model), texts)
     model.offload = _load(model, sources, plan, groups.count, checkpoint.path)
     return model
