@@ -171,18 +171,18 @@ def _fill_gated_conv(step: Step, learner: Any) -> list[Tensor]:
     return _fill_convolution(step.conv, learner.conv.weight[:, 0], learner.conv.bias)
 
 
-def _anything(learner: Any) -> None:
-    """The refusal of learners that are all run."""
+def _no_refusal(learner: Any) -> None:
+    """Why a learner of a type that is always run cannot be: there is no reason."""
 
 
 FORMS: dict[type, Form] = {
-    Momentum: Form(MOMENTUM, _anything, lambda own: (own.project, None, own.out), _fill_momentum, MomentumState),
+    Momentum: Form(MOMENTUM, _no_refusal, lambda own: (own.project, None, own.out), _fill_momentum, MomentumState),
     Kalman: Form(KALMAN, _kalman_refusal, lambda own: (own.observe, own.gate, own.out), _fill_kalman, KalmanState),
     Delta: Form(DELTA, _delta_refusal, lambda own: (own.project, None, own.out), _fill_delta, DeltaState),
-    GLA: Form(FUSED_GLA, _anything, lambda own: (own.project, own.decay, own.out), _fill_gla, GLAState),
-    MLSTM: Form(FUSED_MLSTM, _anything, lambda own: (own.project, None, own.out), _fill_mlstm, MLSTMState),
+    GLA: Form(FUSED_GLA, _no_refusal, lambda own: (own.project, own.decay, own.out), _fill_gla, GLAState),
+    MLSTM: Form(FUSED_MLSTM, _no_refusal, lambda own: (own.project, None, own.out), _fill_mlstm, MLSTMState),
     GatedConv: Form(
-        GATED_CONV, _anything, lambda own: (own.in_proj, None, own.out_proj), _fill_gated_conv, lambda inputs: inputs
+        GATED_CONV, _no_refusal, lambda own: (own.in_proj, None, own.out_proj), _fill_gated_conv, lambda inputs: inputs
     ),
-    Mamba2: Form(MAMBA2, _anything, lambda own: (own.in_proj, None, own.out_proj), _fill_mamba2, MambaState),
+    Mamba2: Form(MAMBA2, _no_refusal, lambda own: (own.in_proj, None, own.out_proj), _fill_mamba2, MambaState),
 }
