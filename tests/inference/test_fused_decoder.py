@@ -106,12 +106,16 @@ def test_forms_of_the_rest(more: dict[str, Any]) -> None:
     close(hidden, model.hidden(tokens_of(0, 3), state)[0])
 
 
+def model_of_residuals(name: str, norm: str) -> LanguageModel:
+    kinds = [{"type": "attention", "heads": 4}, {"type": "mlp", "hidden": 44}, {"type": "mlp", "hidden": 20}]
+    block = [{**kind, "residual": each} for kind, each in zip(kinds, RESIDUALS[name], strict=False)]
+    return model_of({}, block=block, norm=norm)
+
+
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("name", RESIDUALS)
 def test_residuals(name: str, norm: str) -> None:
-    kinds = [{"type": "attention", "heads": 4}, {"type": "mlp", "hidden": 44}, {"type": "mlp", "hidden": 20}]
-    block = [{**kind, "residual": each} for kind, each in zip(kinds, RESIDUALS[name], strict=False)]
-    model = model_of({}, block=block, norm=norm)
+    model = model_of_residuals(name, norm)
     assert refusal(model) is None
     decoder, state = FusedDecoder(model), started(model)
     ours = theirs = state

@@ -141,17 +141,26 @@ def _run(decoder: FusedDecoder, filled: Many[tuple[ctypes.Array[Step], slice]], 
     if len(filled) == 1 and (threads == 1 or rows.stop == 1):
         decoder.run(steps, x, adapters)
         return
-    for number in range(len(steps)):
-        if steps[number].filled is None and not steps[number].before[0]:  # no state
-            decoder.run(_one(steps, number), x, adapters, number)
+    for first, end in _calls(steps):
+        if not any(steps[n].filled is not None or steps[n].before[0] for n in range(first, end)):  # no state
+            decoder.run(_some(steps, first, end), x, adapters, first)
             continue
         with _one_thread(native, threads):
             for own, each in filled:
-                decoder.run(_one(own, number), x[each], adapters[each], number)
+                decoder.run(_some(own, first, end), x[each], adapters[each], first)
 
 
-def _one(steps: ctypes.Array[Step], number: int) -> ctypes.Array[Step]:
-    return (Step * 1).from_buffer(steps, number * ctypes.sizeof(Step))
+def _calls(steps: ctypes.Array[Step]) -> Iterator[tuple[int, int]]:
+    """The steps of each call, first to end: those that read what a step before them reads are in one with it."""
+    first = 0
+    for number in range(1, len(steps) + 1):
+        if number == len(steps) or not (steps[number].residual.reads_same or steps[number].residual.shares_norm):
+            yield first, number
+            first = number
+
+
+def _some(steps: ctypes.Array[Step], first: int, end: int) -> ctypes.Array[Step]:
+    return (Step * (end - first)).from_buffer(steps, first * ctypes.sizeof(Step))
 
 
 @contextmanager

@@ -111,8 +111,76 @@ static inline words sum_nibbles(words sum) { return sum; }
 static inline words none(void) { words w; memset(&w, 0, sizeof w); return w; }
 #endif
 
+#if defined(DOT) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define WIDE_VECTOR 1
+typedef __m512i pair;  // two fours of columns of the outputs
+static inline pair both_fours(pair row, int j) {  // columns j and j + 1, in fours, of a row's block
+    return _mm512_permutexvar_epi32(_mm512_inserti64x4(_mm512_set1_epi32(j), _mm256_set1_epi32(j + 1), 1), row);
+}
+static inline words half_sums(pair v) {
+    return _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+}
+#endif
+
+// The exact sums of a block's products: R rows, `stride` codes apart, times the outputs of a group.
+#ifdef WIDE_VECTOR
+#define DOTS(name, R, BITS, PARTS)                                                                                     \
+    static inline __attribute__((always_inline)) void name(const uint8_t *codes, const int8_t *q, int64_t stride,      \
+                                                           words dot[PARTS][R]) {                                      \
+        pair sum[PARTS][R], row[R];                                                                                    \
+        for (int p = 0; p < PARTS; p++)                                                                                \
+            for (int r = 0; r < R; r++) sum[p][r] = _mm512_setzero_si512();                                            \
+        for (int r = 0; r < R; r++) row[r] = _mm512_castsi256_si512(bytes((const uint8_t *)q + r * stride));           \
+        for (int j = 0; j < STEPS * BITS / 8; j += 2) {                                                                \
+            pair w = _mm512_loadu_si512(codes + j * BLOCK), nibble = _mm512_set1_epi8(15);                             \
+            if (BITS == 4) {                                                                                           \
+                pair one = _mm512_and_si512(w, nibble), two = _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble);       \
+                for (int r = 0; r < R; r++) {                                                                          \
+                    sum[0][r] = _mm512_dpbusd_epi32(sum[0][r], one, both_fours(row[r], j));                            \
+                    sum[0][r] = _mm512_dpbusd_epi32(sum[0][r], two, both_fours(row[r], j + 4));                        \
+                }                                                                                                      \
+            } else {                                                                                                   \
+                pair size = _mm512_abs_epi8(w);                                                                        \
+                __mmask64 is_negative = _mm512_movepi8_mask(w);                                                        \
+                int p = j * PARTS / STEPS;                                                                             \
+                for (int r = 0; r < R; r++) {                                                                          \
+                    pair x = both_fours(row[r], j);                                                                    \
+                    x = _mm512_mask_sub_epi8(x, is_negative, _mm512_setzero_si512(), x);                               \
+                    sum[p][r] = _mm512_dpbusd_epi32(sum[p][r], size, x);                                               \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+        for (int p = 0; p < PARTS; p++)                                                                                \
+            for (int r = 0; r < R; r++) dot[p][r] = half_sums(sum[p][r]);                                                 \
+    }
+#else
+#define DOTS(name, R, BITS, PARTS)                                                                                     \
+    static inline void name(const uint8_t *codes, const int8_t *q, int64_t stride, words dot[PARTS][R]) {              \
+        for (int p = 0; p < PARTS; p++)                                                                                \
+            for (int r = 0; r < R; r++) dot[p][r] = none();                                                            \
+        if (BITS == 4)                                                                                                 \
+            for (int j = 0; j < STEPS / 2; j++) {                                                                      \
+                words both = bytes(codes + j * BLOCK), one = low(both), two = high(both);                              \
+                for (int r = 0; r < R; r++) {                                                                          \
+                    dot[0][r] = add_nibbles(dot[0][r], one, four(q + r * stride + 4 * j));                             \
+                    dot[0][r] = add_nibbles(dot[0][r], two, four(q + r * stride + 16 + 4 * j));                        \
+                }                                                                                                      \
+            }                                                                                                          \
+        else                                                                                                           \
+            for (int j = 0; j < STEPS; j++) {                                                                          \
+                words one = bytes(codes + j * BLOCK);                                                                  \
+                for (int r = 0; r < R; r++) {                                                                          \
+                    int p = j * PARTS / STEPS;                                                                         \
+                    dot[p][r] = add_bytes(dot[p][r], one, four(q + r * stride + 4 * j));                               \
+                }                                                                                                      \
+            }                                                                                                          \
+        for (int r = 0; BITS == 4 && r < R; r++) dot[0][r] = sum_nibbles(dot[0][r]);                                   \
+    }
+#endif
+
 // R rows from `row` on times the outputs of a group.
 #define TILE(name, R, BITS, PARTS)                                                                                     \
+    DOTS(dots_of_##name, R, BITS, PARTS)                                                                               \
     static inline void name(const matrix *w, const input *x, int64_t row, int64_t group, lanes *sum) {                 \
         int64_t n = w->blocks;                                                                                         \
         const uint8_t *codes = w->codes + group * n * BLOCK * BITS;                                                    \
@@ -120,33 +188,12 @@ static inline words none(void) { words w; memset(&w, 0, sizeof w); return w; }
         const uint16_t *offsets = w->offsets ? w->offsets + group * n * LANES : NULL;                                  \
         for (int r = 0; r < R; r++) sum[r] = fill(0);                                                                  \
         for (int64_t b = 0; b < n; b++) {                                                                              \
-            const int8_t *q = x->codes + (row * n + b) * BLOCK;                                                        \
             const float *d = x->scales + row * n + b, *total = x->sums + row * n + b;                                  \
             words dot[PARTS][R];                                                                                       \
-            for (int p = 0; p < PARTS; p++)                                                                            \
-                for (int r = 0; r < R; r++) dot[p][r] = none();                                                        \
-            if (BITS == 4)                                                                                             \
-                for (int j = 0; j < STEPS / 2; j++) {                                                                  \
-                    words both = bytes(codes + j * BLOCK), one = low(both), two = high(both);                          \
-                    for (int r = 0; r < R; r++) {                                                                      \
-                        dot[0][r] = add_nibbles(dot[0][r], one, four(q + r * n * BLOCK + 4 * j));                      \
-                        dot[0][r] = add_nibbles(dot[0][r], two, four(q + r * n * BLOCK + 16 + 4 * j));                 \
-                    }                                                                                                  \
-                }                                                                                                      \
-            else                                                                                                       \
-                for (int j = 0; j < STEPS; j++) {                                                                      \
-                    words one = bytes(codes + j * BLOCK);                                                              \
-                    for (int r = 0; r < R; r++) {                                                                      \
-                        int p = j * PARTS / STEPS;                                                                     \
-                        dot[p][r] = add_bytes(dot[p][r], one, four(q + r * n * BLOCK + 4 * j));                        \
-                    }                                                                                                  \
-                }                                                                                                      \
+            dots_of_##name(codes, x->codes + (row * n + b) * BLOCK, n * BLOCK, dot);                                   \
             for (int p = 0; p < PARTS; p++) {                                                                          \
                 lanes s = halves(scales + p * LANES);                                                                  \
-                for (int r = 0; r < R; r++) {                                                                          \
-                    words exact = BITS == 4 ? sum_nibbles(dot[p][r]) : dot[p][r];                                      \
-                    sum[r] = fma8(real(exact), times(s, fill(d[r * n])), sum[r]);                                      \
-                }                                                                                                      \
+                for (int r = 0; r < R; r++) sum[r] = fma8(real(dot[p][r]), times(s, fill(d[r * n])), sum[r]);          \
             }                                                                                                          \
             if (offsets) {                                                                                             \
                 lanes o = halves(offsets + b * LANES);                                                                 \
@@ -163,20 +210,34 @@ static inline void put(float *y, int64_t outputs, int64_t group, lanes v) {
     put_lanes(y + group * LANES, v, outputs - group * LANES);
 }
 
+// Rows that are computed together: as many as the registers hold.
+#ifdef WIDE_VECTOR
+enum { MOST_ROWS = 8 };
+#else
+enum { MOST_ROWS = 4 };
+#endif
+
 // Groups first to last of all rows.
 #define SPAN(bits, parts)                                                                                          \
     TILE(one_##bits##_##parts, 1, bits, parts)                                                                     \
     TILE(two_##bits##_##parts, 2, bits, parts)                                                                     \
+    TILE(three_##bits##_##parts, 3, bits, parts)                                                                   \
     TILE(four_##bits##_##parts, 4, bits, parts)                                                                    \
+    TILE(six_##bits##_##parts, 6, bits, parts)                                                                     \
+    TILE(eight_##bits##_##parts, 8, bits, parts)                                                                   \
     static void span_##bits##_##parts(const matrix *w, const input *x, int64_t rows, int64_t first, int64_t last,  \
                                       float *y, int64_t stride) {                                                  \
-        lanes sum[4];                                                                                              \
+        lanes sum[MOST_ROWS];                                                                                      \
         for (int64_t r = 0; r < rows;) {                                                                           \
-            int64_t count = rows - r >= 4 ? 4 : rows - r >= 2 ? 2 : 1;                                             \
+            int64_t left = rows - r < MOST_ROWS ? rows - r : MOST_ROWS;                                            \
+            int64_t count = left == 7 ? 6 : left == 5 ? 4 : left;                                                  \
             for (int64_t g = first; g < last; g++) {                                                               \
-                if (count == 4) four_##bits##_##parts(w, x, r, g, sum);                                            \
+                if (count == 1) one_##bits##_##parts(w, x, r, g, sum);                                             \
                 else if (count == 2) two_##bits##_##parts(w, x, r, g, sum);                                        \
-                else one_##bits##_##parts(w, x, r, g, sum);                                                        \
+                else if (count == 3) three_##bits##_##parts(w, x, r, g, sum);                                      \
+                else if (count == 4) four_##bits##_##parts(w, x, r, g, sum);                                       \
+                else if (count == 6) six_##bits##_##parts(w, x, r, g, sum);                                        \
+                else eight_##bits##_##parts(w, x, r, g, sum);                                                      \
                 for (int64_t i = 0; i < count; i++) put(y + (r + i) * stride, w->outputs, g, sum[i]);              \
             }                                                                                                      \
             r += count;                                                                                            \

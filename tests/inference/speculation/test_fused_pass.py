@@ -14,7 +14,7 @@ from synthe_core.inference.speculation.fused_pass import FusedPass
 from synthe_core.model.language_model import ModelState
 from synthe_core.ops.fused_decode import unavailable
 from tests.inference import test_fused_recurrent as recurrent
-from tests.inference.test_fused_decoder import ATTENTIONS, model_of
+from tests.inference.test_fused_decoder import ATTENTIONS, RESIDUALS, model_of, model_of_residuals
 
 pytestmark = pytest.mark.skipif(unavailable("cpu") is not None, reason=str(unavailable("cpu")))
 
@@ -49,6 +49,7 @@ def threads(request: pytest.FixtureRequest) -> Any:
 MODELS = {f"attention, {name}": partial(model_of, attention) for name, attention in ATTENTIONS.items()} | {
     name: partial(recurrent.model_of, block) for name, block in recurrent.BLOCKS.items()
 }
+MODELS |= {f"residuals, {name}": partial(model_of_residuals, name, "layer") for name in RESIDUALS}
 
 
 @pytest.mark.parametrize("name", MODELS)
