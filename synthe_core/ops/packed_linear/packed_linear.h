@@ -178,6 +178,8 @@ static inline words half_sums(pair v) {
     }
 #endif
 
+enum { LINE = 64, AHEAD = 3072 };  // bytes: the processor's own reading ahead ends with a page
+
 // R rows from `row` on times the outputs of a group.
 #define TILE(name, R, BITS, PARTS)                                                                                     \
     DOTS(dots_of_##name, R, BITS, PARTS)                                                                               \
@@ -199,6 +201,7 @@ static inline words half_sums(pair v) {
                 lanes o = halves(offsets + b * LANES);                                                                 \
                 for (int r = 0; r < R; r++) sum[r] = fma8(o, fill(total[r * n]), sum[r]);                              \
             }                                                                                                          \
+            for (int l = 0; l < BLOCK * BITS; l += LINE) __builtin_prefetch(codes + AHEAD + l, 0, 1);                  \
             codes += BLOCK * BITS;                                                                                     \
             scales += PARTS * LANES;                                                                                   \
         }                                                                                                              \
