@@ -63,7 +63,8 @@ def search(
         names = [""] if user == "" else ["", user]
         each = knowledge.facts.history if history else knowledge.facts.current
         facts = [fact for name in names for fact in each(name) if fact.trusted or not trusted]
-    print_rows("fact", [_values(fact) for fact in facts], HEADS, [_cells(fact) for fact in facts], as_json)
+    rows = [_cells(fact) for fact in facts]
+    print_rows("fact", [_values(fact) for fact in facts], HEADS, rows, as_json, none="no such facts are known")
 
 
 @app.command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Annotated, Any
 
@@ -105,12 +106,15 @@ def history(folder: FolderArgument, specialist: OneOption = None, as_json: JsonO
 
     lines = entries(SwarmFolder(folder), specialist)
     values = [{"change": each["event"], **{k: v for k, v in each.items() if k != "event"}} for each in lines]
-    print_rows("ledger", values, HEADS, [_cells(each) for each in lines], as_json)
+    none = "nothing was learned, installed or rolled back yet"
+    print_rows("ledger", values, HEADS, [_cells(each) for each in lines], as_json, none=none)
 
 
 def _print_outcomes(result: Result) -> None:
     """A line for each specialist that has learned."""
     outcomes: Any = result.values["outcomes"]
+    if not outcomes:
+        print("nothing was learned: approve pairs first, synthe swarm pairs review SWARM", file=sys.stderr)
     for each in outcomes:
         held_out = each["figures"]["held_out"]
         accuracy = f"held-out pairs {_arrow(held_out['accuracy'], '{:.0%}')} of {held_out['pairs']}"

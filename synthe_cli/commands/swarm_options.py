@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +16,20 @@ FolderArgument = Annotated[Path, typer.Argument(metavar="SWARM", help="The folde
 
 
 def print_rows(
-    event: str, values: Sequence[dict[str, Any]], heads: list[str], rows: list[list[str]], as_json: bool
+    event: str,
+    values: Sequence[dict[str, Any]],
+    heads: list[str],
+    rows: list[list[str]],
+    as_json: bool,
+    *,
+    none: str,
 ) -> None:
-    """Prints a table, or with --json a line of `values` for each row."""
+    """Prints a table, or with --json a line of `values` for each row. none: what is said on stderr where there are no
+    rows."""
     if as_json:
         for each in values:
             print(json_text({"event": event, **each}))
     elif rows:
         print(figures.table(heads, rows, left=len(heads)))
+    else:
+        print(none, file=sys.stderr)

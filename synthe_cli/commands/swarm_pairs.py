@@ -51,7 +51,8 @@ def list_pairs(
 ) -> None:
     """List the pairs, oldest first. Only approved ones are learned."""
     selected = _select(_open(folder), state, specialist)
-    print_rows("pair", [_values(pair) for pair in selected], HEADS, [_cells(pair) for pair in selected], as_json)
+    rows = [_cells(pair) for pair in selected]
+    print_rows("pair", [_values(pair) for pair in selected], HEADS, rows, as_json, none="there are no such pairs")
 
 
 @app.command(
@@ -99,7 +100,8 @@ def export(
     """Write pairs as JSON lines with prompt, chosen and rejected, as `synthe train --objective dpo` reads them."""
     lines = [json_text(pair.row()) for pair in _select(_open(folder), state, specialist)]
     if out is None:
-        print("\n".join(lines))
+        for line in lines:
+            print(line)
         return
 
     from synthe_core.storage.atomic import write_file
@@ -112,7 +114,9 @@ def _ask(pairs: Pairs, reviewer: str) -> None:
     from synthe_core.swarm.feedback.pairs import PairState
 
     answers = {"a": PairState.APPROVED, "r": PairState.REJECTED}
-    for pair in pairs.entries(PairState.NEW):
+    if not (new := pairs.entries(PairState.NEW)):
+        print("there are no new pairs", file=sys.stderr)
+    for pair in new:
         note = f", contradicts pair {pair.conflicts_with}" if pair.conflicts_with is not None else ""
         print(f"pair {pair.id} of {escaped(pair.specialist)}, {pair.source.value}{note}")
         for name, text in (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)):

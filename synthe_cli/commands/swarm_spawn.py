@@ -69,7 +69,7 @@ def spawn(
         [each.name, str(each.requests), f"{each.hours:.0f}", ", ".join(each.capabilities), each.prompt]
         for each in shown
     ]
-    print_rows("proposal", [each.json() for each in shown], HEADS, rows, as_json)
+    print_rows("proposal", [each.json() for each in shown], HEADS, rows, as_json, none="no specialist is proposed")
 
 
 def _propose(swarm: SwarmFolder, device: str | None) -> None:

@@ -14,6 +14,7 @@ from synthe_core.events import Event, Notice, Progress, Result
 from synthe_core.model.session import fingerprint, is_session
 from synthe_core.packing.adapters import Shape, adapter_members, adapters_in, check_adapter, parse_named
 from synthe_core.packing.agent import read_agent
+from synthe_core.packing.archive import Archive
 from synthe_core.packing.base import BaseReference, parse_published
 from synthe_core.packing.bundle import Bundle
 from synthe_core.packing.card import card
@@ -121,7 +122,16 @@ def target_path(out: Path | None, name: str) -> Path:
         raise InputError(f"{out} is a folder", "a .synapse file is one file: name it with -o")
     if not out.absolute().parent.is_dir():
         raise InputError(f"no such folder: {out.parent}", "make it first")
+    if out.suffix != ".synapse" and out.is_file() and out.stat().st_size and not _is_pack(out):
+        raise InputError(f"{out} is there already, and is no .synapse file", "name another file with -o")
     return out
+
+
+def _is_pack(file: Path) -> bool:
+    try:
+        return MANIFEST in Archive(file)
+    except InputError:
+        return False
 
 
 def _name(checkpoint: Checkpoint) -> str:

@@ -17,12 +17,14 @@ from synthe_core.storage.atomic import WAIT, new_file, new_folder
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.claim import claim
 from synthe_core.storage.hub.model_id import hub_id
+from synthe_core.swarm.prompting import system_text
 from synthe_core.swarm.remote.addresses import Address
 from synthe_core.swarm.spec import SpecialistSpec, SwarmSpec, name_fault
 from synthe_core.swarm.versions import Versions
 from synthe_core.swarm.yaml_text import new_text, with_specialist, without_specialist
 
 SPEC, DATABASE, LEDGER, ADAPTERS = "swarm.yaml", "swarm.db", "ledger.jsonl", "adapters"
+Specialists = Callable[[dict[str, SpecialistSpec]], dict[str, SpecialistSpec]]
 
 
 class SwarmFolder:
@@ -107,14 +109,14 @@ class SwarmFolder:
         if fault := name_fault(name):
             raise InputError(fault)
         self.check_new(name)
-        self._check_files(spec)
+        self._check_files(name, spec)
         if adapter is None:
-            self._edit(lambda text: with_specialist(text, name, spec), {**self.spec.specialists, name: spec})
+            self._add(name, spec)
             return spec
         target, digest = self._copy_adapter(name, spec, adapter)
         spec = spec.model_copy(update={"adapter": target.relative_to(self.path).as_posix()})
         try:
-            self._edit(lambda text: with_specialist(text, name, spec), {**self.spec.specialists, name: spec})
+            self._add(name, spec)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -124,7 +126,10 @@ class SwarmFolder:
     def remove(self, name: str) -> None:
         """Removes a specialist. Its adapters stay in their folder: what they answered refers to them."""
         self.specialist(name)
-        rest = {each: spec for each, spec in self.spec.specialists.items() if each != name}
+
+        def rest(known: dict[str, SpecialistSpec]) -> dict[str, SpecialistSpec]:
+            return {each: spec for each, spec in known.items() if each != name}
+
         self._edit(lambda text: without_specialist(text, name), rest)
         self.record("removed", name)
 
@@ -162,10 +167,13 @@ class SwarmFolder:
             hint = f"remove it first: synthe swarm remove {self.path} {name}"
             raise InputError(f"{self.path} has a specialist '{name}' already", hint)
 
-    def _check_files(self, spec: SpecialistSpec) -> None:
+    def _check_files(self, name: str, spec: SpecialistSpec) -> None:
+        """InputError for what would keep the swarm from opening."""
         for document in spec.documents:
             if not Path(self.resolve(document)).is_file():
                 raise InputError(f"no such document: {self.resolve(document)}")
+        if spec.documents:
+            system_text(name, spec, {each: self.resolve(each) for each in spec.documents})
         if spec.url is not None:
             Address.parse(spec.url)
         elif spec.model is not None and hub_id(spec.model) is None and not Path(self.resolve(spec.model)).exists():
@@ -182,10 +190,19 @@ class SwarmFolder:
                 shutil.copyfile(opened.path / file, partial / file)
         return target, opened.digest
 
-    def _edit(self, change: Callable[[str], str], expected: dict[str, SpecialistSpec]) -> None:
-        """Replaces swarm.yaml by what `change` makes of it. InputError where that is not what was meant: the file is in
-        a form that only its author can change."""
+    def _add(self, name: str, spec: SpecialistSpec) -> None:
+        def more(known: dict[str, SpecialistSpec]) -> dict[str, SpecialistSpec]:
+            self.check_new(name)
+            return {**known, name: spec}
+
+        self._edit(lambda text: with_specialist(text, name, spec), more)
+
+    def _edit(self, change: Callable[[str], str], specialists: Specialists) -> None:
+        """Replaces swarm.yaml by what `change` makes of it. specialists: those that it should have then, of those that
+        it has. InputError where it has others: the file is in a form that only its author can change."""
         with new_file(self.spec_path, wait=WAIT) as partial:
+            self.reload()  # another process may have changed it while this one waited
+            expected = specialists(self.spec.specialists)
             partial.write_text(change(self.spec_path.read_text(encoding="utf-8")), encoding="utf-8")
             try:
                 written = SwarmSpec.load(partial)

@@ -11,6 +11,7 @@ import pytest
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.serving.api.server import Server
 from synthe_core.serving.api.settings import Settings
+from synthe_core.swarm.feedback.pairs import Pairs, PairSource
 from synthe_core.swarm.models import load_models
 from synthe_core.swarm.team import Swarm
 from tests.serving.browser import PROGRAM, Browser
@@ -72,6 +73,20 @@ def test_an_answer_says_whose_it_is_and_marks_what_contradicts(page: Browser, se
     page.open(server.url)
     page.wait(READY)
     assert texts(page, "mark.contradiction") == marks and texts(page, ".turn.assistant .body") == [answer.text]
+
+
+def test_drafts_are_shown_while_several_work_on_an_answer(page: Browser) -> None:
+    """As text, each beside its name, and gone when the answer is there."""
+    page.do(
+        "window.drafts = {}; new MutationObserver(() => { for (const p of document.querySelectorAll('.drafts p')) "
+        "window.drafts[p.querySelector('b').textContent] = p.querySelector('span').textContent; })"
+        ".observe(document.querySelector('#log'), { childList: true, subtree: true, characterData: true }); true"
+    )
+    say(page, "count")
+    drafts = page.do("window.drafts")
+    assert sorted(drafts) == ["history-of-long-names-in-use", "maths", "python"]
+    assert all(0 < len(text) <= 120 for text in drafts.values())
+    assert texts(page, ".drafts") == []
 
 
 def test_an_answer_is_rated_and_corrected(page: Browser, server: Server, swarm: Swarm) -> None:
@@ -316,6 +331,36 @@ def test_pairs_are_reviewed_by_the_keyboard(view: Browser, busy_swarm: Swarm) ->
     view.click(".review [title^=Reject]")
     view.wait("document.querySelector('.pairs').textContent.startsWith('Nothing to review')")
     assert [state for state, _ in states().values()] == ["approved", "rejected", "approved", "rejected"]
+
+
+def test_more_pairs_than_a_page_are_turned(chromium: Browser, tmp_path: Path) -> None:  # noqa: F811
+    folder = team(tmp_path)
+    with AsyncEngine(load_models(folder), **OPTIONS) as engine:
+        many = Swarm(folder, engine)
+        pairs = Pairs(many.store)
+        for number in range(103):
+            pairs.add("", f"Request {number}", "Better.", "Worse.", source=PairSource.CORRECTION, specialist="maths")
+        with Server(engine, Settings(keyless_role="admin"), swarm=many) as server:
+            begin(chromium, f"{server.url}/#swarm/pairs")
+            shown = "[...document.querySelectorAll('.review')].map(e => e.ariaLabel)"
+            for first, last, buttons in (
+                (1, 50, ["Later pairs"]),
+                (51, 100, ["From the oldest", "Later pairs"]),
+                (101, 103, ["From the oldest"]),
+            ):
+                chromium.wait(f"{shown}[0] === 'Pair {first}' && {shown}.at(-1) === 'Pair {last}'")
+                assert texts(chromium, "[aria-label=Pages] button") == buttons
+                chromium.click("[aria-label=Pages] button:last-child")
+            chromium.wait(f"{shown}[0] === 'Pair 1'")
+            chromium.click("[aria-label=Pages] button:last-child")
+            chromium.wait(f"{shown}[0] === 'Pair 51'")
+            chromium.press("j")
+            chromium.press("r")
+            chromium.wait(f"!{shown}.includes('Pair 52')")
+            assert pairs.get(52).state == "rejected"
+            chromium.call("Page.navigate", url="about:blank")
+        many.close()
+    assert chromium.faults == []
 
 
 def test_learning_has_curves_a_ledger_and_a_way_back(view: Browser, busy_swarm: Swarm) -> None:

@@ -171,3 +171,26 @@ def test_the_end_of_the_ledger_may_be_cut_off(folder):
     path.write_text('{"tim\n' + path.read_text())
     with pytest.raises(InputError, match=r"ledger.jsonl:1 is no JSON"):
         folder.ledger()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [("empty.txt", b"", "no text"), ("binary.txt", b"\x80\x81\x82", "UTF-8"), ("cut.pdf", b"%PDF-1.4", "")],
+)
+def test_a_document_that_cannot_be_read_is_refused_before_the_swarm_has_it(folder, tmp_path, name, content, word):
+    (tmp_path / name).write_bytes(content)
+    before = folder.spec_path.read_text()
+    with pytest.raises(InputError, match=f"law cannot read its document.*{word}"):
+        folder.add("law", SpecialistSpec(documents=[str(tmp_path / name)]))
+    assert folder.spec_path.read_text() == before
+
+
+def test_what_another_process_adds_meanwhile_stays(folder):
+    other = SwarmFolder(folder.path)
+    assert "tax" not in other.spec.specialists and "law" not in folder.spec.specialists
+    folder.add("tax", SpecialistSpec(prompt="You know taxes."))
+    other.add("law", SpecialistSpec(prompt="You know the law."))
+    folder.remove("maths")
+    assert set(SwarmFolder(folder.path).spec.specialists) == {"python", "history", "tax", "law"}
+    with pytest.raises(InputError, match="'law' already"):
+        folder.add("law", SpecialistSpec(prompt="Another."))

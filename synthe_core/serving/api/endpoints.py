@@ -192,7 +192,7 @@ ENDPOINTS = [
         swarm_learning.pairs,
         "List the preference pairs.",
         responses.SwarmPairs,
-        query=("state", "specialist", "limit"),
+        query=("state", "specialist", "limit", "after"),
         role="reviewer",
     ),
     Endpoint(

@@ -16,7 +16,7 @@ from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.json_parts import to_json
 from synthe_core.serving.api.swarm_chat import user_of
-from synthe_core.serving.api.swarm_state import limit_of, swarm_of
+from synthe_core.serving.api.swarm_state import id_of, limit_of, swarm_of
 
 if TYPE_CHECKING:  # its database needs an extra
     from synthe_core.swarm.knowledge.fact import Fact
@@ -49,7 +49,7 @@ async def facts(api: Api, call: Call, body: None) -> Response:
 
 async def change_fact(api: Api, call: Call, body: bodies.FactChange) -> Response:
     """Corrects, trusts or ends a fact of the user; everybody's are for admins, and trust is for reviewers."""
-    swarm, fact = swarm_of(api), int(call.request.path_params["fact"])
+    swarm, fact = swarm_of(api), id_of(call, "fact")
     user = _user(call, body.user or "")
     if body.trusted:
         call.require("reviewer")

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from synthe_core.errors import InputError
 from synthe_core.serving.api import bodies, responses
 from synthe_core.serving.api.context import Api, Call
-from synthe_core.serving.api.swarm_state import limit_of, swarm_of
+from synthe_core.serving.api.swarm_state import id_of, limit_of, number_of, swarm_of
 
 MAX_PAIRS, MAX_LINES = 1000, 1000
 """Pairs, and lines of the ledger, of a response."""
@@ -32,15 +32,15 @@ async def versions(api: Api, call: Call, body: None) -> Response:
 
 
 async def pairs(api: Api, call: Call, body: None) -> Response:
-    """The pairs of all users, oldest first."""
+    """The pairs of all users, oldest first; `after` is the id of the last one of the page before."""
     swarm, given = swarm_of(api), call.request.query_params
     from synthe_core.swarm.feedback.pairs import parse_state
 
     state = None if "state" not in given else parse_state(given["state"])
-    limit = limit_of(call, MAX_PAIRS)
+    limit, after = limit_of(call, MAX_PAIRS), number_of("after", given.get("after", "0"))
 
     def read() -> list[dict[str, Any]]:
-        every = swarm.feedback.pairs(state, specialist=given.get("specialist"), limit=limit)
+        every = swarm.feedback.pairs(state, specialist=given.get("specialist"), limit=limit, after=after)
         return [_pair(each) for each in every]
 
     return _list(await api.in_thread(read))
@@ -48,7 +48,7 @@ async def pairs(api: Api, call: Call, body: None) -> Response:
 
 async def review(api: Api, call: Call, body: bodies.Review) -> Response:
     """Approves or rejects a pair. The reviewer is the key."""
-    swarm, pair = swarm_of(api), int(call.request.path_params["pair"])
+    swarm, pair = swarm_of(api), id_of(call, "pair")
     from synthe_core.swarm.feedback.pairs import PairState
 
     def decide() -> dict[str, Any]:

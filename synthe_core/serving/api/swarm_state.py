@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
@@ -14,6 +15,9 @@ from synthe_core.swarm.confidence import success_of
 
 if TYPE_CHECKING:  # its database needs an extra
     from synthe_core.swarm.team import Swarm
+
+
+ID = re.compile("[0-9]{1,18}")
 
 
 async def swarm_status(api: Api, call: Call, body: None) -> Response:
@@ -60,8 +64,20 @@ async def feedback(api: Api, call: Call, body: bodies.Feedback) -> Response:
 def limit_of(call: Call, most: int) -> int:
     """The query's `limit`, `most` by default; raises 400 for what is none."""
     given = call.request.query_params.get("limit", str(most))
-    if not given.isdecimal() or not 1 <= int(given[:9]) <= most:
+    if not (given.isascii() and given.isdecimal()) or not 1 <= int(given[:9]) <= most:
         raise HttpError(400, f"limit: a number from 1 to {most}", param="limit")
+    return int(given)
+
+
+def id_of(call: Call, name: str) -> int:
+    """The id of a row in the path; raises 400 for what is none."""
+    return number_of(name, call.request.path_params[name])
+
+
+def number_of(name: str, given: str) -> int:
+    """The number that an id is; raises 400 for what is none."""
+    if not ID.fullmatch(given):
+        raise HttpError(400, f"{name}: a number of at most 18 digits", param=name)
     return int(given)
 
 

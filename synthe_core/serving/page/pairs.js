@@ -6,27 +6,40 @@ import { ago } from "./format.js";
 
 const STATES = ["new", "approved", "rejected", "learned", "refused"];
 const SHOWN = 50;
-let state = "new", current = 0, queue = [], list = null;
+let state = "new", after = 0, next = 0, current = 0, queue = [], list = null, pages = null; // after, next: the ids before this page and the next one
 
 export async function show(holder) {
   const choice = make("select", ...STATES.map(name => make("option", name, { value: name })), { "aria-label": "State of the pairs", value: state });
   choice.value = state;
-  choice.addEventListener("change", () => { state = choice.value; current = 0; load(); });
+  choice.addEventListener("change", () => { state = choice.value; after = current = 0; load(); });
   list = make("ol.pairs", { "aria-label": "Pairs" });
-  holder.replaceChildren(make("div.bar", make("label.pick", make("span", "Show"), choice), make("span.keyhelp", ...keyHelp())), list);
+  pages = make("p.actions", { role: "group", "aria-label": "Pages" });
+  holder.replaceChildren(make("div.bar", make("label.pick", make("span", "Show"), choice), make("span.keyhelp", ...keyHelp())), list, pages);
   await load();
 }
 
 const keyHelp = () => [["j", "next"], ["k", "previous"], ["a", "approve"], ["r", "reject"], ["e", "edit"]].flatMap(([key, does]) => [make("kbd", key), ` ${does} `]);
 
 async function load() {
-  try { ({ data: queue } = await get(`api/swarm/pairs?state=${state}&limit=${SHOWN}`)); } catch (error) { list.replaceChildren(make("li.bad", error.message, { role: "alert" })); return; }
+  try { ({ data: queue } = await get(`api/swarm/pairs?state=${state}&after=${after}&limit=${SHOWN + 1}`)); } catch (error) { list.replaceChildren(make("li.bad", error.message, { role: "alert" })); return; }
+  if (!queue.length && after) { after = 0; await load(); return; }
+  next = queue.length > SHOWN ? queue[SHOWN - 1].id : 0;
+  queue = queue.slice(0, SHOWN);
   draw();
+}
+
+async function turn(to) {
+  after = to;
+  current = 0;
+  await load();
+  select(0);
 }
 
 function draw() {
   current = Math.max(0, Math.min(current, queue.length - 1));
   list.replaceChildren(...queue.length ? queue.map(item) : [make("li.nothing", state === "new" ? "Nothing to review. Corrections, and answers of a tutor, come here." : `No pair is ${state}.`)]);
+  const button = (label, to) => make("button", label, { type: "button", onclick: () => turn(to) });
+  pages.replaceChildren(...after ? [button("From the oldest", 0)] : [], ...next ? [button("Later pairs", next)] : []);
 }
 
 function item(pair, index) {

@@ -118,9 +118,10 @@ class Feedback:
         user: str | None = None,
         specialist: str | None = None,
         limit: int | None = None,
+        after: int = 0,
     ) -> list[Pair]:
-        """The preference pairs, oldest first."""
-        return self._pairs.entries(state, user=user, specialist=specialist, limit=limit)
+        """The preference pairs, oldest first; see `Pairs.entries`."""
+        return self._pairs.entries(state, user=user, specialist=specialist, limit=limit, after=after)
 
     def review(self, id: int, state: PairState, reviewer: str, *, chosen: str | None = None) -> Pair:
         """Approves or rejects a pair; see `Pairs.review`."""

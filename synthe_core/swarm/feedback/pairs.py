@@ -102,8 +102,7 @@ class Pairs:
         texts = {"prompt": prompt, "chosen answer": chosen, "rejected answer": rejected}
         redacted = [_checked(name, text) for name, text in texts.items()]
         prompt, chosen, rejected = redacted
-        if chosen.split() == rejected.split():
-            raise InputError("the chosen answer and the rejected one are the same", "a pair needs two answers")
+        _check_differ(chosen, rejected)
         with self.store.transaction() as connection:
             digest = _digest(prompt, chosen, rejected)
             if (row := connection.execute(pairs.select().where(pairs.c.digest == digest)).first()) is not None:
@@ -134,9 +133,10 @@ class Pairs:
         user: str | None = None,
         specialist: str | None = None,
         limit: int | None = None,
+        after: int = 0,
     ) -> list[Pair]:
-        """The pairs, oldest first: of a state, user or specialist if these are given."""
-        query = pairs.select().order_by(pairs.c.id).limit(limit)
+        """The pairs with a greater id than `after`, oldest first: of a state, user or specialist if these are given."""
+        query = pairs.select().where(pairs.c.id > after).order_by(pairs.c.id).limit(limit)
         for column, value in ((pairs.c.state, state), (pairs.c.user, user), (pairs.c.specialist, specialist)):
             query = query if value is None else query.where(column == value)
         with self.store.read() as connection:
@@ -157,14 +157,17 @@ class Pairs:
         with self.store.transaction() as connection:
             pair = self._get(connection, id)
             if pair.state is PairState.LEARNED:
-                raise InputError(f"pair {id} was learned already", "roll the specialist back: synthe swarm rollback")
+                hint = f"roll it back: synthe swarm rollback SWARM {pair.specialist}"
+                raise InputError(f"pair {id} was learned already", hint)
             values: dict[str, Any] = {"state": state, "reviewer": reviewer, "reviewed": self.store.now()}
             if chosen is not None:
                 values["chosen"] = _checked("chosen answer", chosen)
+                _check_differ(values["chosen"], pair.rejected)
                 values["digest"] = _digest(pair.prompt, values["chosen"], pair.rejected)
                 same = select(pairs.c.id).where((pairs.c.digest == values["digest"]) & (pairs.c.id != id))
                 if (other := connection.scalar(same)) is not None:
-                    raise InputError(f"pair {other} is the same", f"review that one: synthe swarm pairs review {other}")
+                    hint = f"review that one: synthe swarm pairs review SWARM --approve {other}"
+                    raise InputError(f"pair {other} is the same", hint)
             if state is PairState.APPROVED:
                 _check_opposite(connection, pair, values.get("chosen", pair.chosen))
             connection.execute(pairs.update().where(pairs.c.id == id).values(values))
@@ -202,12 +205,12 @@ class Pairs:
     def _get(self, connection: Connection, id: int) -> Pair:
         row = connection.execute(pairs.select().where(pairs.c.id == id)).first()
         if row is None:
-            raise InputError(f"no such pair: {id}", "list them: synthe swarm pairs")
+            raise InputError(f"no such pair: {id}", "list them: synthe swarm pairs list SWARM")
         return _pair(row)
 
     def _check_limits(self, connection: Connection, user: str) -> None:
         every = select(func.count()).select_from(pairs)
-        hint = "review and delete some: synthe swarm pairs"
+        hint = "raise feedback.max_pairs in swarm.yaml"
         if (connection.scalar(every) or 0) >= self.limits.max_pairs:
             raise LimitReached(f"there are {self.limits.max_pairs} pairs already", hint)
         if (connection.scalar(every.where(pairs.c.user == user)) or 0) >= self.limits.max_pairs_per_user:
@@ -226,7 +229,7 @@ def _check_opposite(connection: Connection, pair: Pair, chosen: str) -> None:
     usable = pairs.c.state.in_([PairState.APPROVED, PairState.LEARNED])
     other = connection.scalar(select(pairs.c.id).where(opposite & usable))
     if other is not None:
-        hint = f"reject one of both: synthe swarm pairs review --reject {other}"
+        hint = f"reject one of both: synthe swarm pairs review SWARM --reject {other}"
         raise InputError(f"pair {pair.id} prefers what pair {other} rejects, which is approved", hint)
 
 
@@ -236,6 +239,11 @@ def _checked(name: str, text: str) -> str:
     if len(text) > MAX_TEXT:
         raise InputError(f"the {name} has {len(text)} characters; {MAX_TEXT} are allowed", "shorten it")
     return redact(text)
+
+
+def _check_differ(chosen: str, rejected: str) -> None:
+    if chosen.split() == rejected.split():
+        raise InputError("the chosen answer and the rejected one are the same", "a pair needs two answers")
 
 
 def _digest(prompt: str, chosen: str, rejected: str) -> str:

@@ -51,7 +51,7 @@ class Conversations:
         with self.store.transaction() as connection:
             of_user = select(func.count()).select_from(messages).where(messages.c.user == user)
             if (connection.scalar(of_user) or 0) >= self.max_messages:
-                hint = "delete some: synthe swarm knowledge forget"
+                hint = "delete some: synthe swarm knowledge forget SWARM"
                 raise LimitReached(f"there are {self.max_messages} messages of one user already", hint)
             begun = insert(conversations).values(user=user, id=conversation, started=now, last_turn=now)
             connection.execute(begun.on_conflict_do_update(index_elements=["user", "id"], set_={"last_turn": now}))

@@ -162,7 +162,7 @@ class Facts:
     def _get(self, connection: Connection, user: str, id: int) -> Fact:
         row = connection.execute(facts.select().where((facts.c.id == id) & (facts.c.user == user))).first()
         if row is None:
-            raise InputError(f"no such fact: {id}", "list them: synthe swarm knowledge search")
+            raise InputError(f"no such fact: {id}", "list them: synthe swarm knowledge search SWARM")
         return fact_of(row)
 
     def _see(self, connection: Connection, fact: Fact, confidence: float, at: float, trusted: bool) -> None:
@@ -189,7 +189,7 @@ class Facts:
 
     def _check_limit(self, connection: Connection, user: str) -> None:
         if _count(connection, user) >= self.max_facts:
-            hint = "delete some: synthe swarm knowledge forget"
+            hint = "delete some: synthe swarm knowledge forget SWARM"
             raise LimitReached(f"there are {self.max_facts} facts of one user already", hint)
 
 

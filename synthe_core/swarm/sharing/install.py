@@ -21,6 +21,7 @@ from synthe_core.packing.specialist import SharedFact, SpecialistManifest, facts
 from synthe_core.packing.verify import check_contents
 from synthe_core.storage.atomic import WAIT, new_file, new_folder, write_file
 from synthe_core.storage.checkpoint import Checkpoint
+from synthe_core.storage.claim import claim
 from synthe_core.storage.finite import check_finite
 from synthe_core.storage.hub.snapshot import model_name
 from synthe_core.storage.json_reader import UNTRUSTED
@@ -55,10 +56,25 @@ def install(folder: SwarmFolder, path: Path, name: str | None = None, *, trust: 
     if len(known) != about.facts:
         raise InputError(f"{path} has {len(known)} facts, and its manifest says {about.facts}", UNTRUSTED)
     base = _matching_base(folder, about, path)
-    new = about.name if name is None else name
-    _check_name(folder, new, name is None)
     _check_state(bundle, about, base)
-    _check_room(folder, known)
+    with claim(folder.path / DOCUMENTS, "installing into", wait=WAIT):
+        folder.reload()  # another installation may have ended meanwhile
+        new = about.name if name is None else name
+        _check_name(folder, new, name is None)
+        _check_room(folder, known)
+        spec = _write(bundle, about, folder, new, known, trust)
+    version = None if spec.adapter is None else Path(spec.adapter).name
+    folder.record("installed", new, version=version, digest=about.adapter, file=path.name)
+    if known:
+        open_store(folder).close()  # which takes the facts up
+    values = {"specialist": new, "adapter": spec.adapter, "documents": spec.documents, "facts": len(known)}
+    yield Result({**values, "remembered_tokens": about.remembered_tokens}, folder.path)
+
+
+def _write(
+    bundle: Bundle, about: SpecialistManifest, folder: SwarmFolder, new: str, known: Sequence[SharedFact], trust: bool
+) -> SpecialistSpec:
+    """Writes everything, swarm.yaml last. After an error nothing refers to what is removed again."""
     spec = SpecialistSpec(
         **{key: getattr(about, key) for key in ("description", "capabilities", "prompt", "priority", "remember")}
     )
@@ -84,12 +100,7 @@ def install(folder: SwarmFolder, path: Path, name: str | None = None, *, trust: 
             for each in staged:
                 each.unlink(missing_ok=True) if each.is_file() else shutil.rmtree(each, ignore_errors=True)
         raise
-    version = None if spec.adapter is None else Path(spec.adapter).name
-    folder.record("installed", new, version=version, digest=about.adapter, file=path.name)
-    if known:
-        open_store(folder).close()  # which takes the facts up
-    values = {"specialist": new, "adapter": spec.adapter, "documents": spec.documents, "facts": len(known)}
-    yield Result({**values, "remembered_tokens": about.remembered_tokens}, folder.path)
+    return spec
 
 
 def _check_room(folder: SwarmFolder, known: Sequence[SharedFact]) -> None:

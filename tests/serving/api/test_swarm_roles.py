@@ -14,7 +14,7 @@ from synthe_core.serving.api import responses
 from synthe_core.serving.api.app import App
 from synthe_core.serving.api.endpoints import ENDPOINTS
 from synthe_core.serving.api.settings import ROLES, Settings
-from synthe_core.swarm.feedback.pairs import Pairs
+from synthe_core.swarm.feedback.pairs import Pairs, PairSource
 from synthe_core.swarm.learning.background import BackgroundLearning
 from synthe_core.swarm.learning.learned_pairs import LearnedPairs
 from synthe_core.swarm.learning.plan import Plan
@@ -161,3 +161,31 @@ def test_no_request_unloads_a_specialist(swarm: Swarm) -> None:
     reply = client.delete("/api/adapters/base/python", headers=HEADERS["user"])
     assert reply.status_code == 403 and "is a specialist of the swarm" in reply.json()["error"]["message"]
     assert "base:python" in swarm.engine.registry.names()
+
+
+def test_pairs_come_in_pages(client: TestClient, swarm: Swarm) -> None:
+    pairs = Pairs(swarm.store)
+    ids = [pairs.add("", f"Say {n}", "Yes.", "No.", source=PairSource.CORRECTION).id for n in range(5)]
+    seen, after = [], 0
+    while page := client.get(f"/api/swarm/pairs?limit=2&after={after}", headers=HEADERS["reviewer"]).json()["data"]:
+        seen += [each["id"] for each in page]
+        after = seen[-1]
+    assert seen == ids
+
+
+@pytest.mark.parametrize("id", ["abc", "1.0", "-1", "%00", "%D9%A3", "9" * 19, "1e3"])
+def test_an_id_that_is_no_number_is_refused_in_one_line(client: TestClient, id: str) -> None:
+    for path, body in (("pairs", {"state": "approved"}), ("facts", {"ended": True})):
+        reply = client.post(f"/api/swarm/{path}/{id}", json=body, headers=HEADERS["admin"])
+        assert reply.status_code == 400 and reply.json()["error"]["message"].endswith("a number of at most 18 digits")
+    for name in ("limit", "after"):
+        reply = client.get(f"/api/swarm/pairs?{name}={id}", headers=HEADERS["admin"])
+        assert reply.status_code == 400 and reply.json()["error"]["param"] == name
+
+
+def test_a_better_answer_differs_from_the_worse_one(client: TestClient, swarm: Swarm) -> None:
+    pair = Pairs(swarm.store).add("", "Say it", "Yes.", "No, no.", source=PairSource.CORRECTION)
+    body = {"state": "approved", "chosen": " No,  no.\n"}
+    reply = client.post(f"/api/swarm/pairs/{pair.id}", json=body, headers=HEADERS["reviewer"])
+    assert reply.status_code == 400 and "the same" in reply.json()["error"]["message"]
+    assert swarm.feedback.pairs()[0].state == "new"

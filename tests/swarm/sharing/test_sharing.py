@@ -23,6 +23,7 @@ from synthe_core.packing.hub import push
 from synthe_core.packing.members import FACTS, MANIFEST, README, SPECIALIST
 from synthe_core.packing.verify import verify
 from synthe_core.storage.checkpoint import Checkpoint, save, weights
+from synthe_core.storage.claim import Busy, claim
 from synthe_core.storage.manifest import Manifest
 from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.knowledge.facts import Facts
@@ -343,3 +344,43 @@ def test_limits_hold(team, base, tmp_path):
     with pytest.raises(SyntheError, match="1 facts come with it"):
         list(install(other, file))
     assert not other.spec.specialists
+
+
+def test_no_other_file_is_written_over(team, tmp_path):
+    for victim in (team.path / "notes.md", team.spec_path, team.database):
+        before = victim.read_bytes()
+        with pytest.raises(InputError, match="is there already"):
+            list(export(team, "notes", victim))
+        assert victim.read_bytes() == before
+    file = exported(team, tmp_path / "notes.synapse")
+    assert exported(team, file) == file
+
+
+@pytest.mark.parametrize("names", [("one", "two", "three"), ("same", "same", "same")])
+def test_installations_at_once_wait_for_each_other(team, base, tmp_path, names):
+    """Each process has read swarm.yaml before the first of them writes it."""
+    file = exported(team, tmp_path / "notes.synapse")
+    other = fresh(base, tmp_path / "machine")
+    folders = [SwarmFolder(other.path) for _ in names]
+    assert all(not folder.spec.specialists for folder in folders)
+    ends = []
+    for folder, name in zip(folders, names, strict=True):
+        try:
+            drain(install(folder, file, name))
+            ends.append("")
+        except InputError as error:
+            ends.append(error.message)
+    assert set(SwarmFolder(other.path).spec.specialists) == set(names)
+    taken = [each for each in ends if each]
+    assert len(taken) == len(names) - len(set(names)) and all("'same' already" in each for each in taken)
+    for name in set(names):
+        spec = SwarmFolder(other.path).spec.specialists[name]
+        assert Path(other.path / spec.documents[0]).read_text().startswith("# Doors")
+    with claim(other.path / "documents"), pytest.raises(Busy, match="another process"):
+        busy(other, file)
+
+
+def busy(folder: SwarmFolder, file: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("synthe_core.swarm.sharing.install.WAIT", 0.0)
+        list(install(folder, file, "late"))
