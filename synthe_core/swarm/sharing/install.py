@@ -67,7 +67,8 @@ def install(folder: SwarmFolder, path: Path, name: str | None = None, *, trust: 
     folder.record("installed", new, version=version, digest=about.adapter, file=path.name)
     if known:
         open_store(folder).close()  # which takes the facts up
-    values = {"specialist": new, "adapter": spec.adapter, "documents": spec.documents, "facts": len(known)}
+    values = {"specialist": new, "documents": len(spec.documents), "facts": len(known)}
+    values |= {} if spec.adapter is None else {"adapter": spec.adapter}
     yield Result({**values, "remembered_tokens": about.remembered_tokens}, folder.path)
 
 
