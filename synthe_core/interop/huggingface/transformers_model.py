@@ -63,6 +63,7 @@ class TransformersModel:
 
     confidence = None
     router = None
+    offload = None
     without: frozenset[str] = frozenset()
     signals: tuple[str, ...] = ()
 
