@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from synthe_core.errors import InputError
 from synthe_core.events import Metric, Notice, drain
 from synthe_core.swarm.feedback.pairs import Pairs, PairSource, PairState
 from synthe_core.swarm.folder import SwarmFolder
@@ -37,7 +38,10 @@ def approve(folder: SwarmFolder, rows: list[tuple[str, str, str]]) -> None:
     pairs = Pairs(store, pair_limits(folder))
     for prompt, chosen, rejected in rows:
         pair = pairs.add("measure", prompt, chosen, rejected, source=PairSource.IMPORTED, specialist=NAME)
-        pairs.review(pair.id, PairState.APPROVED, "measure")
+        try:
+            pairs.review(pair.id, PairState.APPROVED, "measure")
+        except InputError as error:  # the data have a prompt twice, and its other pair is approved
+            print(f"  not approved: {error.message}", flush=True)
     store.close()
 
 
