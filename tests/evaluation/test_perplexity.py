@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
-from synthe_core.evaluation import perplexity
 from synthe_core.evaluation.perplexity import _default_contexts, evaluate
 from synthe_core.events import Event, Notice, Progress, Result
+from synthe_core.model import prefill
 from synthe_core.storage.checkpoint import Checkpoint
 from tests.evaluation.models import ATTENTION, DELTA, saved
 from tests.training.conftest import _own_folders, cache, of  # noqa: F401  (fixtures)
@@ -33,7 +33,7 @@ def contexts(events: list[Event]) -> list[dict]:
 
 @pytest.mark.parametrize("block", [DELTA, ATTENTION])
 def test_bits_per_byte_equal_those_of_the_logits(tmp_path, book, block, monkeypatch):
-    monkeypatch.setattr(perplexity, "PREFILL", 48)  # so that a window is read in pieces
+    monkeypatch.setattr(prefill, "PREFILL", 48)  # so that a window is read in pieces
     path = saved(tmp_path / "model", block)
     events = list(evaluate(path, sources=[str(book)], contexts=[16, 256, 64], device="cpu"))
     rows = contexts(events)

@@ -11,6 +11,7 @@ import torch
 from synthe_core.evaluation import reading
 from synthe_core.evaluation.reading import Reader
 from synthe_core.evaluation.scoring import Continuation, score
+from synthe_core.model import prefill
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.spec import ModelSpec
 
@@ -90,7 +91,7 @@ def test_answers_of_one_token_take_one_pass() -> None:
 
 @pytest.mark.parametrize("name", ["delta", "attention"])
 def test_long_texts_are_scored_in_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PREFILL", 7)
+    monkeypatch.setattr(prefill, "PREFILL", 7)
     model, batch_requests = model_of(name), requests(2)
     scores = dict(score(Reader(model, 4), batch_requests))
     for index, request in enumerate(batch_requests):

@@ -171,8 +171,9 @@ def test_what_the_context_cannot_hold_is_refused(notes):
 
 def test_a_specialist_that_cannot_be_taken_up_leaves_the_others(notes):
     with open_swarm(notes, **OPTIONS) as swarm:
-        (notes.path / "empty.txt").write_text("")
+        (notes.path / "empty.txt").write_text(TEXT)
         notes.add("empty", SpecialistSpec(documents=["empty.txt"]))
+        (notes.path / "empty.txt").write_text("")
         with pytest.raises(InputError, match="empty cannot read its document"):
             swarm.follow_specialists()
         assert "empty" not in swarm.names and answer(swarm).text

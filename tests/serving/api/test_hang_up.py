@@ -213,5 +213,5 @@ def test_a_model_renders_one_prompt_at_a_time_though_nobody_waits_for_it(
 def test_what_changes_something_is_done_to_the_end() -> None:
     """A client that hangs up leaves no half of it: of the endpoints with a body, these are not cancelled."""
     uncancellable = {each.handler.__name__ for each in ENDPOINTS if each.body and not each.cancellable}
-    assert uncancellable == {"feedback", "fork_session", "load_adapter", "review", "decide", "rollback"}
-    assert not [each.path for each in ENDPOINTS if each.cancellable and not each.body]
+    assert uncancellable == {"feedback", "fork_session", "load_adapter", "review", "decide", "rollback", "change_fact"}
+    assert not [each.path for each in ENDPOINTS if each.cancellable and not each.body and each.method != "GET"]
