@@ -45,7 +45,7 @@ class SpecialistSpec(Spec):
     )
     remember: bool | None = Field(
         None,
-        description="whether the state after its prompt and documents is kept in a file, and nothing is read again; "
+        description="whether the state after its prompt and documents is stored in a file, and nothing is read again; "
         "by default if it has documents",
     )
     adapter: str | None = Field(None, description="a LoRA adapter of the base, or of `model`")
@@ -62,7 +62,7 @@ class SpecialistSpec(Spec):
 
     @property
     def remembers(self) -> bool:
-        """Whether the state after its prompt and documents is kept."""
+        """Whether the state after its prompt and documents is stored."""
         return self.url is None and (bool(self.documents) if self.remember is None else self.remember)
 
 
