@@ -42,7 +42,10 @@ SIGNALS = "surprise", "confidence"
 
 class FusedDecoder:
     """`hidden(tokens, state)` of a model for one token a row. It holds the addresses of the model's weights and of the
-    adapters that are attached: they must stay where they are."""
+    adapters that are attached: they must stay where they are.
+
+    row_state_bytes: of the states of fixed size of one row, which each token of a pass over several writes.
+    """
 
     def __init__(self, model: Backbone) -> None:
         """Of a model for which `refusal` has no reason."""
@@ -52,6 +55,8 @@ class FusedDecoder:
         maps = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
         self._slots = sorted({slot for module in maps.values() for slot in module.slots})
         self._rank = max((m.low_rank(slot).r for m in maps.values() for slot in m.slots), default=0)
+        recurrent: list[Any] = [each for each in self._learners if type(each) in FORMS]
+        self.row_state_bytes = sum(each.state_bytes(1) for each in recurrent)
         self._steps = (Step * len(self._learners))()
         self._held: list[Tensor] = []  # what C has the addresses of, besides parameters
         for step, learner in zip(self._steps, self._learners, strict=True):

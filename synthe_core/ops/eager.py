@@ -7,7 +7,12 @@ from functools import wraps
 from types import CodeType
 from typing import ParamSpec, TypeVar
 
-from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy, set_eval_frame
+import torch
+
+try:
+    from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy, set_eval_frame
+except ImportError:  # a torch that has them elsewhere
+    set_eval_frame = None  # type: ignore[assignment]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -18,6 +23,8 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
 
     As `torch.compiler.disable`, which imports all of torch's compiler: 0.6 s that a program without it need not wait.
     """
+    if set_eval_frame is None:
+        return torch.compiler.disable(function)
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,4 +1,5 @@
-"""Remembered states: what a specialist's system prompt and documents leave in the model, read once and stored in a file.
+"""Remembered states: what a specialist's system prompt and documents leave in the model, read once and stored in a
+file.
 
 adapters/NAME/state.safetensors is a session (see `synthe_core.model.session`) after the tokens that all prompts of the
 specialist begin with. Its metadata identify the model, the adapter's version and the text; a file of others is remade.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,9 @@ import numpy as np
 import tokenizers
 
 from synthe_core.data.tokenizers import FileTokenizer
+from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.serving.api.server import Server
+from synthe_core.serving.api.settings import Settings
 from synthe_core.swarm.answers import Answer
 from synthe_core.swarm.feedback.pairs import Pairs, PairSource
 from synthe_core.swarm.folder import SwarmFolder
@@ -17,12 +23,14 @@ from synthe_core.swarm.knowledge.fact import Claim, Source
 from synthe_core.swarm.learning.learned_pairs import LearnedPairs
 from synthe_core.swarm.learning.plan import Plan
 from synthe_core.swarm.learning.promotion import Promotions
+from synthe_core.swarm.models import load_models
 from synthe_core.swarm.spawning.proposals import Proposal, Proposals
 from synthe_core.swarm.spec import SpecialistSpec
 from synthe_core.swarm.team import Swarm
 from tests.adapters.conftest import saved as saved_adapter
 from tests.evaluation.models import saved
-from tests.swarm.test_team import set_keys
+from tests.serving.browser import Browser
+from tests.swarm.test_team import OPTIONS, set_keys
 
 IMAGE = "<img src=x onerror=window.hit=1>"
 WRONG = "The capital of France is Lyon."
@@ -115,3 +123,24 @@ def learn(swarm: Swarm, pairs: Pairs, adapters: Path) -> None:
             path = saved_adapter(adapters / str(number), base, {"rank": 3}, seed=number).path
             promotions.promote(plan, path, base, figures(before, after, bits))
     swarm.follow_adapters()
+
+
+@contextmanager
+def opened(folder: SwarmFolder) -> Iterator[Swarm]:
+    """The swarm of a folder, on an engine of its own."""
+    with AsyncEngine(load_models(folder), **OPTIONS) as engine:
+        made = Swarm(folder, engine)
+        yield made
+        made.close()
+
+
+@contextmanager
+def served(swarm: Swarm, chromium: Browser) -> Iterator[Server]:
+    """A server of the swarm, which the browser leaves at the end."""
+    with Server(swarm.engine, Settings(keyless_role="admin"), swarm=swarm) as server:
+        yield server
+        chromium.call("Page.navigate", url="about:blank")
+
+
+def texts(page: Browser, selector: str) -> list[str]:
+    return list(page.do(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)"))

@@ -26,6 +26,8 @@ from synthe_core.layers.adapter_batch import use_adapters
 MOST_UNREAD = 16
 """Tokens that a state lags behind; with more of them a pass has no draft, and the state catches up."""
 MOST_SEQUENCES = 32
+DRAFT_STATES = 1 << 28
+"""Bytes of recurrent states after every token that a pass writes."""
 
 Append = Callable[[Many[Sequence], Heads], None]
 Finish = Callable[[Sequence, Any, Exception], None]
@@ -114,11 +116,12 @@ class SpeculativeDecoder:
 
     def _draft(self, sequences: Many[Sequence]) -> list[Continuation]:
         """What each sequence has not read, with a draft as long as pays."""
-        speculation, unread = self.speculation, [unread_tokens(each, self.batch.apart[each]) for each in sequences]
+        speculation, room = self.speculation, self._room(len(sequences))
+        unread = [unread_tokens(each, self.batch.apart[each]) for each in sequences]
         most = [
             0
             if len(own) > MOST_UNREAD
-            else min(speculation.most_tokens, each.request.max_tokens - len(each.output_token_ids) - 1)
+            else min(speculation.most_tokens, room, each.request.max_tokens - len(each.output_token_ids) - 1)
             for each, own in zip(sequences, unread, strict=True)
         ]
         known = [self._acceptance.setdefault(each, Acceptance()) for each in sequences]
@@ -140,6 +143,12 @@ class SpeculativeDecoder:
         for row, draft in zip(wanted, drafts, strict=False):
             drafted[row] = draft[: lengths[row]]
         return [Continuation(*each) for each in zip(sequences, unread, drafted, strict=True)]
+
+    def _room(self, num_sequences: int) -> int:
+        """Drafted tokens of each sequence, at most, whose states there is room for."""
+        if not self.model.has_exact_passes or not (size := self.model.fused_decoder().row_state_bytes):
+            return self.speculation.most_tokens
+        return max(0, DRAFT_STATES // (size * num_sequences) - 1)
 
     def _request(self, sequence: Sequence, length: int) -> DraftRequest:
         own = self.batch.apart[sequence]

@@ -14,8 +14,10 @@ from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.outputs import Finished, TokenOutput
 from synthe_core.inference.request import Grammar
 from synthe_core.inference.sampling_params import SamplingParams
+from synthe_core.inference.speculation import decoder
 from synthe_core.inference.speculation.proposer import DraftRequest, Speculation
 from synthe_core.ops.fused_decode import unavailable
+from tests.inference.conftest import written
 from tests.inference.speculation.conftest import PROMPTS, clock, request_of, run, speculating, tokens
 
 WITHOUT_C = pytest.mark.skipif(unavailable("cpu") is not None, reason=str(unavailable("cpu")))
@@ -135,6 +137,32 @@ def test_sequences_come_and_go_and_drafts_end_where_they_do_not_pay(model: Loade
         assert tokens(each) == expected[request.prompt_token_ids]
     drafted = sum(each[-1].num_drafted_tokens for each in outputs)  # type: ignore[union-attr]
     assert 0 < drafted < 40
+
+
+@WITHOUT_C
+def test_states_after_every_token_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts of recurrent models are no longer than there is room for, to none; the text is the same."""
+    block = [{"type": "delta", "heads": 2}, {"type": "mlp", "hidden": 32}]
+    recurrent = LoadedModel.load(written(tmp_path / "m", block), "model")
+    requests = [request_of(prompt) for prompt in PROMPTS[:2]]
+    expected = texts_of(recurrent, requests)
+    size = recurrent.fused_decoder().row_state_bytes
+    assert size == recurrent.model.state_bytes(1) - states.nbytes(recurrent.model.init_state(1).position)
+    for room, drafted in ((3 * size, 2), (size, 0)):
+        monkeypatch.setattr(decoder, "DRAFT_STATES", room)
+        lengths: list[int] = []
+        speculating(recurrent, expected)
+        speculation = recurrent.speculation
+        assert speculation is not None
+        propose = speculation.proposer.propose
+
+        def noted(wanted: Any, propose: Any = propose, lengths: list[int] = lengths) -> Any:
+            lengths.extend(each.most for each in wanted)
+            return propose(wanted)
+
+        monkeypatch.setattr(speculation.proposer, "propose", noted)
+        assert tokens(run(recurrent, requests[:1])[0]) == expected[requests[0].prompt_token_ids]
+        assert max(lengths, default=0) == drafted
 
 
 def test_a_failing_proposer_costs_no_text(model: LoadedModel) -> None:
