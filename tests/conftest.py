@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start; read when torch is loaded
 
@@ -12,6 +13,8 @@ import torch
 from synthe_core.hardware.probe import probe
 
 torch.set_num_threads(1)
+# A shell's background job ignores Ctrl-C, and so would every program that tests start from there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW_LIMIT = 1800  # seconds; any other test has the `timeout` of pyproject.toml
 

@@ -39,7 +39,6 @@ class Terminal:
     def __init__(self, *arguments: object) -> None:
         pid, self.handle = pty.fork()
         if pid == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
             os.environ.update(TERM="xterm", PYTHONPATH=str(ROOT), NO_COLOR="1")
             os.execv(sys.executable, [sys.executable, *map(str, arguments)])
         self.pid, self.output = pid, ""
