@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthe_cli import figures
-from synthe_cli.commands.swarm_options import FolderArgument, print_rows
+from synthe_cli.commands.swarm_options import FolderArgument
 from synthe_cli.escape import escaped, json_text
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.hub_models import find_model
 from synthe_cli.options import JsonOption
 from synthe_cli.renderer import choose_renderer
+from synthe_cli.rows import print_rows
 from synthe_core.errors import InputError
 from synthe_core.events import results
 

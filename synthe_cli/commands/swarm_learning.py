@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from synthe_cli.commands.swarm_options import FolderArgument, print_rows
+from synthe_cli.commands.swarm_options import FolderArgument
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption
 from synthe_cli.renderer import choose_renderer
+from synthe_cli.rows import print_rows
 from synthe_cli.signals import stop_on_signal
 from synthe_core.events import Result, results
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthe_cli.commands.swarm_options import FolderArgument, print_rows
+from synthe_cli.commands.swarm_options import FolderArgument
 from synthe_cli.escape import escaped, json_text, printable
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import JsonOption
+from synthe_cli.rows import print_rows
 from synthe_core.errors import InputError
 
 if TYPE_CHECKING:

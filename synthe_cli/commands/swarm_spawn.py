@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from synthe_cli.commands.swarm_options import FolderArgument, print_rows
+from synthe_cli.commands.swarm_options import FolderArgument
 from synthe_cli.help import SETTINGS, Command, Group
 from synthe_cli.options import DeviceOption, JsonOption
+from synthe_cli.rows import print_rows
 from synthe_core.errors import InputError
 
 if TYPE_CHECKING:
