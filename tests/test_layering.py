@@ -21,6 +21,7 @@ LAYERS = [
     "__init__ errors registry events budget units state charts",
     "storage storage.atomic storage.path_format storage.json_reader storage.yaml_reader "
     "storage.tensor_file storage.named_path",
+    "agents.sandbox",
     "quantization",
     "hardware hardware.probe hardware.rates hardware.placement hardware.mkl hardware.execution",
     "ops",
@@ -37,6 +38,7 @@ LAYERS = [
     "training",
     "introspection profiling evaluation packing merging benchmarks",
     "swarm",
+    "agents",
     "serving",
     "chat",
     "synthe_cli",
