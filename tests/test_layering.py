@@ -40,7 +40,7 @@ LAYERS = [
     "swarm",
     "agents",
     "serving",
-    "chat",
+    "chat benchmarks.decoding",
     "synthe_cli",
 ]
 """Every module from the bottom up. A module has the rank of the longest name here that it begins with; neighbours on a
