@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from synthe_core.errors import InputError
+from synthe_core.merging.buffers import BUFFERS
 from synthe_core.quantization.tensor_file import METADATA_KEY
 from synthe_core.storage.manifest import FileDigest
 from synthe_core.storage.tensor_file import NAMES, TensorFile
 
-CHUNK = 1 << 22  # bytes hashed at a time
+CHUNK = 1 << 19  # bytes read, compared or hashed at a time: a part of a processor's L2 cache
 MERGEABLE = (
     *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -77,11 +78,17 @@ class HashedFile:
 
     def read(self, name: str) -> Tensor:
         """A tensor as it is stored."""
-        info = self.tensors[name]
-        data = torch.empty(info.nbytes, dtype=torch.uint8)
-        self._fill(data.numpy().data, self._offsets[name])
-        if self.hashed:
-            self._hash_after_read(self._offsets[name] + info.nbytes)
+        info, offset = self.tensors[name], self._offsets[name]
+        data = BUFFERS.empty(info.nbytes)
+        view = data.numpy().data
+        if self.hashed and self._hashing.acquire(blocking=False):
+            try:
+                self._hash_to(offset)
+                self._fill_and_hash(view, offset)
+            finally:
+                self._hashing.release()
+        else:  # another thread is hashing the file
+            self._fill(view, offset)
         return data.view(info.dtype).reshape(info.shape)
 
     def equal(self, name: str, other: HashedFile, other_name: str) -> bool:
@@ -110,24 +117,25 @@ class HashedFile:
         """The offset of a tensor in the file, for reading in the file's order."""
         return self._offsets[name]
 
-    def _hash_after_read(self, end: int) -> None:
-        """Hashes the file up to `end`, which was just read and is still in the page cache.
-
-        Does nothing if another thread is hashing the file.
-        """
-        if self._hashing.acquire(blocking=False):
-            try:
-                self._hash_to(end)
-            finally:
-                self._hashing.release()
+    def _fill_and_hash(self, view: memoryview, offset: int) -> None:
+        """Reads the bytes from `offset`, and hashes those behind what was hashed before: a piece at a time, while it is
+        in the processor's cache."""
+        for begin in range(0, len(view), CHUNK):
+            piece = view[begin : begin + CHUNK]
+            self._fill(piece, offset + begin)
+            if self._done == offset + begin:
+                self._hash.update(piece)
+                self._done += len(piece)
 
     def _hash_to(self, end: int) -> None:
-        while self._done < end:
-            part = os.pread(self._handle, min(CHUNK, end - self._done), self._done)
-            if not part:
-                raise self._truncated()
-            self._hash.update(part)
-            self._done += len(part)
+        """Hashes what was read by threads that could not, up to `end`."""
+        if self._done < end:
+            buffer = memoryview(bytearray(min(CHUNK, end - self._done)))
+            while self._done < end:
+                piece = buffer[: end - self._done]
+                self._fill(piece, self._done)
+                self._hash.update(piece)
+                self._done += len(piece)
 
     def _fill(self, view: memoryview, offset: int) -> None:
         while view:

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from synthe_core.errors import InputError, Interrupted
 from synthe_core.hardware.probe import probe
+from synthe_core.merging.buffers import BUFFERS
 from synthe_core.merging.hashed_file import TensorInfo
 
 BUDGET = 512 * 2**20
@@ -47,6 +49,8 @@ def run(
     pool = ThreadPoolExecutor(
         threads or probe().cores, thread_name_prefix="merge", initializer=torch.set_num_threads, initargs=(1,)
     )
+    stack = ExitStack()
+    stack.enter_context(BUFFERS.in_use())
     try:
         while next_job is not None or running:
             while next_job is not None and (not running or memory + next_job.bytes <= budget):
@@ -62,6 +66,7 @@ def run(
             del result, future
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        stack.close()
         torch.set_num_threads(threads_before)
 
 

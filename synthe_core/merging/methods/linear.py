@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from synthe_core.merging.buffers import BUFFERS
 from synthe_core.merging.method import Models, Normalize, Weight
 from synthe_core.merging.task_vectors import per_model, weight_sum
 
@@ -17,6 +19,9 @@ def linear(models: Models, *, weight: Weight = (1.0,), normalize: Normalize = Tr
     divisor = weight_sum(weights) if normalize else 1.0
     merged: Tensor | None = None
     for model, share in zip(models, weights, strict=True):
-        merged = model * (share / divisor) if merged is None else merged.add_(model, alpha=share / divisor)
+        if merged is None:
+            merged = torch.mul(model, share / divisor, out=BUFFERS.empty_like(model))
+        else:
+            merged.add_(model, alpha=share / divisor)
     assert merged is not None
     return merged
