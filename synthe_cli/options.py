@@ -39,7 +39,7 @@ def complete_objective(incomplete: str) -> list[str]:
 
 
 def complete_weights(incomplete: str) -> list[str]:
-    names = ("auto", "float32", "as_stored", "int8", "int4", "int4_asymmetric")
+    names = ("auto", "float32", "bfloat16", "as_stored", "int8", "int4", "int4_asymmetric")
     return [name for name in names if name.startswith(incomplete)]
 
 
@@ -136,8 +136,9 @@ WeightsOption = Annotated[
     typer.Option(
         "--weights",
         metavar="FORMAT",
-        help="Format of the matrices in memory: float32, as_stored, int8, int4 or int4_asymmetric. Quantised ones are "
-        "multiplied by integers, on CPUs. auto: as the file has them if it is quantised, else float32.",
+        help="Format of the matrices in memory, on CPUs: float32, bfloat16, as_stored, int8, int4 or int4_asymmetric. "
+        "Quantised ones are multiplied by integers. auto: as the file has them if it is quantised or has 16 bits, else "
+        "float32.",
         autocompletion=complete_weights,
     ),
 ]
@@ -148,8 +149,8 @@ EvalWeightsOption = Annotated[
     typer.Option(
         "--weights",
         metavar="FORMAT",
-        help="Format of the matrices in memory: float32, as_stored, int8, int4 or int4_asymmetric, to measure what it "
-        "costs; auto: as the file has them.",
+        help="Format of the matrices in memory: float32, bfloat16, as_stored, int8, int4 or int4_asymmetric, to "
+        "measure what it costs; auto: as the file has them.",
         autocompletion=complete_weights,
     ),
 ]

@@ -53,6 +53,20 @@ class Adapter:
             for factor in FACTORS
         }
 
+    def compact(self, dtype: torch.dtype) -> Adapter:
+        """The adapter with its factors in `dtype`, one behind the other in memory, B by its columns: in the order in
+        which a pass that decodes reads them."""
+        buffer = torch.empty(sum(factor.numel() for factor in self.tensors.values()), dtype=dtype)
+        maps, first = {}, 0
+        for name, change in self.maps.items():
+            views = []
+            for factor in (change.lora_A, change.lora_B.t()):
+                view = buffer[first : first + factor.numel()].view(factor.shape)
+                views.append(view.copy_(factor))
+                first += factor.numel()
+            maps[name] = LowRank(views[0], views[1].t(), change.scaling)
+        return Adapter(maps, self.dropout)
+
     def check(self, name: str, shape: torch.Size | None, source: Path | str) -> None:
         """InputError where the change of `name` does not fit a matrix of `shape` (None: there is none)."""
         change, hint = self.maps[name], "it is an adapter of another model"

@@ -112,10 +112,12 @@ class LoRALinear(Linear):
         if slot not in self.slots:
             return y
         change, dropout = self.low_rank(slot), self.dropout[slot]
-        b = change.lora_B if outputs is None else change.lora_B[outputs]
+        a, b = change.lora_A, change.lora_B if outputs is None else change.lora_B[outputs]
+        if a.dtype == torch.bfloat16 and x.dtype == torch.float32 and not a.requires_grad:  # see `Adapter.compact`
+            a, b = a.float(), b.float()
         if dropout:
             x = F.dropout(x, dropout, self.training)
-        narrow = product(x, change.lora_A, None, None, dtype)
+        narrow = product(x, a, None, None, dtype)
         with torch.autocast(x.device.type, enabled=False) if dtype is not None else nullcontext():
             flat = addmm(y.flatten(0, -2), narrow.flatten(0, -2), b.T.to(dtype or b.dtype), alpha=change.scaling)
         return flat.view(y.shape)
@@ -170,10 +172,15 @@ def attach(
     factors = {}
     for name, change in adapter.maps.items():
         like = base_parameter(maps[name])
-        dtype = torch.float32 if isinstance(like, QuantizedMatrix) else like.dtype
+        dtype = like.dtype if not isinstance(like, QuantizedMatrix) else _factor_dtype(change, trainable)
         a, b = (f.to(like.device, dtype, copy=trainable) for f in (change.lora_A, change.lora_B))
         factors[name] = SlotFactors(Factor(a, trainable), Factor(b, trainable), change.scaling, adapter.dropout)
     _fill(model, slot, factors)
+
+
+def _factor_dtype(change: LowRank, trainable: bool) -> torch.dtype:
+    """Of an adapter on a quantised matrix: float32, or bfloat16 as they are."""
+    return torch.bfloat16 if change.lora_A.dtype == torch.bfloat16 and not trainable else torch.float32
 
 
 def detach(model: nn.Module, slot: int | None = None) -> None:

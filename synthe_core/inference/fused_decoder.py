@@ -34,8 +34,8 @@ from synthe_core.ops.fused_decode import (
     unavailable,
 )
 from synthe_core.ops.fused_decode import MLP as FUSED_MLP
-from synthe_core.quantization.matrix import QuantizedMatrix, StackedMatrix
-from synthe_core.quantization.packed import PackedMatrix
+from synthe_core.quantization.matrix import FloatMatrix, QuantizedMatrix, StackedMatrix
+from synthe_core.quantization.packed import PackedMatrix, has_products
 
 SIGNALS = "surprise", "confidence"
 
@@ -155,15 +155,15 @@ def _learner_refusal(learner: nn.Module) -> str | None:
     else:
         return f"a block has a {getattr(getattr(learner, 'config', None), 'type', 'learner')}"
     fit = all(_parts(each) is not None for each in maps if each is not None)
-    return None if fit else "a map is not of float32 or packed weights"
+    return None if fit else "a map has weights that C does not multiply"
 
 
 def _parts(map: nn.Module) -> Sequence[Tensor | PackedMatrix] | None:
     """The matrices of a map, one below the other; None where C has no product with one of them."""
     matrix = map.matrix if isinstance(map, (QuantizedLinear, LoRALinear)) else None
     if matrix is not None:
-        parts = _flat(matrix)
-        fit = all(isinstance(each, PackedMatrix) for each in parts)
+        parts = [each.values if isinstance(each, FloatMatrix) else each for each in _flat(matrix)]
+        fit = has_products(matrix) and all(not isinstance(each, Tensor) or each.is_contiguous() for each in parts)
         return parts if fit and len(parts) <= MOST_PARTS else None  # type: ignore[return-value]
     if type(map) not in (Linear, nn.Linear, LoRALinear):
         return None
@@ -173,22 +173,24 @@ def _parts(map: nn.Module) -> Sequence[Tensor | PackedMatrix] | None:
     if isinstance(map, LoRALinear):
         for change in [map.low_rank(slot) for slot in map.slots]:
             tensors += [change.lora_A, change.lora_B]
-    return [weight] if all(each.dtype == torch.float32 and each.is_contiguous() for each in tensors) else None
+    return [weight] if weight.is_contiguous() and all(each.dtype == torch.float32 for each in tensors) else None
 
 
 def _flat(matrix: QuantizedMatrix) -> list[QuantizedMatrix]:
     return matrix.each if isinstance(matrix, StackedMatrix) else [matrix]
 
 
-def _changes(map: nn.Module, slots: Sequence[int]) -> ctypes.Array[Change] | None:
-    """What the adapter in each slot changes in a map; None if none of them changes it."""
+def _changes(map: nn.Module, slots: Sequence[int], held: list[Tensor]) -> ctypes.Array[Change] | None:
+    """What the adapter in each slot changes in a map; None if none of them changes it. held: takes the factors that had
+    to be copied for that (see `Adapter.compact`)."""
     if not isinstance(map, LoRALinear):
         return None
     changes = (Change * len(slots))()
     for number, slot in enumerate(slots):
         if slot in map.slots:
             change = map.low_rank(slot)
-            changes[number] = Change.of(change.lora_A, change.lora_B, change.scaling)
+            held += (factors := [change.lora_A.detach().contiguous(), change.lora_B.detach().t().contiguous()])
+            changes[number] = Change.of(*factors, change.scaling)
     return changes
 
 
@@ -209,13 +211,14 @@ def _fill(step: Step, learner: Any, slots: Sequence[int]) -> list[Tensor]:
         step.kind, maps = FUSED_MLP, (_first_map(learner), None, learner.out)
         own = learner.config
         step.activation, step.is_gated, step.gate_scale = ACTIVATIONS[own.activation], own.gated, own.gate_scale
+    held: list[Tensor] = []
     named: zip[tuple[str, Any]] = zip(("input", "more", "output"), maps, strict=True)
     for name, map in named:
         if map is not None:
             parts = _parts(map)
             assert parts is not None
-            setattr(step, name, LinearMap.of(parts, map.bias, _changes(map, slots)))
-    return [] if form is None else form.fill(step, learner)
+            setattr(step, name, LinearMap.of(parts, map.bias, _changes(map, slots, held)))
+    return held if form is None else held + form.fill(step, learner)
 
 
 def _fill_attention(step: Step, learner: Attention) -> None:

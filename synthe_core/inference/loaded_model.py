@@ -288,12 +288,16 @@ class LoadedModel:
         return sigmoid(self.model.confidence(hidden, signals, max_logprob))
 
     def read_adapter(self, path: Path) -> Adapter:
-        """The adapter at `path`, a checkpoint or a folder of PEFT's; see `check_adapter`."""
+        """The adapter at `path`, a checkpoint or a folder of PEFT's; see `check_adapter` and `compact_adapter`."""
         opened = Checkpoint.open(path, base=self.path)
         adapter, recorded = opened.fitted_adapter, opened.manifest.base
         assert adapter is not None
         check_base(path, recorded.sha256 if recorded else None, self.base_digests or (self.digest,), self.name)
-        return adapter
+        return self.compact_adapter(adapter)
+
+    def compact_adapter(self, adapter: Adapter) -> Adapter:
+        """The adapter as it is held for this model: in bfloat16 where the matrices are not in float32."""
+        return adapter if self.weights == FLOAT32 else adapter.compact(torch.bfloat16)
 
     def check_adapter(self, adapter: Adapter, path: Path) -> None:
         """InputError if the adapter read from `path` is of another model. Not during a pass."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import nn
@@ -10,13 +11,14 @@ from torch import nn
 from synthe_core.errors import InputError, unknown
 from synthe_core.model.published_spec import PublishedSpec
 from synthe_core.ops.packed_linear import unavailable
-from synthe_core.quantization.packed import PackedMatrix, is_packable
-from synthe_core.quantization.quantize import AS_STORED
+from synthe_core.quantization.matrix import FloatMatrix, QuantizedMatrix
+from synthe_core.quantization.packed import HALVES, PackedMatrix, has_products, is_packable
+from synthe_core.quantization.quantize import AS_STORED, BFLOAT16
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.units import format_size
 
 FLOAT32 = "float32"
-MADE = ("int8", "int4", "int4_asymmetric")
+MADE = (BFLOAT16, "int8", "int4", "int4_asymmetric")
 WEIGHTS = ("auto", FLOAT32, AS_STORED, *MADE)
 CHOSEN = "as --weights says"
 FIRST = ("blocks.0.", "embedding.", "head.")
@@ -32,7 +34,8 @@ class WeightsChoice(NamedTuple):
 def choose_weights(wanted: str, checkpoint: Checkpoint, device: str) -> WeightsChoice:
     """What `--weights` asks for, for a checkpoint on a type of device. InputError for what cannot be had.
 
-    auto: as the file has them, where its matrices are quantised and can be multiplied by integers, else float32.
+    auto: as the file has them, where its matrices are quantised and can be multiplied by integers, or are floats of 16
+    bits; else float32.
     """
     wanted = wanted.replace("-", "_")
     if wanted not in WEIGHTS:
@@ -44,27 +47,33 @@ def choose_weights(wanted: str, checkpoint: Checkpoint, device: str) -> WeightsC
     else:
         missing = unavailable(device)
     if wanted == "auto":
-        if missing is not None or not _has_packable(checkpoint):
-            return WeightsChoice(None, missing or "the file has no matrices in a format for products by integers")
+        if missing is not None or not _has_products(checkpoint):
+            return WeightsChoice(None, missing or "the file has no matrices that are multiplied as they are")
         return WeightsChoice(AS_STORED, "as the file has them")
     if missing is not None:
         raise InputError(f"--weights {wanted}: {missing}", "leave it out, or choose float32")
     return WeightsChoice(wanted, CHOSEN)
 
 
-def _has_packable(checkpoint: Checkpoint) -> bool:
-    """Whether a matrix of the first block, of the embedding or of the head is in a format that has the layout."""
+def _has_products(checkpoint: Checkpoint) -> bool:
+    """Whether a matrix of the first block, of the embedding or of the head can be multiplied in the format that it
+    has."""
     tensors = checkpoint.tensors
-    find = getattr(tensors, "quantized", None)
-    names = [name for name in tensors if name.startswith(FIRST)] if find is not None else []
-    return any((matrix := find(name)) is not None and is_packable(matrix) for name in names if find is not None)
+    find: Callable[[str], QuantizedMatrix | None] = getattr(tensors, "quantized", lambda name: None)
+    for name in (name for name in tensors if name.startswith(FIRST)):
+        if (matrix := find(name)) is not None:
+            if is_packable(matrix) or has_products(matrix):
+                return True
+        elif (tensor := tensors[name]).dim() == 2 and tensor.dtype in HALVES:
+            return True
+    return False
 
 
 def describe_weights(model: nn.Module) -> str:
-    """The formats and the size of a model's quantised matrices, and the size of its floats."""
+    """The formats and the size of a model's matrices that are not in float32, and the size of its floats."""
     sizes: Counter[str] = Counter()
     for module in model.modules():
-        if isinstance(module, PackedMatrix):
+        if isinstance(module, PackedMatrix | FloatMatrix):
             sizes[module.format] += module.nbytes
     formats = " and ".join(name for name, _ in sizes.most_common())
     floats = sum(parameter.nbytes for parameter in model.parameters())

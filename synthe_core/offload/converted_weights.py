@@ -16,7 +16,7 @@ from torch import Tensor
 
 from synthe_core.errors import InputError
 from synthe_core.hardware.probe import cache_dir
-from synthe_core.quantization.matrix import QuantizedMatrix, StackedMatrix
+from synthe_core.quantization.matrix import FloatMatrix, QuantizedMatrix, StackedMatrix
 from synthe_core.quantization.packed import PackedMatrix
 from synthe_core.storage.atomic import new_file
 from synthe_core.storage.tensor_file import Extent, TensorFile, header
@@ -25,6 +25,7 @@ VERSION = 1
 KEY = "synthe.packed"
 WAIT = 600.0  # seconds for another process that converts the same weights
 PARTS = "codes", "scales", "offsets"
+VALUES = "values"  # of a matrix in 16 bits
 
 
 class ConvertedWeights:
@@ -41,21 +42,23 @@ class ConvertedWeights:
     def all_extents(self, name: str) -> list[Extent]:
         """Of a tensor, or of all parts of a matrix."""
         count = len(self.matrices.get(name, ()))
-        names = [f"{name}.{number}.{part}" for number in range(count) for part in PARTS] if count else [name]
+        parts = (*PARTS, VALUES)
+        names = [f"{name}.{number}.{part}" for number in range(count) for part in parts] if count else [name]
         return [extent for each in names if each in self.file.entries for extent in self.extents(each)]
 
     def packed(self, name: str, place: Callable[[str, torch.dtype, tuple[int, ...]], Tensor]) -> QuantizedMatrix:
         """The matrix `name` on tensors that `place` makes, of the names in this file."""
         made: list[QuantizedMatrix] = []
         for number, (rows, columns, factor, stored) in enumerate(self.matrices[name]):
-            names = [f"{name}.{number}.{part}" for part in PARTS]
-            tensors = [
+            codes, scales, offsets, values = (
                 place(each, self.file.entries[each].dtype, self.file.entries[each].shape)
-                if each in self.file.entries
+                if (each := f"{name}.{number}.{part}") in self.file.entries
                 else None
-                for each in names
-            ]
-            codes, scales, offsets = tensors
+                for part in (*PARTS, VALUES)
+            )
+            if values is not None:
+                made.append(FloatMatrix(values))
+                continue
             assert codes is not None and scales is not None
             made.append(PackedMatrix(torch.Size((rows, columns)), codes, scales, offsets, factor, stored))
         return made[0] if len(made) == 1 else StackedMatrix(made)
@@ -96,13 +99,12 @@ def convert(path: Path, names: Iterable[str], value: Callable[[str], Tensor | Qu
             if isinstance(made, Tensor):
                 tensors = {name: made.float()}
             else:
-                parts = [each for each in _flat(made) if isinstance(each, PackedMatrix)]
-                matrices[name] = [[*each.shape, each.factor, each.format] for each in parts]
+                parts = _flat(made)
+                matrices[name] = [[*each.shape, getattr(each, "factor", 1.0), each.format] for each in parts]
                 tensors = {
                     f"{name}.{number}.{part}": tensor
                     for number, each in enumerate(parts)
-                    for part, tensor in zip(PARTS, each.tensors, strict=True)
-                    if tensor is not None
+                    for part, tensor in _tensors(each).items()
                 }
             for key, tensor in tensors.items():
                 described[key] = tensor.dtype, tuple(tensor.shape)
@@ -114,6 +116,14 @@ def convert(path: Path, names: Iterable[str], value: Callable[[str], Tensor | Qu
     opened = open_converted(path, names)
     assert opened is not None, f"{path} was written and cannot be read"
     return opened
+
+
+def _tensors(matrix: QuantizedMatrix) -> dict[str, Tensor]:
+    """What a packed matrix or one in 16 bits consists of."""
+    if isinstance(matrix, FloatMatrix):
+        return {VALUES: matrix.values}
+    assert isinstance(matrix, PackedMatrix)
+    return {part: tensor for part, tensor in zip(PARTS, matrix.tensors, strict=True) if tensor is not None}
 
 
 def _flat(matrix: QuantizedMatrix) -> list[QuantizedMatrix]:

@@ -16,7 +16,7 @@ from synthe_core.ops.dispatch import compute_dtype
 from synthe_core.ops.linear import linear
 from synthe_core.ops.packed_linear import packed_linear
 from synthe_core.quantization.matrix import QuantizedMatrix
-from synthe_core.quantization.packed import is_packed
+from synthe_core.quantization.packed import has_products
 
 
 def quantized_linear(
@@ -27,9 +27,9 @@ def quantized_linear(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """W x + b, or the `outputs` of it; x [..., I], W [O, I], b [O], y [..., O]. Computed in `dtype` where one is given,
-    else in autocast's type or that of x; by integers where W is packed and x has no gradient. W and b have no gradient
-    of their own; that of x has gradients."""
-    if is_packed(matrix) and not (torch.is_grad_enabled() and x.requires_grad):
+    else in autocast's type or that of x; of W as it is in memory where it `has_products` and x has no gradient. W and b
+    have no gradient of their own; that of x has gradients."""
+    if has_products(matrix) and not (torch.is_grad_enabled() and x.requires_grad):
         y = packed_linear(x, matrix, outputs).to(dtype or compute_dtype(x))
     else:
         y = _Product.apply(x, matrix, outputs, dtype or compute_dtype(x), False)

@@ -180,20 +180,22 @@ class FloatMatrix(QuantizedMatrix):
     """Numbers in the float type in which a file has them, such as bfloat16."""
 
     def __init__(self, values: Tensor) -> None:
-        super().__init__(*values.shape, values=values)
+        super().__init__(*values.shape)
+        self.register_buffer("_values", values, persistent=False)
 
     @property
     def format(self) -> str:
-        return str(self._values.dtype).removeprefix("torch.")
+        return str(self.values.dtype).removeprefix("torch.")
 
     @property
-    def _values(self) -> Tensor:
-        values = self._buffers["values"]
+    def values(self) -> Tensor:
+        """All of them, in that type."""
+        values = self._buffers["_values"]
         assert values is not None
         return values
 
     def rows(self, index: slice | Tensor) -> Tensor:
-        return self._values[index].float()
+        return self.values[index].float()
 
 
 class StackedMatrix(QuantizedMatrix):

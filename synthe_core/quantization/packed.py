@@ -17,7 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthe_core.quantization.ggml import Groups
-from synthe_core.quantization.matrix import AsymmetricMatrix, BlockMatrix, CodedMatrix, QuantizedMatrix, StackedMatrix
+from synthe_core.quantization.matrix import (
+    AsymmetricMatrix,
+    BlockMatrix,
+    CodedMatrix,
+    FloatMatrix,
+    QuantizedMatrix,
+    StackedMatrix,
+)
 
 BLOCK = 32
 LANES = 8
@@ -29,6 +36,7 @@ CENTRED = ("Q4_0", "int4")
 WITHOUT = ("Q2_K",)
 """Formats with an offset for each 16 columns."""
 GROUPED = (BlockMatrix, CodedMatrix, AsymmetricMatrix)
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class PackedMatrix(QuantizedMatrix):
@@ -102,11 +110,11 @@ def is_packable(matrix: QuantizedMatrix) -> bool:
     return isinstance(matrix, GROUPED) and matrix.format not in WITHOUT
 
 
-def is_packed(matrix: QuantizedMatrix) -> bool:
-    """Whether it has that layout, all of it."""
+def has_products(matrix: QuantizedMatrix) -> bool:
+    """Whether products are computed of what is in memory: all of it has that layout, or is floats of 16 bits."""
     if isinstance(matrix, StackedMatrix):
-        return all(map(is_packed, matrix.each))
-    return isinstance(matrix, PackedMatrix)
+        return all(map(has_products, matrix.each))
+    return isinstance(matrix, PackedMatrix) or (isinstance(matrix, FloatMatrix) and matrix.values.dtype in HALVES)
 
 
 def _arranged(groups: Groups, columns: int, is_nibble: bool) -> tuple[Tensor, Tensor, Tensor | None]:

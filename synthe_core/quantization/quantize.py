@@ -11,14 +11,27 @@ from synthe_core.errors import unknown
 from synthe_core.quantization import codes as scaled_codes
 from synthe_core.quantization import int4_asymmetric, nf4
 from synthe_core.quantization.formats import FORMATS
-from synthe_core.quantization.matrix import CHUNK, AsymmetricMatrix, CodedMatrix, Nf4Matrix, QuantizedMatrix
+from synthe_core.quantization.matrix import (
+    CHUNK,
+    AsymmetricMatrix,
+    CodedMatrix,
+    FloatMatrix,
+    Nf4Matrix,
+    QuantizedMatrix,
+)
 
 AS_STORED = "as_stored"
 """The format that the file has: nothing is rounded once more."""
 
+BFLOAT16 = "bfloat16"
+"""Rounded to 16 bits, without a scale."""
+
 
 def quantize(weight: Tensor, format: str, *, double_quant: bool = False) -> QuantizedMatrix:
-    """The matrix [rows, columns] in one of `MEMORY_FORMATS`. double_quant: NF4's magnitudes are quantised too."""
+    """The matrix [rows, columns] in one of `MEMORY_FORMATS` or BFLOAT16. double_quant: NF4's magnitudes are quantised
+    too."""
+    if format == BFLOAT16:
+        return FloatMatrix(weight.to(torch.bfloat16, copy=True))
     check_format(format)
     if format == "int4_asymmetric":
         codes, scales, offsets = _by_rows(weight, int4_asymmetric.encode)
@@ -36,7 +49,7 @@ MEMORY_FORMATS = (*FORMATS, "int4_asymmetric", "nf4")
 def vocabulary_format(format: str) -> str:
     """The format of an embedding and a head where a model is quantised in `format`: their errors reach every logit, so
     that GGUF files too give them 8 bits or 6."""
-    return format if format == AS_STORED else "int8"
+    return format if format in (AS_STORED, BFLOAT16) else "int8"
 
 
 def check_format(name: str) -> str:

@@ -22,10 +22,12 @@ from synthe_core.layers.quantized import QuantizedLinear
 from synthe_core.model.head import QuantizedHead
 from synthe_core.ops.packed_linear import unavailable
 from synthe_core.packing.pack import PackOptions, pack
+from synthe_core.quantization.matrix import FloatMatrix
 from synthe_core.quantization.packed import PackedMatrix
 from synthe_core.quantization.quantize import quantize
-from synthe_core.storage.checkpoint import Checkpoint
-from tests.inference.conftest import written
+from synthe_core.storage.checkpoint import Checkpoint, save
+from synthe_core.storage.manifest import Manifest
+from tests.inference.conftest import adapter_of, written
 
 pytestmark = pytest.mark.skipif(unavailable("cpu") is not None, reason=str(unavailable("cpu")))
 
@@ -81,6 +83,40 @@ def test_auto_is_as_the_file_has_them(path: Path, file: Path) -> None:
     choice = choose_weights("auto", Checkpoint.open(file), "cpu")
     assert choice.format == "as_stored" and "file" in choice.reason
     assert choose_weights("float32", Checkpoint.open(file), "cpu").format is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_auto_leaves_a_file_of_16_bits_as_it_is(path: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    opened = Checkpoint.open(path)
+    tensors = {name: opened.tensors[name].to(dtype) for name in opened.tensors}
+    recipe, tokenizer = opened.recipe, opened.tokenizer()
+    save(tmp_path / "m", recipe=recipe, vocab=257, tensors=tensors, manifest=Manifest(), tokenizer=tokenizer)
+    choice = choose_weights("auto", Checkpoint.open(tmp_path / "m"), "cpu")
+    assert choice.format == "as_stored" and "file" in choice.reason
+    exact, model = load(tmp_path / "m", "float32"), load(tmp_path / "m", "auto")
+    matrices = [module for module in model.model.modules() if isinstance(module, FloatMatrix)]
+    assert len(matrices) >= 8 and {each.values.dtype for each in matrices} == {dtype}
+    assert str(dtype).removeprefix("torch.") in model.weights_summary and model.fused_refusal is None
+    following = torch.tensor([[5]])
+    with torch.no_grad(), model.activate(), exact.context.activate():
+        state = exact.forward(torch.tensor([[1, 2, 3, 4]]), None).state
+        expected, ours = (each.forward(following, state).hidden for each in (exact, model))
+    assert torch.equal(ours, expected)
+
+
+def test_rows_are_independent_in_16_bits(path: Path) -> None:
+    model = load(path, "bfloat16")
+    prompts = [b"Once", b"a longer prompt than the others have", b"12345", b"x", b"Once upon"]
+    together = tokens(model, prompts)
+    assert model.batch_invariant and "bfloat16" in model.weights_summary
+    assert [tokens(model, [prompt])[0] for prompt in prompts] == together
+
+
+def test_an_adapter_is_in_bfloat16_beside_weights_that_are_not_in_float32(path: Path) -> None:
+    for weights, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("int8", torch.bfloat16)):
+        model = load(path, weights)
+        adapter = model.compact_adapter(adapter_of(model.model, 3, 0.5))
+        assert {each.dtype for each in adapter.tensors.values()} == {dtype}
 
 
 def test_matrices_have_the_numbers_of_the_file(file: Path) -> None:

@@ -97,7 +97,7 @@ def test_every_kind_of_file_gives_the_same_tokens(kind: str, path: Path, tmp_pat
 
 
 @no_integers
-@pytest.mark.parametrize("format", ["int4", "int8"])
+@pytest.mark.parametrize("format", ["int4", "int8", "bfloat16"])
 @pytest.mark.parametrize("which", ["path", "recurrent"])
 def test_packed_matrices_are_converted_once(
     which: str, format: str, request: pytest.FixtureRequest, opened: Open

@@ -7,7 +7,7 @@ import torch
 
 from synthe_core.quantization.ggml import BLOCK_FORMATS
 from synthe_core.quantization.matrix import CHUNK, BlockMatrix, FloatMatrix, QuantizedMatrix, StackedMatrix
-from synthe_core.quantization.packed import NIBBLES, PackedMatrix, is_packable, is_packed, packed
+from synthe_core.quantization.packed import NIBBLES, PackedMatrix, has_products, is_packable, packed
 from synthe_core.quantization.quantize import quantize
 
 EXACT = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "int8", "int4", "int4_asymmetric")
@@ -94,12 +94,12 @@ def test_a_large_matrix_is_packed_in_parts() -> None:
 
 def test_formats_without_the_layout_stay_as_they_are() -> None:
     for matrix in (FloatMatrix(torch.ones(4, 32)), quantized("nf4", 4, 64), quantized("Q2_K", 4, 256)):
-        assert packed(matrix) is matrix and not is_packable(matrix) and not is_packed(matrix)
+        assert packed(matrix) is matrix and not is_packable(matrix) and not has_products(matrix)
 
 
 def test_stacks_are_packed_one_by_one() -> None:
     stack = StackedMatrix([quantized("Q8_0", 5, 64), quantized("Q4_0", 11, 64)])
     made = packed(stack)
-    assert is_packable(stack) and is_packed(made) and torch.equal(made.dequantize(), stack.dequantize())
+    assert is_packable(stack) and has_products(made) and torch.equal(made.dequantize(), stack.dequantize())
     mixed = StackedMatrix([quantized("Q8_0", 5, 64), FloatMatrix(torch.ones(3, 64))])
-    assert is_packable(mixed) and not is_packed(packed(mixed))
+    assert is_packable(mixed) and not has_products(packed(mixed))

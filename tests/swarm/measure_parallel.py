@@ -47,7 +47,7 @@ def main() -> None:
         adapter = new_adapter(model.model, LoraSpec(rank=8))
         for factors in adapter.maps.values():
             torch.nn.init.normal_(factors.lora_B, std=0.01)
-        model.adapters[f"a{index}"] = adapter
+        model.adapters[f"a{index}"] = model.compact_adapter(adapter)
     with AsyncEngine([model], cache_bytes=0) as engine:
 
         def seconds(names: list[str], weights: list[float] | None = None) -> float:

@@ -13,9 +13,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from synthe_core.hardware.probe import probe
+from synthe_core.ops.float_linear import STORED
 from synthe_core.ops.native import library, pointer, refusal
 from synthe_core.quantization.packed import BLOCK, PackedMatrix
 
@@ -37,18 +39,19 @@ class _Matrix(ctypes.Structure):
 
 
 class _Part(ctypes.Structure):
-    _fields_ = (("packed", _Matrix), ("weight", _address))
+    _fields_ = (("packed", _Matrix), ("weight", _address), ("stored", _int))
 
 
 class Change(ctypes.Structure):
     """s B A of an adapter; without addresses none."""
 
-    _fields_ = (("a", _address), ("b", _address), ("rank", _int), ("scaling", _double))
+    _fields_ = (("a", _address), ("b", _address), ("rank", _int), ("is_bfloat16", _int), ("scaling", _double))
 
     @classmethod
     def of(cls, a: Tensor, b: Tensor, scaling: float) -> Change:
-        """Of float32 factors [r, I] and [O, r], whose memory the caller keeps."""
-        return cls(a.data_ptr(), b.data_ptr(), len(a), scaling)
+        """Of factors [r, I] and [r, O], B by its columns, both float32 or bfloat16, whose memory the caller keeps."""
+        assert a.dtype == b.dtype
+        return cls(pointer(a), pointer(b), len(a), a.dtype == torch.bfloat16, scaling)
 
 
 class LinearMap(ctypes.Structure):
@@ -63,8 +66,8 @@ class LinearMap(ctypes.Structure):
     def of(
         cls, parts: Sequence[Tensor | PackedMatrix], bias: Tensor | None, changes: ctypes.Array[Change] | None = None
     ) -> LinearMap:
-        """Of float32 or packed matrices [O, I], at most MOST_PARTS, whose memory the caller keeps. changes: of all
-        adapters, in the order of their numbers."""
+        """Of packed matrices or floats in one of `STORED`, [O, I], at most MOST_PARTS, whose memory the caller keeps.
+        changes: of all adapters, in the order of their numbers."""
         made = cls(count=len(parts), inputs=parts[0].shape[1], outputs=sum(each.shape[0] for each in parts))
         made.bias = pointer(bias)
         if changes is not None:
@@ -78,7 +81,7 @@ class LinearMap(ctypes.Structure):
                 own.factor, own.blocks, own.bits, own.parts = each.factor, codes.shape[1], each.bits, scales.shape[2]
                 assert own.blocks == -(-made.inputs // BLOCK)
             else:
-                target.weight = pointer(each)
+                target.weight, target.stored = pointer(each), STORED[each.dtype]
         return made
 
 

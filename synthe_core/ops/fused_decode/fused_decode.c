@@ -7,10 +7,11 @@
 // float_linear.h. What a step is, and who owns the memory: fused_decode/__init__.py.
 #include <stdlib.h>
 
+#include "../float_linear/float_linear.h"
 #include "../native_attention/attend.h"
 #include "../packed_linear/packed_linear.h"
-#include "float_linear.h"
 #include "linear_memory.h"
+#include "low_rank.h"
 #include "recurrent.h"
 #include "residual.h"
 
@@ -19,15 +20,10 @@ enum { ATTENTION, MLP, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2, GATED_CONV }
 enum { SILU, GELU, GELU_TANH, RELU, RELU2 };
 
 typedef struct {
-    matrix packed;        // where `weight` is NULL
-    const float *weight;  // [outputs, inputs]
+    matrix packed;       // where `weight` is NULL
+    const void *weight;  // [outputs, inputs]
+    int64_t stored;      // how: see float_linear.h
 } part;
-
-typedef struct {
-    const float *a, *b;  // [rank, inputs], [outputs, rank]; NULL: no change
-    int64_t rank;
-    double scaling;
-} change;
 
 typedef struct {
     part parts[MOST_PARTS];  // one below the other
@@ -70,14 +66,9 @@ typedef struct {
     float *normed, *features, *inner, *y, *stream, *scaled;
     int8_t *codes;
     float *scales, *sums, *narrow;
+    int32_t *counts;
     int64_t rank;  // the largest of a change
 } scratch;
-
-// y += s B A x. narrow: room for `rank` numbers.
-static void adapt(const change *own, const float *x, int64_t inputs, int64_t outputs, float *y, float *narrow) {
-    for (int64_t i = 0; i < own->rank; i++) narrow[i] = dot(own->a + i * inputs, x, inputs);
-    for (int64_t o = 0; o < outputs; o++) y[o] += (float)own->scaling * dot(own->b + o * own->rank, narrow, own->rank);
-}
 
 // adapters: of each row, or -1.
 static void apply(const linear *map, const float *x, int64_t rows, const int64_t *adapters, float *y, scratch *own) {
@@ -86,14 +77,14 @@ static void apply(const linear *map, const float *x, int64_t rows, const int64_t
     for (int64_t p = 0; p < map->count; p++) {
         const part *each = map->parts + p;
         if (each->weight) {
-            float_product(each->weight, x, rows, map->inputs, each->packed.outputs, y + first, map->outputs);
+            stored_product(each->weight, each->stored, x, rows, map->inputs, each->packed.outputs, y + first, map->outputs);
         } else {
             if (!is_quantized)
                 for (int64_t r = 0; r < rows; r++)
                     quantize_row(x + r * map->inputs, map->inputs, blocks, own->codes + r * blocks * BLOCK,
-                                 own->scales + r * blocks, own->sums + r * blocks);
+                                 own->scales + r * blocks, own->sums + r * blocks, own->counts + r * blocks * 2);
             is_quantized = 1;
-            input codes = {own->codes, own->scales, own->sums};
+            input codes = {own->codes, own->scales, own->sums, own->counts};
             product(&each->packed, &codes, rows, y + first, map->outputs);
         }
         first += each->packed.outputs;
@@ -250,7 +241,7 @@ int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapte
     for (int64_t i = 0; i < count; i++)
         if (steps[i].kind == ATTENTION && steps[i].groups * (steps[i].past + 1) > scores)
             scores = steps[i].groups * (steps[i].past + 1);
-    int64_t floats = 3 * width + features + inner + width + scores + 2 * blocks + rank;
+    int64_t floats = 3 * width + features + inner + width + scores + 4 * blocks + rank;
     float *memory = malloc((size_t)(rows * floats) * sizeof(float) + (size_t)(rows * blocks * BLOCK));
     if (!memory) return 1;
     scratch own;
@@ -263,7 +254,8 @@ int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapte
     float *room = own.scaled + rows * width;
     own.scales = room + rows * scores;
     own.sums = own.scales + rows * blocks;
-    own.narrow = own.sums + rows * blocks;
+    own.counts = (int32_t *)(own.sums + rows * blocks);
+    own.narrow = own.sums + 3 * rows * blocks;
     own.rank = rank;
     own.codes = (int8_t *)(own.narrow + rows * rank);
     for (int64_t i = 0; i < count; i++) {

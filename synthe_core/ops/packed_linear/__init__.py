@@ -16,18 +16,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthe_core.hardware.probe import probe
+from synthe_core.ops.float_linear import float_linear
 from synthe_core.ops.native import library, pointer, refusal
-from synthe_core.quantization.matrix import QuantizedMatrix, StackedMatrix
+from synthe_core.quantization.matrix import FloatMatrix, QuantizedMatrix, StackedMatrix
 from synthe_core.quantization.packed import BLOCK, LANES, PackedMatrix
 
 SOURCE = "packed_linear/packed_linear.c"
 
 
 def packed_linear(x: Tensor, matrix: QuantizedMatrix, outputs: slice | None = None) -> Tensor:
-    """W x, or the `outputs` of it, of a packed matrix or a stack of them; x [..., I], W [O, I], y float32 [..., O]."""
+    """W x, or the `outputs` of it, of a matrix that is packed or in 16 bits, or a stack of them; x [..., I], W [O, I],
+    y float32 [..., O]."""
     if isinstance(matrix, StackedMatrix):
         y = torch.cat([packed_linear(x, each) for each in matrix.each], -1)
         return y if outputs is None else y[..., outputs]
+    if isinstance(matrix, FloatMatrix):
+        return float_linear(x, matrix.values if outputs is None else matrix.values[outputs])
     assert isinstance(matrix, PackedMatrix)
     codes, scales, offsets = matrix.tensors
     first, last = 0, matrix.shape[0]
@@ -47,11 +51,12 @@ def _product(
     count = x.numel() // columns
     q = torch.empty(count, blocks * BLOCK, dtype=torch.int8)
     d, sums = torch.empty(2, count, blocks)
+    counts = torch.empty(count, blocks, 2, dtype=torch.int32)
     y = torch.empty(*x.shape[:-1], outputs)
     native, size = library(SOURCE), ctypes.c_int64
-    native.quantize_rows(*map(pointer, (x, q, d, sums)), size(count), size(columns), size(blocks))
+    native.quantize_rows(*map(pointer, (x, q, d, sums, counts)), size(count), size(columns), size(blocks))
     native.packed_linear(
-        *map(pointer, (codes, scales, offsets, q, d, sums, y)),
+        *map(pointer, (codes, scales, offsets, q, d, sums, counts, y)),
         ctypes.c_double(matrix.factor),
         *map(size, (count, outputs, blocks, matrix.bits, scales.shape[2])),
     )

@@ -8,6 +8,7 @@
 
 #include <float.h>
 
+#include "../half.h"
 #include "../lanes.h"
 
 enum { BLOCK = 32, STEPS = 8 };  // columns of a block; fours of columns of a block. A group has LANES outputs.
@@ -24,10 +25,12 @@ typedef struct {
     const int8_t *codes;  // [rows, blocks, 32]
     const float *scales;  // [rows, blocks]
     const float *sums;    // [rows, blocks]: scale times sum of the codes
+    const int32_t *counts;  // [rows, blocks, 2]: sum of the codes of each half of a block
 } input;
 
 // A row of columns as codes: scale = max |x| / 127 of each block.
-static inline void quantize_row(const float *x, int64_t columns, int64_t blocks, int8_t *q, float *scales, float *sums) {
+static inline void quantize_row(const float *x, int64_t columns, int64_t blocks, int8_t *q, float *scales, float *sums,
+                                int32_t *counts) {
     for (int64_t b = 0; b < blocks; b++) {
         int64_t count = columns - b * BLOCK < BLOCK ? columns - b * BLOCK : BLOCK;
         float part[BLOCK] = {0}, largest = 0;
@@ -39,21 +42,21 @@ static inline void quantize_row(const float *x, int64_t columns, int64_t blocks,
             is_finite &= size <= FLT_MAX;
         }
         float scale = is_finite ? largest / 127 : NAN, inverse = scale >= FLT_MIN ? 1 / scale : 0;
-        int sum = 0;
+        int32_t *sum = counts + 2 * b;
+        sum[0] = sum[1] = 0;
         for (int j = 0; j < BLOCK; j++) {
             float ratio = is_finite ? part[j] * inverse : 0;
             int code = (int)(ratio + copysignf(0.5f, ratio));
             q[b * BLOCK + j] = (int8_t)code;
-            sum += code;
+            sum[j >= BLOCK / 2] += code;
         }
         scales[b] = scale;
-        sums[b] = scale * (float)sum;
+        sums[b] = scale * (float)(sum[0] + sum[1]);
     }
 }
 
 #ifdef VECTOR
 typedef __m256i words;
-static inline lanes halves(const uint16_t *h) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)h)); }
 static inline lanes real(words v) { return _mm256_cvtepi32_ps(v); }
 static inline words four(const int8_t *q) {  // the same four columns for every output
     int32_t v;
@@ -88,15 +91,6 @@ static inline words add_bytes(words sum, words w, words x) {
 static inline words none(void) { return _mm256_setzero_si256(); }
 #else
 typedef union { int8_t b[BLOCK]; int32_t v[LANES]; } words;
-static inline float half(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023, bits;
-    float value;
-    if (!exponent) return (sign ? -1.0f : 1.0f) * (float)fraction * 0x1p-24f;
-    bits = sign | (exponent == 31 ? 255u : exponent + 112) << 23 | fraction << 13;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-static inline lanes halves(const uint16_t *h) { EACH(half(h[l])); }
 static inline lanes real(words w) { EACH((float)w.v[l]); }
 static inline words four(const int8_t *q) { words w; for (int l = 0; l < LANES; l++) memcpy(w.b + 4 * l, q, 4); return w; }
 static inline words bytes(const uint8_t *p) { words w; memcpy(w.b, p, BLOCK); return w; }
@@ -111,49 +105,15 @@ static inline words sum_nibbles(words sum) { return sum; }
 static inline words none(void) { words w; memset(&w, 0, sizeof w); return w; }
 #endif
 
-#if defined(DOT) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#define WIDE_VECTOR 1
-typedef __m512i pair;  // two fours of columns of the outputs
-static inline pair both_fours(pair row, int j) {  // columns j and j + 1, in fours, of a row's block
-    return _mm512_permutexvar_epi32(_mm512_inserti64x4(_mm512_set1_epi32(j), _mm256_set1_epi32(j + 1), 1), row);
-}
-static inline words half_sums(pair v) {
-    return _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
-}
-#endif
+enum { LINE = 64, AHEAD = 3072 };  // bytes: the processor's own reading ahead ends with a page
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#include "wide_tiles.h"
+#else
+enum { GROUPS = 1, MOST_ROWS = 4 };  // groups and rows that are computed together: as many as the registers hold
+typedef lanes sums;
 
 // The exact sums of a block's products: R rows, `stride` codes apart, times the outputs of a group.
-#ifdef WIDE_VECTOR
-#define DOTS(name, R, BITS, PARTS)                                                                                     \
-    static inline __attribute__((always_inline)) void name(const uint8_t *codes, const int8_t *q, int64_t stride,      \
-                                                           words dot[PARTS][R]) {                                      \
-        pair sum[PARTS][R], row[R];                                                                                    \
-        for (int p = 0; p < PARTS; p++)                                                                                \
-            for (int r = 0; r < R; r++) sum[p][r] = _mm512_setzero_si512();                                            \
-        for (int r = 0; r < R; r++) row[r] = _mm512_castsi256_si512(bytes((const uint8_t *)q + r * stride));           \
-        for (int j = 0; j < STEPS * BITS / 8; j += 2) {                                                                \
-            pair w = _mm512_loadu_si512(codes + j * BLOCK), nibble = _mm512_set1_epi8(15);                             \
-            if (BITS == 4) {                                                                                           \
-                pair one = _mm512_and_si512(w, nibble), two = _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble);       \
-                for (int r = 0; r < R; r++) {                                                                          \
-                    sum[0][r] = _mm512_dpbusd_epi32(sum[0][r], one, both_fours(row[r], j));                            \
-                    sum[0][r] = _mm512_dpbusd_epi32(sum[0][r], two, both_fours(row[r], j + 4));                        \
-                }                                                                                                      \
-            } else {                                                                                                   \
-                pair size = _mm512_abs_epi8(w);                                                                        \
-                __mmask64 is_negative = _mm512_movepi8_mask(w);                                                        \
-                int p = j * PARTS / STEPS;                                                                             \
-                for (int r = 0; r < R; r++) {                                                                          \
-                    pair x = both_fours(row[r], j);                                                                    \
-                    x = _mm512_mask_sub_epi8(x, is_negative, _mm512_setzero_si512(), x);                               \
-                    sum[p][r] = _mm512_dpbusd_epi32(sum[p][r], size, x);                                               \
-                }                                                                                                      \
-            }                                                                                                          \
-        }                                                                                                              \
-        for (int p = 0; p < PARTS; p++)                                                                                \
-            for (int r = 0; r < R; r++) dot[p][r] = half_sums(sum[p][r]);                                                 \
-    }
-#else
 #define DOTS(name, R, BITS, PARTS)                                                                                     \
     static inline void name(const uint8_t *codes, const int8_t *q, int64_t stride, words dot[PARTS][R]) {              \
         for (int p = 0; p < PARTS; p++)                                                                                \
@@ -176,9 +136,6 @@ static inline words half_sums(pair v) {
             }                                                                                                          \
         for (int r = 0; BITS == 4 && r < R; r++) dot[0][r] = sum_nibbles(dot[0][r]);                                   \
     }
-#endif
-
-enum { LINE = 64, AHEAD = 3072 };  // bytes: the processor's own reading ahead ends with a page
 
 // R rows from `row` on times the outputs of a group.
 #define TILE(name, R, BITS, PARTS)                                                                                     \
@@ -212,12 +169,6 @@ enum { LINE = 64, AHEAD = 3072 };  // bytes: the processor's own reading ahead e
 static inline void put(float *y, int64_t outputs, int64_t group, lanes v) {
     put_lanes(y + group * LANES, v, outputs - group * LANES);
 }
-
-// Rows that are computed together: as many as the registers hold.
-#ifdef WIDE_VECTOR
-enum { MOST_ROWS = 8 };
-#else
-enum { MOST_ROWS = 4 };
 #endif
 
 // Groups first to last of all rows.
@@ -230,11 +181,11 @@ enum { MOST_ROWS = 4 };
     TILE(eight_##bits##_##parts, 8, bits, parts)                                                                   \
     static void span_##bits##_##parts(const matrix *w, const input *x, int64_t rows, int64_t first, int64_t last,  \
                                       float *y, int64_t stride) {                                                  \
-        lanes sum[MOST_ROWS];                                                                                      \
+        sums sum[MOST_ROWS];                                                                                       \
         for (int64_t r = 0; r < rows;) {                                                                           \
             int64_t left = rows - r < MOST_ROWS ? rows - r : MOST_ROWS;                                            \
             int64_t count = left == 7 ? 6 : left == 5 ? 4 : left;                                                  \
-            for (int64_t g = first; g < last; g++) {                                                               \
+            for (int64_t g = first; g < last; g += GROUPS) {                                                       \
                 if (count == 1) one_##bits##_##parts(w, x, r, g, sum);                                             \
                 else if (count == 2) two_##bits##_##parts(w, x, r, g, sum);                                        \
                 else if (count == 3) three_##bits##_##parts(w, x, r, g, sum);                                      \
@@ -255,7 +206,7 @@ enum { SPAN_BYTES = 1 << 16 };  // codes of the outputs that all rows read befor
 // W x of all rows; a row of y is `stride` long.
 static inline void product(const matrix *w, const input *x, int64_t rows, float *y, int64_t stride) {
     int64_t groups = (w->outputs + LANES - 1) / LANES, step = SPAN_BYTES / (w->blocks * BLOCK * w->bits);
-    if (step < 1) step = 1;
+    step = step < GROUPS ? GROUPS : step / GROUPS * GROUPS;
     int64_t spans = (groups + step - 1) / step;
 #pragma omp parallel for schedule(static) if (spans > 1)
     for (int64_t s = 0; s < spans; s++) {

@@ -13,7 +13,7 @@ from synthe_core.errors import InputError
 from synthe_core.model.language_model import Backbone
 from synthe_core.model.quantized_model import quantizable_matrices, set_matrix
 from synthe_core.quantization.matrix import FloatMatrix, QuantizedMatrix
-from synthe_core.quantization.packed import is_packed, packed
+from synthe_core.quantization.packed import has_products, packed
 from synthe_core.quantization.quantize import AS_STORED, MEMORY_FORMATS, quantize, vocabulary_format
 from synthe_core.storage.checkpoint.weights import check_names, check_shape, weights
 from synthe_core.storage.finite import check_finite
@@ -33,8 +33,8 @@ def load_quantized(
 ) -> None:
     """Gives `model`, built `without_storage`, the weights of `tensors`: the matrices in a format of `MEMORY_FORMATS`,
     or AS_STORED, in which case they have the numbers of the file to the last bit; everything else in float32. Embedding
-    and head have 8 bits (see `vocabulary_format`). pack: in the layout of `quantization.packed`, for products without
-    floats; a matrix whose format has none is loaded in float32.
+    and head have 8 bits (see `vocabulary_format`). pack: in the layout of `quantization.packed`, for products with what
+    is in memory; floats of 16 bits as they are, a matrix of which there are none (see `has_products`) in float32.
 
     InputError names the first tensor that does not fit or is not finite; or a file without quantised matrices.
     """
@@ -47,7 +47,7 @@ def load_quantized(
             matrix = _matrix(tensors, name, source, form, double_quant)
             check_shape(name, like, tuple(matrix.shape), source)
             formats.add(matrix.format)
-            if pack and not is_packed(matrix := packed(matrix)):
+            if pack and not has_products(matrix := packed(matrix)):
                 set_tensor(model, name, matrix.dequantize())
             else:
                 set_matrix(model, matrices[name], matrix)
@@ -87,11 +87,11 @@ def _matrix(tensors: Mapping[str, Tensor], name: str, source: Path, format: str,
 
 
 def packed_matrix(tensors: Mapping[str, Tensor], name: str, source: Path, format: str) -> QuantizedMatrix | Tensor:
-    """The matrix `name` as `load_quantized` packs it: in the layout of `quantization.packed`, in float32 if its format
-    has none. InputError if it is not finite."""
+    """The matrix `name` as `load_quantized` packs it: in the layout of `quantization.packed`, in 16 bits, or in float32
+    if there are no products with its format. InputError if it is not finite."""
     form = vocabulary_format(format) if name in VOCABULARY else format
     matrix = packed(_matrix(tensors, name, source, form, False))
-    return matrix if is_packed(matrix) else matrix.dequantize()
+    return matrix if has_products(matrix) else matrix.dequantize()
 
 
 @torch.no_grad()
