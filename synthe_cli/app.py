@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": ("synthe_cli.commands.serve:app", "Serve models over an OpenAI-compatible HTTP API."),
     "up": ("synthe_cli.commands.up:app", "Serve a model to this machine, and open the dashboard."),
     "swarm": ("synthe_cli.commands.swarm:app", "Route requests to specialists on one model, and learn from use."),
+    "documents": ("synthe_cli.commands.documents:app", "Index documents, and search them."),
     "eval": ("synthe_cli.commands.eval:app", "Evaluate trained models on tasks and on text."),
     "introspect": ("synthe_cli.commands.introspect:app", "Inspect what a model computes on a text."),
     "profile-vram": ("synthe_cli.commands.profile_vram:app", "Estimate the memory of a recipe and where it fits."),

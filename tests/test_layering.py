@@ -36,7 +36,7 @@ LAYERS = [
     "interop",
     "evaluation.accumulators evaluation.bits_per_byte evaluation.classification profiling.device_memory",
     "training",
-    "introspection profiling evaluation packing merging benchmarks",
+    "introspection profiling evaluation packing merging benchmarks retrieval",
     "swarm",
     "agents",
     "serving",

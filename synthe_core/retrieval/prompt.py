@@ -1,0 +1,34 @@
+"""Passages in a prompt: as many as fit, each with a number by which an answer cites it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from synthe_core.retrieval.search import SearchResult
+
+HEADER = "Passages of documents. Use them where they help, and cite the number of what you use, such as [1]."
+_CITED = re.compile(r"\[(\d{1,6})\]")
+
+
+def block(passages: Sequence[SearchResult]) -> str:
+    """The part of a prompt that has the passages, numbered from 1; empty without any."""
+    if not passages:
+        return ""
+    parts = [f"[{number}] {each.passage.heading}\n{each.passage.text}" for number, each in enumerate(passages, 1)]
+    return "\n\n".join([HEADER, *parts])
+
+
+def fitting(passages: Iterable[SearchResult], budget: int, count_tokens: Callable[[str], int]) -> list[SearchResult]:
+    """The first passages whose block has at most `budget` tokens. One that does not fit is passed over."""
+    chosen: list[SearchResult] = []
+    for each in passages:
+        if count_tokens(block([*chosen, each])) <= budget:
+            chosen.append(each)
+    return chosen
+
+
+def cited(answer: str, passages: Sequence[SearchResult]) -> list[tuple[int, SearchResult]]:
+    """(number, passage) of what an answer cites, in the order of its text. Numbers without a passage are left out."""
+    numbers = dict.fromkeys(int(number) for number in _CITED.findall(answer))
+    return [(number, passages[number - 1]) for number in numbers if 1 <= number <= len(passages)]
