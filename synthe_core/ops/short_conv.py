@@ -14,6 +14,9 @@ from synthe_core.hardware.probe import Hardware
 from synthe_core.ops import activations, native
 from synthe_core.ops.dispatch import Call, Slower, op, require_float
 from synthe_core.ops.eager import eager
+from synthe_core.ops.triton_launch import RANK, mixed_types
+from synthe_core.ops.triton_launch import refusal as triton_refusal
+from synthe_core.ops.triton_short_conv import TritonConv
 
 SOURCE = "short_conv.c"
 MAX_TAPS = 16  # TAPS in short_conv.c
@@ -105,6 +108,22 @@ def _(hardware: Hardware, call: Call) -> str | None:
     if call.dtype not in (torch.float32, torch.float64):
         return f"compiled for float32 and float64, not {call.dtype}"
     return native.refusal(hardware, call.device, SOURCE)
+
+
+@short_conv.kernel("triton", rank=RANK, tolerance=1e-5)
+def triton(
+    x: Tensor, weight: Tensor, state: Tensor | None, silu: bool = True, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Triton: sum, SiLU and the last inputs in one kernel."""
+    return TritonConv.apply(x, weight, state, silu, bias)
+
+
+@triton.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    taps = call.arguments["weight"].shape[1]
+    if taps > MAX_TAPS:
+        return f"written for at most {MAX_TAPS} taps, not {taps}"
+    return triton_refusal(hardware, call) or mixed_types(call)
 
 
 @short_conv.kernel("grouped", rank=10, tolerance=1e-5)

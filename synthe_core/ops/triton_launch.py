@@ -58,3 +58,10 @@ def cdiv(n: int, size: int) -> int:
 def block(n: int, most: int, least: int = 1) -> int:
     """The smallest power of two from n on, between `least` and `most`, which are powers of two."""
     return max(least, min(most, 1 << max(n - 1, 0).bit_length()))
+
+
+def wide(dtype: torch.dtype) -> Any:
+    """Triton's name of the type that numbers stored as `dtype` are computed in."""
+    import triton.language as tl
+
+    return tl.float64 if dtype == torch.float64 else tl.float32

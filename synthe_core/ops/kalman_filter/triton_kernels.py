@@ -186,6 +186,15 @@ def token_gradients(a, p, m, retained, k, inverse, e, of_mean, of_posterior, hal
 
 
 @triton.jit
+def parameter_gradient(at, gradient, total, mask, TOKENS: tl.constexpr):
+    """Stores the gradient of a parameter of every token; of one that tokens share, returns the sum."""
+    if TOKENS:
+        tl.store(at, gradient, mask=mask)
+        return total
+    return total + tl.sum(gradient, 0)
+
+
+@triton.jit
 def filter_backward(
     observation, transition, process, noise, mean, variance, active, means, variances,
     mean_grad, variance_grad, surprise_grad, confidence_grad,
@@ -241,14 +250,8 @@ def filter_backward(
         tl.store(of_observation + at, tl.where(mask, of_z, 0.0), mask=of_pass)
         tl.store(of_noise + at, tl.where(mask, of_r, 0.0), mask=of_pass)
         transition_grad, process_grad = tl.where(mask, of_a, 0.0), tl.where(mask, of_q, 0.0)
-        if A_TOKENS:
-            tl.store(of_transition + at, transition_grad, mask=of_pass)
-        else:
-            transition_sum += tl.sum(transition_grad, 0)
-        if Q_TOKENS:
-            tl.store(of_process + at, process_grad, mask=of_pass)
-        else:
-            process_sum += tl.sum(process_grad, 0)
+        transition_sum = parameter_gradient(of_transition + at, transition_grad, transition_sum, of_pass, A_TOKENS)
+        process_sum = parameter_gradient(of_process + at, process_grad, process_sum, of_pass, Q_TOKENS)
         tl.store(of_mean + first, tl.sum(tl.where(step == 0, a * predicted, 0.0), 0), mask=inside)
         tl.store(of_variance + first, tl.sum(tl.where(step == 0, a * a * of_q, 0.0), 0), mask=inside)
     if not A_TOKENS:

@@ -13,9 +13,13 @@ from torch.autograd.function import once_differentiable
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, op
 from synthe_core.ops.native import library, pointer, refusal
+from synthe_core.ops.rms_norm.triton import MAX_WIDTH, TritonNorm
+from synthe_core.ops.triton_launch import RANK
+from synthe_core.ops.triton_launch import refusal as triton_refusal
 
 SOURCE = "rms_norm/rms_norm.c"
 ROWS = 64  # as in the C file
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SUFFIX = {
     (torch.float32, torch.float32): "float",
     (torch.float32, torch.bfloat16): "bfloat16",
@@ -50,6 +54,20 @@ def _(hardware: Hardware, call: Call) -> str | None:
     if pair not in _SUFFIX or call.arguments["weight"].dtype != call.dtype:
         return f"no native code for {pair[0]} to {pair[1]}"
     return refusal(hardware, call.device, SOURCE)
+
+
+@rms_norm.kernel("triton", rank=RANK, tolerance=1e-5)
+def triton(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """Triton: a row a program; x, the gradient and each row's scale are read once back."""
+    return TritonNorm.apply(x, weight, eps, dtype)
+
+
+@triton.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    width = call.arguments["x"].shape[-1]
+    if width > MAX_WIDTH:
+        return f"written for rows of at most {MAX_WIDTH} numbers, not {width}"
+    return triton_refusal(hardware, call, _FLOATS)
 
 
 class _Native(torch.autograd.Function):

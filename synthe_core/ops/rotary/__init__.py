@@ -12,8 +12,12 @@ from torch.autograd.function import once_differentiable
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, op
 from synthe_core.ops.native import library, pointer, refusal
+from synthe_core.ops.rotary.triton import MAX_SIZE, TritonRotary
+from synthe_core.ops.triton_launch import RANK
+from synthe_core.ops.triton_launch import refusal as triton_refusal
 
 SOURCE = "rotary/rotary.c"
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float64: "double"}
 
 
@@ -53,6 +57,22 @@ def _(hardware: Hardware, call: Call) -> str | None:
     if torch.is_grad_enabled() and (call.arguments["cos"].requires_grad or call.arguments["sin"].requires_grad):
         return "the angles need a gradient"
     return refusal(hardware, call.device, SOURCE)
+
+
+@rotary.kernel("triton", rank=RANK, tolerance=1e-5)
+def triton(x: Tensor, cos: Tensor, sin: Tensor, eps: float | None) -> Tensor:
+    """Triton: norm and rotation of a head in registers."""
+    return TritonRotary.apply(x, cos, sin, eps)
+
+
+@triton.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    size = call.arguments["x"].shape[-1]
+    if size > MAX_SIZE:
+        return f"written for heads of at most {MAX_SIZE} channels, not {size}"
+    if torch.is_grad_enabled() and (call.arguments["cos"].requires_grad or call.arguments["sin"].requires_grad):
+        return "the angles need a gradient"
+    return triton_refusal(hardware, call, _FLOATS)
 
 
 class _Native(torch.autograd.Function):

@@ -13,6 +13,9 @@ from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.activations import silu
 from synthe_core.ops.dispatch import Call, op
 from synthe_core.ops.native import library, pointer, refusal
+from synthe_core.ops.silu_gate.triton import TritonSiluGate
+from synthe_core.ops.triton_launch import RANK
+from synthe_core.ops.triton_launch import refusal as triton_refusal
 
 SOURCE = "silu_gate/silu_gate.c"
 _SUFFIX = {
@@ -40,6 +43,17 @@ def _(hardware: Hardware, call: Call) -> str | None:
     if pair not in _SUFFIX:
         return f"no native code for values in {pair[0]} and gates in {pair[1]}"
     return refusal(hardware, call.device, SOURCE)
+
+
+@silu_gate.kernel("triton", rank=RANK, tolerance=1e-5)
+def triton(value: Tensor, gate: Tensor) -> Tensor:
+    """Triton: reads a gate that is a slice of a projection where it is."""
+    return TritonSiluGate.apply(value, gate)
+
+
+@triton.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    return triton_refusal(hardware, call)
 
 
 class _Native(torch.autograd.Function):

@@ -10,6 +10,9 @@ from torch import Tensor
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.dispatch import Call, op
 from synthe_core.ops.native import library, pointer, refusal
+from synthe_core.ops.softmax_error.triton import triton_softmax_error
+from synthe_core.ops.triton_launch import RANK
+from synthe_core.ops.triton_launch import refusal as triton_refusal
 
 SOURCE = "softmax_error/softmax_error.c"
 _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float64: "double"}
@@ -39,6 +42,19 @@ def native(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     function = getattr(library(SOURCE), f"softmax_error_{_SUFFIX[logits.dtype]}")
     function(pointer(logits), pointer(labels.contiguous()), pointer(losses), *sizes)
     return losses, logits
+
+
+@softmax_error.kernel("triton", rank=RANK, tolerance=1e-5)
+def triton(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Triton: in place, two passes over each row."""
+    return triton_softmax_error(logits, labels)
+
+
+@triton.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    if not call.arguments["logits"].is_contiguous():
+        return "the logits are not contiguous"
+    return triton_refusal(hardware, call, (*_SUFFIX, torch.float16))
 
 
 @native.refuses

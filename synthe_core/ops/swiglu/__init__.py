@@ -13,6 +13,9 @@ from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.activations import silu
 from synthe_core.ops.dispatch import Call, op
 from synthe_core.ops.native import library, pointer, refusal
+from synthe_core.ops.swiglu.triton import TritonSwiglu
+from synthe_core.ops.triton_launch import RANK
+from synthe_core.ops.triton_launch import refusal as triton_refusal
 
 SOURCE = "swiglu/swiglu.c"
 _SUFFIX = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float64: "double"}
@@ -36,6 +39,17 @@ def _(hardware: Hardware, call: Call) -> str | None:
     if call.dtype not in _SUFFIX:
         return f"no native code for {call.dtype}"
     return refusal(hardware, call.device, SOURCE)
+
+
+@swiglu.kernel("triton", rank=RANK, tolerance=1e-5)
+def triton(gate_up: Tensor) -> Tensor:
+    """Triton: computes in float32 (float64 for float64) whatever is stored."""
+    return TritonSwiglu.apply(gate_up)
+
+
+@triton.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    return triton_refusal(hardware, call, (*_SUFFIX, torch.float16))
 
 
 class _Native(torch.autograd.Function):
