@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from synthe_core.ops.delta_rule.fla import call_fla, to_bfloat16, use_recurrent
+from synthe_core.ops.delta_rule.fla import call_fla, chunked_call, even, use_recurrent
 from synthe_core.ops.delta_rule.fla import refusal as fla_refusal
 from synthe_core.ops.dispatch import op, require_float
 from synthe_core.ops.eager import eager
@@ -55,8 +55,7 @@ def fla(
 
     if use_recurrent(q, k, v, beta, log_decay, state):
         return call_fla(fused_recurrent_kda, q, k, v, state, g=log_decay, beta=beta)
-    o, memory = call_fla(chunk_kda, *to_bfloat16(q, k, v), state, g=log_decay, beta=beta)
-    return o.to(v.dtype), memory
+    return chunked_call(chunk_kda, q, k, v, state, g=even(log_decay), beta=beta)
 
 
 fla.refuses(fla_refusal)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from synthe_core.ops.delta_rule.chunked import chunked_memory
 from synthe_core.ops.delta_rule.chunked import refusal as chunk_refusal
-from synthe_core.ops.delta_rule.fla import call_fla, to_bfloat16, use_recurrent
+from synthe_core.ops.delta_rule.fla import call_fla, chunked_call, use_recurrent
 from synthe_core.ops.delta_rule.fla import refusal as fla_refusal
 from synthe_core.ops.delta_rule.native import compiled_memory
 from synthe_core.ops.delta_rule.native import refusal as native_refusal
@@ -58,8 +58,7 @@ def fla(
     written = beta[..., None] * v
     if use_recurrent(q, k, written, decay, state):
         return call_fla(fused_recurrent_simple_gla, q, k, written, state, g=decay)
-    o, memory = call_fla(chunk_simple_gla, *to_bfloat16(q, k, written), state, g=decay)
-    return o.to(v.dtype), memory
+    return chunked_call(chunk_simple_gla, q, k, written, state, g=decay)
 
 
 fla.refuses(fla_refusal)

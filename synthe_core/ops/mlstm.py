@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import probe
+from synthe_core.ops.delta_rule.fla import refusal as fla_refusal
 from synthe_core.ops.dispatch import op, require_float
 from synthe_core.ops.linear_attention import linear_attention
+from synthe_core.ops.linear_scan import linear_scan
 from synthe_core.ops.native import call, refusal
 
 SCAN = "running_maximum.c"
@@ -106,6 +108,34 @@ def running_maximum(value: Tensor, step: Tensor, first: Tensor) -> Tensor:
     return m
 
 
+@mlstm.kernel("fla", rank=30, tolerance=2e-2)
+def fla(
+    q: Tensor, k: Tensor, v: Tensor, log_input: Tensor, log_forget: Tensor, memory: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Triton: fla's linear attention for the matrix C, in bfloat16; the normaliser n is a linear scan in float32, as
+    what is read is divided by n·q, which may be near 0."""
+    write, decay, scales = scaled_gates(log_input, log_forget, scale)
+    read, matrix = linear_attention.named("fla")(q, k, v, write, decay, memory[..., :-1])
+    first = memory[..., -1].flatten(1)
+    steps = decay.exp()[..., None].expand(k.shape).flatten(2)
+    sums, last = linear_scan(steps, (write[..., None] * k).flatten(2), first)
+    total = (sums.view(k.shape) * q).sum(-1, keepdim=True)
+    after = torch.cat([matrix, last.view(k[:, 0].shape)[..., None]], -1)
+    return Normalised.apply(torch.cat([read, total], -1), scales), after, scales[:, -1].clone()
+
+
+fla.refuses(fla_refusal)
+
+
+def scaled_gates(log_input: Tensor, log_forget: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """i and log f [B, T, H] of a memory divided by exp(m), and every m [B, T, H]."""
+    scales = running_maximum(log_input, log_forget, scale)
+    step = torch.cat([scale[:, None], scales[:, :-1]], 1) - scales  # the difference first: it is exact where m is large
+    # A decay of e^-1e30 is 0, and would lose the others where a kernel takes differences of running sums.
+    decay = (log_forget + step).clamp_min(math.log(torch.finfo(scale.dtype).tiny))
+    return torch.exp(log_input - scales), decay, scales
+
+
 @mlstm.kernel("composed", rank=10, tolerance=1e-5, batch_invariant=("cpu",))
 def composed(
     q: Tensor, k: Tensor, v: Tensor, log_input: Tensor, log_forget: Tensor, memory: Tensor, scale: Tensor
@@ -115,10 +145,7 @@ def composed(
     Scales are rounded otherwise than by the recurrence. As gates and bound are taken at the very scale that the memory
     is divided by, that alters no output.
     """
-    scales = running_maximum(log_input, log_forget, scale)
-    step = torch.cat([scale[:, None], scales[:, :-1]], 1) - scales  # the difference first: it is exact where m is large
-    # A decay of e^-1e30 is 0, and would lose the others where a kernel takes differences of running sums.
-    decay = (log_forget + step).clamp_min(math.log(torch.finfo(q.dtype).tiny))
+    write, decay, scales = scaled_gates(log_input, log_forget, scale)
     column = torch.cat([v, torch.ones_like(v[..., :1])], -1)
-    read, memory = linear_attention(q, k, column, torch.exp(log_input - scales), decay, memory)
+    read, memory = linear_attention(q, k, column, write, decay, memory)
     return Normalised.apply(read, scales), memory, scales[:, -1].clone()

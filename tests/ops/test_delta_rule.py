@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from synthe_core.errors import InputError
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.probe import probe
 from synthe_core.ops.delta_rule import chunked, delta_rule, native
 from synthe_core.ops.dispatch import Call
@@ -180,7 +181,11 @@ def test_every_refusal_is_a_reason_in_words():
     reasons = {c.kernel: c.reason for c in delta_rule.explain(accelerated, bare)}
     assert "not installed" in reasons["fla"]
     assert "compiled for the CPU" in reasons["native"]
-    assert next(c for c in delta_rule.explain(accelerated, full) if c.chosen).kernel == "fla"
+    with ExecutionContext(precision="bfloat16").activate():
+        assert next(c for c in delta_rule.explain(accelerated, full) if c.chosen).kernel == "fla"
+    long = replace(accelerated, time=17)
+    assert "rounds queries, keys and values" in delta_rule.named("fla").refusal(full, long)
+    assert delta_rule.named("fla").refusal(full, replace(long, time=16, grad=False)) is None
     wide = replace(accelerated, arguments=accelerated.arguments | {"k": torch.zeros(1, 1, 1, 512)})
     assert "keys of up to 256" in delta_rule.named("fla").refusal(full, wide)
     assert "not torch.float64" in delta_rule.named("fla").refusal(full, replace(accelerated, dtype=torch.float64))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthe_core.errors import InputError
+from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.probe import probe
 from synthe_core.ops.dispatch import Call
 from synthe_core.ops.generalized_delta_rule import generalized_delta_rule
@@ -258,7 +259,8 @@ def test_every_refusal_is_a_reason_in_words(rule):
     accelerated = replace(call(cast(given, torch.float32)), device="cuda")
     assert "not installed" in rule.named("fla").refusal(bare, accelerated)
     assert "compiled for the CPU" in rule.named("native").refusal(full, accelerated)
-    assert next(c for c in rule.explain(accelerated, full) if c.chosen).kernel == "fla"
+    with ExecutionContext(precision="bfloat16").activate():
+        assert next(c for c in rule.explain(accelerated, full) if c.chosen).kernel == "fla"
     assert rule.named("native").refusal(HERE, call(given | {"q": given["q"].float()})) == (
         "its tensors are of different types"
     )

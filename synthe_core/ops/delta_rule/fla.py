@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from synthe_core.hardware.execution import active_context
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.delta_rule.reference import delta_rule, per_value_head
 from synthe_core.ops.dispatch import Call
@@ -24,8 +26,7 @@ def fla(
     decay = torch.zeros_like(beta) if log_decay is None else log_decay
     if use_recurrent(q, k, v, beta, decay, state):
         return call_fla(fused_recurrent_gated_delta_rule, q, k, v, state, g=decay, beta=beta)
-    o, memory = call_fla(chunk_gated_delta_rule, *to_bfloat16(q, k, v), state, g=decay, beta=beta)
-    return o.to(v.dtype), memory
+    return chunked_call(chunk_gated_delta_rule, q, k, v, state, g=decay, beta=beta)
 
 
 def call_fla(
@@ -35,6 +36,25 @@ def call_fla(
     contiguous = {name: x.contiguous() for name, x in ({"q": q, "k": k, "v": v} | gates).items()}
     memory = None if state is None else state.contiguous()
     return rule(**contiguous, scale=1.0, initial_state=memory, output_final_state=True)  # type: ignore[operator]
+
+
+def even(x: Tensor) -> Tensor:
+    """x [..., N], with a zero behind where N is odd: their chunked kernels of 16-bit numbers take even sizes only."""
+    return F.pad(x, (0, x.shape[-1] % 2))
+
+
+def chunked_call(
+    rule: object, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, **gates: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`call_fla` of a chunked kernel: q, k and v rounded to bfloat16, keys and values of even size; o as v is stored.
+
+    Zeros behind keys and values add nothing to what is read.
+    """
+    key, value = k.shape[-1], v.shape[-1]
+    if state is not None:
+        state = F.pad(state, (0, value % 2, 0, key % 2))
+    o, memory = call_fla(rule, *to_bfloat16(even(q), even(k), even(v)), state, **gates)
+    return o[..., :value].to(v.dtype), memory[..., :key, :value]
 
 
 def to_bfloat16(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,4 +79,8 @@ def refusal(hardware: Hardware, call: Call) -> str | None:
     if call.dtype != torch.float32:
         return f"computes in float32, not {call.dtype}"
     key = call.arguments["k"].shape[-1]
-    return f"takes keys of up to {LARGEST_KEY} numbers, not {key}" if key > LARGEST_KEY else None
+    if key > LARGEST_KEY:
+        return f"takes keys of up to {LARGEST_KEY} numbers, not {key}"
+    if active_context().precision == "float32" and (call.grad or call.time > RECURRENT_TIME):
+        return "rounds queries, keys and values to bfloat16, and the precision is float32"
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from synthe_core.ops.delta_rule.fla import call_fla, refusal, to_bfloat16, use_recurrent
+from synthe_core.ops.delta_rule.fla import call_fla, chunked_call, even, refusal, to_bfloat16, use_recurrent
 from synthe_core.ops.generalized_delta_rule.reference import generalized_delta_rule
 
 
@@ -20,9 +20,8 @@ def fla(
 
     if use_recurrent(q, k, v, a, b, log_decay, state):
         return call_fla(fused_recurrent_dplr_delta_rule, q, k, v, state, a=a, b=b, gk=log_decay)
-    a, b, _ = to_bfloat16(a, b, v)
-    o, memory = call_fla(chunk_dplr_delta_rule, *to_bfloat16(q, k, v), state, a=a, b=b, gk=log_decay)
-    return o.to(v.dtype), memory
+    a, b, _ = to_bfloat16(even(a), even(b), v)
+    return chunked_call(chunk_dplr_delta_rule, q, k, v, state, a=a, b=b, gk=even(log_decay))
 
 
 fla.refuses(refusal)

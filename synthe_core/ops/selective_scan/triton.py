@@ -40,7 +40,7 @@ def _(hardware: Hardware, call: Call) -> str | None:
 def _blocks(time: int, size: int) -> dict[str, int]:
     """Tokens, channels and numbers of state of a tile."""
     numbers = block(size, MAX_SIZE)
-    channels = 32 if numbers <= 16 else 16 if numbers <= 64 else 8
+    channels = 32 if numbers <= 16 else 16 if numbers <= 32 else 8
     most = NUMBERS if numbers <= 32 else NUMBERS // 2  # the reductions of many numbers need registers of their own
     return {"BT": block(time, max(2, most // (channels * numbers)), 2), "BE": channels, "BN": numbers}
 

@@ -1,0 +1,116 @@
+"""The calls whose kernels are compiled ahead of time: ours, forward and back, and fla's as the project calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthe_core.ops.gated_average import gated_average
+from synthe_core.ops.kalman_filter import kalman_filter
+from synthe_core.ops.linear_scan import linear_scan
+from synthe_core.ops.rms_norm import rms_norm
+from synthe_core.ops.rotary import rotary
+from synthe_core.ops.selective_scan import selective_scan
+from synthe_core.ops.short_conv import short_conv
+from synthe_core.ops.silu_gate import silu_gate
+from synthe_core.ops.softmax_error import softmax_error
+from synthe_core.ops.swiglu import swiglu
+
+BATCH, TIME, WIDTH = 2, 256, 512
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, requires_grad=True)
+
+
+def pass_through(op: Any, kernel: str, *arguments: Any) -> None:
+    """The kernels of a training pass. Nothing is computed, so all numbers may be zero."""
+    outputs = op.named(kernel)(*arguments)
+    leaves = [x for x in (outputs if isinstance(outputs, tuple) else (outputs,)) if x.requires_grad]
+    if leaves:
+        torch.autograd.backward(leaves, [torch.zeros_like(x) for x in leaves])
+
+
+def scans(op: Any) -> None:
+    for time in (1, TIME):
+        pass_through(op, "triton", zeros(BATCH, time, WIDTH), zeros(BATCH, time, WIDTH), zeros(BATCH, WIDTH))
+
+
+def kalman() -> None:
+    for time in (1, TIME):
+        tokens = (BATCH, time, WIDTH)
+        active = torch.ones(BATCH, time, dtype=torch.bool)
+        model = zeros(WIDTH), zeros(WIDTH)
+        first = zeros(BATCH, WIDTH), zeros(BATCH, WIDTH)
+        pass_through(kalman_filter, "triton", zeros(*tokens), *model, zeros(*tokens), *first, active)
+
+
+def selective() -> None:
+    for time, size in ((1, 16), (TIME, 16), (TIME, 64), (TIME, 128)):
+        tokens, shared = (BATCH, time, WIDTH), (BATCH, time, size)
+        parameters = zeros(WIDTH, size), zeros(*shared), zeros(*shared), zeros(WIDTH)
+        pass_through(selective_scan, "triton", zeros(*tokens), zeros(*tokens), *parameters, zeros(BATCH, WIDTH, size))
+
+
+def convolution() -> None:
+    for time in (1, TIME):
+        tokens = zeros(BATCH, time, WIDTH)
+        pass_through(short_conv, "triton", tokens, zeros(WIDTH, 4), zeros(BATCH, 3, WIDTH), True, zeros(WIDTH))
+
+
+def norms() -> None:
+    for width in (64, WIDTH, 4096):
+        pass_through(rms_norm, "triton", zeros(BATCH, TIME, width), zeros(width), 1e-5, torch.bfloat16)
+
+
+def gates() -> None:
+    pass_through(swiglu, "triton", zeros(BATCH, TIME, 4 * WIDTH, dtype=torch.bfloat16))
+    pass_through(
+        silu_gate, "triton", zeros(BATCH, TIME, WIDTH), zeros(BATCH, TIME, WIDTH, dtype=torch.bfloat16)
+    )  # fmt: skip
+
+
+def positions() -> None:
+    angles = torch.zeros(BATCH, TIME, 32)
+    pass_through(rotary, "triton", zeros(BATCH, TIME, 8, 64, dtype=torch.bfloat16), angles, angles, 1e-5)
+
+
+def loss() -> None:
+    with torch.no_grad():
+        logits = torch.zeros(64, 32000, dtype=torch.bfloat16)
+        softmax_error.named("triton")(logits, torch.zeros(64, dtype=torch.int64))
+
+
+OURS: dict[str, Callable[[], None]] = {
+    "linear_scan": lambda: scans(linear_scan),
+    "gated_average": lambda: scans(gated_average),
+    "kalman_filter": kalman,
+    "selective_scan": selective,
+    "short_conv": convolution,
+    "rms_norm": norms,
+    "gates": gates,
+    "rotary": positions,
+    "softmax_error": loss,
+}
+
+
+def fla(name: str) -> Callable[[], None]:
+    """A training pass and a step of decoding by fla's kernels of that operator."""
+
+    def call() -> None:
+        from tests.gpu.interpreter.check_fla import RULES
+
+        op, make = next((op, make) for op, make in RULES if op.name == name)
+        arguments = make((BATCH, 128, 2, 64, 64))
+        leaves = [x.requires_grad_() if isinstance(x, Tensor) else x for x in arguments.values()]
+        pass_through(op, "fla", *leaves)
+        with torch.no_grad():
+            op.named("fla")(*make((BATCH, 1, 2, 64, 64)).values())
+
+    return call
+
+
+FLA = {name: fla(name) for name in ("delta_rule", "linear_attention", "kda", "generalized_delta_rule")}
