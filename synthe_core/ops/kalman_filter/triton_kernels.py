@@ -174,6 +174,20 @@ def compose_adjoints(a, b, c, d, e, next_a, next_b, next_c, next_d, next_e):
 
 
 @triton.jit
+def adjoint_step(a, retained, inverse, e, of_mean, of_variance, half, of_retained):
+    """What a token passes to the mean x and the variance y before it, as (x, y) -> (a x + b, c y + d x + e)."""
+    squared, slope = a * a, retained * inverse
+    of_prior = (of_mean * e - of_retained) * slope - half * e * inverse + retained * retained * of_variance
+    return (
+        a * retained,
+        a * (retained * of_mean - 2 * half),
+        squared * retained * retained,
+        squared * slope * e,
+        squared * of_prior,
+    )
+
+
+@triton.jit
 def token_gradients(a, p, m, retained, k, inverse, e, of_mean, of_posterior, half, of_retained):
     """The gradients of z, r, a and q, and of the predicted mean, from those of a token's mean and variance."""
     # not as a difference of the gradients of mean and observation, which cancels where K is nearly 1
@@ -186,8 +200,9 @@ def token_gradients(a, p, m, retained, k, inverse, e, of_mean, of_posterior, hal
 
 
 @triton.jit
-def parameter_gradient(at, gradient, total, mask, TOKENS: tl.constexpr):
+def parameter_gradient(at, gradient, total, active, mask, TOKENS: tl.constexpr):
     """Stores the gradient of a parameter of every token; of one that tokens share, returns the sum."""
+    gradient = tl.where(active, gradient, 0.0)
     if TOKENS:
         tl.store(at, gradient, mask=mask)
         return total
@@ -221,17 +236,8 @@ def filter_backward(
             row, t + 1, time, width, channel, inside, a_row, a_token, q_row, q_token,
             HAS_ACTIVE, HAS_MEAN, HAS_VARIANCE, HAS_SURPRISE, HAS_CONFIDENCE,
         )  # fmt: skip
-        squared, slope = a * a, retained * inverse
-        xx, x, yy, yx, y = tl.associative_scan(
-            (
-                a * retained,
-                a * (retained * of_m - 2 * half),
-                squared * retained * retained,
-                squared * slope * e,
-                squared * ((of_m * e - of_retained) * slope - half * e * inverse + retained * retained * of_p),
-            ),
-            0, compose_adjoints, reverse=True,
-        )  # fmt: skip
+        steps = adjoint_step(a, retained, inverse, e, of_m, of_p, half, of_retained)
+        xx, x, yy, yx, y = tl.associative_scan(steps, 0, compose_adjoints, reverse=True)
         x, y = xx * carried_x[None] + x, yy * carried_y[None] + yx * carried_x[None] + y
         carried_x = tl.sum(tl.where(step == 0, x, 0.0), 0)
         carried_y = tl.sum(tl.where(step == 0, y, 0.0), 0)
@@ -249,9 +255,8 @@ def filter_backward(
         of_pass = (t < time) & inside[None]
         tl.store(of_observation + at, tl.where(mask, of_z, 0.0), mask=of_pass)
         tl.store(of_noise + at, tl.where(mask, of_r, 0.0), mask=of_pass)
-        transition_grad, process_grad = tl.where(mask, of_a, 0.0), tl.where(mask, of_q, 0.0)
-        transition_sum = parameter_gradient(of_transition + at, transition_grad, transition_sum, of_pass, A_TOKENS)
-        process_sum = parameter_gradient(of_process + at, process_grad, process_sum, of_pass, Q_TOKENS)
+        transition_sum = parameter_gradient(of_transition + at, of_a, transition_sum, mask, of_pass, A_TOKENS)
+        process_sum = parameter_gradient(of_process + at, of_q, process_sum, mask, of_pass, Q_TOKENS)
         tl.store(of_mean + first, tl.sum(tl.where(step == 0, a * predicted, 0.0), 0), mask=inside)
         tl.store(of_variance + first, tl.sum(tl.where(step == 0, a * a * of_q, 0.0), 0), mask=inside)
     if not A_TOKENS:

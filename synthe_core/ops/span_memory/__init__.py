@@ -1,6 +1,6 @@
-"""A memory that learns at test time span by span, and its faster kernel."""
+"""A memory that learns at test time span by span, and its faster kernels."""
 
-from synthe_core.ops.span_memory import framed
+from synthe_core.ops.span_memory import framed, triton
 from synthe_core.ops.span_memory.reference import SpanOutput, SpanState, projected, span_memory
 
-__all__ = ["SpanOutput", "SpanState", "framed", "projected", "span_memory"]
+__all__ = ["SpanOutput", "SpanState", "framed", "projected", "span_memory", "triton"]
