@@ -24,6 +24,11 @@ class LowRank:
     scaling: float
 
     @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B."""
+        return self.lora_A, self.lora_B
+
+    @property
     def r(self) -> int:
         """The rank."""
         return self.lora_A.shape[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -16,6 +16,7 @@ from synthe_core.layers.adapter_batch import current_adapters
 from synthe_core.layers.projection import Linear, product
 from synthe_core.layers.quantized import quantized_matrix
 from synthe_core.ops.linear import addmm
+from synthe_core.ops.low_rank import NONE, add_low_rank, suits
 from synthe_core.ops.quantized_linear import quantized_linear
 from synthe_core.quantization.matrix import QuantizedMatrix
 
@@ -91,6 +92,11 @@ class LoRALinear(Linear):
         self, x: Tensor, outputs: slice | None = None, *, bias: bool = True, dtype: torch.dtype | None = None
     ) -> Tensor:
         batch = current_adapters()
+        indices = (DEFAULT,) if batch is None else batch.indices
+        if self.slots.isdisjoint(indices):
+            return self._base_product(x, outputs, bias, dtype)
+        if outputs is None and dtype in (None, torch.float32) and self._is_row_by_row(x):
+            return self._add_row_by_row(self._base_product(x, outputs, bias, dtype), x, indices)
         groups = None if batch is None else batch.groups(self.slots)
         if groups is None or groups.only is not None:
             y = self._base_product(x, outputs, bias, dtype)
@@ -99,6 +105,23 @@ class LoRALinear(Linear):
         y = self._base_product(x, outputs, bias, dtype)
         parts = [self._add(s.slot, y[s.start : s.end], x[s.start : s.end], outputs, dtype) for s in groups.spans]
         return groups.scatter(torch.cat(parts))
+
+    def _is_row_by_row(self, x: Tensor) -> bool:
+        """Whether every row's change is added by `add_low_rank`."""
+        if torch.is_autocast_enabled(x.device.type) or (self.training and any(self.dropout.values())):
+            return False
+        factors = [each for slot in self.slots for each in self.low_rank(slot).factors]
+        return x.dim() > 1 and suits(x, x, factors)
+
+    def _add_row_by_row(self, y: Tensor, x: Tensor, indices: Sequence[int]) -> Tensor:
+        slots = sorted(self.slots)
+        numbers = [slots.index(each) if each in self.slots else NONE for each in indices]
+        numbers = numbers * len(x) if len(numbers) == 1 else numbers
+        if len(numbers) != len(x):
+            raise ValueError(f"the pass has {len(numbers)} rows with adapters, and a map reads {len(x)}")
+        changes = [self.low_rank(slot) for slot in slots]
+        add_low_rank(y, x.contiguous(), [(*each.factors, each.scaling) for each in changes], numbers)
+        return y
 
     def _base_product(self, x: Tensor, outputs: slice | None, with_bias: bool, dtype: torch.dtype | None) -> Tensor:
         """W x + b."""

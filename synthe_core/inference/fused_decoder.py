@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from synthe_core.adapters.lora_linear import DEFAULT, LoRALinear, base_weight
+from synthe_core.inference.fused_buffers import StateBuffers
 from synthe_core.inference.fused_recurrent import FORMS, begin
 from synthe_core.inference.fused_residual import fill_residuals, residual_refusal
 from synthe_core.inference.growing_window import Place, extended
@@ -27,13 +28,13 @@ from synthe_core.ops.fused_decode import (
     ATTENTION,
     KALMAN,
     MOST_PARTS,
-    Change,
     LinearMap,
     Step,
     decode,
     unavailable,
 )
 from synthe_core.ops.fused_decode import MLP as FUSED_MLP
+from synthe_core.ops.low_rank import Change
 from synthe_core.quantization.matrix import FloatMatrix, QuantizedMatrix, StackedMatrix
 from synthe_core.quantization.packed import PackedMatrix, has_products
 
@@ -58,6 +59,7 @@ class FusedDecoder:
         recurrent: list[Any] = [each for each in self._learners if type(each) in FORMS]
         self.row_state_bytes = sum(each.state_bytes(1) for each in recurrent)
         self._steps = (Step * len(self._learners))()
+        self._buffers = StateBuffers()
         self._held: list[Tensor] = []  # what C has the addresses of, besides parameters
         for step, learner in zip(self._steps, self._learners, strict=True):
             self._held += _fill(step, learner, self._slots)
@@ -81,7 +83,7 @@ class FusedDecoder:
             each = before[number]
             places.append(None)
             if (form := FORMS.get(type(learner))) is not None:
-                before[number], leaves = begin(step, each, form.state)
+                before[number], leaves = begin(step, each, form.state, self._buffers)
                 held += leaves
                 if form.kind == KALMAN:
                     signals = torch.empty(len(x), 2)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from synthe_core.inference.fused_buffers import StateBuffers
 from synthe_core.layers.delta import Delta, DeltaState
 from synthe_core.layers.gated_conv import GatedConv
 from synthe_core.layers.gla import GLA, GLAState
@@ -49,10 +50,12 @@ class Form(NamedTuple):
     state: Callable[..., Any]
 
 
-def begin(step: Step, state: Iterable[Tensor] | Tensor, made: Callable[..., Any]) -> tuple[Any, list[Tensor]]:
+def begin(
+    step: Step, state: Iterable[Tensor] | Tensor, made: Callable[..., Any], buffers: StateBuffers
+) -> tuple[Any, list[Tensor]]:
     """The state that C will fill, and the tensors it has the addresses of. state: its leaves, or the only one."""
     before = [leaf.contiguous() for leaf in ([state] if isinstance(state, Tensor) else state)]
-    after = [torch.empty_like(leaf) for leaf in before]
+    after = [buffers.empty_like(leaf) for leaf in before]
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         step.before[number], step.after[number] = old.data_ptr(), new.data_ptr()
     return made(*after), before

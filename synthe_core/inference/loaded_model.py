@@ -297,7 +297,7 @@ class LoadedModel:
 
     def compact_adapter(self, adapter: Adapter) -> Adapter:
         """The adapter as it is held for this model: in bfloat16 where the matrices are not in float32."""
-        return adapter if self.weights == FLOAT32 else adapter.compact(torch.bfloat16)
+        return adapter.compact(torch.float32 if self.weights == FLOAT32 else torch.bfloat16)
 
     def check_adapter(self, adapter: Adapter, path: Path) -> None:
         """InputError if the adapter read from `path` is of another model. Not during a pass."""

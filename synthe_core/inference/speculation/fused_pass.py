@@ -4,7 +4,7 @@ token, to the bit, and the states after any of them can be had.
 In C a pass has rows with windows of their own, `capacity` entries apart. The tokens of one sequence are rows whose
 windows are one entry apart in the same buffer: token t finds what the tokens before it have written. A state of fixed
 size is written row below row, and token t reads the row that token t - 1 has written; each row is the state after a
-token. That needs the rows of such a learner one after the other, so they are not shared among threads.
+token. The rows of such a learner are computed one after the other, and all else by several threads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
-from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -24,8 +23,7 @@ from synthe_core.inference.fused_recurrent import FORMS, StateRows, begin_rows
 from synthe_core.inference.growing_window import Place, extended
 from synthe_core.layers.attention import Attention, AttentionState
 from synthe_core.model.language_model import ModelState
-from synthe_core.ops.fused_decode import KALMAN, SOURCE, Step
-from synthe_core.ops.native import library
+from synthe_core.ops.fused_decode import KALMAN, Step
 
 FLOAT = 4  # bytes
 
@@ -71,6 +69,7 @@ class FusedPass:
         for step, learner, state in zip(steps, self._learners, states, strict=True):
             if (form := FORMS.get(type(learner))) is not None:
                 places.append(begin_rows(step, state, form.state, count))
+                step.in_order = True
                 if form.kind == KALMAN:
                     self._place_signals(step, rows, len(positions))
                 continue
@@ -135,19 +134,16 @@ def _after(learner: Any, before: Any, place: _Place, count: int, counts: dict[tu
 
 def _run(decoder: FusedDecoder, filled: Many[tuple[ctypes.Array[Step], slice]], x: Tensor, adapters: list[int]) -> None:
     """All steps over all rows: learners with a state sequence by sequence, what lies between for all together."""
-    steps, rows = filled[0]
-    native = library(SOURCE)
-    threads = native.omp_get_max_threads() if hasattr(native, "omp_get_max_threads") else 1
-    if len(filled) == 1 and (threads == 1 or rows.stop == 1):
+    steps, _ = filled[0]
+    if len(filled) == 1:
         decoder.run(steps, x, adapters)
         return
     for first, end in _calls(steps):
         if not any(steps[n].filled is not None or steps[n].before[0] for n in range(first, end)):  # no state
             decoder.run(_some(steps, first, end), x, adapters, first)
             continue
-        with _one_thread(native, threads):
-            for own, each in filled:
-                decoder.run(_some(own, first, end), x[each], adapters[each], first)
+        for own, each in filled:
+            decoder.run(_some(own, first, end), x[each], adapters[each], first)
 
 
 def _calls(steps: ctypes.Array[Step]) -> Iterator[tuple[int, int]]:
@@ -161,15 +157,3 @@ def _calls(steps: ctypes.Array[Step]) -> Iterator[tuple[int, int]]:
 
 def _some(steps: ctypes.Array[Step], first: int, end: int) -> ctypes.Array[Step]:
     return (Step * (end - first)).from_buffer(steps, first * ctypes.sizeof(Step))
-
-
-@contextmanager
-def _one_thread(native: ctypes.CDLL, threads: int) -> Iterator[None]:
-    if threads == 1:
-        yield
-        return
-    native.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        native.omp_set_num_threads(threads)

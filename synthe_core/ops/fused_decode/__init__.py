@@ -13,11 +13,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from synthe_core.hardware.probe import probe
 from synthe_core.ops.float_linear import STORED
+from synthe_core.ops.low_rank import Change
 from synthe_core.ops.native import library, pointer, refusal
 from synthe_core.quantization.packed import BLOCK, PackedMatrix
 
@@ -40,18 +40,6 @@ class _Matrix(ctypes.Structure):
 
 class _Part(ctypes.Structure):
     _fields_ = (("packed", _Matrix), ("weight", _address), ("stored", _int))
-
-
-class Change(ctypes.Structure):
-    """s B A of an adapter; without addresses none."""
-
-    _fields_ = (("a", _address), ("b", _address), ("rank", _int), ("is_bfloat16", _int), ("scaling", _double))
-
-    @classmethod
-    def of(cls, a: Tensor, b: Tensor, scaling: float) -> Change:
-        """Of factors [r, I] and [r, O], B by its columns, both float32 or bfloat16, whose memory the caller keeps."""
-        assert a.dtype == b.dtype
-        return cls(pointer(a), pointer(b), len(a), a.dtype == torch.bfloat16, scaling)
 
 
 class LinearMap(ctypes.Structure):
@@ -161,7 +149,7 @@ class Step(ctypes.Structure):
         ("capacity", _int), ("start", _int), ("past", _int), ("window", _int),
         ("more", LinearMap), ("more_from", _int), ("before", _address * 3), ("after", _address * 3),
         ("bias", _address), ("kalman", Filter), ("delta", MemoryRule), ("gla", GLARule), ("mlstm", MLSTMRule),
-        ("mamba2", Mamba2Rule), ("conv", Convolution), ("signals", _address),
+        ("mamba2", Mamba2Rule), ("conv", Convolution), ("signals", _address), ("in_order", _int),
     )  # fmt: skip
 
 

@@ -8,10 +8,10 @@
 #include <stdlib.h>
 
 #include "../float_linear/float_linear.h"
+#include "../low_rank/low_rank.h"
 #include "../native_attention/attend.h"
 #include "../packed_linear/packed_linear.h"
 #include "linear_memory.h"
-#include "low_rank.h"
 #include "recurrent.h"
 #include "residual.h"
 
@@ -59,7 +59,8 @@ typedef struct {
     mlstm_rule mlstm;
     mamba2_rule mamba2;
     convolution conv;  // of gated_conv
-    float *signals;  // of kalman: [rows, 2]
+    float *signals;    // of kalman: [rows, 2]
+    int64_t in_order;  // whether a row of a recurrent learner reads the state after the row before it
 } step;
 
 typedef struct {
@@ -70,10 +71,27 @@ typedef struct {
     int64_t rank;  // the largest of a change
 } scratch;
 
+enum { MOST_FETCHED = 32 };
+
+// The factors of the rows' adapters of a map, which are read after its matrix; of many rows, some.
+static int64_t upcoming(const linear *map, const int64_t *adapters, int64_t rows, stretch *later) {
+    int64_t count = 0;
+    for (int64_t r = 0; map->changes && r < rows && count + 2 <= MOST_FETCHED; r++) {
+        const change *each = adapters[r] < 0 || (r && adapters[r] == adapters[r - 1]) ? NULL : map->changes + adapters[r];
+        if (!each || !each->a) continue;
+        int64_t row = each->rank * (each->is_bfloat16 ? sizeof(bfloat16) : sizeof(float));
+        later[count++] = (stretch){each->a, (row * map->inputs + LINE - 1) / LINE};
+        later[count++] = (stretch){each->b, (row * map->outputs + LINE - 1) / LINE};
+    }
+    return count;
+}
+
 // adapters: of each row, or -1.
 static void apply(const linear *map, const float *x, int64_t rows, const int64_t *adapters, float *y, scratch *own) {
     int64_t blocks = (map->inputs + BLOCK - 1) / BLOCK, first = 0;
     int is_quantized = 0;
+    stretch later[MOST_FETCHED];
+    int64_t fetched = upcoming(map, adapters, rows, later);
     for (int64_t p = 0; p < map->count; p++) {
         const part *each = map->parts + p;
         if (each->weight) {
@@ -85,7 +103,7 @@ static void apply(const linear *map, const float *x, int64_t rows, const int64_t
                                  own->scales + r * blocks, own->sums + r * blocks, own->counts + r * blocks * 2);
             is_quantized = 1;
             input codes = {own->codes, own->scales, own->sums, own->counts};
-            product(&each->packed, &codes, rows, y + first, map->outputs);
+            product(&each->packed, &codes, rows, y + first, map->outputs, later, p ? 0 : fetched);
         }
         first += each->packed.outputs;
     }
@@ -129,26 +147,28 @@ static void prepare(const step *s, float *q) {
     norm_row(q + queries, s->k_norm, s->norm_eps, width, q + queries);
 }
 
+// The row's keys and values are written before any row reads: rows may be tokens of one sequence.
 static void attention(const step *s, int64_t rows, float *features, float *y, float *scores) {
-    int64_t queries = s->heads * s->size, width = s->groups * s->size, stride = s->in.outputs;
-    for (int64_t r = 0; r < rows; r++) prepare(s, features + r * stride);
+    int64_t queries = s->heads * s->size, width = s->groups * s->size, stride = s->in.outputs, rep = s->heads / s->groups;
+#pragma omp parallel for schedule(static) if (rows * s->past > 64)
+    for (int64_t r = 0; r < rows; r++) {
+        float *q = features + r * stride, *k = q + queries;
+        const float *cos = s->cos + r * s->turned / 2, *sin = s->sin + r * s->turned / 2;
+        prepare(s, q);
+        for (int64_t h = 0; h < s->heads; h++) turn(q + h * s->size, s, s->q_norm, cos, sin);
+        for (int64_t g = 0; g < s->groups; g++) turn(k + g * s->size, s, s->k_norm, cos, sin);
+        int64_t at = (r * s->capacity + s->start + s->past) * width;
+        memcpy(s->keys + at, k, (size_t)width * sizeof(float));
+        memcpy(s->values + at, k + width, (size_t)width * sizeof(float));
+    }
 #pragma omp parallel for schedule(static) collapse(2) if (rows * s->past > 64)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t g = 0; g < s->groups; g++) {
-            float *q = features + r * stride + g * (s->heads / s->groups) * s->size;
-            float *k = features + r * stride + queries + g * s->size;
-            const float *cos = s->cos + r * s->turned / 2, *sin = s->sin + r * s->turned / 2;
-            for (int64_t h = 0; h < s->heads / s->groups; h++) turn(q + h * s->size, s, s->q_norm, cos, sin);
-            turn(k, s, s->k_norm, cos, sin);
-            int64_t at = (r * s->capacity + s->start + s->past) * width + g * s->size;
-            memcpy(s->keys + at, k, (size_t)s->size * sizeof(float));
-            memcpy(s->values + at, k + width, (size_t)s->size * sizeof(float));
-            int64_t count = seen(s, r);
+            float *q = features + r * stride + g * rep * s->size, *o = y + r * queries + g * rep * s->size;
+            int64_t count = seen(s, r), past = (r * s->capacity + s->start) * width + g * s->size;
             float *own = scores + (r * s->groups + g) * (s->past + 1);
-            int64_t past = (r * s->capacity + s->start) * width + g * s->size;
             entries window = {s->keys + past, s->values + past, NULL, width, s->size};
-            float *o = y + r * queries + g * (s->heads / s->groups) * s->size;
-            for (int64_t h = 0; h < s->heads / s->groups; h++, q += s->size, o += s->size) {
+            for (int64_t h = 0; h < rep; h++, q += s->size, o += s->size) {
                 attend(&window, q, s->past + 1 - count, s->past + 1, (float)s->scale, (float)s->cap, o, own);
                 if (s->is_gated) gate_row(o, q + queries + 2 * width, s->size, 0);
             }
@@ -217,7 +237,7 @@ static void recurrent_row(const step *s, int64_t r, float *own, float *more, flo
 
 static void recurrent(const step *s, int64_t rows, float *features, float *y) {
     float *more = features + rows * s->in.outputs;
-#pragma omp parallel for schedule(static) if (rows > 1)
+#pragma omp parallel for schedule(static) if (rows > 1 && !s->in_order)
     for (int64_t r = 0; r < rows; r++)
         recurrent_row(s, r, features + r * s->in.outputs, more + r * s->more.outputs, y + r * s->out.inputs);
 }

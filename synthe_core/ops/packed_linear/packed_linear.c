@@ -14,5 +14,5 @@ void packed_linear(const uint8_t *codes, const uint16_t *scales, const uint16_t 
                    int64_t rows, int64_t outputs, int64_t blocks, int64_t bits, int64_t parts) {
     matrix w = {codes, scales, offsets, (float)factor, outputs, blocks, bits, parts};
     input x = {x_codes, x_scales, x_sums, x_counts};
-    product(&w, &x, rows, y, outputs);
+    product(&w, &x, rows, y, outputs, NULL, 0);
 }

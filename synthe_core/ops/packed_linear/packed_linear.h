@@ -107,6 +107,35 @@ static inline words none(void) { words w; memset(&w, 0, sizeof w); return w; }
 
 enum { LINE = 64, AHEAD = 3072 };  // bytes: the processor's own reading ahead ends with a page
 
+// Memory that is read after a product, and fetched while it computes: a few lines a block.
+typedef struct {
+    const char *from;
+    int64_t lines;
+} stretch;
+
+typedef struct {
+    const stretch *at;
+    int64_t line, left, each;  // of a stretch, of all, of a block
+} fetcher;
+
+static inline void fetch(fetcher *own) {
+    for (int64_t i = 0; i < own->each && own->left; i++, own->left--) {
+        __builtin_prefetch(own->at->from + LINE * own->line, 0, 2);
+        if (++own->line == own->at->lines) own->at++, own->line = 0;
+    }
+}
+
+// The share of a span.
+static inline fetcher part_of(const stretch *later, int64_t count, int64_t span, int64_t spans, int64_t blocks) {
+    fetcher own = {later, 0, 0, 0};
+    int64_t total = 0, first, last;
+    for (int64_t i = 0; i < count; i++) total += later[i].lines;
+    first = total * span / spans, last = total * (span + 1) / spans;
+    own.left = last - first, own.each = (own.left + blocks - 1) / blocks;
+    for (own.line = first; own.left && own.line >= own.at->lines; own.at++) own.line -= own.at->lines;
+    return own;
+}
+
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 #include "wide_tiles.h"
 #else
@@ -140,7 +169,7 @@ typedef lanes sums;
 // R rows from `row` on times the outputs of a group.
 #define TILE(name, R, BITS, PARTS)                                                                                     \
     DOTS(dots_of_##name, R, BITS, PARTS)                                                                               \
-    static inline void name(const matrix *w, const input *x, int64_t row, int64_t group, lanes *sum) {                 \
+    static inline void name(const matrix *w, const input *x, int64_t row, int64_t group, lanes *sum, fetcher *later) { \
         int64_t n = w->blocks;                                                                                         \
         const uint8_t *codes = w->codes + group * n * BLOCK * BITS;                                                    \
         const uint16_t *scales = w->scales + group * n * PARTS * LANES;                                                \
@@ -159,6 +188,7 @@ typedef lanes sums;
                 for (int r = 0; r < R; r++) sum[r] = fma8(o, fill(total[r * n]), sum[r]);                              \
             }                                                                                                          \
             for (int l = 0; l < BLOCK * BITS; l += LINE) __builtin_prefetch(codes + AHEAD + l, 0, 1);                  \
+            fetch(later);                                                                                              \
             codes += BLOCK * BITS;                                                                                     \
             scales += PARTS * LANES;                                                                                   \
         }                                                                                                              \
@@ -180,18 +210,18 @@ static inline void put(float *y, int64_t outputs, int64_t group, lanes v) {
     TILE(six_##bits##_##parts, 6, bits, parts)                                                                     \
     TILE(eight_##bits##_##parts, 8, bits, parts)                                                                   \
     static void span_##bits##_##parts(const matrix *w, const input *x, int64_t rows, int64_t first, int64_t last,  \
-                                      float *y, int64_t stride) {                                                  \
+                                      float *y, int64_t stride, fetcher *later) {                                  \
         sums sum[MOST_ROWS];                                                                                       \
         for (int64_t r = 0; r < rows;) {                                                                           \
             int64_t left = rows - r < MOST_ROWS ? rows - r : MOST_ROWS;                                            \
             int64_t count = left == 7 ? 6 : left == 5 ? 4 : left;                                                  \
             for (int64_t g = first; g < last; g += GROUPS) {                                                       \
-                if (count == 1) one_##bits##_##parts(w, x, r, g, sum);                                             \
-                else if (count == 2) two_##bits##_##parts(w, x, r, g, sum);                                        \
-                else if (count == 3) three_##bits##_##parts(w, x, r, g, sum);                                      \
-                else if (count == 4) four_##bits##_##parts(w, x, r, g, sum);                                       \
-                else if (count == 6) six_##bits##_##parts(w, x, r, g, sum);                                        \
-                else eight_##bits##_##parts(w, x, r, g, sum);                                                      \
+                if (count == 1) one_##bits##_##parts(w, x, r, g, sum, later);                                      \
+                else if (count == 2) two_##bits##_##parts(w, x, r, g, sum, later);                                 \
+                else if (count == 3) three_##bits##_##parts(w, x, r, g, sum, later);                               \
+                else if (count == 4) four_##bits##_##parts(w, x, r, g, sum, later);                                \
+                else if (count == 6) six_##bits##_##parts(w, x, r, g, sum, later);                                 \
+                else eight_##bits##_##parts(w, x, r, g, sum, later);                                               \
                 for (int64_t i = 0; i < count; i++) put(y + (r + i) * stride, w->outputs, g, sum[i]);              \
             }                                                                                                      \
             r += count;                                                                                            \
@@ -203,16 +233,18 @@ SPAN(8, 2)
 
 enum { SPAN_BYTES = 1 << 16 };  // codes of the outputs that all rows read before the next ones
 
-// W x of all rows; a row of y is `stride` long.
-static inline void product(const matrix *w, const input *x, int64_t rows, float *y, int64_t stride) {
+// W x of all rows; a row of y is `stride` long. later: `count` stretches of memory that are read next.
+static inline void product(const matrix *w, const input *x, int64_t rows, float *y, int64_t stride, const stretch *later,
+                           int64_t count) {
     int64_t groups = (w->outputs + LANES - 1) / LANES, step = SPAN_BYTES / (w->blocks * BLOCK * w->bits);
     step = step < GROUPS ? GROUPS : step / GROUPS * GROUPS;
     int64_t spans = (groups + step - 1) / step;
 #pragma omp parallel for schedule(static) if (spans > 1)
     for (int64_t s = 0; s < spans; s++) {
         int64_t first = s * step, last = first + step < groups ? first + step : groups;
-        if (w->bits == 4) span_4_1(w, x, rows, first, last, y, stride);
-        else if (w->parts == 1) span_8_1(w, x, rows, first, last, y, stride);
-        else span_8_2(w, x, rows, first, last, y, stride);
+        fetcher own = part_of(later, count, s, spans, (last - first + GROUPS - 1) / GROUPS * w->blocks);
+        if (w->bits == 4) span_4_1(w, x, rows, first, last, y, stride, &own);
+        else if (w->parts == 1) span_8_1(w, x, rows, first, last, y, stride, &own);
+        else span_8_2(w, x, rows, first, last, y, stride, &own);
     }
 }

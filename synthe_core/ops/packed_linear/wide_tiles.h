@@ -50,7 +50,7 @@ static inline sums halves_of_both(const uint16_t *a, const uint16_t *b) {
 // R rows from `row` on times the outputs of two groups; of the last one twice where there is only one more.
 #define TILE(name, R, BITS, PARTS)                                                                                     \
     DOTS(dots_of_##name, R, BITS, PARTS)                                                                               \
-    static inline void name(const matrix *w, const input *x, int64_t row, int64_t group, sums *sum) {                  \
+    static inline void name(const matrix *w, const input *x, int64_t row, int64_t group, sums *sum, fetcher *later) {  \
         int64_t n = w->blocks, next = (group + 1) * LANES < w->outputs;                                                \
         const uint8_t *codes = w->codes + group * n * BLOCK * BITS, *codes2 = codes + next * n * BLOCK * BITS;         \
         const uint16_t *scales = w->scales + group * n * PARTS * LANES, *scales2 = scales + next * n * PARTS * LANES;  \
@@ -75,6 +75,7 @@ static inline sums halves_of_both(const uint16_t *a, const uint16_t *b) {
                 __builtin_prefetch(codes + 2 * n * BLOCK * BITS + l, 0, 1);                                            \
                 __builtin_prefetch(codes2 + 2 * n * BLOCK * BITS + l, 0, 1);                                           \
             }                                                                                                          \
+            fetch(later);                                                                                              \
             codes += BLOCK * BITS, codes2 += BLOCK * BITS;                                                             \
             scales += PARTS * LANES, scales2 += PARTS * LANES;                                                         \
         }                                                                                                              \
