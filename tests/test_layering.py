@@ -40,7 +40,7 @@ LAYERS = [
     "swarm",
     "agents",
     "serving",
-    "chat benchmarks.decoding",
+    "chat benchmarks.decoding evaluation.chat",
     "synthe_cli",
 ]
 """Every module from the bottom up. A module has the rank of the longest name here that it begins with; neighbours on a

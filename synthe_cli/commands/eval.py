@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from synthe_cli import figures
+from synthe_cli.commands.eval_chat import EXAMPLES as CHAT_EXAMPLES
+from synthe_cli.commands.eval_chat import chat
 from synthe_cli.commands.eval_document import EXAMPLES as DOCUMENT_EXAMPLES
 from synthe_cli.commands.eval_document import document
 from synthe_cli.commands.eval_lm import LIST_EXAMPLES, LM_EXAMPLES, list_tasks, lm
@@ -34,6 +36,7 @@ app.command(
 app.command(
     "document", cls=Command, short_help="Ask about a document, by how the model knows it.", epilog=DOCUMENT_EXAMPLES
 )(document)
+app.command("chat", cls=Command, short_help="Rate answers in conversations by a judge.", epilog=CHAT_EXAMPLES)(chat)
 app.command("list", cls=Command, short_help="List the suites and tasks.", epilog=LIST_EXAMPLES)(list_tasks)
 
 
