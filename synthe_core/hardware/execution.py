@@ -4,15 +4,18 @@
     with context.activate():
         model.next_logits(tokens)
 
-Dispatch (`ops/dispatch.py`) reads `active_context()`. The activation is of the current thread and task, nests, and ends
-with the block. Do not `yield` from a generator inside the block: the caller would run in it too.
+Dispatch (`ops/dispatch.py`) reads `active_context()`. The activation is of the current thread, nests, and ends with the
+block. Do not `yield` from a generator inside the block, nor `await`: the caller would run in it too.
+
+It is a thread's own variable and no `ContextVar`: torch.compile reads and guards the one, and breaks the graph at the
+other.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -42,18 +45,30 @@ class ExecutionContext:
     tuned_kernels: Mapping[str, str] = field(default_factory=dict)
     batch_invariant: bool = False
     threads: int | None = None
+    _forced: dict[str, str] = field(init=False, repr=False, compare=False)  # dicts, which torch.compile can read
+    _tuned: dict[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_forced", dict(self.kernels))
+        object.__setattr__(self, "_tuned", dict(self.tuned_kernels))
         for name in ("kernels", "tuned_kernels"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         if self.batch_invariant:
             request_strict_mode()
 
+    def forced_kernel(self, operator: str) -> str | None:
+        """The kernel that the operator is computed with whatever the ranking; None where none is forced."""
+        return self._forced.get(operator)
+
+    def tuned_kernel(self, operator: str) -> str | None:
+        """The kernel that is tried first for calls of more than one token; None for the ranking."""
+        return self._tuned.get(operator)
+
     @contextmanager
     def activate(self) -> Iterator[ExecutionContext]:
         """Within the block this thread's passes run in this context, and in no part of the one around it."""
-        outer = _active.get()
-        token = _active.set(self)
+        outer = _active.context
+        _active.context = self
         try:
             with ExitStack() as stack:
                 if self.precision != outer.precision:
@@ -64,7 +79,7 @@ class ExecutionContext:
                     stack.callback(torch.set_num_threads, threads)
                 yield self
         finally:
-            _active.reset(token)
+            _active.context = outer
 
     def synchronize(self) -> None:
         """Waits until the device has finished its queued work; a CPU has none."""
@@ -76,9 +91,15 @@ class ExecutionContext:
 
 DEFAULT = ExecutionContext()
 """In force where none is active: the CPU, float32, kernels by rank."""
-_active: ContextVar[ExecutionContext] = ContextVar("active_execution_context", default=DEFAULT)
+
+
+class _Active(threading.local):
+    context = DEFAULT
+
+
+_active = _Active()
 
 
 def active_context() -> ExecutionContext:
     """The context of the innermost active block of this thread, or DEFAULT."""
-    return _active.get()
+    return _active.context

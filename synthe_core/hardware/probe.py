@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -71,9 +70,17 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "synthe"
 
 
-@functools.cache
+_probed: list[Hardware] = []
+
+
 def probe() -> Hardware:
     """This machine, looked at once a process. Cheap: it reads facts and measures nothing (see `hardware_rates`)."""
+    if not _probed:  # no functools.cache, into which torch.compile would trace
+        _probed.append(_machine())
+    return _probed[0]
+
+
+def _machine() -> Hardware:
     gpus = _gpus()
     limits = container_limits()
     processor, features = _processor()

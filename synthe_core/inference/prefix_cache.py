@@ -79,6 +79,7 @@ class _Entry:
     resumable: bool = False
     file: Path | None = None
     written: Future[None] | None = None
+    device: torch.device | None = None  # where the state was before it was written
 
     def forget(self, written: Future[None]) -> None:
         """Called when the file is written: whatever happened, the memory is free."""
@@ -272,6 +273,7 @@ class PrefixCache:
         cached = entry.cached
         if key[0] not in self._templates:
             self._templates[key[0]] = states.map_leaves(lambda leaf: leaf.to("meta"), cached.state)
+        entry.device = next((leaf.device for _, leaf in states.named_leaves(cached.state)), None)
         entry.file = self.folder / f"{next(self._names)}{SUFFIX}"
         entry.written = written = self._writer.submit(_write, entry.file, cached)
         written.add_done_callback(entry.forget)
@@ -290,11 +292,12 @@ class PrefixCache:
         try:
             if (written := entry.written) is not None:
                 written.result()
-            tensors = load_file(entry.file)
+            loaded = load_file(entry.file)
+            tokens = loaded.pop("tokens").numpy()
+            tensors = {name: tensor.to(entry.device) for name, tensor in loaded.items()}
             template = self._templates[key[0]]
             values = iter([tensors[name] for name, _ in states.named_leaves(template, "state")])
             state = states.map_leaves(lambda _: next(values), template)
-            tokens = tensors["tokens"].numpy()
         except (OSError, SafetensorError, KeyError):
             self._drop(key)
             return None

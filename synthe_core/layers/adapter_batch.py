@@ -10,9 +10,9 @@ rows of each adapter separately, with `per_adapter`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -88,28 +88,32 @@ class AdapterBatch:
         return self if len(self.indices) == 1 else AdapterBatch(tuple(self.indices[row] for row in rows))
 
 
-_batch: ContextVar[AdapterBatch | None] = ContextVar("adapter_batch", default=None)
+class _Current(threading.local):
+    batch: AdapterBatch | None = None
+
+
+_current = _Current()  # of a thread, which torch.compile can read
 
 
 def current_adapters() -> AdapterBatch | None:
     """The batch of the pass that is going on; None outside of `use_adapters`."""
-    return _batch.get()
+    return _current.batch
 
 
 @contextmanager
 def use_adapters(batch: AdapterBatch | None) -> Iterator[None]:
     """Within the block, on this thread, passes run with these adapters. None: with what is attached (slot 0)."""
-    token = _batch.set(batch)
+    outer, _current.batch = _current.batch, batch
     try:
         yield
     finally:
-        _batch.reset(token)
+        _current.batch = outer
 
 
 @contextmanager
 def select_rows(rows: Sequence[int] | Tensor) -> Iterator[None]:
     """Within the block the first axis of what maps read is `rows` [N] of the pass's own rows."""
-    batch = _batch.get()
+    batch = _current.batch
     if batch is None or len(batch.indices) == 1:
         yield
         return
@@ -127,9 +131,10 @@ def per_adapter(maps: Iterable[nn.Module], compute: Callable[..., Any], *inputs:
 
     inputs, and what `compute` returns: trees of tensors (see `synthe_core.state`) with the batch row first.
     """
-    batch = _batch.get()
+    if (batch := _current.batch) is None:
+        return compute(*inputs)
     slots = frozenset[int]().union(*(slots_of(each) for each in maps))
-    groups = batch.groups(slots) if batch is not None and slots else None
+    groups = batch.groups(slots) if slots else None
     if groups is None or groups.only is not None:
         return compute(*inputs)
     ordered = states.map_leaves(groups.gather, inputs)

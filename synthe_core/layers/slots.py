@@ -15,6 +15,7 @@ from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import Linear, matrix_size, project_in, project_out
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid
+from synthe_core.ops.frames import add_columns
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.silu_gate import silu_gate
 from synthe_core.ops.slot_memory import Policy, SlotOutput, slot_memory
@@ -161,7 +162,7 @@ class Slots(Learner[SlotsState]):
         else:
             weights = weights / weights.shape[1]
         shares = weights.new_zeros(weights.shape[0], self.config.slots)
-        return shares.scatter_add(1, output.slots.flatten(1), weights.flatten(1) / self.config.heads)
+        return add_columns(shares, output.slots.flatten(1), weights.flatten(1) / self.config.heads)
 
     def _add_losses(self, output: SlotOutput, value: Tensor, ctx: Pass) -> None:
         """The auxiliary losses."""

@@ -21,9 +21,9 @@ CUDA kernel declares "cuda" once that was measured on a GPU; none does so far.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, overload
@@ -126,7 +126,7 @@ class Op:
         return add
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        recorder = _recorder.get()
+        recorder = _recording.recorder
         call = Call.of(dict(zip(self._parameters, args, strict=False)) | kwargs)
         name, run = self._select(call, active_context())
         self.used.add(name)
@@ -134,16 +134,16 @@ class Op:
             return run(*args, **kwargs)
         if recorder.only is None or self.name in recorder.only:
             recorder.calls.append(RecordedCall(self, call, name))
-        token = _recorder.set(None)  # the operators that a kernel calls itself are not recorded
+        _recording.recorder = None  # the operators that a kernel calls itself are not recorded
         try:
             return run(*args, **kwargs)
         finally:
-            _recorder.reset(token)
+            _recording.recorder = recorder
 
     def _select(self, call: Call, context: ExecutionContext) -> tuple[str, Callable[..., Any]]:
         """The kernel that serves a call in a context, with its name."""
         hardware = probe()
-        if (forced := context.kernels.get(self.name)) is not None:
+        if (forced := context.forced_kernel(self.name)) is not None:
             return forced, self._forced(forced, call, hardware, context.batch_invariant)
         for kernel in self._ordered(call, context):
             if kernel.refusal(hardware, call) is None:
@@ -185,7 +185,7 @@ class Op:
 
     def _ordered(self, call: Call, context: ExecutionContext) -> list[Kernel]:
         """The kernels by rank; for calls of more than one token a tuned one comes first."""
-        tuned = context.tuned_kernels.get(self.name)
+        tuned = context.tuned_kernel(self.name)
         if tuned is None or call.time == 1:
             return self.kernels
         return sorted(self.kernels, key=lambda kernel: kernel.name != tuned)
@@ -240,14 +240,14 @@ class Primitive(Op):
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         if not torch.compiler.is_compiling():
             context = active_context()
-            if context.batch_invariant or self.name in context.kernels:
+            if context.batch_invariant or context.forced_kernel(self.name) is not None:
                 return self._kernel(context)(*args, **kwargs)
         return self.torch_function(*args, **kwargs)
 
     def _kernel(self, context: ExecutionContext) -> Callable[..., Any]:
         """The forced kernel, or one that is batch-invariant on the context's device."""
         device = context.device.type
-        if (forced := context.kernels.get(self.name)) is not None:
+        if (forced := context.forced_kernel(self.name)) is not None:
             if context.batch_invariant and not self.declares(forced, device):
                 raise self._not_invariant(device)
             return self.named(forced)
@@ -305,18 +305,22 @@ class OpRecorder:
     calls: list[RecordedCall] = field(default_factory=list)
 
 
-_recorder: ContextVar[OpRecorder | None] = ContextVar("op_recorder", default=None)
+class _Recording(threading.local):
+    recorder: OpRecorder | None = None
+
+
+_recording = _Recording()
 
 
 @contextmanager
 def record_ops(only: Container[str] | None = None) -> Iterator[OpRecorder]:
     """Within the block this thread's calls of operators are recorded, except those that kernels make themselves."""
     recorder = OpRecorder(only)
-    token = _recorder.set(recorder)
+    outer, _recording.recorder = _recording.recorder, recorder
     try:
         yield recorder
     finally:
-        _recorder.reset(token)
+        _recording.recorder = outer
 
 
 def require_float(name: str, tensor: Tensor) -> None:

@@ -15,6 +15,12 @@ from torch import Tensor
 POSITION_RANGE = 2**23  # a position modulo this is exact in float32; two tokens in a row are less than this apart
 
 
+def may_read_sizes(x: Tensor) -> bool:
+    """Whether shapes may depend on what tensors beside `x` hold. Elsewhere than on a CPU the host would wait for the
+    device, and torch.compile and CUDA graphs know no such shapes: there the largest possible ones are used."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """Entries `index` int64 [B, M] of each row of x [B, N, ...]: [B, M, ...]."""
     batch, count = x.shape[:2]
@@ -25,6 +31,23 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
 def gather_padded(x: Tensor, index: Tensor) -> Tensor:
     """`gather_rows`, with zeros where the index is N."""
     return gather_rows(pad_rows(x), index)
+
+
+def add_rows(x: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """x [N, ...] with values [M, ...] added in place at rows `index` int64 [M], in a fixed order, so that runs repeat.
+
+    On CUDA `index_add_` and `scatter_add_` add in the order in which threads arrive; `index_put_` sorts the rows first.
+    """
+    if x.device.type == "cuda":
+        return x.index_put_((index,), values, accumulate=True)
+    return x.index_add_(0, index, values)
+
+
+def add_columns(x: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """x [B, N] with values [B, M] added in place at `index` int64 [B, M] of each row, in a fixed order."""
+    rows = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    add_rows(x.view(-1), (rows + index).flatten(), values.flatten())
+    return x
 
 
 def pad_rows(x: Tensor) -> Tensor:
@@ -131,7 +154,7 @@ class Ticks(NamedTuple):
         if mask is not None:
             due = due & mask
         ticks = due.any(dim=0)
-        if period == 1:
+        if period == 1 or (len(ticks) == 1 and not may_read_sizes(due)):
             ticks = torch.ones_like(ticks)  # at every token, known without waiting for the device
             return cls(torch.arange(len(ticks), device=due.device), due, ticks.cumsum(0))
         columns = ticks.nonzero().squeeze(1)
@@ -171,7 +194,9 @@ class Spans(NamedTuple):
             finished = finished & mask
         count = finished.cumsum(1)
         lengths = count[:, -1]
-        fewest, most = torch.stack(lengths.aminmax()).tolist()
+        fewest, most = 0, most_spans(period, finished.shape[1])
+        if may_read_sizes(count):
+            fewest, most = torch.stack(lengths.aminmax()).tolist()
         token = indices_of_true(finished, count, most)
         real = None if fewest == most else torch.arange(most, device=count.device) < lengths[:, None]
         return cls(finished, count, token, before.gather(1, token), lengths, real)
@@ -183,6 +208,11 @@ class Spans(NamedTuple):
     def last(self, x: Tensor) -> Tensor:
         """Of x [B, 1 + N, ...] what each row ends with: [B, ...]."""
         return gather_rows(x, self.lengths[:, None])[:, 0]
+
+
+def most_spans(period: int, time: int) -> int:
+    """How many spans of `period` tokens can finish in `time` tokens in a row."""
+    return (time - 1) // period + 1
 
 
 def last_position(positions: Tensor, lengths: Tensor | None, before: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def running_maximum(value: Tensor, step: Tensor, first: Tensor) -> Tensor:
 
     Not as a running sum and its maximum: float32 loses small terms behind a large sum of decays.
     """
-    if refusal(probe(), value.device.type, SCAN) is None:
+    if value.device.type == "cpu" and refusal(probe(), "cpu", SCAN) is None:
         value, step, first = value.contiguous(), step.contiguous(), first.contiguous()
         call(SCAN, "running_maximum", value, value, step, first, m := torch.empty_like(value))
         return m

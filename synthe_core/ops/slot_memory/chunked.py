@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from synthe_core.ops.frames import FrameLayout, entry_at, gather_padded, gather_rows
+from synthe_core.ops.frames import FrameLayout, add_columns, add_rows, entry_at, gather_padded, gather_rows, may_read_sizes
 from synthe_core.ops.linear import linear
 from synthe_core.ops.slot_memory.reference import SlotOutput, check, slot_memory
 from synthe_core.ops.slot_memory.routing import (
@@ -66,7 +66,9 @@ def chunked(
     time, size = query.shape[1], pending.shape[1]
     offset = (start % size)[:, None]
     end = offset + (time if lengths is None else lengths[:, None])
-    latest = 0 if time == 1 else int(offset.max())  # a pass that begins at a tick has a frame less
+    latest = 0 if time == 1 else size - 1
+    if time > 1 and may_read_sizes(offset):
+        latest = int(offset.max())  # a pass that begins at a tick has a frame less
     frames = (latest + time - 1) // size + 1
     layout = FrameLayout.aligned(offset, end, time, size, frames)
     if time == 1:
@@ -81,7 +83,7 @@ def chunked(
         (start[:, None] - offset + place).unflatten(1, split),
         end >= torch.arange(1, frames + 1, device=query.device) * size,
         1 if time == 1 else (latest + time) // size,
-        time < size,
+        time < size and may_read_sizes(offset),
     )
     records = torch.cat([pending, torch.cat([key, value], -1)], 1)
     strengths = torch.cat([pending_strength, strength], 1)
@@ -184,7 +186,7 @@ class ChunkedSlotMemory(torch.autograd.Function):
             output_grads = (read_grad[:, n], weight_grad[:, n])
             query_grad[:, n], records_grad = torch.autograd.grad(outputs, (queries, records), output_grads)
             index = head_rows(slot[:, n], slots + 1)
-            bank_grad.flatten(0, 2).index_add_(0, index, records_grad.flatten(0, 3))
+            add_rows(bank_grad.flatten(0, 2), index, records_grad.flatten(0, 3))
         return query_grad, record_grad, strength_grad, bank_grad[:, :slots], None, None, None, None
 
 
@@ -244,7 +246,8 @@ def ages_after_reads(ages: Tensor, slot: Tensor, weight: Tensor, real: Tensor, p
     count = real.sum(1, keepdim=True)
     later = (count - real.cumsum(1)).to(ages.dtype)  # tokens that come after each
     rate = (math.log(policy.decay) * later).exp() * ((1 - policy.decay) * slots / heads) * real
-    share = torch.zeros_like(ages[..., 0]).scatter_add_(1, slot.flatten(1), (weight * rate[..., None, None]).flatten(1))
+    used = (weight * rate[..., None, None]).flatten(1)
+    share = add_columns(ages.new_zeros(ages.shape[:2]), slot.flatten(1), used)
     elapsed = torch.where((weight > 0) & real[..., None, None], later[..., None, None], torch.inf)
     since = torch.full_like(share, torch.inf).scatter_reduce_(1, slot.flatten(1), elapsed.flatten(1), "amin")
     since_read, since_write, read_use, write_use = ages.unbind(-1)
@@ -315,7 +318,7 @@ class Write(NamedTuple):
 
         touched = torch.where(refine, refines, target)
         amount = strength * (refine | overwrites)
-        mass = ages.new_zeros(ages.shape[0], slots + 1).scatter_add_(1, touched, amount)[:, :slots]
+        mass = add_columns(ages.new_zeros(ages.shape[0], slots + 1), touched, amount)[:, :slots]
         replaced = refined.new_zeros(ages.shape[0], slots + 1).scatter_(1, taken, True)[:, :slots]
         since_read, since_write, read_use, write_use = ages.unbind(-1)
         columns = {

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthe_core.ops.delta_rule import delta_rule
-from synthe_core.ops.frames import FrameLayout
+from synthe_core.ops.frames import FrameLayout, may_read_sizes, most_spans
 from synthe_core.ops.span_memory.reference import (
     MIN_SQUARE,
     SpanOutput,
@@ -41,7 +41,10 @@ class SpanFrames(NamedTuple):
         token = torch.arange(finished.shape[1], device=finished.device)
         rank = token - torch.where(finished, token, 0).cummax(1).values
         last = frame[:, -1]
-        fewest, most, longest = torch.stack([*last.aminmax(), rank.max()]).tolist()
+        time = finished.shape[1]
+        fewest, most, longest = 0, most_spans(span, time), min(span, time) - 1
+        if may_read_sizes(finished):
+            fewest, most, longest = torch.stack([*last.aminmax(), rank.max()]).tolist()
         size = min(longest + 1, span)
         return cls(FrameLayout.spans(frame, rank, most + 1, size), last, fewest, most + 1)
 

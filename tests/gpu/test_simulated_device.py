@@ -1,0 +1,77 @@
+"""Recipes on a simulated CUDA device: every pass runs without mixed devices, and the host waits only where WAITS says.
+
+Each test starts one process, since a guard must be loaded before torch. Where it cannot be built, tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gpu.simulated.build import Unavailable, guard_library
+from tests.paths import RECIPES, ROOT
+from tests.processes import run_program
+
+SMALL = [
+    "synapse-tiny",
+    "synthe-tiny",
+    "thl-tiny",
+    "tiny",
+    "tlm-encoder-tiny",
+    "tlm-gpt-tiny",
+    *(f"baselines/{name}" for name in ["deltanet", "hyena", "kda", "mamba", "mamba2", "mlstm", "rwkv7", "transformer"]),
+]
+FOLDERS = (".", "baselines", "bench", "ablations")
+ALL = sorted(str(path.relative_to(RECIPES)) for folder in FOLDERS for path in (RECIPES / folder).glob("*.yaml"))
+LARGE = ("125m", "350m", "1.3b")
+WAITS: dict[str, str] = {}
+"""Where the host may wait for the device in a pass, "kind @ file" -> why."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def guard() -> None:
+    try:
+        guard_library()
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
+def simulated(*arguments: str, limit: float = 300.0) -> list[dict[str, Any]]:
+    """The JSON lines of a module of tests.gpu.simulated."""
+    command = [sys.executable, "-W", "ignore", "-m", *arguments]
+    done = run_program(command, timeout=limit, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(results: list[dict[str, Any]]) -> None:
+    """No pass failed; every wait is in the list."""
+    for result in results:
+        for phase, figures in result.items():
+            if phase == "recipe":
+                continue
+            assert "error" not in figures, (result["recipe"], phase, figures)
+            places = {wait.rpartition(":")[0] for wait in figures["waits"]}
+            assert places <= WAITS.keys(), (result["recipe"], phase, figures["waits"])
+
+
+def test_the_device_counts_and_refuses() -> None:
+    (result,) = simulated("tests.gpu.simulated.selftest")
+    assert result["mixed"] == "Expected all tensors to be on the same device, but found cuda:0 and cpu! (add)"
+    assert result["launches"] == {"mm": 1, "sum": 1}
+    assert result["waits"] == ["item"]
+    assert result["gradient"] == "cuda:0"
+
+
+def test_small_recipes_run_on_the_device() -> None:
+    check(simulated("tests.gpu.simulated.recipes", "--set", "model.blocks=2", *SMALL))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [name for name in ALL if Path(name).stem not in LARGE])
+def test_every_recipe_runs_on_the_device(recipe: str) -> None:
+    check(simulated("tests.gpu.simulated.recipes", "--set", "model.blocks=2", recipe, limit=1200.0))
