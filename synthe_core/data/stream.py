@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -47,18 +47,25 @@ class Batch(NamedTuple):
         return Batch(self.inputs[rows, :time], self.targets[rows, :time], lengths, self.group, extras, token_extras)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`."""
+        """The batch on `device`. A CUDA device copies it while the host goes on."""
+        batch = self.pinned(device)
+        return batch._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+    def pinned(self, device: torch.device) -> Batch:
+        """The batch in memory that `device` copies from without the host's help: page-locked for CUDA."""
+        if device.type != "cuda":
+            return self
+        return self._mapped(lambda tensor: tensor if tensor.is_cuda or tensor.is_pinned() else tensor.pin_memory())
 
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed."""
         return Batch(
-            moved(self.inputs),
-            moved(self.targets),
-            None if self.lengths is None else moved(self.lengths),
+            change(self.inputs),
+            change(self.targets),
+            None if self.lengths is None else change(self.lengths),
             self.group,
-            {name: moved(tensor) for name, tensor in self.extras.items()},
-            {name: moved(tensor) for name, tensor in self.token_extras.items()},
+            {name: change(tensor) for name, tensor in self.extras.items()},
+            {name: change(tensor) for name, tensor in self.token_extras.items()},
         )
 
 

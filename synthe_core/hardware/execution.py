@@ -103,3 +103,13 @@ _active = _Active()
 def active_context() -> ExecutionContext:
     """The context of the innermost active block of this thread, or DEFAULT."""
     return _active.context
+
+
+@contextmanager
+def running_in(context: ExecutionContext) -> Iterator[None]:
+    """Within the block `context` is the active one, where it is not: a backward pass runs on threads of its own."""
+    if active_context() is context:
+        yield
+        return
+    with context.activate():
+        yield

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from synthe_core.errors import InputError
 from synthe_core.inference.request import Busy
+
+if TYPE_CHECKING:
+    from synthe_core.inference.loaded_model import LoadedModel
 
 MEMORY_SHARE = 0.5
 """The part of the memory that is free at the start which states may take."""
 MIN_RETRY, MAX_RETRY = 1.0, 120.0  # seconds
 
 
-def free_memory() -> int:
-    """Bytes that this process may still take, as the system estimates it."""
+def free_memory(models: Sequence[LoadedModel] = ()) -> int:
+    """Bytes that this process may still take where the models' states are: of a GPU's memory, else of the machine's as
+    the system estimates it."""
+    if models and models[0].device.type == "cuda":
+        return torch.cuda.mem_get_info(models[0].device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
@@ -27,14 +37,20 @@ class AdmissionControl:
     """At most `max_num_seqs` sequences at a time, of at most `max_state_bytes` together; at most `max_waiting` wait.
     Of an owner other than "", at most `max_owned` run and wait (None: any number).
 
+    models: whose states they are; of their device's memory `MEMORY_SHARE` is the default for `max_state_bytes`.
     Paused sequences wait with their state: they count in the bytes only. The counts may be read by any thread.
     """
 
     def __init__(
-        self, max_num_seqs: int, max_waiting: int, max_state_bytes: int | None = None, max_owned: int | None = None
+        self,
+        max_num_seqs: int,
+        max_waiting: int,
+        max_state_bytes: int | None = None,
+        max_owned: int | None = None,
+        models: Sequence[LoadedModel] = (),
     ) -> None:
         self.max_num_seqs, self.max_waiting, self.max_owned = max_num_seqs, max_waiting, max_owned
-        self.max_state_bytes = int(MEMORY_SHARE * free_memory()) if max_state_bytes is None else max_state_bytes
+        self.max_state_bytes = int(MEMORY_SHARE * free_memory(models)) if max_state_bytes is None else max_state_bytes
         self.num_running = self.num_waiting = self.num_paused = self.state_bytes = 0
         self._lock = threading.Lock()
         self._owned: Counter[str] = Counter()  # sequences of each owner that have not ended

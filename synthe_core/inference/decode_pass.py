@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 
-import torch
-
+from synthe_core.hardware.transfer import to_device
 from synthe_core.inference.heads import Heads, next_token_heads
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.sequence import Sequence
@@ -28,7 +27,7 @@ def pass_over_all(model: LoadedModel, batch: StateBatch) -> Heads:
 def pass_over(model: LoadedModel, batch: StateBatch, sequences: Many[Sequence]) -> Heads:
     """The same for some of them; the others stay as they are."""
     asking = [row for row, each in enumerate(sequences) if each.request.return_logprob]
-    tokens = torch.tensor([[each.last_token_id] for each in sequences], device=model.device)
+    tokens = to_device([[each.last_token_id] for each in sequences], model.device)
     with use_adapters(model.adapter_batch(each.resolved.adapter for each in sequences)):
         output = model.forward(tokens, batch.rows_of(sequences))
         signals = {name: value[:, 0] for name, value in output.signals.items()}

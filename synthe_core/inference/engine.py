@@ -75,7 +75,7 @@ class Engine:
         self.sessions = SessionStore(sessions, cache_bytes, session_limits)
         self.metrics = EngineMetrics()
         self.prefix_cache = PrefixCache(cache_bytes, cache_dir, cache_disk_bytes)
-        self.admission = AdmissionControl(max_num_seqs, max_waiting, max_state_bytes, max_owned)
+        self.admission = AdmissionControl(max_num_seqs, max_waiting, max_state_bytes, max_owned, models)
         self.counters = TokenCounters()
         self.waiting = WaitingQueue()
         self.running: dict[Sequence, ModelScheduler] = {}

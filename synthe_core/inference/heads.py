@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from synthe_core.hardware.transfer import to_device
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.outputs import TokenOutput
 from synthe_core.inference.sampler import token_logprobs
@@ -25,7 +26,7 @@ class Heads(NamedTuple):
 
     def rows(self, index: Many[int]) -> Heads:
         """Those of rows `index`."""
-        rows = torch.tensor(index, device=self.logits.device)
+        rows = to_device(list(index), self.logits.device)
         confidence = None if self.confidence is None else self.confidence.index_select(0, rows)
         return Heads(self.logits.index_select(0, rows), confidence)
 
@@ -39,7 +40,7 @@ def next_token_heads(
         return Heads(logits, _confidence(model, hidden, signals, logits))
     if not asking:
         return Heads(logits, None)
-    index = torch.tensor(asking, device=hidden.device)
+    index = to_device(list(asking), hidden.device)
     own = {name: value.index_select(0, index) for name, value in signals.items()}
     with select_rows(asking):
         confidence = _confidence(model, hidden.index_select(0, index), own, logits.index_select(0, index))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from synthe_core.errors import WorkError
+from synthe_core.hardware.transfer import to_device
 from synthe_core.inference.constraints import Constraint
 from synthe_core.inference.outputs import Logprob
 from synthe_core.inference.random_generator import random_generator
@@ -21,7 +23,8 @@ from synthe_core.inference.sampling_params import SamplingParams
 class SamplingState:
     """What sampling remembers of one sequence.
 
-    generator:    every row draws from its own, so that it does not depend on the rows beside it; None if greedy.
+    generator:    every row draws from its own, on the CPU, so that it depends neither on the rows beside it nor on the
+                  device; None if greedy.
     seen_tokens:  bool [V], tokens that the repetition penalty applies to; None without one.
     token_counts: float32 [V], how often each token was generated; None where no penalty needs it.
     end_tokens:   bool [V], tokens that end the text, and so may not come among the next `num_postponed`.
@@ -48,10 +51,10 @@ class SamplingState:
         """The state of a sequence that has generated nothing."""
         state = cls(params, constraint=constraint)
         if params.temperature > 0:
-            state.generator = random_generator(seed, device)
+            state.generator = random_generator(seed)
         if params.repetition_penalty != 1.0:
             state.seen_tokens = torch.zeros(vocab, dtype=torch.bool, device=device)
-            state.seen_tokens[torch.tensor(prompt, dtype=torch.int64, device=device)] = True
+            state.seen_tokens.index_fill_(0, to_device(prompt, device, torch.int64), True)
         if params.uses_token_counts:
             state.token_counts = torch.zeros(vocab, device=device)
         return state
@@ -93,31 +96,39 @@ def sample(logits: Tensor, rows: Sequence[SamplingState]) -> list[int | Exceptio
         probabilities = (
             _probabilities(_select(scores, drawn, len(rows)), [rows[i].params for i in drawn]) if drawn else None
         )
-        is_greedy = len(drawn) < len(rows)
-        tokens: list[int | Exception] = _likeliest(scores, rows) if is_greedy else [-1] * len(rows)
+        likeliest = scores.argmax(-1)  # NaN counts as the largest
+        largest = scores.gather(1, likeliest[:, None])[:, 0]
     except Exception as error:
         if len(rows) == 1:
             return [error]
         return [token for index, row in enumerate(rows) for token in sample(logits[index : index + 1], [row])]
-    if probabilities is None:
-        return tokens
-    for index, token in zip(drawn, _draw(probabilities, [rows[index].generator for index in drawn]), strict=True):
-        if isinstance(token, Exception) and not math.isfinite(largest := float(scores[index].amax())):
-            token = _without_choice(largest, rows[index])
-        tokens[index] = token
-    return tokens
+    parts = [likeliest, largest]
+    if probabilities is not None:
+        parts += _draw(probabilities, [rows[index].generator for index in drawn])
+    tokens, scored, *chosen = _on_host(parts)  # the only wait for the device
+    for index, token, total in zip(drawn, *chosen, strict=True) if drawn else ():
+        tokens[index] = token if math.isfinite(total) else math.nan
+    return [
+        _token(token, score, row) if row.params.temperature > 0 or math.isfinite(score) else _without_choice(score, row)
+        for token, score, row in zip(tokens, scored, rows, strict=True)
+    ]
 
 
-def _likeliest(scores: Tensor, rows: Sequence[SamplingState]) -> list[int | Exception]:
-    """The token with the largest score of each row."""
-    likeliest = scores.argmax(-1)  # NaN counts as the largest
-    tokens: list[int | Exception] = list(likeliest.tolist())
-    largest = scores.gather(1, likeliest[:, None])[:, 0]
-    if not bool(largest.isfinite().all()):
-        for index, score in enumerate(largest.tolist()):
-            if not math.isfinite(score):
-                tokens[index] = _without_choice(score, rows[index])
-    return tokens
+def _on_host(parts: Sequence[Tensor]) -> list[list[float]]:
+    """Vectors of a device as lists, in one copy. Token ids are exact: float32 holds those below 2^24."""
+    wide = _widest(parts[0].device)
+    values = torch.cat([part.to(wide) for part in parts]).tolist()
+    ends = list(accumulate(len(part) for part in parts))
+    return [values[first:end] for first, end in zip([0, *ends], ends, strict=False)]
+
+
+def _token(token: float, score: float, row: SamplingState) -> int | Exception:
+    """The token that was chosen, or why there is none: `token` is NaN where the probabilities are not finite."""
+    if not math.isnan(token):
+        return int(token)
+    if math.isfinite(score):
+        return WorkError("the probabilities of the next token are not finite")
+    return _without_choice(score, row)
 
 
 def _without_choice(largest: float, row: SamplingState) -> Exception:
@@ -130,19 +141,20 @@ def _without_choice(largest: float, row: SamplingState) -> Exception:
     )
 
 
-def _draw(probabilities: Tensor, generators: Sequence[torch.Generator | None]) -> list[int | Exception]:
+def _draw(probabilities: Tensor, generators: Sequence[torch.Generator | None]) -> tuple[Tensor, Tensor]:
     """A token from each row of probabilities [N, V]: the first at which their sum exceeds a uniform number, which is
-    drawn from the row's own generator."""
-    device = probabilities.device
-    wide = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+    drawn from the row's own generator. Returns the tokens [N] and the sums of all probabilities [N]."""
+    wide = _widest(probabilities.device)
     sums = probabilities.to(wide).cumsum(-1)
     total = sums[:, -1:]
-    uniform = torch.stack([torch.rand(1, generator=each, dtype=wide, device=device) for each in generators])
+    numbers = torch.cat([torch.rand(1, generator=each, dtype=wide) for each in generators])
+    uniform = to_device(numbers, probabilities.device)[:, None]
     below = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
-    tokens: list[int] = torch.searchsorted(sums, below, right=True)[:, 0].tolist()
-    finite: list[bool] = total[:, 0].isfinite().tolist()
-    error = WorkError("the probabilities of the next token are not finite")
-    return [token if is_finite else error for token, is_finite in zip(tokens, finite, strict=True)]
+    return torch.searchsorted(sums, below, right=True)[:, 0], total[:, 0]
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
 
 
 TokenLogprobs = tuple[Logprob, tuple[Logprob, ...]]
@@ -163,7 +175,7 @@ def token_logprobs(logits: Tensor, tokens: Sequence[int], top: Sequence[int]) ->
 
 def _token_logprobs(logits: Tensor, tokens: Sequence[int], top: Sequence[int]) -> list[TokenLogprobs]:
     total = logits.logsumexp(-1, keepdim=True)
-    index = torch.tensor(tokens, device=logits.device)[:, None]
+    index = to_device(tokens, logits.device)[:, None]
     own = (logits.gather(1, index) - total)[:, 0].tolist()
     largest = max(top, default=0)
     values: list[list[float]] = [[] for _ in tokens]
@@ -179,14 +191,14 @@ def _token_logprobs(logits: Tensor, tokens: Sequence[int], top: Sequence[int]) -
 
 def _apply_constraints(logits: Tensor, rows: Sequence[SamplingState]) -> Tensor:
     """-inf for tokens that a row may not generate."""
-    copied = False
-    for index, row in enumerate(rows):
-        if (forbidden := row.forbidden_tokens()) is None:
-            continue
-        if not copied:
-            logits, copied = logits.clone(), True
-        logits[index].masked_fill_(forbidden.to(logits.device), -torch.inf)
-    return logits
+    masks = {index: mask for index, row in enumerate(rows) if (mask := row.forbidden_tokens()) is not None}
+    if not masks:
+        return logits
+    forbidden = to_device(torch.stack([mask.cpu() for mask in masks.values()]), logits.device)
+    if len(masks) == len(rows):
+        return logits.masked_fill(forbidden, -torch.inf)
+    index = to_device(list(masks), logits.device)
+    return logits.index_copy(0, index, logits.index_select(0, index).masked_fill(forbidden, -torch.inf))
 
 
 def _apply_penalties(logits: Tensor, rows: Sequence[SamplingState]) -> Tensor:
@@ -207,15 +219,15 @@ def _apply_penalties(logits: Tensor, rows: Sequence[SamplingState]) -> Tensor:
         logits = logits.clone()
         for index, one in enumerate(params):
             if one.logit_bias:
-                ids = torch.tensor(list(one.logit_bias), device=logits.device)
-                logits[index, ids] += torch.tensor(list(one.logit_bias.values()), device=logits.device)
+                ids = to_device(list(one.logit_bias), logits.device)
+                logits[index].index_add_(0, ids, to_device(list(one.logit_bias.values()), logits.device, logits.dtype))
     return logits
 
 
 def _select(scores: Tensor, indices: Sequence[int], rows: int) -> Tensor:
     if len(indices) == rows:
         return scores
-    return scores.index_select(0, torch.tensor(indices, device=scores.device))
+    return scores.index_select(0, to_device(indices, scores.device))
 
 
 def _probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
@@ -238,7 +250,7 @@ def _keep_top_k(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     if not any(sizes):
         return logits
     values = logits.topk(max(sizes), dim=-1).values
-    last = torch.tensor([max(size, 1) - 1 for size in sizes], device=logits.device)[:, None]
+    last = to_device([max(size, 1) - 1 for size in sizes], logits.device)[:, None]
     threshold = values.gather(1, last).masked_fill(_column(logits, sizes) == 0, -torch.inf)
     return logits.masked_fill(logits < threshold, -torch.inf)
 
@@ -265,4 +277,4 @@ def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _column(like: Tensor, values: Sequence[Any]) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return to_device(values, like.device, like.dtype)[:, None]

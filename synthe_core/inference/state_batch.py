@@ -10,6 +10,7 @@ from torch import Tensor
 
 from synthe_core import state as states
 from synthe_core.adapters.lora import Adapter
+from synthe_core.hardware.transfer import to_device
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.sequence import Sequence
 from synthe_core.layers.adapter_batch import AdapterBatch
@@ -37,7 +38,7 @@ class StateBatch:
     def last_token_ids(self) -> Tensor:
         """int64 [slots, 1]: what the next pass reads."""
         tokens = [0 if sequence is None else sequence.last_token_id for sequence in self.slots]
-        return torch.tensor(tokens, device=self.model.device)[:, None]
+        return to_device(tokens, self.model.device)[:, None]
 
     @property
     def adapters(self) -> AdapterBatch:
@@ -80,7 +81,7 @@ class StateBatch:
 
     def rows_of(self, sequences: Many[Sequence]) -> Any:
         """A copy of these sequences' states as one, with windows as long as the longest of them has."""
-        index = torch.tensor([self.slots.index(each) for each in sequences], device=self.model.device)
+        index = to_device([self.slots.index(each) for each in sequences], self.model.device)
         return self.trimmed(states.take(self.state, index), max(each.num_state_tokens for each in sequences))
 
     def replace_rows(self, sequences: Many[Sequence], state: Any) -> None:
@@ -98,12 +99,12 @@ class StateBatch:
         if not taken:
             self.slots, self.state, self._adapters = [], None, None
         elif FREE_SHARE * (len(self.slots) - len(taken)) > len(self.slots):
-            self.state = states.take(self.state, torch.tensor(taken, device=self.model.device))
+            self.state = states.take(self.state, to_device(taken, self.model.device))
             self.slots, self._adapters = [self.slots[slot] for slot in taken], None
             self._trim()
 
     def _write(self, slots: Many[int], rows: Any) -> None:
-        self.state = _with_rows(self.state, torch.tensor(slots, device=self.model.device), rows)
+        self.state = _with_rows(self.state, to_device(list(slots), self.model.device), rows)
 
     def _trim(self) -> None:
         """Shortens windows that a long sequence has left wide."""

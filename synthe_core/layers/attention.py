@@ -13,7 +13,7 @@ from synthe_core.layers.adapter_batch import select_rows
 from synthe_core.layers.conditional_gate import Condition, ConditionalGate, SelectedTokens
 from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.layers.rope import Scaling, check_pairs, rotary_angles
+from synthe_core.layers.rope import Scaling, check_pairs, pass_angles
 from synthe_core.layers.trace import Emission, schema
 from synthe_core.ops.activations import sigmoid
 from synthe_core.ops.attention import probed_attention, window_attention
@@ -153,11 +153,11 @@ class Attention(Learner[AttentionState]):
         if selected is None:
             qk, v, gate = self.qkv(x).split((sum(self.features[:2]), *self.features[2:]), dim=-1)
             heads, v = (self._clipped(part).unflatten(-1, (-1, self.size)) for part in (qk, v))
-            q, k = self._normalise_and_rotate(heads, (self.heads, self.groups), ctx.positions)
+            q, k = self._normalise_and_rotate(heads, (self.heads, self.groups), ctx)
         else:
-            q, gate = self._queries(x, selected, ctx.positions)
+            q, gate = self._queries(x, selected, ctx)
             k, v = self._project(x, slice(self.features[0], sum(self.features[:3]))).chunk(2, dim=2)
-            k = self._normalise_and_rotate(k, (0, self.groups), ctx.positions)[1]
+            k = self._normalise_and_rotate(k, (0, self.groups), ctx)[1]
         if state.keys.shape[1]:
             k = torch.cat([state.keys.to(k.dtype), k], dim=1)
             v = torch.cat([state.values.to(v.dtype), v], dim=1)
@@ -182,14 +182,14 @@ class Attention(Learner[AttentionState]):
     def _clipped(self, features: Tensor) -> Tensor:
         return features if self.config.clip is None else features.clamp(-self.config.clip, self.config.clip)
 
-    def _queries(self, x: Tensor, selected: SelectedTokens, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _queries(self, x: Tensor, selected: SelectedTokens, ctx: Pass) -> tuple[Tensor, Tensor]:
         """The queries [N, H, K] and the gate's logits [N, HK] of the selected tokens."""
         inputs = x.flatten(0, 1).index_select(0, selected.indices)
         with select_rows(selected.indices // x.shape[1]):
             q = self._project(inputs, slice(self.features[0]))[None]
             gate = self.qkv.project(inputs, slice(sum(self.features[:3]), None)) if self.config.gate else q[..., :0]
-        positions = positions.flatten().index_select(0, selected.indices)[None]
-        return self._normalise_and_rotate(q, (self.heads, 0), positions)[0][0], gate
+        positions = ctx.positions.flatten().index_select(0, selected.indices)[None]
+        return self._normalise_and_rotate(q, (self.heads, 0), ctx, positions)[0][0], gate
 
     def _gated(self, o: Tensor, gate: Tensor) -> Tensor:
         """The heads' outputs o [..., HK], each channel times the sigmoid of its logit where there is a gate."""
@@ -204,14 +204,18 @@ class Attention(Learner[AttentionState]):
         outputs = y.new_zeros(selected.mask.numel(), self.width).index_copy(0, selected.indices, y)
         return outputs.unflatten(0, selected.mask.shape)
 
-    def _normalise_and_rotate(self, heads: Tensor, counts: tuple[int, int], positions: Tensor) -> tuple[Tensor, ...]:
-        """Query and key heads [B, T, h, K], `counts` of each, normalised and rotated by their positions."""
+    def _normalise_and_rotate(
+        self, heads: Tensor, counts: tuple[int, int], ctx: Pass, positions: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Query and key heads [B, T, h, K], `counts` of each, normalised and rotated by their positions, by default
+        the pass's."""
+        positions = ctx.positions if positions is None else positions
         if self.config.qk_norm in ("weighted", "joint"):
             parts = zip(heads.split(counts, dim=2), (self.q_norm, self.k_norm), counts, strict=True)
             heads = torch.cat([self._normed(part, weight) for part, weight, count in parts if count], dim=2)
         if self.rotates:
-            cos, sin = rotary_angles(
-                positions, self.turned, self.config.rope, self.config.rope_scaling, self.state_dtype
+            cos, sin = pass_angles(
+                ctx, positions, self.turned, self.config.rope, self.config.rope_scaling, self.state_dtype
             )
             heads = rotary(heads, cos, sin, self.config.norm_eps if self.config.qk_norm is True else None)
         q, k = heads.split(counts, dim=2)

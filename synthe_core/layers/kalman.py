@@ -118,7 +118,7 @@ class Kalman(Learner[KalmanState]):
 
     def _filter_ticks(self, x: Tensor, state: KalmanState, ctx: Pass) -> tuple[Filtered, KalmanState]:
         """The filter over the columns of `x` where some row's clock ticks; its state is constant in between."""
-        ticks = Ticks.of(self.config.every, ctx.positions, ctx.mask)
+        ticks = Ticks.of(self.config.every, ctx.positions, ctx.mask, ctx.start)
         surprise = torch.zeros(x.shape[:2], dtype=self.state_dtype, device=x.device)
         confidence = torch.ones_like(surprise)
         means, variances = (leaf[:, None] for leaf in state)

@@ -14,7 +14,7 @@ from synthe_core.layers.adapter_batch import per_adapter
 from synthe_core.layers.attention import FULL_WINDOW
 from synthe_core.layers.learner import Learner, LearnerConfig, Pass
 from synthe_core.layers.projection import project_in, project_out
-from synthe_core.layers.rope import Scaling, check_pairs, rotary_angles
+from synthe_core.layers.rope import Scaling, check_pairs, pass_angles
 from synthe_core.ops.attention import window_attention
 from synthe_core.ops.linear import block_linear
 from synthe_core.ops.rms_norm import rms_norm
@@ -140,7 +140,7 @@ class LatentAttention(Learner[LatentAttentionState]):
         if self.config.interleaved:
             heads = torch.cat([heads[..., 0::2], heads[..., 1::2]], -1)
         config = self.config
-        cos, sin = rotary_angles(ctx.positions, self.shared, config.rope, config.rope_scaling, self.state_dtype)
+        cos, sin = pass_angles(ctx, ctx.positions, self.shared, config.rope, config.rope_scaling, self.state_dtype)
         return rotary(heads, cos, sin, None)
 
     def _absorbs(self, time: int) -> bool:

@@ -95,6 +95,7 @@ class Pass:
     """One forward call: what learners read besides their input, and what they publish besides their output. No module
     stores it.
 
+    start:          the position of every row's first token, where the host knows it without asking the device.
     positions:      int64 [B, T], the index of each token in its sequence: in a block that some tokens leave out (see
                     `synthe_core.model.depth`), among those that run it.
     lengths:        int64 [B] or None; tokens at or after a row's length are padding and never touch state.
@@ -107,6 +108,7 @@ class Pass:
     buffer_updates: buffers of the model with their values after the training step (see `apply_buffer_updates`).
     exploration:    the tokens that train a depth router (see `model.depth.ExplorationSample`); None without any.
     without:        paths of the modules that this pass leaves out: they add nothing, and their state is unchanged.
+    angles:         rotary angles that learners of this pass have computed (see `layers.rope.pass_angles`).
     tokens:         for a trace, int64 [B, T]: which tokens of the whole pass these are, where they are not all of them.
     """
 
@@ -123,6 +125,8 @@ class Pass:
     trace: Trace | None = None
     path: str = ""
     tokens: Tensor | None = None
+    start: int | None = None
+    angles: list[Any] = field(default_factory=list)
     mask: Tensor | None = None  # bool [B, T], True where a token is real; None when all are
 
     @classmethod

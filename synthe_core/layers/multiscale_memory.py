@@ -219,6 +219,7 @@ class MultiscaleMemory(Learner[MultiscaleState]):
             piece = replace(
                 ctx,
                 positions=ctx.positions[:, start:end],
+                start=None,
                 lengths=None if ctx.lengths is None else (ctx.lengths - start).clamp(0, end - start),
                 mask=None if ctx.mask is None else ctx.mask[:, start:end],
                 tokens=ctx.global_tokens(torch.arange(start, end, device=x.device).expand(len(x), -1)),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from synthe_core.errors import InputError
-from synthe_core.layers.learner import Spec
+from synthe_core.layers.learner import Pass, Spec
 
 
 class LinearScaling(Spec):
@@ -117,6 +117,29 @@ def check_pairs(scaling: AnyScaling | None, pairs: int, learner: str) -> None:
             f"{learner}: rope_scaling has {len(scaling.factors)} factors, and {pairs} pairs of channels are rotated",
             "give a factor for each pair",
         )
+
+
+class Angles(NamedTuple):
+    """cos and sin [B, T, K/2] of `positions`, and what they were computed from."""
+
+    positions: Tensor
+    settings: tuple[int, float | None, torch.dtype]
+    scaling: AnyScaling | None
+    cos: Tensor
+    sin: Tensor
+
+
+def pass_angles(
+    ctx: Pass, positions: Tensor, size: int, base: float | None, scaling: AnyScaling | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`rotary_angles`, computed once in a pass for all learners that turn by the same angles."""
+    settings = (size, base, dtype)
+    for known in ctx.angles:
+        if known.positions is positions and known.settings == settings and known.scaling is scaling:
+            return known.cos, known.sin
+    cos, sin = rotary_angles(positions, size, base, scaling, dtype)
+    ctx.angles.append(Angles(positions, settings, scaling, cos, sin))
+    return cos, sin
 
 
 def rotary_angles(

@@ -240,6 +240,7 @@ def span_pass(spans: Spans, ctx: Pass) -> Pass:
     return replace(
         ctx,
         positions=spans.span,
+        start=None,
         lengths=None if spans.mask is None else spans.lengths,
         mask=spans.mask,
         signals={},

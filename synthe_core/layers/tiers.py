@@ -84,7 +84,7 @@ class Tiers(Learner[TiersState]):
 
     def forward(self, x: Tensor, state: TiersState | None, ctx: Pass) -> tuple[Tensor, TiersState]:
         state = state or self.init_state(x.shape[0], device=x.device)
-        ticks = [Ticks.of(period, ctx.positions, ctx.mask) for period in self.periods]
+        ticks = [Ticks.of(period, ctx.positions, ctx.mask, ctx.start) for period in self.periods]
         normed, after = self._feed_slow(x, state, ticks, ctx)
         read = self._condition_fast(normed, ticks, x.dtype)
         return self.out(silu_gate(read, self.gate(x))), after

@@ -94,7 +94,9 @@ class Choice(NamedTuple):
         time = self.keep.shape[1]
         if min(self.counts) == time:
             steps = torch.arange(time, device=x.device)
-            y, after = block(x, before, replace(ctx, positions=clock[:, None] + steps, lengths=None, mask=None))
+            y, after = block(
+                x, before, replace(ctx, positions=clock[:, None] + steps, start=None, lengths=None, mask=None)
+            )
             return y, [*after, clock + time]
         groups = group_by_count(self.counts)
         if not groups:
@@ -122,6 +124,7 @@ class Choice(NamedTuple):
         inner = replace(
             ctx,
             positions=_rows(clock, rows)[:, None] + torch.arange(max(counts), device=x.device),
+            start=None,
             lengths=places.real.sum(1) if ragged else None,
             mask=places.real if ragged else None,
             tokens=ctx.global_tokens(places.index % x.shape[1]),

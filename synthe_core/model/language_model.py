@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from synthe_core.errors import InputError, unknown
+from synthe_core.hardware.execution import ExecutionContext, active_context, running_in
 from synthe_core.layers.adapter_batch import AdapterBatch, current_adapters, use_adapters
 from synthe_core.layers.learner import Learner, Pass
 from synthe_core.layers.trace import Trace
@@ -176,7 +177,9 @@ class Backbone(nn.Module):
                 sample.record(x)
             ctx.path = f"blocks.{index}"
             if self.recompute and torch.is_grad_enabled():
-                again = partial(_recompute, dict(ctx.signals), dict(ctx.shared), current_adapters(), step)
+                again = partial(
+                    _recompute, dict(ctx.signals), dict(ctx.shared), current_adapters(), active_context(), step
+                )
                 x, remembered = checkpoint(again, x, remembered, ctx, use_reentrant=False)
             else:
                 x, remembered = step(x, remembered, ctx)
@@ -220,15 +223,16 @@ def _recompute(
     signals: dict[str, Tensor],
     shared: dict[str, Tensor],
     adapters: AdapterBatch | None,
+    context: ExecutionContext,
     block: Callable[..., Any],
     x: Tensor,
     states: list[Any],
     ctx: Pass,
 ) -> Any:
-    """A block that may run twice: the second time too it reads the signals and shared tensors of earlier blocks, not of
-    later ones, and has the adapters of its pass."""
+    """A block that may run twice: the second time too, on whichever thread computes the gradient, it reads the signals
+    and shared tensors of earlier blocks, not of later ones, and has the adapters and the context of its pass."""
     ctx.signals, ctx.shared = dict(signals), dict(shared)
-    with use_adapters(adapters):
+    with use_adapters(adapters), running_in(context):
         return block(x, states, ctx)
 
 
@@ -255,8 +259,10 @@ class LanguageModel(Backbone):
     ) -> tuple[Tensor, ModelState, Pass]:
         """The normalised output of the last block, [B, T, D], before the head. Rows of the embedding [B, T, D] may be
         given for the tokens."""
+        start = 0 if state is None else None
         state = state or self.init_state(tokens.shape[0])
         ctx = Pass.over(tokens, lengths, state.position, trace)
+        ctx.start = start
         hidden, after = self.run(self.embed(tokens, ctx.positions), state.blocks, ctx)
         seen = tokens.shape[1] if lengths is None else lengths
         return hidden, ModelState(state.position + seen, after), ctx

@@ -166,12 +166,22 @@ def _pairs(x: Tensor, front: int, back: int, block: int) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    grouped = q.shape[2] != k.shape[2]
+    heads, grouped = q.shape[2], q.shape[2] != k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if grouped and mask is not None and q.is_cuda:  # torch's fused kernels take groups or a mask, not both
+        q, mask = _heads_as_queries(q, mask, k.shape[1])
+        grouped = False
     out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
     if mask is not None:  # a query without a key gives zeros, not NaN
         out = out.masked_fill(~mask.any(-1, keepdim=True), 0.0)
-    return out.transpose(1, 2)
+    return out.unflatten(2, (heads // out.shape[1], -1)).flatten(1, 2).transpose(1, 2)
+
+
+def _heads_as_queries(q: Tensor, mask: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """q [B, H, T, K] and mask [B or 1, 1, T, S] as queries of G heads: [B, G, H / G T, K] and [B or 1, 1, H / G T, S].
+    Heads that read the same keys are further queries of them."""
+    share = q.shape[1] // groups
+    return q.unflatten(1, (groups, share)).flatten(2, 3), mask.repeat(1, 1, share, 1)
 
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, cap: float) -> Tensor:

@@ -9,13 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from synthe_core.hardware.probe import probe
 from synthe_core.ops.dispatch import compute_dtype, op
 from synthe_core.ops.quantized_linear import multiply
 from synthe_core.ops.softmax_error import softmax_error
 from synthe_core.quantization.matrix import QuantizedMatrix
 
 IGNORED = -100
-CHUNK_BYTES = 32 << 20  # logits in memory at a time
+CHUNK_BYTES = 32 << 20  # logits in memory at a time, on a CPU
+GPU_SHARE, GPU_CHUNK_BYTES = 64, 1 << 30  # on a GPU one part in so many of its memory, and at most so many bytes
+
+
+def chunk_bytes(device: str) -> int:
+    """Bytes of logits that are in memory at a time on a type of device.
+
+    A chunk of tokens is a pass over the head's matrix and over its gradient: on a GPU few large ones cost less.
+    """
+    gpu = probe().gpu
+    if device != "cuda" or gpu is None:
+        return CHUNK_BYTES
+    return max(CHUNK_BYTES, min(gpu.memory // GPU_SHARE, GPU_CHUNK_BYTES))
 
 
 class TopPrediction(NamedTuple):
@@ -160,10 +173,10 @@ class _Chunked(torch.autograd.Function):
 def _chunks(
     flat: Tensor, weight: Tensor | QuantizedMatrix, narrow: torch.dtype
 ) -> Iterator[tuple[slice, Tensor, Tensor | QuantizedMatrix]]:
-    """Stretches of the tokens [N, D] whose logits fit into CHUNK_BYTES: place, tokens and matrix, in the type of the
+    """Stretches of the tokens [N, D] whose logits fit into `chunk_bytes`: place, tokens and matrix, in the type of the
     products."""
     matrix = weight.to(narrow) if isinstance(weight, Tensor) else weight
-    chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    chunk = max(1, chunk_bytes(flat.device.type) // (4 * weight.shape[0]))
     for start in range(0, flat.shape[0], chunk):
         part = slice(start, start + chunk)
         yield part, flat[part].to(narrow), matrix

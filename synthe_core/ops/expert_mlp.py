@@ -13,13 +13,15 @@ from torch.autograd.function import once_differentiable
 
 from synthe_core.hardware.probe import Hardware
 from synthe_core.ops.activations import ACTIVATIONS, Activation
-from synthe_core.ops.dispatch import Call, op
+from synthe_core.ops.dispatch import Call, Slower, op
 from synthe_core.ops.eager import eager
+from synthe_core.ops.frames import may_read_sizes
 from synthe_core.ops.linear import grouped_mm, linear
 from synthe_core.ops.swiglu import swiglu
 
 GroupedLinear = Callable[[Tensor, Tensor, Tensor], Tensor]
 Inner = Callable[[Tensor], Tensor]
+MOST_VISITS = 64  # of tokens to experts, for which matrices are copied
 OLDEST_CUDA = (8, 0)  # the compute capability from which torch multiplies groups on the device
 
 
@@ -58,6 +60,35 @@ def expert_mlp(
         share = (weight * (chosen == expert)).sum(-1, keepdim=True)
         y = y + share * linear(hidden, out[expert])
     return y
+
+
+@expert_mlp.kernel("gathered", rank=30, tolerance=1e-5)
+def gathered(
+    x: Tensor,
+    chosen: Tensor,
+    weight: Tensor,
+    gate_up: Tensor,
+    out: Tensor,
+    activation: Activation = "silu",
+    gated: bool = True,
+) -> Tensor:
+    """Torch: the matrices of each visit, copied side by side, for a few visits of which no size may be read."""
+    experts, visits = chosen.flatten(), x.flatten(0, 1).repeat_interleave(chosen.shape[-1], 0)
+    hidden = torch.bmm(gate_up.index_select(0, experts), visits[..., None])[..., 0]
+    hidden = _inner(activation, gated)(hidden)
+    outputs = torch.bmm(out.index_select(0, experts), hidden[..., None])[..., 0]
+    return (outputs.unflatten(0, chosen.shape) * weight[..., None]).sum(2)
+
+
+@gathered.refuses
+def _(hardware: Hardware, call: Call) -> str | None:
+    if call.arguments["chosen"].numel() > MOST_VISITS:
+        return f"more than {MOST_VISITS} visits: each copies its expert's matrices"
+    if call.grad:
+        return "gradients of copied matrices would be added up one by one"
+    if may_read_sizes(call.arguments["chosen"]):
+        return Slower("sizes may be read here: tokens are sorted by expert")
+    return None
 
 
 @expert_mlp.kernel("grouped", rank=20, tolerance=1e-5, batch_invariant=("cpu",))

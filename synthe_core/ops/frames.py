@@ -148,15 +148,19 @@ class Ticks(NamedTuple):
     held: Tensor
 
     @classmethod
-    def of(cls, period: int, positions: Tensor, mask: Tensor | None) -> Ticks:
-        """The ticks at `positions` int64 [B, T] where `mask`, bool [B, T] or None for all, is True."""
+    def of(cls, period: int, positions: Tensor, mask: Tensor | None, start: int | None = None) -> Ticks:
+        """The ticks at `positions` int64 [B, T] where `mask`, bool [B, T] or None for all, is True.
+
+        start: the first position of every row, where the host knows it: then nothing waits for the device.
+        """
         due = positions % period == 0
         if mask is not None:
             due = due & mask
-        ticks = due.any(dim=0)
-        if period == 1 or (len(ticks) == 1 and not may_read_sizes(due)):
-            ticks = torch.ones_like(ticks)  # at every token, known without waiting for the device
-            return cls(torch.arange(len(ticks), device=due.device), due, ticks.cumsum(0))
+        ticks, time = due.any(dim=0), due.shape[1]
+        if period == 1 or start is not None or (time == 1 and not may_read_sizes(due)):
+            columns = torch.arange(-(start or 0) % period if time > 1 else 0, time, period, device=due.device)
+            held = torch.zeros_like(ticks, dtype=torch.int64).index_fill_(0, columns, 1).cumsum(0)
+            return cls(columns, due.index_select(1, columns), held)
         columns = ticks.nonzero().squeeze(1)
         return cls(columns, due.index_select(1, columns), ticks.cumsum(0))
 

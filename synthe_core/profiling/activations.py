@@ -20,7 +20,7 @@ from synthe_core.data.stream import Batch
 from synthe_core.layers.learner import Learner
 from synthe_core.model.classifier import Model, build_model
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.ops.cross_entropy import CHUNK_BYTES
+from synthe_core.ops.cross_entropy import chunk_bytes
 from synthe_core.profiling.adapted import FrozenBase
 from synthe_core.profiling.allocations import measure_allocations
 from synthe_core.recipe.schema import Recipe
@@ -134,7 +134,7 @@ def small_passes(
         extra = min_blocks - 1  # the smallest measured model has `min_blocks` blocks
         return Plane(fit.one - extra * fit.block, fit.block, fit.row - extra * fit.both, fit.both)
 
-    chunk = max(1, CHUNK_BYTES // (4 * vocab))
+    chunk = max(1, chunk_bytes(settings.device.type) // (4 * vocab))
     per_token = sizes[1, 1].get("logits", 0.0) / min(length, chunk)
     return Passes(
         length,

@@ -12,6 +12,7 @@ from synthe_core.adapters.lora_linear import trainable_parameters
 from synthe_core.errors import InputError
 from synthe_core.model.classifier import Model
 from synthe_core.recipe.schema import TrainSpec
+from synthe_core.training.muon import BatchedMuon
 
 MUON_MOMENTUM = 0.95
 
@@ -45,7 +46,7 @@ class Optimizer:
                 fused=device in ("cpu", "cuda", "mps"),
             )
         if orthogonal:
-            self.parts["muon"] = torch.optim.Muon(
+            self.parts["muon"] = BatchedMuon(
                 [p for p in self._names if p in orthogonal],
                 lr=spec.lr,
                 weight_decay=spec.weight_decay,

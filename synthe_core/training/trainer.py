@@ -138,7 +138,7 @@ class Trainer:
     def _read_next_batch(self) -> None:
         """The next batch; None if the run was stopped while its text was awaited. The step that is done is saved."""
         try:
-            self._batch = self.data.stream.next(self.spec.batch)
+            self._batch = self.data.stream.next(self.spec.batch).pinned(self.state.settings.device)
         except Interrupted:
             self._batch = None
 

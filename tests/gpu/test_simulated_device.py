@@ -6,6 +6,7 @@ Each test starts one process, since a guard must be loaded before torch. Where i
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,22 @@ SMALL = [
 FOLDERS = (".", "baselines", "bench", "ablations")
 ALL = sorted(str(path.relative_to(RECIPES)) for folder in FOLDERS for path in (RECIPES / folder).glob("*.yaml"))
 LARGE = ("125m", "350m", "1.3b")
-WAITS: dict[str, str] = {}
+PROBE = "a probe's queries are packed: how many there are decides what is computed"
+DEPTH = "a router leaves tokens out of a block: how many there are decides what is computed"
+EXPERTS = "float32 experts are multiplied one by one; in bfloat16 torch groups them without a wait"
+WAITS = {
+    "copy from the host @ model/depth.py": DEPTH,
+    "copy from the host @ ops/attention.py": PROBE,
+    "index by mask @ model/depth.py": DEPTH,
+    "index by mask @ ops/attention.py": PROBE,
+    "index_put by mask @ autograd": DEPTH,
+    "nonzero @ layers/conditional_gate.py": PROBE,
+    "nonzero @ model/depth.py": DEPTH,
+    "nonzero @ ops/attention.py": PROBE,
+    "tolist @ model/depth.py": DEPTH,
+    "tolist @ ops/attention.py": PROBE,
+    "tolist @ ops/expert_mlp.py": EXPERTS,
+}
 """Where the host may wait for the device in a pass, "kind @ file" -> why."""
 
 
@@ -55,7 +71,7 @@ def check(results: list[dict[str, Any]]) -> None:
             if phase == "recipe":
                 continue
             assert "error" not in figures, (result["recipe"], phase, figures)
-            places = {wait.rpartition(":")[0] for wait in figures["waits"]}
+            places = {re.sub(r":[0-9]+$", "", wait) for wait in figures["waits"]}
             assert places <= WAITS.keys(), (result["recipe"], phase, figures["waits"])
 
 

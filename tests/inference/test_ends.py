@@ -115,16 +115,15 @@ SEEDS = [0, 1, 5, 2**32, 2**32 + 1, 2**62, 2**62 + 1, 2**63 - 1, -1, -2, -5, -(2
 
 
 def test_seeds_of_64_bits_differ() -> None:
-    cpu = torch.device("cpu")
-    drawn = {tuple(torch.rand(4, generator=random_generator(seed, cpu)).tolist()) for seed in SEEDS}
+    drawn = {tuple(torch.rand(4, generator=random_generator(seed)).tolist()) for seed in SEEDS}
     assert len(drawn) == len(SEEDS)
-    again = torch.rand(4, generator=random_generator(-5, cpu)).tolist()
+    again = torch.rand(4, generator=random_generator(-5)).tolist()
     assert tuple(again) in drawn
 
 
 def test_small_seeds_are_torchs_own() -> None:
     """And the words of the state are where they are replaced."""
-    generator = random_generator(7, torch.device("cpu"))
+    generator = random_generator(7)
     words = np.random.RandomState(7).get_state(legacy=False)["state"]["key"]
     assert generator.get_state().view(torch.int64)[WORDS].tolist() == words.tolist()
     assert torch.equal(torch.rand(9, generator=generator), torch.rand(9, generator=torch.Generator().manual_seed(7)))

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from synthe_core.ops.frames import FrameLayout, add_columns, add_rows, entry_at, gather_padded, gather_rows, may_read_sizes
+from synthe_core.ops.frames import (
+    FrameLayout,
+    add_columns,
+    add_rows,
+    entry_at,
+    gather_padded,
+    gather_rows,
+    may_read_sizes,
+)
 from synthe_core.ops.linear import linear
 from synthe_core.ops.slot_memory.reference import SlotOutput, check, slot_memory
 from synthe_core.ops.slot_memory.routing import (

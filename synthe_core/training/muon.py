@@ -1,0 +1,84 @@
+"""Muon with the matrices of one shape together: the same update as torch's, in a fraction of the launches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STACK_BYTES = 256 << 20
+"""Of the bfloat16 matrices that are orthogonalised at a time: each of the iteration's three products has as many."""
+
+
+class BatchedMuon(torch.optim.Muon):
+    """`torch.optim.Muon`, whose Newton-Schulz iteration runs over stacks of matrices of one shape.
+
+        M' = M + (1 - μ) (G - M),  U = orthogonalise(G + μ (M' - G)),  W' = (1 - η λ) W - η 0.2 sqrt(max(rows, cols)) U
+
+    η learning rate, λ weight decay, μ momentum; the factor of U is that of `adjust_lr_fn`. Products of a stack round as
+    those of its matrices do, up to the order of sums. Sources: Jordan et al. 2024 (Muon), Liu et al. 2025 (the scale).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step for every parameter with a gradient."""
+        assert closure is None, "the trainer computes gradients before the step"
+        for group in self.param_groups:
+            parameters: list[Tensor] = []
+            gradients: list[Tensor] = []
+            buffers: list[Tensor] = []
+            self._init_group(group, parameters, gradients, buffers)  # type: ignore[arg-type]
+            if parameters:
+                self._step_group(group, parameters, gradients, buffers)
+
+    def _step_group(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], buffers: list[Tensor]
+    ) -> None:
+        momentum, rate = group["momentum"], float(group["lr"])
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        updates = list(torch._foreach_lerp(gradients, buffers, momentum)) if group["nesterov"] else buffers
+        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        for stack in stacks(updates):
+            made = orthogonalise([updates[i] for i in stack], group["ns_coefficients"], group["ns_steps"], group["eps"])
+            scale = rate * _rate_factor(group["adjust_lr_fn"], updates[stack[0]].shape)
+            same = [parameters[i] for i in stack]
+            torch._foreach_add_(same, [each.to(p.dtype) for each, p in zip(made, same, strict=True)], alpha=-scale)
+
+
+def stacks(matrices: list[Tensor]) -> Iterator[list[int]]:
+    """The indices of matrices of one shape, in stacks of at most STACK_BYTES in bfloat16."""
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        by_shape.setdefault(tuple(matrix.shape), []).append(index)
+    for shape, indices in by_shape.items():
+        count = max(1, STACK_BYTES // (2 * math.prod(shape)))
+        for first in range(0, len(indices), count):
+            yield indices[first : first + count]
+
+
+def orthogonalise(
+    matrices: list[Tensor], coefficients: tuple[float, float, float], steps: int, eps: float
+) -> tuple[Tensor, ...]:
+    """Of each matrix [m, n] about the orthogonal factor U V^T of its singular value decomposition, in bfloat16.
+
+    The quintic Newton-Schulz iteration X' = a X + (b A + c A²) X with A = X X^T, from X of norm 1.
+    """
+    a, b, c = coefficients
+    stack = torch.stack([matrix.bfloat16() for matrix in matrices])
+    tall = stack.shape[1] > stack.shape[2]
+    x = stack.mT if tall else stack
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = torch.bmm(x, x.mT)
+        update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, update, x, beta=a)
+    return (x.mT if tall else x).unbind(0)
+
+
+def _rate_factor(name: str | None, shape: torch.Size) -> float:
+    """What the learning rate is multiplied by for a matrix of that shape."""
+    rows, columns = shape
+    return 0.2 * math.sqrt(max(rows, columns)) if name == "match_rms_adamw" else math.sqrt(max(1, rows / columns))
