@@ -16,9 +16,12 @@ def pass_over_all(model: LoadedModel, batch: StateBatch) -> Heads:
     """What follows the last token of every sequence in the batch, in the order of `batch.sequences`."""
     asking = [slot for slot, each in enumerate(batch.slots) if each is not None and each.request.return_logprob]
     with use_adapters(batch.adapters):
-        output = model.forward(batch.last_token_ids, batch.state)
+        tokens = batch.last_token_ids
+        captured = model.captured_step(tokens, batch.state)
+        output = model.forward(tokens, batch.state) if captured is None else captured
+        logits = None if captured is None else captured.logits
         signals = {name: value[:, 0] for name, value in output.signals.items()}
-        heads = next_token_heads(model, output.hidden[:, 0], signals, asking)
+        heads = next_token_heads(model, output.hidden[:, 0], signals, asking, logits)
     batch.state = output.state
     occupied = batch.occupied()
     return heads if occupied is None else heads.rows(occupied)

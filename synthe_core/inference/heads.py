@@ -32,10 +32,15 @@ class Heads(NamedTuple):
 
 
 def next_token_heads(
-    model: LoadedModel, hidden: Tensor, signals: Mapping[str, Tensor], asking: Many[int] | None = None
+    model: LoadedModel,
+    hidden: Tensor,
+    signals: Mapping[str, Tensor],
+    asking: Many[int] | None = None,
+    logits: Tensor | None = None,
 ) -> Heads:
-    """From the head's input [N, D] and the signals [N]; with the confidence of the rows `asking`, None for all."""
-    logits = model.logits(hidden)
+    """From the head's input [N, D] and the signals [N]; with the confidence of the rows `asking`, None for all. logits:
+    those of the head, where they are computed already."""
+    logits = model.logits(hidden) if logits is None else logits
     if asking is None or len(asking) == len(hidden):
         return Heads(logits, _confidence(model, hidden, signals, logits))
     if not asking:

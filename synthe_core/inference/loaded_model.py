@@ -22,7 +22,8 @@ from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
 from synthe_core.hardware.execution import ExecutionContext
 from synthe_core.hardware.recipe_context import context_for_recipe
-from synthe_core.inference import fused_decoder
+from synthe_core.inference import captured_decode, fused_decoder
+from synthe_core.inference.captured_decode import CapturedDecoder, DecodeOutput
 from synthe_core.inference.fused_decoder import FusedDecoder
 from synthe_core.inference.generation_defaults import GenerationDefaults
 from synthe_core.inference.scheduler_config import ALIGNMENT
@@ -83,6 +84,7 @@ class LoadedModel:
     speculation: Speculation | None = None
     _decoder: FusedDecoder | None = field(default=None, init=False, repr=False)
     _refusal: tuple[str | None] | None = field(default=None, init=False, repr=False)
+    _captured: CapturedDecoder | None = field(default=None, init=False, repr=False)
     _slots: dict[int, Adapter] = field(default_factory=dict, repr=False)
     _num_parameters: int = field(init=False, repr=False)
 
@@ -217,7 +219,7 @@ class LoadedModel:
         slot = next(slot for slot in count(DEFAULT + 1) if slot not in self._slots)
         attach(self.model, adapter, slot=slot)
         self._slots[slot] = adapter
-        self._decoder = self._refusal = None  # the maps are others
+        self._decoder = self._refusal = self._captured = None  # the maps are others
         return slot
 
     def detach_unused(self, used: Iterable[Adapter]) -> None:
@@ -229,7 +231,7 @@ class LoadedModel:
             if id(adapter) not in needed:
                 detach(self.model, slot)
                 del self._slots[slot]
-                self._decoder = self._refusal = None
+                self._decoder = self._refusal = self._captured = None
 
     def fingerprints(self, adapter: Adapter | None) -> Fingerprints:
         """What identifies states of the model with `adapter`. Attaches it: not to be called during a pass."""
@@ -249,6 +251,17 @@ class LoadedModel:
             return ForwardOutput(*self.fused_decoder().hidden(tokens, state))
         hidden, after, ctx = self.model.hidden(tokens, state, lengths)
         return ForwardOutput(hidden, after, ctx.signals)
+
+    def captured_step(self, tokens: Tensor, state: Any) -> DecodeOutput | None:
+        """One more token of every row of a batch by a captured step, which overwrites the state that it returned
+        before; None where the model has no such step, see `captured_decode.refusal`."""
+        if self._slots or self.speculation is not None or self.device.type not in captured_decode.CAPTURES:
+            return None
+        if self._captured is None:
+            if captured_decode.refusal(self.model) is not None:
+                return None
+            self._captured = CapturedDecoder(self.model, captured_decode.CAPTURES[self.device.type])
+        return self._captured(tokens, state)
 
     @property
     def fused_refusal(self) -> str | None:
@@ -274,7 +287,7 @@ class LoadedModel:
         """The same model with another network, some of its own blocks for example: adapters are those of this one."""
         other = copy.copy(self)
         other.model, other.speculation = network, None
-        other._decoder = other._refusal = None
+        other._decoder = other._refusal = other._captured = None
         return other
 
     def logits(self, hidden: Tensor) -> Tensor:

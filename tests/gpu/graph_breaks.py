@@ -59,10 +59,10 @@ def decode_breaks(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _reason(found: Any) -> str:
-    frames = [each for each in found.user_stack if "synthe_core" in each.filename]
+def _reason(broken: Any) -> str:
+    frames = [each for each in broken.user_stack if "synthe_core" in each.filename]
     where = f"{frames[-1].filename.rpartition('synthe_core/')[2]}:{frames[-1].lineno}" if frames else "?"
-    return f"{where} {str(found.reason).strip().splitlines()[0][:120]}"
+    return f"{where} {str(broken.reason).strip().splitlines()[0][:120]}"
 
 
 def main() -> None:
