@@ -65,8 +65,9 @@ class _Memory(torch.autograd.Function):
         saved = v.new_empty(batch * heads, chunks, key, value) if save else final
         sizes = (time, heads, chunks, key, value)
         flags = {"LOW_RANK": a is not None, "DECAY": log_decay is not None}
-        blocks = {"CHUNK": CHUNK, "BK": block(key, MAX_KEY), "BV": block(value, COLUMNS if key <= 128 else COLUMNS // 2)}
-        ctx.grid = (batch * heads, cdiv(value, blocks["BV"]))
+        columns = block(value, COLUMNS if key <= 128 else COLUMNS // 2)
+        blocks = {"CHUNK": CHUNK, "BK": block(key, MAX_KEY), "BV": columns}
+        ctx.grid = (batch * heads, cdiv(value, columns))
         launch(
             memory_forward, ctx.grid, v, q, k, v, a, b, log_decay, state, o, final, saved, *sizes,
             **flags, HAS_STATE=state is not None, SAVE=save, **blocks,
