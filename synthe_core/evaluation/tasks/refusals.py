@@ -1,4 +1,4 @@
-"""The data and the metric of refusals.yaml: which requests a model refuses, of those it should and of those it should not.
+"""The data and the metric of refusals.yaml: what a model refuses of unsafe requests, and of safe ones that look unsafe.
 
 Source of the task and of the default data: Roettger et al. 2024, "XSTest: a test suite for identifying exaggerated
 safety behaviours in large language models".
