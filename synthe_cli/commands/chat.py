@@ -35,6 +35,7 @@ from synthe_cli.options import (
     uses_generation_config,
     with_defaults,
 )
+from synthe_cli.tool_options import ToolsOption, UnsafeToolsOption
 from synthe_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ synthe chat story.synapse --system "You tell stories."
 synthe chat runs/60m --adapter runs/letters             the model with an adapter
 synthe chat runs/60m --speculate draft=runs/tiny        a smaller model drafts the answers
 synthe chat runs/60m --session evening                  resume this conversation, or start it
+synthe chat runs/60m --tools python                     the model runs Python programs, and corrects them
 synthe chat --url http://127.0.0.1:6900                 use the model of a running `synthe serve`
 synthe chat 60m --url http://127.0.0.1:6900             use this one of its models
 synthe chat runs/60m --json < questions.txt             one message per line; prints the answers only""",
@@ -107,6 +109,14 @@ def chat(
     weights: WeightsOption = "auto",
     memory: MemoryOption = None,
     speculate: SpeculateOption = None,
+    tools: ToolsOption = None,
+    unsafe_tools: UnsafeToolsOption = False,
+    transcripts: Annotated[
+        Path | None,
+        typer.Option(
+            "--transcripts", metavar="FILE", help="With --tools, add each answer with its calls to this file, for sft."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Chat with a model in the terminal.
@@ -122,6 +132,8 @@ def chat(
             "--device, --weights, --memory, --speculate, --sessions and --adapter do not apply to a server",
             "leave them out with --url; name an adapter of the server as MODEL:ADAPTER",
         )
+    if tools and (url is not None or session is not None):
+        raise InputError("--tools does not go with --url and --session", "`synthe serve --tools` runs them on a server")
     if key_file is not None and url is None:
         raise InputError("--api-key-file needs --url", "name the server with --url")
 
@@ -155,6 +167,9 @@ def chat(
         return
 
     assert checkpoint is not None
+    from synthe_core.agents.catalog import tools_named
+
+    called = tools_named(tools, unsafe=unsafe_tools)
     served = _loaded(checkpoint, device, weights, drafts, limit)
     if adapter is not None:
         served.load_adapter(ADAPTER_NAME, find_model(adapter))
@@ -167,6 +182,11 @@ def chat(
     folder = sessions or Path(cache_dir()) / "chats" / served.digest[:16]
     with AsyncEngine([served], sessions=folder) as engine:
         name = served.name if adapter is None else f"{served.name}:{ADAPTER_NAME}"
+        if called:
+            from synthe_core.chat.with_tools import ToolConversation
+
+            converse(ToolConversation(engine, name, called, system=system, transcripts=transcripts))
+            return
         converse(LocalConversation(engine, name, system=system, session=session))
 
 

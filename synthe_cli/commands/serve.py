@@ -23,6 +23,7 @@ synthe serve runs/60m --sessions chats --cache 2GiB                conversations
 synthe serve 60m=runs/60m --adapter 60m:yaml=runs/yaml             requests name the adapter as 60m:yaml
 synthe serve runs/60m --speculate ngram                            answers that repeat their prompt come sooner
 synthe serve runs/60m --adapters loras                             the API loads and unloads adapters
+synthe serve runs/60m --tools python                               the server runs programs that the model writes
 synthe serve --swarm team                                          a swarm: requests name swarm or a specialist
 synthe serve runs/60m --host 0.0.0.0 --api-key-file keys.txt       for other machines, with API keys
 synthe serve runs/60m --port 0 --json                              a free port; prints one JSON line when ready""",

@@ -17,6 +17,7 @@ from synthe_cli.options import (
     WeightsOption,
     complete_run,
 )
+from synthe_cli.tool_options import ToolsOption, UnsafeToolsOption
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ class ServeOptions:
             "--grace", min=0, metavar="SECONDS", help="How long running requests may finish when the server stops."
         ),
     ] = 10.0
+    tools: ToolsOption = None
+    unsafe_tools: UnsafeToolsOption = False
     open_objects: Annotated[
         bool,
         typer.Option(

@@ -221,6 +221,8 @@ def settings_of(options: ServeOptions) -> Settings:
     for folder in options.adapters or ():
         if not folder.is_dir():
             raise InputError(f"--adapters {folder}: no such folder")
+    from synthe_core.agents.catalog import tools_named
+
     hosts = {options.host.lower(), *(name.lower() for name in options.allow_host or ())}
     return Settings(
         keys=tuple(key for key in keys if roles[key] != "admin"),
@@ -236,6 +238,7 @@ def settings_of(options: ServeOptions) -> Settings:
         max_tokens=options.max_tokens,
         max_n=options.max_n,
         max_adapters=options.max_adapters,
+        tools=tuple(tools_named(options.tools, unsafe=options.unsafe_tools)),
         open_objects=options.open_objects,
         log_prompts=options.log_prompts,
         log=silent if options.quiet else log,

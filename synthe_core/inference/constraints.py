@@ -70,7 +70,7 @@ class JsonSchemaConstraint:
     the text, of which the sequence makes a copy when it begins."""
 
     def __init__(self, compiled: Any, vocab: int, kind: str = "json_schema") -> None:
-        self._compiled, self._vocab, self._name = compiled, vocab, NAMES[kind]
+        self._compiled, self._vocab, self._kind, self._name = compiled, vocab, kind, NAMES[kind]
         self._bits = torch.empty((vocab + 31) // 32, dtype=torch.int32)
 
     @cached_property
@@ -92,6 +92,14 @@ class JsonSchemaConstraint:
         if not self._matcher.consume_token(token_id):
             self._check()
             raise WorkError(f"a token was generated that the {self._name} does not allow")
+
+    def try_accept(self, token_id: int) -> bool:
+        """Records the token if it is allowed; returns whether it is."""
+        return bool(self._matcher.try_consume_tokens([token_id]))
+
+    def restarted(self) -> JsonSchemaConstraint:
+        """The same at the beginning of a text."""
+        return JsonSchemaConstraint(self._compiled, self._vocab, self._kind)
 
     def _check(self) -> None:
         if error := self._matcher.get_error():

@@ -15,7 +15,7 @@ import torch
 
 from synthe_core.errors import InputError
 from synthe_core.inference.admission import AdmissionControl
-from synthe_core.inference.constraints import Constraint, compile_grammar, compile_json_schema
+from synthe_core.inference.constraints import Constraint
 from synthe_core.inference.fairness import TokenCounters, WaitingQueue
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.metrics import EngineMetrics
@@ -29,6 +29,7 @@ from synthe_core.inference.scheduler import ModelScheduler
 from synthe_core.inference.scheduler_config import SchedulerConfig
 from synthe_core.inference.sequence import Sequence, SequenceStatus
 from synthe_core.inference.session_store import SessionLimits, SessionStore
+from synthe_core.inference.tool_constraint import compile_constraint
 from synthe_core.inference.validation import check_request, empty_prompt, one_line
 from synthe_core.model.session import Session
 
@@ -103,10 +104,7 @@ class Engine:
         check_request(request, resolved.model, session is not None or request.session_id is not None)
         state_bytes = _state_bytes(resolved.model, len(request.prompt_token_ids) + request.max_tokens)
         self.admission.check(state_bytes, owner)
-        if request.json_schema is not None:
-            constraint = compile_json_schema(resolved.model.tokenizer, resolved.model.vocab, request.json_schema)
-        elif request.grammar is not None:
-            constraint = compile_grammar(resolved.model.tokenizer, resolved.model.vocab, request.grammar)
+        constraint = compile_constraint(resolved.model.tokenizer, resolved.model.vocab, request) or constraint
         if request.session_id is not None:
             self.sessions.claim(request.session_id, resolved.fingerprints.weights, owner, state_bytes)
         self.admission.enqueue(owner)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from synthe_core.data.tool_calls.format import ToolFormat
 from synthe_core.errors import InputError, SyntheError
 from synthe_core.inference.sampling_params import SamplingParams
 
@@ -17,6 +18,24 @@ class Grammar:
 
     kind: Literal["regex", "choice", "grammar"]
     text: str
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The calls that a text may have.
+
+    form:     how the model writes calls.
+    schema:   of the JSON of a call, or of a list of calls where the format has one.
+    required: whether the text is a call; otherwise it may be one, or end with one.
+    parallel: whether several calls may follow each other.
+    text:     the JSON Schema of a text that is no call; None for any text.
+    """
+
+    form: ToolFormat
+    schema: Mapping[str, Any] = field(hash=False, compare=False)
+    required: bool = False
+    parallel: bool = True
+    text: Mapping[str, Any] | None = field(default=None, hash=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -37,6 +56,7 @@ class Request:
     session_id:        a saved conversation to continue; it is saved again at the end.
     json_schema:       the text is JSON that obeys this schema; `{}` allows any JSON.
     grammar:           the text obeys this grammar, where the request has no schema.
+    tool_use:          the text may call tools, where the request has neither.
     ignore_eos:        generation goes on after an end-of-text token.
     cache_breakpoints: lengths of prefixes of the prompt that other requests share. The state at each is cached.
     client:            who sends it. Clients get equal shares of the engine, however much each of them asks for.
@@ -59,11 +79,17 @@ class Request:
     session_id: str | None = None
     json_schema: Mapping[str, Any] | None = None
     grammar: Grammar | None = None
+    tool_use: ToolUse | None = None
     ignore_eos: bool = False
     cache_breakpoints: tuple[int, ...] = ()
     client: str = ""
     pooling: bool = False
     owner: str = ""
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether a schema or grammar is compiled for it, which takes a while."""
+        return not (self.json_schema is None and self.grammar is None and self.tool_use is None)
 
 
 class Busy(SyntheError):

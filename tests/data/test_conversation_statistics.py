@@ -75,7 +75,7 @@ def test_a_template_that_renders_no_answer_is_a_reason(tmp_path: Path) -> None:
     row = {"messages": [QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}], "tools": [call]}
     path = write(tmp_path / "c.jsonl", [CHAT, row])
     assert count(path)["sources"][0]["tool_calls"] == 1
-    (values,) = count(path, tokenizer(CHATML))["sources"]
+    (values,) = count(path, tokenizer(CHATML + "{# tools, tool_calls #}"))["sources"]
     assert values["skipped"] == 1 and "it writes nothing of its tool calls" in values["reasons"][0]["reason"]
     assert "line 2" in values["reasons"][0]["first"]
 

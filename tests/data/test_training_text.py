@@ -117,7 +117,18 @@ def test_a_template_that_rewrites_earlier_answers_takes_the_last_only() -> None:
 def test_an_answer_that_the_template_does_not_write_is_refused() -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "now", "arguments": {}}}]}
     with pytest.raises(InputError, match=r"no place for message 2: it writes nothing of its tool calls"):
-        training_text(tokenizer(CHATML), [CHAT[1], call, *CHAT[3:]])
+        training_text(tokenizer(CHATML + "{# tools, tool_calls #}"), [CHAT[1], call, *CHAT[3:]])
+
+
+def test_calls_are_trained_on_though_the_template_knows_no_tools() -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "now", "arguments": "{}"}}]}
+    made = tokenizer(CHATML)
+    messages = [CHAT[1], call, {"role": "tool", "content": "12:00"}, {"role": "assistant", "content": "Noon."}]
+    given = training_text(made, messages, [{"name": "now", "parameters": {}}])
+    written, answer = trained_text(made, given)
+    assert written == '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call><|im_end|>'
+    assert answer == "Noon.<|im_end|>"
+    assert "<tools>" in given.text and "<|im_start|>user\n<tool_response>\n12:00\n</tool_response>" in given.text
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,6 +11,7 @@ import numpy as np
 from synthe_core.data.chat_template import Marked, Rendering, render_each, render_each_marked
 from synthe_core.data.conversations.messages import Message
 from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.data.tool_calls.plain_messages import for_template
 from synthe_core.errors import InputError
 
 Trained = Literal["assistant", "last", "all"]
@@ -72,7 +73,11 @@ def training_text(
 
 
 def training_texts(tokenizer: Tokenizer, chats: Sequence[Chat]) -> list[TrainingText | InputError]:
-    """`training_text` of each, rendered together; an InputError where it fails."""
+    """`training_text` of each, rendered together; an InputError where it fails.
+
+    Of a template that knows no tools, tools and calls are texts, as in the prompts of a server.
+    """
+    chats = [_for_template(tokenizer, chat) for chat in chats]
     whole = render_each_marked(tokenizer, [Rendering(chat.messages, False, chat.tools) for chat in chats])
     ask: list[Rendering] = []
     for chat, given in zip(chats, whole, strict=True):
@@ -96,6 +101,11 @@ def training_texts(tokenizer: Tokenizer, chats: Sequence[Chat]) -> list[Training
         except InputError as error:
             made.append(error)
     return made
+
+
+def _for_template(tokenizer: Tokenizer, chat: Chat) -> Chat:
+    messages, tools = for_template(tokenizer, chat.messages, chat.tools)
+    return Chat([dict(message) for message in messages], tools, chat.trained)
 
 
 def _training_text(

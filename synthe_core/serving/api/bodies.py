@@ -19,8 +19,9 @@ from synthe_core.serving.api.body import (
     Tokens,
     field_error,
 )
-from synthe_core.serving.api.messages import Message
+from synthe_core.serving.api.messages import Message, check_results
 from synthe_core.serving.api.structured_output import StructuredBody
+from synthe_core.serving.api.tools import ToolBody, Tools
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 """An adapter's name; `$` is the very end here, as in JSON Schema."""
@@ -163,7 +164,7 @@ class Completion(GenerationBody):
         return self
 
 
-class Chat(GenerationBody):
+class Chat(GenerationBody, ToolBody):
     NEUTRAL: ClassVar = neutral_fields.CHAT
     SYNONYMS: ClassVar = {**neutral_fields.SYNONYMS, "prompt": "messages", "input": "messages", "system": "messages"}
 
@@ -190,7 +191,16 @@ class Chat(GenerationBody):
             raise field_error("top_logprobs", "only if logprobs is true")
         if self.continue_final_message and self.add_generation_prompt:
             raise field_error("continue_final_message", "cannot be combined with add_generation_prompt")
+        if self.session is None:
+            check_results(self.messages)
+        if self.calls_tools and self.grammar is not None:
+            raise field_error("tools", "cannot be combined with a grammar, regex or choice; tool_choice none can")
         return self
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the answer may have calls."""
+        return bool(self.tools) and self.tool_choice != "none"
 
     @property
     def template_values(self) -> dict[str, Any]:
@@ -219,6 +229,7 @@ class Tokenize(Body):
     model: Name | None = Field(None, description="the first served model by default")
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    tools: Tools | None = Field(None, description="functions that are described in the prompt")
     add_special_tokens: bool | None = Field(
         None, description="add the begin token; by default to a text, and not to messages by a chat template"
     )

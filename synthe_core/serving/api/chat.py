@@ -6,8 +6,10 @@ from typing import Any
 
 from starlette.responses import Response
 
+from synthe_core.data.tool_calls.format import tool_format
+from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.outputs import Logprob
-from synthe_core.inference.request import Request
+from synthe_core.inference.request import Request, ToolUse
 from synthe_core.serving.api import bodies, prompts
 from synthe_core.serving.api.completion_job import (
     CompletionJob,
@@ -24,14 +26,24 @@ from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.response_format import ResponseFormat, confidences
 from synthe_core.serving.api.swarm_chat import is_for_swarm, swarm_chat
+from synthe_core.serving.api.tool_call_job import ToolCallJob, ToolDelta, complete_calls
+from synthe_core.serving.api.tools import described, tool_use
 
 
 async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
     """Generates the next message, with `n` choices."""
     if is_for_swarm(api, body.model):
+        if body.calls_tools:
+            raise HttpError(400, "tools: a swarm calls none", param="tools")
         return await swarm_chat(api, call, body)
     if name := next((name for name in ("conversation", "synthesis") if getattr(body, name) is not None), None):
         raise HttpError(400, f"{name}: {body.model} is no swarm", param=name)
+    served, job = await chat_job(api, call, body)
+    return await ChatResponse(body, served).respond(call, job)
+
+
+async def chat_job(api: Api, call: Call, body: bodies.Chat) -> tuple[LoadedModel, CompletionJob]:
+    """The model of a chat, and the job that generates its next message, not begun."""
     served = api.served(body.model, call.owner)
     check_counts(api, body, 1)
     continues = api.has_session(body.session, call.owner)
@@ -42,7 +54,9 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
         answer=body.add_generation_prompt is not False,
         continues=bool(body.continue_final_message),
         values=body.template_values,
+        tools=described(body.tools) if body.tools and body.calls_tools else (),
     )
+    use = _tool_use(api, served, body)
     prompt = await prompts.conversation(api, served, body.messages, reading, tails=tails)
     default = api.settings.max_tokens if served.defaults.max_tokens is None else served.defaults.max_tokens
     count = output_limit(api, call, served, body, len(prompt.tokens), default)
@@ -62,15 +76,28 @@ async def chat_completions(api: Api, call: Call, body: bodies.Chat) -> Response:
             ignore_eos=bool(body.ignore_eos),
             return_logprob=bool(body.logprobs) or bool(body.confidence),
             client=call.sender,
-            json_schema=response_schema(api, body),
+            json_schema=response_schema(api, body) if use is None else None,
             grammar=body.grammar,
+            tool_use=use,
             owner=call.owner,
         )
         for seed in seeds(body)
     ]
     check_logprobs(api, requests)
-    job = CompletionJob(api, requests, served.tokenizer, len(requests))
-    return await ChatResponse(body, served).respond(call, job)
+    count = len(requests)
+    if use is None:
+        return served, CompletionJob(api, requests, served.tokenizer, count)
+    return served, ToolCallJob(api, requests, served.tokenizer, count, tool_use=use)
+
+
+def _tool_use(api: Api, served: LoadedModel, body: bodies.Chat) -> ToolUse | None:
+    form = tool_format(served.tokenizer.chat_template)
+    schema = response_schema(api, body)
+    use = tool_use(body, form, schema, open_objects=api.settings.open_objects)
+    if use is not None and form.anchored and schema is not None and not use.required:
+        message = "tools: this model's calls are JSON like the answer's, and cannot be told from it"
+        raise HttpError(400, f"{message}; leave response_format out", param="tools")
+    return use
 
 
 class ChatResponse(ResponseFormat):
@@ -86,18 +113,23 @@ class ChatResponse(ResponseFormat):
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def chunk(self, delta: OutputDelta) -> dict[str, Any]:
+        calls = [each for each in delta.calls if each.has_news] if isinstance(delta, ToolDelta) else []
+        content = {"content": delta.text} if delta.text or (delta.entries and not calls) else {}
         return {
             "index": delta.index,
-            "delta": {"content": delta.text} if delta.text or delta.entries else {},
+            "delta": content | ({"tool_calls": [each.json() for each in calls]} if calls else {}),
             "logprobs": self._logprobs(delta.entries) if delta.entries else None,
             "finish_reason": delta.reason,
         }
 
     def whole(self, deltas: list[OutputDelta]) -> dict[str, Any]:
         text = "".join(delta.text for delta in deltas)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls := complete_calls(deltas):
+            message |= {"content": text or None, "tool_calls": [each.json() for each in calls]}
         choice: dict[str, Any] = {
             "index": deltas[-1].index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs([entry for delta in deltas for entry in delta.entries]),
             "finish_reason": deltas[-1].reason,
         }

@@ -25,6 +25,7 @@ from synthe_core.serving.api import content as contents
 from synthe_core.serving.api.errors import HttpError, busy
 from synthe_core.serving.api.json_body import MAX_VALUES, parse_body
 from synthe_core.serving.api.metrics import Metrics
+from synthe_core.serving.api.response_store import ResponseStore
 from synthe_core.serving.api.settings import ROLES, Role, Settings
 from synthe_core.serving.api.turns import Turns
 
@@ -41,6 +42,8 @@ MAX_COMPILING = 256
 """Requests whose schema is compiled, or waits for it."""
 MAX_TOKENIZING = 1024
 """Long texts that are tokenized, or wait for it."""
+MAX_RUNNING_TOOLS = 256
+"""Calls of the server's own tools that run, or wait for it."""
 SENDER: ContextVar[str] = ContextVar("sender", default="")
 """The `Call.sender` of the request that is handled."""
 
@@ -75,6 +78,7 @@ class Api:
     closing:     set when it begins to shut down.
     last_tokens: the tokens of the last request of each (owner, model), for their inspection.
     tails:       the last text of each session that was continued here, by owner and name.
+    responses:   of /v1/responses, which others continue.
     compiling:   the turns of clients at compiling schemas.
     template_locks: held while a chat template is rendered, one for each model.
     """
@@ -87,6 +91,7 @@ class Api:
     closing: bool = False
     last_tokens: dict[tuple[str, str], array[int]] = field(default_factory=dict)
     tails: dict[tuple[str, str], str] = field(default_factory=dict)
+    responses: ResponseStore = field(default_factory=ResponseStore)
     template_locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
     receiving_bytes: int = 0
     background_count: int = 0
@@ -96,6 +101,7 @@ class Api:
         places = self.settings.max_background  # some are left for what takes no turns
         self.compiling = Turns(max(1, places // 2), MAX_COMPILING)
         self.tokenizing = Turns(max(1, places // 4), MAX_TOKENIZING)
+        self.running_tools = Turns(max(1, places // 2), MAX_RUNNING_TOOLS)
         self._background = ThreadPoolExecutor(self.settings.max_background, "requests")
         self._background_lock = threading.Lock()
 

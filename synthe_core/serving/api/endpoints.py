@@ -10,9 +10,11 @@ from pydantic.json_schema import models_json_schema
 
 import synthe_core
 from synthe_core.serving.api import (
+    agent_chat,
     bodies,
-    chat,
     completions,
+    response_bodies,
+    response_handlers,
     responses,
     state,
     swarm_knowledge,
@@ -26,6 +28,7 @@ from synthe_core.serving.api.middleware import OPEN
 from synthe_core.serving.api.settings import Role
 
 Method = Literal["GET", "POST", "DELETE"]
+RESPONSE = "^resp_[0-9a-f]{48}$"
 REFERENCE = "#/components/schemas/{model}"
 
 
@@ -63,12 +66,38 @@ ENDPOINTS = [
     Endpoint(
         "POST",
         "/v1/chat/completions",
-        chat.chat_completions,
+        agent_chat.chat_completions,
         "Create chat completions.",
         responses.ChatCompletion,
         bodies.Chat,
         streams=True,
         cancellable=True,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        response_handlers.create_response,
+        "Create a response, which may continue an earlier one.",
+        responses.GeneratedResponse,
+        response_bodies.CreateResponse,
+        streams=True,
+        cancellable=True,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/responses/{id}",
+        response_handlers.get_response,
+        "Get a response.",
+        responses.GeneratedResponse,
+        patterns={"id": RESPONSE},
+    ),
+    Endpoint(
+        "DELETE",
+        "/v1/responses/{id}",
+        response_handlers.delete_response,
+        "Delete a response.",
+        responses.Deleted,
+        patterns={"id": RESPONSE},
     ),
     Endpoint(
         "POST",

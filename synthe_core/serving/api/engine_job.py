@@ -55,7 +55,7 @@ class EngineJob:
         try:
             for index, request in enumerate(self.requests):
                 submit = partial(self._submit, index)
-                if request.json_schema is None and request.grammar is None:
+                if not request.is_constrained:
                     submit()
                 else:
                     compiled = partial(self.api.in_thread, submit)

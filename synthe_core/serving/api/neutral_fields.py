@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from synthe_core.serving.api.body import IGNORED, Neutral, only
-from synthe_core.serving.api.messages import TOOLS
+from synthe_core.serving.api.messages import LEGACY
 
 ACCOUNTING: dict[str, Neutral] = dict.fromkeys(
     (
@@ -61,11 +61,8 @@ COMPLETION: dict[str, Neutral] = {
 
 CHAT: dict[str, Neutral] = {
     **{name: neutral for name, neutral in GENERATION.items() if name != "user"},
-    "tools": only([], reason=TOOLS),
-    "tool_choice": only("none", "auto", reason=TOOLS),
-    "functions": only([], reason=TOOLS),
-    "function_call": only("none", "auto", reason=TOOLS),
-    "parallel_tool_calls": IGNORED,
+    "functions": only([], reason=LEGACY),
+    "function_call": only("none", "auto", reason=LEGACY),
     "include_reasoning": IGNORED,
     "verbosity": only("medium", reason="not supported; ask for it in a message"),
     "modalities": only(["text"], [], reason="answers are text"),
@@ -84,7 +81,6 @@ EMBEDDING: dict[str, Neutral] = {
 }
 
 TOKENIZE: dict[str, Neutral] = {
-    "tools": only([], reason=TOOLS),
     "chat_template": CHAT["chat_template"],
     "mm_processor_kwargs": CHAT["mm_processor_kwargs"],
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 from synthe_core.data import chat_template as chat
 from synthe_core.data.tokenizers import Tokenizer
+from synthe_core.data.tool_calls.plain_messages import for_template
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.serving.api.context import Api
 from synthe_core.serving.api.errors import HttpError
@@ -41,6 +42,7 @@ class Reading:
     answer:       whether the beginning of a reply follows the messages.
     continues:    whether the last message is left open, for the model to continue.
     values:       for the chat template.
+    tools:        that the model may call.
     """
 
     truncated_to: int | None = None
@@ -48,6 +50,7 @@ class Reading:
     answer: bool = True
     continues: bool = False
     values: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 def marked(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -137,9 +140,10 @@ async def _rendered(api: Api, served: LoadedModel, messages: Sequence[dict[str, 
         *before, last = messages
         messages = [*before, last | {"content": _opened(last["content"])}]
     if served.tokenizer.chat_template is None:
-        text = chat.render_trusted(chat.PLAIN, messages, answer=answer)
+        plain, _ = for_template(served.tokenizer, messages, reading.tools)
+        text = chat.render_trusted(chat.PLAIN, plain, answer=answer)
     else:
-        text = await _rendered_by_model(api, served, messages, answer, reading.values)
+        text = await _rendered_by_model(api, served, messages, answer, reading)
     if not reading.continues:
         return text
     text, mark, rest = text.rpartition(OPEN)
@@ -155,9 +159,12 @@ def _opened(content: str | list[dict[str, str]]) -> str | list[dict[str, str]]:
 
 
 async def _rendered_by_model(
-    api: Api, served: LoadedModel, messages: Sequence[dict[str, Any]], answer: bool, values: Mapping[str, Any]
+    api: Api, served: LoadedModel, messages: Sequence[dict[str, Any]], answer: bool, reading: Reading
 ) -> str:
-    work = partial(chat.render, served.tokenizer, messages, answer=answer, variables=values)
+    def work() -> str:
+        given, tools = for_template(served.tokenizer, messages, reading.tools)
+        return chat.render(served.tokenizer, given, answer=answer, variables={"tools": tools, **reading.values})
+
     async with api.template_locks[served.name]:
         try:
             return await to_the_end(asyncio.to_thread(work))

@@ -76,17 +76,31 @@ class MessageLogprobs(BaseModel):
     refusal: None
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str = Field(description="a JSON object that obeys the function's schema")
+
+
+class MessageCall(BaseModel):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AnswerMessage(BaseModel):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[MessageCall] | None = Field(
+        None, description="the complete calls; one that the end of the answer has cut is left out"
+    )
 
 
 class MessageChoice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: MessageLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class Contradiction(BaseModel):
@@ -120,6 +134,13 @@ class SwarmAnswer(BaseModel):
     contradictions: list[Contradiction] = Field(description="of the answer with what is known")
 
 
+class AgentReport(BaseModel):
+    """How an answer with the server's own tools came about."""
+
+    transcript: list[dict[str, Any]] = Field(description="the messages of the run: answers, calls and results")
+    ending: str
+
+
 class ChatCompletion(BaseModel):
     id: str
     object: Literal["chat.completion"]
@@ -128,7 +149,9 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str
     choices: list[MessageChoice]
     usage: Usage
-    synthe: SwarmAnswer | None = Field(None, description="of a swarm's answer")
+    synthe: SwarmAnswer | AgentReport | None = Field(
+        None, description="of a swarm's answer, or of one with the server's own tools"
+    )
 
 
 class ModelFacts(BaseModel):
@@ -368,3 +391,40 @@ class Deleted(BaseModel):
     id: str
     object: str
     deleted: Literal[True]
+
+
+class GeneratedItem(BaseModel):
+    """A message, with `role` and `content`, or a call, with `call_id`, `name` and `arguments`."""
+
+    id: str
+    type: Literal["message", "function_call"]
+    status: Literal["completed", "incomplete"]
+    role: Literal["assistant"] | None = None
+    content: list[dict[str, Any]] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+
+
+class GeneratedResponse(BaseModel):
+    """Of /v1/responses."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    error: None
+    incomplete_details: dict[str, str] | None
+    model: str
+    output: list[GeneratedItem]
+    tools: list[dict[str, Any]]
+    tool_choice: str | dict[str, Any]
+    parallel_tool_calls: bool
+    text: dict[str, Any]
+    metadata: dict[str, str]
+    usage: dict[str, Any]
+    instructions: str | None
+    max_output_tokens: int | None
+    previous_response_id: str | None
+    temperature: float | None
+    top_p: float | None

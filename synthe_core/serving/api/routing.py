@@ -12,8 +12,6 @@ from starlette.routing import Route
 from synthe_core.serving.api.errors import HttpError
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-NOT_YET = {"/v1/responses": "/v1/chat/completions"}
-"""Paths of OpenAI's API that are still to come, and what to use instead."""
 
 
 def allowed_methods(methods: Iterable[str]) -> str:
@@ -42,8 +40,6 @@ def other_methods(path: str, methods: Iterable[str]) -> Route:
 
 def no_such_path(path: str, paths: Mapping[str, Iterable[str]]) -> HttpError:
     """404. Below /v1 it names the nearest path, or those that there are."""
-    if instead := NOT_YET.get(path.rstrip("/")):
-        return HttpError(404, f"{path.rstrip('/')} is not supported yet; use {instead}", code="not_found")
     whole = [each for each in paths if "{" not in each]
     if near := _nearest(path, whole):
         return HttpError(404, f"no such path (did you mean {near}?)", code="not_found")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from synthe_core.agents.run import AgentLimits
+from synthe_core.agents.tool import Tool
 
 Role = Literal["user", "reviewer", "admin"]
 ROLES: tuple[Role, ...] = ("user", "reviewer", "admin")
@@ -37,6 +40,8 @@ class Settings:
     max_logprobs: the maximum number of log-probabilities of an answer: its tokens, times one more than `logprobs`.
     max_adapters: the maximum number of adapters that the requests of one key may have loaded.
     max_background: the maximum number of concurrent embeddings, reports and long tokenizations, over all requests.
+    tools:    those that the server runs itself, for chats that have none of their own.
+    agent:    the limits of such a chat.
     open_objects: whether objects of a JSON Schema may have other properties than those it names, if it does not say.
     log:      called with a line for every request; without `log_prompts` it never contains prompt text.
     """
@@ -61,6 +66,8 @@ class Settings:
     header_timeout: float = 10.0
     body_timeout: float = 30.0
     send_timeout: float = 30.0
+    tools: tuple[Tool, ...] = ()
+    agent: AgentLimits = field(default_factory=AgentLimits)
     open_objects: bool = False
     log_prompts: bool = False
     log: Callable[[str], None] = silent

@@ -19,6 +19,7 @@ from synthe_core.serving.api.context import Api, Call
 from synthe_core.serving.api.engine_job import EngineJob, failure_of
 from synthe_core.serving.api.errors import HttpError
 from synthe_core.serving.api.response_format import json_response
+from synthe_core.serving.api.tools import described
 
 
 async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
@@ -29,6 +30,7 @@ async def tokenize(api: Api, call: Call, body: bodies.Tokenize) -> Response:
             answer=body.add_generation_prompt is not False,
             continues=bool(body.continue_final_message),
             values=body.chat_template_kwargs or {},
+            tools=described(body.tools or ()),
         )
         tokens = list((await prompts.conversation(api, served, body.messages, reading)).tokens)
     else:

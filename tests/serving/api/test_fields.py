@@ -72,15 +72,16 @@ def test_values_without_effect_of_completions(ask: Any, fields: dict[str, Any]) 
     assert post(ask, "/v1/completions", **TEXT, **fields)[0].status_code == 200
 
 
+WITH_A_GRAMMAR = "cannot be combined with a grammar, regex or choice; tool_choice none can"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
 
 @pytest.mark.parametrize(
     "path,fields,message",
     [
-        ("chat", {"tools": [TOOL]}, "tools: tools are not supported yet"),
-        ("chat", {"tool_choice": "required"}, "tool_choice: tools are not supported yet"),
-        ("chat", {"functions": [{}]}, "functions: tools are not supported yet"),
+        ("chat", {"tools": [TOOL], "guided_regex": "a"}, f"tools: {WITH_A_GRAMMAR}"),
+        ("chat", {"tool_choice": "required"}, "tool_choice: there are no tools to choose from"),
+        ("chat", {"functions": [{}]}, "functions: not supported; use tools"),
         ("chat", {"modalities": ["text", "audio"]}, "modalities: answers are text"),
         ("chat", {"skip_special_tokens": False}, "skip_special_tokens: special tokens have no text"),
         ("chat", {"use_beam_search": True}, "use_beam_search: beam search is not supported"),

@@ -93,15 +93,15 @@ TEXT = {"type": "text", "text": "what is this?"}
         ([{"role": "user", "contnet": "x"}], "messages[0]: unknown field 'contnet' (did you mean 'content'?)"),
         (
             [USER, {"role": "tool", "tool_call_id": "x", "content": "5"}],
-            "messages[1].role: tool messages: tools are not supported yet",
+            "messages[1].tool_call_id: no call of a message before has this id",
         ),
         (
             [{"role": "function", "name": "f", "content": "5"}],
-            "messages[0].role: function messages: tools are not supported yet",
+            "messages[0].role: function messages: not supported; use tools",
         ),
         (
             [USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}],
-            "messages[1].tool_calls: tools are not supported yet",
+            "messages[1].tool_calls[0].function: this field is required",
         ),
         ([{"role": "assistant", "content": "", "audio": {"id": "x"}}], "messages[0].audio: audio is not supported"),
         ([], "messages: must have at least 1"),

@@ -126,7 +126,7 @@ def test_cors_lets_the_headers_of_clients_through(ask: Any) -> None:
         ("/completions", "did you mean /v1/completions?"),
         ("/v1/Embeddings", "did you mean /v1/embeddings?"),
         ("/v1/tokenize", "did you mean /tokenize?"),
-        ("/v1/responses", "/v1/responses is not supported yet; use /v1/chat/completions"),
+        ("/responses", "no such path (did you mean /v1/responses?)"),
         ("/v1/fine_tuning/jobs", "POST /v1/chat/completions"),
         ("/v1", "GET /v1/models"),
     ],

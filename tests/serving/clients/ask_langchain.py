@@ -1,10 +1,9 @@
-"""langchain-openai: chats, streams, history, structured output, embeddings; tools are refused in words."""
+"""langchain-openai: chats, streams, history, structured output, embeddings, tools."""
 
 from __future__ import annotations
 
-import openai
-from common import KEY, MODEL, SHAPE, URL, check_shape, check_unit, refused
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from common import KEY, MODEL, SHAPE, URL, check_shape, check_unit
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 
 chat = ChatOpenAI(model=MODEL, base_url=URL, api_key=KEY, max_retries=0, max_tokens=6, seed=2, stream_usage=True)
@@ -23,6 +22,13 @@ embeddings = OpenAIEmbeddings(model=MODEL, base_url=URL, api_key=KEY, check_embe
 for vector in embeddings.embed_documents(["the sea", "rain"]):
     check_unit(vector)
 assert isinstance(OpenAI(model=MODEL, base_url=URL, api_key=KEY, max_tokens=4).invoke("a"), str)
-tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-refused(openai.BadRequestError, "tools are not supported yet", lambda: chat.bind_tools([tool]).invoke(messages))
+tool = {"type": "function", "function": {"name": "place", "parameters": SHAPE}}
+calling = ChatOpenAI(model=MODEL, base_url=URL, api_key=KEY, max_retries=0, max_tokens=300)
+answer = calling.bind_tools([tool], tool_choice="place", parallel_tool_calls=False).invoke(messages)
+(call,) = answer.tool_calls
+check_shape(call["args"])
+assert isinstance(
+    chat.bind_tools([tool]).invoke([*messages, answer, ToolMessage("1", tool_call_id=call["id"])]), AIMessage
+)
+check_shape(calling.with_structured_output({"title": "place", **SHAPE}, method="function_calling").invoke(messages))
 print("ok")

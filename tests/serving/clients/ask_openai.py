@@ -1,12 +1,13 @@
-"""OpenAI's client: chats, streams, history, structured output, embeddings; tools and responses are refused in words."""
+"""OpenAI's client: chats, streams, history, structured output, embeddings, tools and responses."""
 
 from __future__ import annotations
 
 import enum
+import json
 from typing import Any
 
 import openai
-from common import KEY, MODEL, URL, check_shape, check_unit, refused
+from common import KEY, MODEL, URL, check_shape, check_unit
 from pydantic import BaseModel
 
 
@@ -60,15 +61,28 @@ for encoding in ({"encoding_format": "float"}, {}):  # its default is base64
 assert client.completions.create(model=MODEL, prompt="a", max_tokens=3, echo=True).choices[0].text.startswith("a")
 assert MODEL in [model.id for model in client.models.list()]
 
-tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
-refused(
-    openai.BadRequestError,
-    "tools are not supported yet",
-    lambda: client.chat.completions.create(model=MODEL, messages=messages[:1], tools=[tool]),
-)
-refused(
-    openai.NotFoundError,
-    "/v1/responses is not supported yet; use /v1/chat/completions",
-    lambda: client.responses.create(model=MODEL, input="hello"),
-)
+parameters: Any = {"type": "object", "properties": {"city": {"enum": ["Bern", "Lima"]}}, "required": ["city"]}
+tool: Any = {"type": "function", "function": {"name": "size_of", "parameters": parameters}}
+calling: Any = {"model": MODEL, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False, "seed": 1}
+called = client.chat.completions.create(messages=messages[:1], max_tokens=300, **calling).choices[0]
+assert called.finish_reason == "tool_calls" and called.message.tool_calls is not None
+(call,) = called.message.tool_calls
+assert json.loads(call.function.arguments)["city"] in ("Bern", "Lima")
+result: Any = {"role": "tool", "tool_call_id": call.id, "content": "1"}
+client.chat.completions.create(model=MODEL, messages=[messages[0], called.message, result], tools=[tool], max_tokens=4)
+with client.chat.completions.stream(messages=messages[:1], max_tokens=300, **calling) as events:
+    kinds = {event.type for event in events}
+    assert "tool_calls.function.arguments.done" in kinds
+    assert events.get_final_completion().choices[0].message.tool_calls[0].function == call.function
+
+flat: Any = {"type": "function", "name": "size_of", "parameters": parameters, "strict": True}
+options = {"model": MODEL, "tools": [flat], "max_output_tokens": 300}
+first = client.responses.create(input="hello", tool_choice="required", parallel_tool_calls=False, **options)
+(item,) = first.output
+assert item.type == "function_call" and json.loads(item.arguments)["city"] in ("Bern", "Lima")
+output: Any = [{"type": "function_call_output", "call_id": item.call_id, "output": "1"}]
+second = client.responses.create(input=output, previous_response_id=first.id, tool_choice="none", **options)
+assert second.output_text and second.usage.input_tokens > first.usage.input_tokens
+with client.responses.stream(model=MODEL, input="hello", max_output_tokens=8) as running:
+    assert {"response.output_text.delta", "response.completed"} & {event.type for event in running}
 print("ok")

@@ -1,16 +1,18 @@
-"""pydantic-ai: runs, streams, history, native structured output; tools are refused in words."""
+"""pydantic-ai: runs, streams, history, structured output, tools."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Literal
 
-from common import KEY, MODEL, URL, check_shape, refused
+from common import KEY, MODEL, URL, check_shape
 from pydantic import BaseModel
 from pydantic_ai import Agent, NativeOutput
-from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.exceptions import UsageLimitExceeded
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
+from pydantic_ai.usage import UsageLimits
 
 
 class Place(BaseModel):
@@ -34,14 +36,20 @@ async def streamed() -> str:
 assert asyncio.run(streamed()).strip() == second.output.strip()
 shaped = Agent(model, output_type=NativeOutput(Place), model_settings={"max_tokens": 60})
 check_shape(shaped.run_sync("a place").output.model_dump())
-with_tools = Agent(model, retries=0)
+called: list[str] = []
+settings = {"max_tokens": 300, "parallel_tool_calls": False, "extra_body": {"tool_choice": "required"}}
+with_tools = Agent(model, model_settings=settings)
 
 
 @with_tools.tool_plain
-def size_of(city: str) -> int:
+def size_of(city: Literal["Bern", "Lima"]) -> int:
     """The size of a city."""
+    called.append(city)
     return 1
 
 
-refused(ModelHTTPError, "tools are not supported yet", lambda: with_tools.run_sync("hello"))
+with contextlib.suppress(UsageLimitExceeded):  # a model of random weights calls for ever
+    with_tools.run_sync("hello", usage_limits=UsageLimits(request_limit=3))
+assert called and set(called) <= {"Bern", "Lima"}
+check_shape(Agent(model, output_type=Place, model_settings={"max_tokens": 300}).run_sync("a place").output.model_dump())
 print("ok")

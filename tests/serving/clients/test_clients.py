@@ -22,6 +22,7 @@ from tests.serving.api.conftest import CHATML
 HERE = Path(__file__).parent
 CLIENTS = {
     "openai": ["openai==3.57.0"],
+    "openai_agents": ["openai-agents==0.24.0"],
     "litellm": ["litellm==1.110.2"],
     "langchain": ["langchain-openai==1.7.4"],
     "llama_index": ["llama-index-llms-openai-like==0.8.1", "llama-index-embeddings-openai-like==0.4.0"],
