@@ -63,12 +63,14 @@ def chat(
     from synthe_core.evaluation.chat.models import open_chat_model
     from synthe_core.evaluation.chat.questions import read_questions
     from synthe_core.evaluation.chat.run import ChatEvaluation, evaluate_chat
+    from synthe_core.hardware.placement import choose_device
+    from synthe_core.hardware.probe import probe
 
     config = ChatEvaluation(read_questions(questions, limit), max_tokens, out)
+    where = choose_device(device or "auto", probe()).value
     with ExitStack() as stack, choose_renderer(as_json) as shown:
         opened = {
-            name: stack.enter_context(open_chat_model(name, path, device or "auto", weights))
-            for name, path in paths.items()
+            name: stack.enter_context(open_chat_model(name, path, where, weights)) for name, path in paths.items()
         }
         stop = stack.enter_context(stop_on_signal("the answers so far are stored" if out else "nothing is stored"))
         chosen = [opened[name] for name in dict.fromkeys(models)]
@@ -88,7 +90,7 @@ def _table(values: dict[str, Any]) -> str:
         [each["model"], _interval(each["rating"]), *(_value(turn) for turn in each["turns"]), str(each["not_judged"])]
         for each in values["models"]
     ]
-    parts = [f"{values['questions']} questions, judged by {values['judge']}", figures.table(heads, rows)]
+    parts = [f"questions: {values['questions']}, judged by {values['judge']}", figures.table(heads, rows)]
     if values["comparisons"]:
         heads = ["first", "second", "first wins", "ties", "orders disagree", "not judged"]
         rows = [

@@ -16,6 +16,8 @@ from synthe_core.ops.generalized_delta_rule.chunked import chunked as chunked_ru
 from synthe_core.ops.generalized_delta_rule.chunked import refusal as chunk_refusal
 from synthe_core.ops.generalized_delta_rule.native import compiled_rule
 from synthe_core.ops.generalized_delta_rule.native import refusal as native_refusal
+from synthe_core.ops.triton_memory import RANK, triton_memory
+from synthe_core.ops.triton_memory import refusal as triton_refusal
 
 
 @op(batch_invariant=("cpu",))
@@ -59,6 +61,18 @@ def fla(
 
 
 fla.refuses(fla_refusal)
+
+
+@kda.kernel("triton", rank=RANK, tolerance=1e-5)
+def triton(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Triton: token by token in float32, as the generalised delta rule."""
+    strong = beta[..., None] * k
+    return triton_memory(q, strong, v, log_decay.exp() * k, -strong, log_decay, state)
+
+
+triton.refuses(triton_refusal)
 
 
 @kda.kernel("native", rank=20, tolerance=1e-5, batch_invariant=("cpu",))

@@ -52,3 +52,16 @@ def test_bad_input(synthe, arguments, message):
 def test_help(synthe):
     done = synthe("eval", "confidence", "--help")
     assert done.exit_code == 0 and "synthe eval confidence runs/tiny" in done.stdout
+
+
+def test_chat_answers_are_judged_and_stored(synthe, checkpoint, tmp_path):
+    questions, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    questions.write_text('{"question_id": 1, "turns": ["a", "b"]}\n')
+    command = ("eval", "chat", checkpoint, "--questions", questions, "--judge", checkpoint, "--max-tokens", 4)
+    done = synthe(*command, "--out", out)
+    assert done.exit_code == 0 and "questions: 1, judged by" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == str(out) and len(out.read_text().splitlines()) == 2
+    again = synthe(*command, "--json")
+    assert json.loads(again.stdout.splitlines()[-1])["values"]["questions"] == 1, again.stderr
+    bad = synthe("eval", "chat", checkpoint, "--questions", tmp_path / "none", "--judge", checkpoint)
+    assert bad.exit_code == 2 and "no such file" in bad.stderr

@@ -54,6 +54,13 @@ BLOCKS: dict[str, list[dict[str, Any]]] = {
     ],
     "gated_conv": [{"type": "gated_conv"}],
     "gated_conv with biases": [{"type": "gated_conv", "taps": 2, "bias": True}],
+    "experts": [{"type": "experts", "hidden": 20}],
+    "experts, published": [
+        {"type": "experts", "hidden": 12, "experts": 5, "top_k": 3, "gated": False, "activation": "relu2"}
+        | {"scores": "sigmoid", "bias_rate": 0.1, "weight_scale": 1.7}
+    ],
+    "experts, one": [{"type": "experts", "hidden": 33, "experts": 3, "top_k": 1}, {"type": "momentum"}],
+    "experts, not normalised": [{"type": "experts", "hidden": 20, "experts": 4, "top_k": 2, "normalize": False}],
     "synthe": [{"type": "momentum"}, {"type": "delta", "heads": 3}, {"type": "kalman"}, MLP],
     "memories": [{"type": "gla", "heads": 3}, {"type": "mlstm", "heads": 3}, MLP, {"type": "mamba2", "head_size": 12}],
     "hybrid": [{"type": "delta", "heads": 3}, MLP, {"type": "attention", "heads": 4, "window": 9}, MLP],
@@ -158,6 +165,22 @@ def test_each_row_has_its_own_adapter(tmp_path: Path, format: str, name: str) ->
         assert all(torch.equal(value[0], together.signals[name][row]) for name, value in single.signals.items())
 
 
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4"])
+def test_experts_in_each_format(tmp_path: Path, format: str) -> None:
+    """An expert's matrices are a part of the rows of one, and a part of the columns of the other."""
+    block = [{"type": "experts", "hidden": 32, "experts": 5}, {"type": "delta", "heads": 2}]
+    loaded = LoadedModel.from_checkpoint(Checkpoint.open(written(tmp_path / "m", block, width=64)), "m", weights=format)
+    assert loaded.fused_refusal is None
+    tokens, following = torch.randint(257, (4, 6)), torch.randint(257, (4, 1))
+    with torch.no_grad(), loaded.activate():
+        state = loaded.forward(tokens, None).state
+        ours, expected = loaded.forward(following, state).hidden, loaded.model.hidden(following, state)[0]
+        alone = loaded.forward(following[2:3], states.take(state, torch.tensor([2]))).hidden
+    tolerance = 3e-2 if format.startswith("int") else 1e-5
+    assert (ours - expected).norm() <= tolerance * expected.norm()
+    assert torch.equal(alone[0], ours[2])
+
+
 @pytest.mark.parametrize(
     ("learner", "reason"),
     [
@@ -166,6 +189,9 @@ def test_each_row_has_its_own_adapter(tmp_path: Path, format: str, name: str) ->
         ({"type": "delta", "heads": 2, "clip": 1.0}, "clip"),
         ({"type": "delta", "heads": 2, "signals": True}, "signals"),
         ({"type": "delta_memory", "heads": 2}, "delta_memory"),
+        ({"type": "experts", "shared": 16}, "a shared one"),
+        ({"type": "experts", "latent": 16}, "a latent"),
+        ({"type": "experts", "experts": 8, "groups": 2, "top_groups": 1}, "groups"),
     ],
 )
 def test_what_is_not_fused_says_why(learner: dict[str, Any], reason: str) -> None:

@@ -2,5 +2,5 @@
 #include "float_linear.h"
 
 void float_linear(const void *w, const float *x, float *y, int64_t stored, int64_t rows, int64_t columns, int64_t outputs) {
-    stored_product(w, stored, x, rows, columns, outputs, y, outputs);
+    stored_product(w, stored, columns, x, rows, columns, outputs, y, outputs);
 }

@@ -81,7 +81,7 @@ static inline void totals(const wide *v, float *y) {
         wide row[R];                                                                                                   \
         for (int r = 0; r < R; r++) row[r] = LOAD(x + r * columns + i);                                                \
         for (int c = 0; c < C; c++) {                                                                                  \
-            wide v = LOAD_WEIGHT(w + c * columns + i);                                                                 \
+            wide v = LOAD_WEIGHT(w + c * apart + i);                                                                   \
             WIDE_IN_REGISTER(v);                                                                                       \
             for (int r = 0; r < R; r++) sum[r][c] = wide_fma(v, row[r], sum[r][c]);                                    \
         }                                                                                                              \
@@ -90,7 +90,7 @@ static inline void totals(const wide *v, float *y) {
 #define REST_BFLOAT16(at) wide_rest_bfloat16(at, columns - i)
 #define REST_FLOAT16(at) wide_rest_float16(at, columns - i)
 #define FLOAT_TILE(name, KIND, R, C, LOAD_WEIGHT, REST_WEIGHT)                                                         \
-    static void name(const KIND *w, const float *x, int64_t columns, float *y, int64_t stride) {                       \
+    static void name(const KIND *w, int64_t apart, const float *x, int64_t columns, float *y, int64_t stride) {        \
         wide sum[R][C];                                                                                                \
         int64_t i = 0;                                                                                                 \
         for (int r = 0; r < R; r++)                                                                                    \
@@ -108,14 +108,14 @@ static inline void totals(const wide *v, float *y) {
 
 enum { FLOAT_OUTPUTS = 96 };  // outputs that all rows read before the next ones
 
-// W [outputs, columns], x [rows, columns]; a row of y is `stride` long.
+// W [outputs, columns], its rows `apart` numbers apart, x [rows, columns]; a row of y is `stride` long.
 #define PRODUCT(KIND, LOAD_WEIGHT, REST_WEIGHT)                                                                        \
     FLOAT_TILE(KIND##_4_many, KIND, 4, TILE_OUTPUTS, LOAD_WEIGHT, REST_WEIGHT)                                         \
     FLOAT_TILE(KIND##_4_1, KIND, 4, 1, LOAD_WEIGHT, REST_WEIGHT)                                                       \
     FLOAT_TILE(KIND##_1_8, KIND, 1, 8, LOAD_WEIGHT, REST_WEIGHT)                                                       \
     FLOAT_TILE(KIND##_1_1, KIND, 1, 1, LOAD_WEIGHT, REST_WEIGHT)                                                       \
-    static inline void KIND##_product(const KIND *w, const float *x, int64_t rows, int64_t columns, int64_t outputs,   \
-                                      float *y, int64_t stride) {                                                      \
+    static inline void KIND##_product(const KIND *w, int64_t apart, const float *x, int64_t rows, int64_t columns,     \
+                                      int64_t outputs, float *y, int64_t stride) {                                     \
         int64_t spans = (outputs + FLOAT_OUTPUTS - 1) / FLOAT_OUTPUTS;                                                 \
         _Pragma("omp parallel for schedule(static) if (spans > 1)")                                                    \
         for (int64_t s = 0; s < spans; s++) {                                                                          \
@@ -125,14 +125,14 @@ enum { FLOAT_OUTPUTS = 96 };  // outputs that all rows read before the next ones
                 const float *own = x + r * columns;                                                                    \
                 int64_t o = first;                                                                                     \
                 for (; o + TILE_OUTPUTS <= last; o += TILE_OUTPUTS)                                                    \
-                    KIND##_4_many(w + o * columns, own, columns, y + r * stride + o, stride);                          \
-                for (; o < last; o++) KIND##_4_1(w + o * columns, own, columns, y + r * stride + o, stride);           \
+                    KIND##_4_many(w + o * apart, apart, own, columns, y + r * stride + o, stride); \
+                for (; o < last; o++) KIND##_4_1(w + o * apart, apart, own, columns, y + r * stride + o, stride); \
             }                                                                                                          \
             for (; r < rows; r++) {                                                                                    \
                 const float *own = x + r * columns;                                                                    \
                 int64_t o = first;                                                                                     \
-                for (; o + 8 <= last; o += 8) KIND##_1_8(w + o * columns, own, columns, y + r * stride + o, stride);   \
-                for (; o < last; o++) KIND##_1_1(w + o * columns, own, columns, y + r * stride + o, stride);           \
+                for (; o + 8 <= last; o += 8) KIND##_1_8(w + o * apart, apart, own, columns, y + r * stride + o, stride); \
+                for (; o < last; o++) KIND##_1_1(w + o * apart, apart, own, columns, y + r * stride + o, stride); \
             }                                                                                                          \
         }                                                                                                              \
     }
@@ -140,9 +140,9 @@ PRODUCT(float, wide_load, REST)
 PRODUCT(bfloat16, wide_load_bfloat16, REST_BFLOAT16)
 PRODUCT(float16, wide_load_float16, REST_FLOAT16)
 
-static inline void stored_product(const void *w, int64_t kind, const float *x, int64_t rows, int64_t columns,
-                                  int64_t outputs, float *y, int64_t stride) {
-    if (kind == FLOAT32) float_product(w, x, rows, columns, outputs, y, stride);
-    else if (kind == BFLOAT16) bfloat16_product(w, x, rows, columns, outputs, y, stride);
-    else float16_product(w, x, rows, columns, outputs, y, stride);
+static inline void stored_product(const void *w, int64_t kind, int64_t apart, const float *x, int64_t rows,
+                                  int64_t columns, int64_t outputs, float *y, int64_t stride) {
+    if (kind == FLOAT32) float_product(w, apart, x, rows, columns, outputs, y, stride);
+    else if (kind == BFLOAT16) bfloat16_product(w, apart, x, rows, columns, outputs, y, stride);
+    else float16_product(w, apart, x, rows, columns, outputs, y, stride);
 }

@@ -23,7 +23,7 @@ from synthe_core.quantization.packed import BLOCK, PackedMatrix
 
 SOURCE = "fused_decode/fused_decode.c"
 MOST_PARTS = 4
-ATTENTION, MLP, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2, GATED_CONV = range(9)
+ATTENTION, MLP, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2, GATED_CONV, EXPERTS = range(10)
 NO_NORM, RMS_NORM, LAYER_NORM = range(3)
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4}
 NO_GATE, SILU_GATE, SIGMOID_GATE = range(3)
@@ -34,7 +34,7 @@ _address, _int, _double, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_doub
 class _Matrix(ctypes.Structure):
     _fields_ = (
         ("codes", _address), ("scales", _address), ("offsets", _address), ("factor", _float),
-        ("outputs", _int), ("blocks", _int), ("bits", _int), ("parts", _int),
+        ("outputs", _int), ("blocks", _int), ("bits", _int), ("parts", _int), ("apart", _int),
     )  # fmt: skip
 
 
@@ -67,9 +67,11 @@ class LinearMap(ctypes.Structure):
                 own = target.packed
                 own.codes, own.scales, own.offsets = map(pointer, (codes, scales, offsets))
                 own.factor, own.blocks, own.bits, own.parts = each.factor, codes.shape[1], each.bits, scales.shape[2]
+                own.apart = own.blocks
                 assert own.blocks == -(-made.inputs // BLOCK)
             else:
                 target.weight, target.stored = pointer(each), STORED[each.dtype]
+                target.packed.apart = made.inputs
         return made
 
 
@@ -136,6 +138,15 @@ class Mamba2Rule(ctypes.Structure):
     )  # fmt: skip
 
 
+class ExpertRule(ctypes.Structure):
+    """The choice among experts and what one of them is; see experts.h."""
+
+    _fields_ = (
+        ("bias", _address), ("scale", _double), ("experts", _int), ("top", _int), ("hidden", _int),
+        ("activation", _int), ("is_gated", _int), ("is_sigmoid", _int), ("is_normalized", _int),
+    )  # fmt: skip
+
+
 class Step(ctypes.Structure):
     """One learner and how it is added to the stream; see the C file."""
 
@@ -149,7 +160,8 @@ class Step(ctypes.Structure):
         ("capacity", _int), ("start", _int), ("past", _int), ("window", _int),
         ("more", LinearMap), ("more_from", _int), ("before", _address * 3), ("after", _address * 3),
         ("bias", _address), ("kalman", Filter), ("delta", MemoryRule), ("gla", GLARule), ("mlstm", MLSTMRule),
-        ("mamba2", Mamba2Rule), ("conv", Convolution), ("signals", _address), ("in_order", _int),
+        ("mamba2", Mamba2Rule), ("conv", Convolution), ("experts", ExpertRule), ("signals", _address),
+        ("in_order", _int),
     )  # fmt: skip
 
 
@@ -167,7 +179,7 @@ def decode(steps: ctypes.Array[Step], x: Tensor, adapters: Sequence[int], rank: 
     largest of theirs."""
     if len(adapters) != len(x):
         raise ValueError(f"the pass has {len(adapters)} rows with adapters, and {len(x)} rows")
-    features = max(step.input.outputs + step.more.outputs for step in steps)
+    features = max(step.input.outputs + step.more.outputs + step.output.outputs for step in steps)
     inner = max(max(step.output.inputs, step.more.inputs) for step in steps)
     native = library(SOURCE)
     native.decode.restype = _int

@@ -7,30 +7,15 @@
 // float_linear.h. What a step is, and who owns the memory: fused_decode/__init__.py.
 #include <stdlib.h>
 
-#include "../float_linear/float_linear.h"
-#include "../low_rank/low_rank.h"
 #include "../native_attention/attend.h"
-#include "../packed_linear/packed_linear.h"
+#include "activate.h"
+#include "experts.h"
 #include "linear_memory.h"
+#include "maps.h"
 #include "recurrent.h"
 #include "residual.h"
 
-enum { MOST_PARTS = 4 };
-enum { ATTENTION, MLP, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2, GATED_CONV };
-enum { SILU, GELU, GELU_TANH, RELU, RELU2 };
-
-typedef struct {
-    matrix packed;       // where `weight` is NULL
-    const void *weight;  // [outputs, inputs]
-    int64_t stored;      // how: see float_linear.h
-} part;
-
-typedef struct {
-    part parts[MOST_PARTS];  // one below the other
-    int64_t count, inputs, outputs;
-    const float *bias;
-    const change *changes;  // of each adapter
-} linear;
+enum { ATTENTION, MLP, MOMENTUM, KALMAN, DELTA, GLA, MLSTM, MAMBA2, GATED_CONV, EXPERTS };
 
 typedef struct {
     int64_t kind;
@@ -58,66 +43,11 @@ typedef struct {
     gla_rule gla;
     mlstm_rule mlstm;
     mamba2_rule mamba2;
-    convolution conv;  // of gated_conv
+    convolution conv;     // of gated_conv
+    expert_rule experts;  // `more` and `out` are the matrices of all experts, `in` is the router
     float *signals;    // of kalman: [rows, 2]
     int64_t in_order;  // whether a row of a recurrent learner reads the state after the row before it
 } step;
-
-typedef struct {
-    float *normed, *features, *inner, *y, *stream, *scaled;
-    int8_t *codes;
-    float *scales, *sums, *narrow;
-    int32_t *counts;
-    int64_t rank;  // the largest of a change
-} scratch;
-
-enum { MOST_FETCHED = 32 };
-
-// The factors of the rows' adapters of a map, which are read after its matrix; of many rows, some.
-static int64_t upcoming(const linear *map, const int64_t *adapters, int64_t rows, stretch *later) {
-    int64_t count = 0;
-    for (int64_t r = 0; map->changes && r < rows && count + 2 <= MOST_FETCHED; r++) {
-        const change *each = adapters[r] < 0 || (r && adapters[r] == adapters[r - 1]) ? NULL : map->changes + adapters[r];
-        if (!each || !each->a) continue;
-        int64_t row = each->rank * (each->is_bfloat16 ? sizeof(bfloat16) : sizeof(float));
-        later[count++] = (stretch){each->a, (row * map->inputs + LINE - 1) / LINE};
-        later[count++] = (stretch){each->b, (row * map->outputs + LINE - 1) / LINE};
-    }
-    return count;
-}
-
-// adapters: of each row, or -1.
-static void apply(const linear *map, const float *x, int64_t rows, const int64_t *adapters, float *y, scratch *own) {
-    int64_t blocks = (map->inputs + BLOCK - 1) / BLOCK, first = 0;
-    int is_quantized = 0;
-    stretch later[MOST_FETCHED];
-    int64_t fetched = upcoming(map, adapters, rows, later);
-    for (int64_t p = 0; p < map->count; p++) {
-        const part *each = map->parts + p;
-        if (each->weight) {
-            stored_product(each->weight, each->stored, x, rows, map->inputs, each->packed.outputs, y + first, map->outputs);
-        } else {
-            if (!is_quantized)
-                for (int64_t r = 0; r < rows; r++)
-                    quantize_row(x + r * map->inputs, map->inputs, blocks, own->codes + r * blocks * BLOCK,
-                                 own->scales + r * blocks, own->sums + r * blocks, own->counts + r * blocks * 2);
-            is_quantized = 1;
-            input codes = {own->codes, own->scales, own->sums, own->counts};
-            product(&each->packed, &codes, rows, y + first, map->outputs, later, p ? 0 : fetched);
-        }
-        first += each->packed.outputs;
-    }
-    if (map->bias)
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t o = 0; o < map->outputs; o++) y[r * map->outputs + o] += map->bias[o];
-    if (!map->changes) return;
-#pragma omp parallel for schedule(static) if (rows > 1)
-    for (int64_t r = 0; r < rows; r++) {
-        const change *each = adapters[r] < 0 ? NULL : map->changes + adapters[r];
-        if (each && each->a)
-            adapt(each, x + r * map->inputs, map->inputs, map->outputs, y + r * map->outputs, own->narrow + r * own->rank);
-    }
-}
 
 // A head's norm, and the rotation of pairs (i, i + turned / 2).
 static void turn(float *head, const step *s, const float *weight, const float *cos, const float *sin) {
@@ -172,23 +102,6 @@ static void attention(const step *s, int64_t rows, float *features, float *y, fl
                 attend(&window, q, s->past + 1 - count, s->past + 1, (float)s->scale, (float)s->cap, o, own);
                 if (s->is_gated) gate_row(o, q + queries + 2 * width, s->size, 0);
             }
-        }
-}
-
-static void activate(int64_t kind, const float *x, float scale, int64_t n, float *y) {
-    if (kind == SILU)
-        for (int64_t i = 0; i < n; i++) y[i] = scale * x[i] / (1 + exp_float(-scale * x[i]));
-    else if (kind == GELU)
-        for (int64_t i = 0; i < n; i++) y[i] = scale * x[i] * 0.5f * (1 + erff(scale * x[i] * 0.70710678f));
-    else if (kind == GELU_TANH)
-        for (int64_t i = 0; i < n; i++) {
-            float a = scale * x[i];
-            y[i] = 0.5f * a * (1 + bounded(0.79788456f * (a + 0.044715f * a * a * a)));
-        }
-    else
-        for (int64_t i = 0; i < n; i++) {
-            float a = scale * x[i] < 0 ? 0 : scale * x[i];
-            y[i] = kind == RELU2 ? a * a : a;
         }
 }
 
@@ -282,6 +195,12 @@ int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapte
         const step *s = steps + i;
         const float *read = read_stream(&s->residual, x, own.stream, rows, width, own.normed, own.scaled);
         apply(&s->in, read, rows, adapters, own.features, &own);
+        if (s->kind == EXPERTS) {
+            float *room = own.features + rows * s->in.outputs;
+            experts(&s->experts, &s->more, &s->out, read, own.features, rows, room, own.y, &own);
+            add_to_stream(&s->residual, own.normed, own.y, rows, width, x);
+            continue;
+        }
         if (s->more.outputs) apply_more(s, read, rows, adapters, &own);
         if (s->kind == ATTENTION) attention(s, rows, own.features, own.inner, room);
         else if (s->kind == MLP) mlp(s, own.features, rows, own.inner);

@@ -46,10 +46,10 @@ ADD_OUTPUTS(bfloat16, wide_load_bfloat16)
 // narrow: room for `rank` numbers.
 static void adapt(const change *own, const float *x, int64_t inputs, int64_t outputs, float *y, float *narrow) {
     if (own->is_bfloat16) {
-        bfloat16_product(own->a, x, 1, inputs, own->rank, narrow, own->rank);
+        bfloat16_product(own->a, inputs, x, 1, inputs, own->rank, narrow, own->rank);
         add_bfloat16(own->b, narrow, own->rank, outputs, (float)own->scaling, y);
     } else {
-        float_product(own->a, x, 1, inputs, own->rank, narrow, own->rank);
+        float_product(own->a, inputs, x, 1, inputs, own->rank, narrow, own->rank);
         add_float(own->b, narrow, own->rank, outputs, (float)own->scaling, y);
     }
 }

@@ -12,7 +12,7 @@ void quantize_rows(const float *x, int8_t *codes, float *scales, float *sums, in
 void packed_linear(const uint8_t *codes, const uint16_t *scales, const uint16_t *offsets, const int8_t *x_codes,
                    const float *x_scales, const float *x_sums, const int32_t *x_counts, float *y, double factor,
                    int64_t rows, int64_t outputs, int64_t blocks, int64_t bits, int64_t parts) {
-    matrix w = {codes, scales, offsets, (float)factor, outputs, blocks, bits, parts};
+    matrix w = {codes, scales, offsets, (float)factor, outputs, blocks, bits, parts, blocks};
     input x = {x_codes, x_scales, x_sums, x_counts};
     product(&w, &x, rows, y, outputs, NULL, 0);
 }

@@ -19,6 +19,7 @@ typedef struct {
     const uint16_t *offsets;  // float16 [groups, blocks, 8], or NULL
     float factor;
     int64_t outputs, blocks, bits, parts;
+    int64_t apart;            // blocks from a group's first one to the next group's
 } matrix;
 
 typedef struct {
@@ -170,10 +171,10 @@ typedef lanes sums;
 #define TILE(name, R, BITS, PARTS)                                                                                     \
     DOTS(dots_of_##name, R, BITS, PARTS)                                                                               \
     static inline void name(const matrix *w, const input *x, int64_t row, int64_t group, lanes *sum, fetcher *later) { \
-        int64_t n = w->blocks;                                                                                         \
-        const uint8_t *codes = w->codes + group * n * BLOCK * BITS;                                                    \
-        const uint16_t *scales = w->scales + group * n * PARTS * LANES;                                                \
-        const uint16_t *offsets = w->offsets ? w->offsets + group * n * LANES : NULL;                                  \
+        int64_t n = w->blocks, start = group * w->apart;                                                               \
+        const uint8_t *codes = w->codes + start * BLOCK * BITS;                                                        \
+        const uint16_t *scales = w->scales + start * PARTS * LANES;                                                    \
+        const uint16_t *offsets = w->offsets ? w->offsets + start * LANES : NULL;                                      \
         for (int r = 0; r < R; r++) sum[r] = fill(0);                                                                  \
         for (int64_t b = 0; b < n; b++) {                                                                              \
             const float *d = x->scales + row * n + b, *total = x->sums + row * n + b;                                  \

@@ -51,10 +51,10 @@ static inline sums halves_of_both(const uint16_t *a, const uint16_t *b) {
 #define TILE(name, R, BITS, PARTS)                                                                                     \
     DOTS(dots_of_##name, R, BITS, PARTS)                                                                               \
     static inline void name(const matrix *w, const input *x, int64_t row, int64_t group, sums *sum, fetcher *later) {  \
-        int64_t n = w->blocks, next = (group + 1) * LANES < w->outputs;                                                \
-        const uint8_t *codes = w->codes + group * n * BLOCK * BITS, *codes2 = codes + next * n * BLOCK * BITS;         \
-        const uint16_t *scales = w->scales + group * n * PARTS * LANES, *scales2 = scales + next * n * PARTS * LANES;  \
-        const uint16_t *offsets = w->offsets ? w->offsets + group * n * LANES : NULL;                                  \
+        int64_t n = w->blocks, start = group * w->apart, next = (group + 1) * LANES < w->outputs ? w->apart : 0;       \
+        const uint8_t *codes = w->codes + start * BLOCK * BITS, *codes2 = codes + next * BLOCK * BITS;                 \
+        const uint16_t *scales = w->scales + start * PARTS * LANES, *scales2 = scales + next * PARTS * LANES;          \
+        const uint16_t *offsets = w->offsets ? w->offsets + start * LANES : NULL;                                      \
         for (int r = 0; r < R; r++) sum[r] = _mm512_setzero_ps();                                                      \
         for (int64_t b = 0; b < n; b++) {                                                                              \
             const float *d = x->scales + row * n + b, *total = x->sums + row * n + b;                                  \
@@ -68,12 +68,12 @@ static inline sums halves_of_both(const uint16_t *a, const uint16_t *b) {
                 }                                                                                                      \
             }                                                                                                          \
             if (offsets) {                                                                                             \
-                sums o = halves_of_both(offsets + b * LANES, offsets + (b + next * n) * LANES);                        \
+                sums o = halves_of_both(offsets + b * LANES, offsets + (b + next) * LANES);                            \
                 for (int r = 0; r < R; r++) sum[r] = _mm512_fmadd_ps(o, _mm512_set1_ps(total[r * n]), sum[r]);         \
             }                                                                                                          \
             for (int l = 0; l < BLOCK * BITS; l += LINE) {                                                             \
-                __builtin_prefetch(codes + 2 * n * BLOCK * BITS + l, 0, 1);                                            \
-                __builtin_prefetch(codes2 + 2 * n * BLOCK * BITS + l, 0, 1);                                           \
+                __builtin_prefetch(codes + 2 * w->apart * BLOCK * BITS + l, 0, 1);                                     \
+                __builtin_prefetch(codes2 + 2 * w->apart * BLOCK * BITS + l, 0, 1);                                    \
             }                                                                                                          \
             fetch(later);                                                                                              \
             codes += BLOCK * BITS, codes2 += BLOCK * BITS;                                                             \

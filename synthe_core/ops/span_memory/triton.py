@@ -14,7 +14,7 @@ from synthe_core.ops.span_memory.reference import SpanOutput, SpanState, span_me
 from synthe_core.ops.triton_launch import FLOATS, RANK, block, interpreted, launch, mixed_types, refusal
 
 MAX_SIZE = 64  # of keys and values: a program holds eight matrices of them
-TILE = 16  # tokens of a product
+TILE, WARPS = 16, 8  # tokens of a product
 
 
 @span_memory.kernel("triton", rank=RANK, tolerance=1e-4)
@@ -79,7 +79,7 @@ class _Spans(torch.autograd.Function):
         blocks = {"BT": TILE, "BK": block(key_size, MAX_SIZE, 16), "BV": block(value_size, MAX_SIZE, 16)}
         launch(
             span_memory_forward, (batch, heads), query, *inputs[:8], finished.contiguous(), *state, *outputs, *after,
-            memories, velocities, starts, counts, *sizes, **flags, SAVE=save, **blocks,
+            memories, velocities, starts, counts, *sizes, **flags, SAVE=save, **blocks, num_warps=WARPS,
         )  # fmt: skip
         ctx.save_for_backward(*inputs[:8], *state, memories, velocities, starts, counts)
         ctx.sizes, ctx.flags, ctx.blocks = sizes, flags, blocks
@@ -110,6 +110,7 @@ class _Spans(torch.autograd.Function):
             span_memory_backward, tuple(rate.shape[::2]), query, *inputs, pending, tally, memories, velocities, starts,
             counts, *of_outputs, *of_state, *results, *of_states, *ctx.sizes,
             **ctx.flags, **{name: grad is not None for name, grad in zip(names, of_outputs, strict=True)}, **ctx.blocks,
+            num_warps=WARPS,
         )  # fmt: skip
         results[4] = None if sharpness is None else of_sharpness.sum(0)
         results[7] = of_weight.sum(2)

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from synthe_core.ops.delta_rule import delta_rule
 from synthe_core.ops.gated_average import gated_average
 from synthe_core.ops.kalman_filter import kalman_filter
+from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.linear_scan import linear_scan
 from synthe_core.ops.rms_norm import rms_norm
 from synthe_core.ops.rotary import rotary
@@ -17,7 +19,10 @@ from synthe_core.ops.selective_scan import selective_scan
 from synthe_core.ops.short_conv import short_conv
 from synthe_core.ops.silu_gate import silu_gate
 from synthe_core.ops.softmax_error import softmax_error
+from synthe_core.ops.span_memory import span_memory
 from synthe_core.ops.swiglu import swiglu
+from synthe_core.ops.triton_quantized import triton_product
+from synthe_core.quantization.quantize import quantize
 
 BATCH, TIME, WIDTH = 2, 256, 512
 
@@ -84,6 +89,34 @@ def loss() -> None:
         softmax_error.named("triton")(logits, torch.zeros(64, dtype=torch.int64))
 
 
+def memories(op: Any) -> None:
+    for key, value in ((64, 64), (128, 128), (256, 64)):
+        heads = (BATCH, 64, 4)
+        vectors = zeros(*heads, key), zeros(*heads, key), zeros(*heads, value)
+        pass_through(op, "triton", *vectors, zeros(*heads), zeros(*heads), zeros(BATCH, 4, key, value))
+
+
+def spans() -> None:
+    for size in (16, 32):
+        heads, square = (BATCH, 64, 4), (BATCH, 4, size, size)
+        finished = torch.arange(64).expand(BATCH, -1) % 16 == 0
+        tokens = zeros(*heads, size), zeros(*heads, size), zeros(*heads, size), zeros(*heads), zeros(4)
+        state = zeros(*square), zeros(*square), zeros(BATCH, 4, size, 2 * size), zeros(BATCH, 4, 3)
+        output = span_memory.named("triton")(
+            *tokens, zeros(*heads), zeros(*heads), zeros(BATCH, 64), finished, *state, 16
+        )
+        leaves = [output.read, output.error, output.rate, *output.state]
+        torch.autograd.backward(leaves, [torch.zeros_like(x) for x in leaves])
+
+
+def quantized() -> None:
+    for name in ("int8", "int4"):
+        matrix = quantize(torch.randn(256, 512), name)
+        for dtype in (torch.float32, torch.bfloat16):
+            for transposed, size in ((False, 512), (True, 256)):
+                triton_product(torch.zeros(64, size, dtype=dtype), matrix, None, transposed)  # type: ignore[arg-type]
+
+
 OURS: dict[str, Callable[[], None]] = {
     "linear_scan": lambda: scans(linear_scan),
     "gated_average": lambda: scans(gated_average),
@@ -94,6 +127,10 @@ OURS: dict[str, Callable[[], None]] = {
     "gates": gates,
     "rotary": positions,
     "softmax_error": loss,
+    "delta_rule": lambda: memories(delta_rule),
+    "linear_attention": lambda: memories(linear_attention),
+    "span_memory": spans,
+    "quantized_linear": quantized,
 }
 
 
