@@ -18,6 +18,7 @@ from synthe_core.ops.dispatch import op, require_float
 from synthe_core.ops.linear_attention import linear_attention
 from synthe_core.ops.linear_scan import linear_scan
 from synthe_core.ops.native import call, refusal
+from synthe_core.ops.triton_maximum import serves, triton_running_maximum
 
 SCAN = "running_maximum.c"
 EMPTY_SCALE = -1e30  # the scale of an empty memory: below that of any token
@@ -89,11 +90,13 @@ class Normalised(torch.autograd.Function):
 
 @torch.no_grad()
 def running_maximum(value: Tensor, step: Tensor, first: Tensor) -> Tensor:
-    """m_t = max(m_{t-1} + step_t, value_t) [B, T, H] from m_0 = `first` [B, H]. In C token by token, so that a cut of a
-    text changes no bit; elsewhere over twice as many tokens at each round.
+    """m_t = max(m_{t-1} + step_t, value_t) [B, T, H] from m_0 = `first` [B, H]. In Triton a tile at a time; in C token
+    by token, so that a cut of a text changes no bit; elsewhere over twice as many tokens at each round.
 
     Not as a running sum and its maximum: float32 loses small terms behind a large sum of decays.
     """
+    if serves(value):
+        return triton_running_maximum(value, step, first)
     if value.device.type == "cpu" and refusal(probe(), "cpu", SCAN) is None:
         value, step, first = value.contiguous(), step.contiguous(), first.contiguous()
         call(SCAN, "running_maximum", value, value, step, first, m := torch.empty_like(value))

@@ -21,6 +21,7 @@ from synthe_core.ops.silu_gate import silu_gate
 from synthe_core.ops.softmax_error import softmax_error
 from synthe_core.ops.span_memory import span_memory
 from synthe_core.ops.swiglu import swiglu
+from synthe_core.ops.triton_maximum import triton_running_maximum
 from synthe_core.ops.triton_quantized import triton_product
 from synthe_core.quantization.quantize import quantize
 
@@ -89,6 +90,11 @@ def loss() -> None:
         softmax_error.named("triton")(logits, torch.zeros(64, dtype=torch.int64))
 
 
+def maximum() -> None:
+    gates = torch.zeros(BATCH, TIME, 8)
+    triton_running_maximum(gates, gates, gates[:, 0])
+
+
 def memories(op: Any) -> None:
     for key, value in ((64, 64), (128, 128), (256, 64)):
         heads = (BATCH, 64, 4)
@@ -127,6 +133,7 @@ OURS: dict[str, Callable[[], None]] = {
     "gates": gates,
     "rotary": positions,
     "softmax_error": loss,
+    "running_maximum": maximum,
     "delta_rule": lambda: memories(delta_rule),
     "linear_attention": lambda: memories(linear_attention),
     "span_memory": spans,

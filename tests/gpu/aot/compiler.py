@@ -39,12 +39,11 @@ CARD = ARCHITECTURES[CAPABILITY]
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel needs: registers and bytes of stack of a thread, instructions that spill registers to the
-    stack, bytes of shared memory of a block, and its warps."""
+    """What a compiled kernel needs: registers of a thread and bytes of its stack, to which registers are spilled; bytes
+    of shared memory of a block, and its warps."""
 
     kernel: str
     registers: int
-    stack: int
     spills: int
     shared: int
     warps: int
@@ -126,10 +125,9 @@ def usage(name: str, kernel: Any) -> Usage:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(kernel.asm["cubin"])
         dumped = _output(TOOLS / "cuobjdump", "--dump-resource-usage", binary)
-        stores = len(re.findall(r"\bSTL\b", _output(TOOLS / "nvdisasm", "-c", binary)))
     match = re.search(r"REG:(\d+) STACK:(\d+)", dumped)
     assert match is not None, dumped
-    return Usage(name, int(match[1]), int(match[2]), stores, kernel.metadata.shared, kernel.metadata.num_warps)
+    return Usage(name, int(match[1]), int(match[2]), kernel.metadata.shared, kernel.metadata.num_warps)
 
 
 def _output(*command: Any) -> str:

@@ -58,6 +58,7 @@ def model_of(name: str, blocks: int) -> Any:
 def train(model: Any, time: int) -> tuple[int, int]:
     """Launches and waits of a forward and backward pass."""
     model.train()
+    model.zero_grad(set_to_none=True)  # a gradient that exists is added to, a launch a parameter
     with on_device():
         tokens = simulated(torch.randint(VOCAB, (1, time)))
         with counting() as counts:
