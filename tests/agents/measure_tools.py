@@ -1,7 +1,7 @@
 """Measures calls of tools with a published model: docs/results/tools.md.
 
 python -m tests.agents.measure_tools valid MODEL [--requests 200]
-python -m tests.agents.measure_tools functions MODEL [--data glaive_toolcall_en_demo.json]
+python -m tests.agents.measure_tools functions MODEL --data glaive_toolcall_en_demo.json [--adapter RUN]
 python -m tests.agents.measure_tools arithmetic MODEL [--write FILE]
 """
 
@@ -103,7 +103,7 @@ def measure_valid(model: LoadedModel, count: int) -> Iterator[str]:
         yield f"{choice:9} {kind:8} {number}"
 
 
-def measure_functions(model: LoadedModel, path: Path) -> Iterator[str]:
+def measure_functions(model: LoadedModel, name: str, path: Path, count: int) -> Iterator[str]:
     """The last half of the rows: where the data calls a function, whether the model calls the same one."""
     rows = json.loads(path.read_text(encoding="utf-8"))
     cases = []
@@ -119,7 +119,7 @@ def measure_functions(model: LoadedModel, path: Path) -> Iterator[str]:
         def one(case: Any) -> tuple[bool, bool, bool]:
             messages, tools, expected = case
             body = {
-                "model": model.name,
+                "model": name,
                 "messages": messages,
                 "tools": [{"type": "function", "function": each} for each in tools],
                 "max_tokens": 128,
@@ -135,11 +135,11 @@ def measure_functions(model: LoadedModel, path: Path) -> Iterator[str]:
             return True, same, same and json.loads(function["arguments"]) == expected["arguments"]
 
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            results = list(threads.map(one, cases))
-    for name, values in zip(
+            results = list(threads.map(one, cases[:count]))
+    for kind, values in zip(
         ("a call", "the same function", "the same arguments"), zip(*results, strict=True), strict=True
     ):
-        yield f"{name:20} {sum(values)} of {len(values)}"
+        yield f"{kind:20} {sum(values)} of {len(values)}"
 
 
 def problems(count: int, seed: int) -> list[tuple[str, int]]:
@@ -185,12 +185,12 @@ def write_transcripts(path: Path, count: int) -> None:
             file.write(json.dumps({"messages": messages, "tools": [{"type": "function", "function": function}]}) + "\n")
 
 
-def measure_arithmetic(model: LoadedModel, count: int) -> Iterator[str]:
+def measure_arithmetic(model: LoadedModel, name: str, count: int) -> Iterator[str]:
     """Held-out problems, greedily: how many the agent answers, and with how many calls."""
     tool = PythonTool(Sandbox.open())
     with AsyncEngine([model], max_num_seqs=AT_ONCE) as engine:
         limits = AgentLimits(steps=4, tokens=400, seconds=600)
-        agent = Agent(engine, model.name, [tool], limits=limits, sampling=SamplingParams(temperature=0), max_tokens=96)
+        agent = Agent(engine, name, [tool], limits=limits, sampling=SamplingParams(temperature=0), max_tokens=96)
 
         def one(problem: tuple[str, int]) -> tuple[bool, bool]:
             (run,) = agent.run([{"role": "user", "content": problem[0]}])
@@ -208,15 +208,20 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--adapter", type=Path)
     given = parser.parse_args()
     if given.what == "write":
         write_transcripts(given.model, given.requests)
         return
     model = load_model(given.model)
+    name = model.name
+    if given.adapter is not None:
+        model.load_adapter("trained", given.adapter)
+        name = f"{name}:trained"
     lines = {
         "valid": lambda: measure_valid(model, given.requests),
-        "functions": lambda: measure_functions(model, given.data),
-        "arithmetic": lambda: measure_arithmetic(model, given.requests),
+        "functions": lambda: measure_functions(model, name, given.data, given.requests),
+        "arithmetic": lambda: measure_arithmetic(model, name, given.requests),
     }[given.what]()
     for line in lines:
         sys.stdout.write(line + "\n")

@@ -62,7 +62,8 @@ assert client.completions.create(model=MODEL, prompt="a", max_tokens=3, echo=Tru
 assert MODEL in [model.id for model in client.models.list()]
 
 parameters: Any = {"type": "object", "properties": {"city": {"enum": ["Bern", "Lima"]}}, "required": ["city"]}
-tool: Any = {"type": "function", "function": {"name": "size_of", "parameters": parameters}}
+parameters["additionalProperties"] = False
+tool: Any = {"type": "function", "function": {"name": "size_of", "parameters": parameters, "strict": True}}
 calling: Any = {"model": MODEL, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False, "seed": 1}
 called = client.chat.completions.create(messages=messages[:1], max_tokens=300, **calling).choices[0]
 assert called.finish_reason == "tool_calls" and called.message.tool_calls is not None
@@ -73,7 +74,8 @@ client.chat.completions.create(model=MODEL, messages=[messages[0], called.messag
 with client.chat.completions.stream(messages=messages[:1], max_tokens=300, **calling) as events:
     kinds = {event.type for event in events}
     assert "tool_calls.function.arguments.done" in kinds
-    assert events.get_final_completion().choices[0].message.tool_calls[0].function == call.function
+    (again,) = events.get_final_completion().choices[0].message.tool_calls
+    assert (again.function.name, again.function.arguments) == (call.function.name, call.function.arguments)
 
 flat: Any = {"type": "function", "name": "size_of", "parameters": parameters, "strict": True}
 options = {"model": MODEL, "tools": [flat], "max_output_tokens": 300}
@@ -81,7 +83,8 @@ first = client.responses.create(input="hello", tool_choice="required", parallel_
 (item,) = first.output
 assert item.type == "function_call" and json.loads(item.arguments)["city"] in ("Bern", "Lima")
 output: Any = [{"type": "function_call_output", "call_id": item.call_id, "output": "1"}]
-second = client.responses.create(input=output, previous_response_id=first.id, tool_choice="none", **options)
+options |= {"tool_choice": "none", "extra_body": {"seed": 1}}
+second = client.responses.create(input=output, previous_response_id=first.id, **options)
 assert second.output_text and second.usage.input_tokens > first.usage.input_tokens
 with client.responses.stream(model=MODEL, input="hello", max_output_tokens=8) as running:
     assert {"response.output_text.delta", "response.completed"} & {event.type for event in running}

@@ -1,4 +1,4 @@
-"""openai-agents: an agent with a tool, by chat completions and by responses, and a session that continues."""
+"""openai-agents: an agent with a tool, by chat completions and by responses, and structured output."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ import openai
 from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, OpenAIResponsesModel, Runner, function_tool
 from agents import set_tracing_disabled as without_tracing
 from common import KEY, MODEL, URL
+from pydantic import BaseModel
+
+
+class Place(BaseModel):
+    city: Literal["Bern", "Lima"]
+    size: Literal[1, 2, 3]
+
 
 called: list[str] = []
 
@@ -35,12 +42,13 @@ async def main() -> None:
         )
         done = await Runner.run(agent, "hello")
         assert called and set(called) <= {"Bern", "Lima"} and str(done.final_output) == "1"
-        plain = Agent(name="b", model=kind(MODEL, openai_client=client), model_settings=ModelSettings(max_tokens=6))
-        again = await Runner.run(plain, [*done.to_input_list(), {"role": "user", "content": "again"}])
-        assert isinstance(again.final_output, str)
-        streamed = Runner.run_streamed(plain, "hello")
+        limit = ModelSettings(max_tokens=100)
+        shaped = Agent(name="b", model=kind(MODEL, openai_client=client), output_type=Place, model_settings=limit)
+        again = await Runner.run(shaped, [*done.to_input_list(), {"role": "user", "content": "again"}])
+        assert isinstance(again.final_output, Place)
+        streamed = Runner.run_streamed(shaped, "hello")
         kinds = {event.type async for event in streamed.stream_events()}
-        assert "raw_response_event" in kinds and isinstance(streamed.final_output, str)
+        assert "raw_response_event" in kinds and isinstance(streamed.final_output, Place)
 
 
 without_tracing(True)
