@@ -166,13 +166,14 @@ def install_filter(program: bytes) -> None:
         prctl(SET_SECCOMP, 2, ctypes.byref(holder))
 
 
-def limit(limits: dict[str, Any]) -> None:
-    """The limits of the program, which it cannot raise."""
+def limit(limits: dict[str, Any], *, isolated: bool) -> None:
+    """The limits of the program, which it cannot raise. Without a user namespace of its own, the user's other processes
+    would count, too."""
     for name, value in (
         ("RLIMIT_AS", limits["memory"]),
         ("RLIMIT_FSIZE", limits["disk"]),
         ("RLIMIT_NOFILE", limits["files"]),
-        ("RLIMIT_NPROC", limits["processes"]),
+        *((("RLIMIT_NPROC", limits["processes"]),) if isolated else ()),
         ("RLIMIT_CORE", 0),
         ("RLIMIT_MEMLOCK", 0),
         ("RLIMIT_MSGQUEUE", 0),
@@ -195,7 +196,7 @@ def run_program(job: dict[str, Any]) -> NoReturn:
     os.dup2(null, 0)
     os.closerange(3, 4096)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    limit(job["limits"])
+    limit(job["limits"], isolated=job["isolated"])
     if job["isolated"]:
         drop_capabilities()
         install_filter(bytes.fromhex(job["filter"]))
