@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from synthe_core.adapters.lora_linear import DEFAULT, LoRALinear, base_weight
+from synthe_core.adapters.lora_linear import DEFAULT, LoRALinear
 from synthe_core.inference.fused_buffers import StateBuffers
+from synthe_core.inference.fused_maps import matrices_of
 from synthe_core.inference.fused_recurrent import FORMS, begin
 from synthe_core.inference.fused_residual import fill_residuals, residual_refusal
 from synthe_core.inference.growing_window import Place, extended
 from synthe_core.layers.adapter_batch import current_adapters
 from synthe_core.layers.attention import Attention, AttentionState
 from synthe_core.layers.mlp import MLP
-from synthe_core.layers.projection import Linear
-from synthe_core.layers.quantized import QuantizedLinear
 from synthe_core.layers.rope import rotary_angles
 from synthe_core.model.block import Block
 from synthe_core.model.language_model import Backbone, ModelState
@@ -27,7 +26,6 @@ from synthe_core.ops.fused_decode import (
     ACTIVATIONS,
     ATTENTION,
     KALMAN,
-    MOST_PARTS,
     LinearMap,
     Step,
     decode,
@@ -35,8 +33,6 @@ from synthe_core.ops.fused_decode import (
 )
 from synthe_core.ops.fused_decode import MLP as FUSED_MLP
 from synthe_core.ops.low_rank import Change
-from synthe_core.quantization.matrix import FloatMatrix, QuantizedMatrix, StackedMatrix
-from synthe_core.quantization.packed import PackedMatrix, has_products
 
 SIGNALS = "surprise", "confidence"
 
@@ -156,30 +152,8 @@ def _learner_refusal(learner: nn.Module) -> str | None:
             return "a recurrent learner's parameters are not float32"
     else:
         return f"a block has a {getattr(getattr(learner, 'config', None), 'type', 'learner')}"
-    fit = all(_parts(each) is not None for each in maps if each is not None)
+    fit = all(matrices_of(each) is not None for each in maps if each is not None)
     return None if fit else "a map has weights that C does not multiply"
-
-
-def _parts(map: nn.Module) -> Sequence[Tensor | PackedMatrix] | None:
-    """The matrices of a map, one below the other; None where C has no product with one of them."""
-    matrix = map.matrix if isinstance(map, (QuantizedLinear, LoRALinear)) else None
-    if matrix is not None:
-        parts = [each.values if isinstance(each, FloatMatrix) else each for each in _flat(matrix)]
-        fit = has_products(matrix) and all(not isinstance(each, Tensor) or each.is_contiguous() for each in parts)
-        return parts if fit and len(parts) <= MOST_PARTS else None  # type: ignore[return-value]
-    if type(map) not in (Linear, nn.Linear, LoRALinear):
-        return None
-    assert isinstance(map, nn.Linear)
-    weight = base_weight(map)
-    tensors = [weight]
-    if isinstance(map, LoRALinear):
-        for change in [map.low_rank(slot) for slot in map.slots]:
-            tensors += [change.lora_A, change.lora_B]
-    return [weight] if weight.is_contiguous() and all(each.dtype == torch.float32 for each in tensors) else None
-
-
-def _flat(matrix: QuantizedMatrix) -> list[QuantizedMatrix]:
-    return matrix.each if isinstance(matrix, StackedMatrix) else [matrix]
 
 
 def _changes(map: nn.Module, slots: Sequence[int], held: list[Tensor]) -> ctypes.Array[Change] | None:
@@ -217,7 +191,7 @@ def _fill(step: Step, learner: Any, slots: Sequence[int]) -> list[Tensor]:
     named: zip[tuple[str, Any]] = zip(("input", "more", "output"), maps, strict=True)
     for name, map in named:
         if map is not None:
-            parts = _parts(map)
+            parts = matrices_of(map)
             assert parts is not None
             setattr(step, name, LinearMap.of(parts, map.bias, _changes(map, slots, held)))
     return held if form is None else held + form.fill(step, learner)

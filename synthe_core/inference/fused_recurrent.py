@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from synthe_core.adapters.lora_linear import LoRALinear
 from synthe_core.inference.fused_buffers import StateBuffers
+from synthe_core.inference.fused_experts import experts_refusal, fill_experts
 from synthe_core.layers.delta import Delta, DeltaState
 from synthe_core.layers.experts import Experts
 from synthe_core.layers.gated_conv import GatedConv
@@ -22,7 +22,6 @@ from synthe_core.layers.mlstm import MLSTM, MLSTMState
 from synthe_core.layers.momentum import Momentum, MomentumState
 from synthe_core.ops.activations import sigmoid, softplus
 from synthe_core.ops.fused_decode import (
-    ACTIVATIONS,
     DELTA,
     EXPERTS,
     GATED_CONV,
@@ -38,8 +37,6 @@ from synthe_core.ops.fused_decode import (
 from synthe_core.ops.fused_decode import GLA as FUSED_GLA
 from synthe_core.ops.fused_decode import MLSTM as FUSED_MLSTM
 from synthe_core.ops.native import pointer
-from synthe_core.quantization.matrix import StackedMatrix
-from synthe_core.quantization.packed import BLOCK, LANES, PackedMatrix
 
 GATES = {"silu": SILU_GATE, "sigmoid": SIGMOID_GATE}
 
@@ -184,34 +181,6 @@ def _no_refusal(learner: Any) -> None:
     """Why a learner of a type that is always run cannot be: there is no reason."""
 
 
-def _experts_refusal(learner: Any) -> str | None:
-    own, pool = learner.config, learner.pool
-    maps = [pool.inputs, pool.out]
-    if pool.shared is not None or own.latent is not None or own.groups > 1:
-        return "experts with a shared one, a latent or groups"
-    if any(isinstance(each, LoRALinear) for each in maps):
-        return "an adapter changes experts"
-    hidden = pool.out.in_features // own.experts
-    packed = [isinstance(getattr(each, "matrix", None), PackedMatrix | StackedMatrix) for each in maps]
-    if any(isinstance(getattr(each, "matrix", None), StackedMatrix) for each in maps):
-        return "the experts' matrices have several formats"
-    if (packed[0] and pool.inputs.out_features // own.experts % LANES) or (packed[1] and hidden % BLOCK):
-        return "an expert's matrices are no whole groups of a packed one"
-    return None
-
-
-def _fill_experts(step: Step, learner: Any) -> list[Tensor]:
-    own, pool, rule = learner.config, learner.pool, step.experts
-    rule.experts, rule.top, rule.hidden = own.experts, own.top_k, pool.out.in_features // own.experts
-    rule.activation, rule.is_gated, rule.scale = ACTIVATIONS[own.activation], own.gated, own.weight_scale
-    rule.is_sigmoid, rule.is_normalized = own.scores == "sigmoid", pool.routing.normalize
-    if own.bias_rate is None:
-        return []
-    bias = pool.routing.bias.float().contiguous()
-    rule.bias = bias.data_ptr()
-    return [bias]
-
-
 FORMS: dict[type, Form] = {
     Momentum: Form(MOMENTUM, _no_refusal, lambda own: (own.project, None, own.out), _fill_momentum, MomentumState),
     Kalman: Form(KALMAN, _kalman_refusal, lambda own: (own.observe, own.gate, own.out), _fill_kalman, KalmanState),
@@ -222,7 +191,7 @@ FORMS: dict[type, Form] = {
         GATED_CONV, _no_refusal, lambda own: (own.in_proj, None, own.out_proj), _fill_gated_conv, lambda inputs: inputs
     ),
     Experts: Form(
-        EXPERTS, _experts_refusal, lambda own: (own.router, own.pool.inputs, own.pool.out), _fill_experts, lambda: ()
+        EXPERTS, experts_refusal, lambda own: (own.router, own.pool.inputs, own.pool.out), fill_experts, lambda: ()
     ),
     Mamba2: Form(MAMBA2, _no_refusal, lambda own: (own.in_proj, None, own.out_proj), _fill_mamba2, MambaState),
 }

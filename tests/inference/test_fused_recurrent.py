@@ -59,6 +59,11 @@ BLOCKS: dict[str, list[dict[str, Any]]] = {
         {"type": "experts", "hidden": 12, "experts": 5, "top_k": 3, "gated": False, "activation": "relu2"}
         | {"scores": "sigmoid", "bias_rate": 0.1, "weight_scale": 1.7}
     ],
+    "experts, shared": [{"type": "experts", "hidden": 20, "shared": 30, "shared_gate": True}],
+    "experts, groups": [
+        {"type": "experts", "hidden": 20, "experts": 12, "top_k": 3, "groups": 4, "top_groups": 2, "shared": 9}
+        | {"scores": "sigmoid", "bias_rate": 0.1, "gated": False}
+    ],
     "experts, one": [{"type": "experts", "hidden": 33, "experts": 3, "top_k": 1}, {"type": "momentum"}],
     "experts, not normalised": [{"type": "experts", "hidden": 20, "experts": 4, "top_k": 2, "normalize": False}],
     "synthe": [{"type": "momentum"}, {"type": "delta", "heads": 3}, {"type": "kalman"}, MLP],
@@ -168,7 +173,7 @@ def test_each_row_has_its_own_adapter(tmp_path: Path, format: str, name: str) ->
 @pytest.mark.parametrize("format", ["float32", "bfloat16", "int8", "int4"])
 def test_experts_in_each_format(tmp_path: Path, format: str) -> None:
     """An expert's matrices are a part of the rows of one, and a part of the columns of the other."""
-    block = [{"type": "experts", "hidden": 32, "experts": 5}, {"type": "delta", "heads": 2}]
+    block = [{"type": "experts", "hidden": 32, "experts": 5, "shared": 96}, {"type": "delta", "heads": 2}]
     loaded = LoadedModel.from_checkpoint(Checkpoint.open(written(tmp_path / "m", block, width=64)), "m", weights=format)
     assert loaded.fused_refusal is None
     tokens, following = torch.randint(257, (4, 6)), torch.randint(257, (4, 1))
@@ -189,9 +194,7 @@ def test_experts_in_each_format(tmp_path: Path, format: str) -> None:
         ({"type": "delta", "heads": 2, "clip": 1.0}, "clip"),
         ({"type": "delta", "heads": 2, "signals": True}, "signals"),
         ({"type": "delta_memory", "heads": 2}, "delta_memory"),
-        ({"type": "experts", "shared": 16}, "a shared one"),
         ({"type": "experts", "latent": 16}, "a latent"),
-        ({"type": "experts", "experts": 8, "groups": 2, "top_groups": 1}, "groups"),
     ],
 )
 def test_what_is_not_fused_says_why(learner: dict[str, Any], reason: str) -> None:

@@ -138,12 +138,19 @@ class Mamba2Rule(ctypes.Structure):
     )  # fmt: skip
 
 
+class SharedExpert(ctypes.Structure):
+    """The maps of an expert that every token uses, and of its output's gate, which may be missing."""
+
+    _fields_ = (("input", LinearMap), ("output", LinearMap), ("gate", LinearMap))
+
+
 class ExpertRule(ctypes.Structure):
     """The choice among experts and what one of them is; see experts.h."""
 
     _fields_ = (
-        ("bias", _address), ("scale", _double), ("experts", _int), ("top", _int), ("hidden", _int),
-        ("activation", _int), ("is_gated", _int), ("is_sigmoid", _int), ("is_normalized", _int),
+        ("bias", _address), ("scale", _double), ("experts", _int), ("top", _int), ("groups", _int),
+        ("top_groups", _int), ("hidden", _int), ("activation", _int), ("is_gated", _int), ("is_sigmoid", _int),
+        ("is_normalized", _int), ("shared", ctypes.POINTER(SharedExpert)), ("room", _int),
     )  # fmt: skip
 
 
@@ -179,8 +186,8 @@ def decode(steps: ctypes.Array[Step], x: Tensor, adapters: Sequence[int], rank: 
     largest of theirs."""
     if len(adapters) != len(x):
         raise ValueError(f"the pass has {len(adapters)} rows with adapters, and {len(x)} rows")
-    features = max(step.input.outputs + step.more.outputs + step.output.outputs for step in steps)
-    inner = max(max(step.output.inputs, step.more.inputs) for step in steps)
+    features = max(step.input.outputs + max(step.more.outputs, step.experts.room) for step in steps)
+    inner = max(step.experts.room or max(step.output.inputs, step.more.inputs) for step in steps)
     native = library(SOURCE)
     native.decode.restype = _int
     rows = (_int * len(adapters))(*adapters)

@@ -197,7 +197,7 @@ int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapte
         apply(&s->in, read, rows, adapters, own.features, &own);
         if (s->kind == EXPERTS) {
             float *room = own.features + rows * s->in.outputs;
-            experts(&s->experts, &s->more, &s->out, read, own.features, rows, room, own.y, &own);
+            experts(&s->experts, &s->more, &s->out, read, own.features, rows, adapters, room, own.y, &own);
             add_to_stream(&s->residual, own.normed, own.y, rows, width, x);
             continue;
         }
