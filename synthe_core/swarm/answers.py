@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import JSON, Column, Connection, Float, Index, Row, String, Table, func, select
 
 from synthe_core.errors import InputError
+from synthe_core.swarm.confidence import Rating, Signals
 from synthe_core.swarm.redaction import redact
 from synthe_core.swarm.store import Schema, Store, metadata
 
@@ -35,7 +36,8 @@ answers = Table(
     Column("created", Float, nullable=False),
     Index("answers_by_user", "user", "created"),
 )
-
+_is_rated = answers.c.success.is_not(None)
+_rated = Index("answers_rated", answers.c.created, sqlite_where=_is_rated, postgresql_where=_is_rated)
 
 _COLUMNS = tuple(column.name for column in answers.columns)
 
@@ -44,7 +46,11 @@ def _create(connection: Connection) -> None:
     metadata.create_all(connection, [answers])
 
 
-SCHEMA = Schema("answers", (_create,))
+def _index_rated(connection: Connection) -> None:
+    _rated.create(connection, checkfirst=True)
+
+
+SCHEMA = Schema("answers", (_create, _index_rated))
 
 
 @dataclass(frozen=True)
@@ -114,11 +120,15 @@ class Answers:
         with self._store.transaction() as connection:
             connection.execute(answers.update().where(answers.c.id == answer_id).values(success=success))
 
-    def rated(self, limit: int) -> list[Answer]:
-        """The newest rated answers, oldest first."""
-        query = select(answers).where(answers.c.success.is_not(None)).order_by(answers.c.created.desc()).limit(limit)
+    def ratings(self, limit: int) -> dict[str, Rating]:
+        """The newest rated answers by id, oldest first, as confidence learns from them."""
+        columns = [answers.c[name] for name in ("id", "by", "domain", "success", "signals", "confidence")]
+        query = select(*columns).where(_is_rated).order_by(answers.c.created.desc()).limit(limit)
         with self._store.read() as connection:
-            return [_answer(row) for row in reversed(connection.execute(query).all())]
+            rows = connection.execute(query).all()
+        return {
+            row.id: rating_of(row.by, row.domain, row.success, row.signals, row.confidence) for row in reversed(rows)
+        }
 
     def count(self) -> int:
         """How many there are."""
@@ -132,6 +142,12 @@ class Answers:
             query = query.where(answers.c.user == user)
         with self._store.read() as connection:
             return [_answer(row) for row in connection.execute(query)]
+
+
+def rating_of(by: str, domain: str, success: float, signals: Mapping[str, Any], confidence: float) -> Rating:
+    """A rated answer as confidence learns from it."""
+    values = signals.get(by)  # an answer of another server has none
+    return Rating(by, domain, success, Signals(**values) if values else None, confidence)
 
 
 def _answer(row: Row[Any]) -> Answer:

@@ -89,11 +89,18 @@ class Records:
 
     def add(self, rating: Rating) -> None:
         """Takes in a rated answer. One of a mixture, `a+b`, counts for each of its specialists too."""
+        self._count(rating, 1.0)
+
+    def remove(self, rating: Rating) -> None:
+        """Takes out a rated answer that was taken in."""
+        self._count(rating, -1.0)
+
+    def _count(self, rating: Rating, weight: float) -> None:
         names = {rating.specialist, *rating.specialist.split("+")}
         for key in {(name, domain) for name in names for domain in ("", rating.domain)}:
             counts = self._counts.setdefault(key, [0.0, 0.0])
-            counts[0] += rating.success
-            counts[1] += 1 - rating.success
+            counts[0] += weight * rating.success
+            counts[1] += weight * (1 - rating.success)
 
     def overall(self, specialist: str) -> Beta:
         """The posterior over all domains."""
@@ -111,7 +118,8 @@ class Records:
 
     def domains(self, specialist: str) -> dict[str, tuple[Beta, float]]:
         """The domains that a specialist has rated answers in, with the posterior and the number of answers."""
-        own = {domain: sum(counts) for (name, domain), counts in self._counts.items() if name == specialist and domain}
+        counts = list(self._counts.items())  # others may add to them
+        own = {domain: sum(each) for (name, domain), each in counts if name == specialist and domain and sum(each)}
         return {domain: (self.of(specialist, domain), count) for domain, count in own.items()}
 
 

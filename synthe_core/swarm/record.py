@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from synthe_core.errors import InputError, unknown
-from synthe_core.swarm.answers import Answer, Answers
+from synthe_core.swarm.answers import Answer, Answers, rating_of
 from synthe_core.swarm.confidence import Calibration, Rating, Records, Signals, expected_calibration_error
 from synthe_core.swarm.router import observations
 from synthe_core.swarm.router.observations import Observation
@@ -16,6 +16,8 @@ from synthe_core.swarm.store import Store
 
 MAX_RATED = 5000
 """The newest rated answers that confidence is made of."""
+REFIT = 0.01
+"""The share of them after which the calibration is fitted again."""
 
 
 class Record:
@@ -24,13 +26,21 @@ class Record:
     def __init__(self, store: Store, spec: SwarmSpec) -> None:
         self.store, self.spec = store, spec
         self.answers, self.pathways = Answers(store), Pathways(store, spec.pathways)
+        self._lock = threading.Lock()
         self.reload()
 
     def reload(self) -> None:
         """Computes records and calibration anew from the rated answers."""
-        ratings = [rating_of(each) for each in self.answers.rated(MAX_RATED)]
-        self.records, self.calibration = Records(self.spec.confidence, ratings), Calibration(ratings)
-        self.ratings: Sequence[Rating] = ratings
+        rated = self.answers.ratings(MAX_RATED)
+        with self._lock:
+            self._rated = rated
+            self.records = Records(self.spec.confidence, rated.values())
+            self._calibrate()
+
+    @property
+    def ratings(self) -> list[Rating]:
+        """The rated answers, oldest first."""
+        return list(self._rated.values())
 
     def rate(
         self,
@@ -59,8 +69,25 @@ class Record:
             if answer.success is None and members:
                 self.pathways.learn(members, success)
             observation = observations.rate(self.store, answer_id, outcomes) if outcomes else None
-        self.reload()
+        self._note(answer, success)
         return observation if answer.success is None else None
+
+    def _note(self, answer: Answer, success: float) -> None:
+        """Takes a rating into the records at once, and into the calibration with the next `REFIT` of all ratings."""
+        rating = rating_of(answer.by, answer.domain, success, answer.signals, answer.confidence)
+        with self._lock:
+            if (earlier := self._rated.get(answer.id)) is not None:
+                self.records.remove(earlier)
+            elif len(self._rated) >= MAX_RATED:
+                self.records.remove(self._rated.pop(next(iter(self._rated))))
+            self._rated[answer.id] = rating
+            self.records.add(rating)
+            self._uncalibrated += 1
+            if self._uncalibrated >= REFIT * len(self._rated):
+                self._calibrate()
+
+    def _calibrate(self) -> None:
+        self.calibration, self._uncalibrated = Calibration(list(self._rated.values())), 0
 
     def confidence_of(
         self, specialist: str, domain: str, estimate: float, means: Mapping[str, float]
@@ -84,11 +111,3 @@ class Record:
 def _calibration_error(ratings: Sequence[Rating]) -> float | None:
     pairs = [(each.predicted, each.success) for each in ratings if each.predicted is not None]
     return expected_calibration_error([p for p, _ in pairs], [s for _, s in pairs])
-
-
-def rating_of(answer: Answer) -> Rating:
-    """A rated answer as confidence learns from it."""
-    values: Any = answer.signals.get(answer.by)
-    signals = Signals(**values) if values else None  # an answer of another server has none
-    assert answer.success is not None
-    return Rating(answer.by, answer.domain, answer.success, signals, answer.confidence)

@@ -189,6 +189,15 @@ class Pairs:
                 count += connection.execute(pairs.update().where(is_meant).values(state=after)).rowcount
         return count
 
+    def ids_by_specialist(self, state: PairState) -> dict[str, list[int]]:
+        """The pairs in a state by id, oldest first, of each specialist, or each group that wrote a text together."""
+        query = select(pairs.c.specialist, pairs.c.id).where(pairs.c.state == state).order_by(pairs.c.id)
+        ids: dict[str, list[int]] = {}
+        with self.store.read() as connection:
+            for name, id in connection.execute(query):
+                ids.setdefault(str(name), []).append(int(id))
+        return ids
+
     def counts(self) -> dict[str, int]:
         """How many pairs are in each state."""
         query = select(pairs.c.state, func.count()).group_by(pairs.c.state)

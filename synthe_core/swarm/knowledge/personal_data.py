@@ -9,7 +9,8 @@ from sqlalchemy import Connection, MetaData, Table, func, inspect, select
 
 from synthe_core.swarm.knowledge.conversations import message_of
 from synthe_core.swarm.knowledge.facts import fact_of
-from synthe_core.swarm.knowledge.tables import SCHEMA, conversations, erase_index, facts, messages
+from synthe_core.swarm.knowledge import word_index
+from synthe_core.swarm.knowledge.tables import SCHEMA, conversations, facts, messages
 from synthe_core.swarm.store import Store
 
 FORMAT = 1
@@ -58,7 +59,7 @@ def forget(store: Store, user: str) -> dict[str, int]:
             number = connection.scalar(select(func.count()).select_from(table).where(table.c.user == user)) or 0
             connection.execute(table.delete().where(table.c.user == user))
             counts[table.name] = int(number)
-        erase_index(connection)
+        word_index.rebuild(connection)
     store.flush()
     return counts
 

@@ -1,39 +1,35 @@
-"""Finding the facts that belong to a text: by their words (BM25 of FTS5), and by their meaning (embeddings)."""
+"""Finding the facts that belong to a text: by their words (BM25), and by their meaning (embeddings)."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
+from collections.abc import Sequence
 
-from sqlalchemy import bindparam, text
-
+from synthe_core.swarm.knowledge import word_index
 from synthe_core.swarm.knowledge.embedder import Embedder, similarities
 from synthe_core.swarm.knowledge.fact import Fact
 from synthe_core.swarm.knowledge.facts import Facts, fact_of
 from synthe_core.swarm.knowledge.tables import facts
+from synthe_core.swarm.knowledge.word_index import Hit
 
 LIMIT = 50  # facts of one search
 MAX_WORDS = 64  # of a text that are looked for
 MAX_COMPARED = 5000  # the newest facts whose vectors are compared
+K1, B = 1.2, 0.75
 FUSION = 60.0
 """The constant of reciprocal rank fusion (Cormack et al. 2009)."""
 MIN_SIMILARITY = 0.2
 """The least cosine of a fact that is returned: docs/results/swarm-knowledge.md has the measurement."""
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]+")
 _STOPS = (
     "a about am an and are as at be been but by can could did do does for from had has have how i if in is it its "
     "may me might my of on or our please shall she should so some such tell than that the their them then there these "
     "they this those to us was we were what when where which who whom whose why will with would you your"
 )
 STOP_WORDS = frozenset(_STOPS.split())
-
-_BY_WORDS = text(
-    "SELECT facts.* FROM facts_text JOIN facts ON facts.id = facts_text.rowid"
-    " WHERE facts_text MATCH :query AND facts.user IN :users AND (:history OR facts.valid_until IS NULL)"
-    " AND (:untrusted OR facts.trusted) ORDER BY bm25(facts_text, 2.0, 1.0, 1.0), facts.id"
-    " LIMIT :limit"
-).bindparams(bindparam("users", expanding=True))
-
 
 def search(
     all_facts: Facts,
@@ -68,16 +64,27 @@ def by_words(
     words = [word for word in dict.fromkeys(_WORD.findall(request.casefold())) if word not in STOP_WORDS][:MAX_WORDS]
     if not words:
         return []
-    values = {
-        "query": " OR ".join(f'"{word}"' for word in words),
-        "users": [user, ""],
-        "history": history,
-        "untrusted": untrusted,
-        "limit": limit,
-    }
     with all_facts.store.read() as connection:
-        rows = connection.execute(_BY_WORDS.columns(*facts.c), values).all()
-    return [fact_of(row) for row in rows]
+        hits = word_index.find(connection, words, (user, ""), history=history, untrusted=untrusted)
+        ids = best_matches(hits)[:limit]
+        rows = {row.id: row for row in connection.execute(facts.select().where(facts.c.id.in_(ids)))}
+    return [fact_of(rows[id]) for id in ids]
+
+
+def best_matches(hits: Sequence[Hit]) -> list[int]:
+    """The facts by id, in the order of BM25 (Robertson & Zaragoza 2009).
+
+    How rare a word is, is a matter of the user's own facts: all that have it are among the hits.
+    """
+    holders = Counter(hit.word for hit in hits)
+    sizes = {hit.fact: hit.size for hit in hits}
+    mean = sum(sizes.values()) / max(1, len(sizes))
+    scores = dict.fromkeys(sizes, 0.0)
+    for hit in hits:
+        rarity = math.log(1 + (len(sizes) - holders[hit.word] + 0.5) / (holders[hit.word] + 0.5))
+        length = 1 - B + B * hit.size / mean
+        scores[hit.fact] += rarity * hit.weight * (K1 + 1) / (hit.weight + K1 * length)
+    return sorted(scores, key=lambda id: (-scores[id], id))
 
 
 def by_meaning(all_facts: Facts, user: str, request: str, embed: Embedder, *, untrusted: bool = False) -> list[Fact]:

@@ -16,9 +16,10 @@ from sqlalchemy import (
     Table,
     Text,
     func,
-    text,
+    inspect,
 )
 
+from synthe_core.swarm.knowledge import word_index
 from synthe_core.swarm.store import Schema, metadata
 
 conversations = Table(
@@ -82,6 +83,7 @@ Index(
 )
 Index("facts_of_message", facts.c.message)
 Index("facts_superseded_by", facts.c.superseded_by)
+_facts_by_user = Index("facts_by_user", facts.c.user, facts.c.last_seen)
 
 vectors = Table(
     "fact_vectors",
@@ -91,31 +93,20 @@ vectors = Table(
     Column("vector", LargeBinary, nullable=False),  # float32, little endian
 )
 
-_COLUMNS = "subject, predicate, object"
-_INDEX = (
-    f"CREATE VIRTUAL TABLE facts_text USING fts5({_COLUMNS}, content='facts', content_rowid='id',"
-    " tokenize='porter unicode61 remove_diacritics 2')",
-    f"CREATE TRIGGER facts_text_insert AFTER INSERT ON facts BEGIN"
-    f" INSERT INTO facts_text(rowid, {_COLUMNS}) VALUES (new.id, new.subject, new.predicate, new.object); END",
-    f"CREATE TRIGGER facts_text_delete AFTER DELETE ON facts BEGIN"
-    f" INSERT INTO facts_text(facts_text, rowid, {_COLUMNS})"
-    f" VALUES ('delete', old.id, old.subject, old.predicate, old.object); END",
-)
-"""The text of a fact never changes after it was written, so there is no trigger of updates."""
-
-
 def _create(connection: Connection) -> None:
     metadata.create_all(connection, [conversations, messages, facts, vectors])
-    for statement in _INDEX:
-        connection.execute(text(statement))
+    word_index.create(connection)
 
 
-SCHEMA = Schema("knowledge", (_create,))
+def _own_words(connection: Connection) -> None:
+    """A search reads the words of one user's facts alone, and a user's facts are counted by an index."""
+    if not inspect(connection).has_table("facts_words"):  # version 1 was made just now, as the tables are
+        word_index.drop_unowned(connection)
+        word_index.create(connection)
+    _facts_by_user.create(connection, checkfirst=True)
 
 
-def erase_index(connection: Connection) -> None:
-    """Writes the index of words anew: the words of deleted facts stay in the old one until then."""
-    connection.execute(text("INSERT INTO facts_text(facts_text) VALUES ('rebuild')"))
+SCHEMA = Schema("knowledge", (_create, _own_words))
 
 
 def number_of(connection: Connection, table: Table) -> int:

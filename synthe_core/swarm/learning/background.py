@@ -8,9 +8,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from synthe_core.swarm.feedback.pairs import Pairs
+from synthe_core.swarm.feedback.pairs import Pairs, PairState
 from synthe_core.swarm.folder import SwarmFolder
-from synthe_core.swarm.learning.plan import new_pairs
+from synthe_core.swarm.learning.plan import SEPARATOR
 from synthe_core.swarm.opening import pair_limits
 from synthe_core.swarm.store import Store
 
@@ -78,6 +78,10 @@ class BackgroundLearning:
 
 def due_specialists(folder: SwarmFolder, pairs: Pairs) -> dict[str, tuple[int, ...]]:
     """The specialists with enough approved pairs, and the pairs by id."""
-    here = [name for name, spec in folder.spec.specialists.items() if spec.url is None]
-    every = {name: tuple(pair.id for pair in new_pairs(pairs, name)) for name in here}
-    return {name: ids for name, ids in every.items() if len(ids) >= folder.spec.learning.min_pairs}
+    approved = pairs.ids_by_specialist(PairState.APPROVED)
+    due = {}
+    for name, spec in folder.spec.specialists.items():
+        ids = sorted(id for wrote, own in approved.items() if name in wrote.split(SEPARATOR) for id in own)
+        if spec.url is None and len(ids) >= folder.spec.learning.min_pairs:
+            due[name] = tuple(ids)
+    return due
