@@ -50,7 +50,7 @@ def spawn(
 
     swarm = SwarmFolder(folder)
     _ = swarm.spec
-    if not swarm.database.exists():
+    if not swarm.has_database:
         raise InputError(f"{folder} has answered nothing yet", f"ask it: synthe swarm ask {folder} REQUEST")
     store = open_store(swarm)
     proposals = Proposals(swarm, store)

@@ -86,6 +86,7 @@ class LoadedModel:
     _refusal: tuple[str | None] | None = field(default=None, init=False, repr=False)
     _captured: CapturedDecoder | None = field(default=None, init=False, repr=False)
     _slots: dict[int, Adapter] = field(default_factory=dict, repr=False)
+    _state_bytes: dict[int, int] = field(default_factory=dict, init=False, repr=False)
     _num_parameters: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -198,8 +199,11 @@ class LoadedModel:
         return min(count, room) if room > 0 else count
 
     def state_bytes(self, length: int) -> int:
-        """Bytes of one sequence's state after `length` tokens."""
-        return self.model.state_bytes(max(1, length))
+        """Bytes of one sequence's state after `length` tokens. Every request needs it, and counting takes a state."""
+        length = max(1, length)
+        if (known := self._state_bytes.get(length)) is None:
+            known = self._state_bytes[length] = self.model.state_bytes(length)
+        return known
 
     @contextmanager
     def activate(self, adapter: Adapter | None = None) -> Iterator[None]:
@@ -286,7 +290,7 @@ class LoadedModel:
     def with_network(self, network: LanguageModel) -> LoadedModel:
         """The same model with another network, some of its own blocks for example: adapters are those of this one."""
         other = copy.copy(self)
-        other.model, other.speculation = network, None
+        other.model, other.speculation, other._state_bytes = network, None, {}
         other._decoder = other._refusal = other._captured = None
         return other
 

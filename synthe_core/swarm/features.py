@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-MAX_TOKENS = 128
-"""Tokens of a request that are embedded, or as many as the base reads: its beginning and its end."""
 FLOOR = 1e-3
 """The least deviation of a dimension, as a share of the mean one."""
 GROWTH = 1.5
@@ -15,7 +13,7 @@ MAX_SNAPSHOT = 4096
 """Texts after which centre and scale stay what they are."""
 
 Embed = Callable[[Sequence[str]], np.ndarray]
-"""Embeds texts: float32 [N, D], the mean over each text's tokens of the base's last hidden state."""
+"""Embeds texts: float32 [N, D], as `TextEmbedder` does."""
 
 SAMPLES = (
     "What is the capital of Australia?",
@@ -112,13 +110,6 @@ class Standardizer:
             return
         deviation = np.sqrt(self._squares / max(1, self.count))
         self._centre, self._scale = self._mean, np.maximum(deviation, FLOOR * deviation.mean() + 1e-12)
-
-
-def shortened(tokens: Sequence[int], limit: int = MAX_TOKENS) -> tuple[int, ...]:
-    """At most `limit` tokens: the first half of them from the beginning, the others from the end."""
-    if len(tokens) <= limit:
-        return tuple(tokens)
-    return (*tokens[: limit // 2], *tokens[len(tokens) - (limit - limit // 2) :])
 
 
 def capability_texts(description: str, capabilities: Iterable[str], prompt: str) -> list[str]:

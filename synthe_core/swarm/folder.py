@@ -63,6 +63,11 @@ class SwarmFolder:
     def database(self) -> Path:
         return self.path / DATABASE
 
+    @property
+    def has_database(self) -> bool:
+        """Whether there is a database to look into: one that nobody has used yet is not made for a look."""
+        return self.spec.knowledge.database is not None or self.database.exists()
+
     @cached_property
     def spec(self) -> SwarmSpec:
         """What swarm.yaml says. InputError with the position of every fault."""

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.request import Request
 from synthe_core.interop.load import load_model
-from synthe_core.swarm.features import MAX_TOKENS, Embed, shortened
 from synthe_core.swarm.folder import SwarmFolder
 
 BASE = "base"
-MAX_TEXTS = 64
-"""Texts that are embedded at a time."""
 
 
 def load_models(folder: SwarmFolder, device: str = "cpu", weights: str = "auto") -> list[LoadedModel]:
@@ -78,20 +72,6 @@ class SpecialistModels:
         """The request to what its specialist runs on now: its adapter was unloaded since it was made."""
         name = request.model.rpartition(":")[2]
         return replace(request, model=self.names.get(name, request.model))
-
-
-def embedder(engine: AsyncEngine, model: str = BASE) -> Embed:
-    """Embeds texts with the base, without an adapter, as many at a time as the engine runs."""
-    served, size = engine.models[model], min(MAX_TEXTS, engine.engine.admission.max_num_seqs)
-    tokenizer = served.tokenizer
-    most = MAX_TOKENS if served.max_length is None else min(MAX_TOKENS, served.max_length)
-
-    def embed(texts: Sequence[str]) -> np.ndarray:
-        tokens = [shortened(tokenizer.encode(text), most) or (tokenizer.end,) for text in texts]
-        parts = [engine.embed(model, tokens[first : first + size]) for first in range(0, len(tokens), size)]
-        return np.concatenate([part.float().cpu().numpy() for part in parts])
-
-    return embed
 
 
 def _others(folder: SwarmFolder) -> dict[str, str]:

@@ -10,9 +10,10 @@ from synthe_core.swarm.store import Store
 
 
 def open_store(folder: SwarmFolder) -> Store:
-    """The database of a swarm, which grows to `knowledge.max_megabytes` at most. Facts that a killed installation has
-    left behind are taken up."""
-    store = Store(folder.database, max_bytes=folder.spec.knowledge.max_megabytes << 20)
+    """The database of a swarm: its file, which grows to `knowledge.max_megabytes` at most, or `knowledge.database`.
+    Facts that a killed installation has left behind are taken up."""
+    spec = folder.spec.knowledge
+    store = Store(spec.database or folder.database, max_bytes=spec.max_megabytes << 20)
     take_up(folder, store)
     return store
 

@@ -150,6 +150,12 @@ class KnowledgeSpec(Spec):
         True, description="whether what a named user says of themself enters that user's prompts without a review"
     )
     max_facts: int = Field(100_000, ge=0, description="of one user, superseded ones included")
+    database: str | None = Field(
+        None,
+        max_length=2000,
+        description="the URL of a Postgres database in place of swarm.db, where several machines share it: "
+        "postgresql://USER@HOST/DATABASE, with the password in PGPASSWORD or a .pgpass file",
+    )
     max_megabytes: int = Field(4096, ge=1, le=1 << 24, description="of swarm.db, in MiB: what needs more is not stored")
 
 

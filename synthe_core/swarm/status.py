@@ -120,7 +120,7 @@ def pathways_of(record: Record) -> list[dict[str, Any]]:
 
 def _record(folder: SwarmFolder) -> Record | None:
     """None for a swarm that has answered nothing yet: asking for its state makes no database."""
-    return Record(open_store(folder), folder.spec) if folder.database.exists() else None
+    return Record(open_store(folder), folder.spec) if folder.has_database else None
 
 
 def _success(record: Record | None, errors: Mapping[str, float | None], name: str) -> dict[str, Any]:

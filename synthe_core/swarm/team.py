@@ -31,7 +31,7 @@ from synthe_core.swarm.generation import Generated, Generation
 from synthe_core.swarm.json_writer import JsonWriter, json_writer
 from synthe_core.swarm.knowledge.conversations import check_name
 from synthe_core.swarm.knowledge.embedder import Embedder
-from synthe_core.swarm.models import BASE, SpecialistModels, embedder, load_models
+from synthe_core.swarm.models import BASE, SpecialistModels, load_models
 from synthe_core.swarm.opening import open_store, pair_limits
 from synthe_core.swarm.prompting import Message, PromptWriter, last_request, system_text
 from synthe_core.swarm.ratings_log import RatingsLog
@@ -50,6 +50,7 @@ from synthe_core.swarm.synthesis.drafting import Judge as DraftJudge
 from synthe_core.swarm.synthesis.fuse import SEPARATOR, fuse
 from synthe_core.swarm.synthesis.tutor import tutored
 from synthe_core.swarm.synthesis.write import write
+from synthe_core.swarm.text_embedding import TextEmbedder
 
 METHODS = ("best", "write", "fuse")
 
@@ -68,7 +69,8 @@ class Swarm:
         self.store = open_store(folder)
         self.record = Record(self.store, self.spec)
         base = engine.registry.resolve(BASE)
-        embed = Embedder(base.fingerprints.weights, embedder(engine))
+        self.embed = TextEmbedder(engine, BASE)
+        embed = Embedder(self.embed.name, self.embed)
         write_json, knowledge = json_writer(engine, BASE), self.spec.knowledge
         verifier = self._verifier(base.model, write_json)
         served = base.model
@@ -80,9 +82,9 @@ class Swarm:
         limits, implicit = pair_limits(folder), self.spec.feedback.implicit
         self.feedback = Feedback(self.store, limits=limits, implicit=implicit, teach=self.rate)
         self._ratings = RatingsLog(self.store)
-        self._observations = Observations(self.store, base.fingerprints.weights)
-        self._embed, self.write_json = embed.embed, write_json
-        self.router = Router(self.spec, embed.embed, self._observations, self.record.pathways)
+        self._observations = Observations(self.store, self.embed.name)
+        self.write_json = write_json
+        self.router = Router(self.spec, self.embed, self._observations, self.record.pathways)
         self.remembered = RememberedStates(folder.path, engine, self.models)
         self._writers = {name: self._writer(name, self.spec.specialists.get(name)) for name in self.models}
         self._tutors = {
@@ -193,7 +195,7 @@ class Swarm:
             self.running.add(name)
         self._writers |= writers
         self._tutors |= tutors
-        router = Router(spec, self._embed, self._observations, self.record.pathways)
+        router = Router(spec, self.embed, self._observations, self.record.pathways)
         self.record.spec = self.spec = spec
         self.router = router
         router.reload()  # what was rated meanwhile

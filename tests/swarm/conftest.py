@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, make_url, text
 
 from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.spec import SpecialistSpec
 from tests.adapters.conftest import base, saved  # noqa: F401
+
+POSTGRES = "SYNTHE_TEST_POSTGRES"
+"""The environment variable with the URL of a Postgres database in which tests make schemas of their own."""
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path | str]:
+    """Where a new database is: a file, and a schema on the server that the environment names."""
+    if request.param == "sqlite":
+        yield tmp_path / "swarm.db"
+        return
+    if not (url := os.environ.get(POSTGRES)):
+        pytest.skip(f"{POSTGRES} names no database")
+    server = create_engine(make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    schema = f"test_{uuid.uuid4().hex}"
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE SCHEMA {schema}"))
+        yield make_url(url).update_query_dict({"options": f"-csearch_path={schema}"}).render_as_string(False)
+        connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
+    server.dispose()
 
 
 @pytest.fixture

@@ -25,10 +25,11 @@ from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.interop.load import load_model
 from synthe_core.swarm.features import SAMPLES, Standardizer
-from synthe_core.swarm.models import BASE, embedder
+from synthe_core.swarm.models import BASE
 from synthe_core.swarm.router.estimator import Estimator
 from synthe_core.swarm.router.router import profiles
 from synthe_core.swarm.spec import RouterSpec, SpecialistSpec
+from synthe_core.swarm.text_embedding import TextEmbedder
 
 READ, WINDOW = 64, 512
 
@@ -79,7 +80,7 @@ def main() -> None:
     others = {} if options.merged is None else {"merged": model.read_adapter(options.merged)}
     model.adapters = {**adapters, **others}
     with AsyncEngine([model]) as engine:
-        embed = embedder(engine)
+        embed = TextEmbedder(engine, BASE)
         specs = {name: SpecialistSpec.model_validate({"capabilities": name}) for name in adapters}
         general = embed(SAMPLES)
         estimator = Estimator(profiles(specs, embed), RouterSpec(), Standardizer.of(general), general)

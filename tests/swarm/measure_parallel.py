@@ -23,9 +23,10 @@ from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.interop.load import load_model
 from synthe_core.swarm.features import SAMPLES
 from synthe_core.swarm.generation import Cancellation, Generation
-from synthe_core.swarm.models import BASE, embedder
+from synthe_core.swarm.models import BASE
 from synthe_core.swarm.router.router import Router
 from synthe_core.swarm.spec import SwarmSpec
+from synthe_core.swarm.text_embedding import TextEmbedder
 from tests.paths import SHARED
 
 COUNT, TOKENS, TURNS = 6, 64, 5
@@ -77,7 +78,7 @@ def main() -> None:
 def measure_routing(engine: AsyncEngine, answer: float) -> None:
     """The share of an answer's time that the decision takes."""
     names = {f"s{index}": {"capabilities": text} for index, text in enumerate(SAMPLES[:COUNT])}
-    router = Router(SwarmSpec.model_validate({"base": BASE, "specialists": names}), embedder(engine))
+    router = Router(SwarmSpec.model_validate({"base": BASE, "specialists": names}), TextEmbedder(engine, BASE))
     path: Path = SHARED / "data" / "eval" / "mt_bench_question.jsonl"
     texts = [json.loads(line)["turns"][0] for line in path.read_text(encoding="utf-8").splitlines()[:20]]
     taken = [router.route(text)[0].seconds for text in texts]

@@ -15,8 +15,9 @@ from synthe_core.swarm.knowledge.embedder import Embedder
 from synthe_core.swarm.knowledge.fact import Fact
 from synthe_core.swarm.knowledge.knowledge import Knowledge
 from synthe_core.swarm.knowledge.search import by_meaning, by_words, search
-from synthe_core.swarm.models import BASE, embedder
+from synthe_core.swarm.models import BASE
 from synthe_core.swarm.store import Store
+from synthe_core.swarm.text_embedding import TextEmbedder
 from tests.swarm.retrieval_data import QUESTIONS
 
 RANKS = (1, 3, 5)
@@ -24,7 +25,7 @@ RANKS = (1, 3, 5)
 
 def main(model: str) -> None:
     with tempfile.TemporaryDirectory() as folder, AsyncEngine([load_model(Path(model), BASE)]) as engine:
-        knowledge, embed = Knowledge(Store(Path(folder) / "swarm.db")), Embedder(model, embedder(engine))
+        knowledge, embed = Knowledge(Store(Path(folder) / "swarm.db")), Embedder(model, TextEmbedder(engine, BASE))
         ids = [knowledge.add("ada", *fact).fact.id for *fact, _ in QUESTIONS]
         methods = {
             "words": lambda question: by_words(knowledge.facts, "ada", question),

@@ -19,12 +19,13 @@ import numpy as np
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.interop.load import load_model
 from synthe_core.swarm.features import SAMPLES, Standardizer, capability_texts
-from synthe_core.swarm.models import BASE, embedder
+from synthe_core.swarm.models import BASE
 from synthe_core.swarm.router.bm25 import BM25, words
 from synthe_core.swarm.router.estimator import Estimator
 from synthe_core.swarm.router.observations import Observation
 from synthe_core.swarm.router.router import Router, profiles
 from synthe_core.swarm.spec import RouterSpec, SwarmSpec
+from synthe_core.swarm.text_embedding import TextEmbedder
 from tests.paths import SHARED
 from tests.swarm.routing_data import BESIDE, TOPICS, Request, beside, requests, specialists
 
@@ -54,7 +55,7 @@ class Embeddings:
         if self._engine is None:
             path = next((SHARED / "models" / "smollm2-135m-instruct").glob("*.gguf"))
             self._engine = AsyncEngine([load_model(path, BASE)])
-        return embedder(self._engine)(texts)
+        return TextEmbedder(self._engine, BASE)(texts)
 
     def save(self) -> None:
         if self.path is not None:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from synthe_core.swarm.features import MAX_SNAPSHOT, SAMPLES, Standardizer, shortened
+from synthe_core.swarm.features import MAX_SNAPSHOT, SAMPLES, Standardizer
 from synthe_core.swarm.router.bm25 import BM25, words
 from synthe_core.swarm.router.decision import Decision
 from synthe_core.swarm.router.estimator import Estimator
@@ -19,6 +19,7 @@ from synthe_core.swarm.router.pathways import Pathways
 from synthe_core.swarm.router.router import Router
 from synthe_core.swarm.spec import PathwaySpec, SwarmSpec
 from synthe_core.swarm.store import Store
+from synthe_core.swarm.text_embedding import shortened
 
 SIZE = 24
 TOPICS = {

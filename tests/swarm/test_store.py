@@ -7,6 +7,7 @@ import random
 import sqlite3
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import IntegrityError
 
 from synthe_core.errors import InputError, WorkError
-from synthe_core.swarm import store as store_module
+from synthe_core.swarm import sqlite_database
 from synthe_core.swarm.store import Schema, Store
 from synthe_core.swarm.write_queue import WriteQueue
 from tests.paths import ROOT
@@ -28,7 +29,15 @@ KILLS = [20, pytest.param(200, marks=pytest.mark.slow)]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(location: Path | str) -> Iterator[Store]:
+    opened_store = opened(location)
+    yield opened_store
+    opened_store.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Store:
+    """A store in a file, for what is a matter of files."""
     return opened(tmp_path / "swarm.db")
 
 
@@ -41,7 +50,7 @@ def count(store: Store) -> tuple[int, int]:
 
 def test_a_transaction_is_committed_whole(store: Store) -> None:
     write(store, 0, 7)
-    again = Store(store.path)
+    again = Store(store.location)
     assert count(again) == (1, 1)
     assert not again.faults()
 
@@ -85,16 +94,16 @@ def test_threads_lose_nothing(store: Store) -> None:
     assert count(store) == (400, 400)
 
 
-def test_processes_that_open_and_write_a_new_file_at_once_lose_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "swarm.db"
-    command = [sys.executable, "-m", "tests.swarm.writer", path]
+def test_processes_that_open_and_write_a_new_database_at_once_lose_nothing(location: Path | str) -> None:
+    command = [sys.executable, "-m", "tests.swarm.writer", location]
     writers = [start([*command, str(n), "50"], cwd=ROOT, stdout=-1, stderr=-1) for n in range(4)]
     for writer in writers:
         _, errors = writer.communicate()
         assert writer.returncode == 0, errors.decode()
-    store = Store(path)
+    store = Store(location)
     assert count(store) == (200, 200)
     assert not store.faults()
+    store.close()
 
 
 @pytest.mark.parametrize("kills", KILLS)
@@ -183,21 +192,21 @@ def test_a_transaction_beyond_the_limit_of_bytes_fails_whole(tmp_path: Path) -> 
     assert store.size() <= 64 * 4096
 
 
-def test_a_lock_that_stays_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "BUSY_TIMEOUT", 0.0)
-    other = sqlite3.connect(store.path, isolation_level=None)
+def test_a_lock_that_stays_is_named(file: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_database, "BUSY_TIMEOUT", 0.0)
+    other = sqlite3.connect(file.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(WorkError, match="was locked"):
-        write(opened(store.path), 0, 1)
+        write(opened(file.path), 0, 1)
     other.close()
-    holder = WriteQueue(store.path)
+    holder = WriteQueue(file.path)
     with holder.hold(0.0), pytest.raises(WorkError, match="was locked"):
-        write(store, 0, 1)
-    write(store, 0, 1)
+        write(file, 0, 1)
+    write(file, 0, 1)
 
 
 def test_a_process_that_writes_without_a_pause_leaves_others_their_turn(store: Store) -> None:
-    command = [sys.executable, "-m", "tests.swarm.writer", store.path, "1", "1000000"]
+    command = [sys.executable, "-m", "tests.swarm.writer", store.location, "1", "1000000"]
     process = start(command, cwd=ROOT, stdout=-1)
     assert process.stdout is not None and process.stdout.readline()
     for number in range(20):
@@ -208,17 +217,17 @@ def test_a_process_that_writes_without_a_pause_leaves_others_their_turn(store: S
     process.wait()
 
 
-def test_a_flush_empties_the_log(store: Store) -> None:
-    write(store, 0, 1)
-    log = store.path.with_name("swarm.db-wal")
+def test_a_flush_empties_the_log(file: Store) -> None:
+    write(file, 0, 1)
+    log = file.path.with_name("swarm.db-wal")
     assert log.stat().st_size > 0
-    store.flush()
+    file.flush()
     assert log.stat().st_size == 0
 
 
-def test_a_flush_beside_a_reader_of_an_earlier_moment_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "BUSY_TIMEOUT", 0.0)
-    other, quick = opened(store.path), Store(store.path)
+def test_a_flush_beside_a_reader_of_an_earlier_moment_says_so(file: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_database, "BUSY_TIMEOUT", 0.0)
+    other, quick = opened(file.path), Store(file.path)
     with other.read() as connection:
         connection.scalar(select(func.count()).select_from(numbers))
         write(quick, 0, 1)

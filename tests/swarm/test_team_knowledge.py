@@ -36,7 +36,7 @@ def test_the_base_s_embedding_is_stored_for_the_facts(folder: SwarmFolder) -> No
         with swarm.store.read() as connection:
             rows = connection.exec_driver_sql("SELECT fact, embedder FROM fact_vectors").all()
         assert {row.fact for row in rows} == {fact.id for fact in knowledge.facts.current("ann")}
-        assert {row.embedder for row in rows} == {swarm.digest("base")}
+        assert {row.embedder for row in rows} == {swarm.embed.name}
         assert all(line.startswith("[f") for line in routed.facts)
 
 

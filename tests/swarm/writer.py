@@ -1,6 +1,6 @@
 """A program that writes numbers to a store, one a transaction, and prints each once it is committed.
 
-python -m tests.swarm.writer PATH WRITER COUNT
+python -m tests.swarm.writer LOCATION WRITER COUNT
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ totals = Table("test_totals", metadata, Column("id", Integer, primary_key=True),
 SCHEMA = Schema("test", (lambda connection: metadata.create_all(connection, [numbers, totals]),))
 
 
-def opened(path: Path) -> Store:
-    store = Store(path)
+def location_of(argument: str) -> Path | str:
+    """A program's argument: a URL, or a file."""
+    return argument if "://" in argument else Path(argument)
+
+
+def opened(location: Path | str) -> Store:
+    store = Store(location)
     store.prepare(SCHEMA)
     return store
 
@@ -37,7 +42,7 @@ def write(store: Store, writer: int, number: int) -> None:
 
 
 def main(path: str, writer: str, count: str, report: Callable[[object], object] = partial(print, flush=True)) -> None:
-    store = opened(Path(path))
+    store = opened(location_of(path))
     for number in range(int(count)):
         write(store, int(writer), number)
         report(number)

@@ -7,13 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import select
-from sqlalchemy.dialects.sqlite import insert
 
 from synthe_core.errors import InputError, unknown
 from synthe_core.swarm.answers import Answer, Answers
 from synthe_core.swarm.feedback.pairs import Pair, PairLimits, Pairs, PairSource, PairState
 from synthe_core.swarm.feedback.tables import SCHEMA, ratings
-from synthe_core.swarm.store import LimitReached, Store
+from synthe_core.swarm.store import LimitReached, Store, insert
 
 EXPLICIT = "rating"
 IMPLICIT = {"copied": 0.8, "continued": 0.6, "regenerated": 0.3, "stopped": 0.3}
@@ -139,7 +138,7 @@ class Feedback:
         values = vars(rating)
         with self.store.transaction() as connection:
             replaced = {name: values[name] for name in ("score", "signal", "time")}
-            written = insert(ratings).values(values)
+            written = insert(connection, ratings).values(values)
             connection.execute(written.on_conflict_do_update(index_elements=["answer", "user"], set_=replaced))
             self._teach(answer.id, score, **({} if right is None else {"right": right}))
         return rating

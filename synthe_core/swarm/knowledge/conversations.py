@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, func, select
-from sqlalchemy.dialects.sqlite import insert
 
 from synthe_core.errors import InputError
 from synthe_core.swarm.knowledge.tables import SCHEMA, conversations, messages
 from synthe_core.swarm.redaction import redact
-from synthe_core.swarm.store import LimitReached, Store
+from synthe_core.swarm.store import LimitReached, Store, insert
 
 ROLES = ("system", "user", "assistant", "tool")
 MAX_TEXT = 100_000  # characters of a message
@@ -53,7 +52,7 @@ class Conversations:
             if (connection.scalar(of_user) or 0) >= self.max_messages:
                 hint = "delete some: synthe swarm knowledge forget SWARM"
                 raise LimitReached(f"there are {self.max_messages} messages of one user already", hint)
-            begun = insert(conversations).values(user=user, id=conversation, started=now, last_turn=now)
+            begun = insert(connection, conversations).values(user=user, id=conversation, started=now, last_turn=now)
             connection.execute(begun.on_conflict_do_update(index_elements=["user", "id"], set_={"last_turn": now}))
             turn = messages.insert().values(user=user, conversation=conversation, role=role, text=text, time=now)
             key = connection.execute(turn).inserted_primary_key

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy import Connection, literal, select
-from sqlalchemy.dialects.sqlite import insert
 
 from synthe_core.swarm.knowledge.fact import Fact
 from synthe_core.swarm.knowledge.spoken import spoken
 from synthe_core.swarm.knowledge.tables import facts as table
 from synthe_core.swarm.knowledge.tables import vectors
-from synthe_core.swarm.store import Store
+from synthe_core.swarm.store import Store, insert
 
 
 @dataclass(frozen=True)
@@ -77,4 +76,5 @@ def _put(connection: Connection, id: int, name: str, vector: np.ndarray) -> None
     """Nothing where the fact was deleted meanwhile, or another thread was first."""
     data = vector.astype("<f4").tobytes()
     row = select(table.c.id, literal(name), literal(data)).where(table.c.id == id)
-    connection.execute(insert(vectors).from_select(["fact", "embedder", "vector"], row).on_conflict_do_nothing())
+    new = insert(connection, vectors).from_select(["fact", "embedder", "vector"], row)
+    connection.execute(new.on_conflict_do_nothing())

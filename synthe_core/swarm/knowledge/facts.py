@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, or_, select
 
 from synthe_core.errors import InputError
 from synthe_core.swarm.knowledge.fact import Claim, Fact, Source, key
@@ -248,7 +248,7 @@ def _rivals(connection: Connection, user: str, claim: Claim, trusted: bool) -> l
 
 def _end(connection: Connection, ended: Iterable[Fact], successor: int | None, at: float) -> None:
     if ids := [fact.id for fact in ended]:
-        until = func.max(facts.c.valid_from, at)
+        until = case((facts.c.valid_from > at, facts.c.valid_from), else_=at)
         connection.execute(facts.update().where(facts.c.id.in_(ids)).values(valid_until=until, superseded_by=successor))
 
 

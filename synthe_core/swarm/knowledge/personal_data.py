@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy import Connection, MetaData, Table, func, inspect, select
 
+from synthe_core.swarm.knowledge import word_index
 from synthe_core.swarm.knowledge.conversations import message_of
 from synthe_core.swarm.knowledge.facts import fact_of
-from synthe_core.swarm.knowledge import word_index
 from synthe_core.swarm.knowledge.tables import SCHEMA, conversations, facts, messages
 from synthe_core.swarm.store import Store
 

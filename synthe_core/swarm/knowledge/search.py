@@ -11,8 +11,8 @@ from synthe_core.swarm.knowledge import word_index
 from synthe_core.swarm.knowledge.embedder import Embedder, similarities
 from synthe_core.swarm.knowledge.fact import Fact
 from synthe_core.swarm.knowledge.facts import Facts, fact_of
+from synthe_core.swarm.knowledge.hit import Hit
 from synthe_core.swarm.knowledge.tables import facts
-from synthe_core.swarm.knowledge.word_index import Hit
 
 LIMIT = 50  # facts of one search
 MAX_WORDS = 64  # of a text that are looked for
@@ -30,6 +30,7 @@ _STOPS = (
     "they this those to us was we were what when where which who whom whose why will with would you your"
 )
 STOP_WORDS = frozenset(_STOPS.split())
+
 
 def search(
     all_facts: Facts,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from sqlalchemy import (
     Boolean,
     Column,
@@ -16,7 +19,6 @@ from sqlalchemy import (
     Table,
     Text,
     func,
-    inspect,
 )
 
 from synthe_core.swarm.knowledge import word_index
@@ -45,7 +47,8 @@ messages = Table(
     Index("messages_of_conversation", "user", "conversation"),
     sqlite_autoincrement=True,
 )
-Index("messages_to_read", messages.c.id, sqlite_where=messages.c.read_at.is_(None))
+_unread = messages.c.read_at.is_(None)
+Index("messages_to_read", messages.c.id, sqlite_where=_unread, postgresql_where=_unread)
 
 facts = Table(
     "facts",
@@ -72,15 +75,22 @@ facts = Table(
     sqlite_autoincrement=True,  # a number that was cited is never given to another fact
 )
 current = facts.c.valid_until.is_(None)
-_relation = (facts.c.user, facts.c.subject_key, facts.c.predicate_key)
-Index("facts_said_once", *_relation, facts.c.object_key, facts.c.trusted, unique=True, sqlite_where=current)
-Index(
-    "facts_functional",
-    *_relation,
-    facts.c.trusted,
-    unique=True,
-    sqlite_where=current & facts.c.functional & ~facts.c.negated,
-)
+_only = current & facts.c.functional & ~facts.c.negated
+_relation = (facts.c.subject_key, facts.c.predicate_key)
+
+
+def _said_once(dialect: str, digest: Callable[[Any], Any]) -> None:
+    """Two facts that hold cannot say the same, nor two of a functional relation something else."""
+    user, relation, object = facts.c.user, [digest(key) for key in _relation], digest(facts.c.object_key)
+    for name, columns, where in (
+        ("facts_said_once", [user, *relation, object, facts.c.trusted], current),
+        ("facts_functional", [user, *relation, facts.c.trusted], _only),
+    ):
+        Index(name, *columns, unique=True, sqlite_where=where, postgresql_where=where).ddl_if(dialect=dialect)
+
+
+_said_once("sqlite", lambda key: key)
+_said_once("postgresql", func.md5)  # its indexes have no room for long texts
 Index("facts_of_message", facts.c.message)
 Index("facts_superseded_by", facts.c.superseded_by)
 _facts_by_user = Index("facts_by_user", facts.c.user, facts.c.last_seen)
@@ -93,6 +103,7 @@ vectors = Table(
     Column("vector", LargeBinary, nullable=False),  # float32, little endian
 )
 
+
 def _create(connection: Connection) -> None:
     metadata.create_all(connection, [conversations, messages, facts, vectors])
     word_index.create(connection)
@@ -100,9 +111,7 @@ def _create(connection: Connection) -> None:
 
 def _own_words(connection: Connection) -> None:
     """A search reads the words of one user's facts alone, and a user's facts are counted by an index."""
-    if not inspect(connection).has_table("facts_words"):  # version 1 was made just now, as the tables are
-        word_index.drop_unowned(connection)
-        word_index.create(connection)
+    word_index.create_again(connection)
     _facts_by_user.create(connection, checkfirst=True)
 
 

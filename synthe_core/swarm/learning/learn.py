@@ -128,7 +128,7 @@ def roll_back(folder: SwarmFolder, name: str) -> dict[str, Any]:
     InputError where nothing was learned, Busy while another process learns in this swarm.
     """
     folder.specialist(name)
-    if not folder.database.exists():
+    if not folder.has_database:
         raise InputError(f"{name} has learned nothing that could be rolled back", "see: synthe swarm history SWARM")
     with claim(folder.path / CLAIM, LEARNING):
         store = open_store(folder)

@@ -131,7 +131,7 @@ def _remembered_tokens(folder: SwarmFolder, name: str, device: str) -> int | Non
 
 def _facts(folder: SwarmFolder, which: Knowledge) -> list[SharedFact]:
     """The current facts that everybody sees, redacted once more."""
-    if which == "none" or not folder.database.exists():
+    if which == "none" or not folder.has_database:
         return []
     store = open_store(folder)
     try:

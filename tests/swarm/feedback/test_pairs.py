@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from synthe_core.swarm.store import Store
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> Pairs:
-    return Pairs(Store(tmp_path / "swarm.db"), PairLimits(max_pairs=8, max_pairs_per_user=5))
+def pairs(location: Path | str) -> Iterator[Pairs]:
+    opened = Pairs(Store(location), PairLimits(max_pairs=8, max_pairs_per_user=5))
+    yield opened
+    opened.store.close()
 
 
 def add(pairs: Pairs, chosen: str = "yes", rejected: str = "no", prompt: str = "is it?", user: str = "ada") -> Pair:

@@ -1,6 +1,6 @@
 """A program that writes turns, corrections and pairs, and prints the number of each turn once it is committed.
 
-python -m tests.swarm.knowledge.crash_writer PATH USER
+python -m tests.swarm.knowledge.crash_writer LOCATION USER
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from pathlib import Path
 
 from synthe_core.swarm.feedback.pairs import Pairs, PairSource
 from synthe_core.swarm.knowledge.knowledge import Knowledge
 from synthe_core.swarm.store import Store
+from tests.swarm.writer import location_of
 
 
 def main(path: str, user: str, report: Callable[[object], object] = partial(print, flush=True)) -> None:
-    store = Store(Path(path))
+    store = Store(location_of(path))
     knowledge, pairs = Knowledge(store), Pairs(store)
     for number in count():
         with store.transaction():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -35,8 +36,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def facts(tmp_path: Path, clock: Clock) -> Facts:
-    return Facts(Store(tmp_path / "swarm.db", clock=clock))
+def facts(location: Path | str, clock: Clock) -> Iterator[Facts]:
+    opened = Facts(Store(location, clock=clock))
+    yield opened
+    opened.store.close()
 
 
 def say(facts: Facts, claim: Claim, user: str = "ada", **options: object) -> Added:
