@@ -65,6 +65,8 @@ def _rate(success: dict[str, float] | None) -> str:
 
 def _parts(specialist: dict[str, Any]) -> str:
     parts = []
+    if specialist["unavailable"]:
+        parts.append(f"unavailable: {specialist['unavailable']}")
     if specialist["model"]:
         parts.append(f"model {specialist['model']}")
     if specialist["adapter"]:

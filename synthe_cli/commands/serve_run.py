@@ -144,6 +144,8 @@ def opened_swarm(folder: SwarmFolder | None, engine: AsyncEngine) -> Iterator[Sw
     from synthe_core.swarm.watcher import Watcher
 
     swarm = Swarm(folder, engine)
+    for name, error in swarm.unavailable.items():
+        log(f"{name} is unavailable: {error.message}")
     try:
         with Watcher(swarm, log=log):
             yield swarm

@@ -251,6 +251,8 @@ def ask(
     _ = swarm.spec
     text = sys.stdin.read() if request == "-" else request
     with open_swarm(swarm, choose_device(device or "auto", probe()).value) as opened:
+        for name, error in opened.unavailable.items():
+            print(escaped(f"warning: {name} is unavailable: {error.message}"), file=sys.stderr)
         events = opened.answer(
             SwarmRequest(
                 [{"role": "user", "content": text}],

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import JSON, Column, Connection, Float, Index, Row, String, Table, func, select
 
-from synthe_core.errors import InputError
+from synthe_core.inference.request import NotFound
 from synthe_core.swarm.confidence import Rating, Signals
 from synthe_core.swarm.redaction import redact
 from synthe_core.swarm.store import Schema, Store, metadata
@@ -112,7 +112,7 @@ class Answers:
         with self._store.read() as connection:
             row = connection.execute(select(answers).where(answers.c.id == answer_id)).first()
         if row is None or user not in (None, row.user):
-            raise InputError(f"no answer has the id '{answer_id[:60]}'", "replies and --trace give it")
+            raise NotFound(f"no answer has the id '{answer_id[:60]}'", "replies and --trace give it")
         return _answer(row)
 
     def rate(self, answer_id: str, success: float) -> None:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from synthe_core.adapters import peft
-from synthe_core.errors import InputError, unknown
+from synthe_core.errors import InputError
 from synthe_core.storage.atomic import WAIT, new_file, new_folder
 from synthe_core.storage.checkpoint import Checkpoint
 from synthe_core.storage.claim import claim
 from synthe_core.storage.hub.model_id import hub_id
-from synthe_core.swarm.prompting import system_text
+from synthe_core.storage.hub.snapshot import model_name
+from synthe_core.swarm.prompting import PromptWriter, system_text
 from synthe_core.swarm.remote.addresses import Address
 from synthe_core.swarm.spec import SpecialistSpec, SwarmSpec, name_fault
+from synthe_core.swarm.unknown_name import unknown_name
 from synthe_core.swarm.versions import Versions
 from synthe_core.swarm.yaml_text import new_text, with_specialist, without_specialist
 
@@ -94,7 +96,7 @@ class SwarmFolder:
     def specialist(self, name: str) -> SpecialistSpec:
         """The specialist of that name; InputError with the nearest one."""
         if name not in self.spec.specialists:
-            raise unknown("specialist", name, self.spec.specialists)
+            raise unknown_name("specialist", name, self.spec.specialists)
         return self.spec.specialists[name]
 
     def versions(self, name: str) -> Versions:
@@ -177,12 +179,26 @@ class SwarmFolder:
         for document in spec.documents:
             if not Path(self.resolve(document)).is_file():
                 raise InputError(f"no such document: {self.resolve(document)}")
-        if spec.documents:
-            system_text(name, spec, {each: self.resolve(each) for each in spec.documents})
+        if spec.documents and spec.url is None:
+            self._check_length(name, spec)
         if spec.url is not None:
             Address.parse(spec.url)
         elif spec.model is not None and hub_id(spec.model) is None and not Path(self.resolve(spec.model)).exists():
             raise InputError(f"no such model: {self.resolve(spec.model)}")
+
+    def _check_length(self, name: str, spec: SpecialistSpec) -> None:
+        """InputError for documents that cannot be read, or that leave no room for a request in the model's context."""
+        from synthe_core.swarm.remembered_states import check_length  # of the engine, which takes a second to import
+
+        system = system_text(name, spec, {each: self.resolve(each) for each in spec.documents})
+        path = Path(self.base if spec.model is None else self.resolve(spec.model))
+        try:
+            model = Checkpoint.open(path)
+            tokenizer = model.tokenizer()
+        except InputError:
+            return  # transformers runs it: opening the swarm says whether they fit
+        limits = [each for each in (model.context, model.recipe.model.positions) if each is not None]
+        check_length(name, PromptWriter(tokenizer, system), model_name(path), min(limits, default=None))
 
     def _copy_adapter(self, name: str, spec: SpecialistSpec, adapter: str) -> tuple[Path, str]:
         """The adapter's copy and its digest."""

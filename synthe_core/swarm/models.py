@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+from synthe_core.errors import InputError
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
 from synthe_core.inference.request import Request
@@ -27,6 +28,7 @@ class SpecialistModels:
 
     names:    under which name of the engine each specialist runs, `base` included.
     adapters: the version of its adapter that each runs with, as swarm.yaml names adapters; None for none.
+    unavailable: why a specialist cannot answer, by name; it has no other entry then.
     """
 
     def __init__(self, folder: SwarmFolder, engine: AsyncEngine) -> None:
@@ -39,8 +41,12 @@ class SpecialistModels:
             name: BASE if spec.model is None or spec.url is not None else others[folder.resolve(spec.model)]
             for name, spec in folder.spec.specialists.items()
         }
+        self.unavailable: dict[str, InputError] = {}
         for name in list(self._models):
-            self.add(name)
+            try:
+                self.add(name)
+            except InputError as error:
+                self.leave_out(name, error)
 
     def add(self, name: str) -> None:
         """Takes up a specialist: one of the beginning, or one on the base that was added since."""
@@ -48,6 +54,13 @@ class SpecialistModels:
         self.adapters[name] = None
         self.names[name] = model
         self.follow(name)
+
+    def leave_out(self, name: str, error: InputError) -> None:
+        """A specialist cannot answer until it is added again."""
+        self.unavailable[name] = error
+        model = self.names.pop(name, None)
+        if self.adapters.pop(name, None) is not None and model is not None:
+            self._engine.unload_adapter(model.rpartition(":")[0], name)
 
     def follow(self, name: str) -> bool:
         """Brings the current version of a specialist's adapter into the engine, between two of its steps; returns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
-from synthe_core.errors import InputError, unknown
+from synthe_core.errors import InputError
 from synthe_core.swarm.answers import Answer, Answers, rating_of
 from synthe_core.swarm.confidence import Calibration, Rating, Records, Signals, expected_calibration_error
 from synthe_core.swarm.router import observations
@@ -13,6 +13,7 @@ from synthe_core.swarm.router.observations import Observation
 from synthe_core.swarm.router.pathways import Pathways
 from synthe_core.swarm.spec import SwarmSpec
 from synthe_core.swarm.store import Store
+from synthe_core.swarm.unknown_name import unknown_name
 
 MAX_RATED = 5000
 """The newest rated answers that confidence is made of."""
@@ -58,7 +59,7 @@ class Record:
         if not 0 <= success <= 1:
             raise InputError(f"a success is between 0 and 1, not {success:g}")
         if right is not None and right not in self.spec.specialists:
-            raise unknown("specialist", right, self.spec.specialists)
+            raise unknown_name("specialist", right, self.spec.specialists)
         with self.store.transaction():
             answer = self.answers.get(answer_id, user)
             members = [name for name in answer.specialists if name in self.spec.specialists]

@@ -150,11 +150,11 @@ class RememberedStates:
         return path.is_file() and self._engine.call(pin).result()
 
 
-def check_length(name: str, writer: PromptWriter, model: LoadedModel) -> None:
-    """InputError if prompt and documents leave no room for a request in the model's context."""
-    most, length = model.max_length, len(writer.prefix)
+def check_length(name: str, writer: PromptWriter, model: str, most: int | None) -> None:
+    """InputError if prompt and documents leave no room for a request in a model that reads `most` tokens."""
+    length = len(writer.prefix)
     if most is not None and length + 2 > most:
-        message = f"{name} cannot read its prompt and documents: {length:,} tokens, and {model.name} reads {most:,}"
+        message = f"{name} cannot read its prompt and documents: {length:,} tokens, and {model} reads {most:,}"
         raise InputError(message, "give it a part of them, or train an adapter on them: synthe train --document")
 
 

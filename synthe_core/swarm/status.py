@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from synthe_core.errors import unknown
 from synthe_core.swarm.feedback.pairs import Pairs, PairState
 from synthe_core.swarm.folder import SwarmFolder
 from synthe_core.swarm.learning.plan import SEPARATOR
 from synthe_core.swarm.learning.state import learning_now
 from synthe_core.swarm.opening import open_store
 from synthe_core.swarm.record import Record
+from synthe_core.swarm.spec import SpecialistSpec
+from synthe_core.swarm.unknown_name import unknown_name
 
 
 def status(folder: SwarmFolder) -> dict[str, Any]:
@@ -36,6 +38,7 @@ def status_of(folder: SwarmFolder, record: Record | None) -> dict[str, Any]:
             "documents": each.documents,
             "prompt": bool(each.prompt),
             "priority": each.priority,
+            "unavailable": _missing(folder, each, current),
         }
         facts |= _version(ledger, name, current)
         specialists.append(facts | {"pairs": counts[name]} | _success(record, errors, name))
@@ -54,6 +57,16 @@ def status_of(folder: SwarmFolder, record: Record | None) -> dict[str, Any]:
         "calibration_error": None if record is None else record.calibration_error(),
         "bytes": 0 if record is None else record.store.size(),
     }
+
+
+def _missing(folder: SwarmFolder, spec: SpecialistSpec, adapter: str | None) -> str | None:
+    """Which of its files is gone, so that it cannot answer; None if none is."""
+    if spec.url is not None:
+        return None
+    for what, name in [*(("document", each) for each in spec.documents), ("adapter", adapter)]:
+        if name is not None and not Path(folder.resolve(name)).exists():
+            return f"no such {what}: {Path(name).name}"
+    return None
 
 
 def _version(ledger: Sequence[dict[str, Any]], name: str, current: str | None) -> dict[str, Any]:
@@ -81,7 +94,7 @@ def history(folder: SwarmFolder, specialist: str | None = None) -> list[dict[str
     if specialist is not None:
         names = {entry["specialist"] for entry in folder.ledger()} | folder.spec.specialists.keys()
         if specialist not in names:
-            raise unknown("specialist", specialist, names)
+            raise unknown_name("specialist", specialist, names)
     return [entry for entry in folder.ledger() if specialist in (None, entry["specialist"])]
 
 

@@ -2,57 +2,45 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from synthe_core.errors import InputError, SyntheError, unknown
+from synthe_core.errors import InputError, SyntheError
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.loaded_model import LoadedModel
-from synthe_core.inference.request import NotFound, Request
-from synthe_core.inference.sampling_params import SamplingParams
+from synthe_core.swarm.answer_writer import AnswerWriter
 from synthe_core.swarm.answers import Answer, new_answer_id
 from synthe_core.swarm.checking.claim_states import claim_states
 from synthe_core.swarm.checking.judge import Judge
 from synthe_core.swarm.checking.opening import open_verifier
 from synthe_core.swarm.checking.verifier import Verifier
-from synthe_core.swarm.confidence import mean_signals
-from synthe_core.swarm.events import Answered, Draft, Routed, SwarmEvent
+from synthe_core.swarm.events import Answered, Routed, SwarmEvent
 from synthe_core.swarm.extraction.background import BackgroundReader
 from synthe_core.swarm.feedback.feedback import Feedback
 from synthe_core.swarm.folder import SwarmFolder
-from synthe_core.swarm.generation import Generated, Generation
 from synthe_core.swarm.json_writer import JsonWriter, json_writer
 from synthe_core.swarm.knowledge.conversations import check_name
 from synthe_core.swarm.knowledge.embedder import Embedder
 from synthe_core.swarm.models import BASE, SpecialistModels, load_models
 from synthe_core.swarm.opening import open_store, pair_limits
-from synthe_core.swarm.prompting import Message, PromptWriter, last_request, system_text
+from synthe_core.swarm.prompting import last_request
 from synthe_core.swarm.ratings_log import RatingsLog
 from synthe_core.swarm.recollection import Recollection
 from synthe_core.swarm.record import Record
-from synthe_core.swarm.remembered_states import RememberedStates, check_length, prefix_alignment
-from synthe_core.swarm.remote.chat import RemoteChat, RemoteModel
+from synthe_core.swarm.remembered_states import RememberedStates
 from synthe_core.swarm.request import SwarmRequest as SwarmRequest
 from synthe_core.swarm.router.decision import Decision
 from synthe_core.swarm.router.observations import Observation, Observations
 from synthe_core.swarm.router.router import Router
-from synthe_core.swarm.spec import SpecialistSpec
-from synthe_core.swarm.synthesis.best import best
-from synthe_core.swarm.synthesis.drafting import Assignment, Run, Writing, Written, single
-from synthe_core.swarm.synthesis.drafting import Judge as DraftJudge
-from synthe_core.swarm.synthesis.fuse import SEPARATOR, fuse
-from synthe_core.swarm.synthesis.tutor import tutored
-from synthe_core.swarm.synthesis.write import write
+from synthe_core.swarm.spec import SwarmSpec
+from synthe_core.swarm.synthesis.drafting import Written
 from synthe_core.swarm.text_embedding import TextEmbedder
-
-METHODS = ("best", "write", "fuse")
+from synthe_core.swarm.unknown_name import unknown_name
 
 
 class Swarm:
@@ -65,7 +53,7 @@ class Swarm:
         self.folder, self.engine, self.spec = folder, engine, folder.spec
         self.learning_wanted, self._taking_up = threading.Event(), threading.Lock()
         self.running = SpecialistModels(folder, engine)
-        self.models = self.running.names
+        self.models, self.unavailable = self.running.names, self.running.unavailable
         self.store = open_store(folder)
         self.record = Record(self.store, self.spec)
         base = engine.registry.resolve(BASE)
@@ -84,13 +72,31 @@ class Swarm:
         self._ratings = RatingsLog(self.store)
         self._observations = Observations(self.store, self.embed.name)
         self.write_json = write_json
-        self.router = Router(self.spec, self.embed, self._observations, self.record.pathways)
         self.remembered = RememberedStates(folder.path, engine, self.models)
-        self._writers = {name: self._writer(name, self.spec.specialists.get(name)) for name in self.models}
-        self._tutors = {
-            name: RemoteModel.of(name, each) for name, each in self.spec.specialists.items() if each.url is not None
-        }
+        self.writer = AnswerWriter(folder, engine, self.running, self.remembered, self.record, self.recollection)
+        self._leave_out_unavailable()
+        self.router = Router(self.spec, self.embed, self._observations, self.record.pathways)
         self._follow_states(self.models)
+
+    def _leave_out_unavailable(self) -> None:
+        """Takes up every specialist that can be, and goes on without those whose documents or adapters cannot be read.
+        `unavailable` has the reason of each."""
+        for name, each in self.spec.specialists.items():
+            if name in self.unavailable:
+                continue
+            try:
+                self.writer.add({name: each})
+            except InputError as error:
+                self.running.leave_out(name, error)
+        if self.unavailable:
+            here = {name: each for name, each in self.spec.specialists.items() if name not in self.unavailable}
+            router = self.spec.router
+            if router.fallback in self.unavailable:
+                router = router.model_copy(update={"fallback": BASE})
+            self._use(self.spec.model_copy(update={"specialists": here, "router": router}))
+
+    def _use(self, spec: SwarmSpec) -> None:
+        self.spec = self.record.spec = self.writer.spec = spec
 
     def close(self) -> None:
         """Ends the background work and closes the database. The engine is its owner's."""
@@ -105,7 +111,7 @@ class Swarm:
 
     def served(self, name: str) -> LoadedModel:
         """The model that a specialist runs on."""
-        return self.engine.find(self.models[name])[0]
+        return self.writer.served(name)
 
     def digest(self, name: str) -> str:
         """What identifies the weights of a specialist: those of its model and its adapter."""
@@ -125,7 +131,7 @@ class Swarm:
         facts = self.recollection.recall(request.user, text)
         answer_id = new_answer_id()
         yield Routed(answer_id, decision, tuple(facts.lines))
-        written = yield from self._write(request, text, decision, facts.block)
+        written = yield from self.writer.write(request, text, decision, facts.block)
         answer = written.answer
         self._record(answer_id, request, text, decision, observation, written)
         yield Answered(
@@ -187,16 +193,14 @@ class Swarm:
         added = {name: each for name, each in new.items() if each.url or not each.model}
         if not added:
             return []
-        tutors = {name: RemoteModel.of(name, each) for name, each in added.items() if each.url is not None}
-        writers = {name: self._writer(name, each) for name, each in added.items()}
+        self.writer.add(added)
         spec = self.spec.model_copy(update={"specialists": {**self.spec.specialists, **added}})
         self.folder.use(spec)
         for name in added:
             self.running.add(name)
-        self._writers |= writers
-        self._tutors |= tutors
+            self.unavailable.pop(name, None)
         router = Router(spec, self.embed, self._observations, self.record.pathways)
-        self.record.spec = self.spec = spec
+        self._use(spec)
         self.router = router
         router.reload()  # what was rated meanwhile
         self._follow_states(added)
@@ -227,105 +231,11 @@ class Swarm:
         name = request.specialist
         if name is None:
             return self.router.route(text)
+        if name in self.unavailable:
+            raise InputError(f"{name} is unavailable: {self.unavailable[name].message}", self.unavailable[name].hint)
         if name not in self.models:
-            raise unknown("specialist", name, self.models)
+            raise unknown_name("specialist", name, self.models)
         return Decision((name,), self.spec.router.fallback, False, "", (), f"{name} was addressed"), None
-
-    def _write(self, request: SwarmRequest, text: str, decision: Decision, facts: str) -> Writing:
-        """The answer of those who were chosen."""
-        estimates = {each.name: each.probability for each in decision.candidates}
-
-        def judge(name: str, generated: Generated) -> Draft:
-            return self._draft(name, generated, decision.domain, estimates.get(name, 0.5), request.user)
-
-        def run(requests: Sequence[Request], weights: Sequence[float] | None = None) -> Generation:
-            try:
-                return Generation(self.engine, requests, request.cancellation, weights)
-            except NotFound:  # an adapter was rolled back to none since the requests were made
-                renewed = [self.running.renewed(each) for each in requests]
-                return Generation(self.engine, renewed, request.cancellation, weights)
-
-        if (tutor := self._tutors.get(decision.answering[0])) is not None:
-            return (yield from self._write_tutored(request, decision, facts, tutor, run, judge))
-        assignments = [Assignment(n, self._request(n, request, request.messages, facts)) for n in decision.answering]
-        if len(assignments) == 1:
-            return (yield from single(run, assignments[0], judge))
-        method = request.synthesis or self.spec.synthesis.type
-        if method == "best":
-            return (yield from best(run, assignments, judge))
-        if method == "write":
-
-            def writer(message: str) -> Request:
-                return self._request(BASE, request, [{"role": "user", "content": message}], "")
-
-            return (yield from write(run, assignments, judge, text, writer))
-        if method == "fuse":
-            weights = [estimates.get(each.specialist, 0.5) for each in assignments]
-            return (yield from fuse(run, assignments, judge, weights))
-        raise unknown("synthesis", method, METHODS)
-
-    def _write_tutored(
-        self, request: SwarmRequest, decision: Decision, facts: str, tutor: RemoteModel, run: Run, judge: DraftJudge
-    ) -> Writing:
-        """The answer of a specialist on another server. It reads the conversation, and nothing that is known of the
-        user."""
-        name = decision.answering[0]
-        local = decision.candidates[0].name if decision.candidates else BASE
-        system = self.spec.specialists[name].prompt.strip()
-        messages = [{"role": "system", "content": system}] if system else []
-        messages += [dict(each) for each in request.messages]
-        max_tokens = request.max_tokens or self.spec.answers.max_tokens
-        temperature = request.sampling.get("temperature", self.spec.answers.temperature)
-        assignment = Assignment(local, self._request(local, request, request.messages, facts))
-        remote = RemoteChat(tutor, messages, max_tokens, temperature, self.spec.remote)
-        request.cancellation.watch(remote)
-
-        def judge_remote(chat: RemoteChat) -> Draft:
-            record = self.record.records.of(name, decision.domain).mean
-            contradictions = tuple(self.recollection.check(request.user, chat.text))
-            reason = "stop" if chat.reason == "stop" else "length"
-            return Draft(name, chat.text, reason, record, {}, contradictions=contradictions)
-
-        return (yield from tutored(run, assignment, judge, name, remote, judge_remote, request.stream))
-
-    def _request(self, name: str, request: SwarmRequest, messages: Sequence[Message], facts: str) -> Request:
-        """A specialist's request to the engine."""
-        prompt, served = self._writers[name](messages, facts), self.served(name)
-        given = dict(request.sampling)
-        if self.spec.answers.temperature is not None:
-            given.setdefault("temperature", self.spec.answers.temperature)
-        return Request(
-            self.models[name],
-            prompt.token_ids,
-            max_tokens=served.fitting(request.max_tokens or self.spec.answers.max_tokens, len(prompt.token_ids)),
-            sampling=_sampling(served, given),
-            stop=prompt.stop,
-            seed=secrets.randbits(32) if request.seed is None else request.seed,
-            cache_breakpoints=(prompt.shared,) if prompt.shared else (),
-            client=request.client,
-            owner=request.owner,
-        )
-
-    def _draft(self, name: str, generated: Generated, domain: str, estimate: float, user: str) -> Draft:
-        """What a specialist has generated, with its confidence and what it contradicts."""
-        end = generated.end
-        assert end is not None
-        means = mean_signals(generated.logprobs, generated.confidences)
-        confidence, signals = self.record.confidence_of(name, domain, estimate, means)
-        return Draft(
-            name,
-            generated.text,
-            end.reason,
-            confidence,
-            signals._asdict(),
-            end.num_prompt_tokens,
-            generated.num_cached_tokens,
-            end.num_output_tokens,
-            end.message,
-            tuple(self.recollection.check(user, generated.text)),
-            dict(zip(name.split(SEPARATOR), generated.weights, strict=False)),
-            self.remembered.tokens_of(name, generated.num_cached_tokens),
-        )
 
     def _record(
         self,
@@ -368,27 +278,11 @@ class Swarm:
         if self._reader is not None:
             self._reader.notify()
 
-    def _writer(self, name: str, spec: SpecialistSpec | None) -> PromptWriter:
-        """What writes a specialist's prompts. InputError for documents that cannot be read, or are too long."""
-        served, system = self.served(name if name in self.models else BASE), ""
-        if spec is not None:
-            system = system_text(name, spec, {each: self.folder.resolve(each) for each in spec.documents})
-        writer = PromptWriter(served.tokenizer, system, prefix_alignment(self.engine, served))
-        check_length(name, writer, served)
-        return writer
-
     def _follow_states(self, names: Iterable[str]) -> None:
         """Brings the remembered states of these specialists to their adapters of now."""
         spec = self.spec.specialists
-        self.remembered.follow({name: self._writers[name] for name in names if name in spec and spec[name].remembers})
-
-
-def _sampling(served: LoadedModel, given: Mapping[str, Any]) -> SamplingParams:
-    try:
-        return served.defaults.apply(given)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        raise InputError(f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}") from None
+        prompts = self.writer.prompts
+        self.remembered.follow({name: prompts[name] for name in names if name in spec and spec[name].remembers})
 
 
 @contextmanager

@@ -25,6 +25,8 @@ DEPTH = 1 / 5
 MIN_BLOCKS = 2
 MAX_TOKENS = 128
 """Tokens of a text that are read, or as many as the base reads: its beginning and its end."""
+MAX_CHARACTERS = 8192
+"""Characters of a text that are made into tokens: its beginning and its end."""
 MAX_TEXTS = 16
 """Texts that are read in one pass, between two steps of the engine."""
 MAX_CACHED = 1024
@@ -49,7 +51,7 @@ class TextEmbedder:
         self.name = weights if self._network is None else f"{weights} {len(self._network.blocks)} blocks"
         self._lock = threading.Lock()
         self._known: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._waiting: list[tuple[str, Future[np.ndarray]]] = []
+        self._waiting: list[tuple[str, tuple[int, ...], Future[np.ndarray]]] = []
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [N, D]."""
@@ -65,9 +67,16 @@ class TextEmbedder:
             if (known := self._known.get(text)) is not None:
                 self._known.move_to_end(text)
                 future.set_result(known)
-            else:
-                self._waiting.append((text, future))
+                return future
+        tokens = self._tokens(text)  # by this thread: the engine has others to serve
+        with self._lock:
+            self._waiting.append((text, tokens, future))
         return future
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        if len(text) > MAX_CHARACTERS:
+            text = text[: MAX_CHARACTERS // 2] + text[-MAX_CHARACTERS // 2 :]
+        return shortened(self._tokenizer.encode(text), self._most) or (self._tokenizer.end,)
 
     def _run(self) -> None:
         """Reads the first texts that wait, on the engine's thread."""
@@ -76,23 +85,22 @@ class TextEmbedder:
         if not some:
             return
         try:
-            rows = self._read([text for text, _ in some])
+            rows = self._read([tokens for _, tokens, _ in some])
         except BaseException as error:
-            for _, future in some:
+            for *_, future in some:
                 future.set_exception(error)
             return
         with self._lock:
-            for (text, _), row in zip(some, rows, strict=True):
+            for (text, *_), row in zip(some, rows, strict=True):
                 self._known[text] = row
             while len(self._known) > MAX_CACHED:
                 self._known.popitem(last=False)
-        for (_, future), row in zip(some, rows, strict=True):
+        for (*_, future), row in zip(some, rows, strict=True):
             future.set_result(row)
 
     @torch.inference_mode()
-    def _read(self, texts: Sequence[str]) -> np.ndarray:
+    def _read(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         model = self._engine.models[self._model]
-        prompts = [shortened(self._tokenizer.encode(text), self._most) or (self._tokenizer.end,) for text in texts]
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
         for row, prompt in enumerate(prompts):

@@ -158,15 +158,17 @@ def test_a_prompt_alone_can_be_remembered(folder):
         )
 
 
-def test_what_the_context_cannot_hold_is_refused(notes):
+def test_a_specialist_that_the_context_cannot_hold_is_unavailable(notes):
     from synthe_core.swarm.models import load_models
 
     models = load_models(notes)
     models[0].max_length = 256
-    with AsyncEngine(models, **OPTIONS) as running, pytest.raises(InputError) as error:
-        Swarm(notes, running)
-    assert error.value.message.startswith("notes cannot read its prompt and documents: 6")
-    assert error.value.message.endswith("tokens, and base reads 256")
+    with AsyncEngine(models, **OPTIONS) as running:
+        swarm = Swarm(notes, running)
+        message = swarm.unavailable["notes"].message
+        swarm.close()
+    assert message.startswith("notes cannot read its prompt and documents: 6")
+    assert message.endswith("tokens, and base reads 256")
 
 
 def test_a_specialist_that_cannot_be_taken_up_leaves_the_others(notes):
@@ -186,7 +188,7 @@ def test_documents_may_be_of_any_kind(folder):
     (folder.path / "a.html").write_text(f"<html><body><h1>Doors</h1><p>{TEXT}</p></body></html>")
     folder.add("page", SpecialistSpec(documents=["a.html"]))
     with open_swarm(folder, **OPTIONS) as swarm:
-        assert "<p>" not in swarm._writers["page"].system and "# Doors" in swarm._writers["page"].system
+        assert "<p>" not in swarm.writer.prompts["page"].system and "# Doors" in swarm.writer.prompts["page"].system
         assert answer(swarm, specialist="page").drafts[0].num_remembered_tokens > 500
     far = {"url": "https://a.example/v1", "model": "m", "remember": True}
     with pytest.raises(ValueError, match="remembers no state"):

@@ -158,6 +158,9 @@ def test_a_base_may_have_a_short_context(tmp_path, context):
     save(tmp_path / "short", recipe=recipe, vocab=257, tensors=weights(model), **facts)
     folder = SwarmFolder.create(tmp_path / "team", str(tmp_path / "short"))
     folder.add("maths", SpecialistSpec(capabilities=["arithmetic, " * 8], prompt="Sum."))
+    (tmp_path / "long.txt").write_text("word " * context)
+    with pytest.raises(InputError, match="law cannot read its prompt and documents: "):
+        folder.add("law", SpecialistSpec(documents=[str(tmp_path / "long.txt")]))
     with open_swarm(folder, **OPTIONS) as swarm:
         assert swarm.running and swarm.router.route("arithmetic " * 40)[0].answering
         known = swarm.recollection.knowledge
@@ -178,8 +181,8 @@ def test_documents_are_read_once(folder, tmp_path):
         rest = len("\nUser: which door?\nAssistant: ")
         assert end.num_prompt_tokens - end.num_cached_tokens <= rest + ALIGNMENT
     (folder.path / "notes.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="notes cannot read its document"), open_swarm(folder, **OPTIONS):
-        pass
+    with open_swarm(folder, **OPTIONS) as swarm:
+        assert "notes cannot read its document" in swarm.unavailable["notes"].message
 
 
 def test_facts_of_a_user_stand_in_their_prompts_alone(swarm):

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from synthe_core.errors import InputError, unknown
+from synthe_core.inference.request import NotFound
 from synthe_core.swarm.feedback.tables import SCHEMA, pairs
 from synthe_core.swarm.redaction import redact
 from synthe_core.swarm.store import LimitReached, Store
@@ -214,7 +215,7 @@ class Pairs:
     def _get(self, connection: Connection, id: int) -> Pair:
         row = connection.execute(pairs.select().where(pairs.c.id == id)).first()
         if row is None:
-            raise InputError(f"no such pair: {id}", "list them: synthe swarm pairs list SWARM")
+            raise NotFound(f"no such pair: {id}", "list them: synthe swarm pairs list SWARM")
         return _pair(row)
 
     def _check_limits(self, connection: Connection, user: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, func, or_, select
 
 from synthe_core.errors import InputError
+from synthe_core.inference.request import NotFound
 from synthe_core.swarm.knowledge.fact import Claim, Fact, Source, key
 from synthe_core.swarm.knowledge.tables import SCHEMA, current, facts
 from synthe_core.swarm.store import LimitReached, Store
@@ -162,7 +163,7 @@ class Facts:
     def _get(self, connection: Connection, user: str, id: int) -> Fact:
         row = connection.execute(facts.select().where((facts.c.id == id) & (facts.c.user == user))).first()
         if row is None:
-            raise InputError(f"no such fact: {id}", "list them: synthe swarm knowledge search SWARM")
+            raise NotFound(f"no such fact: {id}", "list them: synthe swarm knowledge search SWARM")
         return fact_of(row)
 
     def _see(self, connection: Connection, fact: Fact, confidence: float, at: float, trusted: bool) -> None:

@@ -53,9 +53,7 @@ def export(
     specialist of another model or server, and for a prompt or document with a secret in it.
     """
     spec = folder.specialist(name)
-    if spec.url is not None or spec.model is not None:
-        what = "on another server" if spec.url is not None else "on another model than the base"
-        raise InputError(f"{name} runs {what}", "only specialists on the base can be exported")
+    _check_base(name, spec)
     _check_secrets(folder, name, spec)
     out = target_path(out, name)
     base = Checkpoint.open(folder.base)
@@ -103,11 +101,21 @@ def export(
         yield from write_pack(out, contents, manifest, classifies=False)
 
 
+def _check_base(name: str, spec: SpecialistSpec) -> None:
+    """InputError for a specialist whose weights are not the base's: there is nothing of it to take along."""
+    if spec.url is None and spec.model is None:
+        return
+    what = "on another server" if spec.url is not None else "on another model than the base"
+    where = f"--url {spec.url} " if spec.url is not None else ""
+    hint = f"add it to the other swarm by its name: synthe swarm add OTHER {name} {where}--model {spec.model}"
+    raise InputError(f"{name} runs {what}, so its weights are not in this swarm", hint)
+
+
 def _summary(about: SpecialistManifest) -> str:
     parts = [f"adapter {about.adapter[:12]}"] if about.adapter else []
-    parts += [f"{len(about.documents)} documents"] if about.documents else []
+    parts += [f"{len(about.documents)} document{'s' * (len(about.documents) > 1)}"] if about.documents else []
     parts += [f"a state after {about.remembered_tokens:,} tokens"] if about.remembered_tokens else []
-    parts += [f"{about.facts:,} facts"] if about.facts else []
+    parts += [f"{about.facts:,} fact{'s' * (about.facts > 1)}"] if about.facts else []
     return f"{about.name}: {', '.join(parts) or 'its prompt alone'}"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import JSON, Column, Connection, Float, Integer, LargeBinary, Row, String, Table, Text
 
-from synthe_core.errors import InputError, unknown
+from synthe_core.inference.request import NotFound
 from synthe_core.swarm.features import Standardizer
 from synthe_core.swarm.feedback.pairs import Pairs, PairState
 from synthe_core.swarm.feedback.tables import pairs as pairs_table
@@ -22,6 +22,7 @@ from synthe_core.swarm.spawning.requests import RoutedRequest, newest_base, rout
 from synthe_core.swarm.spawning.terms import distinctive_terms, new_name
 from synthe_core.swarm.spec import MAX_SPECIALISTS, SpawnSpec, SpecialistSpec
 from synthe_core.swarm.store import Schema, Store, metadata
+from synthe_core.swarm.unknown_name import unknown_name
 
 MIN_TERMS = 2
 """A cluster that fewer words describe is no subject."""
@@ -173,8 +174,8 @@ class Proposals:
         every = {each.name: each for each in self.entries(ProposalState.NEW)}
         if name not in every:
             if not every:
-                raise InputError(f"no specialist '{name[:50]}' is proposed", "see what is: synthe swarm spawn SWARM")
-            raise unknown("proposed specialist", name, every)
+                raise NotFound(f"no specialist '{name[:50]}' is proposed", "see what is: synthe swarm spawn SWARM")
+            raise unknown_name("proposed specialist", name, every)
         return every[name]
 
     def _persists(self, members: Sequence[RoutedRequest]) -> bool:

@@ -117,7 +117,7 @@ def test_ratings_come_from_who_got_the_answer(swarm):
     rating = {"answer_id": reply["synthe"]["answer_id"], "score": 1, "user": "ann"}
     for headers, given in ((other, rating), (one, {**rating, "user": "bob"}), (one, {**rating, "answer_id": "x"})):
         refused = client.post("/api/feedback", json=given, headers=headers)
-        assert refused.status_code == 400 and "no answer has the id" in refused.json()["error"]["message"]
+        assert refused.status_code == 404 and "no answer has the id" in refused.json()["error"]["message"]
     correction = {**rating, "score": -1, "right": "maths", "correction": "Four."}
     assert client.post("/api/feedback", json=correction, headers=one).json()["success"] == 0
     (pair,) = swarm.feedback.pairs()

@@ -83,9 +83,9 @@ def test_whose_a_fact_is_says_who_may_change_it(users: TestClient, swarm: Swarm)
     (own,) = (each.id for each in facts(users, "live"))
     for fact in (everybody, own, 999):
         reply = users.post(f"{FACTS}/{fact}", json={"ended": True}, headers={"Authorization": f"Bearer {OTHER}"})
-        refused(reply, 400, "no such fact")
+        refused(reply, 404, "no such fact")
     refused(users.post(f"{FACTS}/{own}", json={"trusted": True}, headers=HEADERS["user"]), 403, "reviewer")
-    refused(users.post(f"{FACTS}/{own}", json={"ended": True}, headers=HEADERS["admin"]), 400, "no such fact")
+    refused(users.post(f"{FACTS}/{own}", json={"ended": True}, headers=HEADERS["admin"]), 404, "no such fact")
     changed = users.post(f"{FACTS}/{everybody}", json={"object": "10:00"}, headers=HEADERS["admin"]).json()
     assert (changed["object"], changed["source"], changed["shared"]) == ("10:00", "operator", True)
     assert users.post(f"{FACTS}/{doubtful}", json={"trusted": True}, headers=HEADERS["admin"]).json()["trusted"]
