@@ -36,8 +36,8 @@ Predict = Callable[[str], str]
 class Embeddings:
     """Embeddings of texts by the base, each computed once and kept in a file."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path, self._engine = path, None
+    def __init__(self, path: Path | None, blocks: int | None = None) -> None:
+        self.path, self.blocks, self._engine = path, blocks, None
         self.known: dict[str, np.ndarray] = {}
         if path is not None and path.is_file():
             with np.load(path) as file:
@@ -55,7 +55,7 @@ class Embeddings:
         if self._engine is None:
             path = next((SHARED / "models" / "smollm2-135m-instruct").glob("*.gguf"))
             self._engine = AsyncEngine([load_model(path, BASE)])
-        return TextEmbedder(self._engine, BASE)(texts)
+        return TextEmbedder(self._engine, BASE, self.blocks)(texts)
 
     def save(self) -> None:
         if self.path is not None:
@@ -237,10 +237,11 @@ def every_text(splits: Sequence[str]) -> Iterable[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, help="file of the embeddings")
+    parser.add_argument("--blocks", type=int, help="that embed a text; by default as many as a swarm uses")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--only", choices=("accuracy", "regret", "cold"), help="one of them")
     options = parser.parse_args()
-    embed = Embeddings(options.cache)
+    embed = Embeddings(options.cache, options.blocks)
     embed(list(every_text(("test",) if options.only == "cold" else ("test", "train"))))
     embed.save()
     if options.only in (None, "cold"):

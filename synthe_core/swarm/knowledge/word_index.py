@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 from sqlalchemy import Connection
 
@@ -38,7 +39,7 @@ def find(
     return _kind(connection).find(connection, words, users, history=history, untrusted=untrusted)
 
 
-def _kind(connection: Connection):  # type: ignore[no-untyped-def]
+def _kind(connection: Connection) -> ModuleType:
     return postgres_words if _is_postgres(connection) else sqlite_words
 
 

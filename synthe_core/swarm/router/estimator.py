@@ -13,7 +13,7 @@ from synthe_core.swarm.router.linear import BayesianLinear
 from synthe_core.swarm.router.observations import Observation
 from synthe_core.swarm.spec import RouterSpec
 
-SHARPNESS = 16.0
+SHARPNESS = 24.0
 """How much likelier a specialist is whose capabilities are nearer by one, in cosine."""
 WORDS_WEIGHT = 1.5
 """What all matching words of capabilities count, in the same measure."""
