@@ -10,8 +10,8 @@ from synthe_core.agents.sandbox.limits import Limits
 from synthe_core.agents.sandbox.sandbox import Sandbox
 from synthe_core.errors import InputError
 
-LIMITS = Limits(seconds=15.0, cpu_seconds=10, output=4 << 10)
-"""Of one program with its tests."""
+LIMITS = Limits(seconds=60.0, cpu_seconds=10, output=4 << 10)
+"""Of one program with its tests. The processor time decides, which a busy machine does not change."""
 FENCED = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 
 
