@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any
 
 from synthe_core.errors import unknown
+
+
+@cache
+def _installed() -> EntryPoints:
+    """The entry points of all packages: a file of each is read, so once in a process."""
+    return entry_points()
 
 
 class Table:
@@ -25,7 +31,7 @@ class Table:
 
     @cached_property
     def _entries(self) -> dict[str, str]:
-        plugins = {point.name: point.value for point in entry_points(group=self.group)}
+        plugins = {point.name: point.value for point in _installed().select(group=self.group)}
         return plugins | self._own
 
     def __iter__(self) -> Iterator[str]:

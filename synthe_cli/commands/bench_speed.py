@@ -116,14 +116,16 @@ def _decoding(
     )
     measured: list[Measurement] = []
     with choose_renderer(as_json) as renderer:
-        for event in compare_decoding(options):
-            if as_json or not isinstance(event, Measurement):
-                renderer.show(event)
-            else:
-                measured.append(event)
-        renderer.close()
-        if not as_json:
-            print(_table(measured))
+        try:
+            for event in compare_decoding(options):
+                if as_json or not isinstance(event, Measurement):
+                    renderer.show(event)
+                else:
+                    measured.append(event)
+        finally:  # after an interruption too: the cases that were measured
+            renderer.close()
+            if measured:
+                print(_table(measured))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

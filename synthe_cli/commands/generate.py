@@ -38,6 +38,7 @@ from synthe_cli.options import (
     uses_generation_config,
     with_defaults,
 )
+from synthe_cli.startup import without_collection
 from synthe_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,24 +114,25 @@ def generate(
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }  # fmt: skip
-    sampled(values)  # before a model is loaded
-    drafts, limit = speculation(speculate), memory_size(memory)
+    with without_collection():
+        sampled(values)  # before a model is loaded
+        drafts, limit = speculation(speculate), memory_size(memory)
 
-    from synthe_core.hardware.placement import choose_device
-    from synthe_core.hardware.probe import probe
-    from synthe_core.inference import offline
-    from synthe_core.interop.load import load_checkpoint
-    from synthe_core.model.session import Session
-    from synthe_core.storage.checkpoint import Checkpoint
-    from synthe_core.storage.hub.snapshot import model_name
+        from synthe_core.hardware.placement import choose_device
+        from synthe_core.hardware.probe import probe
+        from synthe_core.inference import offline
+        from synthe_core.interop.load import load_checkpoint
+        from synthe_core.model.session import Session
+        from synthe_core.storage.checkpoint import Checkpoint
+        from synthe_core.storage.hub.snapshot import model_name
 
-    where = choose_device(device_option(device, limit), probe()).value
-    adapter = find_model(adapter) if adapter else None
-    opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
-    model = load_checkpoint(
-        opened, model_name(path), where, batch_invariant=drafts is not None,
-        weights=weights, memory=limit, texts=len(prompts),
-    )  # fmt: skip
+        where = choose_device(device_option(device, limit), probe()).value
+        adapter = find_model(adapter) if adapter else None
+        opened = Checkpoint.open(adapter, base=path) if adapter else Checkpoint.open(path)
+        model = load_checkpoint(
+            opened, model_name(path), where, batch_invariant=drafts is not None,
+            weights=weights, memory=limit, texts=len(prompts),
+        )  # fmt: skip
     show_weights(model)
     speculate_with([model], drafts, where)
     session = opened.session(state_in, model.model) if state_in else None

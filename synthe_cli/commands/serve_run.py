@@ -27,6 +27,7 @@ from synthe_cli.options import (
     uses_generation_config,
 )
 from synthe_cli.signals import stop_on_signal
+from synthe_cli.startup import without_collection
 from synthe_core.errors import InputError, WorkError
 from synthe_core.storage.hub.snapshot import model_name
 from synthe_core.storage.named_path import split_named
@@ -50,7 +51,14 @@ def run(options: ServeOptions) -> int | None:
     if options.swarm is not None and options.models:
         raise InputError("--swarm names the models that are served", "leave out the others")
     paths = model_paths(options.models or []) if options.swarm is None else {}
-    from synthe_core.hardware.mkl import request_strict_mode
+    with without_collection():
+        from synthe_core.hardware.mkl import request_strict_mode
+        from synthe_core.hardware.placement import choose_device
+        from synthe_core.hardware.probe import probe
+        from synthe_core.inference.async_engine import AsyncEngine
+        from synthe_core.inference.session_store import SessionLimits
+        from synthe_core.interop.load import load_model
+        from synthe_core.serving.api.server import Server, allow_connections
 
     request_strict_mode()  # before anything is computed
     settings = settings_of(options)
@@ -63,16 +71,8 @@ def run(options: ServeOptions) -> int | None:
         raise InputError("--cache-dir-size is of the folder --cache-dir, which is not given", "give it, too")
     session_bytes = size_option(options.max_session_bytes, "--max-session-bytes")
 
-    from synthe_core.hardware.placement import choose_device
-    from synthe_core.hardware.probe import probe
-    from synthe_core.inference.async_engine import AsyncEngine
-    from synthe_core.inference.session_store import SessionLimits
-    from synthe_core.serving.api.server import Server, allow_connections
-
     device = choose_device(device_option(options.device, limit), probe()).value
     allow_connections()
-    from synthe_core.interop.load import load_model
-
     folder = None if options.swarm is None else swarm_folder(options.swarm)
     models = [load_model(path, name, device, weights=options.weights, memory=limit) for name, path in paths.items()]
     models += swarm_models(folder, device, options.weights)

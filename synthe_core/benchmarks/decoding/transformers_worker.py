@@ -54,6 +54,11 @@ def generate(model: Any, prompts: list[list[int]], tokens: int) -> list[float]:
     return [begun, *steps.times]
 
 
+def answer(values: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     job = json.loads(sys.stdin.readline())
     import torch
@@ -63,10 +68,10 @@ def main() -> None:
     try:
         model = load(Path(job["model"])).eval()
     except Exception as error:
-        print(json.dumps({"error": " ".join(str(error).split())[:300] or type(error).__name__}), flush=True)
+        answer({"error": " ".join(str(error).split())[:300] or type(error).__name__})
         return
     precision = str(model.dtype).removeprefix("torch.")
-    print(json.dumps({"version": transformers.__version__, "precision": precision}), flush=True)
+    answer({"version": transformers.__version__, "precision": precision})
     for line in sys.stdin:
         wanted = json.loads(line)
         if "prefill" in wanted:
@@ -75,7 +80,7 @@ def main() -> None:
         else:
             times = generate(model, wanted["prompts"], wanted["tokens"])
             seconds = (times[-1] - times[2]) / (len(times) - 3)
-        print(json.dumps({"seconds": seconds}), flush=True)
+        answer({"seconds": seconds})
 
 
 if __name__ == "__main__":
