@@ -35,7 +35,6 @@ from synthe_cli.options import (
     uses_generation_config,
     with_defaults,
 )
-from synthe_cli.startup import without_collection
 from synthe_cli.tool_options import ToolsOption, UnsafeToolsOption
 from synthe_core.errors import InputError
 
@@ -138,10 +137,9 @@ def chat(
     if key_file is not None and url is None:
         raise InputError("--api-key-file needs --url", "name the server with --url")
 
-    with without_collection():
-        from synthe_cli.chat_loop import ChatLoop
-        from synthe_core.chat.conversation import ChatOptions, Conversation
-        from synthe_core.inference.generation_defaults import GenerationDefaults
+    from synthe_cli.chat_loop import ChatLoop
+    from synthe_core.chat.conversation import ChatOptions, Conversation
+    from synthe_core.inference.generation_defaults import GenerationDefaults
 
     values = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
