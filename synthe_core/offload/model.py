@@ -21,7 +21,7 @@ from synthe_core.model.language_model import LanguageModel
 from synthe_core.model.quantized_model import quantizable_matrices, set_matrix
 from synthe_core.offload.converted_weights import ConvertedWeights, convert, converted_path, open_converted
 from synthe_core.offload.file_reader import FileReader, is_readable
-from synthe_core.offload.plan import TEXTS, MemoryPlan, plan_memory
+from synthe_core.offload.plan import TEXTS, MemoryNeeds, MemoryPlan, plan_memory
 from synthe_core.offload.streamed_weights import SLOTS, StoredTensor, StreamedWeights, read_tensors
 from synthe_core.ops.cross_entropy import CHUNK_BYTES
 from synthe_core.quantization.matrix import QuantizedMatrix
@@ -84,7 +84,8 @@ def offloaded_model(
     sizes = [sum(each.nbytes for each in sources if each.group == number) for number in range(groups.count)]
     fixed = sum(each.nbytes for each in sources if each.group is None)
     getattr(checkpoint.tensors, "release", lambda: None)()  # pages of a mapped file would count as the process'
-    plan = plan_memory(memory, psutil.Process().memory_info().rss, fixed, sizes, *_needs(model), texts)
+    needs = MemoryNeeds(psutil.Process().memory_info().rss, fixed, sizes, *_pass_needs(model))
+    plan = plan_memory(memory, needs, texts)
     model.offload = _load(model, sources, plan, groups.count, checkpoint.path)
     return model
 
@@ -277,7 +278,7 @@ def _aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _needs(model: LanguageModel) -> tuple[Callable[[int], int], int, int]:
+def _pass_needs(model: LanguageModel) -> tuple[Callable[[int], int], int, int]:
     """A text's state by its length, and what a pass needs for each token and once: about the outputs of a layer's maps,
     twice, with a few vectors of the stream; and logits, of some rows or of a chunk, with what is made of them."""
     widest = 0

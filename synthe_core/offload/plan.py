@@ -54,52 +54,49 @@ class MemoryPlan:
         return self.states if states is None else min(states, self.states), min(cache, self.cache_bytes)
 
 
-def plan_memory(
-    memory: int,
-    process: int,
-    fixed: int,
-    layers: Sequence[int],
-    state_bytes: Callable[[int], int],
-    token_bytes: int,
-    row_bytes: int,
-    texts: int = TEXTS,
-) -> MemoryPlan:
-    """layers: their bytes; token_bytes: what a pass needs for each token, row_bytes: once for logits. texts: for the
-    states of so many there is room, if they take no more than three quarters of what is left. InputError names the
-    smallest memory that works."""
-    smallest = smallest_memory(process, fixed, layers, state_bytes, token_bytes, row_bytes)
-    if memory < smallest:
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """What a model takes, in bytes. process: the process without it. fixed: weights outside of layers; layers: theirs.
+    state_bytes: a text's state by its length. token_bytes: of a pass for each token, row_bytes: once for logits."""
+
+    process: int
+    fixed: int
+    layers: Sequence[int]
+    state_bytes: Callable[[int], int]
+    token_bytes: int
+    row_bytes: int
+
+    @property
+    def smallest(self) -> int:
+        """What is needed at least: room for two layers, the state of a short text, and a pass of a few tokens."""
+        least_work = FEWEST_TOKENS * self.token_bytes + self.row_bytes
+        states = COPIES * self.state_bytes(SHORT)
+        return self.process + LATER + self.fixed + sum(sorted(self.layers)[-2:]) + states + least_work
+
+
+def plan_memory(memory: int, needs: MemoryNeeds, texts: int = TEXTS) -> MemoryPlan:
+    """texts: for the states of so many there is room, if they take no more than three quarters of what is left.
+    InputError names the smallest memory that works."""
+    layers = needs.layers
+    if memory < needs.smallest:
         raise InputError(
-            f"--memory {format_size(memory)}: this model needs at least {_rounded_up(smallest)}",
-            f"{format_size(process + LATER)} are the program's, {format_size(fixed)} weights that stay, "
+            f"--memory {format_size(memory)}: this model needs at least {_rounded_up(needs.smallest)}",
+            f"{format_size(needs.process + LATER)} are the program's, {format_size(needs.fixed)} weights that stay, "
             f"{format_size(sum(sorted(layers)[-2:]))} two layers, the rest is for a text and a pass",
         )
-    process += LATER
-    least_states = state_bytes(SHORT)
-    free = memory - smallest
-    wanted = max(least_states, texts * state_bytes(LONG))
+    process = needs.process + LATER
+    least_states = needs.state_bytes(SHORT)
+    free = memory - needs.smallest
+    wanted = max(least_states, texts * needs.state_bytes(LONG))
     states = min(wanted, least_states + free * 3 // 4 // COPIES)
-    tokens = min(MOST_TOKENS, FEWEST_TOKENS + free // SHARE // max(1, token_bytes)) // STEP * STEP
-    workspace = tokens * token_bytes + row_bytes
-    room = memory - process - fixed - COPIES * states - workspace
+    tokens = min(MOST_TOKENS, FEWEST_TOKENS + free // SHARE // max(1, needs.token_bytes)) // STEP * STEP
+    workspace = tokens * needs.token_bytes + needs.row_bytes
+    room = memory - process - needs.fixed - COPIES * states - workspace
     resident, slots = _resident(layers, room)
     return MemoryPlan(
-        memory, process, fixed, resident, sum(layers[:resident]), slots, sum(layers[resident:]),
+        memory, process, needs.fixed, resident, sum(layers[:resident]), slots, sum(layers[resident:]),
         states, workspace, tokens,
     )  # fmt: skip
-
-
-def smallest_memory(
-    process: int,
-    fixed: int,
-    layers: Sequence[int],
-    state_bytes: Callable[[int], int],
-    token_bytes: int,
-    row_bytes: int,
-) -> int:
-    """What is needed at least: room for two layers, the state of a short text, and a pass of a few tokens."""
-    least_work = FEWEST_TOKENS * token_bytes + row_bytes
-    return process + LATER + fixed + sum(sorted(layers)[-2:]) + COPIES * state_bytes(SHORT) + least_work
 
 
 def _rounded_up(size: int) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.offload import model as offload
-from synthe_core.offload.plan import plan_memory, smallest_memory
+from synthe_core.offload.plan import MemoryNeeds, MemoryPlan, plan_memory
 from synthe_core.storage.checkpoint import Checkpoint
 
 Open = Callable[..., LanguageModel]
@@ -23,8 +22,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Open]:
     made: list[LanguageModel] = []
 
     def build(path: Path, format: str | None = None, extra: int = 0, min_bytes: int = 1) -> LanguageModel:
-        def plan(memory: int, *facts: Any) -> Any:
-            return plan_memory(smallest_memory(*facts[:-1]) + extra, *facts)
+        def plan(memory: int, needs: MemoryNeeds, texts: int) -> MemoryPlan:
+            return plan_memory(needs.smallest + extra, needs, texts)
 
         monkeypatch.setattr(offload, "plan_memory", plan)
         model = offload.offloaded_model(Checkpoint.open(path), format, 0, min_bytes=min_bytes)

@@ -23,7 +23,7 @@ from synthe_core.inference.speculation.settings import SpeculationSettings, spec
 from synthe_core.interop.gguf.exporter import export_gguf
 from synthe_core.interop.huggingface.exporter import export_hf
 from synthe_core.model.language_model import LanguageModel
-from synthe_core.offload.plan import plan_memory, smallest_memory
+from synthe_core.offload.plan import MemoryNeeds, plan_memory
 from synthe_core.ops.packed_linear import unavailable
 from synthe_core.packing.pack import PackOptions, pack
 from synthe_core.storage.checkpoint import Checkpoint
@@ -196,23 +196,23 @@ def test_weights_that_are_no_numbers_are_refused(path: Path, opened: Open) -> No
         tokens(loaded(opened(other)))
 
 
-def facts(layers: list[int]) -> tuple[Any, ...]:
-    return 1000, 500, layers, lambda length: 10, 2, 300
+def needs(layers: list[int]) -> MemoryNeeds:
+    return MemoryNeeds(1000, 500, layers, lambda length: 10, 2, 300)
 
 
 def test_a_plan_fits_and_says_what_is_too_little() -> None:
     layers = [40, 10, 30, 20, 50, 10] * 3
-    least = smallest_memory(*facts(layers))
+    least = needs(layers).smallest
     previous = None
     for memory in (least, least + 100, least + 300, least + 1000):
-        plan = plan_memory(memory, *facts(layers))
+        plan = plan_memory(memory, needs(layers))
         used = plan.process + plan.fixed + plan.resident_bytes + sum(plan.slots) + 3 * plan.states + plan.workspace
         assert used <= memory and plan.resident_bytes + plan.streamed == sum(layers)
         assert previous is None or plan.streamed <= previous
         previous = plan.streamed
     assert previous == 0
     with pytest.raises(InputError, match="needs at least"):
-        plan_memory(least - 1, *facts(layers))
+        plan_memory(least - 1, needs(layers))
 
 
 def test_states_of_more_texts_than_fit_are_not_saved(recurrent: Path, opened: Open) -> None:
