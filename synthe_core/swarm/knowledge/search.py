@@ -20,7 +20,7 @@ MAX_COMPARED = 5000  # the newest facts whose vectors are compared
 K1, B = 1.2, 0.75
 FUSION = 60.0
 """The constant of reciprocal rank fusion (Cormack et al. 2009)."""
-MIN_SIMILARITY = 0.2
+MIN_SIMILARITY = 0.1
 """The least cosine of a fact that is returned: docs/results/swarm-knowledge.md has the measurement."""
 
 _WORD = re.compile(r"[^\W_]+")
