@@ -78,7 +78,7 @@ class SamplingState:
         """Records a generated token."""
         self.num_postponed -= self.num_postponed > 0
         if self.seen_tokens is not None:
-            self.seen_tokens[token_id] = True
+            self.seen_tokens[token_id].fill_(True)  # from no tensor of the host
         if self.token_counts is not None:
             self.token_counts[token_id] += 1
 
@@ -176,17 +176,17 @@ def token_logprobs(logits: Tensor, tokens: Sequence[int], top: Sequence[int]) ->
 def _token_logprobs(logits: Tensor, tokens: Sequence[int], top: Sequence[int]) -> list[TokenLogprobs]:
     total = logits.logsumexp(-1, keepdim=True)
     index = to_device(tokens, logits.device)[:, None]
-    own = (logits.gather(1, index) - total)[:, 0].tolist()
-    largest = max(top, default=0)
-    values: list[list[float]] = [[] for _ in tokens]
-    ids: list[list[int]] = [[] for _ in tokens]
-    if largest:
-        best = logits.topk(min(largest, logits.shape[1]))
-        values, ids = (best.values - total).tolist(), best.indices.tolist()
-    return [
-        (Logprob(token, logprob), tuple(map(Logprob, ids[row][:count], values[row][:count])) if count else ())
-        for row, (token, logprob, count) in enumerate(zip(tokens, own, top, strict=True))
-    ]
+    parts, most = [(logits.gather(1, index) - total)[:, 0]], min(max(top, default=0), logits.shape[1])
+    if most:
+        best = logits.topk(most)
+        parts += [(best.values - total).flatten(), best.indices.flatten()]
+    own, *likeliest = _on_host(parts)
+    values, ids = likeliest or ([], [])
+    outputs: list[TokenLogprobs] = []
+    for row, (token, logprob, count) in enumerate(zip(tokens, own, top, strict=True)):
+        best_of_row = slice(row * most, row * most + min(count, most))
+        outputs.append((Logprob(token, logprob), tuple(map(Logprob, map(int, ids[best_of_row]), values[best_of_row]))))
+    return outputs
 
 
 def _apply_constraints(logits: Tensor, rows: Sequence[SamplingState]) -> Tensor:

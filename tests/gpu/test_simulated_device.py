@@ -87,6 +87,23 @@ def test_small_recipes_run_on_the_device() -> None:
     check(simulated("tests.gpu.simulated.recipes", "--set", "model.blocks=2", *SMALL))
 
 
+def test_a_step_waits_once() -> None:
+    """Of training for the gradient's norm, of generating for the sampled tokens. Everything else is queued."""
+    (steps,) = simulated("tests.gpu.simulated.steps")
+    assert [re.sub(r":[0-9]+$", "", each) for each in steps["training"]["waits"]] == ["item @ training/step.py"]
+    assert [re.sub(r":[0-9]+$", "", each) for each in steps["engine"]["waits"]] == ["tolist @ inference/sampler.py"]
+    assert all(sum(steps[each]["waits"].values()) == 1 for each in ("training", "engine"))
+    assert steps["engine"]["embedding"] == "cpu"  # numpy reads it
+    assert steps["spilled"] == "cuda:0"  # a state that was in a file is back where the model is
+
+
+@pytest.mark.slow
+def test_the_device_script_runs_dry() -> None:
+    (result,) = simulated("tests.gpu.device", "--dry-run", limit=1200.0)
+    assert result["dry"] and not [part for part, each in result.items() if isinstance(each, dict) and "error" in each]
+    assert all(error < 1e-3 for kernels in result["kernels"].values() for error in kernels.values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", [name for name in ALL if Path(name).stem not in LARGE])
 def test_every_recipe_runs_on_the_device(recipe: str) -> None:

@@ -18,33 +18,11 @@ import torch
 from synthe_core.layers import LAYERS
 from synthe_core.model.classifier import build_model
 from synthe_core.model.spec import ModelSpec
+from tests.gpu.learner_settings import SETTINGS
 from tests.gpu.simulated.counts import counting
 from tests.gpu.simulated.tensor import on_device, simulated, to_device
 
 VOCAB, WIDTH = 256, 64
-SETTINGS: dict[str, dict[str, Any]] = {
-    "attention": {"heads": 2},
-    "context_routed_moe": {"experts": 4, "hidden": 32},
-    "delta": {"heads": 2},
-    "delta_memory": {"heads": 2},
-    "fast_weights": {"heads": 2},
-    "gla": {"heads": 2},
-    "hyena": {"length": 1024},
-    "kda": {"heads": 2},
-    "latent_attention": {"heads": 2, "rank": 24},
-    "lightning_attention": {"heads": 2},
-    "mlstm": {"heads": 2},
-    "multiscale_memory": {
-        "tiers": [
-            {"every": 1, "size": 64, "rule": "momentum"},
-            {"every": 16, "size": 32, "rule": {"type": "test_time", "heads": 2}},
-            {"every": 128, "size": 32, "rule": "kalman"},
-        ]
-    },
-    "rwkv7": {"head_size": 32},
-    "slots": {"slots": 64, "heads": 2},
-    "test_time": {"heads": 2},
-}
 LONG = 1024
 
 

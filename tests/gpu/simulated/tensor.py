@@ -71,6 +71,9 @@ class SimulatedTensor(Tensor):
     def data_ptr(self) -> int:
         return self.elem.data_ptr()
 
+    def detach(self) -> SimulatedTensor:  # torch's own fails for a wrapper in inference mode
+        return SimulatedTensor(self.elem.detach())
+
     def tolist(self) -> Any:
         if (counts := current()) is not None:
             counts.wait("tolist")
@@ -125,10 +128,14 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     to_device_ = target is not None and target.type == "cuda"
     if ours and name not in COPIES | INDEXING:
         _refuse_mixed(name, tensors)
+    if name == "to":  # in inference mode it arrives whole, and may change nothing
+        if ours and _is_unchanged(func, args, kwargs, target):
+            return args[0]
+        name = "_to_copy"
     if ours or to_device_:
         _count_waits(name, args, kwargs, ours, target)
     to_host = ours and (
-        (name in ("_to_copy", "to", "cpu") and target is not None and target.type == "cpu")
+        (name in ("_to_copy", "cpu") and target is not None and target.type == "cpu")
         or (name == "copy_" and not isinstance(args[0], SimulatedTensor))
     )
     stays = (bool(ours) or to_device_) and not to_host
@@ -138,7 +145,16 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not stays:
         return out
     out = tree_map(lambda each: SimulatedTensor(each) if isinstance(each, Tensor) else each, out)
+    if name == "_to_copy":
+        return out
     return return_and_correct_aliasing(func, args, kwargs, out)
+
+
+def _is_unchanged(func: Any, args: Any, kwargs: dict[str, Any], target: torch.device | None) -> bool:
+    """Whether `to` of a tensor of the device gives the tensor itself."""
+    if target is not None and target.type != "cuda":
+        return False
+    return _compute(func, "to", args, kwargs) is args[0].elem
 
 
 def _target(name: str, args: Any, kwargs: dict[str, Any]) -> torch.device | None:
@@ -208,6 +224,7 @@ def _compute(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     arguments, options = tree_map(plain, args), dict(tree_map(plain, kwargs))
     if options.get("device") is not None:
         options["device"] = torch.device("cpu")
+    arguments = tuple(torch.device("cpu") if isinstance(each, torch.device) else each for each in arguments)
     if "pin_memory" in options:
         options["pin_memory"] = False
     if name in EMPTY:
