@@ -45,7 +45,7 @@ class BatchedMuon(torch.optim.Muon):
             made = orthogonalise([updates[i] for i in stack], group["ns_coefficients"], group["ns_steps"], group["eps"])
             scale = rate * _rate_factor(group["adjust_lr_fn"], updates[stack[0]].shape)
             same = [parameters[i] for i in stack]
-            torch._foreach_add_(same, [each.to(p.dtype) for each, p in zip(made, same, strict=True)], alpha=-scale)
+            torch._foreach_add_(same, made, alpha=-scale)
 
 
 def stacks(matrices: list[Tensor]) -> Iterator[list[int]]:
@@ -62,12 +62,12 @@ def stacks(matrices: list[Tensor]) -> Iterator[list[int]]:
 def orthogonalise(
     matrices: list[Tensor], coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> tuple[Tensor, ...]:
-    """Of each matrix [m, n] about the orthogonal factor U V^T of its singular value decomposition, in bfloat16.
+    """Of each matrix [m, n] about the factor U V^T of its singular value decomposition, computed in bfloat16.
 
     The quintic Newton-Schulz iteration X' = a X + (b A + c A²) X with A = X X^T, from X of norm 1.
     """
     a, b, c = coefficients
-    stack = torch.stack([matrix.bfloat16() for matrix in matrices])
+    stack = torch.stack(matrices).bfloat16()
     tall = stack.shape[1] > stack.shape[2]
     x = stack.mT if tall else stack
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)
@@ -75,7 +75,7 @@ def orthogonalise(
         gram = torch.bmm(x, x.mT)
         update = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, update, x, beta=a)
-    return (x.mT if tall else x).unbind(0)
+    return (x.mT if tall else x).to(matrices[0].dtype).unbind(0)
 
 
 def _rate_factor(name: str | None, shape: torch.Size) -> float:

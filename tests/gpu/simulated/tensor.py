@@ -128,6 +128,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     to_device_ = target is not None and target.type == "cuda"
     if ours and name not in COPIES | INDEXING:
         _refuse_mixed(name, tensors)
+    if name == "_conj":  # the bit that torch sets in its place would be lost between the wrapper and its numbers
+        return SimulatedTensor(args[0].elem.conj_physical())
     if name == "to":  # in inference mode it arrives whole, and may change nothing
         if ours and _is_unchanged(func, args, kwargs, target):
             return args[0]
