@@ -96,5 +96,5 @@ class _Scan(torch.autograd.Function):
             HAS_Y=y_grad is not None, HAS_H=h_grad is not None, **blocks, num_warps=WARPS,
         )  # fmt: skip
         B_grad, C_grad = BC_grad.sum(0).unbind(2)
-        state_grad = state_grad if ctx.needs_input_grad[6] else None
-        return x_grad, delta_grad, A_grad.sum(0), B_grad, C_grad, D_grad.sum(0), state_grad, None
+        first_grad = state_grad if ctx.needs_input_grad[6] else None
+        return x_grad, delta_grad, A_grad.sum(0), B_grad, C_grad, D_grad.sum(0), first_grad, None

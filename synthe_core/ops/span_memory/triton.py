@@ -99,7 +99,7 @@ class _Spans(torch.autograd.Function):
             torch.zeros_like(x) if grad is None else grad.contiguous()
             for grad, x in zip(grads[3:], states, strict=True)
         ]
-        results = [torch.empty_like(x) for x in (query, key, value, rate)]
+        results: list[Tensor | None] = [torch.empty_like(x) for x in (query, key, value, rate)]
         of_sharpness = query.new_empty(rate.shape[0], rate.shape[2])  # each row by itself
         of_decay, of_weight = torch.empty_like(decay), torch.empty_like(rate)
         of_momentum = None if momentum is None else torch.empty_like(momentum)
