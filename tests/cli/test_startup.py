@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from importlib.metadata import EntryPoints
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_nothing_is_collected_within_the_block() -> None:
     try:
         with without_collection():
             assert not gc.isenabled()
-            made = [[] for _ in range(1000)]
+            made: list[list[int]] = [[] for _ in range(1000)]
             with without_collection():
                 assert not gc.isenabled()
             assert not gc.isenabled(), "the outer block goes on"
@@ -34,9 +35,14 @@ def test_it_ends_with_an_error() -> None:
 
 
 def test_entry_points_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls: list[int] = []
     read = registry.entry_points
-    monkeypatch.setattr(registry, "entry_points", lambda: calls.append(1) or read())
+
+    def counted() -> EntryPoints:
+        calls.append(1)
+        return read()
+
+    monkeypatch.setattr(registry, "entry_points", counted)
     registry._installed.cache_clear()
     assert [list(Table("thing", f"synthe.things{number}", {"a": "b:c"})) for number in range(3)] == [["a"]] * 3
     assert len(calls) == 1

@@ -49,7 +49,7 @@ def generate(model: Any, prompts: list[list[int]], tokens: int) -> list[float]:
     with torch.inference_mode():
         model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens,
-            pad_token_id=0, stopping_criteria=StoppingCriteriaList([steps]),  # type: ignore[list-item]
+            pad_token_id=0, stopping_criteria=StoppingCriteriaList([steps]),
         )  # fmt: skip
     return [begun, *steps.times]
 

@@ -16,13 +16,13 @@ def prompt_tokens(vocab: int, length: int, row: int = 0) -> list[int]:
 
 
 class Candidate(Protocol):
-    """A program that decodes greedily, without ends of texts.
-
-    settings: its version and how it runs, for the report.
-    """
+    """A program that decodes greedily, without ends of texts."""
 
     name: str
-    settings: Mapping[str, str]
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Version, weights and threads."""
 
     def prepare(self, rows: int) -> None:
         """Gets ready for so many texts at once. WorkError if it cannot."""
