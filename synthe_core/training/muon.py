@@ -30,7 +30,7 @@ class BatchedMuon(torch.optim.Muon):
             parameters: list[Tensor] = []
             gradients: list[Tensor] = []
             buffers: list[Tensor] = []
-            self._init_group(group, parameters, gradients, buffers)  # type: ignore[arg-type]
+            self._init_group(group, parameters, gradients, buffers)
             if parameters:
                 self._step_group(group, parameters, gradients, buffers)
 

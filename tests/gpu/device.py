@@ -174,7 +174,8 @@ def operators() -> dict[str, Any]:
 def training() -> dict[str, Any]:
     """recipe -> tokens a second, share of the peak, launches of the optimizer left aside."""
     results: dict[str, Any] = {}
-    peak = next((rate for name, rate in PEAKS.items() if probe().gpu and name in probe().gpu.name), None)
+    gpu = probe().gpu
+    peak = next((rate for name, rate in PEAKS.items() if gpu is not None and name in gpu.name), None)
     for name in ("tiny", "60m-flat"):
         recipe = Recipe.load(str(RECIPES / f"{name}.yaml"), ["model.blocks=2"] if DRY else [])
         model = placed(build_model(recipe.model, 512 if DRY else 16384, recipe.runtime.recompute)).train()

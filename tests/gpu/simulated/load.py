@@ -25,4 +25,4 @@ torch.cuda._maybe_exchange_device = lambda device: 0
 torch.cuda.get_device_capability = lambda *args: (9, 0)
 torch.cuda.synchronize = lambda *args: None
 torch.cuda.empty_cache = lambda: None
-torch.inference_mode = lambda *args: torch.no_grad()  # wrapped tensors have views with gradients' bookkeeping only
+torch.inference_mode = lambda *args: torch.no_grad()  # type: ignore[misc, assignment]  # wrapped tensors have views with gradients' bookkeeping only

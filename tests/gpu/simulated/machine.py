@@ -82,7 +82,7 @@ def _norm(x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None
     return _rms_norm(x, shape, weight, eps)
 
 
-F.scaled_dot_product_attention = _fused_attention  # type: ignore[assignment]
+F.scaled_dot_product_attention = _fused_attention
 F.rms_norm = _norm  # type: ignore[assignment]
 
 __all__ = ["HARDWARE", "device"]

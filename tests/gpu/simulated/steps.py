@@ -71,7 +71,7 @@ def training_step() -> dict[str, Any]:
 def requests() -> list[Request]:
     drawn = SamplingParams(temperature=0.8, top_p=0.9, top_k=20, repetition_penalty=1.1, frequency_penalty=0.1)
     settings = [SamplingParams(temperature=0), drawn, drawn, SamplingParams(temperature=1.0)]
-    options = {"ignore_eos": True, "return_logprob": False}
+    options: dict[str, Any] = {"ignore_eos": True, "return_logprob": False}
     return [Request("m", tuple(range(1, 20)), 12, each, seed=i, **options) for i, each in enumerate(settings)]
 
 
@@ -81,14 +81,19 @@ def engine_steps() -> dict[str, Any]:
     loaded = LoadedModel("m", model_of().eval(), ByteTokenizer(), context=ExecutionContext(device=CUDA))
     engine = Engine([loaded], cache_bytes=0, max_state_bytes=1 << 28)
     outputs: list[Any] = []
+
+    def collect(output: Any) -> bool:
+        outputs.append(output)
+        return False
+
     with on_device():
-        made = [engine.add_request(each, lambda output: outputs.append(output) or False) for each in requests()]
+        made = [engine.add_request(each, collect) for each in requests()]
         for _ in range(6):
             with counting() as counts:
                 engine.step()
         while engine.has_unfinished:
             engine.step()
-        engine.add_request(Request("m", tuple(range(1, 20)), 0, pooling="mean"), lambda output: outputs.append(output))
+        engine.add_request(Request("m", tuple(range(1, 20)), 0, pooling=True), collect)
         while engine.has_unfinished:
             engine.step()
     assert all(each.error is None and len(each.output_token_ids) == 12 for each in made), made[0].error

@@ -52,7 +52,7 @@ class SimulatedTensor(Tensor):
 
     @staticmethod
     def __new__(cls: type[SimulatedTensor], elem: Tensor, requires_grad: bool = False) -> SimulatedTensor:
-        made: SimulatedTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: SimulatedTensor = Tensor._make_wrapper_subclass(
             cls,
             elem.size(),
             strides=elem.stride(),
@@ -65,7 +65,7 @@ class SimulatedTensor(Tensor):
         made.elem = elem
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"simulated({self.elem})"
 
     def data_ptr(self) -> int:
@@ -83,7 +83,7 @@ class SimulatedTensor(Tensor):
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return run(func, args, kwargs or {})
 
 
