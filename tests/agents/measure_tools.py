@@ -83,7 +83,7 @@ def measure_valid(model: LoadedModel, count: int) -> Iterator[str]:
                 "tools": tools,
                 "tool_choice": choice,
                 "parallel_tool_calls": number % 4 < 2,
-                "max_tokens": 160,
+                "max_tokens": 96,
                 "seed": number,
                 "temperature": (0.0, 1.0)[number // 4 % 2],
             }
@@ -98,9 +98,13 @@ def measure_valid(model: LoadedModel, count: int) -> Iterator[str]:
             return choice, "valid" if calls else answer["finish_reason"]
 
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            counts = Counter(threads.map(one, range(count)))
-    for (choice, kind), number in sorted(counts.items()):
-        yield f"{choice:9} {kind:8} {number}"
+            counts: Counter[tuple[str, str]] = Counter()
+            for number, result in enumerate(threads.map(one, range(count)), start=1):
+                counts[result] += 1
+                if number % 10 == 0 or number == count:
+                    yield f"{number}: " + ", ".join(
+                        f"{choice} {kind} {n}" for (choice, kind), n in sorted(counts.items())
+                    )
 
 
 def measure_functions(model: LoadedModel, name: str, path: Path, count: int) -> Iterator[str]:
