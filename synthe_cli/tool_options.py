@@ -12,7 +12,7 @@ ToolsOption = Annotated[
         "--tools",
         metavar="NAMES",
         help="Tools that the model calls and that run here, with commas between them. python: programs, in a sandbox "
-        "without network, files and privileges.",
+        "without network, files and privileges. search=INDEX: passages of an index of `synthe documents`.",
     ),
 ]
 UnsafeToolsOption = Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,18 +14,14 @@ from synthe_cli.hub_models import find_model
 from synthe_cli.options import JsonOption
 from synthe_cli.renderer import choose_renderer
 from synthe_cli.rows import print_rows
-from synthe_core.errors import InputError
 from synthe_core.events import drain
 from synthe_core.retrieval.by import By
 
 if TYPE_CHECKING:
-    from synthe_core.retrieval.document_index import DocumentIndex
-    from synthe_core.retrieval.embedder import Embedder
     from synthe_core.retrieval.search import SearchResult
 
 app = typer.Typer(cls=Group, help="Index documents, and search them.", **SETTINGS)
 
-MODEL = "model"  # the index's setting: whose embeddings it has
 IndexArgument = Annotated[Path, typer.Argument(metavar="INDEX", help="The file of an index, such as docs.db.")]
 
 
@@ -65,9 +60,10 @@ def index(
     """
     from synthe_core.retrieval.document_index import DocumentIndex
     from synthe_core.retrieval.indexing import index_documents
+    from synthe_core.retrieval.opening import index_embedder
 
     opened = DocumentIndex(out, create=True)
-    embedder = _embedder(opened, model)
+    embedder = index_embedder(opened, None if model is None else find_model(model))
     with choose_renderer(as_json) as shown:
         result = drain(index_documents(opened, paths, embedder, words=words), shown.show)
         if as_json:
@@ -99,11 +95,11 @@ def search(
 ) -> None:
     """Print the passages that belong to a query, the best first."""
     from synthe_core.retrieval.document_index import DocumentIndex
+    from synthe_core.retrieval.opening import open_searcher
     from synthe_core.retrieval.search import Searcher
 
-    opened = DocumentIndex(file)
-    embedder = None if by is By.words else _embedder(opened)
-    hits = Searcher(opened, embedder).search(query, limit, by)
+    searcher = Searcher(DocumentIndex(file)) if by is By.words else open_searcher(file)
+    hits = searcher.search(query, limit, by)
     for number, each in enumerate(hits, 1):
         print(json_text({"event": "passage", **_values(each)}) if as_json else _shown(number, each))
     if not hits and not as_json:
@@ -159,23 +155,6 @@ def remove(
         print(json_text({"event": "result", "removed": [each.name for each in chosen]}))
     else:
         print(f"{len(chosen):,} removed")
-
-
-def _embedder(opened: DocumentIndex, named: str | None = None) -> Embedder | None:
-    """That of the model which is named, or else of the index's model, if it has one. InputError where it has moved."""
-    model = opened.setting(MODEL) if named is None else os.path.abspath(find_model(named))
-    if model is None:
-        return None
-    if named is None and not Path(model).exists():
-        hint = "name where it is now: synthe documents index PATHS --out INDEX --model MODEL, or search --by words"
-        raise InputError(f"{model}, the model of {opened.path}, does not exist", hint)
-
-    from synthe_core.retrieval.embedder import open_embedder
-
-    embedder = open_embedder(model)
-    if named is not None:
-        opened.set(MODEL, model)
-    return embedder
 
 
 def _values(each: SearchResult) -> dict[str, object]:

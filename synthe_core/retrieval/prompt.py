@@ -13,10 +13,13 @@ _CITED = re.compile(r"\[(\d{1,6})\]")
 
 def block(passages: Sequence[SearchResult]) -> str:
     """The part of a prompt that has the passages, numbered from 1; empty without any."""
-    if not passages:
-        return ""
+    return f"{HEADER}\n\n{numbered(passages)}" if passages else ""
+
+
+def numbered(passages: Sequence[SearchResult]) -> str:
+    """The passages with their headings, numbered from 1."""
     parts = [f"[{number}] {each.passage.heading}\n{each.passage.text}" for number, each in enumerate(passages, 1)]
-    return "\n\n".join([HEADER, *parts])
+    return "\n\n".join(parts)
 
 
 def fitting(passages: Iterable[SearchResult], budget: int, count_tokens: Callable[[str], int]) -> list[SearchResult]:

@@ -1,4 +1,4 @@
-"""Refusals are told apart from answers by how they begin."""
+"""Refusals are recognised by how an answer begins."""
 
 from __future__ import annotations
 
