@@ -125,17 +125,8 @@ def chat(
     the prompt it leaves. From a pipe, every line is a message, and only answers are printed. If a model has no chat
     template, it continues your text instead.
     """
-    if url is None and checkpoint is None:
-        raise InputError("no model given", "name a checkpoint, or a server with --url")
-    if url is not None and (device or sessions or adapter or speculate or memory or weights != "auto"):
-        raise InputError(
-            "--device, --weights, --memory, --speculate, --sessions and --adapter do not apply to a server",
-            "leave them out with --url; name an adapter of the server as MODEL:ADAPTER",
-        )
-    if tools and (url is not None or session is not None):
-        raise InputError("--tools does not go with --url and --session", "`synthe serve --tools` runs them on a server")
-    if key_file is not None and url is None:
-        raise InputError("--api-key-file needs --url", "name the server with --url")
+    local_only = any((device, sessions, adapter, speculate, memory, weights != "auto"))
+    _check(checkpoint, url, key_file, session, tools, local_only)
 
     from synthe_cli.chat_loop import ChatLoop
     from synthe_core.chat.conversation import ChatOptions, Conversation
@@ -203,3 +194,25 @@ def _loaded(
     show_weights(model)
     speculate_with([model], drafts, where)
     return model
+
+
+def _check(
+    checkpoint: str | None,
+    url: str | None,
+    key_file: Path | None,
+    session: str | None,
+    tools: str | None,
+    local_only: bool,
+) -> None:
+    """InputError for options that do not go together. local_only: whether one is given that a server has no use for."""
+    if url is None and checkpoint is None:
+        raise InputError("no model given", "name a checkpoint, or a server with --url")
+    if url is not None and local_only:
+        raise InputError(
+            "--device, --weights, --memory, --speculate, --sessions and --adapter do not apply to a server",
+            "leave them out with --url; name an adapter of the server as MODEL:ADAPTER",
+        )
+    if tools and (url is not None or session is not None):
+        raise InputError("--tools does not go with --url and --session", "`synthe serve --tools` runs them on a server")
+    if key_file is not None and url is None:
+        raise InputError("--api-key-file needs --url", "name the server with --url")

@@ -165,8 +165,9 @@ def _changes(map: nn.Module, slots: Sequence[int], held: list[Tensor]) -> ctypes
     for number, slot in enumerate(slots):
         if slot in map.slots:
             change = map.low_rank(slot)
-            held += (factors := [change.lora_A.detach().contiguous(), change.lora_B.detach().t().contiguous()])
-            changes[number] = Change.of(*factors, change.scaling)
+            first, second = change.lora_A.detach().contiguous(), change.lora_B.detach().t().contiguous()
+            held += [first, second]
+            changes[number] = Change.of(first, second, change.scaling)
     return changes
 
 

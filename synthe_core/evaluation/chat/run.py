@@ -144,13 +144,14 @@ def _figures(questions: Sequence[Question], ratings: Sequence[Sequence[int | Non
             categories.setdefault(question.category, []).append(sum(row) / len(row))
     return {
         "rating": _values(mean_of(means)),
-        "turns": [
-            _values(mean_of([r[turn] for r in ratings if turn < len(r) and r[turn] is not None]))
-            for turn in range(turns)
-        ],
+        "turns": [_values(mean_of(_of_turn(ratings, turn))) for turn in range(turns)],
         "categories": {name: _values(mean_of(values)) for name, values in sorted(categories.items())},
         "not_judged": sum(rating is None for row in ratings for rating in row),
     }
+
+
+def _of_turn(ratings: Sequence[Sequence[int | None]], turn: int) -> list[float]:
+    return [rating for row in ratings for rating in row[turn : turn + 1] if rating is not None]
 
 
 def _values(mean: Mean | None) -> dict[str, float] | None:

@@ -24,6 +24,7 @@ from synthe_core.serving.api import (
 )
 from synthe_core.serving.api.body import SESSION
 from synthe_core.serving.api.context import Handler
+from synthe_core.serving.api.generated_response import GeneratedResponse
 from synthe_core.serving.api.middleware import OPEN
 from synthe_core.serving.api.settings import Role
 
@@ -78,7 +79,7 @@ ENDPOINTS = [
         "/v1/responses",
         response_handlers.create_response,
         "Create a response, which may continue an earlier one.",
-        responses.GeneratedResponse,
+        GeneratedResponse,
         response_bodies.CreateResponse,
         streams=True,
         cancellable=True,
@@ -88,7 +89,7 @@ ENDPOINTS = [
         "/v1/responses/{id}",
         response_handlers.get_response,
         "Get a response.",
-        responses.GeneratedResponse,
+        GeneratedResponse,
         patterns={"id": RESPONSE},
     ),
     Endpoint(
