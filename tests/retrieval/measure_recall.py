@@ -32,8 +32,8 @@ REVIEW = re.compile(
 DEPTHS = (1, 5, 10)
 
 
-def sections() -> list[tuple[str, list[str]]]:
-    """(text, review questions) of each section of the book."""
+def sections(count: int | None = None) -> list[tuple[str, list[str]]]:
+    """(text, review questions) of each section of the book, or of the first `count`."""
     result = []
     for section in BOOK.read_text().split("\n\n\n"):
         text = section.strip()
@@ -42,11 +42,11 @@ def sections() -> list[tuple[str, list[str]]]:
         questions = [each.strip() for each in review[1].split("\n\n") if "?" in each] if review else []
         if body := text[: exercises.start()].strip() if exercises else text:
             result.append((body, questions))
-    return result
+    return result[:count]
 
 
-def build(folder: Path, file: Path, embedder: Embedder | None) -> DocumentIndex:
-    for number, (text, _) in enumerate(sections()):
+def build(folder: Path, file: Path, embedder: Embedder | None, count: int | None) -> DocumentIndex:
+    for number, (text, _) in enumerate(sections(count)):
         path = folder / f"{number:03}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
@@ -58,10 +58,10 @@ def build(folder: Path, file: Path, embedder: Embedder | None) -> DocumentIndex:
     return index
 
 
-def recall(searcher: Searcher, by: By) -> dict[str, float]:
+def recall(searcher: Searcher, by: By, count: int | None) -> dict[str, float]:
     """The share of questions whose section is among the first k passages, the mean reciprocal rank, and the time."""
     ranks, began = [], time.perf_counter()
-    for number, (_, questions) in enumerate(sections()):
+    for number, (_, questions) in enumerate(sections(count)):
         for question in questions:
             names = [Path(each.passage.document).stem for each in searcher.search(question, max(DEPTHS), by)]
             right = f"{number:03}"
@@ -76,15 +76,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", help="whose embeddings are compared; without: words only")
     parser.add_argument("--cache", type=Path, help="a folder for the index, which a later run goes on with")
+    parser.add_argument("--sections", type=int, help="the first N sections and their questions; default: all")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.cache or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         embedder = open_embedder(options.model) if options.model else None
-        searcher = Searcher(build(folder / "sections", folder / "docs.db", embedder), embedder)
+        searcher = Searcher(build(folder / "sections", folder / "docs.db", embedder, options.sections), embedder)
         for by in By:
             try:
-                print(json.dumps({"by": by, **recall(searcher, by)}), flush=True)
+                print(json.dumps({"by": by, **recall(searcher, by, options.sections)}), flush=True)
             except InputError as error:
                 print(f"{by}: {error.message}")
 
