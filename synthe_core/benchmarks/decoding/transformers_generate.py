@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -30,7 +31,12 @@ class TransformersGenerate:
         self._vocab = vocab
         command = [sys.executable, "-I", str(Path(transformers_worker.__file__))]
         self._process: subprocess.Popen[str] | None = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
         answer = self._ask({"model": str(model.resolve()), "threads": threads})
         if "error" in answer:

@@ -7,13 +7,10 @@ and then reads {"rows", "tokens"} or {"prefill": true} and answers {"seconds"}, 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 class StepTimes:
