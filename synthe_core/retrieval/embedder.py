@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MAX_TOKENS = 512
 """Tokens of a text that are embedded; the rest is left out."""
 BATCH = 16
+LANGUAGE_MODEL_WEIGHT = 0.1
+"""Of a language model's vectors beside words: more makes results worse (docs/results/retrieval.md)."""
 MODULES = "modules.json"
 """The file by which a folder of a `sentence` model is known (sentence-transformers)."""
 
@@ -29,12 +31,14 @@ class Embedder:
     """name: what identifies the vectors, such as a digest of weights: vectors of different names are not compared.
 
     embed: float32 [N, D], a row for each text. centered: whether vectors need to be standardised before they are
-    compared: a few dimensions of a language model's hidden state are large for every text.
+    compared: a few dimensions of a language model's hidden state are large for every text. weight: how much their order
+    counts beside that of words where both are fused.
     """
 
     name: str
     embed: Callable[[Sequence[str]], np.ndarray]
     centered: bool
+    weight: float = 1.0
 
 
 def open_embedder(model: str) -> Embedder:
@@ -59,7 +63,7 @@ def language_model_embedder(model: LoadedModel) -> Embedder:
         tokens = [tokenizer.encode(text)[:most] or [tokenizer.end] for text in texts]
         return np.concatenate([_pooled(model, tokens[first : first + BATCH]) for first in range(0, len(tokens), BATCH)])
 
-    return Embedder(f"{model.digest}:mean:{most}", embed, centered=True)
+    return Embedder(f"{model.digest}:mean:{most}", embed, centered=True, weight=LANGUAGE_MODEL_WEIGHT)
 
 
 def _pooled(model: LoadedModel, texts: Sequence[Sequence[int]]) -> np.ndarray:

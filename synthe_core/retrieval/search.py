@@ -44,21 +44,20 @@ class Searcher:
             raise InputError(
                 f"{self.index.path} has no embeddings", "index it with --model MODEL, or search it --by words"
             )
-        rankings = []
+        rankings: list[tuple[float, list[int]]] = []
         if by is not By.meaning:
-            rankings.append(self.index.by_words(query, max(limit, CANDIDATES)))
-        if by is not By.words:
-            rankings.append(self._by_meaning(query, max(limit, CANDIDATES)))
+            rankings.append((1.0, self.index.by_words(query, max(limit, CANDIDATES))))
+        if by is not By.words and self.embedder is not None:
+            rankings.append((self.embedder.weight, self._by_meaning(self.embedder, query, max(limit, CANDIDATES))))
         scores = reciprocal_rank_fusion(rankings)
         passages = self.index.passages(list(scores)[:limit])
         return [SearchResult(each, scores[each.id]) for each in passages]
 
-    def _by_meaning(self, query: str, limit: int) -> list[int]:
-        assert self.embedder is not None
-        vectors = self._vectors(self.embedder)
+    def _by_meaning(self, embedder: Embedder, query: str, limit: int) -> list[int]:
+        vectors = self._vectors(embedder)
         if not len(vectors.ids) or not query.strip():
             return []
-        cosines = vectors.unit @ vectors.normalized(self.embedder.embed([query])[0])
+        cosines = vectors.unit @ vectors.normalized(embedder.embed([query])[0])
         best = np.argsort(-cosines, kind="stable")[:limit]
         return [int(id) for id in vectors.ids[best]]
 

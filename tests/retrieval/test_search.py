@@ -62,10 +62,11 @@ def test_meaning_needs_embeddings(searcher: Searcher) -> None:
 
 
 def test_fusion_is_the_sum_of_reciprocal_ranks() -> None:
-    scores = reciprocal_rank_fusion([[3, 1], [1, 2]])
+    scores = reciprocal_rank_fusion([(1, [3, 1]), (1, [1, 2])])
     assert scores == {1: 1 / (CONSTANT + 2) + 1 / (CONSTANT + 1), 3: 1 / (CONSTANT + 1), 2: 1 / (CONSTANT + 2)}
     assert list(scores) == [1, 3, 2]
-    assert list(reciprocal_rank_fusion([[9], [4]])) == [4, 9]
+    assert list(reciprocal_rank_fusion([(1, [9]), (1, [4])])) == [4, 9]
+    assert list(reciprocal_rank_fusion([(1, [5, 4]), (0.1, [6])])) == [5, 4, 6]
 
 
 def test_a_prompt_has_what_fits_and_answers_cite_it(searcher: Searcher) -> None:
