@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -18,6 +17,7 @@ from synthe_core.agents.sandbox.limits import Execution
 from synthe_core.agents.sandbox.sandbox import Sandbox, interpreter
 from synthe_core.agents.sandbox.seccomp import filter_program
 from tests.paths import ROOT
+from tests.processes import start
 
 FILTERED = pytest.mark.skipif(not filter_program(), reason="no seccomp filter for this processor")
 
@@ -259,7 +259,7 @@ def test_it_dies_with_its_caller(sandbox: Sandbox) -> None:
     program = (
         f"import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)', {mark!r}])"
     )
-    caller = subprocess.Popen([sys.executable, "-c", f"{code}{program!r})"], cwd=ROOT)
+    caller = start([sys.executable, "-c", f"{code}{program!r})"], cwd=ROOT)
     end = time.monotonic() + 30
     while not processes_with(mark) and time.monotonic() < end:
         time.sleep(0.02)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import tempfile
 import types
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ import triton.runtime.autotuner as autotuner
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
+
+from tests.processes import run_program
 
 
 class Architecture(types.SimpleNamespace):
@@ -131,4 +132,4 @@ def usage(name: str, kernel: Any) -> Usage:
 
 
 def _output(*command: Any) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return run_program(command, capture_output=True, text=True, check=True).stdout

@@ -17,7 +17,7 @@ LIMIT = 1500.0  # seconds, of the slow checks
 NOTHING_SELECTED = 5  # pytest's exit status
 
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed (pip install 'synthe[test]' on Linux)"
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed (pip install 'synthe[gpu]' on Linux)"
 )
 
 

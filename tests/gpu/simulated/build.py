@@ -6,10 +6,11 @@ import hashlib
 import importlib.util
 import os
 import shutil
-import subprocess
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+
+from tests.processes import run_program
 
 SOURCE = Path(__file__).with_name("guard.cpp")
 LIMIT = 300.0  # seconds that the compiler may take
@@ -54,7 +55,7 @@ def _compile(compiler: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         command = [compiler, "-shared", "-fPIC", "-std=c++20", f"-I{torch}/include", str(SOURCE), "-o", str(made)]
-        done = subprocess.run(
+        done = run_program(
             [*command, f"-L{torch}/lib", "-lc10", "-ltorch_cpu"], capture_output=True, text=True, timeout=LIMIT
         )
         if done.returncode:
