@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
+
+from synthe_core.errors import WorkError
 
 FinishReason = Literal["stop", "length", "cancelled", "refused", "error", "shutdown"]
 
@@ -78,3 +80,14 @@ class Finished:
 Output = PrefillFinished | PromptLogprob | TokenOutput | PooledOutput | Finished
 OutputCallback = Callable[[Output], bool]
 """Receives the outputs of one sequence, on the engine's thread. Returns whether the sequence stops with this token."""
+
+
+def whole_text(outputs: Iterable[Output], model: str) -> str:
+    """The text of a sequence, read to its end. WorkError with the reason if it was not generated to its end."""
+    pieces: list[str] = []
+    for output in outputs:
+        if isinstance(output, TokenOutput | Finished):
+            pieces.append(output.text)
+        if isinstance(output, Finished) and output.reason not in ("stop", "length"):
+            raise WorkError(f"{model} gave no answer: {output.message or output.reason}")
+    return "".join(pieces)

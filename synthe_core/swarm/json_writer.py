@@ -9,7 +9,7 @@ from typing import Any
 from synthe_core.data import chat_template
 from synthe_core.errors import WorkError
 from synthe_core.inference.async_engine import AsyncEngine
-from synthe_core.inference.outputs import Finished, TokenOutput
+from synthe_core.inference.outputs import whole_text
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
 
@@ -37,16 +37,9 @@ def json_writer(engine: AsyncEngine, model: str, max_tokens: int = 400) -> JsonW
             return_logprob=False,
             client=CLIENT,
         )
-        pieces: list[str] = []
-        for output in engine.submit(request):
-            if isinstance(output, TokenOutput):
-                pieces.append(output.text)
-            elif isinstance(output, Finished):
-                pieces.append(output.text)
-                if output.reason not in ("stop", "length"):
-                    raise WorkError(f"{model} wrote no JSON: {output.message or output.reason}")
+        answer = whole_text(engine.submit(request), model)
         try:
-            return json.loads("".join(pieces))
+            return json.loads(answer)
         except ValueError:
             raise WorkError(f"{model} wrote no whole JSON in {max_tokens} tokens", "allow more tokens") from None
 

@@ -102,7 +102,7 @@ def test_files_of_problems_are_read_and_bad_ones_are_refused(tmp_path: Path) -> 
     with gzip.open(good, "wt") as file:
         file.write(json.dumps(DOUBLE) + "\n")
     assert humaneval(str(good))["test"][0]["entry_point"] == "double"
-    rows = [{"task_id": i, "text": "t", "code": "c", "test_list": ["assert True"]} for i in (1, 11, 600)]
+    rows = [{"task_id": i, "text": "t", "code": "c", "test_list": ["assert f() == 1"]} for i in (1, 11, 600)]
     bad.write_text("\n".join(map(json.dumps, rows)))
     loaded = mbpp(str(bad))
     assert [loaded[name]["task_id"] for name in ("prompt", "test")] == [[1], [11]]

@@ -48,7 +48,7 @@ then "A", "B" or "tie", as JSON: {{"reason": "...", "better": "A"}}
 
 
 class Judge:
-    """Judges by `model`. What it answers otherwise than asked for counts as no judgement."""
+    """Judges by `model`. An answer without such JSON counts as no judgement."""
 
     def __init__(self, model: ChatModel) -> None:
         self.model = model

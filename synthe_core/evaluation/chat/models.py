@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from synthe_core.data import chat_template
-from synthe_core.errors import InputError, WorkError
+from synthe_core.errors import InputError
 from synthe_core.inference.async_engine import AsyncEngine
-from synthe_core.inference.outputs import Finished, TokenOutput
+from synthe_core.inference.outputs import whole_text
 from synthe_core.inference.request import Request
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.interop.load import load_model
@@ -73,15 +73,7 @@ class LocalChatModel(ChatModel):
             json_schema=schema,
             return_logprob=False,
         )
-        pieces = []
-        for output in self._engine.submit(request):
-            if isinstance(output, TokenOutput):
-                pieces.append(output.text)
-            elif isinstance(output, Finished):
-                pieces.append(output.text)
-                if output.reason not in ("stop", "length"):
-                    raise WorkError(f"{self.name} gave no answer: {output.message or output.reason}")
-        return "".join(pieces)
+        return whole_text(self._engine.submit(request), self.name)
 
 
 class RemoteChatModel(ChatModel):

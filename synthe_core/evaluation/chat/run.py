@@ -21,8 +21,8 @@ from synthe_core.events import Event, Progress, Result
 
 @dataclass(frozen=True)
 class ChatEvaluation:
-    """questions: what is asked. max_tokens: of an answer. out: a file of answers and judgements, which a later run
-    reads instead of making them again."""
+    """questions: what the models answer. max_tokens: of an answer. out: a file of answers and judgements, which a later
+    run reads instead of making them again."""
 
     questions: Sequence[Question]
     max_tokens: int = 1024

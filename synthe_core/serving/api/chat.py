@@ -95,7 +95,7 @@ def _tool_use(api: Api, served: LoadedModel, body: bodies.Chat) -> ToolUse | Non
     schema = response_schema(api, body)
     use = tool_use(body, form, schema, open_objects=api.settings.open_objects)
     if use is not None and form.anchored and schema is not None and not use.required:
-        message = "tools: this model's calls are JSON like the answer's, and cannot be told from it"
+        message = "tools: this model's calls are JSON like the answer's, and cannot be distinguished from it"
         raise HttpError(400, f"{message}; leave response_format out", param="tools")
     return use
 

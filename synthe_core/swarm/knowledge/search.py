@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 
+from synthe_core.retrieval.fusion import reciprocal_rank_fusion
+from synthe_core.retrieval.words import content_words
 from synthe_core.swarm.knowledge import word_index
 from synthe_core.swarm.knowledge.embedder import Embedder, similarities
 from synthe_core.swarm.knowledge.fact import Fact
@@ -15,21 +16,10 @@ from synthe_core.swarm.knowledge.hit import Hit
 from synthe_core.swarm.knowledge.tables import facts
 
 LIMIT = 50  # facts of one search
-MAX_WORDS = 64  # of a text that are looked for
 MAX_COMPARED = 5000  # the newest facts whose vectors are compared
 K1, B = 1.2, 0.75
-FUSION = 60.0
-"""The constant of reciprocal rank fusion (Cormack et al. 2009)."""
 MIN_SIMILARITY = 0.1
 """The least cosine of a fact that is returned: docs/results/swarm-knowledge.md has the measurement."""
-
-_WORD = re.compile(r"[^\W_]+")
-_STOPS = (
-    "a about am an and are as at be been but by can could did do does for from had has have how i if in is it its "
-    "may me might my of on or our please shall she should so some such tell than that the their them then there these "
-    "they this those to us was we were what when where which who whom whose why will with would you your"
-)
-STOP_WORDS = frozenset(_STOPS.split())
 
 
 def search(
@@ -46,23 +36,19 @@ def search(
 
     untrusted: those too that are not trusted. history: those too that hold no longer.
     """
-    scores: dict[int, float] = {}
-    known: dict[int, Fact] = {}
-    for ranked in (
-        by_words(all_facts, user, request, untrusted=untrusted, history=history, limit=limit),
-        [] if embed is None else by_meaning(all_facts, user, request, embed, untrusted=untrusted)[:limit],
-    ):
-        for place, fact in enumerate(ranked, 1):
-            known[fact.id] = fact
-            scores[fact.id] = scores.get(fact.id, 0.0) + 1 / (FUSION + place)
-    return sorted(known.values(), key=lambda fact: (-scores[fact.id], fact.id))[:limit]
+    orders = [by_words(all_facts, user, request, untrusted=untrusted, history=history, limit=limit)]
+    if embed is not None:
+        orders.append(by_meaning(all_facts, user, request, embed, untrusted=untrusted)[:limit])
+    known = {fact.id: fact for order in orders for fact in order}
+    scores = reciprocal_rank_fusion((1.0, [fact.id for fact in order]) for order in orders)
+    return [known[id] for id in scores][:limit]
 
 
 def by_words(
     all_facts: Facts, user: str, request: str, *, untrusted: bool = False, history: bool = False, limit: int = LIMIT
 ) -> list[Fact]:
     """The facts that share a word with `request`, in the order of BM25. Words are compared by their stems."""
-    words = [word for word in dict.fromkeys(_WORD.findall(request.casefold())) if word not in STOP_WORDS][:MAX_WORDS]
+    words = content_words(request)
     if not words:
         return []
     with all_facts.store.read() as connection:
