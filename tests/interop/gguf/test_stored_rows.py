@@ -51,7 +51,9 @@ def test_a_model_has_the_numbers_and_the_bytes_of_its_file(tmp_path: Path, kind:
         assert module.matrix.nbytes < 0.6 * expected.nbytes, name
     tokens = torch.randint(model.vocab, (2, 19))
     with torch.no_grad():
-        torch.testing.assert_close(model(tokens)[0], dense(tokens)[0], rtol=1e-5, atol=1e-5)
+        made, reference = model(tokens)[0], dense(tokens)[0]
+        exact = dense.double()(tokens)[0]  # the two sum in different orders: neither may be further from it
+    assert (made - exact).abs().max() <= 2 * (reference - exact).abs().max()
     formats = {module.matrix.format for module in held.values()}
     assert formats <= {"Q4_0", "Q8_0", "float16", "Q4_K", "Q6_K", "Q4_K, Q6_K", "F16"} and formats
 
