@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from synthe_cli.escape import escaped, json_text, printable
 from synthe_cli.options import sampled
 from synthe_cli.signals import interruptible_input
-from synthe_core.chat.conversation import Answer, ChatOptions, Conversation, Reply
+from synthe_core.chat.conversation import Answer, ChatOptions, Conversation, Reply, Turn
 from synthe_core.errors import InputError, SyntheError, unknown
 from synthe_core.inference.sampling_params import SamplingParams
 from synthe_core.units import format_count
@@ -97,9 +97,15 @@ class ChatLoop:
                 "prompt_tokens": reply.prompt, "cached_tokens": reply.cached,
                 "tokens_per_second": round(reply.rate, 2), "session": self.conversation.session,
             }  # fmt: skip
+            if self.conversation.retriever is not None:
+                row["passages"] = _passages(self.conversation.turns[-1:])
             print(json_text(row), flush=True)
-        elif self.terminal:
+            return
+        if self.terminal:
             self.notify(summary_of(reply))
+        for each in _passages(self.conversation.turns[-1:]):
+            cited = "  cited" if each["cited"] else ""
+            self.notify(f"[{each['citation']}] {escaped(str(each['place']))}{cited}")
 
     def _stream(self, answer: Answer) -> Reply:
         """Prints the pieces of an answer, and passes Ctrl-C on to it. The second ends the program."""
@@ -202,6 +208,19 @@ USAGE = {
     "set": "/set [KEY VALUE]", "save": "/save NAME", "load": "/load NAME", "fork": "/fork NAME",
     "sessions": "/sessions", "exit": "/exit",
 }  # fmt: skip
+
+
+def _passages(turns: Sequence[Turn]) -> list[dict[str, object]]:
+    """What the last of `turns` read of documents, and whether its answer cites it."""
+    if not turns or not turns[-1].passages:
+        return []
+    from synthe_core.retrieval.prompt import cited, place_of
+
+    used = {number for number, _ in cited(turns[-1].answer, turns[-1].passages)}
+    return [
+        {"citation": number, "place": place_of(each.passage), "cited": number in used, **each.passage._asdict()}
+        for number, each in enumerate(turns[-1].passages, 1)
+    ]
 
 
 def summary_of(reply: Reply) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from synthe_cli.api_key import keys_in
+from synthe_cli.chat_documents import open_documents, retriever_for
 from synthe_cli.help import SETTINGS, Command
 from synthe_cli.hub_models import find_model
 from synthe_cli.options import (
@@ -57,6 +58,7 @@ synthe chat runs/60m --adapter runs/letters             the model with an adapte
 synthe chat runs/60m --speculate draft=runs/tiny        a smaller model drafts the answers
 synthe chat runs/60m --session evening                  resume this conversation, or start it
 synthe chat runs/60m --tools python                     the model runs Python programs, and corrects them
+synthe chat runs/60m --documents handbook/              answers with passages of these files, and cites them
 synthe chat --url http://127.0.0.1:6900                 use the model of a running `synthe serve`
 synthe chat 60m --url http://127.0.0.1:6900             use this one of its models
 synthe chat runs/60m --json < questions.txt             one message per line; prints the answers only""",
@@ -117,6 +119,15 @@ def chat(
             "--transcripts", metavar="FILE", help="With --tools, add each answer with its calls to this file, for sft."
         ),
     ] = None,
+    documents: Annotated[
+        Path | None,
+        typer.Option(
+            "--documents",
+            metavar="PATH",
+            help="A folder or file, indexed first, or an index of `synthe documents`: each message is read with the "
+            "passages that belong to it, which are listed below the answer.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Chat with a model in the terminal.
@@ -126,7 +137,7 @@ def chat(
     template, it continues your text instead.
     """
     local_only = any((device, sessions, adapter, speculate, memory, weights != "auto"))
-    _check(checkpoint, url, key_file, session, tools, local_only)
+    _check(checkpoint, url, key_file, session, tools, local_only, documents)
 
     from synthe_cli.chat_loop import ChatLoop
     from synthe_core.chat.conversation import ChatOptions, Conversation
@@ -153,15 +164,14 @@ def chat(
     if url is not None:
         from synthe_core.chat.remote import RemoteConversation
 
-        key = keys_in(key_file)[0] if key_file else os.environ.get("SYNTHE_API_KEY")
-        converse(RemoteConversation(url, checkpoint, key=key, system=system, session=session))
+        converse(RemoteConversation(url, checkpoint, key=_key(key_file), system=system, session=session))
         return
 
-    assert checkpoint is not None
     from synthe_core.agents.catalog import tools_named
 
     called = tools_named(tools, unsafe=unsafe_tools)
-    served = _loaded(checkpoint, device, weights, drafts, limit)
+    searcher = None if documents is None else open_documents(documents)
+    served = _loaded(checkpoint or "", device, weights, drafts, limit)
     if adapter is not None:
         served.load_adapter(ADAPTER_NAME, find_model(adapter))
     served.recommended = recommended
@@ -173,12 +183,18 @@ def chat(
     folder = sessions or Path(cache_dir()) / "chats" / served.digest[:16]
     with AsyncEngine([served], sessions=folder) as engine:
         name = served.name if adapter is None else f"{served.name}:{ADAPTER_NAME}"
+        more: dict[str, Any] = {"system": system, "retriever": retriever_for(searcher, served)}
         if called:
             from synthe_core.chat.with_tools import ToolConversation
 
-            converse(ToolConversation(engine, name, called, system=system, transcripts=transcripts))
+            converse(ToolConversation(engine, name, called, transcripts=transcripts, **more))
             return
-        converse(LocalConversation(engine, name, system=system, session=session))
+        converse(LocalConversation(engine, name, session=session, **more))
+
+
+def _key(file: Path | None) -> str | None:
+    """The server's API key."""
+    return keys_in(file)[0] if file else os.environ.get("SYNTHE_API_KEY")
 
 
 def _loaded(
@@ -203,6 +219,7 @@ def _check(
     session: str | None,
     tools: str | None,
     local_only: bool,
+    documents: Path | None,
 ) -> None:
     """InputError for options that do not go together. local_only: whether one is given that a server has no use for."""
     if url is None and checkpoint is None:
@@ -214,5 +231,9 @@ def _check(
         )
     if tools and (url is not None or session is not None):
         raise InputError("--tools does not go with --url and --session", "`synthe serve --tools` runs them on a server")
+    if documents is not None and url is not None:
+        raise InputError(
+            "--documents does not go with --url", "`synthe serve --tools search=INDEX` has them on a server"
+        )
     if key_file is not None and url is None:
         raise InputError("--api-key-file needs --url", "name the server with --url")

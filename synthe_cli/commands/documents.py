@@ -162,5 +162,6 @@ def _values(each: SearchResult) -> dict[str, object]:
 
 
 def _shown(number: int, each: SearchResult) -> str:
-    passage = each.passage
-    return f"{number}. {escaped(passage.heading)}  ({escaped(passage.document)})\n{printable(passage.text)}\n"
+    from synthe_core.retrieval.prompt import place_of
+
+    return f"{number}. {escaped(place_of(each.passage))}\n{printable(each.passage.text)}\n"

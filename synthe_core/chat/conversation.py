@@ -7,10 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from synthe_core.errors import InputError, SyntheError, unknown
 from synthe_core.inference.generation_defaults import GenerationDefaults
 from synthe_core.inference.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from synthe_core.retrieval.retriever import Retriever
+    from synthe_core.retrieval.search import SearchResult
 
 SYSTEM, USER, MODEL = "system", "user", "assistant"
 
@@ -53,10 +58,11 @@ class Reply:
 
 @dataclass
 class Turn:
-    """A message and its answer."""
+    """A message and its answer. passages: of documents, that the model read before the message."""
 
     message: str
     answer: str = ""
+    passages: list[SearchResult] = field(default_factory=list)
 
 
 Answer = Generator[str, None, Reply]
@@ -72,12 +78,18 @@ class Conversation(ABC):
     is_temporary: whether the session has no name of the user's, and is deleted at the end.
     has_history:  whether all turns are known here.
     copies:       names under which this conversation was saved, and may be saved again.
+    retriever:    what gives each message passages of documents; None without documents.
     """
 
     defaults = GenerationDefaults()
 
     def __init__(
-        self, model: str, has_chat_template: bool, system: str | None = None, session: str | None = None
+        self,
+        model: str,
+        has_chat_template: bool,
+        system: str | None = None,
+        session: str | None = None,
+        retriever: Retriever | None = None,
     ) -> None:
         self.model, self.has_chat_template, self.system = model, has_chat_template, system
         self.session = session or new_name()
@@ -85,6 +97,9 @@ class Conversation(ABC):
         self.is_saved, self.has_history = False, True
         self.turns: list[Turn] = []
         self.copies = set[str]()
+        self.retriever = retriever
+        if retriever is not None and not has_chat_template:
+            raise InputError(f"{model} has no chat template, and so no place for passages", "leave --documents out")
         if system is not None and not has_chat_template:
             raise InputError(f"{model} has no chat template, and so no place for a system prompt", "leave it out")
 
@@ -162,6 +177,16 @@ class Conversation(ABC):
                 interrupted = False
             except KeyboardInterrupt:
                 interrupted = True
+
+    def _with_passages(self, message: str) -> str:
+        """The last turn's message as the model reads it: after the passages that belong to it."""
+        if self.retriever is None:
+            return message
+        from synthe_core.retrieval.prompt import with_passages
+
+        *before, turn = self.turns
+        turn.passages = self.retriever.retrieve(message, before[-1].message if before else "")
+        return with_passages(message, turn.passages)
 
     def regenerate(self, options: ChatOptions) -> Answer:
         """Answers the last message again."""

@@ -16,6 +16,7 @@ from synthe_core.errors import InputError, WorkError
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.inference.outputs import Finished, PrefillFinished, TokenOutput
 from synthe_core.inference.request import NotFound, Request
+from synthe_core.retrieval.retriever import Retriever
 from synthe_core.storage.atomic import write_file
 
 MARK = "\N{RUNIC LETTER OTHALAN ETHEL O}" * 8
@@ -27,20 +28,26 @@ class LocalConversation(Conversation):
     position in them at which every turn begins."""
 
     def __init__(
-        self, engine: AsyncEngine, model: str, *, system: str | None = None, session: str | None = None
+        self,
+        engine: AsyncEngine,
+        model: str,
+        *,
+        system: str | None = None,
+        session: str | None = None,
+        retriever: Retriever | None = None,
     ) -> None:
         self.engine = engine
         self.served = engine.find(model)[0]
         self.tokenizer: Tokenizer = self.served.tokenizer
         self.defaults = self.served.defaults
-        super().__init__(model, self.tokenizer.chat_template is not None, system, session)
+        super().__init__(model, self.tokenizer.chat_template is not None, system, session, retriever)
         self.tokens: list[int] | None = []
         self.turn_starts: list[int] = []
         if session is not None and session in self.saved_names():
             self.load(session)
 
     def _generate(self, message: str, options: ChatOptions, *, fresh: bool) -> Answer:
-        new_tokens = self._encode(message)
+        new_tokens = self._encode(self._with_passages(message))
         prompt = (*(self.tokens or ()), *new_tokens) if fresh else tuple(new_tokens)
         self.turn_starts.append(len(self.tokens or []))
         past = self.engine.sessions.get(self.session).tokens if self.tokens is None else len(self.tokens)

@@ -14,6 +14,7 @@ from synthe_core.agents.tool import Tool
 from synthe_core.chat.conversation import SYSTEM, USER, Answer, ChatOptions, Conversation, Reply
 from synthe_core.data.tool_calls.parser import TextPiece
 from synthe_core.inference.async_engine import AsyncEngine
+from synthe_core.retrieval.retriever import Retriever
 
 SHOWN = 2000
 """Characters of a result that are shown; the model reads more."""
@@ -35,11 +36,12 @@ class ToolConversation(Conversation):
         system: str | None = None,
         limits: AgentLimits | None = None,
         transcripts: Path | None = None,
+        retriever: Retriever | None = None,
     ) -> None:
         self.engine, self.tools, self.limits = engine, list(tools), limits
         served = engine.find(model)[0]
         self.defaults = served.defaults
-        super().__init__(model, served.tokenizer.chat_template is not None, system)
+        super().__init__(model, served.tokenizer.chat_template is not None, system, retriever=retriever)
         self._file = transcripts
         self._transcripts: list[list[dict[str, Any]]] = []
 
@@ -52,7 +54,7 @@ class ToolConversation(Conversation):
             sampling=options.sampling,
             max_tokens=options.max_tokens,
         )
-        self._transcripts.append([{"role": USER, "content": message}])
+        self._transcripts.append([{"role": USER, "content": self._with_passages(message)}])
         attempt = agent.attempt(self._messages(), seed=options.next_seed)
         began, text = time.monotonic(), ""
         try:

@@ -21,6 +21,7 @@ from synthe_core.retrieval.words import match_any, query_words
 
 VERSION = 1
 APPLICATION = 0x53594E44  # "SYND" in the file's header: an index, and no other database
+MAGIC = b"SQLite format 3\0"
 BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction
 _TABLES = """
 CREATE TABLE documents (
@@ -75,6 +76,14 @@ class StoredPassage(NamedTuple):
     number: int
     heading: str
     text: str
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is an SQLite database, and so an index rather than a document."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 class DocumentIndex:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from synthe_core.retrieval.document_index import StoredPassage
 from synthe_core.retrieval.search import SearchResult
 
 HEADER = "Passages of documents. Use them where they help, and cite the number of what you use, such as [1]."
@@ -14,6 +15,16 @@ _CITED = re.compile(r"\[(\d{1,6})\]")
 def block(passages: Sequence[SearchResult]) -> str:
     """The part of a prompt that has the passages, numbered from 1; empty without any."""
     return f"{HEADER}\n\n{numbered(passages)}" if passages else ""
+
+
+def place_of(passage: StoredPassage) -> str:
+    """Where a passage stands, for a reader: its headings, and its document."""
+    return f"{passage.heading}  ({passage.document})"
+
+
+def with_passages(message: str, passages: Sequence[SearchResult]) -> str:
+    """The message after its passages: a question that stands last is answered best."""
+    return f"{block(passages)}\n\n{message}" if passages else message
 
 
 def numbered(passages: Sequence[SearchResult]) -> str:

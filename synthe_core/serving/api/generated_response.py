@@ -8,16 +8,19 @@ from pydantic import BaseModel
 
 
 class GeneratedItem(BaseModel):
-    """A message, with `role` and `content`, or a call, with `call_id`, `name` and `arguments`."""
+    """A message, with `role` and `content`; a call, with `call_id`, `name` and `arguments`; or a call of a tool that
+    the server has run, `mcp_call`, with `name`, `arguments`, `server_label` and `output`."""
 
     id: str
-    type: Literal["message", "function_call"]
+    type: Literal["message", "function_call", "mcp_call"]
     status: Literal["completed", "incomplete"]
     role: Literal["assistant"] | None = None
     content: list[dict[str, Any]] | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
+    server_label: str | None = None
+    output: str | None = None
 
 
 class GeneratedResponse(BaseModel):

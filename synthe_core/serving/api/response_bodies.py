@@ -48,6 +48,18 @@ class InputResult(Body):
     output: str | list[InputPart]
 
 
+class InputServerCall(Body):
+    """A call of a tool of the server, with its result, as an earlier response had it."""
+
+    NEUTRAL: ClassVar = dict.fromkeys(("status", "server_label", "error", "approval_request_id"), IGNORED)
+
+    type: Literal["mcp_call"]
+    id: Name
+    name: FunctionName
+    arguments: str
+    output: str | None = None
+
+
 class InputReasoning(Body):
     NEUTRAL: ClassVar = dict.fromkeys(("id", "status", "summary", "content", "encrypted_content"), IGNORED)
 
@@ -58,7 +70,7 @@ def _typed(item: Any) -> Any:
     """A message, which may come without a type."""
     if isinstance(item, dict) and item.get("type") is None:
         return {**item, "type": "message"}
-    kinds = ("message", "function_call", "function_call_output", "reasoning")
+    kinds = ("message", "function_call", "function_call_output", "mcp_call", "reasoning")
     if isinstance(item, dict) and item["type"] not in kinds:
         raise PydanticCustomError(
             "unsupported_item", "this type of item is not supported; " + ", ".join(kinds) + " are"
@@ -67,7 +79,7 @@ def _typed(item: Any) -> Any:
 
 
 Item = Annotated[
-    Annotated[InputMessage | InputCall | InputResult | InputReasoning, Field(discriminator="type")],
+    Annotated[InputMessage | InputCall | InputResult | InputServerCall | InputReasoning, Field(discriminator="type")],
     BeforeValidator(_typed),
 ]
 
@@ -145,14 +157,21 @@ def messages_of(items: Iterable[Body]) -> list[dict[str, Any]]:
             case InputMessage(role=role, content=content):
                 messages.append({"role": role, "content": _text(content)})
             case InputCall(call_id=call_id, name=name, arguments=arguments):
-                if not messages or messages[-1]["role"] != "assistant":
-                    messages.append({"role": "assistant", "content": ""})
-                function = {"name": name, "arguments": arguments}
-                calls = messages[-1].setdefault("tool_calls", [])
-                calls.append({"id": call_id, "type": "function", "function": function})
+                _add_call(messages, call_id, name, arguments)
             case InputResult(call_id=call_id, output=output):
                 messages.append({"role": "tool", "tool_call_id": call_id, "content": _text(output)})
+            case InputServerCall(id=id, name=name, arguments=arguments, output=output):
+                _add_call(messages, id, name, arguments)
+                messages.append({"role": "tool", "tool_call_id": id, "content": output or ""})
     return messages
+
+
+def _add_call(messages: list[dict[str, Any]], id: str, name: str, arguments: str) -> None:
+    """Adds a call to the assistant's message at the end."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant", "content": ""})
+    call = {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    messages[-1].setdefault("tool_calls", []).append(call)
 
 
 def _text(content: str | list[InputPart]) -> str:

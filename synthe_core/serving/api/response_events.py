@@ -14,18 +14,25 @@ from synthe_core.serving.api.response_bodies import CreateResponse
 from synthe_core.serving.api.tool_call_job import CallDelta, ToolDelta
 
 Event = dict[str, Any]
+SERVER = "synthe"
+"""The label of the server in its own calls."""
+PREFIXES = {"function_call": "fc", "mcp_call": "mcp"}
 ECHOED = ("instructions", "max_output_tokens", "previous_response_id", "temperature", "top_p")
 
 
 class ResponseWriter:
-    """A response while it comes about. `push` returns the events of each delta; `value` is the response itself."""
+    """A response while it comes about. `push` returns the events of each delta; `value` is the response itself.
 
-    def __init__(self, body: CreateResponse) -> None:
+    runs_tools: whether the server runs the calls, which are then items of type `mcp_call`, with the result in them.
+    """
+
+    def __init__(self, body: CreateResponse, *, runs_tools: bool = False) -> None:
         self.id = f"resp_{secrets.token_hex(24)}"
         self.status = "in_progress"
         self.usage: Usage | None = None
         self.output: list[dict[str, Any]] = []
-        self._body, self._created = body, int(time.time())
+        self._body, self._created, self._runs_tools = body, int(time.time()), runs_tools
+        self._places: dict[str, int] = {}  # of the calls whose result is missing
         self._numbers = itertools.count()
         self._reason: str | None = None
         self._error: dict[str, Any] | None = None
@@ -71,11 +78,22 @@ class ResponseWriter:
             events += self._call(call)
         if delta.reason is not None:
             self._reason = delta.reason
+            if delta.reason == "length":
+                events += self._close("incomplete")
         return events
 
-    def end(self, usage: Usage) -> list[Event]:
-        """The last events."""
-        events = list(self._close("completed" if self._reason != "length" else "incomplete"))
+    def push_result(self, call: str, text: str) -> list[Event]:
+        """The events of the result of a call, given by its id."""
+        place = self._places.pop(call)
+        item = self.output[place]
+        item |= {"output": text, "status": "completed"}
+        done = self._event("response.mcp_call.completed", item_id=item["id"], output_index=place)
+        return [done, self._event("response.output_item.done", output_index=place, item=dict(item))]
+
+    def end(self, usage: Usage, *, cut: bool = False) -> list[Event]:
+        """The last events. cut: whether a limit has ended the response between two answers."""
+        events = list(self._close("completed"))
+        self._reason = "length" if cut else self._reason
         self.usage = usage
         self.status = "incomplete" if self._reason == "length" else "completed"
         return [*events, self._event(f"response.{self.status}", response=self.value)]
@@ -112,11 +130,18 @@ class ResponseWriter:
     def _call(self, call: CallDelta) -> Iterator[Event]:
         if call.name is not None:
             yield from self._close()
-            item = {"id": f"fc_{secrets.token_hex(24)}", "type": "function_call", "status": "in_progress"}
-            yield self._add({**item, "call_id": call.id, "name": call.name, "arguments": ""})
+            kind, more = ("function_call", {"call_id": call.id})
+            if self._runs_tools:
+                kind, more = "mcp_call", {"server_label": SERVER, "output": None, "error": None}
+            item = {"id": f"{PREFIXES[kind]}_{secrets.token_hex(24)}", "type": kind, "status": "in_progress"}
+            yield self._add({**item, **more, "name": call.name, "arguments": ""})
+            if self._runs_tools:
+                self._places[call.id or ""] = len(self.output) - 1
+                yield self._event("response.mcp_call.in_progress", **self._place)
         if call.arguments:
-            self.output[-1]["arguments"] += call.arguments
-            yield self._event("response.function_call_arguments.delta", **self._place, delta=call.arguments)
+            item = self.output[-1]
+            item["arguments"] += call.arguments
+            yield self._event(f"response.{item['type']}_arguments.delta", **self._place, delta=call.arguments)
         if call.complete:
             yield from self._close()
 
@@ -124,6 +149,9 @@ class ResponseWriter:
         """Ends the item that is under way."""
         item, self._open = self._open, None
         if item is None:
+            return
+        if item["type"] == "mcp_call" and status == "completed":  # until its result comes
+            yield self._event("response.mcp_call_arguments.done", **self._place, arguments=item["arguments"])
             return
         item["status"] = status
         if item["type"] == "message":

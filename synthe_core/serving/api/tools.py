@@ -98,15 +98,11 @@ class ToolBody(Body):
     @model_validator(mode="after")
     def _choice_among_tools(self) -> Self:
         check_tools(self.tools or ())
-        names = [tool.function.name for tool in self.tools or ()]
-        if not names and self.tool_choice not in (None, "none", "auto"):
-            raise field_error("tool_choice", "there are no tools to choose from")
-        for name in chosen_names(self.tool_choice) or ():
-            if name not in names:
-                near = closest(name[:80], names)
-                raise field_error(
-                    "tool_choice", "no tool has that name" + (f" (did you mean {near!r}?)" if near else "")
-                )
+        if self.tools:  # without, the server's own may be chosen
+            try:
+                check_choice(self.tool_choice, [tool.function.name for tool in self.tools])
+            except ValueError as error:
+                raise field_error("tool_choice", str(error)) from None
         return self
 
 
@@ -119,6 +115,16 @@ def check_tools(tools: Sequence[Tool]) -> None:
         names.add(tool.function.name)
     if sum(len(json.dumps(tool.function.parameters or {})) for tool in tools) > LONGEST_TOOLS:
         raise field_error("tools", f"the schemas have more than {LONGEST_TOOLS:,} characters together")
+
+
+def check_choice(choice: ToolChoice, names: Sequence[str]) -> None:
+    """Raises ValueError for a choice that none of the tools of these names is."""
+    if not names and choice not in (None, "none", "auto"):
+        raise ValueError("there are no tools to choose from")
+    for name in chosen_names(choice) or ():
+        if name not in names:
+            near = closest(name[:80], list(names))
+            raise ValueError("no tool has that name" + (f" (did you mean {near!r}?)" if near else ""))
 
 
 def chosen_names(choice: ToolChoice) -> list[str] | None:
