@@ -33,6 +33,25 @@ def single_turns() -> list[tuple[str, str, str]]:
     return sorted((each for each in made if all(text.strip() for text in each)), key=lambda each: sum(map(len, each)))
 
 
+def new_team(path: Path, **changes: Any) -> SwarmFolder:
+    """A swarm of one specialist on SmolLM2. changes: keys of `learning`."""
+    base = next((SHARED / "models" / "smollm2-135m-instruct").glob("*.gguf"))
+    folder = SwarmFolder.create(path, os.path.abspath(base))
+    folder.add(NAME, SpecialistSpec.model_validate({"capabilities": "help", "prompt": "You are a helpful assistant."}))
+    set_keys(folder, batch=4, **changes)
+    return folder
+
+
+def set_keys(folder: SwarmFolder, **changes: Any) -> None:
+    """Writes keys of `learning` into swarm.yaml."""
+    text = folder.spec_path.read_text()
+    for key, value in changes.items():
+        (old,) = [line for line in text.splitlines() if line.strip().startswith(f"{key}: ")]
+        text = text.replace(old, f"  {key}: {value}")
+    folder.spec_path.write_text(text)
+    folder.reload()
+
+
 def approve(folder: SwarmFolder, rows: list[tuple[str, str, str]]) -> None:
     store = open_store(folder)
     pairs = Pairs(store, pair_limits(folder))
@@ -72,16 +91,7 @@ def main() -> None:
     parser.add_argument("--lr", default="1e-4")
     parser.add_argument("--sequence", type=int, default=512)
     options = parser.parse_args()
-    base = next((SHARED / "models" / "smollm2-135m-instruct").glob("*.gguf"))
-    folder = SwarmFolder.create(options.team, os.path.abspath(base))
-    folder.add(NAME, SpecialistSpec.model_validate({"capabilities": "help", "prompt": "You are a helpful assistant."}))
-    text = folder.spec_path.read_text()
-    changes = {"epochs": options.epochs, "lr": options.lr, "batch": 4, "sequence": options.sequence, "min_pairs": 10}
-    for key, value in changes.items():
-        (old,) = [line for line in text.splitlines() if line.strip().startswith(f"{key}: ")]
-        text = text.replace(old, f"  {key}: {value}")
-    folder.spec_path.write_text(text)
-    folder.reload()
+    folder = new_team(options.team, epochs=options.epochs, lr=options.lr, sequence=options.sequence, min_pairs=10)
     rows = single_turns()
     first, second = rows[: 2 * options.pairs : 2], rows[1 : 2 * options.pairs : 2]
     approve(folder, first)
