@@ -38,8 +38,13 @@ def _learning(values: dict[str, Any]) -> list[str]:
     learning, lines = values["learning"], []
     if (now := learning["now"]) is not None:
         total = f" of {now['total']:g}" if now.get("total") else ""
-        far = f", {now['doing']}: {now['done']:g}{total} {now['unit']}".rstrip() if "doing" in now else ""
-        lines.append(f"{now.get('specialist', 'somebody')} is learning (pid {now['pid']}){far}")
+        far = f", {now['doing']}: {now['done']:.3g}{total} {now['unit']}".rstrip() if "doing" in now else ""
+        loss = (
+            f", loss {now['train']['loss']:.3f} at step {now['train']['step']}"
+            if "loss" in now.get("train", {})
+            else ""
+        )
+        lines.append(f"{now.get('specialist', 'somebody')} is learning (pid {now['pid']}){far}{loss}")
     for each in values["specialists"]:
         pairs = each["pairs"]
         if pairs["new"] or pairs["approved"]:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from synthe_core.events import Metric, Progress
 from synthe_core.inference.async_engine import AsyncEngine
 from synthe_core.serving.api.server import Server
 from synthe_core.serving.api.settings import Settings
 from synthe_core.swarm.feedback.pairs import Pairs, PairSource
+from synthe_core.swarm.learning.state import LearningState
 from synthe_core.swarm.models import load_models
 from synthe_core.swarm.team import Swarm
 from tests.serving.browser import PROGRAM, Browser
@@ -254,6 +256,24 @@ def test_learning_has_curves_a_ledger_and_a_way_back(view: Browser, busy_swarm: 
     view.wait("document.querySelector('.versions li:has(.now) b').textContent === 'adapters/maths/1'")
     assert busy_swarm.digest("maths") != before
     assert "rolled back" in texts(view, ".ledger tbody tr")[0]
+
+
+def test_a_training_that_runs_has_its_curve(view: Browser, busy_swarm: Swarm) -> None:
+    now = LearningState(busy_swarm.folder)
+    now.begin("maths")
+    for step in range(1, 4):
+        now.show(Metric(step, "train", {"loss": 1.0 / step}))
+    now.show(Metric(3, "validation", {"loss": 0.4, "accuracy": 0.75}))
+    now.show(Progress("train", 1.0, 4.0, "epochs"))
+    now.flush()
+    go(view, "learning")
+    view.wait("document.querySelector('.begin').textContent.includes('maths learns: train 25%')")
+    assert "loss 0.333 at step 3, 75% of the held-out pairs right at step 3" in texts(view, ".begin p")[0]
+    assert view.do("document.querySelector('svg.chart').ariaLabel") == (
+        "maths: training loss: 1.000 at step 1, 0.333 at step 3"
+    )
+    assert view.do("document.querySelector('.begin button').disabled") is True
+    now.end()
 
 
 def test_proposed_specialists_are_made_and_rejected(view: Browser, busy_swarm: Swarm) -> None:

@@ -27,6 +27,21 @@ export function chart(title, points, { width, format, better }) {
     last ? svg("text.now", { x: Math.min(x(last.i) + 8, width - RIGHT - 40), y: Math.max(10, y(last.after) - 7) }, format(last.after)) : null);
 }
 
+/** The curve of a figure that is measured now. points: [step, value]. */
+export function curve(title, points, { width, format }) {
+  const values = points.map(([, value]) => value), [first, last] = [points[0][0], points.at(-1)[0]];
+  let low = Math.min(...values), high = Math.max(...values);
+  if (high - low < 1e-9) { low -= 1e-3; high += 1e-3; }
+  const x = step => LEFT + (width - LEFT - RIGHT) * (last === first ? .5 : (step - first) / (last - first));
+  const y = value => TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low);
+  const line = points.map(([step, value], n) => `${n ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+  return drawing("chart", width, HEIGHT, `${title}: ${format(values[0])} at step ${first}, ${format(values.at(-1))} at step ${last}`,
+    ...[high, low].map(value => svg("g.axis", svg("line", { x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }), svg("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, format(value)))),
+    svg("path.line", { d: line }),
+    svg("text.when", { x: x(first), y: HEIGHT - 5 }, `step ${first}`),
+    last > first ? svg("text.when", { x: width - RIGHT, y: HEIGHT - 5, "text-anchor": "end" }, `${last}`) : null);
+}
+
 function mark(point, x, before, after, format) {
   return svg(`g.change.${point.event === "promoted" ? "promoted" : "refused"}`,
     svg("line", { x1: x, x2: x, y1: before, y2: after }), svg("circle.before", { cx: x, cy: before, r: 2.5 }),

@@ -1,7 +1,7 @@
 // What was learned: the figures of every promotion and refusal as curves, the versions with a way back, and the ledger.
 
 import { get, post } from "./api.js";
-import { chart } from "./charts.js";
+import { chart, curve } from "./charts.js";
 import { announce, make } from "./dom.js";
 import { day, percent } from "./format.js";
 import { fitted } from "./svg.js";
@@ -26,14 +26,25 @@ export async function show(holder, { status, may, refresh }) {
 function begin(status, may, refresh) {
   const { now, min_pairs: enough, automatic } = status.learning, says = make("p.note", { role: "status" });
   const approved = status.specialists.map(each => [each.name, each.pairs?.approved ?? 0]).filter(([, count]) => count);
-  const words = now ? `${now.specialist ?? "A specialist"} learns: ${now.doing ?? "it begins"}${now.total ? ` ${percent(now.done / now.total)}` : ""}.`
+  const words = now ? `${now.specialist ?? "A specialist"} learns: ${now.doing ?? "it begins"}${now.total ? ` ${percent(now.done / now.total)}` : ""}${measured(now)}.`
     : `Approved pairs: ${approved.map(([name, count]) => `${name} ${count}`).join(", ") || "none"}; ${enough} are enough. ${automatic ? "The server begins when it is idle." : "Learning begins by hand."}`;
   const button = make("button", "Learn now", { type: "button", disabled: Boolean(now), onclick: async () => {
     try { const { specialists } = await post("api/swarm/learn"); says.textContent = `${specialists.join(", ")} will learn.`; says.classList.remove("bad"); } catch (error) { says.textContent = error.message; says.classList.add("bad"); return; }
     announce(says.textContent);
     setTimeout(refresh, 2000);
   } });
-  return make("div.begin", make("p", words), may("admin") ? button : null, says);
+  const line = make("div.begin", make("p", words), may("admin") ? button : null, says);
+  if (!now?.losses?.length) return line;
+  const title = `${now.specialist}: training loss`;
+  return make("section", line, make("div.charts", make("figure", make("figcaption", title), fitted(make("div"), width => curve(title, now.losses, { width, format: bits })))));
+}
+
+/** The newest figures of the training that runs. */
+function measured({ train, validation }) {
+  const parts = [];
+  if (train?.loss !== undefined) parts.push(`loss ${bits(train.loss)} at step ${train.step}`);
+  if (validation?.accuracy !== undefined) parts.push(`${percent(validation.accuracy)} of the held-out pairs right at step ${validation.step}`);
+  return parts.map(part => `, ${part}`).join("");
 }
 
 function specialist(name, lines, versions, may, refresh) {

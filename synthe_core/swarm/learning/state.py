@@ -15,6 +15,8 @@ from synthe_core.swarm.folder import SwarmFolder
 STATE = "learning.json"
 INTERVAL = 1.0
 """Seconds between two writes."""
+POINTS = 200
+"""Of a curve, at most: of more, every second one is left out."""
 
 
 class LearningState:
@@ -24,25 +26,40 @@ class LearningState:
         self._path = folder.path / STATE
         self._written = 0.0
         self._facts: dict[str, Any] = {"pid": os.getpid(), "began": time.time()}
+        self._losses, self._every, self._steps = list[tuple[int, float]](), 1, 0
 
     def begin(self, specialist: str) -> None:
         """Notes who learns now."""
         self._facts = {"pid": os.getpid(), "began": time.time(), "specialist": specialist}
-        self._write()
+        self._losses, self._every, self._steps = [], 1, 0
+        self.flush()
 
     def show(self, event: Event) -> None:
         """Notes how far it is."""
         if isinstance(event, Progress):
             self._facts |= {"doing": event.what, "done": event.done, "total": event.total, "unit": event.unit}
-        elif isinstance(event, Metric) and event.phase == "validation":
-            self._facts["validation"] = {key: event.values[key] for key in ("loss", "accuracy") if key in event.values}
+        elif isinstance(event, Metric):
+            facts = {key: event.values[key] for key in ("loss", "accuracy") if key in event.values}
+            self._facts[event.phase] = {"step": event.step, **facts}
+            if event.phase == "train" and "loss" in facts:
+                self._add(event.step, facts["loss"])
         if time.monotonic() - self._written > INTERVAL:
-            self._write()
+            self.flush()
+
+    def _add(self, step: int, loss: float) -> None:
+        """Adds a point to the curve of the training loss, which stays short."""
+        self._steps += 1
+        if self._steps % self._every == 0:
+            self._losses.append((step, round(loss, 5)))
+        if len(self._losses) > POINTS:
+            self._losses, self._every = self._losses[1::2], 2 * self._every
+        self._facts["losses"] = self._losses
 
     def end(self) -> None:
         self._path.unlink(missing_ok=True)
 
-    def _write(self) -> None:
+    def flush(self) -> None:
+        """Writes the file now."""
         self._written = time.monotonic()
         write_file(self._path, json.dumps(self._facts) + "\n")
 
