@@ -80,6 +80,16 @@ class LoRALinear(Linear):
             raise ValueError("rows of one pass have different adapters of a matrix that is read: see `per_adapter`")
         return self.low_rank(slot).merge(self.base_weight) if slot in self.slots else self.base_weight
 
+    def first_rows(self, count: int) -> Tensor:
+        """The first rows of `weight`, to the bit, of a quantised W without dequantising the others."""
+        if self.matrix is None:
+            return self.weight[:count]
+        base = torch.zeros(self.out_features, self.in_features)
+        base[:count] = self.matrix.rows(slice(0, count))
+        batch = current_adapters()
+        slot = DEFAULT if batch is None else batch.groups(self.slots).only
+        return (self.low_rank(slot).merge(base) if slot in self.slots else base)[:count]
+
     def low_rank(self, slot: int) -> LowRank:
         """The change that the adapter in `slot` makes here."""
         a, b = (cast(Factor, factors[str(slot)]).weight for factors in (self.lora_A, self.lora_B))

@@ -128,6 +128,8 @@ def is_session(file: TensorFile) -> bool:
     return is_format and pending is not None and (pending.dtype, len(pending.shape)) == (torch.int64, 1)
 
 
+ROWS = 8
+"""Rows and columns of each matrix that the fingerprint reads."""
 FACTOR = re.compile(r"\.lora_[AB]\.")
 """In the name of a factor of an attached adapter. The matrix of its map has it merged where the adapter is used; others
 that are attached change nothing."""
@@ -145,13 +147,17 @@ def fingerprint(model: Backbone, tensors: Mapping[str, Tensor] | None = None, we
     maps = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding))}
     for name, module in maps.items():
         if name == "embedding" or (name.startswith("blocks.") and not FACTOR.search(name)):
-            matrix = quantized_matrix(module)
-            if tensors is not None:
-                weight = tensors[f"{name}.weight"]
-            else:
-                weight = module.weight if matrix is None or slots_of(module) else matrix.rows(slice(0, 8))
-            digest.update(weight.detach()[:8, :8].to(torch.float32).cpu().contiguous().numpy().tobytes())
+            weight = _first_rows(module) if tensors is None else tensors[f"{name}.weight"]
+            digest.update(weight.detach()[:ROWS, :ROWS].to(torch.float32).cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _first_rows(module: nn.Linear | nn.Embedding) -> Tensor:
+    """The first rows of a matrix as it is used, without dequantising the others."""
+    if slots_of(module):
+        return module.first_rows(ROWS)  # type: ignore[operator, union-attr]
+    matrix = quantized_matrix(module)
+    return module.weight if matrix is None else matrix.rows(slice(0, ROWS))
 
 
 def weights_digest(model: Backbone) -> str:

@@ -168,7 +168,8 @@ class AnswerWriter:
         served, system = self.served(name if name in self.running.names else BASE), ""
         if spec is not None:
             system = system_text(name, spec, {each: self.folder.resolve(each) for each in spec.documents})
-        writer = PromptWriter(served.tokenizer, system, prefix_alignment(self.engine, served))
+        alignment = prefix_alignment(self.engine, served)
+        writer = PromptWriter(served.tokenizer, system, alignment, served.max_length)
         check_length(name, writer, served.name, served.max_length)
         return writer
 

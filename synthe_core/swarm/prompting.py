@@ -10,6 +10,7 @@ from synthe_core.data import chat_template as chat
 from synthe_core.data.document_text import read_document
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.errors import InputError
+from synthe_core.inference.request import ContextLengthExceeded
 from synthe_core.swarm.spec import SpecialistSpec
 
 Message = Mapping[str, str]
@@ -33,12 +34,14 @@ class PromptWriter:
     """Writes the prompts of one specialist.
 
     system: what every prompt of it begins with. alignment: where a prompt may be cut, see `SchedulerConfig`.
+    max_length: tokens that the model reads; a text that has more for sure is refused before they are counted.
     prefix: tokens that all its prompts begin with, whatever is known of the user, up to where they may be cut; their
             state is computed once. pending: the token that follows in all of them; None for no prefix.
     """
 
-    def __init__(self, tokenizer: Tokenizer, system: str, alignment: int = 1) -> None:
-        self._tokenizer, self.system = tokenizer, system
+    def __init__(self, tokenizer: Tokenizer, system: str, alignment: int = 1, max_length: int | None = None) -> None:
+        self._tokenizer, self.system, self._max_length = tokenizer, system, max_length
+        self._max_characters = None if max_length is None else max_length * max(1, int(tokenizer.widths.max()))
         self.prefix, self.pending = tuple[int, ...](), None
         if system:
             texts = (("one", ""), ("2", ""), ("2", "What is known"))
@@ -49,7 +52,16 @@ class PromptWriter:
                 self.prefix, self.pending = first[:length], first[length]
 
     def __call__(self, messages: Sequence[Message], facts: str = "") -> Prompt:
-        """The prompt of a conversation, whose last message is the user's. facts: what is known, in words."""
+        """The prompt of a conversation, whose last message is the user's. facts: what is known, in words.
+
+        ContextLengthExceeded for a conversation that is much too long.
+        """
+        characters = sum(len(each["content"]) for each in messages)
+        if self._max_characters is not None and characters > self._max_characters:
+            raise ContextLengthExceeded(
+                f"the conversation is longer than the {self._max_length} tokens that the model reads",
+                "shorten it, or leave out its older turns",
+            )
         token_ids = self._encode(messages, facts)
         shared = len(self.prefix) if token_ids[: len(self.prefix)] == self.prefix else 0
         return Prompt(token_ids, self._stop, shared if shared < len(token_ids) else 0)

@@ -185,6 +185,23 @@ def test_a_session_with_an_adapter_is_of_that_adapter_in_any_format(file: Path) 
     assert shapes[0] == shapes[1] and len(set(shapes[0])) == 3
 
 
+def test_an_adapter_is_identified_without_dequantising(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(file, "as_stored")
+    matrices = [each.matrix for each in model.model.modules() if isinstance(each, QuantizedLinear)]
+    maps = {
+        name: LowRank(torch.ones(2, each.in_features), torch.ones(each.out_features, 2), 1.0)
+        for name, each in linear_maps(model.model).items()
+    }
+    plain = model.fingerprints(None)
+
+    def refuse(matrix: object) -> torch.Tensor:
+        raise AssertionError("a matrix was dequantised")
+
+    for kind in {type(matrix) for matrix in matrices}:
+        monkeypatch.setattr(kind, "dequantize", refuse)
+    assert matrices and model.fingerprints(Adapter(maps)) != plain
+
+
 def test_what_cannot_be_had(path: Path) -> None:
     checkpoint = Checkpoint.open(path)
     with pytest.raises(InputError, match="int5") as error:

@@ -11,7 +11,7 @@ import pytest
 
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.errors import InputError
-from synthe_core.inference.request import Busy
+from synthe_core.inference.request import Busy, ContextLengthExceeded
 from synthe_core.inference.scheduler_config import ALIGNMENT
 from synthe_core.model.language_model import LanguageModel
 from synthe_core.recipe.schema import Recipe
@@ -168,6 +168,9 @@ def test_a_base_may_have_a_short_context(tmp_path, context):
         assert len(swarm.recollection.recall("", "When does the office open?").block) <= context // 4
         _, end = answered(swarm, said("1+1?", max_tokens=400))
         assert end.num_prompt_tokens + end.num_output_tokens <= context + 1
+        for text in ("x" * (context + 1), "x" * 1_000_000):
+            with pytest.raises(ContextLengthExceeded, match=f"longer than the {context} tokens"):
+                answered(swarm, said(text))
         states = claim_states(swarm.served("base"), [("the office opens at nine. " * 9, "it opens at ten. " * 9)])
         assert states.shape == (1, 16)
 
