@@ -140,12 +140,19 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
         print(escaped(f"warning: {' '.join(str(message).split())}"), file=sys.stderr)
 
 
+def _set_wait_policy() -> None:
+    """OpenMP threads that spin long while they wait slow everything down beside other busy processes, at worst tenfold,
+    and those that sleep at once cost a third of decoding: docs/results/decoding.md. So they spin shortly. GNU's runtime
+    does that for one thread that computes; beside a second one, as in a server, its threads sleep almost at once unless
+    the policy is `active`, which for LLVM's alone would mean for ever. Read when torch is imported.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ.update(OMP_WAIT_POLICY="active", GOMP_SPINCOUNT="1000", KMP_BLOCKTIME="1")
+
+
 def main() -> None:
     """The `synthe` script."""
-    # OpenMP threads that spin long while they wait slow everything down beside other busy processes, at worst tenfold,
-    # and those that sleep at once cost a third of decoding: docs/results/decoding.md. Read when torch is imported.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    _set_wait_policy()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open for as long as the process)

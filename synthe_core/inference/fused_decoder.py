@@ -4,6 +4,8 @@ recurrent ones run in one call of C (see `ops.fused_decode`), for a token of eac
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +18,7 @@ from synthe_core.inference.fused_maps import matrices_of
 from synthe_core.inference.fused_recurrent import FORMS, begin
 from synthe_core.inference.fused_residual import fill_residuals, residual_refusal
 from synthe_core.inference.growing_window import Place, extended
+from synthe_core.inference.thread_choice import ThreadChoice, most_threads
 from synthe_core.layers.adapter_batch import current_adapters
 from synthe_core.layers.attention import Attention, AttentionState
 from synthe_core.layers.mlp import MLP
@@ -59,6 +62,8 @@ class FusedDecoder:
         self._held: list[Tensor] = []  # what C has the addresses of, besides parameters
         for step, learner in zip(self._steps, self._learners, strict=True):
             self._held += _fill(step, learner, self._slots)
+        self._shapes = _shapes(self._steps)
+        self._threads: dict[int, ThreadChoice] = {}
         residuals = iter(self._steps)
         for block in blocks:
             fill_residuals([next(residuals).residual for _ in block.steps], block)
@@ -102,12 +107,22 @@ class FusedDecoder:
     def run(self, steps: ctypes.Array[Step], x: Tensor, adapters: list[int], first: int = 0) -> None:
         """Steps of x [B, D] in place, of the learners from number `first` on, with their weights."""
         if self.model.offload is None:
-            decode(steps, x, adapters, self._rank)
+            choice, begun = self.thread_choice(), time.perf_counter()
+            decode(steps, x, adapters, self._rank, choice.threads(len(x)))
+            if len(steps) == len(self._steps):
+                choice.record(len(x), time.perf_counter() - begun)
             return
         for span in self.model.offload.spans(slice(first, first + len(steps))):
             part = (Step * (span.stop - span.start)).from_buffer(steps, (span.start - first) * ctypes.sizeof(Step))
             with self.model.offload.holding(span.start):
                 decode(part, x, adapters, self._rank)
+
+    def thread_choice(self) -> ThreadChoice:
+        """Among the numbers of threads up to torch's."""
+        most = most_threads()
+        if most not in self._threads:
+            self._threads[most] = ThreadChoice.of(self._shapes, most)
+        return self._threads[most]
 
     def _adapters(self, rows: int) -> list[int]:
         """The number of each row's adapter, -1 for none."""
@@ -154,6 +169,19 @@ def _learner_refusal(learner: nn.Module) -> str | None:
         return f"a block has a {getattr(getattr(learner, 'config', None), 'type', 'learner')}"
     fit = all(matrices_of(each) is not None for each in maps if each is not None)
     return None if fit else "a map has weights that C does not multiply"
+
+
+def _shapes(steps: ctypes.Array[Step]) -> str:
+    """A digest of the kinds of learners, and of the shapes and formats of their maps."""
+    maps = [
+        (step.kind, *(each for map in (step.input, step.more, step.output) for each in _shape(map))) for step in steps
+    ]
+    return hashlib.sha256(repr(maps).encode()).hexdigest()[:12]
+
+
+def _shape(map: LinearMap) -> tuple[int, ...]:
+    formats = (number for part in map.parts[: map.count] for number in (part.packed.bits, part.stored))
+    return map.inputs, map.outputs, *formats
 
 
 def _changes(map: nn.Module, slots: Sequence[int], held: list[Tensor]) -> ctypes.Array[Change] | None:

@@ -287,6 +287,10 @@ class LoadedModel:
             self._decoder = FusedDecoder(self.model)
         return self._decoder
 
+    def decode_threads(self, num_tokens: int) -> int | None:
+        """How many threads what belongs to a pass of so many tokens should have; None for torch's number."""
+        return self.fused_decoder().thread_choice().settled(num_tokens) if self.fused_refusal is None else None
+
     def with_network(self, network: LanguageModel) -> LoadedModel:
         """The same model with another network, some of its own blocks for example: adapters are those of this one."""
         other = copy.copy(self)

@@ -27,6 +27,7 @@ from synthe_core.inference.sequence import Sequence, SequenceStatus
 from synthe_core.inference.speculation.batch import SpeculativeBatch
 from synthe_core.inference.speculation.decoder import SpeculativeDecoder
 from synthe_core.inference.state_batch import StateBatch
+from synthe_core.inference.thread_choice import limited_to
 from synthe_core.layers.adapter_batch import AdapterBatch, use_adapters
 
 
@@ -78,7 +79,9 @@ class ModelScheduler:
             self.prefill()
             while self.prefilling and self.config.prefill_first:
                 self.prefill()
-            self.decode()
+            if running := self.batch.sequences:
+                with limited_to(self.model.decode_threads(len(running))):
+                    self.decode()
             self.batch.compact()
 
     def add(self, sequence: Sequence) -> None:

@@ -189,3 +189,17 @@ def test_sigterm_ends_as_ctrl_c_does() -> None:
     code = "import os, signal, synthe_cli.app as a; a.app = lambda: os.kill(os.getpid(), signal.SIGTERM); a.main()"
     done = run_program([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "KeyboardInterrupt" in done.stderr
+
+
+WAIT_POLICY = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "passive"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "0"}])
+def test_threads_wait_as_the_user_says(own: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in WAIT_POLICY:
+        monkeypatch.setenv(name, "")  # restored afterwards
+        del os.environ[name]
+    os.environ.update(own)
+    application._set_wait_policy()
+    expected = own or dict(zip(WAIT_POLICY, ("active", "1000", "1"), strict=True))
+    assert {name: os.environ[name] for name in WAIT_POLICY if name in os.environ} == expected

@@ -13,6 +13,7 @@ from synthe_core import state as states
 from synthe_core.data.tokenizers import ByteTokenizer
 from synthe_core.inference.fused_decoder import FusedDecoder, refusal
 from synthe_core.inference.loaded_model import LoadedModel
+from synthe_core.inference.thread_choice import PASSES, ROUNDS
 from synthe_core.layers.adapter_batch import NONE, AdapterBatch, use_adapters
 from synthe_core.model.language_model import LanguageModel, ModelState
 from synthe_core.model.spec import ModelSpec
@@ -307,3 +308,21 @@ def test_each_row_has_its_own_adapter(path: Path, format: str, compact: bool) ->
         loaded.adapters.clear()
         loaded.detach_unused([])
         assert torch.equal(loaded.forward(following[:1], states.take(state, torch.tensor([0]))).hidden, before)
+
+
+def test_the_number_of_threads_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNTHE_CACHE", str(tmp_path))
+    model, before, passes = model_of({"heads": 4}), torch.get_num_threads(), list[torch.Tensor]()
+    tokens = tokens_of(5, 3)
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            decoder, state, outputs = FusedDecoder(model), started(model), list[torch.Tensor]()
+            for _ in range(3 * ROUNDS * PASSES):
+                hidden, state, _ = decoder.hidden(tokens, state)
+                outputs.append(hidden)
+                assert torch.get_num_threads() == threads
+            passes.append(torch.stack(outputs))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*passes)

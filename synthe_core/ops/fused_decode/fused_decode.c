@@ -6,6 +6,9 @@
 // A row's result does not depend on the other rows: it is computed alone, and products are those of packed_linear.h and
 // float_linear.h. What a step is, and who owns the memory: fused_decode/__init__.py.
 #include <stdlib.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "../native_attention/attend.h"
 #include "activate.h"
@@ -166,9 +169,7 @@ static void apply_more(const step *s, const float *x, int64_t rows, const int64_
     apply(&s->more, x, rows, adapters, own->features + rows * s->in.outputs, own);
 }
 
-// x [rows, width] in place. features, inner, rank: the most outputs and inputs of a step's maps, and of their changes.
-// Returns 0, or 1 if there is no memory.
-int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapters, int64_t rows, int64_t width,
+static int64_t run_steps(const step *steps, int64_t count, float *x, const int64_t *adapters, int64_t rows, int64_t width,
                int64_t features, int64_t inner, int64_t rank) {
     int64_t most = inner > width ? inner : width, blocks = (most + BLOCK - 1) / BLOCK, scores = 1;
     for (int64_t i = 0; i < count; i++)
@@ -210,6 +211,21 @@ int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapte
     }
     free(memory);
     return 0;
+}
+
+// x [rows, width] in place. features, inner, rank: the most outputs and inputs of a step's maps, and of their changes.
+// threads: how many; 0: as many as the caller has. Numbers do not depend on it. Returns 0, or 1 if there is no memory.
+int64_t decode(const step *steps, int64_t count, float *x, const int64_t *adapters, int64_t rows, int64_t width,
+               int64_t features, int64_t inner, int64_t rank, int64_t threads) {
+#ifdef _OPENMP
+    int before = omp_get_max_threads();
+    if (threads > 0) omp_set_num_threads((int)threads);
+    int64_t failed = run_steps(steps, count, x, adapters, rows, width, features, inner, rank);
+    omp_set_num_threads(before);
+    return failed;
+#else
+    return run_steps(steps, count, x, adapters, rows, width, features, inner, rank);
+#endif
 }
 
 int64_t step_bytes(void) { return sizeof(step); }
