@@ -16,6 +16,7 @@ from synthe_core.data.tool_calls.format import tool_format
 from synthe_core.data.tool_calls.parser import Piece, TextPiece, ToolCallParser
 from synthe_core.data.tool_calls.plain_messages import for_template
 from synthe_core.data.tool_calls.schema import FunctionSchema, call_schema
+from synthe_core.data.tool_calls.style_parsers import parser_for
 from synthe_core.errors import InputError, WorkError
 from synthe_core.inference.async_engine import AsyncEngine, RequestHandle
 from synthe_core.inference.outputs import Finished, PrefillFinished, TokenOutput
@@ -124,7 +125,7 @@ class Agent:
     def _answer(self, run: AgentRun, seed: int) -> Generator[AgentEvent, None, list[AgentCall]]:
         """One answer of the model, added to the run; returns its calls."""
         handle = self.engine.submit(self._request(run, seed))
-        answer, parser = _Answer(), ToolCallParser(self.form)
+        answer, parser = _Answer(), self._parser()
         end: Finished | None = None
         try:
             for output in handle:
@@ -149,6 +150,9 @@ class Agent:
         calls = [call for index, call in answer.calls.items() if index in answer.complete]
         run.add_answer(answer.text, calls, end.num_output_tokens, cut=end.reason == "length")
         return calls
+
+    def _parser(self) -> ToolCallParser:
+        return ToolCallParser(self.form) if self._schema is None else parser_for(self.form, self._schema)
 
     def _pieces(self, parser: ToolCallParser, output: TokenOutput) -> list[Piece]:
         tokenizer = self.served.tokenizer

@@ -11,16 +11,21 @@ from torch import Tensor
 
 from synthe_core.data.tokenizers import Tokenizer
 from synthe_core.data.tool_calls.format import ToolFormat
+from synthe_core.data.tool_calls.grammar import call_grammar
+from synthe_core.data.tool_calls.schema import functions_of, root_of
 from synthe_core.inference.constraints import (
+    JSON_FORMAT,
     Constraint,
     JsonSchemaConstraint,
     compile_grammar,
     compile_json_schema,
 )
-from synthe_core.inference.request import Request, ToolUse
+from synthe_core.inference.named_call import NamedCallConstraint, NameTokens
+from synthe_core.inference.request import Grammar, Request, ToolUse
 
 MAX_CALLS = 16
 """Calls of one answer; a small model would not stop by itself."""
+CallConstraint = JsonSchemaConstraint | NamedCallConstraint
 Phase = Literal["text", "beginning", "either", "forced", "body", "next", "done"]
 
 
@@ -31,12 +36,12 @@ class ToolCallConstraint:
     beginning: the same for a format without a mark: the answer is a call if it begins like one.
     either:    the first token of JSON that is no call, or of the mark.
     forced:    the tokens of a mark, before or after a call.
-    body:      JSON of a call, or of a list of calls.
+    body:      a call, or a list of calls, in the format's style.
     next:      after a call: the end, or the mark before another.
     """
 
     def __init__(
-        self, use: ToolUse, marks: Marks, body: JsonSchemaConstraint, text: JsonSchemaConstraint | None = None
+        self, use: ToolUse, marks: Marks, body: CallConstraint, text: JsonSchemaConstraint | None = None
     ) -> None:
         self._use, self._marks, self._body, self._text = use, marks, body, text
         self._matched = 0  # bytes of the mark with which the text ends
@@ -224,6 +229,23 @@ def compile_constraint(tokenizer: Tokenizer, vocab: int, request: Request) -> Co
     if (use := request.tool_use) is None:
         return None
     text = None if use.text is None or use.required else compile_json_schema(tokenizer, vocab, use.text)
-    return ToolCallConstraint(
-        use, _marks(tokenizer, vocab, use.form), compile_json_schema(tokenizer, vocab, use.schema), text
-    )
+    return ToolCallConstraint(use, _marks(tokenizer, vocab, use.form), _compile_call(tokenizer, vocab, use), text)
+
+
+def _compile_call(tokenizer: Tokenizer, vocab: int, use: ToolUse) -> CallConstraint:
+    """What a call obeys, between its marks."""
+    if use.form.style == "json":
+        return compile_json_schema(tokenizer, vocab, use.schema)
+    if use.form.style != "named":
+        text = call_grammar(use.form, use.schema, parallel=use.parallel, layout=JSON_FORMAT)
+        return compile_grammar(tokenizer, vocab, Grammar("grammar", text))
+    arguments = {
+        each.name.encode(): compile_json_schema(tokenizer, vocab, {"$ref": f"#/$defs/tool{i}", **root_of(i, each)})
+        for i, each in enumerate(functions_of(use.schema))
+    }
+    return NamedCallConstraint(_name_tokens(tokenizer, vocab), arguments)
+
+
+@lru_cache(16)
+def _name_tokens(tokenizer: Tokenizer, vocab: int) -> NameTokens:
+    return NameTokens(tokenizer, vocab)

@@ -11,9 +11,19 @@ import tokenizers
 from tokenizers import AddedToken, models, pre_tokenizers
 
 from synthe_core.data.tokenizers import ByteTokenizer, FileTokenizer, Tokenizer
-from synthe_core.data.tool_calls.format import HERMES, JSON, LLAMA, MISTRAL, ToolFormat
-from synthe_core.data.tool_calls.parser import CallPiece, TextPiece, ToolCallParser
+from synthe_core.data.tool_calls.format import (
+    HERMES,
+    JSON,
+    LLAMA,
+    MISTRAL,
+    MISTRAL_ARGS,
+    PYTHONIC,
+    QWEN_XML,
+    ToolFormat,
+)
+from synthe_core.data.tool_calls.parser import CallPiece, TextPiece
 from synthe_core.data.tool_calls.schema import FunctionSchema, call_schema
+from synthe_core.data.tool_calls.style_parsers import parser_for
 from synthe_core.inference.request import Request, ToolUse
 from synthe_core.inference.tool_constraint import MAX_CALLS, ToolCallConstraint, compile_constraint
 
@@ -45,7 +55,7 @@ def with_marks() -> Tokenizer:
                 merges.append((piece[: size - 1], piece[size - 1]))
     inner = tokenizers.Tokenizer(models.BPE(vocab, merges))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    inner.add_special_tokens([AddedToken("[TOOL_CALLS]", special=True), AddedToken("</s>", special=True)])
+    inner.add_special_tokens([AddedToken(mark, special=True) for mark in ("[TOOL_CALLS]", "[ARGS]", "</s>")])
     return FileTokenizer(inner, "marks", end="</s>")
 
 
@@ -84,7 +94,8 @@ def walk(
 
 def read(tokenizer: Tokenizer, form: ToolFormat, tokens: list[int]) -> tuple[str, list[tuple[str, Any]]]:
     """The text and the calls of an answer, as a server reads them."""
-    parser, decoder = ToolCallParser(form), tokenizer.decoder()
+    schema = call_schema(form, FUNCTIONS, parallel=True)
+    parser, decoder = parser_for(form, schema), tokenizer.decoder()
     pieces = []
     for token in tokens:
         if tokenizer.spelling(token) == form.opening and form.opening:
@@ -113,7 +124,10 @@ def check(calls: list[tuple[str, Any]]) -> None:
 
 FORMS = [
     pytest.param(tokenizer, form, id=f"{form.name}-{tokenizer.name}")
-    for tokenizer, forms in ((BYTES, (HERMES, LLAMA, JSON)), (MARKS, (HERMES, LLAMA, JSON, MISTRAL)))
+    for tokenizer, forms in (
+        (BYTES, (HERMES, LLAMA, JSON, QWEN_XML, PYTHONIC, MISTRAL_ARGS)),
+        (MARKS, (HERMES, LLAMA, JSON, MISTRAL, QWEN_XML, PYTHONIC, MISTRAL_ARGS)),
+    )
     for form in forms
 ]
 
@@ -129,14 +143,14 @@ def test_required_calls_are_valid(tokenizer: Tokenizer, form: ToolFormat, parall
         assert complete and text == ""
         check(calls)
         numbers.add(len(calls))
-    single = not parallel or form.anchored
+    single = not parallel or (form.anchored and not form.in_list)
     assert numbers == {1} if single else 1 <= max(numbers) <= MAX_CALLS
 
 
 @pytest.mark.parametrize("tokenizer,form", FORMS)
 def test_a_call_that_begins_in_free_text_is_valid(tokenizer: Tokenizer, form: ToolFormat) -> None:
-    begin = form.head[:-1] if form.anchored else f"Let me see. {form.opening.strip()[:-1] or ''}"
-    begin = begin if form is not MISTRAL else f"Let me see. {form.opening}"
+    begin = (form.head[:-1] or form.head) if form.anchored else f"Let me see. {form.opening.strip()[:-1] or ''}"
+    begin = begin if form not in (MISTRAL, MISTRAL_ARGS) else f"Let me see. {form.opening}"
     completed = 0
     for seed in range(12):
         limit = constraint(tokenizer, form, parallel=False)
@@ -146,7 +160,7 @@ def test_a_call_that_begins_in_free_text_is_valid(tokenizer: Tokenizer, form: To
         _, calls = read(tokenizer, form, tokens)
         check(calls)
         completed += bool(calls)
-    assert completed or form is not MISTRAL
+    assert completed or form not in (MISTRAL, MISTRAL_ARGS, PYTHONIC)
 
 
 @pytest.mark.parametrize("tokenizer,form", FORMS)

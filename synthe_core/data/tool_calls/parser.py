@@ -38,7 +38,7 @@ class ToolCallParser:
     """Splits the text of an answer into text and calls.
 
     What may be the beginning of a call is held back until it is known to be one. The JSON of a call is in the layout of
-    `constraints.JSON_FORMAT`, which a constrained model cannot leave.
+    `constraints.JSON_FORMAT`, which a constrained model cannot leave. Subclasses read calls of other styles.
     """
 
     def __init__(self, form: ToolFormat) -> None:
@@ -119,10 +119,18 @@ class ToolCallParser:
         if begin is None:
             return False
         self._held = self._held[begin.end() :]
-        self._state, self._scanner = "arguments", ObjectScanner()
-        pieces.append(CallPiece(self.num_calls, json.loads(begin[1])))
-        self.num_calls += 1
+        self._begin_call(pieces, json.loads(begin[1]))
         return True
+
+    def _begin_call(self, pieces: list[Piece], name: str) -> None:
+        self._state, self._scanner = "arguments", ObjectScanner()
+        pieces.append(CallPiece(self.num_calls, name))
+        self.num_calls += 1
+
+    def _end_call(self, pieces: list[Piece]) -> None:
+        pieces.append(CallPiece(self.num_calls - 1, complete=True))
+        self.num_complete += 1
+        self._state = "head"
 
     def _read_arguments(self, pieces: list[Piece]) -> bool:
         size = self._scanner.push(self._held)
@@ -138,9 +146,7 @@ class ToolCallParser:
         if "}" not in self._held:
             return False
         self._held = self._held.partition("}")[2]
-        pieces.append(CallPiece(self.num_calls - 1, complete=True))
-        self.num_complete += 1
-        self._state = "head"
+        self._end_call(pieces)
         return True
 
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from synthe_core.data.tool_calls.parser import CallPiece, TextPiece, ToolCallParser
+from synthe_core.data.tool_calls.parser import CallPiece, TextPiece
+from synthe_core.data.tool_calls.style_parsers import parser_for
 from synthe_core.inference.request import ToolUse
 from synthe_core.serving.api.completion_job import CompletionJob, OutputDelta
 
@@ -65,7 +66,7 @@ class ToolCallJob(CompletionJob):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._parsers = [ToolCallParser(self.tool_use.form) for _ in self.requests]
+        self._parsers = [parser_for(self.tool_use.form, self.tool_use.schema) for _ in self.requests]
         self._marks = [self._special_mark() for _ in self.requests]
 
     def _special_mark(self) -> int | None:

@@ -7,7 +7,18 @@ import random
 
 import pytest
 
-from synthe_core.data.tool_calls.format import HERMES, JSON, LLAMA, MISTRAL, PLAIN, ToolFormat, tool_format
+from synthe_core.data.tool_calls.format import (
+    HERMES,
+    JSON,
+    LLAMA,
+    MISTRAL,
+    MISTRAL_ARGS,
+    PLAIN,
+    PYTHONIC,
+    QWEN_XML,
+    ToolFormat,
+    tool_format,
+)
 from synthe_core.data.tool_calls.parser import CallPiece, TextPiece, ToolCallParser
 from tests.data import template_families
 from tests.data.templates import CHATML, GEMMA
@@ -77,4 +88,8 @@ def test_formats_are_recognized_by_their_templates() -> None:
     assert tool_format(template_families.HEADERS) is LLAMA
     assert tool_format(template_families.INSTRUCTIONS) is MISTRAL
     assert {tool_format(each) for each in (None, CHATML, GEMMA)} == {PLAIN}
+    calls = "{{ tools | tojson }}{% for call in message.tool_calls %}"
+    assert tool_format(calls + "<tool_call>\n<function={{ call.name }}>") is QWEN_XML
+    assert tool_format(calls + "[TOOL_CALLS]{{ call.name }}[ARGS]{{ call.arguments }}") is MISTRAL_ARGS
+    assert tool_format("Use exact format: [func_name1(param1=value1)]" + calls) is PYTHONIC
     assert tool_format("{{ tools | tojson }}{% if message.tool_calls %}...") is JSON
