@@ -24,7 +24,8 @@ TEMPLATE = (
 )
 CALLS = {
     "qwen-xml": "<tool_call>\n<function={{ call.function.name }}>\n"
-    "{% for key, value in call.function.arguments | items %}<parameter={{ key }}>\n{{ value }}\n</parameter>\n{% endfor %}</function>\n</tool_call>",
+    "{% for key, value in call.function.arguments | items %}"
+    "<parameter={{ key }}>\n{{ value }}\n</parameter>\n{% endfor %}</function>\n</tool_call>",
     "pythonic": "{# [func_name1(param1=value1)] #}[{{ call.function.name }}("
     "{% for key in call.function.arguments %}{{ key }}={{ call.function.arguments[key] }}{% endfor %})]",
     "mistral-args": "[TOOL_CALLS]{{ call.function.name }}[ARGS]{{ call.function.arguments | tojson }}",
