@@ -29,8 +29,6 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The specialis
 
 app.add_typer(swarm_knowledge.app, name="knowledge")
 app.add_typer(swarm_pairs.app, name="pairs")
-for part in (swarm_learning, swarm_spawn, swarm_share):
-    app.registered_commands += part.app.registered_commands
 
 
 @app.callback(help=ABOUT)
@@ -359,3 +357,7 @@ def serve(
 def escaped_lines(text: str) -> str:
     """The text with control characters escaped in every line."""
     return "\n".join(escaped(line) for line in text.split("\n"))
+
+
+for part in (swarm_learning, swarm_spawn, swarm_share):  # after the commands that make a swarm and use it
+    app.registered_commands += part.app.registered_commands
