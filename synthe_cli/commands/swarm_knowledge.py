@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from synthe_cli import figures
-from synthe_cli.commands.swarm_options import FolderArgument
+from synthe_cli.commands.swarm_options import FolderArgument, listing_group
 from synthe_cli.escape import escaped, json_text
-from synthe_cli.help import SETTINGS, Command, Group
+from synthe_cli.help import SETTINGS, Command
 from synthe_cli.hub_models import find_model
 from synthe_cli.options import JsonOption
 from synthe_cli.renderer import choose_renderer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ABOUT = "Show and change what a swarm knows of its users and its world."
 HEADS = ["fact", "user", "subject", "relation", "object", "source", "state"]
 
-app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
+app = typer.Typer(cls=listing_group("search"), help=ABOUT, **SETTINGS)
 UserOption = Annotated[
     str, typer.Option("--user", "-u", metavar="NAME", help="Whose facts. Default: those that everybody sees.")
 ]
@@ -150,7 +150,7 @@ def export(
 
 @app.command(
     cls=Command,
-    short_help="Delete a fact's validity, or all that is stored of a user.",
+    short_help="End a fact, or delete all that is stored of a user.",
     epilog="""\
 synthe swarm knowledge forget team 7 --user ada       the fact holds no longer; it stays in the history
 synthe swarm knowledge forget team --user ada --all   delete everything of ada""",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from synthe_cli.commands.swarm_options import FolderArgument
+from synthe_cli.commands.swarm_options import FolderArgument, listing_group
 from synthe_cli.escape import escaped, json_text, printable
-from synthe_cli.help import SETTINGS, Command, Group
+from synthe_cli.help import SETTINGS, Command
 from synthe_cli.options import JsonOption
 from synthe_cli.rows import print_rows
 from synthe_core.errors import InputError
@@ -22,7 +22,7 @@ ABOUT = "Review the preference pairs that specialists learn from."
 HEADS = ["pair", "state", "specialist", "source", "prompt", "chosen", "rejected"]
 CELL = 40  # characters of a text in the table
 
-app = typer.Typer(cls=Group, help=ABOUT, **SETTINGS)
+app = typer.Typer(cls=listing_group("list"), help=ABOUT, **SETTINGS)
 StateOption = Annotated[
     str | None,
     typer.Option("--state", metavar="STATE", help="Only these: new, approved, rejected, learned or refused."),

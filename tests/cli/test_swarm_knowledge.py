@@ -61,6 +61,17 @@ def test_facts_are_added_searched_corrected_and_ended(team: Path) -> None:
     assert "Nice" not in knowledge("search", team, "-u", "ada")
 
 
+def test_a_swarm_in_a_commands_place_lists_what_there_is(team: Path) -> None:
+    knowledge("add", team, "office", "opens at", "9:00")
+    assert knowledge(team) == knowledge("search", team) != ""
+    assert knowledge(team, "office", "--json") == knowledge("search", team, "office", "--json")
+    Pairs(Store(team / "swarm.db")).add("ada", "2+2?", "4", "5", source=PairSource.IMPORTED, specialist="maths")
+    assert pairs(team) == pairs("list", team) and "2+2?" in pairs(team)
+    for name in (team.parent, "serch"):
+        with pytest.raises(InputError, match="unknown command"):
+            knowledge(name)
+
+
 def test_untrusted_facts_are_shown_and_trusted(team: Path) -> None:
     Knowledge(Store(team / "swarm.db")).record_turn("ada", "c", "user", "The capital of France is Paris.")
     assert "to review" in knowledge("search", team, "France", "-u", "ada")
